@@ -1,0 +1,112 @@
+"""Byte-level BPE tokenizers: trained here or read from any `tokenizer.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json, write_text
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with its special tokens.
+
+    A document is encoded as [begin] tokens [end]; in the tokenizers trained here one token, `<|endoftext|>`, serves as both.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, bos_token: str, eos_token: str) -> None:
+        self.backend = backend
+        self.bos_token, self.eos_token = bos_token, eos_token
+        self.bos_id, self.eos_id = self._id_of(bos_token), self._id_of(eos_token)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Train a byte-level BPE: no unknown tokens, every text comes back exactly.
+
+        Raises:
+            UserError: the vocabulary is smaller than the 256 bytes and the special token.
+        """
+        if vocab_size < 257:
+            raise UserError(f"vocab_size {vocab_size} is too small: 256 bytes and one special token need at least 257.")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, END_OF_TEXT, END_OF_TEXT)
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Read `tokenizer.json` and, for the special tokens, `tokenizer_config.json`.
+
+        Raises:
+            UserError: a file is missing or is not a tokenizer.
+        """
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise UserError(f"'{directory}' holds no tokenizer.json.")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for malformed files
+            raise UserError(f"'{path}' is not a tokenizer: {error}.") from None
+        settings_path = directory / "tokenizer_config.json"
+        settings = read_json(settings_path) if settings_path.exists() else {}
+        eos = _token_text(settings.get("eos_token")) or END_OF_TEXT
+        return cls(backend, _token_text(settings.get("bos_token")) or eos, eos)
+
+    def save(self, directory: Path, max_seq_len: int | None = None) -> None:
+        """Write the tokenizer in the layout that `transformers.AutoTokenizer` reads."""
+        write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "pad_token": self.eos_token,
+            "clean_up_tokenization_spaces": False,
+        }
+        if max_seq_len is not None:
+            settings["model_max_length"] = max_seq_len
+        write_json(directory / "tokenizer_config.json", settings)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self.backend.get_vocab_size()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer's canonical JSON."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special tokens."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, in parallel, without special tokens."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens are left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def _id_of(self, token: str) -> int:
+        id = self.backend.token_to_id(token)
+        if id is None:
+            raise UserError(f"The tokenizer has no token '{token}' to mark the end of a text.", "Set eos_token in tokenizer_config.json.")
+        return id
+
+
+def _token_text(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value

@@ -1,0 +1,71 @@
+"""Errors that speak to the user: what is wrong, where, and what to do. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+EXIT_FAILURE = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class LmlabError(Exception):
+    """A failure with a message for the user: one clear sentence, and a remedy where there is one."""
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.remedy}" if self.remedy else self.message
+
+
+class UserError(LmlabError):
+    """The user's mistake: a wrong key, a missing file, an impossible setting."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class Interrupted(LmlabError):
+    """Stopped on request (Ctrl-C or SIGTERM) with everything saved."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known word, or the list of known words when nothing is near."""
+    candidates = sorted(known)
+    nearest = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    if nearest:
+        return f"Did you mean '{nearest[0]}'?"
+    return f"Known: {', '.join(candidates)}." if candidates else ""
+
+
+def missing_extra(module: str, extra: str, purpose: str) -> UserError:
+    """The error for an optional dependency that is not installed."""
+    return UserError(f"{purpose} needs the package '{module}', which is not installed.", f"Run: pip install 'lmlab[{extra}]'")
+
+
+def from_os_error(error: OSError) -> LmlabError:
+    """Translate a file-system error to the sentence that a user needs."""
+    place = f"'{error.filename}'" if error.filename else "a file"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return LmlabError(
+                f"The disk is full while writing {place}.", "Free some space and run the same command again: it goes on from here."
+            )
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return UserError(f"No permission to write or read {place}.", "Choose another directory with --out, or change its permissions.")
+        case errno.ENOENT:
+            return UserError(f"No such file or directory: {place}.")
+        case errno.ENOTDIR | errno.EEXIST:
+            return UserError(f"{place} is a file where a directory is needed.", "Choose another directory with --out.")
+        case errno.EISDIR:
+            return UserError(f"{place} is a directory where a file is needed.")
+        case _:
+            return LmlabError(f"{error.strerror or error} ({place}).")

@@ -1,0 +1,118 @@
+"""What this machine is and how fast it multiplies matrices: the yardstick of every utilisation figure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from lmlab import __version__
+from lmlab.errors import UserError
+
+_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "safetensors", "grain", "pydantic", "plotly")
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; "auto" is CUDA, then Apple's MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"Unknown device '{name}'.", "Use auto, cpu, cuda, cuda:N or mps.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"The device '{name}' is not available on this machine.", "Use --set train.device=cpu, or auto.")
+    return device
+
+
+def select_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the compute dtype of a precision: "bf16", "fp32", or "auto" (bf16 where the hardware multiplies it fast)."""
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16(device) else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and gemm_flops("cpu", torch.bfloat16) > 1.2 * gemm_flops("cpu", torch.float32)
+
+
+@lru_cache
+def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Measured peak of square matrix products in FLOP/s: the best of repeated products of side 2,048 (CPU) or 8,192 (GPU)."""
+    side = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    best = 0.0
+    deadline = time.perf_counter() + seconds
+    for _ in range(2):
+        a @ b
+    while time.perf_counter() < deadline:
+        synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+    return best
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until the device has finished what was asked of it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for manifests and reports; no host names, users or paths."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "lmlab": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": versions,
+    }
+
+
+def memory_bytes() -> int | None:
+    """Physical memory of this machine in bytes, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory this process has held so far: on the GPU if it uses one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,132 @@
+"""The blocks that a section is made of. They hold plain values; all text is escaped when the page is rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go  # type: ignore[import-untyped]
+
+Cell = str | int | float | None
+Align = Literal["left", "right"]
+NoteKind = Literal["info", "good", "warning", "bad"]
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text. A blank line starts a new paragraph; there is no other markup."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A callout of one or a few sentences.
+
+    Args:
+        text: plain text; a blank line starts a new paragraph.
+        kind: "info", "good", "warning" or "bad"; it sets the colour and the label.
+
+    Raises:
+        ValueError: the kind is none of these.
+    """
+
+    text: str
+    kind: NoteKind = "info"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(NoteKind):
+            raise ValueError(f"A note's kind is one of {', '.join(get_args(NoteKind))}, not '{self.kind}'.")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A grid of tiles, each a label with its value in large type: {"Parameters": "134.5 M"}."""
+
+    items: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header row.
+
+    Numbers are right-aligned and written by column: a column with floats gets one number of decimals, one with only
+    integers gets thousands separators. `None` is an em dash. A number that is a name (a year, a seed) is best given as
+    a string.
+
+    Args:
+        columns: the header, one text a column.
+        rows: one sequence of cells a row, each as long as `columns`.
+        caption: one sentence above the table.
+        highlight_row: the index of the row to stand out, counted from 0.
+        align: the alignment of each column; by default columns with only numbers are right-aligned.
+
+    Raises:
+        ValueError: a row or `align` is not as long as `columns`, an alignment is neither "left" nor "right", or
+            `highlight_row` is out of range.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    highlight_row: int | None = None
+    align: Sequence[Align] | None = None
+
+    def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"Row {index} of a table has {len(row)} cells for {len(self.columns)} columns.")
+        if self.highlight_row is not None and not 0 <= self.highlight_row < len(self.rows):
+            raise ValueError(f"highlight_row is {self.highlight_row}, but the table has {len(self.rows)} rows.")
+        if self.align is not None:
+            if len(self.align) != len(self.columns):
+                raise ValueError(f"align has {len(self.align)} entries for {len(self.columns)} columns.")
+            for align in self.align:
+                if align not in get_args(Align):
+                    raise ValueError(f"A column is aligned 'left' or 'right', not '{align}'.")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A Plotly figure, drawn in the house style and in the reader's colour theme.
+
+    Args:
+        figure: the figure. Its template is replaced by the house style; colours that it sets itself are kept. In its
+            texts only bare formatting tags (`<b>`, `<br>` ...) act as markup; links and all other tags are shown as text.
+        caption: one sentence below the figure.
+        alt: what the figure shows, for readers who cannot see it; by default the caption.
+    """
+
+    figure: go.Figure
+    caption: str = ""
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Monospaced text such as a configuration, with white space kept; long lines and long texts scroll."""
+
+    text: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that a model wrote: the prompt is dim, the completion stands out, white space is kept."""
+
+    prompt: str
+    completion: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that stay folded under one line until the reader opens them."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Details
