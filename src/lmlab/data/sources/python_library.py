@@ -22,6 +22,7 @@ from lmlab.errors import UserError
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 _TOPICS = Path("pydoc_data", "topics.py")
+_SHARED_PARAGRAPH = 80
 
 
 class PythonLibrarySource(Config):
@@ -112,5 +113,25 @@ def _without_docstrings(source: str, owners: list[Any]) -> str:
 def _topics(tree: ast.Module) -> Iterator[Document]:
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
-            for topic, text in ast.literal_eval(statement.value).items():
-                yield Document(f"reference:{topic}", text, "reference", f"reference:{topic}")
+            topics: dict[str, str] = ast.literal_eval(statement.value)
+            groups = _overlapping(topics)
+            for topic, text in topics.items():
+                yield Document(f"reference:{topic}", text, "reference", f"reference:{groups[topic]}")
+
+
+def _overlapping(topics: dict[str, str]) -> dict[str, str]:
+    """Name for each topic the group of those that share paragraphs with it, as many topics are sections of larger ones."""
+    group = {topic: topic for topic in topics}
+
+    def root(topic: str) -> str:
+        while group[topic] != topic:
+            topic = group[topic]
+        return topic
+
+    first: dict[str, str] = {}
+    for topic, text in topics.items():
+        for paragraph in text.split("\n\n"):
+            words = " ".join(paragraph.split())
+            if len(words) >= _SHARED_PARAGRAPH:
+                group[root(topic)] = root(first.setdefault(words, topic))
+    return {topic: root(topic) for topic in topics}

@@ -1,0 +1,246 @@
+"""The command line: `lmlab COMMAND`. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab import __version__
+from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, UserError, from_os_error
+
+app = typer.Typer(
+    name="lmlab",
+    help="A laboratory for language models: from raw text to a model that you understand and can defend.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run [default: runs/NAME].", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimates and stop.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
+
+
+def _example(*lines: str) -> str:
+    return "Example:\n\n" + "\n\n".join(f"  [bold]{line}[/bold]" for line in lines)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"lmlab {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=_example("lmlab demo", "lmlab demo --set model.trainer.steps=100 --out runs/short"))
+def demo(out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo = False) -> None:
+    """Run recipes/demo.yaml: from the standard library's text to a trained, measured, exported model and a report."""
+    _run(_demo_recipe(), out, set_, dry_run, redo)
+
+
+@app.command(epilog=_example("lmlab run recipes/demo.yaml --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine"))
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")], out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo = False
+) -> None:
+    """Run a recipe. Finished stages are skipped; a run that was cut off goes on where it was."""
+    _run(recipe, out, set_, dry_run, redo)
+
+
+@app.command(epilog=_example("lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books", "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer"))
+def tokenize(
+    sources: Annotated[list[str], typer.Argument(help="Text or JSON lines files, globs or folders; .gz, .bz2, .xz and .zst are decompressed.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,
+    text_field: Annotated[str, typer.Option(help="Dotted field that holds the text of a JSON line.")] = "text",
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Collect, deduplicate and tokenise your own text: the first stages of a recipe, without writing one."""
+    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [_source(path, text_field) for path in sources]}}
+    if tokenizer is None:
+        stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
+    for split in ("train", "heldout"):
+        name = "tokens" if split == "train" else "heldout_tokens"
+        stages[name] = {"kind": "tokenize", "documents": "documents", "tokenizer": str(tokenizer or "tokenizer"), "split": split}
+    _run_stages("tokenize", stages, out, set_, dry_run, redo)
+
+
+@app.command(epilog=_example("lmlab train train.yaml --out runs/mine", "lmlab train train.yaml --set trainer.steps=1000 --dry-run"))
+def train(
+    config: Annotated[Path, typer.Argument(help="The configuration of a train stage, a YAML file: tokens, tokenizer, model, seq_len, trainer.")],
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Train a language model on tokenised text: one stage of a recipe, without writing one."""
+    from lmlab.config import apply_overrides, load_yaml
+
+    settings = apply_overrides(load_yaml(config), set_ or [])
+    seed = settings.pop("seed", 0)
+    _run_stages(config.stem, {"model": {"kind": "train", **settings}}, out, None, dry_run, redo, seed)
+
+
+@app.command(name="eval", epilog=_example("lmlab eval --model runs/demo/model --documents runs/demo/documents --task runs/demo/questions/task.jsonl"))
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Directory of a model: a Hugging Face directory, or a train stage.")],
+    documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
+    task: Annotated[Path | None, typer.Option(help="Ranked-classification task, JSON lines.", show_default=False)] = None,
+    window: Annotated[int, typer.Option(help="Most tokens the model sees at once.")] = 256,
+    out: Out = None,
+    redo: Redo = False,
+) -> None:
+    """Measure a model: bits per byte by domain and ranked accuracy, with standard errors."""
+    if documents is None and task is None:
+        raise UserError("Nothing to measure.", "Give --documents, --task or both.")
+    settings = {"kind": "evaluate", "model": str(model), "window": window}
+    settings |= {key: str(value) for key, value in (("documents", documents), ("task", task)) if value is not None}
+    stages = {"evaluation": settings, "report": {"kind": "report", "title": f"Evaluation of {model}"}}
+    _run_stages("eval", stages, out, None, False, redo)
+
+
+@app.command(epilog=_example("lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60", "echo 'import ' | lmlab generate --model DIR -"))
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
+    model: Annotated[Path, typer.Option(help="Directory of a model.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)] = None,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Continue prompts with a model and print the texts."""
+    from lmlab.data import Tokenizer
+    from lmlab.hardware import select_device
+    from lmlab.models import load_pretrained
+    from lmlab.stages.evaluate import model_directory
+    from lmlab.stages.generate import GenerateConfig, sample_texts
+
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    directory = model_directory(model)
+    settings = GenerateConfig(model=str(model), prompts=texts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    samples = sample_texts(load_pretrained(directory, select_device()), Tokenizer.load(directory), settings, seed)
+    print("\n\n".join(sample["prompt"] + sample["completion"] for sample in samples))
+
+
+@app.command(epilog=_example("lmlab report runs/demo"))
+def report(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
+    """Write a run's report.html again from what its stages stored."""
+    from lmlab.runs import Recipe, plan_stages
+    from lmlab.stages.report import write_report
+
+    if not (run / "recipe.yaml").exists():
+        raise UserError(f"'{run}' is not the directory of a run (recipe.yaml is missing).")
+    recipe = Recipe.load(run / "recipe.yaml")
+    stages = [each for each in plan_stages(recipe, run) if not each.entry.stage.reads_all_stages]
+    titles = [each.config.title for each in recipe.stages if each.kind == "report"]  # type: ignore[attr-defined]
+    print(write_report(titles[0] if titles else recipe.name, run, stages))
+
+
+@app.command(epilog=_example("lmlab doctor"))
+def doctor() -> None:
+    """Show versions, hardware, measured speed of matrix products, and which extras are installed."""
+    import importlib.util
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from lmlab.hardware import environment, gemm_flops, select_device
+    from lmlab.progress import short
+    from lmlab.reports import format_bytes
+
+    found = environment()
+    table = Table(show_header=False)
+    for key in ("lmlab", "python", "platform", "processor", "cores"):
+        table.add_row(key, str(found[key]))
+    table.add_row("memory", format_bytes(found["memory_bytes"]) if found["memory_bytes"] else "unknown")
+    table.add_row("GPUs", ", ".join(found["gpus"]) or "none")
+    device = select_device()
+    for dtype in (torch.float32, torch.bfloat16):
+        table.add_row(f"{str(dtype).removeprefix('torch.')} products on {device}", f"{short(gemm_flops(str(device), dtype))}FLOP/s")
+    for name, version in found["packages"].items():
+        table.add_row(name, version)
+    for extra, modules in {"data": ("datasketch", "zstandard"), "hf": ("transformers",)}.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        table.add_row(f"extra '{extra}'", f"missing {', '.join(missing)}: pip install 'lmlab[{extra}]'" if missing else "installed")
+    Console().print(table)
+
+
+def _demo_recipe() -> Path:
+    package = Path(__file__).parent
+    candidates = (package / "recipes" / "demo.yaml", package.parents[1] / "recipes" / "demo.yaml")
+    return next(path for path in candidates if path.exists())
+
+
+def _source(path: str, text_field: str) -> dict[str, Any]:
+    if ".jsonl" in Path(path).name or ".ndjson" in Path(path).name:
+        return {"kind": "jsonl", "path": path, "text_field": text_field}
+    return {"kind": "text", "path": path}
+
+
+def _run(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> None:
+    from lmlab.runs import Recipe
+
+    _execute(Recipe.load(path, overrides or []), out, dry_run, redo)
+
+
+def _run_stages(
+    name: str, stages: dict[str, Any], out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool, seed: int = 0
+) -> None:
+    from lmlab.config import apply_overrides
+    from lmlab.runs import Recipe
+
+    data = apply_overrides({"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []])
+    _execute(Recipe.parse(data, "the command line"), out, dry_run, redo)
+
+
+def _execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
+    from lmlab.progress import console
+    from lmlab.runs import print_plan, run_recipe
+
+    directory = out or Path("runs") / recipe.name
+    if dry_run:
+        print_plan(recipe, directory)
+        return
+    run_recipe(recipe, directory, redo)
+    report_path = directory / "report.html"
+    console.print(f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else ""))
+
+
+def main() -> None:
+    """Run the command line; errors for the user are printed without a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=True)
+    except LmlabError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(Interrupted("Interrupted.", "Run the same command again to go on."))
+    except BrokenPipeError:
+        os._exit(0)
+    except OSError as error:
+        _fail(from_os_error(error))
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: LmlabError) -> None:
+    kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
+    print(f"{kind}: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The stage `export`: a Hugging Face directory, reloaded with `transformers` to check that the logits are equal."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import PositiveFloat
+
+from lmlab.config import Config
+from lmlab.data import Tokenizer
+from lmlab.errors import LmlabError, UserError, missing_extra
+from lmlab.models import family_of, load_pretrained, save_pretrained
+from lmlab.progress import console
+from lmlab.reports import Facts, Section
+from lmlab.runs import Input, Stage, StageContext
+from lmlab.stages.evaluate import model_directory
+
+
+class ExportConfig(Config):
+    """Which model, and how large the difference of logits in fp32 may be."""
+
+    model: Input
+    tolerance: PositiveFloat = 1e-4
+    check_text: str = "def main(arguments):\n    return 0\n"
+
+
+class Export(Stage[ExportConfig]):
+    """Writes hf/: config.json, generation_config.json, model.safetensors and the tokenizer."""
+
+    config_type: ClassVar[type[Config]] = ExportConfig
+
+    def run(self, config: ExportConfig, context: StageContext) -> dict[str, Any]:
+        """Export, reload with `transformers`, compare ids and logits."""
+        source = model_directory(context.inputs["model"])
+        model, tokenizer = load_pretrained(source), Tokenizer.load(source)
+        if family_of(model.config) is None:
+            raise UserError("No Hugging Face architecture has this model's combination of features.", "Remove the export stage, or change the model.")
+        directory = context.directory / "hf"
+        model_type = save_pretrained(model, directory, torch.float32, tokenizer.bos_id, tokenizer.eos_id)
+        tokenizer.save(directory, model.config.max_seq_len)
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
+        except ImportError:
+            raise missing_extra("transformers", "hf", "Checking the export") from None
+        logging.disable_progress_bar()
+        console.print("  [dim]reloading with transformers")
+        theirs = AutoModelForCausalLM.from_pretrained(directory).eval()
+        their_ids = AutoTokenizer.from_pretrained(directory)(config.check_text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer.encode(config.check_text)
+        if list(their_ids) != ids:
+            raise LmlabError("The exported tokenizer gives other ids in transformers.")
+        inputs = torch.tensor([[tokenizer.bos_id, *ids]])
+        with torch.no_grad():
+            ours = model(inputs).logits_BTV
+            difference = float((ours - theirs(inputs).logits).abs().max())
+        if difference > config.tolerance:
+            raise LmlabError(f"The exported model's logits differ by {difference:.2e} in transformers, more than {config.tolerance:.0e}.")
+        return {"model_type": model_type, "architecture": theirs.config.architectures[0], "largest_difference": difference}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """The check's outcome."""
+        return f"{results['architecture']}: logits equal in transformers (largest difference {results['largest_difference']:.1e})."
+
+    def report(self, config: ExportConfig, results: dict[str, Any], directory: Any) -> list[Section]:
+        """The check's outcome."""
+        facts = {"Architecture": results["architecture"], "Largest logit difference": f"{results['largest_difference']:.1e}"}
+        intro = "The model as a Hugging Face directory, reloaded with transformers and compared in fp32."
+        return [Section("Export", [Facts(facts | {"Directory": f"{directory.name}/hf"})], intro)]

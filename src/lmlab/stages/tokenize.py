@@ -1,0 +1,47 @@
+"""The stage `tokenize`: documents to memory-mapped shards."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lmlab.config import Config
+from lmlab.data import Tokenizer, read_documents, write_shards
+from lmlab.progress import short
+from lmlab.reports import Section, Table
+from lmlab.runs import Input, Stage, StageContext
+
+
+class TokenizeConfig(Config):
+    """Which documents, with which tokenizer."""
+
+    documents: Input
+    tokenizer: Input
+    split: Literal["train", "heldout"] = "train"
+    shard_tokens: int = Field(default=2**26, gt=0)
+
+
+class Tokenize(Stage[TokenizeConfig]):
+    """Writes shards and their manifest."""
+
+    config_type: ClassVar[type[Config]] = TokenizeConfig
+
+    def run(self, config: TokenizeConfig, context: StageContext) -> dict[str, Any]:
+        """Tokenise."""
+        path = context.inputs["documents"]
+        path = path / f"{config.split}.jsonl" if path.is_dir() else path
+        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        number = sum(1 for _ in read_documents(path))
+        manifest = write_shards(read_documents(path), tokenizer, context.directory, config.shard_tokens, number)
+        return {"counts": manifest["counts"], "shards": len(manifest["shards"])}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Tokens and compression."""
+        tokens, size = (sum(counts[key] for counts in results["counts"].values()) for key in ("tokens", "bytes"))
+        return f"{short(tokens)} tokens, {size / tokens:.2f} bytes a token."
+
+    def report(self, config: TokenizeConfig, results: dict[str, Any], directory: Any) -> list[Section]:
+        """Tokens by domain."""
+        rows = [[domain, c["documents"], c["tokens"], c["bytes"], round(c["bytes"] / c["tokens"], 3)] for domain, c in results["counts"].items()]
+        return [Section("Tokens", [Table(["domain", "documents", "tokens", "bytes", "bytes a token"], rows, f"Tokenised {config.split} split")])]
