@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run [default: runs/NAME].", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimates and stop.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
@@ -47,13 +49,19 @@ def demo(out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo 
 
 @app.command(epilog=_example("lmlab run recipes/demo.yaml --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine"))
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")], out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo = False
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
 ) -> None:
     """Run a recipe. Finished stages are skipped; a run that was cut off goes on where it was."""
     _run(recipe, out, set_, dry_run, redo)
 
 
-@app.command(epilog=_example("lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books", "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer"))
+@app.command(
+    epilog=_example("lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books", "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer")
+)
 def tokenize(
     sources: Annotated[list[str], typer.Argument(help="Text or JSON lines files, globs or folders; .gz, .bz2, .xz and .zst are decompressed.")],
     tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
@@ -108,7 +116,9 @@ def evaluate(
     _run_stages("eval", stages, out, None, False, redo)
 
 
-@app.command(epilog=_example("lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60", "echo 'import ' | lmlab generate --model DIR -"))
+@app.command(
+    epilog=_example("lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60", "echo 'import ' | lmlab generate --model DIR -")
+)
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
     model: Annotated[Path, typer.Option(help="Directory of a model.")],
@@ -194,9 +204,7 @@ def _run(path: Path, out: Path | None, overrides: list[str] | None, dry_run: boo
     _execute(Recipe.load(path, overrides or []), out, dry_run, redo)
 
 
-def _run_stages(
-    name: str, stages: dict[str, Any], out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool, seed: int = 0
-) -> None:
+def _run_stages(name: str, stages: dict[str, Any], out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool, seed: int = 0) -> None:
     from lmlab.config import apply_overrides
     from lmlab.runs import Recipe
 

@@ -56,9 +56,7 @@ def from_os_error(error: OSError) -> LmlabError:
     place = f"'{error.filename}'" if error.filename else "a file"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return LmlabError(
-                f"The disk is full while writing {place}.", "Free some space and run the same command again: it goes on from here."
-            )
+            return LmlabError(f"The disk is full while writing {place}.", "Free some space and run the same command again: it goes on from here.")
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return UserError(f"No permission to write or read {place}.", "Choose another directory with --out, or change its permissions.")
         case errno.ENOENT:

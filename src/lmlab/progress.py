@@ -52,7 +52,7 @@ def _bar(label: str, total: float | None, unit: str, start: float) -> Iterator[A
     )
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bar:
-        task: TaskID = bar.add_task(label, total=total, completed=start, amount="", rate="", note="")
+        task: TaskID = bar.add_task(label, total=total, completed=int(start), amount="", rate="", note="")
         done = start
 
         def advance(amount: float = 1, note: str = "") -> None:

@@ -59,7 +59,9 @@ class Loader:
         """
         for key, value in (("seed", self.seed), ("num_rows", self._num_rows)):
             if state[key] != value:
-                raise UserError(f"The loader's saved state has {key} {state[key]}, the data now has {value}.", "Restore the data, or start a new run.")
+                raise UserError(
+                    f"The loader's saved state has {key} {state[key]}, the data now has {value}.", "Restore the data, or start a new run."
+                )
         self._next_row = state["next_row"]
 
     @property

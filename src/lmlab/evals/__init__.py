@@ -1,8 +1,8 @@
 """What is measured on a model, and on the baselines beside it."""
 
 from lmlab.evals.compression import xz_bits, xz_bits_after
-from lmlab.evals.ngram import ByteNGram
 from lmlab.evals.next_line import build_next_line_items
+from lmlab.evals.ngram import ByteNGram
 from lmlab.evals.perplexity import Measurement, bits_per_byte, document_bits
 from lmlab.evals.ranked import RankedItem, RankedResult, option_bits, read_items, score_ranking
 from lmlab.evals.scoring import log_likelihoods

@@ -33,7 +33,9 @@ def build_next_line_items(
     for domain, members in sorted(by_domain.items()):
         generator = random.Random(f"{seed}:{domain}")
         lines = {document.id: document.text.splitlines(keepends=True) for document in members}
-        candidates = [(document.id, number) for document in members for number in range(2, len(lines[document.id])) if _usable(lines[document.id][number])]
+        candidates = [
+            (document.id, number) for document in members for number in range(2, len(lines[document.id])) if _usable(lines[document.id][number])
+        ]
         pool: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for id, number in candidates:
             pool[_indentation(lines[id][number])].append((id, lines[id][number]))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmlab.data import Tokenizer
 from lmlab.evals.scoring import Window, log_likelihoods
@@ -25,7 +26,8 @@ class Measurement:
 def document_bits(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], window: int, label: str = "perplexity") -> list[float]:
     """The bits that the model needs for each text, documents apart.
 
-    Windows of `window` tokens slide by half their length; every token is scored once, with at least half a window of context where the document has it.
+    Windows of `window` tokens slide by half their length; every token is scored once, with at least half a window of context where the document
+    has it.
     The begin mark is given, the end mark is not scored, so that the bits are those of the text's bytes.
     """
     windows: list[Window] = []
@@ -45,7 +47,7 @@ def document_bits(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]
     return bits
 
 
-def bits_per_byte(bits: Sequence[float], sizes: Sequence[int]) -> Measurement:
+def bits_per_byte(bits: Sequence[float] | NDArray[np.float64], sizes: Sequence[int]) -> Measurement:
     """Total bits over total bytes, with the standard error of a ratio estimator over documents (Cochran 1977, section 6.4)."""
     b, n = np.asarray(bits, float), np.asarray(sizes, float)
     value = b.sum() / n.sum()

@@ -66,7 +66,7 @@ def generate(
             done |= chosen == eos_id
             if bool(done.all()):
                 break
-        ids, valid = chosen[:, None], None
+        ids, valid = chosen[:, None], torch.ones_like(chosen[:, None], dtype=torch.bool)
     model.train(was_training)
     rows = torch.stack(new, 1).tolist() if new else [[] for _ in prompts]
     return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]

@@ -13,7 +13,6 @@ IGNORE = -100
 _BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache, and large enough to keep a GPU busy
 
 
-
 @dataclass(frozen=True)
 class TokenLoss:
     """Negative log-likelihood in nats, summed over the `count` labels that are not ignored."""
@@ -86,9 +85,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     grad_hidden[start : start + block] = grad_logits @ weight_VD
                 if grad_weight is not None:
                     grad_weight += (grad_logits.T @ h).float()
-        ctx.save_for_backward(  # type: ignore[attr-defined]
-            grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype)
-        )
+        grad_weight = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
         return total
 
     @staticmethod

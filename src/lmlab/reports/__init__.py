@@ -1,7 +1,7 @@
 """HTML reports with one look: a page is sections of blocks, written as one file that needs no network.
 
-    page = Page("Pretraining run", sections=[Section("Loss", [Figure(line_chart([Series("train", steps, losses)], "step", "loss"))])])
-    page.write(Path("report.html"))
+page = Page("Pretraining run", sections=[Section("Loss", [Figure(line_chart([Series("train", steps, losses)], "step", "loss"))])])
+page.write(Path("report.html"))
 """
 
 from lmlab.reports.blocks import Block, Code, Details, Facts, Figure, Note, Paragraph, Sample, Table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmlab.reports._style import house_template
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go  # type: ignore[import-untyped]
+    import plotly.graph_objects as go
 
 # Plotly renders a subset of HTML in every label. Tags without attributes that only format text may pass.
 _BARE_TAG = re.compile(r"</?(?:b|i|em|strong|sub|sup|s|u|br|extra)\s*/?>", re.IGNORECASE)

@@ -35,13 +35,17 @@ def render(page: Page) -> str:
         figures=_resource("figures.js") if has_figures else "",
         plotly=_plotly_js() if has_figures else "",
     )
-    html = _environment().get_template("page.html").render(
-        page=page,
-        section_ids=_section_ids([section.title for section in page.sections]),
-        style=Markup(_resource("style.css")),
-        scripts=scripts,
-        palette=Markup(escape_json(json.dumps(light_to_dark()))),
-        figures=_FigureList(),
+    html = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            section_ids=_section_ids([section.title for section in page.sections]),
+            style=Markup(_resource("style.css")),
+            scripts=scripts,
+            palette=Markup(escape_json(json.dumps(light_to_dark()))),
+            figures=_FigureList(),
+        )
     )
     return _SURROGATE.sub("\ufffd", html)  # half of a surrogate pair has no UTF-8 encoding
 
@@ -55,10 +59,7 @@ class _Scripts:
     @property
     def policy(self) -> str:
         sources = " ".join(_csp_hash(script) for script in (self.theme, self.plotly, self.figures) if script)
-        return (
-            f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
-            "base-uri 'none'; form-action 'none'"
-        )
+        return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
 @dataclass
@@ -73,10 +74,7 @@ class _FigureList:
 
 
 def _contains_figure(blocks: Iterable[Block]) -> bool:
-    return any(
-        isinstance(block, Figure) or (isinstance(block, Details) and _contains_figure(block.blocks))
-        for block in blocks
-    )
+    return any(isinstance(block, Figure) or (isinstance(block, Details) and _contains_figure(block.blocks)) for block in blocks)
 
 
 @cache
@@ -124,7 +122,7 @@ def _resource(name: str) -> str:
 
 @cache
 def _plotly_js() -> str:
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 

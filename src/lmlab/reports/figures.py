@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 
 from lmlab.reports._figure_json import escape_label
 from lmlab.reports._palette import REFERENCE_LIGHT, color, dash
@@ -48,9 +48,7 @@ class Series:
             raise ValueError(f"x, y and the band of series '{self.name}' have different lengths: {lengths}.")
 
 
-def line_chart(
-    series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False
-) -> go.Figure:
+def line_chart(series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False) -> go.Figure:
     """Draw lines over a common pair of axes.
 
     Args:
@@ -216,8 +214,7 @@ def funnel_chart(steps: Sequence[tuple[str, int]]) -> go.Figure:
             width=0.3,
             marker={"color": color(0), "cornerradius": 3},
             customdata=[[escape_label(name), *rest] for (name, _), rest in zip(steps, zip(shares, kept, strict=True), strict=True)],
-            hovertemplate="<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>"
-            "%{customdata[2]} of the step before<extra></extra>",
+            hovertemplate="<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>",
         )
     )
     for place, (name, count), share in zip(places, steps, shares, strict=True):

@@ -50,11 +50,15 @@ class Baselines(Stage[BaselinesConfig]):
         with ThreadPoolExecutor() as pool:
             xz_jobs = {domain: pool.submit(xz_bits, b"".join(texts["heldout"][domain])) for domain in domains}
             primed = domains if config.xz_after_training_text else []
-            primed_jobs = {domain: pool.submit(xz_bits_after, b"".join(texts["train"][domain]), b"".join(texts["heldout"][domain])) for domain in primed}
+            primed_jobs = {
+                domain: pool.submit(xz_bits_after, b"".join(texts["train"][domain]), b"".join(texts["heldout"][domain])) for domain in primed
+            }
             with progress("baselines", 2 + len(xz_jobs) + len(primed_jobs), "parts") as advance:
                 model = ByteNGram.fit((text for members in texts["train"].values() for text in members), config.order)
                 advance(note="n-gram fitted")
-                ngram = {domain: bits_per_byte(model.bits(texts["heldout"][domain]), [len(t) for t in texts["heldout"][domain]]) for domain in domains}
+                ngram = {
+                    domain: bits_per_byte(model.bits(texts["heldout"][domain]), [len(t) for t in texts["heldout"][domain]]) for domain in domains
+                }
                 advance(note="n-gram scored")
                 results: dict[str, Any] = {"n-gram": {"bits_per_byte": {domain: asdict(value) for domain, value in ngram.items()}}}
                 for name, jobs in (("xz", xz_jobs), ("xz after training text", primed_jobs)):

@@ -26,7 +26,10 @@ class Collect(Stage[CollectStageConfig]):
 
     def plan(self, config: CollectStageConfig) -> dict[str, str]:
         """The sources."""
-        return {"sources": ", ".join(source.kind for source in config.sources), "held out": f"{config.heldout_fraction:.0%} of the bytes, whole groups"}
+        return {
+            "sources": ", ".join(source.kind for source in config.sources),
+            "held out": f"{config.heldout_fraction:.0%} of the bytes, whole groups",
+        }
 
     def depends_on(self, config: CollectStageConfig) -> Any:
         """The files of the sources."""

@@ -79,7 +79,7 @@ class Evaluate(Stage[EvaluateConfig]):
         write_jsonl(context.directory / f"documents-{name}.jsonl", rows)
         by_domain: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
-            by_domain[row["domain"]].append(row)
+            by_domain[str(row["domain"])].append(row)
         return {domain: asdict(bits_per_byte([r["bits"] for r in found], [r["bytes"] for r in found])) for domain, found in sorted(by_domain.items())}
 
     def _rank(self, name: str, model: Transformer, tokenizer: Tokenizer, context: StageContext) -> dict[str, Any]:
@@ -117,7 +117,10 @@ class Evaluate(Stage[EvaluateConfig]):
         if accuracy:
             chance = results["chance"]["all"]
             blocks += _comparison(accuracy, "accuracy", ("chance", chance), 3)
-        intro = "Measured on held-out text that no training document repeats. ± is one standard error: over documents for bits per byte, over questions for accuracy."
+        intro = (
+            "Measured on held-out text that no training document repeats. "
+            "± is one standard error: over documents for bits per byte, over questions for accuracy."
+        )
         return [Section("Evaluation", blocks, intro)]
 
 
@@ -145,9 +148,11 @@ def _comparison(figures: Figures, title: str, reference: tuple[str, float] | Non
     errors = {name: [figures[name][domain]["standard_error"] or 0.0 for domain in domains] for name in groups}
     rows = [[name, *(_cell(found.get(domain), digits) for domain in domains)] for name, found in figures.items()]
     caption = f"{title[0].upper()}{title[1:]} by domain."
+    align: list[Literal["left", "right"]] = ["left"]
+    align += ["right"] * len(domains)
     return [
         Figure(bar_chart(domains, groups, errors, title, reference), caption + " Bars show one standard error.", caption),
-        Table(["", *domains], rows, caption, highlight_row=0, align=["left", *("right" for _ in domains)]),
+        Table(["", *domains], rows, caption, highlight_row=0, align=align),
     ]
 
 

@@ -53,6 +53,14 @@ def sample_texts(model: Any, tokenizer: Tokenizer, config: GenerateConfig, seed:
     """Prompts with their continuations."""
     console.print(f"  [dim]{len(config.prompts)} samples of up to {config.max_new_tokens} tokens")
     ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
-    settings = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-    new = generate(model, ids, config.max_new_tokens, **settings, seed=seed, eos_id=tokenizer.eos_id)
+    new = generate(
+        model,
+        ids,
+        config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=seed,
+        eos_id=tokenizer.eos_id,
+    )
     return [{"prompt": prompt, "completion": tokenizer.decode(row)} for prompt, row in zip(config.prompts, new, strict=True)]

@@ -49,7 +49,9 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
     if facts:
         sections.insert(0, Section("At a glance", [Facts(facts)], manifest["description"]))
     sections.append(Section("Stages", [Table(["stage", "kind", "time", "outcome"], times, align=["left", "left", "right", "left"])]))
-    sections.append(Section("Configuration", [Details("The recipe with every default", [Code((run / "recipe.yaml").read_text("utf-8"), "recipe.yaml")])]))
+    sections.append(
+        Section("Configuration", [Details("The recipe with every default", [Code((run / "recipe.yaml").read_text("utf-8"), "recipe.yaml")])])
+    )
     sections.append(Section("Environment", [_environment(manifest["environment"])]))
     subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}"
     return Page(title, subtitle, sections, generated=manifest["created"]).write(run / "report.html")

@@ -32,7 +32,9 @@ class TrainTokenizer(Stage[TrainTokenizerConfig]):
         """Train and save."""
         path = context.inputs["documents"]
         console.print("  [dim]learning merges")
-        tokenizer = Tokenizer.train((document.text for document in read_documents(path / "train.jsonl" if path.is_dir() else path)), config.vocab_size)
+        tokenizer = Tokenizer.train(
+            (document.text for document in read_documents(path / "train.jsonl" if path.is_dir() else path)), config.vocab_size
+        )
         tokenizer.save(context.directory)
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 

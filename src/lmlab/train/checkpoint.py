@@ -57,7 +57,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers) -> dic
         file = path / name
         if not file.exists() or sha256_file(file) != expected:
             raise LmlabError(
-                f"The checkpoint file '{file}' is damaged or missing.", f"Remove '{path}' and run again: training goes on from the checkpoint before it."
+                f"The checkpoint file '{file}' is damaged or missing.",
+                f"Remove '{path}' and run again: training goes on from the checkpoint before it.",
             )
     try:
         weights, rest = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")

@@ -36,8 +36,8 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._names = {parameter: name for name, parameter in named.items()}
-        muon = {name for name, parameter in named.items() if config.name == "muon" and parameter.dim() == 2 and "embedding" not in name and "head" not in name}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
+        muon = {name for name, parameter in named.items() if config.name == "muon" and _is_block_matrix(name, parameter)}
         rest = [name for name in named if name not in muon]
         groups = [
             {"params": [named[name] for name in rest if named[name].dim() >= 2], "weight_decay": config.weight_decay},
@@ -95,3 +95,7 @@ class Optimizers:
                     for field, value in fields.items():
                         if "." not in field:
                             state[field] = value.to(parameter.device) if value.dim() else value.clone()
+
+
+def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and "embedding" not in name and not name.startswith("head.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -139,11 +139,12 @@ class Trainer:
                     row = self._train_step(batch)
                     self.step += 1
                     last = self.step == total
-                    if self.evaluate and (last or (self.config.evaluate_every and self.step % self.config.evaluate_every == 0)):
+                    evaluates = self.evaluate is not None and (last or _every(self.config.evaluate_every, self.step))
+                    if evaluates:
                         row |= self._evaluate()
-                    if last or len(row) > _PLAIN_ROW or self.step == 1 or self.step % self.config.log_every == 0:
+                    if last or evaluates or self.step == 1 or _every(self.config.log_every, self.step):
                         log.write(row)
-                    if last or stop.requested or self.step % self.config.checkpoint_every == 0:
+                    if last or stop.requested or _every(self.config.checkpoint_every, self.step):
                         self._checkpoint()
                     advance(1, note=f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
                     if stop.requested and not last:
@@ -160,18 +161,19 @@ class Trainer:
         self.model.train()
         factor = learning_rate_factor(self.config.schedule, self.step, self.config.steps)
         self.optimizers.set_factor(factor)
-        loss_sum, count, sums = torch.zeros(()), torch.zeros(()), Counter[str]()
-        counts: Counter[str] = Counter()
+        loss_sum, count = torch.zeros(()), torch.zeros(())
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
         for micro_batch in _split(batch, self.config.rows_at_once):
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
             with self._autocast():
                 output = self.step_function(self.model, moved)
-            output.loss_sum.backward()  # type: ignore[no-untyped-call]
+            output.loss_sum.backward()
             loss_sum += output.loss_sum.detach().cpu()
             count += output.count.detach().cpu()
             for name, (value, number) in output.sums.items():
                 sums[name] += float(value)
-                counts[name] += float(number)  # type: ignore[assignment]
+                counts[name] += float(number)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         torch._foreach_div_(gradients, max(1.0, float(count)))
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
@@ -179,7 +181,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LmlabError(
                 f"The loss or gradient is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}); training stopped.",
-                f"Checkpoints up to step {self._last_checkpoint()} are intact. Lower the learning rate, raise warmup_fraction, or use precision fp32.",
+                f"The checkpoint of step {self._last_checkpoint()} is intact. Lower the learning rate, raise warmup_fraction, or use precision fp32.",
             )
         self.optimizers.step()
         self.optimizers.zero_grad()
@@ -223,7 +225,8 @@ class Trainer:
         state = load_checkpoint(saved[-1], self.model, self.optimizers)
         if state["step"] > self.config.steps:
             raise UserError(
-                f"'{saved[-1]}' is at step {state['step']}, beyond the {self.config.steps} steps asked for.", "Raise steps, or start a new run with --out."
+                f"'{saved[-1]}' is at step {state['step']}, beyond the {self.config.steps} steps asked for.",
+                "Raise steps, or start a new run with --out.",
             )
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.loader.restore(state["loader"])
@@ -247,7 +250,8 @@ class Trainer:
         }
 
 
-_PLAIN_ROW = 7
+def _every(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0
 
 
 def _split(batch: Batch, rows: int) -> Iterator[Batch]:

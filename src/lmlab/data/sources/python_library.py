@@ -108,8 +108,6 @@ def _without_docstrings(source: str, owners: list[Any]) -> str:
     return "".join(lines)
 
 
-
-
 def _topics(tree: ast.Module) -> Iterator[Document]:
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
