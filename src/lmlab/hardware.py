@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import time
@@ -48,17 +49,17 @@ def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """Measured peak of square matrix products in FLOP/s: the best of repeated products of side 2,048 (CPU) or 8,192 (GPU)."""
     side = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    best = 0.0
-    deadline = time.perf_counter() + seconds
-    for _ in range(2):
-        a @ b
-    while time.perf_counter() < deadline:
+    best, deadline = math.inf, math.inf
+    while best == math.inf or time.perf_counter() < deadline:
         synchronize(device)
         start = time.perf_counter()
         a @ b
         synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
-    return best
+        if deadline == math.inf:  # the first product warms up and is not counted
+            deadline = time.perf_counter() + seconds
+        else:
+            best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
 
 
 def synchronize(device: torch.device | str) -> None:

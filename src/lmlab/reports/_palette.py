@@ -10,8 +10,8 @@ from __future__ import annotations
 LIGHT = ("#0b63a8", "#d9600a", "#00876a", "#b0508c", "#8f6d00", "#596270")
 DARK = ("#5fb0f0", "#f28e4a", "#2fc49c", "#e79ac8", "#dcc04a", "#a9b2be")
 
-REFERENCE_LIGHT = "#6b7480"
-REFERENCE_DARK = "#98a2ae"
+REFERENCE_LIGHT = "#30363d"
+REFERENCE_DARK = "#d5dadf"
 
 DASHES = ("solid", "dot", "dashdot", "longdash")
 

@@ -18,6 +18,9 @@ _AXIS: dict[str, Any] = {
     "title": {"standoff": 12},
     "exponentformat": "B",
     "minexponent": 4,
+    "separatethousands": True,
+    "autotickangles": [0, -45, -90],
+    "ticklabeloverflow": "allow",
 }
 
 
@@ -34,6 +37,7 @@ def house_template() -> dict[str, Any]:
             "colorway": list(LIGHT),
             "legend": {
                 "orientation": "h",
+                "xref": "container",
                 "x": 0,
                 "xanchor": "left",
                 "yref": "container",

@@ -11,16 +11,18 @@ from lmlab.reports.formats import SIGNIFICANT_DIGITS, format_number
 
 MISSING = "—"
 MAX_DECIMALS = 6
+SHORT_TEXT = 14  # characters that stay on one line
 SMALLEST_DIGITS = 2  # significant digits that the smallest value of a column keeps
 
 
 @dataclass(frozen=True)
 class Column:
-    """A rendered column: its header, its cells as text, and how they are aligned."""
+    """A rendered column: its header, its cells as text, how they are aligned, and whether they may break into lines."""
 
     title: str
     cells: Sequence[str]
     align: Align
+    breaks: bool
 
 
 def columns_of(table: Table) -> list[Column]:
@@ -29,7 +31,9 @@ def columns_of(table: Table) -> list[Column]:
     for index, title in enumerate(table.columns):
         cells = [row[index] for row in table.rows]
         align = table.align[index] if table.align is not None else _natural_align(cells)
-        columns.append(Column(title, _texts(cells), align))
+        texts = _texts(cells)
+        breaks = any(isinstance(cell, str) and len(cell) > SHORT_TEXT for cell in cells)
+        columns.append(Column(title, texts, align, breaks))
     return columns
 
 

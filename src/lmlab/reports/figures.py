@@ -17,9 +17,11 @@ from lmlab.reports.formats import format_number
 BAND_OPACITY = 0.18
 FEW_POINTS = 12  # a line with at most this many points shows them
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
-ROTATE_LABELS_ABOVE = 8  # categories
+MAX_LOG_TICKS = 7
+MAX_NUMBER_LABELS = 12  # of a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
-MAX_STEP_LABEL = 36  # characters that fit beside a count on a phone
+MAX_STEP_LABEL = 48  # characters that fit above a bar on a phone
+BAR_SHARE = 0.58  # of the width; the rest is for the counts, on a phone too
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def heat_map(
             z=[list(row) for row in z],
             x=list(range(len(x))),
             y=list(range(len(y))),
+            autocolorscale=True,
             zmid=0 if finite and min(finite) < 0 < max(finite) else None,
             text=[[format_number(value) for value in row] for row in z],
             texttemplate="%{text}" if len(x) <= 16 else None,
@@ -183,8 +186,8 @@ def heat_map(
     )
     figure.update_layout(
         height=min(max(150 + 30 * len(y), 260), 900),
-        xaxis=_category_axis(x_title, [_label(value) for value in x]),
-        yaxis={**_category_axis(y_title, [_label(value) for value in y]), "autorange": "reversed", "showgrid": False},
+        xaxis=_category_axis(x_title, x),
+        yaxis={**_category_axis(y_title, y), "autorange": "reversed", "showgrid": False},
     )
     return figure
 
@@ -212,19 +215,30 @@ def funnel_chart(steps: Sequence[tuple[str, int]]) -> go.Figure:
             x=counts,
             y=places,
             width=0.3,
+            text=[f" <b>{format_number(count)}</b>  {share}" for count, share in zip(counts, shares, strict=True)],
+            textposition="outside",
+            cliponaxis=False,
             marker={"color": color(0), "cornerradius": 3},
             customdata=[[escape_label(name), *rest] for (name, _), rest in zip(steps, zip(shares, kept, strict=True), strict=True)],
             hovertemplate="<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>",
         )
     )
-    for place, (name, count), share in zip(places, steps, shares, strict=True):
-        _add_bar_label(figure, place, escape_label(_shorten(name)), "left")
-        _add_bar_label(figure, place, f"<b>{format_number(count)}</b>  {share}", "right")
+    for place, (name, _) in zip(places, steps, strict=True):
+        figure.add_annotation(
+            text=escape_label(_shorten(name)),
+            xref="paper",
+            x=0,
+            xanchor="left",
+            y=place,
+            yanchor="bottom",
+            yshift=6,
+            showarrow=False,
+        )
     figure.update_layout(
         height=24 + STEP_HEIGHT * max(len(steps), 1),
         margin={"l": 2, "r": 2, "t": 12, "b": 0},
         showlegend=False,
-        xaxis={"visible": False, "range": [0, max([1, *counts])], "fixedrange": True},
+        xaxis={"visible": False, "range": [0, max([1, *counts]) / BAR_SHARE], "fixedrange": True},
         yaxis={"visible": False, "range": [len(steps) - 0.5, -0.7], "fixedrange": True},
     )
     return figure
@@ -235,28 +249,39 @@ def _figure() -> go.Figure:
 
 
 def _axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any]:
-    sizes = [abs(value) for value in values if math.isfinite(value)]
-    tiny = bool(sizes) and 0 < max(sizes) < SMALLEST_PLAIN_TICK
-    axis: dict[str, Any] = {"title": {"text": escape_label(title)}, "type": "log" if log else "linear"}
-    if log:
-        axis |= {"minorloglabels": "complete", "exponentformat": "power" if _spans_small(sizes) else "B"}
-    elif tiny:
+    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
+    axis: dict[str, Any] = {"type": "log" if log else "linear"}
+    if title:
+        axis["title"] = {"text": escape_label(title)}
+    if sizes and (min(sizes) if log else max(sizes)) < SMALLEST_PLAIN_TICK:
         axis["exponentformat"] = "power"
-    return axis
+    return axis | (_log_ticks(values) if log else {})
 
 
-def _spans_small(sizes: Sequence[float]) -> bool:
-    return any(0 < size < SMALLEST_PLAIN_TICK for size in sizes)
+def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Ticks of a logarithmic axis, as dense as leaves them legible on a phone; Plotly's own below one decade."""
+    positive = [value for value in values if math.isfinite(value) and value > 0]
+    if not positive or max(positive) < 10 * min(positive):
+        return {}
+    decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
+    for leading in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in leading]
+        ticks = [tick for tick in ticks if min(positive) <= tick * 1.01 and tick <= max(positive) * 1.01]
+        if len(ticks) <= MAX_LOG_TICKS:
+            return {"tickmode": "array", "tickvals": ticks} if ticks else {}
+    return {"dtick": math.ceil(len(decades) / MAX_LOG_TICKS)}
 
 
-def _category_axis(title: str, labels: Sequence[str]) -> dict[str, Any]:
+def _category_axis(title: str, labels: Sequence[str | float]) -> dict[str, Any]:
     """An axis of positions with names: unlike Plotly's categories these may repeat and never pass for numbers."""
-    return {
-        "title": {"text": escape_label(title)},
+    numbers = not any(isinstance(label, str) for label in labels)
+    every = math.ceil(len(labels) / MAX_NUMBER_LABELS) if numbers else 1
+    axis: dict[str, Any] = {
         "tickmode": "array",
-        "tickvals": list(range(len(labels))),
-        "ticktext": [escape_label(label) for label in labels],
+        "tickvals": list(range(0, len(labels), max(every, 1))),
+        "ticktext": [escape_label(_label(label)) for label in labels[:: max(every, 1)]],
     }
+    return axis | ({"title": {"text": escape_label(title)}} if title else {})
 
 
 def _band(series: Series, band: tuple[Sequence[float], Sequence[float]], fill: str, log_x: bool, log_y: bool) -> go.Scatter:
@@ -290,20 +315,6 @@ def _add_reference(figure: go.Figure, label: str, height: float) -> None:
         line={"color": REFERENCE_LIGHT, "width": 1.5, "dash": "dash"},
         showlegend=True,
         name=escape_label(f"{label} ({format_number(height)})"),
-    )
-
-
-def _add_bar_label(figure: go.Figure, place: int, text: str, side: str) -> None:
-    figure.add_annotation(
-        text=text,
-        xref="paper",
-        x=0 if side == "left" else 1,
-        xanchor=side,
-        y=place,
-        yanchor="bottom",
-        yshift=6,
-        showarrow=False,
-        align=side,
     )
 
 

@@ -1,0 +1,106 @@
+"""Shared parts: a small real corpus and a recipe that goes through every stage in seconds."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lmlab import cli
+
+_MODULES = ("argparse", "ast", "bisect", "calendar", "configparser", "copy", "csv", "difflib", "fractions", "heapq", "inspect", "textwrap")
+
+
+@dataclass
+class Outcome:
+    """What a command line call gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lmlab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Call the command line in this process: lmlab("run", "recipe.yaml")."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["lmlab", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dozen modules of the standard library."""
+    folder = tmp_path_factory.mktemp("library")
+    for name in _MODULES:
+        source = Path(sysconfig.get_paths()["stdlib"], f"{name}.py")
+        (folder / f"{name}.py").write_bytes(source.read_bytes())
+    return folder
+
+
+def small_recipe(library: Path) -> dict[str, Any]:
+    """A recipe with every kind of stage."""
+    return {
+        "name": "small",
+        "stages": {
+            "documents": {"kind": "collect", "sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3},
+            "tokenizer": {"kind": "train_tokenizer", "documents": "documents", "vocab_size": 400},
+            "tokens": {"kind": "tokenize", "documents": "documents", "tokenizer": "tokenizer"},
+            "questions": {"kind": "next_line_task", "documents": "documents", "items_per_domain": 10, "context_bytes": 100},
+            "baselines": {"kind": "baselines", "documents": "documents", "task": "questions", "order": 3},
+            "model": {
+                "kind": "train",
+                "tokens": "tokens",
+                "tokenizer": "tokenizer",
+                "seq_len": 64,
+                "model": {"vocab_size": 400, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 256},
+                "trainer": {"steps": 6, "batch_size": 4, "precision": "fp32", "log_every": 1, "checkpoint_every": 2, "device": "cpu"},
+            },
+            "evaluation": {
+                "kind": "evaluate",
+                "model": "model",
+                "documents": "documents",
+                "task": "questions",
+                "baselines": "baselines",
+                "untrained": True,
+                "device": "cpu",
+            },
+            "samples": {"kind": "generate", "model": "model", "prompts": ["def f("], "max_new_tokens": 5, "device": "cpu"},
+            "export": {"kind": "export", "model": "model"},
+            "report": {"kind": "report"},
+        },
+    }
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, library: Path) -> Callable[..., Path]:
+    """Write the small recipe, changed by a function, and return its path; `until` cuts it after a stage."""
+
+    def write(change: Callable[[dict[str, Any]], None] | None = None, until: str | None = None) -> Path:
+        data = small_recipe(library)
+        if until:
+            names = list(data["stages"])
+            data["stages"] = {name: data["stages"][name] for name in names[: names.index(until) + 1]}
+        if change:
+            change(data)
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        return path
+
+    return write

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lmlab.models import ModelConfig, Transformer
+
+SIZES = {"vocab_size": 61, "num_layers": 2, "d_model": 32, "num_heads": 4, "max_seq_len": 48}
+GPT2_FEATURES = {
+    "norm": "layernorm",
+    "positions": "learned",
+    "activation": "gelu_tanh",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_output_bias": True,
+    "ffn_bias": True,
+    "norm_bias": True,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"num_kv_heads": 2, "d_ff": 72},
+    "qwen3": {"num_kv_heads": 2, "head_dim": 12, "d_ff": 72, "qk_norm": "head", "tie_embeddings": False, "rope_theta": 50_000.0, "norm_eps": 1e-6},
+    "gpt2": {**GPT2_FEATURES, "d_ff": 80},
+    "no_family": {**GPT2_FEATURES, "positions": "none", "activation": "relu", "gated": True, "norm_bias": False, "tie_embeddings": False},
+}
+
+
+def random_model(kind: str = "llama", seed: int = 1, **changes: Any) -> Transformer:
+    """A small model whose every parameter, norms and biases included, is far from its initial value."""
+    model = Transformer(ModelConfig(**{**SIZES, **CONFIGS[kind], **changes})).initialize(seed).eval()
+    generator = torch.Generator().manual_seed(seed + 100)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Transformer]:
+    return random_model
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(0, SIZES["vocab_size"], (3, 17), generator=torch.Generator().manual_seed(5))

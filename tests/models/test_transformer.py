@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from lmlab.models import KVCache, ModelConfig, Transformer, load_pretrained, save_pretrained
+from lmlab.models.attention import AttentionContext
+
+FAMILIES = ["llama", "qwen3", "gpt2"]
+ALL = [*FAMILIES, "no_family"]
+
+
+def close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_logits_equal_those_of_transformers(kind, make_model, ids, tmp_path):
+    model = make_model(kind)
+    assert save_pretrained(model, tmp_path) == kind
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        close(model(ids).logits_BTV, theirs.eval()(ids).logits, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(
+            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, intermediate_size=40, rope_theta=700.0
+        ),
+        transformers.Qwen3Config(
+            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=40
+        ),
+        transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    ],
+    ids=FAMILIES,
+)
+def test_models_that_transformers_saved_give_the_same_logits_here(config, ids, tmp_path):
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        close(load_pretrained(tmp_path)(ids % 50).logits_BTV, theirs(ids % 50).logits, 1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"tie_embeddings": True}, {"d_ff": None}], ids=str)
+@pytest.mark.parametrize("kind", ALL)
+def test_parameter_count_is_exact(kind, changes, make_model):
+    model = make_model(kind, **changes)
+    assert model.config.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
+    tables = [model.embedding.weight] + ([model.position_embedding.weight] if model.position_embedding else [])
+    assert model.config.num_parameters(embedding=False) == model.config.num_parameters() - sum(table.numel() for table in tables)
+
+
+def test_a_large_model_can_be_counted_without_memory():
+    config = ModelConfig(vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, d_ff=14_336, tie_embeddings=False)
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters() == 8_030_261_248  # Llama 3 8B
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_saving_and_loading_gives_back_the_same_model(kind, make_model, ids, tmp_path):
+    model = make_model(kind)
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(loaded(ids).logits_BTV, model(ids).logits_BTV)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_packed_documents_equal_the_same_documents_alone(kind, make_model, ids):
+    model = make_model(kind)
+    lengths = [5, 1, 8, 3]
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(3, -1)
+    packed = model(ids, document_ids_BT=documents).logits_BTV
+    alone = torch.cat([model(part).logits_BTV for part in ids.split(lengths, 1)], 1)
+    close(packed, alone)
+
+
+def test_boundaries_may_differ_between_the_rows_of_a_batch(make_model, ids):
+    model = make_model()
+    documents = torch.stack([torch.arange(17) >= cut for cut in (4, 9, 17)]).long()
+    packed = model(ids, document_ids_BT=documents).logits_BTV
+    for row, cut in enumerate((4, 9)):
+        close(packed[row, cut:], model(ids[row : row + 1, cut:]).logits_BTV[0])
+    close(packed[2], model(ids[2:]).logits_BTV[0])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_changing_a_later_token_never_changes_earlier_logits(kind, make_model, ids):
+    model = make_model(kind)
+    before = model(ids).logits_BTV
+    for position in (1, 8, 16):
+        changed = ids.clone()
+        changed[:, position] = (changed[:, position] + 1) % 61
+        after = model(changed).logits_BTV
+        close(after[:, :position], before[:, :position], 1e-6)
+        assert not torch.allclose(after[:, position], before[:, position])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_embeddings_in_place_of_ids_give_the_same_logits(kind, make_model, ids):
+    model = make_model(kind)
+    assert torch.equal(model(inputs_embeds_BTD=model.embedding(ids)).logits_BTV, model(ids).logits_BTV)
+
+
+def test_neither_or_both_inputs_are_refused(make_model, ids):
+    model = make_model()
+    with pytest.raises(ValueError, match="either"):
+        model()
+    with pytest.raises(ValueError, match="either"):
+        model(ids, inputs_embeds_BTD=model.embedding(ids))
+
+
+def left_pad(ids, lengths):
+    mask = torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor(lengths)[:, None]
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_left_padded_rows_equal_unpadded_rows(kind, make_model, ids):
+    model = make_model(kind)
+    lengths = [17, 1, 9]
+    padded, mask = left_pad(ids, lengths)
+    logits = model(padded, attention_mask_BT=mask).logits_BTV
+    assert logits.isfinite().all()
+    for row, length in enumerate(lengths):
+        close(logits[row, -length:], model(ids[row : row + 1, -length:]).logits_BTV[0])
+
+
+@pytest.mark.parametrize("pieces", [[1] * 17, [10, 1, 1, 1, 1, 1, 1, 1], [4, 5, 8]], ids=["token by token", "prompt first", "pieces"])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_cached_pass_equals_the_full_pass(kind, pieces, make_model, ids):
+    model = make_model(kind)
+    cache = KVCache(model.config, 3, 17)
+    cached = torch.cat([model(part, cache=cache).logits_BTV for part in ids.split(pieces, 1)], 1)
+    close(cached, model(ids).logits_BTV)
+
+
+def test_a_cached_pass_over_left_padded_rows_equals_unpadded_rows(make_model, ids):
+    model = make_model()
+    lengths = [17, 6, 11]
+    padded, mask = left_pad(ids, lengths)
+    cache = KVCache(model.config, 3, 17)
+    parts = zip(padded.split([13, 2, 1, 1], 1), mask.split([13, 2, 1, 1], 1), strict=True)
+    cached = torch.cat([model(part, attention_mask_BT=valid, cache=cache).logits_BTV for part, valid in parts], 1)
+    for row, length in enumerate(lengths):
+        close(cached[row, -length:], model(ids[row : row + 1, -length:]).logits_BTV[0])
+
+
+def test_a_cropped_cache_goes_on_as_if_the_rest_had_never_been_seen(make_model, ids):
+    model = make_model()
+    cache = KVCache(model.config, 3, 17)
+    model(ids.flip(1)[:, :5], cache=cache)
+    cache.crop(0)
+    model(ids[:, :10], cache=cache)
+    cache.crop(6)
+    close(model(ids[:, 6:], cache=cache).logits_BTV, model(ids).logits_BTV[:, 6:])
+
+
+def test_a_full_cache_refuses_more_tokens(make_model, ids):
+    model = make_model()
+    with pytest.raises(ValueError, match="holds 16 tokens; 17"):
+        model(ids, cache=KVCache(model.config, 3, 16))
+
+
+def test_explicit_positions_replace_the_default_ones(make_model, ids):
+    model = make_model("gpt2")
+    close(model(ids, position_ids_BT=torch.arange(17).expand(3, -1)).logits_BTV, model(ids).logits_BTV)
+    assert not torch.allclose(model(ids, position_ids_BT=torch.arange(3, 20).expand(3, -1)).logits_BTV, model(ids).logits_BTV, atol=1e-2)
+
+
+def test_rotary_logits_depend_on_relative_positions_only(make_model, ids):
+    model = make_model("llama")
+    close(model(ids, position_ids_BT=torch.arange(9, 26).expand(3, -1)).logits_BTV, model(ids).logits_BTV, 1e-4)
+
+
+def test_last_logits_are_those_of_the_last_position(make_model, ids):
+    model = make_model()
+    close(model(ids, logits="last").logits_BTV, model(ids).logits_BTV[:, -1:])
+    assert model(ids, logits="none").logits_BTV is None
+
+
+def test_the_loss_is_the_cross_entropy_of_the_labels(make_model, ids):
+    model = make_model()
+    labels = ids.roll(-1, 1)
+    labels[:, ::4] = -100
+    loss = model(ids, labels_BT=labels).loss
+    close(loss.mean, torch.nn.functional.cross_entropy(model(ids).logits_BTV.flatten(0, 1), labels.flatten()))
+    assert loss.count == (labels != -100).sum()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_key_and_value_inputs_default_to_the_query_input(kind, make_model):
+    attention = make_model(kind).blocks[0].attention
+    x, other = torch.randn(2, 2, 7, 32, generator=torch.Generator().manual_seed(0)).unbind(0)
+    context = AttentionContext()
+    expected = attention(x, context)
+    close(attention(x, context, key_BTD=x, value_BTD=x), expected)
+    for inputs in ({"key_BTD": other}, {"value_BTD": other}):
+        assert not torch.allclose(attention(x, context, **inputs), expected, atol=1e-3)
+
+
+def test_the_output_of_attention_is_linear_in_the_value_input(make_model):
+    attention = make_model().blocks[0].attention
+    x, a, b = torch.randn(3, 2, 7, 32, generator=torch.Generator().manual_seed(0)).unbind(0)
+    context = AttentionContext()
+    close(attention(x, context, value_BTD=2 * a + b), 2 * attention(x, context, value_BTD=a) + attention(x, context, value_BTD=b), 1e-4)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_initialisation_depends_on_the_seed_alone(kind, make_model):
+    first, again, other = (make_model(kind, seed=9).initialize(seed) for seed in (3, 3, 4))
+    torch.manual_seed(123)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.embedding.weight, other.embedding.weight)
+
+
+def test_initial_values_are_as_documented(make_model):
+    model = make_model("gpt2", d_model=256, d_ff=1024).initialize(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            expected = 0.02 / 2 if name.endswith(("attention.output.weight", "ffn.down.weight")) else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+def test_a_model_built_on_the_meta_device_can_be_initialised(make_model):
+    config = make_model().config
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to_empty(device="cpu").initialize(3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), Transformer(config).initialize(3).parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_kv_heads": 3}, "not a multiple of num_kv_heads"),
+        ({"d_model": 33}, "d_model 33 is not a multiple of num_heads 4"),
+        ({"head_dim": 7}, "even head_dim"),
+        ({"norm_bias": True}, "rmsnorm has no bias"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, message, make_model):
+    with pytest.raises(ValueError, match=message):
+        make_model("llama", **changes)

@@ -1,0 +1,222 @@
+"""The user's mistakes: one clear sentence, exit code 2, earlier work intact."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from lmlab.files import read_json
+
+
+def _set(*path_and_value):
+    *path, value = path_and_value
+
+    def change(data):
+        target = data
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
+
+    return change
+
+
+def _delete(*path):
+    def change(data):
+        target = data
+        for key in path[:-1]:
+            target = target[key]
+        del target[path[-1]]
+
+    return change
+
+
+CASES = {
+    "unknown key at the top": (_set("sead", 1), ["unknown key 'sead'", "Did you mean 'seed'"]),
+    "unknown key in a stage": (_set("stages", "tokenizer", "vocab_sise", 300), ["vocab_sise", "Did you mean 'vocab_size'", "tokenizer"]),
+    "unknown key deep in a stage": (_set("stages", "model", "trainer", "step", 5), ["trainer.step", "Did you mean 'steps'"]),
+    "unknown key of a source": (_set("stages", "documents", "sources", 0, "pth", "x"), ["pth", "Did you mean 'path'"]),
+    "unknown kind of stage": (_set("stages", "model", "kind", "trian"), ["unknown kind of stage 'trian'", "Did you mean 'train'"]),
+    "no kind": (_delete("stages", "model", "kind"), ["stage 'model'", "'kind' is required"]),
+    "missing key": (_delete("stages", "model", "seq_len"), ["'seq_len' is required"]),
+    "wrong type": (_set("stages", "tokenizer", "vocab_size", "many"), ["vocab_size", "integer", "'many'"]),
+    "value out of range": (_set("stages", "documents", "heldout_fraction", 1.5), ["heldout_fraction", "less than 1"]),
+    "input that is no stage": (_set("stages", "tokens", "tokenizer", "tokeniser"), ["tokenizer: 'tokeniser'", "Did you mean 'tokenizer'"]),
+    "missing source folder": (_set("stages", "documents", "sources", 0, "path", "/no/such/folder"), ["/no/such/folder", "does not exist"]),
+    "seq_len beyond max_seq_len": (_set("stages", "model", "seq_len", 512), ["seq_len 512", "max_seq_len 256"]),
+    "width not divisible": (_set("stages", "model", "model", "num_heads", 3), ["d_model 32", "num_heads 3"]),
+    "batch not divisible": (_set("stages", "model", "trainer", "micro_batch_size", 3), ["batch_size 4", "micro_batch_size 3"]),
+    "no stages": (_set("stages", {}), ["no stages"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_recipe_is_refused_before_any_work(lmlab, recipe, tmp_path, case):
+    change, expected = CASES[case]
+    shown = lmlab("run", recipe(change), "--out", tmp_path / "run")
+    assert shown.code == 2
+    for text in expected:
+        assert text in shown.err
+    assert not list((tmp_path / "run").glob("*/stage.json"))
+
+
+def test_several_problems_are_shown_at_once(lmlab, recipe, tmp_path):
+    def change(data):
+        data["stages"]["model"]["trainer"] |= {"steps": -1, "batch": 3}
+
+    shown = lmlab("run", recipe(change), "--out", tmp_path / "run")
+    assert shown.code == 2
+    assert "2 problems" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [1", ["line", "not valid YAML"]),
+        ("- a\n- b\n", ["must hold a mapping"]),
+        ("name: a\nname: b\n", ["'name' appears twice", "line 2"]),
+    ],
+)
+def test_broken_yaml_is_refused_with_its_place(lmlab, tmp_path, text, expected):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    shown = lmlab("run", path)
+    assert shown.code == 2
+    for part in expected:
+        assert part in shown.err
+
+
+def test_a_missing_recipe_is_named(lmlab, tmp_path):
+    shown = lmlab("run", tmp_path / "none.yaml")
+    assert shown.code == 2
+    assert "none.yaml" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.trainer.stepz=3", "Did you mean 'steps'"),
+        ("modle.trainer.steps=3", "Did you mean 'model'"),
+        ("model.trainer.steps", "expected KEY=VALUE"),
+        ("model.trainer.steps.more=3", "has no key"),
+    ],
+)
+def test_a_wrong_override_is_refused(lmlab, recipe, tmp_path, override, expected):
+    shown = lmlab("run", recipe(), "--out", tmp_path / "run", "--set", override)
+    assert shown.code == 2
+    assert expected in shown.err
+
+
+def test_an_empty_corpus_is_refused(lmlab, recipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    shown = lmlab("run", recipe(_set("stages", "documents", "sources", 0, "path", str(tmp_path / "empty"))), "--out", tmp_path / "run")
+    assert shown.code == 2
+    assert "corpus is empty" in shown.err
+
+
+def test_a_non_utf8_file_is_set_aside_and_named(lmlab, recipe, library, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for source in library.glob("*.py"):
+        (folder / f"{source.stem}.txt").write_bytes(source.read_bytes())
+    (folder / "latin.txt").write_bytes("café".encode("latin-1") * 100)
+    sources = [{"kind": "text", "path": str(folder)}]
+    shown = lmlab("run", recipe(_set("stages", "documents", "sources", sources), until="documents"), "--out", tmp_path / "run")
+    assert shown.code == 0, shown.err
+    assert "latin.txt" in (tmp_path / "run" / "documents" / "rejects.jsonl").read_text()
+
+
+def test_too_many_unreadable_files_stop_the_work(lmlab, recipe, tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe" * 100)
+    sources = [{"kind": "text", "path": str(tmp_path / "bad.txt")}]
+    shown = lmlab("run", recipe(_set("stages", "documents", "sources", sources)), "--out", tmp_path / "run")
+    assert shown.code == 2
+    assert "not UTF-8" in shown.err
+
+
+def test_an_output_path_that_is_a_file_is_refused(lmlab, recipe, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    shown = lmlab("run", recipe(), "--out", tmp_path / "file")
+    assert shown.code == 2
+    assert "--out" in shown.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/sys").exists(), reason="root may write everywhere here")
+def test_a_read_only_directory_is_refused(lmlab, recipe):
+    shown = lmlab("run", recipe(), "--out", "/proc/sys/lmlab-run")
+    assert shown.code == 2
+    assert "/proc/sys" in shown.err
+
+
+def test_a_full_disk_is_said_and_earlier_stages_stay(recipe, tmp_path):
+    """A limit on the size of files stands for the full disk: the write fails half-way."""
+    out = tmp_path / "run"
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); from lmlab.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "run", str(recipe(until="tokenizer")), "--out", str(out)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode in (1, 2)
+    assert "Traceback" not in process.stderr
+    assert "error:" in process.stderr
+    assert not list(out.rglob("*.tmp"))
+    assert not (out / "documents" / "train.jsonl").exists()
+
+
+def test_two_processes_do_not_share_a_run(lmlab, recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        shown = lmlab("run", recipe(), "--out", tmp_path / "run")
+    assert shown.code == 2
+    assert "Another process" in shown.err
+
+
+def test_a_damaged_checkpoint_is_named(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    path = recipe(until="model")
+    assert lmlab("run", path, "--out", out).code == 0
+    record = out / "model" / "stage.json"
+    record.write_text(record.read_text().replace('"state": "done"', '"state": "unfinished"'))
+    newest = sorted((out / "model" / "checkpoints").iterdir())[-1]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    shown = lmlab("run", path, "--out", out)
+    assert shown.code == 1
+    assert str(newest) in shown.err
+    assert "Remove" in shown.err
+
+
+def test_a_corrupt_shard_is_named(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    assert lmlab("run", recipe(until="tokens"), "--out", out).code == 0
+    shard = out / "tokens" / "00000.tokens.npy"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    shown = lmlab("run", recipe(until="model"), "--out", out)
+    assert shown.code == 2
+    assert "00000.tokens.npy" in shown.err
+    assert read_json(out / "tokens" / "stage.json")["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("generate", "x", "--model", "nowhere"), "not a model directory"),
+        (("eval", "--model", "nowhere"), "Nothing to measure"),
+        (("eval", "--model", "nowhere", "--task", "none.jsonl"), "nowhere"),
+        (("report", "nowhere"), "not the directory of a run"),
+        (("tokenize", "no/such/*.txt"), "matches no file"),
+        (("train", "none.yaml"), "none.yaml"),
+        (("unknown-command",), "unknown-command"),
+    ],
+)
+def test_wrong_arguments_of_commands(lmlab, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    shown = lmlab(*arguments)
+    assert shown.code == 2
+    assert expected in shown.err

@@ -1,0 +1,171 @@
+"""The whole path on a small real corpus: run, skip, resume, report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmlab.files import read_json, read_jsonl
+from lmlab.train import read_metrics
+
+_ROOT = Path(__file__).parents[1]
+
+
+def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    first = lmlab("run", recipe(), "--out", out)
+    assert first.code == 0, first.err
+    results = read_json(out / "results.json")
+    assert set(results) == {"documents", "tokenizer", "tokens", "questions", "baselines", "model", "evaluation", "samples", "export", "report"}
+    measured = results["evaluation"]["measured"]
+    assert set(measured) == {"model", "untrained", "n-gram", "xz", "xz after training text"}
+    assert measured["model"]["bits_per_byte"]["code"]["value"] < measured["untrained"]["bits_per_byte"]["code"]["value"]
+    assert results["export"]["largest_difference"] < 1e-4
+    page = (out / "report.html").read_text("utf-8")
+    assert "Bits per byte" in page
+    assert "argparse" in page or "Held-out groups" in page
+
+    start = time.monotonic()
+    second = lmlab("run", recipe(), "--out", out)
+    assert second.code == 0
+    assert time.monotonic() - start < 10
+    assert second.err.count("done before") == 10
+    assert read_json(out / "results.json") == results
+
+
+def test_bits_per_byte_of_an_untrained_model_are_those_of_a_uniform_guess(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    assert lmlab("run", recipe(until="evaluation"), "--out", out).code == 0
+    rows = list(read_jsonl(out / "evaluation" / "documents-untrained.jsonl"))
+    counts = read_json(out / "tokens" / "manifest.json")["counts"]["code"]
+    tokens_per_byte = counts["tokens"] / counts["bytes"]
+    code = [row for row in rows if row["domain"] == "code"]
+    measured = sum(row["bits"] for row in code) / sum(row["bytes"] for row in code)
+    assert measured == pytest.approx(math.log2(400) * tokens_per_byte, rel=0.1)
+
+
+def test_changing_a_value_in_an_old_run_is_refused_until_redo(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    path = recipe(until="model")
+    assert lmlab("run", path, "--out", out).code == 0
+    before = (out / "model" / "metrics.jsonl").read_text()
+    refused = lmlab("run", path, "--out", out, "--set", "model.trainer.steps=8")
+    assert refused.code == 2
+    assert "trainer.steps: 6 -> 8" in refused.err
+    assert "--redo" in refused.err
+    assert (out / "model" / "metrics.jsonl").read_text() == before
+    redone = lmlab("run", path, "--out", out, "--set", "model.trainer.steps=8", "--redo")
+    assert redone.code == 0
+    assert redone.err.count("done before") == 5
+    assert len(read_metrics(out / "model" / "metrics.jsonl")) == 8
+    assert (next((out / "superseded").iterdir()) / "metrics.jsonl").read_text() == before
+
+
+def _spawn(path: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lmlab.cli", "run", str(path), "--out", str(out), "--set", "model.trainer.steps=60"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _losses(out: Path) -> list[tuple[float, ...]]:
+    return [(row["step"], row["loss"], row["gradient_norm"], row["learning_rate"]) for row in read_metrics(out / "model" / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_while_training_goes_on_to_the_same_losses(recipe, tmp_path, number):
+    path = recipe(until="model")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = _spawn(path, whole)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    process = _spawn(path, cut)
+    _wait_for(lambda: (cut / "model" / "checkpoints" / "step-00000010").exists() or len(read_metrics(cut / "model" / "metrics.jsonl")) >= 10, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), err
+    assert len(_losses(cut)) < 60
+    if number != signal.SIGKILL:
+        assert "Run the same command again" in err
+    process = _spawn(path, cut)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert _losses(cut) == _losses(whole)
+
+
+@pytest.mark.parametrize("stage", ["documents", "tokens", "baselines"])
+def test_ctrl_c_in_a_short_stage_keeps_the_stages_before_it(recipe, tmp_path, stage):
+    out = tmp_path / "run"
+    process = _spawn(recipe(until="model"), out)
+    _wait_for(lambda: (out / stage / "stage.json").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    process = _spawn(recipe(until="model"), out)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    plan = lmlab("run", recipe(), "--out", out, "--dry-run")
+    assert plan.code == 0
+    text = re.sub(r"\s+", " ", plan.err)
+    for word in ("parameters", "FLOP", "memory", "time"):
+        assert word in text
+    assert not out.exists()
+
+
+def test_the_commands_work_on_a_finished_run(lmlab, recipe, tmp_path):
+    out = tmp_path / "run"
+    assert lmlab("run", recipe(), "--out", out).code == 0
+    text = lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0")
+    assert text.code == 0
+    assert text.out.startswith("def f(")
+    assert lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0").out == text.out
+    measured = lmlab("eval", "--model", out / "model", "--documents", out / "documents", "--task", out / "questions" / "task.jsonl", "--out", tmp_path / "eval")
+    assert measured.code == 0, measured.err
+    again = json.loads((tmp_path / "eval" / "results.json").read_text())["evaluation"]["measured"]["model"]["bits_per_byte"]
+    assert again == read_json(out / "results.json")["evaluation"]["measured"]["model"]["bits_per_byte"]
+    (out / "report.html").unlink()
+    assert lmlab("report", out).code == 0
+    assert (out / "report.html").exists()
+    assert lmlab("doctor").code == 0
+
+
+def test_train_and_tokenize_work_without_a_recipe(lmlab, library, tmp_path):
+    out = tmp_path / "tokens"
+    done = lmlab("tokenize", library / "*.py", "--vocab-size", "300", "--out", out, "--set", "documents.heldout_fraction=0.3")
+    assert done.code == 0, done.err
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"tokens: {out}/tokens\ntokenizer: {out}/tokenizer\nseq_len: 32\n"
+        "model: {vocab_size: 300, num_layers: 1, d_model: 16, num_heads: 1}\ntrainer: {steps: 2, batch_size: 2, precision: fp32}\n"
+    )
+    trained = lmlab("train", config, "--out", tmp_path / "trained", "--set", "trainer.steps=3")
+    assert trained.code == 0, trained.err
+    assert read_json(tmp_path / "trained" / "results.json")["model"]["steps"] == 3
+    assert (tmp_path / "trained" / "model" / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "tokenize", "train", "eval", "generate", "report", "doctor"])
+def test_every_help_shows_an_example(lmlab, command):
+    shown = lmlab(command, "--help")
+    assert shown.code == 0
+    assert f"lmlab {command}" in shown.out.split("Example")[1]
