@@ -25,7 +25,19 @@ def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab,
     first = lmlab("run", recipe(), "--out", out)
     assert first.code == 0, first.err
     results = read_json(out / "results.json")
-    assert set(results) == {"documents", "tokenizer", "tokens", "questions", "baselines", "model", "evaluation", "samples", "export", "report"}
+    assert set(results) == {
+        "documents",
+        "tokenizer",
+        "tokens",
+        "heldout_tokens",
+        "questions",
+        "baselines",
+        "model",
+        "evaluation",
+        "samples",
+        "export",
+        "report",
+    }
     measured = results["evaluation"]["measured"]
     assert set(measured) == {"model", "untrained", "n-gram", "xz", "xz after training text"}
     assert measured["model"]["bits_per_byte"]["code"]["value"] < measured["untrained"]["bits_per_byte"]["code"]["value"]
@@ -38,7 +50,7 @@ def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab,
     second = lmlab("run", recipe(), "--out", out)
     assert second.code == 0
     assert time.monotonic() - start < 10
-    assert second.err.count("done before") == 10
+    assert second.err.count("done before") == 11
     assert read_json(out / "results.json") == results
 
 
@@ -65,7 +77,7 @@ def test_changing_a_value_in_an_old_run_is_refused_until_redo(lmlab, recipe, tmp
     assert (out / "model" / "metrics.jsonl").read_text() == before
     redone = lmlab("run", path, "--out", out, "--set", "model.trainer.steps=8", "--redo")
     assert redone.code == 0
-    assert redone.err.count("done before") == 5
+    assert redone.err.count("done before") == 6
     assert len(read_metrics(out / "model" / "metrics.jsonl")) == 8
     assert (next((out / "superseded").iterdir()) / "metrics.jsonl").read_text() == before
 
@@ -139,7 +151,9 @@ def test_the_commands_work_on_a_finished_run(lmlab, recipe, tmp_path):
     assert text.code == 0
     assert text.out.startswith("def f(")
     assert lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0").out == text.out
-    measured = lmlab("eval", "--model", out / "model", "--documents", out / "documents", "--task", out / "questions" / "task.jsonl", "--out", tmp_path / "eval")
+    measured = lmlab(
+        "eval", "--model", out / "model", "--documents", out / "documents", "--task", out / "questions" / "task.jsonl", "--out", tmp_path / "eval"
+    )
     assert measured.code == 0, measured.err
     again = json.loads((tmp_path / "eval" / "results.json").read_text())["evaluation"]["measured"]["model"]["bits_per_byte"]
     assert again == read_json(out / "results.json")["evaluation"]["measured"]["model"]["bits_per_byte"]

@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run [default: runs/NAME].", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run \\[default: runs/NAME].", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False)
 ]
@@ -103,17 +103,22 @@ def evaluate(
     model: Annotated[Path, typer.Option(help="Directory of a model: a Hugging Face directory, or a train stage.")],
     documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
     task: Annotated[Path | None, typer.Option(help="Ranked-classification task, JSON lines.", show_default=False)] = None,
-    window: Annotated[int, typer.Option(help="Most tokens the model sees at once.")] = 256,
-    out: Out = None,
+    window: Annotated[int, typer.Option(min=2, help="Most tokens the model sees at once.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
     """Measure a model: bits per byte by domain and ranked accuracy, with standard errors."""
     if documents is None and task is None:
         raise UserError("Nothing to measure.", "Give --documents, --task or both.")
-    settings = {"kind": "evaluate", "model": str(model), "window": window}
+    from lmlab.files import sha256_json
+
+    settings: dict[str, Any] = {"kind": "evaluate", "model": str(model), "window": window}
     settings |= {key: str(value) for key, value in (("documents", documents), ("task", task)) if value is not None}
     stages = {"evaluation": settings, "report": {"kind": "report", "title": f"Evaluation of {model}"}}
-    _run_stages("eval", stages, out, None, False, redo)
+    _run_stages(f"eval-{sha256_json(settings)[:8]}", stages, out, None, dry_run, redo)
 
 
 @app.command(

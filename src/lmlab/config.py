@@ -78,7 +78,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path.strip():
-            raise UserError(f"--set {override}: expected KEY=VALUE, for instance --set train.steps=100.")
+            raise UserError(f"--set {override}: expected KEY=VALUE, for instance --set model.trainer.steps=100.")
         keys = path.strip().split(".")
         target: Any = result
         for depth, key in enumerate(keys[:-1]):

@@ -27,7 +27,7 @@ def select_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise UserError(f"Unknown device '{name}'.", "Use auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"The device '{name}' is not available on this machine.", "Use --set train.device=cpu, or auto.")
+        raise UserError(f"The device '{name}' is not available on this machine.", "Set device to cpu, or to auto.")
     return device
 
 

@@ -93,8 +93,8 @@ def _amount(done: float, total: float | None, unit: str) -> str:
 
 
 def short(value: float) -> str:
-    """A number for people: 950, 12.3k, 4.56M, 7.8G."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """A number for people: 950, 12.3k, 4.56M, 7.8G, 1.2T."""
+    for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.3g}"

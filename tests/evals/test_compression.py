@@ -60,7 +60,7 @@ def test_the_dictionary_grows_to_reach_the_whole_prefix(source: bytes, monkeypat
 def test_more_than_the_compressor_can_remember_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression, "MAX_DICTIONARY", 10)
     assert xz_bits_after(b"12345", b"67890") >= 0
-    with pytest.raises(ValueError, match="11 bytes together.*shorter prefix"):
+    with pytest.raises(ValueError, match=r"11 bytes together.*shorter prefix"):
         xz_bits_after(b"12345", b"678901")
 
 

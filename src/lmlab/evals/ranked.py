@@ -1,4 +1,4 @@
-"""Ranked classification: the option to which a model gives the highest probability is its answer.
+"""Ranked classification: a model's answer is the option that it needs the fewest bits a byte for, after the context.
 
 A task is a JSON lines file; each row has `id`, `context`, `options` (a list of texts), `gold` (the right option's number) and `domain`.
 """

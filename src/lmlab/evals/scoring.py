@@ -47,7 +47,7 @@ def log_likelihoods(model: Transformer, windows: Sequence[Window], precision: st
                 labels[row, len(ids) - 1 - scored : len(ids) - 1] = ids[len(ids) - scored :]
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 hidden = model(inputs.to(device), logits="none").hidden_BTD
-                sums = token_log_likelihoods(hidden, model.head_weight_VD, labels.to(device)).double().sum(1).tolist()
+                sums = token_log_likelihoods(hidden, model.head_weight_VD, labels.to(device)).cpu().double().sum(1).tolist()
             for index, value in zip(batch, sums, strict=True):
                 results[index] = value
             advance(len(batch))

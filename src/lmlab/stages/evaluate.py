@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 from lmlab.config import Config
 from lmlab.data import Tokenizer, read_documents
+from lmlab.errors import UserError
 from lmlab.evals import bits_per_byte, document_bits, option_bits, read_items, score_ranking
 from lmlab.files import write_jsonl
 from lmlab.hardware import select_device
@@ -42,7 +43,7 @@ class EvaluateConfig(Config):
 
 
 class Evaluate(Stage[EvaluateConfig]):
-    """Writes documents.jsonl and questions.jsonl: one row for each document and question."""
+    """Writes documents-NAME.jsonl and questions-NAME.jsonl (NAME: model, untrained): one row for each document and question."""
 
     config_type: ClassVar[type[Config]] = EvaluateConfig
 
@@ -50,6 +51,8 @@ class Evaluate(Stage[EvaluateConfig]):
         """Measure the model, then the untrained one; what a killed attempt measured is kept."""
         directory = model_directory(context.inputs["model"])
         model, tokenizer = load_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
+        if config.window > model.config.max_seq_len:
+            raise UserError(f"window {config.window} is longer than the model's max_seq_len {model.config.max_seq_len}.", "Lower it.")
         measured: Figures = {"model": self._measure("model", model, tokenizer, config, context)}
         if config.untrained:
             measured["untrained"] = self._measure("untrained", model.initialize(context.seed), tokenizer, config, context)
@@ -95,7 +98,7 @@ class Evaluate(Stage[EvaluateConfig]):
         parts = [f"{domain} {value['value']:.3f} bits per byte" for domain, value in found.get("bits_per_byte", {}).items()]
         if "accuracy" in found:
             value = found["accuracy"]["all"]
-            parts.append(f"ranked accuracy {value['value']:.1%} ± {value['standard_error']:.1%} (chance {results['chance']['all']:.0%})")
+            parts.append(f"ranked accuracy {value['value']:.1%} ± {value['standard_error'] or 0:.1%} (chance {results['chance']['all']:.0%})")
         return "; ".join(parts)
 
     def headline(self, results: dict[str, Any]) -> dict[str, str]:

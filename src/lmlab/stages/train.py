@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import PositiveInt, model_validator
 
@@ -16,16 +17,23 @@ from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.progress import duration, short
 from lmlab.reports import Facts, Figure, Section, Series, format_bytes, format_duration, line_chart
 from lmlab.runs import Input, Stage, StageContext
-from lmlab.train import Trainer, TrainerConfig, language_model_step, read_metrics
+from lmlab.train import Evaluation, Trainer, TrainerConfig, language_model_step, read_metrics
 
 _TYPICAL_UTILISATION = 0.35
 
 
 class TrainConfig(Config):
-    """The model, its data, and the loop."""
+    """The model, its data, and the loop.
+
+    Attributes:
+        tokens: tokenised training text.
+        heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
+    """
 
     tokens: Input
     tokenizer: Input
+    heldout_tokens: Input | None = None
+    heldout_rows: PositiveInt = 64
     model: ModelConfig
     seq_len: PositiveInt
     trainer: TrainerConfig
@@ -72,7 +80,8 @@ class Train(Stage[TrainConfig]):
         model = Transformer(config.model).initialize(context.seed)
         loader = Loader(PackedRows(corpus, config.seq_len), config.trainer.batch_size, context.seed)
         flops = config.model.flops_per_token(config.seq_len)
-        trainer = Trainer(model, language_model_step, loader, config.trainer, context.directory, flops_per_token=flops)
+        evaluate = _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None
+        trainer = Trainer(model, language_model_step, loader, config.trainer, context.directory, evaluate, flops)
         summary = trainer.fit()
         save_pretrained(model, context.directory / "model", torch.float32, tokenizer.bos_id, tokenizer.eos_id)
         tokenizer.save(context.directory / "model", config.model.max_seq_len)
@@ -104,6 +113,11 @@ class Train(Stage[TrainConfig]):
             "Peak memory": format_bytes(results["peak_memory_bytes"]) if results["peak_memory_bytes"] else "unknown",
         }
 
+        losses = [Series("training", steps, [row["loss"] for row in rows])]
+        heldout = [row for row in rows if "heldout_loss" in row]
+        if heldout:
+            losses.append(Series("held out", [row["step"] for row in heldout], [row["heldout_loss"] for row in heldout]))
+
         def curve(key: str, title: str, caption: str) -> Figure:
             return Figure(line_chart([Series(title, steps, [row[key] for row in rows])], "step", title), caption, caption)
 
@@ -112,13 +126,28 @@ class Train(Stage[TrainConfig]):
                 "Training",
                 [
                     Facts(facts),
-                    curve("loss", "loss (nats a token)", "Training loss of the logged steps."),
+                    Figure(line_chart(losses, "step", "loss (nats a token)"), "Loss of the logged steps.", "Loss curve"),
                     curve("tokens_per_second", "tokens a second", "Throughput of the logged steps."),
                     curve("gradient_norm", "gradient norm", "Norm of the gradient before clipping."),
                     curve("learning_rate", "learning rate", "Learning rate."),
                 ],
             )
         ]
+
+
+def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:
+    rows = PackedRows(TokenizedCorpus(directory), config.seq_len)
+    count = min(config.heldout_rows, len(rows))
+    chosen = [rows[number * len(rows) // count] for number in range(count)]
+    batch = {key: torch.from_numpy(np.stack([row[key] for row in chosen])) for key in chosen[0]}
+
+    def evaluate(model: Transformer) -> dict[str, float]:
+        device = model.embedding.weight.device
+        parts = [batch[key].split(config.trainer.rows_at_once) for key in batch]
+        outputs = [language_model_step(model, dict(zip(batch, [part.to(device) for part in each], strict=True))) for each in zip(*parts, strict=True)]
+        return {"heldout_loss": float(sum(output.loss_sum for output in outputs)) / float(sum(output.count for output in outputs))}
+
+    return evaluate
 
 
 def _memory_estimate(config: TrainConfig) -> int:

@@ -5,9 +5,10 @@ from lmlab.train.language_model import language_model_step
 from lmlab.train.metrics import read_metrics
 from lmlab.train.optimizer import OptimizerConfig, Optimizers
 from lmlab.train.schedule import ScheduleConfig, learning_rate_factor
-from lmlab.train.trainer import StepOutput, Trainer, TrainerConfig
+from lmlab.train.trainer import Evaluation, StepOutput, Trainer, TrainerConfig
 
 __all__ = [
+    "Evaluation",
     "OptimizerConfig",
     "Optimizers",
     "ScheduleConfig",
