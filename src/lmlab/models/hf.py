@@ -192,13 +192,15 @@ def load_pretrained(directory: Path, device: torch.device | str = "cpu", dtype: 
     if not weights_path.exists():
         raise UserError(f"'{directory}' holds no model.safetensors.")
     settings = read_json(config_path)
+    if not isinstance(settings, dict):
+        raise UserError(f"'{config_path}' does not hold a mapping.", "Copy or export the model again.")
     try:
         weights = load_file(weights_path)
     except SafetensorError as error:
         raise LmlabError(f"'{weights_path}' is damaged ({error}).", "Copy or export the model again.") from None
     model_type = settings.get("model_type")
     if model_type == NATIVE:
-        config = validate(ModelConfig, settings["lmlab"], f"'{config_path}'")
+        config = validate(ModelConfig, settings.get("lmlab", {}), f"'{config_path}'")
     else:
         family = next((family for family in FAMILIES if family.model_type == model_type), None)
         if family is None:

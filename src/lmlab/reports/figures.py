@@ -18,6 +18,7 @@ BAND_OPACITY = 0.18
 FEW_POINTS = 12  # a line with at most this many points shows them
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
 MAX_LOG_TICKS = 7
+COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
 MAX_NUMBER_LABELS = 12  # of a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
 MAX_STEP_LABEL = 48  # characters that fit above a bar on a phone
@@ -175,17 +176,24 @@ def heat_map(
                 "orientation": "h",
                 "title": {"text": escape_label(z_title), "side": "top"},
                 "thickness": 10,
-                "len": 0.5,
+                "lenmode": "pixels",
+                "len": 200,
+                "nticks": 5,
+                "xref": "container",
                 "x": 0,
                 "xanchor": "left",
-                "y": 1.02,
-                "yanchor": "bottom",
+                "xpad": 4,
+                "yref": "container",
+                "y": 1,
+                "yanchor": "top",
+                "ypad": 0,
                 "outlinewidth": 0,
             },
         )
     )
     figure.update_layout(
         height=min(max(150 + 30 * len(y), 260), 900),
+        margin={"t": COLOR_BAR_SPACE},
         xaxis=_category_axis(x_title, x),
         yaxis={**_category_axis(y_title, y), "autorange": "reversed", "showgrid": False},
     )
