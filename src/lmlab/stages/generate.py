@@ -45,7 +45,8 @@ class Generate(Stage[GenerateConfig]):
 
     def report(self, config: GenerateConfig, results: dict[str, Any], directory: Any) -> list[Section]:
         """The samples."""
-        intro = f"Temperature {config.temperature}, top-p {config.top_p}, top-k {config.top_k}. Not chosen by hand."
+        limits = [f"{name} {value}" for name, value in (("top-p", config.top_p), ("top-k", config.top_k)) if value is not None]
+        intro = ", ".join([f"Temperature {config.temperature}", *limits]) + ". The first draw of each prompt, not chosen by hand."
         return [Section("Samples", [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]], intro)]
 
 
