@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmlab.reports.blocks import Align, Cell, Table
@@ -11,6 +11,7 @@ from lmlab.reports.formats import SIGNIFICANT_DIGITS, format_number
 
 MISSING = "—"
 MAX_DECIMALS = 6
+SMALL = 0.01  # a column that stays below and spans too much for decimals is in scientific notation
 SHORT_TEXT = 14  # characters that stay on one line
 SMALLEST_DIGITS = 2  # significant digits that the smallest value of a column keeps
 
@@ -48,20 +49,35 @@ def _is_number(cell: Cell) -> bool:
 
 def _texts(cells: Sequence[Cell]) -> list[str]:
     floats = [float(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
-    decimals = _shared_decimals(floats)
-    return [_text(cell, decimals) for cell in cells]
+    write = _float_format(floats)
+    return [_text(cell, write) for cell in cells]
 
 
-def _text(cell: Cell, decimals: int | None) -> str:
+def _text(cell: Cell, write: Callable[[float], str]) -> str:
     if cell is None:
         return MISSING
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    if isinstance(cell, float) and math.isfinite(cell) and decimals is not None:
-        return f"{cell:,.{decimals}f}"
+    if isinstance(cell, float) and math.isfinite(cell):
+        return write(float(cell))
     if isinstance(cell, int | float):
         return format_number(cell)
     return cell
+
+
+def _float_format(values: Sequence[float]) -> Callable[[float], str]:
+    """One way to write all finite floats of a column."""
+    decimals = _shared_decimals(values)
+    if decimals is not None:
+        return lambda value: f"{value:,.{decimals}f}"
+    if max(map(abs, values)) < SMALL:
+        return _scientific
+    return format_number
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}" if value else "0"
 
 
 def _shared_decimals(values: Sequence[float]) -> int | None:

@@ -17,7 +17,7 @@ from lmlab.reports.formats import format_number
 BAND_OPACITY = 0.18
 FEW_POINTS = 12  # a line with at most this many points shows them
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
-MAX_LOG_TICKS = 7
+MAX_LOG_TICKS = 6
 COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
 MAX_NUMBER_LABELS = 12  # of a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
@@ -51,7 +51,9 @@ class Series:
             raise ValueError(f"x, y and the band of series '{self.name}' have different lengths: {lengths}.")
 
 
-def line_chart(series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False) -> go.Figure:
+def line_chart(
+    series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False
+) -> go.Figure:
     """Draw lines over a common pair of axes.
 
     Args:
@@ -182,7 +184,7 @@ def heat_map(
                 "xref": "container",
                 "x": 0,
                 "xanchor": "left",
-                "xpad": 4,
+                "xpad": 14,
                 "yref": "container",
                 "y": 1,
                 "yanchor": "top",
@@ -227,7 +229,10 @@ def funnel_chart(steps: Sequence[tuple[str, int]]) -> go.Figure:
             textposition="outside",
             cliponaxis=False,
             marker={"color": color(0), "cornerradius": 3},
-            customdata=[[escape_label(name), *rest] for (name, _), rest in zip(steps, zip(shares, kept, strict=True), strict=True)],
+            customdata=[
+                [escape_label(name), *rest]
+                for (name, _), rest in zip(steps, zip(shares, kept, strict=True), strict=True)
+            ],
             hovertemplate="<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>",
         )
     )
@@ -292,7 +297,9 @@ def _category_axis(title: str, labels: Sequence[str | float]) -> dict[str, Any]:
     return axis | ({"title": {"text": escape_label(title)}} if title else {})
 
 
-def _band(series: Series, band: tuple[Sequence[float], Sequence[float]], fill: str, log_x: bool, log_y: bool) -> go.Scatter:
+def _band(
+    series: Series, band: tuple[Sequence[float], Sequence[float]], fill: str, log_x: bool, log_y: bool
+) -> go.Scatter:
     points = [
         (x, low, high)
         for x, low, high in zip(series.x, *band, strict=True)
