@@ -106,7 +106,7 @@ def test_heat_maps_diverge_from_zero_only_with_both_signs() -> None:
 
 
 def test_a_heat_map_of_the_wrong_shape_is_an_error() -> None:
-    with pytest.raises(ValueError, match="1 x 2 labels"):
+    with pytest.raises(ValueError, match="2 x 1 labels"):
         heat_map([[1, 2]], ["a"], ["r", "s"], "x", "y", "z")
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 import pytest
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+from plotly.offline import get_plotlyjs
 
 from lmlab.reports import (
     Block,
+    Cell,
     Code,
     Details,
     Facts,
@@ -276,7 +277,8 @@ def test_table_columns_share_their_decimals() -> None:
         ([1e-5, 12.5], ["1e-5", "12.5"]),
         ([float("nan"), 0.5], ["NaN", "0.5"]),
         ([True, None], ["yes", "—"]),
-        ([1234567.891, -2.0], ["1,234,567.9", "-2.0"]),
+        ([1234567.891, -2.0], ["1,234,568", "-2"]),
+        ([1234.5, 20.25, -1.0], ["1,234.5", "20.2", "-1.0"]),
     ],
 )
 def test_numbers_in_a_table(values: Sequence[float | None], expected: list[str]) -> None:
@@ -284,7 +286,7 @@ def test_numbers_in_a_table(values: Sequence[float | None], expected: list[str])
 
 
 def test_number_columns_are_right_aligned_unless_told_otherwise() -> None:
-    rows = [["a", 1, None, "x"], ["b", 2.5, 3, 4]]
+    rows: list[list[Cell]] = [["a", 1, None, "x"], ["b", 2.5, 3, 4]]
     classes = [attributes["class"] for attributes, _ in Elements(page_of(Table(["a", "b", "c", "d"], rows))).all("th")]
     assert classes == ["left", "right", "right", "left"]
     told = Table(["a", "b", "c", "d"], rows, align=["right", "left", "left", "right"])
@@ -361,6 +363,6 @@ def test_a_page_that_cannot_be_rendered_leaves_the_previous_file(tmp_path: Path)
 
 
 def test_half_a_surrogate_pair_in_a_sample_is_replaced(tmp_path: Path) -> None:
-    path = page = Page("p", sections=[Section("s", [Sample("a", "b\ud83d")])])
+    page = Page("p", sections=[Section("s", [Sample("a", "b\ud83d")])])
     path = page.write(tmp_path / "report.html")
     assert "b\ufffd" in path.read_text("utf-8")

@@ -46,7 +46,7 @@ def escape_label(text: str) -> str:
 
 
 def neutralise(value: Any) -> Any:
-    """Copy nested dictionaries and lists, turning every `<` that does not open or close a bare formatting tag to text."""
+    """Copy nested dictionaries and lists, turning to text every `<` that is no bare formatting tag."""
     if isinstance(value, dict):
         return {key: neutralise(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

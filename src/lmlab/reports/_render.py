@@ -59,7 +59,15 @@ class _Scripts:
     @property
     def policy(self) -> str:
         sources = " ".join(_csp_hash(script) for script in (self.theme, self.plotly, self.figures) if script)
-        return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+        directives = {
+            "default-src": "'none'",
+            "script-src": sources,
+            "style-src": "'unsafe-inline'",
+            "img-src": "data: blob:",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+        }
+        return "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
 @dataclass

@@ -11,6 +11,7 @@ from lmlab.reports.formats import SIGNIFICANT_DIGITS, format_number
 
 MISSING = "—"
 MAX_DECIMALS = 6
+MAX_SPAN = 4  # orders of magnitude that may share their decimals
 SMALL = 0.01  # a column that stays below and spans too much for decimals is in scientific notation
 SHORT_TEXT = 14  # characters that stay on one line
 SMALLEST_DIGITS = 2  # significant digits that the smallest value of a column keeps
@@ -86,7 +87,7 @@ def _shared_decimals(values: Sequence[float]) -> int | None:
     if not magnitudes:
         return 0
     needed = max(SIGNIFICANT_DIGITS - 1 - max(magnitudes), SMALLEST_DIGITS - 1 - min(magnitudes), 0)
-    if needed > MAX_DECIMALS or max(magnitudes) >= 15:
+    if max(magnitudes) - min(magnitudes) > MAX_SPAN or needed > MAX_DECIMALS or max(magnitudes) >= 15:
         return None
     texts = [f"{value:.{needed}f}" for value in values]
     while needed and all(text.endswith("0") for text in texts):

@@ -94,7 +94,7 @@ class Figure:
 
     Args:
         figure: the figure. Its template is replaced by the house style; colours that it sets itself are kept. In its
-            texts only bare formatting tags (`<b>`, `<br>` ...) act as markup; links and all other tags are shown as text.
+            texts only bare formatting tags (`<b>`, `<br>` ...) act as markup; links and other tags are shown as text.
         caption: one sentence below the figure.
         alt: what the figure shows, for readers who cannot see it; by default the caption.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
+from lmlab.reports._axes import category_axis, number_axis
 from lmlab.reports._figure_json import escape_label
 from lmlab.reports._palette import REFERENCE_LIGHT, color, dash
 from lmlab.reports._style import house_template
@@ -16,12 +16,13 @@ from lmlab.reports.formats import format_number
 
 BAND_OPACITY = 0.18
 FEW_POINTS = 12  # a line with at most this many points shows them
-SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
-MAX_LOG_TICKS = 6
 COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
-MAX_NUMBER_LABELS = 12  # of a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
 MAX_STEP_LABEL = 48  # characters that fit above a bar on a phone
+STEP_HOVER = (
+    "<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all"
+    "<br>%{customdata[2]} of the step before<extra></extra>"
+)
 BAR_SHARE = 0.58  # of the width; the rest is for the counts, on a phone too
 
 
@@ -79,8 +80,8 @@ def line_chart(
     figure.update_layout(
         hovermode="x unified",
         showlegend=len(series) > 1,
-        xaxis=_axis(x_title, [value for one in series for value in one.x], log_x),
-        yaxis=_axis(y_title, [value for one in series for value in one.y], log_y),
+        xaxis=number_axis(x_title, [value for one in series for value in one.x], log_x),
+        yaxis=number_axis(y_title, [value for one in series for value in one.y], log_y),
     )
     return figure
 
@@ -131,8 +132,8 @@ def bar_chart(
         bargroupgap=0.06,
         hovermode="x unified",
         showlegend=len(groups) > 1 or reference is not None,
-        xaxis=_category_axis("", categories),
-        yaxis={**_axis(y_title, [], log=False), "rangemode": "tozero"},
+        xaxis=category_axis("", categories),
+        yaxis={**number_axis(y_title, [], log=False), "rangemode": "tozero"},
     )
     return figure
 
@@ -196,8 +197,8 @@ def heat_map(
     figure.update_layout(
         height=min(max(150 + 30 * len(y), 260), 900),
         margin={"t": COLOR_BAR_SPACE},
-        xaxis=_category_axis(x_title, x),
-        yaxis={**_category_axis(y_title, y), "autorange": "reversed", "showgrid": False},
+        xaxis=category_axis(x_title, x),
+        yaxis={**category_axis(y_title, y), "autorange": "reversed", "showgrid": False},
     )
     return figure
 
@@ -229,24 +230,13 @@ def funnel_chart(steps: Sequence[tuple[str, int]]) -> go.Figure:
             textposition="outside",
             cliponaxis=False,
             marker={"color": color(0), "cornerradius": 3},
-            customdata=[
-                [escape_label(name), *rest]
-                for (name, _), rest in zip(steps, zip(shares, kept, strict=True), strict=True)
-            ],
-            hovertemplate="<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>",
+            customdata=[[escape_label(name), *rest] for (name, _), *rest in zip(steps, shares, kept, strict=True)],
+            hovertemplate=STEP_HOVER,
         )
     )
+    label = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 6, "showarrow": False}
     for place, (name, _) in zip(places, steps, strict=True):
-        figure.add_annotation(
-            text=escape_label(_shorten(name)),
-            xref="paper",
-            x=0,
-            xanchor="left",
-            y=place,
-            yanchor="bottom",
-            yshift=6,
-            showarrow=False,
-        )
+        figure.add_annotation(text=escape_label(_shorten(name)), y=place, **label)
     figure.update_layout(
         height=24 + STEP_HEIGHT * max(len(steps), 1),
         margin={"l": 2, "r": 2, "t": 12, "b": 0},
@@ -259,42 +249,6 @@ def funnel_chart(steps: Sequence[tuple[str, int]]) -> go.Figure:
 
 def _figure() -> go.Figure:
     return go.Figure(layout={"template": house_template()})
-
-
-def _axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any]:
-    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
-    axis: dict[str, Any] = {"type": "log" if log else "linear"}
-    if title:
-        axis["title"] = {"text": escape_label(title)}
-    if sizes and (min(sizes) if log else max(sizes)) < SMALLEST_PLAIN_TICK:
-        axis["exponentformat"] = "power"
-    return axis | (_log_ticks(values) if log else {})
-
-
-def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Ticks of a logarithmic axis, as dense as leaves them legible on a phone; Plotly's own below one decade."""
-    positive = [value for value in values if math.isfinite(value) and value > 0]
-    if not positive or max(positive) < 10 * min(positive):
-        return {}
-    decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
-    for leading in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [digit * 10.0**decade for decade in decades for digit in leading]
-        ticks = [tick for tick in ticks if min(positive) <= tick * 1.01 and tick <= max(positive) * 1.01]
-        if len(ticks) <= MAX_LOG_TICKS:
-            return {"tickmode": "array", "tickvals": ticks} if ticks else {}
-    return {"dtick": math.ceil(len(decades) / MAX_LOG_TICKS)}
-
-
-def _category_axis(title: str, labels: Sequence[str | float]) -> dict[str, Any]:
-    """An axis of positions with names: unlike Plotly's categories these may repeat and never pass for numbers."""
-    numbers = not any(isinstance(label, str) for label in labels)
-    every = math.ceil(len(labels) / MAX_NUMBER_LABELS) if numbers else 1
-    axis: dict[str, Any] = {
-        "tickmode": "array",
-        "tickvals": list(range(0, len(labels), max(every, 1))),
-        "ticktext": [escape_label(_label(label)) for label in labels[:: max(every, 1)]],
-    }
-    return axis | ({"title": {"text": escape_label(title)}} if title else {})
 
 
 def _band(
@@ -331,10 +285,6 @@ def _add_reference(figure: go.Figure, label: str, height: float) -> None:
         showlegend=True,
         name=escape_label(f"{label} ({format_number(height)})"),
     )
-
-
-def _label(value: str | float) -> str:
-    return value if isinstance(value, str) else format_number(value)
 
 
 def _share(part: int, whole: int) -> str:

@@ -40,7 +40,7 @@ def format_bytes(size: int) -> str:
     if size < 0:
         raise ValueError(f"A size cannot be negative: {size}.")
     if size < 1024:
-        return f"{size} B"
+        return f"{size:,} B"
     scaled = float(size)
     for unit in _BINARY_UNITS:
         scaled /= 1024

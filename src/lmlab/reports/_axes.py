@@ -1,0 +1,55 @@
+"""The axes of charts: which ticks they have and how these are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lmlab.reports._figure_json import escape_label
+from lmlab.reports.formats import format_number
+
+SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
+MAX_LOG_TICKS = 6
+MAX_NUMBER_LABELS = 12  # of a heat map
+
+
+def number_axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any]:
+    """An axis of numbers: its title, its scale, and ticks that fit the values."""
+    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
+    axis: dict[str, Any] = {"type": "log" if log else "linear"}
+    if title:
+        axis["title"] = {"text": escape_label(title)}
+    if sizes and (min(sizes) if log else max(sizes)) < SMALLEST_PLAIN_TICK:
+        axis["exponentformat"] = "power"
+    return axis | (_log_ticks(values) if log else {})
+
+
+def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Ticks of a logarithmic axis, as dense as leaves them legible on a phone; Plotly's own below one decade."""
+    positive = [value for value in values if math.isfinite(value) and value > 0]
+    if not positive or max(positive) < 10 * min(positive):
+        return {}
+    decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
+    for leading in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in leading]
+        ticks = [tick for tick in ticks if min(positive) <= tick * 1.01 and tick <= max(positive) * 1.01]
+        if len(ticks) <= MAX_LOG_TICKS:
+            return {"tickmode": "array", "tickvals": ticks} if ticks else {}
+    return {"dtick": math.ceil(len(decades) / MAX_LOG_TICKS)}
+
+
+def category_axis(title: str, labels: Sequence[str | float]) -> dict[str, Any]:
+    """An axis of positions with names: unlike Plotly's categories these may repeat and never pass for numbers."""
+    numbers = not any(isinstance(label, str) for label in labels)
+    every = math.ceil(len(labels) / MAX_NUMBER_LABELS) if numbers else 1
+    axis: dict[str, Any] = {
+        "tickmode": "array",
+        "tickvals": list(range(0, len(labels), max(every, 1))),
+        "ticktext": [escape_label(_label(label)) for label in labels[:: max(every, 1)]],
+    }
+    return axis | ({"title": {"text": escape_label(title)}} if title else {})
+
+
+def _label(value: str | float) -> str:
+    return value if isinstance(value, str) else format_number(value)
