@@ -68,7 +68,8 @@ def test_logarithmic_axes_have_few_ticks_within_the_data(low: float, high: float
         assert (math.log10(high) - math.log10(low)) / axis.dtick <= 6
     else:
         assert 2 <= len(axis.tickvals) <= 6
-        assert low <= min(axis.tickvals) * 1.01 and max(axis.tickvals) <= high * 1.01
+        assert low <= min(axis.tickvals) * 1.01
+        assert max(axis.tickvals) <= high * 1.01
 
 
 def test_empty_charts_can_be_drawn() -> None:
@@ -94,7 +95,7 @@ def test_categories_may_repeat_and_may_look_like_numbers() -> None:
 def test_bars_of_the_wrong_length_are_an_error() -> None:
     with pytest.raises(ValueError, match="'m' has 1 values for 2 categories"):
         bar_chart(["a", "b"], {"m": [1]}, None, "y", None)
-    with pytest.raises(ValueError, match="'m' has 1 values for 1 categories|'m' has 2 values for 1 categories"):
+    with pytest.raises(ValueError, match="'m' has 2 values for 1 categories"):
         bar_chart(["a"], {"m": [1]}, {"m": [1, 2]}, "y", None)
     with pytest.raises(ValueError, match="'x', which is not a group; groups: m"):
         bar_chart(["a"], {"m": [1]}, {"x": [1]}, "y", None)

@@ -37,15 +37,13 @@ from lmlab.reports import (
     line_chart,
 )
 
-HOSTILE = (
-    "<script>alert(1)</script><a href=\"https://evil.example\">x</a><img src=x onerror='alert(2)'>&amp;\"'</style>"
-)
+HOSTILE = "<script>alert(1)</script><a href=\"https://evil.example\">x</a><img src=x onerror='alert(2)'>&amp;\"'</style>"
 
 
 class Elements(HTMLParser):
     """The elements of a document, with their attributes, their ancestors and the text directly inside."""
 
-    VOID = {"meta", "link", "br", "img", "input", "hr"}
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -99,9 +97,7 @@ def every_block(text: str) -> list[Block]:
         Sample(text, text, caption=text),
         Details(text, [Paragraph(text)]),
         Figure(loss_figure(text), caption=text, alt=text),
-        Figure(
-            bar_chart([text, "b"], {text: [1, 2], "other": [2, 1]}, {text: [0.1, 0.1]}, text, (text, 1.5)), alt=text
-        ),
+        Figure(bar_chart([text, "b"], {text: [1, 2], "other": [2, 1]}, {text: [0.1, 0.1]}, text, (text, 1.5)), alt=text),
         Figure(heat_map([[1, 2]], [text, "b"], [text], text, text, text), text),
         Figure(funnel_chart([(text, 10), (text, 5)]), text),
         Figure(go.Figure(go.Scatter(x=[text], y=[1], name=text), layout={"title": {"text": text}}), text),
@@ -188,14 +184,16 @@ def test_the_page_loads_nothing() -> None:
     assert not re.search(r"https?://", html)
     assert not re.search(r"@import|url\(", html)
     for _, attributes, _ in Elements(html).found:
-        assert "src" not in attributes and "srcset" not in attributes
+        assert "src" not in attributes
+        assert "srcset" not in attributes
         assert (attributes.get("href") or "#").startswith(("#", "data:"))
 
 
 def test_the_security_policy_allows_exactly_the_scripts_of_the_page() -> None:
     elements = Elements(hostile_page())
     policy = next(a["content"] for a, _ in elements.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None and "default-src 'none'" in policy
+    assert policy is not None
+    assert "default-src 'none'" in policy
     allowed = set(re.findall(r"'sha256-([^']+)'", policy))
     scripts = [text for attributes, text in elements.all("script") if "type" not in attributes]
     assert allowed == {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts}
@@ -222,7 +220,8 @@ def test_a_figure_inside_nested_details_brings_plotly() -> None:
 def test_tags_are_balanced_and_ids_unique() -> None:
     html = without_plotly(hostile_page())
     elements = Elements(html)
-    assert elements.unbalanced == [] and elements.stack == []
+    assert elements.unbalanced == []
+    assert elements.stack == []
     ids = [attributes["id"] for _, attributes, _ in elements.found if "id" in attributes]
     assert len(ids) == len(set(ids))
 
@@ -258,9 +257,7 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def test_table_columns_share_their_decimals() -> None:
-    table = Table(
-        ["domain", "bpb", "error", "n"], [["web", 0.9, 0.0031, 1234], ["code", 0.6125, 0.012, 7], ["all", None, 0.1, 9]]
-    )
+    table = Table(["domain", "bpb", "error", "n"], [["web", 0.9, 0.0031, 1234], ["code", 0.6125, 0.012, 7], ["all", None, 0.1, 9]])
     assert cells(table) == [
         ["web", "0.9000", "0.0031", "1,234"],
         ["code", "0.6125", "0.0120", "7"],

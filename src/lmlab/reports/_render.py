@@ -82,9 +82,7 @@ class _FigureList:
 
 
 def _contains_figure(blocks: Iterable[Block]) -> bool:
-    return any(
-        isinstance(block, Figure) or (isinstance(block, Details) and _contains_figure(block.blocks)) for block in blocks
-    )
+    return any(isinstance(block, Figure) or (isinstance(block, Details) and _contains_figure(block.blocks)) for block in blocks)
 
 
 @cache

@@ -19,10 +19,7 @@ FEW_POINTS = 12  # a line with at most this many points shows them
 COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
 MAX_STEP_LABEL = 48  # characters that fit above a bar on a phone
-STEP_HOVER = (
-    "<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all"
-    "<br>%{customdata[2]} of the step before<extra></extra>"
-)
+STEP_HOVER = "<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>"
 BAR_SHARE = 0.58  # of the width; the rest is for the counts, on a phone too
 
 
@@ -52,9 +49,7 @@ class Series:
             raise ValueError(f"x, y and the band of series '{self.name}' have different lengths: {lengths}.")
 
 
-def line_chart(
-    series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False
-) -> go.Figure:
+def line_chart(series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False) -> go.Figure:
     """Draw lines over a common pair of axes.
 
     Args:
@@ -251,9 +246,7 @@ def _figure() -> go.Figure:
     return go.Figure(layout={"template": house_template()})
 
 
-def _band(
-    series: Series, band: tuple[Sequence[float], Sequence[float]], fill: str, log_x: bool, log_y: bool
-) -> go.Scatter:
+def _band(series: Series, band: tuple[Sequence[float], Sequence[float]], fill: str, log_x: bool, log_y: bool) -> go.Scatter:
     points = [
         (x, low, high)
         for x, low, high in zip(series.x, *band, strict=True)
