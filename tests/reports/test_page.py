@@ -37,7 +37,7 @@ from lmlab.reports import (
     line_chart,
 )
 
-HOSTILE = "<script>alert(1)</script><a href=\"https://evil.example\">x</a><img src=x onerror='alert(2)'>&amp;\"'</style>"
+HOSTILE = "<script>alert(1)</script><a href=\"https://evil.example\">x</a><img src=x onerror='a()'>&amp;\"'</style>"
 
 
 class Elements(HTMLParser):
@@ -97,7 +97,7 @@ def every_block(text: str) -> list[Block]:
         Sample(text, text, caption=text),
         Details(text, [Paragraph(text)]),
         Figure(loss_figure(text), caption=text, alt=text),
-        Figure(bar_chart([text, "b"], {text: [1, 2], "other": [2, 1]}, {text: [0.1, 0.1]}, text, (text, 1.5)), alt=text),
+        Figure(bar_chart([text, "b"], {text: [1, 2], "other": [2, 1]}, {text: [0.1, 0]}, text, (text, 1.5))),
         Figure(heat_map([[1, 2]], [text, "b"], [text], text, text, text), text),
         Figure(funnel_chart([(text, 10), (text, 5)]), text),
         Figure(go.Figure(go.Scatter(x=[text], y=[1], name=text), layout={"title": {"text": text}}), text),
@@ -257,8 +257,8 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def test_table_columns_share_their_decimals() -> None:
-    table = Table(["domain", "bpb", "error", "n"], [["web", 0.9, 0.0031, 1234], ["code", 0.6125, 0.012, 7], ["all", None, 0.1, 9]])
-    assert cells(table) == [
+    rows: list[list[Cell]] = [["web", 0.9, 0.0031, 1234], ["code", 0.6125, 0.012, 7], ["all", None, 0.1, 9]]
+    assert cells(Table(["domain", "bpb", "error", "n"], rows)) == [
         ["web", "0.9000", "0.0031", "1,234"],
         ["code", "0.6125", "0.0120", "7"],
         ["all", "—", "0.1000", "9"],

@@ -11,6 +11,7 @@ from lmlab.reports.formats import format_number
 
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
 MAX_LOG_TICKS = 6
+MAX_LABEL = 24  # characters: longer labels would leave no room for the plot on a phone
 MAX_NUMBER_LABELS = 12  # of a heat map
 
 
@@ -46,10 +47,15 @@ def category_axis(title: str, labels: Sequence[str | float]) -> dict[str, Any]:
     axis: dict[str, Any] = {
         "tickmode": "array",
         "tickvals": list(range(0, len(labels), max(every, 1))),
-        "ticktext": [escape_label(_label(label)) for label in labels[:: max(every, 1)]],
+        "ticktext": [escape_label(shorten(_label(label), MAX_LABEL)) for label in labels[:: max(every, 1)]],
     }
     return axis | ({"title": {"text": escape_label(title)}} if title else {})
 
 
 def _label(value: str | float) -> str:
     return value if isinstance(value, str) else format_number(value)
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, with an ellipsis in place of what is beyond `length` characters."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -81,8 +81,9 @@ class _FigureList:
         return self.ids[-1]
 
 
-def _contains_figure(blocks: Iterable[Block]) -> bool:
-    return any(isinstance(block, Figure) or (isinstance(block, Details) and _contains_figure(block.blocks)) for block in blocks)
+def _contains_figure(blocks: Sequence[Block]) -> bool:
+    folded = [inner for block in blocks if isinstance(block, Details) for inner in block.blocks]
+    return any(isinstance(block, Figure) for block in blocks) or (bool(folded) and _contains_figure(folded))
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from lmlab.reports._axes import category_axis, number_axis
+from lmlab.reports._axes import category_axis, number_axis, shorten
 from lmlab.reports._figure_json import escape_label
 from lmlab.reports._palette import REFERENCE_LIGHT, color, dash
 from lmlab.reports._style import house_template
@@ -19,7 +19,7 @@ FEW_POINTS = 12  # a line with at most this many points shows them
 COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
 MAX_STEP_LABEL = 48  # characters that fit above a bar on a phone
-STEP_HOVER = "<b>%{customdata[0]}</b><br>%{x:,d} remain, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>"
+STEP_HOVER = "<b>%{customdata[0]}</b><br>%{x:,d}, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>"
 BAR_SHARE = 0.58  # of the width; the rest is for the counts, on a phone too
 
 
@@ -49,7 +49,13 @@ class Series:
             raise ValueError(f"x, y and the band of series '{self.name}' have different lengths: {lengths}.")
 
 
-def line_chart(series: Sequence[Series], x_title: str, y_title: str, log_x: bool = False, log_y: bool = False) -> go.Figure:
+def line_chart(
+    series: Sequence[Series],
+    x_title: str,
+    y_title: str,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> go.Figure:
     """Draw lines over a common pair of axes.
 
     Args:
@@ -231,7 +237,7 @@ def funnel_chart(steps: Sequence[tuple[str, int]]) -> go.Figure:
     )
     label = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 6, "showarrow": False}
     for place, (name, _) in zip(places, steps, strict=True):
-        figure.add_annotation(text=escape_label(_shorten(name)), y=place, **label)
+        figure.add_annotation(text=escape_label(shorten(name, MAX_STEP_LABEL)), y=place, **label)
     figure.update_layout(
         height=24 + STEP_HEIGHT * max(len(steps), 1),
         margin={"l": 2, "r": 2, "t": 12, "b": 0},
@@ -246,7 +252,13 @@ def _figure() -> go.Figure:
     return go.Figure(layout={"template": house_template()})
 
 
-def _band(series: Series, band: tuple[Sequence[float], Sequence[float]], fill: str, log_x: bool, log_y: bool) -> go.Scatter:
+def _band(
+    series: Series,
+    band: tuple[Sequence[float], Sequence[float]],
+    fill: str,
+    log_x: bool,
+    log_y: bool,
+) -> go.Scatter:
     points = [
         (x, low, high)
         for x, low, high in zip(series.x, *band, strict=True)
@@ -282,7 +294,3 @@ def _add_reference(figure: go.Figure, label: str, height: float) -> None:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "—"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_STEP_LABEL else text[: MAX_STEP_LABEL - 1] + "…"

@@ -66,13 +66,24 @@
     Plotly.react(figure.area, data, layout, CONFIG);
   };
 
+  // One figure that cannot be drawn says so and leaves the others alone.
+  const tryToDraw = (figure, theme) => {
+    try {
+      draw(figure, theme);
+    } catch (error) {
+      console.error(error);
+      Plotly.purge(figure.area);
+      figure.area.textContent = "This figure could not be drawn.";
+    }
+  };
+
   const isFolded = (figure) => figure.area.closest("details:not([open])") !== null;
 
   const drawAll = () => {
     const theme = themeColours();
     for (const figure of figures) {
       if (isFolded(figure)) figure.drawn = false; // it has no width yet
-      else draw(figure, theme);
+      else tryToDraw(figure, theme);
     }
   };
 
@@ -80,7 +91,7 @@
     details.addEventListener("toggle", () => {
       const theme = themeColours();
       for (const figure of figures) {
-        if (!figure.drawn && !isFolded(figure)) draw(figure, theme);
+        if (!figure.drawn && !isFolded(figure)) tryToDraw(figure, theme);
       }
     });
   }

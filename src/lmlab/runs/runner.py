@@ -1,0 +1,208 @@
+"""Running a recipe in a run directory: finished stages are skipped, unfinished ones resume, changed ones are never overwritten unasked.
+
+    RUN/recipe.yaml      the recipe with every default spelled out
+    RUN/manifest.json    versions, hardware, seed, stages
+    RUN/STAGE/           what a stage wrote, and stage.json: its configuration, fingerprint, state, results
+    RUN/results.json     the results of all stages
+    RUN/superseded/      what --redo replaced
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.table import Table
+
+from lmlab.errors import Interrupted, UserError
+from lmlab.files import read_json, sha256_json, write_json, write_text
+from lmlab.hardware import environment
+from lmlab.progress import console, duration
+from lmlab.runs.recipe import Recipe, RecipeStage
+from lmlab.runs.stage import StageContext
+
+_RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its fingerprint and what an earlier run left of it: `new`, `unfinished`, `done`, or `changed` with the changed keys."""
+
+    entry: RecipeStage
+    directory: Path
+    fingerprint: str
+    state: str
+    changes: tuple[str, ...] = ()
+
+
+def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Any]:
+    """Run all stages that are not done; return each stage's results by name.
+
+    Arguments:
+        redo: run changed stages again; what they wrote before is moved to `superseded/`.
+
+    Raises:
+        UserError: the directory belongs to a run with other settings, or is in use.
+        Interrupted: stopped on request.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another process is running in '{directory}'.", "Wait for it, or choose another directory with --out.") from None
+    with lock:
+        planned = plan_stages(recipe, directory)
+        changed = [each for each in planned if each.state == "changed"]
+        if changed and not redo:
+            raise UserError(_explain_changes(changed, directory), "Add --redo to run these stages again, or --out DIR to start another run.")
+        for each in changed:
+            _supersede(each, directory)
+        write_text(directory / "recipe.yaml", recipe.to_yaml())
+        if not (directory / "manifest.json").exists() or any(each.state != "done" for each in planned):
+            _write_manifest(recipe, planned, directory)
+        results: dict[str, Any] = {}
+        for number, each in enumerate(planned, 1):
+            results[each.entry.name] = _run_stage(each, recipe, directory, f"[{number}/{len(planned)}]", planned[: number - 1])
+        write_json(directory / "results.json", results)
+        return results
+
+
+def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
+    """Compare every stage with what the directory holds. Nothing is written."""
+    fingerprints: dict[str, str] = {}
+    planned: list[PlannedStage] = []
+    for entry in recipe.stages:
+        inputs = {key: fingerprints[value] if isinstance(value, str) else _path_fingerprint(value) for key, value in entry.inputs.items()}
+        content: dict[str, Any] = {
+            "kind": entry.kind,
+            "version": entry.stage.version,
+            "config": entry.config.model_dump(mode="json"),
+            "inputs": inputs,
+            "seed": recipe.seed,
+            "depends_on": sha256_json(entry.stage.depends_on(entry.config)),
+        }
+        if entry.stage.reads_all_stages:
+            content["stages"] = dict(fingerprints)
+        fingerprint = sha256_json(content)
+        fingerprints[entry.name] = fingerprint
+        path = directory / entry.name
+        record = read_json(path / _RECORD) if (path / _RECORD).exists() else None
+        changes: tuple[str, ...] = ()
+        if record is None:
+            state = "new"
+        elif record["fingerprint"] == fingerprint:
+            state = "done" if record["state"] == "done" else "unfinished"
+        elif entry.stage.reads_all_stages:
+            state = "new"
+        else:
+            state, changes = "changed", tuple(_differences(record["content"], content))
+        planned.append(PlannedStage(entry, path, fingerprint, state, changes))
+    return planned
+
+
+def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, before: list[PlannedStage]) -> dict[str, Any]:
+    entry, path = planned.entry, planned.directory
+    title = f"{number} {entry.name}" + (f" ({entry.kind})" if entry.kind != entry.name else "")
+    if planned.state == "done":
+        record = read_json(path / _RECORD)
+        console.print(f"[dim]{title}: done before. {entry.stage.summary(record['results'])}")
+        return dict(record["results"])
+    console.print(f"[bold]{title}[/bold]" + (" [dim]goes on[/dim]" if planned.state == "unfinished" else ""))
+    path.mkdir(parents=True, exist_ok=True)
+    record = {
+        "name": entry.name,
+        "kind": entry.kind,
+        "fingerprint": planned.fingerprint,
+        "content": {"config": entry.config.model_dump(mode="json"), "seed": recipe.seed, "version": entry.stage.version},
+        "state": "unfinished",
+        "started": _now(),
+    }
+    write_json(path / _RECORD, record)
+    inputs = {key: run / value if isinstance(value, str) else value for key, value in entry.inputs.items()}
+    stages: Mapping[str, Any] = {each.entry.name: each for each in before}
+    start = time.monotonic()
+    try:
+        results = entry.stage.run(entry.config, StageContext(path, inputs, recipe.seed, run, stages))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted in the stage '{entry.name}'; the stages before it are kept.", "Run the same command again to go on."
+        ) from None
+    seconds = time.monotonic() - start
+    write_json(path / _RECORD, {**record, "state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results})
+    console.print(f"  [green]done[/green] in {duration(seconds)}. {entry.stage.summary(results)}")
+    return results
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a finished stage."""
+    record: dict[str, Any] = read_json(path / _RECORD)
+    if record.get("state") != "done":
+        raise UserError(f"The stage in '{path}' has not finished.")
+    return record
+
+
+def print_plan(recipe: Recipe, directory: Path) -> None:
+    """Print what a run would do."""
+    table = Table(title=f"Plan of '{recipe.name}' in {directory}", title_justify="left", show_lines=True)
+    for column in ("stage", "kind", "state", "what"):
+        table.add_column(column, overflow="fold")
+    for each in plan_stages(recipe, directory):
+        rows = each.entry.stage.plan(each.entry.config)
+        text = "\n".join(f"{label}: {value}" for label, value in rows.items())
+        if each.changes:
+            text += "\nchanged: " + "; ".join(each.changes)
+        table.add_row(each.entry.name, each.entry.kind, each.state, text)
+    console.print(table)
+
+
+def _write_manifest(recipe: Recipe, planned: list[PlannedStage], directory: Path) -> None:
+    stages = {each.entry.name: {"kind": each.entry.kind, "fingerprint": each.fingerprint} for each in planned}
+    write_json(
+        directory / "manifest.json",
+        {"name": recipe.name, "description": recipe.description, "seed": recipe.seed, "created": _now(), "environment": environment(), "stages": stages},
+    )
+
+
+def _supersede(planned: PlannedStage, directory: Path) -> None:
+    folder = directory / "superseded"
+    folder.mkdir(exist_ok=True)
+    number = 1 + sum(1 for _ in folder.glob(f"{planned.entry.name}-*"))
+    shutil.move(planned.directory, folder / f"{planned.entry.name}-{number}")
+
+
+def _explain_changes(changed: list[PlannedStage], directory: Path) -> str:
+    first = changed[0]
+    what = "; ".join(first.changes) or "what it reads has changed"
+    others = f" The stages after it that depend on it: {', '.join(each.entry.name for each in changed[1:])}." if changed[1:] else ""
+    return f"'{directory}' holds results of other settings. Stage '{first.entry.name}': {what}.{others}"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = _flatten(old["config"]), _flatten(new["config"])
+    lines = [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in {**before, **after} if before.get(key) != after.get(key)]
+    if old["seed"] != new["seed"]:
+        lines.append(f"seed: {old['seed']} -> {new['seed']}")
+    if old["version"] != new["version"]:
+        lines.append("this version of lmlab computes it differently")
+    return lines
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: item for name, inner in value.items() for key, item in _flatten(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _path_fingerprint(path: Path) -> Any:
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    return sha256_json([(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files])
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,121 @@
+"""A stage: one step of a recipe, with a configuration, inputs, an output directory, and a section of the report.
+
+Stages are found through the entry-point group `lmlab.stages`, so that methods (and other packages) add their own without touching the core.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from lmlab.config import Config
+from lmlab.errors import UserError, did_you_mean
+from lmlab.files import read_json, write_json
+from lmlab.reports import Section
+
+ENTRY_POINTS = "lmlab.stages"
+
+
+class _InputMarker:
+    pass
+
+
+Input = Annotated[str, _InputMarker()]
+"""A field that names an earlier stage of the recipe, or else is a path."""
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a running stage is given.
+
+    Attributes:
+        directory: where it writes.
+        inputs: the path behind each `Input` field: an earlier stage's directory, or a path of the user's.
+        seed: the recipe's seed.
+        run: the run's directory.
+        stages: names, kinds, configurations and directories of the stages before it, in order.
+    """
+
+    directory: Path
+    inputs: Mapping[str, Path]
+    seed: int
+    run: Path
+    stages: Mapping[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Compute a JSON value, or read it if an earlier attempt of this stage already did."""
+        path = self.directory / "parts" / f"{name}.json"
+        if path.exists():
+            return read_json(path)
+        value = compute()
+        write_json(path, value)
+        return value
+
+
+class Stage(ABC, Generic[C]):
+    """One kind of stage.
+
+    Class attributes:
+        config_type: the configuration; its `Input` fields are the stage's inputs.
+        version: raised when the same configuration gives another result.
+        reads_all_stages: it summarises all stages before it, and is simply run again when one of them has changed.
+    """
+
+    config_type: ClassVar[type[Config]]
+    version: ClassVar[int] = 1
+    reads_all_stages: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, config: C, context: StageContext) -> dict[str, Any]:
+        """Do the work, resuming what an earlier attempt left in the directory; return results for JSON."""
+
+    def plan(self, config: C) -> dict[str, str]:
+        """What the stage will do, for `--dry-run`: label -> text."""
+        return {}
+
+    def depends_on(self, config: C) -> Any:
+        """Whatever else the results depend on (files that are read), for JSON."""
+        return None
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """One line for the terminal."""
+        return ""
+
+    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+        """The figures for the top of the report: label -> value."""
+        return {}
+
+    def report(self, config: C, results: dict[str, Any], directory: Path) -> list[Section]:
+        """Sections for the run's report."""
+        return []
+
+
+def find_stage(kind: str, where: str) -> Stage[Any]:
+    """The stage called `kind`; an unknown one is a `UserError` with the nearest name."""
+    known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if kind not in known:
+        raise UserError(f"{where}: unknown kind of stage '{kind}'. {did_you_mean(kind, known)}")
+    stage: Stage[Any] = known[kind].load()()
+    return stage
+
+
+def input_fields(config: Config) -> dict[str, str]:
+    """The stage's inputs that are set: field -> stage name or path."""
+    return {
+        name: value
+        for name, info in type(config).model_fields.items()
+        if any(isinstance(mark, _InputMarker) for mark in _metadata(info)) and (value := getattr(config, name)) is not None
+    }
+
+
+def _metadata(info: Any) -> list[Any]:
+    marks = list(info.metadata)
+    for argument in getattr(info.annotation, "__args__", ()):
+        marks += getattr(argument, "__metadata__", ())
+    return marks
