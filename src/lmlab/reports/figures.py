@@ -19,7 +19,7 @@ FEW_POINTS = 12  # a line with at most this many points shows them
 COLOR_BAR_SPACE = 60  # CSS pixels above a heat map
 STEP_HEIGHT = 46  # CSS pixels for one step of a funnel
 MAX_STEP_LABEL = 48  # characters that fit above a bar on a phone
-STEP_HOVER = "<b>%{customdata[0]}</b><br>%{x:,d}, %{customdata[1]} of all<br>%{customdata[2]} of the step before<extra></extra>"
+STEP_HOVER = "<b>%{customdata[0]}</b><br>%{x:,d}, %{customdata[1]}<br>%{customdata[2]} of step before<extra></extra>"
 BAR_SHARE = 0.58  # of the width; the rest is for the counts, on a phone too
 
 

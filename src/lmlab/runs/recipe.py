@@ -1,10 +1,10 @@
 """Recipes: an ordered list of stages as a YAML file.
 
-    name: demo
-    seed: 0
-    stages:
-      documents: {kind: collect, ...}
-      tokenizer: {kind: train_tokenizer, documents: documents, ...}
+name: demo
+seed: 0
+stages:
+  documents: {kind: collect, ...}
+  tokenizer: {kind: train_tokenizer, documents: documents, ...}
 """
 
 from __future__ import annotations

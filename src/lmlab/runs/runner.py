@@ -1,10 +1,10 @@
 """Running a recipe in a run directory: finished stages are skipped, unfinished ones resume, changed ones are never overwritten unasked.
 
-    RUN/recipe.yaml      the recipe with every default spelled out
-    RUN/manifest.json    versions, hardware, seed, stages
-    RUN/STAGE/           what a stage wrote, and stage.json: its configuration, fingerprint, state, results
-    RUN/results.json     the results of all stages
-    RUN/superseded/      what --redo replaced
+RUN/recipe.yaml      the recipe with every default spelled out
+RUN/manifest.json    versions, hardware, seed, stages
+RUN/STAGE/           what a stage wrote, and stage.json: its configuration, fingerprint, state, results
+RUN/results.json     the results of all stages
+RUN/superseded/      what --redo replaced
 """
 
 from __future__ import annotations
@@ -165,7 +165,14 @@ def _write_manifest(recipe: Recipe, planned: list[PlannedStage], directory: Path
     stages = {each.entry.name: {"kind": each.entry.kind, "fingerprint": each.fingerprint} for each in planned}
     write_json(
         directory / "manifest.json",
-        {"name": recipe.name, "description": recipe.description, "seed": recipe.seed, "created": _now(), "environment": environment(), "stages": stages},
+        {
+            "name": recipe.name,
+            "description": recipe.description,
+            "seed": recipe.seed,
+            "created": _now(),
+            "environment": environment(),
+            "stages": stages,
+        },
     )
 
 
