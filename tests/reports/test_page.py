@@ -200,6 +200,12 @@ def test_the_security_policy_allows_exactly_the_scripts_of_the_page() -> None:
     assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
 
 
+def test_only_a_page_with_webgl_traces_may_compile_code() -> None:
+    assert "unsafe-eval" not in without_plotly(page_of(*every_block("plain")))
+    cloud = Figure(go.Figure(go.Scattergl(x=[1], y=[1])))
+    assert "&#39;unsafe-eval&#39;" in page_of(Details("folded", [cloud]))
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_plotly_is_inlined_once(count: int) -> None:
     assert page_of(*[Figure(loss_figure())] * count).count(get_plotlyjs()) == 1

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,8 +15,9 @@ from markupsafe import Markup
 
 from lmlab.reports._figure_json import escape_json, figure_json
 from lmlab.reports._palette import light_to_dark
+from lmlab.reports._scripts import resource, scripts_for
 from lmlab.reports._table import columns_of
-from lmlab.reports.blocks import Block, Details, Figure
+from lmlab.reports.blocks import Block
 
 if TYPE_CHECKING:
     from lmlab.reports.page import Page
@@ -29,45 +27,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def render(page: Page) -> str:
     """Return the HTML document of a page."""
-    has_figures = any(_contains_figure(section.blocks) for section in page.sections)
-    scripts = _Scripts(
-        theme=_resource("theme.js"),
-        figures=_resource("figures.js") if has_figures else "",
-        plotly=_plotly_js() if has_figures else "",
-    )
     html = (
         _environment()
         .get_template("page.html")
         .render(
             page=page,
             section_ids=_section_ids([section.title for section in page.sections]),
-            style=Markup(_resource("style.css")),
-            scripts=scripts,
+            style=Markup(resource("style.css")),
+            scripts=scripts_for([block for section in page.sections for block in section.blocks]),
             palette=Markup(escape_json(json.dumps(light_to_dark()))),
             figures=_FigureList(),
         )
     )
     return _SURROGATE.sub("\ufffd", html)  # half of a surrogate pair has no UTF-8 encoding
-
-
-class _Scripts:
-    """The inline scripts of a page, and the content security policy that allows these and no others."""
-
-    def __init__(self, theme: str, figures: str, plotly: str) -> None:
-        self.theme, self.figures, self.plotly = Markup(theme), Markup(figures), Markup(plotly)
-
-    @property
-    def policy(self) -> str:
-        sources = " ".join(_csp_hash(script) for script in (self.theme, self.plotly, self.figures) if script)
-        directives = {
-            "default-src": "'none'",
-            "script-src": sources,
-            "style-src": "'unsafe-inline'",
-            "img-src": "data: blob:",
-            "base-uri": "'none'",
-            "form-action": "'none'",
-        }
-        return "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
 @dataclass
@@ -79,11 +51,6 @@ class _FigureList:
     def add(self) -> str:
         self.ids.append(f"figure-{len(self.ids) + 1}")
         return self.ids[-1]
-
-
-def _contains_figure(blocks: Sequence[Block]) -> bool:
-    folded = [inner for block in blocks if isinstance(block, Details) for inner in block.blocks]
-    return any(isinstance(block, Figure) for block in blocks) or (bool(folded) and _contains_figure(folded))
 
 
 @cache
@@ -122,20 +89,3 @@ def _section_ids(titles: Sequence[str]) -> list[str]:
             unique = f"{name}-{number}"
         ids.append(unique)
     return ids
-
-
-@cache
-def _resource(name: str) -> str:
-    return files("lmlab.reports").joinpath("templates", name).read_text("utf-8")
-
-
-@cache
-def _plotly_js() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
-@cache
-def _csp_hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
