@@ -44,4 +44,5 @@ class Tokenize(Stage[TokenizeConfig]):
     def report(self, config: TokenizeConfig, results: dict[str, Any], directory: Any) -> list[Section]:
         """Tokens by domain."""
         rows = [[domain, c["documents"], c["tokens"], c["bytes"], round(c["bytes"] / c["tokens"], 3)] for domain, c in results["counts"].items()]
-        return [Section("Tokens", [Table(["domain", "documents", "tokens", "bytes", "bytes a token"], rows, f"Tokenised {config.split} split")])]
+        title = "Training tokens" if config.split == "train" else "Held-out tokens"
+        return [Section(title, [Table(["domain", "documents", "tokens", "bytes", "bytes a token"], rows)])]
