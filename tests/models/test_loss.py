@@ -26,7 +26,7 @@ def test_value_and_gradients_equal_those_of_torch(parts, block_size):
     hidden, weight, labels = parts
     hidden.requires_grad_()
     weight.requires_grad_()
-    loss = fused_cross_entropy(hidden, weight, labels, block_size)
+    loss = fused_cross_entropy(hidden, weight, labels, block_size=block_size)
     expected = F.cross_entropy((hidden @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
     torch.testing.assert_close(loss.sum, expected, atol=1e-5, rtol=1e-5)
     assert loss.count == (labels != IGNORE).sum()
@@ -38,7 +38,7 @@ def test_value_and_gradients_equal_those_of_torch(parts, block_size):
 def test_a_gradient_is_given_when_only_one_input_needs_it(parts, which):
     tensors = list(parts[:2])
     tensors[which].requires_grad_()
-    (ours,) = gradients(fused_cross_entropy(*tensors, parts[2], 4).sum, tensors[which])
+    (ours,) = gradients(fused_cross_entropy(*tensors, parts[2], block_size=4).sum, tensors[which])
     (theirs,) = gradients(F.cross_entropy((tensors[0] @ tensors[1].T).flatten(0, 1), parts[2].flatten(), reduction="sum"), tensors[which])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -47,7 +47,7 @@ def test_a_tied_matrix_receives_both_of_its_gradients(parts):
     _, weight, labels = parts
     weight.requires_grad_()
     inputs = torch.arange(21).view(3, 7)
-    (ours,) = gradients(fused_cross_entropy(F.embedding(inputs, weight), weight, labels, 6).sum, weight)
+    (ours,) = gradients(fused_cross_entropy(F.embedding(inputs, weight), weight, labels, block_size=6).sum, weight)
     (theirs,) = gradients(F.cross_entropy((F.embedding(inputs, weight) @ weight.T).flatten(0, 1), labels.flatten(), reduction="sum"), weight)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
@@ -62,7 +62,7 @@ def test_large_logits_do_not_overflow(parts):
 def test_nothing_to_predict_is_no_loss_and_no_gradient(parts):
     hidden, weight, labels = parts
     hidden.requires_grad_()
-    loss = fused_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE), 4)
+    loss = fused_cross_entropy(hidden, weight, torch.full_like(labels, IGNORE), block_size=4)
     assert loss.sum == 0
     assert loss.count == 0
     assert loss.mean == 0
@@ -72,7 +72,7 @@ def test_nothing_to_predict_is_no_loss_and_no_gradient(parts):
 @pytest.mark.parametrize("block_size", [1, 4, 21, None])
 def test_log_likelihoods_are_gathered_from_the_log_softmax(parts, block_size):
     hidden, weight, labels = parts
-    ours = token_log_likelihoods(hidden, weight, labels, block_size)
+    ours = token_log_likelihoods(hidden, weight, labels, block_size=block_size)
     expected = (hidden @ weight.T).log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(ours, torch.where(labels == IGNORE, 0.0, expected), atol=1e-5, rtol=1e-5)
 

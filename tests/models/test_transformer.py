@@ -6,6 +6,7 @@ import transformers
 
 from lmlab.models import KVCache, ModelConfig, Transformer, load_pretrained, save_pretrained
 from lmlab.models.attention import AttentionContext
+from lmlab.models.visibility import Visibility
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
 ALL = [*FAMILIES, "no_family"]
@@ -204,9 +205,9 @@ def test_the_loss_is_the_cross_entropy_of_the_labels(make_model, ids):
 def test_key_and_value_inputs_default_to_the_query_input(kind, make_model):
     attention = make_model(kind).blocks[0].attention
     x, other = torch.randn(2, 2, 7, 32, generator=torch.Generator().manual_seed(0)).unbind(0)
-    context = AttentionContext()
+    context = AttentionContext(Visibility(x.shape[1], x.shape[1]))
     expected = attention(x, context)
-    close(attention(x, context, key_BTD=x, value_BTD=x), expected)
+    close(attention(x, context, key=x, value=x), expected)
     for inputs in ({"key_BTD": other}, {"value_BTD": other}):
         assert not torch.allclose(attention(x, context, **inputs), expected, atol=1e-3)
 
@@ -214,8 +215,8 @@ def test_key_and_value_inputs_default_to_the_query_input(kind, make_model):
 def test_the_output_of_attention_is_linear_in_the_value_input(make_model):
     attention = make_model().blocks[0].attention
     x, a, b = torch.randn(3, 2, 7, 32, generator=torch.Generator().manual_seed(0)).unbind(0)
-    context = AttentionContext()
-    close(attention(x, context, value_BTD=2 * a + b), 2 * attention(x, context, value_BTD=a) + attention(x, context, value_BTD=b), 1e-4)
+    context = AttentionContext(Visibility(x.shape[1], x.shape[1]))
+    close(attention(x, context, value=2 * a + b), 2 * attention(x, context, value=a) + attention(x, context, value=b), 1e-4)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -1,68 +1,147 @@
-"""The key-value cache of generation: preallocated, grows by slices, can be cropped and shared as a prefix."""
+"""The key-value cache: preallocated, grows by slices, can be cropped, and shared as a prefix by many continuations.
+
+Shapes: L layers, B rows, K key-value heads, S slots, H width of a head, T newest tokens.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lmlab.models.config import ModelConfig
+from lmlab.models.visibility import Visibility, padding_mask
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, for every layer.
+    """Keys and values of the tokens seen so far, for every layer. For inference: no gradient flows through it.
 
-    Slots are filled from the left; `valid` marks the slots that hold real tokens, so that rows of unequal length can be
-    left-padded.
+    Slots are filled from the left; padding, where there is any, is remembered and never attended to.
 
     Arguments:
         config: the model's configuration.
         batch_size: number of rows B.
         max_length: number of slots S.
+        dtype, device: of the keys and values; those of the model.
     """
 
     def __init__(
         self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
-        self._keys, self._values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.valid_BS = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)
+        self._config = config
+        self._keys, self._values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        self._valid_BS: Tensor | None = None  # None as long as there is no padding
         self.length = 0
+        self.prefix: KVCache | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows."""
+        return self._keys.shape[1]
 
     @property
     def max_length(self) -> int:
-        """Number of slots."""
+        """Number of slots, those of a shared prefix not counted."""
         return self._keys.shape[3]
 
-    def extend(self, valid_BT: Tensor) -> None:
-        """Claim T new slots, marking which hold real tokens; the layers then `update` them."""
-        new = self.length + valid_BT.shape[1]
+    @property
+    def has_padding(self) -> bool:
+        """Whether some slots of this cache hold padding."""
+        return self._valid_BS is not None
+
+    def extend(self, num_new: int, valid_BT: Tensor | None = None) -> None:
+        """Claim slots for new tokens, which the layers then `update`.
+
+        Arguments:
+            num_new: T.
+            valid_BT: False marks padding; None means that all are real.
+
+        Raises:
+            ValueError: the slots do not suffice.
+        """
+        new = self.length + num_new
         if new > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens; {new} were asked for")
-        self.valid_BS[:, self.length : new] = valid_BT
+        if valid_BT is not None and self._valid_BS is None and not bool(valid_BT.all()):
+            self._valid_BS = torch.ones(self.batch_size, self.max_length, dtype=torch.bool, device=self._keys.device)
+        if self._valid_BS is not None:
+            self._valid_BS[:, self.length : new] = True if valid_BT is None else valid_BT
         self.length = new
 
     def update(self, layer: int, key_BKTH: Tensor, value_BKTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest tokens' keys and values of a layer and return all of them, each [B, K, length, H]."""
+        """Store the newest tokens' keys and values of a layer and return all of its own, each [B, K, length, H]."""
         start = self.length - key_BKTH.shape[2]
         self._keys[layer, :, :, start : self.length] = key_BKTH
         self._values[layer, :, :, start : self.length] = value_BKTH
+        return self.layer(layer)
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each [B, K, length, H]."""
         return self._keys[layer, :, :, : self.length], self._values[layer, :, :, : self.length]
 
     def positions(self, num_new: int) -> Tensor:
-        """Positions [B, num_new] of the newest tokens: how many real tokens stand before each in its row."""
-        counts = self.valid_BS[:, : self.length].long().cumsum(1) - 1
-        return counts[:, -num_new:].clamp(min=0)
+        """Positions [B or 1, num_new] of the newest tokens: how many real tokens stand before each in its row."""
+        before: Tensor | int = 0
+        if self.prefix is not None:
+            before = self.prefix.real_lengths().repeat_interleave(self.batch_size // self.prefix.batch_size)[:, None]
+        if self._valid_BS is None:
+            return torch.arange(self.length - num_new, self.length, device=self._keys.device)[None] + before
+        counts = self._valid_BS[:, : self.length].long().cumsum(1) - 1
+        return counts[:, self.length - num_new :].clamp(min=0) + before
 
-    def attention_mask(self, num_new: int) -> Tensor:
-        """The mask [B, 1, num_new, length] of the newest tokens over all slots: causal, padding left out (True = attend)."""
-        slots = torch.arange(self.length, device=self.valid_BS.device)
-        queries = slots[-num_new:, None]
-        mask = (slots <= queries) & (self.valid_BS[:, None, : self.length] | (slots == queries))
-        return mask[:, None]
+    def real_lengths(self) -> Tensor:
+        """Number of real tokens of each row, [B]."""
+        if self._valid_BS is None:
+            return torch.full((self.batch_size,), self.length, device=self._keys.device)
+        return self._valid_BS[:, : self.length].sum(1)
+
+    def visibility(self, num_new: int) -> Visibility:
+        """What the newest tokens see of this cache's own slots."""
+        if self._valid_BS is None:
+            return Visibility(num_new, self.length)
+        return Visibility(num_new, self.length, mask_BTS=padding_mask(self._valid_BS[:, : self.length], num_new))
+
+    def valid(self) -> Tensor | None:
+        """Which slots in use hold real tokens, [B, length]; None if all do."""
+        return None if self._valid_BS is None else self._valid_BS[:, : self.length]
 
     def crop(self, length: int) -> None:
-        """Forget all slots from `length` on."""
+        """Forget all slots from `length` on.
+
+        Raises:
+            ValueError: there are not so many.
+        """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot crop a cache of {self.length} tokens to {length}")
-        self.valid_BS[:, length:] = False
         self.length = length
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may come several times.
+
+        Raises:
+            ValueError: the cache shares a prefix, whose rows belong to groups.
+        """
+        if self.prefix is not None:
+            raise ValueError("rows of a cache that shares a prefix cannot be selected")
+        index = torch.tensor(rows, device=self._keys.device)
+        self._keys, self._values = self._keys[:, index], self._values[:, index]
+        self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
+
+    def fork(self, copies: int, max_length: int) -> KVCache:
+        """An empty cache of `copies` rows for each row of this one, whose tokens continue it without copying it.
+
+        Row r of the new cache continues row r // copies of this one. This one must stay as it is while the other is used.
+
+        Arguments:
+            max_length: slots of the continuations.
+
+        Raises:
+            ValueError: this cache shares a prefix itself.
+        """
+        if self.prefix is not None:
+            raise ValueError("a cache that shares a prefix cannot be shared as one")
+        forked = KVCache(self._config, self.batch_size * copies, max_length, self._keys.dtype, self._keys.device)
+        forked.prefix = self
+        return forked

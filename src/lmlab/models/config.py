@@ -4,19 +4,92 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
+from lmlab.errors import did_you_mean
+
+
+class RopeScaling(Config):
+    """How rotary frequencies are changed to reach further than the pretraining length.
+
+    - `linear`: every position is divided by `factor` (Chen et al. 2023).
+    - `dynamic`: theta grows with the length of the input once that exceeds `original_max_seq_len` (NTK-aware, dynamic).
+    - `yarn`: low frequencies are divided by `factor`, high ones kept, a ramp between; attention is sharpened (Peng et al. 2023).
+    - `llama3`: the same idea with bounds in wavelengths (Llama 3.1).
+
+    Attributes:
+        original_max_seq_len: the length of pretraining.
+        beta_fast, beta_slow: YaRN: rotations over the original length above which a frequency is kept, and below which it is divided.
+        attention_factor: YaRN: what cosines and sines are multiplied by; 0.1 ln(factor) + 1 by default.
+        truncate: YaRN: round the ends of the ramp to whole dimensions.
+        low_freq_factor, high_freq_factor: llama3: the original length over these gives the bounds of the ramp.
+    """
+
+    type: Literal["linear", "dynamic", "yarn", "llama3"]
+    factor: PositiveFloat
+    original_max_seq_len: PositiveInt | None = None
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+    attention_factor: NonNegativeFloat | None = None
+    truncate: bool = True
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+
+    @model_validator(mode="after")
+    def _check(self) -> RopeScaling:
+        if self.type != "linear" and self.original_max_seq_len is None:
+            raise ValueError(f"rope_scaling of type {self.type} needs original_max_seq_len.")
+        if self.type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("rope_scaling of type llama3 needs low_freq_factor < high_freq_factor.")
+        return self
+
+
+class MoEConfig(Config):
+    """The mixture-of-experts feed-forward network of a layer (Muennighoff et al. 2024, section 2).
+
+    Attributes:
+        num_experts: number of experts E.
+        top_k: experts for each token.
+        expert_hidden_size: inner width of an expert.
+        norm_topk_prob: divide the chosen probabilities by their sum.
+    """
+
+    num_experts: PositiveInt
+    top_k: PositiveInt
+    expert_hidden_size: PositiveInt
+    norm_topk_prob: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> MoEConfig:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k {self.top_k} exceeds num_experts {self.num_experts}.")
+        if self.norm_topk_prob and self.top_k == 1:
+            raise ValueError("norm_topk_prob with top_k 1 makes every weight 1, so the router would learn nothing.")
+        return self
 
 
 class ModelConfig(Config):
     """A decoder-only transformer, described by features and not by family name.
 
     Sizes left out take the usual defaults: `num_kv_heads = num_heads`, `head_dim = d_model / num_heads`, and `d_ff` of
-    4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network.
+    4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network. `preset: NAME` starts from a published
+    shape (`lmlab.models.PRESETS`); other fields then replace its own.
+
+    Attributes:
+        vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never get probability.
+        norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x)) (OLMo 2).
+        qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
+        position_offset: rows at the start of a learned table that no position uses (2 in OPT).
+        ffn: the kind of every layer, or one kind for each layer.
+        num_labels: k scalars at the last real token in place of the language-model head.
+        init: distribution of the matrices, with `init_std`; `truncated_normal` is cut at 3 standard deviations.
+        output_init: the matrices that write to the residual stream: as the others (`same`), scaled by 1/sqrt(2 num_layers)
+            (`depth_scaled`, Radford et al. 2019, section 2.3), or `zero`.
     """
 
     vocab_size: PositiveInt
+    vocab_multiple: PositiveInt = 1
     num_layers: PositiveInt
     d_model: PositiveInt
     num_heads: PositiveInt
@@ -25,18 +98,25 @@ class ModelConfig(Config):
     d_ff: PositiveInt
     max_seq_len: PositiveInt = 2048
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_position: Literal["pre", "post", "reordered"] = "pre"
     norm_eps: PositiveFloat = 1e-5
-    qk_norm: Literal["none", "head"] = "none"
+    norm_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
     positions: Literal["rotary", "learned", "none"] = "rotary"
+    position_offset: NonNegativeInt = 0
     rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: RopeScaling | None = None
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     gated: bool = True
+    ffn: Literal["dense", "moe"] | tuple[Literal["dense", "moe"], ...] = "dense"
+    moe: MoEConfig | None = None
     qkv_bias: bool = False
     attention_output_bias: bool = False
     ffn_bias: bool = False
-    norm_bias: bool = False
     tie_embeddings: bool = True
-    init: Literal["normal", "depth_scaled"] = "depth_scaled"
+    num_labels: PositiveInt | None = None
+    init: Literal["normal", "truncated_normal"] = "normal"
+    output_init: Literal["same", "depth_scaled", "zero"] = "depth_scaled"
     init_std: PositiveFloat = Field(default=0.02, le=1.0)
 
     @model_validator(mode="before")
@@ -45,6 +125,8 @@ class ModelConfig(Config):
         if not isinstance(data, dict):
             return data
         data = dict(data)
+        if (name := data.pop("preset", None)) is not None:
+            data = {**_preset(name), **data}
         width, heads = data.get("d_model"), data.get("num_heads")
         if isinstance(heads, int) and data.get("num_kv_heads") is None:
             data["num_kv_heads"] = heads
@@ -62,30 +144,160 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}.")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}.")
+        if self.positions != "rotary" and self.rope_scaling is not None:
+            raise ValueError(f"rope_scaling needs rotary positions, not {self.positions}.")
         if self.norm == "rmsnorm" and self.norm_bias:
             raise ValueError("rmsnorm has no bias; set norm_bias to false, or norm to layernorm.")
+        if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
+            raise ValueError(f"ffn lists {len(self.ffn)} kinds for {self.num_layers} layers.")
+        if "moe" in self.ffn_kinds and (self.moe is None or not self.gated or self.ffn_bias):
+            raise ValueError("ffn: moe needs the section moe, gated: true and ffn_bias: false.")
         return self
 
-    def num_parameters(self, embedding: bool = True) -> int:
-        """The number of parameters; `embedding=False` leaves out the input and position tables (and a tied head with them)."""
+    @property
+    def ffn_kinds(self) -> tuple[Literal["dense", "moe"], ...]:
+        """The kind of each layer's feed-forward network."""
+        return self.ffn if isinstance(self.ffn, tuple) else (self.ffn,) * self.num_layers
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and the head."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def num_parameters(self, embedding: bool = True, active: bool = False) -> int:
+        """The number of parameters.
+
+        Arguments:
+            embedding: False leaves out the input and position tables (and a tied head with them).
+            active: count only the experts that one token uses.
+        """
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         norm = d * (2 if self.norm_bias else 1)
-        layer = 2 * norm + d * (attention + 2 * kv) + attention * d + (3 if self.gated else 2) * d * self.d_ff
-        layer += (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
-        layer += (self.d_ff * (2 if self.gated else 1) + d) * self.ffn_bias
-        layer += 2 * self.head_dim * (self.qk_norm == "head")
-        total = self.num_layers * layer + norm + (0 if self.tie_embeddings else self.vocab_size * d)
+        layer = 2 * norm + self._attention_matrices + (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
+        layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm]
+        dense_bias = (self.d_ff * (2 if self.gated else 1) + d) * self.ffn_bias
+        total = sum(layer + self._ffn_matrices(kind, active) + (dense_bias if kind == "dense" else 0) for kind in self.ffn_kinds)
+        total += norm if self.norm_position != "post" else 0
+        if self.num_labels is not None:
+            total += self.num_labels * d
+        elif not self.tie_embeddings:
+            total += self.padded_vocab_size * d
         if embedding:
-            total += self.vocab_size * d + (self.max_seq_len * d if self.positions == "learned" else 0)
+            total += self.padded_vocab_size * d + ((self.max_seq_len + self.position_offset) * d if self.positions == "learned" else 0)
         return total
 
     def flops_per_token(self, seq_len: int, backward: bool = True) -> float:
         """Floating-point operations of one token in a sequence of `seq_len`: matrix products and causal attention, the head included.
 
         A multiplication and an addition count as two; the backward pass costs twice the forward one (Kaplan et al. 2020, table 1, with the
-        attention term halved because a causal query meets half the keys).
+        attention term halved because a causal query meets half the keys). Of experts only those that a token uses count.
         """
-        d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = d * (attention + 2 * kv) + attention * d + (3 if self.gated else 2) * d * self.d_ff
-        forward = 2 * (self.num_layers * layer + d * self.vocab_size) + 2 * self.num_layers * attention * seq_len
+        matrices = sum(self._attention_matrices + self._ffn_matrices(kind, active=True) for kind in self.ffn_kinds)
+        matrices += self.d_model * (self.num_labels or self.padded_vocab_size)
+        forward = 2 * matrices + 2 * self.num_layers * self.num_heads * self.head_dim * seq_len
         return float(forward * (3 if backward else 1))
+
+    @property
+    def _attention_matrices(self) -> int:
+        return self.d_model * (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    def _ffn_matrices(self, kind: str, active: bool) -> int:
+        if kind == "moe" and self.moe is not None:
+            experts = self.moe.top_k if active else self.moe.num_experts
+            return self.d_model * (3 * experts * self.moe.expert_hidden_size + self.moe.num_experts)
+        return (3 if self.gated else 2) * self.d_model * self.d_ff
+
+
+_LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "silu", "gated": True}
+_GPT = {
+    "norm": "layernorm",
+    "norm_bias": True,
+    "positions": "learned",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_output_bias": True,
+    "ffn_bias": True,
+    "num_layers": 12,
+    "d_model": 768,
+    "num_heads": 12,
+    "d_ff": 3072,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2": {**_GPT, "vocab_size": 50_257, "max_seq_len": 1024, "activation": "gelu_tanh"},
+    "opt-125m": {**_GPT, "vocab_size": 50_272, "max_seq_len": 2048, "position_offset": 2, "activation": "relu"},
+    "SmolLM2-135M": {
+        **_LLAMA,
+        "vocab_size": 49_152,
+        "num_layers": 30,
+        "d_model": 576,
+        "num_heads": 9,
+        "num_kv_heads": 3,
+        "d_ff": 1536,
+        "max_seq_len": 8192,
+        "rope_theta": 100_000.0,
+    },
+    "Llama-3.2-1B": {
+        **_LLAMA,
+        "vocab_size": 128_256,
+        "num_layers": 16,
+        "d_model": 2048,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "head_dim": 64,
+        "d_ff": 8192,
+        "max_seq_len": 131_072,
+        "rope_theta": 500_000.0,
+        "rope_scaling": {"type": "llama3", "factor": 32.0, "original_max_seq_len": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
+    "Qwen3-0.6B": {
+        **_LLAMA,
+        "vocab_size": 151_936,
+        "num_layers": 28,
+        "d_model": 1024,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "d_ff": 3072,
+        "max_seq_len": 40_960,
+        "rope_theta": 1_000_000.0,
+        "norm_eps": 1e-6,
+        "qk_norm": "head",
+    },
+    "OLMo-2-1B": {
+        **_LLAMA,
+        "vocab_size": 100_352,
+        "num_layers": 16,
+        "d_model": 2048,
+        "num_heads": 16,
+        "d_ff": 8192,
+        "max_seq_len": 4096,
+        "rope_theta": 500_000.0,
+        "norm_eps": 1e-6,
+        "norm_position": "reordered",
+        "qk_norm": "full",
+        "tie_embeddings": False,
+    },
+    "OLMoE-1B-7B": {
+        **_LLAMA,
+        "vocab_size": 50_304,
+        "num_layers": 16,
+        "d_model": 2048,
+        "num_heads": 16,
+        "d_ff": 1024,
+        "max_seq_len": 4096,
+        "qk_norm": "full",
+        "tie_embeddings": False,
+        "ffn": "moe",
+        "moe": {"num_experts": 64, "top_k": 8, "expert_hidden_size": 1024},
+        "init": "truncated_normal",
+        "output_init": "same",
+    },
+}
+"""Published shapes, by the names of their checkpoints."""
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset '{name}'. {did_you_mean(str(name), PRESETS)}")
+    return PRESETS[name]

@@ -1,11 +1,13 @@
-"""The dense feed-forward network, gated (SwiGLU and relatives, Shazeer 2020) or plain."""
+"""The feed-forward network of a layer: dense, gated (SwiGLU and relatives, Shazeer 2020) or plain."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from lmlab.models.config import ModelConfig
@@ -23,13 +25,40 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias) if config.gated else None
         self.up = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
         self.down = nn.Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
 
+    def hidden(self, x_BTD: Tensor) -> Tensor:
+        """What `down` reads: [B, T, D] to [B, T, d_ff]."""
+        up = self.up(x_BTD)
+        if self.gate is None:
+            return ACTIVATIONS[self.activation](up)
+        return gate_product(self.gate(x_BTD), up, self.activation)
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D], token by token."""
-        if self.gate is None:
-            return self.down(self.activation(self.up(x_BTD)))
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+        return self.down(self.hidden(x_BTD))
+
+
+def gate_product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """activation(gate) * up; with SiLU, only `gate` and `up` are kept for the backward pass."""
+    if activation == "silu":
+        product: Tensor = _SwiGLU.apply(gate, up)
+        return product
+    return ACTIVATIONS[activation](gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors  # type: ignore[attr-defined]
+        (grad,) = grad_outputs
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return grad_gate, F.silu(gate).mul_(grad)

@@ -6,19 +6,27 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 IGNORE = -100
-_BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache, and large enough to keep a GPU busy
+_BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache
+_SMALLEST_BLOCK = 512
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Negative log-likelihood in nats, summed over the `count` labels that are not ignored."""
+    """Negative log-likelihood in nats, summed over the `count` labels that are not ignored.
+
+    Attributes:
+        sum: what is differentiated; it includes the z-loss.
+        count: number of labels.
+        z_loss: the part of `sum` that is z-loss; no gradient.
+    """
 
     sum: Tensor
     count: Tensor
+    z_loss: Tensor | float = 0.0
 
     @property
     def mean(self) -> Tensor:
@@ -26,29 +34,35 @@ class TokenLoss:
         return self.sum / self.count.clamp(min=1)
 
 
-def fused_cross_entropy(hidden: Tensor, weight_VD: Tensor, labels: Tensor, block_size: int | None = None) -> TokenLoss:
+def fused_cross_entropy(
+    hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, z_loss: float = 0.0, vocab_size: int | None = None, block_size: int | None = None
+) -> TokenLoss:
     """Cross-entropy of `labels` under softmax(hidden @ weight.T), gradients included, without the full logits.
 
     The gradients are computed with the loss, block by block, so a backward pass costs only a scaling.
 
     Arguments:
         hidden: final hidden states, [..., D].
-        weight_VD: the output matrix, [V, D].
+        weight_VD: the output matrix, [V, D]; its products are computed in the type of `hidden`.
         labels: target ids, [...]; -100 is ignored.
-        block_size: tokens a block; by default as many as give 1 Mi logits.
+        z_loss: coefficient of the mean squared logarithm of the softmax's denominator (Chowdhery et al. 2022, section 5).
+        vocab_size: rows of the matrix that are tokens; those after it get no probability.
+        block_size: tokens a block; by default about 1 Mi logits, and not so few that the sums of gradients cost more than the products.
     """
-    weight = _compute_weight(hidden, weight_VD)
     flat_labels = labels.reshape(-1)
-    block = block_size or max(1, _BLOCK_LOGITS // weight_VD.shape[0])
-    total = _FusedCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, flat_labels, block)
-    return TokenLoss(total, (flat_labels != IGNORE).sum())
+    total, z_total = _FusedCrossEntropy.apply(
+        hidden.reshape(-1, hidden.shape[-1]), weight_VD, flat_labels, z_loss, vocab_size, block_size or _block_size(weight_VD)
+    )
+    return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total)
 
 
-def token_log_likelihoods(hidden: Tensor, weight_VD: Tensor, labels: Tensor, block_size: int | None = None) -> Tensor:
+def token_log_likelihoods(
+    hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None
+) -> Tensor:
     """Natural-log probabilities of each label, in fp32, shaped as `labels`; ignored labels give 0. For evaluation: no gradients."""
-    weight = _compute_weight(hidden, weight_VD)
-    block = block_size or max(1, _BLOCK_LOGITS // weight_VD.shape[0])
     with torch.no_grad():
+        weight = weight_VD[:vocab_size].to(hidden.dtype)
+        block = block_size or _block_size(weight)
         parts = [
             -F.cross_entropy((h @ weight.T).float(), y, ignore_index=IGNORE, reduction="none")
             for h, y in zip(hidden.reshape(-1, hidden.shape[-1]).split(block), labels.reshape(-1).split(block), strict=True)
@@ -56,46 +70,62 @@ def token_log_likelihoods(hidden: Tensor, weight_VD: Tensor, labels: Tensor, blo
     return torch.cat(parts).view(labels.shape)
 
 
-def _compute_weight(hidden: Tensor, weight: Tensor) -> Tensor:
-    return weight.to(hidden.dtype)
+def _block_size(weight_VD: Tensor) -> int:
+    smallest = _SMALLEST_BLOCK if weight_VD.device.type == "cpu" else 8 * _SMALLEST_BLOCK
+    return max(smallest, _BLOCK_LOGITS // weight_VD.shape[0])
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, block: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, z_loss: float, vocab_size: int | None, block: int
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        weight = weight_VD.to(hidden_TD.dtype)
+        wide = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
         grad_hidden = torch.empty_like(hidden_TD) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
-        total = hidden_TD.new_zeros((), dtype=torch.float32)
+        grad_weight: Tensor | None = None
+        total, z_total = hidden_TD.new_zeros((), dtype=wide), hidden_TD.new_zeros((), dtype=wide)
         for start in range(0, hidden_TD.shape[0], block):
             h, y = hidden_TD[start : start + block], labels_T[start : start + block]
             keep = y != IGNORE
             target = y.clamp(min=0)[:, None]
-            logits = (h @ weight_VD.T).float()
+            logits = (h @ weight.T).to(wide)
+            if vocab_size is not None and vocab_size < logits.shape[1]:
+                logits[:, vocab_size:] = float("-inf")
             top = logits.amax(-1, keepdim=True)
             target_logit = logits.gather(1, target)
             exponentials = logits.sub_(top).exp_()
-            z = exponentials.sum(-1, keepdim=True)
-            total += ((z.log() + top - target_logit).squeeze(1) * keep).sum()
+            sums = exponentials.sum(-1, keepdim=True)
+            log_z = sums.log() + top
+            total += ((log_z - target_logit).squeeze(1) * keep).sum()
+            if z_loss:
+                z_total += (log_z.square().squeeze(1) * keep).sum() * z_loss
             if needs_hidden or needs_weight:
-                grad_logits = exponentials.mul_(keep[:, None] / z)
-                grad_logits.scatter_add_(1, target, -keep[:, None].float())
+                # d(lse - target)/dlogit = p - 1[target]; d(c lse^2)/dlogit = 2 c lse p
+                scale = keep[:, None] * (1 + 2 * z_loss * log_z) / sums if z_loss else keep[:, None] / sums
+                grad_logits = exponentials.mul_(scale)
+                grad_logits.scatter_add_(1, target, -keep[:, None].to(wide))
                 grad_logits = grad_logits.to(h.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[start : start + block] = grad_logits @ weight_VD
-                if grad_weight is not None:
-                    grad_weight += (grad_logits.T @ h).float()
-        grad_weight = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
+                    torch.mm(grad_logits, weight, out=grad_hidden[start : start + block])
+                if needs_weight:
+                    product = grad_logits.T @ h
+                    grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
         ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
-        return total
+        ctx.mark_non_differentiable(z_total)  # type: ignore[attr-defined]
+        return total + z_total, z_total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad,) = grad_outputs
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad_outputs[0]
         grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
         return (
             None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * grad.to(grad_weight.dtype),
+            None,
+            None,
             None,
             None,
         )

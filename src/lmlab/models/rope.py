@@ -1,31 +1,99 @@
-"""Rotary position embeddings (Su et al. 2021), in the half-split layout of Llama."""
+"""Rotary position embeddings (Su et al. 2021), in the half-split layout of Llama, with the common ways to extend them."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from lmlab.models.config import ModelConfig, RopeScaling
+
+Table = tuple[Tensor, Tensor]
 
 
-def rotary_table(position_ids_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_table(config: ModelConfig, position_ids_BT: Tensor, dtype: torch.dtype) -> Table:
     """Cosines and sines of the rotation angles.
 
     Arguments:
-        position_ids_BT: positions, integers [B, T].
-        head_dim: width of a head, even.
-        theta: base of the frequencies.
+        config: gives the width of a head, theta and the scaling.
+        position_ids_BT: positions, integers [B, T]; -1 means no position, which rotates nothing.
         dtype: type of the result; the angles themselves are computed in fp32.
 
     Returns:
-        cosines and sines, each [B, 1, T, head_dim], to be used with `apply_rotary`.
+        cosines and sines, each [B, 1, T, head_dim / 2], to be used with `apply_rotary`.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_BT.device) / head_dim
-    angles = position_ids_BT[:, None, :, None].float() * theta**-exponents
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    positions = position_ids_BT.clamp(min=0)
+    frequencies, factor = _frequencies(config, positions)
+    angles = positions[:, None, :, None].float() * frequencies
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-def apply_rotary(x_BNTH: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rotary(x_BNTH: Tensor, table: Table) -> Tensor:
     """Rotate each pair (i, i + H/2) of every head by its position's angle; shapes [B, heads, T, H] in and out."""
-    cos, signed_sin = table
-    first, second = x_BNTH.chunk(2, -1)
-    return x_BNTH * cos + torch.cat((second, first), -1) * signed_sin
+    rotated: Tensor = _Rotate.apply(x_BNTH, *table)
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back, so nothing but the table is kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _rotate(grad_outputs[0], cos, -sin), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def _frequencies(config: ModelConfig, positions: Tensor) -> tuple[Tensor, float]:
+    """Angles a position, [head_dim / 2] in fp32, and the factor on cosines and sines."""
+    width, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
+    if scaling is not None and scaling.type == "dynamic":
+        original = float(scaling.original_max_seq_len or 0)
+        length = (positions.max() + 1).clamp(min=int(original)).float()
+        grown = theta * (scaling.factor * length / original - (scaling.factor - 1)) ** (width / (width - 2))
+        return 1.0 / grown**exponents, 1.0
+    frequencies = 1.0 / theta**exponents
+    if scaling is None:
+        return frequencies, 1.0
+    if scaling.type == "linear":
+        return frequencies / scaling.factor, 1.0
+    if scaling.type == "llama3":
+        return _llama3(frequencies, scaling), 1.0
+    return _yarn(frequencies, scaling, width, theta)
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    rotations = (scaling.original_max_seq_len or 0) * frequencies / (2 * math.pi)
+    kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequencies * kept + frequencies / scaling.factor * (1 - kept)
+
+
+def _yarn(frequencies: Tensor, scaling: RopeScaling, width: int, theta: float) -> tuple[Tensor, float]:
+    def dimension(rotations: float) -> float:
+        """The pair of dimensions that turns so many times over the original length."""
+        return width * math.log((scaling.original_max_seq_len or 0) / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    pairs = torch.arange(width // 2, dtype=torch.float32, device=frequencies.device)
+    divided = ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)
+    factor = scaling.attention_factor
+    if factor is None:
+        factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return frequencies / scaling.factor * divided + frequencies * (1 - divided), factor

@@ -1,12 +1,12 @@
 """The transformer. One class for every family; what differs is configuration.
 
-- pre-norm residual blocks; RMSNorm or LayerNorm
-- rotary, learned or no positions, restarting at every packed document
-- grouped key-value heads, optional QK-norm; gated or plain feed-forward
-- token ids or embeddings in; hidden states, logits or a fused loss out
+- residual blocks with RMSNorm or LayerNorm before, after, or on the way out of each sub-layer
+- rotary (scaled or not), learned or no positions, restarting at every packed document
+- grouped key-value heads, optional QK-norm; dense or mixture-of-experts feed-forward, gated or plain
+- token ids or embeddings in; hidden states, logits, a fused loss or k scalars out
 - packed documents do not see each other
 
-Shapes: B batch, T tokens, S keys, D model width, V vocabulary.
+Shapes: B batch, T tokens, S keys, D model width, V vocabulary, C scalars.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.models.attention import Attention, AttentionContext
+from lmlab.models.backends import Backend
 from lmlab.models.cache import KVCache
-from lmlab.models.config import ModelConfig
+from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.loss import TokenLoss, fused_cross_entropy
+from lmlab.models.moe import MoE, RouterOutput
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import rotary_table
+from lmlab.models.taps import Taps
+from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts
 
 
 @dataclass(frozen=True)
@@ -35,66 +39,124 @@ class TransformerOutput:
         hidden_BTD: final hidden states, after the last norm.
         logits_BTV: next-token logits if asked for, [B, T, V], or [B, 1, V] for the last position only.
         loss: summed cross-entropy of the labels if labels were given.
+        scores_BC: the scalars at the last real token of each row, for a model with `num_labels`.
+        routers: what the router of each mixture-of-experts layer decided, in order.
     """
 
     hidden_BTD: Tensor
     logits_BTV: Tensor | None = None
     loss: TokenLoss | None = None
+    scores_BC: Tensor | None = None
+    routers: tuple[RouterOutput, ...] = ()
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """One layer: attention, then a feed-forward network, each around the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer, self.norm_position = layer, config.norm_position
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = Attention(config, layer)
         self.ffn_norm = make_norm(config, config.d_model)
-        self.ffn = FeedForward(config)
+        self.ffn = MoE(config) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
-        """Map the residual stream [B, T, D] to the next layer's."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
+        """Map the residual stream [B, T, D] to the next layer's; also give what a router decided."""
+        x_BTD = context.tap(self.layer, "input", x_BTD)
+        read_BTD = self.attention_norm(x_BTD) if self.norm_position == "pre" else x_BTD
+        written_BTD = self.attention(context.tap(self.layer, "attention.input", read_BTD), context)
+        if self.norm_position == "reordered":
+            written_BTD = self.attention_norm(written_BTD)
+        x_BTD = x_BTD + context.tap(self.layer, "attention.output", written_BTD)
+        if self.norm_position == "post":
+            x_BTD = self.attention_norm(x_BTD)
+        x_BTD = context.tap(self.layer, "middle", x_BTD)
+        read_BTD = self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD
+        written_BTD, routed = self._feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
+        if self.norm_position == "reordered":
+            written_BTD = self.ffn_norm(written_BTD)
+        x_BTD = x_BTD + context.tap(self.layer, "ffn.output", written_BTD)
+        if self.norm_position == "post":
+            x_BTD = self.ffn_norm(x_BTD)
+        return context.tap(self.layer, "output", x_BTD), routed
+
+    def _feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
+        if isinstance(self.ffn, MoE):
+            out: tuple[Tensor, RouterOutput] = self.ffn(x_BTD)
+            return out
+        return self.ffn.down(context.tap(self.layer, "ffn.hidden", self.ffn.hidden(x_BTD))), None
 
 
 class Transformer(nn.Module):
-    """A decoder-only transformer language model.
+    """A decoder-only transformer: a language model, or with `num_labels` a model that gives k scalars.
 
-    Construct it under `torch.device("meta")` to get shapes without memory; `initialize` then fills the weights.
+    Construct it under `torch.device("meta")` to get shapes without memory; `to_empty` and `initialize` then fill the weights.
+
+    Attributes:
+        attention_backend: how attention is computed; `auto` takes the fastest that fits.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if config.positions == "learned" else None
+        self.attention_backend: Backend = "auto"
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
+        self.position_embedding = None
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.final_norm = make_norm(config, config.d_model)
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
+        untied = not config.tie_embeddings and config.num_labels is None
+        self.head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
+        self.score = None if config.num_labels is None else nn.Linear(config.d_model, config.num_labels, bias=False)
 
     @property
     def head_weight_VD(self) -> Tensor:
-        """The output matrix: the embedding's if tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        """The output matrix, [V, D]: the embedding's if tied; without the rows that only pad the vocabulary."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return weight if len(weight) == self.config.vocab_size else weight[: self.config.vocab_size]
 
     @torch.no_grad()
     def initialize(self, seed: int) -> Transformer:
         """Draw all weights afresh from one seed, the same on every device; return the model.
 
-        Matrices are normal with `init_std`; with `init: depth_scaled`, the two matrices of a layer that write to the residual stream are
-        scaled by 1/sqrt(2 num_layers) (Radford et al. 2019, section 2.3). Biases are zero, norm weights one.
+        Matrices follow `init`, `init_std` and `output_init`. Biases are zero, norm weights one.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-                continue
-            std = self.config.init_std
-            if self.config.init == "depth_scaled" and name.endswith(("attention.output.weight", "ffn.down.weight")):
-                std /= math.sqrt(2 * self.config.num_layers)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            self._draw(name, parameter, generator)
         return self
+
+    def initialize_parameter(self, name: str, seed: int) -> None:
+        """Draw one parameter afresh, as `initialize` does, and leave the others: for a new head on a trained model."""
+        with torch.no_grad():
+            self._draw(name, self.get_parameter(name), torch.Generator().manual_seed(seed))
+
+    def _draw(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        config, std = self.config, self.config.init_std
+        if parameter.dim() < 2:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            return
+        if name.endswith(("attention.output.weight", "ffn.down.weight", "ffn.down")):
+            if config.output_init == "zero":
+                parameter.zero_()
+                return
+            if config.output_init == "depth_scaled":
+                std /= math.sqrt(2 * config.num_layers)
+        if config.init == "truncated_normal":
+            drawn = torch.empty(parameter.shape)
+            nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
+        else:
+            drawn = torch.randn(parameter.shape, generator=generator) * std
+        parameter.copy_(drawn)
+
+    def set_rope(self, theta: float | None = None, scaling: RopeScaling | None = None) -> None:
+        """Change the base of the rotary frequencies, or how they are scaled, from the next forward pass on; None leaves each as it is."""
+        if self.config.positions != "rotary":
+            raise ValueError(f"a model with {self.config.positions} positions has no rotary frequencies")
+        changes = {"rope_theta": theta, "rope_scaling": None if scaling is None else scaling.model_dump()}
+        self.config = ModelConfig.model_validate(self.config.model_dump() | {key: value for key, value in changes.items() if value is not None})
 
     def forward(
         self,
@@ -106,37 +168,55 @@ class Transformer(nn.Module):
         attention_mask_BT: Tensor | None = None,
         cache: KVCache | None = None,
         labels_BT: Tensor | None = None,
+        z_loss: float = 0.0,
         logits: Literal["all", "last", "none"] | None = None,
+        taps: Taps | None = None,
     ) -> TransformerOutput:
         """Run the network on token ids or on embeddings.
 
         Arguments:
             input_ids_BT: token ids, [B, T].
             inputs_embeds_BTD: embeddings in place of ids, [B, T, D].
-            position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the cache.
+            position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the cache. -1 gives a token no
+                position: nothing is added from a learned table, nothing is rotated.
             document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document.
             attention_mask_BT: False (or 0) marks padding that no token may see.
             cache: keys and values of earlier tokens; the new tokens are appended to it.
             labels_BT: the target of each position (already shifted: the next token), -100 to ignore.
-            logits: which positions get logits; by default all, or none when labels are given.
+            z_loss: coefficient of the z-loss, which is added to the loss.
+            logits: which positions get logits; by default all, or none when labels are given or the model gives scalars.
+            taps: listeners on intermediates (`lmlab.models.taps`).
 
         Raises:
-            ValueError: neither or both inputs given, or boundaries combined with a cache.
+            ValueError: neither or both inputs given, boundaries combined with a cache, or more tokens than a learned table has.
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
         x_BTD = self.embedding(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
-        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, cache)
+        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, cache, taps)
         if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(position_ids_BT)
+            x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
         x_BTD = x_BTD.to(_compute_dtype(x_BTD))
+        if taps is not None:
+            taps.bind(self.config.num_layers)
+            x_BTD = taps("embedding", x_BTD)
+        routers: list[RouterOutput] = []
         for block in self.blocks:
-            x_BTD = block(x_BTD, context)
-        hidden_BTD = self.final_norm(x_BTD)
+            x_BTD, routed = block(x_BTD, context)
+            if routed is not None:
+                routers.append(routed)
+        hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        if taps is not None:
+            hidden_BTD = taps("final", hidden_BTD)
+        if self.score is not None:
+            scores_BC = self.score(_last_real(hidden_BTD, attention_mask_BT))
+            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, routers=tuple(routers))
+        loss = None
         if labels_BT is not None:
-            loss = fused_cross_entropy(hidden_BTD, self.head_weight_VD, labels_BT)
-            return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, logits or "none"), loss)
-        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, logits or "all"))
+            weight = self.embedding.weight if self.head is None else self.head.weight
+            loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size)
+        which = logits or ("all" if labels_BT is None else "none")
+        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, routers=tuple(routers))
 
     def _logits(self, hidden_BTD: Tensor, which: Literal["all", "last", "none"]) -> Tensor | None:
         if which == "none":
@@ -144,49 +224,65 @@ class Transformer(nn.Module):
         hidden = hidden_BTD[:, -1:] if which == "last" else hidden_BTD
         return hidden @ self.head_weight_VD.to(hidden.dtype).T
 
+    def _embed_positions(self, position_ids_BT: Tensor) -> Tensor:
+        assert self.position_embedding is not None
+        embedded = self.position_embedding(position_ids_BT.clamp(min=0) + self.config.position_offset)
+        return embedded * (position_ids_BT >= 0)[..., None]
+
     def _context(
-        self, x_BTD: Tensor, position_ids: Tensor | None, document_ids: Tensor | None, padding_mask: Tensor | None, cache: KVCache | None
+        self,
+        x_BTD: Tensor,
+        position_ids: Tensor | None,
+        document_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: KVCache | None,
+        taps: Taps | None,
     ) -> tuple[AttentionContext, Tensor]:
-        batch, length = x_BTD.shape[:2]
-        mask = None
+        length = x_BTD.shape[1]
+        valid = None if attention_mask is None else attention_mask.bool()
         if cache is not None:
             if document_ids is not None:
                 raise ValueError("a cache holds one document a row; document_ids_BT cannot be combined with it")
-            new = torch.ones(batch, length, dtype=torch.bool, device=x_BTD.device) if padding_mask is None else padding_mask.bool()
-            cache.extend(new)
-            mask = cache.attention_mask(length)
-            position_ids = cache.positions(length) if position_ids is None else position_ids
-        elif document_ids is not None or padding_mask is not None:
-            mask = _causal_mask(x_BTD, document_ids, padding_mask)
+            cache.extend(length, valid)
+            visibility, default_positions = cache.visibility(length), cache.positions(length)
+        else:
+            visibility, default_positions = _see(x_BTD, document_ids, valid)
         if position_ids is None:
-            position_ids = _positions(x_BTD, document_ids, padding_mask)
+            position_ids = default_positions
+            if self.config.positions == "learned" and cache is None and document_ids is None and length > self.config.max_seq_len:
+                raise ValueError(f"{length} tokens do not fit the model's table of {self.config.max_seq_len} positions")
         rotary = None
         if self.config.positions == "rotary":
-            rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta, _compute_dtype(x_BTD))
-        return AttentionContext(mask, rotary, cache), position_ids
+            rotary = rotary_table(self.config, position_ids, _compute_dtype(x_BTD))
+        return AttentionContext(visibility, rotary, cache, self.attention_backend, taps), position_ids
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
-def _causal_mask(x_BTD: Tensor, document_ids: Tensor | None, padding_mask: Tensor | None) -> Tensor:
+def _see(x_BTD: Tensor, document_ids: Tensor | None, valid: Tensor | None) -> tuple[Visibility, Tensor]:
+    """What tokens see without a cache, and their positions."""
     length = x_BTD.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool, device=x_BTD.device).tril()[None]
+    index = torch.arange(length, device=x_BTD.device)[None]
     if document_ids is not None:
-        mask = mask & (document_ids[:, :, None] == document_ids[:, None, :])
-    if padding_mask is not None:  # a padded query sees itself, so that no softmax is empty
-        mask = mask & (padding_mask.bool()[:, None, :] | torch.eye(length, dtype=torch.bool, device=x_BTD.device))
-    return mask[:, None]
+        if valid is not None:  # padding is a document of its own
+            document_ids = document_ids.masked_fill(~valid, -1)
+        starts = document_starts(document_ids)
+        return Visibility(length, length, starts), index - starts
+    if valid is None:
+        return Visibility(length, length), index
+    positions = (valid.long().cumsum(1) - 1).clamp(min=0)
+    starts_or_none = padding_starts(valid) if x_BTD.device.type == "cpu" and not torch.compiler.is_compiling() else None
+    if starts_or_none is not None:
+        return Visibility(length, length, starts_or_none), positions
+    return Visibility(length, length, mask_BTS=padding_mask(valid, length)), positions
 
 
-def _positions(x_BTD: Tensor, document_ids: Tensor | None, padding_mask: Tensor | None) -> Tensor:
-    batch, length = x_BTD.shape[:2]
-    index = torch.arange(length, device=x_BTD.device).expand(batch, length)
-    if document_ids is not None:
-        starts = torch.zeros_like(index)
-        starts[:, 1:] = torch.where(document_ids[:, 1:] != document_ids[:, :-1], index[:, 1:], 0)
-        index = index - starts.cummax(1).values
-    elif padding_mask is not None:
-        index = (padding_mask.long().cumsum(1) - 1).clamp(min=0)
-    return index
+def _last_real(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
+    """The hidden state of each row's last real token, [B, D], with padding on either side."""
+    if attention_mask_BT is None:
+        return hidden_BTD[:, -1]
+    index = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
+    last = (attention_mask_BT.bool() * index).amax(1)
+    return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), last]
