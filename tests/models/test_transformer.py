@@ -208,7 +208,7 @@ def test_key_and_value_inputs_default_to_the_query_input(kind, make_model):
     context = AttentionContext(Visibility(x.shape[1], x.shape[1]))
     expected = attention(x, context)
     close(attention(x, context, key=x, value=x), expected)
-    for inputs in ({"key_BTD": other}, {"value_BTD": other}):
+    for inputs in ({"key": other}, {"value": other}):
         assert not torch.allclose(attention(x, context, **inputs), expected, atol=1e-3)
 
 
