@@ -136,14 +136,14 @@ def generate(
     """Continue prompts with a model and print the texts."""
     from lmlab.data import Tokenizer
     from lmlab.hardware import select_device
-    from lmlab.models import load_pretrained
+    from lmlab.models import from_pretrained
     from lmlab.stages.evaluate import model_directory
     from lmlab.stages.generate import GenerateConfig, sample_texts
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     directory = model_directory(model)
     settings = GenerateConfig(model=str(model), prompts=texts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-    samples = sample_texts(load_pretrained(directory, select_device()), Tokenizer.load(directory), settings, seed)
+    samples = sample_texts(from_pretrained(directory, select_device()), Tokenizer.load(directory), settings, seed)
     print("\n\n".join(sample["prompt"] + sample["completion"] for sample in samples))
 
 

@@ -2,52 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
-from lmlab.models import KVCache, ModelConfig, Transformer, load_pretrained, save_pretrained
+from lmlab.models import KVCache, ModelConfig, Transformer, from_pretrained, save_pretrained
 from lmlab.models.attention import AttentionContext
 from lmlab.models.visibility import Visibility
 
-FAMILIES = ["llama", "qwen3", "gpt2"]
-ALL = [*FAMILIES, "no_family"]
+ALL = ["llama", "qwen2", "qwen3", "olmo2", "olmoe", "gpt2", "opt", "no_family"]
 
 
 def close(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_logits_equal_those_of_transformers(kind, make_model, ids, tmp_path):
-    model = make_model(kind)
-    assert save_pretrained(model, tmp_path) == kind
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    with torch.no_grad():
-        close(model(ids).logits_BTV, theirs.eval()(ids).logits, 1e-4)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        transformers.LlamaConfig(
-            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, intermediate_size=40, rope_theta=700.0
-        ),
-        transformers.Qwen3Config(
-            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=40
-        ),
-        transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    ],
-    ids=FAMILIES,
-)
-def test_models_that_transformers_saved_give_the_same_logits_here(config, ids, tmp_path):
-    torch.manual_seed(0)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    theirs.save_pretrained(tmp_path)
-    with torch.no_grad():
-        close(load_pretrained(tmp_path)(ids % 50).logits_BTV, theirs(ids % 50).logits, 1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"tie_embeddings": True}, {"d_ff": None}], ids=str)
@@ -70,7 +34,7 @@ def test_a_large_model_can_be_counted_without_memory():
 def test_saving_and_loading_gives_back_the_same_model(kind, make_model, ids, tmp_path):
     model = make_model(kind)
     save_pretrained(model, tmp_path)
-    loaded = load_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert list(loaded.state_dict()) == list(model.state_dict())
     for name, tensor in model.state_dict().items():

@@ -1,23 +1,28 @@
 """Networks: one transformer, described by features."""
 
 from lmlab.models.cache import KVCache
-from lmlab.models.config import ModelConfig
+from lmlab.models.config import PRESETS, ModelConfig, MoEConfig, RopeScaling
+from lmlab.models.families import family_of
 from lmlab.models.generate import generate
-from lmlab.models.hf import family_of, load_pretrained, save_pretrained
+from lmlab.models.hf import compare_with_transformers, from_pretrained, save_pretrained
 from lmlab.models.loss import IGNORE, TokenLoss, fused_cross_entropy, token_log_likelihoods
 from lmlab.models.transformer import Transformer, TransformerOutput
 
 __all__ = [
     "IGNORE",
+    "PRESETS",
     "KVCache",
+    "MoEConfig",
     "ModelConfig",
+    "RopeScaling",
     "TokenLoss",
     "Transformer",
     "TransformerOutput",
+    "compare_with_transformers",
     "family_of",
+    "from_pretrained",
     "fused_cross_entropy",
     "generate",
-    "load_pretrained",
     "save_pretrained",
     "token_log_likelihoods",
 ]

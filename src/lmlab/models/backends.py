@@ -59,9 +59,7 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
     return out.transpose(1, 2)
 
 
-def attend_with_pattern(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, listen: Callable[[Tensor], Tensor]
-) -> Tensor:
+def attend_with_pattern(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, listen: Callable[[Tensor], Tensor]) -> Tensor:
     """As `attend`, by way of the explicit probabilities [B, N, T, S], which `listen` sees and may replace."""
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     k_BNSH, v_BNSH = k_BKSH.repeat_interleave(group, 1), v_BKSH.repeat_interleave(group, 1)

@@ -73,8 +73,8 @@ class ModelConfig(Config):
     """A decoder-only transformer, described by features and not by family name.
 
     Sizes left out take the usual defaults: `num_kv_heads = num_heads`, `head_dim = d_model / num_heads`, and `d_ff` of
-    4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network. `preset: NAME` starts from a published
-    shape (`lmlab.models.PRESETS`); other fields then replace its own.
+    4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network, or that of an expert where all layers
+    have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields then replace its own.
 
     Attributes:
         vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never get probability.
@@ -134,6 +134,8 @@ class ModelConfig(Config):
             if width % heads:
                 raise ValueError(f"d_model {width} is not a multiple of num_heads {heads}; give head_dim to choose another width of a head.")
             data["head_dim"] = width // heads
+        if data.get("d_ff") is None and data.get("ffn") == "moe" and isinstance(data.get("moe"), dict):
+            data["d_ff"] = data["moe"].get("expert_hidden_size")
         if isinstance(width, int) and data.get("d_ff") is None:
             data["d_ff"] = -(-8 * width // 3 // 64) * 64 if data.get("gated", True) else 4 * width
         return data
@@ -284,7 +286,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_layers": 16,
         "d_model": 2048,
         "num_heads": 16,
-        "d_ff": 1024,
         "max_seq_len": 4096,
         "qk_norm": "full",
         "tie_embeddings": False,

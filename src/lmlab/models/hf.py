@@ -1,303 +1,321 @@
-"""Weights to and from Hugging Face directories (`config.json`, `model.safetensors`).
+"""Models to and from Hugging Face directories: `config.json`, safetensors in one file or many, generation settings, tokenizer.
 
-Each family is a table: which features it has, what its configuration calls them, and what it calls each tensor. A model whose features fit no family
-is saved under lmlab's own names (`model_type: lmlab`).
+A model whose features fit no family (`families`) is saved under lmlab's own names (`model_type: lmlab`).
 """
 
 from __future__ import annotations
 
-import re
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.config import validate
-from lmlab.errors import LmlabError, UserError, did_you_mean
-from lmlab.files import atomic_file, read_json, write_json
+from lmlab.errors import LmlabError, UserError, missing_extra
+from lmlab.files import read_json, write_json
+from lmlab.models.checkpoint_names import Layout, Shape
 from lmlab.models.config import ModelConfig
+from lmlab.models.families import FAMILIES, Settings, family_of, find_family, from_settings, to_settings
 from lmlab.models.transformer import Transformer
 
 NATIVE = "lmlab"
-Tensors = dict[str, Tensor]
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
-class Family:
-    """How one Hugging Face architecture maps to lmlab's features.
+class _Stored:
+    """What a checkpoint holds: `shapes` of its tensors, and how to `get` one."""
 
-    Attributes:
-        model_type, architecture: its names in `config.json`.
-        features: what every model of the family has.
-        keys: Hugging Face's key for each of our configuration fields that varies.
-        constants: further keys to write.
-        names: our tensor names to theirs; `{i}` stands for the layer.
-        transposed: our names of the matrices that they store transposed.
-        fused: their names of tensors that hold several of ours, concatenated along the output.
+    where: str
+    shapes: Mapping[str, Shape]
+    get: Callable[[str], Tensor]
+
+
+def from_pretrained(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    num_labels: int | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+) -> Transformer:
+    """Read a Hugging Face directory of a known family, a directory in lmlab's own format, or a GGUF file.
+
+    Arguments:
+        path: the directory, or a `.gguf` file (or a directory that holds nothing but one), which `transformers` reads.
+        dtype: of the weights; None keeps that of the files.
+        num_labels: give a language model a fresh scalar head with so many outputs in place of its own.
+        seed: of the fresh head.
+        allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
+
+    Returns:
+        the model in evaluation mode.
+
+    Raises:
+        UserError: a file is missing, the family is unknown, its configuration asks for what lmlab does not have, or the weights are a pickle.
+        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once by the names in the file; or damaged files.
     """
+    path = Path(path)
+    if (gguf := _find_gguf(path)) is not None:
+        from lmlab.models.gguf import read_gguf
 
-    model_type: str
-    architecture: str
-    features: dict[str, Any]
-    keys: dict[str, str]
-    constants: dict[str, Any]
-    names: dict[str, str]
-    transposed: frozenset[str] = frozenset()
-    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    prefix: str = "model."
-
-
-_LLAMA_KEYS = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "d_model": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "d_ff": "intermediate_size",
-    "max_seq_len": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-    "init_std": "initializer_range",
-}
-_LLAMA_NAMES = {
-    "embedding": "embed_tokens",
-    "final_norm": "norm",
-    "blocks.{i}.attention_norm": "layers.{i}.input_layernorm",
-    "blocks.{i}.ffn_norm": "layers.{i}.post_attention_layernorm",
-    "blocks.{i}.attention.query": "layers.{i}.self_attn.q_proj",
-    "blocks.{i}.attention.key": "layers.{i}.self_attn.k_proj",
-    "blocks.{i}.attention.value": "layers.{i}.self_attn.v_proj",
-    "blocks.{i}.attention.output": "layers.{i}.self_attn.o_proj",
-    "blocks.{i}.ffn.gate": "layers.{i}.mlp.gate_proj",
-    "blocks.{i}.ffn.up": "layers.{i}.mlp.up_proj",
-    "blocks.{i}.ffn.down": "layers.{i}.mlp.down_proj",
-}
-_LLAMA_FEATURES = {"norm": "rmsnorm", "positions": "rotary", "activation": "silu", "gated": True}
-_NO_BIAS = {"qkv_bias": False, "attention_output_bias": False, "ffn_bias": False, "norm_bias": False}
-
-FAMILIES = (
-    Family(
-        "llama",
-        "LlamaForCausalLM",
-        {**_LLAMA_FEATURES, **_NO_BIAS, "qk_norm": "none"},
-        _LLAMA_KEYS,
-        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-        _LLAMA_NAMES,
-    ),
-    Family(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        {**_LLAMA_FEATURES, **_NO_BIAS, "qk_norm": "head"},
-        _LLAMA_KEYS,
-        {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
-        _LLAMA_NAMES
-        | {
-            "blocks.{i}.attention.query_norm": "layers.{i}.self_attn.q_norm",
-            "blocks.{i}.attention.key_norm": "layers.{i}.self_attn.k_norm",
-        },
-    ),
-    Family(
-        "gpt2",
-        "GPT2LMHeadModel",
-        {
-            "norm": "layernorm",
-            "positions": "learned",
-            "activation": "gelu_tanh",
-            "gated": False,
-            "qk_norm": "none",
-            "qkv_bias": True,
-            "attention_output_bias": True,
-            "ffn_bias": True,
-            "norm_bias": True,
-        },
-        {
-            "vocab_size": "vocab_size",
-            "num_layers": "n_layer",
-            "d_model": "n_embd",
-            "num_heads": "n_head",
-            "d_ff": "n_inner",
-            "max_seq_len": "n_positions",
-            "norm_eps": "layer_norm_epsilon",
-            "tie_embeddings": "tie_word_embeddings",
-            "init_std": "initializer_range",
-        },
-        {"activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-        {
-            "embedding": "wte",
-            "position_embedding": "wpe",
-            "final_norm": "ln_f",
-            "blocks.{i}.attention_norm": "h.{i}.ln_1",
-            "blocks.{i}.ffn_norm": "h.{i}.ln_2",
-            "blocks.{i}.attention.output": "h.{i}.attn.c_proj",
-            "blocks.{i}.ffn.up": "h.{i}.mlp.c_fc",
-            "blocks.{i}.ffn.down": "h.{i}.mlp.c_proj",
-        },
-        transposed=frozenset({"attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down"}),
-        fused=(("h.{i}.attn.c_attn", ("blocks.{i}.attention.query", "blocks.{i}.attention.key", "blocks.{i}.attention.value")),),
-        prefix="transformer.",
-    ),
-)
-
-
-def family_of(config: ModelConfig) -> Family | None:
-    """The Hugging Face family with exactly these features, None if there is none."""
-    for family in FAMILIES:
-        fits = all(getattr(config, name) == value for name, value in family.features.items())
-        if family.model_type == "gpt2":
-            fits = fits and config.num_kv_heads == config.num_heads and config.head_dim * config.num_heads == config.d_model
-        if fits:
-            return family
-    return None
+        settings, tensors = read_gguf(gguf)
+        config, layout = _layout(settings, gguf, num_labels)
+        stored = _Stored(str(gguf), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
+        return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
+    settings = read_settings(path)
+    config, layout = _layout(settings, path / "config.json", num_labels)
+    with ExitStack() as stack:
+        stored = _open(path, stack, allow_pickle)
+        return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
 
 
 def save_pretrained(
-    model: Transformer, directory: Path, dtype: torch.dtype = torch.float32, bos_id: int | None = None, eos_id: int | None = None
+    model: Transformer,
+    directory: Path,
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    tokens: Mapping[str, Any] | None = None,
+    companions: Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
 ) -> str:
-    """Write `config.json`, `generation_config.json` and `model.safetensors`.
+    """Write `config.json`, `generation_config.json` and safetensors, and carry a tokenizer along.
+
+    Arguments:
+        dtype: of the written weights; None keeps theirs.
+        tokens: `bos_token_id`, `eos_token_id`, `pad_token_id` for both configurations.
+        companions: a directory whose tokenizer, chat template and generation settings are copied; a GGUF file's tokenizer is converted.
+        max_shard_bytes: weights beyond this are cut into several files with an index.
 
     Returns:
         the `model_type` written: a Hugging Face family, or "lmlab" when none has the model's features.
     """
     family = family_of(model.config)
-    tokens = {key: value for key, value in (("bos_token_id", bos_id), ("eos_token_id", eos_id)) if value is not None}
-    weights = {name: tensor.detach().to(dtype).cpu() for name, tensor in model.named_parameters()}
-    if family is None:
-        settings = {"model_type": NATIVE, "lmlab": model.config.model_dump(), **tokens}
-    else:
-        settings = _hf_settings(model.config, family) | {"dtype": str(dtype).removeprefix("torch."), **tokens}
-        weights = _to_hf(weights, family, model.config)
     directory.mkdir(parents=True, exist_ok=True)
-    with atomic_file(directory / "model.safetensors") as file:
-        file.write(save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata={"format": "pt"}))
-    write_json(directory / "generation_config.json", tokens)
-    write_json(directory / "config.json", settings)
+    given = dict(tokens or {})
+    token_ids, generation = ({}, {}) if companions is None else _copy_companions(companions, directory)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if unknown := [name for name in parameters if "lora_" in name]:
+        raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
+    layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    _write_weights(directory, layout, parameters, dtype, max_shard_bytes)
+    write_json(directory / "generation_config.json", token_ids | generation | given)
+    if family is None:
+        settings: Settings = {"model_type": NATIVE, "lmlab": model.config.model_dump()}
+    else:
+        written = dtype or next(iter(parameters.values())).dtype
+        settings = to_settings(model.config, family) | {"dtype": str(written).removeprefix("torch.")}
+    write_json(directory / "config.json", settings | dict.fromkeys(_TOKENS) | token_ids | given)
     return str(settings["model_type"])
 
 
-def load_pretrained(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
-    """Read a Hugging Face directory of a known family, or one in lmlab's own format.
+def read_settings(directory: Path) -> Settings:
+    """The `config.json` of a model directory.
 
     Raises:
-        UserError: a file is missing, the family is unknown, or its configuration asks for what lmlab does not have.
-        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once.
+        UserError: there is none, or it does not hold a mapping.
     """
-    config_path, weights_path = directory / "config.json", directory / "model.safetensors"
-    if not config_path.exists():
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise UserError(f"There is no model directory '{directory}'.", "Give the path of a local directory; lmlab downloads nothing by itself.")
+    if not path.exists():
         raise UserError(f"'{directory}' is not a model directory (config.json is missing).")
-    if not weights_path.exists():
-        raise UserError(f"'{directory}' holds no model.safetensors.")
-    settings = read_json(config_path)
+    settings = read_json(path)
     if not isinstance(settings, dict):
-        raise UserError(f"'{config_path}' does not hold a mapping.", "Copy or export the model again.")
-    try:
-        weights = load_file(weights_path)
-    except SafetensorError as error:
-        raise LmlabError(f"'{weights_path}' is damaged ({error}).", "Copy or export the model again.") from None
-    model_type = settings.get("model_type")
-    if model_type == NATIVE:
-        config = validate(ModelConfig, settings.get("lmlab", {}), f"'{config_path}'")
-    else:
-        family = next((family for family in FAMILIES if family.model_type == model_type), None)
-        if family is None:
-            known = [family.model_type for family in FAMILIES]
-            raise UserError(f"'{config_path}': the model type '{model_type}' is not supported. {did_you_mean(str(model_type), known)}")
-        config = _from_hf_settings(settings, family, config_path)
-        weights = _from_hf(weights, family, config)
-    with torch.device("meta"):
-        model = Transformer(config)
-    assign_weights(model, {name: tensor.to(device, dtype) for name, tensor in weights.items()}, str(weights_path))
-    return model.eval()
-
-
-def assign_weights(model: Transformer, weights: Tensors, where: str) -> None:
-    """Give a model (on the meta device) its weights; every missing, unexpected and mis-shaped tensor is named in one error."""
-    own = dict(model.named_parameters())
-    problems = [f"missing {name}" for name in own if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in own]
-    problems += [
-        f"{name} has shape {list(tensor.shape)}, not {list(own[name].shape)}"
-        for name, tensor in weights.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if problems:
-        raise LmlabError(f"'{where}' does not fit its configuration: " + "; ".join(sorted(problems)) + ".")
-    model.load_state_dict({**weights}, strict=True, assign=True)
-
-
-def _hf_settings(config: ModelConfig, family: Family) -> dict[str, Any]:
-    settings = {theirs: getattr(config, ours) for ours, theirs in family.keys.items()}
-    settings |= {"architectures": [family.architecture], "model_type": family.model_type, **family.constants}
-    if config.positions == "rotary":
-        settings["rope_theta"] = config.rope_theta
-        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+        raise UserError(f"'{path}' does not hold a mapping.", "Copy or export the model again.")
     return settings
 
 
-def _from_hf_settings(settings: dict[str, Any], family: Family, path: Path) -> ModelConfig:
-    scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise UserError(f"'{path}': rotary scaling '{scaling}' is not supported.")
-    for key, value in family.constants.items():
-        if isinstance(value, str | bool) and settings.get(key, value) != value:
-            raise UserError(f"'{path}': {key} = {settings[key]} is not supported for {family.model_type}.")
-    data = {ours: settings[theirs] for ours, theirs in family.keys.items() if settings.get(theirs) is not None}
-    if "rotary" in family.features.values():
-        data["rope_theta"] = scaling.get("rope_theta", settings.get("rope_theta", 10_000.0))
-    return validate(ModelConfig, {**family.features, "tie_embeddings": family.model_type == "gpt2", **data}, f"'{path}'")
+def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[ModelConfig, Layout]:
+    if settings.get("model_type") == NATIVE:
+        family, config = None, validate(ModelConfig, settings.get("lmlab", {}), f"'{path}'")
+    else:
+        family = find_family(settings, f"'{path}'")
+        config = from_settings(settings, family, path)
+    if num_labels is not None:
+        config = ModelConfig.model_validate(config.model_dump() | {"num_labels": num_labels})
+    with torch.device("meta"):
+        shapes = {name: tuple(parameter.shape) for name, parameter in Transformer(config).named_parameters()}
+    return config, Layout(config, family, shapes)
 
 
-def _rename(name: str, table: dict[str, str]) -> str | None:
-    """Translate `stem.weight` or `stem.bias` by a table whose stems may hold one layer number `{i}`."""
-    stem, _, kind = name.rpartition(".")
-    number = re.search(r"\.(\d+)\.", f".{stem}.")
-    key = re.sub(r"(^|\.)\d+\.", r"\1{i}.", stem, count=1) if number else stem
-    target = table.get(key)
-    return None if target is None else f"{target.replace('{i}', number[1] if number else '')}.{kind}"
+def _build(
+    config: ModelConfig, layout: Layout, stored: _Stored, device: torch.device | str, dtype: torch.dtype | None, head_seed: int | None
+) -> Transformer:
+    names = {layout.canonical(name): name for name in stored.shapes}
+    problems = layout.problems({name: stored.shapes[original] for name, original in names.items()})
+    if head_seed is not None:
+        problems = [problem for problem in problems if problem != "missing score.weight"]
+    if problems:
+        raise LmlabError(f"'{stored.where}' does not fit its configuration: " + "; ".join(problems) + ".")
+
+    def get(name: str) -> Tensor:
+        return stored.get(names[name])
+
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = {}
+    for name, location in layout.locations.items():
+        if all(each in names for each in location.names):
+            weights[name] = location.read(get).to(device, dtype).contiguous()
+    if "score.weight" not in weights and model.score is not None:
+        like = next(iter(weights.values()))
+        weights["score.weight"] = torch.empty(model.score.weight.shape, dtype=like.dtype, device=device)
+        model.load_state_dict(weights, assign=True)
+        model.initialize_parameter("score.weight", head_seed or 0)
+    else:
+        model.load_state_dict(weights, assign=True)
+    return model.eval()
 
 
-def _to_hf(weights: Tensors, family: Family, config: ModelConfig) -> Tensors:
-    result: Tensors = {}
-    weights = dict(weights)
-    if (head := weights.pop("head.weight", None)) is not None:
-        result["lm_head.weight"] = head
-    for theirs, ours in family.fused:
-        for layer in range(config.num_layers):
-            for kind in ("weight", "bias"):
-                parts = [_oriented(name := f"{part.format(i=layer)}.{kind}", weights.pop(name), family) for part in ours]
-                result[f"{family.prefix}{theirs.format(i=layer)}.{kind}"] = torch.cat(parts, -1)
-    for name, tensor in weights.items():
-        renamed = _rename(name, family.names)
-        assert renamed is not None, name
-        result[family.prefix + renamed] = _oriented(name, tensor, family)
-    return result
+def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> _Stored:
+    """The tensors of a directory, from one file or several, opened but not read."""
+    if (directory / _INDEX).exists():
+        return _open_files(directory, _shards(directory / _INDEX), stack)
+    if (directory / _WEIGHTS).exists():
+        return _open_files(directory, [_WEIGHTS], stack)
+    pickled = [name for name in (_PICKLE, _PICKLE_INDEX) if (directory / name).exists()]
+    if not pickled:
+        raise UserError(f"'{directory}' holds no {_WEIGHTS}.")
+    if not allow_pickle:
+        remedy = "If you trust where it comes from: lmlab convert --allow-pickle SOURCE TARGET"
+        raise UserError(f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.", remedy)
+    tensors: dict[str, Tensor] = {}
+    for name in [_PICKLE] if pickled[0] == _PICKLE else _shards(directory / _PICKLE_INDEX):
+        try:
+            tensors |= torch.load(directory / name, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # the library raises many kinds for malformed and for forbidden content
+            reason = str(error).splitlines()[0]
+            raise LmlabError(f"'{directory / name}' cannot be read as plain weights ({reason}).") from None
+    return _Stored(str(directory), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
-def _from_hf(weights: Tensors, family: Family, config: ModelConfig) -> Tensors:
-    result: Tensors = {}
-    weights = {name.removeprefix(family.prefix): tensor for name, tensor in weights.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
-    head = weights.pop("lm_head.weight", None)
-    if head is not None and not config.tie_embeddings:
-        result["head.weight"] = head
-    for theirs, ours in family.fused:
-        for layer in range(config.num_layers):
-            for kind in ("weight", "bias"):
-                fused = weights.pop(f"{theirs.format(i=layer)}.{kind}", None)
-                if fused is not None:
-                    for part, tensor in zip(ours, fused.chunk(len(ours), -1), strict=True):
-                        name = f"{part.format(i=layer)}.{kind}"
-                        result[name] = _oriented(name, tensor, family)
-    inverse = {theirs: ours for ours, theirs in family.names.items()}
-    for name, tensor in weights.items():
-        renamed = _rename(name, inverse) or name
-        result[renamed] = _oriented(renamed, tensor, family)
-    return result
+def _shards(index: Path) -> list[str]:
+    found = read_json(index)
+    names = sorted(set(found.get("weight_map", {}).values())) if isinstance(found, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise LmlabError(f"'{index}' is not an index of weights.", "Copy or export the model again.")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise LmlabError(f"'{index.parent}' lacks {len(missing)} of {len(names)} files of weights: {', '.join(missing)}.", "Copy the model again.")
+    return names
 
 
-def _oriented(name: str, tensor: Tensor, family: Family) -> Tensor:
-    stem, _, kind = name.rpartition(".")
-    return tensor.t() if kind == "weight" and stem.endswith(tuple(family.transposed)) else tensor
+def _open_files(directory: Path, names: list[str], stack: ExitStack) -> _Stored:
+    shapes: dict[str, Shape] = {}
+    files: dict[str, Any] = {}
+    for name in names:
+        try:
+            file = stack.enter_context(safe_open(directory / name, "pt"))
+        except SafetensorError as error:
+            raise LmlabError(f"'{directory / name}' is damaged ({error}).", "Copy or export the model again.") from None
+        for tensor in file.keys():  # noqa: SIM118 (not a mapping)
+            shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
+            files[tensor] = file
+    where = str(directory / names[0]) if len(names) == 1 else str(directory)
+    return _Stored(where, shapes, lambda name: files[name].get_tensor(name))
+
+
+def _write_weights(directory: Path, layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int) -> None:
+    shards = list(_cut(layout, parameters, dtype, max_shard_bytes))
+    names = [_WEIGHTS] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(names, shards, strict=True):
+        tensors = {name: layout.write(name, parameters).to("cpu", dtype).contiguous() for name in shard}
+        temporary = directory / f".{file}.{os.getpid()}.tmp"
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            os.replace(temporary, directory / file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(size for shard in shards for size in shard.values())
+        write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for stale in directory.glob("model*.safetensors*"):
+        if stale.name not in names and not (stale.name == _INDEX and len(shards) > 1):
+            stale.unlink()
+
+
+def _cut(layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> Iterator[dict[str, int]]:
+    """Names and bytes of the tensors of each file."""
+    width = (dtype or next(iter(parameters.values())).dtype).itemsize
+    shard: dict[str, int] = {}
+    for name, shape in layout.shapes.items():
+        size = width * int(torch.Size(shape).numel())
+        if shard and sum(shard.values()) + size > limit:
+            yield shard
+            shard = {}
+        shard[name] = size
+    yield shard
+
+
+def _copy_companions(source: Path, directory: Path) -> tuple[Settings, Settings]:
+    """Copy the tokenizer; return the token ids of the source's configuration, and its generation settings."""
+    if (gguf := _find_gguf(source)) is not None:
+        from lmlab.models.gguf import convert_tokenizer
+
+        return convert_tokenizer(gguf, directory), {}
+    if source.resolve() != directory.resolve():
+        for name in _COMPANIONS:
+            if (source / name).exists():
+                shutil.copyfile(source / name, directory / name)
+    settings, generation = read_settings(source), source / "generation_config.json"
+    token_ids = {key: settings[key] for key in _TOKENS if settings.get(key) is not None}
+    return token_ids, read_json(generation) if generation.exists() else {}
+
+
+def _find_gguf(path: Path) -> Path | None:
+    if path.suffix == ".gguf":
+        if not path.exists():
+            raise UserError(f"There is no file '{path}'.")
+        return path
+    if path.is_dir() and not (path / "config.json").exists():
+        found = sorted(path.glob("*.gguf"))
+        if len(found) > 1:
+            raise UserError(f"'{path}' holds {len(found)} GGUF files: {', '.join(file.name for file in found)}.", "Name one of them.")
+        return found[0] if found else None
+    return None
+
+
+def compare_with_transformers(directory: Path, input_ids_BT: Tensor, logits_BTV: Tensor) -> float:
+    """The largest difference of the logits that `transformers` computes from a saved directory, in fp32.
+
+    Arguments:
+        logits_BTV: ours, of the same ids.
+
+    Raises:
+        UserError: `transformers` is not installed.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise missing_extra("transformers", "hf", "Comparing logits") from None
+    logging.disable_progress_bar()
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return float((logits_BTV - theirs(input_ids_BT).logits).abs().max())
+
+
+__all__ = ["FAMILIES", "NATIVE", "compare_with_transformers", "family_of", "from_pretrained", "read_settings", "save_pretrained"]

@@ -92,7 +92,7 @@ def _yarn(frequencies: Tensor, scaling: RopeScaling, width: int, theta: float) -
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     pairs = torch.arange(width // 2, dtype=torch.float32, device=frequencies.device)
-    divided = ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)
+    divided = ((pairs - low) / (high - low or 1e-3)).clamp(0, 1)
     factor = scaling.attention_factor
     if factor is None:
         factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0

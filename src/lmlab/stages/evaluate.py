@@ -15,7 +15,7 @@ from lmlab.errors import UserError
 from lmlab.evals import bits_per_byte, document_bits, option_bits, read_items, score_ranking
 from lmlab.files import write_jsonl
 from lmlab.hardware import select_device
-from lmlab.models import Transformer, load_pretrained
+from lmlab.models import Transformer, from_pretrained
 from lmlab.reports import Figure, Note, Section, Table, bar_chart
 from lmlab.runs import Input, Stage, StageContext, read_record
 
@@ -50,7 +50,7 @@ class Evaluate(Stage[EvaluateConfig]):
     def run(self, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         """Measure the model, then the untrained one; what a killed attempt measured is kept."""
         directory = model_directory(context.inputs["model"])
-        model, tokenizer = load_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
+        model, tokenizer = from_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
         if config.window > model.config.max_seq_len:
             raise UserError(f"window {config.window} is longer than the model's max_seq_len {model.config.max_seq_len}.", "Lower it.")
         measured: Figures = {"model": self._measure("model", model, tokenizer, config, context)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +10,8 @@ from pydantic import PositiveFloat
 
 from lmlab.config import Config
 from lmlab.data import Tokenizer
-from lmlab.errors import LmlabError, UserError, missing_extra
-from lmlab.models import family_of, load_pretrained, save_pretrained
+from lmlab.errors import LmlabError, UserError
+from lmlab.models import compare_with_transformers, family_of, from_pretrained, save_pretrained
 from lmlab.progress import console
 from lmlab.reports import Facts, Section
 from lmlab.runs import Input, Stage, StageContext
@@ -33,31 +34,23 @@ class Export(Stage[ExportConfig]):
     def run(self, config: ExportConfig, context: StageContext) -> dict[str, Any]:
         """Export, reload with `transformers`, compare ids and logits."""
         source = model_directory(context.inputs["model"])
-        model, tokenizer = load_pretrained(source), Tokenizer.load(source)
-        if family_of(model.config) is None:
+        model, tokenizer = from_pretrained(source), Tokenizer.load(source)
+        family = family_of(model.config)
+        if family is None:
             raise UserError("No Hugging Face architecture has this model's combination of features.", "Remove the export stage, or change the model.")
         directory = context.directory / "hf"
-        model_type = save_pretrained(model, directory, torch.float32, tokenizer.bos_id, tokenizer.eos_id)
+        model_type = save_pretrained(model, directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
         tokenizer.save(directory, model.config.max_seq_len)
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-            from transformers.utils import logging
-        except ImportError:
-            raise missing_extra("transformers", "hf", "Checking the export") from None
-        logging.disable_progress_bar()
         console.print("  [dim]reloading with transformers")
-        theirs = AutoModelForCausalLM.from_pretrained(directory).eval()
-        their_ids = AutoTokenizer.from_pretrained(directory)(config.check_text, add_special_tokens=False)["input_ids"]
-        ids = tokenizer.encode(config.check_text)
-        if list(their_ids) != ids:
-            raise LmlabError("The exported tokenizer gives other ids in transformers.")
-        inputs = torch.tensor([[tokenizer.bos_id, *ids]])
+        inputs = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(config.check_text)]])
         with torch.no_grad():
-            ours = model(inputs).logits_BTV
-            difference = float((ours - theirs(inputs).logits).abs().max())
+            logits = model(inputs).logits_BTV
+        assert logits is not None
+        difference = compare_with_transformers(directory, inputs, logits)
+        _compare_tokenizers(directory, tokenizer, config.check_text)
         if difference > config.tolerance:
             raise LmlabError(f"The exported model's logits differ by {difference:.2e} in transformers, more than {config.tolerance:.0e}.")
-        return {"model_type": model_type, "architecture": theirs.config.architectures[0], "largest_difference": difference}
+        return {"model_type": model_type, "architecture": family.language_model, "largest_difference": difference}
 
     def summary(self, results: dict[str, Any]) -> str:
         """The check's outcome."""
@@ -68,3 +61,10 @@ class Export(Stage[ExportConfig]):
         facts = {"Architecture": results["architecture"], "Largest logit difference": f"{results['largest_difference']:.1e}"}
         intro = "The model as a Hugging Face directory, reloaded with transformers and compared in fp32."
         return [Section("Export", [Facts(facts | {"Directory": f"{directory.name}/hf"})], intro)]
+
+
+def _compare_tokenizers(directory: Path, tokenizer: Tokenizer, text: str) -> None:
+    from transformers import AutoTokenizer
+
+    if list(AutoTokenizer.from_pretrained(directory)(text, add_special_tokens=False)["input_ids"]) != tokenizer.encode(text):
+        raise LmlabError("The exported tokenizer gives other ids in transformers.")

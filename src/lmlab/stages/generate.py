@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from lmlab.config import Config
 from lmlab.data import Tokenizer
 from lmlab.hardware import select_device
-from lmlab.models import generate, load_pretrained
+from lmlab.models import from_pretrained, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Input, Stage, StageContext
@@ -36,7 +36,7 @@ class Generate(Stage[GenerateConfig]):
     def run(self, config: GenerateConfig, context: StageContext) -> dict[str, Any]:
         """Sample one continuation of each prompt."""
         directory = model_directory(context.inputs["model"])
-        model, tokenizer = load_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
+        model, tokenizer = from_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
         return {"samples": sample_texts(model, tokenizer, config, context.seed)}
 
     def summary(self, results: dict[str, Any]) -> str:

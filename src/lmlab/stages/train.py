@@ -83,7 +83,7 @@ class Train(Stage[TrainConfig]):
         evaluate = _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None
         trainer = Trainer(model, language_model_step, loader, config.trainer, context.directory, evaluate, flops)
         summary = trainer.fit()
-        save_pretrained(model, context.directory / "model", torch.float32, tokenizer.bos_id, tokenizer.eos_id)
+        save_pretrained(model, context.directory / "model", tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
         tokenizer.save(context.directory / "model", config.model.max_seq_len)
         return {**summary, "parameters": config.model.num_parameters(), "final_loss": _final_loss(context.directory)}
 

@@ -1,0 +1,135 @@
+"""Where a checkpoint of a Hugging Face family keeps each of our parameters, and how to cut or lay together what it stores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmlab.models.config import ModelConfig
+from lmlab.models.families import Family
+
+Shape = tuple[int, ...]
+_IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where one of our parameters is.
+
+    Attributes:
+        names: the tensor; for experts one of each, which we stack.
+        part: first and last + 1 along the output of a tensor that holds several of ours.
+        transposed: it is stored as [in, out].
+        stacked: `names` are those of the experts.
+    """
+
+    names: tuple[str, ...]
+    part: tuple[int, int] | None = None
+    transposed: bool = False
+    stacked: bool = False
+
+    def read(self, get: Callable[[str], Tensor]) -> Tensor:
+        """Our parameter from their tensors."""
+        tensors = [get(name) for name in self.names]
+        if self.stacked:
+            return torch.stack(tensors)
+        tensor = tensors[0] if self.part is None else tensors[0][..., slice(*self.part)]
+        return tensor.t() if self.transposed else tensor
+
+
+class Layout:
+    """The tensors of one family's checkpoint of one model, by their names.
+
+    Arguments:
+        family: None for lmlab's own names.
+        shapes: of our parameters, by our names.
+
+    Attributes:
+        locations: where each of our parameters is.
+        shapes: of their tensors, in the order of our parameters.
+    """
+
+    def __init__(self, config: ModelConfig, family: Family | None, shapes: Mapping[str, Shape]) -> None:
+        self._prefix = "" if family is None else family.prefix
+        self._rows = None if family is None else config.vocab_size
+        shapes = {name: self._trimmed(name, shape) for name, shape in shapes.items()}
+        self.locations = {name: Location((name,)) if family is None else _locate(name, shapes, family) for name in shapes}
+        self.shapes: dict[str, Shape] = {}
+        self._sources: dict[str, list[str]] = {}
+        for name, location in self.locations.items():
+            shape = shapes[name][1:] if location.stacked else shapes[name]
+            if location.transposed:
+                shape = shape[::-1]
+            for stored in location.names:
+                before = self.shapes.get(stored)
+                self.shapes[stored] = shape if before is None else (*shape[:-1], before[-1] + shape[-1])
+                self._sources.setdefault(stored, []).append(name)
+
+    def canonical(self, stored: str) -> str:
+        """Their name of a tensor as a complete model would have it: some checkpoints hold the body alone, without its prefix."""
+        if stored in self.shapes:
+            return stored
+        parts = self._prefix.split(".")
+        candidates = (".".join(parts[:count]) + "." + stored for count in range(1, len(parts)))
+        return next((name for name in candidates if name in self.shapes), stored)
+
+    def problems(self, found: Mapping[str, Shape]) -> list[str]:
+        """Every missing, unexpected and mis-shaped tensor of a checkpoint whose tensors have these (canonical) names and shapes."""
+        problems = [f"missing {name}" for name in self.shapes if name not in found]
+        unexpected = [name for name in found if name not in self.shapes and not name.endswith(_IGNORED) and name != "lm_head.weight"]
+        problems += [f"unexpected {name}" for name in unexpected]
+        problems += [
+            f"{name} has shape {list(shape)}, not {list(self.shapes[name])}"
+            for name, shape in found.items()
+            if name in self.shapes and tuple(shape) != self.shapes[name]
+        ]
+        return sorted(problems)
+
+    def write(self, stored: str, parameters: Mapping[str, Tensor]) -> Tensor:
+        """One of their tensors from our parameters."""
+        parts = []
+        for name in self._sources[stored]:
+            location, tensor = self.locations[name], parameters[name]
+            if location.stacked:
+                tensor = tensor[location.names.index(stored)]
+            tensor = tensor[: self._trimmed(name, tuple(tensor.shape))[0]]
+            parts.append(tensor.t() if location.transposed else tensor)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _trimmed(self, name: str, shape: Shape) -> Shape:
+        """Rows that only pad the vocabulary stay out of other libraries' checkpoints."""
+        return (self._rows, *shape[1:]) if self._rows is not None and name in ("embedding.weight", "head.weight") else shape
+
+
+def module_name(ours: str, family: Family) -> str | None:
+    """Their name, without the prefix, of one of our modules; None if the table has none, as for parts of fused ones."""
+    number = re.search(r"\.(\d+)\.", ours)
+    key = ours if number is None else ours.replace(number[0], ".{i}.", 1)
+    target = family.names.get(key)
+    return None if target is None else target.replace("{i}", "" if number is None else number[1])
+
+
+def _locate(name: str, shapes: Mapping[str, Shape], family: Family) -> Location:
+    if name in ("head.weight", "score.weight"):
+        return Location(("lm_head.weight" if name == "head.weight" else name,))
+    stem, _, kind = name.rpartition(".")
+    transposed = kind == "weight" and stem.endswith(family.transposed)
+    for fused, parts in family.fused.items():
+        for part in parts:
+            pattern = re.escape(part).replace(r"\{i\}", r"(\d+)")
+            if match := re.fullmatch(pattern, stem):
+                layer = match[1]
+                before = [shapes[f"{other.format(i=layer)}.{kind}"][0] for other in parts[: parts.index(part)]]
+                span = (sum(before), sum(before) + shapes[name][0])
+                return Location((f"{family.prefix}{fused.format(i=layer)}.{kind}",), span, transposed)
+    module = module_name(stem, family)
+    if module is not None:
+        return Location((f"{family.prefix}{module}.{kind}",), None, transposed)
+    stacked = module_name(name, family)  # experts: a parameter of its own, not a module's
+    assert stacked is not None and "{e}" in stacked, name
+    names = (f"{family.prefix}{stacked.replace('{e}', str(expert))}.weight" for expert in range(shapes[name][0]))
+    return Location(tuple(names), stacked=True)
