@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -147,6 +148,35 @@ def generate(
     print("\n\n".join(sample["prompt"] + sample["completion"] for sample in samples))
 
 
+@app.command(
+    epilog=_example(
+        "lmlab convert SmolLM2-135M-Instruct.gguf models/smollm2 --check",
+        "lmlab convert runs/demo/model models/demo --dtype bf16",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a train stage, or a GGUF file.")],
+    target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
+    dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
+    max_shard_size: Annotated[str, typer.Option(help="Cut the weights into files of at most this size.")] = "5GB",
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the logits of the result with those of transformers.")] = False,
+) -> None:
+    """Write any model that lmlab reads as a Hugging Face directory: safetensors, configuration, tokenizer."""
+    import torch
+
+    from lmlab.models import convert as convert_model
+    from lmlab.stages.evaluate import model_directory
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "keep": None}
+    if dtype not in dtypes:
+        raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}.")
+    limit = _bytes(max_shard_size)
+    done = convert_model(model_directory(source), target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check)
+    found = "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
+    print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")
+
+
 @app.command(epilog=_example("lmlab report runs/demo"))
 def report(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
     """Write a run's report.html again from what its stages stored."""
@@ -195,6 +225,14 @@ def _demo_recipe() -> Path:
     package = Path(__file__).parent
     candidates = (package / "recipes" / "demo.yaml", package.parents[1] / "recipes" / "demo.yaml")
     return next(path for path in candidates if path.exists())
+
+
+def _bytes(text: str) -> int:
+    """A size such as 5GB or 200MB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise UserError(f"'{text}' is not a size.", "Write it as 5GB or 200MB.")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
 def _source(path: str, text_field: str) -> dict[str, Any]:

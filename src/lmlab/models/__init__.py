@@ -2,6 +2,7 @@
 
 from lmlab.models.cache import KVCache
 from lmlab.models.config import PRESETS, ModelConfig, MoEConfig, RopeScaling
+from lmlab.models.convert import Conversion, convert
 from lmlab.models.families import family_of
 from lmlab.models.generate import generate
 from lmlab.models.hf import compare_with_transformers, from_pretrained, save_pretrained
@@ -11,6 +12,7 @@ from lmlab.models.transformer import Transformer, TransformerOutput
 __all__ = [
     "IGNORE",
     "PRESETS",
+    "Conversion",
     "KVCache",
     "MoEConfig",
     "ModelConfig",
@@ -19,6 +21,7 @@ __all__ = [
     "Transformer",
     "TransformerOutput",
     "compare_with_transformers",
+    "convert",
     "family_of",
     "from_pretrained",
     "fused_cross_entropy",

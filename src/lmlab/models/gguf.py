@@ -15,7 +15,7 @@ def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
     """The configuration and the de-quantised fp32 tensors of a GGUF file, by their Hugging Face names.
 
     Raises:
-        UserError: `transformers` or `gguf` is not installed.
+        UserError: `transformers`, `gguf` or `accelerate` is not installed.
         LmlabError: `transformers` cannot read it.
     """
     _require_gguf()
@@ -42,7 +42,7 @@ def convert_tokenizer(file: Path, directory: Path) -> Settings:
 
 
 def _require_gguf() -> None:
-    for module in ("transformers", "gguf"):
+    for module in ("transformers", "gguf", "accelerate"):
         try:
             __import__(module)
         except ImportError:

@@ -119,8 +119,8 @@ def save_pretrained(
     if unknown := [name for name in parameters if "lora_" in name]:
         raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
     layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
-    _write_weights(directory, layout, parameters, dtype, max_shard_bytes)
     write_json(directory / "generation_config.json", token_ids | generation | given)
+    _write_weights(directory, layout, parameters, dtype, max_shard_bytes)
     if family is None:
         settings: Settings = {"model_type": NATIVE, "lmlab": model.config.model_dump()}
     else:
@@ -245,6 +245,7 @@ def _write_weights(directory: Path, layout: Layout, parameters: Mapping[str, Ten
         temporary = directory / f".{file}.{os.getpid()}.tmp"
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})
+            shutil.copymode(directory / "generation_config.json", temporary)  # the library makes it readable to its owner alone
             os.replace(temporary, directory / file)
         finally:
             temporary.unlink(missing_ok=True)

