@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from lmlab.models.tied_embedding import SharedGradient
+
 IGNORE = -100
 _BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache
 _SMALLEST_BLOCK = 512
@@ -35,7 +37,14 @@ class TokenLoss:
 
 
 def fused_cross_entropy(
-    hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, z_loss: float = 0.0, vocab_size: int | None = None, block_size: int | None = None
+    hidden: Tensor,
+    weight_VD: Tensor,
+    labels: Tensor,
+    *,
+    z_loss: float = 0.0,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+    shared: SharedGradient | None = None,
 ) -> TokenLoss:
     """Cross-entropy of `labels` under softmax(hidden @ weight.T), gradients included, without the full logits.
 
@@ -48,10 +57,11 @@ def fused_cross_entropy(
         z_loss: coefficient of the mean squared logarithm of the softmax's denominator (Chowdhery et al. 2022, section 5).
         vocab_size: rows of the matrix that are tokens; those after it get no probability.
         block_size: tokens a block; by default about 1 Mi logits, and not so few that the sums of gradients cost more than the products.
+        shared: leave the gradient of the matrix there, for the lookup that the matrix also serves (`tied_embedding`).
     """
     flat_labels = labels.reshape(-1)
     total, z_total = _FusedCrossEntropy.apply(
-        hidden.reshape(-1, hidden.shape[-1]), weight_VD, flat_labels, z_loss, vocab_size, block_size or _block_size(weight_VD)
+        hidden.reshape(-1, hidden.shape[-1]), weight_VD, flat_labels, z_loss, vocab_size, block_size or _block_size(weight_VD), shared
     )
     return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total)
 
@@ -78,7 +88,14 @@ def _block_size(weight_VD: Tensor) -> int:
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, z_loss: float, vocab_size: int | None, block: int
+        ctx: FunctionCtx,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        labels_T: Tensor,
+        z_loss: float,
+        vocab_size: int | None,
+        block: int,
+        shared: SharedGradient | None,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         weight = weight_VD.to(hidden_TD.dtype)
@@ -112,20 +129,17 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 if needs_weight:
                     product = grad_logits.T @ h
                     grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
-        ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
+        ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(z_total)
         return total + z_total, z_total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad_outputs[0]
-        grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return (
-            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * grad.to(grad_weight.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+        if ctx.gradients is None:  # type: ignore[attr-defined]
+            raise RuntimeError("the gradients of a fused loss can be had once; compute the loss again")
+        grad_hidden, grad_weight = (None if each is None else each.mul_(grad_outputs[0]) for each in ctx.gradients)  # type: ignore[attr-defined]
+        ctx.gradients = None  # type: ignore[attr-defined]
+        if ctx.shared is not None:  # type: ignore[attr-defined]
+            ctx.shared.of_head, grad_weight = grad_weight, None  # type: ignore[attr-defined]
+        return grad_hidden, grad_weight, None, None, None, None, None

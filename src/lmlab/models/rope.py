@@ -51,9 +51,14 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    first, second = x.chunk(2, -1)
+    if torch.compiler.is_compiling():
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    out = torch.empty_like(x)
+    out_first, out_second = out.chunk(2, -1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out
 
 
 def _frequencies(config: ModelConfig, positions: Tensor) -> tuple[Tensor, float]:

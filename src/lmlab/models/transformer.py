@@ -28,6 +28,7 @@ from lmlab.models.moe import MoE, RouterOutput
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import rotary_table
 from lmlab.models.taps import Taps
+from lmlab.models.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts
 
 
@@ -192,7 +193,15 @@ class Transformer(nn.Module):
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
-        x_BTD = self.embedding(input_ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
+        shared = None
+        if inputs_embeds_BTD is not None:
+            x_BTD = inputs_embeds_BTD
+        elif labels_BT is not None and self.head is None and taps is None and not torch.compiler.is_compiling():
+            assert input_ids_BT is not None
+            shared = SharedGradient()
+            x_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)
+        else:
+            x_BTD = self.embedding(input_ids_BT)
         context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, cache, taps)
         if self.position_embedding is not None:
             x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
@@ -214,7 +223,7 @@ class Transformer(nn.Module):
         loss = None
         if labels_BT is not None:
             weight = self.embedding.weight if self.head is None else self.head.weight
-            loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size)
+            loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared)
         which = logits or ("all" if labels_BT is None else "none")
         return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, routers=tuple(routers))
 
