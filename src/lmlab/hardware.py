@@ -14,6 +14,7 @@ import torch
 
 from lmlab import __version__
 from lmlab.errors import UserError
+from lmlab.gemm import mm
 
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "safetensors", "grain", "pydantic", "plotly")
 
@@ -53,7 +54,7 @@ def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
     while best == math.inf or time.perf_counter() < deadline:
         synchronize(device)
         start = time.perf_counter()
-        a @ b
+        mm(a, b)
         synchronize(device)
         if deadline == math.inf:  # the first product warms up and is not counted
             deadline = time.perf_counter() + seconds

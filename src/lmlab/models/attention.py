@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lmlab.models.backends import Backend, attend, attend_with_pattern, attend_with_prefix
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig
+from lmlab.models.linear import Linear
 from lmlab.models.lora import full_weight
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import Table, apply_rotary
@@ -55,10 +56,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = nn.Linear(config.d_model, width, bias=config.qkv_bias)
-        self.key = nn.Linear(config.d_model, kv_width, bias=config.qkv_bias)
-        self.value = nn.Linear(config.d_model, kv_width, bias=config.qkv_bias)
-        self.output = nn.Linear(width, config.d_model, bias=config.attention_output_bias)
+        self.query = Linear(config.d_model, width, bias=config.qkv_bias)
+        self.key = Linear(config.d_model, kv_width, bias=config.qkv_bias)
+        self.value = Linear(config.d_model, kv_width, bias=config.qkv_bias)
+        self.output = Linear(width, config.d_model, bias=config.attention_output_bias)
         self.full_norm = config.qk_norm == "full"
         self.query_norm = self.key_norm = None
         if config.qk_norm != "none":

@@ -11,6 +11,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from lmlab.models.config import ModelConfig
+from lmlab.models.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -26,9 +27,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias) if config.gated else None
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
+        self.gate = Linear(config.d_model, config.d_ff, bias=config.ffn_bias) if config.gated else None
+        self.up = Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
 
     def hidden(self, x_BTD: Tensor) -> Tensor:
         """What `down` reads: [B, T, D] to [B, T, d_ff]."""

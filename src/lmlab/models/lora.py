@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmlab.models.linear import Linear
 
-class LoRALinear(nn.Linear):
+
+class LoRALinear(Linear):
     """A linear layer, frozen, plus a trainable product of two thin matrices: W x + scale B A x.
 
     Arguments:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from lmlab.gemm import mm
 from lmlab.models.tied_embedding import SharedGradient
 
 IGNORE = -100
@@ -107,7 +108,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             h, y = hidden_TD[start : start + block], labels_T[start : start + block]
             keep = y != IGNORE
             target = y.clamp(min=0)[:, None]
-            logits = (h @ weight.T).to(wide)
+            logits = mm(h, weight.t()).to(wide)
             if vocab_size is not None and vocab_size < logits.shape[1]:
                 logits[:, vocab_size:] = float("-inf")
             top = logits.amax(-1, keepdim=True)
@@ -125,9 +126,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 grad_logits.scatter_add_(1, target, -keep[:, None].to(wide))
                 grad_logits = grad_logits.to(h.dtype)
                 if grad_hidden is not None:
-                    torch.mm(grad_logits, weight, out=grad_hidden[start : start + block])
+                    grad_hidden[start : start + block] = mm(grad_logits, weight)
                 if needs_weight:
-                    product = grad_logits.T @ h
+                    product = mm(grad_logits.t(), h)
                     grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
         ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(z_total)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmlab.gemm import linear
 from lmlab.models.config import ModelConfig
 from lmlab.models.feed_forward import gate_product
+from lmlab.models.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class MoE(nn.Module):
         assert moe is not None
         self.config, self.activation = moe, config.activation
         experts, inner = moe.num_experts, moe.expert_hidden_size
-        self.router = nn.Linear(config.d_model, experts, bias=False)
+        self.router = Linear(config.d_model, experts, bias=False)
         self.gate = nn.Parameter(torch.empty(experts, inner, config.d_model))
         self.up = nn.Parameter(torch.empty(experts, inner, config.d_model))
         self.down = nn.Parameter(torch.empty(experts, config.d_model, inner))
@@ -66,8 +68,8 @@ class MoE(nn.Module):
         parts = []
         for expert, inputs in enumerate(x_MD[tokens].to(dtype).split(counts)):
             if len(inputs):
-                gate, up = F.linear(inputs, self.gate[expert].to(dtype)), F.linear(inputs, self.up[expert].to(dtype))
-                parts.append(F.linear(gate_product(gate, up, self.activation), self.down[expert].to(dtype)))
+                gate, up = linear(inputs, self.gate[expert].to(dtype)), linear(inputs, self.up[expert].to(dtype))
+                parts.append(linear(gate_product(gate, up, self.activation), self.down[expert].to(dtype)))
         weighted = torch.cat(parts) * routed.weights_BTk.flatten()[order, None].to(dtype)
         out = torch.zeros_like(x_MD, dtype=dtype).index_add(0, tokens, weighted)
         return out.view(x_BTD.shape), routed

@@ -18,11 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lmlab.gemm import linear
 from lmlab.models.attention import Attention, AttentionContext
 from lmlab.models.backends import Backend
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.feed_forward import FeedForward
+from lmlab.models.linear import Linear
 from lmlab.models.loss import TokenLoss, fused_cross_entropy
 from lmlab.models.moe import MoE, RouterOutput
 from lmlab.models.norm import make_norm
@@ -109,8 +111,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
         untied = not config.tie_embeddings and config.num_labels is None
-        self.head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
-        self.score = None if config.num_labels is None else nn.Linear(config.d_model, config.num_labels, bias=False)
+        self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
+        self.score = None if config.num_labels is None else Linear(config.d_model, config.num_labels, bias=False)
 
     @property
     def head_weight_VD(self) -> Tensor:
@@ -231,7 +233,7 @@ class Transformer(nn.Module):
         if which == "none":
             return None
         hidden = hidden_BTD[:, -1:] if which == "last" else hidden_BTD
-        return hidden @ self.head_weight_VD.to(hidden.dtype).T
+        return linear(hidden, self.head_weight_VD.to(hidden.dtype))
 
     def _embed_positions(self, position_ids_BT: Tensor) -> Tensor:
         assert self.position_embedding is not None
