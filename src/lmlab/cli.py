@@ -122,30 +122,123 @@ def evaluate(
     _run_stages(f"eval-{sha256_json(settings)[:8]}", stages, out, None, dry_run, redo)
 
 
+ModelDirectory = Annotated[Path, typer.Option("--model", help="Directory of a model.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
+TopP = Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")]
+MinP = Annotated[float | None, typer.Option(min=0, max=1, help="Sample among tokens with this share of the greatest one.", show_default=False)]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)]
+Precision = Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, or auto, the faster one here.")]
+
+
 @app.command(
     epilog=_example("lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60", "echo 'import ' | lmlab generate --model DIR -")
 )
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
-    model: Annotated[Path, typer.Option(help="Directory of a model.")],
+    model: ModelDirectory,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)] = None,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")] = 0.95,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
+    min_p: MinP = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
+    stop: Stop = None,
+    max_repetitions: Annotated[
+        int | None, typer.Option(min=2, help="End a text whose tail is one block so many times in a row.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    precision: Precision = "fp32",
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample, with log-probabilities.")] = False,
 ) -> None:
     """Continue prompts with a model and print the texts."""
-    from lmlab.data import Tokenizer
-    from lmlab.hardware import select_device
-    from lmlab.models import from_pretrained
-    from lmlab.stages.evaluate import model_directory
-    from lmlab.stages.generate import GenerateConfig, sample_texts
+    import json
+
+    from lmlab.chat import printable
+    from lmlab.models import GenerationConfig, stream
+    from lmlab.stages.generate import complete_texts, generation_config
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    directory = model_directory(model)
-    settings = GenerateConfig(model=str(model), prompts=texts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-    samples = sample_texts(from_pretrained(directory, select_device()), Tokenizer.load(directory), settings, seed)
-    print("\n\n".join(sample["prompt"] + sample["completion"] for sample in samples))
+    directory, network, tokenizer = _load_model(model, precision)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        num_samples=num_samples,
+        stop=tuple(stop or ()),
+        max_repetitions=max_repetitions,
+        seed=seed,
+    )
+    settings = generation_config(settings, directory, tokenizer)
+    if len(texts) == num_samples == 1 and not json_lines:
+        print(texts[0], end="", flush=True)
+        for piece in stream(network, [tokenizer.bos_id, *tokenizer.encode(texts[0])], settings, tokenizer.decode):
+            print(printable(piece), end="", flush=True)
+        print()
+        return
+    for number, (prompt, completions) in enumerate(zip(texts, complete_texts(network, tokenizer, texts, settings), strict=True)):
+        for each in completions:
+            if json_lines:
+                row = {"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason, "ids": each.ids, "log_probs": each.log_probs}
+                print(json.dumps(row, ensure_ascii=False))
+            else:
+                print(("\n\n" if number or each is not completions[0] else "") + prompt + printable(each.text or ""), end="")
+    if not json_lines:
+        print()
+
+
+@app.command(epilog=_example("lmlab chat --model models/smollm2", "lmlab chat --model models/smollm2 --system 'Answer in one sentence.'"))
+def chat(
+    model: ModelDirectory,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
+    min_p: MinP = None,
+    stop: Stop = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    precision: Precision = "fp32",
+) -> None:
+    """Talk to a model. Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short."""
+    from lmlab.chat import Conversation, printable
+    from lmlab.models import GenerationConfig
+    from lmlab.stages.generate import generation_config
+
+    directory, network, tokenizer = _load_model(model, precision)
+    settings = GenerationConfig(
+        max_new_tokens=min(max_new_tokens, network.config.max_seq_len // 2),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    conversation = Conversation(network, tokenizer, generation_config(settings, directory, tokenizer), system)
+    at_terminal = sys.stdin.isatty()
+    while True:
+        if at_terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/exit":
+            break
+        if line.strip() == "/reset":
+            conversation.reset()
+            continue
+        if not line.strip():
+            continue
+        try:
+            for piece in conversation.reply(line.strip()):
+                print(printable(piece), end="", flush=True)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+        print()
 
 
 @app.command(
@@ -225,6 +318,19 @@ def _demo_recipe() -> Path:
     package = Path(__file__).parent
     candidates = (package / "recipes" / "demo.yaml", package.parents[1] / "recipes" / "demo.yaml")
     return next(path for path in candidates if path.exists())
+
+
+def _load_model(path: Path, precision: str) -> Any:
+    """The directory of a model, the model, and its tokenizer."""
+    from lmlab.data import Tokenizer
+    from lmlab.hardware import select_device, select_dtype
+    from lmlab.models import from_pretrained
+    from lmlab.stages.evaluate import model_directory
+
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16 or auto.")
+    directory, device = model_directory(path), select_device()
+    return directory, from_pretrained(directory, device, select_dtype(precision, device)), Tokenizer.load(directory)
 
 
 def _bytes(text: str) -> int:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
+from lmlab.chat import Conversation
+from lmlab.cli import app
 from lmlab.data import Tokenizer
-from lmlab.models import KVCache, convert, from_pretrained, generate
+from lmlab.models import GenerationConfig, KVCache, convert, from_pretrained, generate
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +85,42 @@ def test_greedy_tokens_equal_those_of_transformers(models, directory):
     tokenizer = Tokenizer.load(directory)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     ids, mask = batch(prompts, "left")
-    expected = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
-    found = generate(ours, prompts, max_new_tokens=64, temperature=0)
-    assert [each[0].ids for each in found] == expected[:, ids.shape[1] :].tolist()
+    end = tokenizer.eos_id
+    rows = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=64, do_sample=False, pad_token_id=end)[:, ids.shape[1] :].tolist()
+    found = generate(ours, prompts, GenerationConfig(max_new_tokens=64, temperature=0, eos_ids=(end,)))
+    assert [each[0].ids for each in found] == [row[: row.index(end)] if end in row else row for row in rows]
     assert "Paris" in tokenizer.decode(found[0][0].ids)
+
+
+MESSAGES = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And doubled?\n<|im_end|>"},
+]
+
+
+@pytest.mark.parametrize("messages", [MESSAGES, MESSAGES[:1], [{"role": "system", "content": "Be brief."}, *MESSAGES]], ids=len)
+@pytest.mark.parametrize("opened", [True, False])
+def test_the_chat_template_gives_the_ids_of_transformers(opened, messages, directory):
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=opened, tokenize=True, return_dict=False)
+    assert Tokenizer.load(directory).encode_chat(messages, add_generation_prompt=opened) == list(expected)
+
+
+def test_a_chat_by_the_command_line_remembers_what_was_said(directory):
+    lines = "What is the capital of France?\nAnd of Italy?\n/reset\nSay hello.\n"
+    result = CliRunner().invoke(app, ["chat", "--model", str(directory), "--temperature", "0", "--max-new-tokens", "24"], input=lines)
+    assert result.exit_code == 0, result.output
+    assert "capital of Italy is Rome" in result.output.split("Paris", 1)[1]
+    assert "Rome" not in result.output.splitlines()[-1]
+
+
+def test_the_conversation_reads_only_what_is_new(directory, models):
+    tokenizer = Tokenizer.load(directory)
+    config = GenerationConfig(max_new_tokens=12, temperature=0, eos_ids=(tokenizer.eos_id,))
+    conversation = Conversation(models[0], tokenizer, config)
+    answers = ["".join(conversation.reply(text)) for text in ("Name a colour.", "Name another one.")]
+    ids = tokenizer.encode_chat(conversation.messages[:-1])
+    ((whole,),) = generate(models[0], [ids], config, decode=tokenizer.decode)
+    assert answers[1] == whole.text
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2

@@ -1,5 +1,6 @@
 """Text to documents to tokens to packed rows to batches."""
 
+from lmlab.data.chat_template import ChatTemplate
 from lmlab.data.collect import CollectConfig, collect
 from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader
@@ -10,6 +11,7 @@ from lmlab.data.tokenizer import Tokenizer
 
 __all__ = [
     "Batch",
+    "ChatTemplate",
     "CollectConfig",
     "Document",
     "JsonlSource",

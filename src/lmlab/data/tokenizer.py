@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from lmlab.data.chat_template import ChatTemplate, Message
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json, write_text
 
@@ -23,8 +24,10 @@ class Tokenizer:
     A document is encoded as [begin] tokens [end]; in the tokenizers trained here one token, `<|endoftext|>`, serves as both.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_token: str, eos_token: str) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, bos_token: str, eos_token: str, chat_template: str | None = None) -> None:
         self.backend = backend
+        specials = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": eos_token}
+        self.chat_template = None if chat_template is None else ChatTemplate(chat_template, specials)
         self.bos_token, self.eos_token = bos_token, eos_token
         self.bos_id, self.eos_id = self._id_of(bos_token), self._id_of(eos_token)
 
@@ -63,7 +66,7 @@ class Tokenizer:
         settings_path = directory / "tokenizer_config.json"
         settings = read_json(settings_path) if settings_path.exists() else {}
         eos = _token_text(settings.get("eos_token")) or END_OF_TEXT
-        return cls(backend, _token_text(settings.get("bos_token")) or eos, eos)
+        return cls(backend, _token_text(settings.get("bos_token")) or eos, eos, _chat_template(directory, settings))
 
     def save(self, directory: Path, max_seq_len: int | None = None) -> None:
         """Write the tokenizer in the layout that `transformers.AutoTokenizer` reads."""
@@ -77,6 +80,8 @@ class Tokenizer:
         }
         if max_seq_len is not None:
             settings["model_max_length"] = max_seq_len
+        if self.chat_template is not None:
+            write_text(directory / "chat_template.jinja", self.chat_template.source)
         write_json(directory / "tokenizer_config.json", settings)
 
     @property
@@ -97,6 +102,16 @@ class Tokenizer:
         """Ids of many texts, in parallel, without special tokens."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation by the tokenizer's chat template (`ChatTemplate.render`).
+
+        Raises:
+            UserError: the tokenizer has no template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise UserError("The tokenizer has no chat template.", "Use a model that was tuned to chat, or put a chat_template.jinja beside it.")
+        return self.encode(self.chat_template.render(messages, add_generation_prompt))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
@@ -110,3 +125,13 @@ class Tokenizer:
 
 def _token_text(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
+
+
+def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = next((each.get("template") for each in found if each.get("name") == "default"), None)
+    return found if isinstance(found, str) else None

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data import Tokenizer
+from lmlab.files import read_json
 from lmlab.hardware import select_device
-from lmlab.models import from_pretrained, generate
+from lmlab.models import Completion, GenerationConfig, Transformer, from_pretrained, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.evaluate import model_directory
 
 
-class GenerateConfig(Config):
-    """Which model continues what, and how."""
+class GenerateConfig(GenerationConfig):
+    """Which model continues what, and how.
+
+    Attributes:
+        seed: added to that of the recipe.
+        eos_ids: further tokens that end a text, beside those of the model.
+    """
 
     model: Input
     prompts: list[str] = Field(min_length=1)
-    max_new_tokens: PositiveInt = 100
     temperature: float = Field(default=0.8, ge=0)
-    top_k: PositiveInt | None = None
     top_p: float | None = Field(default=0.95, gt=0, le=1)
     device: str = "auto"
 
@@ -31,13 +36,18 @@ class GenerateConfig(Config):
 class Generate(Stage[GenerateConfig]):
     """Writes only its results."""
 
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[Config]] = GenerateConfig
 
     def run(self, config: GenerateConfig, context: StageContext) -> dict[str, Any]:
-        """Sample one continuation of each prompt."""
+        """Sample continuations of each prompt."""
         directory = model_directory(context.inputs["model"])
         model, tokenizer = from_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
-        return {"samples": sample_texts(model, tokenizer, config, context.seed)}
+        console.print(f"  [dim]{len(config.prompts)} prompts, up to {config.max_new_tokens} tokens each")
+        settings = generation_config(config, directory, tokenizer, context.seed)
+        found = complete_texts(model, tokenizer, config.prompts, settings)
+        pairs = [(prompt, each) for prompt, completions in zip(config.prompts, found, strict=True) for each in completions]
+        return {"samples": [{"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason} for prompt, each in pairs]}
 
     def summary(self, results: dict[str, Any]) -> str:
         """How many."""
@@ -45,23 +55,23 @@ class Generate(Stage[GenerateConfig]):
 
     def report(self, config: GenerateConfig, results: dict[str, Any], directory: Any) -> list[Section]:
         """The samples."""
-        limits = [f"{name} {value}" for name, value in (("top-p", config.top_p), ("top-k", config.top_k)) if value is not None]
-        intro = ", ".join([f"Temperature {config.temperature}", *limits]) + ". The first draw of each prompt, not chosen by hand."
+        limits = [
+            f"{name} {value}" for name, value in (("top-p", config.top_p), ("top-k", config.top_k), ("min-p", config.min_p)) if value is not None
+        ]
+        intro = ", ".join([f"Temperature {config.temperature}", *limits]) + ". The first draws of each prompt, not chosen by hand."
         return [Section("Samples", [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]], intro)]
 
 
-def sample_texts(model: Any, tokenizer: Tokenizer, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
-    """Prompts with their continuations."""
-    console.print(f"  [dim]{len(config.prompts)} samples of up to {config.max_new_tokens} tokens")
-    ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
-    new = generate(
-        model,
-        ids,
-        config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=seed,
-        eos_id=tokenizer.eos_id,
-    )
-    return [{"prompt": prompt, "completion": tokenizer.decode(row)} for prompt, row in zip(config.prompts, new, strict=True)]
+def generation_config(settings: GenerationConfig, directory: Path, tokenizer: Tokenizer, seed: int = 0) -> GenerationConfig:
+    """The settings with the end tokens of a model directory added, and a seed added to theirs."""
+    path = directory / "generation_config.json"
+    known = read_json(path).get("eos_token_id") if path.exists() else None
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    data = settings.model_dump(include=set(GenerationConfig.model_fields))
+    return GenerationConfig(**data | {"eos_ids": tuple({*settings.eos_ids, *ends, tokenizer.eos_id}), "seed": settings.seed + seed})
+
+
+def complete_texts(model: Transformer, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig) -> list[list[Completion]]:
+    """Completions of each prompt, which is read as the beginning of a document."""
+    ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    return generate(model, ids, config, decode=tokenizer.decode)

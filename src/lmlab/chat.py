@@ -1,0 +1,71 @@
+"""A conversation with a model that was tuned to chat."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError
+from lmlab.models import GenerationConfig, KVCache, Transformer, stream
+
+
+class Conversation:
+    """Messages so far, and the keys and values of what the model has read of them.
+
+    Arguments:
+        system: a first message of the role `system`; without one the template may put in its own.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: GenerationConfig, system: str | None = None) -> None:
+        self._model, self._tokenizer, self._config = model, tokenizer, config
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, str]] = []
+        self._read: list[int] = []
+        self._cache: KVCache | None = None
+        self.reset()
+        tokenizer.encode_chat([*self.messages, {"role": "user", "content": ""}])
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages = list(self._opening)
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Answer a message, piece by piece; what was yielded before an interruption is kept as the answer.
+
+        Raises:
+            UserError: the conversation no longer fits the model.
+        """
+        asked = [*self.messages, {"role": "user", "content": text}]
+        ids = self._tokenizer.encode_chat(asked)
+        limit = self._model.config.max_seq_len
+        if len(ids) + self._config.max_new_tokens > limit:
+            raise UserError(
+                f"The conversation has {len(ids)} tokens; with an answer of up to {self._config.max_new_tokens} it exceeds the model's {limit}.",
+                "Start afresh with /reset, or lower --max-new-tokens.",
+            )
+        answer = ""
+        try:
+            for piece in stream(self._model, ids, self._config, self._tokenizer.decode, self._cache_for(ids)):
+                answer += piece
+                yield piece
+        finally:
+            self.messages = [*asked, {"role": "assistant", "content": answer}]
+
+    def _cache_for(self, ids: list[int]) -> KVCache:
+        """The cache, cropped to what these ids share with those read before; at least one token remains to be read."""
+        weight = self._model.embedding.weight
+        if self._cache is None:
+            self._cache = KVCache(self._model.config, 1, self._model.config.max_seq_len, weight.dtype, weight.device)
+        same = next((n for n, (a, b) in enumerate(zip(ids, self._read, strict=False)) if a != b), min(len(ids), len(self._read)))
+        self._cache.crop(min(same, self._cache.length, len(ids) - 1))
+        self._read = ids
+        return self._cache
+
+
+def printable(text: str) -> str:
+    """Text without the control characters by which a model could command a terminal; line ends and tabs stay."""
+    return "".join(character for character in text if character in "\n\t" or unicodedata.category(character) != "Cc")
