@@ -3,13 +3,16 @@
 PyTorch hands fp32 products to MKL, which runs processors that are not Intel's with narrower vectors than they have. oneDNN, which PyTorch holds
 too, uses the full width: about twice as fast on an AMD processor with AVX-512, also in fp32. It adds up a row of products in one go and MKL in
 blocks, so its rounding errors are larger (relative to the result, 5e-7 against 2.5e-7 for rows of 1,536). That is far below the noise of a
-gradient; products without gradients, by which models are evaluated and compared, stay with MKL.
+gradient; products without gradients, by which models are evaluated and compared, stay with MKL unless `fast_inference` asks for speed.
 
 Which library is used depends on the processor alone, so that results do not change from run to run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -18,16 +21,27 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-_FEWEST_ROWS = 8  # below, a product waits for memory and not for arithmetic
+_fast_inference: ContextVar[bool] = ContextVar("fast_inference", default=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; x is [..., K], weight [N, K], bias [N]."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not learns or x.numel() < _FEWEST_ROWS * x.shape[-1] or not _by_onednn(x, weight):
+    if not (learns or _fast_inference.get()) or not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
-    product: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    product: Tensor = _Linear.apply(rows, weight, bias) if learns else _onednn(rows, weight, bias)
     return product.view(*x.shape[:-1], -1)
+
+
+@contextmanager
+def fast_inference() -> Iterator[None]:
+    """Use the faster library for products without gradients too: for generation, where the speed of each product is felt."""
+    token = _fast_inference.set(True)
+    try:
+        yield
+    finally:
+        _fast_inference.reset(token)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 - `sdpa`: PyTorch's `scaled_dot_product_attention`, with a dense mask where documents or padding ask for one
 - `blocked`: blocks of queries on a CPU (`blocked_attention`)
+- `one query`: two products for the newest token of each row, on a CPU
 - `flex`: FlexAttention, compiled, whose block mask skips the work across documents
 - `varlen`: `torch.nn.attention.varlen`, documents as sequences of a flat batch; GPU, half precision
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from lmlab.models.blocked_attention import blocked_attention
 from lmlab.models.visibility import Visibility
 
-Backend = Literal["auto", "sdpa", "blocked", "flex", "varlen"]
+Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
 
 
 def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, backend: Backend = "auto") -> Tensor:
@@ -51,6 +52,8 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
     if backend == "flex":
         _refuse(visibility.is_dense or visibility.num_queries != visibility.num_keys, "flex", "padding between tokens, or a cache")
         return _flex(q_BNTH, k_BKSH, v_BKSH, visibility)
+    if backend == "one query":
+        return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility)
     causal = visibility.is_causal and visibility.num_queries == visibility.num_keys
     everything = visibility.is_causal and visibility.num_queries == 1
     mask = None if causal or everything else visibility.mask(q_BNTH.device)
@@ -94,8 +97,21 @@ def attend_with_prefix(
     return (out / total).to(q.dtype).view(batch, heads, length, width).transpose(1, 2)
 
 
+def _one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    batch, heads, _, width = q_BN1H.shape
+    kv_heads, slots = k_BKSH.shape[1:3]
+    queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
+    scores = torch.bmm(queries, k_BKSH.reshape(-1, slots, width).transpose(1, 2))
+    if not visibility.is_causal:
+        hidden_B1S = ~visibility.mask(scores.device)[:, :, 0]
+        scores.view(batch, -1, slots).masked_fill_(hidden_B1S, float("-inf"))
+    return torch.bmm(scores.softmax(-1), v_BKSH.reshape(-1, slots, width)).view(batch, 1, heads, width)
+
+
 def _choose(q_BNTH: Tensor, visibility: Visibility) -> Backend:
     if q_BNTH.device.type == "cpu":
+        if visibility.num_queries == 1 and not torch.is_grad_enabled():
+            return "one query"
         return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "blocked"
     if q_BNTH.device.type != "cuda" or visibility.starts_BT is None or visibility.num_queries != visibility.num_keys:
         return "sdpa"

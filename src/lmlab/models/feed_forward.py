@@ -45,7 +45,7 @@ class FeedForward(nn.Module):
 
 def gate_product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """activation(gate) * up; with SiLU, only `gate` and `up` are kept for the backward pass."""
-    if activation == "silu":
+    if activation == "silu" and torch.is_grad_enabled():
         product: Tensor = _SwiGLU.apply(gate, up)
         return product
     return ACTIVATIONS[activation](gate) * up

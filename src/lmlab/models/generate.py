@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmlab.config import Config
 from lmlab.errors import UserError
+from lmlab.gemm import fast_inference
 from lmlab.models.cache import KVCache
 from lmlab.models.sampling import draw, keep_likely
 from lmlab.models.transformer import Transformer
@@ -145,7 +146,7 @@ def _run(
     model.eval()
     try:
         for step in range(config.max_new_tokens):
-            with torch.inference_mode():
+            with torch.inference_mode(), fast_inference():
                 logits = _next_logits(model, ids, valid, cache)
                 if step == 0 and config.num_samples > 1:
                     repeated = [row.prompt for row in rows]

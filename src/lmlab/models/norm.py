@@ -17,8 +17,11 @@ class RMSNorm(nn.RMSNorm):
         """Normalise the last dimension."""
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-        normalised: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
-        return normalised
+        if not torch.is_grad_enabled():
+            normalised, _ = _normalise(x, self.eps)
+            return normalised.mul_(self.weight.to(x.dtype))
+        out: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return out
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -28,15 +31,20 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
 
 
+def _normalise(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
+    """x over the root of its mean square, in the type of x, and the factor."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps or 0.0).rsqrt_()
+    return (x * scale).to(x.dtype), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     """On CPUs PyTorch has no fused kernel: this makes fewer passes over the data than its composite, and keeps less for the backward pass."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normalised = (x * scale).to(x.dtype)
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
+        normalised, scale = _normalise(x, eps)
         ctx.save_for_backward(normalised, weight, scale)
         return normalised * weight.to(x.dtype)
 

@@ -32,6 +32,8 @@ def rotary_table(config: ModelConfig, position_ids_BT: Tensor, dtype: torch.dtyp
 
 def apply_rotary(x_BNTH: Tensor, table: Table) -> Tensor:
     """Rotate each pair (i, i + H/2) of every head by its position's angle; shapes [B, heads, T, H] in and out."""
+    if not torch.is_grad_enabled():
+        return _rotate(x_BNTH, *table)
     rotated: Tensor = _Rotate.apply(x_BNTH, *table)
     return rotated
 
