@@ -206,7 +206,7 @@ def test_a_corrupt_shard_is_named(lmlab, recipe, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("generate", "x", "--model", "nowhere"), "not a model directory"),
+        (("generate", "x", "--model", "nowhere"), "no model directory"),
         (("eval", "--model", "nowhere"), "Nothing to measure"),
         (("eval", "--model", "nowhere", "--task", "none.jsonl"), "nowhere"),
         (("report", "nowhere"), "not the directory of a run"),
