@@ -6,7 +6,9 @@ from lmlab.models.convert import Conversion, convert
 from lmlab.models.families import family_of
 from lmlab.models.generate import Completion, GenerationConfig, generate, stream
 from lmlab.models.hf import compare_with_transformers, from_pretrained, save_pretrained
+from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
 from lmlab.models.loss import IGNORE, TokenLoss, fused_cross_entropy, token_log_likelihoods
+from lmlab.models.peft_layout import load_lora, save_lora
 from lmlab.models.transformer import Transformer, TransformerOutput
 
 __all__ = [
@@ -16,19 +18,26 @@ __all__ = [
     "Conversion",
     "GenerationConfig",
     "KVCache",
+    "LoRAConfig",
     "MoEConfig",
     "ModelConfig",
     "RopeScaling",
     "TokenLoss",
     "Transformer",
     "TransformerOutput",
+    "add_lora",
     "compare_with_transformers",
     "convert",
     "family_of",
     "from_pretrained",
     "fused_cross_entropy",
     "generate",
+    "load_lora",
+    "merge_lora",
+    "remove_lora",
+    "save_lora",
     "save_pretrained",
     "stream",
     "token_log_likelihoods",
+    "unmerge_lora",
 ]

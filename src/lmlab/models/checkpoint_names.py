@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -100,12 +100,34 @@ class Layout:
             parts.append(tensor.t() if location.transposed else tensor)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def module(self, ours: str) -> str:
+        """Their name of the module that holds the weight of one of our modules."""
+        return self.locations[f"{ours}.weight"].names[0].removesuffix(".weight")
+
+    def modules(self) -> list[str]:
+        """Their names of all modules with a weight."""
+        return [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
+
+    def rows(self, ours: str) -> int:
+        """The outputs of one of our linear layers."""
+        part = self.locations[f"{ours}.weight"].part
+        return self.in_and_out(self.module(ours))[1] if part is None else part[1] - part[0]
+
+    def in_and_out(self, stored: str) -> tuple[int, int]:
+        """Inputs and outputs of one of their linear layers."""
+        outputs, inputs = self.shapes[f"{stored}.weight"]
+        return (outputs, inputs) if self.locations[self._sources[f"{stored}.weight"][0]].transposed else (inputs, outputs)
+
+    def stored_of(self, ours: Iterable[str]) -> list[str]:
+        """Their tensors that hold these parameters of ours."""
+        return list(dict.fromkeys(stored for name in ours for stored in self.locations[name].names))
+
     def _trimmed(self, name: str, shape: Shape) -> Shape:
         """Rows that only pad the vocabulary stay out of other libraries' checkpoints."""
         return (self._rows, *shape[1:]) if self._rows is not None and name in ("embedding.weight", "head.weight") else shape
 
 
-def module_name(ours: str, family: Family) -> str | None:
+def _module_name(ours: str, family: Family) -> str | None:
     """Their name, without the prefix, of one of our modules; None if the table has none, as for parts of fused ones."""
     number = re.search(r"\.(\d+)\.", ours)
     key = ours if number is None else ours.replace(number[0], ".{i}.", 1)
@@ -126,10 +148,10 @@ def _locate(name: str, shapes: Mapping[str, Shape], family: Family) -> Location:
                 before = [shapes[f"{other.format(i=layer)}.{kind}"][0] for other in parts[: parts.index(part)]]
                 span = (sum(before), sum(before) + shapes[name][0])
                 return Location((f"{family.prefix}{fused.format(i=layer)}.{kind}",), span, transposed)
-    module = module_name(stem, family)
+    module = _module_name(stem, family)
     if module is not None:
         return Location((f"{family.prefix}{module}.{kind}",), None, transposed)
-    stacked = module_name(name, family)  # experts: a parameter of its own, not a module's
+    stacked = _module_name(name, family)  # experts: a parameter of its own, not a module's
     assert stacked is not None and "{e}" in stacked, name
     names = (f"{family.prefix}{stacked.replace('{e}', str(expert))}.weight" for expert in range(shapes[name][0]))
     return Location(tuple(names), stacked=True)
