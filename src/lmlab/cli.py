@@ -308,7 +308,7 @@ def doctor() -> None:
         table.add_row(f"{str(dtype).removeprefix('torch.')} products on {device}", f"{short(gemm_flops(str(device), dtype))}FLOP/s")
     for name, version in found["packages"].items():
         table.add_row(name, version)
-    for extra, modules in {"data": ("datasketch", "zstandard"), "hf": ("transformers",)}.items():
+    for extra, modules in {"data": ("datasketch", "zstandard"), "hf": ("transformers",), "gguf": ("transformers", "gguf", "accelerate")}.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         table.add_row(f"extra '{extra}'", f"missing {', '.join(missing)}: pip install 'lmlab[{extra}]'" if missing else "installed")
     Console().print(table)
@@ -323,12 +323,13 @@ def _demo_recipe() -> Path:
 def _load_model(path: Path, precision: str) -> Any:
     """The directory of a model, the model, and its tokenizer."""
     from lmlab.data import Tokenizer
-    from lmlab.hardware import select_device, select_dtype
+    from lmlab.hardware import reuse_memory, select_device, select_dtype
     from lmlab.models import from_pretrained
     from lmlab.stages.evaluate import model_directory
 
     if precision not in ("fp32", "bf16", "auto"):
         raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16 or auto.")
+    reuse_memory()
     directory, device = model_directory(path), select_device()
     return directory, from_pretrained(directory, device, select_dtype(precision, device)), Tokenizer.load(directory)
 
@@ -362,6 +363,7 @@ def _run_stages(name: str, stages: dict[str, Any], out: Path | None, overrides: 
 
 
 def _execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
+    from lmlab.hardware import reuse_memory
     from lmlab.progress import console
     from lmlab.runs import print_plan, run_recipe
 
@@ -369,6 +371,7 @@ def _execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
     if dry_run:
         print_plan(recipe, directory)
         return
+    reuse_memory()
     run_recipe(recipe, directory, redo)
     report_path = directory / "report.html"
     console.print(f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import math
 import os
@@ -16,6 +17,7 @@ from lmlab import __version__
 from lmlab.errors import UserError
 from lmlab.gemm import mm
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "safetensors", "grain", "pydantic", "plotly")
 
 
@@ -95,6 +97,19 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def reuse_memory() -> bool:
+    """Keep freed memory for the next tensors in place of handing it back to the system; return whether that could be set (glibc only).
+
+    By default glibc unmaps every large block when it is freed, and the next step pays for fresh pages: a fifth of the time of a step on a CPU.
+    It holds for the whole process, so that commands call it and libraries should not.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

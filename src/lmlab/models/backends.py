@@ -51,6 +51,8 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
         return _varlen(q_BNTH, k_BKSH, v_BKSH, visibility)
     if backend == "flex":
         _refuse(visibility.is_dense or visibility.num_queries != visibility.num_keys, "flex", "padding between tokens, or a cache")
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BNTH, k_BKSH, v_BKSH))
+        _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
         return _flex(q_BNTH, k_BKSH, v_BKSH, visibility)
     if backend == "one query":
         return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility)
@@ -83,18 +85,18 @@ def attend_with_prefix(
     batch, heads, length, width = q_BNTH.shape
     parents, kv_heads = prefix_k.shape[:2]
     wide = _wide(q_BNTH)
-    q = (q_BNTH * width**-0.5).view(parents, batch // parents, kv_heads, heads // kv_heads, length, width)
+    q = (q_BNTH * width**-0.5).reshape(parents, batch // parents, kv_heads, heads // kv_heads, length, width)
     shared = torch.einsum("pckgth,pksh->pckgts", q, prefix_k.to(q.dtype)).to(wide)
     if prefix_valid is not None:
         shared = shared.masked_fill(~prefix_valid[:, None, None, None, None, :], float("-inf"))
     own = torch.einsum("bkgth,bksh->bkgts", q.flatten(0, 1), k_BKSH).to(wide)
-    own = own.masked_fill(~visibility.mask(q.device)[:, :, None], float("-inf")).view(*shared.shape[:-1], -1)
+    own = own.masked_fill(~visibility.mask(q.device)[:, :, None], float("-inf")).reshape(*shared.shape[:-1], -1)
     top = torch.maximum(shared.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
     shared, own = (shared - top).exp(), (own - top).exp()
     total = shared.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
     out = torch.einsum("pckgts,pksh->pckgth", shared.to(q.dtype), prefix_v.to(q.dtype)).to(wide)
-    out = out + torch.einsum("bkgts,bksh->bkgth", own.to(q.dtype).flatten(0, 1), v_BKSH).view(out.shape)
-    return (out / total).to(q.dtype).view(batch, heads, length, width).transpose(1, 2)
+    out = out + torch.einsum("bkgts,bksh->bkgth", own.to(q.dtype).flatten(0, 1), v_BKSH).reshape(out.shape)
+    return (out / total).to(q.dtype).reshape(batch, heads, length, width).transpose(1, 2)
 
 
 def _one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
