@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -68,21 +66,38 @@ class _Linear(torch.autograd.Function):
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _opaque_onednn(x, weight, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
+@torch.library.custom_op("lmlab::onednn_linear", mutates_args=())
+def _opaque_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """For the compiler, which knows the operator of oneDNN for prepacked weights only."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+@_opaque_onednn.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
     plain = a.device.type == "cpu" and a.dtype == torch.float32 and b.dtype == torch.float32
-    return plain and not torch.is_autocast_enabled("cpu") and _onednn_is_faster()
+    return plain and not torch.is_autocast_enabled("cpu") and _ONEDNN_IS_FASTER
 
 
-@cache
 def _onednn_is_faster() -> bool:
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     if not libraries or torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     try:
-        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return "GenuineIntel" not in file.read(4096)
     except OSError:
         return False
+
+
+_ONEDNN_IS_FASTER = _onednn_is_faster()  # once, so that compiled code sees a constant

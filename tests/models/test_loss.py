@@ -80,3 +80,40 @@ def test_log_likelihoods_are_gathered_from_the_log_softmax(parts, block_size):
 def test_log_likelihoods_sum_to_the_negative_loss(parts):
     hidden, weight, labels = parts
     torch.testing.assert_close(token_log_likelihoods(hidden, weight, labels).sum(), -fused_cross_entropy(hidden, weight, labels).sum)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 5, 21, None])
+@pytest.mark.parametrize("vocab_size", [None, 23])
+def test_z_loss_and_a_padded_vocabulary(parts, block_size, vocab_size):
+    hidden, weight, labels = parts
+    labels = torch.where(labels == IGNORE, IGNORE, labels % 23)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss = fused_cross_entropy(hidden, weight, labels, z_loss=0.1, vocab_size=vocab_size, block_size=block_size)
+    logits = (hidden @ weight[:vocab_size].T).flatten(0, 1)
+    kept = labels.flatten() != IGNORE
+    z = 0.1 * (logits.logsumexp(-1).square() * kept).sum()
+    expected = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum") + z
+    torch.testing.assert_close(loss.sum, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss.z_loss, z.detach(), atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients(loss.mean, hidden, weight), gradients(expected / kept.sum(), hidden, weight), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_logits_of_a_batch_never_exist_at_once(monkeypatch):
+    """With a vocabulary of 32,768 and 4,096 tokens they would take 512 MiB; no product of the loss is near that."""
+    from lmlab.models import loss as module
+
+    sizes, product = [], module.mm
+    monkeypatch.setattr(module, "mm", lambda a, b: sizes.append(len(a) * b.shape[1] * 4) or product(a, b))
+    hidden, weight = torch.zeros(4096, 8, requires_grad=True), torch.zeros(32_768, 8, requires_grad=True)
+    fused_cross_entropy(hidden, weight, torch.zeros(4096, dtype=torch.long)).sum.backward()
+    assert max(sizes) <= 512 * 32_768 * 4
+
+
+def test_a_second_backward_pass_is_refused(parts):
+    hidden, weight, labels = parts
+    loss = fused_cross_entropy(hidden.requires_grad_(), weight, labels).sum
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="can be had once"):
+        loss.backward()

@@ -29,7 +29,11 @@ def test_what_is_seen_is_what_the_names_say(kind, make_model, ids):
     output = model(ids, taps=seen)
     heads, width = model.config.num_heads, model.config.head_dim
     for layer, block in enumerate(model.blocks):
-        at = {name: seen[f"blocks.{layer}.{name}"] for name in (each.removeprefix("blocks.0.") for each in tap_names(1)[1:-1]) if kind != "olmoe" or name != "ffn.hidden"}
+        at = {
+            name: seen[f"blocks.{layer}.{name}"]
+            for name in (each.removeprefix("blocks.0.") for each in tap_names(1)[1:-1])
+            if kind != "olmoe" or name != "ffn.hidden"
+        }
         assert at["attention.query"].shape == (3, heads, 17, width)
         assert at["attention.pattern"].shape == (3, heads, 17, 17)
         close(at["attention.pattern"].sum(-1), torch.ones(3, heads, 17))

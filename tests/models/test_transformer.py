@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lmlab.models import KVCache, ModelConfig, Transformer, from_pretrained, save_pretrained
+from conftest import random_model
+from lmlab.models import KVCache, ModelConfig, RopeScaling, Transformer, from_pretrained, save_pretrained
 from lmlab.models.attention import AttentionContext
 from lmlab.models.visibility import Visibility
 
@@ -50,6 +53,34 @@ def test_packed_documents_equal_the_same_documents_alone(kind, make_model, ids):
     packed = model(ids, document_ids_BT=documents).logits_BTV
     alone = torch.cat([model(part).logits_BTV for part in ids.split(lengths, 1)], 1)
     close(packed, alone)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_mix_of_lengths_can_be_packed(data):
+    """Rows of several blocks of queries, with documents of one token, of whole blocks, and across blocks; the loss too."""
+    kind = data.draw(st.sampled_from(ALL))
+    model = random_model(kind, max_seq_len=320)
+    lengths = data.draw(
+        st.lists(st.sampled_from([1, 2, 7, 64, 127, 128, 129]) | st.integers(1, 150), min_size=1, max_size=6).filter(lambda x: sum(x) <= 320)
+    )
+    ids = torch.randint(0, 61, (2, sum(lengths)), generator=torch.Generator().manual_seed(sum(lengths)))
+    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).expand(2, -1)
+    packed = model(ids, document_ids_BT=documents, labels_BT=ids, logits="all")
+    alone = [model(part, labels_BT=part, logits="all") for part in ids.split(lengths, 1)]
+    close(packed.logits_BTV, torch.cat([each.logits_BTV for each in alone], 1))
+    close(packed.loss.sum, torch.stack([each.loss.sum for each in alone]).sum())
+
+
+def test_gradients_of_packed_documents_are_those_of_the_documents(make_model, ids):
+    lengths = [5, 1, 8, 3]
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(3, -1)
+    packed, alone = make_model("qwen3"), make_model("qwen3")
+    packed(ids, document_ids_BT=documents, labels_BT=ids).loss.mean.backward()
+    for part in ids.split(lengths, 1):
+        (alone(part, labels_BT=part).loss.sum / ids.numel()).backward()
+    for (name, ours), theirs in zip(packed.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_boundaries_may_differ_between_the_rows_of_a_batch(make_model, ids):
@@ -223,3 +254,84 @@ def test_a_model_built_on_the_meta_device_can_be_initialised(make_model):
 def test_impossible_configurations_are_refused(changes, message, make_model):
     with pytest.raises(ValueError, match=message):
         make_model("llama", **changes)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_pad_the_vocabulary_never_get_probability(tied, make_model, ids, tmp_path):
+    model = make_model(vocab_multiple=64, tie_embeddings=tied)
+    assert model.embedding.weight.shape == (64, 32)
+    assert model(ids).logits_BTV.shape == (3, 17, 61)
+    with torch.no_grad():
+        (model.embedding if tied else model.head).weight[61:] = 100.0
+    loss = model(ids, labels_BT=ids).loss.mean
+    close(loss, torch.nn.functional.cross_entropy(model(ids).logits_BTV.flatten(0, 1), ids.flatten()))
+    loss.backward()
+    gradient = (model.embedding if tied else model.head).weight.grad
+    assert not gradient[61:].any() and gradient[:61].any()
+    save_pretrained(model, tmp_path)
+    close(from_pretrained(tmp_path)(ids).logits_BTV, model(ids).logits_BTV)
+
+
+@pytest.mark.parametrize(("output_init", "scale"), [("same", 1.0), ("depth_scaled", 0.5), ("zero", 0.0)])
+@pytest.mark.parametrize("init", ["normal", "truncated_normal"])
+@pytest.mark.parametrize("kind", ["llama", "olmoe"])
+def test_schemes_of_initialisation(init, output_init, scale, kind, ids):
+    sizes = {"vocab_size": 61, "num_layers": 2, "d_model": 128, "num_heads": 4, "d_ff": 512}
+    moe = {"ffn": "moe", "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 256}} if kind == "olmoe" else {}
+    model = Transformer(ModelConfig(**sizes, **moe, init=init, init_std=0.03, output_init=output_init)).initialize(0)
+    shortened = 0.9866 if init == "truncated_normal" else 1.0  # the standard deviation of a normal cut at 3
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            continue
+        writes = name.endswith(("attention.output.weight", "ffn.down.weight", "ffn.down"))
+        assert parameter.std().item() == pytest.approx(
+            0.03 * shortened * (scale if writes else 1.0), rel=0.1 if parameter.numel() < 1000 else 0.04
+        ), name
+        if init == "truncated_normal":
+            assert parameter.abs().max() <= 0.09
+    if output_init == "zero":  # every layer starts as the identity
+        close(model(ids).hidden_BTD, model.final_norm(model.embedding(ids)))
+
+
+def test_the_base_of_rotary_positions_changes_at_run_time(make_model, ids):
+    model, other = make_model("llama"), make_model("llama", rope_theta=500.0)
+    before = model(ids).logits_BTV
+    model.set_rope(theta=500.0)
+    close(model(ids).logits_BTV, other(ids).logits_BTV)
+    assert not torch.allclose(model(ids).logits_BTV, before, atol=1e-3)
+    model.set_rope(scaling=RopeScaling(type="linear", factor=2.0))
+    close(model(ids).logits_BTV, make_model("llama", rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})(ids).logits_BTV)
+    with pytest.raises(ValueError, match="learned positions has no rotary"):
+        make_model("gpt2").set_rope(theta=500.0)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_gradient_of_a_tied_table_is_that_of_both_its_uses(kind, make_model, ids):
+    fused, plain = make_model(kind, tie_embeddings=True), make_model(kind, tie_embeddings=True)
+    fused(ids, labels_BT=ids).loss.mean.backward()
+    torch.nn.functional.cross_entropy(plain(ids).logits_BTV.flatten(0, 1), ids.flatten()).backward()
+    for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_losses_of_two_passes_can_be_added(make_model, ids):
+    """The head's gradient waits for the lookup of its own pass, whatever the order of the backward passes."""
+    together, apart = make_model(), make_model()
+    (together(ids, labels_BT=ids).loss.mean + 2 * together(ids.flip(1), labels_BT=ids).loss.mean).backward()
+    apart(ids, labels_BT=ids).loss.mean.backward()
+    (2 * apart(ids.flip(1), labels_BT=ids).loss.mean).backward()
+    for ours, theirs in zip(together.parameters(), apart.parameters(), strict=True):
+        close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "olmoe", "gpt2"])
+def test_gradients_agree_with_finite_differences(kind, make_model, ids):
+    model = make_model(kind).double()
+    embedded = model.embedding(ids[:1, :5]).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: model(inputs_embeds_BTD=x).logits_BTV, (embedded,), fast_mode=True)
+    direction = torch.randn(embedded.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    above, loss, below = (
+        model(inputs_embeds_BTD=embedded + step * direction, labels_BT=ids[:1, :5], z_loss=0.1).loss.sum for step in (1e-6, 0, -1e-6)
+    )
+    (gradient,) = torch.autograd.grad(loss, embedded)
+    close((gradient * direction).sum(), (above - below) / 2e-6)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmlab.models.blocked_attention import blocked_attention
+from lmlab.models.dtypes import sum_dtype
 from lmlab.models.visibility import Visibility
 
 Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
@@ -68,7 +69,7 @@ def attend_with_pattern(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibili
     """As `attend`, by way of the explicit probabilities [B, N, T, S], which `listen` sees and may replace."""
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     k_BNSH, v_BNSH = k_BKSH.repeat_interleave(group, 1), v_BKSH.repeat_interleave(group, 1)
-    scores = (q_BNTH @ k_BNSH.transpose(-1, -2)).to(_wide(q_BNTH)) * q_BNTH.shape[-1] ** -0.5
+    scores = (q_BNTH @ k_BNSH.transpose(-1, -2)).to(sum_dtype(q_BNTH)) * q_BNTH.shape[-1] ** -0.5
     pattern = listen(scores.masked_fill(~visibility.mask(q_BNTH.device), float("-inf")).softmax(-1))
     return (pattern.to(v_BNSH.dtype) @ v_BNSH).transpose(1, 2)
 
@@ -84,7 +85,7 @@ def attend_with_prefix(
     """
     batch, heads, length, width = q_BNTH.shape
     parents, kv_heads = prefix_k.shape[:2]
-    wide = _wide(q_BNTH)
+    wide = sum_dtype(q_BNTH)
     q = (q_BNTH * width**-0.5).reshape(parents, batch // parents, kv_heads, heads // kv_heads, length, width)
     shared = torch.einsum("pckgth,pksh->pckgts", q, prefix_k.to(q.dtype)).to(wide)
     if prefix_valid is not None:
@@ -125,10 +126,6 @@ def _choose(q_BNTH: Tensor, visibility: Visibility) -> Backend:
 def _refuse(condition: bool, backend: str, what: str) -> None:
     if condition:
         raise ValueError(f"the attention back end '{backend}' does not handle {what}; use 'sdpa'")
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:

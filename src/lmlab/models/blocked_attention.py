@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmlab.models.dtypes import sum_dtype
+
 _BLOCK = 128
 
 
@@ -69,8 +71,7 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: T
     width, kv_heads = q.shape[-1], k.shape[1]
     k, v = k.contiguous(), v.contiguous()
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-    total = torch.float64 if q.dtype == torch.float64 else torch.float32
-    grad_k, grad_v = torch.zeros_like(k, dtype=total), torch.zeros_like(v, dtype=total)
+    grad_k, grad_v = (torch.zeros_like(x, dtype=sum_dtype(x)) for x in (k, v))
     grad_heads = grad_q.unflatten(1, (kv_heads, -1))
     for block in _plan(q, k, starts):
         queries, keys, values = _operands(q, k, v, block)

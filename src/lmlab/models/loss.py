@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from lmlab.gemm import mm
+from lmlab.models.dtypes import sum_dtype
 from lmlab.models.tied_embedding import SharedGradient
 
 IGNORE = -100
@@ -100,7 +101,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         weight = weight_VD.to(hidden_TD.dtype)
-        wide = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
+        wide = sum_dtype(hidden_TD)
         grad_hidden = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight: Tensor | None = None
         total, z_total = hidden_TD.new_zeros((), dtype=wide), hidden_TD.new_zeros((), dtype=wide)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lmlab.gemm import linear
 from lmlab.models.config import ModelConfig
+from lmlab.models.dtypes import compute_dtype, sum_dtype
 from lmlab.models.feed_forward import gate_product
 from lmlab.models.linear import Linear
 
@@ -49,9 +50,9 @@ class MoE(nn.Module):
             nn.init.normal_(matrix, std=config.init_std)
 
     def route(self, x_BTD: Tensor) -> RouterOutput:
-        """Softmax over all experts in fp32, then the k most probable."""
+        """Softmax over all experts in fp32 at least, then the k most probable."""
         with torch.autocast(x_BTD.device.type, enabled=False):
-            logits = F.linear(x_BTD.float(), self.router.weight.float())
+            logits = F.linear(x_BTD.to(sum_dtype(x_BTD)), self.router.weight.to(sum_dtype(x_BTD)))
             weights, indices = logits.softmax(-1).topk(self.config.top_k, -1)
         if self.config.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -64,7 +65,7 @@ class MoE(nn.Module):
         order = routed.indices_BTk.flatten().argsort(stable=True)
         tokens = order // self.config.top_k
         counts = torch.bincount(routed.indices_BTk.flatten(), minlength=self.config.num_experts).tolist()
-        dtype = torch.get_autocast_dtype(x_BTD.device.type) if torch.is_autocast_enabled(x_BTD.device.type) else x_BTD.dtype
+        dtype = compute_dtype(x_BTD)
         parts = []
         for expert, inputs in enumerate(x_MD[tokens].to(dtype).split(counts)):
             if len(inputs):

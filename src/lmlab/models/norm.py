@@ -8,6 +8,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from lmlab.models.config import ModelConfig
+from lmlab.models.dtypes import sum_dtype
 
 
 class RMSNorm(nn.RMSNorm):
@@ -33,8 +34,7 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
 
 def _normalise(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     """x over the root of its mean square, in the type of x, and the factor."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=sum_dtype(x))
     scale = norm.square_().div_(x.shape[-1]).add_(eps or 0.0).rsqrt_()
     return (x * scale).to(x.dtype), scale
 

@@ -23,6 +23,7 @@ from lmlab.models.attention import Attention, AttentionContext
 from lmlab.models.backends import Backend
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
+from lmlab.models.dtypes import compute_dtype
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
 from lmlab.models.loss import TokenLoss, fused_cross_entropy
@@ -207,7 +208,7 @@ class Transformer(nn.Module):
         context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, cache, taps)
         if self.position_embedding is not None:
             x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
-        x_BTD = x_BTD.to(_compute_dtype(x_BTD))
+        x_BTD = x_BTD.to(compute_dtype(x_BTD))
         if taps is not None:
             taps.bind(self.config.num_layers)
             x_BTD = taps("embedding", x_BTD)
@@ -264,12 +265,8 @@ class Transformer(nn.Module):
                 raise ValueError(f"{length} tokens do not fit the model's table of {self.config.max_seq_len} positions")
         rotary = None
         if self.config.positions == "rotary":
-            rotary = rotary_table(self.config, position_ids, _compute_dtype(x_BTD))
+            rotary = rotary_table(self.config, position_ids, compute_dtype(x_BTD))
         return AttentionContext(visibility, rotary, cache, self.attention_backend, taps), position_ids
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 def _see(x_BTD: Tensor, document_ids: Tensor | None, valid: Tensor | None) -> tuple[Visibility, Tensor]:

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lmlab import gemm
+
+
+@pytest.fixture(params=[True, False], ids=["by oneDNN", "by the default library"])
+def library(request, monkeypatch):
+    if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(gemm, "_ONEDNN_IS_FASTER", request.param)
+
+
+def operands(*lead, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((*lead, 24), (40, 24), (40,))
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("lead", [(5,), (3, 7), (2, 3, 4), (1, 1)], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_products_and_gradients_are_those_of_torch(library, lead, with_bias):
+    x, weight, bias = operands(*lead)
+    inputs = (x, weight, bias) if with_bias else (x, weight)
+    ours, theirs = gemm.linear(*inputs), F.linear(*inputs)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (ours, theirs)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+
+
+def test_inputs_need_not_lie_in_order(library):
+    x, weight, _ = operands(6, 5)
+    strange = x.transpose(0, 1)
+    torch.testing.assert_close(gemm.linear(strange, weight), F.linear(strange, weight), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gemm.mm(weight, weight.t()), weight @ weight.t(), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_gradients(library):
+    x, weight, _ = operands(5)
+    values = []
+    for product in (gemm.linear, F.linear):
+        (grad,) = torch.autograd.grad(product(x, weight).pow(3).sum(), x, create_graph=True)
+        values.append(torch.autograd.grad(grad.square().sum(), (x, weight)))
+    for a, b in zip(*values, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-1, rtol=1e-4)
+
+
+def test_only_what_needs_a_gradient_gets_one(library):
+    x, weight, bias = operands(5)
+    weight.requires_grad_(False)
+    gemm.linear(x, weight, bias).sum().backward()
+    assert weight.grad is None
+    torch.testing.assert_close(bias.grad, torch.full((40,), 5.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_go_through_unchanged(library, dtype):
+    x, weight, bias = operands(5, dtype=dtype)
+    assert torch.equal(gemm.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_products_without_gradients_are_those_of_torch_bit_for_bit(library):
+    x, weight, bias = operands(5)
+    with torch.no_grad():
+        assert torch.equal(gemm.linear(x, weight, bias), F.linear(x, weight, bias))
+        with gemm.fast_inference():
+            torch.testing.assert_close(gemm.linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_has_the_last_word(library):
+    x, weight, _ = operands(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gemm.linear(x, weight).dtype == torch.bfloat16
