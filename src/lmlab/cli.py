@@ -123,6 +123,7 @@ def evaluate(
 
 
 ModelDirectory = Annotated[Path, typer.Option("--model", help="Directory of a model.")]
+Adapter = Annotated[Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
 TopP = Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")]
@@ -137,6 +138,7 @@ Precision = Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, o
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
     model: ModelDirectory,
+    adapter: Adapter = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
     temperature: Temperature = 0.8,
     top_k: TopK = None,
@@ -159,7 +161,7 @@ def generate(
     from lmlab.stages.generate import complete_texts, generation_config
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    directory, network, tokenizer = _load_model(model, precision)
+    directory, network, tokenizer = _load_model(model, precision, adapter)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -192,6 +194,7 @@ def generate(
 @app.command(epilog=_example("lmlab chat --model models/smollm2", "lmlab chat --model models/smollm2 --system 'Answer in one sentence.'"))
 def chat(
     model: ModelDirectory,
+    adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     temperature: Temperature = 0.7,
@@ -207,7 +210,7 @@ def chat(
     from lmlab.models import GenerationConfig
     from lmlab.stages.generate import generation_config
 
-    directory, network, tokenizer = _load_model(model, precision)
+    directory, network, tokenizer = _load_model(model, precision, adapter)
     settings = GenerationConfig(
         max_new_tokens=min(max_new_tokens, network.config.max_seq_len // 2),
         temperature=temperature,
@@ -250,6 +253,7 @@ def chat(
 def convert(
     source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a train stage, or a GGUF file.")],
     target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
+    adapter: Adapter = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="Cut the weights into files of at most this size.")] = "5GB",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")] = False,
@@ -265,7 +269,9 @@ def convert(
     if dtype not in dtypes:
         raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}.")
     limit = _bytes(max_shard_size)
-    done = convert_model(model_directory(source), target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check)
+    done = convert_model(
+        model_directory(source), target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check, adapter=adapter
+    )
     found = "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
     print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")
 
@@ -320,18 +326,22 @@ def _demo_recipe() -> Path:
     return next(path for path in candidates if path.exists())
 
 
-def _load_model(path: Path, precision: str) -> Any:
-    """The directory of a model, the model, and its tokenizer."""
+def _load_model(path: Path, precision: str, adapter: Path | None) -> Any:
+    """The directory of a model, the model with its adapters folded in, and its tokenizer."""
     from lmlab.data import Tokenizer
     from lmlab.hardware import reuse_memory, select_device, select_dtype
-    from lmlab.models import from_pretrained
+    from lmlab.models import from_pretrained, load_lora, remove_lora
     from lmlab.stages.evaluate import model_directory
 
     if precision not in ("fp32", "bf16", "auto"):
         raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16 or auto.")
     reuse_memory()
     directory, device = model_directory(path), select_device()
-    return directory, from_pretrained(directory, device, select_dtype(precision, device)), Tokenizer.load(directory)
+    network = from_pretrained(directory, device, select_dtype(precision, device))
+    if adapter is not None:
+        load_lora(network, adapter)
+        remove_lora(network, merge=True)
+    return directory, network, Tokenizer.load(directory)
 
 
 def _bytes(text: str) -> int:

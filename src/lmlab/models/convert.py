@@ -9,6 +9,8 @@ import torch
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.models.hf import NATIVE, compare_with_transformers, from_pretrained, save_pretrained
+from lmlab.models.lora import remove_lora
+from lmlab.models.peft_layout import load_lora
 
 _TOLERANCE = 1e-4
 _CHECKED_TOKENS = 32
@@ -36,6 +38,7 @@ def convert(
     max_shard_bytes: int = 5 * 10**9,
     allow_pickle: bool = False,
     check: bool = False,
+    adapter: Path | None = None,
 ) -> Conversion:
     """Read a model and write it, with its tokenizer and generation settings, as a Hugging Face directory.
 
@@ -45,6 +48,7 @@ def convert(
         dtype: of the weights; None keeps that of the source.
         max_shard_bytes: weights beyond this are cut into several files.
         allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
+        adapter: LoRA adapters to fold into the weights.
         check: compare the logits of what was written with those of `transformers`, in fp32.
 
     Raises:
@@ -54,6 +58,9 @@ def convert(
     if (target / "config.json").exists():
         raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
     model = from_pretrained(source, dtype=dtype, allow_pickle=allow_pickle)
+    if adapter is not None:
+        load_lora(model, adapter, allow_pickle=allow_pickle)
+        remove_lora(model, merge=True)
     model_type = save_pretrained(model, target, dtype, companions=source, max_shard_bytes=max_shard_bytes)
     parameters = model.config.num_parameters()
     if not check:
