@@ -73,9 +73,8 @@ def _measure_case(shape: str, precision: str, threads: int, arguments: argparse.
                 found[name].append(worker.ask("step"))
         ends = {name: worker.ask("end") for name, worker in workers.items()}
     where = arguments.device if arguments.device != "cpu" else f"{threads} thread{'s'[: threads > 1]}"
-    print(
-        f"\n{shape}, {rows} x {length} tokens, {precision}, {where}{', compiled' if arguments.compile else ''}, {config.num_parameters():,} parameters"
-    )
+    how = f"{precision}, {where}{', compiled' if arguments.compile else ''}"
+    print(f"\n{shape}, {rows} x {length} tokens, {how}, {config.num_parameters():,} parameters")
     spread = max(abs(each["loss"] - first[LMLAB]["loss"]) for each in first.values())
     print(f"loss of the first step {first[LMLAB]['loss']:.4f}, largest difference between contenders {spread:.1e}")
     print("| contender | tokens/s | lmlab is | process s/step | lmlab needs | peak MB | lmlab needs |\n|---|---|---|---|---|---|---|")

@@ -38,7 +38,7 @@ def adapter(directory, tmp_path):
 def expected(directory, prompt, **settings):
     model, tokenizer = from_pretrained(directory), Tokenizer.load(directory)
     config = GenerationConfig(**{"eos_ids": (tokenizer.eos_id,), "max_new_tokens": 12, "temperature": 0} | settings)
-    return generate(model, [[tokenizer.bos_id, *tokenizer.encode(prompt)]], config, decode=tokenizer.decode)[0]
+    return generate(model, [tokenizer.encode_prompt(prompt)], config, decode=tokenizer.decode)[0]
 
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "12")

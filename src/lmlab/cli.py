@@ -176,7 +176,7 @@ def generate(
     settings = generation_config(settings, directory, tokenizer)
     if len(texts) == num_samples == 1 and not json_lines:
         print(texts[0], end="", flush=True)
-        for piece in stream(network, [tokenizer.bos_id, *tokenizer.encode(texts[0])], settings, tokenizer.decode):
+        for piece in stream(network, tokenizer.encode_prompt(texts[0]), settings, tokenizer.decode):
             print(printable(piece), end="", flush=True)
         print()
         return

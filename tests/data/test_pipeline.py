@@ -152,6 +152,24 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     assert (again.bos_id, again.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
 
 
+def test_a_prompt_begins_with_the_begin_token_here_and_in_transformers(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    loaded, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("def f():", "", "Grüße"):
+        assert loaded.encode_prompt(text) == theirs(text)["input_ids"] == [tokenizer.bos_id, *tokenizer.encode(text)]
+
+
+def test_a_tokenizer_without_a_rule_for_its_begin_token_follows_its_settings(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    definition, settings = (json.loads((tmp_path / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": None}))
+    assert Tokenizer.load(tmp_path).encode_prompt("def") == tokenizer.encode("def")
+    assert Tokenizer.load(tmp_path).encode_prompt("") == [tokenizer.bos_id]  # a prompt needs a token
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
+    assert Tokenizer.load(tmp_path).encode_prompt("def") == [tokenizer.bos_id, *tokenizer.encode("def")]
+
+
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer"):

@@ -124,3 +124,9 @@ def test_the_conversation_reads_only_what_is_new(directory, models):
     ((whole,),) = generate(models[0], [ids], config, decode=tokenizer.decode)
     assert answers[1] == whole.text
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
+
+
+def test_a_prompt_begins_as_the_tokenizer_says(directory):
+    ours, theirs = Tokenizer.load(directory), transformers.AutoTokenizer.from_pretrained(directory)
+    for prompt in PROMPTS[:5]:
+        assert ours.encode_prompt(prompt) == theirs(prompt)["input_ids"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from lmlab.data.chat_template import ChatTemplate, Message
 from lmlab.errors import UserError
@@ -24,8 +24,10 @@ class Tokenizer:
     A document is encoded as [begin] tokens [end]; in the tokenizers trained here one token, `<|endoftext|>`, serves as both.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_token: str, eos_token: str, chat_template: str | None = None) -> None:
-        self.backend = backend
+    def __init__(
+        self, backend: tokenizers.Tokenizer, bos_token: str, eos_token: str, chat_template: str | None = None, add_bos: bool = False
+    ) -> None:
+        self.backend, self._add_bos = backend, add_bos
         specials = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": eos_token}
         self.chat_template = None if chat_template is None else ChatTemplate(chat_template, specials)
         self.bos_token, self.eos_token = bos_token, eos_token
@@ -47,6 +49,8 @@ class Tokenizer:
             vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
         backend.train_from_iterator(texts, trainer)
+        begin = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=begin)
         return cls(backend, END_OF_TEXT, END_OF_TEXT)
 
     @classmethod
@@ -66,7 +70,8 @@ class Tokenizer:
         settings_path = directory / "tokenizer_config.json"
         settings = read_json(settings_path) if settings_path.exists() else {}
         eos = _token_text(settings.get("eos_token")) or END_OF_TEXT
-        return cls(backend, _token_text(settings.get("bos_token")) or eos, eos, _chat_template(directory, settings))
+        bos = _token_text(settings.get("bos_token")) or eos
+        return cls(backend, bos, eos, _chat_template(directory, settings), bool(settings.get("add_bos_token")))
 
     def save(self, directory: Path, max_seq_len: int | None = None) -> None:
         """Write the tokenizer in the layout that `transformers.AutoTokenizer` reads."""
@@ -97,6 +102,13 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself; never empty."""
+        ids: list[int] = self.backend.encode(text).ids
+        if not ids or (self._add_bos and ids[0] != self.bos_id):
+            return [self.bos_id, *ids]
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, in parallel, without special tokens."""

@@ -36,7 +36,7 @@ class GenerateConfig(GenerationConfig):
 class Generate(Stage[GenerateConfig]):
     """Writes only its results."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[Config]] = GenerateConfig
 
     def run(self, config: GenerateConfig, context: StageContext) -> dict[str, Any]:
@@ -73,5 +73,4 @@ def generation_config(settings: GenerationConfig, directory: Path, tokenizer: To
 
 def complete_texts(model: Transformer, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig) -> list[list[Completion]]:
     """Completions of each prompt, which is read as the beginning of a document."""
-    ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    return generate(model, ids, config, decode=tokenizer.decode)
+    return generate(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], config, decode=tokenizer.decode)

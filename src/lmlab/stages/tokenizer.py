@@ -22,6 +22,7 @@ class TrainTokenizerConfig(Config):
 class TrainTokenizer(Stage[TrainTokenizerConfig]):
     """Writes tokenizer.json and tokenizer_config.json."""
 
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[Config]] = TrainTokenizerConfig
 
     def plan(self, config: TrainTokenizerConfig) -> dict[str, str]:
