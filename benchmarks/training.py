@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rows", type=int, help="rows of a batch, in place of those of the shape")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these, beside lmlab: each takes memory as long as the case lasts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile for all contenders")
     parser.add_argument("--profile", action="store_true", help="also print the operators that take the most time of lmlab's step")
@@ -61,6 +62,8 @@ def _measure_case(shape: str, precision: str, threads: int, arguments: argparse.
     contenders = [LMLAB, "transformers"] + (["litgpt"] if importlib.util.find_spec("litgpt") and not config.rope_scaling else [])
     if arguments.device == "cpu":
         contenders += [f"{each}+reuse" for each in contenders[1:]]
+    if arguments.contenders:
+        contenders = [LMLAB, *(each for each in contenders[1:] if each in arguments.contenders)]
     with tempfile.TemporaryDirectory() as directory:
         save_pretrained(Transformer(config).initialize(0), Path(directory))
         case = {"directory": directory, "precision": precision, "threads": threads, "rows": rows, "length": length}

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from lmlab.gemm import linear, mm
 from lmlab.models.config import ModelConfig
 from lmlab.models.linear import Linear
 
@@ -40,26 +41,45 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D], token by token."""
-        return self.down(self.hidden(x_BTD))
+        if self.gate is None or type(self.down) is not Linear or self.down.bias is not None:
+            return self.down(self.hidden(x_BTD))
+        return gated_product(self.gate(x_BTD), self.up(x_BTD), self.down.weight, self.activation)
 
 
 def gate_product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """activation(gate) * up; with SiLU, only `gate` and `up` are kept for the backward pass."""
-    if activation == "silu" and torch.is_grad_enabled():
-        product: Tensor = _SwiGLU.apply(gate, up)
-        return product
+    """activation(gate) * up."""
     return ACTIVATIONS[activation](gate) * up
 
 
-class _SwiGLU(torch.autograd.Function):
+def gated_product(gate: Tensor, up: Tensor, down_DF: Tensor, activation: str) -> Tensor:
+    """(activation(gate) * up) @ down.T; with SiLU, what is in the brackets is computed again in the backward pass and not kept for it.
+
+    Arguments:
+        gate, up: [..., F].
+
+    Returns:
+        [..., D].
+    """
+    down_DF = down_DF.to(gate.dtype)
+    if activation != "silu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return linear(gate_product(gate, up, activation), down_DF)
+    product: Tensor = _GatedProduct.apply(gate.flatten(0, -2), up.flatten(0, -2), down_DF)
+    return product.view(*gate.shape[:-1], -1)
+
+
+class _GatedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+    def forward(ctx: FunctionCtx, gate_MF: Tensor, up_MF: Tensor, down_DF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_MF, up_MF, down_DF)
+        return mm(F.silu(gate_MF).mul_(up_MF), down_DF.t())
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors  # type: ignore[attr-defined]
-        (grad,) = grad_outputs
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, F.silu(gate).mul_(grad)
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_MD,) = grad_outputs
+        gate_MF, up_MF, down_DF = ctx.saved_tensors  # type: ignore[attr-defined]
+        activated_MF = F.silu(gate_MF)
+        grad_down = mm(grad_MD.t(), activated_MF * up_MF) if ctx.needs_input_grad[2] else None  # type: ignore[attr-defined]
+        grad_MF = mm(grad_MD, down_DF)
+        grad_gate = torch.ops.aten.silu_backward(grad_MF * up_MF, gate_MF)
+        return grad_gate, activated_MF.mul_(grad_MF), grad_down

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lmlab.gemm import linear
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import compute_dtype, sum_dtype
-from lmlab.models.feed_forward import gate_product
+from lmlab.models.feed_forward import gated_product
 from lmlab.models.linear import Linear
 
 
@@ -70,7 +70,7 @@ class MoE(nn.Module):
         for expert, inputs in enumerate(x_MD[tokens].to(dtype).split(counts)):
             if len(inputs):
                 gate, up = linear(inputs, self.gate[expert].to(dtype)), linear(inputs, self.up[expert].to(dtype))
-                parts.append(linear(gate_product(gate, up, self.activation), self.down[expert].to(dtype)))
+                parts.append(gated_product(gate, up, self.down[expert], self.activation))
         weighted = torch.cat(parts) * routed.weights_BTk.flatten()[order, None].to(dtype)
         out = torch.zeros_like(x_MD, dtype=dtype).index_add(0, tokens, weighted)
         return out.view(x_BTD.shape), routed

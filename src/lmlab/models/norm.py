@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import sum_dtype
+
+_SMALLEST_DIVISOR = 1e-3
 
 
 class RMSNorm(nn.RMSNorm):
@@ -40,18 +42,26 @@ def _normalise(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """On CPUs PyTorch has no fused kernel: this makes fewer passes over the data than its composite, and keeps less for the backward pass."""
+    """On CPUs PyTorch has no fused kernel: this makes fewer passes over the data than its composite, and keeps less for the backward pass.
+
+    What is kept is the output, which the layer that reads it keeps too; over the weight it is the normalised input again. Only where a weight is so
+    small that the division would lose digits, the normalised input is kept itself.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
         normalised, scale = _normalise(x, eps)
-        ctx.save_for_backward(normalised, weight, scale)
-        return normalised * weight.to(x.dtype)
+        out = normalised * weight.to(x.dtype)
+        ctx.invertible = bool(weight.detach().abs().amin() > _SMALLEST_DIVISOR)  # type: ignore[attr-defined]
+        ctx.save_for_backward(out if ctx.invertible else normalised, weight, scale)  # type: ignore[attr-defined]
+        return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grad_outputs
-        normalised, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        kept, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        normalised = kept / weight.to(kept.dtype) if ctx.invertible else kept  # type: ignore[attr-defined]
         product = grad * normalised
         grad_weight = product.flatten(0, -2).sum(0, dtype=weight.dtype)
         shared = (product @ weight.to(grad.dtype)).div_(-grad.shape[-1])

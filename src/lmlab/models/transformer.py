@@ -89,7 +89,9 @@ class Block(nn.Module):
         if isinstance(self.ffn, MoE):
             out: tuple[Tensor, RouterOutput] = self.ffn(x_BTD)
             return out
-        return self.ffn.down(context.tap(self.layer, "ffn.hidden", self.ffn.hidden(x_BTD))), None
+        if context.wants(self.layer, "ffn.hidden"):
+            return self.ffn.down(context.tap(self.layer, "ffn.hidden", self.ffn.hidden(x_BTD))), None
+        return self.ffn(x_BTD), None
 
 
 class Transformer(nn.Module):
