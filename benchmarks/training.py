@@ -80,7 +80,7 @@ def _measure_case(shape: str, precision: str, threads: int, arguments: argparse.
     print(f"\n{shape}, {rows} x {length} tokens, {how}, {config.num_parameters():,} parameters")
     spread = max(abs(each["loss"] - first[LMLAB]["loss"]) for each in first.values())
     print(f"loss of the first step {first[LMLAB]['loss']:.4f}, largest difference between contenders {spread:.1e}")
-    print("| contender | tokens/s | lmlab is | process s/step | lmlab needs | peak MB | lmlab needs |\n|---|---|---|---|---|---|---|")
+    print("| contender | tokens/s | lmlab is | process s/step | lmlab needs | peak MiB | lmlab needs |\n|---|---|---|---|---|---|---|")
     medians = {name: {key: statistics.median(each[key] for each in steps) for key in ("wall", "process")} for name, steps in found.items()}
     for name, median in medians.items():
         cells = [f"{rows * length / median['wall']:,.0f}", f"{median['wall'] / medians[LMLAB]['wall']:.2f}x faster", f"{median['process']:.3f}"]

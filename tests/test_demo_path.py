@@ -84,7 +84,13 @@ def test_changing_a_value_in_an_old_run_is_refused_until_redo(lmlab, recipe, tmp
 
 def _spawn(path: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lmlab.cli", "run", str(path), "--out", str(out), "--set", "model.trainer.steps=120"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment, preexec_fn=_heed_ctrl_c)
+
+
+def _heed_ctrl_c() -> None:
+    """A process that a shell started in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 90) -> None:
