@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from lmlab.cli import app
 from lmlab.errors import LmlabError, UserError
 from lmlab.models import convert, from_pretrained, save_pretrained
+from lmlab.models.pickles import read_pickle
 
 
 @pytest.fixture
@@ -139,3 +140,19 @@ def test_the_command_converts(source, tmp_path):
     assert result.exit_code == 0, result.output
     assert "llama" in result.output
     assert len(list((tmp_path / "target").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])
+def test_a_damaged_pickle_is_an_error_that_names_it(content, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(content)
+    with pytest.raises(LmlabError, match=r"weights\.bin' cannot be read as plain weights \(\S"):
+        read_pickle(tmp_path / "weights.bin")
+
+
+def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(LmlabError, match=r"\(EOFError\)"):
+        read_pickle(tmp_path / "weights.bin")

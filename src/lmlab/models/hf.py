@@ -24,6 +24,7 @@ from lmlab.files import read_json, write_json
 from lmlab.models.checkpoint_names import Layout, Shape
 from lmlab.models.config import ModelConfig
 from lmlab.models.families import FAMILIES, Settings, family_of, find_family, from_settings, to_settings
+from lmlab.models.pickles import read_pickle
 from lmlab.models.transformer import Transformer
 
 NATIVE = "lmlab"
@@ -203,11 +204,7 @@ def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> _Stored:
         raise UserError(f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.", remedy)
     tensors: dict[str, Tensor] = {}
     for name in [_PICKLE] if pickled[0] == _PICKLE else _shards(directory / _PICKLE_INDEX):
-        try:
-            tensors |= torch.load(directory / name, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # the library raises many kinds for malformed and for forbidden content
-            reason = str(error).splitlines()[0]
-            raise LmlabError(f"'{directory / name}' cannot be read as plain weights ({reason}).") from None
+        tensors |= read_pickle(directory / name, mmap=True)
     return _Stored(str(directory), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 

@@ -27,6 +27,7 @@ from lmlab.files import read_json, write_json
 from lmlab.models.checkpoint_names import Layout, Shape
 from lmlab.models.families import family_of
 from lmlab.models.lora import LoRALinear, adaptable, adapters, attach, freeze, trained_fully
+from lmlab.models.pickles import read_pickle
 from lmlab.models.transformer import Transformer
 
 _PREFIX = "base_model.model."
@@ -214,10 +215,7 @@ def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> tuple[dict[s
         raise UserError(f"'{directory}' holds no {_WEIGHTS}.")
     if not allow_pickle:
         raise UserError(f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.", "Allow it if you trust its source.")
-    try:
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the library raises many kinds for malformed and for forbidden content
-        raise LmlabError(f"'{path}' cannot be read as plain weights ({str(error).splitlines()[0]}).") from None
+    tensors = read_pickle(path)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__, {}
 
 
