@@ -373,6 +373,7 @@ def _run_stages(name: str, stages: dict[str, Any], out: Path | None, overrides: 
 
 
 def _execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
+    from lmlab.distributed import world
     from lmlab.hardware import reuse_memory
     from lmlab.progress import console
     from lmlab.runs import print_plan, run_recipe
@@ -382,6 +383,7 @@ def _execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
         print_plan(recipe, directory)
         return
     reuse_memory()
+    console.quiet = not world().is_main
     run_recipe(recipe, directory, redo)
     report_path = directory / "report.html"
     console.print(f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else ""))
@@ -408,7 +410,8 @@ def _terminate(number: int, frame: Any) -> None:
 
 def _fail(error: LmlabError) -> None:
     kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
-    print(f"{kind}: {error}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"{kind}{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 

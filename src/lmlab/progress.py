@@ -74,7 +74,7 @@ class _Lines:
     def advance(self, amount: float = 1, note: str = "") -> None:
         self.done += amount
         now = time.monotonic()
-        if now - self.printed >= _LINE_INTERVAL_S:
+        if now - self.printed >= _LINE_INTERVAL_S and not console.quiet:
             self.printed = now
             self.any = True
             rate = (self.done - self.start) / max(now - self.began, 1e-9)

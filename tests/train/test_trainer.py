@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from counting import counting_trainer
 
-from lmlab.data import Loader
 from lmlab.errors import LmlabError, UserError
-from lmlab.models import ModelConfig, Transformer
 from lmlab.train import (
     OptimizerConfig,
     ScheduleConfig,
@@ -23,26 +22,10 @@ from lmlab.train import (
     read_metrics,
 )
 
-_CONFIG = ModelConfig(vocab_size=50, num_layers=2, d_model=16, num_heads=2, max_seq_len=32)
-
-
-class CountingRows:
-    """Rows of arithmetic progressions modulo the vocabulary: easy to learn."""
-
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        sequence = (index + (1 + index % 3) * np.arange(17)) % 50
-        labels = sequence[1:].copy()
-        labels[: index % 5] = -100
-        return {"input_ids": sequence[:-1], "labels": labels, "document_ids": np.zeros(16, np.int64), "domain_ids": np.zeros(16, np.int64)}
-
-
-def _trainer(directory, evaluate=None, step_function=language_model_step, **settings) -> Trainer:
+def _trainer(directory, evaluate=None, step_function=None, options=None, **settings) -> Trainer:
     defaults = {"steps": 20, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 5}
-    model = Transformer(_CONFIG).initialize(0)
-    return Trainer(model, step_function, Loader(CountingRows(), 4, seed=3), TrainerConfig(**{**defaults, **settings}), directory, evaluate)
+    config = TrainerConfig(**{**defaults, **settings})
+    return counting_trainer(directory, config, step_function=step_function, evaluate=evaluate, **(options or {}))
 
 
 def _course(directory) -> list[tuple[float, ...]]:
@@ -105,14 +88,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert len(_course(tmp_path)) == 7
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_a_damaged_checkpoint_is_named(tmp_path, name):
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     _trainer(tmp_path, steps=5).fit()
-    path = checkpoints(tmp_path / "checkpoints")[-1] / name
+    (path,) = checkpoints(tmp_path / "checkpoints")[-1].glob("*.safetensors")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(LmlabError, match=name):
+    path.write_bytes(data if damage == "flip" else data[:-100])
+    if damage == "remove":
+        path.unlink()
+    with pytest.raises(LmlabError, match=path.name):
         _trainer(tmp_path, steps=5).fit()
 
 

@@ -5,7 +5,7 @@ from lmlab.models.config import PRESETS, ModelConfig, MoEConfig, RopeScaling
 from lmlab.models.convert import Conversion, convert
 from lmlab.models.families import family_of
 from lmlab.models.generate import Completion, GenerationConfig, generate, stream
-from lmlab.models.hf import compare_with_transformers, from_pretrained, save_pretrained
+from lmlab.models.hf import compare_with_transformers, from_pretrained, read_config, save_pretrained
 from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
 from lmlab.models.loss import IGNORE, TokenLoss, fused_cross_entropy, token_log_likelihoods
 from lmlab.models.peft_layout import load_lora, save_lora
@@ -34,6 +34,7 @@ __all__ = [
     "generate",
     "load_lora",
     "merge_lora",
+    "read_config",
     "remove_lora",
     "save_lora",
     "save_pretrained",

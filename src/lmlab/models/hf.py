@@ -148,6 +148,15 @@ def read_settings(directory: Path) -> Settings:
     return settings
 
 
+def read_config(directory: Path) -> ModelConfig:
+    """The shape of the model in a directory.
+
+    Raises:
+        UserError: there is none, its family is unknown, or it has what lmlab does not.
+    """
+    return _layout(read_settings(directory), directory / "config.json", None)[0]
+
+
 def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[ModelConfig, Layout]:
     if settings.get("model_type") == NATIVE:
         family, config = None, validate(ModelConfig, settings.get("lmlab", {}), f"'{path}'")

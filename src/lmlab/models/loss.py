@@ -26,11 +26,13 @@ class TokenLoss:
         sum: what is differentiated; it includes the z-loss.
         count: number of labels.
         z_loss: the part of `sum` that is z-loss; no gradient.
+        tokens: the negative log-likelihood of each label, shaped as the labels, 0 where ignored; no gradient.
     """
 
     sum: Tensor
     count: Tensor
-    z_loss: Tensor | float = 0.0
+    z_loss: Tensor | float
+    tokens: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -62,10 +64,10 @@ def fused_cross_entropy(
         shared: leave the gradient of the matrix there, for the lookup that the matrix also serves (`tied_embedding`).
     """
     flat_labels = labels.reshape(-1)
-    total, z_total = _FusedCrossEntropy.apply(
+    total, z_total, tokens = _FusedCrossEntropy.apply(
         hidden.reshape(-1, hidden.shape[-1]), weight_VD, flat_labels, z_loss, vocab_size, block_size or _block_size(weight_VD), shared
     )
-    return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total)
+    return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total, tokens.view(labels.shape))
 
 
 def token_log_likelihoods(
@@ -98,13 +100,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
         vocab_size: int | None,
         block: int,
         shared: SharedGradient | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         weight = weight_VD.to(hidden_TD.dtype)
         wide = sum_dtype(hidden_TD)
         grad_hidden = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight: Tensor | None = None
         total, z_total = hidden_TD.new_zeros((), dtype=wide), hidden_TD.new_zeros((), dtype=wide)
+        tokens = hidden_TD.new_zeros(hidden_TD.shape[0], dtype=wide)
         for start in range(0, hidden_TD.shape[0], block):
             h, y = hidden_TD[start : start + block], labels_T[start : start + block]
             keep = y != IGNORE
@@ -117,7 +120,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
             exponentials = logits.sub_(top).exp_()
             sums = exponentials.sum(-1, keepdim=True)
             log_z = sums.log() + top
-            total += ((log_z - target_logit).squeeze(1) * keep).sum()
+            losses = (log_z - target_logit).squeeze(1) * keep
+            tokens[start : start + block] = losses
+            total += losses.sum()
             if z_loss:
                 z_total += (log_z.square().squeeze(1) * keep).sum() * z_loss
             if needs_hidden or needs_weight:
@@ -132,8 +137,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     product = mm(grad_logits.t(), h)
                     grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
         ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared  # type: ignore[attr-defined]
-        ctx.mark_non_differentiable(z_total)
-        return total + z_total, z_total
+        ctx.mark_non_differentiable(z_total, tokens)
+        return total + z_total, z_total, tokens
 
     @staticmethod
     @once_differentiable

@@ -17,6 +17,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from lmlab.gemm import linear
 from lmlab.models.attention import Attention, AttentionContext
@@ -101,12 +103,15 @@ class Transformer(nn.Module):
 
     Attributes:
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
+        recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed again there (Chen et al.
+            2016): 1 for all of them, 0 for none.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.attention_backend: Backend = "auto"
+        self.recompute_blocks = 0
         self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
         self.position_embedding = None
         if config.positions == "learned":
@@ -155,7 +160,10 @@ class Transformer(nn.Module):
             nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
         else:
             drawn = torch.randn(parameter.shape, generator=generator) * std
-        parameter.copy_(drawn)
+        if isinstance(parameter, DTensor):  # every process draws the whole and keeps its share
+            parameter.copy_(distribute_tensor(drawn.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None))
+        else:
+            parameter.copy_(drawn)
 
     def set_rope(self, theta: float | None = None, scaling: RopeScaling | None = None) -> None:
         """Change the base of the rotary frequencies, or how they are scaled, from the next forward pass on; None leaves each as it is."""
@@ -215,8 +223,12 @@ class Transformer(nn.Module):
             taps.bind(self.config.num_layers)
             x_BTD = taps("embedding", x_BTD)
         routers: list[RouterOutput] = []
-        for block in self.blocks:
-            x_BTD, routed = block(x_BTD, context)
+        recompute = self.recompute_blocks if torch.is_grad_enabled() and taps is None and cache is None else 0
+        for number, block in enumerate(self.blocks):
+            if recompute and number % recompute == 0:
+                x_BTD, routed = checkpoint(block, x_BTD, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BTD, routed = block(x_BTD, context)
             if routed is not None:
                 routers.append(routed)
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.table import Table
 
-from lmlab.errors import Interrupted, UserError
+from lmlab.distributed import from_main, joined
+from lmlab.errors import EXIT_FAILURE, Interrupted, UserError
 from lmlab.files import read_json, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
@@ -43,6 +45,8 @@ class PlannedStage:
 def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Any]:
     """Run all stages that are not done; return each stage's results by name.
 
+    Under `torchrun` every process calls it: the main one leads, the others join in the stages that are distributed.
+
     Arguments:
         redo: run changed stages again; what they wrote before is moved to `superseded/`.
 
@@ -50,27 +54,76 @@ def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str,
         UserError: the directory belongs to a run with other settings, or is in use.
         Interrupted: stopped on request.
     """
+    with joined() as world:
+        return _lead(recipe, directory, redo) if world.is_main else _follow(recipe, directory)
+
+
+def _lead(recipe: Recipe, directory: Path, redo: bool) -> dict[str, Any]:
+    """What the main process does: everything."""
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"Another process is running in '{directory}'.", "Wait for it, or choose another directory with --out.") from None
+    with _telling_the_others():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"Another process is running in '{directory}'.", "Wait for it, or choose another directory with --out.") from None
     with lock:
-        planned = plan_stages(recipe, directory)
-        changed = [each for each in planned if each.state == "changed"]
-        if changed and not redo:
-            raise UserError(_explain_changes(changed, directory), "Add --redo to run these stages again, or --out DIR to start another run.")
-        for each in changed:
-            _supersede(each, directory)
-        write_text(directory / "recipe.yaml", recipe.to_yaml())
-        if not (directory / "manifest.json").exists() or any(each.state != "done" for each in planned):
-            _write_manifest(recipe, planned, directory)
+        with _telling_the_others():
+            planned = _prepare(recipe, directory, redo)
+        from_main([each.state for each in planned])
         results: dict[str, Any] = {}
         for number, each in enumerate(planned, 1):
             results[each.entry.name] = _run_stage(each, recipe, directory, f"[{number}/{len(planned)}]", planned[: number - 1])
         write_json(directory / "results.json", results)
         return results
+
+
+def _follow(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    """What the other processes do: their part of the stages that all run together."""
+    states = _ask_main()
+    for entry, state in zip(recipe.stages, states, strict=True):
+        if state == "done":
+            continue
+        if entry.stage.distributed:
+            _ask_main()
+            entry.stage.run(entry.config, _context(entry, recipe, directory, {}))
+        _ask_main()
+    return {}
+
+
+def _prepare(recipe: Recipe, directory: Path, redo: bool) -> list[PlannedStage]:
+    planned = plan_stages(recipe, directory)
+    changed = [each for each in planned if each.state == "changed"]
+    if changed and not redo:
+        raise UserError(_explain_changes(changed, directory), "Add --redo to run these stages again, or --out DIR to start another run.")
+    for each in changed:
+        _supersede(each, directory)
+    write_text(directory / "recipe.yaml", recipe.to_yaml())
+    if not (directory / "manifest.json").exists() or any(each.state != "done" for each in planned):
+        _write_manifest(recipe, planned, directory)
+    return planned
+
+
+@contextmanager
+def _telling_the_others() -> Iterator[None]:
+    """If this fails, the processes that wait for news end too."""
+    try:
+        yield
+    except BaseException:
+        from_main(None)
+        raise
+
+
+def _ask_main() -> Any:
+    news = from_main(None)
+    if news is None:
+        raise SystemExit(EXIT_FAILURE)  # the main process says why
+    return news
+
+
+def _context(entry: RecipeStage, recipe: Recipe, run: Path, stages: Mapping[str, Any]) -> StageContext:
+    inputs = {key: run / value if isinstance(value, str) else value for key, value in entry.inputs.items()}
+    return StageContext(run / entry.name, inputs, recipe.seed, run, stages)
 
 
 def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
@@ -124,11 +177,16 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         "started": _now(),
     }
     write_json(path / _RECORD, record)
-    inputs = {key: run / value if isinstance(value, str) else value for key, value in entry.inputs.items()}
-    stages: Mapping[str, Any] = {each.entry.name: each for each in before}
+    context = _context(entry, recipe, run, {each.entry.name: each for each in before})
     start = time.monotonic()
     try:
-        results = entry.stage.run(entry.config, StageContext(path, inputs, recipe.seed, run, stages))
+        if entry.stage.distributed:
+            from_main("go")
+            results = entry.stage.run(entry.config, context)
+        else:
+            with _telling_the_others():
+                results = entry.stage.run(entry.config, context)
+        from_main("done")
     except KeyboardInterrupt:
         raise Interrupted(
             f"Interrupted in the stage '{entry.name}'; the stages before it are kept.", "Run the same command again to go on."

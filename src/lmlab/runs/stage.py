@@ -65,11 +65,13 @@ class Stage(ABC, Generic[C]):
         config_type: the configuration; its `Input` fields are the stage's inputs.
         version: raised when the same configuration gives another result.
         reads_all_stages: it summarises all stages before it, and is simply run again when one of them has changed.
+        distributed: all processes of the job run it together; the others are run by the main process while the rest wait.
     """
 
     config_type: ClassVar[type[Config]]
     version: ClassVar[int] = 1
     reads_all_stages: ClassVar[bool] = False
+    distributed: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, config: C, context: StageContext) -> dict[str, Any]:
@@ -106,12 +108,22 @@ def find_stage(kind: str, where: str) -> Stage[Any]:
 
 
 def input_fields(config: Config) -> dict[str, str]:
-    """The stage's inputs that are set: field -> stage name or path."""
-    return {
-        name: value
-        for name, info in type(config).model_fields.items()
-        if any(isinstance(mark, _InputMarker) for mark in _metadata(info)) and (value := getattr(config, name)) is not None
-    }
+    """The stage's inputs that are set, at any depth: dotted field -> stage name or path."""
+    found: dict[str, str] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value is not None and any(isinstance(mark, _InputMarker) for mark in _metadata(info)):
+            found[name] = value
+        else:
+            found |= {f"{name}.{inner}": each for inner, each in _nested_inputs(value).items()}
+    return found
+
+
+def _nested_inputs(value: Any) -> dict[str, str]:
+    if isinstance(value, Config):
+        return input_fields(value)
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {f"{name}.{inner}": each for name, part in parts for inner, each in _nested_inputs(part).items()}
 
 
 def _metadata(info: Any) -> list[Any]:

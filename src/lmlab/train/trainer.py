@@ -6,10 +6,8 @@ over the global batch, precision, clipping, schedule, logging, evaluation, check
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,55 +17,79 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lmlab.config import Config
 from lmlab.data import Batch, Loader
+from lmlab.distributed import World, sum_over_all, world
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.hardware import gemm_flops, peak_memory_bytes, select_device, select_dtype, synchronize
 from lmlab.progress import progress
-from lmlab.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.interrupt import StopRequest
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import OptimizerConfig, Optimizers
-from lmlab.train.schedule import ScheduleConfig, learning_rate_factor
+from lmlab.train.parallel import ParallelConfig, parallelize, synchronize_gradients
+from lmlab.train.schedule import ScheduleConfig, decay_ends, learning_rate_factor
+from lmlab.train.trackers import TrackerName
 
 
 class TrainerConfig(Config):
     """How the loop runs.
 
     Attributes:
-        steps: optimizer steps.
+        steps, tokens: how long: optimizer steps, or tokens (rounded up to whole steps); one of the two.
         batch_size: rows of a step, over all processes.
-        micro_batch_size: rows that are run at once; the default is the whole batch.
+        micro_batch_size: rows that a process runs at once; the default is its whole share of the batch.
         precision: `bf16` computes in bfloat16 with fp32 weights; `auto` takes bf16 where the hardware is faster in it.
         clip_norm: the gradient's largest norm.
+        compile: have `torch.compile` translate the network.
+        recompute_blocks: activation checkpointing: one of so many blocks is computed again in the backward pass (1 for all, 0 for none).
         evaluate_every, checkpoint_every: in steps; the last step always has both.
         keep_checkpoints: how many of the newest are kept.
+        keep_best: a figure of the evaluation, such as `heldout_loss`; the checkpoint where it is the lowest is kept too.
+        background_checkpoints: write them while training goes on, from a copy in memory; by default on GPUs.
+        mirror: URL of a folder that gets a copy of every checkpoint, such as `s3://bucket/run`.
+        track: further places for metrics: `tensorboard`, `wandb`.
     """
 
-    steps: PositiveInt
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
+    compile: bool = False
+    recompute_blocks: int = Field(default=0, ge=0)
     log_every: PositiveInt = 10
     evaluate_every: PositiveInt | None = None
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: int = Field(default=2, ge=1)
+    keep_best: str | None = None
+    background_checkpoints: bool | None = None
+    mirror: str | None = None
+    track: tuple[TrackerName, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> TrainerConfig:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens.")
         if self.batch_size % self.rows_at_once:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}.")
         return self
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of a micro-batch."""
+        """Rows of a micro-batch of one process."""
         return self.micro_batch_size or self.batch_size
+
+    def num_steps(self, tokens_per_row: int) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps or math.ceil((self.tokens or 0) / (self.batch_size * tokens_per_row))
 
 
 @dataclass(frozen=True)
@@ -90,16 +112,23 @@ Evaluation = Callable[[Any], dict[str, float]]
 
 
 class Trainer:
-    """Trains a model in a directory that holds everything needed to go on.
+    """Trains a model in a directory that holds everything needed to go on. With several processes each has one, and all do the same.
 
     Arguments:
-        model: an initialised module; it is moved to the device.
+        model: a module; it is moved to the device and spread over the processes as `config.parallel` says.
         step_function: the loss of a micro-batch.
-        loader: the batches.
+        loader: this process's share of the batches.
         config: the settings.
         directory: receives `metrics.jsonl` and `checkpoints/`.
         evaluate: called with the model (in evaluation mode, no gradients) every `evaluate_every` steps; its figures are logged.
         flops_per_token: for utilisation figures.
+        tokens_per_row: where the length or the schedule is given in tokens.
+        materialize: fills the weights of a model that was built on the meta device, once each process has its share of the memory.
+        start: a checkpoint whose weights, and with `start_optimizer` the optimizer's state, are taken when this directory has none of its own;
+            steps and schedule begin anew.
+
+    Raises:
+        UserError: the batch cannot be shared evenly by the processes.
     """
 
     def __init__(
@@ -111,14 +140,53 @@ class Trainer:
         directory: Path,
         evaluate: Evaluation | None = None,
         flops_per_token: float | None = None,
+        *,
+        tokens_per_row: int | None = None,
+        materialize: Callable[[Any], Any] | None = None,
+        start: Path | None = None,
+        start_optimizer: bool = False,
     ) -> None:
-        self.config, self.directory, self.loader = config, directory, loader
+        self.config, self.directory, self.loader, self.world = config, directory, loader, world()
         self.device = select_device(config.device)
         self.dtype = select_dtype(config.precision, self.device)
-        self.model = model.to(self.device)
+        self.rows_at_once = _rows_at_once(config, self.world)
+        self.total_steps = config.num_steps(tokens_per_row or 1)
+        self.tokens_per_step = tokens_per_row and tokens_per_row * config.batch_size
         self.step_function, self.evaluate, self.flops_per_token = step_function, evaluate, flops_per_token
+        self.model = self._prepare(model, materialize)
         self.optimizers = Optimizers(self.model, config.optimizer)
+        self.checkpoints = Checkpoints(
+            directory / "checkpoints",
+            config.keep_checkpoints,
+            config.keep_best,
+            self.device.type != "cpu" if config.background_checkpoints is None else config.background_checkpoints,
+            config.mirror,
+        )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.waited, self.paused = 0.0, 0.0
+        self._start = (start, start_optimizer)
+        self._figures: dict[str, float] = {}
+        self._read = loader.state()  # of the last whole step
+
+    def _prepare(self, model: nn.Module, materialize: Callable[[Any], Any] | None) -> nn.Module:
+        config = self.config
+        if config.recompute_blocks:
+            if not hasattr(model, "recompute_blocks"):
+                raise UserError(f"recompute_blocks: {type(model).__name__} cannot recompute its blocks.", "Set it to 0.")
+            setattr(model, "recompute_blocks", config.recompute_blocks)  # noqa: B010 (modules type their attributes as tensors)
+        on_meta = any(parameter.is_meta for parameter in model.parameters())
+        if not on_meta:
+            model = model.to(self.device)
+        if self.world.size > 1:
+            parallelize(model, config.parallel, self.world, self.device, self.dtype)
+        if on_meta:
+            assert materialize is not None, "a model on the meta device needs materialize"
+            model = model.to_empty(device=self.device)
+            materialize(model)
+        if config.compile:
+            for module in getattr(model, "blocks", [model]) if self.world.size > 1 else [model]:
+                module.compile()
+        return model
 
     def fit(self) -> dict[str, Any]:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -131,66 +199,85 @@ class Trainer:
             LmlabError: the loss or the gradient is not finite.
         """
         self._resume()
-        log = MetricLog(self.directory / "metrics.jsonl", after_step=self.step)
-        total = self.config.steps
+        total = self.total_steps
+        pinned = set(decay_ends(self.config.schedule, total)[:-1])
+        log = MetricLog(self.directory, self.step, self.config.track, self.config.model_dump(mode="json")) if self.world.is_main else None
         try:
             with StopRequest() as stop, progress("train", total, "steps", start=self.step) as advance:
-                for batch in itertools.islice(self.loader, total - self.step):
-                    row = self._train_step(batch)
+                for batch in self._batches(total - self.step):
+                    row = self._train_step(batch, stop)
+                    if row is None:
+                        self._stop(stop)
+                    assert row is not None
                     self.step += 1
+                    self._read = self.loader.state()
                     last = self.step == total
                     evaluates = self.evaluate is not None and (last or _every(self.config.evaluate_every, self.step))
                     if evaluates:
-                        row |= self._evaluate()
-                    if last or evaluates or self.step == 1 or _every(self.config.log_every, self.step):
+                        self._figures = self._evaluate()
+                        row |= self._figures
+                    if log and (last or evaluates or self.step == 1 or _every(self.config.log_every, self.step)):
                         log.write(row)
-                    if last or stop.requested or _every(self.config.checkpoint_every, self.step):
-                        self._checkpoint()
+                    if last or self.step in pinned or _every(self.config.checkpoint_every, self.step):
+                        self._checkpoint(pinned=self.step in pinned)
                     advance(1, note=f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
-                    if stop.requested and not last:
-                        raise Interrupted(
-                            f"Stopped by {stop.requested.name} at step {self.step} of {total}; a checkpoint was written.",
-                            "Run the same command again to go on.",
-                        )
+                self.checkpoints.wait()
         finally:
-            log.close()
+            if log:
+                log.close()
         return self._summary()
 
-    def _train_step(self, batch: Batch) -> dict[str, Any]:
+    def _batches(self, count: int) -> Iterator[Batch]:
+        """The next batches; the time that the loop waits for them is counted."""
+        batches = iter(self.loader)
+        for _ in range(count):
+            start = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - start
+            yield batch
+
+    def _stop(self, stop: StopRequest) -> None:
+        """Write a checkpoint and end, on a signal that any process was given."""
+        self._checkpoint()
+        self.checkpoints.wait()
+        name = stop.requested.name if stop.requested else "a signal to another process"
+        raise Interrupted(
+            f"Stopped by {name} at step {self.step} of {self.total_steps}; a checkpoint was written.", "Run the same command again to go on."
+        )
+
+    def _train_step(self, batch: Batch, stop: StopRequest) -> dict[str, Any] | None:
+        """One optimizer step; None, with nothing changed, if a stop was requested before its end."""
         start = time.perf_counter()
         self.model.train()
-        factor = learning_rate_factor(self.config.schedule, self.step, self.config.steps)
+        torch.manual_seed(self._seed())
+        factor = learning_rate_factor(self.config.schedule, self.step, self.total_steps, self.tokens_per_step)
         self.optimizers.set_factor(factor)
-        loss_sum, count = torch.zeros(()), torch.zeros(())
-        sums: dict[str, float] = defaultdict(float)
-        counts: dict[str, float] = defaultdict(float)
-        for micro_batch in _split(batch, self.config.rows_at_once):
+        sums = _Sums(self.device)
+        micro_batches = list(_split(batch, self.rows_at_once))
+        for number, micro_batch in enumerate(micro_batches, 1):
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
+            synchronize_gradients(self.model, self.config.parallel, number == len(micro_batches))
             with self._autocast():
                 output = self.step_function(self.model, moved)
             output.loss_sum.backward()
-            loss_sum += output.loss_sum.detach().cpu()
-            count += output.count.detach().cpu()
-            for name, (value, number) in output.sums.items():
-                sums[name] += float(value)
-                counts[name] += float(number)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        torch._foreach_div_(gradients, max(1.0, float(count)))
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
-        loss = float(loss_sum / count.clamp(min=1))
+            sums.add(output)
+            if stop.requested and self.world.size == 1:
+                break
+        loss, count, figures = sums.total(bool(stop.requested))
+        if sums.stop:
+            self.optimizers.zero_grad()
+            return None
+        norm = self._clip(count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise LmlabError(
-                f"The loss or gradient is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}); training stopped.",
-                f"The checkpoint of step {self._last_checkpoint()} is intact. Lower the learning rate, raise warmup_fraction, or use precision fp32.",
-            )
+            raise self._not_finite(loss, norm)
         self.optimizers.step()
         self.optimizers.zero_grad()
         synchronize(self.device)
         seconds = time.perf_counter() - start
-        num_tokens = batch["input_ids"].numel() if "input_ids" in batch else int(count)
+        num_tokens = self.world.size * (sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count))
         self.tokens += num_tokens
         self.seconds += seconds
-        row = {
+        return {
             "step": self.step + 1,
             "tokens": self.tokens,
             "loss": loss,
@@ -198,8 +285,30 @@ class Trainer:
             "learning_rate": self.config.optimizer.learning_rate * factor,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": num_tokens / seconds,
+            "utilisation": self._utilisation(num_tokens / seconds),
+            "memory_bytes": peak_memory_bytes(self.device),
+            **figures,
         }
-        return row | {name: sums[name] / counts[name] for name in sums if counts[name]}
+
+    def _clip(self, count: float) -> float:
+        """Turn summed gradients into means, limit their norm, and return what it was."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        torch._foreach_div_(gradients, max(1.0, count))
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _seed(self) -> int:
+        """Random numbers depend on the step and the process alone, so that a resumed run draws the same."""
+        return (self.loader.seed * 1_000_003 + self.step) * 65_537 + self.world.rank
+
+    def _not_finite(self, loss: float, norm: float) -> LmlabError:
+        self.checkpoints.wait()
+        saved = checkpoints(self.directory / "checkpoints")
+        intact = f"The checkpoint of step {int(saved[-1].name.removeprefix('step-'))} is intact. " if saved else ""
+        return LmlabError(
+            f"The loss or gradient is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}); training stopped.",
+            f"{intact}Lower the learning rate, raise the warm-up, or use precision fp32.",
+        )
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
@@ -208,46 +317,96 @@ class Trainer:
         assert self.evaluate is not None
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            return self.evaluate(self.model)
+            figures = self.evaluate(self.model)
+        if self.config.keep_best and self.config.keep_best not in figures:
+            raise UserError(f"keep_best: the evaluation gives no '{self.config.keep_best}', but {', '.join(figures)}.")
+        return figures
 
-    def _checkpoint(self) -> None:
-        state = {"loader": self.loader.state(), "tokens": self.tokens, "seconds": self.seconds, "total_steps": self.config.steps}
-        save_checkpoint(self.directory / "checkpoints", self.step, self.model, self.optimizers, state, self.config.keep_checkpoints)
-
-    def _last_checkpoint(self) -> int:
-        saved = checkpoints(self.directory / "checkpoints")
-        return int(saved[-1].name.removeprefix("step-")) if saved else 0
+    def _checkpoint(self, pinned: bool = False) -> None:
+        start = time.perf_counter()
+        state = {"loader": self._read, "tokens": self.tokens, "seconds": self.seconds, "total_steps": self.total_steps}
+        state["figures"], self._figures = self._figures, {}
+        self.checkpoints.save(self.step, self.model, self.optimizers, state, pinned=pinned)
+        self.paused += time.perf_counter() - start
 
     def _resume(self) -> None:
-        saved = checkpoints(self.directory / "checkpoints")
-        if not saved:
+        latest = self.checkpoints.latest()
+        if latest is None:
+            path, with_optimizer = self._start
+            if path is not None:
+                load_checkpoint(path, self.model, self.optimizers if with_optimizer else None)
             return
-        state = load_checkpoint(saved[-1], self.model, self.optimizers)
-        if state["step"] > self.config.steps:
+        state = load_checkpoint(latest, self.model, self.optimizers)
+        if state["step"] > self.total_steps:
             raise UserError(
-                f"'{saved[-1]}' is at step {state['step']}, beyond the {self.config.steps} steps asked for.",
+                f"'{latest}' is at step {state['step']}, beyond the {self.total_steps} steps asked for.",
                 "Raise steps, or start a new run with --out.",
             )
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.loader.restore(state["loader"])
+        self._read = state["loader"]
+
+    def _utilisation(self, tokens_per_second: float) -> float | None:
+        if self.flops_per_token is None:
+            return None
+        return tokens_per_second * self.flops_per_token / (gemm_flops(str(self.device), self.dtype) * self.world.size)
 
     def _summary(self) -> dict[str, Any]:
         rate = self.tokens / self.seconds if self.seconds else 0.0
-        peak = gemm_flops(str(self.device), self.dtype)
-        achieved = rate * self.flops_per_token if self.flops_per_token else None
         return {
             "steps": self.step,
             "tokens": self.tokens,
             "epochs": round(self.loader.epoch, 3),
             "seconds": round(self.seconds, 2),
             "tokens_per_second": round(rate, 1),
+            "data_wait_seconds": round(self.waited, 3),
+            "checkpoint_pause_seconds": round(self.paused, 3),
             "device": str(self.device),
+            "processes": self.world.size,
             "precision": "bf16" if self.dtype == torch.bfloat16 else "fp32",
-            "gemm_peak_flops": peak,
-            "achieved_flops": achieved,
-            "utilisation": achieved / peak if achieved else None,
+            "gemm_peak_flops": gemm_flops(str(self.device), self.dtype),
+            "achieved_flops": rate * self.flops_per_token if self.flops_per_token else None,
+            "utilisation": self._utilisation(rate),
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
+
+
+class _Sums:
+    """What step functions return, added up over micro-batches and processes, with one transfer from the device a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._names = device, list[str]()
+        self._values: Tensor | None = None
+        self.stop = False
+
+    def add(self, output: StepOutput) -> None:
+        pairs = [(output.loss_sum, output.count), *output.sums.values()]
+        values = torch.stack([torch.as_tensor(each, device=self._device).detach().double() for pair in pairs for each in pair])
+        if self._values is None:
+            self._names, self._values = list(output.sums), values
+        else:
+            assert list(output.sums) == self._names, "a step function must return the same sums for every micro-batch"
+            self._values += values
+
+    def total(self, stop: bool) -> tuple[float, float, dict[str, float]]:
+        """The mean loss, the count, and the further means; `stop` is set if any process wants to stop."""
+        assert self._values is not None
+        everything = sum_over_all(torch.cat([self._values, self._values.new_tensor([float(stop)])])).tolist()
+        loss_sum, count, *rest = everything[:-1]
+        self.stop = everything[-1] > 0
+        figures = {name: rest[2 * i] / rest[2 * i + 1] for i, name in enumerate(self._names) if rest[2 * i + 1]}
+        return loss_sum / max(1.0, count), count, figures
+
+
+def _rows_at_once(config: TrainerConfig, world: World) -> int:
+    share, uneven = divmod(config.batch_size, world.size)
+    rows = min(config.rows_at_once, share)
+    if uneven or rows == 0 or share % rows:
+        raise UserError(
+            f"A batch_size of {config.batch_size} rows cannot be shared evenly by {world.size} processes with a micro_batch_size of {rows}.",
+            "Choose a batch_size that is a multiple of both together.",
+        )
+    return rows
 
 
 def _every(interval: int | None, step: int) -> bool:

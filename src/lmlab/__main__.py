@@ -1,0 +1,5 @@
+"""`python -m lmlab`, and `torchrun -m lmlab`."""
+
+from lmlab.cli import main
+
+main()

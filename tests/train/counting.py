@@ -1,0 +1,41 @@
+"""A small model that learns to count: what the tests of the loop train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmlab.data import Loader
+from lmlab.distributed import world
+from lmlab.models import ModelConfig, Transformer
+from lmlab.train import Trainer, TrainerConfig, language_model_step_by_domain
+
+COUNTING = ModelConfig(vocab_size=50, num_layers=2, d_model=16, num_heads=2, max_seq_len=32)
+
+
+class CountingRows:
+    """Rows of arithmetic progressions modulo the vocabulary, of two domains: easy to learn."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        sequence = (index + (1 + index % 3) * np.arange(17)) % 50
+        labels = sequence[1:].copy()
+        labels[: index % 5] = -100
+        return {"input_ids": sequence[:-1], "labels": labels, "document_ids": np.zeros(16, np.int64), "domain_ids": np.full(16, index % 2)}
+
+
+def counting_trainer(directory: Path, config: TrainerConfig, meta: bool = False, step_function: Any = None, **options: Any) -> Trainer:
+    """A trainer of this process's share; with `meta` the weights are filled after they were spread."""
+    place = world()
+    loader = Loader(CountingRows(), config.batch_size, 3, place.rank, place.size)
+    with torch.device("meta" if meta else "cpu"):
+        model = Transformer(COUNTING)
+    model = model if meta else model.initialize(0)
+    step_function = step_function or language_model_step_by_domain(["even", "odd"])
+    options = {"tokens_per_row": 16, "materialize": lambda model: model.initialize(0), **options}
+    return Trainer(model, step_function, loader, config, directory, **options)

@@ -1,0 +1,105 @@
+"""Several processes train as one does, and each others' checkpoints fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from counting import COUNTING, counting_trainer
+from safetensors.torch import load_file
+
+from lmlab.models import Transformer
+from lmlab.train import TrainerConfig, checkpoints, load_checkpoint, read_metrics
+
+_WORKER = Path(__file__).with_name("worker.py")
+_SETTINGS = {"steps": 6, "batch_size": 8, "micro_batch_size": 2, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 3}
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
+
+
+def _train(directory: Path, processes: int, **settings) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(_WORKER)]
+    done = subprocess.run([*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _figures(directory: Path) -> list[list[float]]:
+    names = ("step", "tokens", "loss", "loss/even", "loss/odd", "gradient_norm", "learning_rate")
+    return [[row[name] for name in names] for row in read_metrics(directory / "metrics.jsonl")]
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The newest weights as one process loads them."""
+    model = Transformer(COUNTING)
+    load_checkpoint(checkpoints(directory / "checkpoints")[-1], model)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (2, {"parallel": {"kind": "data"}}),
+        (2, {"parallel": {"kind": "fsdp"}, "meta": True}),
+        (4, {"parallel": {"kind": "hybrid", "shard_size": 2}, "background_checkpoints": True}),
+        (2, {"parallel": {"kind": "fsdp", "gather_once": True}, "recompute_blocks": 1, "optimizer": {"name": "muon"}}),
+    ],
+    ids=["data", "fsdp", "hybrid", "fsdp-muon"],
+)
+def test_several_processes_train_as_one_does(tmp_path, processes, settings):
+    optimizer = settings.get("optimizer", {})
+    counting_trainer(tmp_path / "one", TrainerConfig(**_SETTINGS, optimizer=optimizer)).fit()
+    _train(tmp_path / "many", processes, **settings)
+    for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "many"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    one, many = _weights(tmp_path / "one"), _weights(tmp_path / "many")
+    close = 1e-3 if optimizer else 1e-5  # PyTorch's Muon orthogonalises in bf16
+    assert all(torch.allclose(one[name], many[name], rtol=1e-4, atol=close) for name in one)
+    files = [path.name for path in checkpoints(tmp_path / "many" / "checkpoints")[-1].glob("*.safetensors")]
+    assert len(files) == processes
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_four_and_back(tmp_path):
+    counting_trainer(tmp_path / "whole", TrainerConfig(**{**_SETTINGS, "steps": 12})).fit()
+    for steps, processes in ((3, 2), (6, 1), (9, 4), (12, 2)):
+        settings = {"schedule": {"kind": "constant", "warmup_fraction": 0}, "steps": steps}
+        _train(tmp_path / "many", processes, **settings)
+    counting_trainer(tmp_path / "one", TrainerConfig(**{**_SETTINGS, "steps": 12, "schedule": {"kind": "constant", "warmup_fraction": 0}})).fit()
+    for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "many"), strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-5)
+
+
+def test_half_precision_of_two_processes_is_near_that_of_one(tmp_path):
+    counting_trainer(tmp_path / "one", TrainerConfig(**{**_SETTINGS, "precision": "bf16"})).fit()
+    _train(tmp_path / "two", 2, precision="bf16")
+    for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "two"), strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-2)
+
+
+def test_every_process_stops_when_the_launcher_is_told_to(tmp_path):
+    tmp_path.joinpath("run").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(_WORKER)]
+    settings = {**_SETTINGS, "steps": 100_000, "checkpoint_every": 100_000}
+    with open(tmp_path / "err", "w") as err:
+        process = subprocess.Popen([*command, str(tmp_path / "run"), json.dumps(settings)], stderr=err, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        assert time.monotonic() - start < 15
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
+    assert set(load_file(next(saved.glob("shard-00001*"))))
+    assert "a checkpoint was written" in (tmp_path / "err").read_text()
