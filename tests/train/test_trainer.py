@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
-from counting import counting_trainer
+from counting import CountingRows, counting_trainer
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.train import (
     OptimizerConfig,
+    ParameterGroup,
     ScheduleConfig,
     StepOutput,
     Trainer,
@@ -21,6 +23,7 @@ from lmlab.train import (
     learning_rate_factor,
     read_metrics,
 )
+
 
 def _trainer(directory, evaluate=None, step_function=None, options=None, **settings) -> Trainer:
     defaults = {"steps": 20, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 5}
@@ -153,3 +156,128 @@ def test_matrices_decay_and_vectors_do_not(tmp_path):
     for group in groups:
         for parameter in group["params"]:
             assert (group["weight_decay"] > 0) == (parameter.dim() == 2)
+
+
+def test_the_length_and_the_schedule_can_be_given_in_tokens(tmp_path):
+    schedule = ScheduleConfig(kind="wsd", warmup_tokens=5 * 64, decay_tokens=4 * 64, final_fraction=0)
+    _trainer(tmp_path, steps=None, tokens=20 * 64 - 1, schedule=schedule).fit()
+    rates = [row["learning_rate"] / 1e-3 for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert rates == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, *[1.0] * 12, 0.75, 0.5, 0.25])
+
+
+def test_several_decays_each_leave_a_checkpoint_that_is_kept(tmp_path):
+    schedule = ScheduleConfig(kind="wsd", warmup_fraction=0, decay_fraction=0.5, decay_ends=(0.4, 1.0), final_fraction=0)
+    _trainer(tmp_path, schedule=schedule, keep_checkpoints=1).fit()
+    rates = [row["learning_rate"] / 1e-3 for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert rates[:8] == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert rates[8:11] == [1, 1, 1] and rates[-1] == pytest.approx(0.1)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000008", "step-00000020"]
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    figures = iter([3.0, 1.0, 2.0, 4.0])
+    _trainer(tmp_path, evaluate=lambda model: {"heldout_loss": next(figures)}, evaluate_every=5, keep_checkpoints=1, keep_best="heldout_loss").fit()
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000010", "step-00000020"]
+    with pytest.raises(UserError, match="gives no 'accuracy', but heldout_loss"):
+        _trainer(tmp_path / "b", evaluate=lambda model: {"heldout_loss": 1.0}, evaluate_every=5, keep_best="accuracy").fit()
+
+
+def test_groups_by_name_have_their_own_settings_and_may_be_frozen(tmp_path):
+    groups = (
+        ParameterGroup(match="embedding", learning_rate=5e-3, weight_decay=0),
+        ParameterGroup(match=r"blocks\.0\.", frozen=True),
+        ParameterGroup(match=r"ffn\..*weight", optimizer="muon", weight_decay=0.3),
+    )
+    trainer = _trainer(tmp_path, optimizer=OptimizerConfig(groups=groups))
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.fit()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(before[name], parameter) == name.startswith("blocks.0.")
+    trainer.optimizers.set_factor(1.0)
+    found = {
+        (type(optimizer).__name__, group["lr"], group["weight_decay"]) for optimizer in trainer.optimizers._all for group in optimizer.param_groups
+    }
+    assert found == {("AdamW", 5e-3, 0.0), ("AdamW", 1e-3, 0.0), ("AdamW", 1e-3, 0.1), ("Muon", 1e-3, 0.3)}
+    _trainer(tmp_path, steps=25, optimizer=OptimizerConfig(groups=groups)).fit()
+    with pytest.raises(UserError, match="'nothing' matches no parameter"):
+        _trainer(tmp_path / "b", optimizer=OptimizerConfig(groups=(ParameterGroup(match="nothing"),)))
+    with pytest.raises(UserError, match="which is no matrix"):
+        _trainer(tmp_path / "b", optimizer=OptimizerConfig(groups=(ParameterGroup(match="norm", optimizer="muon"),)))
+    with pytest.raises(UserError, match="nothing is left to train"):
+        _trainer(tmp_path / "b", optimizer=OptimizerConfig(groups=(ParameterGroup(match=".", frozen=True),)))
+
+
+def test_a_restart_takes_weights_and_optimizer_and_begins_its_schedule_anew(tmp_path):
+    constant = ScheduleConfig(kind="constant", warmup_fraction=0)
+    _trainer(tmp_path / "whole", schedule=constant).fit()
+    _trainer(tmp_path / "first", steps=10, schedule=constant).fit()
+    start = checkpoints(tmp_path / "first" / "checkpoints")[-1]
+    rows = {"start": start, "start_optimizer": True}
+    trainer = _trainer(tmp_path / "second", steps=10, schedule=constant, options=rows)
+    trainer.loader.restore({**trainer.loader.state(), "next_row": 40})
+    trainer.fit()
+    assert [each[1:] for each in _course(tmp_path / "second")] == [each[1:] for each in _course(tmp_path / "whole")[10:]]
+    _trainer(tmp_path / "weights", steps=1, schedule=constant, options={"start": start}).fit()
+    assert _course(tmp_path / "weights")[0][1] < _course(tmp_path / "whole")[0][1]
+
+
+def test_recomputed_blocks_give_the_same_course(tmp_path):
+    _trainer(tmp_path / "kept").fit()
+    for every in (1, 2):
+        _trainer(tmp_path / f"every-{every}", recompute_blocks=every).fit()
+        assert _course(tmp_path / f"every-{every}") == _course(tmp_path / "kept")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_course(tmp_path):
+    _trainer(tmp_path / "eager").fit()
+    _trainer(tmp_path / "compiled", compile=True).fit()
+    assert np.allclose(_course(tmp_path / "eager"), _course(tmp_path / "compiled"), rtol=1e-4)
+
+
+def test_the_loss_by_domain_adds_up(tmp_path):
+    _trainer(tmp_path, steps=3, micro_batch_size=2).fit()
+    rows = CountingRows()
+    for row in read_metrics(tmp_path / "metrics.jsonl"):
+        assert min(row["loss/even"], row["loss/odd"]) <= row["loss"] <= max(row["loss/even"], row["loss/odd"])
+    trainer = _trainer(tmp_path / "b", steps=1)
+    batch = next(iter(trainer.loader))
+    logits = trainer.model(batch["input_ids"]).logits_BTV
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+    kept = batch["labels"] != -100
+    first = read_metrics(tmp_path / "metrics.jsonl")[0]
+    for number, name in enumerate(("even", "odd")):
+        mine = kept & (batch["domain_ids"] == number)
+        assert first[f"loss/{name}"] == pytest.approx(float(losses[mine].mean().detach()), rel=1e-5)
+    assert len(rows) == 40
+
+
+def test_metrics_go_to_tensorboard(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _trainer(tmp_path, track=("tensorboard",), steps=5).fit()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")])
+    assert {"loss/even", "gradient_norm", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(events.Tags()["scalars"])
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"'wandb', which is not installed.\n.*lmlab\[track\]"):
+        _trainer(tmp_path, track=("wandb",)).fit()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": None}, "either steps or tokens"),
+        ({"tokens": 5}, "either steps or tokens"),
+        ({"schedule": {"decay_ends": [0.5, 1.0]}}, "belongs to the kind wsd"),
+        ({"schedule": {"kind": "wsd", "decay_ends": [0.5, 0.9]}}, "must rise from above 0 to 1"),
+        ({"optimizer": {"groups": [{"match": "("}]}}, "not a regular expression"),
+        ({"parallel": {"kind": "data", "shard_size": 2}}, "belongs to the kind hybrid"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainerConfig(**{"steps": 5, "batch_size": 4, **settings})

@@ -24,7 +24,7 @@ from lmlab.data import Batch, Loader
 from lmlab.distributed import World, sum_over_all, world
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.hardware import gemm_flops, peak_memory_bytes, select_device, select_dtype, synchronize
-from lmlab.progress import progress
+from lmlab.progress import console, progress
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.interrupt import StopRequest
 from lmlab.train.metrics import MetricLog
@@ -222,10 +222,20 @@ class Trainer:
                         self._checkpoint(pinned=self.step in pinned)
                     advance(1, note=f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
                 self.checkpoints.wait()
+        except BaseException:
+            self._settle()
+            raise
         finally:
             if log:
                 log.close()
         return self._summary()
+
+    def _settle(self) -> None:
+        """After an error: let the checkpoint that is being written be finished, and say so if it cannot be."""
+        try:
+            self.checkpoints.wait()
+        except Exception as error:  # the one that ended the training is the one to be raised
+            console.print(f"The last checkpoint could not be written: {error}", style="yellow", markup=False)
 
     def _batches(self, count: int) -> Iterator[Batch]:
         """The next batches; the time that the loop waits for them is counted."""
