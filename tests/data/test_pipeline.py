@@ -16,16 +16,12 @@ from lmlab.data import (
     CollectConfig,
     Document,
     JsonlSource,
-    Loader,
-    PackedRows,
     PythonLibrarySource,
     Reject,
     TextSource,
-    TokenizedCorpus,
     Tokenizer,
     collect,
     read_documents,
-    write_shards,
 )
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
@@ -41,13 +37,6 @@ def _text(seed: int, words: int = 120) -> str:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train((_text(seed) for seed in range(40)), 350)
-
-
-@pytest.fixture
-def corpus(tmp_path, tokenizer) -> TokenizedCorpus:
-    documents = [Document(f"d{n}", _text(n, 30 + 17 * n % 90), "even" if n % 2 == 0 else "odd") for n in range(30)]
-    write_shards(documents, tokenizer, tmp_path / "shards", shard_tokens=1500)
-    return TokenizedCorpus(tmp_path / "shards", verify=True)
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
@@ -176,69 +165,3 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
         Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="at least 257"):
         Tokenizer.train(["text"], 100)
-
-
-def test_counts_by_domain_are_those_of_the_documents(corpus):
-    counts = corpus.manifest["counts"]
-    assert counts["even"]["documents"] == counts["odd"]["documents"] == 15
-    assert sum(entry["tokens"] for entry in counts.values()) == corpus.num_tokens
-    assert len(corpus.shards) > 1
-
-
-@pytest.mark.parametrize("part", ["tokens", "documents"])
-def test_altered_and_missing_shards_are_named(corpus, part):
-    path = corpus.directory / f"00001.{part}.npy"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=path.name):
-        TokenizedCorpus(corpus.directory, verify=True)
-    path.unlink()
-    with pytest.raises(UserError, match=path.name):
-        TokenizedCorpus(corpus.directory)
-
-
-def test_rows_cover_the_stream_and_labels_never_cross_documents(corpus, tokenizer):
-    rows = PackedRows(corpus, 32)
-    shard = corpus.shards[0]
-    count = (len(shard.tokens) - 1) // 32
-    assert np.array_equal(np.concatenate([rows[n]["input_ids"] for n in range(count)]), shard.tokens[: count * 32])
-    for n in range(len(rows)):
-        row = rows[n]
-        ends = row["input_ids"] == tokenizer.eos_id
-        starts_next = np.append(row["document_ids"][1:] != row["document_ids"][:-1], False)
-        inside = ~starts_next
-        inside[-1] = False
-        assert np.array_equal(row["labels"][:-1][inside[:-1]], row["input_ids"][1:][inside[:-1]])
-        assert (row["labels"][starts_next] == -100).all()
-        assert ends[starts_next].all()
-
-
-def _batches(loader: Loader, number: int) -> list[np.ndarray]:
-    return [batch["input_ids"].numpy() for batch, _ in zip(loader, range(number), strict=False)]
-
-
-def test_a_restored_loader_goes_on_with_the_same_batches(corpus):
-    rows = PackedRows(corpus, 32)
-    whole = _batches(Loader(rows, 4, seed=1), 12)
-    loader = Loader(rows, 4, seed=1)
-    iterator = iter(loader)
-    for _ in range(5):
-        next(iterator)
-    state = json.loads(json.dumps(loader.state()))
-    again = Loader(rows, 4, seed=1)
-    again.restore(state)
-    assert np.array_equal(_batches(again, 7), whole[5:])
-    with pytest.raises(UserError, match="seed"):
-        Loader(rows, 4, seed=2).restore(state)
-
-
-def test_ranks_share_a_batch_and_an_epoch_has_every_row_once(corpus):
-    rows = PackedRows(corpus, 32)
-    one = _batches(Loader(rows, 4, seed=1), 3)
-    two = [_batches(Loader(rows, 4, seed=1, rank=rank, world_size=2), 3) for rank in range(2)]
-    for step in range(3):
-        assert {row.tobytes() for row in one[step]} == {row.tobytes() for rank in two for row in rank[step]}
-    order = [row.tobytes() for batch in _batches(Loader(rows, 1, seed=1), 2 * len(rows)) for row in batch]
-    assert sorted(order[: len(rows)]) == sorted(order[len(rows) :]) == sorted(rows[n]["input_ids"].tobytes() for n in range(len(rows)))
-    assert order[: len(rows)] != order[len(rows) :]

@@ -1,12 +1,13 @@
 """The loader: a fixed sequence of batches, whose whole state is how many rows were read.
 
-The order is Grain's: rows shuffled afresh in every epoch by a seed. Row number n of the sequence is the same on every machine, so a run resumes
-exactly on another number of ranks: rank r of R takes rows r, r + R, ... of each global batch.
+Row number n of the sequence is the same on every machine, so a run resumes exactly on another number of processes: of each batch, process r of R
+takes the rows r, r + R, ...
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -15,36 +16,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmlab.data.packing import Row
 from lmlab.errors import UserError
 
 Batch = dict[str, Tensor]
 
 
 class Rows(Protocol):
-    """Rows by number."""
+    """Rows by number: dictionaries of arrays."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 class Loader:
-    """Endless batches of shuffled rows.
+    """Batches of rows.
 
     Arguments:
-        rows: the rows of one epoch.
-        batch_size: rows of a global batch, over all ranks; a multiple of `world_size`.
+        rows: the rows, of one epoch if they are shuffled, else of the whole training in their order (a `Mixture`).
+        batch_size: rows of a batch, over all processes; a multiple of `world_size`.
         seed: of the order.
         rank, world_size: which share of each batch this process takes.
+        shuffle: go through the rows again and again, in an order drawn by Grain for each epoch; else once, as they are.
+        workers: threads that build batches ahead.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, rows: Rows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, *, shuffle: bool = True, workers: int = 1) -> None:
         if batch_size % world_size:
             raise UserError(f"The batch of {batch_size} rows cannot be shared evenly by {world_size} processes.")
-        self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
+        self.batch_size, self.rank, self.world_size, self.seed, self.workers = batch_size, rank, world_size, seed, workers
         self._num_rows = len(rows)
-        self._sequence = _shuffled(rows, seed)
+        self._sequence = _shuffled(rows, seed) if shuffle else rows
+        self._limit = None if shuffle else self._num_rows
         self._next_row = 0
 
     def state(self) -> dict[str, int]:
@@ -70,15 +76,17 @@ class Loader:
         return self._next_row / self._num_rows
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches for ever; each is built while the one before is used."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            ahead = self._next_row
-            pending = pool.submit(self._build, ahead)
+        """Yield batches, for ever if they are shuffled; they are built while those before them are used."""
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
+            ahead, pending = self._next_row, deque[Any]()
             while True:
-                batch = pending.result()
-                pending = pool.submit(self._build, ahead + self.batch_size)
-                ahead += self.batch_size
-                self._next_row = ahead
+                while len(pending) < self.workers + 1 and (self._limit is None or ahead + self.batch_size <= self._limit):
+                    pending.append(pool.submit(self._build, ahead))
+                    ahead += self.batch_size
+                if not pending:
+                    return
+                batch = pending.popleft().result()
+                self._next_row += self.batch_size
                 yield batch
 
     def _build(self, first: int) -> Batch:

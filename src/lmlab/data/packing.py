@@ -1,48 +1,152 @@
-"""Packing: documents laid end to end and cut to rows of equal length, with their boundaries kept."""
+"""Packing: documents to rows of equal length, with their boundaries kept."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.data.shards import TokenizedCorpus
-from lmlab.errors import UserError
+from lmlab.errors import UserError, did_you_mean
 
 IGNORE = -100
 
 Row = dict[str, NDArray[np.int64]]
+Packing = Literal["concat", "best_fit", "single"]
+Ints = NDArray[np.int64]
 
 
 class PackedRows:
     """Rows of `seq_len` tokens over a tokenised corpus, by number: `rows[i]`.
 
-    A row is a dictionary of int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where the next token belongs to another document),
-    `document_ids` (counted within the row) and `domain_ids`. The last tokens of a shard that do not fill a row are left out.
+    A row is a dictionary of int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where the next token belongs to another document or
+    is not learned), `document_ids` (counted within the row; padding is a document of its own at the end) and `domain_ids`. Every token but the first
+    of a document is a label once.
+
+    Arguments:
+        packing: `concat` lays documents end to end and cuts them to rows; the last tokens that do not fill one are left out. `best_fit` cuts only
+            what is longer than a row and fits the pieces whole into rows, longest first, each where it leaves the least room (Ding et al. 2024).
+            `single` has one document, or piece of one, in a row.
+        domains: take only the documents of these.
 
     Raises:
-        UserError: the corpus is shorter than one row.
+        UserError: the corpus is shorter than one row, or has not one of the domains.
     """
 
-    def __init__(self, corpus: TokenizedCorpus, seq_len: int) -> None:
-        self.corpus, self.seq_len = corpus, seq_len
-        self._first_rows = np.cumsum([0] + [max(0, len(shard.tokens) - 1) // seq_len for shard in corpus.shards])
-        if len(self) == 0:
-            raise UserError(f"The corpus has {corpus.num_tokens} tokens, less than one row of seq_len {seq_len}.", "Lower seq_len or add text.")
+    def __init__(self, corpus: TokenizedCorpus, seq_len: int, packing: Packing = "concat", domains: Sequence[str] | None = None) -> None:
+        self.corpus, self.seq_len, self.packing = corpus, seq_len, packing
+        self._documents = _index(corpus, domains)
+        lengths = self._documents[:, 2]
+        self.num_tokens = int(lengths.sum())
+        if packing == "concat":
+            self._ends = np.cumsum(lengths)
+            self._num_rows = max(0, self.num_tokens - 1) // seq_len
+        else:
+            self._pieces = _cut(lengths, seq_len)
+            rows = _best_fit(self._pieces[:, 2], seq_len) if packing == "best_fit" else np.arange(len(self._pieces))
+            self._pieces = self._pieces[np.argsort(rows, kind="stable")]
+            self._num_rows = int(rows.max(initial=-1)) + 1
+            self._first = np.searchsorted(np.sort(rows), np.arange(self._num_rows + 1))
+        if self._num_rows == 0:
+            raise UserError(
+                f"The corpus '{corpus.directory}' has {self.num_tokens} tokens, less than one row of seq_len {seq_len}.", "Lower seq_len or add text."
+            )
 
     def __len__(self) -> int:
-        return int(self._first_rows[-1])
+        return self._num_rows
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of the rows' places that hold no token."""
+        return 0.0 if self.packing == "concat" else 1 - float(self._pieces[:, 2].sum()) / (self._num_rows * self.seq_len)
 
     def __getitem__(self, index: int) -> Row:
-        shard_number = int(np.searchsorted(self._first_rows, index, side="right")) - 1
-        shard = self.corpus.shards[shard_number]
-        start = (index - int(self._first_rows[shard_number])) * self.seq_len
-        tokens = np.asarray(shard.tokens[start : start + self.seq_len + 1], np.int64)
-        documents = np.searchsorted(shard.ends, np.arange(start, start + self.seq_len + 1), side="right")
-        labels = np.where(documents[1:] == documents[:-1], tokens[1:], IGNORE)
-        documents = documents[:-1]
-        return {
-            "input_ids": tokens[:-1],
-            "labels": labels,
-            "document_ids": documents - documents[0],
-            "domain_ids": shard.domains[documents],
+        if not 0 <= index < self._num_rows:
+            raise IndexError(index)
+        row: Row = {
+            "input_ids": np.zeros(self.seq_len, np.int64),
+            "labels": np.full(self.seq_len, IGNORE),
+            "document_ids": np.empty(self.seq_len, np.int64),
+            "domain_ids": np.zeros(self.seq_len, np.int64),
         }
+        place = number = 0
+        for number, (document, offset, length) in enumerate(self._pieces_of(index)):
+            span = slice(place, place + length)
+            shard_number, start, total, domain = self._documents[document]
+            shard, first = self.corpus.shards[shard_number], start + offset
+            following = min(length, total - offset - 1)  # tokens of the piece that are followed by one of the same document
+            row["input_ids"][span] = shard.tokens[first : first + length]
+            labels = row["labels"][place : place + following]
+            labels[:] = shard.tokens[first + 1 : first + 1 + following]
+            if shard.mask is not None:
+                labels[shard.mask[first + 1 : first + 1 + following] == 0] = IGNORE
+            row["document_ids"][span] = number
+            row["domain_ids"][span] = domain
+            place += length
+        row["document_ids"][place:] = number + 1
+        return row
+
+    def _pieces_of(self, index: int) -> list[tuple[int, int, int]]:
+        """Document, offset within it and length of each piece of a row."""
+        if self.packing != "concat":
+            return [tuple(piece) for piece in self._pieces[self._first[index] : self._first[index + 1]].tolist()]
+        start, stop = index * self.seq_len, (index + 1) * self.seq_len
+        pieces = []
+        document = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            end, length = int(self._ends[document]), int(self._documents[document, 2])
+            taken = min(end, stop) - start
+            if taken:
+                pieces.append((document, start - (end - length), taken))
+            start, document = start + taken, document + 1
+        return pieces
+
+
+def _index(corpus: TokenizedCorpus, domains: Sequence[str] | None) -> Ints:
+    """For each document its shard, start, length and domain, [documents, 4]."""
+    for domain in domains or ():
+        if domain not in corpus.domains:
+            raise UserError(f"The corpus '{corpus.directory}' has no domain '{domain}'. {did_you_mean(domain, corpus.domains)}")
+    parts = []
+    for number, shard in enumerate(corpus.shards):
+        starts = np.concatenate([[0], shard.ends[:-1]])
+        parts.append(np.stack([np.full(len(starts), number), starts, shard.ends - starts, shard.domains], 1))
+    index = np.concatenate(parts)
+    return index if domains is None else index[np.isin(index[:, 3], [corpus.domains.index(domain) for domain in domains])]
+
+
+def _cut(lengths: Ints, seq_len: int) -> Ints:
+    """Document, offset and length of pieces of at most `seq_len` tokens, [pieces, 3]; a document's last token predicts nothing and is left out."""
+    inputs = np.maximum(lengths - 1, 0)
+    counts = -(-inputs // seq_len)
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    offsets = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * seq_len
+    return np.stack([documents, offsets, np.minimum(seq_len, inputs[documents] - offsets)], 1)
+
+
+def _best_fit(lengths: Ints, seq_len: int) -> Ints:
+    """The row of each piece, by best-fit decreasing.
+
+    The bits of one integer say which amounts of room some row has; the row with the least that suffices is found by a shift.
+    """
+    rows = np.empty(len(lengths), np.int64)
+    with_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
+    room_bits, num_rows = 0, 0
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        suffices = room_bits >> length
+        if suffices:
+            room = length + (suffices & -suffices).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                room_bits ^= 1 << room
+        else:
+            row, room, num_rows = num_rows, seq_len, num_rows + 1
+        rows[piece] = row
+        left = room - length
+        if left:
+            with_room[left].append(row)
+            room_bits |= 1 << left
+    return rows

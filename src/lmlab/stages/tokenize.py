@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from lmlab.config import Config
-from lmlab.data import Tokenizer, read_documents, write_shards
+from lmlab.data import Tokenizer, tokenize_documents
+from lmlab.fan_out import Backend
 from lmlab.progress import short
 from lmlab.reports import Section, Table
 from lmlab.runs import Input, Stage, StageContext
 
 
 class TokenizeConfig(Config):
-    """Which documents, with which tokenizer."""
+    """Which documents, with which tokenizer.
+
+    Attributes:
+        shard_tokens: tokens of a shard, about.
+        workers: processes, by default one a core.
+        backend: `ray` spreads the shards over a cluster that sees the same files.
+    """
 
     documents: Input
     tokenizer: Input
     split: Literal["train", "heldout"] = "train"
     shard_tokens: int = Field(default=2**26, gt=0)
+    workers: PositiveInt | None = None
+    backend: Backend = "processes"
 
 
 class Tokenize(Stage[TokenizeConfig]):
     """Writes shards and their manifest."""
 
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[Config]] = TokenizeConfig
 
     def run(self, config: TokenizeConfig, context: StageContext) -> dict[str, Any]:
@@ -32,8 +42,7 @@ class Tokenize(Stage[TokenizeConfig]):
         path = context.inputs["documents"]
         path = path / f"{config.split}.jsonl" if path.is_dir() else path
         tokenizer = Tokenizer.load(context.inputs["tokenizer"])
-        number = sum(1 for _ in read_documents(path))
-        manifest = write_shards(read_documents(path), tokenizer, context.directory, config.shard_tokens, number)
+        manifest = tokenize_documents(path, tokenizer, context.directory, config.shard_tokens, config.workers, config.backend)
         return {"counts": manifest["counts"], "shards": len(manifest["shards"])}
 
     def summary(self, results: dict[str, Any]) -> str:

@@ -1,0 +1,157 @@
+"""Documents to tokenised shards, by many processes, each shard a job of its own that is not done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lmlab.data.documents import Document
+from lmlab.data.shards import ShardBuilder, TokenizedItem, hash_range, token_dtype, write_manifest
+from lmlab.data.tokenizer import Tokenizer
+from lmlab.errors import UserError
+from lmlab.fan_out import Backend, fan_out, num_cores
+from lmlab.files import atomic_file, open_binary, read_json
+from lmlab.progress import progress, short
+
+BYTES_PER_TOKEN = 4  # of text, about
+_BATCH_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The bytes of a file of documents that make one shard."""
+
+    path: str
+    start: int
+    end: int
+    directory: str
+    name: str
+    tokenizer: str
+    parallel: bool
+
+
+def tokenize_documents(
+    path: Path, tokenizer: Tokenizer, directory: Path, shard_tokens: int = 2**26, workers: int | None = None, backend: Backend = "processes"
+) -> dict[str, Any]:
+    """Tokenise a JSON lines file of documents as [begin] text [end] and write shards of about `shard_tokens` tokens.
+
+    The shards do not depend on the number of workers. Those that an earlier attempt finished, from the same bytes with the same tokenizer, are kept.
+
+    Arguments:
+        path: as `collect` writes it; a compressed one is unpacked in `directory` first.
+        workers: processes; by default one a core. With one worker the tokenizers library uses all cores by itself.
+
+    Returns:
+        the manifest.
+
+    Raises:
+        UserError: a line is no document, or there is none.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(directory / "tokenizer")
+    plain = _unpacked(path, directory)
+    ranges = list(_ranges(plain, shard_tokens * BYTES_PER_TOKEN))
+    workers = min(workers or num_cores(), len(ranges))
+    units = [
+        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, workers > 1)
+        for number, (start, end) in enumerate(ranges)
+    ]
+    entries: list[dict[str, Any]] = [{} for _ in units]
+    num_tokens = 0
+    with progress("tokenise", plain.stat().st_size, "B") as advance:
+        for index, entry in fan_out(_tokenize, units, workers, backend):
+            entries[index] = entry
+            num_tokens += entry["tokens"]
+            advance(units[index].end - units[index].start, note=f"{short(num_tokens)} tokens")
+    _remove_others(directory, {unit.name for unit in units})
+    manifest = write_manifest(directory, tokenizer, entries, source={"name": path.name, "bytes": plain.stat().st_size})
+    if plain != path:
+        plain.unlink()
+    return manifest
+
+
+def _unpacked(path: Path, directory: Path) -> Path:
+    if path.suffix not in (".gz", ".bz2", ".xz", ".zst"):
+        return path
+    plain = directory / "documents.tmp.jsonl"
+    with open_binary(path) as packed, atomic_file(plain) as file:
+        shutil.copyfileobj(packed, file)
+    return plain
+
+
+def _ranges(path: Path, size: int) -> Iterator[tuple[int, int]]:
+    """Cut a file at the ends of lines into parts of about `size` bytes."""
+    total, start = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while start < total:
+            file.seek(min(start + size, total) - 1)
+            file.readline()
+            yield start, file.tell()
+            start = file.tell()
+
+
+def _tokenize(unit: _Unit) -> dict[str, Any]:
+    """Write one shard, or find that it is there."""
+    directory = Path(unit.directory)
+    made_from = {"range": [unit.start, unit.end], "sha256": hash_range(Path(unit.path), unit.start, unit.end)}
+    found = _finished(directory, unit, made_from)
+    if found is not None:
+        return found
+    if unit.parallel:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have shards of their own
+    tokenizer = _tokenizer(directory / "tokenizer", unit.tokenizer)
+    builder = ShardBuilder(token_dtype(tokenizer))
+    for batch in _batches(unit):
+        for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
+            builder.add(TokenizedItem([tokenizer.bos_id, *ids, tokenizer.eos_id], document.domain, len(document.text.encode())))
+    return builder.write(directory, unit.name, {"source": made_from, "tokenizer": unit.tokenizer})
+
+
+def _finished(directory: Path, unit: _Unit, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    path = directory / f"{unit.name}.json"
+    if not path.exists():
+        return None
+    entry: dict[str, Any] = read_json(path)
+    same = entry.get("source") == made_from and entry.get("tokenizer") == unit.tokenizer
+    return entry if same and all((directory / f"{unit.name}.{part}.npy").exists() for part in entry["sha256"]) else None
+
+
+@lru_cache(1)
+def _tokenizer(directory: Path, fingerprint: str) -> Tokenizer:
+    return Tokenizer.load(directory)
+
+
+def _batches(unit: _Unit) -> Iterator[list[Document]]:
+    """The documents of a unit, about a megabyte at a time."""
+    batch, size = list[Document](), 0
+    with open(unit.path, "rb") as file:
+        file.seek(unit.start)
+        while file.tell() < unit.end:
+            place = file.tell()
+            line = file.readline()
+            if line.strip():
+                try:
+                    batch.append(Document(**json.loads(line)))
+                except (TypeError, ValueError):
+                    raise UserError(
+                        f"'{unit.path}', byte {place}: not a document; it needs the keys id, text, domain and group.", "Write it with collect."
+                    ) from None
+                size += len(line)
+            if size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _remove_others(directory: Path, names: set[str]) -> None:
+    """Remove shards that an earlier, different attempt left."""
+    for path in directory.glob("[0-9]*.*"):
+        if path.name.split(".")[0] not in names:
+            path.unlink()

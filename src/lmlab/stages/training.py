@@ -1,0 +1,111 @@
+"""What all stages that train have in common: the network and where it comes from, the plan on paper, the export, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmlab.data import Tokenizer
+from lmlab.distributed import world
+from lmlab.hardware import gemm_flops, select_device, select_dtype
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.progress import duration, short
+from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
+from lmlab.stages.start import Start
+from lmlab.train import TrainerConfig, estimate, load_weights, read_metrics, whole_tensors
+
+_TYPICAL_UTILISATION = 0.35
+_TYPICAL_BANDWIDTH = 50 * 10**9  # bytes a second of a GPU's network port of 400 Gbit/s
+
+
+def plan_training(model: ModelConfig, seq_len: int, trainer: TrainerConfig) -> dict[str, str]:
+    """Parameters, arithmetic, memory, communication and time: label -> text."""
+    place = world()
+    device = select_device(trainer.device)
+    dtype = select_dtype(trainer.precision, device)
+    needs = estimate(model, seq_len, trainer, place, dtype)
+    peak = gemm_flops(str(device), dtype)
+    seconds = needs.flops * trainer.num_steps(seq_len) / peak / _TYPICAL_UTILISATION
+    parts = [(needs.weights, "weights"), (needs.gradients, "gradients"), (needs.optimizer, "optimizer"), (needs.activations, "activations")]
+    if needs.gathered:
+        parts.append((needs.gathered, "gathered weights"))
+    rows = {
+        "parameters": f"{model.num_parameters():,} ({model.num_parameters(embedding=False):,} without embeddings)",
+        "arithmetic": f"{short(needs.flops)}FLOP a step" + (" and process" if place.size > 1 else ""),
+        "memory": f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts),
+        "time": f"about {duration(seconds)} on {device} at {_TYPICAL_UTILISATION:.0%} of its {short(peak)}FLOP/s",
+    }
+    if place.size > 1:
+        replicas, shards = trainer.parallel.layout(place)
+        where = "between machines" if needs.between_machines else "within the machine"
+        rows["processes"] = f"{place.size} on {place.nodes} machines: {replicas} x {shards} (copies x shares, {trainer.parallel.kind})"
+        rows["communication"] = (
+            f"{format_bytes(needs.traffic)} a step and process, {where}: {format_bytes(needs.gather_bytes)} to gather weights, "
+            f"{format_bytes(needs.reduce_bytes)} to sum gradients; {duration(needs.traffic / _TYPICAL_BANDWIDTH)} at "
+            f"{format_bytes(_TYPICAL_BANDWIDTH)}/s, against {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
+        )
+    return rows
+
+
+def build_network(config: ModelConfig, start: Start | None, seed: int) -> Transformer:
+    """The network with its weights; on the meta device, to be filled later, where many processes each hold a share."""
+    if start is not None and start.checkpoint is None:
+        return start.load(config)
+    if world().size == 1:
+        return Transformer(config).initialize(seed)
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def export_model(model: torch.nn.Module, config: ModelConfig, tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the trained model as one process sees it."""
+    whole = whole_tensors(model)
+    if world().is_main:
+        with torch.device("meta"):
+            copy = Transformer(config)
+        copy = copy.to_empty(device="cpu")
+        load_weights(copy, whole, str(directory))
+        save_pretrained(copy, directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
+
+
+def final_loss(directory: Path) -> float:
+    """Mean of the last ten logged losses."""
+    losses = [row["loss"] for row in read_metrics(directory / "metrics.jsonl")][-10:]
+    return sum(losses) / len(losses)
+
+
+def utilisation(results: dict[str, Any]) -> str:
+    """The share of the GEMM peak, as text."""
+    return f"{results['utilisation']:.0%}" if results["utilisation"] else "unknown"
+
+
+def training_facts(results: dict[str, Any]) -> dict[str, str]:
+    """Figures of a training for the report."""
+    return {
+        "Final loss": f"{results['final_loss']:.3f} nats",
+        "Training time": format_duration(results["seconds"]),
+        "Waiting for data": f"{results['data_wait_seconds'] / max(results['seconds'], 1e-9):.2%}",
+        "Checkpoint pauses": format_duration(results["checkpoint_pause_seconds"]),
+        "Device": f"{results['device']}, {results['precision']}" + (f", {results['processes']} processes" if results["processes"] > 1 else ""),
+        "GEMM peak": f"{short(results['gemm_peak_flops'])}FLOP/s",
+        "Peak memory": format_bytes(results["peak_memory_bytes"]) if results["peak_memory_bytes"] else "unknown",
+    }
+
+
+def series(rows: Sequence[dict[str, Any]], key: str, title: str) -> Series:
+    """A figure over the steps where it was logged."""
+    found = [row for row in rows if row.get(key) is not None]
+    return Series(title, [row["step"] for row in found], [row[key] for row in found])
+
+
+def loop_curves(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Throughput, gradient norm and learning rate."""
+    curves = (
+        ("tokens_per_second", "tokens a second", "Throughput of the logged steps."),
+        ("gradient_norm", "gradient norm", "Norm of the gradient before clipping."),
+        ("learning_rate", "learning rate", "Learning rate."),
+    )
+    return [Figure(line_chart([series(rows, key, title)], "step", title), caption, caption) for key, title, caption in curves]
