@@ -1,22 +1,33 @@
 """Text to documents to tokens to packed rows to batches."""
 
-from lmlab.data.chat_template import ChatTemplate
+from lmlab.data.chat import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
+from lmlab.data.chat_encoding import ChatConfig
+from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
 from lmlab.data.collect import CollectConfig, collect
 from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader
 from lmlab.data.packing import PackedRows
+from lmlab.data.preference_rows import KTORows, PreferenceRows, example_row
 from lmlab.data.shards import TokenizedCorpus, write_shards
 from lmlab.data.sources import JsonlSource, PythonLibrarySource, SourceConfig, TextSource
 from lmlab.data.tokenizer import Tokenizer
 
 __all__ = [
+    "TULU_TEMPLATE",
     "Batch",
+    "ChatConfig",
+    "ChatEncoder",
     "ChatTemplate",
     "CollectConfig",
     "Document",
+    "Example",
     "JsonlSource",
+    "KTOExample",
+    "KTORows",
     "Loader",
     "PackedRows",
+    "PreferencePair",
+    "PreferenceRows",
     "PythonLibrarySource",
     "Reject",
     "Source",
@@ -25,6 +36,9 @@ __all__ = [
     "TokenizedCorpus",
     "Tokenizer",
     "collect",
+    "encode_records",
+    "example_row",
     "read_documents",
+    "read_records",
     "write_shards",
 ]
