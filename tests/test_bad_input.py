@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_named(lmlab, recipe, tmp_path):
     record = out / "model" / "stage.json"
     record.write_text(record.read_text().replace('"state": "done"', '"state": "unfinished"'))
     newest = sorted((out / "model" / "checkpoints").iterdir())[-1]
-    weights = newest / "model.safetensors"
+    (weights,) = newest.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-7])
     shown = lmlab("run", path, "--out", out)
     assert shown.code == 1

@@ -31,6 +31,7 @@ from lmlab.reports import (
     Section,
     Series,
     Table,
+    Tokens,
     bar_chart,
     funnel_chart,
     heat_map,
@@ -95,6 +96,7 @@ def every_block(text: str) -> list[Block]:
         Table([text, "value"], [[text, 1.5]], caption=text),
         Code(text, caption=text),
         Sample(text, text, caption=text),
+        Tokens([text, text], [True, False], caption=text),
         Details(text, [Paragraph(text)]),
         Figure(loss_figure(text), caption=text, alt=text),
         Figure(bar_chart([text, "b"], {text: [1, 2], "other": [2, 1]}, {text: [0.1, 0]}, text, (text, 1.5))),
@@ -138,7 +140,8 @@ def test_hostile_text_is_shown_as_it_is() -> None:
     assert elements.texts("h2") == [HOSTILE]
     assert elements.texts("td")[0] == HOSTILE
     assert elements.texts("code") == [HOSTILE]
-    assert elements.texts("span", "completion") == [f"Completion: {HOSTILE}"]
+    assert elements.texts("span", "completion") == [f"Completion: {HOSTILE}", HOSTILE]
+    assert elements.texts("span", "token") == [HOSTILE, HOSTILE]
     assert elements.all("div", "plot-area")[0][0]["aria-label"] == HOSTILE
 
 

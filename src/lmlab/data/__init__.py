@@ -1,22 +1,31 @@
 """Text to documents to tokens to packed rows to batches."""
 
-from lmlab.data.chat_template import ChatTemplate
+from lmlab.data.chat import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
+from lmlab.data.chat_encoding import ChatConfig
+from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
 from lmlab.data.collect import CollectConfig, collect
 from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader
 from lmlab.data.mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
 from lmlab.data.packing import PackedRows, Packing
+from lmlab.data.preference_rows import KTORows, PreferenceRows, example_row
 from lmlab.data.shards import TokenizedCorpus, TokenizedItem, write_shards
 from lmlab.data.sources import JsonlSource, PythonLibrarySource, SourceConfig, TextSource
 from lmlab.data.tokenize import tokenize_documents
 from lmlab.data.tokenizer import Tokenizer
 
 __all__ = [
+    "TULU_TEMPLATE",
     "Batch",
+    "ChatConfig",
+    "ChatEncoder",
     "ChatTemplate",
     "CollectConfig",
     "Document",
+    "Example",
     "JsonlSource",
+    "KTOExample",
+    "KTORows",
     "Loader",
     "Mixture",
     "MixtureOrder",
@@ -24,6 +33,8 @@ __all__ = [
     "PackedRows",
     "Packing",
     "Phase",
+    "PreferencePair",
+    "PreferenceRows",
     "PythonLibrarySource",
     "Reject",
     "Share",
@@ -34,7 +45,10 @@ __all__ = [
     "TokenizedItem",
     "Tokenizer",
     "collect",
+    "encode_records",
+    "example_row",
     "read_documents",
+    "read_records",
     "tokenize_documents",
     "write_shards",
 ]

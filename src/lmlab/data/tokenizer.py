@@ -114,6 +114,38 @@ class Tokenizer:
         """Ids of many texts, in parallel, without special tokens."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, without special tokens, and the characters [start, end) that each stands for, spaces included."""
+        encoding = self._untrimmed.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    @cached_property
+    def _untrimmed(self) -> tokenizers.Tokenizer:
+        """The tokenizer with offsets as they are; the post-processors of many leave out the spaces at a token's ends."""
+        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        copy.post_processor = processors.ByteLevel(trim_offsets=False)
+        return copy
+
+    @cached_property
+    def begin_ids(self) -> list[int]:
+        """What the tokenizer puts before every text: the begin token, or nothing."""
+        return [self.bos_id] if self.encode_prompt("a")[:1] == [self.bos_id] else []
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The texts of all special tokens, longest first."""
+        return sorted(
+            (token.content for token in self.backend.get_added_tokens_decoder().values() if token.special), key=lambda text: (-len(text), text)
+        )
+
+    def with_chat_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with another chat template.
+
+        Raises:
+            UserError: the source is not a template.
+        """
+        return Tokenizer(self.backend, self.bos_token, self.eos_token, source, self._add_bos)
+
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation by the tokenizer's chat template (`ChatTemplate.render`).
 

@@ -7,7 +7,7 @@ from lmlab.models.families import family_of
 from lmlab.models.generate import Completion, GenerationConfig, generate, stream
 from lmlab.models.hf import compare_with_transformers, from_pretrained, read_config, save_pretrained
 from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
-from lmlab.models.loss import IGNORE, TokenLoss, fused_cross_entropy, token_log_likelihoods
+from lmlab.models.loss import IGNORE, TokenLoss, fused_cross_entropy, token_log_likelihoods, token_log_probs
 from lmlab.models.peft_layout import load_lora, save_lora
 from lmlab.models.transformer import Transformer, TransformerOutput
 
@@ -40,5 +40,6 @@ __all__ = [
     "save_pretrained",
     "stream",
     "token_log_likelihoods",
+    "token_log_probs",
     "unmerge_lora",
 ]

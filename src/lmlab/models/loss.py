@@ -84,6 +84,15 @@ def token_log_likelihoods(
     return torch.cat(parts).view(labels.shape)
 
 
+def token_log_probs(hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None) -> Tensor:
+    """As `token_log_likelihoods`, with gradients: for losses that weigh tokens or rows in a way that depends on these probabilities.
+
+    The backward pass computes the logits of each block again, so that those of a whole batch never exist at once.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return _TokenLogProbs.apply(flat, weight_VD, labels.reshape(-1), vocab_size, block_size or _block_size(weight_VD)).view(labels.shape)
+
+
 def _block_size(weight_VD: Tensor) -> int:
     smallest = _SMALLEST_BLOCK if weight_VD.device.type == "cpu" else 8 * _SMALLEST_BLOCK
     return max(smallest, _BLOCK_LOGITS // weight_VD.shape[0])
@@ -150,3 +159,40 @@ class _FusedCrossEntropy(torch.autograd.Function):
         if ctx.shared is not None:  # type: ignore[attr-defined]
             ctx.shared.of_head, grad_weight = grad_weight, None  # type: ignore[attr-defined]
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, vocab_size: int | None, block: int) -> Tensor:
+        weight = weight_VD[:vocab_size].to(hidden_TD.dtype)
+        wide = sum_dtype(hidden_TD)
+        log_z_T, log_probs_T = (hidden_TD.new_empty(len(labels_T), dtype=wide) for _ in range(2))
+        for start in range(0, len(labels_T), block):
+            part = slice(start, start + block)
+            logits = mm(hidden_TD[part], weight.t()).to(wide)
+            log_z_T[part] = logits.logsumexp(-1)
+            log_probs_T[part] = logits.gather(1, labels_T[part].clamp(min=0)[:, None]).squeeze(1) - log_z_T[part]
+        ctx.save_for_backward(hidden_TD, weight_VD, labels_T, log_z_T)
+        ctx.vocab_size, ctx.block = vocab_size, block  # type: ignore[attr-defined]
+        return log_probs_T.masked_fill_(labels_T == IGNORE, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight_VD, labels_T, log_z_T = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        grad_T = grad_outputs[0].masked_fill(labels_T == IGNORE, 0.0)
+        weight = weight_VD[: ctx.vocab_size].to(hidden_TD.dtype)  # type: ignore[attr-defined]
+        grad_hidden = torch.empty_like(hidden_TD) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
+        for start in range(0, len(labels_T), ctx.block):  # type: ignore[attr-defined]
+            part = slice(start, start + ctx.block)  # type: ignore[attr-defined]
+            h, g = hidden_TD[part], grad_T[part, None]
+            # d log p[target] / d logit = 1[target] - p
+            grad_logits = mm(h, weight.t()).to(log_z_T.dtype).sub_(log_z_T[part, None]).exp_().mul_(-g)
+            grad_logits = grad_logits.scatter_add_(1, labels_T[part].clamp(min=0)[:, None], g).to(h.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = mm(grad_logits, weight)
+            if grad_weight is not None:
+                grad_weight[: len(weight)] += mm(grad_logits.t(), h)
+        return grad_hidden, grad_weight, None, None, None

@@ -122,6 +122,27 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A text with the borders of its tokens; white space is kept.
+
+    Args:
+        pieces: the text of each token.
+        learned: for each token whether a model learns to write it; None where that is all of them.
+
+    Raises:
+        ValueError: `learned` is not as long as `pieces`.
+    """
+
+    pieces: Sequence[str]
+    learned: Sequence[bool] | None = None
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if self.learned is not None and len(self.learned) != len(self.pieces):
+            raise ValueError(f"learned has {len(self.learned)} entries for {len(self.pieces)} tokens.")
+
+
+@dataclass(frozen=True)
 class Details:
     """Blocks that stay folded under one line until the reader opens them."""
 
@@ -129,4 +150,4 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Details
+Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Tokens | Details

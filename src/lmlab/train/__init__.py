@@ -6,24 +6,31 @@ from lmlab.train.language_model import language_model_step, language_model_step_
 from lmlab.train.metrics import read_metrics
 from lmlab.train.optimizer import OptimizerConfig, Optimizers, ParameterGroup
 from lmlab.train.parallel import ParallelConfig, parallelize
+from lmlab.train.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
+from lmlab.train.reference import reference_log_probs, weights_fingerprint
 from lmlab.train.schedule import ScheduleConfig, learning_rate_factor
 from lmlab.train.trainer import Evaluation, StepFunction, StepOutput, Trainer, TrainerConfig
 
 __all__ = [
     "Checkpoints",
+    "DPOConfig",
     "Estimate",
     "Evaluation",
+    "KTOConfig",
     "OptimizerConfig",
     "Optimizers",
     "ParallelConfig",
     "ParameterGroup",
     "ScheduleConfig",
+    "SimPOConfig",
     "StepFunction",
     "StepOutput",
     "Trainer",
     "TrainerConfig",
     "checkpoints",
+    "dpo_step",
     "estimate",
+    "kto_step",
     "language_model_step",
     "language_model_step_by_domain",
     "learning_rate_factor",
@@ -31,7 +38,11 @@ __all__ = [
     "load_weights",
     "parallelize",
     "read_metrics",
+    "reference_log_probs",
+    "sequence_log_probs",
+    "simpo_step",
     "unique_tensors",
     "verify_checkpoint",
+    "weights_fingerprint",
     "whole_tensors",
 ]
