@@ -270,8 +270,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": None}, "either steps or tokens"),
-        ({"tokens": 5}, "either steps or tokens"),
+        ({"steps": None}, "either steps, tokens or epochs"),
+        ({"tokens": 5}, "either steps, tokens or epochs"),
         ({"schedule": {"decay_ends": [0.5, 1.0]}}, "belongs to the kind wsd"),
         ({"schedule": {"kind": "wsd", "decay_ends": [0.5, 0.9]}}, "must rise from above 0 to 1"),
         ({"optimizer": {"groups": [{"match": "("}]}}, "not a regular expression"),

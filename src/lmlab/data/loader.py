@@ -40,6 +40,9 @@ class Loader:
         shuffle: go through the rows again and again, in an order drawn by Grain for each epoch; else once, as they are.
         workers: threads that build batches ahead.
 
+    Attributes:
+        num_rows: how many rows there are.
+
     Raises:
         UserError: the batch cannot be shared evenly.
     """
@@ -48,14 +51,14 @@ class Loader:
         if batch_size % world_size:
             raise UserError(f"The batch of {batch_size} rows cannot be shared evenly by {world_size} processes.")
         self.batch_size, self.rank, self.world_size, self.seed, self.workers = batch_size, rank, world_size, seed, workers
-        self._num_rows = len(rows)
+        self.num_rows = len(rows)
         self._sequence = _shuffled(rows, seed) if shuffle else rows
-        self._limit = None if shuffle else self._num_rows
+        self._limit = None if shuffle else self.num_rows
         self._next_row = 0
 
     def state(self) -> dict[str, int]:
         """Everything needed to go on: a small dictionary for JSON."""
-        return {"next_row": self._next_row, "seed": self.seed, "num_rows": self._num_rows}
+        return {"next_row": self._next_row, "seed": self.seed, "num_rows": self.num_rows}
 
     def restore(self, state: dict[str, int]) -> None:
         """Go on from a state.
@@ -63,7 +66,7 @@ class Loader:
         Raises:
             UserError: the state belongs to other data or another seed.
         """
-        for key, value in (("seed", self.seed), ("num_rows", self._num_rows)):
+        for key, value in (("seed", self.seed), ("num_rows", self.num_rows)):
             if state[key] != value:
                 raise UserError(
                     f"The loader's saved state has {key} {state[key]}, the data now has {value}.", "Restore the data, or start a new run."
@@ -73,7 +76,7 @@ class Loader:
     @property
     def epoch(self) -> float:
         """How many times the rows have been gone through."""
-        return self._next_row / self._num_rows
+        return self._next_row / self.num_rows
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches, for ever if they are shuffled; they are built while those before them are used."""

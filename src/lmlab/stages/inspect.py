@@ -19,7 +19,7 @@ from lmlab.data import Document, Reject, SourceConfig, TokenizedCorpus, Tokenize
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.progress import progress
-from lmlab.reports import Block, Facts, Figure, Page, Paragraph, Section, Table, Tokens, bar_chart, format_bytes
+from lmlab.reports import Block, Cell, Facts, Figure, Page, Paragraph, Section, Table, Tokens, bar_chart, format_bytes
 
 _SHOWN_CHARACTERS = 300
 _SHOWN_TOKENS = 200
@@ -164,13 +164,14 @@ def write_inspection(found: Inspection, path: Path) -> Path:
     number = sum(map(len, found.lengths.values()))
     facts = {"Documents": f"{number:,}", found.unit.capitalize(): f"{sum(map(sum, found.lengths.values())):,}"}
     facts |= {"Text": format_bytes(sum(found.sizes.values())), "Set aside": f"{sum(found.set_aside.values()):,}"}
-    overview: list[Block] = [Facts(facts), Table(["domain", *_columns(found)], _rows(found), f"Documents by domain; lengths in {found.unit}")]
+    table = Table(["domain", *_columns(found)], _rows(found), f"Documents by domain; lengths in {found.unit}")
+    overview: list[Block] = [Facts(facts), table]
     if number:
         overview.append(_histogram(found))
     shown: list[Block] = [Tokens(each.pieces, each.learned, f"{each.id}, {each.domain}") for each in found.shown]
     sections = [Section("Overview", overview), Section("Documents", shown or [Paragraph("None.")], "The beginnings of the first documents.")]
     if found.set_aside:
-        rows = [[reason, count, found.examples[reason]] for reason, count in found.set_aside.most_common()]
+        rows: list[list[Cell]] = [[reason, count, found.examples[reason]] for reason, count in found.set_aside.most_common()]
         sections.append(Section("Set aside", [Table(["reason", "records", "for instance"], rows)], "Records that are not used, and why."))
     return Page(f"Data in {found.place}", found.what, sections).write(path)
 
@@ -189,8 +190,8 @@ def _columns(found: Inspection) -> list[str]:
     ]
 
 
-def _rows(found: Inspection) -> list[list[Any]]:
-    rows = []
+def _rows(found: Inspection) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
     for domain, lengths in sorted(found.lengths.items()):
         quantiles = [int(value) for value in np.percentile(lengths, _QUANTILES)] if lengths else []
         total = sum(lengths) if found.unit == "tokens" else len(lengths)

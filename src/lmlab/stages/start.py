@@ -9,7 +9,7 @@ from lmlab.config import validate
 from lmlab.errors import UserError
 from lmlab.files import read_json
 from lmlab.models import ModelConfig, Transformer, from_pretrained, read_config
-from lmlab.train import checkpoints
+from lmlab.train import checkpoints, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,25 @@ class Start:
         shape = found.parent / "model.json"
         return cls(found, validate(ModelConfig, read_json(shape), f"'{shape}'"), found)
 
-    def load(self, config: ModelConfig) -> Transformer:
-        """The model of a model's directory, in fp32.
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Where the tokenizer is: with the model, or for a checkpoint in the folder that the model will be exported to."""
+        return self.directory if self.checkpoint is None else self.directory.parent.parent / "model"
+
+    def load(self, config: ModelConfig | None = None) -> Transformer:
+        """The model with its weights, in fp32.
+
+        Arguments:
+            config: the shape that it must have.
 
         Raises:
             UserError: it has another shape.
         """
-        if config != self.model:
+        if self.checkpoint is not None:
+            model = Transformer(self.model)
+            load_checkpoint(self.checkpoint, model)
+            return model
+        if config is not None and config != self.model:
             changed = [name for name, value in config if value != getattr(self.model, name)]
             raise UserError(f"The model in '{self.directory}' differs from the one that is asked for in: {', '.join(changed)}.", "Leave out 'model'.")
         return from_pretrained(self.directory)

@@ -75,14 +75,11 @@ class TrainConfig(Config):
             raise ValueError("the key 'model' is required where there is no 'start'.")
         if self.model is not None and self.seq_len > self.model.max_seq_len:
             raise ValueError(f"seq_len {self.seq_len} is longer than the model's max_seq_len {self.model.max_seq_len}.")
+        if self.trainer.epochs is not None and self.mixture:
+            raise ValueError("trainer.epochs belongs to one source; give the length of a mixture in steps or tokens.")
         if self.start_optimizer and self.start is None:
             raise ValueError("start_optimizer needs 'start'.")
         return self
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the whole training."""
-        return self.trainer.num_steps(self.seq_len) * self.trainer.batch_size * self.seq_len
 
 
 class Train(Stage[TrainConfig]):
@@ -94,13 +91,14 @@ class Train(Stage[TrainConfig]):
 
     def plan(self, config: TrainConfig) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
-        rows = {"tokens": f"{config.num_tokens:,} in {config.trainer.num_steps(config.seq_len):,} steps"}
-        return rows if config.model is None else rows | plan_training(config.model, config.seq_len, config.trainer)
+        return plan_training(config.model, config.seq_len, config.trainer)
 
     def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start."""
         tokenizer = Tokenizer.load(context.inputs["tokenizer"])
-        mixture = _mixture(config, context, tokenizer)
+        rows, sources = _rows(config, context, tokenizer)
+        loop = config.trainer.in_steps(config.seq_len, sum(map(len, rows.values())))
+        mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, context.seed, config.order)
         start = Start.find(context.inputs["start"]) if config.start else None
         model_config = config.model or cast(Start, start).model
         if tokenizer.vocab_size > model_config.vocab_size:
@@ -110,12 +108,12 @@ class Train(Stage[TrainConfig]):
         if config.start_optimizer and cast(Start, start).checkpoint is None:
             raise UserError(f"start_optimizer: '{cast(Start, start).directory}' holds weights, but no optimizer's state.", "Name a stage 'train'.")
         place = world()
-        loader = Loader(mixture, config.trainer.batch_size, context.seed, place.rank, place.size, shuffle=False)
+        loader = Loader(mixture, loop.batch_size, context.seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed),
             language_model_step_by_domain(mixture.domains, config.z_loss),
             loader,
-            config.trainer,
+            loop,
             context.directory,
             _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None,
             model_config.flops_per_token(config.seq_len),
@@ -174,8 +172,8 @@ class Train(Stage[TrainConfig]):
         return [Section("Training", blocks + loop_curves(rows))]
 
 
-def _mixture(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> Mixture:
-    """The rows of the whole training."""
+def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[dict[str, PackedRows], dict[str, MixtureSource]]:
+    """The packed rows of each source, and its part."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
         places = {"tokens": context.inputs["tokens"]}
@@ -187,8 +185,7 @@ def _mixture(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -
         corpus = TokenizedCorpus(places[name], verify=world().is_main)
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
-    num_rows = config.trainer.num_steps(config.seq_len) * config.trainer.batch_size
-    return Mixture(rows, sources, num_rows, context.seed, config.order)
+    return rows, sources
 
 
 def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:

@@ -21,14 +21,20 @@ _TYPICAL_UTILISATION = 0.35
 _TYPICAL_BANDWIDTH = 50 * 10**9  # bytes a second of a GPU's network port of 400 Gbit/s
 
 
-def plan_training(model: ModelConfig, seq_len: int, trainer: TrainerConfig) -> dict[str, str]:
-    """Parameters, arithmetic, memory, communication and time: label -> text."""
+def plan_training(model: ModelConfig | None, seq_len: int, trainer: TrainerConfig) -> dict[str, str]:
+    """Length, parameters, arithmetic, memory, communication and time: label -> text. Without a model, the length alone."""
+    steps = trainer.num_steps(seq_len)
+    length = f"{trainer.epochs:g} epochs" if steps is None else f"{steps * trainer.batch_size * seq_len:,} tokens in {steps:,} steps"
+    return {"length": length} | ({} if model is None else _plan_model(model, seq_len, trainer, steps))
+
+
+def _plan_model(model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps: int | None) -> dict[str, str]:
     place = world()
     device = select_device(trainer.device)
     dtype = select_dtype(trainer.precision, device)
     needs = estimate(model, seq_len, trainer, place, dtype)
     peak = gemm_flops(str(device), dtype)
-    seconds = needs.flops * trainer.num_steps(seq_len) / peak / _TYPICAL_UTILISATION
+    seconds = needs.flops * (steps or 1) / peak / _TYPICAL_UTILISATION
     parts = [(needs.weights, "weights"), (needs.gradients, "gradients"), (needs.optimizer, "optimizer"), (needs.activations, "activations")]
     if needs.gathered:
         parts.append((needs.gathered, "gathered weights"))
@@ -36,7 +42,7 @@ def plan_training(model: ModelConfig, seq_len: int, trainer: TrainerConfig) -> d
         "parameters": f"{model.num_parameters():,} ({model.num_parameters(embedding=False):,} without embeddings)",
         "arithmetic": f"{short(needs.flops)}FLOP a step" + (" and process" if place.size > 1 else ""),
         "memory": f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts),
-        "time": f"about {duration(seconds)} on {device} at {_TYPICAL_UTILISATION:.0%} of its {short(peak)}FLOP/s",
+        "time": f"about {duration(seconds)}{'' if steps else ' a step'} on {device} at {_TYPICAL_UTILISATION:.0%} of its {short(peak)}FLOP/s",
     }
     if place.size > 1:
         replicas, shards = trainer.parallel.layout(place)

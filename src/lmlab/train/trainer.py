@@ -38,7 +38,7 @@ class TrainerConfig(Config):
     """How the loop runs.
 
     Attributes:
-        steps, tokens: how long: optimizer steps, or tokens (rounded up to whole steps); one of the two.
+        steps, tokens, epochs: how long: optimizer steps, or tokens or passes over the data (rounded up to whole steps); one of the three.
         batch_size: rows of a step, over all processes.
         micro_batch_size: rows that a process runs at once; the default is its whole share of the batch.
         precision: `bf16` computes in bfloat16 with fp32 weights; `auto` takes bf16 where the hardware is faster in it.
@@ -55,6 +55,7 @@ class TrainerConfig(Config):
 
     steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -76,8 +77,8 @@ class TrainerConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> TrainerConfig:
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError("give either steps or tokens.")
+        if sum(each is not None for each in (self.steps, self.tokens, self.epochs)) != 1:
+            raise ValueError("give either steps, tokens or epochs.")
         if self.batch_size % self.rows_at_once:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}.")
         return self
@@ -87,9 +88,17 @@ class TrainerConfig(Config):
         """Rows of a micro-batch of one process."""
         return self.micro_batch_size or self.batch_size
 
-    def num_steps(self, tokens_per_row: int) -> int:
-        """Optimizer steps of the whole training."""
-        return self.steps or math.ceil((self.tokens or 0) / (self.batch_size * tokens_per_row))
+    def num_steps(self, tokens_per_row: int | None = None, num_rows: int | None = None) -> int | None:
+        """Optimizer steps of the whole training; None if that needs to know the tokens of a row, or the rows of an epoch, which are not given."""
+        if self.tokens is not None and tokens_per_row is not None:
+            return math.ceil(self.tokens / (self.batch_size * tokens_per_row))
+        if self.epochs is not None and num_rows is not None:
+            return math.ceil(self.epochs * num_rows / self.batch_size - 1e-9)
+        return self.steps
+
+    def in_steps(self, tokens_per_row: int | None, num_rows: int | None) -> TrainerConfig:
+        """The same with its length in steps."""
+        return self.model_copy(update={"steps": self.num_steps(tokens_per_row, num_rows), "tokens": None, "epochs": None})
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,10 @@ class Trainer:
         self.device = select_device(config.device)
         self.dtype = select_dtype(config.precision, self.device)
         self.rows_at_once = _rows_at_once(config, self.world)
-        self.total_steps = config.num_steps(tokens_per_row or 1)
+        steps = config.num_steps(tokens_per_row, loader.num_rows)
+        if steps is None:
+            raise ValueError("a length in tokens needs tokens_per_row")
+        self.total_steps = steps
         self.tokens_per_step = tokens_per_row and tokens_per_row * config.batch_size
         self.step_function, self.evaluate, self.flops_per_token = step_function, evaluate, flops_per_token
         self.model = self._prepare(model, materialize)

@@ -1,0 +1,200 @@
+"""The stage `prefer`: a language model that learns from preferences, against a frozen copy of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+
+from lmlab.config import Config
+from lmlab.data import ChatConfig, ChatEncoder, KTORows, Loader, PreferenceRows, Reject, Tokenizer, encode_records, read_records
+from lmlab.distributed import wait_for_all, world
+from lmlab.errors import UserError
+from lmlab.files import write_json, write_jsonl
+from lmlab.reports import Facts, Figure, Section, Series, line_chart
+from lmlab.runs import Input, Stage, StageContext
+from lmlab.stages.rejects import check_rejects, is_heldout
+from lmlab.stages.start import Start
+from lmlab.stages.training import build_network, export_model, final_loss, loop_curves, plan_training, series, training_facts
+from lmlab.train import (
+    DPOConfig,
+    Evaluation,
+    KTOConfig,
+    SimPOConfig,
+    StepFunction,
+    Trainer,
+    TrainerConfig,
+    dpo_step,
+    kto_step,
+    read_metrics,
+    reference_log_probs,
+    simpo_step,
+)
+
+Rows = PreferenceRows | KTORows
+
+
+class DPO(DPOConfig):
+    """DPO and its variants."""
+
+    kind: Literal["dpo"] = "dpo"
+
+
+class SimPO(SimPOConfig):
+    """SimPO."""
+
+    kind: Literal["simpo"] = "simpo"
+
+
+class KTO(KTOConfig):
+    """KTO."""
+
+    kind: Literal["kto"] = "kto"
+
+
+Method = Annotated[DPO | SimPO | KTO, Field(discriminator="kind")]
+
+
+class PreferConfig(Config):
+    """The model, the preferences, and the loop.
+
+    Attributes:
+        records: JSON lines with `prompt`, `chosen` and `rejected`, or for KTO with `prompt`, `completion` and `label`.
+        start: the model that learns, and its reference: a stage `train`, a checkpoint, or a model's directory.
+        tokenizer: by default that of `start`.
+        heldout_fraction: share of the records that is measured and not learned from.
+        max_reject_fraction: stop when a larger share of the records cannot be used.
+    """
+
+    records: Input
+    start: Input
+    tokenizer: Input | None = None
+    method: Method = DPO()
+    chat: ChatConfig = ChatConfig()
+    seq_len: PositiveInt
+    heldout_fraction: float = Field(default=0.05, ge=0, lt=1)
+    max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+    trainer: TrainerConfig
+
+
+class Prefer(Stage[PreferConfig]):
+    """Writes metrics.jsonl, checkpoints/, reference/, rejects.jsonl and the trained model as model/."""
+
+    config_type: ClassVar[type[Config]] = PreferConfig
+    distributed: ClassVar[bool] = True
+
+    def plan(self, config: PreferConfig) -> dict[str, str]:
+        """The method and the length."""
+        return {"method": config.method.kind} | plan_training(None, config.seq_len, config.trainer)
+
+    def run(self, config: PreferConfig, context: StageContext) -> dict[str, Any]:
+        """Encode, score by the reference, and train."""
+        start = Start.find(context.inputs["start"])
+        tokenizer = Tokenizer.load(context.inputs["tokenizer"] if config.tokenizer else start.tokenizer_directory)
+        if config.seq_len > start.model.max_seq_len:
+            raise UserError(f"seq_len {config.seq_len} is longer than the model's max_seq_len {start.model.max_seq_len}.", "Lower it.")
+        rows, heldout, rejects = _rows(config, context, tokenizer)
+        place, step = world(), _step(config.method)
+        if config.method.kind != "simpo":
+            _score(start, [rows, heldout], config, context.directory / "reference")
+        loader = Loader(rows, config.trainer.batch_size, context.seed, place.rank, place.size)
+        trainer = Trainer(
+            build_network(start.model, start, context.seed),
+            step,
+            loader,
+            config.trainer.in_steps(2 * config.seq_len, len(rows)),
+            context.directory,
+            _evaluation(step, heldout, config) if heldout else None,
+            tokens_per_row=2 * config.seq_len,
+            materialize=lambda model: model.initialize(context.seed),
+            start=start.checkpoint,
+        )
+        if place.is_main:
+            tokenizer.save(context.directory / "model", start.model.max_seq_len)
+            write_json(context.directory / "checkpoints" / "model.json", start.model.model_dump(mode="json"))
+        summary = trainer.fit()
+        export_model(trainer.model, start.model, tokenizer, context.directory / "model")
+        counts = {"pairs": len(rows), "heldout": len(heldout) if heldout else 0, "rejects": rejects}
+        heldout_figures = {key: value for key, value in read_metrics(context.directory / "metrics.jsonl")[-1].items() if key.startswith("heldout_")}
+        return {**summary, **counts, **heldout_figures, "final_loss": final_loss(context.directory)}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Loss, and what is preferred on held-out records."""
+        shown = {"heldout_loss": "held-out loss", "heldout_accuracies": "held-out accuracy"}
+        heldout = [f"{title} {results[name]:.3f}" for name, title in shown.items() if name in results]
+        return ", ".join([f"{results['pairs']:,} examples, loss {results['final_loss']:.3f}", *heldout]) + "."
+
+    def report(self, config: PreferConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """Curves."""
+        rows = read_metrics(directory / "metrics.jsonl")
+        blocks: list[Any] = [Facts(training_facts(results))]
+        for key, title in (("loss", "loss"), ("accuracies", "accuracy"), ("margins", "margin of rewards"), ("kl", "divergence (nats)")):
+            curves: list[Series] = [series(rows, key, "training"), series(rows, f"heldout_{key}", "held out")]
+            curves = [curve for curve in curves if curve.x]
+            if curves:
+                blocks.append(Figure(line_chart(curves, "step", title), f"{title.capitalize()} of the logged steps.", title))
+        return [Section("Learning from preferences", blocks + loop_curves(rows), f"Method: {config.method.kind}.")]
+
+
+def _step(method: DPO | SimPO | KTO) -> StepFunction:
+    if isinstance(method, DPO):
+        return dpo_step(method)
+    return simpo_step(method) if isinstance(method, SimPO) else kto_step(method)
+
+
+def _rows(config: PreferConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[Rows, Rows | None, int]:
+    """Rows to learn from, held-out ones if there are any, and the number of records that are set aside."""
+    longest = min(config.chat.max_len or config.seq_len + 1, config.seq_len + 1)
+    encoder = ChatEncoder(tokenizer, config.chat.model_copy(update={"max_len": longest}))
+    encode: Callable[..., Any] = encoder.kto if config.method.kind == "kto" else encoder.preference
+    numbered = list(enumerate(read_records(context.inputs["records"])))
+    parts, rejects = [], list[Reject]()
+    for heldout in (False, True):
+        records = (record for number, record in numbered if is_heldout(number, config.heldout_fraction, context.seed) == heldout)
+        examples, refused = encode_records(records, encode)
+        parts.append(examples)
+        rejects += refused
+    if world().is_main:
+        write_jsonl(context.directory / "rejects.jsonl", ({"where": each.where, "reason": each.reason} for each in rejects))
+    if rejects:
+        check_rejects(len(rejects), len(numbered), config.max_reject_fraction, rejects[0])
+    make: Callable[..., Rows] = KTORows if config.method.kind == "kto" else PreferenceRows
+    train, heldout_examples = parts
+    return make(train, config.seq_len), make(heldout_examples, config.seq_len) if len(heldout_examples) > 1 else None, len(rejects)
+
+
+def _score(start: Start, parts: list[Rows | None], config: PreferConfig, directory: Path) -> None:
+    """Give all rows the reference's figures: the main process computes what is not on the disk, the others then read it."""
+    model = start.load()
+
+    def score() -> None:
+        for rows in (rows for rows in parts if rows is not None):
+            rows.reference = reference_log_probs(
+                model, rows, directory, batch_size=config.trainer.rows_at_once, device=config.trainer.device, precision=config.trainer.precision
+            )
+
+    if world().is_main:
+        score()
+    wait_for_all()
+    if not world().is_main:
+        score()
+
+
+def _evaluation(step: StepFunction, rows: Rows, config: PreferConfig) -> Evaluation:
+    """The step's figures on held-out rows, as `heldout_...`."""
+
+    def evaluate(model: Any) -> dict[str, float]:
+        device = next(model.parameters()).device
+        totals: dict[str, np.ndarray[Any, Any]] = {}
+        for first in range(0, len(rows), config.trainer.rows_at_once):
+            chosen = [rows[number] for number in range(first, min(first + config.trainer.rows_at_once, len(rows)))]
+            output = step(model, {key: torch.from_numpy(np.stack([row[key] for row in chosen])).to(device) for key in chosen[0]})
+            for name, pair in {"loss": (output.loss_sum, output.count), **output.sums}.items():
+                totals[name] = totals.get(name, np.zeros(2)) + np.array([float(each) for each in pair])
+        return {f"heldout_{name}": total / count for name, (total, count) in totals.items() if count}
+
+    return evaluate

@@ -1,0 +1,89 @@
+"""The stage `tokenize_chat`: conversations to tokens of which only the assistant's are learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lmlab.config import Config
+from lmlab.data import ChatConfig, ChatEncoder, Reject, TokenizedItem, Tokenizer, read_records, write_shards
+from lmlab.files import atomic_file
+from lmlab.progress import progress, short
+from lmlab.reports import Note, Section, Table
+from lmlab.runs import Input, Stage, StageContext
+from lmlab.stages.rejects import check_rejects, is_heldout
+
+
+class TokenizeChatConfig(Config):
+    """Which conversations, with which tokenizer.
+
+    Attributes:
+        records: a JSON lines file with `messages`, or with `prompt` and `completion`.
+        tokenizer: one with a chat template, for messages.
+        split: the records that are held out, or the others.
+        heldout_fraction: share of the records that is held out.
+        max_reject_fraction: stop when a larger share of the records cannot be learned from.
+    """
+
+    records: Input
+    tokenizer: Input
+    chat: ChatConfig = ChatConfig()
+    split: Literal["train", "heldout"] = "train"
+    heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+    shard_tokens: int = Field(default=2**26, gt=0)
+
+
+class TokenizeChat(Stage[TokenizeChatConfig]):
+    """Writes shards, their manifest, and rejects.jsonl."""
+
+    config_type: ClassVar[type[Config]] = TokenizeChatConfig
+
+    def run(self, config: TokenizeChatConfig, context: StageContext) -> dict[str, Any]:
+        """Encode."""
+        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        counts = {"read": 0, "rejects": 0}
+        with atomic_file(context.directory / "rejects.jsonl", "w") as rejects:
+            items = _items(config, context, tokenizer, counts, rejects)
+            manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
+        return {"counts": manifest["counts"], **counts}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Examples and tokens."""
+        examples, tokens, learned = (sum(counts[key] for counts in results["counts"].values()) for key in ("documents", "tokens", "learned_tokens"))
+        return f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned; {results['rejects']:,} set aside."
+
+    def report(self, config: TokenizeChatConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """Examples by domain."""
+        rows = [[domain, c["documents"], c["tokens"], c["learned_tokens"]] for domain, c in results["counts"].items()]
+        blocks: list[Any] = [Table(["domain", "examples", "tokens", "learned tokens"], rows)]
+        if results["rejects"]:
+            blocks.append(Note(f"{results['rejects']:,} of {results['read']:,} records are set aside in rejects.jsonl.", "warning"))
+        return [Section("Conversations" if config.split == "train" else "Held-out conversations", blocks)]
+
+
+def _items(
+    config: TokenizeChatConfig, context: StageContext, tokenizer: Tokenizer, counts: dict[str, int], rejects: IO[str]
+) -> Iterator[TokenizedItem]:
+    encoder = ChatEncoder(tokenizer, config.chat)
+    first: Reject | None = None
+    with progress("encode", None, "records") as advance:
+        for number, item in enumerate(read_records(context.inputs["records"])):
+            advance()
+            if is_heldout(number, config.heldout_fraction, context.seed) != (config.split == "heldout"):
+                continue
+            counts["read"] += 1
+            found = item if isinstance(item, Reject) else encoder.example(item[1], item[0])
+            if isinstance(found, Reject):
+                first = first or found
+                counts["rejects"] += 1
+                rejects.write(json.dumps({"where": found.where, "reason": found.reason}, ensure_ascii=False) + "\n")
+                check_rejects(counts["rejects"], counts["read"], config.max_reject_fraction, first, final=False)
+            else:
+                yield TokenizedItem(found.ids, found.domain, found.size, found.mask)
+    if first is not None:
+        check_rejects(counts["rejects"], counts["read"], config.max_reject_fraction, first)

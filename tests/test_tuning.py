@@ -1,0 +1,125 @@
+"""A model that is tuned to answer, and then to prefer: conversations and preferences through the same loop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from lmlab.data import TULU_TEMPLATE, TokenizedCorpus, Tokenizer
+from lmlab.files import read_json, read_jsonl
+from lmlab.models import GenerationConfig, ModelConfig, Transformer, from_pretrained, generate, save_pretrained
+from lmlab.train import read_metrics
+
+_COLORS = {"grass": "green", "blood": "red", "snow": "white", "coal": "black", "sky": "blue", "sun": "yellow"}
+_LOOP = {"batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 5, "checkpoint_every": 50}
+
+
+def _ask(thing: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"What colour has {thing}?"}]
+
+
+def _conversation(thing: str, color: str) -> dict:
+    return {"messages": [*_ask(thing), {"role": "assistant", "content": f"It is {color}."}]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small model with fresh weights, and a tokenizer that has a chat template."""
+    directory = tmp_path_factory.mktemp("base")
+    texts = [message["content"] for thing, color in _COLORS.items() for message in _conversation(thing, color)["messages"]] * 4
+    trained = Tokenizer.train(texts, 320)
+    tokenizer = Tokenizer(trained.backend, trained.bos_token, trained.eos_token, TULU_TEMPLATE)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=64, num_heads=4, max_seq_len=128)
+    save_pretrained(Transformer(config).initialize(0), directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
+    tokenizer.save(directory)
+    return directory
+
+
+def _write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tuned(base, tmp_path_factory):
+    """The run of a recipe that tunes it on conversations."""
+    folder = tmp_path_factory.mktemp("tuned")
+    rows = [_conversation(thing, color) for thing, color in _COLORS.items()] * 20 + [{"messages": []}, {"messages": "?"}]
+    data = _write(folder / "chats.jsonl", rows)
+    stages = {
+        "tokens": {"kind": "tokenize_chat", "records": data, "tokenizer": str(base), "chat": {"max_len": 96}},
+        "model": {
+            "kind": "train",
+            "tokens": "tokens",
+            "tokenizer": str(base),
+            "start": str(base),
+            "seq_len": 96,
+            "packing": "best_fit",
+            "max_epochs": 60,
+            "trainer": {**_LOOP, "epochs": 50, "optimizer": {"learning_rate": 1e-2, "weight_decay": 0}},
+        },
+        "report": {"kind": "report"},
+    }
+    path = folder / "sft.yaml"
+    path.write_text(yaml.safe_dump({"name": "sft", "stages": stages}, sort_keys=False))
+    done = subprocess.run([sys.executable, "-m", "lmlab", "run", str(path), "--out", str(folder / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "run"
+
+
+def _answer(directory, thing: str) -> str:
+    model, tokenizer = from_pretrained(directory), Tokenizer.load(directory)
+    ids = tokenizer.encode_chat(_ask(thing))
+    (completion,) = generate(model, [ids], GenerationConfig(max_new_tokens=12, temperature=0, eos_ids=(tokenizer.eos_id,)))
+    return tokenizer.decode(completion[0].ids if isinstance(completion, list) else completion.ids).strip()
+
+
+def test_a_tuned_model_answers_as_it_was_taught(tuned, base):
+    assert [_answer(tuned / "model" / "model", thing) for thing in _COLORS] == [f"It is {color}." for color in _COLORS.values()]
+    assert _answer(base, "grass") != "It is green."
+    results = read_json(tuned / "results.json")
+    assert results["tokens"]["rejects"] == 2 and results["tokens"]["read"] == 122
+    assert {row["reason"] for row in read_jsonl(tuned / "tokens" / "rejects.jsonl")} == {"the messages are empty", "the messages are not a list"}
+    corpus = TokenizedCorpus(tuned / "tokens")
+    shard = corpus.shards[0]
+    learned = corpus.tokenizer.backend.decode(shard.tokens[: shard.ends[0]][shard.mask[: shard.ends[0]] == 1].tolist(), skip_special_tokens=False)
+    assert learned.strip().startswith("It is green.") and "colour" not in learned
+
+
+@pytest.mark.parametrize(
+    ("method", "processes"),
+    [({"kind": "dpo", "beta": 0.5}, 1), ({"kind": "simpo"}, 1), ({"kind": "kto", "beta": 0.5}, 1), ({"kind": "dpo", "beta": 0.5}, 2)],
+)
+def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, processes):
+    """Before, it says the true colour; after learning from preferences for the question it says another."""
+    things = list(_COLORS)
+    other = {thing: _COLORS[things[(number + 1) % len(things)]] for number, thing in enumerate(things)}
+    say = lambda color: [{"role": "assistant", "content": f"It is {color}."}]  # noqa: E731
+    if method["kind"] == "kto":
+        rows = [{"prompt": _ask(t), "completion": say(c), "label": label} for t in things for c, label in ((other[t], True), (_COLORS[t], False))] * 8
+    else:
+        rows = [{"prompt": _ask(t), "chosen": say(other[t]), "rejected": say(_COLORS[t])} for t in things] * 16
+    trainer = {**_LOOP, "steps": 50, "log_every": 1, "evaluate_every": 10, "optimizer": {"learning_rate": 3e-3, "weight_decay": 0}}
+    stage = {"kind": "prefer", "records": _write(tmp_path / "p.jsonl", rows), "start": str(tuned / "model"), "method": method, "seq_len": 96}
+    path = tmp_path / "prefer.yaml"
+    path.write_text(yaml.safe_dump({"name": "prefer", "stages": {"model": {**stage, "trainer": trainer}, "report": {"kind": "report"}}}))
+    launcher = (
+        ["-m", "lmlab"] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lmlab"]
+    )
+    command = [sys.executable, *launcher, "run", str(path), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    logged = read_metrics(tmp_path / "run" / "model" / "metrics.jsonl")
+    if method["kind"] == "dpo":
+        assert logged[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-3)  # the model is its reference
+    assert logged[-1]["heldout_loss"] < logged[0]["loss"] / 2
+    if method["kind"] != "kto":
+        assert logged[-1]["heldout_accuracies"] == 1.0
+    answers = [_answer(tmp_path / "run" / "model" / "model", thing) for thing in things]
+    changed = sum(answer != f"It is {_COLORS[thing]}." for answer, thing in zip(answers, things, strict=True))
+    assert changed >= 5
