@@ -74,17 +74,22 @@ def run(
     epilog=_example("lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books", "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer")
 )
 def tokenize(
-    sources: Annotated[list[str], typer.Argument(help="Text or JSON lines files, globs or folders; .gz, .bz2, .xz and .zst are decompressed.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, globs, folders or URLs of text, JSON lines, Parquet, Arrow or MDS; .gz, .bz2, .xz, .zst are unpacked.")
+    ],
     tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,
-    text_field: Annotated[str, typer.Option(help="Dotted field that holds the text of a JSON line.")] = "text",
+    text_field: Annotated[str, typer.Option(help="Dotted field that holds the text of a record.")] = "text",
+    id_field: Annotated[str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)] = None,
+    domain_field: Annotated[str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)] = None,
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
     """Collect, deduplicate and tokenise your own text: the first stages of a recipe, without writing one."""
-    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [_source(path, text_field) for path in sources]}}
+    fields = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field}
+    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [_source(path, fields) for path in sources]}}
     if tokenizer is None:
         stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
     for split in ("train", "heldout"):
@@ -458,10 +463,13 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
-def _source(path: str, text_field: str) -> dict[str, Any]:
-    if ".jsonl" in Path(path).name or ".ndjson" in Path(path).name:
-        return {"kind": "jsonl", "path": path, "text_field": text_field}
-    return {"kind": "text", "path": path}
+def _source(path: str, fields: dict[str, str | None]) -> dict[str, Any]:
+    """The source for a path; the fields are those of records."""
+    from lmlab.data import choose_kind
+
+    kind = choose_kind(path)
+    named = {name: value for name, value in fields.items() if value is not None}
+    return {"kind": kind, "path": path} | (named if kind != "text" else {})
 
 
 def _run(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> None:

@@ -1,13 +1,9 @@
-"""Files that are either whole or not there: atomic writes, hashes, JSON and JSON lines, compressed text."""
+"""Files that are either whole or not there: atomic writes, hashes, JSON and JSON lines."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import io
 import json
-import lzma
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lmlab.errors import UserError, missing_extra
+from lmlab.errors import UserError
+from lmlab.storage import open_binary
 
 
 @contextmanager
@@ -84,34 +81,17 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON lines file that lmlab wrote; a broken line is a `UserError` that names it."""
-    with open_binary(path) as file:
+    try:
+        file = open_binary(path)
+    except FileNotFoundError:
+        raise UserError(f"No such file: '{path}'.") from None
+    with file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
                     yield json.loads(line)
                 except (json.JSONDecodeError, UnicodeDecodeError) as error:
                     raise UserError(f"'{path}', line {number}: not valid JSON ({error}).") from None
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressing .gz, .bz2, .xz and .zst by suffix."""
-    if not path.exists():
-        raise UserError(f"No such file: '{path}'.")
-    match path.suffix:
-        case ".gz":
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        case ".bz2":
-            return bz2.open(path, "rb")
-        case ".xz":
-            return lzma.open(path, "rb")
-        case ".zst":
-            try:
-                import zstandard
-            except ImportError:
-                raise missing_extra("zstandard", "data", f"Reading '{path}'") from None
-            return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True))
-        case _:
-            return open(path, "rb")
 
 
 def sha256_file(path: Path) -> str:

@@ -6,16 +6,28 @@ from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
 from lmlab.data.collect import CollectConfig, collect
 from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader
+from lmlab.data.mds import MDSShard, MDSWriter, read_mds_index
 from lmlab.data.mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
 from lmlab.data.packing import PackedRows, Packing
 from lmlab.data.preference_rows import KTORows, PreferenceRows, example_row
 from lmlab.data.shards import TokenizedCorpus, TokenizedItem, write_shards
-from lmlab.data.sources import JsonlSource, PythonLibrarySource, SourceConfig, TextSource
+from lmlab.data.sources import (
+    ArrowSource,
+    JsonlSource,
+    MDSSource,
+    ParquetSource,
+    PythonLibrarySource,
+    SourceConfig,
+    TextSource,
+    TokenizedSource,
+    choose_kind,
+)
 from lmlab.data.tokenize import tokenize_documents
 from lmlab.data.tokenizer import Tokenizer
 
 __all__ = [
     "TULU_TEMPLATE",
+    "ArrowSource",
     "Batch",
     "ChatConfig",
     "ChatEncoder",
@@ -27,11 +39,15 @@ __all__ = [
     "KTOExample",
     "KTORows",
     "Loader",
+    "MDSShard",
+    "MDSSource",
+    "MDSWriter",
     "Mixture",
     "MixtureOrder",
     "MixtureSource",
     "PackedRows",
     "Packing",
+    "ParquetSource",
     "Phase",
     "PreferencePair",
     "PreferenceRows",
@@ -43,11 +59,14 @@ __all__ = [
     "TextSource",
     "TokenizedCorpus",
     "TokenizedItem",
+    "TokenizedSource",
     "Tokenizer",
+    "choose_kind",
     "collect",
     "encode_records",
     "example_row",
     "read_documents",
+    "read_mds_index",
     "read_records",
     "tokenize_documents",
     "write_shards",

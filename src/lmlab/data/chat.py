@@ -21,7 +21,7 @@ from lmlab.data.chat_encoding import BadRecord, ChatConfig, EncodedText, check_m
 from lmlab.data.documents import Reject
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
-from lmlab.files import open_binary
+from lmlab.storage import open_binary
 
 T = TypeVar("T")
 Messages = list[dict[str, Any]]

@@ -16,8 +16,9 @@ from lmlab.data.shards import ShardBuilder, TokenizedItem, hash_range, token_dty
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
-from lmlab.files import atomic_file, open_binary, read_json
+from lmlab.files import atomic_file, read_json
 from lmlab.progress import progress, short
+from lmlab.storage import open_binary
 
 BYTES_PER_TOKEN = 4  # of text, about
 _BATCH_BYTES = 2**20

@@ -7,9 +7,26 @@ from typing import Annotated
 from pydantic import Field
 
 from lmlab.data.documents import Source
-from lmlab.data.sources.files import JsonlSource, TextSource
+from lmlab.data.sources.choose import choose_kind
+from lmlab.data.sources.files import TextSource
 from lmlab.data.sources.python_library import PythonLibrarySource
+from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
+from lmlab.data.sources.tokenized import TokenizedSource
 
-SourceConfig = Annotated[JsonlSource | TextSource | PythonLibrarySource, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    JsonlSource | ParquetSource | ArrowSource | MDSSource | TextSource | TokenizedSource | PythonLibrarySource, Field(discriminator="kind")
+]
 
-__all__ = ["JsonlSource", "PythonLibrarySource", "Source", "SourceConfig", "TextSource"]
+__all__ = [
+    "ArrowSource",
+    "JsonlSource",
+    "MDSSource",
+    "ParquetSource",
+    "PythonLibrarySource",
+    "RecordSource",
+    "Source",
+    "SourceConfig",
+    "TextSource",
+    "TokenizedSource",
+    "choose_kind",
+]

@@ -1,0 +1,229 @@
+"""Documents from files of records: JSON lines, Parquet, Arrow, MDS. Fields are named by dotted paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import IO, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lmlab.data.documents import Document, Reject
+from lmlab.data.mds import MDSError, samples
+from lmlab.data.sources.files import FileSource, unreadable
+from lmlab.errors import LmlabError, missing_extra
+from lmlab.storage import open_binary, open_raw
+
+_BATCH_RECORDS = 256
+_BUFFER_BYTES = 2**20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class RecordSource(FileSource):
+    """Records with named fields.
+
+    Attributes:
+        text_field, id_field, domain_field, group_field: dotted paths, as `meta.source`; an id that is not named is the place of the record. A fixed
+            `domain` goes before `domain_field`.
+    """
+
+    text_field: str = "text"
+    id_field: str | None = None
+    domain_field: str | None = None
+    group_field: str | None = None
+
+    def read(self) -> Iterator[Document | Reject]:
+        """Yield a document for each record; those that cannot be read are rejects that say where and why."""
+        for where, record in self.records():
+            yield record if isinstance(record, Reject) else self._document(where, record)
+
+    def records(self) -> Iterator[tuple[str, Any]]:
+        """Every record with its place; in the place of one that cannot be read, a `Reject`."""
+        for path in self.files():
+            try:
+                yield from self.records_of(path)
+            except LmlabError:
+                raise
+            except Exception as error:  # libraries of formats raise many kinds
+                yield path, Reject(path, unreadable(error))
+
+    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+        """The records of one file."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> list[str]:
+        """The top-level fields that are needed."""
+        named = (self.text_field, self.id_field, self.domain_field, self.group_field)
+        return sorted({name.split(".")[0] for name in named if name})
+
+    def _document(self, where: str, record: Any) -> Document | Reject:
+        text = field(record, self.text_field)
+        if not isinstance(text, str):
+            return Reject(where, f"no text in the field '{self.text_field}'")
+        names = {name: _name(record, path) for name, path in self._names.items()}
+        broken = next((name for name, value in ((self.text_field, text), *names.items()) if value and not _is_unicode(value)), None)
+        if broken is not None:
+            return Reject(where, f"the field '{self._names.get(broken, broken)}' holds half of a surrogate pair, which is no character")
+        return Document(names.get("id") or where, text, self.domain or names.get("domain") or "text", names.get("group") or where)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        paths = {"id": self.id_field, "domain": None if self.domain else self.domain_field, "group": self.group_field}
+        return {name: path for name, path in paths.items() if path}
+
+
+class JsonlSource(RecordSource):
+    """JSON lines.
+
+    Attributes:
+        max_line_bytes: a longer line is a reject, of which no more is read into memory.
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    max_line_bytes: int = Field(default=2**28, gt=0)
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+
+    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+        """One record a line; empty lines are none."""
+        with open_binary(path) as file:
+            for number, line in enumerate(_lines(file, self.max_line_bytes), 1):
+                where = f"{path}:{number}"
+                if line is None:
+                    yield where, Reject(where, f"a line of more than {self.max_line_bytes} bytes")
+                elif line.strip():
+                    yield where, _parse(line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line, where)
+
+
+class ParquetSource(RecordSource):
+    """Parquet files, a few pages at a time, and of these only the columns that are needed."""
+
+    kind: Literal["parquet"] = "parquet"
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
+
+    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+        """One record a row."""
+        _pyarrow(path)
+        import pyarrow.parquet
+
+        with open_raw(path) as raw, pyarrow.parquet.ParquetFile(raw, buffer_size=_BUFFER_BYTES) as file:
+            known = [name for name in self.columns if name in file.schema_arrow.names]
+            yield from _rows(path, file.iter_batches(_BATCH_RECORDS, columns=known))
+
+
+class ArrowSource(RecordSource):
+    """Arrow files and streams (IPC), such as the folders that `datasets` writes with `save_to_disk`; its caches there are not read."""
+
+    kind: Literal["arrow"] = "arrow"
+    suffixes: ClassVar[tuple[str, ...]] = (".arrow", ".feather", ".ipc")
+
+    def files(self) -> list[str]:
+        """The files in sorted order.
+
+        Raises:
+            UserError: nothing matches.
+        """
+        found = super().files()
+        return [path for path in found if not path.rpartition("/")[2].startswith("cache-")] or found
+
+    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+        """One record a row."""
+        pyarrow = _pyarrow(path)
+        with open_raw(path) as raw:
+            is_file = raw.read(6) == b"ARROW1"
+            raw.seek(0)
+            reader = pyarrow.ipc.open_file(raw) if is_file else pyarrow.ipc.open_stream(raw)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches)) if is_file else reader
+            known = [name for name in self.columns if name in reader.schema.names]
+            yield from _rows(path, (part for batch in batches for part in _pieces(batch.select(known))))
+
+
+class MDSSource(RecordSource):
+    """MDS data sets (Mosaic Streaming); the path is the folder of the index, or of several."""
+
+    kind: Literal["mds"] = "mds"
+    suffixes: ClassVar[tuple[str, ...]] = (".mds", ".zstd", ".json")
+
+    def records(self) -> Iterator[tuple[str, Any]]:
+        """One record a sample; a damaged shard is one reject."""
+        for where, sample in samples(self.path):
+            yield where, Reject(where, sample.message) if isinstance(sample, MDSError) else sample
+
+
+def field(record: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is none. A key that holds dots itself goes before its parts."""
+    if isinstance(record, dict) and path in record:
+        return record[path]
+    for key in path.split("."):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Reject(where, f"not UTF-8 (byte {error.start})")
+    except json.JSONDecodeError as error:
+        return Reject(where, f"not valid JSON ({error.msg})")
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
+        return Reject(where, f"not readable JSON ({type(error).__name__})")
+
+
+def _lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
+    """The lines of a file; None for one of more than `limit` bytes, which is passed over in pieces."""
+    while line := file.readline(limit + 2):
+        if len(line.rstrip(b"\r\n")) <= limit:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(_BUFFER_BYTES)
+        yield None
+
+
+def _rows(path: str, batches: Any) -> Iterator[tuple[str, Any]]:
+    start = 0
+    for batch in batches:
+        places = [f"{path}:{number}" for number in range(start + 1, start + batch.num_rows + 1)]
+        start += batch.num_rows
+        try:
+            records = batch.to_pylist()
+        except Exception:  # one bad value spoils the batch
+            records = [_row(batch, number, where) for number, where in enumerate(places)]
+        yield from zip(places, records, strict=True)
+
+
+def _row(batch: Any, number: int, where: str) -> Any:
+    try:
+        return batch.slice(number, 1).to_pylist()[0]
+    except Exception as error:
+        return Reject(where, unreadable(error))
+
+
+def _pieces(batch: Any) -> Iterator[Any]:
+    """Parts of a batch; a damaged one is an error, as Arrow would trust its offsets and read beyond its memory."""
+    batch.validate(full=True)
+    for start in range(0, batch.num_rows, _BATCH_RECORDS):
+        yield batch.slice(start, _BATCH_RECORDS)
+
+
+def _name(record: Any, path: str | None) -> str | None:
+    value = field(record, path) if path else None
+    return None if value is None else str(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pyarrow(path: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError:
+        raise missing_extra("pyarrow", "data", f"Reading '{path}'") from None
+    return pyarrow

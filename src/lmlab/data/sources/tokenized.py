@@ -1,0 +1,28 @@
+"""Documents from tokenised shards, to tokenise them again in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lmlab.config import Config
+from lmlab.data.documents import Document, Reject
+from lmlab.data.shards import TokenizedCorpus
+from lmlab.files import sha256_file
+
+
+class TokenizedSource(Config):
+    """A tokenised corpus, as text again; what its tokenizer did not keep exactly is a reject."""
+
+    kind: Literal["tokenized"] = "tokenized"
+    path: str
+
+    def read(self) -> Iterator[Document | Reject]:
+        """Yield the documents in order."""
+        yield from TokenizedCorpus(Path(self.path)).documents()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The configuration with the hash of the manifest, which holds those of the shards."""
+        TokenizedCorpus(Path(self.path))
+        return {**self.model_dump(), "manifest": sha256_file(Path(self.path) / "manifest.json")}

@@ -1,0 +1,341 @@
+"""Every kind of file and place gives the same documents; what cannot be read is set aside with its place and reason."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import pathlib
+import struct
+import uuid
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmlab.data import ArrowSource, Document, JsonlSource, MDSSource, MDSWriter, ParquetSource, Reject, TextSource, choose_kind
+from lmlab.errors import LmlabError, UserError
+
+pyarrow = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
+
+RECORDS = [
+    {"content": {"body": f"Text {number}, Grüße 世界"}, "meta": {"source": f"s{number % 3}", "id": number}, "repo": f"r{number // 4}"}
+    for number in range(700)
+]
+FIELDS = {"text_field": "content.body", "id_field": "meta.id", "domain_field": "meta.source", "group_field": "repo"}
+EXPECTED = [Document(str(r["meta"]["id"]), r["content"]["body"], r["meta"]["source"], r["repo"]) for r in RECORDS]
+PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
+
+
+def jsonl(records=RECORDS):
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def parquet(records=RECORDS, **options):
+    sink = pyarrow.BufferOutputStream()
+    pq.write_table(pyarrow.Table.from_pylist(records), sink, **options)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow(kind, records=RECORDS):
+    sink, table = pyarrow.BufferOutputStream(), pyarrow.Table.from_pylist(records)
+    with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(sink, table.schema) as writer:
+        writer.write_table(table, 300)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def place(request, tmp_path):
+    """A function that stores bytes under a name, and the location of the folder, on three file systems."""
+    folder = {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4()}"}[request.param]
+
+    def put(name, data):
+        url = f"{folder}/{name}" if "://" in folder else f"file://{folder}/{name}"
+        with fsspec.open(url, "wb") as file:
+            file.write(data)
+        return f"{folder}/{name}"
+
+    return put, folder
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_json_lines_of_any_compression_and_place(place, suffix):
+    put, folder = place
+    path = put(f"a.jsonl{suffix}", PACK[suffix](jsonl()))
+    assert list(JsonlSource(path=path, **FIELDS).read()) == EXPECTED
+    put("other.txt", b"not a record")
+    assert list(JsonlSource(path=folder, **FIELDS).read()) == EXPECTED
+    assert list(JsonlSource(path=f"{folder}/*.jsonl*", **FIELDS).read()) == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_an_archive_may_have_several_parts(tmp_path, suffix):
+    lines = jsonl().splitlines(keepends=True)
+    parts = [PACK[suffix](b"".join(lines[start : start + 100])) for start in range(0, len(lines), 100)]
+    if suffix == ".zst":
+        parts.insert(3, struct.pack("<II", 0x184D2A50, 5) + b"notes")  # a frame to be skipped
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(b"".join(parts))
+    assert list(JsonlSource(path=str(tmp_path / f"a.jsonl{suffix}"), **FIELDS).read()) == EXPECTED
+
+
+def test_parquet(place):
+    put, folder = place
+    path = put("part-0.parquet", parquet(row_group_size=100, compression="zstd"))
+    assert list(ParquetSource(path=path, **FIELDS).read()) == EXPECTED
+    assert list(ParquetSource(path=folder, **FIELDS).read()) == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow_files_and_streams(place, kind):
+    put, folder = place
+    put("data-00000-of-00001.arrow", arrow(kind))
+    put("state.json", b"{}")
+    put("cache-0a1b.arrow", arrow(kind))
+    assert list(ArrowSource(path=folder, **FIELDS).read()) == EXPECTED
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)}).save_to_disk(str(tmp_path / "saved"), num_shards={"train": 3})
+    assert list(ArrowSource(path=str(tmp_path / "saved"), **FIELDS).read()) == EXPECTED
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_mds(tmp_path, compression):
+    columns = {"text": "str", "domain": "str", "input_ids": "ndarray:uint32", "length": "int", "meta": "json", "score": "float32", "raw": "bytes"}
+    rows = [
+        {
+            "text": f"Grüße {n}",
+            "domain": f"d{n % 2}",
+            "input_ids": np.arange(n + 1),
+            "length": n + 1,
+            "meta": {"a": [n]},
+            "score": n / 4,
+            "raw": b"\0\1",
+        }
+        for n in range(300)
+    ]
+    with MDSWriter(columns, tmp_path / "a" / "b", compression, size_limit=20_000) as writer:
+        for row in rows:
+            writer.write(row)
+    assert len(list((tmp_path / "a" / "b").glob("*.mds*"))) > 5
+    found = list(MDSSource(path=str(tmp_path)).records())  # the index of a sub-folder
+    for (where, sample), row in zip(found, rows, strict=True):
+        assert sample["input_ids"].dtype == np.uint32 and (sample["input_ids"] == row["input_ids"]).all()
+        assert {key: value for key, value in sample.items() if key != "input_ids"} == {k: v for k, v in row.items() if k != "input_ids"}
+        assert where.rpartition(":")[0].endswith(".mds")
+    documents = list(MDSSource(path=str(tmp_path / "a" / "b"), domain_field="domain", id_field="length").read())
+    assert documents[:2] == [Document("1", "Grüße 0", "d0", documents[0].group), Document("2", "Grüße 1", "d1", documents[1].group)]
+
+
+def test_an_mds_shard_by_the_letter_of_the_format(tmp_path):
+    """Written by hand: two columns, one of fixed size."""
+    samples = [struct.pack("<I", 2) + struct.pack("<q", 7) + b"hi", struct.pack("<I", 3) + struct.pack("<q", -1) + b"you"]
+    header = b"{}"
+    ends = np.cumsum([4 * 4 + len(header), *map(len, samples)]).astype("<u4")
+    data = struct.pack("<I", 2) + ends.tobytes() + header + b"".join(samples)
+    (tmp_path / "shard.00000.mds").write_bytes(data)
+    entry = {
+        "format": "mds", "version": 2, "column_names": ["n", "text"], "column_encodings": ["int", "str"], "column_sizes": [8, None],
+        "compression": None, "hashes": [], "raw_data": {"basename": "shard.00000.mds", "bytes": len(data), "hashes": {}}, 
+        "zip_data": None, "samples": 2, "size_limit": None,
+    }  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry]}))
+    assert [sample for _, sample in MDSSource(path=str(tmp_path)).records()] == [{"n": 7, "text": "hi"}, {"n": -1, "text": "you"}]
+    for damage, message in (
+        (data[:-1], "bytes; its index says"),
+        (data[:4] + struct.pack("<I", 2**31) + data[8:], "table of offsets"),
+        (data[:20] + b"\xff\xff" + data[22:], None),
+    ):
+        (tmp_path / "shard.00000.mds").write_bytes(damage)
+        found = list(MDSSource(path=str(tmp_path)).read())
+        rejects = [each for each in found if isinstance(each, Reject)]
+        assert rejects and "shard.00000.mds" in rejects[0].where
+        assert message is None or message in rejects[0].reason
+    entry["column_encodings"] = ["int", "pkl"]
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry]}))
+    (reject,) = MDSSource(path=str(tmp_path)).read()
+    assert "'pkl', which lmlab does not read" in reject.reason
+    entry["raw_data"]["basename"] = "../secret"
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry]}))
+    with pytest.raises(UserError, match="outside its folder"):
+        list(MDSSource(path=str(tmp_path)).read())
+
+
+BROKEN = {
+    "no JSON": (b"{", "not valid JSON"),
+    "two objects": (b"{} {}", "not valid JSON"),
+    "a list": (b"[1]", "no text in the field"),
+    "a number": (b"3", "no text in the field"),
+    "null": (b"null", "no text in the field"),
+    "no text": (b'{"other": 1}', "no text in the field"),
+    "text is a number": (b'{"text": 1}', "no text in the field"),
+    "text is null": (b'{"text": null}', "no text in the field"),
+    "latin-1": ('{"text": "ü"}'.encode("latin-1"), "not UTF-8 (byte 10)"),
+    "half a surrogate": (b'{"text": "\\ud800"}', "surrogate"),
+    "nested too deep": (b'{"text":' + b"[" * 100_000, "not readable JSON"),
+    "a number of too many digits": (b'{"text": ' + b"1" * 10_000 + b"}", "not readable JSON"),
+    "zero bytes": (b"\0\0\0", "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_record_is_set_aside_and_the_others_are_read(kind, tmp_path):
+    line, reason = BROKEN[kind]
+    good = b'{"text": "good"}\n'
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(good + line + b"\n" + good)
+    first, reject, last = JsonlSource(path=str(path)).read()
+    assert (first.text, last.text) == ("good", "good")
+    assert reject.where == f"{path}:2" and reason in reject.reason
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.jsonl.bz2", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "flipped"])
+def test_a_damaged_file_is_a_reject(name, damage, tmp_path):
+    suffix = "." + name.rpartition(".")[2]
+    data = PACK[suffix](jsonl()) if suffix in PACK else parquet() if suffix == ".parquet" else arrow("file")
+    middle = len(data) // 2
+    broken = {"cut": data[:middle], "garbage": b"garbage" * 50, "empty": b"", "flipped": data[:middle] + b"\xff" * 40 + data[middle + 40 :]}[damage]
+    (tmp_path / name).write_bytes(broken)
+    source = (ParquetSource if suffix == ".parquet" else ArrowSource if suffix == ".arrow" else JsonlSource)(path=str(tmp_path / name), **FIELDS)
+    found = list(source.read())
+    rejects = [each for each in found if isinstance(each, Reject)]
+    if (damage, suffix) not in {("empty", ".gz"), ("empty", ".zst"), ("empty", ".bz2"), ("flipped", ".arrow"), ("flipped", ".parquet")}:
+        assert rejects
+    assert all(str(tmp_path) in each.where and len(each.reason) < 300 and "\n" not in each.reason for each in rejects)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["jsonl", "jsonl.gz", "jsonl.zst", "txt", "parquet", "arrow"]), st.data())
+def test_no_bytes_make_a_reader_fail(tmp_path, kind, data):
+    """Arbitrary bytes, and real files with a few bytes changed: documents and rejects come out, never an exception."""
+    real = {"jsonl": jsonl(RECORDS[:9]), "jsonl.gz": gzip.compress(jsonl(RECORDS[:9])), "jsonl.zst": PACK[".zst"](jsonl(RECORDS[:9])), "txt": b"text"}
+    real |= {"parquet": parquet(RECORDS[:9]), "arrow": arrow("stream", RECORDS[:9])}
+    if data.draw(st.booleans()):
+        content = data.draw(st.binary(max_size=300))
+    else:
+        content = bytearray(real[kind])
+        for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+            content[place] = value
+    path = tmp_path / f"{uuid.uuid4()}.{kind}"
+    path.write_bytes(content)
+    source = {"txt": TextSource, "parquet": ParquetSource, "arrow": ArrowSource}.get(kind, JsonlSource)
+    options = {} if kind == "txt" else FIELDS
+    assert all(isinstance(each, Document | Reject) for each in source(path=str(path), **options).read())
+
+
+def test_text_beyond_the_limits_is_set_aside_without_being_held_in_memory(tmp_path):
+    import tracemalloc
+
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "first"}\n{"text": "' + b"x" * 60_000_000 + b'"}\n{"text": "last"}'))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"x" * 60_000_000))
+    tracemalloc.start()
+    first, reject, last = JsonlSource(path=str(tmp_path / "a.jsonl.gz"), max_line_bytes=1_000_000).read()
+    (text,) = TextSource(path=str(tmp_path / "b.txt.gz"), max_file_bytes=1_000_000).read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (first.text, last.text) == ("first", "last")
+    assert (reject.where, reject.reason) == (f"{tmp_path / 'a.jsonl.gz'}:2", "a line of more than 1000000 bytes")
+    assert text.reason == "more than 1000000 bytes"
+    assert peak < 8_000_000
+
+
+def test_a_line_of_just_the_limit_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "ab"}\r\n{"text": "abc"}\n{"text": "ab"}')
+    read = JsonlSource(path=str(tmp_path / "a.jsonl"), max_line_bytes=len(b'{"text": "ab"}')).read()
+    assert [type(each) for each in read] == [Document, Reject, Document]
+
+
+def test_names_that_are_no_characters_are_set_aside(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a", "id": "\\udc80"}\n')
+    (reject,) = JsonlSource(path=str(tmp_path / "a.jsonl"), id_field="id").read()
+    assert "the field 'id' holds half of a surrogate pair" in reject.reason
+
+
+def test_a_bad_value_spoils_only_its_own_row(tmp_path):
+    texts = pyarrow.array([b"one", b"\xff\xfe", b"three"]).view(pyarrow.utf8())
+    pq.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    found = list(ParquetSource(path=str(tmp_path / "a.parquet")).read())
+    assert [type(each) for each in found] == [Document, Reject, Document]
+    assert found[1].where.endswith("a.parquet:2")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["a.jsonl.zst"], "jsonl"),
+        (["a.jsonl", "README.md", "stats.json"], "jsonl"),
+        (["a.json"], "jsonl"),
+        (["x/a.parquet", "README.md"], "parquet"),
+        (["index.json", "shard.00000.mds"], "mds"),
+        (["train/state.json", "train/data-00000-of-00001.arrow"], "arrow"),
+        (["a.arrow"], "arrow"),
+        (["a.txt", "b.md.gz"], "text"),
+    ],
+)
+def test_the_kind_of_a_folder_is_seen_by_its_files(place, names, kind):
+    put, folder = place
+    for name in names:
+        if folder.startswith("/"):
+            (pathlib.Path(folder) / name).parent.mkdir(exist_ok=True)
+        elif folder.startswith("file://"):
+            pathlib.Path(folder.removeprefix("file://"), name).parent.mkdir(exist_ok=True)
+        put(name, b"")
+    assert choose_kind(folder) == kind
+    assert choose_kind(f"{folder}/*.ndjson.gz") == "jsonl"
+    put("b.feather", b"")
+    put("b.parquet", b"")
+    if kind in ("jsonl", "parquet", "text"):
+        with pytest.raises(UserError, match="several kinds"):
+            choose_kind(folder)
+
+
+def test_a_file_that_vanishes_is_a_reject(tmp_path):
+    source = JsonlSource(path=str(tmp_path / "*.jsonl"))
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_bytes(b'{"text": "good"}\n')
+    found = source.read()
+    assert next(found).text == "good"
+    (tmp_path / "b.jsonl").unlink()
+    assert [type(each) for each in found] == [Reject]
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("nowhere/*.jsonl", "matches no file"),
+        ("memory://nowhere/x", "matches no file"),
+        ("nosuch://bucket/x", "nosuch"),
+    ],
+)
+def test_places_that_do_not_exist_are_user_errors(location, message):
+    with pytest.raises(LmlabError, match=message):
+        JsonlSource(path=location).files()
+
+
+def test_a_changed_file_changes_the_fingerprint(place):
+    put, folder = place
+    put("a.jsonl", jsonl(RECORDS[:2]))
+    before = JsonlSource(path=folder).fingerprint()
+    assert JsonlSource(path=folder).fingerprint() == before
+    put("a.jsonl", jsonl(RECORDS[:3]))
+    assert JsonlSource(path=folder).fingerprint() != before
+
+
+def test_only_a_window_of_a_file_is_in_memory(tmp_path):
+    import tracemalloc
+
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        for number in range(20_000):
+            file.write(json.dumps({"text": f"{number} " + "lorem ipsum " * 200}) + "\n")
+    tracemalloc.start()
+    count = sum(len(each.text) for each in JsonlSource(path=str(tmp_path / "a.jsonl.gz")).read())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count > 48_000_000 and peak < 4_000_000
