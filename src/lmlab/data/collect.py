@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import json
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab.config import Config
-from lmlab.data.dedup import Deduplicator
-from lmlab.data.documents import Document, Reject, Source
+from lmlab.data.dedup import NUM_PERMUTATIONS, NearDuplicates, signature
+from lmlab.data.documents import Reject, Source
+from lmlab.data.spool import Spool, read_range
 from lmlab.errors import UserError
-from lmlab.files import write_json, write_jsonl
+from lmlab.fan_out import fan_out
+from lmlab.files import atomic_file, write_json
 from lmlab.progress import progress
+
+_PART_BYTES = 2**26
+_ENOUGH_TO_JUDGE = 1000
+_NAMED_GROUPS = 1000
 
 
 class CollectConfig(Config):
@@ -37,24 +47,16 @@ class CollectConfig(Config):
     max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
 
 
-@dataclass
-class _Tally:
-    documents: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
-
-    def add(self, document: Document) -> None:
-        self.documents[document.domain] += 1
-        self.bytes[document.domain] += len(document.text.encode())
-
-    def row(self) -> dict[str, Any]:
-        return {"documents": dict(self.documents), "bytes": dict(self.bytes)}
-
-
-def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directory: Path) -> dict[str, Any]:
+def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directory: Path, workers: int | None = None) -> dict[str, Any]:
     """Read all sources and write `train.jsonl`, `heldout.jsonl`, `dropped.jsonl`, `rejects.jsonl` and `collect.json` to `directory`.
+
+    Documents wait on the disk, not in memory, which holds about 50 bytes of each, and 36 more to find near-duplicates.
 
     Held-out documents are deduplicated first, so that of two similar documents on both sides of the split the training one is dropped: what is
     measured on held-out text is not memory.
+
+    Arguments:
+        workers: processes that compute the signatures of near-duplicates; by default one a core.
 
     Returns:
         counts of documents and bytes by domain: read, dropped by reason, training, held out.
@@ -62,100 +64,203 @@ def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directo
     Raises:
         UserError: no documents, too many rejects, or nothing left for training.
     """
-    read, rejects = _read_all(sources, config)
-    dropped: list[dict[str, Any]] = []
-    kept: dict[str, list[Document]] = {"heldout": [], "train": []}
-    tallies: dict[str, _Tally] = {}
-    deduplicator = Deduplicator(config.near_duplicate_threshold)
-    heldout_groups = _choose_heldout(read, config.heldout_fraction, seed)
-    ordered = sorted(read, key=lambda document: document.group not in heldout_groups)
-    heldout_ids = set()
-    with progress("deduplicate", len(ordered), "documents") as advance:
-        for number, document in enumerate(ordered):
-            split = "heldout" if document.group in heldout_groups else "train"
-            key = f"{document.id}#{number}"
-            if split == "heldout":
-                heldout_ids.add(key)
-            reason, details = _judge(document, key, config, deduplicator)
-            if reason and split == "train" and details.get("duplicate_of") in heldout_ids:
-                reason = "near or exact duplicate of held-out text"
-            tallies.setdefault(reason or split, _Tally()).add(document)
-            if reason:
-                details = {name: value.rpartition("#")[0] if name == "duplicate_of" else value for name, value in details.items()}
-                dropped.append({"id": document.id, "domain": document.domain, "reason": reason, **details})
-            else:
-                kept[split].append(document)
-            advance()
-    if not kept["train"]:
-        raise UserError(
-            f"No document is left for training: {len(read)} read, {len(dropped)} dropped, {len(kept['heldout'])} held out.",
-            "Lower min_bytes or heldout_fraction, or add sources.",
-        )
-    total = _Tally()
-    for document in read:
-        total.add(document)
-    for split, documents in kept.items():
-        write_jsonl(directory / f"{split}.jsonl", (document.row() for document in documents))
-    write_jsonl(directory / "dropped.jsonl", dropped)
-    write_jsonl(directory / "rejects.jsonl", ({"where": reject.where, "reason": reject.reason} for reject in rejects))
-    reasons = {reason: tally.row() for reason, tally in tallies.items() if reason not in kept}
-    splits = {split: tallies.get(split, _Tally()).row() for split in ("train", "heldout")}
-    heldout = sorted({document.group for document in kept["heldout"]})
-    report = {"read": total.row(), "rejects": len(rejects), "dropped": reasons, **splits, "heldout_groups": heldout}
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove_remains(directory)
+    spool = Spool(directory / ".documents.tmp", seed)
+    try:
+        rejects = _read_all(sources, config, spool, directory)
+        heldout = _choose_heldout(spool, config.heldout_fraction)
+        order = np.concatenate([np.flatnonzero(heldout), np.flatnonzero(~heldout)])
+        near = None
+        if config.near_duplicate_threshold is not None:
+            near = NearDuplicates(_signatures(spool, config, directory, workers), order, config.near_duplicate_threshold)
+        sieve = _Sieve(spool, config, order, heldout, near)
+        report = sieve.write(directory)
+        if near is not None:
+            near.close()
+    finally:
+        spool.remove()
+        _remove_remains(directory)
+    report = {"read": _by_domain(spool, np.arange(len(spool))), "rejects": rejects, **report}
     write_json(directory / "collect.json", report)
     return report
 
 
-def _read_all(sources: Sequence[Source], config: CollectConfig) -> tuple[list[Document], list[Reject]]:
-    documents: list[Document] = []
-    rejects: list[Reject] = []
-    with progress("read", None, "documents") as advance:
-        for source in sources:
-            for item in source.read():
-                if isinstance(item, Reject):
-                    rejects.append(item)
-                else:
-                    documents.append(item)
-                advance(note=f"{len(rejects)} rejected" if rejects else "")
-    if len(rejects) > config.max_reject_fraction * (len(documents) + len(rejects)):
-        first = rejects[0]
-        raise UserError(
-            f"{len(rejects)} of {len(documents) + len(rejects)} records cannot be read; the first is {first.where}: {first.reason}.",
-            "Mend the source, or raise max_reject_fraction.",
-        )
-    if not documents:
+def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, directory: Path) -> int:
+    """Put all documents into the spool and list the rejects; return their number."""
+    rejects, first = 0, None
+
+    def check() -> None:
+        if first is not None and rejects > config.max_reject_fraction * (len(spool) + rejects):
+            raise UserError(
+                f"{rejects} of {len(spool) + rejects} records cannot be read; the first is {first.where}: {first.reason}.",
+                "Mend the source, or raise max_reject_fraction.",
+            )
+
+    with progress("read", None, "documents") as advance, atomic_file(directory / "rejects.jsonl", "w") as listed:
+        for item in (item for source in sources for item in source.read()):
+            if isinstance(item, Reject):
+                rejects, first = rejects + 1, first or item
+                listed.write(json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) + "\n")
+                if len(spool) + rejects >= _ENOUGH_TO_JUDGE:
+                    check()
+            else:
+                spool.add(item)
+            advance(note=f"{rejects} rejected" if rejects else "")
+        check()
+    spool.finish()
+    if not len(spool):
         raise UserError("The corpus is empty: the sources hold no document.", "Check the paths of the sources.")
-    return documents, rejects
+    return rejects
 
 
-def _judge(document: Document, key: str, config: CollectConfig, deduplicator: Deduplicator) -> tuple[str | None, dict[str, Any]]:
-    size = len(document.text.encode())
-    if size < config.min_bytes:
-        return "too short", {"bytes": size}
-    if size > config.max_bytes:
-        return "too long", {"bytes": size}
-    duplicate = deduplicator.find(key, document.text)
-    if duplicate is None:
-        return None, {}
-    reason = "exact duplicate" if duplicate.similarity == 1.0 else "near-duplicate"
-    return reason, {"duplicate_of": duplicate.of, "similarity": duplicate.similarity}
-
-
-def _choose_heldout(documents: Sequence[Document], fraction: float, seed: int) -> set[str]:
-    """Whole groups, in an order drawn from the seed, until each kind of group (by the domains it spans) has its share of bytes."""
-    sizes: Counter[str] = Counter()
-    domains: dict[str, set[str]] = {}
-    for document in documents:
-        sizes[document.group] += len(document.text)
-        domains.setdefault(document.group, set()).add(document.domain)
-    strata: dict[tuple[str, ...], list[str]] = {}
-    for group, spanned in domains.items():
-        strata.setdefault(tuple(sorted(spanned)), []).append(group)
-    chosen: set[str] = set()
-    for groups in strata.values():
-        left = fraction * sum(sizes[group] for group in groups)
-        for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest()):
+def _choose_heldout(spool: Spool, fraction: float) -> NDArray[np.bool_]:
+    """For each document whether it is held out: whole groups, in the order of their numbers, until each kind of group (by the domains it spans) has
+    its share of the text."""
+    keys, group_of = np.unique(spool.groups, return_inverse=True)
+    sizes = np.bincount(group_of, spool.characters.astype(float)).astype(np.int64)
+    spans = np.unique(np.stack([group_of.astype(np.uint64), spool.domain_ids], 1), axis=0)
+    strata = np.zeros(len(keys), np.uint64)
+    np.add.at(strata, spans[:, 0].astype(np.int64), np.array([_number(name) for name in spool.domains], np.uint64)[spans[:, 1].astype(np.int64)])
+    chosen = np.zeros(len(keys), bool)
+    for stratum in np.unique(strata):
+        groups = np.flatnonzero(strata == stratum)
+        left = fraction * int(sizes[groups].sum())
+        for group in groups.tolist():  # np.unique has sorted them by number
             if sizes[group] <= left:
-                chosen.add(group)
-                left -= sizes[group]
-    return chosen
+                chosen[group] = True
+                left -= int(sizes[group])
+    found: NDArray[np.bool_] = chosen[group_of]
+    return found
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A range of the spool whose signatures go to one file."""
+
+    spool: Path
+    start: int
+    end: int
+    target: Path
+    sizes: tuple[int, int]
+
+
+def _signatures(spool: Spool, config: CollectConfig, directory: Path, workers: int | None) -> list[Path]:
+    """Files with the signatures of all documents, made by several processes if there is much text."""
+    limits = (config.min_bytes, config.max_bytes)
+    parts = [
+        _Part(spool.path, start, end, directory / f".signatures-{number:05d}.tmp", limits)
+        for number, (start, end) in enumerate(spool.ranges(_PART_BYTES))
+    ]
+    with progress("find near-duplicates", parts[-1].end, "B") as advance:
+        for index, _ in fan_out(_write_signatures, parts, workers):
+            advance(parts[index].end - parts[index].start)
+    return [part.target for part in parts]
+
+
+def _write_signatures(part: _Part) -> None:
+    blank = np.zeros(NUM_PERMUTATIONS, np.uint32)
+    with open(part.target, "wb") as file:
+        for document in read_range(part.spool, part.start, part.end):
+            fits = part.sizes[0] <= len(document.text.encode()) <= part.sizes[1]
+            file.write((signature(document.text) if fits else blank).tobytes())
+
+
+class _Sieve:
+    """Decides on one document after the other, held-out ones first, and writes what becomes of it."""
+
+    def __init__(
+        self, spool: Spool, config: CollectConfig, order: NDArray[np.int64], heldout: NDArray[np.bool_], near: NearDuplicates | None
+    ) -> None:
+        self._spool, self._config, self._order, self._heldout, self._near = spool, config, order, heldout, near
+        self._first_equal = _first_equal(spool.digests[order])
+        self._kept = np.zeros(len(order), bool)
+        self._instead: dict[int, int] = {}
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Write all files; return the account."""
+        outcomes: dict[str, array[int]] = {}
+        groups: set[str] = set()
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(atomic_file(directory / f"{name}.jsonl")) for name in ("train", "heldout", "dropped")}
+            advance = stack.enter_context(progress("choose", len(self._order), "documents"))
+            for place, number in enumerate(self._order.tolist()):
+                split = "heldout" if self._heldout[number] else "train"
+                reason, details = self._judge(place, number)
+                if reason is None:
+                    line = self._spool.line(number)
+                    files[split].write(line)
+                    if split == "heldout" and len(groups) <= _NAMED_GROUPS:
+                        groups.add(json.loads(line)["group"])
+                else:
+                    document = self._spool.document(number)
+                    row = {"id": document.id, "domain": document.domain, "reason": reason, **details}
+                    files["dropped"].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                outcomes.setdefault(reason or split, array("q")).append(number)
+                advance()
+            if "train" not in outcomes:
+                dropped = sum(len(numbers) for name, numbers in outcomes.items() if name != "heldout")
+                raise UserError(
+                    f"No document is left for training: {len(self._order)} read, {dropped} dropped, {len(outcomes.get('heldout', ()))} held out.",
+                    "Lower min_bytes or heldout_fraction, or add sources.",
+                )
+        counted = {name: _by_domain(self._spool, np.frombuffer(numbers, np.int64)) for name, numbers in outcomes.items()}
+        splits = {split: counted.pop(split, {"documents": {}, "bytes": {}}) for split in ("train", "heldout")}
+        return {"dropped": counted, **splits, "heldout_groups": sorted(groups)[:_NAMED_GROUPS]}
+
+    def _judge(self, place: int, number: int) -> tuple[str | None, dict[str, Any]]:
+        """Why a document is dropped, and what belongs to that; None if it is kept."""
+        size = int(self._spool.sizes[number])
+        if size < self._config.min_bytes:
+            return "too short", {"bytes": size}
+        if size > self._config.max_bytes:
+            return "too long", {"bytes": size}
+        first = int(self._first_equal[place])
+        first = self._instead.get(first, first)
+        if self._kept[first]:
+            return self._repeats("exact duplicate", number, int(self._order[first]), 1.0)
+        found = self._near.find(place) if self._near is not None else None
+        if found is not None:
+            return self._repeats("near-duplicate" if found.similarity < 1 else "exact duplicate", number, found.of, found.similarity)
+        self._kept[place] = True
+        self._instead[first] = place
+        if first == place:
+            del self._instead[first]
+        if self._near is not None:
+            self._near.keep(place)
+        return None, {}
+
+    def _repeats(self, reason: str, number: int, of: int, similarity: float) -> tuple[str, dict[str, Any]]:
+        if self._heldout[of] and not self._heldout[number]:
+            reason = "near or exact duplicate of held-out text"
+        return reason, {"duplicate_of": self._spool.document(of).id, "similarity": similarity}
+
+
+def _first_equal(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each row the first that is equal to it."""
+    by_digest = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
+    ordered = digests[by_digest]
+    starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(1)]))
+    first = np.empty(len(digests), np.int64)
+    first[by_digest] = np.repeat(by_digest[starts], np.diff(np.append(starts, len(digests))))
+    return first
+
+
+def _by_domain(spool: Spool, numbers: NDArray[np.int64]) -> dict[str, Any]:
+    domains, sizes = spool.domain_ids[numbers].astype(np.int64), spool.sizes[numbers].astype(float)
+    documents, size = np.bincount(domains, minlength=len(spool.domains)), np.bincount(domains, sizes, minlength=len(spool.domains))
+    present = [number for number in range(len(spool.domains)) if documents[number]]
+    return {
+        "documents": {spool.domains[number]: int(documents[number]) for number in present},
+        "bytes": {spool.domains[number]: int(size[number]) for number in present},
+    }
+
+
+def _remove_remains(directory: Path) -> None:
+    """Remove what waits on the disk, also of an attempt that was killed."""
+    for path in [directory / ".documents.tmp", *directory.glob(".signatures-*.tmp")]:
+        path.unlink(missing_ok=True)
