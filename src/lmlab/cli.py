@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data_app = typer.Typer(no_args_is_help=True, help="Look at data.")
+app.add_typer(data_app, name="data")
 launch_app = typer.Typer(no_args_is_help=True, help="Start recipes on clusters: one on many machines, or many at once.")
 app.add_typer(launch_app, name="launch")
 
@@ -35,6 +37,9 @@ Set = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimates and stop.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="With --dry-run: plan for so many processes (GPUs).", show_default=False)]
 PerMachine = Annotated[int, typer.Option(min=1, help="With --processes: how many of them a machine has.")]
+TextField = Annotated[str, typer.Option(help="Dotted field that holds the text of a record.")]
+IdField = Annotated[str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)]
+DomainField = Annotated[str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
 
@@ -79,17 +84,19 @@ def tokenize(
     ],
     tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,
-    text_field: Annotated[str, typer.Option(help="Dotted field that holds the text of a record.")] = "text",
-    id_field: Annotated[str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)] = None,
-    domain_field: Annotated[str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)] = None,
+    text_field: TextField = "text",
+    id_field: IdField = None,
+    domain_field: DomainField = None,
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
     """Collect, deduplicate and tokenise your own text: the first stages of a recipe, without writing one."""
-    fields = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field}
-    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [_source(path, fields) for path in sources]}}
+    from lmlab.data import source_settings
+
+    fields = _fields(text_field, id_field, domain_field)
+    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [source_settings(path, fields) for path in sources]}}
     if tokenizer is None:
         stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
     for split in ("train", "heldout"):
@@ -308,6 +315,32 @@ def report(run: Annotated[Path, typer.Argument(help="Directory of a finished run
     print(write_report(titles[0] if titles else recipe.name, run, stages))
 
 
+@data_app.command(
+    name="inspect",
+    epilog=_example("lmlab data inspect runs/demo/tokens --out page.html", "lmlab data inspect 's3://bucket/*.parquet' --text-field content"),
+)
+def data_inspect(
+    path: Annotated[str, typer.Argument(help="Tokenised shards, what a stage collect wrote, or any source: file, glob, folder or URL.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Count tokens of text by this tokenizer.", show_default=False)] = None,
+    documents: Annotated[int, typer.Option(min=0, help="How many documents to show.")] = 5,
+    text_field: TextField = "text",
+    id_field: IdField = None,
+    domain_field: DomainField = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)] = None,
+) -> None:
+    """Show documents, tokens, lengths, domains, and what is set aside and why."""
+    from rich.console import Console
+
+    from lmlab.data import Tokenizer
+    from lmlab.stages.inspect import inspect_data, print_inspection, write_inspection
+
+    fields = _fields(text_field, id_field, domain_field)
+    found = inspect_data(path, Tokenizer.load(tokenizer) if tokenizer else None, documents, fields)
+    print_inspection(found, Console(highlight=False))
+    if out is not None:
+        print(f"Page: {write_inspection(found, out)}")
+
+
 @launch_app.command(
     name="slurm",
     epilog=_example("lmlab launch slurm recipes/demo.yaml --nodes 8 --out runs/big > job.sh", "lmlab launch slurm x.yaml --repeat 4 --output job.sh"),
@@ -463,13 +496,9 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
-def _source(path: str, fields: dict[str, str | None]) -> dict[str, Any]:
-    """The source for a path; the fields are those of records."""
-    from lmlab.data import choose_kind
-
-    kind = choose_kind(path)
-    named = {name: value for name, value in fields.items() if value is not None}
-    return {"kind": kind, "path": path} | (named if kind != "text" else {})
+def _fields(text_field: str, id_field: str | None, domain_field: str | None) -> dict[str, str]:
+    found = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _run(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> None:

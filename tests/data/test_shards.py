@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from corpora import make_corpus, small_tokenizer, write_documents
 
-from lmlab.data import Document, Reject, TokenizedCorpus, TokenizedItem, Tokenizer, tokenize_documents, write_shards
+from lmlab.data import Document, PackedRows, Reject, TokenizedCorpus, TokenizedItem, Tokenizer, tokenize_documents, write_shards
 from lmlab.errors import UserError
 from lmlab.files import read_json
 
@@ -156,6 +156,8 @@ def test_a_line_that_is_no_document_is_named(tmp_path):
     with pytest.raises(UserError, match=r"documents.jsonl', byte 25: not a document"):
         tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(), tmp_path / "out", workers=1)
     (tmp_path / "documents.jsonl").write_text("")
-    with pytest.raises(UserError, match="no document to tokenise"):
-        tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(), tmp_path / "out", workers=1)
+    assert tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(), tmp_path / "out", workers=1)["shards"] == []
+    assert TokenizedCorpus(tmp_path / "out").num_tokens == 0
+    with pytest.raises(UserError, match="0 tokens, less than one row"):
+        PackedRows(TokenizedCorpus(tmp_path / "out"), 8)
     assert Tokenizer.load(tmp_path / "out" / "tokenizer").fingerprint == small_tokenizer().fingerprint

@@ -21,6 +21,7 @@ from lmlab.data.sources import (
     TextSource,
     TokenizedSource,
     choose_kind,
+    source_settings,
 )
 from lmlab.data.tokenize import tokenize_documents
 from lmlab.data.tokenizer import Tokenizer
@@ -68,6 +69,7 @@ __all__ = [
     "read_documents",
     "read_mds_index",
     "read_records",
+    "source_settings",
     "tokenize_documents",
     "write_shards",
 ]

@@ -109,7 +109,7 @@ def _index(corpus: TokenizedCorpus, domains: Sequence[str] | None) -> Ints:
     for domain in domains or ():
         if domain not in corpus.domains:
             raise UserError(f"The corpus '{corpus.directory}' has no domain '{domain}'. {did_you_mean(domain, corpus.domains)}")
-    parts = []
+    parts = [np.empty((0, 4), np.int64)]
     for number, shard in enumerate(corpus.shards):
         starts = np.concatenate([[0], shard.ends[:-1]])
         parts.append(np.stack([np.full(len(starts), number), starts, shard.ends - starts, shard.domains], 1))

@@ -92,14 +92,8 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 def write_manifest(
     directory: Path, tokenizer: Tokenizer, entries: Sequence[dict[str, Any]], kind: Kind = "documents", source: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Describe all shards of a directory; return the manifest.
-
-    Raises:
-        UserError: there is no document in them.
-    """
+    """Describe all shards of a directory; return the manifest."""
     kept = [entry for entry in entries if entry["documents"]]
-    if not kept:
-        raise UserError("There is no document to tokenise.")
     counts: dict[str, Counter[str]] = {}
     for entry in kept:
         for domain, each in entry["counts"].items():

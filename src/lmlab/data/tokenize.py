@@ -52,7 +52,7 @@ def tokenize_documents(
         the manifest.
 
     Raises:
-        UserError: a line is no document, or there is none.
+        UserError: a line is no document.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / "tokenizer")

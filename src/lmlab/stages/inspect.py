@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from lmlab.data import Document, Reject, SourceConfig, TokenizedCorpus, Tokenizer, choose_kind, read_documents
+from lmlab.data import Document, Reject, SourceConfig, TokenizedCorpus, Tokenizer, read_documents, source_settings
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.progress import progress
@@ -24,6 +25,7 @@ from lmlab.reports import Block, Cell, Facts, Figure, Page, Paragraph, Section, 
 _SHOWN_CHARACTERS = 300
 _SHOWN_TOKENS = 200
 _QUANTILES = (0, 10, 50, 90, 99, 100)
+_PRINTED = (0, 1, 2, 3, 6, 7, 9)  # columns for which a terminal has room
 
 
 @dataclass
@@ -85,10 +87,9 @@ def inspect_data(path: str, tokenizer: Tokenizer | None = None, num_shown: int =
         for row in read_jsonl(place / "dropped.jsonl"):
             found.put_aside(row["reason"], row["id"])
     else:
-        kind = choose_kind(path)
-        found.what = f"source of kind {kind}"
-        settings = fields if kind not in ("text", "python_library") else {}
-        documents = TypeAdapter(SourceConfig).validate_python({"kind": kind, "path": path, **(settings or {})}).read()
+        settings = source_settings(path, fields or {})
+        found.what = f"source of kind {settings['kind']}"
+        documents = TypeAdapter(SourceConfig).validate_python(settings).read()
     with progress("read", None, "documents") as advance:
         for batch in _batches(documents, 64):
             _count(found, [each for each in batch if isinstance(each, Document)], tokenizer, num_shown)
@@ -146,15 +147,24 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def print_inspection(found: Inspection, console: Console) -> None:
     """Print tables and the beginnings of documents."""
     console.print(f"[bold]{escape(found.place)}[/bold]: {found.what}")
-    table = RichTable("domain", *_columns(found))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = ["domain", *_columns(found)]
+    table = RichTable(box=box.SIMPLE)
+    for name in _PRINTED:
+        table.add_column(columns[name], justify="right" if name else "left", no_wrap=True)
     for row in _rows(found):
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
+        cells = [f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
+        table.add_row(*(escape(cells[name]) for name in _PRINTED))
     console.print(table)
+    border = "[dim]|[/dim]" if found.unit == "tokens" else ""
     for each in found.shown:
-        text = ("[dim]|[/dim]" if found.unit == "tokens" else "").join(escape(piece) for piece in each.pieces)
-        console.print(f"[bold]{escape(each.id)}[/bold] ({escape(each.domain)})\n{text[: 4 * _SHOWN_CHARACTERS]}\n", soft_wrap=True)
+        text, left = "", _SHOWN_CHARACTERS
+        for piece in each.pieces:
+            text += (border if text else "") + escape(piece[:left])
+            left -= len(piece)
+            if left <= 0:
+                text += " [dim]...[/dim]"
+                break
+        console.print(f"[bold]{escape(each.id)}[/bold] ({escape(each.domain)})\n{text}\n", soft_wrap=True)
     for reason, count in found.set_aside.most_common():
         console.print(f"set aside: {count:,} x {escape(reason)}, such as {escape(found.examples[reason])}")
 
@@ -180,7 +190,7 @@ def _columns(found: Inspection) -> list[str]:
     return [
         "documents",
         found.unit,
-        f"bytes a {'token' if found.unit == 'tokens' else 'document'}",
+        "bytes each",
         "shortest",
         "10 %",
         "median",

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt
 
 from lmlab.config import Config
 from lmlab.data import Tokenizer, tokenize_documents
+from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.progress import short
 from lmlab.reports import Section, Table
@@ -43,10 +44,14 @@ class Tokenize(Stage[TokenizeConfig]):
         path = path / f"{config.split}.jsonl" if path.is_dir() else path
         tokenizer = Tokenizer.load(context.inputs["tokenizer"])
         manifest = tokenize_documents(path, tokenizer, context.directory, config.shard_tokens, config.workers, config.backend)
+        if config.split == "train" and not manifest["shards"]:
+            raise UserError(f"'{path}' holds no document to tokenise.", "Collect more text.")
         return {"counts": manifest["counts"], "shards": len(manifest["shards"])}
 
     def summary(self, results: dict[str, Any]) -> str:
         """Tokens and compression."""
+        if not results["counts"]:
+            return "no document."
         tokens, size = (sum(counts[key] for counts in results["counts"].values()) for key in ("tokens", "bytes"))
         return f"{short(tokens)} tokens, {size / tokens:.2f} bytes a token."
 

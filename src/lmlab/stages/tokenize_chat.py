@@ -11,6 +11,7 @@ from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data import ChatConfig, ChatEncoder, Reject, TokenizedItem, Tokenizer, read_records, write_shards
+from lmlab.errors import UserError
 from lmlab.files import atomic_file
 from lmlab.progress import progress, short
 from lmlab.reports import Note, Section, Table
@@ -50,10 +51,14 @@ class TokenizeChat(Stage[TokenizeChatConfig]):
         with atomic_file(context.directory / "rejects.jsonl", "w") as rejects:
             items = _items(config, context, tokenizer, counts, rejects)
             manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
+        if config.split == "train" and not manifest["shards"]:
+            raise UserError(f"'{context.inputs['records']}' holds nothing to learn from.", "See rejects.jsonl for the reasons.")
         return {"counts": manifest["counts"], **counts}
 
     def summary(self, results: dict[str, Any]) -> str:
         """Examples and tokens."""
+        if not results["counts"]:
+            return "no example."
         examples, tokens, learned = (sum(counts[key] for counts in results["counts"].values()) for key in ("documents", "tokens", "learned_tokens"))
         return f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned; {results['rejects']:,} set aside."
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.storage import find_files, is_folder, without_compression
@@ -16,6 +18,7 @@ _KINDS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+_RECORDS = {*_KINDS.values(), "mds"}
 _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
 
@@ -47,6 +50,16 @@ def choose_kind(location: str) -> str:
             f"Name one kind with a glob, such as '{location.rstrip('/')}/**/*.parquet'.",
         )
     return str(kinds.pop()) if kinds else "text"
+
+
+def source_settings(location: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a source for a location; the fields are given to sources of records.
+
+    Raises:
+        UserError: as `choose_kind`.
+    """
+    kind = choose_kind(location)
+    return {"kind": kind, "path": location, **(fields if kind in _RECORDS else {})}
 
 
 def _kind_of(name: str) -> str | None:
