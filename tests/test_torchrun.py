@@ -10,7 +10,7 @@ import torch
 
 from lmlab.files import read_json
 from lmlab.models import from_pretrained
-from lmlab.train import read_metrics
+from lmlab.train import checkpoints, read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 
@@ -40,6 +40,10 @@ def test_a_whole_recipe_by_two_processes_gives_what_one_gives(lmlab, recipe, tmp
     )
     weights = [dict(from_pretrained(tmp_path / name / "model" / "model").named_parameters()) for name in ("one", "two")]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+    newest = checkpoints(tmp_path / "two" / "model" / "checkpoints")[-1]
+    assert lmlab("convert", newest, tmp_path / "exported", "--check").code == 0
+    exported = dict(from_pretrained(tmp_path / "exported").named_parameters())
+    assert all(torch.equal(weights[1][name], exported[name]) for name in exported)
     again = _launch("run", path, "--out", tmp_path / "two")
     assert again.returncode == 0 and again.stderr.count("done before") == 8
 

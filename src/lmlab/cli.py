@@ -276,7 +276,7 @@ def chat(
     )
 )
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a train stage, or a GGUF file.")],
+    source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a train stage, a training checkpoint, or a GGUF file.")],
     target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
     adapter: Adapter = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
@@ -289,13 +289,18 @@ def convert(
 
     from lmlab.models import convert as convert_model
     from lmlab.stages.evaluate import model_directory
+    from lmlab.stages.start import Start
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "keep": None}
     if dtype not in dtypes:
         raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}.")
     limit = _bytes(max_shard_size)
+    directory, model = model_directory(source), None
+    if (source / "state.json").exists():
+        start = Start.find(source)
+        directory, model = start.tokenizer_directory, start.load()
     done = convert_model(
-        model_directory(source), target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check, adapter=adapter
+        directory, target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check, adapter=adapter, model=model
     )
     found = "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
     print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")

@@ -11,6 +11,7 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.models.hf import NATIVE, compare_with_transformers, from_pretrained, save_pretrained
 from lmlab.models.lora import remove_lora
 from lmlab.models.peft_layout import load_lora
+from lmlab.models.transformer import Transformer
 
 _TOLERANCE = 1e-4
 _CHECKED_TOKENS = 32
@@ -39,6 +40,7 @@ def convert(
     allow_pickle: bool = False,
     check: bool = False,
     adapter: Path | None = None,
+    model: Transformer | None = None,
 ) -> Conversion:
     """Read a model and write it, with its tokenizer and generation settings, as a Hugging Face directory.
 
@@ -48,6 +50,7 @@ def convert(
         dtype: of the weights; None keeps that of the source.
         max_shard_bytes: weights beyond this are cut into several files.
         allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
+        model: what is written, in place of the model in `source`, from which then only the tokenizer and the settings are taken.
         adapter: LoRA adapters to fold into the weights.
         check: compare the logits of what was written with those of `transformers`, in fp32.
 
@@ -57,7 +60,8 @@ def convert(
     """
     if (target / "config.json").exists():
         raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
-    model = from_pretrained(source, dtype=dtype, allow_pickle=allow_pickle)
+    if model is None:
+        model = from_pretrained(source, dtype=dtype, allow_pickle=allow_pickle)
     if adapter is not None:
         load_lora(model, adapter, allow_pickle=allow_pickle)
         remove_lora(model, merge=True)

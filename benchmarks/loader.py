@@ -1,0 +1,65 @@
+"""Batches a second of the loader beside torch's DataLoader over the same packed rows.
+
+python benchmarks/loader.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lmlab.data import Loader, Mixture, MixtureSource, PackedRows, TokenizedCorpus, TokenizedItem, Tokenizer, write_shards
+
+SEQ_LEN, NUM_BATCHES = 512, 300
+
+
+def corpus(directory: Path) -> TokenizedCorpus:
+    """Eight million random tokens in documents of lengths as in real text."""
+    draw = np.random.default_rng(0)
+    tokenizer = Tokenizer.train(["some text"], 300)
+    lengths = draw.lognormal(6, 1, 15_000).astype(int).clip(2, 20_000)
+    items = (TokenizedItem(draw.integers(0, 300, length), f"domain {number % 5}", int(length)) for number, length in enumerate(lengths))
+    write_shards(items, tokenizer, directory, 2**22)
+    return TokenizedCorpus(directory)
+
+
+def rate(batches) -> float:
+    batches = iter(batches)
+    next(batches)
+    start = time.perf_counter()
+    for _ in itertools.islice(batches, NUM_BATCHES):
+        pass
+    return NUM_BATCHES / (time.perf_counter() - start)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        tokens = corpus(Path(directory))
+        for packing in ("concat", "best_fit"):
+            rows = PackedRows(tokens, SEQ_LEN, packing)  # type: ignore[arg-type]
+            for batch_size in (8, 64):
+                part = {"all": MixtureSource(weight=1, allow_repeats=True)}
+                mixture = Mixture({"all": rows}, part, (NUM_BATCHES + 8) * batch_size, 0)
+                found = {
+                    "lmlab": rate(Loader(mixture, batch_size, 0, shuffle=False)),
+                    "lmlab, 2 threads": rate(Loader(mixture, batch_size, 0, shuffle=False, workers=2)),
+                }
+                for workers in (0, 1):
+                    sampler = torch.utils.data.RandomSampler(rows, replacement=True, num_samples=(NUM_BATCHES + 8) * batch_size)
+                    loader = torch.utils.data.DataLoader(rows, batch_size, sampler=sampler, num_workers=workers)
+                    found[f"DataLoader, {workers} workers"] = rate(loader)
+                print(f"{packing}, {batch_size} x {SEQ_LEN} tokens")
+                for name, value in found.items():
+                    print(
+                        f"  {name:22s} {value:8.0f} batches/s  {value * batch_size * SEQ_LEN / 1e6:7.1f} M tokens/s  lmlab / this {found['lmlab'] / value:.2f}x"
+                    )
+
+
+if __name__ == "__main__":
+    main()
