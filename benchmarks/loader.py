@@ -56,9 +56,8 @@ def main() -> None:
                     found[f"DataLoader, {workers} workers"] = rate(loader)
                 print(f"{packing}, {batch_size} x {SEQ_LEN} tokens")
                 for name, value in found.items():
-                    print(
-                        f"  {name:22s} {value:8.0f} batches/s  {value * batch_size * SEQ_LEN / 1e6:7.1f} M tokens/s  lmlab / this {found['lmlab'] / value:.2f}x"
-                    )
+                    speed = value * batch_size * SEQ_LEN / 1e6
+                    print(f"  {name:22s} {value:8.0f} batches/s  {speed:7.1f} M tokens/s  lmlab / this {found['lmlab'] / value:.2f}x")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def _by_ray(function: Callable[[J], R], jobs: Sequence[J], workers: int | None, 
         import ray
     except ImportError:
         raise missing_extra("ray", "ray", "Spreading jobs over a cluster") from None
-    if not ray.is_initialized():
+    ours = not ray.is_initialized()
+    if ours:
         ray.init(log_to_driver=False, configure_logging=False)
     remote: Any = ray.remote(num_gpus=gpus, max_retries=2)(function)
     waiting, running = list(enumerate(jobs))[::-1], dict[Any, int]()
@@ -84,6 +85,8 @@ def _by_ray(function: Callable[[J], R], jobs: Sequence[J], workers: int | None, 
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+        if ours:
+            ray.shutdown()
 
 
 def _ignore_interrupts() -> None:

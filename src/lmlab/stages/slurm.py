@@ -51,6 +51,8 @@ class SlurmJob:
                 raise UserError(f"{label} '{value}' is not a name for Slurm.", "Use letters, digits, '.', '_', '+' and '-'.")
         if not _TIME.fullmatch(self.time):
             raise UserError(f"--time '{self.time}' is not a time for Slurm.", "Write it as 24:00:00 or 2-12:00:00.")
+        if any(character.isspace() for character in str(self.logs)):
+            raise UserError(f"--out: Slurm cannot write logs to '{self.logs}', as its name holds white space.", "Choose another directory.")
         processes = max(1, self.gpus_per_node)
         options = {
             "job-name": self.name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 from lmlab.config import parse_yaml
 from lmlab.errors import LmlabError, UserError
-from lmlab.fan_out import fan_out
+from lmlab.fan_out import fan_out, num_cores
 from lmlab.files import read_json, write_json
 from lmlab.progress import console, progress
 
@@ -66,7 +68,8 @@ def run_sweep(
     Returns:
         a row for each run, in order: name, overrides, state, error, results; also written to `sweep.json`.
     """
-    jobs = [_command(recipe, [*overrides, *run.overrides], run.directory) for run in runs]
+    threads = max(1, num_cores() // (workers or 1)) if backend == "processes" else None
+    jobs = [_command(recipe, [*overrides, *run.overrides], run.directory, threads) for run in runs]
     rows: list[dict[str, Any]] = [{} for _ in runs]
     failed = 0
     with progress("runs", len(runs), "runs") as advance:
@@ -84,18 +87,26 @@ def run_sweep(
     return rows
 
 
-def _command(recipe: Path, overrides: Sequence[str], directory: Path) -> tuple[list[str], str]:
+@dataclass(frozen=True)
+class _Job:
+    command: list[str]
+    directory: str
+    threads: int | None
+
+
+def _command(recipe: Path, overrides: Sequence[str], directory: Path, threads: int | None) -> _Job:
     settings = [argument for override in overrides for argument in ("--set", override)]
-    return [sys.executable, "-m", "lmlab", "run", str(recipe.resolve()), "--out", str(directory.resolve()), *settings], str(directory.resolve())
+    command = [sys.executable, "-m", "lmlab", "run", str(recipe.resolve()), "--out", str(directory.resolve()), *settings]
+    return _Job(command, str(directory.resolve()), threads)
 
 
-def _run(job: tuple[list[str], str]) -> str | None:
+def _run(job: _Job) -> str | None:
     """Run one command with its log; the last line of an error, or None."""
-    command, directory = job
-    path = Path(directory, "log.txt")
+    path = Path(job.directory, "log.txt")
     path.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | ({} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)})
     with open(path, "ab") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        done = subprocess.run(job.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
     if done.returncode == 0:
         return None
     lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith(("error:", "stopped:"))]
@@ -103,6 +114,4 @@ def _run(job: tuple[list[str], str]) -> str | None:
 
 
 def _whole(key: str, parsed: list[Any]) -> list[tuple[str, str]]:
-    import json
-
     return [(key.strip(), json.dumps(value)) for value in parsed]
