@@ -18,7 +18,8 @@ from lmlab.stages.start import Start
 from lmlab.train import TrainerConfig, estimate, load_weights, read_metrics, whole_tensors
 
 _TYPICAL_UTILISATION = 0.35
-_TYPICAL_BANDWIDTH = 50 * 10**9  # bytes a second of a GPU's network port of 400 Gbit/s
+_BANDWIDTH_WITHIN = 400 * 10**9  # bytes a second of a GPU's NVLink, in collectives
+_BANDWIDTH_BETWEEN = 50 * 10**9  # and of its network port of 400 Gbit/s
 
 
 def plan_training(model: ModelConfig | None, seq_len: int, trainer: TrainerConfig) -> dict[str, str]:
@@ -46,12 +47,12 @@ def _plan_model(model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps:
     }
     if place.size > 1:
         replicas, shards = trainer.parallel.layout(place)
-        where = "between machines" if needs.between_machines else "within the machine"
         rows["processes"] = f"{place.size} on {place.nodes} machines: {replicas} x {shards} (copies x shares, {trainer.parallel.kind})"
+        slowest = max(needs.traffic / _BANDWIDTH_WITHIN, needs.network_bytes / _BANDWIDTH_BETWEEN)
         rows["communication"] = (
-            f"{format_bytes(needs.traffic)} a step and process, {where}: {format_bytes(needs.gather_bytes)} to gather weights, "
-            f"{format_bytes(needs.reduce_bytes)} to sum gradients; {duration(needs.traffic / _TYPICAL_BANDWIDTH)} at "
-            f"{format_bytes(_TYPICAL_BANDWIDTH)}/s, against {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
+            f"{format_bytes(needs.gather_bytes)} to gather weights and {format_bytes(needs.reduce_bytes)} to sum gradients, a step and process; "
+            f"{format_bytes(needs.network_bytes)} of it over the network: {duration(slowest)} at {format_bytes(_BANDWIDTH_WITHIN)}/s within and "
+            f"{format_bytes(_BANDWIDTH_BETWEEN)}/s between machines, beside {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
         )
     return rows
 

@@ -23,7 +23,7 @@ class Estimate:
         activations: what a micro-batch keeps for the backward pass.
         gather_bytes: received in a step to put weights together.
         reduce_bytes: received in a step to sum gradients, within a group that shares a copy and between the copies.
-        between_machines: whether that traffic crosses the network.
+        network_bytes: what of both comes over the network: its part of what the machine receives.
         flops: arithmetic of a step.
     """
 
@@ -34,7 +34,7 @@ class Estimate:
     activations: int
     gather_bytes: int
     reduce_bytes: int
-    between_machines: bool
+    network_bytes: int
     flops: float
 
     @property
@@ -62,19 +62,28 @@ def estimate(model: ModelConfig, seq_len: int, config: TrainerConfig, world: Wor
     block = max(0, parameters - outside) // model.num_layers
     gathered = 0 if world.size == 1 else width * (outside + 2 * block)
     received = parameters * (shards - 1) // shards
-    times = micro_batches * (1 if config.parallel.gather_once else 2)
-    reduce = _FP32 * (micro_batches * received + 2 * parameters // shards * (replicas - 1) // replicas)
+    gather = width * micro_batches * (1 if config.parallel.gather_once else 2) * received
+    scatter = _FP32 * micro_batches * received
+    between_copies = _FP32 * 2 * parameters // shards * (replicas - 1) // replicas
     return Estimate(
         weights=_FP32 * parameters // shards,
         gradients=_FP32 * parameters // shards,
         optimizer=_FP32 * moments // shards,
         gathered=gathered,
         activations=_activations(model, rows * seq_len, config.recompute_blocks, width),
-        gather_bytes=width * times * received,
-        reduce_bytes=reduce,
-        between_machines=world.nodes > 1,
+        gather_bytes=gather,
+        reduce_bytes=scatter + between_copies,
+        network_bytes=_over_network(world, shards, gather + scatter, between_copies),
         flops=model.flops_per_token(seq_len) * config.batch_size * seq_len / world.size,
     )
+
+
+def _over_network(world: World, shards: int, within_copy: int, between_copies: int) -> int:
+    """A ring through all processes of a machine enters it once; rings of one process a machine each enter it by themselves."""
+    if world.nodes == 1:
+        return 0
+    spread = within_copy // world.local_size if shards > world.local_size else 0
+    return spread + between_copies // max(1, world.local_size // shards)
 
 
 def _activations(model: ModelConfig, tokens: int, recompute_blocks: int, width: int) -> int:
