@@ -22,11 +22,12 @@ from lmlab.storage import open_binary
 
 BYTES_PER_TOKEN = 4  # of text, about
 _BATCH_BYTES = 2**20
+_CORES_A_WORKER = 4  # threads alone are faster up to there: a process has to be started, and what is not in the library runs on one core
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """The bytes of a file of documents that make one shard."""
+    """The bytes of a file of documents that make one shard, and how many threads may work on it (None for all cores)."""
 
     path: str
     start: int
@@ -34,7 +35,7 @@ class _Unit:
     directory: str
     name: str
     tokenizer: str
-    parallel: bool
+    threads: int | None
 
 
 def tokenize_documents(
@@ -46,7 +47,7 @@ def tokenize_documents(
 
     Arguments:
         path: as `collect` writes it; a compressed one is unpacked in `directory` first.
-        workers: processes; by default one a core. With one worker the tokenizers library uses all cores by itself.
+        workers: processes, which share the cores; by default one for every four cores. One alone uses all cores by threads.
 
     Returns:
         the manifest.
@@ -58,10 +59,10 @@ def tokenize_documents(
     tokenizer.save(directory / "tokenizer")
     plain = _unpacked(path, directory)
     ranges = list(_ranges(plain, shard_tokens * BYTES_PER_TOKEN))
-    workers = min(workers or num_cores(), len(ranges))
+    workers = max(1, min(workers or num_cores() // _CORES_A_WORKER, len(ranges)))
+    threads = max(1, num_cores() // workers) if workers > 1 else None
     units = [
-        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, workers > 1)
-        for number, (start, end) in enumerate(ranges)
+        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, threads) for number, (start, end) in enumerate(ranges)
     ]
     entries: list[dict[str, Any]] = [{} for _ in units]
     num_tokens = 0
@@ -104,8 +105,8 @@ def _tokenize(unit: _Unit) -> dict[str, Any]:
     found = _finished(directory, unit, made_from)
     if found is not None:
         return found
-    if unit.parallel:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have shards of their own
+    if unit.threads is not None:  # the other cores have shards of their own
+        os.environ |= {"TOKENIZERS_PARALLELISM": str(unit.threads > 1).lower(), "RAYON_NUM_THREADS": str(unit.threads)}
     tokenizer = _tokenizer(directory / "tokenizer", unit.tokenizer)
     builder = ShardBuilder(token_dtype(tokenizer))
     for batch in _batches(unit):

@@ -20,7 +20,7 @@ class TokenizeConfig(Config):
 
     Attributes:
         shard_tokens: tokens of a shard, about.
-        workers: processes, by default one a core.
+        workers: processes, by default one for every four cores.
         backend: `ray` spreads the shards over a cluster that sees the same files.
     """
 
