@@ -339,3 +339,13 @@ def test_only_a_window_of_a_file_is_in_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count > 48_000_000 and peak < 4_000_000
+
+
+def test_the_command_line_reads_parquet_with_named_fields(lmlab, tmp_path):
+    rows = [{"content": {"body": f"{n} " + "some words of text " * 20}, "meta": {"source": f"s{n % 2}"}} for n in range(60)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "part-0.parquet").write_bytes(parquet(rows))
+    options = ("--text-field", "content.body", "--domain-field", "meta.source", "--vocab-size", "300", "--out", str(tmp_path / "run"))
+    outcome = lmlab("tokenize", str(tmp_path / "data"), "--set", "documents.near_duplicate_threshold=null", *options)
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "documents" / "collect.json").read_text())["read"]["documents"] == {"s0": 30, "s1": 30}

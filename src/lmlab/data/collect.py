@@ -89,25 +89,20 @@ def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directo
 def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, directory: Path) -> int:
     """Put all documents into the spool and list the rejects; return their number."""
     rejects, first = 0, None
-
-    def check() -> None:
-        if first is not None and rejects > config.max_reject_fraction * (len(spool) + rejects):
-            raise UserError(
-                f"{rejects} of {len(spool) + rejects} records cannot be read; the first is {first.where}: {first.reason}.",
-                "Mend the source, or raise max_reject_fraction.",
-            )
-
     with progress("read", None, "documents") as advance, atomic_file(directory / "rejects.jsonl", "w") as listed:
         for item in (item for source in sources for item in source.read()):
-            if isinstance(item, Reject):
-                rejects, first = rejects + 1, first or item
-                listed.write(json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) + "\n")
-                if len(spool) + rejects >= _ENOUGH_TO_JUDGE:
-                    check()
-            else:
-                spool.add(item)
+            reject = item if isinstance(item, Reject) else spool.add(item)
+            if reject is not None:
+                rejects, first = rejects + 1, first or reject
+                listed.write(json.dumps({"where": reject.where, "reason": reject.reason}, ensure_ascii=True) + "\n")
+                if len(spool) + rejects >= _ENOUGH_TO_JUDGE and rejects > config.max_reject_fraction * (len(spool) + rejects):
+                    break
             advance(note=f"{rejects} rejected" if rejects else "")
-        check()
+    if first is not None and rejects > config.max_reject_fraction * (len(spool) + rejects):
+        raise UserError(
+            f"{rejects} of {len(spool) + rejects} records cannot be read; the first is {first.where}: {first.reason}.",
+            "Mend the source (rejects.jsonl lists them), or raise max_reject_fraction.",
+        )
     spool.finish()
     if not len(spool):
         raise UserError("The corpus is empty: the sources hold no document.", "Check the paths of the sources.")
@@ -210,7 +205,9 @@ class _Sieve:
                 )
         counted = {name: _by_domain(self._spool, np.frombuffer(numbers, np.int64)) for name, numbers in outcomes.items()}
         splits = {split: counted.pop(split, {"documents": {}, "bytes": {}}) for split in ("train", "heldout")}
-        return {"dropped": counted, **splits, "heldout_groups": sorted(groups)[:_NAMED_GROUPS]}
+        held = np.frombuffer(outcomes.get("heldout", array("q")), np.int64)
+        named = {"heldout_groups": sorted(groups)[:_NAMED_GROUPS], "num_heldout_groups": len(np.unique(self._spool.groups[held]))}
+        return {"dropped": counted, **splits, **named}
 
     def _judge(self, place: int, number: int) -> tuple[str | None, dict[str, Any]]:
         """Why a document is dropped, and what belongs to that; None if it is kept."""

@@ -99,7 +99,7 @@ class NearDuplicates:
 
     def _link(self, parts: Sequence[Path], band: slice) -> NDArray[np.int32]:
         """For each place the one before it whose signature has the same band, -1 for none."""
-        hashes = np.concatenate([_hash_rows(np.fromfile(path, np.uint32).reshape(-1, NUM_PERMUTATIONS)[:, band]) for path in parts])[self._order]
+        hashes = np.concatenate([_hash_rows(np.memmap(path, np.uint32, "r").reshape(-1, NUM_PERMUTATIONS)[:, band]) for path in parts])[self._order]
         by_hash = np.argsort(hashes, kind="stable")
         same = hashes[by_hash[1:]] == hashes[by_hash[:-1]]
         previous = np.full(len(hashes), -1, np.int32)

@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.data.documents import Document
+from lmlab.data.documents import Document, Reject
 
 
 class Spool:
@@ -34,8 +34,12 @@ class Spool:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def add(self, document: Document) -> None:
-        """Append a document."""
+    def add(self, document: Document) -> Reject | None:
+        """Append a document; one that holds half of a surrogate pair, which is no character, is returned as a reject."""
+        try:
+            line = json.dumps(document.row(), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return Reject(document.id.encode("utf-8", "replace").decode(), "half of a surrogate pair, which is no character")
         size = len(document.text.encode())
         if document.domain not in self._numbers:
             self._numbers[document.domain] = len(self.domains)
@@ -46,7 +50,8 @@ class Spool:
         self._domain_ids.append(self._numbers[document.domain])
         self._groups.append(int.from_bytes(hashlib.sha256(f"{self._seed}:{document.group}".encode()).digest()[:8]))
         self._digests += hashlib.sha256(" ".join(document.text.split()).encode()).digest()[:16]
-        self._file.write(json.dumps(document.row(), ensure_ascii=False).encode() + b"\n")
+        self._file.write(line + b"\n")
+        return None
 
     def finish(self) -> None:
         """Hand all documents to the disk: from now on they are read."""

@@ -69,7 +69,7 @@ class Collect(Stage[CollectStageConfig]):
                 [
                     Figure(funnel_chart(steps), "Documents that remain after each step.", "Funnel of documents"),
                     Table(columns, rows, "Documents and bytes by domain"),
-                    Details("Held-out groups", [Paragraph(", ".join(results["heldout_groups"]) or "none")]),
+                    Details(f"Held-out groups ({results['num_heldout_groups']:,})", [Paragraph(", ".join(results["heldout_groups"]) or "none")]),
                 ],
                 f"{results['rejects']} records could not be read. Dropped documents and rejects are listed in the run's directory.",
             )

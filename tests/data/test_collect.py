@@ -1,0 +1,150 @@
+"""Collecting: the split, the account of what is left out, and what is held in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmlab.data import CollectConfig, Document, JsonlSource, Reject, collect, read_documents
+from lmlab.errors import UserError
+from lmlab.files import read_json, read_jsonl
+
+
+@dataclass
+class Items:
+    """A source of what it is given."""
+
+    items: object
+
+    def read(self):
+        yield from self.items
+
+    def fingerprint(self):
+        return {}
+
+
+def _documents(number, words=60):
+    for n in range(number):
+        generator = np.random.default_rng(n)
+        text = " ".join(f"w{word}" for word in generator.integers(10**6, size=words))
+        yield Document(f"d{n}", text, f"domain{n % 3}", f"g{n // 4}")
+
+
+def _heldout_by_the_rule(documents, fraction, seed):
+    """The rule in plain Python."""
+    sizes, domains, strata, chosen = Counter(), {}, {}, set()
+    for document in documents:
+        sizes[document.group] += len(document.text)
+        domains.setdefault(document.group, set()).add(document.domain)
+    for group, spanned in domains.items():
+        strata.setdefault(tuple(sorted(spanned)), []).append(group)
+    for groups in strata.values():
+        left = fraction * sum(sizes[group] for group in groups)
+        for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest()):
+            if sizes[group] <= left:
+                chosen.add(group)
+                left -= sizes[group]
+    return chosen
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(1, 60)), min_size=1, max_size=40),
+    st.sampled_from([0, 0.08, 0.3, 0.5]),
+    st.integers(0, 5),
+)
+def test_whole_groups_of_each_kind_are_held_out_in_an_order_drawn_from_the_seed(tmp_path_factory, rows, fraction, seed):
+    documents = [Document(f"d{n}", f"{n} " + "x" * size, f"d{domain}", f"g{group}") for n, (group, domain, size) in enumerate(rows)]
+    expected = _heldout_by_the_rule(documents, fraction, seed)
+    directory = tmp_path_factory.mktemp("out")
+    config = CollectConfig(min_bytes=0, near_duplicate_threshold=None, heldout_fraction=fraction)
+    report = collect([Items(documents)], config, seed, directory)
+    assert report["heldout_groups"] == sorted(expected)
+    assert {document.id for document in read_documents(directory / "heldout.jsonl")} == {each.id for each in documents if each.group in expected}
+
+
+def test_every_record_is_accounted_for(tmp_path):
+    good = list(_documents(50))
+    items = [*good, Reject("here:1", "broken"), Document("short", "few words"), Document("long", "word " * 100_000), *good[:5]]
+    items.append(Document("half", "text \ud800 " * 100))
+    report = collect([Items(items)], CollectConfig(max_bytes=100_000, heldout_fraction=0.2), 0, tmp_path)
+    assert read_json(tmp_path / "collect.json") == report
+    rows = {name: list(read_jsonl(tmp_path / f"{name}.jsonl")) for name in ("train", "heldout", "dropped", "rejects")}
+    assert sum(map(len, rows.values())) == len(items)
+    for name in ("train", "heldout"):
+        assert sum(report[name]["documents"].values()) == len(rows[name])
+        assert sum(report[name]["bytes"].values()) == sum(len(row["text"].encode()) for row in rows[name])
+    assert {reason: sum(counts["documents"].values()) for reason, counts in report["dropped"].items()} == Counter(
+        row["reason"] for row in rows["dropped"]
+    )
+    assert report["rejects"] == len(rows["rejects"]) == 2
+    assert rows["rejects"][1]["where"] == "half"
+    assert sum(report["read"]["documents"].values()) == len(items) - 2
+    documents = [document for name in ("train", "heldout") for document in read_documents(tmp_path / f"{name}.jsonl")]
+    assert sorted(documents, key=lambda document: int(document.id[1:])) == good
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "heldout.jsonl", "dropped.jsonl", "rejects.jsonl", "collect.json"}
+
+
+def test_too_many_rejects_stop_the_work_early_and_are_listed(tmp_path):
+    read = 0
+
+    def items():
+        nonlocal read
+        for document in _documents(5000):
+            read += 1
+            yield Reject(f"place {read}", "broken") if read % 4 == 0 else document
+
+    with pytest.raises(UserError, match="250 of 1000 records cannot be read; the first is place 4: broken"):
+        collect([Items(items())], CollectConfig(), 0, tmp_path)
+    assert read == 1000
+    assert len(list(read_jsonl(tmp_path / "rejects.jsonl"))) == 250
+    assert [path.name for path in tmp_path.iterdir()] == ["rejects.jsonl"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    for name in (".documents.tmp", ".signatures-00007.tmp"):
+        (tmp_path / name).write_text("old")
+    collect([Items(_documents(20))], CollectConfig(), 0, tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_work_leaves_no_half_file(tmp_path):
+    def items():
+        yield from _documents(20)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect([Items(items())], CollectConfig(), 0, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_names_of_held_out_groups_are_limited(tmp_path):
+    documents = (Document(f"d{n}", f"text {n} " * 30, "text", f"group {n}") for n in range(3000))
+    config = CollectConfig(heldout_fraction=0.5, near_duplicate_threshold=None, min_bytes=0)
+    report = collect([Items(documents)], config, 0, tmp_path)
+    assert len(report["heldout_groups"]) == 1000
+    assert report["num_heldout_groups"] == sum(report["heldout"]["documents"].values()) > 1400
+    held = {document.group for document in read_documents(tmp_path / "heldout.jsonl")}
+    assert held > set(report["heldout_groups"])
+
+
+@pytest.mark.parametrize("threshold", [None, 0.8])
+def test_memory_grows_by_numbers_of_the_documents_and_not_by_their_text(tmp_path, threshold):
+    """The peak of two corpora tells what one more document takes."""
+    peaks = []
+    for number in (2_000, 8_000):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("".join(json.dumps({"text": document.text}) + "\n" for document in _documents(number)))
+        tracemalloc.start()
+        collect([JsonlSource(path=str(path))], CollectConfig(near_duplicate_threshold=threshold), 0, tmp_path / "out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 6_000 < 250  # the text of one takes 470 bytes
