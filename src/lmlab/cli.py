@@ -446,7 +446,15 @@ def doctor() -> None:
         table.add_row(f"{str(dtype).removeprefix('torch.')} products on {device}", f"{short(gemm_flops(str(device), dtype))}FLOP/s")
     for name, version in found["packages"].items():
         table.add_row(name, version)
-    for extra, modules in {"data": ("datasketch", "zstandard"), "hf": ("transformers",), "gguf": ("transformers", "gguf", "accelerate")}.items():
+    extras = {
+        "data": ("datasketch", "zstandard", "pyarrow"),
+        "hf": ("transformers",),
+        "gguf": ("transformers", "gguf", "accelerate"),
+        "s3": ("s3fs",),
+        "track": ("tensorboard", "wandb"),
+        "ray": ("ray",),
+    }
+    for extra, modules in extras.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         table.add_row(f"extra '{extra}'", f"missing {', '.join(missing)}: pip install 'lmlab[{extra}]'" if missing else "installed")
     Console().print(table)

@@ -11,6 +11,7 @@ import torch
 from counting import CountingRows, counting_trainer
 
 from lmlab.errors import LmlabError, UserError
+from lmlab.files import read_json
 from lmlab.train import (
     OptimizerConfig,
     ParameterGroup,
@@ -175,9 +176,17 @@ def test_several_decays_each_leave_a_checkpoint_that_is_kept(tmp_path):
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
-    figures = iter([3.0, 1.0, 2.0, 4.0])
-    _trainer(tmp_path, evaluate=lambda model: {"heldout_loss": next(figures)}, evaluate_every=5, keep_checkpoints=1, keep_best="heldout_loss").fit()
-    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000010", "step-00000020"]
+    figures = iter([3.0, 1.0, 2.0, 4.0, 5.0])
+    _trainer(
+        tmp_path,
+        evaluate=lambda model: {"heldout_loss": next(figures)},
+        evaluate_every=4,
+        checkpoint_every=5,
+        keep_checkpoints=1,
+        keep_best="heldout_loss",
+    ).fit()
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000008", "step-00000020"]
+    assert read_json(tmp_path / "checkpoints" / "step-00000008" / "state.json")["figures"] == {"heldout_loss": 1.0}
     with pytest.raises(UserError, match="gives no 'accuracy', but heldout_loss"):
         _trainer(tmp_path / "b", evaluate=lambda model: {"heldout_loss": 1.0}, evaluate_every=5, keep_best="accuracy").fit()
 

@@ -28,7 +28,7 @@ class Start:
 
     @classmethod
     def find(cls, path: Path) -> Start:
-        """The checkpoint at `path`, the newest below it, or the model there.
+        """The checkpoint at `path`, the newest below it, or the model there or in the folder `model`.
 
         Raises:
             UserError: there is none of them.
@@ -36,6 +36,8 @@ class Start:
         if (path / "config.json").exists():
             return cls(path, read_config(path), None)
         found = path if (path / "state.json").exists() else next(reversed(checkpoints(path / "checkpoints")), None)
+        if found is None and (path / "model" / "config.json").exists():
+            return cls.find(path / "model")
         if found is None:
             raise UserError(
                 f"'{path}' holds neither a model nor a checkpoint.", "Name a stage 'train', one of its checkpoints, or a model's directory."

@@ -47,7 +47,7 @@ class TrainerConfig(Config):
         recompute_blocks: activation checkpointing: one of so many blocks is computed again in the backward pass (1 for all, 0 for none).
         evaluate_every, checkpoint_every: in steps; the last step always has both.
         keep_checkpoints: how many of the newest are kept.
-        keep_best: a figure of the evaluation, such as `heldout_loss`; the checkpoint where it is the lowest is kept too.
+        keep_best: a figure of the evaluation, such as `heldout_loss`; where it is the lowest so far a checkpoint is written, and the best is kept.
         background_checkpoints: write them while training goes on, from a copy in memory; by default on GPUs.
         mirror: URL of a folder that gets a copy of every checkpoint, such as `s3://bucket/run`.
         track: further places for metrics: `tensorboard`, `wandb`.
@@ -177,7 +177,8 @@ class Trainer:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.waited, self.paused = 0.0, 0.0
         self._start = (start, start_optimizer)
-        self._figures: dict[str, float] = {}
+        self._figures: dict[str, float] = {}  # of the last step, if it was evaluated
+        self._best = math.inf
         self._read = loader.state()  # of the last whole step
 
     def _prepare(self, model: nn.Module, materialize: Callable[[Any], Any] | None) -> nn.Module:
@@ -225,12 +226,11 @@ class Trainer:
                     self._read = self.loader.state()
                     last = self.step == total
                     evaluates = self.evaluate is not None and (last or _every(self.config.evaluate_every, self.step))
-                    if evaluates:
-                        self._figures = self._evaluate()
-                        row |= self._figures
+                    self._figures = self._evaluate() if evaluates else {}
+                    row |= self._figures
                     if log and (last or evaluates or self.step == 1 or _every(self.config.log_every, self.step)):
                         log.write(row)
-                    if last or self.step in pinned or _every(self.config.checkpoint_every, self.step):
+                    if last or self._is_best() or self.step in pinned or _every(self.config.checkpoint_every, self.step):
                         self._checkpoint(pinned=self.step in pinned)
                     advance(1, note=f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
                 self.checkpoints.wait()
@@ -321,7 +321,7 @@ class Trainer:
 
     def _seed(self) -> int:
         """Random numbers depend on the step and the process alone, so that a resumed run draws the same."""
-        return (self.loader.seed * 1_000_003 + self.step) * 65_537 + self.world.rank
+        return ((self.loader.seed * 1_000_003 + self.step) * 65_537 + self.world.rank) % 2**63
 
     def _not_finite(self, loss: float, norm: float) -> LmlabError:
         self.checkpoints.wait()
@@ -344,10 +344,21 @@ class Trainer:
             raise UserError(f"keep_best: the evaluation gives no '{self.config.keep_best}', but {', '.join(figures)}.")
         return figures
 
+    def _is_best(self) -> bool:
+        """Whether this step's figure is the lowest so far of those by which checkpoints are kept."""
+        figure = self._figures.get(self.config.keep_best or "", math.inf)
+        if figure >= self._best:
+            return False
+        self._best = figure
+        return True
+
     def _checkpoint(self, pinned: bool = False) -> None:
         start = time.perf_counter()
         state = {"loader": self._read, "tokens": self.tokens, "seconds": self.seconds, "total_steps": self.total_steps}
-        state["figures"], self._figures = self._figures, {}
+        state |= {
+            "figures": {name: value for name, value in self._figures.items() if math.isfinite(value)},
+            "best": self._best if math.isfinite(self._best) else None,
+        }
         self.checkpoints.save(self.step, self.model, self.optimizers, state, pinned=pinned)
         self.paused += time.perf_counter() - start
 
@@ -367,6 +378,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.loader.restore(state["loader"])
         self._read = state["loader"]
+        self._best = math.inf if state["best"] is None else state["best"]
 
     def _utilisation(self, tokens_per_second: float) -> float | None:
         if self.flops_per_token is None:
@@ -403,7 +415,8 @@ class _Sums:
 
     def add(self, output: StepOutput) -> None:
         pairs = [(output.loss_sum, output.count), *output.sums.values()]
-        values = torch.stack([torch.as_tensor(each, device=self._device).detach().double() for pair in pairs for each in pair])
+        wide = torch.float32 if self._device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
+        values = torch.stack([torch.as_tensor(each, device=self._device).detach().to(wide) for pair in pairs for each in pair])
         if self._values is None:
             self._names, self._values = list(output.sums), values
         else:
