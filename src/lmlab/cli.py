@@ -429,6 +429,7 @@ def doctor() -> None:
 
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from lmlab.hardware import environment, gemm_flops, select_device
@@ -456,7 +457,8 @@ def doctor() -> None:
     }
     for extra, modules in extras.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        table.add_row(f"extra '{extra}'", f"missing {', '.join(missing)}: pip install 'lmlab[{extra}]'" if missing else "installed")
+        told = f"missing {', '.join(missing)}: pip install 'lmlab[{extra}]'" if missing else "installed"
+        table.add_row(f"extra '{extra}'", escape(told))
     Console().print(table)
 
 

@@ -270,6 +270,15 @@ def test_metrics_go_to_tensorboard(tmp_path):
     assert {"loss/even", "gradient_norm", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(events.Tags()["scalars"])
 
 
+def test_metrics_go_to_weights_and_biases(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    _trainer(tmp_path, track=("wandb",), steps=5).fit()
+    (run,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"gradient_norm" in run.read_bytes()
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"'wandb', which is not installed.\n.*lmlab\[track\]"):
