@@ -1,0 +1,200 @@
+"""Commands that use one model: generate, chat, convert."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commands.shared import example
+from lmlab.errors import UserError
+
+app = typer.Typer()
+
+
+ModelDirectory = Annotated[Path, typer.Option("--model", help="Directory of a model.")]
+Adapter = Annotated[Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
+TopP = Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")]
+MinP = Annotated[float | None, typer.Option(min=0, max=1, help="Sample among tokens with this share of the greatest one.", show_default=False)]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)]
+Precision = Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, or auto, the faster one here.")]
+
+
+@app.command(
+    epilog=example("lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60", "echo 'import ' | lmlab generate --model DIR -")
+)
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
+    model: ModelDirectory,
+    adapter: Adapter = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
+    min_p: MinP = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
+    stop: Stop = None,
+    max_repetitions: Annotated[
+        int | None, typer.Option(min=2, help="End a text whose tail is one block so many times in a row.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    precision: Precision = "fp32",
+    json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample, with log-probabilities.")] = False,
+) -> None:
+    """Continue prompts with a model and print the texts."""
+    import json
+
+    from lmlab.chat import printable
+    from lmlab.models import GenerationConfig, stream
+    from lmlab.stages.generate import complete_texts, generation_config
+
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    directory, network, tokenizer = load_model(model, precision, adapter)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        num_samples=num_samples,
+        stop=tuple(stop or ()),
+        max_repetitions=max_repetitions,
+        seed=seed,
+    )
+    settings = generation_config(settings, directory, tokenizer)
+    if len(texts) == num_samples == 1 and not json_lines:
+        print(texts[0], end="", flush=True)
+        for piece in stream(network, tokenizer.encode_prompt(texts[0]), settings, tokenizer.decode):
+            print(printable(piece), end="", flush=True)
+        print()
+        return
+    for number, (prompt, completions) in enumerate(zip(texts, complete_texts(network, tokenizer, texts, settings), strict=True)):
+        for each in completions:
+            if json_lines:
+                row = {"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason, "ids": each.ids, "log_probs": each.log_probs}
+                print(json.dumps(row, ensure_ascii=False))
+            else:
+                print(("\n\n" if number or each is not completions[0] else "") + prompt + printable(each.text or ""), end="")
+    if not json_lines:
+        print()
+
+
+@app.command(epilog=example("lmlab chat --model models/smollm2", "lmlab chat --model models/smollm2 --system 'Answer in one sentence.'"))
+def chat(
+    model: ModelDirectory,
+    adapter: Adapter = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = None,
+    top_p: TopP = 0.95,
+    min_p: MinP = None,
+    stop: Stop = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    precision: Precision = "fp32",
+) -> None:
+    """Talk to a model. Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short."""
+    from lmlab.chat import Conversation, printable
+    from lmlab.models import GenerationConfig
+    from lmlab.stages.generate import generation_config
+
+    directory, network, tokenizer = load_model(model, precision, adapter)
+    settings = GenerationConfig(
+        max_new_tokens=min(max_new_tokens, network.config.max_seq_len // 2),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    conversation = Conversation(network, tokenizer, generation_config(settings, directory, tokenizer), system)
+    at_terminal = sys.stdin.isatty()
+    while True:
+        if at_terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/exit":
+            break
+        if line.strip() == "/reset":
+            conversation.reset()
+            continue
+        if not line.strip():
+            continue
+        try:
+            for piece in conversation.reply(line.strip()):
+                print(printable(piece), end="", flush=True)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+        print()
+
+
+@app.command(
+    epilog=example(
+        "lmlab convert SmolLM2-135M-Instruct.gguf models/smollm2 --check",
+        "lmlab convert runs/demo/model models/demo --dtype bf16",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a train stage, a training checkpoint, or a GGUF file.")],
+    target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
+    adapter: Adapter = None,
+    dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
+    max_shard_size: Annotated[str, typer.Option(help="Cut the weights into files of at most this size.")] = "5GB",
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the logits of the result with those of transformers.")] = False,
+) -> None:
+    """Write any model that lmlab reads as a Hugging Face directory: safetensors, configuration, tokenizer."""
+    import torch
+
+    from lmlab.models import convert as convert_model
+    from lmlab.stages.evaluate import model_directory
+    from lmlab.stages.start import Start
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "keep": None}
+    if dtype not in dtypes:
+        raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}.")
+    limit = _bytes(max_shard_size)
+    directory, model = model_directory(source), None
+    if (source / "state.json").exists():
+        start = Start.find(source)
+        directory, model = start.tokenizer_directory, start.load()
+    done = convert_model(
+        directory, target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check, adapter=adapter, model=model
+    )
+    found = "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
+    print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")
+
+
+def load_model(path: Path, precision: str, adapter: Path | None) -> Any:
+    """The directory of a model, the model with its adapters folded in, and its tokenizer."""
+    from lmlab.data import Tokenizer
+    from lmlab.hardware import reuse_memory, select_device, select_dtype
+    from lmlab.models import from_pretrained, load_lora, remove_lora
+    from lmlab.stages.evaluate import model_directory
+
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16 or auto.")
+    reuse_memory()
+    directory, device = model_directory(path), select_device()
+    network = from_pretrained(directory, device, select_dtype(precision, device))
+    if adapter is not None:
+        load_lora(network, adapter)
+        remove_lora(network, merge=True)
+    return directory, network, Tokenizer.load(directory)
+
+
+def _bytes(text: str) -> int:
+    """A size such as 5GB or 200MB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise UserError(f"'{text}' is not a size.", "Write it as 5GB or 200MB.")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))

@@ -1,0 +1,141 @@
+"""Commands that run stages: demo, run, tokenize, train, eval, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commands.shared import (
+    DomainField,
+    DryRun,
+    IdField,
+    Out,
+    PerMachine,
+    Processes,
+    Redo,
+    Set,
+    TextField,
+    example,
+    fields_of,
+    planning_for,
+    run_recipe_file,
+    run_stages,
+)
+from lmlab.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command(epilog=example("lmlab demo", "lmlab demo --set model.trainer.steps=100 --out runs/short"))
+def demo(out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo = False) -> None:
+    """Run recipes/demo.yaml: from the standard library's text to a trained, measured, exported model and a report."""
+    run_recipe_file(_demo_recipe(), out, set_, dry_run, redo)
+
+
+@app.command(epilog=example("lmlab run recipes/demo.yaml --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine"))
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+    processes: Processes = None,
+    per_machine: PerMachine = 8,
+) -> None:
+    """Run a recipe. Finished stages are skipped; a run that was cut off goes on where it was. `torchrun -m lmlab run ...` shares the work."""
+    with planning_for(processes, per_machine, dry_run):
+        run_recipe_file(recipe, out, set_, dry_run, redo)
+
+
+@app.command(
+    epilog=example("lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books", "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer")
+)
+def tokenize(
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, globs, folders or URLs of text, JSON lines, Parquet, Arrow or MDS; .gz, .bz2, .xz, .zst are unpacked.")
+    ],
+    tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,
+    text_field: TextField = "text",
+    id_field: IdField = None,
+    domain_field: DomainField = None,
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Collect, deduplicate and tokenise your own text: the first stages of a recipe, without writing one."""
+    from lmlab.data import source_settings
+
+    fields = fields_of(text_field, id_field, domain_field)
+    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [source_settings(path, fields) for path in sources]}}
+    if tokenizer is None:
+        stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
+    for split in ("train", "heldout"):
+        name = "tokens" if split == "train" else "heldout_tokens"
+        stages[name] = {"kind": "tokenize", "documents": "documents", "tokenizer": str(tokenizer or "tokenizer"), "split": split}
+    run_stages("tokenize", stages, out, set_, dry_run, redo)
+
+
+@app.command(epilog=example("lmlab train train.yaml --out runs/mine", "lmlab train train.yaml --set trainer.steps=1000 --dry-run"))
+def train(
+    config: Annotated[Path, typer.Argument(help="The configuration of a train stage, a YAML file: tokens, tokenizer, model, seq_len, trainer.")],
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+    processes: Processes = None,
+    per_machine: PerMachine = 8,
+) -> None:
+    """Train a language model on tokenised text: one stage of a recipe, without writing one. `torchrun -m lmlab train ...` shares the work."""
+    from lmlab.config import apply_overrides, load_yaml
+
+    settings = apply_overrides(load_yaml(config), set_ or [])
+    seed = settings.pop("seed", 0)
+    with planning_for(processes, per_machine, dry_run):
+        run_stages(config.stem, {"model": {"kind": "train", **settings}}, out, None, dry_run, redo, seed)
+
+
+@app.command(name="eval", epilog=example("lmlab eval --model runs/demo/model --documents runs/demo/documents --task runs/demo/questions/task.jsonl"))
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Directory of a model: a Hugging Face directory, or a train stage.")],
+    documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
+    task: Annotated[Path | None, typer.Option(help="Ranked-classification task, JSON lines.", show_default=False)] = None,
+    window: Annotated[int, typer.Option(min=2, help="Most tokens the model sees at once.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Measure a model: bits per byte by domain and ranked accuracy, with standard errors."""
+    if documents is None and task is None:
+        raise UserError("Nothing to measure.", "Give --documents, --task or both.")
+    from lmlab.files import sha256_json
+
+    settings: dict[str, Any] = {"kind": "evaluate", "model": str(model), "window": window}
+    settings |= {key: str(value) for key, value in (("documents", documents), ("task", task)) if value is not None}
+    stages = {"evaluation": settings, "report": {"kind": "report", "title": f"Evaluation of {model}"}}
+    run_stages(f"eval-{sha256_json(settings)[:8]}", stages, out, None, dry_run, redo)
+
+
+@app.command(epilog=example("lmlab report runs/demo"))
+def report(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
+    """Write a run's report.html again from what its stages stored."""
+    from lmlab.runs import Recipe, plan_stages
+    from lmlab.stages.report import write_report
+
+    if not (run / "recipe.yaml").exists():
+        raise UserError(f"'{run}' is not the directory of a run (recipe.yaml is missing).")
+    recipe = Recipe.load(run / "recipe.yaml")
+    stages = [each for each in plan_stages(recipe, run) if not each.entry.stage.reads_all_stages]
+    titles = [each.config.title for each in recipe.stages if each.kind == "report"]  # type: ignore[attr-defined]
+    print(write_report(titles[0] if titles else recipe.name, run, stages))
+
+
+def _demo_recipe() -> Path:
+    package = Path(__file__).parents[1]
+    candidates = (package / "recipes" / "demo.yaml", package.parents[1] / "recipes" / "demo.yaml")
+    return next(path for path in candidates if path.exists())

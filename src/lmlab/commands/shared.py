@@ -1,0 +1,81 @@
+"""What commands share: options, and running stages from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.errors import UserError
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run \\[default: runs/NAME].", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimates and stop.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="With --dry-run: plan for so many processes (GPUs).", show_default=False)]
+PerMachine = Annotated[int, typer.Option(min=1, help="With --processes: how many of them a machine has.")]
+TextField = Annotated[str, typer.Option(help="Dotted field that holds the text of a record.")]
+IdField = Annotated[str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)]
+DomainField = Annotated[str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)]
+Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
+
+
+def example(*lines: str) -> str:
+    return "Example:\n\n" + "\n\n".join(f"  [bold]{line}[/bold]" for line in lines)
+
+
+def fields_of(text_field: str, id_field: str | None, domain_field: str | None) -> dict[str, str]:
+    found = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def run_recipe_file(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> None:
+    from lmlab.runs import Recipe
+
+    execute(Recipe.load(path, overrides or []), out, dry_run, redo)
+
+
+def run_stages(name: str, stages: dict[str, Any], out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool, seed: int = 0) -> None:
+    from lmlab.config import apply_overrides
+    from lmlab.runs import Recipe
+
+    data = apply_overrides({"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []])
+    execute(Recipe.parse(data, "the command line"), out, dry_run, redo)
+
+
+def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
+    from lmlab.distributed import world
+    from lmlab.hardware import reuse_memory
+    from lmlab.progress import console
+    from lmlab.runs import print_plan, run_recipe
+
+    directory = out or Path("runs") / recipe.name
+    if dry_run:
+        print_plan(recipe, directory)
+        return
+    reuse_memory()
+    console.quiet = not world().is_main
+    run_recipe(recipe, directory, redo)
+    report_path = directory / "report.html"
+    console.print(f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else ""))
+
+
+@contextmanager
+def planning_for(processes: int | None, per_machine: int, dry_run: bool) -> Iterator[None]:
+    """Make a plan as one process of many would, without them."""
+    from lmlab.distributed import World, imagine
+
+    if processes is None:
+        yield
+        return
+    if not dry_run:
+        raise UserError("--processes belongs to --dry-run; to start several processes use torchrun.", "torchrun --nproc-per-node N -m lmlab run ...")
+    local = min(per_machine, processes)
+    if processes % local:
+        raise UserError(f"--processes {processes} is not a multiple of --per-machine {local}.")
+    with imagine(World(0, processes, 0, local)):
+        yield

@@ -1,0 +1,1 @@
+"""The published methods, one package each. A method builds on the core and never on another method."""
