@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import time
 import numpy as np
 import pytest
 from corpora import make_corpus, small_tokenizer, write_documents
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lmlab.data import Document, PackedRows, Reject, TokenizedCorpus, TokenizedItem, Tokenizer, tokenize_documents, write_shards
+from lmlab.data import Document, PackedRows, Reject, TokenizedCorpus, TokenizedItem, TokenizedSource, Tokenizer, tokenize_documents, write_shards
 from lmlab.errors import UserError
 from lmlab.files import read_json
 
@@ -109,6 +112,36 @@ def test_altered_truncated_and_missing_shards_are_named(tmp_path, part):
     path.unlink()
     with pytest.raises(UserError, match=path.name):
         TokenizedCorpus(corpus.directory)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("whole"), 9).directory
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["manifest.json", "00000.documents.npy", "00000.tokens.npy", "tokenizer/tokenizer.json"]), st.data())
+def test_whatever_bytes_of_shards_change_a_sentence_says_so(whole, tmp_path, name, data):
+    """Without hashes the index must at least fit the tokens; with them every change is seen."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy, dirs_exist_ok=True)
+    content = bytearray((whole / name).read_bytes())
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)):
+        content[place] = value
+    content = content[: data.draw(st.sampled_from([len(content), len(content) // 2, 0]))]
+    (copy / name).write_bytes(content)
+    try:
+        corpus = TokenizedCorpus(copy)
+        rows = PackedRows(corpus, 8)
+        assert all(len(rows[number]["input_ids"]) == 8 for number in range(len(rows)))
+    except UserError as error:
+        assert str(copy) in error.message
+    try:
+        found = list(TokenizedSource(path=str(copy)).read())
+        assert name == "manifest.json" or content == (whole / name).read_bytes() or name.startswith("tokenizer")
+        assert all(isinstance(each, Document | Reject) for each in found)
+    except UserError as error:
+        assert str(copy) in error.message
 
 
 def test_another_tokenizer_another_source_and_another_format_are_named(tmp_path):
