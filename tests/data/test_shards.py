@@ -130,18 +130,15 @@ def test_whatever_bytes_of_shards_change_a_sentence_says_so(whole, tmp_path, nam
         content[place] = value
     content = content[: data.draw(st.sampled_from([len(content), len(content) // 2, 0]))]
     (copy / name).write_bytes(content)
-    try:
-        corpus = TokenizedCorpus(copy)
-        rows = PackedRows(corpus, 8)
-        assert all(len(rows[number]["input_ids"]) == 8 for number in range(len(rows)))
-    except UserError as error:
-        assert str(copy) in error.message
-    try:
-        found = list(TokenizedSource(path=str(copy)).read())
-        assert name == "manifest.json" or content == (whole / name).read_bytes() or name.startswith("tokenizer")
-        assert all(isinstance(each, Document | Reject) for each in found)
-    except UserError as error:
-        assert str(copy) in error.message
+    unchanged = content == (whole / name).read_bytes() or name in ("manifest.json", "tokenizer/tokenizer.json")
+    for read in (lambda: [PackedRows(TokenizedCorpus(copy), 8)[0]], lambda: list(TokenizedSource(path=str(copy)).read())):
+        problem = None
+        try:
+            found = read()
+        except UserError as error:
+            problem = error.message
+        assert str(copy) in problem if problem else found
+    assert problem or unchanged
 
 
 def test_another_tokenizer_another_source_and_another_format_are_named(tmp_path):

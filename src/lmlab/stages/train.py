@@ -43,6 +43,7 @@ class TrainConfig(Config):
         tokens: tokenised training text.
         mixture: several of them with their shares, in place of `tokens`.
         order: how the sources of a mixture follow each other.
+        tokenizer: by default the one that is stored with the shards.
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
@@ -57,7 +58,7 @@ class TrainConfig(Config):
     order: MixtureOrder = MixtureOrder()
     packing: Packing = "concat"
     max_epochs: PositiveFloat = 4.0
-    tokenizer: Input
+    tokenizer: Input | None = None
     heldout_tokens: Input | None = None
     heldout_rows: PositiveInt = 64
     model: ModelConfig | None = None
@@ -95,8 +96,7 @@ class Train(Stage[TrainConfig]):
 
     def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start."""
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
-        rows, sources = _rows(config, context, tokenizer)
+        rows, sources, tokenizer = _rows(config, context)
         loop = config.trainer.in_steps(config.seq_len, sum(map(len, rows.values())))
         mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, context.seed, config.order)
         start = Start.find(context.inputs["start"]) if config.start else None
@@ -172,8 +172,8 @@ class Train(Stage[TrainConfig]):
         return [Section("Training", blocks + loop_curves(rows))]
 
 
-def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[dict[str, PackedRows], dict[str, MixtureSource]]:
-    """The packed rows of each source, and its part."""
+def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
+    """The packed rows of each source, its part, and the tokenizer of all."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
         places = {"tokens": context.inputs["tokens"]}
@@ -181,11 +181,13 @@ def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> t
         sources = dict(config.mixture)
         places = {name: context.inputs[f"mixture.{name}.tokens"] for name in sources}
     rows = {}
+    tokenizer = Tokenizer.load(context.inputs["tokenizer"]) if config.tokenizer else None
     for name, source in sources.items():
         corpus = TokenizedCorpus(places[name], verify=world().is_main)
+        tokenizer = tokenizer or corpus.tokenizer
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
-    return rows, sources
+    return rows, sources, cast(Tokenizer, tokenizer)
 
 
 def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:

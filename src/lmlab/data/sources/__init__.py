@@ -7,12 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from lmlab.data.documents import Source
-from lmlab.data.sources.choose import choose_kind, source_settings
+from lmlab.data.sources.choose import choose_kind, record_source, source_settings
 from lmlab.data.sources.files import TextSource
 from lmlab.data.sources.python_library import PythonLibrarySource
 from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
 from lmlab.data.sources.tokenized import TokenizedSource
 
+RecordSourceConfig = Annotated[JsonlSource | ParquetSource | ArrowSource | MDSSource, Field(discriminator="kind")]
 SourceConfig = Annotated[
     JsonlSource | ParquetSource | ArrowSource | MDSSource | TextSource | TokenizedSource | PythonLibrarySource, Field(discriminator="kind")
 ]
@@ -24,10 +25,12 @@ __all__ = [
     "ParquetSource",
     "PythonLibrarySource",
     "RecordSource",
+    "RecordSourceConfig",
     "Source",
     "SourceConfig",
     "TextSource",
     "TokenizedSource",
     "choose_kind",
+    "record_source",
     "source_settings",
 ]
