@@ -53,7 +53,7 @@ def conversation_records(source: PythonLibrarySource) -> Iterator[dict[str, Any]
 
 
 def preference_records(source: PythonLibrarySource, seed: int) -> Iterator[dict[str, Any]]:
-    """The questions with their own answer as `chosen` and that to another question about the same module, drawn by the seed, as `rejected`."""
+    """The questions with their answer as `chosen`, and as `rejected` the same going on with another answer about the module, drawn by the seed."""
     by_module: dict[str, list[DocstringQuestion]] = {}
     for each in docstring_questions(source):
         by_module.setdefault(each.module, []).append(each)
@@ -61,5 +61,5 @@ def preference_records(source: PythonLibrarySource, seed: int) -> Iterator[dict[
         draw = random.Random(f"{seed}:{module}")
         for each in questions if len(questions) > 1 else ():
             other = draw.choice([question for question in questions if question is not each])
-            turns = [[{"role": "assistant", "content": question.answer}] for question in (each, other)]
+            turns = [[{"role": "assistant", "content": text}] for text in (each.answer, f"{each.answer} {other.answer}")]
             yield {"prompt": each.messages, "chosen": turns[0], "rejected": turns[1], "domain": "docstrings"}

@@ -15,7 +15,7 @@ class DocstringQuestionsConfig(Config):
     """What is asked about, and in which form.
 
     Attributes:
-        form: `conversations` have a question and its answer; `pairs` have another answer about the same module too, which is to be rejected.
+        form: `conversations` have a question and its answer; `pairs` also one that does not stop there, which is to be rejected.
         source: where the docstrings are.
     """
 
