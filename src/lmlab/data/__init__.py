@@ -3,7 +3,7 @@
 from lmlab.data.chat import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
 from lmlab.data.chat_encoding import ChatConfig, chat_template, chat_tokenizer
 from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
-from lmlab.data.collect import CollectConfig, collect
+from lmlab.data.collect import KEEP_ALL, CollectConfig, collect
 from lmlab.data.docstring_questions import conversation_records, docstring_questions, preference_records
 from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader
@@ -31,6 +31,7 @@ from lmlab.data.tokenize import tokenize_documents
 from lmlab.data.tokenizer import Tokenizer
 
 __all__ = [
+    "KEEP_ALL",
     "TULU_TEMPLATE",
     "ArrowSource",
     "Batch",
