@@ -39,6 +39,17 @@ def test_a_run_goes_on_from_its_mirror_where_nothing_else_is_left(tmp_path, kind
     assert sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False)) == ["step-00000008", "step-00000010"]
 
 
+def test_a_run_goes_on_from_a_bucket(tmp_path, s3):
+    constant = {"schedule": {"kind": "constant", "warmup_fraction": 0}, **_SETTINGS}
+    counting_trainer(tmp_path / "whole", TrainerConfig(steps=10, **constant)).fit()
+    s3.mkdir("bucket")
+    for steps, names in ((6, ["step-00000004", "step-00000006"]), (10, ["step-00000008", "step-00000010"])):
+        counting_trainer(tmp_path / "here", TrainerConfig(steps=steps, mirror="s3://bucket/runs/one", **constant)).fit()
+        assert sorted(name.rpartition("/")[2] for name in s3.ls("bucket/runs/one", refresh=True)) == names
+        shutil.rmtree(tmp_path / "here" / "checkpoints")
+    assert _losses(tmp_path / "here") == _losses(tmp_path / "whole")
+
+
 def test_half_a_checkpoint_on_the_mirror_is_none(tmp_path):
     url = f"file://{tmp_path}/mirror"
     config = TrainerConfig(steps=4, mirror=url, **_SETTINGS)
