@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.storage import open_binary
+from lmlab.storage import open_binary, undamaged
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         file = open_binary(path)
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
-    with file:
+    with file, undamaged(path):
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -17,7 +19,18 @@ from corpora import make_corpus, small_tokenizer, write_documents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab.data import Document, PackedRows, Reject, TokenizedCorpus, TokenizedItem, TokenizedSource, Tokenizer, tokenize_documents, write_shards
+from lmlab.data import (
+    Document,
+    PackedRows,
+    Reject,
+    TokenizedCorpus,
+    TokenizedItem,
+    TokenizedSource,
+    Tokenizer,
+    read_documents,
+    tokenize_documents,
+    write_shards,
+)
 from lmlab.errors import UserError
 from lmlab.files import read_json
 
@@ -179,6 +192,22 @@ def test_masks_are_kept(tmp_path):
     corpus = TokenizedCorpus(tmp_path, verify=True)
     assert manifest["kind"] == "examples" and manifest["counts"]["chat"]["learned_tokens"] == 100
     assert np.concatenate([shard.mask for shard in corpus.shards]).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1] * 20
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_archive_of_documents_is_named(tmp_path, suffix, damage):
+    zstandard = pytest.importorskip("zstandard")
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    write_documents(tmp_path / "documents.jsonl")
+    packed, path = pack((tmp_path / "documents.jsonl").read_bytes()), tmp_path / f"documents.jsonl{suffix}"
+    middle = len(packed) // 2
+    path.write_bytes(packed[:middle] if damage == "cut" else b"\xff" * 60 + packed[60:])
+    with pytest.raises(UserError, match=path.name):
+        tokenize_documents(path, small_tokenizer(), tmp_path / "out", workers=1)
+    with pytest.raises(UserError, match=path.name):
+        list(read_documents(path))
+    assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_a_line_that_is_no_document_is_named(tmp_path):
