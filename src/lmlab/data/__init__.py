@@ -6,7 +6,7 @@ from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
 from lmlab.data.collect import KEEP_ALL, CollectConfig, collect
 from lmlab.data.docstring_questions import conversation_records, docstring_questions, preference_records
 from lmlab.data.documents import Document, Reject, Source, read_documents
-from lmlab.data.loader import Batch, Loader
+from lmlab.data.loader import Batch, Loader, Rows
 from lmlab.data.mds import MDSShard, MDSWriter, read_mds_index
 from lmlab.data.mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
 from lmlab.data.packing import PackedRows, Packing
@@ -61,6 +61,7 @@ __all__ = [
     "RecordSource",
     "RecordSourceConfig",
     "Reject",
+    "Rows",
     "Share",
     "Source",
     "SourceConfig",

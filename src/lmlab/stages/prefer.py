@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveInt
 
 from lmlab.config import Config
@@ -19,10 +17,9 @@ from lmlab.reports import Facts, Figure, Section, Series, line_chart
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 from lmlab.stages.start import Start
-from lmlab.stages.training import build_network, export_model, final_loss, loop_curves, plan_training, series, training_facts
+from lmlab.stages.training import build_network, export_model, final_loss, heldout_evaluation, loop_curves, plan_training, series, training_facts
 from lmlab.train import (
     DPOConfig,
-    Evaluation,
     KTOConfig,
     SimPOConfig,
     StepFunction,
@@ -113,7 +110,7 @@ class Prefer(Stage[PreferConfig]):
             loader,
             config.trainer.in_steps(2 * config.seq_len, len(rows)),
             context.directory,
-            _evaluation(step, heldout, config) if heldout else None,
+            heldout_evaluation(step, heldout, config.trainer.rows_at_once) if heldout else None,
             tokens_per_row=2 * config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
             start=start.checkpoint,
@@ -187,19 +184,3 @@ def _score(start: Start, parts: list[Rows | None], config: PreferConfig, directo
     wait_for_all()
     if not world().is_main:
         score()
-
-
-def _evaluation(step: StepFunction, rows: Rows, config: PreferConfig) -> Evaluation:
-    """The step's figures on held-out rows, as `heldout_...`."""
-
-    def evaluate(model: Any) -> dict[str, float]:
-        device = next(model.parameters()).device
-        totals: dict[str, np.ndarray[Any, Any]] = {}
-        for first in range(0, len(rows), config.trainer.rows_at_once):
-            chosen = [rows[number] for number in range(first, min(first + config.trainer.rows_at_once, len(rows)))]
-            output = step(model, {key: torch.from_numpy(np.stack([row[key] for row in chosen])).to(device) for key in chosen[0]})
-            for name, pair in {"loss": (output.loss_sum, output.count), **output.sums}.items():
-                totals[name] = totals.get(name, np.zeros(2)) + np.array([float(each) for each in pair])
-        return {f"heldout_{name}": total / count for name, (total, count) in totals.items() if count}
-
-    return evaluate

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
@@ -15,12 +13,22 @@ from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows,
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import write_json
-from lmlab.models import ModelConfig, Transformer
+from lmlab.models import ModelConfig
 from lmlab.progress import short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.start import Start
-from lmlab.stages.training import build_network, export_model, final_loss, loop_curves, plan_training, series, training_facts, utilisation
+from lmlab.stages.training import (
+    build_network,
+    export_model,
+    final_loss,
+    heldout_evaluation,
+    loop_curves,
+    plan_training,
+    series,
+    training_facts,
+    utilisation,
+)
 from lmlab.train import (
     Evaluation,
     Trainer,
@@ -115,7 +123,7 @@ class Train(Stage[TrainConfig]):
             loader,
             loop,
             context.directory,
-            _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None,
+            _heldout_loss(context.inputs["heldout_tokens"], config, tokenizer) if config.heldout_tokens else None,
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -190,23 +198,11 @@ def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedR
     return rows, sources, cast(Tokenizer, tokenizer)
 
 
-def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:
+def _heldout_loss(directory: Path, config: TrainConfig, tokenizer: Tokenizer) -> Evaluation:
+    """The loss, by domain too, on rows that are spread over a held-out corpus."""
     corpus = TokenizedCorpus(directory)
+    corpus.check_tokenizer(tokenizer)
     rows = PackedRows(corpus, config.seq_len)
     count = min(config.heldout_rows, len(rows))
     chosen = [rows[number * len(rows) // count] for number in range(count)]
-    batch = {key: torch.from_numpy(np.stack([row[key] for row in chosen])) for key in chosen[0]}
-    step = language_model_step_by_domain(corpus.domains)
-
-    def evaluate(model: Transformer) -> dict[str, float]:
-        device = model.embedding.weight.device
-        parts = [batch[key].split(config.trainer.rows_at_once) for key in batch]
-        outputs = [step(model, dict(zip(batch, [part.to(device) for part in each], strict=True))) for each in zip(*parts, strict=True)]
-        figures = {"heldout_loss": float(sum(output.loss_sum for output in outputs)) / float(sum(output.count for output in outputs))}
-        for name in outputs[0].sums:
-            total, number = (float(sum(output.sums[name][place] for output in outputs)) for place in (0, 1))
-            if number:
-                figures[f"heldout_{name}"] = total / number
-        return figures
-
-    return evaluate
+    return heldout_evaluation(language_model_step_by_domain(corpus.domains), chosen, config.trainer.rows_at_once)
