@@ -6,9 +6,20 @@ import hashlib
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Discriminator, Tag
 
-from lmlab.data import ChatConfig, RecordSource, RecordSourceConfig, Reject, chat_template, read_records, record_source
+from lmlab.data import (
+    ArrowSource,
+    ChatConfig,
+    JsonlSource,
+    MDSSource,
+    ParquetSource,
+    RecordSource,
+    Reject,
+    chat_template,
+    read_records,
+    record_source,
+)
 from lmlab.errors import UserError
 from lmlab.runs import Input, StageContext
 from lmlab.storage import is_url
@@ -21,7 +32,19 @@ def _locate(value: Any) -> Any:
     return record_source(value) if isinstance(value, str) and (is_url(value) or not set(value).isdisjoint("*?[")) else value
 
 
-Records = Annotated[Input | RecordSourceConfig, BeforeValidator(_locate)]
+def _kind(value: Any) -> Any:
+    return "path" if isinstance(value, str) else value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Records = Annotated[
+    Annotated[Input, Tag("path")]
+    | Annotated[JsonlSource, Tag("jsonl")]
+    | Annotated[ParquetSource, Tag("parquet")]
+    | Annotated[ArrowSource, Tag("arrow")]
+    | Annotated[MDSSource, Tag("mds")],
+    Discriminator(_kind, "records", "expected a path, or a source of kind jsonl, parquet, arrow or mds"),
+    BeforeValidator(_locate),
+]
 """A field that names records: an earlier stage, a path, a glob, a URL, or a source of records with its settings."""
 
 

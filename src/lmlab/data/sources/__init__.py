@@ -13,7 +13,6 @@ from lmlab.data.sources.python_library import PythonLibrarySource
 from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
 from lmlab.data.sources.tokenized import TokenizedSource
 
-RecordSourceConfig = Annotated[JsonlSource | ParquetSource | ArrowSource | MDSSource, Field(discriminator="kind")]
 SourceConfig = Annotated[
     JsonlSource | ParquetSource | ArrowSource | MDSSource | TextSource | TokenizedSource | PythonLibrarySource, Field(discriminator="kind")
 ]
@@ -25,7 +24,6 @@ __all__ = [
     "ParquetSource",
     "PythonLibrarySource",
     "RecordSource",
-    "RecordSourceConfig",
     "Source",
     "SourceConfig",
     "TextSource",
