@@ -48,6 +48,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files and directories below `directory` that killed processes have left; nobody else may be writing there."""
+    for path in sorted(directory.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_file(path, "w") as file:

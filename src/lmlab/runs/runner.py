@@ -22,7 +22,7 @@ from rich.table import Table
 
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError
-from lmlab.files import read_json, sha256_json, write_json, write_text
+from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
 from lmlab.runs.recipe import Recipe, RecipeStage
@@ -178,6 +178,7 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         return dict(record["results"])
     console.print(f"[bold]{title}[/bold]" + (" [dim]goes on[/dim]" if planned.state == "unfinished" else ""))
     path.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     record = {
         "name": entry.name,
         "kind": entry.kind,
