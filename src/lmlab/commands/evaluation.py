@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmlab.commands.shared import DryRun, Redo, example, run_stages
+from lmlab.commands.shared import DryRun, Redo, example, print_table, run_stages
 from lmlab.errors import UserError, missing_extra
 
 app = typer.Typer(
@@ -69,7 +69,6 @@ def evaluate(
 @app.command(name="tasks", epilog=example("lmlab eval tasks", "lmlab eval tasks arc"))
 def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only names that hold one of these.", show_default=False)] = None) -> None:
     """List the tasks that can be named, with split, shots, metric, chance and licence; then short names and groups."""
-    from rich.console import Console
     from rich.table import Table
 
     from lmlab.evals import known_tasks, main_metric, olmes
@@ -83,11 +82,10 @@ def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only
             metric = main_metric(task) + (f" by {task.normalization}" if main_metric(task) == "accuracy" and task.normalization != "none" else "")
             chance = "" if task.chance is None or main_metric(task) != "accuracy" else f"{100 * task.chance:.1f} %"
             table.add_row(name, task.title, task.split, str(task.shots), metric, chance, task.licence)
-    console = Console()
-    console.print(table)
+    print_table(table)
     for name, targets in olmes.aliases().items():
         if not words or any(word in name for word in words):
-            console.print(f"{name}: {', '.join(targets)}", highlight=False)
+            print(f"{name}: {', '.join(targets)}")
 
 
 @app.command(epilog=example("lmlab eval compare runs/eval-a runs/eval-b", "lmlab eval compare runs/a runs/b --out page.html"))
@@ -97,12 +95,10 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)] = None,
 ) -> None:
     """Test whether the second model differs from the first on the same questions: paired bootstrap, and McNemar's test of accuracies."""
-    from rich.console import Console
-
     from lmlab.stages.compare import compare_evaluations, comparison_table, write_comparison
 
     found = compare_evaluations(first, second)
-    Console().print(comparison_table(found))
+    print_table(comparison_table(found))
     if out is not None:
         print(f"Page: {write_comparison(found, first, second, out)}")
 
@@ -142,13 +138,11 @@ def harness(
 
 
 def _print_tasks(directory: Path) -> None:
-    from rich.console import Console
-
     from lmlab.distributed import world
     from lmlab.runs import read_record
     from lmlab.stages.evaluate_report import terminal_table
 
     results = read_record(directory / "evaluation")["results"]
     if results["tasks"] and world().is_main:
-        Console().print(terminal_table(results))
+        print_table(terminal_table(results))
         print(f"Computed by {results['scorer']}. ± is one standard error.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
@@ -70,14 +71,27 @@ def value_text(found: dict[str, Any], name: str | None = None) -> str:
 
 
 def terminal_table(results: dict[str, Any]) -> TerminalTable:
-    """The tasks of one model."""
-    table = TerminalTable("task", "questions", "metric", "value", "chance", "bits per byte", "left out")
-    for name, found in results["tasks"].items():
-        bits = value_text(found, "bits_per_byte") if found["metric"] != "bits_per_byte" else ""
-        table.add_row(escape(name), f"{found['questions']:,}", _metric(found), value_text(found), _chance(found), bits, _left_out(found))
-    if (average := average_accuracy(results["tasks"])) is not None:
-        table.add_row("average", "", "accuracy", f"{100 * average:.1f} %", "", "", "")
+    """The tasks of one model; columns that say nothing are left out."""
+    tasks = results["tasks"]
+    rows = {
+        name: [f"{found['questions']:,}", _metric(found), value_text(found), _chance(found), _beside(found), _left_out(found)]
+        for name, found in tasks.items()
+    }
+    if (average := average_accuracy(tasks)) is not None:
+        rows["average"] = ["", "accuracy", f"{100 * average:.1f} %", "", "", ""]
+    columns = ["questions", "metric", "value", "chance", "bits per byte", "left out"]
+    used = [place for place in range(len(columns)) if any(row[place] for row in rows.values())]
+    table = TerminalTable(box=SIMPLE_HEAD)
+    table.add_column("task", no_wrap=True)
+    for place in used:
+        table.add_column(columns[place], justify="left" if columns[place] in ("metric", "left out") else "right")
+    for name, row in rows.items():
+        table.add_row(escape(name), *(row[place] for place in used))
     return table
+
+
+def _beside(found: dict[str, Any]) -> str:
+    return value_text(found, "bits_per_byte") if found["metric"] != "bits_per_byte" and "bits_per_byte" in found["figures"] else ""
 
 
 def tasks_section(results: dict[str, Any]) -> Section:
