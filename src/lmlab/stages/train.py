@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
@@ -15,12 +13,22 @@ from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows,
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import write_json
-from lmlab.models import ModelConfig, Transformer
+from lmlab.models import ModelConfig
 from lmlab.progress import short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.start import Start
-from lmlab.stages.training import build_network, export_model, final_loss, loop_curves, plan_training, series, training_facts, utilisation
+from lmlab.stages.training import (
+    build_network,
+    export_model,
+    final_loss,
+    heldout_evaluation,
+    loop_curves,
+    plan_training,
+    series,
+    training_facts,
+    utilisation,
+)
 from lmlab.train import (
     Evaluation,
     Trainer,
@@ -43,6 +51,7 @@ class TrainConfig(Config):
         tokens: tokenised training text.
         mixture: several of them with their shares, in place of `tokens`.
         order: how the sources of a mixture follow each other.
+        tokenizer: by default the one that is stored with the shards.
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
@@ -57,7 +66,7 @@ class TrainConfig(Config):
     order: MixtureOrder = MixtureOrder()
     packing: Packing = "concat"
     max_epochs: PositiveFloat = 4.0
-    tokenizer: Input
+    tokenizer: Input | None = None
     heldout_tokens: Input | None = None
     heldout_rows: PositiveInt = 64
     model: ModelConfig | None = None
@@ -95,8 +104,7 @@ class Train(Stage[TrainConfig]):
 
     def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start."""
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
-        rows, sources = _rows(config, context, tokenizer)
+        rows, sources, tokenizer = _rows(config, context)
         loop = config.trainer.in_steps(config.seq_len, sum(map(len, rows.values())))
         mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, context.seed, config.order)
         start = Start.find(context.inputs["start"]) if config.start else None
@@ -115,7 +123,7 @@ class Train(Stage[TrainConfig]):
             loader,
             loop,
             context.directory,
-            _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None,
+            _heldout_loss(context.inputs["heldout_tokens"], config, tokenizer) if config.heldout_tokens else None,
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -172,8 +180,8 @@ class Train(Stage[TrainConfig]):
         return [Section("Training", blocks + loop_curves(rows))]
 
 
-def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[dict[str, PackedRows], dict[str, MixtureSource]]:
-    """The packed rows of each source, and its part."""
+def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
+    """The packed rows of each source, its part, and the tokenizer of all."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
         places = {"tokens": context.inputs["tokens"]}
@@ -181,30 +189,20 @@ def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> t
         sources = dict(config.mixture)
         places = {name: context.inputs[f"mixture.{name}.tokens"] for name in sources}
     rows = {}
+    tokenizer = Tokenizer.load(context.inputs["tokenizer"]) if config.tokenizer else None
     for name, source in sources.items():
         corpus = TokenizedCorpus(places[name], verify=world().is_main)
+        tokenizer = tokenizer or corpus.tokenizer
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
-    return rows, sources
+    return rows, sources, cast(Tokenizer, tokenizer)
 
 
-def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:
+def _heldout_loss(directory: Path, config: TrainConfig, tokenizer: Tokenizer) -> Evaluation:
+    """The loss, by domain too, on rows that are spread over a held-out corpus."""
     corpus = TokenizedCorpus(directory)
+    corpus.check_tokenizer(tokenizer)
     rows = PackedRows(corpus, config.seq_len)
     count = min(config.heldout_rows, len(rows))
     chosen = [rows[number * len(rows) // count] for number in range(count)]
-    batch = {key: torch.from_numpy(np.stack([row[key] for row in chosen])) for key in chosen[0]}
-    step = language_model_step_by_domain(corpus.domains)
-
-    def evaluate(model: Transformer) -> dict[str, float]:
-        device = model.embedding.weight.device
-        parts = [batch[key].split(config.trainer.rows_at_once) for key in batch]
-        outputs = [step(model, dict(zip(batch, [part.to(device) for part in each], strict=True))) for each in zip(*parts, strict=True)]
-        figures = {"heldout_loss": float(sum(output.loss_sum for output in outputs)) / float(sum(output.count for output in outputs))}
-        for name in outputs[0].sums:
-            total, number = (float(sum(output.sums[name][place] for output in outputs)) for place in (0, 1))
-            if number:
-                figures[f"heldout_{name}"] = total / number
-        return figures
-
-    return evaluate
+    return heldout_evaluation(language_model_step_by_domain(corpus.domains), chosen, config.trainer.rows_at_once)
