@@ -92,10 +92,10 @@ def running(endpoint: FaultyEndpoint) -> Iterator[FaultyEndpoint]:
     async def start() -> None:
         tasks.append(await asyncio.start_server(endpoint.serve, "127.0.0.1", 0))
         endpoint.url = f"http://127.0.0.1:{tasks[0].sockets[0].getsockname()[1]}/v1"
-        ready.set()
 
     def work() -> None:
         loop.run_until_complete(start())
+        loop.call_soon(ready.set)  # only once it runs for good can it be stopped
         loop.run_forever()
         for task in asyncio.all_tasks(loop):
             task.cancel()

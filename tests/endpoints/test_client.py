@@ -162,7 +162,7 @@ def test_equal_requests_are_one_request_even_at_the_same_time(served):
     assert client.sent == 1 and len({reply.text for reply in replies}) == 1
 
 
-def test_log_probabilities_survive_the_cache(served, tmp_path):
+def test_log_probabilities_survive_the_cache():
     reply = Reply.from_json('{"status": "ok", "choices": [{"text": "A", "finish_reason": "stop", "log_probs": [{"token": "A", "log_prob": -0.5, '
                             '"top": [["A", -0.5], ["B", -1.0]]}]}], "usage": {"prompt": 1}, "error": null, "seconds": 0.1}')  # fmt: skip
     assert Reply.from_json(reply.to_json()) == reply
