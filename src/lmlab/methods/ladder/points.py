@@ -1,0 +1,184 @@
+"""From runs to the points that the laws are fitted to (Bhagia et al. 2024, section 3).
+
+Legend: T tasks, R runs, K checkpoints of all runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.settings import TwoStepSettings
+from lmlab.methods.ladder.table import Floats, Run, RunTable
+from lmlab.methods.ladder.tasks import Task
+from lmlab.progress import console
+
+
+@dataclass(frozen=True)
+class Points:
+    """What both steps are fitted to.
+
+    Attributes:
+        x_3R: ln N, ln D and ln C of each run at its end.
+        y_TR: the quantity between the steps, mean over the last checkpoints of each run.
+        accuracy_TR: accuracy in the same way.
+        loss_TK, accuracy_TK: smoothed checkpoints for the second step, of all runs one after the other.
+        run_K: to which run each belongs; external models have numbers of their own from R on.
+        names: of the runs.
+    """
+
+    x_3R: Floats
+    y_TR: Floats
+    accuracy_TR: Floats
+    loss_TK: Floats
+    accuracy_TK: Floats
+    run_K: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @property
+    def num_groups(self) -> int:
+        """Runs and external models."""
+        return int(self.run_K.max()) + 1 if len(self.run_K) else len(self.names)
+
+
+def logs(n: float, d: float, flops_per_token: float | None) -> Floats:
+    """ln N, ln D, ln C; [3]."""
+    return np.log([n, d, (flops_per_token or 6 * n) * d])
+
+
+def moving_average(values: Floats, width: int) -> Floats:
+    """Trailing means over `width` values; the first ones are means of what is there. Over the last axis."""
+    total = np.cumsum(np.concatenate([np.zeros((*values.shape[:-1], 1)), values], axis=-1), axis=-1)
+    end = np.arange(1, values.shape[-1] + 1)
+    begin = np.maximum(0, end - width)
+    return np.asarray((total[..., end] - total[..., begin]) / (end - begin))
+
+
+def final_value(values: Floats, last: int) -> float:
+    """The mean of the last values."""
+    return float(values[-last:].mean())
+
+
+def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> Points:
+    """The points of a ladder.
+
+    Raises:
+        UserError: no run is left, or a column is missing.
+    """
+    runs = table.ladder.runs
+    if not runs:
+        raise UserError("There is no run to fit.", "A table needs runs of the mode 'train'.")
+    y, accuracy, losses, accuracies, owners = [], [], [], [], []
+    per_task = []
+    for task in tasks:
+        x = [run.intermediate(task, settings.x) for run in runs]
+        a = [run.accuracy(task, "mc" if settings.accuracy_law == "mc" else "rc") for run in runs]
+        y.append([final_value(each, settings.last) for each in x])
+        accuracy.append([final_value(each, settings.last) for each in a])
+        kept = [math.ceil(settings.skip * len(run)) for run in runs]
+        losses.append(np.concatenate([moving_average(each[k:], settings.moving_average) for each, k in zip(x, kept, strict=True)]))
+        accuracies.append(np.concatenate([moving_average(each[k:], settings.moving_average) for each, k in zip(a, kept, strict=True)]))
+        per_task.append(_external(table, task, settings))
+    for place, run in enumerate(runs):
+        owners += [place] * (len(run) - math.ceil(settings.skip * len(run)))
+    if per_task and per_task[0]:
+        owners += range(len(runs), len(runs) + len(per_task[0]))
+        losses = [np.concatenate([each, [pair[0] for pair in extra]]) for each, extra in zip(losses, per_task, strict=True)]
+        accuracies = [np.concatenate([each, [pair[1] for pair in extra]]) for each, extra in zip(accuracies, per_task, strict=True)]
+    x_3R = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in runs], axis=1)
+    return Points(
+        x_3R, np.array(y), np.array(accuracy), np.stack(losses), np.stack(accuracies), np.array(owners, dtype=np.int64), tuple(r.name for r in runs)
+    )
+
+
+def _external(table: RunTable, task: Task, settings: TwoStepSettings) -> list[tuple[float, float]]:
+    """Loss and accuracy of other models."""
+    found = []
+    for name, metrics in table.external.items():
+        run = Run(name, 1, None, np.ones(1), {key: np.array([value]) for key, value in metrics.items()}, source=name)
+        found.append((float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])))
+    return found
+
+
+def target_values(run: Run, task: Task, settings: TwoStepSettings) -> tuple[float, float]:
+    """What was measured on a target: the last of its averaged values."""
+    variant: Literal["rc", "mc"] = "mc" if settings.accuracy_law == "mc" else "rc"
+    return final_value(run.intermediate(task, settings.x), settings.last), final_value(run.accuracy(task, variant), settings.last)
+
+
+def check(table: RunTable, tasks: Sequence[Task], x: Sequence[str] = ("bpb",), drop_bad_rows: bool = False, allow_unfinished: bool = False) -> RunTable:
+    """The table without rows and runs that must not be fitted.
+
+    Arguments:
+        x: quantities that will be read.
+        drop_bad_rows: drop rows with a value that is no number or out of its range, and say how many; otherwise they are an error.
+        allow_unfinished: keep runs that have not come to their end.
+
+    Raises:
+        UserError: a bad value, with file and row; a run that is both fitted and a target.
+    """
+    targets = {(run.n, run.final_tokens) for run in table.targets}
+    for run in table.ladder:
+        if (run.n, run.final_tokens) in targets:
+            raise UserError(f"The run '{run.name}' is fitted, and is a target too.", "Leave it out of one of them.")
+    runs = []
+    for run in table:
+        kept = _without_bad_rows(run, tasks, x, drop_bad_rows)
+        reason = kept.unfinished
+        if run.mode == "train" and reason and not allow_unfinished:
+            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow", markup=False)
+            continue
+        runs.append(kept)
+    checked = replace(table, runs=tuple(runs))
+    for warning in mismatches(checked):
+        console.print(f"Warning: {warning}", style="yellow", markup=False)
+    return checked
+
+
+def _without_bad_rows(run: Run, tasks: Sequence[Task], x: Sequence[str], drop: bool) -> Run:
+    bad = np.zeros(len(run), dtype=bool)
+    for task in tasks:
+        columns = [(key, run.column(key, task), False) for key in task.accuracy_keys]
+        if "bpb" in x:
+            columns += [(key, run.column(key, task), True) for key in task.loss_keys]
+        columns += [(each, run.intermediate(task, each), True) for each in x if each != "bpb"]
+        for name, values, is_loss in columns:
+            wrong = ~np.isfinite(values) | ((values <= 0) if is_loss else (values < 0) | (values > 1))
+            if wrong.any() and not drop:
+                place = int(np.flatnonzero(wrong)[0])
+                rule = "a loss must be above 0" if is_loss else "an accuracy lies between 0 and 1"
+                value = "empty or not a number" if not np.isfinite(values[place]) else f"{values[place]:g}, but {rule}"
+                row = f", row {run.rows[place]}" if run.rows else f", checkpoint {place + 1}"
+                raise UserError(f"'{run.source or run.name}'{row}: '{name}' is {value}.", "Mend the file, or add --drop-bad-rows.")
+            bad |= wrong
+    if not bad.any():
+        return run
+    if bad.all():
+        raise UserError(f"'{run.source or run.name}': no usable row is left.")
+    console.print(f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow", markup=False)
+    return run.keep(~bad)
+
+
+def mismatches(table: RunTable) -> list[str]:
+    """What makes runs of a ladder hard to compare: several tokenizers, contexts, corpora or counts of N, and repeated data."""
+    found = []
+    meaning = {
+        "tokenizer": "bits per byte can be compared, nats a token cannot",
+        "context": "losses depend on the context",
+        "n_definition": "N must be counted in one way",
+        "corpus": "the law assumes one mix of data",
+    }
+    for key, why in meaning.items():
+        values = {str(run.metadata[key]) for run in table if run.metadata.get(key) not in (None, "")}
+        if len(values) > 1:
+            found.append(f"the runs differ in {key.replace('_', ' ')} ({', '.join(sorted(values))}): {why}.")
+    repeated = [run.name for run in table if float(run.metadata.get("epochs") or 0) > 1]
+    if repeated:
+        found.append(f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and bend the law.")
+    return found
