@@ -13,13 +13,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import nnls
 
 from lmlab.methods.ladder import EstimatorSettings, TaskRegistry, TwoStepSettings, fit_chain, logs, mean_logit, splits, target_values
-from lmlab.methods.ladder.backtest import combine, predict_split, score
+from lmlab.methods.ladder.backtest import SplitResult, combine, predict_split, score
 from lmlab.methods.ladder.reference_data import published_ladder
 
 _TIE = 0.05
 _SETS = ("dolma_books", "dolma_common-crawl", "dolma_pes2o", "dolma_reddit", "dolma_stack", "dolma_wiki", "ice", "m2d2_s2orc", "pile", "wikitext_103")
+_STACKED = ("bpb, least squares, shrunk 0.001", "c4", "TaskCE, sigmoid, least squares, shrunk 0.001", "bpb, FLOPs", "validation", "set dolma_stack")
 
 
 def single_chains() -> dict[str, TwoStepSettings]:
@@ -45,6 +47,8 @@ def single_chains() -> dict[str, TwoStepSettings]:
     chains["power law of accuracy"] = TwoStepSettings(law="power")
     chains["TaskCE"] = TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1)
     chains["TaskCE, sigmoid"] = TwoStepSettings(x="taskce")
+    for strength in (1e-4, 1e-3):
+        chains[f"TaskCE, sigmoid, least squares, shrunk {strength:g}"] = TwoStepSettings(x="taskce", delta=None, shrink=strength)
     for x in ("c4", "validation"):
         chains[x] = TwoStepSettings(x=x)
         chains[f"{x}, delta 1e-2"] = TwoStepSettings(x=x, delta=1e-2)
@@ -64,7 +68,17 @@ def single_chains() -> dict[str, TwoStepSettings]:
 def means() -> dict[str, tuple[str, ...]]:
     """Means of logits, by the names of their chains."""
     shrunk, flops = "bpb, shrunk 0.0001", "bpb, FLOPs"
+    least, taskce = "bpb, least squares, shrunk 0.001", "TaskCE, sigmoid, least squares, shrunk 0.001"
     return {
+        "mean of least-squares shrunk and c4": (least, "c4"),
+        "mean of least-squares shrunk and TaskCE": (least, taskce),
+        "mean of c4 and TaskCE": ("c4", taskce),
+        "mean of c4, all runs, and TaskCE": ("c4, all runs", taskce),
+        "mean of least-squares shrunk, c4 and TaskCE": (least, "c4", taskce),
+        "mean of least-squares shrunk, c4 (all runs) and TaskCE": (least, "c4, all runs", taskce),
+        "mean of least-squares shrunk, c4 and FLOPs": (least, "c4", flops),
+        "mean of least-squares shrunk, c4, TaskCE and FLOPs": (least, "c4", taskce, flops),
+        "mean of least-squares shrunk, c4, validation and TaskCE": (least, "c4", "validation", taskce),
         "mean of paper and c4": ("paper, grid of starts", "c4"),
         "mean of shrunk and c4": (shrunk, "c4"),
         "mean of shrunk, c4 and FLOPs": (shrunk, "c4", flops),
@@ -95,6 +109,8 @@ def main() -> None:
         name: [combine([singles[member][place] for member in members]) for place in range(len(every))] for name, members in means().items()
     }
     members = {name: (name,) for name in chains} | means()
+    results["stacked"], stack = _stacked([singles[name] for name in _STACKED]), _weights([singles[name] for name in _STACKED])
+    members["stacked"] = _STACKED
     scores = {name: score(found) for name, found in results.items()}
     lowest = min(scores.values())
     ties = [name for name in scores if scores[name] <= lowest + _TIE]
@@ -105,7 +121,8 @@ def main() -> None:
         row = {"name": name, "chains": len(members[name]), "score": scores[name], "splits": [float(each.errors_TQ.mean()) for each in results[name]]}
         if at_target is not None:
             accuracy, actual = at_target
-            row["7B"] = float(np.abs(mean_logit([accuracy[member] for member in members[name]]) - actual).mean() * 100)
+            weights = tuple(stack) if name == "stacked" else ()
+            row["7B"] = float(np.abs(mean_logit([accuracy[member] for member in members[name]], weights) - actual).mean() * 100)
         rows.append(row)
         figures = "  ".join(f"{value:5.2f}" for value in row["splits"])
         print(f"{name:52} {row['score']:5.2f}   {figures}" + (f"   7B {row['7B']:5.2f}" if "7B" in row else "") + ("   <- chosen" if name == winner else ""))
@@ -113,6 +130,32 @@ def main() -> None:
     print("Splits: " + "; ".join(split.name for split in every))
     if arguments.out:
         arguments.out.write_text(json.dumps({"winner": winner, "rows": rows}, indent=1))
+
+
+def _weights(members: list[list[SplitResult]]) -> list[float]:
+    """Weights of logits, not negative and with the sum 1, that fit the measured logits of all splits best; every split weighs alike."""
+    rows, goal = [], []
+    for place in range(len(members[0])):
+        actual, scale = members[0][place].actual_TQ, members[0][place].actual_TQ.size ** -0.5
+        rows.append(scale * np.stack([_logit(each[place].accuracy_TQ).ravel() for each in members], axis=1))
+        goal.append(scale * _logit(actual).ravel())
+    penalty = 1e3 * np.ones((1, len(members)))
+    found, _ = nnls(np.concatenate([*rows, penalty]), np.concatenate([*goal, [1e3]]))
+    return [float(each) for each in found / found.sum()]
+
+
+def _stacked(members: list[list[SplitResult]]) -> list[SplitResult]:
+    """Each split predicted with the weights of the other splits."""
+    count = len(members[0])
+    found = []
+    for place in range(count):
+        others = [[each[number] for number in range(count) if number != place] for each in members]
+        found.append(combine([each[place] for each in members], _weights(others)))
+    return found
+
+
+def _logit(p):  # noqa: ANN001, ANN202
+    return np.log(p) - np.log1p(-p)
 
 
 def _at_target(table, tasks, chains):  # noqa: ANN001, ANN202
