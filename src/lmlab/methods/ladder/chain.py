@@ -12,11 +12,12 @@ import numpy as np
 
 from lmlab.methods.ladder import accuracy as acc
 from lmlab.methods.ladder.fit import StepFit, first_step_values, fit_first_step, fit_second_step
-from lmlab.methods.ladder.points import Points, collect_points
+from lmlab.methods.ladder.points import Points, collect_points, thin
 from lmlab.methods.ladder.settings import TwoStepSettings
 from lmlab.methods.ladder.table import Floats, RunTable
 from lmlab.methods.ladder.tasks import Task
 
+_REPLICATE_ITERATIONS = 60
 _ACCURACY_RANGE = (1e-6, 1 - 1e-6)
 
 
@@ -110,12 +111,14 @@ def refit(chain: Chain, resample: Resample) -> Chain:
         chance_B,
         settings.shrink if centre is not None else 0.0,
         None if centre is None else np.tile(centre, (count, 1)),
+        _REPLICATE_ITERATIONS,
     )
     if chain.second is None:
         return Chain(settings, tasks, points, first, None)
-    base = checkpoint_weights(points, tasks, settings)
-    weights_BK = (resample.weights_SG[:, None, points.run_K] * base[None]).reshape(-1, len(points.run_K))
-    loss_BK, accuracy_BK = (np.tile(each, (count, 1)) for each in (points.loss_TK, points.accuracy_TK))
+    thinned, counts_K = thin(points)
+    base = checkpoint_weights(thinned, tasks, settings) * (1.0 if settings.weighting == "runs" else counts_K)
+    weights_BK = (resample.weights_SG[:, None, thinned.run_K] * base[None]).reshape(-1, len(thinned.run_K))
+    loss_BK, accuracy_BK = (np.tile(each, (count, 1)) for each in (thinned.loss_TK, thinned.accuracy_TK))
     second = fit_second_step(
         settings.accuracy_law, loss_BK, accuracy_BK, chance_B, weights_BK, settings.anchor, np.tile(chain.second.parameters_BP, (count, 1))[:, None]
     )

@@ -43,6 +43,7 @@ def fit_first_step(
     chance_B: Floats | None = None,
     shrink: float = 0.0,
     centre_B2: Floats | None = None,
+    max_iterations: int = 300,
 ) -> StepFit:
     """Fit a law of N and D to losses by the sum of Huber losses of log ratios.
 
@@ -76,7 +77,7 @@ def fit_first_step(
             return r, j
         return _with_pull(r, j, p_BP, centre_B2[owner[numbers]], shrink, limit)
 
-    solution = solve(residuals, start_BSP.reshape(-1, width), lower, upper, weights, limit)
+    solution = solve(residuals, start_BSP.reshape(-1, width), lower, upper, weights, limit, max_iterations)
     return _best(solution.parameters, solution.cost, solution.converged, count, tries, lambda p: shift_units(form, p, offset, -1))
 
 

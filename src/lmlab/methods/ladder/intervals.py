@@ -190,7 +190,16 @@ class Calibration:
     names: tuple[str, ...]
 
     def factor(self, level: float, without: str | None = None) -> float:
-        """What standard deviations are multiplied by, so that a share `level` of the backtests lies inside; every split weighs alike."""
+        """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal one.
+
+        The conformal one makes a share `level` of the backtests lie inside, every split weighing alike. As the splits of one ladder share their runs,
+        it is a noisy estimate, and is drawn half the way to what correct standard deviations would need.
+        """
+        normal = float(norm.ppf(0.5 + level / 2))
+        return float(np.sqrt(normal * self.conformal_factor(level, without)))
+
+    def conformal_factor(self, level: float, without: str | None = None) -> float:
+        """The quantile of the backtests' scores."""
         chosen = np.array([each != without for each in self.split_of]) if without else np.ones(len(self.scores), dtype=bool)
         if not chosen.any():
             return float(norm.ppf(0.5 + level / 2))

@@ -47,9 +47,23 @@ class Points:
         return int(self.run_K.max()) + 1 if len(self.run_K) else len(self.names)
 
 
+def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
+    """The same with the checkpoints of each run averaged in at most `bins` groups of neighbours, and how many each group holds, [K]."""
+    losses, accuracies, owners, counts = [], [], [], []
+    for group in range(points.num_groups):
+        places = np.flatnonzero(points.run_K == group)
+        for part in np.array_split(places, min(bins, len(places))):
+            losses.append(points.loss_TK[:, part].mean(1))
+            accuracies.append(points.accuracy_TK[:, part].mean(1))
+            owners.append(group)
+            counts.append(len(part))
+    thinned = replace(points, loss_TK=np.stack(losses, 1), accuracy_TK=np.stack(accuracies, 1), run_K=np.array(owners, dtype=np.int64))
+    return thinned, np.array(counts, dtype=float)
+
+
 def logs(n: float, d: float, flops_per_token: float | None) -> Floats:
     """ln N, ln D, ln C; [3]."""
-    return np.log([n, d, (flops_per_token or 6 * n) * d])
+    return np.log(np.array([n, d, (flops_per_token or 6.0 * n) * d], dtype=float))
 
 
 def moving_average(values: Floats, width: int) -> Floats:

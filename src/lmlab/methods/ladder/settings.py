@@ -81,6 +81,12 @@ def preset(name: str) -> EstimatorSettings:
 
 _PAPER = TwoStepSettings(starts="paper")
 PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
+    # Chosen by backtests inside the published ladder; docs/methods/ladder.md has the rule and all candidates.
+    "recommended": (
+        TwoStepSettings(delta=None, shrink=1e-3),
+        TwoStepSettings(x="c4"),
+        TwoStepSettings(x="taskce", delta=None, shrink=1e-3),
+    ),
     "paper": (_PAPER,),
     "flops": (TwoStepSettings(law="flops", starts="paper"),),
     "single": (TwoStepSettings(law="single"),),
