@@ -205,7 +205,7 @@ def _curve_starts(form: acc.AccuracyForm, x_K: Floats, y_K: Floats, chance: floa
 
 
 def _paper_second_step(form: acc.AccuracyForm, loss_BK: Floats, accuracy_BK: Floats, chance_B: Floats) -> StepFit:
-    """One start with `scipy.optimize.curve_fit`, as the reference does it."""
+    """One start with `scipy.optimize.curve_fit` and differences for the Jacobian, as the reference does it: in flat valleys the end depends on them."""
     import warnings
 
     parameters, costs, converged = [], [], []
@@ -213,15 +213,14 @@ def _paper_second_step(form: acc.AccuracyForm, loss_BK: Floats, accuracy_BK: Flo
         limits = acc.bounds(form, chance)
 
         def value(x: Floats, *p: float) -> Floats:
+            if form == "log_sigmoid":  # rounded as in the reference
+                return np.asarray(1 - p[0] * np.log(1 - 1 / (1 + np.exp(-p[2] * (x - p[1])))))
             return acc.value_and_gradient(form, np.array([p]), x[None])[0][0]
-
-        def jacobian(x: Floats, *p: float) -> Floats:
-            return acc.value_and_gradient(form, np.array([p]), x[None])[1][0]
 
         before = float(((value(loss, *limits.start) - accuracy) ** 2).sum() / 2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)
-            found, _ = curve_fit(value, loss, accuracy, p0=limits.start, bounds=(limits.lower, limits.upper), jac=jacobian, maxfev=10_000)
+            found, _ = curve_fit(value, loss, accuracy, p0=limits.start, bounds=(limits.lower, limits.upper), maxfev=10_000)
         cost = float(((value(loss, *found) - accuracy) ** 2).sum() / 2)
         parameters.append(found)
         costs.append(cost)
