@@ -28,7 +28,7 @@ from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
-from lmlab.models.loss import TokenLoss, fused_cross_entropy
+from lmlab.models.loss import Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets
 from lmlab.models.moe import MoE, RouterOutput
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import rotary_table
@@ -45,6 +45,7 @@ class TransformerOutput:
         hidden_BTD: final hidden states, after the last norm.
         logits_BTV: next-token logits if asked for, [B, T, V], or [B, 1, V] for the last position only.
         loss: summed cross-entropy of the labels if labels were given.
+        token_scores: of the targets if targets were given.
         scores_BC: the scalars at the last real token of each row, for a model with `num_labels`.
         routers: what the router of each mixture-of-experts layer decided, in order.
     """
@@ -52,6 +53,7 @@ class TransformerOutput:
     hidden_BTD: Tensor
     logits_BTV: Tensor | None = None
     loss: TokenLoss | None = None
+    token_scores: TokenScores | None = None
     scores_BC: Tensor | None = None
     routers: tuple[RouterOutput, ...] = ()
 
@@ -180,8 +182,10 @@ class Transformer(nn.Module):
         position_ids_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
         attention_mask_BT: Tensor | None = None,
+        visible_BTS: Tensor | None = None,
         cache: KVCache | None = None,
         labels_BT: Tensor | None = None,
+        targets: Targets | None = None,
         z_loss: float = 0.0,
         logits: Literal["all", "last", "none"] | None = None,
         taps: Taps | None = None,
@@ -195,14 +199,17 @@ class Transformer(nn.Module):
                 position: nothing is added from a learned table, nothing is rotated.
             document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document.
             attention_mask_BT: False (or 0) marks padding that no token may see.
+            visible_BTS: which tokens each token sees, True = sees, in place of causal order; [B, T, S] where S counts what a cache holds too. Give
+                positions with it. So a row may be a tree: one beginning with many ends that do not see each other.
             cache: keys and values of earlier tokens; the new tokens are appended to it.
             labels_BT: the target of each position (already shifted: the next token), -100 to ignore.
+            targets: tokens whose probabilities after chosen positions are wanted, without gradients and without the logits of all positions.
             z_loss: coefficient of the z-loss, which is added to the loss.
-            logits: which positions get logits; by default all, or none when labels are given or the model gives scalars.
+            logits: which positions get logits; by default all, or none when labels or targets are given or the model gives scalars.
             taps: listeners on intermediates (`lmlab.models.taps`).
 
         Raises:
-            ValueError: neither or both inputs given, boundaries combined with a cache, or more tokens than a learned table has.
+            ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, or more tokens than a learned table has.
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
@@ -215,7 +222,7 @@ class Transformer(nn.Module):
             x_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)
         else:
             x_BTD = self.embedding(input_ids_BT)
-        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, cache, taps)
+        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, visible_BTS, cache, taps)
         if self.position_embedding is not None:
             x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
         x_BTD = x_BTD.to(compute_dtype(x_BTD))
@@ -241,8 +248,9 @@ class Transformer(nn.Module):
         if labels_BT is not None:
             weight = self.embedding.weight if self.head is None else self.head.weight
             loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared)
-        which = logits or ("all" if labels_BT is None else "none")
-        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, routers=tuple(routers))
+        scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
+        which = logits or ("all" if labels_BT is None and targets is None else "none")
+        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, routers=tuple(routers))
 
     def _logits(self, hidden_BTD: Tensor, which: Literal["all", "last", "none"]) -> Tensor | None:
         if which == "none":
@@ -261,6 +269,7 @@ class Transformer(nn.Module):
         position_ids: Tensor | None,
         document_ids: Tensor | None,
         attention_mask: Tensor | None,
+        visible_BTS: Tensor | None,
         cache: KVCache | None,
         taps: Taps | None,
     ) -> tuple[AttentionContext, Tensor]:
@@ -273,6 +282,10 @@ class Transformer(nn.Module):
             visibility, default_positions = cache.visibility(length), cache.positions(length)
         else:
             visibility, default_positions = _see(x_BTD, document_ids, valid)
+        if visible_BTS is not None:
+            if document_ids is not None or valid is not None or position_ids is None:
+                raise ValueError("visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT")
+            visibility = Visibility(length, visible_BTS.shape[2], mask_BTS=visible_BTS[:, None])
         if position_ids is None:
             position_ids = default_positions
             if self.config.positions == "learned" and cache is None and document_ids is None and length > self.config.max_seq_len:
