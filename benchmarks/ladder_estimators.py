@@ -1,7 +1,7 @@
 """Every estimator that was tried, scored by backtests inside the published ladder; the rule of docs/methods/ladder.md picks one.
 
-    LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py            # backtests and the choice; the target is not read
-    LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py --target   # all candidates on the 7B target too
+LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py            # backtests and the choice; the target is not read
+LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py --target   # all candidates on the 7B target too
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from lmlab.methods.ladder import EstimatorSettings, TaskRegistry, TwoStepSettings, fit_chain, logs, mean_logit, splits, target_values
+from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain, logs, mean_logit, splits, target_values
 from lmlab.methods.ladder.backtest import SplitResult, combine, predict_split, score
 from lmlab.methods.ladder.reference_data import published_ladder
 
@@ -125,7 +125,11 @@ def main() -> None:
             row["7B"] = float(np.abs(mean_logit([accuracy[member] for member in members[name]], weights) - actual).mean() * 100)
         rows.append(row)
         figures = "  ".join(f"{value:5.2f}" for value in row["splits"])
-        print(f"{name:52} {row['score']:5.2f}   {figures}" + (f"   7B {row['7B']:5.2f}" if "7B" in row else "") + ("   <- chosen" if name == winner else ""))
+        print(
+            f"{name:52} {row['score']:5.2f}   {figures}"
+            + (f"   7B {row['7B']:5.2f}" if "7B" in row else "")
+            + ("   <- chosen" if name == winner else "")
+        )
     print(f"{len(rows)} candidates, {len(every)} splits, {time.monotonic() - start:.0f} s. Chosen by the rule: {winner}")
     print("Splits: " + "; ".join(split.name for split in every))
     if arguments.out:
@@ -154,11 +158,11 @@ def _stacked(members: list[list[SplitResult]]) -> list[SplitResult]:
     return found
 
 
-def _logit(p):  # noqa: ANN001, ANN202
+def _logit(p):
     return np.log(p) - np.log1p(-p)
 
 
-def _at_target(table, tasks, chains):  # noqa: ANN001, ANN202
+def _at_target(table, tasks, chains):
     target = table["7B-4T"]
     x = logs(target.n, target.final_tokens, target.flops_per_token)[:, None]
     accuracy = {name: fit_chain(table, tasks, settings).accuracy(x)[0, :, 0] for name, settings in chains.items()}

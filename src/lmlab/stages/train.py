@@ -14,6 +14,7 @@ from lmlab.config import Config
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
+from lmlab.evals import Settings, Task, evaluation_during_training, find_tasks
 from lmlab.files import write_json
 from lmlab.models import ModelConfig, Transformer
 from lmlab.progress import short
@@ -46,6 +47,8 @@ class TrainConfig(Config):
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
+        tasks, questions, limit: benchmarks by name, and a stage or file with questions, measured together with the held-out loss; at most `limit`
+            questions of each. Figures are logged as `TASK/accuracy`, `TASK/bits_per_byte` and so on, those of `questions` as `questions/...`.
         model: the network; without it, that of `start`.
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
@@ -60,6 +63,9 @@ class TrainConfig(Config):
     tokenizer: Input
     heldout_tokens: Input | None = None
     heldout_rows: PositiveInt = 64
+    tasks: list[str] = Field(default=[])
+    questions: Input | None = None
+    limit: PositiveInt | None = None
     model: ModelConfig | None = None
     start: Input | None = None
     start_optimizer: bool = False
@@ -115,7 +121,7 @@ class Train(Stage[TrainConfig]):
             loader,
             loop,
             context.directory,
-            _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None,
+            _evaluation(config, context, tokenizer),
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -186,6 +192,20 @@ def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> t
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
     return rows, sources
+
+
+def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> Evaluation | None:
+    """Held-out loss and tasks, whichever are asked for."""
+    parts: list[Evaluation] = [_heldout_loss(context.inputs["heldout_tokens"], config)] if config.heldout_tokens else []
+    tasks = find_tasks(config.tasks)
+    if config.questions is not None:
+        path = context.inputs["questions"]
+        tasks.append(Task(name="questions", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes"))
+    if tasks:
+        parts.append(evaluation_during_training(tasks, tokenizer, Settings(limit=config.limit), config.trainer.precision))
+    if not parts:
+        return None
+    return lambda model: {name: value for part in parts for name, value in part(model).items()}
 
 
 def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:

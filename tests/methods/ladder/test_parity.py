@@ -41,9 +41,7 @@ def test_predictions_of_the_7b_target(published, results, variant):
             if row["loss_actual"]:
                 assert found.loss_actual == pytest.approx(float(row["loss_actual"]), rel=1e-6)
             if row["acc_pred_from_actual_loss"]:
-                assert found.accuracy_from_actual_loss == pytest.approx(
-                    float(row["acc_pred_from_actual_loss"]), abs=5e-4
-                )
+                assert found.accuracy_from_actual_loss == pytest.approx(float(row["acc_pred_from_actual_loss"]), abs=5e-4)
 
 
 def test_means_of_the_published_variants(published, main_tasks):
@@ -182,7 +180,13 @@ def test_multiple_choice_curves_from_a_large_run(folder):
     large = read_csv_run(folder / "runs" / "peteish7_eval_full.csv", 6_887_575_552, 49_412_071_424)
     target = read_csv_run(folder / "runs" / "peteish7_eval_anneal.csv", 6_887_575_552, 49_412_071_424)
     large = large.keep((large.step >= 170_000) & (large.step <= 450_000))
-    expected = {"mmlu_avg_test_5shot": (62.2, 60.4), "arc_challenge": (77.9, 76.4), "arc_easy": (90.0, 90.4), "csqa": (70.8, 73.4), "hellaswag": (56.6, 62.7)}
+    expected = {
+        "mmlu_avg_test_5shot": (62.2, 60.4),
+        "arc_challenge": (77.9, 76.4),
+        "arc_easy": (90.0, 90.4),
+        "csqa": (70.8, 73.4),
+        "hellaswag": (56.6, 62.7),
+    }
     names = {"arc_challenge": "arc_challenge_test_5shot", "arc_easy": "arc_easy_test_5shot"}
     for stem, (predicted, actual) in expected.items():
         task = TaskRegistry.builtin()[names.get(stem, stem)]

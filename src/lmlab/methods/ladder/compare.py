@@ -29,8 +29,8 @@ class Difference:
 def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9) -> list[Difference]:
     """Compare two ladders at one target.
 
-    The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change counts only as far as it changes
-    the difference. The accuracy curve is that of the same questions in both and counts once for each.
+    The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change counts only as far as it
+    changes the difference. The accuracy curve is that of the same questions in both and counts once for each.
 
     Returns:
         a row for each task, and one for the mean over them.
@@ -50,7 +50,8 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         slopes.append(p * (1 - p))
         parts = each.ensemble.spread(x_3Q).parts
         factor = each.calibration.factor(level) if each.calibration else float(norm.ppf(0.5 + level / 2))
-        spreads.append(factor**2 * sum(((parts[name][0] + parts[name][1]) / 2) ** 2 for name in ("fit", "run", "curve") if name in parts)[:, 0])
+        own = [((parts[name][0] + parts[name][1]) / 2) ** 2 for name in ("fit", "run", "curve") if name in parts]
+        spreads.append(factor**2 * np.sum(own, axis=0)[:, 0])
         forms.append(np.array([logit(chain.accuracy(x_3Q)[0, :, 0]) - logit(p) for chain in each.ensemble.forms]))
     difference = points[1] - points[0]
     variance = spreads[0] * slopes[0] ** 2 + spreads[1] * slopes[1] ** 2
@@ -59,14 +60,12 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
     reach = np.sqrt(variance)
     z = norm.ppf(0.5 + level / 2)
     rows = [
-        Difference(task.name, *map(float, (points[0][k], points[1][k], difference[k], difference[k] - reach[k], difference[k] + reach[k])), _better(difference[k], reach[k] / z))
-        for k, task in enumerate(a.tasks)
+        _row(task.name, float(points[0][k]), float(points[1][k]), float(difference[k]), float(reach[k]), float(z)) for k, task in enumerate(a.tasks)
     ]
-    mean, together = float(difference.mean()), float(np.sqrt(variance.mean() / len(rows)))
-    averages = [float(each.mean()) for each in points]
-    rows.append(Difference("mean", *averages, mean, mean - together, mean + together, _better(mean, together / z)))
+    together = float(np.sqrt(variance.mean() / len(rows)))
+    rows.append(_row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), together, float(z)))
     return rows
 
 
-def _better(difference: float, sd: float) -> float:
-    return float(norm.cdf(difference / max(sd, 1e-12)))
+def _row(name: str, a: float, b: float, difference: float, reach: float, z: float) -> Difference:
+    return Difference(name, a, b, difference, difference - reach, difference + reach, float(norm.cdf(difference / max(reach / z, 1e-12))))

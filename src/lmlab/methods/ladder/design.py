@@ -34,7 +34,13 @@ class NextRun:
 
 
 def next_runs(
-    chain: Chain, n: float, d: float, flops_per_token: float | None = None, sizes: Sequence[float] = (), multiples: Sequence[float] = (), ladder_flops: float = 0.0
+    chain: Chain,
+    n: float,
+    d: float,
+    flops_per_token: float | None = None,
+    sizes: Sequence[float] = (),
+    multiples: Sequence[float] = (),
+    ladder_flops: float = 0.0,
 ) -> list[NextRun]:
     """Rank runs by how much they would lower the variance of the first step's prediction, for each share of the ladder's cost that they add.
 

@@ -112,7 +112,9 @@ def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
     exponents = (0.1, 0.3, 0.8)
     match form:
         case "flops":
-            return np.array([(np.log(max(y_R.mean() - e * low, 1e-3)), a, e * low) for a in (0.03, 0.1, 0.2, 0.4) for e in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)])
+            return np.array(
+                [(np.log(max(y_R.mean() - e * low, 1e-3)), a, e * low) for a in (0.03, 0.1, 0.2, 0.4) for e in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)]
+            )
         case "nd":
             shares = (0.0, 0.5, 0.9)
             return np.array(
@@ -120,12 +122,23 @@ def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
             )
         case "single":
             return np.array(
-                [(*(np.log(scale),) * 2, a, b, e, chance - 1, 1.0) for a in (0.1, 0.4) for b in (0.1, 0.4) for e in (-4.0, -2.0, 0.0) for scale in (0.5, 2.0)]
+                [
+                    (*(np.log(scale),) * 2, a, b, e, chance - 1, 1.0)
+                    for a in (0.1, 0.4)
+                    for b in (0.1, 0.4)
+                    for e in (-4.0, -2.0, 0.0)
+                    for scale in (0.5, 2.0)
+                ]
             )
         case _:
             high = float(y_R.max())
             return np.array(
-                [(*(np.log(max(high + e - y_R.mean(), 1e-3) / 2),) * 2, a, b, high + e) for a in exponents for b in exponents for e in (0.02, 0.2, 0.6)]
+                [
+                    (*(np.log(max(high + e - y_R.mean(), 1e-3) / 2),) * 2, a, b, high + e)
+                    for a in exponents
+                    for b in exponents
+                    for e in (0.02, 0.2, 0.6)
+                ]
             )
 
 
@@ -143,7 +156,12 @@ def _paper_first_step(form: LossForm, x_3R: Floats, y_BR: Floats, delta: float, 
             return float(huber(r, delta).sum()), np.einsum("k,kp->p", np.clip(r[0], -delta, delta), j[0])
 
         result = minimize(
-            objective, start, jac=True, method="L-BFGS-B", bounds=limits, options={"ftol": 0.0, "gtol": 1e-10, "maxiter": 1_000_000, "maxfun": 1_000_000}
+            objective,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=limits,
+            options={"ftol": 0.0, "gtol": 1e-10, "maxiter": 1_000_000, "maxfun": 1_000_000},
         )
         parameters.append(result.x)
         costs.append(result.fun)
@@ -205,7 +223,7 @@ def _curve_starts(form: acc.AccuracyForm, x_K: Floats, y_K: Floats, chance: floa
 
 
 def _paper_second_step(form: acc.AccuracyForm, loss_BK: Floats, accuracy_BK: Floats, chance_B: Floats) -> StepFit:
-    """One start with `scipy.optimize.curve_fit` and differences for the Jacobian, as the reference does it: in flat valleys the end depends on them."""
+    """One start with `scipy.optimize.curve_fit` and differences for the Jacobian, as in the reference: in flat valleys the end depends on them."""
     import warnings
 
     parameters, costs, converged = [], [], []
@@ -244,5 +262,3 @@ def _best(parameters: Floats, cost: Floats, converged: NDArray[np.bool_], count:
 def first_step_values(form: LossForm, p_BP: Floats, x_3K: Floats) -> Floats:
     """The law's values, [B, K]."""
     return value_and_gradient(form, p_BP, x_3K)[0]
-
-

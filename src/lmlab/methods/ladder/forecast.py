@@ -99,7 +99,7 @@ class TwoStep:
 
 
 def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task]) -> EstimatorSettings:
-    """The estimator with what the table has columns for: C4 is replaced by the mean of all validation sets, chains without their columns are left out.
+    """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place, other chains are left out.
 
     An estimator of one chain is left as it is: what is missing is an error then.
     """
@@ -173,7 +173,7 @@ class Forecaster:
         below, above = (side[:, 0] for side in spread.total)
         factor = self.calibration.factor(level) if self.calibration else float(norm.ppf(0.5 + level / 2))
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
-        variance = sum(low**2 + high**2 for low, high in spread.parts.values())
+        variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
         losses = self._losses(x_3Q, level)
         reports = self.step_reports(x_3Q)
         flags = union(reports, self.ensemble.settings.members)
@@ -234,16 +234,18 @@ class Forecaster:
             "estimator": self.ensemble.settings.model_dump(mode="json"),
             "calibrated": self.calibration is not None,
             "tasks": {
-                task.name: {name_of(each): asdict(report[place]) for each, report in zip(self.ensemble.settings.members, self.step_reports(), strict=True)}
+                task.name: {
+                    name_of(each): asdict(report[place]) for each, report in zip(self.ensemble.settings.members, self.step_reports(), strict=True)
+                }
                 for place, task in enumerate(self.tasks)
             },
         }
 
 
-def bootstrap(table: RunTable, task: Task, estimator: str | EstimatorSettings, n: float, d: float, replicates: int = 200, seed: int = 0) -> np.ndarray[Any, Any]:
+def bootstrap(
+    table: RunTable, task: Task, estimator: str | EstimatorSettings, n: float, d: float, replicates: int = 200, seed: int = 0
+) -> np.ndarray[Any, Any]:
     """Replicates of a predicted accuracy, [replicates]; the interval's part `fit` alone."""
     forecaster = TwoStep(estimator, replicates, seed).fit(table, task, calibrated=False)
     x_3Q = logs(n, d, forecaster.flops_per_token(n))[:, None]
     return np.asarray(forecaster.ensemble.accuracy(x_3Q, forecaster.ensemble.replicates)[:, 0, 0])
-
-

@@ -1,8 +1,8 @@
 """How far a forecast can be off: where the spread comes from, and its calibration on backtests.
 
 The parts, each as a standard deviation below and above in the logit of accuracy, are
-- fit: replicates of both steps. The first step's points (one a run) get noise of the size of the runs' residuals and of the differences between repeated
-  runs; the second step's points are resampled by whole runs, with exponential weights (Rubin 1981);
+- fit: replicates of both steps. The first step's points (one a run) get noise of the size of the runs' residuals and of the differences between
+  repeated runs, and both steps' points are resampled by whole runs, with exponential weights (Rubin 1981);
 - run: the same noise in the run that is predicted;
 - curve: how far single runs lie from the second step's curve, at least the binomial error of the questions;
 - form: how far other forms of the law predict otherwise.
@@ -89,7 +89,12 @@ class Ensemble:
 
 
 def fit_ensemble(
-    table: RunTable, tasks: Sequence[Task], settings: EstimatorSettings, replicates: int = 200, seed: int = 0, forms: Sequence[TwoStepSettings] | None = None
+    table: RunTable,
+    tasks: Sequence[Task],
+    settings: EstimatorSettings,
+    replicates: int = 200,
+    seed: int = 0,
+    forms: Sequence[TwoStepSettings] | None = None,
 ) -> Ensemble:
     """Fit an estimator, and what its intervals need.
 

@@ -44,18 +44,18 @@ class Points:
     @property
     def num_groups(self) -> int:
         """Runs and external models."""
-        return int(self.run_K.max()) + 1 if len(self.run_K) else len(self.names)
+        return max(int(self.run_K.max()) + 1, len(self.names))
 
 
 def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
     """The same with the checkpoints of each run averaged in at most `bins` groups of neighbours, and how many each group holds, [K]."""
     losses, accuracies, owners, counts = [], [], [], []
-    for group in range(points.num_groups):
+    for group in np.unique(points.run_K):
         places = np.flatnonzero(points.run_K == group)
         for part in np.array_split(places, min(bins, len(places))):
             losses.append(points.loss_TK[:, part].mean(1))
             accuracies.append(points.accuracy_TK[:, part].mean(1))
-            owners.append(group)
+            owners.append(int(group))
             counts.append(len(part))
     thinned = replace(points, loss_TK=np.stack(losses, 1), accuracy_TK=np.stack(accuracies, 1), run_K=np.array(owners, dtype=np.int64))
     return thinned, np.array(counts, dtype=float)
@@ -88,27 +88,27 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
     runs = table.ladder.runs
     if not runs:
         raise UserError("There is no run to fit.", "A table needs runs of the mode 'train'.")
-    y, accuracy, losses, accuracies, owners = [], [], [], [], []
-    per_task = []
+    variant = _variant(settings)
+    curve_runs = runs if table.second is None else table.second.ladder.runs
+    kept = [math.ceil(settings.skip * len(run)) for run in curve_runs]
+    y, accuracy, losses, accuracies = [], [], [], []
     for task in tasks:
-        x = [run.intermediate(task, settings.x) for run in runs]
-        a = [run.accuracy(task, "mc" if settings.accuracy_law == "mc" else "rc") for run in runs]
-        y.append([final_value(each, settings.last) for each in x])
-        accuracy.append([final_value(each, settings.last) for each in a])
-        kept = [math.ceil(settings.skip * len(run)) for run in runs]
-        losses.append(np.concatenate([moving_average(each[k:], settings.moving_average) for each, k in zip(x, kept, strict=True)]))
-        accuracies.append(np.concatenate([moving_average(each[k:], settings.moving_average) for each, k in zip(a, kept, strict=True)]))
-        per_task.append(_external(table, task, settings))
-    for place, run in enumerate(runs):
-        owners += [place] * (len(run) - math.ceil(settings.skip * len(run)))
-    if per_task and per_task[0]:
-        owners += range(len(runs), len(runs) + len(per_task[0]))
-        losses = [np.concatenate([each, [pair[0] for pair in extra]]) for each, extra in zip(losses, per_task, strict=True)]
-        accuracies = [np.concatenate([each, [pair[1] for pair in extra]]) for each, extra in zip(accuracies, per_task, strict=True)]
+        y.append([final_value(run.intermediate(task, settings.x), settings.last) for run in runs])
+        accuracy.append([final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last) for run in runs])
+        pairs = [(run.intermediate(task, settings.x)[k:], run.accuracy(task, variant)[k:]) for run, k in zip(curve_runs, kept, strict=True)]
+        extra = np.array(_external(table, task, settings)).reshape(-1, 2)
+        losses.append(np.concatenate([*(moving_average(loss, settings.moving_average) for loss, _ in pairs), extra[:, 0]]))
+        accuracies.append(np.concatenate([*(moving_average(value, settings.moving_average) for _, value in pairs), extra[:, 1]]))
+    first = 0 if table.second is None else len(runs)
+    owners = [first + place for place, (run, k) in enumerate(zip(curve_runs, kept, strict=True)) for _ in range(len(run) - k)]
+    owners += range(first + len(curve_runs), first + len(curve_runs) + len(table.external))
     x_3R = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in runs], axis=1)
-    return Points(
-        x_3R, np.array(y), np.array(accuracy), np.stack(losses), np.stack(accuracies), np.array(owners, dtype=np.int64), tuple(r.name for r in runs)
-    )
+    names = tuple(run.name for run in runs)
+    return Points(x_3R, np.array(y), np.array(accuracy), np.stack(losses), np.stack(accuracies), np.array(owners, dtype=np.int64), names)
+
+
+def _variant(settings: TwoStepSettings) -> Literal["rc", "mc"]:
+    return "mc" if settings.accuracy_law == "mc" else "rc"
 
 
 def _external(table: RunTable, task: Task, settings: TwoStepSettings) -> list[tuple[float, float]]:
@@ -122,11 +122,12 @@ def _external(table: RunTable, task: Task, settings: TwoStepSettings) -> list[tu
 
 def target_values(run: Run, task: Task, settings: TwoStepSettings) -> tuple[float, float]:
     """What was measured on a target: the last of its averaged values."""
-    variant: Literal["rc", "mc"] = "mc" if settings.accuracy_law == "mc" else "rc"
-    return final_value(run.intermediate(task, settings.x), settings.last), final_value(run.accuracy(task, variant), settings.last)
+    return final_value(run.intermediate(task, settings.x), settings.last), final_value(run.accuracy(task, _variant(settings)), settings.last)
 
 
-def check(table: RunTable, tasks: Sequence[Task], x: Sequence[str] = ("bpb",), drop_bad_rows: bool = False, allow_unfinished: bool = False) -> RunTable:
+def check(
+    table: RunTable, tasks: Sequence[Task], x: Sequence[str] = ("bpb",), drop_bad_rows: bool = False, allow_unfinished: bool = False
+) -> RunTable:
     """The table without rows and runs that must not be fitted.
 
     Arguments:

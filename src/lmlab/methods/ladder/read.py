@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
 from lmlab.config import Config, validate
@@ -154,7 +155,7 @@ def _in_order(run: Run) -> Run:
     bad = np.flatnonzero(~np.isfinite(run.tokens) | (run.tokens < 0))
     if len(bad):
         raise UserError(f"'{where}', row {run.rows[bad[0]]}: the number of tokens is not a number, or is negative.")
-    order = np.argsort(run.tokens, kind="stable")
+    order: NDArray[np.int64] = np.argsort(run.tokens, kind="stable")
     if (np.diff(order) < 0).any():
         console.print(f"'{where}': rows were sorted by tokens.", markup=False)
     run = run.keep(order)
@@ -180,7 +181,9 @@ def _resolve(pattern: str, folders: Sequence[Path], where: str) -> list[Path]:
             found = sorted(folder.glob(pattern)) if not Path(pattern).is_absolute() else []
         for file in found:
             if not any(file.resolve().is_relative_to(root) for root in folders):
-                raise UserError(f"{where}: '{pattern}' leads out of {', '.join(map(str, dict.fromkeys(folders)))}.", "Move the files, or add --root DIR.")
+                raise UserError(
+                    f"{where}: '{pattern}' leads out of {', '.join(map(str, dict.fromkeys(folders)))}.", "Move the files, or add --root DIR."
+                )
         if found:
             return found
     raise UserError(f"{where}: '{pattern}' matches no file.", "Paths start from the working directory or the configuration's folder.")
@@ -362,4 +365,3 @@ def _guarded(cell: Any) -> Any:
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
         return int(cell)
     return cell
-

@@ -119,8 +119,8 @@ class Run:
             case _:
                 return self.column(x, task)
 
-    def keep(self, chosen: NDArray[np.bool_] | slice) -> Run:
-        """The same run with some of its checkpoints."""
+    def keep(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | slice) -> Run:
+        """The same run with some of its checkpoints, in the order of `chosen`."""
         places = np.arange(len(self))[chosen]
         return replace(
             self,
@@ -147,10 +147,12 @@ class RunTable:
     Attributes:
         runs: runs and targets.
         external: metrics of other models, by name, for the second step.
+        second: runs of the second step, where they are not those of the first, as for answers by letter.
     """
 
     runs: tuple[Run, ...]
     external: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    second: RunTable | None = None
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs)
@@ -186,7 +188,10 @@ class RunTable:
         chosen = tuple(
             run
             for run in self.runs
-            if run.n <= max_n * 1.0001 and min_multiple <= run.multiple <= max_multiple and (names is None or run.name in names) and run.name not in without
+            if run.n <= max_n * 1.0001
+            and min_multiple <= run.multiple <= max_multiple
+            and (names is None or run.name in names)
+            and run.name not in without
         )
         return replace(self, runs=chosen)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lmlab.errors import UserError
 from lmlab.methods.ladder.chain import fit_chain
+from lmlab.methods.ladder.plan import parse_length
 from lmlab.methods.ladder.points import logs, target_values
 from lmlab.methods.ladder.settings import TwoStepSettings
 from lmlab.methods.ladder.table import Run, RunTable
@@ -72,3 +75,33 @@ def mean_errors(rows: Sequence[TargetError]) -> dict[str, float | None]:
         "step_1": mean([row.step_1 for row in rows]),
         "step_2": mean([row.step_2 for row in rows]),
     }
+
+
+def only_target(table: RunTable, name: str | None) -> Run:
+    """The target of that name, or the only one.
+
+    Raises:
+        UserError: there is none, or there are several and no name.
+    """
+    if name is not None:
+        return table[name]
+    if len(table.targets) != 1:
+        names = ", ".join(run.name for run in table.targets) or "none"
+        raise UserError(f"One target is needed; the table has: {names}.", "Name it with --target, or mark it when runs are collected.")
+    return table.targets[0]
+
+
+def target_point(table: RunTable, name: str | None, n: float | None, d: str | None) -> tuple[float, float, float | None, Run | None]:
+    """N, D and FLOPs a token of what is predicted, and the measured run where it is one of the table.
+
+    Raises:
+        UserError: neither a target nor both N and D are given.
+    """
+    if n is not None and d is not None:
+        return n, parse_length(d, n), None, table[name] if name is not None else None
+    if n is None and d is None and (name is not None or table.targets):
+        run = only_target(table, name)
+        if not math.isfinite(run.n):
+            raise UserError(f"The number of parameters of '{run.name}' is not known.", "Give -n and -d, or n in the configuration.")
+        return run.n, run.final_tokens, run.flops_per_token, run
+    raise UserError("What is to be predicted? Give both -n and -d, or --target.", "For instance: -n 7e9 -d 4T")

@@ -176,5 +176,8 @@ _OLMES = (
     _olmes("arc_easy_val", "ARC-Easy (validation)", 0.25, 570),
     _olmes("openbookqa_val", "OpenBookQA (validation)", 0.25, 500),
     _olmes("mmlu_avg_val", "MMLU (validation)", 0.25, 1_531, parts=_MMLU, mc="len_norm"),
-    *(_olmes(f"mmlu_{part}_test", f"MMLU, {part.replace('_', ' ')}", 0.25, count) for part, count in zip(_MMLU, (3_018, 4_705, 3_077, 3_242), strict=True)),
+    *(
+        _olmes(f"mmlu_{part}_test", f"MMLU, {part.replace('_', ' ')}", 0.25, count)
+        for part, count in zip(_MMLU, (3_018, 4_705, 3_077, 3_242), strict=True)
+    ),
 )
