@@ -169,6 +169,8 @@ def _condition(chain: Chain, place: int) -> float:
     jacobian = log_residuals(chain.settings.law, p, x, log_y)[1][0]
     scale = np.sqrt((jacobian**2).sum(0))
     used = jacobian[:, scale > 1e-12] / scale[scale > 1e-12]
+    if not used.size:
+        return float("inf")
     singular = np.linalg.svd(used, compute_uv=False)
     return float((singular[0] / max(singular[-1], 1e-300)) ** 2)
 

@@ -90,18 +90,19 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
         raise UserError("There is no run to fit.", "A table needs runs of the mode 'train'.")
     variant = _variant(settings)
     curve_runs = runs if table.second is None else table.second.ladder.runs
+    others = _external(table, tasks, settings)
     kept = [math.ceil(settings.skip * len(run)) for run in curve_runs]
     y, accuracy, losses, accuracies = [], [], [], []
     for task in tasks:
         y.append([final_value(run.intermediate(task, settings.x), settings.last) for run in runs])
         accuracy.append([final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last) for run in runs])
         pairs = [(run.intermediate(task, settings.x)[k:], run.accuracy(task, variant)[k:]) for run, k in zip(curve_runs, kept, strict=True)]
-        extra = np.array(_external(table, task, settings)).reshape(-1, 2)
+        extra = np.array([(float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])) for run in others]).reshape(-1, 2)
         losses.append(np.concatenate([*(moving_average(loss, settings.moving_average) for loss, _ in pairs), extra[:, 0]]))
         accuracies.append(np.concatenate([*(moving_average(value, settings.moving_average) for _, value in pairs), extra[:, 1]]))
     first = 0 if table.second is None else len(runs)
     owners = [first + place for place, (run, k) in enumerate(zip(curve_runs, kept, strict=True)) for _ in range(len(run) - k)]
-    owners += range(first + len(curve_runs), first + len(curve_runs) + len(table.external))
+    owners += range(first + len(curve_runs), first + len(curve_runs) + len(others))
     x_3R = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in runs], axis=1)
     names = tuple(run.name for run in runs)
     return Points(x_3R, np.array(y), np.array(accuracy), np.stack(losses), np.stack(accuracies), np.array(owners, dtype=np.int64), names)
@@ -111,12 +112,19 @@ def _variant(settings: TwoStepSettings) -> Literal["rc", "mc"]:
     return "mc" if settings.accuracy_law == "mc" else "rc"
 
 
-def _external(table: RunTable, task: Task, settings: TwoStepSettings) -> list[tuple[float, float]]:
-    """Loss and accuracy of other models."""
+def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> list[Run]:
+    """Other models as runs of one checkpoint; those without the columns of another quantity than the task loss are left out."""
     found = []
     for name, metrics in table.external.items():
         run = Run(name, 1, None, np.ones(1), {key: np.array([value]) for key, value in metrics.items()}, source=name)
-        found.append((float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])))
+        try:
+            for task in tasks:
+                run.intermediate(task, settings.x)
+        except UserError:
+            if settings.x == "bpb":
+                raise
+            continue
+        found.append(run)
     return found
 
 

@@ -197,11 +197,13 @@ class RunTable:
 
     @property
     def paper(self) -> RunTable:
-        """The runs of 1xC and longer, without repeated ones: those that the paper fits. Targets are kept."""
+        """The runs of 1xC and longer, where every size has such runs, without repeated ones: those that the paper fits. Targets are kept."""
+        sizes = {run.n for run in self.runs if run.mode == "train"}
+        shortest = 1.0 if sizes <= {run.n for run in self.runs if run.mode == "train" and run.multiple >= 1} else 0.0
         seen, chosen = set(), []
         for run in self.runs:
             key = (run.n, run.multiple)
-            if run.mode == "train" and (run.multiple < 1 or key in seen or run.name.endswith("-rerun")):
+            if run.mode == "train" and (run.multiple < shortest or key in seen or run.name.endswith("-rerun")):
                 continue
             seen.add(key)
             chosen.append(run)
