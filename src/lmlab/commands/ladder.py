@@ -14,6 +14,8 @@ from lmlab.errors import UserError
 if TYPE_CHECKING:
     from lmlab.methods.ladder import EstimatorSettings, RunTable, Task
 
+_PIPED_WIDTH = 160  # characters, where the output is not a terminal
+
 app = typer.Typer(no_args_is_help=True, help="Model ladders: train small models, predict a large one's task accuracy, with intervals.")
 
 Runs = Annotated[Path | None, typer.Argument(help="Run table (.csv, .parquet), folder of `collect`, or the reference's .json.", show_default=False)]
@@ -415,7 +417,9 @@ def _fitted(
 
 
 def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None, title: str, details: Any = None) -> None:
-    """Print a table; write it too where a path is given."""
+    """Print a table, its notes below; write it too where a path is given."""
+    import sys
+
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -423,12 +427,16 @@ def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | 
     from lmlab.methods.ladder.tables import text_of, write
 
     shown = Table(title=escape(title), title_justify="left")
-    for number, column in enumerate(columns):
+    noted = len(columns) - (columns[-1] == "notes")
+    for number, column in enumerate(columns[:noted]):
         numeric = any(isinstance(row[number], int | float) for row in rows)
         shown.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(escape(text_of(cell)) for cell in row))
-    Console().print(shown)
+        shown.add_row(*(escape(text_of(cell)) for cell in row[:noted]))
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(shown)
+    for row in rows if noted < len(columns) else ():
+        if row[-1]:
+            print(f"{row[0]}: {row[-1]}.")
     if output is not None:
         write(output, columns, rows, details)
         print(output)

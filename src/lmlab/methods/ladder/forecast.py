@@ -13,7 +13,7 @@ from scipy.stats import norm
 import lmlab
 from lmlab.errors import UserError
 from lmlab.methods.ladder.diagnose import StepReport, check_identifiable, distance, name_of, report_step, union
-from lmlab.methods.ladder.intervals import Calibration, Ensemble, calibrate, fit_ensemble, inverse_logit, logit
+from lmlab.methods.ladder.intervals import Calibration, Ensemble, at_chance, calibrate, fit_ensemble, inverse_logit, logit
 from lmlab.methods.ladder.points import logs
 from lmlab.methods.ladder.settings import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.table import C4, RunTable, validation_columns
@@ -171,7 +171,9 @@ class Forecaster:
         point = self.ensemble.accuracy(x_3Q)[0, :, 0]
         spread = self.ensemble.spread(x_3Q)
         below, above = (side[:, 0] for side in spread.total)
-        factor = self.calibration.factor(level) if self.calibration else float(norm.ppf(0.5 + level / 2))
+        normal = float(norm.ppf(0.5 + level / 2))
+        calibrated = self.calibration.factor(level) if self.calibration else normal
+        factor = np.where(at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated)  # backtests at chance are too easy
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
         variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
         losses = self._losses(x_3Q, level)

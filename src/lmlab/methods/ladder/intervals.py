@@ -4,7 +4,8 @@ The parts, each as a standard deviation below and above in the logit of accuracy
 - fit: replicates of both steps. The first step's points (one a run) get noise of the size of the runs' residuals and of the differences between
   repeated runs, and both steps' points are resampled by whole runs, with exponential weights (Rubin 1981);
 - run: the same noise in the run that is predicted;
-- curve: how far single runs lie from the second step's curve, at least the binomial error of the questions;
+- curve: how far single runs lie from the second step's curve, at least the binomial error of the questions. Where all runs are at chance nothing is
+  known of where and how steeply accuracy rises, and this part is at least half a logit;
 - form: how far other forms of the law predict otherwise.
 They are added in quadrature. Their sum is multiplied by a factor that makes intervals cover what they promise on backtests inside the ladder
 (conformal prediction with a normalised score, Lei et al. 2018); without backtests by the normal quantile.
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from lmlab.methods.ladder.backtest import Split, mean_logit, splits
@@ -30,6 +32,8 @@ from lmlab.methods.ladder.tasks import Task
 PARTS = ("fit", "run", "curve", "form")
 _SPREAD = norm.cdf(1.0)  # the quantile one standard deviation above the median
 _LEAST = 0.01  # logits
+_NO_SIGNAL = 0.5  # logits
+_CHANCE_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,16 @@ def _curve_noise(chain: Chain, settings: EstimatorSettings, chains: Sequence[Cha
     if curves:
         away = logit(actual) - logit(mean_logit(curves) if len(curves) > 1 else curves[0])
         residual = np.sqrt((away**2).sum(1) / max(1, actual.shape[1] - 3))
+    residual = np.where(at_chance(chain), np.maximum(residual, _NO_SIGNAL), residual)
     questions = np.array([task.n_instances or np.inf for task in chain.tasks])
     middle = actual[:, actual.shape[1] // 2]
     return np.asarray(np.maximum(residual, 1 / np.sqrt(questions * middle * (1 - middle))))
+
+
+def at_chance(chain: Chain) -> NDArray[np.bool_]:
+    """Whether all runs are at chance, for each task; [T]."""
+    chance_T = np.array([task.chance for task in chain.tasks])
+    return np.asarray(np.quantile(chain.points.accuracy_TR, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
 
 
 def logit(accuracy: Floats) -> Floats:

@@ -246,7 +246,7 @@ def plan_rows(plan: LadderPlan, flops_per_second: float) -> list[Mapping[str, An
         {
             "run": rung.name,
             "N": rung.n,
-            "D": rung.tokens,
+            "D": int(rung.tokens),
             "FLOPs": rung.flops,
             "learning rate": rung.learning_rate,
             "batch tokens": rung.batch_rows * plan.seq_len,

@@ -143,6 +143,19 @@ def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
     return RunTable(tuple(replace(run, mode="eval") if run.name in target else run for run in runs))
 
 
+def _published_name(key: str) -> str:
+    """The column name of the published runs, where the trainer measured the same thing."""
+    if key == "heldout_loss":
+        return VALIDATION
+    task, _, figure = key.rpartition("/")
+    if not task.endswith("_rc_5shot"):
+        return key
+    accuracy = f"eval/downstream/{task}_{'acc' if task.startswith('boolq') else 'len_norm'}"
+    known = {"bits_per_byte": f"eval/downstream_bpb/{task}_bpb", "accuracy": accuracy}
+    known |= {"soft": f"eval/downstream_soft/{task}_soft", "log_soft": f"eval/downstream_soft_log/{task}_soft_log"}
+    return known.get(figure, key)
+
+
 def collect_run(stage: Path) -> Run | None:
     """One run from the directory of its stage `train`; None where nothing was measured."""
     rows = [row for row in read_metrics(stage / "metrics.jsonl") if any(key.endswith("/bits_per_byte") or key == "heldout_loss" for key in row)]
@@ -158,7 +171,7 @@ def collect_run(stage: Path) -> Run | None:
     schedule = ScheduleConfig.model_validate(trainer["schedule"])
     total = trainer["steps"] or math.ceil((trainer["tokens"] or 0) / (trainer["batch_size"] * seq_len)) or int(rows[-1]["step"])
     keys = [key for key in rows[-1] if ("/" in key and not key.startswith(("loss/", "heldout_loss/"))) or key == "heldout_loss"]
-    metrics = {VALIDATION if key == "heldout_loss" else key: np.array([row.get(key, math.nan) for row in rows], dtype=float) for key in keys}
+    metrics = {_published_name(key): np.array([row.get(key, math.nan) for row in rows], dtype=float) for key in keys}
     peak = trainer["optimizer"]["learning_rate"]
     last = learning_rate_factor(schedule, total - 1, total, trainer["batch_size"] * seq_len) * peak
     rates = np.array([row["learning_rate"] for row in rows], dtype=float)

@@ -19,7 +19,7 @@ def text_of(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
-        return f"{cell:.4g}" if abs(cell) < 1e5 else f"{cell:.3g}"
+        return f"{cell:.4g}"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
