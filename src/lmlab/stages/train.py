@@ -12,6 +12,7 @@ from lmlab.config import Config
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
+from lmlab.evals import Settings, evaluation_during_training, find_tasks
 from lmlab.files import write_json
 from lmlab.models import ModelConfig
 from lmlab.progress import short
@@ -55,6 +56,7 @@ class TrainConfig(Config):
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
+        tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or YAML files.
         model: the network; without it, that of `start`.
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
@@ -69,6 +71,8 @@ class TrainConfig(Config):
     tokenizer: Input | None = None
     heldout_tokens: Input | None = None
     heldout_rows: PositiveInt = 64
+    tasks: list[str] = Field(default=[])
+    tasks_limit: PositiveInt = 100
     model: ModelConfig | None = None
     start: Input | None = None
     start_optimizer: bool = False
@@ -98,6 +102,10 @@ class Train(Stage[TrainConfig]):
     config_type: ClassVar[type[Config]] = TrainConfig
     distributed: ClassVar[bool] = True
 
+    def depends_on(self, config: TrainConfig) -> Any:
+        """The requests of the tasks."""
+        return {task.name: task.fingerprint() for task in find_tasks(config.tasks)} or None
+
     def plan(self, config: TrainConfig) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
         return plan_training(config.model, config.seq_len, config.trainer)
@@ -123,7 +131,7 @@ class Train(Stage[TrainConfig]):
             loader,
             loop,
             context.directory,
-            _heldout_loss(context.inputs["heldout_tokens"], config, tokenizer) if config.heldout_tokens else None,
+            _evaluation(config, context, tokenizer),
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -174,6 +182,11 @@ class Train(Stage[TrainConfig]):
         ]
         if len(by_domain) > 1:
             blocks.append(Figure(line_chart(by_domain, "step", "loss (nats a token)"), "Training loss by domain.", "Loss by domain"))
+        for metric, title in (("accuracy", "accuracy"), ("bits_per_byte", "bits per byte of the right answer")):
+            names = sorted({name for row in rows for name in row if name.endswith(f"/{metric}")})
+            if names:
+                curves = [series(rows, name, name.removesuffix(f"/{metric}")) for name in names]
+                blocks.append(Figure(line_chart(curves, "step", title), f"Tasks while the model learns: {title}.", f"Tasks: {title}"))
         if len(results["sources"]) > 1:
             table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
@@ -196,6 +209,16 @@ def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedR
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
     return rows, sources, cast(Tokenizer, tokenizer)
+
+
+def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> Evaluation | None:
+    """All that is measured while the model learns."""
+    parts: list[Evaluation] = []
+    if config.heldout_tokens:
+        parts.append(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer))
+    if tasks := find_tasks(config.tasks):
+        parts.append(evaluation_during_training(tasks, tokenizer, Settings(config.tasks_limit, too_long="truncate"), config.trainer.precision))
+    return (lambda model: {name: value for part in parts for name, value in part(model).items()}) if parts else None
 
 
 def _heldout_loss(directory: Path, config: TrainConfig, tokenizer: Tokenizer) -> Evaluation:
