@@ -105,19 +105,30 @@ def tasks_section(results: dict[str, Any]) -> Section:
         errors = {"model": [each["standard_error"] or 0.0 for each in accuracy], "chance": [0.0] * len(ranked)}
         caption = "Accuracy beside chance. Bars show one standard error."
         blocks.append(Figure(bar_chart([found["title"] for found in ranked.values()], values, errors, "accuracy", None), caption, caption))
+    blocks.append(_table(tasks))
+    blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
+    used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
+    note = _TASK_NOTE.format(normalizations=f"as it is (none) or divided by {', '.join(used)}" if used else "as it is")
+    return Section("Benchmarks", blocks, f"Computed by {results['scorer']}. {note}")
+
+
+def _table(tasks: Figures) -> Table:
+    """All figures of all tasks; columns that say nothing are left out."""
     rows: list[list[Any]] = []
     for name, found in tasks.items():
         further = [value_text(found, each) for each in _FURTHER]
-        rows.append([name, found["questions"], _metric(found), value_text(found), _chance(found), *further, _left_out(found)])
+        by = found["normalization"] or ""
+        rows.append([name, found["questions"], _NAMES.get(found["metric"], found["metric"]), value_text(found), _chance(found), by, *further])
+        rows[-1].append(_left_out(found))
     if (average := average_accuracy(tasks)) is not None:
-        rows.append(["average", None, "accuracy", f"{100 * average:.1f} %", *["" for _ in range(5)]])
-    columns = ["task", "questions", "metric", "value", "chance", "bits per byte", "cross-entropy", "calibration error", "left out"]
-    align: list[Literal["left", "right"]] = ["left", "right", "left", *["right"] * 5, "left"]  # type: ignore[list-item]
-    blocks.append(Table(columns, rows, "All tasks.", align=align))
-    blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
-    used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
-    note = _TASK_NOTE.format(normalizations=f"as it is or divided by {', '.join(used)}, as the table says" if used else "as it is")
-    return Section("Benchmarks", blocks, f"Computed by {results['scorer']}. {note}")
+        rows.append(["average", None, "accuracy", f"{100 * average:.1f} %", *["" for _ in range(6)]])
+    columns = ["task", "items", "metric", "value", "chance", "by", "bits per byte", "cross-entropy", "calibration error", "left out"]
+    says = [place for place in range(len(columns)) if any(row[place] not in ("", "-", "none", None) for row in rows)]
+    if all(found["metric"] == "accuracy" for found in tasks.values()):
+        says.remove(columns.index("metric"))
+        columns[columns.index("value")] = "accuracy"
+    align: list[Literal["left", "right"]] = ["left" if columns[place] in ("task", "metric", "by", "left out") else "right" for place in says]
+    return Table([columns[place] for place in says], [[row[place] for place in says] for row in rows], "All tasks.", align=align)
 
 
 def _metric(found: dict[str, Any]) -> str:
