@@ -94,7 +94,7 @@ def _beside(found: dict[str, Any]) -> str:
     return value_text(found, "bits_per_byte") if found["metric"] != "bits_per_byte" and "bits_per_byte" in found["figures"] else ""
 
 
-def tasks_section(results: dict[str, Any]) -> Section:
+def tasks_section(results: dict[str, Any], where: str = "") -> Section:
     """Benchmarks: a chart of accuracies, a table of all figures, domains of each task."""
     tasks: Figures = results["tasks"]
     blocks: list[Any] = [_left_out_note(tasks)] if any(_left_out(found) for found in tasks.values()) else []
@@ -109,7 +109,7 @@ def tasks_section(results: dict[str, Any]) -> Section:
     blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
     used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
     note = _TASK_NOTE.format(normalizations=f"as it is (none) or divided by {', '.join(used)}" if used else "as it is")
-    return Section("Benchmarks", blocks, f"Computed by {results['scorer']}. {note}")
+    return Section(f"Benchmarks{where}", blocks, f"Computed by {results['scorer']}. {note}")
 
 
 def _table(tasks: Figures) -> Table:
@@ -158,7 +158,7 @@ def _domains(name: str, found: dict[str, Any]) -> Details:
     return Details(f"{name} by domain", [Table(["domain", "questions", _NAMES.get(found["metric"], found["metric"])], wrapped)])
 
 
-def comparison_section(results: dict[str, Any]) -> Section:
+def comparison_section(results: dict[str, Any], where: str = "") -> Section:
     """Bits per byte and accuracy on held-out text, beside the baselines."""
     blocks: list[Any] = []
     measured = results["measured"]
@@ -172,7 +172,7 @@ def comparison_section(results: dict[str, Any]) -> Section:
         "Measured on held-out text that no training document repeats. "
         "± is one standard error: over documents for bits per byte, over questions for accuracy."
     )
-    return Section("Evaluation", blocks, intro)
+    return Section(f"Evaluation{where}", blocks, intro)
 
 
 def _verdict(bits: Figures) -> Note:
