@@ -1,6 +1,7 @@
 """The one loop for everything that learns."""
 
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint, load_weights, unique_tensors, verify_checkpoint, whole_tensors
+from lmlab.train.config import TrainerConfig
 from lmlab.train.estimate import Estimate, estimate
 from lmlab.train.language_model import language_model_step, language_model_step_by_domain
 from lmlab.train.metrics import read_metrics
@@ -9,7 +10,8 @@ from lmlab.train.parallel import ParallelConfig, parallelize
 from lmlab.train.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
 from lmlab.train.reference import reference_log_probs, weights_fingerprint
 from lmlab.train.schedule import ScheduleConfig, learning_rate_factor
-from lmlab.train.trainer import Evaluation, StepFunction, StepOutput, Trainer, TrainerConfig
+from lmlab.train.step import Evaluation, StepFunction, StepOutput
+from lmlab.train.trainer import Trainer
 
 __all__ = [
     "Checkpoints",

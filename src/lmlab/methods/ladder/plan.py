@@ -129,7 +129,7 @@ class LadderPlan(Config):
         evaluations: how often a run is measured.
         seeds: of the runs; several make replicates, which intervals use.
         trainer: the rest of the loop: optimiser, schedule, precision.
-        train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, limit.
+        train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, tasks_limit.
     """
 
     name: str = "ladder"
@@ -188,7 +188,7 @@ class LadderPlan(Config):
                 "learning_rate": rung.learning_rate,
             }
             trainer.setdefault("schedule", {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))})
-        trainer |= {"steps": rung.steps, "batch_size": rung.batch_rows, "evaluate_every": max(1, rung.steps // self.evaluations)}
+        trainer |= {"steps": rung.steps, "batch_size": rung.batch_rows, "evaluate_every": math.ceil(rung.steps / self.evaluations)}
         trainer.setdefault("checkpoint_every", max(1, rung.steps // 4))
         extra = {"z_loss": 1e-5, **self.train} if self.rule == "olmo" else self.train
         return {"kind": "train", "seq_len": self.seq_len, **extra, "model": rung.model.model_dump(mode="json"), "trainer": trainer}

@@ -60,7 +60,7 @@ class LadderConfig(Config):
     sizes: dict[str, ModelConfig] = Field(min_length=2)
     lengths: tuple[str | float, ...] = Field(min_length=2)
     seq_len: PositiveInt
-    limit: PositiveInt | None = None
+    limit: PositiveInt = 300
     evaluations: PositiveInt = 4
     heldout_rows: PositiveInt = 64
     max_epochs: float = 4.0
@@ -71,7 +71,7 @@ class LadderConfig(Config):
     def plan(self, places: dict[str, str]) -> LadderPlan:
         """The plan of the small runs."""
         train: dict[str, Any] = {key: places[key] for key in ("tokens", "tokenizer", "heldout_tokens", "questions")}
-        train |= {"heldout_rows": self.heldout_rows, "max_epochs": self.max_epochs} | ({} if self.limit is None else {"limit": self.limit})
+        train |= {"heldout_rows": self.heldout_rows, "max_epochs": self.max_epochs} | {"tasks_limit": self.limit}
         return LadderPlan(
             sizes=dict(self.sizes),
             lengths=self.lengths,
@@ -224,10 +224,10 @@ class LadderOutcome(Stage[OutcomeConfig]):
 _BPB, _ACCURACY = "questions/bits_per_byte", "questions/accuracy"
 
 
-def ladder_task(questions: Path, limit: int | None) -> Task:
+def ladder_task(questions: Path, limit: int) -> Task:
     """The questions as a benchmark."""
     items = read_questions(questions / "task.jsonl" if questions.is_dir() else questions)
-    count = min(limit or len(items), len(items))
+    count = min(limit, len(items))
     return question_task("questions", "Questions", float(np.mean([1 / len(item.options) for item in items])), count)
 
 
