@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from lmlab.commands.ladder_runs import checked, choose_estimator, choose_tasks, fitted, read_runs, show
 from lmlab.commands.shared import DryRun, example
 from lmlab.errors import UserError
-
-if TYPE_CHECKING:
-    from lmlab.methods.ladder import EstimatorSettings, RunTable, Task
-
-_PIPED_WIDTH = 160  # characters, where the output is not a terminal
 
 app = typer.Typer(no_args_is_help=True, help="Model ladders: train small models, predict a large one's task accuracy, with intervals.")
 
@@ -65,7 +61,7 @@ def plan(
         found = fit_budget(found, budget)
     rows = plan_rows(found, flops_per_second)
     total = sum(float(row["FLOPs"]) for row in rows)
-    _show(list(rows[0]), [list(row.values()) for row in rows], None, f"{found.name}: {len(rows)} runs, {total:.3g} FLOPs")
+    show(list(rows[0]), [list(row.values()) for row in rows], None, f"{found.name}: {len(rows)} runs, {total:.3g} FLOPs")
     if output is not None and not dry_run:
         write_text(output, yaml.safe_dump(found.model_dump(mode="json", exclude_none=True) | {"sizes": _shapes(found)}, sort_keys=False))
         print(f"{output}: train it with lmlab ladder run {output}")
@@ -115,7 +111,7 @@ def collect(
     table = collect_runs(paths, target or ())
     write_table(table, output)
     rows = [[each.name, each.n, each.final_tokens, len(each), each.mode, each.unfinished or ""] for each in table]
-    _show(["run", "N", "D", "checkpoints", "mode", "unfinished"], rows, None, str(output))
+    show(["run", "N", "D", "checkpoints", "mode", "unfinished"], rows, None, str(output))
 
 
 @app.command(epilog=example("lmlab ladder fit runs.csv --preset paper -k main", "lmlab ladder fit runs.csv -x c4 --law nd -o fit.json"))
@@ -126,23 +122,15 @@ def fit(
     root: Root = None, output: Output = None,
 ) -> None:  # fmt: skip
     """Fit both steps, and show parameters with units, fit errors and what may be wrong."""
-    from lmlab.methods.ladder.diagnose import formula, name_of, units
+    from lmlab.methods.ladder.present import PARAMETER_COLUMNS, parameter_rows
 
-    settings = _estimator(preset, x, y, law, moving_avg, skip_perc, last_n_points, use_log_sigmoid)
-    forecaster = _fitted(_table(runs, config, root, step2_config_path), tasks, task_file, settings, drop_bad_rows, allow_unfinished, calibrated=False)
-    rows: list[Sequence[Any]] = []
-    largest = max(forecaster.table.ladder, key=lambda each: each.flops)
-    sentences = []
-    for member, reports in zip(forecaster.ensemble.settings.members, forecaster.step_reports(), strict=True):
-        for task, report in zip(forecaster.tasks, reports, strict=True):
-            first, second = (", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second))
-            error_2 = None if report.error_2 is None else 100 * report.error_2
-            rows.append([task.title, name_of(member), first, second or None, 100 * report.error_1, error_2, "; ".join(report.flags)])
-        sentences.append(
-            f"{name_of(member)}, {forecaster.tasks[0].title}: {formula(reports[0].first, member, largest.n, largest.final_tokens, units(member.x))}"
-        )
-    columns = ["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %", "notes"]
-    _show(columns, rows, output, f"{forecaster.ensemble.settings.name}: {len(forecaster.table.ladder)} runs", forecaster.to_json())
+    settings = choose_estimator(preset, x, y, law, moving_avg, skip_perc, last_n_points, use_log_sigmoid)
+    forecaster = fitted(
+        read_runs(runs, config, root, step2_config_path), tasks, task_file, settings, drop_bad_rows, allow_unfinished, calibrated=False
+    )
+    rows, sentences = parameter_rows(forecaster)
+    title = f"{forecaster.ensemble.settings.name}: {len(forecaster.table.ladder)} runs"
+    show([*PARAMETER_COLUMNS, "notes"], rows, output, title, forecaster.to_json())
     print("\n".join(sentences))
 
 
@@ -161,13 +149,13 @@ def predict(
     from lmlab.methods.ladder.present import PREDICTION_COLUMNS, distance_sentence, prediction_rows
     from lmlab.methods.ladder.target import target_point
 
-    settings = _estimator(preset, x, y, law, moving_avg, skip_perc, last_n_points, use_log_sigmoid)
-    table = _table(runs, config, root, step2_config_path)
+    settings = choose_estimator(preset, x, y, law, moving_avg, skip_perc, last_n_points, use_log_sigmoid)
+    table = read_runs(runs, config, root, step2_config_path)
     size, tokens, flops, measured = target_point(table, target, n, d)
-    forecaster = _fitted(table, tasks, task_file, settings, drop_bad_rows, allow_unfinished, seed=seed)
+    forecaster = fitted(table, tasks, task_file, settings, drop_bad_rows, allow_unfinished, seed=seed)
     predictions = forecaster.predict_all(size, tokens, interval, flops)
     rows = prediction_rows(forecaster, predictions, measured)
-    _show(PREDICTION_COLUMNS, rows, output, f"N = {size:.4g}, D = {tokens:.4g}, {settings.name}", [each.to_json() for each in predictions])
+    show(PREDICTION_COLUMNS, rows, output, f"N = {size:.4g}, D = {tokens:.4g}, {settings.name}", [each.to_json() for each in predictions])
     print(distance_sentence(predictions[0]))
 
 
@@ -183,9 +171,9 @@ def backtest(
     from lmlab.methods.ladder.forecast import available
     from lmlab.methods.ladder.intervals import calibrate
 
-    chosen = _tasks(tasks, task_file)
-    table = _checked(_table(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
-    settings = available(_estimator(preset, x, None, law, None, None, None, False), table, chosen)
+    chosen = choose_tasks(tasks, task_file)
+    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
+    settings = available(choose_estimator(preset, x, None, law, None, None, None, False), table, chosen)
     results = run_backtest(table, chosen, settings)
     coverage = calibrate(table, chosen, settings, seed=seed).coverage(interval)
     rows: list[Sequence[Any]] = []
@@ -202,7 +190,7 @@ def backtest(
         )
     rows.append(["mean", None, None, score(results), None, 100 * sum(coverage.values()) / len(coverage)])
     columns = ["split", "fitted", "predicted", "mean error, points", "largest", f"inside {interval:.0%} intervals, %"]
-    _show(columns, rows, output, f"Backtests of {settings.name}")
+    show(columns, rows, output, f"Backtests of {settings.name}")
 
 
 @app.command(epilog=example("lmlab ladder variance runs.csv -k main+", "lmlab ladder variance -c final.json -t 7B-4T"))
@@ -213,10 +201,10 @@ def variance(
     """Noise of each task over the last checkpoints of the largest run, between repeated runs, and its correlation with errors at a target."""
     from lmlab.methods.ladder.present import variance_table
 
-    chosen = _tasks(tasks, task_file)
-    table = _checked(_table(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
+    chosen = choose_tasks(tasks, task_file)
+    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
     columns, rows, notes = variance_table(table, chosen, target, last_n_points or 10)
-    _show(columns, rows, output, "Noise over checkpoints and between runs")
+    show(columns, rows, output, "Noise over checkpoints and between runs")
     print("\n".join(notes))
 
 
@@ -229,14 +217,14 @@ def ablate(
     from lmlab.methods.ladder.ablate import ablate as run_ablation
     from lmlab.methods.ladder.target import mean_errors, only_target
 
-    chosen = _tasks(tasks, task_file)
-    table = _checked(_table(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
+    chosen = choose_tasks(tasks, task_file)
+    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
     rows: list[Sequence[Any]] = []
-    for part in run_ablation(table, chosen, _estimator(preset).members[0], only_target(table, target)):
+    for part in run_ablation(table, chosen, choose_estimator(preset).members[0], only_target(table, target)):
         means = mean_errors(part.errors)
         shares = [None if means[key] is None else 100 * float(means[key] or 0) for key in ("relative", "step_1", "step_2")]
         rows.append([part.name, len(part.runs), part.flops, means["absolute"], *shares])
-    _show(["runs", "number", "FLOPs", "error, points", "chained, %", "step 1, %", "step 2, %"], rows, output, "Fewer runs")
+    show(["runs", "number", "FLOPs", "error, points", "chained, %", "step 1, %", "step 2, %"], rows, output, "Fewer runs")
 
 
 @app.command(epilog=example("lmlab ladder compare a.csv b.csv -n 7e9 -d 4T"))
@@ -251,12 +239,12 @@ def compare(
     from lmlab.methods.ladder.compare import compare as compare_ladders
     from lmlab.methods.ladder.plan import parse_length
 
-    one, two = (_fitted(_table(path, None, None, None), tasks, task_file, _estimator(preset), False, False, seed=seed) for path in (a, b))
+    one, two = (fitted(read_runs(path, None, None, None), tasks, task_file, choose_estimator(preset), False, False, seed=seed) for path in (a, b))
     rows = [
         [each.task, 100 * each.a, 100 * each.b, 100 * each.difference, f"{100 * each.lo:.1f} to {100 * each.hi:.1f}", each.b_better]
         for each in compare_ladders(one, two, n, parse_length(d, n), interval)
     ]
-    _show(["task", "A, %", "B, %", "B - A, points", f"{interval:.0%} interval", "probability that B is better"], rows, output, f"{a} and {b}")
+    show(["task", "A, %", "B, %", "B - A, points", f"{interval:.0%} interval", "probability that B is better"], rows, output, f"{a} and {b}")
 
 
 @app.command(
@@ -274,9 +262,9 @@ def report(
     from lmlab.methods.ladder.report import write_report
     from lmlab.methods.ladder.target import target_point
 
-    table = _table(runs, config, root, None)
+    table = read_runs(runs, config, root, None)
     size, tokens, flops, measured = target_point(table, target, n, d)
-    forecaster = _fitted(table, tasks, task_file, _estimator(preset), drop_bad_rows, allow_unfinished, seed=seed)
+    forecaster = fitted(table, tasks, task_file, choose_estimator(preset), drop_bad_rows, allow_unfinished, seed=seed)
     for path in write_report(forecaster, size, tokens, flops, measured, interval, output):
         print(path)
 
@@ -347,96 +335,3 @@ def _write_jobs(found: Any, out: Path, names: Sequence[str], launcher: str, gpus
             job = recipe.with_suffix(".sh")
             write_text(job, SlurmJob(each.name, command, out.resolve(), gpus_per_node=gpus).script())
             print(f"sbatch {job}")
-
-
-def _table(path: Path | None, config: Path | None, roots: list[Path] | None, second: Path | None) -> RunTable:
-    from dataclasses import replace
-
-    from lmlab.methods.ladder.read import read_reference_config, read_table
-
-    if (path is None) == (config is None):
-        raise UserError("Name one run table or configuration.", "For instance: lmlab ladder fit runs.csv")
-    place = path or config
-    assert place is not None
-    table = read_reference_config(place, roots or ()) if place.suffix == ".json" else read_table(place)
-    return table if second is None else replace(table, second=_table(second, None, roots, None).ladder)
-
-
-def _tasks(names: str, path: Path | None) -> list[Task]:
-    from lmlab.methods.ladder import TaskRegistry
-
-    registry = TaskRegistry.builtin() if path is None else TaskRegistry.read(path)
-    return registry.select("all" if path is not None and names in ("main", "main+") else names)
-
-
-def _checked(table: RunTable, tasks: list[Task], drop: bool, unfinished: bool) -> RunTable:
-    from lmlab.methods.ladder.points import check
-
-    return check(table, tasks, drop_bad_rows=drop, allow_unfinished=unfinished)
-
-
-def _estimator(
-    preset: str = "recommended", x: str | None = None, y: str | None = None, law: str | None = None, moving_avg: int | None = None,
-    skip_perc: float | None = None, last: int | None = None, log_sigmoid: bool = False,
-) -> EstimatorSettings:  # fmt: skip
-    """A preset, or a chain with some of its settings changed."""
-    from lmlab.config import validate
-    from lmlab.methods.ladder import EstimatorSettings, TwoStepSettings
-    from lmlab.methods.ladder import preset as named
-
-    if y not in (None, "rc_acc", "mc_acc"):
-        raise UserError(f"-y {y}: the accuracy is rc_acc or mc_acc.")
-    changes = {"x": x, "law": law, "moving_average": moving_avg, "skip": skip_perc, "last": last}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    if y == "mc_acc":
-        changes["accuracy_law"] = "mc"
-    if log_sigmoid:
-        changes |= {"accuracy_law": "log_sigmoid", "anchor": False}
-    settings = named(preset)
-    if not changes:
-        return settings
-    base = settings.members[0] if len(settings.members) == 1 else TwoStepSettings(delta=1e-2)
-    member = validate(TwoStepSettings, base.model_dump() | changes, "the options")
-    return EstimatorSettings(name=f"{preset}, changed", members=(member,))
-
-
-def _fitted(
-    table: RunTable,
-    tasks: str,
-    task_file: Path | None,
-    settings: EstimatorSettings,
-    drop: bool,
-    unfinished: bool,
-    calibrated: bool = True,
-    seed: int = 0,
-) -> Any:
-    from lmlab.methods.ladder.forecast import TwoStep
-
-    chosen = _tasks(tasks, task_file)
-    return TwoStep(settings, seed=seed).fit(_checked(table, chosen, drop, unfinished), chosen, calibrated)
-
-
-def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None, title: str, details: Any = None) -> None:
-    """Print a table, its notes below; write it too where a path is given."""
-    import sys
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from lmlab.methods.ladder.tables import text_of, write
-
-    shown = Table(title=escape(title), title_justify="left")
-    noted = len(columns) - (columns[-1] == "notes")
-    for number, column in enumerate(columns[:noted]):
-        numeric = any(isinstance(row[number], int | float) for row in rows)
-        shown.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(escape(text_of(cell)) for cell in row[:noted]))
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(shown)
-    for row in rows if noted < len(columns) else ():
-        if row[-1]:
-            print(f"{row[0]}: {row[-1]}.")
-    if output is not None:
-        write(output, columns, rows, details)
-        print(output)

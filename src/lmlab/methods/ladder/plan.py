@@ -53,24 +53,9 @@ def olmo_size(name: str) -> ModelConfig:
     if name not in _OLMO:
         raise UserError(f"There is no size '{name}' in the published ladder. {did_you_mean(name, _OLMO)}")
     d_model, num_heads, num_layers, d_ff = _OLMO[name]
-    return ModelConfig.model_validate(
-        {
-            "vocab_size": 100_278,
-            "vocab_multiple": 128,
-            "num_layers": num_layers,
-            "d_model": d_model,
-            "num_heads": num_heads,
-            "d_ff": d_ff,
-            "max_seq_len": 4096,
-            "rope_theta": 500_000.0,
-            "norm_eps": 1e-6,
-            "norm_position": "reordered",
-            "qk_norm": "full",
-            "tie_embeddings": False,
-            "init": "truncated_normal",
-            "output_init": "same",
-        }
-    )
+    shape = {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": d_ff}
+    padded = {"vocab_size": 100_278, "vocab_multiple": 128, "init": "truncated_normal", "output_init": "same"}
+    return ModelConfig.model_validate({"preset": "OLMo-2-1B", **padded, **shape})
 
 
 def size_of(model: ModelConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.methods.ladder.diagnose import formula, name_of, units
 from lmlab.methods.ladder.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.points import final_value
 from lmlab.methods.ladder.settings import TwoStepSettings
@@ -18,6 +19,7 @@ from lmlab.methods.ladder.tasks import Task
 from lmlab.methods.ladder.variance import correlations, largest_run, seed_noise, variance
 
 PREDICTION_COLUMNS = ["task", "loss", "accuracy, %", "from", "to", "measured, %", "error, points", "notes"]
+PARAMETER_COLUMNS = ["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %"]
 _LITTLE_SIGNAL = 3.0  # times the noise
 
 
@@ -36,6 +38,21 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
     if errors:
         rows.append(["mean", None, None, None, None, None, round(float(np.mean(errors)), 2), ""])
     return rows
+
+
+def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
+    """Rows for `PARAMETER_COLUMNS` and notes, task by task for each chain; and each chain's formula with units and a worked number."""
+    rows: list[list[Any]] = []
+    largest = largest_run(forecaster.table)
+    sentences = []
+    for member, reports in zip(forecaster.ensemble.settings.members, forecaster.step_reports(), strict=True):
+        for task, report in zip(forecaster.tasks, reports, strict=True):
+            first, second = (", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second))
+            error_2 = None if report.error_2 is None else 100 * report.error_2
+            rows.append([task.title, name_of(member), first, second or None, 100 * report.error_1, error_2, "; ".join(report.flags)])
+        worked = formula(reports[0].first, member, largest.n, largest.final_tokens, units(member.x))
+        sentences.append(f"{name_of(member)}, {forecaster.tasks[0].title}: {worked}")
+    return rows, sentences
 
 
 def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> float | None:

@@ -14,10 +14,18 @@ from lmlab.methods.ladder import tables
 from lmlab.methods.ladder.backtest import SplitResult, backtest
 from lmlab.methods.ladder.chain import Chain
 from lmlab.methods.ladder.design import compute_optimal, next_runs
-from lmlab.methods.ladder.diagnose import formula, name_of, units
+from lmlab.methods.ladder.diagnose import name_of, units
 from lmlab.methods.ladder.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.points import logs
-from lmlab.methods.ladder.present import PREDICTION_COLUMNS, cards, distance_sentence, measured_accuracy, prediction_rows
+from lmlab.methods.ladder.present import (
+    PARAMETER_COLUMNS,
+    PREDICTION_COLUMNS,
+    cards,
+    distance_sentence,
+    measured_accuracy,
+    parameter_rows,
+    prediction_rows,
+)
 from lmlab.methods.ladder.table import Floats, Run
 from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
 
@@ -238,27 +246,15 @@ def _next_section(forecaster: Forecaster, n: float, d: float, flops: float | Non
 
 
 def _how_section(forecaster: Forecaster) -> Section:
-    rows: list[list[Any]] = []
-    largest = max(forecaster.table.ladder, key=lambda run: run.flops)
-    sentences = []
-    for member, reports in zip(forecaster.ensemble.settings.members, forecaster.step_reports(), strict=True):
-        for task, report in zip(forecaster.tasks, reports, strict=True):
-            first, second = (", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second))
-            rows.append([task.title, name_of(member), first, second, 100 * report.error_1, None if report.error_2 is None else 100 * report.error_2])
-        sentences.append(
-            f"{name_of(member)}, {forecaster.tasks[0].title}: {formula(reports[0].first, member, largest.n, largest.final_tokens, units(member.x))}"
-        )
-    table = Table(["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %"], rows)
-    facts = {
-        "Data": forecaster.table.ladder.digest[:12],
-        "Seed": str(forecaster.seed),
-        "Replicates": str(len(forecaster.ensemble.replicates and _sample(forecaster))),
-    }
+    rows, sentences = parameter_rows(forecaster)
+    table = Table(PARAMETER_COLUMNS, [row[:-1] for row in rows])
+    facts = {"Data": forecaster.table.ladder.digest[:12], "Seed": str(forecaster.seed), "Replicates": str(_replicates(forecaster))}
     return Section("How it was computed", [Facts(facts), Paragraph("\n\n".join(sentences)), Details("All parameters", [table])])
 
 
-def _sample(forecaster: Forecaster) -> range:
-    return range(len(forecaster.ensemble.replicates[0].first.parameters_BP) // len(forecaster.tasks))
+def _replicates(forecaster: Forecaster) -> int:
+    copies = forecaster.ensemble.replicates
+    return len(copies[0].first.parameters_BP) // len(forecaster.tasks) if copies else 0
 
 
 def _count(value: float) -> str:
