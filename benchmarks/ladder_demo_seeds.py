@@ -40,9 +40,8 @@ def main() -> None:
             print(f"| {seed} | {cells[0]} | {interval} | {cells[1]} | {each['value'] - each['outcome']:+.{digits}f} | {simple} |")
         errors = [abs(outcome[name]["value"] - outcome[name]["outcome"]) * scale for _, outcome in rows]
         inside = sum(outcome[name]["inside"] for _, outcome in rows)
-        print(
-            f"mean error {np.mean(errors):.{digits}f}; {inside} of {len(rows)} outcomes inside; the forecasts came first: {all(o['before'] for _, o in rows)}"
-        )
+        print(f"mean error {np.mean(errors):.{digits}f}; {inside} of {len(rows)} outcomes inside")
+    print(f"the forecasts came first: {all(outcome['before'] for _, outcome in rows)}")
 
 
 if __name__ == "__main__":

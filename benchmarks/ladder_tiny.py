@@ -3,8 +3,8 @@
     python benchmarks/ladder_tiny.py [--out DIR] [--scale 1.0]
 
 The text is the standard library's and generated facts: entities with attributes, seen as often as Zipf's law says, in several wordings. The questions
-ask for an attribute, with the values of three other entities as wrong options. Printed: fit error of the first step, forecast and outcome with the 90 %
-interval, beside the best run carried forward and a straight line in log compute. `--scale` shortens all runs, to see that it works.
+ask for an attribute, with the values of three other entities as wrong options. Printed: fit error of the first step, forecast and outcome with the
+90 % interval, beside the best run carried forward and a straight line in log compute. `--scale` shortens all runs, to see that it works.
 """
 
 from __future__ import annotations
@@ -125,9 +125,8 @@ def main() -> None:
     print(f"task loss: forecast {found['prediction']['loss']:.3f}, outcome {loss:.3f} ({found['prediction']['loss'] / loss - 1:+.1%})")
     print("| accuracy | value | error, points |\n|---|---|---|")
     print(f"| outcome | {accuracy:.3f} | |")
-    print(
-        f"| recommended | {recommended['value']:.3f} [{recommended['lo']:.3f}, {recommended['hi']:.3f}] | {100 * abs(recommended['value'] - accuracy):.1f} |"
-    )
+    interval = f"[{recommended['lo']:.3f}, {recommended['hi']:.3f}]"
+    print(f"| recommended | {recommended['value']:.3f} {interval} | {100 * abs(recommended['value'] - accuracy):.1f} |")
     print(f"| paper | {paper.accuracy:.3f} [{paper.lo:.3f}, {paper.hi:.3f}] | {100 * abs(paper.accuracy - accuracy):.1f} |")
     for name in ("carry_forward", "log_linear"):
         print(f"| {name.replace('_', ' ')} | {recommended[name]:.3f} | {100 * abs(recommended[name] - accuracy):.1f} |")
