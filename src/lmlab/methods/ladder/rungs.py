@@ -108,7 +108,7 @@ def _train(job: _Job) -> None:
     quiet, console.quiet = console.quiet, True
     before = torch.get_num_threads()
     if job.threads:
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(min(before, job.threads))
     directory = Path(job.directory)
     try:
         write_json(directory / _FACTS, job.facts)
