@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.distributed import World, imagine, world
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import read_json, write_json
@@ -73,9 +74,12 @@ def chosen_rungs(plan: LadderPlan, names: Sequence[str] = ()) -> list[Rung]:
 def train_rungs(
     plan: LadderPlan, directory: Path, names: Sequence[str] = (), workers: int | None = None, backend: Backend = "processes", gpus: float = 0
 ) -> None:
-    """Train the runs of a plan that are not finished, several at once, each with its share of the cores."""
+    """Train the runs of a plan that are not finished, several at once, each with its share of the cores.
+
+    Within a job of `torchrun` the main process starts workers of their own for them.
+    """
     chosen = chosen_rungs(plan, names)
-    workers = min(workers or num_cores(), len(chosen))
+    workers = min(max(workers or num_cores(), 1 if world().size == 1 else 2), len(chosen))
     threads = max(1, num_cores() // workers) if backend == "processes" else 0
     jobs = [
         _Job(rung.name, rung.seed, plan.stage(rung), str((directory / rung.name).resolve()), _facts(plan, rung), threads)
@@ -104,12 +108,13 @@ def _train(job: _Job) -> None:
     quiet, console.quiet = console.quiet, True
     before = torch.get_num_threads()
     if job.threads:
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(min(before, job.threads))
     directory = Path(job.directory)
     try:
         write_json(directory / _FACTS, job.facts)
         recipe = Recipe.parse({"name": job.name, "seed": job.seed, "stages": {"model": job.stage}}, f"run '{job.name}'")
-        run_recipe(recipe, directory)
+        with imagine(World()):  # a run of its own, whatever job this process belongs to
+            run_recipe(recipe, directory)
     finally:
         console.quiet = quiet
         torch.set_num_threads(before)
