@@ -12,26 +12,31 @@ Shapes: B batch, T tokens, S keys, D model width, V vocabulary, C scalars.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from lmlab.errors import UserError
 from lmlab.gemm import linear
 from lmlab.models.attention import Attention, AttentionContext
 from lmlab.models.backends import Backend
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
+from lmlab.models.experts import Experts
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
 from lmlab.models.loss import TokenLoss, fused_cross_entropy
-from lmlab.models.moe import MoE, RouterOutput
+from lmlab.models.moe import MoE
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import rotary_table
+from lmlab.models.router import RouterOutput
+from lmlab.models.router_losses import RouterLosses, count_choices, load_balancing_loss, router_z_loss
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts
@@ -47,6 +52,7 @@ class TransformerOutput:
         loss: summed cross-entropy of the labels if labels were given.
         scores_BC: the scalars at the last real token of each row, for a model with `num_labels`.
         routers: what the router of each mixture-of-experts layer decided, in order.
+        router_losses: their losses, while the model is trained (in training mode, with gradients).
     """
 
     hidden_BTD: Tensor
@@ -54,18 +60,19 @@ class TransformerOutput:
     loss: TokenLoss | None = None
     scores_BC: Tensor | None = None
     routers: tuple[RouterOutput, ...] = ()
+    router_losses: RouterLosses | None = None
 
 
 class Block(nn.Module):
     """One layer: attention, then a feed-forward network, each around the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, experts: Experts | None = None) -> None:
         super().__init__()
         self.layer, self.norm_position = layer, config.norm_position
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = Attention(config, layer)
         self.ffn_norm = make_norm(config, config.d_model)
-        self.ffn = MoE(config) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
+        self.ffn = MoE(config, layer, experts) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
         """Map the residual stream [B, T, D] to the next layer's; also give what a router decided."""
@@ -105,6 +112,7 @@ class Transformer(nn.Module):
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
         recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed again there (Chen et al.
             2016): 1 for all of them, 0 for none.
+        sum_counts: adds up routers' counts over the processes that share a batch; what spreads a model over processes sets it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -116,11 +124,24 @@ class Transformer(nn.Module):
         self.position_embedding = None
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList()
+        for layer in range(config.num_layers):
+            self.blocks.append(Block(config, layer, self._experts_for_all_layers()))
+        self.sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts
+        self._counts_of_step: Tensor | None = None
         self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
         untied = not config.tie_embeddings and config.num_labels is None
         self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
         self.score = None if config.num_labels is None else Linear(config.d_model, config.num_labels, bias=False)
+
+    @property
+    def mixtures(self) -> list[MoE]:
+        """The mixture-of-experts networks, in the order of layers."""
+        return [block.ffn for block in self.blocks if isinstance(block.ffn, MoE)]
+
+    def _experts_for_all_layers(self) -> Experts | None:
+        shares = self.config.moe is not None and self.config.moe.share_across_layers
+        return self.mixtures[0].experts if shares and self.mixtures else None
 
     @property
     def head_weight_VD(self) -> Tensor:
@@ -137,6 +158,8 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             self._draw(name, parameter, generator)
+        for buffer in self.buffers():
+            buffer.zero_()
         return self
 
     def initialize_parameter(self, name: str, seed: int) -> None:
@@ -149,7 +172,7 @@ class Transformer(nn.Module):
         if parameter.dim() < 2:
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             return
-        if name.endswith(("attention.output.weight", "ffn.down.weight", "ffn.down")):
+        if name.endswith(("attention.output.weight", "ffn.down.weight", "shared.down.weight", "experts.down")):
             if config.output_init == "zero":
                 parameter.zero_()
                 return
@@ -193,7 +216,8 @@ class Transformer(nn.Module):
             inputs_embeds_BTD: embeddings in place of ids, [B, T, D].
             position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the cache. -1 gives a token no
                 position: nothing is added from a learned table, nothing is rotated.
-            document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document.
+            document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document. -1 marks padding, which
+                routers' losses leave out.
             attention_mask_BT: False (or 0) marks padding that no token may see.
             cache: keys and values of earlier tokens; the new tokens are appended to it.
             labels_BT: the target of each position (already shifted: the next token), -100 to ignore.
@@ -231,18 +255,60 @@ class Transformer(nn.Module):
                 x_BTD, routed = block(x_BTD, context)
             if routed is not None:
                 routers.append(routed)
+        routing: dict[str, Any] = {"routers": tuple(routers)}
+        if routers and self.training and torch.is_grad_enabled():
+            routing["router_losses"] = self._router_losses(routers, _real(attention_mask_BT, document_ids_BT))
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         if taps is not None:
             hidden_BTD = taps("final", hidden_BTD)
         if self.score is not None:
             scores_BC = self.score(_last_real(hidden_BTD, attention_mask_BT))
-            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, routers=tuple(routers))
+            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, **routing)
         loss = None
         if labels_BT is not None:
             weight = self.embedding.weight if self.head is None else self.head.weight
             loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared)
         which = logits or ("all" if labels_BT is None else "none")
-        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, routers=tuple(routers))
+        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, **routing)
+
+    def _router_losses(self, routers: list[RouterOutput], mask_BT: Tensor | None) -> RouterLosses:
+        """What routers lose on this pass. It is outside of the blocks, so that those that are computed twice count once."""
+        moe = self.config.moe
+        assert moe is not None
+        logits, indices = [each.logits_BTE for each in routers], [each.indices for each in routers]
+        chosen = moe.router == "token_choice"
+        counts_LE, num_tokens = count_choices(indices if chosen else [logits[0][..., :0].long()] * len(routers), moe.num_experts, mask_BT)
+        total, balancing, z = logits[0].new_zeros(()), None, None
+        if moe.load_balancing_loss is not None:
+            granularity, shares_LE = moe.load_balancing_loss.granularity, None
+            if granularity == "global_batch":
+                counts = self.sum_counts(torch.cat((counts_LE.flatten(), num_tokens[None])))
+                self._counts_of_step = counts if self._counts_of_step is None else self._counts_of_step + counts
+                shares_LE = self._counts_of_step[:-1].view_as(counts_LE) / (moe.top_k * self._counts_of_step[-1].clamp(min=1))
+            balancing = load_balancing_loss(
+                logits,
+                indices,
+                convention=moe.load_balancing_loss.convention,
+                by_sequence=granularity == "sequence",
+                mask_BT=mask_BT,
+                shares_LE=shares_LE,
+            )
+            total = total + moe.load_balancing_loss.coef * balancing
+        if moe.router_z_loss is not None:
+            z = router_z_loss(logits, mask_BT=mask_BT) / (moe.top_k if moe.router_z_loss.divide_by_top_k else 1)
+            total = total + moe.router_z_loss.coef * z
+        return RouterLosses(total, balancing, z, counts_LE, num_tokens)
+
+    def end_step(self, counts_LE: Tensor) -> None:
+        """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases that balance loads.
+
+        Arguments:
+            counts_LE: tokens of the whole step that chose each expert, over all processes.
+        """
+        self._counts_of_step = None
+        for mixture, counts_E in zip(self.mixtures, counts_LE, strict=True):
+            if mixture.bias_E is not None:
+                mixture.update_bias(counts_E)
 
     def _logits(self, hidden_BTD: Tensor, which: Literal["all", "last", "none"]) -> Tensor | None:
         if which == "none":
@@ -264,6 +330,11 @@ class Transformer(nn.Module):
         cache: KVCache | None,
         taps: Taps | None,
     ) -> tuple[AttentionContext, Tensor]:
+        if cache is not None and self.config.moe is not None and self.config.moe.router == "expert_choice":
+            raise UserError(
+                "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also later ones.",
+                "Generate with a model whose router is token_choice.",
+            )
         length = x_BTD.shape[1]
         valid = None if attention_mask is None else attention_mask.bool()
         if cache is not None:
@@ -281,6 +352,21 @@ class Transformer(nn.Module):
         if self.config.positions == "rotary":
             rotary = rotary_table(self.config, position_ids, compute_dtype(x_BTD))
         return AttentionContext(visibility, rotary, cache, self.attention_backend, taps), position_ids
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model by name, those that serve in several places once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _real(attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor | None:
+    """Which tokens are not padding; None if none is marked as such."""
+    if document_ids_BT is None:
+        return attention_mask_BT
+    real_BT = document_ids_BT >= 0
+    if real_BT.device.type == "cpu" and bool(real_BT.all()):
+        return attention_mask_BT
+    return real_BT if attention_mask_BT is None else real_BT & attention_mask_BT.bool()
 
 
 def _see(x_BTD: Tensor, document_ids: Tensor | None, valid: Tensor | None) -> tuple[Visibility, Tensor]:

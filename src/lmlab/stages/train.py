@@ -20,13 +20,25 @@ from lmlab.progress import short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.start import Start
-from lmlab.stages.training import build_network, export_model, final_loss, loop_curves, plan_training, series, training_facts, utilisation
+from lmlab.stages.training import (
+    build_network,
+    export_model,
+    final_loss,
+    loop_curves,
+    plan_training,
+    routing_curves,
+    series,
+    training_facts,
+    utilisation,
+)
 from lmlab.train import (
     Evaluation,
     Trainer,
     TrainerConfig,
     language_model_step_by_domain,
     read_metrics,
+    routed,
+    with_saturation,
 )
 
 
@@ -50,6 +62,7 @@ class TrainConfig(Config):
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
         z_loss: coefficient of the z-loss.
+        router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe` says.
     """
 
     tokens: Input | None = None
@@ -65,6 +78,7 @@ class TrainConfig(Config):
     start_optimizer: bool = False
     seq_len: PositiveInt
     z_loss: float = Field(default=0.0, ge=0)
+    router_losses: bool = True
     trainer: TrainerConfig
 
     @model_validator(mode="after")
@@ -111,11 +125,11 @@ class Train(Stage[TrainConfig]):
         loader = Loader(mixture, loop.batch_size, context.seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed),
-            language_model_step_by_domain(mixture.domains, config.z_loss),
+            routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),
             loader,
             loop,
             context.directory,
-            _heldout_loss(context.inputs["heldout_tokens"], config) if config.heldout_tokens else None,
+            with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config)) if config.heldout_tokens else None,
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -131,6 +145,7 @@ class Train(Stage[TrainConfig]):
         return {
             **summary,
             "parameters": model_config.num_parameters(),
+            "active_parameters": model_config.num_parameters(active=True),
             "final_loss": final_loss(context.directory),
             "epochs": round(max(share.epochs for share in plan), 3),
             "sources": [asdict(share) for share in plan],
@@ -143,7 +158,7 @@ class Train(Stage[TrainConfig]):
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
         """Size, tokens, speed."""
         return {
-            "Parameters": short(results["parameters"]),
+            "Parameters": short(results["parameters"]) + _active(results),
             "Training tokens": short(results["tokens"]),
             "Tokens a second": f"{results['tokens_per_second']:,.0f}",
             "Of GEMM peak": utilisation(results),
@@ -169,7 +184,12 @@ class Train(Stage[TrainConfig]):
         if len(results["sources"]) > 1:
             table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
-        return [Section("Training", blocks + loop_curves(rows))]
+        return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows))]
+
+
+def _active(results: dict[str, Any]) -> str:
+    """How many parameters a token uses, where that is not all of them."""
+    return f", {short(results['active_parameters'])} active" if results["active_parameters"] < results["parameters"] else ""
 
 
 def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[dict[str, PackedRows], dict[str, MixtureSource]]:

@@ -1,6 +1,6 @@
 """The one loop for everything that learns."""
 
-from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint, load_weights, unique_tensors, verify_checkpoint, whole_tensors
+from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint, load_weights, verify_checkpoint, whole_tensors
 from lmlab.train.estimate import Estimate, estimate
 from lmlab.train.language_model import language_model_step, language_model_step_by_domain
 from lmlab.train.metrics import read_metrics
@@ -8,19 +8,22 @@ from lmlab.train.optimizer import OptimizerConfig, Optimizers, ParameterGroup
 from lmlab.train.parallel import ParallelConfig, parallelize
 from lmlab.train.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
 from lmlab.train.reference import reference_log_probs, weights_fingerprint
+from lmlab.train.routing import RoutedStep, normalized_entropy, routed, with_saturation
 from lmlab.train.schedule import ScheduleConfig, learning_rate_factor
-from lmlab.train.trainer import Evaluation, StepFunction, StepOutput, Trainer, TrainerConfig
+from lmlab.train.trainer import Evaluation, FollowedStep, StepFunction, StepOutput, Trainer, TrainerConfig
 
 __all__ = [
     "Checkpoints",
     "DPOConfig",
     "Estimate",
     "Evaluation",
+    "FollowedStep",
     "KTOConfig",
     "OptimizerConfig",
     "Optimizers",
     "ParallelConfig",
     "ParameterGroup",
+    "RoutedStep",
     "ScheduleConfig",
     "SimPOConfig",
     "StepFunction",
@@ -36,13 +39,15 @@ __all__ = [
     "learning_rate_factor",
     "load_checkpoint",
     "load_weights",
+    "normalized_entropy",
     "parallelize",
     "read_metrics",
     "reference_log_probs",
+    "routed",
     "sequence_log_probs",
     "simpo_step",
-    "unique_tensors",
     "verify_checkpoint",
     "weights_fingerprint",
     "whole_tensors",
+    "with_saturation",
 ]

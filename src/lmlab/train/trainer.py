@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -117,6 +117,17 @@ class StepOutput:
 
 
 StepFunction = Callable[[Any, Batch], StepOutput]
+
+
+@runtime_checkable
+class FollowedStep(Protocol):
+    """A step function that has something to do after each step of the optimizer, such as what depends on all its micro-batches."""
+
+    def after_step(self, model: Any) -> Mapping[str, float]:
+        """Further figures to log of the step."""
+        ...
+
+
 Evaluation = Callable[[Any], dict[str, float]]
 
 
@@ -279,8 +290,11 @@ class Trainer:
         for number, micro_batch in enumerate(micro_batches, 1):
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
             synchronize_gradients(self.model, self.config.parallel, number == len(micro_batches))
-            with self._autocast():
-                output = self.step_function(self.model, moved)
+            try:
+                with self._autocast():
+                    output = self.step_function(self.model, moved)
+            except LmlabError as error:
+                raise LmlabError(f"{error.message} It happened at step {self.step + 1}; training stopped.", error.remedy) from error
             output.loss_sum.backward()
             sums.add(output)
             if stop.requested and self.world.size == 1:
@@ -294,6 +308,8 @@ class Trainer:
             raise self._not_finite(loss, norm)
         self.optimizers.step()
         self.optimizers.zero_grad()
+        if isinstance(self.step_function, FollowedStep):
+            figures |= self.step_function.after_step(self.model)
         synchronize(self.device)
         seconds = time.perf_counter() - start
         num_tokens = self.world.size * (sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count))
