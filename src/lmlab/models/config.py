@@ -51,7 +51,7 @@ class ModelConfig(Config):
 
     Sizes left out take the usual defaults: `num_kv_heads = num_heads`, `head_dim = d_model / num_heads`, and `d_ff` of
     4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network, or that of an expert where all layers
-    have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields then replace its own.
+    have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields, and those of `moe`, then replace its own.
 
     Attributes:
         vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never get probability.
@@ -105,7 +105,10 @@ class ModelConfig(Config):
             return data
         data = dict(data)
         if (name := data.pop("preset", None)) is not None:
-            data = {**_preset(name), **data}
+            preset = _preset(name)
+            if isinstance(data.get("moe"), dict):
+                data["moe"] = {**preset.get("moe", {}), **data["moe"]}
+            data = {**preset, **data}
         width, heads = data.get("d_model"), data.get("num_heads")
         if isinstance(heads, int) and data.get("num_kv_heads") is None:
             data["num_kv_heads"] = heads

@@ -86,7 +86,7 @@ def count_choices(indices: Sequence[Tensor], num_experts: int, mask_BT: Tensor |
     wide = torch.float32 if indices[0].device.type == "mps" else torch.float64
     if mask_BT is None:
         counts = [torch.bincount(each.flatten(), minlength=num_experts) for each in indices]
-        tokens = indices[0].new_tensor(indices[0][..., 0].numel())
+        tokens = indices[0].new_tensor(indices[0].shape[:-1].numel())
     else:
         weights = mask_BT.to(wide)[..., None].expand(indices[0].shape).flatten()
         counts = [torch.bincount(each.flatten(), weights, minlength=num_experts) for each in indices]

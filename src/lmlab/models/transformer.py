@@ -276,8 +276,11 @@ class Transformer(nn.Module):
         moe = self.config.moe
         assert moe is not None
         logits, indices = [each.logits_BTE for each in routers], [each.indices for each in routers]
-        chosen = moe.router == "token_choice"
-        counts_LE, num_tokens = count_choices(indices if chosen else [logits[0][..., :0].long()] * len(routers), moe.num_experts, mask_BT)
+        if moe.router == "token_choice":
+            counts_LE, num_tokens = count_choices(indices, moe.num_experts, mask_BT)
+        else:
+            counts_LE = torch.stack([each.tokens_per_expert_E for each in routers]).double()
+            num_tokens = counts_LE.new_tensor(float(logits[0][..., 0].numel()))
         total, balancing, z = logits[0].new_zeros(()), None, None
         if moe.load_balancing_loss is not None:
             granularity, shares_LE = moe.load_balancing_loss.granularity, None

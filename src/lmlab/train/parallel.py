@@ -74,7 +74,7 @@ def parallelize(model: nn.Module, config: ParallelConfig, world: World, device: 
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not config.gather_once)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if hasattr(model, "sum_counts"):
-        model.sum_counts = sum_over_all
+        setattr(model, "sum_counts", sum_over_all)  # noqa: B010 (modules type their attributes as tensors)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

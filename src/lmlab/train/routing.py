@@ -90,7 +90,7 @@ class RoutedStep:
     def _sums(self, found: list[RouterLosses], count: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         moe = self.config.moe
         assert moe is not None
-        sums = {}
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
         for name, settings in (("load_balancing", moe.load_balancing_loss), ("router_z", moe.router_z_loss)):
             values = [getattr(each, name) for each in found]
             if settings is not None and values[0] is not None:

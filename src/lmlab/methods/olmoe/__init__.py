@@ -1,0 +1,1 @@
+from lmlab.methods.olmoe.ablation import AblationConfig, run_ablation
