@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab import __version__
-from lmlab.commands import data, doctor, launch, models, recipes
+from lmlab.commands import data, doctor, evaluation, launch, models, recipes
 from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_os_error
 
 ENTRY_POINTS = "lmlab.commands"
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 for part in (recipes, models):
     app.add_typer(part.app)
+app.add_typer(evaluation.app, name="eval")
 app.add_typer(data.app, name="data")
 app.add_typer(launch.app, name="launch")
 for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):

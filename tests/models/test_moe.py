@@ -407,7 +407,7 @@ def test_recomputed_blocks_count_once_and_learn_the_same():
         model.recompute_blocks = recompute
         output = model(ids, labels_BT=ids)
         (output.loss.mean + output.router_losses.total).backward()
-        results.append((model._counts_of_step, {name: parameter.grad for name, parameter in model.named_parameters()}))
+        results.append((model.router_accounts.counts_of_step, {name: parameter.grad for name, parameter in model.named_parameters()}))
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][0][:-1].sum() == 2 * 3 * ids.numel()  # layers, experts of a token
     for name, gradient in results[0][1].items():

@@ -1,4 +1,4 @@
-"""Commands that run stages: demo, run, tokenize, train, eval, report."""
+"""Commands that run stages: demo, run, tokenize, train, report."""
 
 from __future__ import annotations
 
@@ -96,29 +96,6 @@ def train(
     seed = settings.pop("seed", 0)
     with planning_for(processes, per_machine, dry_run):
         run_stages(config.stem, {"model": {"kind": "train", **settings}}, out, None, dry_run, redo, seed)
-
-
-@app.command(name="eval", epilog=example("lmlab eval --model runs/demo/model --documents runs/demo/documents --task runs/demo/questions/task.jsonl"))
-def evaluate(
-    model: Annotated[Path, typer.Option(help="Directory of a model: a Hugging Face directory, or a train stage.")],
-    documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
-    task: Annotated[Path | None, typer.Option(help="Ranked-classification task, JSON lines.", show_default=False)] = None,
-    window: Annotated[int, typer.Option(min=2, help="Most tokens the model sees at once.")] = 256,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False)
-    ] = None,
-    dry_run: DryRun = False,
-    redo: Redo = False,
-) -> None:
-    """Measure a model: bits per byte by domain and ranked accuracy, with standard errors."""
-    if documents is None and task is None:
-        raise UserError("Nothing to measure.", "Give --documents, --task or both.")
-    from lmlab.files import sha256_json
-
-    settings: dict[str, Any] = {"kind": "evaluate", "model": str(model), "window": window}
-    settings |= {key: str(value) for key, value in (("documents", documents), ("task", task)) if value is not None}
-    stages = {"evaluation": settings, "report": {"kind": "report", "title": f"Evaluation of {model}"}}
-    run_stages(f"eval-{sha256_json(settings)[:8]}", stages, out, None, dry_run, redo)
 
 
 @app.command(epilog=example("lmlab report runs/demo"))

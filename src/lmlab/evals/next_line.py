@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from lmlab.data import Document
-from lmlab.evals.ranked import RankedItem
+from lmlab.evals.questions import Question
 
 _MIN_CHARACTERS = 12
 _MAX_CHARACTERS = 120
@@ -20,13 +20,13 @@ _LENGTH_RATIO = 1.25
 
 def build_next_line_items(
     documents: Sequence[Document], items_per_domain: int, seed: int, num_options: int = 4, context_lines: int = 12, context_bytes: int = 400
-) -> list[RankedItem]:
+) -> list[Question]:
     """Draw up to `items_per_domain` questions for each domain, the same for the same documents and seed.
 
     Arguments:
         context_lines, context_bytes: the most that is shown of the text before the line, in whole lines.
     """
-    items: list[RankedItem] = []
+    items: list[Question] = []
     by_domain: dict[str, list[Document]] = defaultdict(list)
     for document in documents:
         by_domain[document.domain].append(document)
@@ -51,7 +51,7 @@ def build_next_line_items(
             options = [*distractors, gold]
             generator.shuffle(options)
             context = _context(lines[id], number, context_lines, context_bytes)
-            items.append(RankedItem(id=f"{id}:{number + 1}", context=context, options=options, gold=options.index(gold), domain=domain))
+            items.append(Question(id=f"{id}:{number + 1}", context=context, options=options, gold=options.index(gold), domain=domain))
             count += 1
     return items
 

@@ -1,55 +1,70 @@
-"""Bits per byte: comparable between tokenizers, and with compressors."""
+"""Perplexity of documents, in bits: they are comparable between tokenizers when they are divided by bytes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lmlab.data import Tokenizer
-from lmlab.evals.scoring import Window, log_likelihoods
-from lmlab.models import Transformer
+from lmlab.data import Document, Tokenizer
+from lmlab.evals.measurement import Measurement, ratio
+from lmlab.evals.prefix_sharing import Window
+from lmlab.evals.rows import Row
+from lmlab.evals.scoring import Scorer
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A figure with its standard error, None where it has none, and the number of units it rests on."""
+def measure_documents(scorer: Scorer, tokenizer: Tokenizer, documents: Sequence[Document], window: int, stride: int | None = None) -> Iterator[Row]:
+    """The row of each document, as they come: `bits` that the model needs for its text, `tokens` and `bytes`. Documents do not see each other.
 
-    value: float
-    standard_error: float | None
-    count: int
+    Arguments:
+        window: the most tokens that the model sees at once.
+        stride: how far the window slides, by default half its length: every token is scored once, and all but the first window's have at least
+            `window - stride` tokens before them.
 
-
-def document_bits(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], window: int, label: str = "perplexity") -> list[float]:
-    """The bits that the model needs for each text, documents apart.
-
-    Windows of `window` tokens slide by half their length; every token is scored once, with at least half a window of context where the document
-    has it.
     The begin mark is given, the end mark is not scored, so that the bits are those of the text's bytes.
     """
     windows: list[Window] = []
     owners: list[int] = []
-    stride = max(1, window // 2)
-    for number, ids in enumerate(tokenizer.encode_batch(texts)):
-        ids = [tokenizer.bos_id, *ids]
-        done = 1
-        while done < len(ids):
-            end = min(len(ids), window + 1) if done == 1 else min(len(ids), done + stride)
-            windows.append(Window(ids[max(0, end - window - 1) : end], end - done))
+    encoded = tokenizer.encode_batch([document.text for document in documents])
+    for number, ids in enumerate(encoded):
+        for each in sliding_windows([tokenizer.bos_id, *ids], window, stride or max(1, window // 2)):
+            windows.append(each)
             owners.append(number)
-            done = end
-    bits = [0.0] * len(texts)
-    for owner, value in zip(owners, log_likelihoods(model, windows, label=label), strict=True):
-        bits[owner] -= value / math.log(2)
-    return bits
+    missing = [0] * len(documents)
+    for owner in owners:
+        missing[owner] += 1
+    bits = [0.0] * len(documents)
+    yield from (document_row(documents[number], 0.0, 0) for number, count in enumerate(missing) if count == 0)
+    for index, score in scorer.score(windows):
+        owner = owners[index]
+        bits[owner] -= score.log_prob / math.log(2)
+        missing[owner] -= 1
+        if missing[owner] == 0:
+            yield document_row(documents[owner], bits[owner], len(encoded[owner]))
 
 
-def bits_per_byte(bits: Sequence[float] | NDArray[np.float64], sizes: Sequence[int]) -> Measurement:
-    """Total bits over total bytes, with the standard error of a ratio estimator over documents (Cochran 1977, section 6.4)."""
-    b, n = np.asarray(bits, float), np.asarray(sizes, float)
-    value = b.sum() / n.sum()
-    error = math.sqrt(len(b) / (len(b) - 1) * ((b - value * n) ** 2).sum()) / n.sum() if len(b) > 1 else None
-    return Measurement(float(value), error, len(b))
+def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:
+    """Windows that score every token but the first once; the first sees `window` tokens, each further one scores `stride` more."""
+    done = 1
+    while done < len(ids):
+        end = min(len(ids), window + 1) if done == 1 else min(len(ids), done + stride)
+        yield Window(ids[max(0, end - window - 1) : end], end - done)
+        done = end
+
+
+def document_row(document: Document, bits: float, tokens: int) -> Row:
+    """The row of a document."""
+    return {"id": document.id, "domain": document.domain, "bits": bits, "tokens": tokens, "bytes": len(document.text.encode())}
+
+
+def bits_per_byte(rows: Sequence[Row]) -> Measurement:
+    """Total bits over total bytes, with a standard error over documents."""
+    return ratio([row["bits"] for row in rows], [row["bytes"] for row in rows])
+
+
+def perplexity_figures(rows: Sequence[Row]) -> dict[str, Measurement]:
+    """Bits per byte; and bits per token and perplexity, which depend on the tokenizer."""
+    tokens = [row["tokens"] for row in rows]
+    per_token = ratio([row["bits"] for row in rows], tokens)
+    value = 2**per_token.value
+    error = None if per_token.standard_error is None else value * math.log(2) * per_token.standard_error
+    return {"bits_per_byte": bits_per_byte(rows), "bits_per_token": per_token, "perplexity": Measurement(value, error, per_token.count)}

@@ -7,7 +7,7 @@ from lmlab.models.families import family_of
 from lmlab.models.generate import Completion, GenerationConfig, generate, stream
 from lmlab.models.hf import compare_with_transformers, from_pretrained, read_config, save_pretrained
 from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
-from lmlab.models.loss import IGNORE, TokenLoss, fused_cross_entropy, token_log_likelihoods, token_log_probs
+from lmlab.models.loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
 from lmlab.models.moe import MoE
 from lmlab.models.moe_config import LoadBalancingConfig, MoEConfig, RouterZConfig
 from lmlab.models.peft_layout import load_lora, save_lora
@@ -31,7 +31,9 @@ __all__ = [
     "RouterLosses",
     "RouterOutput",
     "RouterZConfig",
+    "Targets",
     "TokenLoss",
+    "TokenScores",
     "Transformer",
     "TransformerOutput",
     "add_lora",
@@ -50,8 +52,8 @@ __all__ = [
     "router_z_loss",
     "save_lora",
     "save_pretrained",
+    "score_targets",
     "stream",
-    "token_log_likelihoods",
     "token_log_probs",
     "unmerge_lora",
 ]

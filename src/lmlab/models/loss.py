@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn import functional as F
 
-from lmlab.gemm import mm
+from lmlab.gemm import linear, mm
 from lmlab.models.dtypes import sum_dtype
 from lmlab.models.tied_embedding import SharedGradient
 
@@ -70,22 +69,50 @@ def fused_cross_entropy(
     return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total, tokens.view(labels.shape))
 
 
-def token_log_likelihoods(
-    hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None
-) -> Tensor:
-    """Natural-log probabilities of each label, in fp32, shaped as `labels`; ignored labels give 0. For evaluation: no gradients."""
-    with torch.no_grad():
-        weight = weight_VD[:vocab_size].to(hidden.dtype)
-        block = block_size or _block_size(weight)
-        parts = [
-            -F.cross_entropy((h @ weight.T).float(), y, ignore_index=IGNORE, reduction="none")
-            for h, y in zip(hidden.reshape(-1, hidden.shape[-1]).split(block), labels.reshape(-1).split(block), strict=True)
-        ]
-    return torch.cat(parts).view(labels.shape)
+@dataclass(frozen=True)
+class Targets:
+    """Tokens whose probability is wanted: after position `position_N` of row `row_N` stands `label_N`. A position may come several times."""
+
+    row_N: Tensor
+    position_N: Tensor
+    label_N: Tensor
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of each target, [N]: its natural-log probability in fp32, and whether it is the most probable token there."""
+
+    log_probs_N: Tensor
+    greedy_N: Tensor
+
+
+@torch.no_grad()
+def score_targets(hidden_BTD: Tensor, weight_VD: Tensor, targets: Targets, *, block_size: int | None = None) -> TokenScores:
+    """Probabilities of chosen tokens after chosen positions, a block of them at a time; no gradients.
+
+    Arguments:
+        hidden_BTD: final hidden states.
+        weight_VD: the output matrix without rows that only pad the vocabulary.
+    """
+    hidden_ND = hidden_BTD[targets.row_N, targets.position_N]
+    weight = weight_VD.to(hidden_ND.dtype)
+    log_probs, greedy = [], []
+    block = block_size or _block_size(weight)
+    for h, label in zip(hidden_ND.split(block), targets.label_N.split(block), strict=True):
+        logits = linear(h, weight).to(sum_dtype(h))
+        found = logits.gather(1, label[:, None]).squeeze(1)
+        log_probs.append(found - logits.logsumexp(-1))
+        greedy.append(found >= logits.amax(-1))
+    if not log_probs:
+        empty = hidden_ND.new_zeros(0, dtype=sum_dtype(hidden_ND))
+        return TokenScores(empty, empty.bool())
+    return TokenScores(torch.cat(log_probs), torch.cat(greedy))
 
 
 def token_log_probs(hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None) -> Tensor:
-    """As `token_log_likelihoods`, with gradients: for losses that weigh tokens or rows in a way that depends on these probabilities.
+    """Natural-log probabilities of each label, shaped as `labels`, with gradients; ignored labels give 0.
+
+    For losses that weigh tokens or rows in a way that depends on these probabilities.
 
     The backward pass computes the logits of each block again, so that those of a whole batch never exist at once.
     """

@@ -5,12 +5,15 @@ Shapes: L layers, B batch, T tokens, E experts, k experts for each token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from lmlab.models.moe_config import MoEConfig
+from lmlab.models.router import RouterOutput
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,56 @@ class RouterLosses:
     router_z: Tensor | None
     counts_LE: Tensor
     num_tokens: Tensor
+
+
+class RouterAccounts:
+    """Computes the losses of routers for one model, whose blocks have been passed, so that those that are computed twice count once.
+
+    Attributes:
+        sum_counts: adds up counts over the processes that share a batch; what spreads a model over processes sets it.
+        counts_of_step: with a global batch, tokens of the step so far that chose each expert, and then all tokens, in one row.
+    """
+
+    def __init__(self, config: MoEConfig | None) -> None:
+        self._config = config
+        self.sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts
+        self.counts_of_step: Tensor | None = None
+
+    def end_step(self) -> None:
+        """Forget the step."""
+        self.counts_of_step = None
+
+    def losses(self, routers: Sequence[RouterOutput], mask_BT: Tensor | None) -> RouterLosses:
+        """The losses of one forward pass."""
+        moe = self._config
+        assert moe is not None
+        logits, indices = [each.logits_BTE for each in routers], [each.indices for each in routers]
+        if moe.router == "token_choice":
+            counts_LE, num_tokens = count_choices(indices, moe.num_experts, mask_BT)
+        else:
+            counts_LE = torch.stack([each.tokens_per_expert_E for each in routers]).double()
+            num_tokens = counts_LE.new_tensor(float(logits[0].shape[:-1].numel()))
+        total, balancing, z = logits[0].new_zeros(()), None, None
+        if moe.load_balancing_loss is not None:
+            granularity = moe.load_balancing_loss.granularity
+            balancing = load_balancing_loss(
+                logits,
+                indices,
+                convention=moe.load_balancing_loss.convention,
+                by_sequence=granularity == "sequence",
+                mask_BT=mask_BT,
+                shares_LE=self._global_shares(counts_LE, num_tokens, moe.top_k) if granularity == "global_batch" else None,
+            )
+            total = total + moe.load_balancing_loss.coef * balancing
+        if moe.router_z_loss is not None:
+            z = router_z_loss(logits, mask_BT=mask_BT) / (moe.top_k if moe.router_z_loss.divide_by_top_k else 1)
+            total = total + moe.router_z_loss.coef * z
+        return RouterLosses(total, balancing, z, counts_LE, num_tokens)
+
+    def _global_shares(self, counts_LE: Tensor, num_tokens: Tensor, top_k: int) -> Tensor:
+        counts = self.sum_counts(torch.cat((counts_LE.flatten(), num_tokens[None])))
+        self.counts_of_step = counts if self.counts_of_step is None else self.counts_of_step + counts
+        return self.counts_of_step[:-1].view_as(counts_LE) / (top_k * self.counts_of_step[-1].clamp(min=1))
 
 
 def load_balancing_loss(

@@ -12,7 +12,6 @@ Shapes: B batch, T tokens, S keys, D model width, V vocabulary, C scalars.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,12 +30,12 @@ from lmlab.models.dtypes import compute_dtype
 from lmlab.models.experts import Experts
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
-from lmlab.models.loss import TokenLoss, fused_cross_entropy
+from lmlab.models.loss import Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets
 from lmlab.models.moe import MoE
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import rotary_table
 from lmlab.models.router import RouterOutput
-from lmlab.models.router_losses import RouterLosses, count_choices, load_balancing_loss, router_z_loss
+from lmlab.models.router_losses import RouterAccounts, RouterLosses
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts
@@ -50,6 +49,7 @@ class TransformerOutput:
         hidden_BTD: final hidden states, after the last norm.
         logits_BTV: next-token logits if asked for, [B, T, V], or [B, 1, V] for the last position only.
         loss: summed cross-entropy of the labels if labels were given.
+        token_scores: of the targets if targets were given.
         scores_BC: the scalars at the last real token of each row, for a model with `num_labels`.
         routers: what the router of each mixture-of-experts layer decided, in order.
         router_losses: their losses, while the model is trained (in training mode, with gradients).
@@ -58,6 +58,7 @@ class TransformerOutput:
     hidden_BTD: Tensor
     logits_BTV: Tensor | None = None
     loss: TokenLoss | None = None
+    token_scores: TokenScores | None = None
     scores_BC: Tensor | None = None
     routers: tuple[RouterOutput, ...] = ()
     router_losses: RouterLosses | None = None
@@ -112,7 +113,7 @@ class Transformer(nn.Module):
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
         recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed again there (Chen et al.
             2016): 1 for all of them, 0 for none.
-        sum_counts: adds up routers' counts over the processes that share a batch; what spreads a model over processes sets it.
+        router_accounts: the losses of routers, and what they need to know of the step so far.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -127,8 +128,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList()
         for layer in range(config.num_layers):
             self.blocks.append(Block(config, layer, self._experts_for_all_layers()))
-        self.sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts
-        self._counts_of_step: Tensor | None = None
+        self.router_accounts = RouterAccounts(config.moe)
         self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
         untied = not config.tie_embeddings and config.num_labels is None
         self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
@@ -203,8 +203,10 @@ class Transformer(nn.Module):
         position_ids_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
         attention_mask_BT: Tensor | None = None,
+        visible_BTS: Tensor | None = None,
         cache: KVCache | None = None,
         labels_BT: Tensor | None = None,
+        targets: Targets | None = None,
         z_loss: float = 0.0,
         logits: Literal["all", "last", "none"] | None = None,
         taps: Taps | None = None,
@@ -219,14 +221,17 @@ class Transformer(nn.Module):
             document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document. -1 marks padding, which
                 routers' losses leave out.
             attention_mask_BT: False (or 0) marks padding that no token may see.
+            visible_BTS: which tokens each token sees, True = sees, in place of causal order; [B, T, S] where S counts what a cache holds too. Give
+                positions with it. So a row may be a tree: one beginning with many ends that do not see each other.
             cache: keys and values of earlier tokens; the new tokens are appended to it.
             labels_BT: the target of each position (already shifted: the next token), -100 to ignore.
+            targets: tokens whose probabilities after chosen positions are wanted, without gradients and without the logits of all positions.
             z_loss: coefficient of the z-loss, which is added to the loss.
-            logits: which positions get logits; by default all, or none when labels are given or the model gives scalars.
+            logits: which positions get logits; by default all, or none when labels or targets are given or the model gives scalars.
             taps: listeners on intermediates (`lmlab.models.taps`).
 
         Raises:
-            ValueError: neither or both inputs given, boundaries combined with a cache, or more tokens than a learned table has.
+            ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, or more tokens than a learned table has.
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
@@ -239,7 +244,7 @@ class Transformer(nn.Module):
             x_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)
         else:
             x_BTD = self.embedding(input_ids_BT)
-        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, cache, taps)
+        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, visible_BTS, cache, taps)
         if self.position_embedding is not None:
             x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
         x_BTD = x_BTD.to(compute_dtype(x_BTD))
@@ -257,7 +262,7 @@ class Transformer(nn.Module):
                 routers.append(routed)
         routing: dict[str, Any] = {"routers": tuple(routers)}
         if routers and self.training and torch.is_grad_enabled():
-            routing["router_losses"] = self._router_losses(routers, _real(attention_mask_BT, document_ids_BT))
+            routing["router_losses"] = self.router_accounts.losses(routers, _real(attention_mask_BT, document_ids_BT))
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         if taps is not None:
             hidden_BTD = taps("final", hidden_BTD)
@@ -268,39 +273,9 @@ class Transformer(nn.Module):
         if labels_BT is not None:
             weight = self.embedding.weight if self.head is None else self.head.weight
             loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared)
-        which = logits or ("all" if labels_BT is None else "none")
-        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, **routing)
-
-    def _router_losses(self, routers: list[RouterOutput], mask_BT: Tensor | None) -> RouterLosses:
-        """What routers lose on this pass. It is outside of the blocks, so that those that are computed twice count once."""
-        moe = self.config.moe
-        assert moe is not None
-        logits, indices = [each.logits_BTE for each in routers], [each.indices for each in routers]
-        if moe.router == "token_choice":
-            counts_LE, num_tokens = count_choices(indices, moe.num_experts, mask_BT)
-        else:
-            counts_LE = torch.stack([each.tokens_per_expert_E for each in routers]).double()
-            num_tokens = counts_LE.new_tensor(float(logits[0][..., 0].numel()))
-        total, balancing, z = logits[0].new_zeros(()), None, None
-        if moe.load_balancing_loss is not None:
-            granularity, shares_LE = moe.load_balancing_loss.granularity, None
-            if granularity == "global_batch":
-                counts = self.sum_counts(torch.cat((counts_LE.flatten(), num_tokens[None])))
-                self._counts_of_step = counts if self._counts_of_step is None else self._counts_of_step + counts
-                shares_LE = self._counts_of_step[:-1].view_as(counts_LE) / (moe.top_k * self._counts_of_step[-1].clamp(min=1))
-            balancing = load_balancing_loss(
-                logits,
-                indices,
-                convention=moe.load_balancing_loss.convention,
-                by_sequence=granularity == "sequence",
-                mask_BT=mask_BT,
-                shares_LE=shares_LE,
-            )
-            total = total + moe.load_balancing_loss.coef * balancing
-        if moe.router_z_loss is not None:
-            z = router_z_loss(logits, mask_BT=mask_BT) / (moe.top_k if moe.router_z_loss.divide_by_top_k else 1)
-            total = total + moe.router_z_loss.coef * z
-        return RouterLosses(total, balancing, z, counts_LE, num_tokens)
+        scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
+        which = logits or ("all" if labels_BT is None and targets is None else "none")
+        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, **routing)
 
     def end_step(self, counts_LE: Tensor) -> None:
         """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases that balance loads.
@@ -308,7 +283,7 @@ class Transformer(nn.Module):
         Arguments:
             counts_LE: tokens of the whole step that chose each expert, over all processes.
         """
-        self._counts_of_step = None
+        self.router_accounts.end_step()
         for mixture, counts_E in zip(self.mixtures, counts_LE, strict=True):
             if mixture.bias_E is not None:
                 mixture.update_bias(counts_E)
@@ -330,6 +305,7 @@ class Transformer(nn.Module):
         position_ids: Tensor | None,
         document_ids: Tensor | None,
         attention_mask: Tensor | None,
+        visible_BTS: Tensor | None,
         cache: KVCache | None,
         taps: Taps | None,
     ) -> tuple[AttentionContext, Tensor]:
@@ -347,6 +323,10 @@ class Transformer(nn.Module):
             visibility, default_positions = cache.visibility(length), cache.positions(length)
         else:
             visibility, default_positions = _see(x_BTD, document_ids, valid)
+        if visible_BTS is not None:
+            if document_ids is not None or valid is not None or position_ids is None:
+                raise ValueError("visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT")
+            visibility = Visibility(length, visible_BTS.shape[2], mask_BTS=visible_BTS[:, None])
         if position_ids is None:
             position_ids = default_positions
             if self.config.positions == "learned" and cache is None and document_ids is None and length > self.config.max_seq_len:

@@ -2,9 +2,10 @@
 
 from lmlab.runs.recipe import Recipe, RecipeStage
 from lmlab.runs.runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe
-from lmlab.runs.stage import Input, Stage, StageContext, find_stage
+from lmlab.runs.stage import NO_INFLUENCE, Input, Stage, StageContext, find_stage
 
 __all__ = [
+    "NO_INFLUENCE",
     "Input",
     "PlannedStage",
     "Recipe",

@@ -26,7 +26,7 @@ from lmlab.files import read_json, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
 from lmlab.runs.recipe import Recipe, RecipeStage
-from lmlab.runs.stage import StageContext
+from lmlab.runs.stage import StageContext, influences
 
 _RECORD = "stage.json"
 
@@ -135,7 +135,7 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
         content: dict[str, Any] = {
             "kind": entry.kind,
             "version": entry.stage.version,
-            "config": entry.config.model_dump(mode="json"),
+            "config": influences(entry.config),
             "inputs": inputs,
             "seed": recipe.seed,
             "depends_on": sha256_json(entry.stage.depends_on(entry.config)),
@@ -172,7 +172,7 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         "name": entry.name,
         "kind": entry.kind,
         "fingerprint": planned.fingerprint,
-        "content": {"config": entry.config.model_dump(mode="json"), "seed": recipe.seed, "version": entry.stage.version},
+        "content": {"config": influences(entry.config), "seed": recipe.seed, "version": entry.stage.version},
         "state": "unfinished",
         "started": _now(),
     }

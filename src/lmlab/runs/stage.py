@@ -27,6 +27,14 @@ class _InputMarker:
 Input = Annotated[str, _InputMarker()]
 """A field that names an earlier stage of the recipe, or else is a path."""
 
+
+class _NoInfluenceMarker:
+    pass
+
+
+NO_INFLUENCE = _NoInfluenceMarker()
+"""Marks a field, in `Annotated`, that says how work is done and not what comes out: it may change between two attempts."""
+
 C = TypeVar("C", bound=Config)
 
 
@@ -117,6 +125,12 @@ def input_fields(config: Config) -> dict[str, str]:
         else:
             found |= {f"{name}.{inner}": each for inner, each in _nested_inputs(value).items()}
     return found
+
+
+def influences(config: Config) -> dict[str, Any]:
+    """The configuration as JSON, without the fields that do not change the results."""
+    without = {name for name, info in type(config).model_fields.items() if any(isinstance(mark, _NoInfluenceMarker) for mark in _metadata(info))}
+    return config.model_dump(mode="json", exclude=without)
 
 
 def _nested_inputs(value: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -11,9 +12,10 @@ from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data import read_documents
-from lmlab.evals import ByteNGram, Measurement, bits_per_byte, read_items, score_ranking, xz_bits, xz_bits_after
+from lmlab.evals import ByteNGram, Measurement, question_row, ratio, read_questions, xz_bits, xz_bits_after
 from lmlab.progress import progress
 from lmlab.runs import Input, Stage, StageContext
+from lmlab.stages.evaluate import accuracy_by_domain
 
 
 class BaselinesConfig(Config):
@@ -56,9 +58,7 @@ class Baselines(Stage[BaselinesConfig]):
             with progress("baselines", 2 + len(xz_jobs) + len(primed_jobs), "parts") as advance:
                 model = ByteNGram.fit((text for members in texts["train"].values() for text in members), config.order)
                 advance(note="n-gram fitted")
-                ngram = {
-                    domain: bits_per_byte(model.bits(texts["heldout"][domain]), [len(t) for t in texts["heldout"][domain]]) for domain in domains
-                }
+                ngram = {domain: ratio(model.bits(texts["heldout"][domain]), [len(t) for t in texts["heldout"][domain]]) for domain in domains}
                 advance(note="n-gram scored")
                 results: dict[str, Any] = {"n-gram": {"bits_per_byte": {domain: asdict(value) for domain, value in ngram.items()}}}
                 for name, jobs in (("xz", xz_jobs), ("xz after training text", primed_jobs)):
@@ -70,9 +70,12 @@ class Baselines(Stage[BaselinesConfig]):
                     if values:
                         results[name] = {"bits_per_byte": values}
         if config.task is not None:
-            items = read_items(context.inputs["task"] / "task.jsonl" if context.inputs["task"].is_dir() else context.inputs["task"])
-            bits = [[model.score(option.encode(), item.context.encode()) for option in item.options] for item in items]
-            results["n-gram"]["accuracy"] = {key: asdict(value) for key, value in score_ranking(items, bits).accuracy.items()}
+            path = context.inputs["task"]
+            rows = [
+                question_row(item, [-math.log(2) * model.score(text.encode(), before.encode()) for before, text in item.pairs()])
+                for item in read_questions(path / "task.jsonl" if path.is_dir() else path)
+            ]
+            results["n-gram"]["accuracy"] = accuracy_by_domain(rows)
         return {"order": config.order, "baselines": results}
 
     def summary(self, results: dict[str, Any]) -> str:

@@ -1,23 +1,41 @@
-"""The stage `evaluate`: bits per byte by domain and ranked accuracy of a model, beside the baselines."""
+"""The stage `evaluate`: benchmarks, bits per byte by domain and ranked accuracy of a model, beside the baselines."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import Config
-from lmlab.data import Tokenizer, read_documents
+from lmlab.data import read_documents
+from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.evals import bits_per_byte, document_bits, option_bits, read_items, score_ranking
-from lmlab.files import write_jsonl
-from lmlab.hardware import select_device
-from lmlab.models import Transformer, from_pretrained
-from lmlab.reports import Figure, Note, Section, Table, bar_chart
-from lmlab.runs import Input, Stage, StageContext, read_record
+from lmlab.evals import (
+    Evaluator,
+    Row,
+    Settings,
+    Task,
+    bits_per_byte,
+    by_domain,
+    chance_level,
+    find_tasks,
+    main_metric,
+    ranked_figures,
+    run_documents,
+    run_task,
+    task_figures,
+    task_summary,
+)
+from lmlab.evals.questions import TooLong
+from lmlab.fan_out import Backend, fan_out
+from lmlab.hardware import reuse_memory
+from lmlab.reports import Section
+from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext, read_record
+from lmlab.stages.evaluate_report import comparison_section, headline_of, summary_of, tasks_section
 
 Figures = dict[str, dict[str, Any]]
 
@@ -27,140 +45,174 @@ class EvaluateConfig(Config):
 
     Attributes:
         model: a model's directory, or the stage that trained it.
-        window: the most tokens the model sees at once in scoring documents.
+        tasks: benchmarks by name, group, or YAML file.
+        limit: the most questions of each task, spread evenly over all.
+        too_long: what is done with what is longer than the model's window: an `error`, `truncate` its beginning, or `skip` it.
+        unconditional: also score the options of tasks without their question.
+        window, stride: the most tokens the model sees at once in scoring documents, and how far that window slides (by default half of it).
         untrained: also measure the same network with fresh weights.
         baselines: a stage `baselines`, to set its figures beside the model's.
+        workers, backend: over how many processes the tasks are spread, each with its own copy of the model.
     """
 
     model: Input
+    tasks: list[str] = Field(default=[])
+    limit: PositiveInt | None = None
+    too_long: TooLong = "error"
+    unconditional: bool = False
     documents: Input | None = None
     split: Literal["train", "heldout"] = "heldout"
     task: Input | None = None
     baselines: Input | None = None
     window: PositiveInt = 256
+    stride: PositiveInt | None = None
     untrained: bool = False
     device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
+    backend: Annotated[Backend, NO_INFLUENCE] = "processes"
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateConfig:
+        if self.stride is not None and self.stride > self.window:
+            raise ValueError(f"stride {self.stride} is longer than window {self.window}: tokens between two windows would not be scored.")
+        return self
 
 
 class Evaluate(Stage[EvaluateConfig]):
-    """Writes documents-NAME.jsonl and questions-NAME.jsonl (NAME: model, untrained): one row for each document and question."""
+    """Writes rows: tasks/TASK.jsonl, and documents-NAME.jsonl and questions-NAME.jsonl (NAME: model, untrained)."""
 
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[Config]] = EvaluateConfig
+    distributed: ClassVar[bool] = True
+
+    def depends_on(self, config: EvaluateConfig) -> Any:
+        """The requests of the tasks."""
+        return {task.name: task.fingerprint() for task in find_tasks(config.tasks)}
+
+    def plan(self, config: EvaluateConfig) -> dict[str, str]:
+        """Tasks and questions."""
+        tasks = find_tasks(config.tasks)
+        return {"tasks": ", ".join(task.name for task in tasks)} if tasks else {}
 
     def run(self, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         """Measure the model, then the untrained one; what a killed attempt measured is kept."""
-        directory = model_directory(context.inputs["model"])
-        model, tokenizer = from_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
-        if config.window > model.config.max_seq_len:
-            raise UserError(f"window {config.window} is longer than the model's max_seq_len {model.config.max_seq_len}.", "Lower it.")
-        measured: Figures = {"model": self._measure("model", model, tokenizer, config, context)}
-        if config.untrained:
-            measured["untrained"] = self._measure("untrained", model.initialize(context.seed), tokenizer, config, context)
-        chance = measured["model"].pop("chance", None)
+        if world().size == 1 and config.workers == 1:
+            reuse_memory()
+        evaluator = Evaluator.load(model_directory(context.inputs["model"]), config.device, config.precision)
+        if config.documents is not None and config.window > evaluator.scorer.max_seq_len:
+            raise UserError(f"window {config.window} is longer than the model's max_seq_len {evaluator.scorer.max_seq_len}.", "Lower it.")
+        tasks = self._tasks(evaluator, config, context)
+        measured: Figures = {}
+        if config.documents is not None or config.task is not None:
+            measured["model"] = self._measure("model", evaluator, config, context)
+            if config.untrained:
+                measured["untrained"] = self._measure("untrained", _untrained(evaluator, config, context.seed), config, context)
+        chance = measured["model"].pop("chance", None) if measured else None
         if config.baselines is not None:
             measured |= read_record(context.inputs["baselines"])["results"]["baselines"]
-        return {"measured": measured, "chance": chance}
+        return {"scorer": evaluator.scorer.description, "tasks": tasks, "measured": measured, "chance": chance}
 
-    def _measure(self, name: str, model: Transformer, tokenizer: Tokenizer, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+    def _tasks(self, evaluator: Evaluator, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+        """The summary of each task; spread over workers first, if there are any."""
+        settings = Settings(config.limit, config.too_long, config.unconditional)
+        found = find_tasks(config.tasks)
+        places = {task.name: context.directory / "tasks" / f"{task.name}.jsonl" for task in found}
+        if config.workers > 1 and world().size == 1:
+            model = model_directory(context.inputs["model"])
+            jobs = [
+                _Job(str(model), config.device, config.precision, task, settings, places[task.name], (number, config.workers))
+                for task in found
+                if not places[task.name].exists()
+                for number in range(config.workers)
+            ]
+            for _ in fan_out(_run_job, jobs, config.workers, config.backend):
+                pass
+        summaries = {}
+        for task in found:
+            rows = run_task(evaluator, task, settings, places[task.name])
+            assert rows is not None
+            summaries[task.name] = {"title": task.title or task.name, "shots": task.shots, "split": task.split} | task_summary(task, rows)
+            summaries[task.name]["domains"] = _by_domain(task, rows)
+        return summaries
+
+    def _measure(self, name: str, evaluator: Evaluator, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if config.documents is not None:
-            found["bits_per_byte"] = context.once(f"{name}-bits-per-byte", lambda: self._bits(name, model, tokenizer, config, context))
+            path = context.inputs["documents"]
+            documents = list(read_documents(path / f"{config.split}.jsonl" if path.is_dir() else path))
+            place = context.directory / f"documents-{name}.jsonl"
+            rows = run_documents(evaluator, documents, config.window, config.stride, place, f"perplexity, {name}")
+            found["bits_per_byte"] = {domain: asdict(bits_per_byte(each)) for domain, each in by_domain(rows).items()}
         if config.task is not None:
-            found |= context.once(f"{name}-accuracy", lambda: self._rank(name, model, tokenizer, context))
-            if name != "model":
-                found.pop("chance")
+            path = context.inputs["task"]
+            task = Task(name=f"questions-{name}", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes")
+            ranked = run_task(evaluator, task, Settings(None, config.too_long), context.directory / f"questions-{name}.jsonl")
+            assert ranked is not None
+            found["accuracy"] = accuracy_by_domain(ranked)
+            if name == "model":
+                found["chance"] = {"all": chance_level(ranked)} | {domain: chance_level(rows) for domain, rows in by_domain(ranked).items()}
         return found
-
-    def _bits(self, name: str, model: Transformer, tokenizer: Tokenizer, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
-        path = context.inputs["documents"]
-        documents = list(read_documents(path / f"{config.split}.jsonl" if path.is_dir() else path))
-        bits = document_bits(model, tokenizer, [document.text for document in documents], config.window, f"perplexity, {name}")
-        rows = [
-            {"id": document.id, "domain": document.domain, "bits": value, "bytes": len(document.text.encode())}
-            for document, value in zip(documents, bits, strict=True)
-        ]
-        write_jsonl(context.directory / f"documents-{name}.jsonl", rows)
-        by_domain: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in rows:
-            by_domain[str(row["domain"])].append(row)
-        return {domain: asdict(bits_per_byte([r["bits"] for r in found], [r["bytes"] for r in found])) for domain, found in sorted(by_domain.items())}
-
-    def _rank(self, name: str, model: Transformer, tokenizer: Tokenizer, context: StageContext) -> dict[str, Any]:
-        path = context.inputs["task"]
-        items = read_items(path / "task.jsonl" if path.is_dir() else path)
-        result = score_ranking(items, option_bits(model, tokenizer, items, f"questions, {name}"))
-        write_jsonl(context.directory / f"questions-{name}.jsonl", result.rows)
-        return {"accuracy": {key: asdict(value) for key, value in result.accuracy.items()}, "chance": result.chance}
 
     def summary(self, results: dict[str, Any]) -> str:
         """The model's figures."""
-        found = results["measured"]["model"]
-        parts = [f"{domain} {value['value']:.3f} bits per byte" for domain, value in found.get("bits_per_byte", {}).items()]
-        if "accuracy" in found:
-            value = found["accuracy"]["all"]
-            parts.append(f"ranked accuracy {value['value']:.1%} ± {value['standard_error'] or 0:.1%} (chance {results['chance']['all']:.0%})")
-        return "; ".join(parts)
+        return summary_of(results)
 
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
-        """Bits per byte by domain, and accuracy."""
-        found = results["measured"]["model"]
-        facts = {f"Bits per byte, {domain}": f"{value['value']:.3f}" for domain, value in found.get("bits_per_byte", {}).items()}
-        if "accuracy" in found:
-            facts["Ranked accuracy"] = f"{found['accuracy']['all']['value']:.1%}"
-        return facts
+        """Accuracy, and bits per byte by domain."""
+        return headline_of(results)
 
     def report(self, config: EvaluateConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Tables and figures with standard errors."""
-        blocks: list[Any] = []
-        measured = results["measured"]
-        bits = {name: found["bits_per_byte"] for name, found in measured.items() if "bits_per_byte" in found}
-        if bits:
-            blocks += [_verdict(bits), *_comparison(bits, "bits per byte", None, 3)]
-        accuracy = {name: found["accuracy"] for name, found in measured.items() if "accuracy" in found}
-        if accuracy:
-            chance = results["chance"]["all"]
-            blocks += _comparison(accuracy, "accuracy", ("chance", chance), 3)
-        intro = (
-            "Measured on held-out text that no training document repeats. "
-            "± is one standard error: over documents for bits per byte, over questions for accuracy."
-        )
-        return [Section("Evaluation", blocks, intro)]
+        sections = [tasks_section(results)] if results["tasks"] else []
+        return sections + ([comparison_section(results)] if results["measured"] else [])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A worker's share of a task."""
+
+    model: str
+    device: str
+    precision: str
+    task: Task
+    settings: Settings
+    path: Path
+    share: tuple[int, int]
+
+
+def _run_job(job: _Job) -> None:
+    evaluator = _loaded(job.model, job.device, job.precision)
+    run_task(evaluator, job.task, job.settings, job.path, job.share)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, device: str, precision: str) -> Evaluator:
+    """A worker reads the model once for all its jobs."""
+    return Evaluator.load(Path(model), device, precision)
+
+
+def _untrained(evaluator: Evaluator, config: EvaluateConfig, seed: int) -> Evaluator:
+    if evaluator.model is None:
+        raise UserError(f"untrained: fresh weights are drawn for lmlab's own networks, and this one runs by {evaluator.scorer.description}.")
+    evaluator.model.initialize(seed)
+    return evaluator
+
+
+def accuracy_by_domain(rows: Sequence[Row]) -> dict[str, Any]:
+    """Accuracy by bytes over all rows, and for each domain."""
+    groups = {"all": list(rows)} | by_domain(rows)
+    return {name: asdict(ranked_figures(found, "bytes")["accuracy"]) for name, found in groups.items()}
+
+
+def _by_domain(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
+    """The main figure in each domain, where there are several."""
+    domains = by_domain([row for row in rows if not row.get("skipped")])
+    if len(domains) < 2:
+        return {}
+    return {name: asdict(task_figures(task, found)[main_metric(task)]) for name, found in domains.items()}
 
 
 def model_directory(path: Path) -> Path:
     """The model below a train stage's directory, or the path itself."""
     return path / "model" if (path / "model" / "config.json").exists() else path
-
-
-def _verdict(bits: Figures) -> Note:
-    worse = [
-        f"{name} on {domain} ({value['value']:.3f} against {bits['model'][domain]['value']:.3f})"
-        for name, found in bits.items()
-        if name != "model"
-        for domain, value in found.items()
-        if value["value"] <= bits["model"][domain]["value"]
-    ]
-    if worse:
-        return Note("The model needs more bits than: " + "; ".join(worse) + ".", "warning")
-    return Note("The model needs fewer bits than every baseline on every domain.", "good")
-
-
-def _comparison(figures: Figures, title: str, reference: tuple[str, float] | None, digits: int) -> list[Any]:
-    domains = list(figures["model"])
-    groups = {name: [found[domain]["value"] for domain in domains] for name, found in figures.items() if all(domain in found for domain in domains)}
-    errors = {name: [figures[name][domain]["standard_error"] or 0.0 for domain in domains] for name in groups}
-    rows = [[name, *(_cell(found.get(domain), digits) for domain in domains)] for name, found in figures.items()]
-    caption = f"{title[0].upper()}{title[1:]} by domain."
-    align: list[Literal["left", "right"]] = ["left"]
-    align += ["right"] * len(domains)
-    return [
-        Figure(bar_chart(domains, groups, errors, title, reference), caption + " Bars show one standard error.", caption),
-        Table(["", *domains], rows, caption, highlight_row=0, align=align),
-    ]
-
-
-def _cell(value: dict[str, Any] | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    error = value["standard_error"]
-    return f"{value['value']:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -12,7 +12,7 @@ from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.progress import short
 from lmlab.reports import Section, Table
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext
 
 
 class TokenizeConfig(Config):
@@ -28,8 +28,8 @@ class TokenizeConfig(Config):
     tokenizer: Input
     split: Literal["train", "heldout"] = "train"
     shard_tokens: int = Field(default=2**26, gt=0)
-    workers: PositiveInt | None = None
-    backend: Backend = "processes"
+    workers: Annotated[PositiveInt | None, NO_INFLUENCE] = None
+    backend: Annotated[Backend, NO_INFLUENCE] = "processes"
 
 
 class Tokenize(Stage[TokenizeConfig]):

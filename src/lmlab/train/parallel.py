@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from lmlab.config import Config
 from lmlab.distributed import World, sum_over_all
 from lmlab.errors import UserError
+from lmlab.models import Transformer
 
 
 class ParallelConfig(Config):
@@ -73,8 +74,8 @@ def parallelize(model: nn.Module, config: ParallelConfig, world: World, device: 
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not config.gather_once)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    if hasattr(model, "sum_counts"):
-        setattr(model, "sum_counts", sum_over_all)  # noqa: B010 (modules type their attributes as tensors)
+    if isinstance(model, Transformer):
+        model.router_accounts.sum_counts = sum_over_all
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -18,7 +18,7 @@ from lmlab.errors import UserError, did_you_mean
 from lmlab.fan_out import fan_out
 from lmlab.files import read_json, sha256_json, write_json
 from lmlab.methods.olmoe.byte_corpus import ByteCorpus, ByteWindows
-from lmlab.models import ModelConfig, Transformer, token_log_likelihoods
+from lmlab.models import ModelConfig, Transformer, token_log_probs
 from lmlab.reports import Page, Section, Series, Table, bar_chart, line_chart
 from lmlab.reports import Figure as FigureBlock
 from lmlab.train import Trainer, TrainerConfig, language_model_step_by_domain, read_metrics, routed
@@ -165,7 +165,7 @@ def measure(model: Transformer, corpus: ByteCorpus, length: int) -> dict[str, An
     losses, counts = [], []
     for ids, labels in zip(ids_BT.split(16), labels_BT.split(16), strict=True):
         output = model(ids, logits="none")
-        losses.append(-token_log_likelihoods(output.hidden_BTD, model.head_weight_VD, labels).sum(1) / (length - 1))
+        losses.append(-token_log_probs(output.hidden_BTD, model.head_weight_VD, labels).sum(1) / (length - 1))
         counts.append([each.tokens_per_expert_E for each in output.routers])
     loss_B = torch.cat(losses)
     by_domain = {name: float(loss_B[domains_B == number].mean()) for number, name in enumerate(corpus.domains)}
@@ -201,7 +201,11 @@ def compare(choice: Choice, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
 def _place(job: Job) -> Path:
     """Where a training is: changed settings have another place."""
-    settings = [job.config.model_of(job.variant).model_dump(mode="json"), job.config.trainer_of(job.variant).model_dump(mode="json"), job.config.seq_len]
+    settings = [
+        job.config.model_of(job.variant).model_dump(mode="json"),
+        job.config.trainer_of(job.variant).model_dump(mode="json"),
+        job.config.seq_len,
+    ]
     return job.directory / f"{job.variant}-{sha256_json([settings, str(job.config.texts)])[:8]}" / f"seed-{job.seed}"
 
 
@@ -212,7 +216,9 @@ def _page(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> 
         [name, each[0]["parameters"], each[0]["active_parameters"], len(each), float(np.mean(losses[name])), _deviation(losses[name]), _load(each)]
         for name, each in results.items()
     ]
-    table = Table(["variant", "parameters", "active", "seeds", "loss (nats a byte)", "deviation", "highest load"], rows, "Validation, mean of domains")
+    table = Table(
+        ["variant", "parameters", "active", "seeds", "loss (nats a byte)", "deviation", "highest load"], rows, "Validation, mean of domains"
+    )
     bars = bar_chart(list(results), {"loss": [float(np.mean(each)) for each in losses.values()]}, None, "nats a byte", None)
     compared = [
         [row["choice"], row["variant"], row["against"], row["difference"], _interval(row["interval"]), row["p"]] for row in found["comparisons"]

@@ -1,0 +1,154 @@
+"""`lmlab eval`: measure models, compare two of them, list tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commands.shared import DryRun, Redo, example, run_stages
+from lmlab.errors import UserError, missing_extra
+
+app = typer.Typer(
+    help="Measure models on benchmarks, questions and texts; compare two of them.",
+    epilog=example(
+        "lmlab eval --model models/smollm2 --tasks arc_easy,hellaswag --limit 200",
+        "lmlab eval --model runs/demo/model --documents runs/demo/documents --task runs/demo/questions/task.jsonl",
+        "lmlab eval compare runs/eval-a runs/eval-b",
+    ),
+)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False)]
+TooLong = Annotated[str, typer.Option(help="What is done with items that are longer than the model's window: error, truncate, or skip.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")]
+
+
+@app.callback(invoke_without_command=True)
+def evaluate(
+    context: typer.Context,
+    model: Annotated[Path | None, typer.Option(help="Directory of a model: a Hugging Face directory, or a train stage.", show_default=False)] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, groups or YAML files, with commas between them.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most questions of a task, spread evenly over all.", show_default=False)] = None,
+    documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
+    task: Annotated[Path | None, typer.Option(help="A file of questions, JSON lines.", show_default=False)] = None,
+    window: Annotated[int, typer.Option(min=2, help="Most tokens the model sees at once in documents.")] = 256,
+    stride: Annotated[int | None, typer.Option(min=1, help="How far that window slides, by default half of it.", show_default=False)] = None,
+    too_long: TooLong = "error",
+    unconditional: Annotated[bool, typer.Option("--unconditional", help="Also score options without their question.")] = False,
+    precision: Precision = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the tasks.")] = 1,
+    backend: Annotated[str, typer.Option(help="processes: of this machine; ray: of the cluster of RAY_ADDRESS.")] = "processes",
+    out: Out = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Measure a model: benchmarks, bits per byte by domain and ranked accuracy, with standard errors. What a killed run measured is kept."""
+    if context.invoked_subcommand is not None:
+        return
+    if model is None:
+        raise UserError("Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more.")
+    if tasks is None and documents is None and task is None:
+        raise UserError("Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks.")
+    from lmlab.files import sha256_json
+
+    settings: dict[str, Any] = {"model": str(model), "tasks": [name.strip() for name in (tasks or "").split(",") if name.strip()]}
+    settings |= {"window": window, "too_long": too_long, "unconditional": unconditional, "precision": precision}
+    further = {"limit": limit, "stride": stride, "documents": documents, "task": task}
+    settings |= {key: str(value) if isinstance(value, Path) else value for key, value in further.items() if value is not None}
+    name = f"eval-{sha256_json(settings)[:8]}"
+    stages = {
+        "evaluation": {"kind": "evaluate", **settings, "workers": workers, "backend": backend},
+        "report": {"kind": "report", "title": f"Evaluation of {model}"},
+    }
+    run_stages(name, stages, out, None, dry_run, redo)
+    if not dry_run:
+        _print_tasks(out or Path("runs") / name)
+
+
+@app.command(name="tasks", epilog=example("lmlab eval tasks", "lmlab eval tasks arc"))
+def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only names that hold one of these.", show_default=False)] = None) -> None:
+    """List the tasks that can be named, with split, shots, metric, chance and licence; then short names and groups."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lmlab.evals import known_tasks, main_metric, olmes
+
+    known = known_tasks()
+    if not known:
+        raise olmes.missing()
+    table = Table("name", "task", "split", "shots", "metric", "chance", "licence")
+    for name, task in known.items():
+        if not words or any(word in name for word in words):
+            metric = main_metric(task) + (f" by {task.normalization}" if main_metric(task) == "accuracy" and task.normalization != "none" else "")
+            chance = "" if task.chance is None or main_metric(task) != "accuracy" else f"{100 * task.chance:.1f} %"
+            table.add_row(name, task.title, task.split, str(task.shots), metric, chance, task.licence)
+    console = Console()
+    console.print(table)
+    for name, targets in olmes.aliases().items():
+        if not words or any(word in name for word in words):
+            console.print(f"{name}: {', '.join(targets)}", highlight=False)
+
+
+@app.command(epilog=example("lmlab eval compare runs/eval-a runs/eval-b", "lmlab eval compare runs/a runs/b --out page.html"))
+def compare(
+    first: Annotated[Path, typer.Argument(help="Directory of an evaluation.")],
+    second: Annotated[Path, typer.Argument(help="Directory of another one, of the same tasks.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)] = None,
+) -> None:
+    """Test whether the second model differs from the first on the same questions: paired bootstrap, and McNemar's test of accuracies."""
+    from rich.console import Console
+
+    from lmlab.stages.compare import compare_evaluations, comparison_table, write_comparison
+
+    found = compare_evaluations(first, second)
+    Console().print(comparison_table(found))
+    if out is not None:
+        print(f"Page: {write_comparison(found, first, second, out)}")
+
+
+@app.command(epilog=example("lmlab eval harness --model models/smollm2 --tasks lambada_openai --limit 100"))
+def harness(
+    model: Annotated[Path, typer.Option(help="Directory of a model.")],
+    tasks: Annotated[str, typer.Option(help="Names of the harness's tasks, with commas between them.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many items of each task.", show_default=False)] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in each prompt.", show_default=False)] = None,
+    include: Annotated[Path | None, typer.Option(help="Folder with further task files of the harness.", show_default=False)] = None,
+    precision: Precision = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results there, as JSON.", show_default=False)] = None,
+) -> None:
+    """Run tasks of EleutherAI's harness (lm-eval) on one of lmlab's models. The harness downloads their data."""
+    import importlib.util
+
+    from lmlab.hardware import reuse_memory
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise missing_extra("lm-eval", "eval", "Running tasks of EleutherAI's harness")
+    from lmlab.evals.evaluator import Evaluator
+    from lmlab.evals.harness import run_harness
+    from lmlab.files import write_json
+    from lmlab.stages.evaluate import model_directory
+
+    reuse_memory()
+    evaluator = Evaluator.load(model_directory(model), precision=precision)
+    found = run_harness(evaluator, [name.strip() for name in tasks.split(",") if name.strip()], limit, num_fewshot, include)
+    from lm_eval.utils import make_table
+
+    print(f"Computed by {evaluator.scorer.description}.")
+    print(make_table(found))
+    if out is not None:
+        write_json(out, {"results": found["results"], "n-samples": found.get("n-samples"), "versions": found.get("versions")})
+        print(f"Results: {out}")
+
+
+def _print_tasks(directory: Path) -> None:
+    from rich.console import Console
+
+    from lmlab.distributed import world
+    from lmlab.runs import read_record
+    from lmlab.stages.evaluate_report import terminal_table
+
+    results = read_record(directory / "evaluation")["results"]
+    if results["tasks"] and world().is_main:
+        Console().print(terminal_table(results))
+        print(f"Computed by {results['scorer']}. ± is one standard error.")

@@ -1,0 +1,97 @@
+"""A model that can be measured: ours, or any other architecture by way of `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError, missing_extra
+from lmlab.evals.prefix_sharing import Window
+from lmlab.evals.scoring import ModelScorer, Score, Scorer
+from lmlab.hardware import select_device, select_dtype
+from lmlab.models import Transformer, from_pretrained, read_config
+
+_TOKENS_A_BATCH = 2048
+_DEFAULT_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Whatever measures need of a model.
+
+    Attributes:
+        scorer: log-probabilities of tokens.
+        model: the transformer itself, for tasks in which it writes; None for an architecture that is not ours.
+    """
+
+    scorer: Scorer
+    tokenizer: Tokenizer
+    model: Transformer | None = None
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "auto", precision: str = "auto") -> Evaluator:
+        """From a Hugging Face directory. An architecture that lmlab does not have is run by `transformers`, and the scorer's description says so.
+
+        Raises:
+            UserError: there is no model, or nobody knows its architecture.
+        """
+        place = select_device(device)
+        dtype = select_dtype(precision, place)
+        if (directory / "config.json").exists():
+            try:
+                read_config(directory)
+            except UserError as reason:
+                return cls(TransformersScorer(_load_other(directory, place, dtype, reason)), Tokenizer.load(directory))
+        model = from_pretrained(directory, place, dtype)
+        return cls(ModelScorer(model, precision), Tokenizer.load(directory), model)
+
+
+class TransformersScorer:
+    """Scores by a causal language model of `transformers`: padded batches by length, every window read whole."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        config = model.config
+        self.max_seq_len = next((int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(config, key, None))), _DEFAULT_WINDOW)
+        self.description = f"transformers ({type(model).__name__}: not an architecture of lmlab), {str(model.dtype).removeprefix('torch.')}"
+
+    @torch.no_grad()
+    def score(self, windows: Sequence[Window]) -> Iterator[tuple[int, Score]]:
+        """The number of each window and its score, in any order, as they come."""
+        order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
+        while order:
+            size = max(1, _TOKENS_A_BATCH // len(windows[order[0]].ids))
+            batch, order = order[:size], order[size:]
+            yield from zip(batch, self._run([windows[index] for index in batch]), strict=True)
+
+    def _run(self, windows: Sequence[Window]) -> Iterator[Score]:
+        longest = len(windows[0].ids) - 1
+        inputs = torch.tensor([[*window.ids[:-1], *[0] * (longest + 1 - len(window.ids))] for window in windows], device=self.model.device)
+        lengths = torch.tensor([len(window.ids) - 1 for window in windows], device=self.model.device)
+        mask = torch.arange(longest, device=self.model.device)[None] < lengths[:, None]
+        logits = self.model(input_ids=inputs, attention_mask=mask.long()).logits
+        for row, window in enumerate(windows):
+            stop = len(window.ids) - 1
+            found = logits[row, stop - window.num_scored : stop].float()
+            labels = torch.tensor(window.ids[len(window.ids) - window.num_scored :], device=found.device)
+            log_prob = -F.cross_entropy(found, labels, reduction="none").double().sum()
+            yield Score(float(log_prob), bool((found.argmax(-1) == labels).all()))
+
+
+def _load_other(directory: Path, device: torch.device, dtype: torch.dtype, reason: UserError) -> Any:
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise missing_extra("transformers", "hf", "An architecture that lmlab does not have") from None
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{reason.message} Nor can transformers load it: {told}", reason.remedy) from None
+    return model.to(device).eval()

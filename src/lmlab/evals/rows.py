@@ -1,0 +1,71 @@
+"""One row a question on the disk, from which every statistic can be made; and a file of rows that a kill does not harm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lmlab.files import write_jsonl
+
+Row = dict[str, Any]
+
+
+def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
+    """The whole rows of files that may have been cut off while a row was written."""
+    for path in paths:
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+class RowFile:
+    """Rows that are appended as they are found; what an earlier attempt wrote is kept.
+
+    Several processes may write, each its own part; `finish` then makes one file of all parts, in the order of the questions.
+
+    Arguments:
+        path: of the finished file. Its parts stand beside it.
+        part: the number of this process.
+    """
+
+    def __init__(self, path: Path, part: int = 0) -> None:
+        self.path = path
+        self._part = path.with_name(f"{path.stem}.part-{part}.jsonl")
+        self._file: Any = None
+
+    def done(self) -> dict[str, Row]:
+        """The rows that there are, by id."""
+        found = [self.path] if self.path.exists() else sorted(self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"))
+        return {row["id"]: row for row in read_rows(found)}
+
+    def append(self, row: Row) -> None:
+        """Write a row, so that it survives the process."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_half_a_line(self._part)
+            self._file = self._part.open("a", encoding="utf-8")
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing more is written by this process."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def finish(self, ids: Iterable[str]) -> list[Row]:
+        """Write the finished file with the rows of these questions, in this order, and remove its parts."""
+        self.close()
+        found = self.done()
+        rows = [found[id] for id in ids if id in found]
+        write_jsonl(self.path, rows)
+        for part in self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"):
+            part.unlink()
+        return rows
+
+
+def _drop_half_a_line(path: Path) -> None:
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])

@@ -1,0 +1,100 @@
+"""Compare two evaluations of the same questions: task by task, with tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+
+from lmlab.errors import UserError
+from lmlab.evals import Comparison, Row, Task, compare_values, find_tasks, main_metric, pair_rows, question_values, read_rows
+from lmlab.reports import Note, Page, Section, Table
+from lmlab.runs import read_record
+
+
+def compare_evaluations(first: Path, second: Path) -> dict[str, list[Comparison]]:
+    """The comparisons of each task that both runs have, by its main figure and by bits per byte; the second minus the first.
+
+    Raises:
+        UserError: a directory is not that of an evaluation, or they have no task in common.
+    """
+    a, b = _rows_of(first), _rows_of(second)
+    common = [name for name in a if name in b]
+    if not common:
+        raise UserError(f"'{first}' and '{second}' have no task in common.", f"The first has {', '.join(a)}; the second has {', '.join(b)}.")
+    found = {}
+    for name in common:
+        task, rows = a[name][0], pair_rows(a[name][1], b[name][1])
+        metrics = dict.fromkeys([main_metric(task), "bits_per_byte"] if task.kind == "ranked" else [main_metric(task)])
+        found[name] = [compare_values(each, question_values(task, rows[0], each), question_values(task, rows[1], each)) for each in metrics]
+    return found
+
+
+def _rows_of(run: Path) -> dict[str, tuple[Task, list[Row]]]:
+    """The tasks of an evaluation with their rows."""
+    found: dict[str, tuple[Task, list[Row]]] = {}
+    for directory in sorted(run.iterdir()) if run.is_dir() else []:
+        if not (directory / "tasks").is_dir():
+            continue
+        for task in find_tasks(read_record(directory)["content"]["config"]["tasks"]):
+            path = directory / "tasks" / f"{task.name}.jsonl"
+            if path.exists():
+                found[task.name] = task, list(read_rows([path]))
+    if not found:
+        raise UserError(f"'{run}' is not the directory of a finished evaluation of tasks.", "Run lmlab eval --tasks first.")
+    return found
+
+
+def comparison_table(found: dict[str, list[Comparison]]) -> TerminalTable:
+    """For the terminal."""
+    table = TerminalTable(*_COLUMNS)
+    for row in _table_rows(found):
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
+
+
+def write_comparison(found: dict[str, list[Comparison]], first: Path, second: Path, path: Path) -> Path:
+    """A page with the same table."""
+    told = [
+        f"{name}: {'better' if (each.difference > 0) == (each.metric != 'bits_per_byte') else 'worse'} by {each.metric.replace('_', ' ')}"
+        for name, comparisons in found.items()
+        for each in comparisons
+        if each.p_value < 0.05
+    ]
+    note = Note(
+        f"At the level of 5 % the second model differs: {'; '.join(told)}." if told else "No difference is significant at the level of 5 %.", "info"
+    )
+    intro = (
+        f"First: {first}. Second: {second}. Differences are the second minus the first on the same questions; the interval of 95 % is a paired "
+        "bootstrap over questions. p is McNemar's exact test where questions are right or wrong, else the bootstrap's; it is not corrected for "
+        "several tasks."
+    )
+    section = Section("Differences", [note, Table(_COLUMNS, _table_rows(found))], intro)
+    return Page("Comparison of two evaluations", f"{first} and {second}", [section]).write(path)
+
+
+_COLUMNS = ["task", "metric", "questions", "first", "second", "difference", "95 % interval", "p", "right in first only / second only"]
+
+
+def _table_rows(found: dict[str, list[Comparison]]) -> list[list[Any]]:
+    rows = []
+    for name, comparisons in found.items():
+        for each in comparisons:
+            alone = "" if each.only_first is None else f"{each.only_first} / {each.only_second}"
+            error = "" if each.standard_error is None else f" ± {each.standard_error:.3f}"
+            rows.append(
+                [
+                    name,
+                    each.metric.replace("_", " "),
+                    str(each.count),
+                    f"{each.first:.3f}",
+                    f"{each.second:.3f}",
+                    f"{each.difference:+.3f}{error}",
+                    f"{each.interval[0]:+.3f} to {each.interval[1]:+.3f}",
+                    f"{each.p_value:.3f}" if each.p_value >= 0.001 else "< 0.001",
+                    alone,
+                ]
+            )
+    return rows

@@ -1,0 +1,184 @@
+"""How the results of the stage `evaluate` are told: a line on the terminal, a table, sections of the report."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+
+from lmlab.reports import Details, Figure, Note, Section, Table, bar_chart
+
+Figures = dict[str, dict[str, Any]]
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "bits_per_byte": "bits per byte",
+    "exact_match": "exact match",
+    "f1": "F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+_FURTHER = ("bits_per_byte", "cross_entropy", "calibration_error")
+_TASK_NOTE = (
+    "± is one standard error over questions. Accuracy ranks the options by log-probability {normalizations}. Bits per byte are those of the "
+    "right answer, cross-entropy (nats) is that of the right option after a softmax over the options' scores, and calibration error compares "
+    "confidence with accuracy."
+)
+
+
+def summary_of(results: dict[str, Any]) -> str:
+    """One line: the main figure of each task, bits per byte by domain, accuracy."""
+    parts = [f"{name} {value_text(found)}" for name, found in results["tasks"].items()]
+    found = results["measured"].get("model", {})
+    parts += [f"{domain} {value['value']:.3f} bits per byte" for domain, value in found.get("bits_per_byte", {}).items()]
+    if "accuracy" in found:
+        value = found["accuracy"]["all"]
+        parts.append(f"ranked accuracy {value['value']:.1%} ± {value['standard_error'] or 0:.1%} (chance {results['chance']['all']:.0%})")
+    return "; ".join(parts)
+
+
+def headline_of(results: dict[str, Any]) -> dict[str, str]:
+    """The figures for the top of the report."""
+    facts = {}
+    if (average := average_accuracy(results["tasks"])) is not None:
+        facts["Average accuracy"] = f"{average:.1%}"
+    found = results["measured"].get("model", {})
+    facts |= {f"Bits per byte, {domain}": f"{value['value']:.3f}" for domain, value in found.get("bits_per_byte", {}).items()}
+    if "accuracy" in found:
+        facts["Ranked accuracy"] = f"{found['accuracy']['all']['value']:.1%}"
+    return facts
+
+
+def average_accuracy(tasks: dict[str, Any]) -> float | None:
+    """The unweighted mean over the tasks that are known by their accuracy; None for fewer than two."""
+    values = [found["figures"]["accuracy"]["value"] for found in tasks.values() if found["metric"] == "accuracy" and found["figures"]]
+    return sum(values) / len(values) if len(values) > 1 else None
+
+
+def value_text(found: dict[str, Any], name: str | None = None) -> str:
+    """A task's figure, by default its main one, with its standard error."""
+    name = name or found["metric"]
+    value = found["figures"].get(name)
+    if value is None:
+        return "-"
+    percent = name in _NAMES and name != "bits_per_byte"
+    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    error = "" if value["standard_error"] is None else f" ± {value['standard_error'] * scale:.{digits}f}"
+    return f"{value['value'] * scale:.{digits}f}{error}{unit}"
+
+
+def terminal_table(results: dict[str, Any]) -> TerminalTable:
+    """The tasks of one model."""
+    table = TerminalTable("task", "questions", "metric", "value", "chance", "bits per byte", "left out")
+    for name, found in results["tasks"].items():
+        bits = value_text(found, "bits_per_byte") if found["metric"] != "bits_per_byte" else ""
+        table.add_row(escape(name), f"{found['questions']:,}", _metric(found), value_text(found), _chance(found), bits, _left_out(found))
+    if (average := average_accuracy(results["tasks"])) is not None:
+        table.add_row("average", "", "accuracy", f"{100 * average:.1f} %", "", "", "")
+    return table
+
+
+def tasks_section(results: dict[str, Any]) -> Section:
+    """Benchmarks: a chart of accuracies, a table of all figures, domains of each task."""
+    tasks: Figures = results["tasks"]
+    blocks: list[Any] = [_left_out_note(tasks)] if any(_left_out(found) for found in tasks.values()) else []
+    ranked = {name: found for name, found in tasks.items() if found["metric"] == "accuracy" and found["figures"]}
+    if ranked:
+        accuracy = [found["figures"]["accuracy"] for found in ranked.values()]
+        values = {"model": [each["value"] for each in accuracy], "chance": [found["chance"] for found in ranked.values()]}
+        errors = {"model": [each["standard_error"] or 0.0 for each in accuracy], "chance": [0.0] * len(ranked)}
+        caption = "Accuracy beside chance. Bars show one standard error."
+        blocks.append(Figure(bar_chart([found["title"] for found in ranked.values()], values, errors, "accuracy", None), caption, caption))
+    rows: list[list[Any]] = []
+    for name, found in tasks.items():
+        further = [value_text(found, each) for each in _FURTHER]
+        rows.append([name, found["questions"], _metric(found), value_text(found), _chance(found), *further, _left_out(found)])
+    if (average := average_accuracy(tasks)) is not None:
+        rows.append(["average", None, "accuracy", f"{100 * average:.1f} %", *["" for _ in range(5)]])
+    columns = ["task", "questions", "metric", "value", "chance", "bits per byte", "cross-entropy", "calibration error", "left out"]
+    align: list[Literal["left", "right"]] = ["left", "right", "left", *["right"] * 5, "left"]  # type: ignore[list-item]
+    blocks.append(Table(columns, rows, "All tasks.", align=align))
+    blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
+    used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
+    note = _TASK_NOTE.format(normalizations=f"as it is or divided by {', '.join(used)}, as the table says" if used else "as it is")
+    return Section("Benchmarks", blocks, f"Computed by {results['scorer']}. {note}")
+
+
+def _metric(found: dict[str, Any]) -> str:
+    by = {"none": "", None: "", "unconditional": ", without the question's prior"}.get(found["normalization"], f" by {found['normalization']}")
+    return _NAMES.get(found["metric"], found["metric"]) + (by if found["metric"] == "accuracy" else "")
+
+
+def _chance(found: dict[str, Any]) -> str:
+    return "" if found["chance"] is None or found["metric"] != "accuracy" else f"{100 * found['chance']:.1f} %"
+
+
+def _left_out(found: dict[str, Any]) -> str:
+    parts = [f"{found[key]} {word}" for key, word in (("truncated", "truncated"), ("skipped", "skipped")) if found[key]]
+    return ", ".join(parts)
+
+
+def _left_out_note(tasks: Figures) -> Note:
+    told = "; ".join(f"{name}: {_left_out(found)}" for name, found in tasks.items() if _left_out(found))
+    return Note(f"Some items were longer than the model's window ({told}). Skipped ones are in no figure.", "warning")
+
+
+def _domains(name: str, found: dict[str, Any]) -> Details:
+    wrapped = [
+        [domain, value["count"], value_text({"metric": found["metric"], "figures": {found["metric"]: value}})]
+        for domain, value in sorted(found["domains"].items(), key=lambda pair: -pair[1]["value"])
+    ]
+    return Details(f"{name} by domain", [Table(["domain", "questions", _NAMES.get(found["metric"], found["metric"])], wrapped)])
+
+
+def comparison_section(results: dict[str, Any]) -> Section:
+    """Bits per byte and accuracy on held-out text, beside the baselines."""
+    blocks: list[Any] = []
+    measured = results["measured"]
+    bits = {name: found["bits_per_byte"] for name, found in measured.items() if "bits_per_byte" in found}
+    if bits:
+        blocks += [_verdict(bits), *_comparison(bits, "bits per byte", None, 3)]
+    accuracy = {name: found["accuracy"] for name, found in measured.items() if "accuracy" in found}
+    if accuracy:
+        blocks += _comparison(accuracy, "accuracy", ("chance", results["chance"]["all"]), 3)
+    intro = (
+        "Measured on held-out text that no training document repeats. "
+        "± is one standard error: over documents for bits per byte, over questions for accuracy."
+    )
+    return Section("Evaluation", blocks, intro)
+
+
+def _verdict(bits: Figures) -> Note:
+    worse = [
+        f"{name} on {domain} ({value['value']:.3f} against {bits['model'][domain]['value']:.3f})"
+        for name, found in bits.items()
+        if name != "model"
+        for domain, value in found.items()
+        if value["value"] <= bits["model"][domain]["value"]
+    ]
+    if worse:
+        return Note("The model needs more bits than: " + "; ".join(worse) + ".", "warning")
+    return Note("The model needs fewer bits than every baseline on every domain.", "good")
+
+
+def _comparison(figures: Figures, title: str, reference: tuple[str, float] | None, digits: int) -> list[Any]:
+    domains = list(figures["model"])
+    groups = {name: [found[domain]["value"] for domain in domains] for name, found in figures.items() if all(domain in found for domain in domains)}
+    errors = {name: [figures[name][domain]["standard_error"] or 0.0 for domain in domains] for name in groups}
+    rows = [[name, *(_cell(found.get(domain), digits) for domain in domains)] for name, found in figures.items()]
+    caption = f"{title[0].upper()}{title[1:]} by domain."
+    align: list[Literal["left", "right"]] = ["left"]
+    align += ["right"] * len(domains)
+    return [
+        Figure(bar_chart(domains, groups, errors, title, reference), caption + " Bars show one standard error.", caption),
+        Table(["", *domains], rows, caption, highlight_row=0, align=align),
+    ]
+
+
+def _cell(value: dict[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    error = value["standard_error"]
+    return f"{value['value']:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
