@@ -2,14 +2,15 @@
 
     LMLAB_SHARED=... python benchmarks/moe_learning.py [--seeds 0 1 2] [--variants NAME ...] [--out runs/moe-learning]
 
-Each variant is trained for 600 steps of 2,048 bytes (about two minutes of one core). What is finished is not trained again, so the benchmark can be run
-in pieces. The reference values are those of another implementation (`transformers`) on the same text by the same recipe, with one seed.
+Each variant is trained for 600 steps of 2,048 bytes (two to three minutes of one core). What is finished is not trained again, so the benchmark
+can be run in pieces. The reference values are those of another implementation (`transformers`) on the same text by the same recipe, with one seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -50,7 +51,7 @@ def main() -> None:
             cells = [name, f"{results[0]['parameters']:,}", " ".join(f"{each:.4f}" for each in losses), f"{means[name]:.4f}", spread]
             print("| " + " | ".join([*cells, f"{REFERENCE[name]:.3f}", f"{gap:+.4f}", f"{verdict} {TOLERANCE}"]) + " |")
     order = [name for name in ("fine", "coarse", "dense") if name in means]
-    print("order fine < coarse < dense:", all(means[a] < means[b] for a, b in zip(order, order[1:], strict=False)))
+    print("order fine < coarse < dense:", all(means[a] < means[b] for a, b in pairwise(order)))
     for row in found["comparisons"]:
         print(row)
 

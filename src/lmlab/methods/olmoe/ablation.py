@@ -19,8 +19,8 @@ from lmlab.fan_out import fan_out
 from lmlab.files import read_json, sha256_json, write_json
 from lmlab.methods.olmoe.byte_corpus import ByteCorpus, ByteWindows
 from lmlab.models import ModelConfig, Transformer, token_log_probs
-from lmlab.reports import Page, Section, Series, Table, bar_chart, line_chart
 from lmlab.reports import Figure as FigureBlock
+from lmlab.reports import Page, Section, Series, Table, bar_chart, line_chart
 from lmlab.train import Trainer, TrainerConfig, language_model_step_by_domain, read_metrics, routed
 
 

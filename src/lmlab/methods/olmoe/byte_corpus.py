@@ -42,7 +42,8 @@ class ByteCorpus:
                 raise UserError(f"{each.where}: {each.reason}.")
             texts[each.domain].append(each.text)
         self.domains = sorted(texts)
-        self.train, self.validation = {}, {}
+        self.train: dict[str, Bytes] = {}
+        self.validation: dict[str, Bytes] = {}
         for domain in self.domains:
             cut = int(_TRAIN_SHARE * len(texts[domain]))
             for part, records in ((self.train, texts[domain][:cut]), (self.validation, texts[domain][cut:])):
@@ -55,7 +56,7 @@ class ByteCorpus:
         rows = []
         for domain in self.domains:
             text = self.validation[domain]
-            starts = np.linspace(0, len(text) - length, per_domain).astype(int)
+            starts = np.linspace(0, len(text) - length, per_domain, endpoint=False).astype(int)
             rows += [text[start : start + length] for start in starts]
         domains = torch.arange(len(self.domains)).repeat_interleave(per_domain)
         return torch.from_numpy(np.stack(rows).astype(np.int64)), domains
