@@ -71,11 +71,11 @@ class Optimizers:
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         chosen = _assign(model, config)
         self._names: dict[Tensor, str] = {parameter: name for parameter, name, *_ in chosen}
-        settings: dict[tuple[str, float, float], list[Tensor]] = {}
-        for parameter, _, *key in chosen:
-            settings.setdefault(tuple(key), []).append(parameter)  # type: ignore[arg-type]
+        settings: dict[tuple[str, float, float, Any], list[Tensor]] = {}
+        for parameter, _, kind, rate, decay in chosen:  # tensors that are spread in different ways cannot be worked on in one go
+            settings.setdefault((kind, rate, decay, getattr(parameter, "device_mesh", None)), []).append(parameter)
         groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": [], "rmsprop": []}
-        for (name, rate, decay), parameters in settings.items():
+        for (name, rate, decay, _), parameters in settings.items():
             groups[name].append({"params": parameters, "lr": rate, "weight_decay": decay})
         self._all: list[torch.optim.Optimizer] = []
         if groups["adamw"]:

@@ -29,7 +29,7 @@ from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.interrupt import StopRequest
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import OptimizerConfig, Optimizers
-from lmlab.train.parallel import ParallelConfig, parallelize, synchronize_gradients
+from lmlab.train.parallel import ParallelConfig, clip_gradients, parallelize, synchronize_gradients
 from lmlab.train.schedule import ScheduleConfig, decay_ends, learning_rate_factor
 from lmlab.train.trackers import TrackerName
 
@@ -331,9 +331,8 @@ class Trainer:
     def _clip(self, count: float) -> float:
         """Turn summed gradients into means, limit their norm, and return what it was."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        torch._foreach_div_(gradients, max(1.0, count))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        torch._foreach_div_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], max(1.0, count))
+        return clip_gradients(self.model.parameters(), self.config.clip_norm)
 
     def _seed(self) -> int:
         """Random numbers depend on the step and the process alone, so that a resumed run draws the same."""
