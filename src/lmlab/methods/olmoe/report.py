@@ -127,7 +127,7 @@ def _domain_section(statistics: RoutingStatistics) -> Section:
     even, names = k / statistics.num_experts, [str(expert) for expert in range(statistics.num_experts)]
     blocks: list[Block] = []
     for place in _shown(statistics.layers):
-        chart = heat_map((100 * figure.value[:, place]).tolist(), names, list(statistics.domains), "expert", "domain", "% of tokens")
+        chart = heat_map(np.round(100 * figure.value[:, place], 1).tolist(), names, list(statistics.domains), "expert", "domain", "% of tokens")
         error = 100 * np.nan_to_num(figure.half_width[:, place]).max()
         blocks.append(Chart(chart, f"Layer {statistics.layers[place]}. Even: {even:.1%}. The widest interval is +-{error:.1f} points."))
     information = statistics.information(k)
@@ -183,7 +183,7 @@ def _coactivation_section(statistics: RoutingStatistics) -> Section:
         figure = statistics.coactivation(statistics.layers[place])
         experts = most_coactivated(figure.value)
         names = [str(expert) for expert in experts]
-        chart = heat_map((100 * figure.value[np.ix_(experts, experts)]).tolist(), names, names, "chosen too", "expert", "% of its tokens")
+        chart = heat_map(np.round(100 * figure.value[np.ix_(experts, experts)]).tolist(), names, names, "chosen too", "expert", "% of its tokens")
         blocks.append(Chart(chart, f"Layer {statistics.layers[place]}: the experts that are chosen together most often."))
     return Section("Co-activation", blocks, "Of the tokens of one expert, the share that another one has too. All pairs of a token count.")
 
