@@ -63,7 +63,7 @@ def blocks(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str,
     from transformers import OlmoeConfig
     from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
-    from lmlab.models import MoE, ModelConfig
+    from lmlab.models import ModelConfig, MoE
     from lmlab.models.feed_forward import FeedForward
 
     experts, k, width, inner, tokens = shape
