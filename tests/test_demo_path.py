@@ -140,6 +140,21 @@ def test_ctrl_c_in_a_short_stage_keeps_the_stages_before_it(recipe, tmp_path, st
     assert process.returncode == 0, err
 
 
+@pytest.mark.parametrize("stage", ["documents", "tokens", "baselines"])
+def test_a_kill_in_a_short_stage_leaves_nothing_behind(recipe, tmp_path, stage):
+    out, path = tmp_path / "run", recipe(until="model")
+    process = _spawn(path, out)
+    _wait_for(lambda: (out / stage / "stage.json").exists(), process)
+    process.kill()
+    process.communicate(timeout=60)
+    (out / stage / ".train.jsonl.12345.tmp").write_text("half")
+    (out / stage / ".step-00000001.tmp").mkdir()
+    process = _spawn(path, out)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert not list(out.rglob(".*.tmp"))
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(lmlab, recipe, tmp_path):
     out = tmp_path / "run"
     plan = lmlab("run", recipe(), "--out", out, "--dry-run")

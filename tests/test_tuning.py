@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -123,3 +128,85 @@ def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, proce
     answers = [_answer(tmp_path / "run" / "model" / "model", thing) for thing in things]
     changed = sum(answer != f"It is {_COLORS[thing]}." for answer, thing in zip(answers, things, strict=True))
     assert changed >= 5
+
+
+_PAIRS = [_conversation(thing, color) for thing, color in _COLORS.items()]
+
+
+def _store(kind, folder):
+    """The same conversations in a file or folder of a kind; what `records` is then."""
+    if kind == "jsonl.gz":
+        (folder / "chats.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in _PAIRS).encode()))
+        return str(folder / "chats.jsonl.gz")
+    if kind == "parquet":
+        pq.write_table(pyarrow.Table.from_pylist(_PAIRS), folder / "part-0.parquet")
+        return str(folder / "*.parquet")
+    if kind == "arrow":
+        pytest.importorskip("datasets").Dataset.from_list(_PAIRS).save_to_disk(str(folder / "saved"))
+        return str(folder / "saved")
+    _write(folder / "chats.jsonl", _PAIRS)
+    return {"url": f"file://{folder}/chats.jsonl", "source": {"kind": "jsonl", "path": f"file://{folder}/*.jsonl"}}[kind]
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "url", "source"])
+def test_conversations_come_from_every_kind_of_source(lmlab, base, tmp_path, kind):
+    (tmp_path / "data").mkdir()
+    stage = {"kind": "tokenize_chat", "records": _store(kind, tmp_path / "data"), "tokenizer": str(base)}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "stages": {"tokens": stage}}))
+    shown = lmlab("run", path, "--out", tmp_path / "run")
+    assert shown.code == 0, shown.err
+    corpus = TokenizedCorpus(tmp_path / "run" / "tokens")
+    found = [corpus.shards[0].tokens[start:end] for start, end in itertools.pairwise([0, *corpus.shards[0].ends])]
+    expected = [corpus.tokenizer.encode_chat(row["messages"], add_generation_prompt=False) for row in _PAIRS]
+    assert [each.tolist() for each in found] == expected
+
+
+def test_a_damaged_file_of_conversations_is_a_sentence(lmlab, base, tmp_path):
+    data = gzip.compress("".join(json.dumps(row) + "\n" for row in _PAIRS).encode())
+    (tmp_path / "chats.jsonl.gz").write_bytes(data[: len(data) // 2])
+    (tmp_path / "broken.jinja").write_text("{% if %}")
+    stage = {"kind": "tokenize_chat", "records": str(tmp_path / "chats.jsonl.gz"), "tokenizer": str(base)}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "stages": {"tokens": stage}}))
+    shown = lmlab("run", path, "--out", tmp_path / "run")
+    assert shown.code == 2
+    assert "records cannot be used" in shown.err and "chats.jsonl.gz: unreadable" in shown.err and "max_reject_fraction" in shown.err
+    for name, expected in (("nothing.jinja", "chat.template"), ("broken.jinja", "chat template is broken")):
+        shown = lmlab("run", path, "--out", tmp_path / "other", "--set", f"tokens.chat.template={tmp_path / name}")
+        assert shown.code == 2 and expected in shown.err
+    shown = lmlab("run", path, "--out", tmp_path / "url", "--set", "tokens.records=s4://bucket/x.jsonl")
+    assert shown.code == 2 and "s4" in shown.err
+
+
+def test_the_recipe_for_chat_tunes_and_prefers(lmlab, recipe, tmp_path, library):
+    """recipes/chat.yaml on a dozen modules and a model of a few steps: the template goes with the shards to the tuned models."""
+    assert lmlab("run", recipe(until="model"), "--out", tmp_path / "demo").code == 0
+    data = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "chat.yaml").read_text())
+    for name in ("questions", "pairs"):
+        data["stages"][name]["source"] = {"path": str(library)}
+    for name in ("tokens", "heldout_tokens"):
+        data["stages"][name]["tokenizer"] = str(tmp_path / "demo" / "tokenizer")
+    data["stages"]["model"]["start"] = str(tmp_path / "demo" / "model")
+    data["stages"]["model"]["trainer"] |= {"device": "cpu", "precision": "fp32"}
+    data["stages"]["preferred"] |= {"seq_len": 256}  # the tokens of a vocabulary of 400 are short
+    data["stages"]["preferred"]["trainer"] |= {"device": "cpu", "precision": "fp32", "steps": 4}
+    data["stages"]["samples"] |= {"max_new_tokens": 4, "device": "cpu"}
+    path = tmp_path / "chat.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    shown = lmlab("run", path, "--out", tmp_path / "run")
+    assert shown.code == 0, shown.err
+    results = read_json(tmp_path / "run" / "results.json")
+    assert results["questions"]["records"] > 50 and results["pairs"]["records"] > 50
+    assert results["tokens"]["read"] + results["heldout_tokens"]["read"] == results["questions"]["records"]
+    logged = read_metrics(tmp_path / "run" / "model" / "metrics.jsonl")
+    assert logged[-1]["heldout_loss"] < logged[0]["loss"]
+    for name in ("model", "preferred"):
+        tokenizer = Tokenizer.load(tmp_path / "run" / name / "model")
+        assert tokenizer.chat_template is not None and tokenizer.chat_template.source == TULU_TEMPLATE
+    pairs = list(read_jsonl(tmp_path / "run" / "pairs" / "records.jsonl"))
+    right = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in read_jsonl(tmp_path / "run" / "questions" / "records.jsonl")}
+    for row in pairs:
+        answer = right[row["prompt"][0]["content"]]
+        assert row["chosen"][0]["content"] == answer
+        assert row["rejected"][0]["content"].removeprefix(f"{answer} ") in set(right.values()) - {answer}

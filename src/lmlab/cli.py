@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lmlab import __version__
 from lmlab.commands import data, doctor, evaluation, launch, models, recipes
@@ -16,8 +17,19 @@ from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_os_erro
 
 ENTRY_POINTS = "lmlab.commands"
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Typer would end it with a bare "Aborted" and another exit code on a signal."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted.", "Run the same command again to go on.") from None
+
+
 app = typer.Typer(
     name="lmlab",
+    cls=_Commands,
     help="A laboratory for language models: from raw text to a model that you understand and can defend.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,8 +60,6 @@ def main() -> None:
         app(standalone_mode=True)
     except LmlabError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _fail(Interrupted("Interrupted.", "Run the same command again to go on."))
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.storage import open_binary
+from lmlab.storage import open_binary, undamaged
 
 
 @contextmanager
@@ -46,6 +46,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files and directories below `directory` that killed processes have left; nobody else may be writing there."""
+    for path in sorted(directory.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,7 +94,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         file = open_binary(path)
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
-    with file:
+    with file, undamaged(path):
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:

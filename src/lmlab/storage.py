@@ -10,7 +10,9 @@ import glob
 import gzip
 import io
 import lzma
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,6 +121,18 @@ def open_binary(location: str | Path) -> IO[bytes]:
             return io.BufferedReader(_ZstdFile(location), _BUFFER_BYTES)
         case _:
             return _buffered(location)
+
+
+@contextmanager
+def undamaged(location: str | Path) -> Iterator[None]:
+    """Where a file is read that must be whole: damage of its compression is a `UserError` that names it."""
+    try:
+        yield
+    except Exception as error:
+        damaged = isinstance(error, EOFError | zlib.error | lzma.LZMAError) or type(error).__name__ == "ZstdError"
+        if damaged or (isinstance(error, OSError) and error.errno is None):  # gzip and bz2
+            raise UserError(f"'{location}' is damaged ({error}).", "Write it again.") from None
+        raise
 
 
 def _named(location: str | Path) -> Any:

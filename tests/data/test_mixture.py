@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -126,6 +127,22 @@ def test_after_every_stop_and_on_every_number_of_processes_the_batches_are_the_s
         state = {**loaders[0].state(), "next_row": 8 * len(done)}
     assert all(np.array_equal(a, b) for a, b in zip(done, whole, strict=True))
     assert len(json.dumps(state)) < 100
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "single"])
+def test_in_an_epoch_no_process_sees_what_another_has_seen(tmp_path, packing):
+    corpus = make_corpus(tmp_path, 60)
+    documents = {shard.tokens[start : end - 1].tobytes() for shard in corpus.shards for start, end in itertools.pairwise([0, *shard.ends])}
+    rows = PackedRows(corpus, max(map(len, documents)), packing)
+    mixture = Mixture({"all": rows}, {"all": MixtureSource(weight=1)}, len(rows) // 3 * 3, 0)
+    seen = Counter()
+    for rank in range(3):
+        for batch in Loader(mixture, 3, 0, rank, 3, shuffle=False):
+            row = {name: values[0].numpy() for name, values in batch.items()}
+            for number in np.unique(row["document_ids"][row["labels"] >= 0]):
+                seen.update([row["input_ids"][row["document_ids"] == number].astype(np.uint16).tobytes()])
+    assert set(seen) <= documents and set(seen.values()) == {1}
+    assert set(seen) == documents or packing == "best_fit"
 
 
 def test_a_restored_loader_refuses_other_data(rows):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +16,21 @@ import time
 import numpy as np
 import pytest
 from corpora import make_corpus, small_tokenizer, write_documents
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lmlab.data import Document, PackedRows, Reject, TokenizedCorpus, TokenizedItem, Tokenizer, tokenize_documents, write_shards
+from lmlab.data import (
+    Document,
+    PackedRows,
+    Reject,
+    TokenizedCorpus,
+    TokenizedItem,
+    TokenizedSource,
+    Tokenizer,
+    read_documents,
+    tokenize_documents,
+    write_shards,
+)
 from lmlab.errors import UserError
 from lmlab.files import read_json
 
@@ -111,6 +127,33 @@ def test_altered_truncated_and_missing_shards_are_named(tmp_path, part):
         TokenizedCorpus(corpus.directory)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("whole"), 9).directory
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["manifest.json", "00000.documents.npy", "00000.tokens.npy", "tokenizer/tokenizer.json"]), st.data())
+def test_whatever_bytes_of_shards_change_a_sentence_says_so(whole, tmp_path, name, data):
+    """Without hashes the index must at least fit the tokens; with them every change is seen."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy, dirs_exist_ok=True)
+    content = bytearray((whole / name).read_bytes())
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)):
+        content[place] = value
+    content = content[: data.draw(st.sampled_from([len(content), len(content) // 2, 0]))]
+    (copy / name).write_bytes(content)
+    unchanged = content == (whole / name).read_bytes() or name in ("manifest.json", "tokenizer/tokenizer.json")
+    for read in (lambda: [PackedRows(TokenizedCorpus(copy), 8)[0]], lambda: list(TokenizedSource(path=str(copy)).read())):
+        problem = None
+        try:
+            found = read()
+        except UserError as error:
+            problem = error.message
+        assert str(copy) in problem if problem else found
+    assert problem or unchanged
+
+
 def test_another_tokenizer_another_source_and_another_format_are_named(tmp_path):
     corpus = make_corpus(tmp_path)
     corpus.check_tokenizer(small_tokenizer())
@@ -149,6 +192,22 @@ def test_masks_are_kept(tmp_path):
     corpus = TokenizedCorpus(tmp_path, verify=True)
     assert manifest["kind"] == "examples" and manifest["counts"]["chat"]["learned_tokens"] == 100
     assert np.concatenate([shard.mask for shard in corpus.shards]).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1] * 20
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_archive_of_documents_is_named(tmp_path, suffix, damage):
+    zstandard = pytest.importorskip("zstandard")
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    write_documents(tmp_path / "documents.jsonl")
+    packed, path = pack((tmp_path / "documents.jsonl").read_bytes()), tmp_path / f"documents.jsonl{suffix}"
+    middle = len(packed) // 2
+    path.write_bytes(packed[:middle] if damage == "cut" else b"\xff" * 60 + packed[60:])
+    with pytest.raises(UserError, match=path.name):
+        tokenize_documents(path, small_tokenizer(), tmp_path / "out", workers=1)
+    with pytest.raises(UserError, match=path.name):
+        list(read_documents(path))
+    assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_a_line_that_is_no_document_is_named(tmp_path):

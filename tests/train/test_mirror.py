@@ -10,7 +10,7 @@ import pytest
 from counting import counting_trainer
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.train import TrainerConfig, checkpoints, read_metrics
+from lmlab.train import TrainerConfig, checkpoints, read_metrics, verify_checkpoint
 
 _SETTINGS = {"batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 2}
 
@@ -39,6 +39,17 @@ def test_a_run_goes_on_from_its_mirror_where_nothing_else_is_left(tmp_path, kind
     assert sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False)) == ["step-00000008", "step-00000010"]
 
 
+def test_a_run_goes_on_from_a_bucket(tmp_path, s3):
+    constant = {"schedule": {"kind": "constant", "warmup_fraction": 0}, **_SETTINGS}
+    counting_trainer(tmp_path / "whole", TrainerConfig(steps=10, **constant)).fit()
+    s3.mkdir("bucket")
+    for steps, names in ((6, ["step-00000004", "step-00000006"]), (10, ["step-00000008", "step-00000010"])):
+        counting_trainer(tmp_path / "here", TrainerConfig(steps=steps, mirror="s3://bucket/runs/one", **constant)).fit()
+        assert sorted(name.rpartition("/")[2] for name in s3.ls("bucket/runs/one", refresh=True)) == names
+        shutil.rmtree(tmp_path / "here" / "checkpoints")
+    assert _losses(tmp_path / "here") == _losses(tmp_path / "whole")
+
+
 def test_half_a_checkpoint_on_the_mirror_is_none(tmp_path):
     url = f"file://{tmp_path}/mirror"
     config = TrainerConfig(steps=4, mirror=url, **_SETTINGS)
@@ -47,6 +58,23 @@ def test_half_a_checkpoint_on_the_mirror_is_none(tmp_path):
     trainer = counting_trainer(tmp_path / "b", config)
     latest = trainer.checkpoints.latest()
     assert latest is not None and latest.name == "step-00000002"
+
+
+def test_a_store_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
+    url, failures = f"memory://{uuid.uuid4()}/run", iter([True, False, True])
+    system = fsspec.filesystem("memory")
+    put = type(system).put_file
+
+    def fail_at_first(self, *arguments, **options):
+        if next(failures, False):
+            raise ConnectionError("reset by peer")
+        return put(self, *arguments, **options)
+
+    monkeypatch.setattr(type(system), "put_file", fail_at_first)
+    counting_trainer(tmp_path, TrainerConfig(steps=2, mirror=url, **_SETTINGS)).fit()
+    shutil.rmtree(tmp_path / "checkpoints")
+    latest = counting_trainer(tmp_path, TrainerConfig(steps=2, mirror=url, **_SETTINGS)).checkpoints.latest()
+    assert latest is not None and verify_checkpoint(latest)["step"] == 2
 
 
 def test_a_mirror_that_cannot_be_written_is_named_and_the_checkpoint_is_kept(tmp_path):

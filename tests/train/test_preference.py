@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lmlab.data import Example, KTOExample, KTORows, Loader, PreferencePair, PreferenceRows, example_row
 from lmlab.errors import UserError
-from lmlab.models import ModelConfig, Transformer, save_pretrained, token_log_likelihoods, token_log_probs
+from lmlab.models import ModelConfig, Transformer, save_pretrained, token_log_probs
 from lmlab.train import (
     DPOConfig,
     KTOConfig,
@@ -103,7 +103,6 @@ def test_token_log_probs_in_blocks_have_the_gradients_of_torch(block_size):
     ours = token_log_probs(hidden, weight, labels, vocab_size=17, block_size=block_size)
     theirs = -F.cross_entropy((hidden @ weight[:17].T).flatten(0, 1), labels.flatten(), reduction="none").view(3, 7)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(ours.float(), token_log_likelihoods(hidden, weight, labels, vocab_size=17).float())
     for each in zip(*(torch.autograd.grad((x * scale).sum(), (hidden, weight)) for x in (ours, theirs)), strict=True):
         torch.testing.assert_close(*each)
 

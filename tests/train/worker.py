@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from counting import counting_trainer
+from counting import counting_trainer, keep_gradients
 
 from lmlab.distributed import joined
 from lmlab.models import Transformer
@@ -22,6 +22,7 @@ if __name__ == "__main__":
     with joined() as world:
         meta = settings.pop("meta", False)
         trainer = counting_trainer(directory, TrainerConfig(**settings), meta=meta)
+        keep_gradients(trainer, directory)
         summary = trainer.fit()
         assert isinstance(trainer.model, Transformer)
         if world.is_main:

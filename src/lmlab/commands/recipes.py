@@ -66,14 +66,15 @@ def tokenize(
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
-    """Collect, deduplicate and tokenise your own text: the first stages of a recipe, without writing one."""
-    from lmlab.data import source_settings
+    """Collect, deduplicate and tokenise your own text: the first stages of a recipe. Shards are tokenised again, with all of their documents."""
+    from lmlab.data import KEEP_ALL, source_settings
 
-    fields = fields_of(text_field, id_field, domain_field)
-    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": [source_settings(path, fields) for path in sources]}}
+    chosen = [source_settings(path, fields_of(text_field, id_field, domain_field)) for path in sources]
+    again = all(source["kind"] == "tokenized" for source in chosen)  # it was chosen from and split before
+    stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": chosen, **(KEEP_ALL if again else {})}}
     if tokenizer is None:
         stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
-    for split in ("train", "heldout"):
+    for split in ("train",) if again else ("train", "heldout"):
         name = "tokens" if split == "train" else "heldout_tokens"
         stages[name] = {"kind": "tokenize", "documents": "documents", "tokenizer": str(tokenizer or "tokenizer"), "split": split}
     run_stages("tokenize", stages, out, set_, dry_run, redo)

@@ -28,6 +28,14 @@ def example(*lines: str) -> str:
     return "Example:\n\n" + "\n\n".join(f"  [bold]{line}[/bold]" for line in lines)
 
 
+def print_table(table: Any) -> None:
+    """Print a table of `rich`; what is not a terminal gets it as wide as it is."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=240)).print(table)
+
+
 def fields_of(text_field: str, id_field: str | None, domain_field: str | None) -> dict[str, str]:
     found = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field}
     return {name: value for name, value in found.items() if value is not None}

@@ -1,11 +1,12 @@
 """Text to documents to tokens to packed rows to batches."""
 
 from lmlab.data.chat import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
-from lmlab.data.chat_encoding import ChatConfig
+from lmlab.data.chat_encoding import ChatConfig, chat_template, chat_tokenizer
 from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
-from lmlab.data.collect import CollectConfig, collect
+from lmlab.data.collect import KEEP_ALL, CollectConfig, collect
+from lmlab.data.docstring_questions import conversation_records, docstring_questions, preference_records
 from lmlab.data.documents import Document, Reject, Source, read_documents
-from lmlab.data.loader import Batch, Loader
+from lmlab.data.loader import Batch, Loader, Rows
 from lmlab.data.mds import MDSShard, MDSWriter, read_mds_index
 from lmlab.data.mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
 from lmlab.data.packing import PackedRows, Packing
@@ -17,16 +18,19 @@ from lmlab.data.sources import (
     MDSSource,
     ParquetSource,
     PythonLibrarySource,
+    RecordSource,
     SourceConfig,
     TextSource,
     TokenizedSource,
     choose_kind,
+    record_source,
     source_settings,
 )
 from lmlab.data.tokenize import tokenize_documents
 from lmlab.data.tokenizer import Tokenizer
 
 __all__ = [
+    "KEEP_ALL",
     "TULU_TEMPLATE",
     "ArrowSource",
     "Batch",
@@ -53,7 +57,9 @@ __all__ = [
     "PreferencePair",
     "PreferenceRows",
     "PythonLibrarySource",
+    "RecordSource",
     "Reject",
+    "Rows",
     "Share",
     "Source",
     "SourceConfig",
@@ -62,13 +68,19 @@ __all__ = [
     "TokenizedItem",
     "TokenizedSource",
     "Tokenizer",
+    "chat_template",
+    "chat_tokenizer",
     "choose_kind",
     "collect",
+    "conversation_records",
+    "docstring_questions",
     "encode_records",
     "example_row",
+    "preference_records",
     "read_documents",
     "read_mds_index",
     "read_records",
+    "record_source",
     "source_settings",
     "tokenize_documents",
     "write_shards",

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any, TypeVar
 
 from lmlab.data.chat_encoding import BadRecord, ChatConfig, EncodedText, check_messages, encode_completion, encode_conversation, strings
 from lmlab.data.documents import Reject
+from lmlab.data.sources import RecordSource, record_source
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
-from lmlab.storage import open_binary
 
 T = TypeVar("T")
 Messages = list[dict[str, Any]]
@@ -130,16 +129,14 @@ class ChatEncoder:
         return _finish(encode_conversation(self.tokenizer, self.config, before + after, len(before), whole), record)
 
 
-def read_records(path: Path) -> Iterator[tuple[str, Any] | Reject]:
-    """Yield (where, record) for each line of a JSON lines file, compressed or not; a broken line is a `Reject`."""
-    with open_binary(path) as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            if line.strip():
-                try:
-                    yield where, json.loads(line)
-                except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
-                    yield Reject(where, f"not valid JSON ({error})")
+def read_records(source: Path | RecordSource) -> Iterator[tuple[str, Any] | Reject]:
+    """Yield (where, record) for each record of a source, or of the files at a path; a broken one is a `Reject`.
+
+    Raises:
+        UserError: nothing is there, or it holds no records.
+    """
+    for where, record in (source if isinstance(source, RecordSource) else record_source(str(source))).records():
+        yield record if isinstance(record, Reject) else (where, record)
 
 
 def encode_records(records: Iterable[tuple[str, Any] | Reject], encode: Callable[[Any, str], T | Reject]) -> tuple[list[T], list[Reject]]:

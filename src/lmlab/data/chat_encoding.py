@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import PositiveInt
 
 from lmlab.config import Config
-from lmlab.data.chat_template import ChatTemplate, Message, Span
+from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate, Message, Span
 from lmlab.data.tokenizer import Tokenizer
+from lmlab.errors import UserError
 
 
 class ChatConfig(Config):
@@ -22,6 +24,7 @@ class ChatConfig(Config):
         learn: every turn of the assistant, or the last one only.
         special_tokens: what special tokens that are spelt in a message become: `as_text` keeps them text, so that no content can end a turn;
             `as_tokens` makes them special tokens, as `transformers` does.
+        template: `tulu`, or the path of a Jinja file, in place of the tokenizer's own chat template.
         text: how a prompt and a completion that are plain text are read: `chat` as a turn of the user and one of the assistant, `plain` as one
             text; `auto` is `chat` where the tokenizer has a chat template.
     """
@@ -29,7 +32,32 @@ class ChatConfig(Config):
     max_len: PositiveInt | None = None
     learn: Literal["all", "last"] = "all"
     special_tokens: Literal["as_text", "as_tokens"] = "as_text"
+    template: str | None = None
     text: Literal["auto", "chat", "plain"] = "auto"
+
+
+def chat_template(config: ChatConfig) -> str | None:
+    """The source of the template that is asked for; None for the tokenizer's own.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if config.template is None or config.template == "tulu":
+        return config.template and TULU_TEMPLATE
+    try:
+        return Path(config.template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"chat.template '{config.template}' cannot be read ({error}).", "Name a Jinja file, or take 'tulu'.") from None
+
+
+def chat_tokenizer(tokenizer: Tokenizer, config: ChatConfig) -> Tokenizer:
+    """The tokenizer with the template that is asked for.
+
+    Raises:
+        UserError: the template cannot be read, or is broken.
+    """
+    source = chat_template(config)
+    return tokenizer if source is None else tokenizer.with_chat_template(source)
 
 
 class BadRecord(Exception):
@@ -66,7 +94,7 @@ def encode_conversation(tokenizer: Tokenizer, config: ChatConfig, messages: Sequ
         UserError: the template refuses the messages.
     """
     if tokenizer.chat_template is None:
-        raise BadRecord("messages, but the tokenizer has no chat template")
+        raise BadRecord("messages, but the tokenizer has no chat template (chat.template gives it one)")
     if not any(message["role"] == "assistant" for message in messages[first:]):
         raise BadRecord("no turn of the assistant")
     cut, messages = _guard(tokenizer, config, tokenizer.chat_template.source, list(messages))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,17 +35,34 @@ class CollectConfig(Config):
 
     Attributes:
         min_bytes: shorter documents are dropped.
-        max_bytes: longer documents are dropped.
+        max_bytes: longer documents are dropped; null for no limit.
+        exact_duplicates: `drop` or `keep` documents of the same words.
         near_duplicate_threshold: Jaccard similarity from which documents count as near-duplicates; null finds exact ones only.
         heldout_fraction: share of the bytes that is held out of training, in whole groups.
         max_reject_fraction: stop when a larger share of the records cannot be read.
     """
 
     min_bytes: int = Field(default=200, ge=0)
-    max_bytes: int = Field(default=1_000_000, gt=0)
+    max_bytes: int | None = Field(default=1_000_000, gt=0)
+    exact_duplicates: Literal["drop", "keep"] = "drop"
     near_duplicate_threshold: float | None = Field(default=0.8, gt=0, lt=1)
     heldout_fraction: float = Field(default=0.08, ge=0, lt=1)
     max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+
+    @property
+    def longest(self) -> float:
+        """Bytes of the longest document that is kept."""
+        return math.inf if self.max_bytes is None else self.max_bytes
+
+
+KEEP_ALL: Mapping[str, Any] = {
+    "min_bytes": 0,
+    "max_bytes": None,
+    "exact_duplicates": "keep",
+    "near_duplicate_threshold": None,
+    "heldout_fraction": 0,
+}
+"""Settings of `CollectConfig` by which every document that can be read is kept for training."""
 
 
 def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directory: Path, workers: int | None = None) -> dict[str, Any]:
@@ -141,12 +159,12 @@ class _Part:
     start: int
     end: int
     target: Path
-    sizes: tuple[int, int]
+    sizes: tuple[int, float]
 
 
 def _signatures(spool: Spool, config: CollectConfig, directory: Path, workers: int | None) -> list[Path]:
     """Files with the signatures of all documents, made by several processes if there is much text."""
-    limits = (config.min_bytes, config.max_bytes)
+    limits = (config.min_bytes, config.longest)
     parts = [
         _Part(spool.path, start, end, directory / f".signatures-{number:05d}.tmp", limits)
         for number, (start, end) in enumerate(spool.ranges(_PART_BYTES))
@@ -214,21 +232,30 @@ class _Sieve:
         size = int(self._spool.sizes[number])
         if size < self._config.min_bytes:
             return "too short", {"bytes": size}
-        if size > self._config.max_bytes:
+        if size > self._config.longest:
             return "too long", {"bytes": size}
+        if self._config.exact_duplicates == "keep":
+            return self._judge_similar(place, number)
         first = int(self._first_equal[place])
         first = self._instead.get(first, first)
         if self._kept[first]:
             return self._repeats("exact duplicate", number, int(self._order[first]), 1.0)
-        found = self._near.find(place) if self._near is not None else None
+        reason, details = self._judge_similar(place, number)
+        if reason is None:
+            self._kept[place] = True
+            self._instead[first] = place
+            if first == place:
+                del self._instead[first]
+        return reason, details
+
+    def _judge_similar(self, place: int, number: int) -> tuple[str | None, dict[str, Any]]:
+        """The same as regards near-duplicates alone."""
+        if self._near is None:
+            return None, {}
+        found = self._near.find(place)
         if found is not None:
             return self._repeats("near-duplicate" if found.similarity < 1 else "exact duplicate", number, found.of, found.similarity)
-        self._kept[place] = True
-        self._instead[first] = place
-        if first == place:
-            del self._instead[first]
-        if self._near is not None:
-            self._near.keep(place)
+        self._near.keep(place)
         return None, {}
 
     def _repeats(self, reason: str, number: int, of: int, similarity: float) -> tuple[str, dict[str, Any]]:

@@ -148,6 +148,11 @@ class TokenizedCorpus:
         directory: where they were written.
         verify: compare every file with its hash in the manifest.
 
+    Attributes:
+        kind: documents, or examples with a mask of what is learned.
+        domains: names of all domains.
+        tokenizer_fingerprint: of the tokenizer that made the ids.
+
     Raises:
         UserError: no manifest, another format, a missing, truncated or altered shard; the message names the file.
     """
@@ -157,11 +162,17 @@ class TokenizedCorpus:
         if not path.exists():
             raise UserError(f"'{directory}' holds no tokenised corpus (manifest.json is missing).", "Write one with: lmlab tokenize --help")
         self.manifest = read_json(path)
-        if self.manifest.get("format") != FORMAT:
-            raise UserError(f"'{path}' has format {self.manifest.get('format')}; this version reads format {FORMAT}.", "Tokenise it again.")
+        found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
+        if found != FORMAT:
+            raise UserError(f"'{path}' has format {found}; this version reads format {FORMAT}.", "Tokenise it again.")
         self.directory = directory
-        self.domains: list[str] = self.manifest["domains"]
-        self.shards = [self._open(entry, verify) for entry in self.manifest["shards"]]
+        try:
+            self.kind: Kind = self.manifest["kind"]
+            self.domains: list[str] = self.manifest["domains"]
+            self.tokenizer_fingerprint = str(self.manifest["tokenizer"]["fingerprint"])
+            self.shards = [self._open(entry, verify) for entry in self.manifest["shards"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error}).", "Tokenise the corpus again.") from None
 
     @property
     def num_tokens(self) -> int:
@@ -172,11 +183,6 @@ class TokenizedCorpus:
     def num_documents(self) -> int:
         """Documents of all shards."""
         return sum(len(shard.ends) for shard in self.shards)
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """The tokenizer that made the ids."""
-        return str(self.manifest["tokenizer"]["fingerprint"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -231,14 +237,25 @@ class TokenizedCorpus:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             except FileNotFoundError:
                 raise UserError(f"The shard file '{path}' is missing.", "Tokenise the corpus again.") from None
-            except (ValueError, OSError, EOFError) as error:
-                raise UserError(f"The shard file '{path}' is damaged ({error}).", "Tokenise the corpus again.") from None
+            except Exception as error:  # a damaged header of NumPy is parsed as Python, and can fail in any way
+                raise UserError(f"The shard file '{path}' is damaged ({type(error).__name__}: {error}).", "Tokenise the corpus again.") from None
             if len(array) != entry["documents" if part == "documents" else "tokens"] or (verify and sha256_file(path) != entry["sha256"][part]):
                 raise UserError(f"The shard file '{path}' is not the one that the manifest describes.", "Tokenise the corpus again.")
             arrays[part] = array
         index = np.asarray(arrays["documents"])
+        if not _is_index(index, len(arrays["tokens"]), len(entry["domains"])):
+            raise UserError(f"The shard file '{self.directory / entry['name']}.documents.npy' is damaged.", "Tokenise the corpus again.")
         numbers = np.array([self.domains.index(domain) for domain in entry["domains"]], np.int64)
         return Shard(entry["name"], arrays["tokens"], arrays.get("mask"), index[:, 0].copy(), numbers[index[:, 1]], index[:, 2].copy())
+
+
+def _is_index(index: NDArray[Any], num_tokens: int, num_domains: int) -> bool:
+    """Whether an array can be the ends, domains and sizes of the documents of a shard."""
+    if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64:
+        return False
+    ends, domains, sizes = index.T
+    steps = np.diff(ends, prepend=0)
+    return bool((steps >= 0).all() and steps.sum() == num_tokens and ((domains >= 0) & (domains < num_domains)).all() and (sizes >= 0).all())
 
 
 def hash_range(path: Path, start: int, end: int) -> str:

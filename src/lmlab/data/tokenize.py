@@ -18,7 +18,7 @@ from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import atomic_file, read_json
 from lmlab.progress import progress, short
-from lmlab.storage import open_binary
+from lmlab.storage import open_binary, undamaged
 
 BYTES_PER_TOKEN = 4  # of text, about
 _BATCH_BYTES = 2**20
@@ -53,7 +53,7 @@ def tokenize_documents(
         the manifest.
 
     Raises:
-        UserError: a line is no document.
+        UserError: a line is no document, or a compressed file is damaged.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / "tokenizer")
@@ -82,7 +82,7 @@ def _unpacked(path: Path, directory: Path) -> Path:
     if path.suffix not in (".gz", ".bz2", ".xz", ".zst"):
         return path
     plain = directory / "documents.tmp.jsonl"
-    with open_binary(path) as packed, atomic_file(plain) as file:
+    with open_binary(path) as packed, undamaged(path), atomic_file(plain) as file:
         shutil.copyfileobj(packed, file)
     return plain
 

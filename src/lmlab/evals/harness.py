@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models  # noqa: F401  # its own models are registered only where there is none yet
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 

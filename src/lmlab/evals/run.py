@@ -50,7 +50,7 @@ def run_task(evaluator: Evaluator, task: Task, settings: Settings, path: Path, s
     Raises:
         UserError: an item does not fit the model's window and no policy was chosen; the model cannot write.
     """
-    items: Sequence[Question] | Sequence[Prompt] = task.questions(settings.limit) if task.kind == "ranked" else task.prompts(settings.limit)
+    items = _items(task, settings)
     if len({item.id for item in items}) < len(items):
         raise UserError(f"Task '{task.name}': two items have the same id.", "Give every item its own.")
     return collect_rows(items, lambda waiting: _rows(evaluator, task, settings, waiting), path, task.name, share)
@@ -81,6 +81,10 @@ def collect_rows(
         return None
     wait_for_all()
     return from_all(file.finish(item.id for item in items) if place.is_main else None)[0]
+
+
+def _items(task: Task, settings: Settings) -> Sequence[Question] | Sequence[Prompt]:
+    return task.questions(settings.limit) if task.kind == "ranked" else task.prompts(settings.limit)
 
 
 def _rows(evaluator: Evaluator, task: Task, settings: Settings, items: Sequence[Any]) -> Iterator[Row]:
@@ -131,7 +135,7 @@ def evaluation_during_training(tasks: Sequence[Task], tokenizer: Any, settings: 
 
     With several processes each measures everything, as the shares of one model are gathered by all of them together.
     """
-    items = {task.name: task.questions(settings.limit) for task in tasks}
+    items = {task.name: _items(task, settings) for task in tasks}
 
     def evaluate(model: Any) -> dict[str, float]:
         figures: dict[str, float] = {}

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,30 @@ from rich.table import Table
 
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError
-from lmlab.files import read_json, sha256_json, write_json, write_text
+from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
 from lmlab.runs.recipe import Recipe, RecipeStage
 from lmlab.runs.stage import StageContext, influences
 
 _RECORD = "stage.json"
+_NAMED_FILES, _SHOWN_FILES = 5000, 3
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its fingerprint and what an earlier run left of it: `new`, `unfinished`, `done`, or `changed` with the changed keys."""
+    """A stage with its fingerprint and what an earlier run left of it: `new`, `unfinished`, `done`, or `changed` with what has changed.
+
+    Attributes:
+        files: what it reads from outside the run: path -> a digest of its size and version.
+    """
 
     entry: RecipeStage
     directory: Path
     fingerprint: str
     state: str
     changes: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Any]:
@@ -131,14 +137,16 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
     fingerprints: dict[str, str] = {}
     planned: list[PlannedStage] = []
     for entry in recipe.stages:
-        inputs = {key: fingerprints[value] if isinstance(value, str) else _path_fingerprint(value) for key, value in entry.inputs.items()}
+        outside = {key: _files_of(value) for key, value in entry.inputs.items() if isinstance(value, Path)}
+        inputs = {key: fingerprints[value] if isinstance(value, str) else sha256_json(outside[key]) for key, value in entry.inputs.items()}
+        depends_on = entry.stage.depends_on(entry.config)
         content: dict[str, Any] = {
             "kind": entry.kind,
             "version": entry.stage.version,
             "config": influences(entry.config),
             "inputs": inputs,
             "seed": recipe.seed,
-            "depends_on": sha256_json(entry.stage.depends_on(entry.config)),
+            "depends_on": sha256_json(depends_on),
         }
         if entry.stage.reads_all_stages:
             content["stages"] = dict(fingerprints)
@@ -146,6 +154,7 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
         fingerprints[entry.name] = fingerprint
         path = directory / entry.name
         record = read_json(path / _RECORD) if (path / _RECORD).exists() else None
+        files = _digests([*outside.values(), depends_on])
         changes: tuple[str, ...] = ()
         if record is None:
             state = "new"
@@ -154,8 +163,9 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
         elif entry.stage.reads_all_stages:
             state = "new"
         else:
-            state, changes = "changed", tuple(_differences(record["content"], content))
-        planned.append(PlannedStage(entry, path, fingerprint, state, changes))
+            state = "changed"
+            changes = (*_differences(record["content"], content), *_changed_files(record.get("files", {}), files))
+        planned.append(PlannedStage(entry, path, fingerprint, state, changes, files))
     return planned
 
 
@@ -168,11 +178,13 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         return dict(record["results"])
     console.print(f"[bold]{title}[/bold]" + (" [dim]goes on[/dim]" if planned.state == "unfinished" else ""))
     path.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     record = {
         "name": entry.name,
         "kind": entry.kind,
         "fingerprint": planned.fingerprint,
         "content": {"config": influences(entry.config), "seed": recipe.seed, "version": entry.stage.version},
+        "files": planned.files,
         "state": "unfinished",
         "started": _now(),
     }
@@ -264,9 +276,36 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _path_fingerprint(path: Path) -> Any:
+def _files_of(path: Path) -> list[tuple[str, int, int]]:
+    """The files at or below a path, each with its size and time."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    return sha256_json([(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files])
+    return [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+
+
+def _digests(value: Any) -> dict[str, str]:
+    """The files that a JSON value describes by rows (path, size, ...), each with a digest of its row; the first thousands of them."""
+    found: dict[str, str] = {}
+    waiting = [value]
+    while waiting and len(found) < _NAMED_FILES:
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, list | tuple):
+            if len(each) > 1 and isinstance(each[0], str) and isinstance(each[1], int):
+                found[each[0]] = sha256_json(each)[:16]
+            else:
+                waiting += each
+    return found
+
+
+def _changed_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What became of the files that are read; the first ones by name."""
+    lines = [f"'{name}' has changed" for name in old.keys() & new.keys() if old[name] != new[name]]
+    lines += [f"'{name}' is not read any more" for name in old.keys() - new.keys()]
+    lines += [f"'{name}' is new" for name in new.keys() - old.keys()]
+    lines.sort()
+    more = len(lines) - _SHOWN_FILES
+    return lines if more <= 0 else [*lines[:_SHOWN_FILES], f"{more:,} more files differ"]
 
 
 def _now() -> str:

@@ -120,7 +120,7 @@ def input_fields(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        if value is not None and any(isinstance(mark, _InputMarker) for mark in _metadata(info)):
+        if isinstance(value, str) and any(isinstance(mark, _InputMarker) for mark in _metadata(info)):
             found[name] = value
         else:
             found |= {f"{name}.{inner}": each for inner, each in _nested_inputs(value).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
@@ -35,7 +36,7 @@ def compare_evaluations(first: Path, second: Path) -> dict[str, list[Comparison]
 def _rows_of(run: Path) -> dict[str, tuple[Task, list[Row]]]:
     """The tasks of an evaluation with their rows."""
     found: dict[str, tuple[Task, list[Row]]] = {}
-    for directory in sorted(run.iterdir()) if run.is_dir() else []:
+    for directory in [run, *sorted(run.iterdir())] if run.is_dir() else []:
         if not (directory / "tasks").is_dir():
             continue
         for task in find_tasks(read_record(directory)["content"]["config"]["tasks"]):
@@ -49,7 +50,7 @@ def _rows_of(run: Path) -> dict[str, tuple[Task, list[Row]]]:
 
 def comparison_table(found: dict[str, list[Comparison]]) -> TerminalTable:
     """For the terminal."""
-    table = TerminalTable(*_COLUMNS)
+    table = TerminalTable(*_COLUMNS, box=SIMPLE_HEAD)
     for row in _table_rows(found):
         table.add_row(*(escape(str(cell)) for cell in row))
     return table

@@ -112,7 +112,7 @@ def _count(found: Inspection, documents: list[Document], tokenizer: Tokenizer | 
 
 
 def _inspect_corpus(corpus: TokenizedCorpus, num_shown: int) -> Inspection:
-    found = Inspection(str(corpus.directory), f"tokenised {corpus.manifest['kind']} in {len(corpus.shards)} shards", "tokens")
+    found = Inspection(str(corpus.directory), f"tokenised {corpus.kind} in {len(corpus.shards)} shards", "tokens")
     for shard in corpus.shards:
         starts = np.concatenate([[0], shard.ends[:-1]])
         for number, domain in enumerate(corpus.domains):

@@ -6,23 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveInt
 
 from lmlab.config import Config
-from lmlab.data import ChatConfig, ChatEncoder, KTORows, Loader, PreferenceRows, Reject, Tokenizer, encode_records, read_records
+from lmlab.data import ChatConfig, ChatEncoder, KTORows, Loader, PreferenceRows, Reject, Tokenizer, chat_tokenizer, encode_records
 from lmlab.distributed import wait_for_all, world
 from lmlab.errors import UserError
 from lmlab.files import write_json, write_jsonl
 from lmlab.reports import Facts, Figure, Section, Series, line_chart
 from lmlab.runs import Input, Stage, StageContext
-from lmlab.stages.rejects import check_rejects, is_heldout
+from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 from lmlab.stages.start import Start
-from lmlab.stages.training import build_network, export_model, final_loss, loop_curves, plan_training, routing_curves, series, training_facts
+from lmlab.stages.training import (
+    build_network,
+    export_model,
+    final_loss,
+    heldout_evaluation,
+    loop_curves,
+    plan_training,
+    routing_curves,
+    series,
+    training_facts,
+)
 from lmlab.train import (
     DPOConfig,
-    Evaluation,
     KTOConfig,
     SimPOConfig,
     StepFunction,
@@ -64,7 +71,8 @@ class PreferConfig(Config):
     """The model, the preferences, and the loop.
 
     Attributes:
-        records: JSON lines with `prompt`, `chosen` and `rejected`, or for KTO with `prompt`, `completion` and `label`.
+        records: with `prompt`, `chosen` and `rejected`, or for KTO with `prompt`, `completion` and `label`; files of JSON lines, Parquet, Arrow
+            or MDS.
         start: the model that learns, and its reference: a stage `train`, a checkpoint, or a model's directory.
         tokenizer: by default that of `start`.
         heldout_fraction: share of the records that is measured and not learned from.
@@ -72,7 +80,7 @@ class PreferConfig(Config):
         router_losses: learn from the losses of the routers of mixtures of experts too; OLMoE was adapted without.
     """
 
-    records: Input
+    records: Records
     start: Input
     tokenizer: Input | None = None
     method: Method = DPO()
@@ -94,10 +102,14 @@ class Prefer(Stage[PreferConfig]):
         """The method and the length."""
         return {"method": config.method.kind} | plan_training(None, config.seq_len, config.trainer)
 
+    def depends_on(self, config: PreferConfig) -> Any:
+        """The files of a source, and the template."""
+        return records_fingerprint(config.records, config.chat)
+
     def run(self, config: PreferConfig, context: StageContext) -> dict[str, Any]:
         """Encode, score by the reference, and train."""
         start = Start.find(context.inputs["start"])
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"] if config.tokenizer else start.tokenizer_directory)
+        tokenizer = chat_tokenizer(Tokenizer.load(context.inputs["tokenizer"] if config.tokenizer else start.tokenizer_directory), config.chat)
         if config.seq_len > start.model.max_seq_len:
             raise UserError(f"seq_len {config.seq_len} is longer than the model's max_seq_len {start.model.max_seq_len}.", "Lower it.")
         rows, heldout, rejects = _rows(config, context, tokenizer)
@@ -111,7 +123,7 @@ class Prefer(Stage[PreferConfig]):
             loader,
             config.trainer.in_steps(2 * config.seq_len, len(rows)),
             context.directory,
-            _evaluation(step, heldout, config) if heldout else None,
+            heldout_evaluation(step, heldout, config.trainer.rows_at_once) if heldout else None,
             tokens_per_row=2 * config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
             start=start.checkpoint,
@@ -154,7 +166,7 @@ def _rows(config: PreferConfig, context: StageContext, tokenizer: Tokenizer) -> 
     longest = min(config.chat.max_len or config.seq_len + 1, config.seq_len + 1)
     encoder = ChatEncoder(tokenizer, config.chat.model_copy(update={"max_len": longest}))
     encode: Callable[..., Any] = encoder.kto if config.method.kind == "kto" else encoder.preference
-    numbered = list(enumerate(read_records(context.inputs["records"])))
+    numbered = list(enumerate(records_of(config.records, context)))
     parts, rejects = [], list[Reject]()
     for heldout in (False, True):
         records = (record for number, record in numbered if is_heldout(number, config.heldout_fraction, context.seed) == heldout)
@@ -185,19 +197,3 @@ def _score(start: Start, parts: list[Rows | None], config: PreferConfig, directo
     wait_for_all()
     if not world().is_main:
         score()
-
-
-def _evaluation(step: StepFunction, rows: Rows, config: PreferConfig) -> Evaluation:
-    """The step's figures on held-out rows, as `heldout_...`."""
-
-    def evaluate(model: Any) -> dict[str, float]:
-        device = next(model.parameters()).device
-        totals: dict[str, np.ndarray[Any, Any]] = {}
-        for first in range(0, len(rows), config.trainer.rows_at_once):
-            chosen = [rows[number] for number in range(first, min(first + config.trainer.rows_at_once, len(rows)))]
-            output = step(model, {key: torch.from_numpy(np.stack([row[key] for row in chosen])).to(device) for key in chosen[0]})
-            for name, pair in {"loss": (output.loss_sum, output.count), **output.sums}.items():
-                totals[name] = totals.get(name, np.zeros(2)) + np.array([float(each) for each in pair])
-        return {f"heldout_{name}": total / count for name, (total, count) in totals.items() if count}
-
-    return evaluate

@@ -10,27 +10,27 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import Field
 
 from lmlab.config import Config
-from lmlab.data import ChatConfig, ChatEncoder, Reject, TokenizedItem, Tokenizer, read_records, write_shards
+from lmlab.data import ChatConfig, ChatEncoder, Reject, TokenizedItem, Tokenizer, chat_tokenizer, write_shards
 from lmlab.errors import UserError
 from lmlab.files import atomic_file
 from lmlab.progress import progress, short
 from lmlab.reports import Note, Section, Table
 from lmlab.runs import Input, Stage, StageContext
-from lmlab.stages.rejects import check_rejects, is_heldout
+from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 
 
 class TokenizeChatConfig(Config):
     """Which conversations, with which tokenizer.
 
     Attributes:
-        records: a JSON lines file with `messages`, or with `prompt` and `completion`.
-        tokenizer: one with a chat template, for messages.
+        records: with `messages`, or with `prompt` and `completion`: files of JSON lines, Parquet, Arrow or MDS.
+        tokenizer: for messages one with a chat template, or `chat.template` gives it one.
         split: the records that are held out, or the others.
         heldout_fraction: share of the records that is held out.
         max_reject_fraction: stop when a larger share of the records cannot be learned from.
     """
 
-    records: Input
+    records: Records
     tokenizer: Input
     chat: ChatConfig = ChatConfig()
     split: Literal["train", "heldout"] = "train"
@@ -44,15 +44,19 @@ class TokenizeChat(Stage[TokenizeChatConfig]):
 
     config_type: ClassVar[type[Config]] = TokenizeChatConfig
 
+    def depends_on(self, config: TokenizeChatConfig) -> Any:
+        """The files of a source, and the template."""
+        return records_fingerprint(config.records, config.chat)
+
     def run(self, config: TokenizeChatConfig, context: StageContext) -> dict[str, Any]:
         """Encode."""
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        tokenizer = chat_tokenizer(Tokenizer.load(context.inputs["tokenizer"]), config.chat)
         counts = {"read": 0, "rejects": 0}
         with atomic_file(context.directory / "rejects.jsonl", "w") as rejects:
             items = _items(config, context, tokenizer, counts, rejects)
             manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
         if config.split == "train" and not manifest["shards"]:
-            raise UserError(f"'{context.inputs['records']}' holds nothing to learn from.", "See rejects.jsonl for the reasons.")
+            raise UserError("The records hold nothing to learn from.", "See rejects.jsonl for the reasons.")
         return {"counts": manifest["counts"], **counts}
 
     def summary(self, results: dict[str, Any]) -> str:
@@ -77,7 +81,7 @@ def _items(
     encoder = ChatEncoder(tokenizer, config.chat)
     first: Reject | None = None
     with progress("encode", None, "records") as advance:
-        for number, item in enumerate(read_records(context.inputs["records"])):
+        for number, item in enumerate(records_of(config.records, context)):
             advance()
             if is_heldout(number, config.heldout_fraction, context.seed) != (config.split == "heldout"):
                 continue

@@ -6,16 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
+from lmlab.evals import Settings, evaluation_during_training, find_tasks
 from lmlab.files import write_json
-from lmlab.models import ModelConfig, Transformer
+from lmlab.models import ModelConfig
 from lmlab.progress import short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
 from lmlab.runs import Input, Stage, StageContext
@@ -24,6 +23,7 @@ from lmlab.stages.training import (
     build_network,
     export_model,
     final_loss,
+    heldout_evaluation,
     loop_curves,
     plan_training,
     routing_curves,
@@ -55,9 +55,11 @@ class TrainConfig(Config):
         tokens: tokenised training text.
         mixture: several of them with their shares, in place of `tokens`.
         order: how the sources of a mixture follow each other.
+        tokenizer: by default the one that is stored with the shards.
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
+        tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or YAML files.
         model: the network; without it, that of `start`.
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
@@ -70,9 +72,11 @@ class TrainConfig(Config):
     order: MixtureOrder = MixtureOrder()
     packing: Packing = "concat"
     max_epochs: PositiveFloat = 4.0
-    tokenizer: Input
+    tokenizer: Input | None = None
     heldout_tokens: Input | None = None
     heldout_rows: PositiveInt = 64
+    tasks: list[str] = Field(default=[])
+    tasks_limit: PositiveInt = 100
     model: ModelConfig | None = None
     start: Input | None = None
     start_optimizer: bool = False
@@ -103,14 +107,17 @@ class Train(Stage[TrainConfig]):
     config_type: ClassVar[type[Config]] = TrainConfig
     distributed: ClassVar[bool] = True
 
+    def depends_on(self, config: TrainConfig) -> Any:
+        """The requests of the tasks."""
+        return {task.name: task.fingerprint() for task in find_tasks(config.tasks)} or None
+
     def plan(self, config: TrainConfig) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
         return plan_training(config.model, config.seq_len, config.trainer)
 
     def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start."""
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
-        rows, sources = _rows(config, context, tokenizer)
+        rows, sources, tokenizer = _rows(config, context)
         loop = config.trainer.in_steps(config.seq_len, sum(map(len, rows.values())))
         mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, context.seed, config.order)
         start = Start.find(context.inputs["start"]) if config.start else None
@@ -129,7 +136,7 @@ class Train(Stage[TrainConfig]):
             loader,
             loop,
             context.directory,
-            with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config)) if config.heldout_tokens else None,
+            _evaluation(config, context, tokenizer),
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -181,6 +188,11 @@ class Train(Stage[TrainConfig]):
         ]
         if len(by_domain) > 1:
             blocks.append(Figure(line_chart(by_domain, "step", "loss (nats a token)"), "Training loss by domain.", "Loss by domain"))
+        for metric, title in (("accuracy", "accuracy"), ("bits_per_byte", "bits per byte of the right answer")):
+            names = sorted({name for row in rows for name in row if name.endswith(f"/{metric}")})
+            if names:
+                curves = [series(rows, name, name.removesuffix(f"/{metric}")) for name in names]
+                blocks.append(Figure(line_chart(curves, "step", title), f"Tasks while the model learns: {title}.", f"Tasks: {title}"))
         if len(results["sources"]) > 1:
             table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
@@ -192,8 +204,8 @@ def _active(results: dict[str, Any]) -> str:
     return f", {short(results['active_parameters'])} active" if results["active_parameters"] < results["parameters"] else ""
 
 
-def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[dict[str, PackedRows], dict[str, MixtureSource]]:
-    """The packed rows of each source, and its part."""
+def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
+    """The packed rows of each source, its part, and the tokenizer of all."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
         places = {"tokens": context.inputs["tokens"]}
@@ -201,30 +213,30 @@ def _rows(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> t
         sources = dict(config.mixture)
         places = {name: context.inputs[f"mixture.{name}.tokens"] for name in sources}
     rows = {}
+    tokenizer = Tokenizer.load(context.inputs["tokenizer"]) if config.tokenizer else None
     for name, source in sources.items():
         corpus = TokenizedCorpus(places[name], verify=world().is_main)
+        tokenizer = tokenizer or corpus.tokenizer
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
-    return rows, sources
+    return rows, sources, cast(Tokenizer, tokenizer)
 
 
-def _heldout_loss(directory: Path, config: TrainConfig) -> Evaluation:
+def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> Evaluation | None:
+    """All that is measured while the model learns."""
+    parts: list[Evaluation] = []
+    if config.heldout_tokens:
+        parts.append(with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer)))
+    if tasks := find_tasks(config.tasks):
+        parts.append(evaluation_during_training(tasks, tokenizer, Settings(config.tasks_limit, too_long="truncate"), config.trainer.precision))
+    return (lambda model: {name: value for part in parts for name, value in part(model).items()}) if parts else None
+
+
+def _heldout_loss(directory: Path, config: TrainConfig, tokenizer: Tokenizer) -> Evaluation:
+    """The loss, by domain too, on rows that are spread over a held-out corpus."""
     corpus = TokenizedCorpus(directory)
+    corpus.check_tokenizer(tokenizer)
     rows = PackedRows(corpus, config.seq_len)
     count = min(config.heldout_rows, len(rows))
     chosen = [rows[number * len(rows) // count] for number in range(count)]
-    batch = {key: torch.from_numpy(np.stack([row[key] for row in chosen])) for key in chosen[0]}
-    step = language_model_step_by_domain(corpus.domains)
-
-    def evaluate(model: Transformer) -> dict[str, float]:
-        device = model.embedding.weight.device
-        parts = [batch[key].split(config.trainer.rows_at_once) for key in batch]
-        outputs = [step(model, dict(zip(batch, [part.to(device) for part in each], strict=True))) for each in zip(*parts, strict=True)]
-        figures = {"heldout_loss": float(sum(output.loss_sum for output in outputs)) / float(sum(output.count for output in outputs))}
-        for name in outputs[0].sums:
-            total, number = (float(sum(output.sums[name][place] for output in outputs)) for place in (0, 1))
-            if number:
-                figures[f"heldout_{name}"] = total / number
-        return figures
-
-    return evaluate
+    return heldout_evaluation(language_model_step_by_domain(corpus.domains), chosen, config.trainer.rows_at_once)

@@ -1,4 +1,4 @@
-"""What all stages that train have in common: the network and where it comes from, the plan on paper, the export, the report."""
+"""What all stages that train have in common: the network and where it comes from, the plan on paper, held-out figures, the export, the report."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lmlab.data import Tokenizer
+from lmlab.data import Rows, Tokenizer
 from lmlab.distributed import world
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
 from lmlab.stages.start import Start
-from lmlab.train import TrainerConfig, estimate, load_weights, read_metrics, whole_tensors
+from lmlab.train import Evaluation, StepFunction, TrainerConfig, estimate, load_weights, read_metrics, whole_tensors
 
 _TYPICAL_UTILISATION = 0.35
 _BANDWIDTH_WITHIN = 400 * 10**9  # bytes a second of a GPU's NVLink, in collectives
@@ -76,6 +77,23 @@ def export_model(model: torch.nn.Module, config: ModelConfig, tokenizer: Tokeniz
         copy = copy.to_empty(device="cpu")
         load_weights(copy, whole, str(directory))
         save_pretrained(copy, directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
+
+
+def heldout_evaluation(step: StepFunction, rows: Rows, rows_at_once: int) -> Evaluation:
+    """The figures of a step function on held-out rows, as `heldout_loss` and the like."""
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        totals: dict[str, list[float]] = {}
+        for first in range(0, len(rows), rows_at_once):
+            chosen = [rows[number] for number in range(first, min(first + rows_at_once, len(rows)))]
+            output = step(model, {key: torch.from_numpy(np.stack([row[key] for row in chosen])).to(device) for key in chosen[0]})
+            for name, (total, count) in {"loss": (output.loss_sum, output.count), **output.sums}.items():
+                so_far = totals.setdefault(name, [0.0, 0.0])
+                so_far[0], so_far[1] = so_far[0] + float(total), so_far[1] + float(count)
+        return {f"heldout_{name}": total / count for name, (total, count) in totals.items() if count}
+
+    return evaluate
 
 
 def final_loss(directory: Path) -> float:

@@ -1,6 +1,7 @@
 """The one loop for everything that learns."""
 
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint, load_weights, verify_checkpoint, whole_tensors
+from lmlab.train.config import TrainerConfig
 from lmlab.train.estimate import Estimate, estimate
 from lmlab.train.language_model import language_model_step, language_model_step_by_domain
 from lmlab.train.metrics import read_metrics
@@ -10,7 +11,8 @@ from lmlab.train.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, 
 from lmlab.train.reference import reference_log_probs, weights_fingerprint
 from lmlab.train.routing import RoutedStep, normalized_entropy, routed, with_saturation
 from lmlab.train.schedule import ScheduleConfig, learning_rate_factor
-from lmlab.train.trainer import Evaluation, FollowedStep, StepFunction, StepOutput, Trainer, TrainerConfig
+from lmlab.train.step import Evaluation, FollowedStep, StepFunction, StepOutput
+from lmlab.train.trainer import Trainer
 
 __all__ = [
     "Checkpoints",

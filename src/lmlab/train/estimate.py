@@ -8,7 +8,7 @@ import torch
 
 from lmlab.distributed import World
 from lmlab.models import ModelConfig
-from lmlab.train.trainer import TrainerConfig
+from lmlab.train.config import TrainerConfig
 
 _FP32 = 4
 

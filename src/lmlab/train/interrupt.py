@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """What was being done within `StopRequest.at_once` has been given up."""
 
 
 class StopRequest:
@@ -15,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
+        self._raises = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -26,7 +33,20 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it a request raises `Stopped`: for long work that changes nothing and can be begun again."""
+        if self.requested is not None:
+            raise Stopped
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number)
+        if self._raises:
+            raise Stopped

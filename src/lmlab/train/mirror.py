@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import fsspec
 from lmlab.errors import LmlabError, UserError
 
 _LAST = "state.json"  # goes last, so that what has it is whole
+_PAUSES = (0.5, 2.0)  # seconds before further attempts
 
 
 class Mirror:
@@ -30,22 +32,29 @@ class Mirror:
         self._system: Any = system
 
     def update(self, kept: Sequence[Path]) -> None:
-        """Copy the checkpoints that are not there yet, then remove those that are not kept.
+        """Copy the checkpoints that are not there yet, then remove those that are not kept; what fails is tried again a few times.
 
         Raises:
-            LmlabError: the file system refuses.
+            LmlabError: the file system goes on to refuse.
         """
-        try:
-            there = self._whole()
-            for path in kept:
-                if path.name not in there:
-                    self._put(path)
-            for name in set(there) - {path.name for path in kept}:
-                self._system.rm(f"{self._root}/{name}", recursive=True)
-        except Exception as error:  # every file system raises errors of its own
-            raise LmlabError(
-                f"The mirror '{self.url}' cannot be written ({type(error).__name__}: {error}).", "The checkpoints in the run's directory are whole."
-            ) from error
+        for pause in (*_PAUSES, None):
+            try:
+                return self._update(kept)
+            except Exception as error:  # every file system raises errors of its own
+                if pause is None:
+                    raise LmlabError(
+                        f"The mirror '{self.url}' cannot be written ({type(error).__name__}: {error}).",
+                        "The checkpoints in the run's directory are whole.",
+                    ) from error
+                time.sleep(pause)
+
+    def _update(self, kept: Sequence[Path]) -> None:
+        there = self._whole()
+        for path in kept:
+            if path.name not in there:
+                self._put(path)
+        for name in set(there) - {path.name for path in kept}:
+            self._system.rm(f"{self._root}/{name}", recursive=True)
 
     def fetch_latest(self, directory: Path) -> None:
         """Copy the newest checkpoint to `directory`, if there is any."""

@@ -8,127 +8,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lmlab.config import Config
 from lmlab.data import Batch, Loader
-from lmlab.distributed import World, sum_over_all, world
+from lmlab.distributed import world
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.hardware import gemm_flops, peak_memory_bytes, select_device, select_dtype, synchronize
 from lmlab.progress import console, progress
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
-from lmlab.train.interrupt import StopRequest
+from lmlab.train.config import TrainerConfig
+from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.metrics import MetricLog
-from lmlab.train.optimizer import OptimizerConfig, Optimizers
-from lmlab.train.parallel import ParallelConfig, clip_gradients, parallelize, synchronize_gradients
-from lmlab.train.schedule import ScheduleConfig, decay_ends, learning_rate_factor
-from lmlab.train.trackers import TrackerName
-
-
-class TrainerConfig(Config):
-    """How the loop runs.
-
-    Attributes:
-        steps, tokens, epochs: how long: optimizer steps, or tokens or passes over the data (rounded up to whole steps); one of the three.
-        batch_size: rows of a step, over all processes.
-        micro_batch_size: rows that a process runs at once; the default is its whole share of the batch.
-        precision: `bf16` computes in bfloat16 with fp32 weights; `auto` takes bf16 where the hardware is faster in it.
-        clip_norm: the gradient's largest norm.
-        compile: have `torch.compile` translate the network.
-        recompute_blocks: activation checkpointing: one of so many blocks is computed again in the backward pass (1 for all, 0 for none).
-        evaluate_every, checkpoint_every: in steps; the last step always has both.
-        keep_checkpoints: how many of the newest are kept.
-        keep_best: a figure of the evaluation, such as `heldout_loss`; where it is the lowest so far a checkpoint is written, and the best is kept.
-        background_checkpoints: write them while training goes on, from a copy in memory; by default on GPUs.
-        mirror: URL of a folder that gets a copy of every checkpoint, such as `s3://bucket/run`.
-        track: further places for metrics: `tensorboard`, `wandb`.
-    """
-
-    steps: PositiveInt | None = None
-    tokens: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
-    batch_size: PositiveInt
-    micro_batch_size: PositiveInt | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    clip_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: str = "auto"
-    compile: bool = False
-    recompute_blocks: int = Field(default=0, ge=0)
-    log_every: PositiveInt = 10
-    evaluate_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt = 100
-    keep_checkpoints: int = Field(default=2, ge=1)
-    keep_best: str | None = None
-    background_checkpoints: bool | None = None
-    mirror: str | None = None
-    track: tuple[TrackerName, ...] = ()
-
-    @model_validator(mode="after")
-    def _check(self) -> TrainerConfig:
-        if sum(each is not None for each in (self.steps, self.tokens, self.epochs)) != 1:
-            raise ValueError("give either steps, tokens or epochs.")
-        if self.batch_size % self.rows_at_once:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}.")
-        return self
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows of a micro-batch of one process."""
-        return self.micro_batch_size or self.batch_size
-
-    def num_steps(self, tokens_per_row: int | None = None, num_rows: int | None = None) -> int | None:
-        """Optimizer steps of the whole training; None if that needs to know the tokens of a row, or the rows of an epoch, which are not given."""
-        if self.tokens is not None and tokens_per_row is not None:
-            return math.ceil(self.tokens / (self.batch_size * tokens_per_row))
-        if self.epochs is not None and num_rows is not None:
-            return math.ceil(self.epochs * num_rows / self.batch_size - 1e-9)
-        return self.steps
-
-    def in_steps(self, tokens_per_row: int | None, num_rows: int | None) -> TrainerConfig:
-        """The same with its length in steps."""
-        return self.model_copy(update={"steps": self.num_steps(tokens_per_row, num_rows), "tokens": None, "epochs": None})
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step function returns.
-
-    Attributes:
-        loss_sum: the loss summed over what it is a mean of (tokens, pairs), with gradients.
-        count: how many they are; the gradient of a step is that of total loss_sum / total count.
-        sums: further sums to log as means, name -> (sum, count).
-    """
-
-    loss_sum: Tensor
-    count: Tensor
-    sums: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-StepFunction = Callable[[Any, Batch], StepOutput]
-
-
-@runtime_checkable
-class FollowedStep(Protocol):
-    """A step function that has something to do after each step of the optimizer, such as what depends on all its micro-batches."""
-
-    def after_step(self, model: Any) -> Mapping[str, float]:
-        """Further figures to log of the step."""
-        ...
-
-
-Evaluation = Callable[[Any], dict[str, float]]
+from lmlab.train.optimizer import Optimizers
+from lmlab.train.parallel import clip_gradients, parallelize, synchronize_gradients
+from lmlab.train.schedule import decay_ends, learning_rate_factor
+from lmlab.train.step import Evaluation, FollowedStep, StepFunction, StepSums, micro_batches
 
 
 class Trainer:
@@ -169,7 +70,7 @@ class Trainer:
         self.config, self.directory, self.loader, self.world = config, directory, loader, world()
         self.device = select_device(config.device)
         self.dtype = select_dtype(config.precision, self.device)
-        self.rows_at_once = _rows_at_once(config, self.world)
+        self.rows_at_once = config.rows_of_process(self.world)
         steps = config.num_steps(tokens_per_row, loader.num_rows)
         if steps is None:
             raise ValueError("a length in tokens needs tokens_per_row")
@@ -191,6 +92,7 @@ class Trainer:
         self._figures: dict[str, float] = {}  # of the last step, if it was evaluated
         self._best = math.inf
         self._read = loader.state()  # of the last whole step
+        self._unfinished: dict[str, Any] | None = None  # its row, if its evaluation was stopped
 
     def _prepare(self, model: nn.Module, materialize: Callable[[Any], Any] | None) -> nn.Module:
         config = self.config
@@ -224,10 +126,11 @@ class Trainer:
         """
         self._resume()
         total = self.total_steps
-        pinned = set(decay_ends(self.config.schedule, total)[:-1])
         log = MetricLog(self.directory, self.step, self.config.track, self.config.model_dump(mode="json")) if self.world.is_main else None
         try:
             with StopRequest() as stop, progress("train", total, "steps", start=self.step) as advance:
+                if self._unfinished:
+                    self._complete(self._unfinished, log, stop)
                 for batch in self._batches(total - self.step):
                     row = self._train_step(batch, stop)
                     if row is None:
@@ -235,14 +138,7 @@ class Trainer:
                     assert row is not None
                     self.step += 1
                     self._read = self.loader.state()
-                    last = self.step == total
-                    evaluates = self.evaluate is not None and (last or _every(self.config.evaluate_every, self.step))
-                    self._figures = self._evaluate() if evaluates else {}
-                    row |= self._figures
-                    if log and (last or evaluates or self.step == 1 or _every(self.config.log_every, self.step)):
-                        log.write(row)
-                    if last or self._is_best() or self.step in pinned or _every(self.config.checkpoint_every, self.step):
-                        self._checkpoint(pinned=self.step in pinned)
+                    self._complete(row, log, stop)
                     advance(1, note=f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
                 self.checkpoints.wait()
         except BaseException:
@@ -252,6 +148,26 @@ class Trainer:
             if log:
                 log.close()
         return self._summary()
+
+    def _complete(self, row: dict[str, Any], log: MetricLog | None, stop: StopRequest) -> None:
+        """What follows a step: evaluation, the row of the log, a checkpoint. Stopped in an evaluation, a resumed run begins with it."""
+        last = self.step == self.total_steps
+        evaluates = self.evaluate is not None and (last or _every(self.config.evaluate_every, self.step))
+        self._figures = {}
+        if evaluates:
+            try:
+                with stop.at_once() if self.world.size == 1 else nullcontext():
+                    self._figures = self._evaluate()
+            except Stopped:
+                self._unfinished = row
+                self._stop(stop)
+        self._unfinished = None
+        row |= self._figures
+        if log and (last or evaluates or self.step == 1 or _every(self.config.log_every, self.step)):
+            log.write(row)
+        pinned = self.step in decay_ends(self.config.schedule, self.total_steps)[:-1]
+        if last or self._is_best() or pinned or _every(self.config.checkpoint_every, self.step):
+            self._checkpoint(pinned=pinned)
 
     def _settle(self) -> None:
         """After an error: let the checkpoint that is being written be finished, and say so if it cannot be."""
@@ -285,11 +201,11 @@ class Trainer:
         torch.manual_seed(self._seed())
         factor = learning_rate_factor(self.config.schedule, self.step, self.total_steps, self.tokens_per_step)
         self.optimizers.set_factor(factor)
-        sums = _Sums(self.device)
-        micro_batches = list(_split(batch, self.rows_at_once))
-        for number, micro_batch in enumerate(micro_batches, 1):
+        sums = StepSums(self.device)
+        parts = list(micro_batches(batch, self.rows_at_once))
+        for number, micro_batch in enumerate(parts, 1):
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
-            synchronize_gradients(self.model, self.config.parallel, number == len(micro_batches))
+            synchronize_gradients(self.model, self.config.parallel, number == len(parts))
             try:
                 with self._autocast():
                     output = self.step_function(self.model, moved)
@@ -373,6 +289,7 @@ class Trainer:
         state |= {
             "figures": {name: value for name, value in self._figures.items() if math.isfinite(value)},
             "best": self._best if math.isfinite(self._best) else None,
+            "unfinished": self._unfinished,
         }
         self.checkpoints.save(self.step, self.model, self.optimizers, state, pinned=pinned)
         self.paused += time.perf_counter() - start
@@ -394,6 +311,7 @@ class Trainer:
         self.loader.restore(state["loader"])
         self._read = state["loader"]
         self._best = math.inf if state["best"] is None else state["best"]
+        self._unfinished = state.get("unfinished")
 
     def _utilisation(self, tokens_per_second: float) -> float | None:
         if self.flops_per_token is None:
@@ -420,50 +338,5 @@ class Trainer:
         }
 
 
-class _Sums:
-    """What step functions return, added up over micro-batches and processes, with one transfer from the device a step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._names = device, list[str]()
-        self._values: Tensor | None = None
-        self.stop = False
-
-    def add(self, output: StepOutput) -> None:
-        pairs = [(output.loss_sum, output.count), *output.sums.values()]
-        wide = torch.float32 if self._device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
-        values = torch.stack([torch.as_tensor(each, device=self._device).detach().to(wide) for pair in pairs for each in pair])
-        if self._values is None:
-            self._names, self._values = list(output.sums), values
-        else:
-            assert list(output.sums) == self._names, "a step function must return the same sums for every micro-batch"
-            self._values += values
-
-    def total(self, stop: bool) -> tuple[float, float, dict[str, float]]:
-        """The mean loss, the count, and the further means; `stop` is set if any process wants to stop."""
-        assert self._values is not None
-        everything = sum_over_all(torch.cat([self._values, self._values.new_tensor([float(stop)])])).tolist()
-        loss_sum, count, *rest = everything[:-1]
-        self.stop = everything[-1] > 0
-        figures = {name: rest[2 * i] / rest[2 * i + 1] for i, name in enumerate(self._names) if rest[2 * i + 1]}
-        return loss_sum / max(1.0, count), count, figures
-
-
-def _rows_at_once(config: TrainerConfig, world: World) -> int:
-    share, uneven = divmod(config.batch_size, world.size)
-    rows = min(config.rows_at_once, share)
-    if uneven or rows == 0 or share % rows:
-        raise UserError(
-            f"A batch_size of {config.batch_size} rows cannot be shared evenly by {world.size} processes with a micro_batch_size of {rows}.",
-            "Choose a batch_size that is a multiple of both together.",
-        )
-    return rows
-
-
 def _every(interval: int | None, step: int) -> bool:
     return interval is not None and step % interval == 0
-
-
-def _split(batch: Batch, rows: int) -> Iterator[Batch]:
-    total = len(next(iter(batch.values())))
-    for start in range(0, total, rows):
-        yield {key: value[start : start + rows] for key, value in batch.items()}

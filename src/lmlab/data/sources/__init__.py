@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lmlab.data.documents import Source
-from lmlab.data.sources.choose import choose_kind, source_settings
+from lmlab.data.sources.choose import choose_kind, record_source, source_settings
 from lmlab.data.sources.files import TextSource
 from lmlab.data.sources.python_library import PythonLibrarySource
 from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
@@ -29,5 +29,6 @@ __all__ = [
     "TextSource",
     "TokenizedSource",
     "choose_kind",
+    "record_source",
     "source_settings",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
 from lmlab.errors import UserError
 from lmlab.storage import find_files, is_folder, without_compression
 
@@ -18,7 +19,7 @@ _KINDS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-_RECORDS = {*_KINDS.values(), "mds"}
+_SOURCES: dict[str, type[RecordSource]] = {"jsonl": JsonlSource, "parquet": ParquetSource, "arrow": ArrowSource, "mds": MDSSource}
 _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
 
@@ -59,7 +60,21 @@ def source_settings(location: str, fields: Mapping[str, str]) -> dict[str, Any]:
         UserError: as `choose_kind`.
     """
     kind = choose_kind(location)
-    return {"kind": kind, "path": location, **(fields if kind in _RECORDS else {})}
+    return {"kind": kind, "path": location, **(fields if kind in _SOURCES else {})}
+
+
+def record_source(location: str) -> RecordSource:
+    """The source of the records at a location; a single file of an unknown name is taken for JSON lines.
+
+    Raises:
+        UserError: it holds texts or tokens, but no records; or as `choose_kind`.
+    """
+    kind = choose_kind(location)
+    if kind == "text" and not is_folder(location):
+        kind = "jsonl"
+    if kind not in _SOURCES:
+        raise UserError(f"'{location}' holds no records.", "Name a file or folder of JSON lines, Parquet, Arrow or MDS.")
+    return _SOURCES[kind](path=location)
 
 
 def _kind_of(name: str) -> str | None:

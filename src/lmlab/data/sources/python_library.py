@@ -12,6 +12,7 @@ import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,27 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 _TOPICS = Path("pydoc_data", "topics.py")
 _SHARED_PARAGRAPH = 80
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Module:
+    """A Python file: its path below the folder that is read, its text, and that parsed."""
+
+    path: Path
+    source: str
+    tree: ast.Module
+
+    @property
+    def name(self) -> str:
+        """As it is imported."""
+        return ".".join(self.path.with_suffix("").parts).removesuffix(".__init__")
+
+    def documented(self) -> list[tuple[Documented, str]]:
+        """What has a docstring, with it: the module, classes and functions."""
+        owners = [node for node in ast.walk(self.tree) if isinstance(node, Documented)]
+        return [(node, text) for node in owners if (text := ast.get_docstring(node))]
 
 
 class PythonLibrarySource(Config):
@@ -44,18 +66,23 @@ class PythonLibrarySource(Config):
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield the documents module by module, in sorted order."""
+        for module in self.modules():
+            if isinstance(module, Reject):
+                yield module
+            elif module.path == _TOPICS:
+                yield from _topics(module.tree)
+            else:
+                yield from _documents(module)
+
+    def modules(self) -> Iterator[Module | Reject]:
+        """Yield the parsed modules in sorted order."""
         for path in self._files():
             name = path.relative_to(self.root)
             try:
                 source = _decode(path.read_bytes())
-                tree = ast.parse(source)
+                yield Module(name, source, ast.parse(source))
             except (SyntaxError, UnicodeDecodeError, ValueError, LookupError) as error:
                 yield Reject(str(name), f"not parsable as Python ({type(error).__name__})")
-                continue
-            if name == _TOPICS:
-                yield from _topics(tree)
-            else:
-                yield from _module(name, source, tree)
 
     def _files(self) -> list[Path]:
         if not self.root.is_dir():
@@ -70,17 +97,14 @@ def _decode(data: bytes) -> str:
     return io.TextIOWrapper(io.BytesIO(data), encoding).read()
 
 
-def _module(name: Path, source: str, tree: ast.Module) -> Iterator[Document]:
-    dotted = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
-    group = _group(name)
-    owners = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
-    documented = [(node, text) for node in owners if (text := ast.get_docstring(node))]
-    code = _without_docstrings(source, [node for node, _ in documented])
-    yield Document(f"code:{dotted}", code, "code", group)
+def _documents(module: Module) -> Iterator[Document]:
+    group, documented = _group(module.path), module.documented()
+    code = _without_docstrings(module.source, [node for node, _ in documented])
+    yield Document(f"code:{module.name}", code, "code", group)
     if documented:
-        entries = sorted(((getattr(node, "lineno", 0), _title(node, dotted), text) for node, text in documented), key=lambda entry: entry[0])
+        entries = sorted(((getattr(node, "lineno", 0), _title(node, module.name), text) for node, text in documented), key=lambda entry: entry[0])
         text = "\n\n".join(f"{title}\n\n{text}" for _, title, text in entries) + "\n"
-        yield Document(f"docstrings:{dotted}", text, "docstrings", group)
+        yield Document(f"docstrings:{module.name}", text, "docstrings", group)
 
 
 def _group(name: Path) -> str:

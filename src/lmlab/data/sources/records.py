@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from lmlab.data.documents import Document, Reject
 from lmlab.data.mds import MDSError, samples
 from lmlab.data.sources.files import FileSource, unreadable
 from lmlab.errors import LmlabError, missing_extra
-from lmlab.storage import open_binary, open_raw
+from lmlab.storage import open_binary, open_raw, without_compression
 
 _BATCH_RECORDS = 256
 _BUFFER_BYTES = 2**20
@@ -34,20 +34,24 @@ class RecordSource(FileSource):
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield a document for each record; those that cannot be read are rejects that say where and why."""
-        for where, record in self.records():
+        for where, record in self.records(self.columns):
             yield record if isinstance(record, Reject) else self._document(where, record)
 
-    def records(self) -> Iterator[tuple[str, Any]]:
-        """Every record with its place; in the place of one that cannot be read, a `Reject`."""
+    def records(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Every record with its place; in the place of one that cannot be read, a `Reject`.
+
+        Arguments:
+            columns: top-level fields that are enough, where leaving out the others saves work; None for all.
+        """
         for path in self.files():
             try:
-                yield from self.records_of(path)
+                yield from self.records_of(path, columns)
             except LmlabError:
                 raise
             except Exception as error:  # libraries of formats raise many kinds
                 yield path, Reject(path, unreadable(error))
 
-    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+    def records_of(self, path: str, columns: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
         """The records of one file."""
         raise NotImplementedError
 
@@ -84,7 +88,16 @@ class JsonlSource(RecordSource):
     max_line_bytes: int = Field(default=2**28, gt=0)
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
-    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+    def files(self) -> list[str]:
+        """The files in sorted order; of a folder with JSON lines, files of plain JSON are none of them, as they tend to describe the others.
+
+        Raises:
+            UserError: nothing matches.
+        """
+        found = super().files()
+        return [path for path in found if not without_compression(path).endswith(".json")] or found
+
+    def records_of(self, path: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
         """One record a line; empty lines are none."""
         with open_binary(path) as file:
             for number, line in enumerate(_lines(file, self.max_line_bytes), 1):
@@ -101,13 +114,13 @@ class ParquetSource(RecordSource):
     kind: Literal["parquet"] = "parquet"
     suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
 
-    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+    def records_of(self, path: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
         """One record a row."""
         _pyarrow(path)
         import pyarrow.parquet
 
         with open_raw(path) as raw, pyarrow.parquet.ParquetFile(raw, buffer_size=_BUFFER_BYTES) as file:
-            known = [name for name in self.columns if name in file.schema_arrow.names]
+            known = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
             yield from _rows(path, file.iter_batches(_BATCH_RECORDS, columns=known))
 
 
@@ -126,7 +139,7 @@ class ArrowSource(RecordSource):
         found = super().files()
         return [path for path in found if not path.rpartition("/")[2].startswith("cache-")] or found
 
-    def records_of(self, path: str) -> Iterator[tuple[str, Any]]:
+    def records_of(self, path: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
         """One record a row."""
         pyarrow = _pyarrow(path)
         with open_raw(path) as raw:
@@ -134,7 +147,7 @@ class ArrowSource(RecordSource):
             raw.seek(0)
             reader = pyarrow.ipc.open_file(raw) if is_file else pyarrow.ipc.open_stream(raw)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches)) if is_file else reader
-            known = [name for name in self.columns if name in reader.schema.names]
+            known = [name for name in reader.schema.names if columns is None or name in columns]
             yield from _rows(path, (part for batch in batches for part in _pieces(batch.select(known))))
 
 
@@ -144,7 +157,7 @@ class MDSSource(RecordSource):
     kind: Literal["mds"] = "mds"
     suffixes: ClassVar[tuple[str, ...]] = (".mds", ".zstd", ".json")
 
-    def records(self) -> Iterator[tuple[str, Any]]:
+    def records(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
         """One record a sample; a damaged shard is one reject."""
         for where, sample in samples(self.path):
             yield where, Reject(where, sample.message) if isinstance(sample, MDSError) else sample

@@ -19,8 +19,12 @@ class TokenizedSource(Config):
     path: str
 
     def read(self) -> Iterator[Document | Reject]:
-        """Yield the documents in order."""
-        yield from TokenizedCorpus(Path(self.path)).documents()
+        """Yield the documents in order.
+
+        Raises:
+            UserError: a shard is not the one that was written; the message names it.
+        """
+        yield from TokenizedCorpus(Path(self.path), verify=True).documents()
 
     def fingerprint(self) -> dict[str, Any]:
         """The configuration with the hash of the manifest, which holds those of the shards."""

@@ -1,0 +1,45 @@
+"""The stage `docstring_questions`: questions about Python's standard library and its docstrings, to try out tuning without data of one's own."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from lmlab.config import Config
+from lmlab.data import PythonLibrarySource, conversation_records, preference_records
+from lmlab.errors import UserError
+from lmlab.files import write_jsonl
+from lmlab.runs import Stage, StageContext
+
+
+class DocstringQuestionsConfig(Config):
+    """What is asked about, and in which form.
+
+    Attributes:
+        form: `conversations` have a question and its answer; `pairs` also one that does not stop there, which is to be rejected.
+        source: where the docstrings are.
+    """
+
+    form: Literal["conversations", "pairs"] = "conversations"
+    source: PythonLibrarySource = PythonLibrarySource()
+
+
+class DocstringQuestions(Stage[DocstringQuestionsConfig]):
+    """Writes records.jsonl."""
+
+    config_type: ClassVar[type[Config]] = DocstringQuestionsConfig
+
+    def depends_on(self, config: DocstringQuestionsConfig) -> Any:
+        """The files of the source."""
+        return config.source.fingerprint()
+
+    def run(self, config: DocstringQuestionsConfig, context: StageContext) -> dict[str, Any]:
+        """Ask."""
+        records = conversation_records(config.source) if config.form == "conversations" else preference_records(config.source, context.seed)
+        count = write_jsonl(context.directory / "records.jsonl", records)
+        if not count:
+            raise UserError(f"'{config.source.root}' has no docstrings to ask about.", "Name another folder of Python sources.")
+        return {"records": count}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """How many."""
+        return f"{results['records']:,} records."

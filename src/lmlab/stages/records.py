@@ -1,0 +1,82 @@
+"""What stages that learn from records have in common: where they come from, how many may be unfit, and which are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Tag
+
+from lmlab.data import (
+    ArrowSource,
+    ChatConfig,
+    JsonlSource,
+    MDSSource,
+    ParquetSource,
+    RecordSource,
+    Reject,
+    chat_template,
+    read_records,
+    record_source,
+)
+from lmlab.errors import UserError
+from lmlab.runs import Input, StageContext
+from lmlab.storage import is_url
+
+_ENOUGH = 1000
+
+
+def _locate(value: Any) -> Any:
+    """A URL or a glob as the source that it needs; whatever else it is stays as it is."""
+    return record_source(value) if isinstance(value, str) and (is_url(value) or not set(value).isdisjoint("*?[")) else value
+
+
+def _kind(value: Any) -> Any:
+    return "path" if isinstance(value, str) else value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Records = Annotated[
+    Annotated[Input, Tag("path")]
+    | Annotated[JsonlSource, Tag("jsonl")]
+    | Annotated[ParquetSource, Tag("parquet")]
+    | Annotated[ArrowSource, Tag("arrow")]
+    | Annotated[MDSSource, Tag("mds")],
+    Discriminator(_kind, "records", "expected a path, or a source of kind jsonl, parquet, arrow or mds"),
+    BeforeValidator(_locate),
+]
+"""A field that names records: an earlier stage, a path, a glob, a URL, or a source of records with its settings."""
+
+
+def records_fingerprint(records: str | RecordSource, chat: ChatConfig) -> Any:
+    """What examples depend on beside inputs, which the run looks at itself: the files of a source, and the template."""
+    template = chat_template(chat)
+    return [records.fingerprint() if isinstance(records, RecordSource) else None, *([template] if template else [])]
+
+
+def records_of(records: str | RecordSource, context: StageContext) -> Iterator[tuple[str, Any] | Reject]:
+    """The records that the field `records` of a stage names (`read_records`)."""
+    if isinstance(records, RecordSource):
+        return read_records(records)
+    path = context.inputs["records"]
+    written = path / "records.jsonl"  # by a stage
+    return read_records(written if written.exists() else path)
+
+
+def check_rejects(rejected: int, read: int, limit: float, first: Reject, final: bool = True) -> None:
+    """Stop when too many records cannot be used; before the end only once there are enough of them to tell.
+
+    Raises:
+        UserError: more than the share `limit`.
+    """
+    if rejected > limit * read and (final or read >= _ENOUGH):
+        raise UserError(
+            f"{rejected:,} of {read:,} records cannot be used; the first is {first.where}: {first.reason}.",
+            "Mend the records, or raise max_reject_fraction.",
+        )
+
+
+def is_heldout(number: int, fraction: float, seed: int) -> bool:
+    """Whether record `number` is held out: a draw that depends on nothing else."""
+    drawn = int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8])
+    return drawn < fraction * 2**64

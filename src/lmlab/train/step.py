@@ -1,0 +1,78 @@
+"""Step functions, what they return, and its sum over micro-batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lmlab.data import Batch
+from lmlab.distributed import sum_over_all
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step function returns.
+
+    Attributes:
+        loss_sum: the loss summed over what it is a mean of (tokens, pairs), with gradients.
+        count: how many they are; the gradient of a step is that of total loss_sum / total count.
+        sums: further sums to log as means, name -> (sum, count).
+    """
+
+    loss_sum: Tensor
+    count: Tensor
+    sums: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+StepFunction = Callable[[Any, Batch], StepOutput]
+
+
+@runtime_checkable
+class FollowedStep(Protocol):
+    """A step function that has something to do after each step of the optimizer, such as what depends on all its micro-batches."""
+
+    def after_step(self, model: Any) -> Mapping[str, float]:
+        """Further figures to log of the step."""
+        ...
+
+
+Evaluation = Callable[[Any], dict[str, float]]
+
+
+class StepSums:
+    """What step functions return, added up over micro-batches and processes, with one transfer from the device a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._names = device, list[str]()
+        self._values: Tensor | None = None
+        self.stop = False
+
+    def add(self, output: StepOutput) -> None:
+        pairs = [(output.loss_sum, output.count), *output.sums.values()]
+        wide = torch.float32 if self._device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
+        values = torch.stack([torch.as_tensor(each, device=self._device).detach().to(wide) for pair in pairs for each in pair])
+        if self._values is None:
+            self._names, self._values = list(output.sums), values
+        else:
+            assert list(output.sums) == self._names, "a step function must return the same sums for every micro-batch"
+            self._values += values
+
+    def total(self, stop: bool) -> tuple[float, float, dict[str, float]]:
+        """The mean loss, the count, and the further means; `stop` is set if any process wants to stop."""
+        assert self._values is not None
+        everything = sum_over_all(torch.cat([self._values, self._values.new_tensor([float(stop)])])).tolist()
+        loss_sum, count, *rest = everything[:-1]
+        self.stop = everything[-1] > 0
+        figures = {name: rest[2 * i] / rest[2 * i + 1] for i, name in enumerate(self._names) if rest[2 * i + 1]}
+        return loss_sum / max(1.0, count), count, figures
+
+
+def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
+    """The batch in parts of `rows` rows."""
+    total = len(next(iter(batch.values())))
+    for start in range(0, total, rows):
+        yield {key: value[start : start + rows] for key, value in batch.items()}
