@@ -200,3 +200,15 @@ def test_what_a_step_function_does_after_each_step_is_logged(tmp_path):
 
     counting_trainer(tmp_path, TrainerConfig(**SETTINGS, micro_batch_size=2), step_function=Counted()).fit()
     assert [row["done"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_losses_and_figures_at_every_step():
+    plain, compiled = sparse(), sparse()
+    compiled.compile()
+    steps = [routed(language_model_step, SPARSE) for _ in range(2)]
+    for number in range(2):
+        outputs = [step(model, batch(seed=number)) for step, model in zip(steps, (plain, compiled), strict=True)]
+        assert outputs[1].loss_sum.item() == pytest.approx(outputs[0].loss_sum.item(), rel=1e-5)
+        figures = [step.after_step(model) for step, model in zip(steps, (plain, compiled), strict=True)]
+        assert figures[1] == pytest.approx(figures[0])
