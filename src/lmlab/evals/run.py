@@ -23,6 +23,8 @@ from lmlab.evals.tasks import Task
 from lmlab.progress import progress
 from lmlab.train import Evaluation
 
+_IN_TRAINING = ("bits_per_byte", "soft", "log_soft")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -131,7 +133,8 @@ def task_summary(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def evaluation_during_training(tasks: Sequence[Task], tokenizer: Any, settings: Settings, precision: str = "auto") -> Evaluation:
-    """A callback for the trainer that measures the live model, without a copy: `TASK/FIGURE` for each task's main figure and bits per byte.
+    """A callback for the trainer that measures the live model, without a copy: `TASK/FIGURE` for each task's main figure, bits per byte, and the
+    probability of the right option and its logarithm (`soft`, `log_soft`).
 
     With several processes each measures everything, as the shares of one model are gathered by all of them together.
     """
@@ -142,7 +145,7 @@ def evaluation_during_training(tasks: Sequence[Task], tokenizer: Any, settings: 
         evaluator = Evaluator(ModelScorer(model, precision), tokenizer, model)
         for task in tasks:
             found = task_figures(task, list(_rows(evaluator, task, settings, items[task.name])))
-            figures |= {f"{task.name}/{name}": found[name].value for name in dict.fromkeys([main_metric(task), "bits_per_byte"]) if name in found}
+            figures |= {f"{task.name}/{name}": found[name].value for name in dict.fromkeys([main_metric(task), *_IN_TRAINING]) if name in found}
         return figures
 
     return evaluate

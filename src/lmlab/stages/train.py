@@ -12,7 +12,7 @@ from lmlab.config import Config
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.evals import Settings, evaluation_during_training, find_tasks
+from lmlab.evals import Settings, Task, evaluation_during_training, find_tasks
 from lmlab.files import write_json
 from lmlab.models import ModelConfig
 from lmlab.progress import short
@@ -60,6 +60,7 @@ class TrainConfig(Config):
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
         tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or YAML files.
+        questions: a stage or a file with ranked questions, measured in the same way; its figures are logged as `questions/accuracy` and so on.
         model: the network; without it, that of `start`.
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
@@ -77,6 +78,7 @@ class TrainConfig(Config):
     heldout_rows: PositiveInt = 64
     tasks: list[str] = Field(default=[])
     tasks_limit: PositiveInt = 100
+    questions: Input | None = None
     model: ModelConfig | None = None
     start: Input | None = None
     start_optimizer: bool = False
@@ -227,7 +229,11 @@ def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer
     parts: list[Evaluation] = []
     if config.heldout_tokens:
         parts.append(with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer)))
-    if tasks := find_tasks(config.tasks):
+    tasks = find_tasks(config.tasks)
+    if config.questions is not None:
+        path = context.inputs["questions"]
+        tasks.append(Task(name="questions", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes"))
+    if tasks:
         parts.append(evaluation_during_training(tasks, tokenizer, Settings(config.tasks_limit, too_long="truncate"), config.trainer.precision))
     return (lambda model: {name: value for part in parts for name, value in part(model).items()}) if parts else None
 
