@@ -26,6 +26,7 @@ from lmlab.stages.training import (
     heldout_evaluation,
     loop_curves,
     plan_training,
+    routing_curves,
     series,
     training_facts,
     utilisation,
@@ -36,6 +37,8 @@ from lmlab.train import (
     TrainerConfig,
     language_model_step_by_domain,
     read_metrics,
+    routed,
+    with_saturation,
 )
 
 
@@ -62,6 +65,7 @@ class TrainConfig(Config):
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
         z_loss: coefficient of the z-loss.
+        router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe` says.
     """
 
     tokens: Input | None = None
@@ -80,6 +84,7 @@ class TrainConfig(Config):
     start_optimizer: bool = False
     seq_len: PositiveInt
     z_loss: float = Field(default=0.0, ge=0)
+    router_losses: bool = True
     trainer: TrainerConfig
 
     @model_validator(mode="after")
@@ -129,7 +134,7 @@ class Train(Stage[TrainConfig]):
         loader = Loader(mixture, loop.batch_size, context.seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed),
-            language_model_step_by_domain(mixture.domains, config.z_loss),
+            routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),
             loader,
             loop,
             context.directory,
@@ -149,6 +154,7 @@ class Train(Stage[TrainConfig]):
         return {
             **summary,
             "parameters": model_config.num_parameters(),
+            "active_parameters": model_config.num_parameters(active=True),
             "final_loss": final_loss(context.directory),
             "epochs": round(max(share.epochs for share in plan), 3),
             "sources": [asdict(share) for share in plan],
@@ -161,7 +167,7 @@ class Train(Stage[TrainConfig]):
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
         """Size, tokens, speed."""
         return {
-            "Parameters": short(results["parameters"]),
+            "Parameters": short(results["parameters"]) + _active(results),
             "Training tokens": short(results["tokens"]),
             "Tokens a second": f"{results['tokens_per_second']:,.0f}",
             "Of GEMM peak": utilisation(results),
@@ -192,7 +198,12 @@ class Train(Stage[TrainConfig]):
         if len(results["sources"]) > 1:
             table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
-        return [Section("Training", blocks + loop_curves(rows))]
+        return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows))]
+
+
+def _active(results: dict[str, Any]) -> str:
+    """How many parameters a token uses, where that is not all of them."""
+    return f", {short(results['active_parameters'])} active" if results["active_parameters"] < results["parameters"] else ""
 
 
 def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
@@ -217,7 +228,7 @@ def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer
     """All that is measured while the model learns."""
     parts: list[Evaluation] = []
     if config.heldout_tokens:
-        parts.append(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer))
+        parts.append(with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer)))
     tasks = find_tasks(config.tasks)
     if config.questions is not None:
         path = context.inputs["questions"]
