@@ -3,7 +3,8 @@
     LMLAB_SHARED=... python benchmarks/moe_learning.py [--seeds 0 1 2] [--variants NAME ...] [--out runs/moe-learning]
 
 Each variant is trained for 600 steps of 2,048 bytes (two to three minutes of one core). What is finished is not trained again, so the benchmark
-can be run in pieces. The reference values
+can be run in pieces. The reference values were computed by another implementation (`transformers`) on the same text; whether its dense model has
+QK-norm is not known, so both are trained.
 """
 
 from __future__ import annotations
