@@ -2,9 +2,10 @@
 
     python benchmarks/endpoint_client.py [--requests 2000] [--concurrency 32] [--kills 20] [--rounds 3]
 
-The endpoint is the one of the tests, in a process of its own, and answers at once; so the figures are the most that the client can do. `httpx` asks the
-same requests at the same concurrency, without cache, claims, pacing or costs, in turns with the client. For the kills the endpoint takes 20 ms a request
-and the client's process gets SIGKILL again and again. "Lost" counts replies that the client had told of before a kill and asked for again.
+The endpoint is the one of the tests, in a process of its own, and answers at once; so the figures are the most that the client can do. `httpx` asks
+the same requests at the same concurrency, without cache, claims, pacing or costs, in turns with the client. For the kills the endpoint takes 20 ms
+a request and the client's process gets SIGKILL again and again. "Lost" counts replies that the client had told of before a kill and asked for
+again.
 """
 
 from __future__ import annotations

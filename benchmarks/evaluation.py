@@ -24,11 +24,11 @@ from lmlab.hardware import environment, reuse_memory
 _PRODUCTS = ("mm", "linear", "gemm", "bmm")
 
 
-def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
-    """Seconds and result."""
-    start = time.perf_counter()
+def timed(function: Any, *arguments: Any) -> tuple[float, float, Any]:
+    """Seconds, seconds of the processor, and the result."""
+    start, processor = time.perf_counter(), time.process_time()
     result = function(*arguments)
-    return time.perf_counter() - start, result
+    return time.perf_counter() - start, time.process_time() - processor, result
 
 
 def ours(evaluator: Evaluator, questions: list[Question]) -> dict[str, Any]:
@@ -60,14 +60,14 @@ def compare(task: Task, questions: list[Question], evaluator: Evaluator, harness
     """Print a row."""
     ours(evaluator, questions[:2])
     theirs(harness, questions[:2])
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: dict[str, list[tuple[float, float]]] = {"lmlab": [], "lm-eval": []}
     rows: dict[str, Any] = {}
     values: list[tuple[float, bool]] = []
     for _ in range(repeats):
-        elapsed, rows = timed(ours, evaluator, questions)
-        seconds[0].append(elapsed)
-        elapsed, values = timed(theirs, harness, questions)
-        seconds[1].append(elapsed)
+        *spent, rows = timed(ours, evaluator, questions)
+        seconds["lmlab"].append((spent[0], spent[1]))
+        *spent, values = timed(theirs, harness, questions)
+        seconds["lm-eval"].append((spent[0], spent[1]))
     rest = iter(values)
     largest, changed, greedy = 0.0, 0, 0
     for question in questions:
@@ -77,9 +77,10 @@ def compare(task: Task, questions: list[Question], evaluator: Evaluator, harness
         greedy += sum(a != b for a, (_, b) in zip(row["greedy"], found, strict=True))
         other = row | {"log_probs": [value for value, _ in found]}
         changed += int(option_scores(row, task.normalization).argmax() != option_scores(other, task.normalization).argmax())
-    fast, slow = min(seconds[0]), min(seconds[1])
+    (fast, fast_processor), (slow, slow_processor) = (min(each) for each in seconds.values())
     print(
-        f"{task.name}, {len(questions)} questions: lmlab {fast:.1f} s, lm-eval {slow:.1f} s, ratio {slow / fast:.1f}; largest difference of "
+        f"{task.name}, {len(questions)} questions: lmlab {fast:.1f} s, lm-eval {slow:.1f} s, ratio {slow / fast:.1f}, of processor time "
+        f"{slow_processor / fast_processor:.1f}; largest difference of "
         f"log-likelihoods {largest:.1e}, predictions that differ {changed}, greedy flags that differ {greedy}",
         flush=True,
     )

@@ -111,6 +111,16 @@ def test_workers_give_the_same_rows_and_may_change_between_attempts(lmlab, place
     assert (done.code, "[1/2] evaluation" in done.err) == (0, True)
 
 
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_rows(lmlab, place, tmp_path):
+    pytest.importorskip("ray")
+    assert lmlab(*command(place, "first", "--out", tmp_path / "one")).code == 0
+    done = lmlab(*command(place, "first", "--workers", "2", "--backend", "ray", "--out", tmp_path / "two"))
+    assert done.code == 0, done.err
+    for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert one["log_probs"] == pytest.approx(two["log_probs"], abs=1e-5)
+
+
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 def test_processes_of_a_job_share_the_questions(lmlab, place, tmp_path):
     assert lmlab(*command(place, "first", "--out", tmp_path / "one")).code == 0
@@ -130,6 +140,12 @@ def test_two_models_are_compared_question_by_question(lmlab, place, tmp_path):
     assert done.code == 0, done.err
     assert "words" in done.out and "accuracy" in done.out
     assert "McNemar" in (tmp_path / "page.html").read_text()
+    both = ["--model", place / "first", "--model", place / "second"]
+    done = lmlab("eval", *both, "--tasks", place / "words.yaml", "--precision", "fp32", "--out", tmp_path / "both")
+    assert done.code == 0, done.err
+    assert done.out.count("words") == 2 and str(place / "second") in done.out
+    stages = lmlab("eval", "compare", tmp_path / "both" / "evaluation-1", tmp_path / "both" / "evaluation-2")
+    assert stages.out.splitlines()[1:] == lmlab("eval", "compare", tmp_path / "first", tmp_path / "second").out.splitlines()[1:]
     same = lmlab("eval", "compare", tmp_path / "first", tmp_path / "first")
     assert "1.000" in same.out
 

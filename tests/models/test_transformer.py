@@ -283,7 +283,7 @@ def test_schemes_of_initialisation(init, output_init, scale, kind, ids):
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             continue
-        writes = name.endswith(("attention.output.weight", "ffn.down.weight", "ffn.down"))
+        writes = name.endswith(("attention.output.weight", "ffn.down.weight", "experts.down"))
         assert parameter.std().item() == pytest.approx(
             0.03 * shortened * (scale if writes else 1.0), rel=0.1 if parameter.numel() < 1000 else 0.04
         ), name

@@ -15,7 +15,8 @@ app = typer.Typer(
     epilog=example(
         "lmlab eval --model models/smollm2 --tasks arc_easy,hellaswag --limit 200",
         "lmlab eval --model runs/demo/model --documents runs/demo/documents --task runs/demo/questions/task.jsonl",
-        "lmlab eval compare runs/eval-a runs/eval-b",
+        "lmlab eval --model models/a --model models/b --tasks olmes --workers 4 --out runs/two",
+        "lmlab eval compare runs/two/evaluation-1 runs/two/evaluation-2",
     ),
 )
 
@@ -27,7 +28,10 @@ Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster on
 @app.callback(invoke_without_command=True)
 def evaluate(
     context: typer.Context,
-    model: Annotated[Path | None, typer.Option(help="Directory of a model: a Hugging Face directory, or a train stage.", show_default=False)] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="Directory of a model: a Hugging Face directory, or a train stage; may be repeated.", show_default=False),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, groups or YAML files, with commas between them.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most questions of a task, spread evenly over all.", show_default=False)] = None,
     documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
@@ -46,24 +50,28 @@ def evaluate(
     """Measure a model: benchmarks, bits per byte by domain and ranked accuracy, with standard errors. What a killed run measured is kept."""
     if context.invoked_subcommand is not None:
         return
-    if model is None:
+    if not models:
         raise UserError("Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more.")
     if tasks is None and documents is None and task is None:
         raise UserError("Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks.")
     from lmlab.files import sha256_json
 
-    settings: dict[str, Any] = {"model": str(model), "tasks": [name.strip() for name in (tasks or "").split(",") if name.strip()]}
+    settings: dict[str, Any] = {"tasks": [name.strip() for name in (tasks or "").split(",") if name.strip()]}
     settings |= {"window": window, "too_long": too_long, "unconditional": unconditional, "precision": precision}
     further = {"limit": limit, "stride": stride, "documents": documents, "task": task}
     settings |= {key: str(value) if isinstance(value, Path) else value for key, value in further.items() if value is not None}
-    name = f"eval-{sha256_json(settings)[:8]}"
-    stages = {
-        "evaluation": {"kind": "evaluate", **settings, "workers": workers, "backend": backend},
-        "report": {"kind": "report", "title": f"Evaluation of {model}"},
+    places = {"evaluation" if len(models) == 1 else f"evaluation-{number}": str(model) for number, model in enumerate(models, 1)}
+    name = f"eval-{sha256_json([settings, places])[:8]}"
+    stages: dict[str, Any] = {
+        stage: {"kind": "evaluate", "model": model, **settings, "workers": workers, "backend": backend} for stage, model in places.items()
     }
+    if len(places) > 1:
+        stages = {stage: settings | {"title": places[stage]} for stage, settings in stages.items()}
+    stages["report"] = {"kind": "report", "title": f"Evaluation of {', '.join(places.values())}"}
     run_stages(name, stages, out, None, dry_run, redo)
     if not dry_run:
-        _print_tasks(out or Path("runs") / name)
+        for stage, model in places.items():
+            _print_tasks((out or Path("runs") / name) / stage, model if len(places) > 1 else None)
 
 
 @app.command(name="tasks", epilog=example("lmlab eval tasks", "lmlab eval tasks arc"))
@@ -90,7 +98,7 @@ def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only
 
 @app.command(epilog=example("lmlab eval compare runs/eval-a runs/eval-b", "lmlab eval compare runs/a runs/b --out page.html"))
 def compare(
-    first: Annotated[Path, typer.Argument(help="Directory of an evaluation.")],
+    first: Annotated[Path, typer.Argument(help="Directory of an evaluation, or of a stage of one.")],
     second: Annotated[Path, typer.Argument(help="Directory of another one, of the same tasks.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)] = None,
 ) -> None:
@@ -137,12 +145,14 @@ def harness(
         print(f"Results: {out}")
 
 
-def _print_tasks(directory: Path) -> None:
+def _print_tasks(directory: Path, model: str | None) -> None:
     from lmlab.distributed import world
     from lmlab.runs import read_record
     from lmlab.stages.evaluate_report import terminal_table
 
-    results = read_record(directory / "evaluation")["results"]
+    results = read_record(directory)["results"]
     if results["tasks"] and world().is_main:
+        if model is not None:
+            print(model)
         print_table(terminal_table(results))
         print(f"Computed by {results['scorer']}. ± is one standard error.")

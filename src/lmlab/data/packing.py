@@ -22,7 +22,7 @@ class PackedRows:
     """Rows of `seq_len` tokens over a tokenised corpus, by number: `rows[i]`.
 
     A row is a dictionary of int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where the next token belongs to another document or
-    is not learned), `document_ids` (counted within the row; padding is a document of its own at the end) and `domain_ids`. Every token but the first
+    is not learned), `document_ids` (counted within the row; -1 for padding, which is at the end) and `domain_ids`. Every token but the first
     of a document is a label once.
 
     Arguments:
@@ -71,7 +71,7 @@ class PackedRows:
             "document_ids": np.empty(self.seq_len, np.int64),
             "domain_ids": np.zeros(self.seq_len, np.int64),
         }
-        place = number = 0
+        place = 0
         for number, (document, offset, length) in enumerate(self._pieces_of(index)):
             span = slice(place, place + length)
             shard_number, start, total, domain = self._documents[document]
@@ -85,7 +85,7 @@ class PackedRows:
             row["document_ids"][span] = number
             row["domain_ids"][span] = domain
             place += length
-        row["document_ids"][place:] = number + 1
+        row["document_ids"][place:] = -1
         return row
 
     def _pieces_of(self, index: int) -> list[tuple[int, int, int]]:

@@ -19,8 +19,8 @@ Columns = dict[str, NDArray[Any]]
 
 
 def example_row(example: Example, seq_len: int, pad_id: int = 0) -> Columns:
-    """One example as int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where it is not learned) and `document_ids`, in which
-    the padding at the end is a document of its own.
+    """One example as int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where it is not learned) and `document_ids`, which are
+    -1 for the padding at the end.
 
     Raises:
         UserError: the example has more than seq_len + 1 tokens.
@@ -33,7 +33,7 @@ def example_row(example: Example, seq_len: int, pad_id: int = 0) -> Columns:
     return {
         "input_ids": np.pad(ids[:-1], padding, constant_values=pad_id),
         "labels": np.pad(np.where(mask[1:], ids[1:], IGNORE), padding, constant_values=IGNORE),
-        "document_ids": np.pad(np.zeros(length, np.int64), padding, constant_values=1),
+        "document_ids": np.pad(np.zeros(length, np.int64), padding, constant_values=-1),
     }
 
 

@@ -23,6 +23,8 @@ from lmlab.evals.tasks import Task
 from lmlab.progress import progress
 from lmlab.train import Evaluation
 
+_IN_TRAINING = ("bits_per_byte", "soft", "log_soft")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -50,7 +52,7 @@ def run_task(evaluator: Evaluator, task: Task, settings: Settings, path: Path, s
     Raises:
         UserError: an item does not fit the model's window and no policy was chosen; the model cannot write.
     """
-    items: Sequence[Question] | Sequence[Prompt] = task.questions(settings.limit) if task.kind == "ranked" else task.prompts(settings.limit)
+    items = _items(task, settings)
     if len({item.id for item in items}) < len(items):
         raise UserError(f"Task '{task.name}': two items have the same id.", "Give every item its own.")
     return collect_rows(items, lambda waiting: _rows(evaluator, task, settings, waiting), path, task.name, share)
@@ -81,6 +83,10 @@ def collect_rows(
         return None
     wait_for_all()
     return from_all(file.finish(item.id for item in items) if place.is_main else None)[0]
+
+
+def _items(task: Task, settings: Settings) -> Sequence[Question] | Sequence[Prompt]:
+    return task.questions(settings.limit) if task.kind == "ranked" else task.prompts(settings.limit)
 
 
 def _rows(evaluator: Evaluator, task: Task, settings: Settings, items: Sequence[Any]) -> Iterator[Row]:
@@ -127,18 +133,19 @@ def task_summary(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def evaluation_during_training(tasks: Sequence[Task], tokenizer: Any, settings: Settings, precision: str = "auto") -> Evaluation:
-    """A callback for the trainer that measures the live model, without a copy: `TASK/FIGURE` for each task's main figure and bits per byte.
+    """A callback for the trainer that measures the live model, without a copy: `TASK/FIGURE` for each task's main figure, bits per byte, and the
+    probability of the right option and its logarithm (`soft`, `log_soft`).
 
     With several processes each measures everything, as the shares of one model are gathered by all of them together.
     """
-    items = {task.name: task.questions(settings.limit) for task in tasks}
+    items = {task.name: _items(task, settings) for task in tasks}
 
     def evaluate(model: Any) -> dict[str, float]:
         figures: dict[str, float] = {}
         evaluator = Evaluator(ModelScorer(model, precision), tokenizer, model)
         for task in tasks:
             found = task_figures(task, list(_rows(evaluator, task, settings, items[task.name])))
-            figures |= {f"{task.name}/{name}": found[name].value for name in dict.fromkeys([main_metric(task), "bits_per_byte"]) if name in found}
+            figures |= {f"{task.name}/{name}": found[name].value for name in dict.fromkeys([main_metric(task), *_IN_TRAINING]) if name in found}
         return figures
 
     return evaluate

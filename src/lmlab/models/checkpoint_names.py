@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmlab.errors import LmlabError
 from lmlab.models.config import ModelConfig
 from lmlab.models.families import Family
 
 Shape = tuple[int, ...]
+_MIXED = "Export the model again in one layout."
 _IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
@@ -24,19 +26,19 @@ class Location:
         names: the tensor; for experts one of each, which we stack.
         part: first and last + 1 along the output of a tensor that holds several of ours.
         transposed: it is stored as [in, out].
-        stacked: `names` are those of the experts.
+        stacked: `names` are those of the experts, so many for each, laid end to end along the output; 0 where there are none.
     """
 
     names: tuple[str, ...]
     part: tuple[int, int] | None = None
     transposed: bool = False
-    stacked: bool = False
+    stacked: int = 0
 
     def read(self, get: Callable[[str], Tensor]) -> Tensor:
         """Our parameter from their tensors."""
         tensors = [get(name) for name in self.names]
         if self.stacked:
-            return torch.stack(tensors)
+            return torch.stack([torch.cat(tensors[first : first + self.stacked]) for first in range(0, len(tensors), self.stacked)])
         tensor = tensors[0] if self.part is None else tensors[0][..., slice(*self.part)]
         return tensor.t() if self.transposed else tensor
 
@@ -54,20 +56,43 @@ class Layout:
     """
 
     def __init__(self, config: ModelConfig, family: Family | None, shapes: Mapping[str, Shape]) -> None:
-        self._prefix = "" if family is None else family.prefix
+        self._prefix, self._family = "" if family is None else family.prefix, family
         self._rows = None if family is None else config.vocab_size
         shapes = {name: self._trimmed(name, shape) for name, shape in shapes.items()}
+        self._own_shapes = shapes
         self.locations = {name: Location((name,)) if family is None else _locate(name, shapes, family) for name in shapes}
+        self._index()
+
+    def _index(self) -> None:
         self.shapes: dict[str, Shape] = {}
         self._sources: dict[str, list[str]] = {}
         for name, location in self.locations.items():
-            shape = shapes[name][1:] if location.stacked else shapes[name]
+            shape = self._own_shapes[name]
+            if location.stacked:
+                shape = (shape[1] // location.stacked, *shape[2:])
             if location.transposed:
                 shape = shape[::-1]
             for stored in location.names:
                 before = self.shapes.get(stored)
                 self.shapes[stored] = shape if before is None else (*shape[:-1], before[-1] + shape[-1])
                 self._sources.setdefault(stored, []).append(name)
+
+    def take_stacked(self, found: Iterable[str]) -> None:
+        """Expect the matrices of all experts in one tensor where the checkpoint holds them so, and not one by one.
+
+        Raises:
+            LmlabError: it holds some matrices both ways.
+        """
+        if self._family is None or not self._family.stacked:
+            return
+        found = set(found)
+        for name, location in self.locations.items():
+            stacked = _fill(name, self._family.stacked)
+            if location.stacked and stacked is not None and self._prefix + stacked in found:
+                if both := [each for each in location.names if each in found]:
+                    raise LmlabError(f"The checkpoint holds experts both stacked and one by one: {self._prefix + stacked} and {both[0]}.", _MIXED)
+                self.locations[name] = Location((self._prefix + stacked,))
+        self._index()
 
     def canonical(self, stored: str) -> str:
         """Their name of a tensor as a complete model would have it: some checkpoints hold the body alone, without its prefix."""
@@ -95,7 +120,8 @@ class Layout:
         for name in self._sources[stored]:
             location, tensor = self.locations[name], parameters[name]
             if location.stacked:
-                tensor = tensor[location.names.index(stored)]
+                expert, part = divmod(location.names.index(stored), location.stacked)
+                tensor = tensor[expert].chunk(location.stacked)[part]
             tensor = tensor[: self._trimmed(name, tuple(tensor.shape))[0]]
             parts.append(tensor.t() if location.transposed else tensor)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -129,9 +155,14 @@ class Layout:
 
 def _module_name(ours: str, family: Family) -> str | None:
     """Their name, without the prefix, of one of our modules; None if the table has none, as for parts of fused ones."""
+    return _fill(ours, family.names)
+
+
+def _fill(ours: str, table: Mapping[str, str]) -> str | None:
+    """The entry of a table for one of our names, with the number of the layer in its place."""
     number = re.search(r"\.(\d+)\.", ours)
     key = ours if number is None else ours.replace(number[0], ".{i}.", 1)
-    target = family.names.get(key)
+    target = table.get(key)
     return None if target is None else target.replace("{i}", "" if number is None else number[1])
 
 
@@ -151,7 +182,8 @@ def _locate(name: str, shapes: Mapping[str, Shape], family: Family) -> Location:
     module = _module_name(stem, family)
     if module is not None:
         return Location((f"{family.prefix}{module}.{kind}",), None, transposed)
-    stacked = _module_name(name, family)  # experts: a parameter of its own, not a module's
-    assert stacked is not None and "{e}" in stacked, name
-    names = (f"{family.prefix}{stacked.replace('{e}', str(expert))}.weight" for expert in range(shapes[name][0]))
-    return Location(tuple(names), stacked=True)
+    experts = family.experts[re.sub(r"\.\d+\.", ".{i}.", name, count=1)]
+    layer = re.search(r"\.(\d+)\.", name)
+    assert layer is not None
+    names = (f"{family.prefix}{each.format(i=layer[1], e=expert)}.weight" for expert in range(shapes[name][0]) for each in experts)
+    return Location(tuple(names), stacked=len(experts))

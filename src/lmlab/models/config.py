@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from lmlab.config import Config
 from lmlab.errors import did_you_mean
+from lmlab.models.moe_config import MoEConfig
 
 
 class RopeScaling(Config):
@@ -45,40 +46,17 @@ class RopeScaling(Config):
         return self
 
 
-class MoEConfig(Config):
-    """The mixture-of-experts feed-forward network of a layer (Muennighoff et al. 2024, section 2).
-
-    Attributes:
-        num_experts: number of experts E.
-        top_k: experts for each token.
-        expert_hidden_size: inner width of an expert.
-        norm_topk_prob: divide the chosen probabilities by their sum.
-    """
-
-    num_experts: PositiveInt
-    top_k: PositiveInt
-    expert_hidden_size: PositiveInt
-    norm_topk_prob: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> MoEConfig:
-        if self.top_k > self.num_experts:
-            raise ValueError(f"top_k {self.top_k} exceeds num_experts {self.num_experts}.")
-        if self.norm_topk_prob and self.top_k == 1:
-            raise ValueError("norm_topk_prob with top_k 1 makes every weight 1, so the router would learn nothing.")
-        return self
-
-
 class ModelConfig(Config):
     """A decoder-only transformer, described by features and not by family name.
 
     Sizes left out take the usual defaults: `num_kv_heads = num_heads`, `head_dim = d_model / num_heads`, and `d_ff` of
     4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network, or that of an expert where all layers
-    have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields then replace its own.
+    have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields, and those of `moe`, then replace its own.
 
     Attributes:
         vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never get probability.
         norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x)) (OLMo 2).
+        norm_weight: norms scale what they normalise; without, LayerNorm is non-parametric (OLMo 1).
         qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
         position_offset: rows at the start of a learned table that no position uses (2 in OPT).
         ffn: the kind of every layer, or one kind for each layer.
@@ -101,6 +79,7 @@ class ModelConfig(Config):
     norm_position: Literal["pre", "post", "reordered"] = "pre"
     norm_eps: PositiveFloat = 1e-5
     norm_bias: bool = False
+    norm_weight: bool = True
     qk_norm: Literal["none", "head", "full"] = "none"
     positions: Literal["rotary", "learned", "none"] = "rotary"
     position_offset: NonNegativeInt = 0
@@ -126,7 +105,10 @@ class ModelConfig(Config):
             return data
         data = dict(data)
         if (name := data.pop("preset", None)) is not None:
-            data = {**_preset(name), **data}
+            preset = _preset(name)
+            if isinstance(data.get("moe"), dict):
+                data["moe"] = {**preset.get("moe", {}), **data["moe"]}
+            data = {**preset, **data}
         width, heads = data.get("d_model"), data.get("num_heads")
         if isinstance(heads, int) and data.get("num_kv_heads") is None:
             data["num_kv_heads"] = heads
@@ -150,6 +132,8 @@ class ModelConfig(Config):
             raise ValueError(f"rope_scaling needs rotary positions, not {self.positions}.")
         if self.norm == "rmsnorm" and self.norm_bias:
             raise ValueError("rmsnorm has no bias; set norm_bias to false, or norm to layernorm.")
+        if not self.norm_weight and (self.norm == "rmsnorm" or self.norm_bias):
+            raise ValueError("norm_weight: false needs norm: layernorm and norm_bias: false.")
         if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
             raise ValueError(f"ffn lists {len(self.ffn)} kinds for {self.num_layers} layers.")
         if "moe" in self.ffn_kinds and (self.moe is None or not self.gated or self.ffn_bias):
@@ -174,11 +158,13 @@ class ModelConfig(Config):
             active: count only the experts that one token uses.
         """
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        norm = d * (2 if self.norm_bias else 1)
+        norm = d * (self.norm_weight + self.norm_bias)
         layer = 2 * norm + self._attention_matrices + (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
-        layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm]
+        layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm] * (self.norm_weight + self.norm_bias)
         dense_bias = (self.d_ff * (2 if self.gated else 1) + d) * self.ffn_bias
         total = sum(layer + self._ffn_matrices(kind, active) + (dense_bias if kind == "dense" else 0) for kind in self.ffn_kinds)
+        if self.moe is not None and self.moe.share_across_layers and not active:  # one set of experts was counted for every layer
+            total -= max(0, self.ffn_kinds.count("moe") - 1) * self._experts(self.moe.num_experts)
         total += norm if self.norm_position != "post" else 0
         if self.num_labels is not None:
             total += self.num_labels * d
@@ -205,9 +191,12 @@ class ModelConfig(Config):
 
     def _ffn_matrices(self, kind: str, active: bool) -> int:
         if kind == "moe" and self.moe is not None:
-            experts = self.moe.top_k if active else self.moe.num_experts
-            return self.d_model * (3 * experts * self.moe.expert_hidden_size + self.moe.num_experts)
+            routed = self.moe.top_k if active else self.moe.num_experts
+            return self._experts(routed + self.moe.num_shared_experts) + self.d_model * self.moe.num_experts
         return (3 if self.gated else 2) * self.d_model * self.d_ff
+
+    def _experts(self, count: int) -> int:
+        return 3 * self.d_model * self.moe.expert_hidden_size * count if self.moe is not None else 0
 
 
 _LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "silu", "gated": True}
@@ -224,6 +213,20 @@ _GPT = {
     "num_heads": 12,
     "d_ff": 3072,
 }
+
+_OLMOE = {
+    **_LLAMA,
+    "vocab_size": 50_304,
+    "num_layers": 16,
+    "d_model": 2048,
+    "num_heads": 16,
+    "max_seq_len": 4096,
+    "qk_norm": "full",
+    "tie_embeddings": False,
+    "init": "truncated_normal",
+    "output_init": "same",
+}
+_OLMOE_TINY = {**_OLMOE, "vocab_size": 264, "num_layers": 4, "d_model": 128, "num_heads": 4, "max_seq_len": 512}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {**_GPT, "vocab_size": 50_257, "max_seq_len": 1024, "activation": "gelu_tanh"},
@@ -281,21 +284,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_embeddings": False,
     },
     "OLMoE-1B-7B": {
-        **_LLAMA,
-        "vocab_size": 50_304,
-        "num_layers": 16,
-        "d_model": 2048,
-        "num_heads": 16,
-        "max_seq_len": 4096,
-        "qk_norm": "full",
-        "tie_embeddings": False,
+        **_OLMOE,
         "ffn": "moe",
-        "moe": {"num_experts": 64, "top_k": 8, "expert_hidden_size": 1024},
-        "init": "truncated_normal",
-        "output_init": "same",
+        "moe": {
+            "num_experts": 64,
+            "top_k": 8,
+            "expert_hidden_size": 1024,
+            "load_balancing_loss": {"coef": 0.01, "granularity": "micro_batch", "convention": "olmoe"},
+            "router_z_loss": {"coef": 0.001, "divide_by_top_k": True},
+        },
     },
+    "OLMo-1B-dense-twin": {**_OLMOE, "d_ff": 8192},
+    "OLMoE-tiny": {**_OLMOE_TINY, "ffn": "moe", "moe": {"num_experts": 16, "top_k": 4, "expert_hidden_size": 64}},
+    "OLMoE-tiny-dense-twin": {**_OLMOE_TINY, "d_ff": 256},
 }
-"""Published shapes, by the names of their checkpoints."""
+"""Published shapes, by the names of their checkpoints; a dense twin has the active width of its sparse model. Those called tiny read bytes."""
 
 
 def _preset(name: Any) -> dict[str, Any]:

@@ -27,10 +27,13 @@ class Family:
         keys: their key for each of our fields that varies (dotted: `moe.top_k`). Fields that share a key must agree.
         defaults: values of our fields whose keys are absent.
         constants: keys that must have this value where present, and are written.
-        names: our tensor names to theirs, without `.weight` and `.bias`; `{i}` stands for the layer, `{e}` for an expert.
+        names: our tensor names to theirs, without `.weight` and `.bias`; `{i}` stands for the layer.
+        experts: our stacked matrices of experts to theirs, laid end to end along the output; `{e}` stands for an expert.
+        stacked: our stacked matrices to tensors that some of their checkpoints hold in place of those.
         transposed: ends of our names whose matrices they store transposed.
         fused: their names of tensors that hold several of ours, laid end to end along the output.
         equal_keys: keys that must have the same value as another one.
+        other_keys: second names of keys.
         fits: what else a configuration must satisfy.
     """
 
@@ -46,6 +49,9 @@ class Family:
     transposed: tuple[str, ...] = ()
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     equal_keys: dict[str, str] = field(default_factory=dict)
+    other_keys: dict[str, str] = field(default_factory=dict)
+    experts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    stacked: dict[str, str] = field(default_factory=dict)
     fits: Callable[[ModelConfig], bool] = lambda config: True
 
 
@@ -58,6 +64,7 @@ _VALUES: dict[str, dict[Any, Any]] = {
 _LLAMA_FEATURES = {
     "norm": "rmsnorm",
     "norm_bias": False,
+    "norm_weight": True,
     "norm_position": "pre",
     "qk_norm": "none",
     "positions": "rotary",
@@ -99,6 +106,7 @@ _QK_NORM_NAMES = {
 _GPT_FEATURES = {
     "norm": "layernorm",
     "norm_bias": True,
+    "norm_weight": True,
     "qk_norm": "none",
     "positions": "learned",
     "gated": False,
@@ -109,6 +117,13 @@ _NO_WINDOW = {"use_sliding_window": False}
 
 def _whole_heads(config: ModelConfig) -> bool:
     return config.head_dim * config.num_heads == config.d_model
+
+
+def _plain_experts(config: ModelConfig) -> bool:
+    moe = config.moe
+    assert moe is not None
+    dropless = moe.router == "token_choice" and moe.capacity_factor is None and moe.bias_update_rate is None
+    return _whole_heads(config) and dropless and not moe.num_shared_experts and not moe.share_across_layers
 
 
 def _plain_heads(config: ModelConfig) -> bool:
@@ -186,11 +201,17 @@ FAMILIES = (
         | _QK_NORM_NAMES
         | {
             "blocks.{i}.ffn.router": "layers.{i}.mlp.gate",
-            "blocks.{i}.ffn.gate": "layers.{i}.mlp.experts.{e}.gate_proj",
-            "blocks.{i}.ffn.up": "layers.{i}.mlp.experts.{e}.up_proj",
-            "blocks.{i}.ffn.down": "layers.{i}.mlp.experts.{e}.down_proj",
         },
-        fits=_whole_heads,
+        other_keys={"num_local_experts": "num_experts"},
+        experts={
+            "blocks.{i}.ffn.experts.gate_up": ("layers.{i}.mlp.experts.{e}.gate_proj", "layers.{i}.mlp.experts.{e}.up_proj"),
+            "blocks.{i}.ffn.experts.down": ("layers.{i}.mlp.experts.{e}.down_proj",),
+        },
+        stacked={
+            "blocks.{i}.ffn.experts.gate_up": "layers.{i}.mlp.experts.gate_up_proj",
+            "blocks.{i}.ffn.experts.down": "layers.{i}.mlp.experts.down_proj",
+        },
+        fits=_plain_experts,
     ),
     Family(
         "gpt2",
@@ -313,6 +334,7 @@ def from_settings(settings: Settings, family: Family, path: Path) -> ModelConfig
     expected = family.constants | {key: settings.get(other) for key, other in family.equal_keys.items()}
     problems = [f"{key} = {settings[key]}" for key, value in expected.items() if settings.get(key, value) != value]
     data: Settings = {}
+    settings = {family.other_keys.get(key, key): value for key, value in settings.items()}
     for ours, theirs in family.keys.items():
         value = settings.get(theirs)
         if value is None:

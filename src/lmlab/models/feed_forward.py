@@ -23,14 +23,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x)))."""
+    """down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))); the inner width is `d_ff` unless another is given."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, inner: int | None = None) -> None:
         super().__init__()
         self.activation = config.activation
-        self.gate = Linear(config.d_model, config.d_ff, bias=config.ffn_bias) if config.gated else None
-        self.up = Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
-        self.down = Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
+        inner = inner or config.d_ff
+        self.gate = Linear(config.d_model, inner, bias=config.ffn_bias) if config.gated else None
+        self.up = Linear(config.d_model, inner, bias=config.ffn_bias)
+        self.down = Linear(inner, config.d_model, bias=config.ffn_bias)
 
     def hidden(self, x_BTD: Tensor) -> Tensor:
         """What `down` reads: [B, T, D] to [B, T, d_ff]."""

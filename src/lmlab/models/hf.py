@@ -25,7 +25,7 @@ from lmlab.models.checkpoint_names import Layout, Shape
 from lmlab.models.config import ModelConfig
 from lmlab.models.families import FAMILIES, Settings, family_of, find_family, from_settings, to_settings
 from lmlab.models.pickles import read_pickle
-from lmlab.models.transformer import Transformer
+from lmlab.models.transformer import Transformer, named_tensors
 
 NATIVE = "lmlab"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -116,7 +116,7 @@ def save_pretrained(
     directory.mkdir(parents=True, exist_ok=True)
     given = dict(tokens or {})
     token_ids, generation = ({}, {}) if companions is None else _copy_companions(companions, directory)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     if unknown := [name for name in parameters if "lora_" in name]:
         raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
     layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
@@ -166,13 +166,14 @@ def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[Mod
     if num_labels is not None:
         config = ModelConfig.model_validate(config.model_dump() | {"num_labels": num_labels})
     with torch.device("meta"):
-        shapes = {name: tuple(parameter.shape) for name, parameter in Transformer(config).named_parameters()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(Transformer(config)).items()}
     return config, Layout(config, family, shapes)
 
 
 def _build(
     config: ModelConfig, layout: Layout, stored: _Stored, device: torch.device | str, dtype: torch.dtype | None, head_seed: int | None
 ) -> Transformer:
+    layout.take_stacked(stored.shapes)
     names = {layout.canonical(name): name for name in stored.shapes}
     problems = layout.problems({name: stored.shapes[original] for name, original in names.items()})
     if head_seed is not None:
@@ -192,10 +193,10 @@ def _build(
     if "score.weight" not in weights and model.score is not None:
         like = next(iter(weights.values()))
         weights["score.weight"] = torch.empty(model.score.weight.shape, dtype=like.dtype, device=device)
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights, assign=True, strict=False)  # what is missing was named above; experts of several layers are one tensor
         model.initialize_parameter("score.weight", head_seed or 0)
     else:
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights, assign=True, strict=False)
     return model.eval()
 
 

@@ -31,7 +31,7 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The configuration's normalisation over the last dimension of size `width`."""
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps)
-    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
+    return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias)
 
 
 def _normalise(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:

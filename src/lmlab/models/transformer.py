@@ -13,25 +13,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from lmlab.errors import UserError
 from lmlab.gemm import linear
 from lmlab.models.attention import Attention, AttentionContext
 from lmlab.models.backends import Backend
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
+from lmlab.models.experts import Experts
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
 from lmlab.models.loss import Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets
-from lmlab.models.moe import MoE, RouterOutput
+from lmlab.models.moe import MoE
 from lmlab.models.norm import make_norm
 from lmlab.models.rope import rotary_table
+from lmlab.models.router import RouterOutput
+from lmlab.models.router_losses import RouterAccounts, RouterLosses
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts
@@ -48,6 +52,7 @@ class TransformerOutput:
         token_scores: of the targets if targets were given.
         scores_BC: the scalars at the last real token of each row, for a model with `num_labels`.
         routers: what the router of each mixture-of-experts layer decided, in order.
+        router_losses: their losses, while the model is trained (in training mode, with gradients).
     """
 
     hidden_BTD: Tensor
@@ -56,18 +61,19 @@ class TransformerOutput:
     token_scores: TokenScores | None = None
     scores_BC: Tensor | None = None
     routers: tuple[RouterOutput, ...] = ()
+    router_losses: RouterLosses | None = None
 
 
 class Block(nn.Module):
     """One layer: attention, then a feed-forward network, each around the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, experts: Experts | None = None) -> None:
         super().__init__()
         self.layer, self.norm_position = layer, config.norm_position
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = Attention(config, layer)
         self.ffn_norm = make_norm(config, config.d_model)
-        self.ffn = MoE(config) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
+        self.ffn = MoE(config, layer, experts) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
         """Map the residual stream [B, T, D] to the next layer's; also give what a router decided."""
@@ -107,6 +113,7 @@ class Transformer(nn.Module):
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
         recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed again there (Chen et al.
             2016): 1 for all of them, 0 for none.
+        router_accounts: the losses of routers, and what they need to know of the step so far.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -118,11 +125,23 @@ class Transformer(nn.Module):
         self.position_embedding = None
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList()
+        for layer in range(config.num_layers):
+            self.blocks.append(Block(config, layer, self._experts_for_all_layers()))
+        self.router_accounts = RouterAccounts(config.moe)
         self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
         untied = not config.tie_embeddings and config.num_labels is None
         self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
         self.score = None if config.num_labels is None else Linear(config.d_model, config.num_labels, bias=False)
+
+    @property
+    def mixtures(self) -> list[MoE]:
+        """The mixture-of-experts networks, in the order of layers."""
+        return [block.ffn for block in self.blocks if isinstance(block.ffn, MoE)]
+
+    def _experts_for_all_layers(self) -> Experts | None:
+        shares = self.config.moe is not None and self.config.moe.share_across_layers
+        return self.mixtures[0].experts if shares and self.mixtures else None
 
     @property
     def head_weight_VD(self) -> Tensor:
@@ -139,6 +158,8 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             self._draw(name, parameter, generator)
+        for buffer in self.buffers():
+            buffer.zero_()
         return self
 
     def initialize_parameter(self, name: str, seed: int) -> None:
@@ -151,7 +172,7 @@ class Transformer(nn.Module):
         if parameter.dim() < 2:
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             return
-        if name.endswith(("attention.output.weight", "ffn.down.weight", "ffn.down")):
+        if name.endswith(("attention.output.weight", "ffn.down.weight", "shared.down.weight", "experts.down")):
             if config.output_init == "zero":
                 parameter.zero_()
                 return
@@ -197,7 +218,8 @@ class Transformer(nn.Module):
             inputs_embeds_BTD: embeddings in place of ids, [B, T, D].
             position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the cache. -1 gives a token no
                 position: nothing is added from a learned table, nothing is rotated.
-            document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document.
+            document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document. -1 marks padding, which
+                routers' losses leave out.
             attention_mask_BT: False (or 0) marks padding that no token may see.
             visible_BTS: which tokens each token sees, True = sees, in place of causal order; [B, T, S] where S counts what a cache holds too. Give
                 positions with it. So a row may be a tree: one beginning with many ends that do not see each other.
@@ -238,19 +260,33 @@ class Transformer(nn.Module):
                 x_BTD, routed = block(x_BTD, context)
             if routed is not None:
                 routers.append(routed)
+        routing: dict[str, Any] = {"routers": tuple(routers)}
+        if routers and self.training and torch.is_grad_enabled():
+            routing["router_losses"] = self.router_accounts.losses(routers, _real(attention_mask_BT, document_ids_BT))
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         if taps is not None:
             hidden_BTD = taps("final", hidden_BTD)
         if self.score is not None:
             scores_BC = self.score(_last_real(hidden_BTD, attention_mask_BT))
-            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, routers=tuple(routers))
+            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, **routing)
         loss = None
         if labels_BT is not None:
             weight = self.embedding.weight if self.head is None else self.head.weight
             loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared)
         scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
         which = logits or ("all" if labels_BT is None and targets is None else "none")
-        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, routers=tuple(routers))
+        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, **routing)
+
+    def end_step(self, counts_LE: Tensor) -> None:
+        """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases that balance loads.
+
+        Arguments:
+            counts_LE: tokens of the whole step that chose each expert, over all processes.
+        """
+        self.router_accounts.end_step()
+        for mixture, counts_E in zip(self.mixtures, counts_LE, strict=True):
+            if mixture.bias_E is not None:
+                mixture.update_bias(counts_E)
 
     def _logits(self, hidden_BTD: Tensor, which: Literal["all", "last", "none"]) -> Tensor | None:
         if which == "none":
@@ -273,6 +309,11 @@ class Transformer(nn.Module):
         cache: KVCache | None,
         taps: Taps | None,
     ) -> tuple[AttentionContext, Tensor]:
+        if cache is not None and self.config.moe is not None and self.config.moe.router == "expert_choice":
+            raise UserError(
+                "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also later ones.",
+                "Generate with a model whose router is token_choice.",
+            )
         length = x_BTD.shape[1]
         valid = None if attention_mask is None else attention_mask.bool()
         if cache is not None:
@@ -294,6 +335,21 @@ class Transformer(nn.Module):
         if self.config.positions == "rotary":
             rotary = rotary_table(self.config, position_ids, compute_dtype(x_BTD))
         return AttentionContext(visibility, rotary, cache, self.attention_backend, taps), position_ids
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model by name, those that serve in several places once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _real(attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor | None:
+    """Which tokens are not padding; None if none is marked as such."""
+    if document_ids_BT is None:
+        return attention_mask_BT
+    real_BT = document_ids_BT >= 0
+    if real_BT.device.type == "cpu" and bool(real_BT.all()):
+        return attention_mask_BT
+    return real_BT if attention_mask_BT is None else real_BT & attention_mask_BT.bool()
 
 
 def _see(x_BTD: Tensor, document_ids: Tensor | None, valid: Tensor | None) -> tuple[Visibility, Tensor]:

@@ -36,7 +36,7 @@ def compare_evaluations(first: Path, second: Path) -> dict[str, list[Comparison]
 def _rows_of(run: Path) -> dict[str, tuple[Task, list[Row]]]:
     """The tasks of an evaluation with their rows."""
     found: dict[str, tuple[Task, list[Row]]] = {}
-    for directory in sorted(run.iterdir()) if run.is_dir() else []:
+    for directory in [run, *sorted(run.iterdir())] if run.is_dir() else []:
         if not (directory / "tasks").is_dir():
             continue
         for task in find_tasks(read_record(directory)["content"]["config"]["tasks"]):

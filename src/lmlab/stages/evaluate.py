@@ -45,6 +45,7 @@ class EvaluateConfig(Config):
 
     Attributes:
         model: a model's directory, or the stage that trained it.
+        title: what the report calls the model, where there are several.
         tasks: benchmarks by name, group, or YAML file.
         limit: the most questions of each task, spread evenly over all.
         too_long: what is done with what is longer than the model's window: an `error`, `truncate` its beginning, or `skip` it.
@@ -56,6 +57,7 @@ class EvaluateConfig(Config):
     """
 
     model: Input
+    title: Annotated[str | None, NO_INFLUENCE] = None
     tasks: list[str] = Field(default=[])
     limit: PositiveInt | None = None
     too_long: TooLong = "error"
@@ -164,8 +166,9 @@ class Evaluate(Stage[EvaluateConfig]):
 
     def report(self, config: EvaluateConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Tables and figures with standard errors."""
-        sections = [tasks_section(results)] if results["tasks"] else []
-        return sections + ([comparison_section(results)] if results["measured"] else [])
+        where = f" of {config.title}" if config.title else ""
+        sections = [tasks_section(results, where)] if results["tasks"] else []
+        return sections + ([comparison_section(results, where)] if results["measured"] else [])
 
 
 @dataclass(frozen=True)

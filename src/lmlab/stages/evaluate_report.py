@@ -94,7 +94,7 @@ def _beside(found: dict[str, Any]) -> str:
     return value_text(found, "bits_per_byte") if found["metric"] != "bits_per_byte" and "bits_per_byte" in found["figures"] else ""
 
 
-def tasks_section(results: dict[str, Any]) -> Section:
+def tasks_section(results: dict[str, Any], where: str = "") -> Section:
     """Benchmarks: a chart of accuracies, a table of all figures, domains of each task."""
     tasks: Figures = results["tasks"]
     blocks: list[Any] = [_left_out_note(tasks)] if any(_left_out(found) for found in tasks.values()) else []
@@ -105,19 +105,30 @@ def tasks_section(results: dict[str, Any]) -> Section:
         errors = {"model": [each["standard_error"] or 0.0 for each in accuracy], "chance": [0.0] * len(ranked)}
         caption = "Accuracy beside chance. Bars show one standard error."
         blocks.append(Figure(bar_chart([found["title"] for found in ranked.values()], values, errors, "accuracy", None), caption, caption))
+    blocks.append(_table(tasks))
+    blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
+    used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
+    note = _TASK_NOTE.format(normalizations=f"as it is (none) or divided by {', '.join(used)}" if used else "as it is")
+    return Section(f"Benchmarks{where}", blocks, f"Computed by {results['scorer']}. {note}")
+
+
+def _table(tasks: Figures) -> Table:
+    """All figures of all tasks; columns that say nothing are left out."""
     rows: list[list[Any]] = []
     for name, found in tasks.items():
         further = [value_text(found, each) for each in _FURTHER]
-        rows.append([name, found["questions"], _metric(found), value_text(found), _chance(found), *further, _left_out(found)])
+        by = found["normalization"] or ""
+        rows.append([name, found["questions"], _NAMES.get(found["metric"], found["metric"]), value_text(found), _chance(found), by, *further])
+        rows[-1].append(_left_out(found))
     if (average := average_accuracy(tasks)) is not None:
-        rows.append(["average", None, "accuracy", f"{100 * average:.1f} %", *["" for _ in range(5)]])
-    columns = ["task", "questions", "metric", "value", "chance", "bits per byte", "cross-entropy", "calibration error", "left out"]
-    align: list[Literal["left", "right"]] = ["left", "right", "left", *["right"] * 5, "left"]  # type: ignore[list-item]
-    blocks.append(Table(columns, rows, "All tasks.", align=align))
-    blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
-    used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
-    note = _TASK_NOTE.format(normalizations=f"as it is or divided by {', '.join(used)}, as the table says" if used else "as it is")
-    return Section("Benchmarks", blocks, f"Computed by {results['scorer']}. {note}")
+        rows.append(["average", None, "accuracy", f"{100 * average:.1f} %", *["" for _ in range(6)]])
+    columns = ["task", "items", "metric", "value", "chance", "by", "bits per byte", "cross-entropy", "calibration error", "left out"]
+    says = [place for place in range(len(columns)) if any(row[place] not in ("", "-", "none", None) for row in rows)]
+    if all(found["metric"] == "accuracy" for found in tasks.values()):
+        says.remove(columns.index("metric"))
+        columns[columns.index("value")] = "accuracy"
+    align: list[Literal["left", "right"]] = ["left" if columns[place] in ("task", "metric", "by", "left out") else "right" for place in says]
+    return Table([columns[place] for place in says], [[row[place] for place in says] for row in rows], "All tasks.", align=align)
 
 
 def _metric(found: dict[str, Any]) -> str:
@@ -147,7 +158,7 @@ def _domains(name: str, found: dict[str, Any]) -> Details:
     return Details(f"{name} by domain", [Table(["domain", "questions", _NAMES.get(found["metric"], found["metric"])], wrapped)])
 
 
-def comparison_section(results: dict[str, Any]) -> Section:
+def comparison_section(results: dict[str, Any], where: str = "") -> Section:
     """Bits per byte and accuracy on held-out text, beside the baselines."""
     blocks: list[Any] = []
     measured = results["measured"]
@@ -161,7 +172,7 @@ def comparison_section(results: dict[str, Any]) -> Section:
         "Measured on held-out text that no training document repeats. "
         "± is one standard error: over documents for bits per byte, over questions for accuracy."
     )
-    return Section("Evaluation", blocks, intro)
+    return Section(f"Evaluation{where}", blocks, intro)
 
 
 def _verdict(bits: Figures) -> Note:

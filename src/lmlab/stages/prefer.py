@@ -17,7 +17,17 @@ from lmlab.reports import Facts, Figure, Section, Series, line_chart
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 from lmlab.stages.start import Start
-from lmlab.stages.training import build_network, export_model, final_loss, heldout_evaluation, loop_curves, plan_training, series, training_facts
+from lmlab.stages.training import (
+    build_network,
+    export_model,
+    final_loss,
+    heldout_evaluation,
+    loop_curves,
+    plan_training,
+    routing_curves,
+    series,
+    training_facts,
+)
 from lmlab.train import (
     DPOConfig,
     KTOConfig,
@@ -29,6 +39,7 @@ from lmlab.train import (
     kto_step,
     read_metrics,
     reference_log_probs,
+    routed,
     simpo_step,
 )
 
@@ -66,6 +77,7 @@ class PreferConfig(Config):
         tokenizer: by default that of `start`.
         heldout_fraction: share of the records that is measured and not learned from.
         max_reject_fraction: stop when a larger share of the records cannot be used.
+        router_losses: learn from the losses of the routers of mixtures of experts too; OLMoE was adapted without.
     """
 
     records: Records
@@ -76,6 +88,7 @@ class PreferConfig(Config):
     seq_len: PositiveInt
     heldout_fraction: float = Field(default=0.05, ge=0, lt=1)
     max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+    router_losses: bool = False
     trainer: TrainerConfig
 
 
@@ -106,7 +119,7 @@ class Prefer(Stage[PreferConfig]):
         loader = Loader(rows, config.trainer.batch_size, context.seed, place.rank, place.size)
         trainer = Trainer(
             build_network(start.model, start, context.seed),
-            step,
+            routed(step, start.model, config.router_losses),
             loader,
             config.trainer.in_steps(2 * config.seq_len, len(rows)),
             context.directory,
@@ -139,7 +152,7 @@ class Prefer(Stage[PreferConfig]):
             curves = [curve for curve in curves if curve.x]
             if curves:
                 blocks.append(Figure(line_chart(curves, "step", title), f"{title.capitalize()} of the logged steps.", title))
-        return [Section("Learning from preferences", blocks + loop_curves(rows), f"Method: {config.method.kind}.")]
+        return [Section("Learning from preferences", blocks + routing_curves(rows) + loop_curves(rows), f"Method: {config.method.kind}.")]
 
 
 def _step(method: DPO | SimPO | KTO) -> StepFunction:

@@ -12,6 +12,7 @@ from lmlab.config import Config
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
+from lmlab.evals import Settings, Task, evaluation_during_training, find_tasks
 from lmlab.files import write_json
 from lmlab.models import ModelConfig
 from lmlab.progress import short
@@ -25,6 +26,7 @@ from lmlab.stages.training import (
     heldout_evaluation,
     loop_curves,
     plan_training,
+    routing_curves,
     series,
     training_facts,
     utilisation,
@@ -35,6 +37,8 @@ from lmlab.train import (
     TrainerConfig,
     language_model_step_by_domain,
     read_metrics,
+    routed,
+    with_saturation,
 )
 
 
@@ -55,10 +59,13 @@ class TrainConfig(Config):
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
+        tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or YAML files.
+        questions: a stage or a file with ranked questions, measured in the same way; its figures are logged as `questions/accuracy` and so on.
         model: the network; without it, that of `start`.
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
         z_loss: coefficient of the z-loss.
+        router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe` says.
     """
 
     tokens: Input | None = None
@@ -69,11 +76,15 @@ class TrainConfig(Config):
     tokenizer: Input | None = None
     heldout_tokens: Input | None = None
     heldout_rows: PositiveInt = 64
+    tasks: list[str] = Field(default=[])
+    tasks_limit: PositiveInt = 100
+    questions: Input | None = None
     model: ModelConfig | None = None
     start: Input | None = None
     start_optimizer: bool = False
     seq_len: PositiveInt
     z_loss: float = Field(default=0.0, ge=0)
+    router_losses: bool = True
     trainer: TrainerConfig
 
     @model_validator(mode="after")
@@ -98,6 +109,10 @@ class Train(Stage[TrainConfig]):
     config_type: ClassVar[type[Config]] = TrainConfig
     distributed: ClassVar[bool] = True
 
+    def depends_on(self, config: TrainConfig) -> Any:
+        """The requests of the tasks."""
+        return {task.name: task.fingerprint() for task in find_tasks(config.tasks)} or None
+
     def plan(self, config: TrainConfig) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
         return plan_training(config.model, config.seq_len, config.trainer)
@@ -119,11 +134,11 @@ class Train(Stage[TrainConfig]):
         loader = Loader(mixture, loop.batch_size, context.seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed),
-            language_model_step_by_domain(mixture.domains, config.z_loss),
+            routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),
             loader,
             loop,
             context.directory,
-            _heldout_loss(context.inputs["heldout_tokens"], config, tokenizer) if config.heldout_tokens else None,
+            _evaluation(config, context, tokenizer),
             model_config.flops_per_token(config.seq_len),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
@@ -139,6 +154,7 @@ class Train(Stage[TrainConfig]):
         return {
             **summary,
             "parameters": model_config.num_parameters(),
+            "active_parameters": model_config.num_parameters(active=True),
             "final_loss": final_loss(context.directory),
             "epochs": round(max(share.epochs for share in plan), 3),
             "sources": [asdict(share) for share in plan],
@@ -151,7 +167,7 @@ class Train(Stage[TrainConfig]):
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
         """Size, tokens, speed."""
         return {
-            "Parameters": short(results["parameters"]),
+            "Parameters": short(results["parameters"]) + _active(results),
             "Training tokens": short(results["tokens"]),
             "Tokens a second": f"{results['tokens_per_second']:,.0f}",
             "Of GEMM peak": utilisation(results),
@@ -174,10 +190,20 @@ class Train(Stage[TrainConfig]):
         ]
         if len(by_domain) > 1:
             blocks.append(Figure(line_chart(by_domain, "step", "loss (nats a token)"), "Training loss by domain.", "Loss by domain"))
+        for metric, title in (("accuracy", "accuracy"), ("bits_per_byte", "bits per byte of the right answer")):
+            names = sorted({name for row in rows for name in row if name.endswith(f"/{metric}")})
+            if names:
+                curves = [series(rows, name, name.removesuffix(f"/{metric}")) for name in names]
+                blocks.append(Figure(line_chart(curves, "step", title), f"Tasks while the model learns: {title}.", f"Tasks: {title}"))
         if len(results["sources"]) > 1:
             table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
-        return [Section("Training", blocks + loop_curves(rows))]
+        return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows))]
+
+
+def _active(results: dict[str, Any]) -> str:
+    """How many parameters a token uses, where that is not all of them."""
+    return f", {short(results['active_parameters'])} active" if results["active_parameters"] < results["parameters"] else ""
 
 
 def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
@@ -196,6 +222,20 @@ def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedR
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
     return rows, sources, cast(Tokenizer, tokenizer)
+
+
+def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> Evaluation | None:
+    """All that is measured while the model learns."""
+    parts: list[Evaluation] = []
+    if config.heldout_tokens:
+        parts.append(with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer)))
+    tasks = find_tasks(config.tasks)
+    if config.questions is not None:
+        path = context.inputs["questions"]
+        tasks.append(Task(name="questions", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes"))
+    if tasks:
+        parts.append(evaluation_during_training(tasks, tokenizer, Settings(config.tasks_limit, too_long="truncate"), config.trainer.precision))
+    return (lambda model: {name: value for part in parts for name, value in part(model).items()}) if parts else None
 
 
 def _heldout_loss(directory: Path, config: TrainConfig, tokenizer: Tokenizer) -> Evaluation:

@@ -134,3 +134,20 @@ def loop_curves(rows: Sequence[dict[str, Any]]) -> list[Figure]:
         ("learning_rate", "learning rate", "Learning rate."),
     )
     return [Figure(line_chart([series(rows, key, title)], "step", title), caption, caption) for key, title, caption in curves]
+
+
+def routing_curves(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    """How experts were used, and the losses of routers; nothing for a model without them."""
+    if not any("routing/max_load" in row for row in rows):
+        return []
+    loads = [series(rows, "routing/max_load", "highest"), series(rows, "routing/min_load", "lowest")]
+    curves = [Figure(line_chart(loads, "step", "load over the mean"), "Highest and lowest load of an expert, of the most uneven layer.", "Loads")]
+    for key, title, caption in (
+        ("load_balancing_loss", "load-balancing loss", "Load-balancing loss, without its coefficient; 1 where loads are equal."),
+        ("router_z_loss", "router z-loss", "Router z-loss, without its coefficient."),
+        ("routing_saturation", "saturation", "Share of each held-out token's experts that were chosen at the evaluation before."),
+    ):
+        curve = series(rows, key, title)
+        if curve.x:
+            curves.append(Figure(line_chart([curve], "step", title), caption, title))
+    return curves

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from lmlab.distributed import control_group, from_all, from_main, world
 from lmlab.errors import LmlabError
 from lmlab.files import read_json, sha256_file, write_json
+from lmlab.models import named_tensors
 from lmlab.train.mirror import Mirror
 from lmlab.train.optimizer import Optimizers
 
@@ -65,7 +66,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         from_main(None)
-        tensors = _named(unique_tensors(model), optimizers.state_tensors())
+        tensors = _named(named_tensors(model), optimizers.state_tensors())
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._group, "no_dist": not dist.is_initialized()}
         record = {"step": step, "pinned": pinned, "processes": world().size, **state}
@@ -146,7 +147,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None 
     state = verify_checkpoint(path)
     reader = HuggingFaceStorageReader(str(path))
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    own = unique_tensors(model)
+    own = named_tensors(model)
     weights = {name.removeprefix(_MODEL): tuple(each.size) for name, each in saved.items() if name.startswith(_MODEL)}
     _check_fit(own, weights, str(path))
     wanted: dict[str, Tensor] = {_MODEL + name: tensor.detach() for name, tensor in own.items()}
@@ -177,15 +178,10 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and buffers by name, tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors put together from all processes, in the main process's memory; empty in the others. All must call it."""
     whole = {}
-    for name, tensor in unique_tensors(model).items():
+    for name, tensor in named_tensors(model).items():
         full = tensor.detach()
         full = full.full_tensor() if isinstance(full, DTensor) else full
         if world().is_main:
@@ -195,7 +191,7 @@ def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy weights into the model; every missing, unexpected and mis-shaped tensor is named in one error."""
-    own = unique_tensors(model)
+    own = named_tensors(model)
     _check_fit(own, {name: tuple(tensor.shape) for name, tensor in weights.items()}, where)
     with torch.no_grad():
         for name, tensor in own.items():

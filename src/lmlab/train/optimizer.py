@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lmlab.config import Config
 from lmlab.errors import UserError
 
-Name = Literal["adamw", "muon"]
+Name = Literal["adamw", "muon", "rmsprop"]
 
 
 class ParameterGroup(Config):
@@ -44,7 +44,7 @@ class OptimizerConfig(Config):
     """Which optimizer, with what settings.
 
     Attributes:
-        name: `adamw` for everything, or `muon` (Jordan et al. 2024) for the matrices of the blocks with AdamW for the rest.
+        name: `adamw` or `rmsprop` for everything, or `muon` (Jordan et al. 2024) for the matrices of the blocks with AdamW for the rest.
         learning_rate: the highest rate, for AdamW and for Muon alike (Muon's updates are scaled to AdamW's size, Liu et al. 2025, section 2.2).
         weight_decay: on matrices only; norms and biases have none.
         groups: exceptions; a parameter belongs to the first group that matches it.
@@ -71,17 +71,19 @@ class Optimizers:
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         chosen = _assign(model, config)
         self._names: dict[Tensor, str] = {parameter: name for parameter, name, *_ in chosen}
-        settings: dict[tuple[str, float, float], list[Tensor]] = {}
-        for parameter, _, *key in chosen:
-            settings.setdefault(tuple(key), []).append(parameter)  # type: ignore[arg-type]
-        groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": []}
-        for (name, rate, decay), parameters in settings.items():
+        settings: dict[tuple[str, float, float, Any], list[Tensor]] = {}
+        for parameter, _, kind, rate, decay in chosen:  # tensors that are spread in different ways cannot be worked on in one go
+            settings.setdefault((kind, rate, decay, getattr(parameter, "device_mesh", None)), []).append(parameter)
+        groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": [], "rmsprop": []}
+        for (name, rate, decay, _), parameters in settings.items():
             groups[name].append({"params": parameters, "lr": rate, "weight_decay": decay})
         self._all: list[torch.optim.Optimizer] = []
         if groups["adamw"]:
             self._all.append(torch.optim.AdamW(groups["adamw"], betas=config.betas, eps=config.eps, fused=True))
         if groups["muon"]:
             self._all.append(torch.optim.Muon(groups["muon"], momentum=config.momentum, adjust_lr_fn="match_rms_adamw"))
+        if groups["rmsprop"]:
+            self._all.append(torch.optim.RMSprop(groups["rmsprop"], alpha=config.betas[1], eps=config.eps))
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._all]
 
     def set_factor(self, factor: float) -> None:
@@ -135,7 +137,7 @@ def _assign(model: nn.Module, config: OptimizerConfig) -> list[tuple[Tensor, str
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
-        kind = config.name if config.name == "adamw" or _is_block_matrix(name, parameter) else "adamw"
+        kind = config.name if config.name != "muon" or _is_block_matrix(name, parameter) else "adamw"
         rate, decay = config.learning_rate, config.weight_decay if parameter.dim() >= 2 else 0.0
         if group is not None:
             if group.optimizer == "muon" and parameter.dim() != 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,17 @@ class StepOutput:
 
 
 StepFunction = Callable[[Any, Batch], StepOutput]
+
+
+@runtime_checkable
+class FollowedStep(Protocol):
+    """A step function that has something to do after each step of the optimizer, such as what depends on all its micro-batches."""
+
+    def after_step(self, model: Any) -> Mapping[str, float]:
+        """Further figures to log of the step."""
+        ...
+
+
 Evaluation = Callable[[Any], dict[str, float]]
 
 

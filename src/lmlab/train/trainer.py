@@ -27,9 +27,9 @@ from lmlab.train.config import TrainerConfig
 from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import Optimizers
-from lmlab.train.parallel import parallelize, synchronize_gradients
+from lmlab.train.parallel import clip_gradients, parallelize, synchronize_gradients
 from lmlab.train.schedule import decay_ends, learning_rate_factor
-from lmlab.train.step import Evaluation, StepFunction, StepSums, micro_batches
+from lmlab.train.step import Evaluation, FollowedStep, StepFunction, StepSums, micro_batches
 
 
 class Trainer:
@@ -206,8 +206,11 @@ class Trainer:
         for number, micro_batch in enumerate(parts, 1):
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
             synchronize_gradients(self.model, self.config.parallel, number == len(parts))
-            with self._autocast():
-                output = self.step_function(self.model, moved)
+            try:
+                with self._autocast():
+                    output = self.step_function(self.model, moved)
+            except LmlabError as error:
+                raise LmlabError(f"{error.message} It happened at step {self.step + 1}; training stopped.", error.remedy) from error
             output.loss_sum.backward()
             sums.add(output)
             if stop.requested and self.world.size == 1:
@@ -221,6 +224,8 @@ class Trainer:
             raise self._not_finite(loss, norm)
         self.optimizers.step()
         self.optimizers.zero_grad()
+        if isinstance(self.step_function, FollowedStep):
+            figures |= self.step_function.after_step(self.model)
         synchronize(self.device)
         seconds = time.perf_counter() - start
         num_tokens = self.world.size * (sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count))
@@ -242,9 +247,8 @@ class Trainer:
     def _clip(self, count: float) -> float:
         """Turn summed gradients into means, limit their norm, and return what it was."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        torch._foreach_div_(gradients, max(1.0, count))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        torch._foreach_div_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], max(1.0, count))
+        return clip_gradients(self.model.parameters(), self.config.clip_norm)
 
     def _seed(self) -> int:
         """Random numbers depend on the step and the process alone, so that a resumed run draws the same."""

@@ -1,0 +1,48 @@
+"""Forecast and outcome of the demo over several seeds.
+
+    python benchmarks/ladder_demo_seeds.py [--seeds 0,1,2,3,4] [--out DIR]
+
+Runs the demo once for each seed (finished runs are kept) and prints what its ladder forecast before the training, beside what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lmlab.files import read_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    out = arguments.out or Path(tempfile.mkdtemp(prefix="lmlab-demo-seeds-"))
+    rows = []
+    for seed in arguments.seeds.split(","):
+        subprocess.run([sys.executable, "-m", "lmlab.cli", "demo", "--out", str(out / seed), "--set", f"seed={seed}"], check=True)
+        rows.append((seed, read_json(out / seed / "results.json")["outcome"]))
+    for name, scale, digits in (("heldout_loss", 1.0, 3), ("accuracy", 100.0, 1)):
+        print(
+            f"\n| {name}, seed | forecast | 90 % interval | outcome | error | best small run | line in log compute |\n|---|---|---|---|---|---|---|"
+        )
+        for seed, outcome in rows:
+            each = {key: value * scale for key, value in outcome[name].items() if key != "inside"}
+            cells = [f"{each[key]:.{digits}f}" for key in ("value", "outcome")]
+            interval = f"{each['lo']:.{digits}f} to {each['hi']:.{digits}f}"
+            simple = " | ".join(f"{each[key]:.{digits}f}" for key in ("carry_forward", "log_linear"))
+            print(f"| {seed} | {cells[0]} | {interval} | {cells[1]} | {each['value'] - each['outcome']:+.{digits}f} | {simple} |")
+        errors = [abs(outcome[name]["value"] - outcome[name]["outcome"]) * scale for _, outcome in rows]
+        inside = sum(outcome[name]["inside"] for _, outcome in rows)
+        print(f"mean error {np.mean(errors):.{digits}f}; {inside} of {len(rows)} outcomes inside")
+    print(f"the forecasts came first: {all(outcome['before'] for _, outcome in rows)}")
+
+
+if __name__ == "__main__":
+    main()

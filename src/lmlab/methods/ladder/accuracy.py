@@ -1,0 +1,72 @@
+"""The second step's laws: accuracy as a function of a loss. Values, gradients, starts and bounds (Bhagia et al. 2024, equation 2).
+
+Legend: B problems, K points, P parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, log_expit
+
+Floats = NDArray[np.float64]
+AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc"]
+
+NAMES: dict[str, tuple[str, ...]] = {"sigmoid": ("a", "x0", "k", "b"), "mc": ("a", "x0", "k", "b"), "log_sigmoid": ("a", "x0", "k")}
+FORMULAS = {
+    "sigmoid": "Acc(L) = a / (1 + exp(-k (L - x0))) + b",
+    "mc": "Acc(L) = a / (1 + exp(-k (L - x0))) + b, b near 1, a near chance - 1",
+    "log_sigmoid": "Acc(L) = 1 - a ln(1 - sigmoid(k (L - x0)))",
+}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """[P] start of the reference, lower and upper bounds."""
+
+    start: Floats
+    lower: Floats
+    upper: Floats
+
+
+def bounds(form: AccuracyForm, chance: float) -> Bounds:
+    """Start and bounds of the reference."""
+    infinite = np.inf
+    if form == "log_sigmoid":
+        return Bounds(np.array([-0.1, 0.9, 3.0]), np.array([-infinite, 0.0, 0.0]), np.array([0.0, infinite, infinite]))
+    low, high = (chance - 1, chance - 0.999) if form == "mc" else (-1.0, 0.0)
+    return Bounds(
+        np.array([chance - 1, 0.9, 3.0, 1.0]),
+        np.array([low, 0.0, 0.0, 0.999 if form == "mc" else 0.0]),
+        np.array([high, infinite, infinite, 1.0]),
+    )
+
+
+def value_and_gradient(form: AccuracyForm, p_BP: Floats, x_BK: Floats) -> tuple[Floats, Floats]:
+    """Accuracy [B, K] and its derivatives by the parameters [B, K, P]; x broadcasts to [B, K]."""
+    a, x0, k = (p_BP[:, place, None] for place in range(3))
+    z = k * (x_BK - x0)
+    gradient = np.empty((*z.shape, p_BP.shape[1]))
+    share = expit(z)
+    if form == "log_sigmoid":
+        log_rest = log_expit(-z)
+        gradient[:, :, 0] = -log_rest
+        gradient[:, :, 1] = -a * share * k
+        gradient[:, :, 2] = a * share * (x_BK - x0)
+        return 1 - a * log_rest, gradient
+    slope = a * share * (1 - share)
+    gradient[:, :, 0] = share
+    gradient[:, :, 1] = -slope * k
+    gradient[:, :, 2] = slope * (x_BK - x0)
+    gradient[:, :, 3] = 1.0
+    return a * share + p_BP[:, 3, None], gradient
+
+
+def slope(form: AccuracyForm, p_BP: Floats, x_BK: Floats) -> Floats:
+    """dAcc/dL, [B, K]."""
+    a, x0, k = (p_BP[:, place, None] for place in range(3))
+    share = expit(k * (x_BK - x0))
+    return np.asarray(a * k * share * (1.0 if form == "log_sigmoid" else (1 - share)))

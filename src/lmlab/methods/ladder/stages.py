@@ -1,0 +1,283 @@
+"""The stages `ladder` (train small runs, forecast a larger model before it is trained) and `ladder_outcome` (set the outcome beside it)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from lmlab.config import Config
+from lmlab.errors import UserError
+from lmlab.evals import read_questions
+from lmlab.files import read_json, write_json
+from lmlab.hardware import gemm_flops, select_device, select_dtype
+from lmlab.methods.ladder.baselines import carry_forward, log_linear
+from lmlab.methods.ladder.forecast import Forecaster, TwoStep
+from lmlab.methods.ladder.plan import LadderPlan, flops_per_token, parse_length, size_of
+from lmlab.methods.ladder.read import write_table
+from lmlab.methods.ladder.rungs import VALIDATION, collect, collect_run, question_task, train_rungs
+from lmlab.methods.ladder.settings import TwoStepSettings
+from lmlab.methods.ladder.table import RunTable
+from lmlab.methods.ladder.tasks import Task
+from lmlab.models import ModelConfig
+from lmlab.progress import duration, short
+from lmlab.reports import Facts, Figure, Note, Section, Series, Table, line_chart
+from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext, read_record
+
+_LEVEL = 0.9
+_TYPICAL_UTILISATION = 0.2  # of small models
+_SAME = 0.02  # N and D that differ by less than this share are those of the forecast
+
+
+class LadderTarget(Config):
+    """What is forecast: a network, and how many tokens it will be trained on."""
+
+    model: ModelConfig
+    tokens: str | float
+
+
+class LadderConfig(Config):
+    """Small runs, and the larger model that they forecast.
+
+    Attributes:
+        sizes: shapes of the small runs by name.
+        lengths: tokens of each: a number, or such as `400K` or `2xC`.
+        questions: a stage or a file with ranked questions.
+        limit: the most questions that a run is measured on, each time.
+        evaluations: how often a run is measured.
+        trainer: the loop of all runs, without their length.
+        target: the model that is forecast.
+        workers: runs that are trained at once.
+    """
+
+    tokens: Input
+    tokenizer: Input
+    heldout_tokens: Input
+    questions: Input
+    sizes: dict[str, ModelConfig] = Field(min_length=2)
+    lengths: tuple[str | float, ...] = Field(min_length=2)
+    seq_len: PositiveInt
+    limit: PositiveInt = 300
+    evaluations: PositiveInt = 4
+    heldout_rows: PositiveInt = 64
+    max_epochs: float = 4.0
+    trainer: dict[str, Any]
+    target: LadderTarget
+    workers: Annotated[PositiveInt | None, NO_INFLUENCE] = None
+
+    def plan(self, places: dict[str, str]) -> LadderPlan:
+        """The plan of the small runs."""
+        train: dict[str, Any] = {key: places[key] for key in ("tokens", "tokenizer", "heldout_tokens", "questions")}
+        train |= {"heldout_rows": self.heldout_rows, "max_epochs": self.max_epochs} | {"tasks_limit": self.limit}
+        return LadderPlan(
+            sizes=dict(self.sizes),
+            lengths=self.lengths,
+            seq_len=self.seq_len,
+            rule="template",
+            evaluations=self.evaluations,
+            trainer=self.trainer,
+            train=train,
+        )
+
+
+class Ladder(Stage[LadderConfig]):
+    """Writes rungs/ (a run directory for each), runs.csv, and forecast.json with the time at which it was made."""
+
+    config_type: ClassVar[type[Config]] = LadderConfig
+
+    def plan(self, config: LadderConfig) -> dict[str, str]:
+        """Runs, arithmetic and time."""
+        rungs = config.plan(dict.fromkeys(("tokens", "tokenizer", "heldout_tokens", "questions"), "")).rungs()
+        device = select_device("auto")
+        total = sum(rung.flops for rung in rungs)
+        n, d = _target(config)
+        return {
+            "runs": ", ".join(rung.name for rung in rungs),
+            "arithmetic": f"{short(total)}FLOP, {total / (d * flops_per_token(config.target.model, config.seq_len)):.0%} of the target's",
+            "target": f"N = {n:,.0f}, D = {d:,.0f}",
+            "time": f"about {duration(total / gemm_flops(str(device), select_dtype('auto', device)) / _TYPICAL_UTILISATION)}",
+        }
+
+    def run(self, config: LadderConfig, context: StageContext) -> dict[str, Any]:
+        """Train what is missing, fit, and forecast."""
+        places = {key: str(context.inputs[key]) for key in ("tokens", "tokenizer", "heldout_tokens", "questions")}
+        plan = config.plan(places).model_copy(update={"seeds": (context.seed,)})
+        train_rungs(plan, context.directory / "rungs", workers=config.workers)
+        table = collect([context.directory / "rungs"])
+        write_table(table, context.directory / "runs.csv")
+        n, d = _target(config)
+        found = forecast(table, ladder_task(context.inputs["questions"], config.limit), n, d, flops_per_token(config.target.model, config.seq_len))
+        write_json(context.directory / "forecast.json", found)
+        return {**found, "runs": len(table), "ladder_flops": sum(run.flops for run in table)}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """The forecast."""
+        accuracy, loss = results["accuracy"], results["heldout_loss"]
+        return (
+            f"{results['runs']} runs forecast an accuracy of {accuracy['value']:.1%} [{accuracy['lo']:.1%}, {accuracy['hi']:.1%}] and a held-out "
+            f"loss of {loss['value']:.3f} [{loss['lo']:.3f}, {loss['hi']:.3f}] nats a token."
+        )
+
+    def report(self, config: LadderConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """The runs and the curves."""
+        table = RunTable.read(directory / "runs.csv")
+        columns = ["run", "N", "tokens", "held-out loss", "bits per byte of the answer", "accuracy"]
+        rows: list[list[Any]] = [
+            [run.name, int(run.n), int(run.final_tokens), *(round(float(run.metrics[key][-1]), 4) for key in (VALIDATION, _BPB, _ACCURACY))]
+            for run in table
+        ]
+        blocks: list[Any] = [
+            Figure(_loss_curves(table), "Held-out loss of the small runs while they were trained.", "Losses of the ladder"),
+            Figure(_accuracy_points(table), "Accuracy against the bits per byte of the right answer, every measurement of every run.", "Second step"),
+            Table(columns, rows, "The last measurement of each run."),
+            *_flag_notes(results),
+        ]
+        intro = (
+            f"Small models were trained first, and forecast the large one at {results['made']}, before its training began: "
+            "a law of parameters and tokens for the loss, and a curve from loss to accuracy. They cost "
+            f"{results['ladder_flops'] / results['target_flops']:.0%} of its compute."
+        )
+        return [Section("Ladder", blocks, intro)]
+
+
+class OutcomeConfig(Config):
+    """A stage `ladder`, and the model that it forecast."""
+
+    ladder: Input
+    model: Input
+
+
+class LadderOutcome(Stage[OutcomeConfig]):
+    """Compares what was forecast with what was measured at the end of training."""
+
+    config_type: ClassVar[type[Config]] = OutcomeConfig
+
+    def run(self, config: OutcomeConfig, context: StageContext) -> dict[str, Any]:
+        """Read both."""
+        ladder, model = context.inputs["ladder"], context.inputs["model"]
+        found = read_json(ladder / "forecast.json")
+        run = collect_run(model)
+        if run is None or _ACCURACY not in run.metrics or VALIDATION not in run.metrics:
+            raise UserError(
+                f"'{model}' was not measured on the questions and the held-out text.", "Give its stage 'train' the keys questions and heldout_tokens."
+            )
+        n, d = run.n, run.final_tokens
+        as_planned = abs(n / found["n"] - 1) < _SAME and abs(d / found["d"] - 1) < _SAME
+        if not as_planned:
+            task = Task.model_validate(found["task"])
+            found = forecast(RunTable.read(ladder / "runs.csv"), task, n, d, run.flops_per_token) | {"made": found["made"]}
+        started = read_record(model)["started"]
+        rows = {}
+        for name, key in (("accuracy", _ACCURACY), ("heldout_loss", VALIDATION)):
+            outcome = float(run.metrics[key][-1])
+            rows[name] = found[name] | {"outcome": outcome, "inside": found[name]["lo"] <= outcome <= found[name]["hi"]}
+        before = datetime.fromisoformat(found["made"]) <= datetime.fromisoformat(started)
+        return {
+            "made": found["made"],
+            "training_started": started,
+            "before": before,
+            "as_planned": as_planned,
+            "n": n,
+            "d": d,
+            "level": _LEVEL,
+            **rows,
+        }
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Forecast and outcome."""
+        accuracy, loss = results["accuracy"], results["heldout_loss"]
+        return (
+            f"accuracy {accuracy['outcome']:.1%}, forecast {accuracy['value']:.1%} [{accuracy['lo']:.1%}, {accuracy['hi']:.1%}]; "
+            f"held-out loss {loss['outcome']:.3f}, forecast {loss['value']:.3f} [{loss['lo']:.3f}, {loss['hi']:.3f}]."
+        )
+
+    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+        """Forecast beside outcome."""
+        accuracy = results["accuracy"]
+        return {"Accuracy, forecast": f"{accuracy['value']:.1%}", "Accuracy, outcome": f"{accuracy['outcome']:.1%}"}
+
+    def report(self, config: OutcomeConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """The table, and a sentence that tells whether it was a forecast."""
+        percent = f"{results['level']:.0%} interval"
+        rows: list[list[Any]] = []
+        for title, key, digits, scale in (("held-out loss, nats a token", "heldout_loss", 3, 1.0), ("accuracy, %", "accuracy", 1, 100.0)):
+            each = results[key]
+            low, high, value, outcome = (round(each[name] * scale, digits) for name in ("lo", "hi", "value", "outcome"))
+            others = [round(each[name] * scale, digits) for name in ("carry_forward", "log_linear")]
+            rows.append([title, value, f"{low} to {high}", outcome, "inside" if each["inside"] else "outside", *others])
+        if not results["as_planned"]:
+            note = Note(
+                "The model was not trained as the forecast said. The figures are those of the same small runs for its own size and length.", "warning"
+            )
+        elif results["before"]:
+            note = Note(f"The forecast was made at {results['made']}; the training began at {results['training_started']}.", "good")
+        else:
+            note = Note(f"The training began at {results['training_started']}, before the forecast of {results['made']}: this is no forecast.", "bad")
+        columns = ["", "forecast", percent, "outcome", "", "best small run", "line in log compute"]
+        caption = "Forecast and outcome. The last two columns are what simpler forecasts would have said."
+        return [Section("Forecast and outcome", [note, Table(columns, rows, caption)])]
+
+
+_BPB, _ACCURACY = "questions/bits_per_byte", "questions/accuracy"
+
+
+def ladder_task(questions: Path, limit: int) -> Task:
+    """The questions as a benchmark."""
+    items = read_questions(questions / "task.jsonl" if questions.is_dir() else questions)
+    count = min(limit, len(items))
+    return question_task("questions", "Questions", float(np.mean([1 / len(item.options) for item in items])), count)
+
+
+def forecast(table: RunTable, task: Task, n: float, d: float, flops: float | None) -> dict[str, Any]:
+    """Accuracy and held-out loss at a target with their intervals, beside two simpler forecasts, and when this was computed."""
+    accuracy_model = TwoStep("recommended").fit(table, task)
+    predicted = accuracy_model.predict(n, d, _LEVEL, flops_per_token=flops)
+    loss_model: Forecaster = TwoStep(TwoStepSettings(x=VALIDATION, delta=1e-2)).fit(table, task, calibrated=False)
+    loss = loss_model.predict(n, d, _LEVEL, flops_per_token=flops)
+    target_flops = (flops or 6 * n) * d
+    simple = {
+        name: {"carry_forward": carry_forward(table, key, lowest), "log_linear": log_linear(table, key, target_flops)}
+        for name, key, lowest in (("accuracy", _ACCURACY, False), ("heldout_loss", VALIDATION, True))
+    }
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "n": n,
+        "d": d,
+        "level": _LEVEL,
+        "target_flops": target_flops,
+        "task": task.model_dump(mode="json"),
+        "accuracy": {"value": predicted.accuracy, "lo": predicted.lo, "hi": predicted.hi, **simple["accuracy"]},
+        "heldout_loss": {"value": loss.loss, "lo": loss.loss_lo, "hi": loss.loss_hi, **simple["heldout_loss"]},
+        "prediction": predicted.to_json(),
+        "fit": accuracy_model.to_json(),
+    }
+
+
+def _target(config: LadderConfig) -> tuple[float, float]:
+    n = size_of(config.target.model)
+    return float(n), parse_length(config.target.tokens, n)
+
+
+def _loss_curves(table: RunTable) -> Any:
+    series = [Series(run.name, list(run.tokens), list(run.metrics[VALIDATION])) for run in table]
+    return line_chart(series, "tokens", "held-out loss (nats a token)", log_x=True)
+
+
+def _accuracy_points(table: RunTable) -> Any:
+    series = [Series(run.name, list(run.metrics[_BPB]), list(run.metrics[_ACCURACY])) for run in table]
+    return line_chart(series, "bits per byte of the right answer", "accuracy")
+
+
+def _flag_notes(results: dict[str, Any]) -> list[Any]:
+    away = results["prediction"]["diagnostics"]["distance"]
+    facts = {
+        "Target's compute": f"{away['times_compute']:.1f} x the largest run",
+        "Target's size": f"{away['times_n']:.1f} x",
+        "Target's tokens": f"{away['times_d']:.1f} x",
+        "Tokens a parameter": f"{away['tokens_per_parameter']:.2g}",
+    }
+    flags = results["prediction"]["diagnostics"]["flags"]
+    return [Facts(facts), *([Note("Of the fit: " + "; ".join(flags) + ".", "warning")] if flags else [])]

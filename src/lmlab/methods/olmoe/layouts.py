@@ -1,0 +1,232 @@
+"""OLMoE checkpoints in the layouts of its training code: OLMo (branch of the paper) and OLMo-core, as safetensors.
+
+Shapes: V vocabulary, D model width, E experts, F inner width of an expert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lmlab.config import load_yaml, validate
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import read_json
+from lmlab.models import ModelConfig, Transformer, named_tensors
+
+Kind = Literal["olmo", "olmo-core"]
+_WEIGHTS = "model.safetensors"
+
+_OLMO = {
+    "embedding.weight": "transformer.wte.weight",
+    "final_norm.weight": "transformer.ln_f.weight",
+    "head.weight": "transformer.ff_out.weight",
+    "attention_norm.weight": "transformer.blocks.{i}.attn_norm.weight",
+    "ffn_norm.weight": "transformer.blocks.{i}.ff_norm.weight",
+    "attention.query_norm.weight": "transformer.blocks.{i}.q_norm.weight",
+    "attention.key_norm.weight": "transformer.blocks.{i}.k_norm.weight",
+    "attention.output.weight": "transformer.blocks.{i}.attn_out.weight",
+    "ffn.router.weight": "transformer.blocks.{i}.ffn.router.layer.weight",
+    "ffn.down.weight": "transformer.blocks.{i}.ff_out.weight",
+}
+_CORE = {
+    "embedding.weight": "embeddings.weight",
+    "final_norm.weight": "lm_head.norm.weight",
+    "head.weight": "lm_head.w_out.weight",
+    "attention_norm.weight": "blocks.{i}.attention_norm.weight",
+    "ffn_norm.weight": "blocks.{i}.feed_forward_norm.weight",
+    "attention.query.weight": "blocks.{i}.attention.w_q.weight",
+    "attention.key.weight": "blocks.{i}.attention.w_k.weight",
+    "attention.value.weight": "blocks.{i}.attention.w_v.weight",
+    "attention.output.weight": "blocks.{i}.attention.w_out.weight",
+    "attention.query_norm.weight": "blocks.{i}.attention.q_norm.weight",
+    "attention.key_norm.weight": "blocks.{i}.attention.k_norm.weight",
+    "ffn.gate.weight": "blocks.{i}.feed_forward.w1.weight",
+    "ffn.up.weight": "blocks.{i}.feed_forward.w3.weight",
+    "ffn.down.weight": "blocks.{i}.feed_forward.w2.weight",
+}
+
+
+def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer:
+    """Read a checkpoint of OLMo (`config.yaml`, `model.safetensors`) or OLMo-core (`config.json`, `model.safetensors`).
+
+    Swapped gates and ups cannot be seen from shapes: compare logits after a conversion (`lmlab convert --check`).
+
+    Arguments:
+        config: the shape; by default that of the directory's configuration.
+
+    Raises:
+        UserError: files are missing, or the configuration asks for what lmlab does not have.
+        LmlabError: tensors that are missing, unexpected or mis-shaped, all at once.
+    """
+    path = directory / _WEIGHTS
+    if not path.exists():
+        raise UserError(f"'{directory}' has no {_WEIGHTS}; other files of weights are pickles, which lmlab does not open.", "Save it as safetensors.")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy it again.") from None
+    kind: Kind = "olmo" if any(name.startswith("transformer.") for name in tensors) else "olmo-core"
+    config = config or (_olmo_config(directory) if kind == "olmo" else _core_config(directory))
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+    expected = _expected(config, shapes, kind)
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if problems:
+        raise LmlabError(f"'{path}' does not fit its configuration: " + "; ".join(sorted(problems)) + ".")
+    weights = {name: _read(name, config, kind, tensors.__getitem__) for name in shapes}
+    model.load_state_dict({name: tensor.contiguous() for name, tensor in weights.items()}, assign=True)
+    return model.eval()
+
+
+def write_olmo(model: Transformer, directory: Path, kind: Kind = "olmo") -> None:
+    """Write the weights of a model in one of the layouts, as `model.safetensors`; the configuration is not written."""
+    ours = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    tensors: dict[str, Tensor] = {}
+    for layer in [*range(model.config.num_layers), None]:
+        part = {name: tensor for name, tensor in ours.items() if _layer_of(name) == layer}
+        tensors |= _write(part, model.config, layer, kind)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / _WEIGHTS)
+
+
+def _layer_of(name: str) -> int | None:
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return None if found is None else int(found[1])
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"^blocks\.\d+\.", "", name)
+
+
+def _table(kind: Kind) -> dict[str, str]:
+    return _OLMO if kind == "olmo" else _CORE
+
+
+def _read(name: str, config: ModelConfig, kind: Kind, get: Callable[[str], Tensor]) -> Tensor:
+    """One of our tensors."""
+    layer, stem = _layer_of(name), _stem(name)
+    if stem in _table(kind):
+        return get(_table(kind)[stem].format(i=layer))
+    if kind == "olmo" and stem.startswith("attention."):
+        heads = [each * config.head_dim for each in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+        part = ("query", "key", "value").index(stem.split(".")[1])
+        return get(f"transformer.blocks.{layer}.att_proj.weight").split(heads)[part]
+    if kind == "olmo" and stem in ("ffn.up.weight", "ffn.gate.weight"):
+        return get(f"transformer.blocks.{layer}.ff_proj.weight").chunk(2)[0 if stem == "ffn.up.weight" else 1]  # up comes first
+    moe = config.moe
+    assert moe is not None, name
+    if stem == "ffn.router.weight":
+        return get(f"blocks.{layer}.feed_forward_moe.router.weight").view(moe.num_experts, config.d_model)
+    prefix, (gate, up, down) = _expert_names(kind, layer)
+    sizes = (moe.num_experts, moe.expert_hidden_size, config.d_model)
+    if stem == "ffn.experts.gate_up":
+        return torch.cat((get(prefix + gate).view(sizes), get(prefix + up).view(sizes)), 1)
+    return get(prefix + down).view(sizes).transpose(1, 2)
+
+
+def _write(ours: Mapping[str, Tensor], config: ModelConfig, layer: int | None, kind: Kind) -> dict[str, Tensor]:
+    """The tensors of one layer, or of what is outside of layers."""
+    by_stem = {_stem(name): tensor for name, tensor in ours.items()}
+    found = {_table(kind)[stem].format(i=layer): tensor for stem, tensor in by_stem.items() if stem in _table(kind)}
+    if kind == "olmo" and layer is not None:
+        found[f"transformer.blocks.{layer}.att_proj.weight"] = torch.cat([by_stem[f"attention.{part}.weight"] for part in ("query", "key", "value")])
+        if "ffn.up.weight" in by_stem:
+            found[f"transformer.blocks.{layer}.ff_proj.weight"] = torch.cat((by_stem["ffn.up.weight"], by_stem["ffn.gate.weight"]))
+    if "ffn.experts.gate_up" in by_stem:
+        prefix, (gate, up, down) = _expert_names(kind, layer)
+        halves = by_stem["ffn.experts.gate_up"].chunk(2, 1)
+        found |= {prefix + name: half.flatten(0, 1) for name, half in zip((gate, up), halves, strict=True)}
+        found[prefix + down] = by_stem["ffn.experts.down"].transpose(1, 2).flatten(0, 1)
+        if kind == "olmo-core":
+            found[f"blocks.{layer}.feed_forward_moe.router.weight"] = by_stem["ffn.router.weight"].flatten()
+    return found
+
+
+def _expert_names(kind: Kind, layer: int | None) -> tuple[str, tuple[str, str, str]]:
+    """Prefix, and the names of gate, up and down."""
+    if kind == "olmo":
+        return f"transformer.blocks.{layer}.ffn.experts.mlp.", ("w1", "v1", "w2")
+    return f"blocks.{layer}.feed_forward_moe.experts.mlp.", ("w1", "w3", "w2")
+
+
+def _expected(config: ModelConfig, shapes: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """Names and shapes of all tensors of the layout."""
+    with torch.device("meta"):
+        empty = {name: torch.empty(shape) for name, shape in shapes.items()}
+        found: dict[str, Tensor] = {}
+        for layer in [*range(config.num_layers), None]:
+            found |= _write({name: tensor for name, tensor in empty.items() if _layer_of(name) == layer}, config, layer, kind)
+    return {name: tensor.shape for name, tensor in found.items()}
+
+
+def _olmo_config(directory: Path) -> ModelConfig:
+    found = load_yaml(directory / "config.yaml")
+    model = found.get("model", found)
+    refused = {"clip_qkv": None, "alibi": False, "rope": True, "include_bias": False, "layer_norm_type": "rms", "weight_tying": False}
+    problems = [f"{key} = {model[key]}" for key, value in refused.items() if key in model and model[key] != value]
+    if problems:
+        raise UserError(f"'{directory / 'config.yaml'}': lmlab does not support " + "; ".join(problems) + ".")
+    width, heads = model["d_model"], model["n_heads"]
+    experts = model.get("moe_num_experts") or 0
+    inner = (model.get("mlp_hidden_size") or model.get("mlp_ratio", 4) * width) // 2  # gate and up together
+    data: dict[str, Any] = {
+        "vocab_size": model.get("embedding_size") or model["vocab_size"],
+        "num_layers": model["n_layers"],
+        "d_model": width,
+        "num_heads": heads,
+        "num_kv_heads": model.get("n_kv_heads") or heads,
+        "max_seq_len": model.get("max_sequence_length", 4096),
+        "rope_theta": float(model.get("rope_theta", 10_000)),
+        "norm_eps": model.get("layer_norm_eps", 1e-5),
+        "qk_norm": "full" if model.get("attention_layer_norm") else "none",
+        "tie_embeddings": False,
+    }
+    if experts:
+        data |= {"ffn": "moe", "moe": {"num_experts": experts, "top_k": model.get("moe_top_k", 2), "expert_hidden_size": inner}}
+    else:
+        data["d_ff"] = inner
+    return validate(ModelConfig, data, f"'{directory / 'config.yaml'}'")
+
+
+def _core_config(directory: Path) -> ModelConfig:
+    path = directory / "config.json"
+    if not path.exists():
+        raise UserError(f"'{directory}' has no config.json.")
+    found = read_json(path)
+    model = found.get("model", found)
+    block = model["block"]
+    attention, moe, norm = block["attention"], block.get("feed_forward_moe"), block.get("layer_norm") or {}
+    reordered = str(block.get("name", "")).endswith("reordered_norm")
+    data: dict[str, Any] = {
+        "vocab_size": model["vocab_size"],
+        "num_layers": model["n_layers"],
+        "d_model": model["d_model"],
+        "num_heads": attention["n_heads"],
+        "num_kv_heads": attention.get("n_kv_heads") or attention["n_heads"],
+        "max_seq_len": found.get("max_sequence_length", 4096),
+        "rope_theta": float((attention.get("rope") or {}).get("theta", 500_000)),
+        "norm_eps": norm.get("eps", 1e-5),
+        "norm_position": "reordered" if reordered else "pre",
+        "qk_norm": "full" if attention.get("qk_norm") else "none",
+        "tie_embeddings": False,
+    }
+    if moe:
+        router = moe.get("router") or {}
+        data |= {"ffn": "moe", "moe": {"num_experts": moe["num_experts"], "top_k": router.get("top_k", 1), "expert_hidden_size": moe["hidden_size"]}}
+    else:
+        data["d_ff"] = block["feed_forward"]["hidden_size"]
+    return validate(ModelConfig, data, f"'{path}'")

@@ -1,0 +1,71 @@
+"""Texts for traces: tokenised, joined by domain, cut to sequences of one length; the last remainder is dropped (Muennighoff et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from lmlab.data import Document, Reject, SourceConfig, Tokenizer, source_settings
+from lmlab.errors import UserError
+from lmlab.progress import console
+
+BYTES = "bytes"
+
+
+@dataclass(frozen=True)
+class CutTexts:
+    """Token ids of equal sequences, [S, T], and the domain of each."""
+
+    ids_ST: NDArray[np.int64]
+    domains: tuple[str, ...]
+    domain_S: NDArray[np.int64]
+
+
+def cut_texts(location: str, tokenizer: str, length: int, most: int, text_field: str = "text", domain_field: str | None = None) -> CutTexts:
+    """Read texts and cut each domain to at most `most` sequences.
+
+    Raises:
+        UserError: there is no text, or not enough for one sequence.
+    """
+    encode = _encoder(tokenizer)
+    fields = {"text_field": text_field} | ({"domain_field": domain_field} if domain_field else {})
+    source: Any = TypeAdapter(SourceConfig).validate_python(source_settings(location, fields))
+    kept: dict[str, list[int]] = {}
+    rejects: list[Reject] = []
+    for each in source.read():
+        if not isinstance(each, Document):
+            rejects.append(each)
+        elif len(kept.setdefault(each.domain, [])) < length * most:
+            kept[each.domain] += encode(each.text)
+    if rejects:
+        console.print(f"{len(rejects)} records were set aside; the first: {rejects[0].where}: {rejects[0].reason}", style="yellow", markup=False)
+    domains, rows, numbers = tuple(sorted(kept)), [], []
+    for number, domain in enumerate(domains):
+        count = min(most, len(kept[domain]) // length)
+        rows += [kept[domain][place * length : (place + 1) * length] for place in range(count)]
+        numbers += [number] * count
+    if not rows:
+        raise UserError(f"The texts at '{location}' do not fill one sequence of {length} tokens.", "Lower --length, or add text.")
+    return CutTexts(np.array(rows, np.int64), domains, np.array(numbers, np.int64))
+
+
+def decoder(tokenizer: str) -> Callable[[int], str]:
+    """The text of a token id."""
+    if tokenizer == BYTES:
+        return lambda token: bytes([token]).decode("utf-8", "backslashreplace") if token < 256 else f"token {token}"
+    loaded = Tokenizer.load(Path(tokenizer))
+    return lambda token: loaded.decode([token])
+
+
+def _encoder(tokenizer: str) -> Callable[[str], list[int]]:
+    if tokenizer == BYTES:
+        return lambda text: list(text.encode())
+    if not (Path(tokenizer) / "tokenizer.json").exists():
+        raise UserError(f"'{tokenizer}' has no tokenizer.", "Name its directory with --tokenizer, or --tokenizer bytes for a model of raw bytes.")
+    return Tokenizer.load(Path(tokenizer)).encode

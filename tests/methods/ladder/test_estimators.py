@@ -1,0 +1,127 @@
+"""The recommended estimator, single steps, the next run, and what else is computed from a fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from known_laws import CURVE, LAW, true_accuracy, true_loss
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder import (
+    AccuracyLaw,
+    LossLaw,
+    RunTable,
+    TwoStep,
+    TwoStepSettings,
+    bootstrap,
+    compute_optimal,
+    fit_chain,
+    next_runs,
+    preset,
+    target_values,
+)
+from lmlab.methods.ladder.present import cards
+from lmlab.methods.ladder.variance import seed_noise
+
+
+@pytest.mark.slow
+def test_the_recommended_estimator_beats_the_papers_at_7b_with_intervals_that_hold(published, main_tasks):
+    target = published["7B-4T"]
+    forecaster = TwoStep("recommended").fit(published, main_tasks)
+    predictions = forecaster.predict_all(target.n, target.final_tokens, 0.9, target.flops_per_token)
+    actual = np.array([target_values(target, task, TwoStepSettings())[1] for task in main_tasks])
+    errors = 100 * np.abs([each.accuracy for each in predictions] - actual)
+    assert errors.mean() == pytest.approx(2.27, abs=0.03)
+    assert sum(each.lo <= value <= each.hi for each, value in zip(predictions, actual, strict=True)) >= 7
+    assert np.mean([100 * (each.hi - each.lo) for each in predictions]) < 10.6  # the width of a run bootstrap of the paper's estimator
+    assert 0.85 <= np.mean(list(forecaster.calibration.coverage(0.9).values())) <= 0.95
+    for each in predictions:
+        assert each.calibrated
+        assert sum(each.parts.values()) == pytest.approx(1)
+
+
+def test_columns_that_are_missing_change_the_recommended_estimator_with_a_notice(published, main_tasks, capsys):
+    from dataclasses import replace
+
+    from lmlab.methods.ladder.forecast import available
+
+    bare = RunTable(tuple(replace(run, metrics={k: v for k, v in run.metrics.items() if "c4_en" not in k and "soft" not in k}) for run in published))
+    settings = available(preset("recommended"), bare, main_tasks)
+    assert [member.x for member in settings.members] == ["bpb", "validation"]
+    assert "it goes on with" in capsys.readouterr().err
+    assert len(available(preset("recommended"), published, main_tasks).members) == 3
+
+
+def test_each_step_alone_is_a_function_of_arrays():
+    rng = np.random.default_rng(0)
+    n, d = rng.uniform(1e8, 1e9, 16), rng.uniform(2e9, 2e11, 16)
+    law = LossLaw("nd").fit(n, d, true_loss(n, d))
+    assert list(law.parameters.values()) == pytest.approx(LAW, rel=1e-3)
+    assert law.error < 1e-4
+    assert law.predict(7e9, 4e12)[0] == pytest.approx(true_loss(7e9, 4e12), rel=1e-5)
+    losses = np.linspace(0.5, 1.4, 50)
+    curve = AccuracyLaw("sigmoid").fit(losses, true_accuracy(losses))
+    assert list(curve.parameters.values()) == pytest.approx(CURVE, rel=1e-3)
+    assert curve.predict([0.6])[0] == pytest.approx(true_accuracy(0.6), abs=1e-5)
+    with pytest.raises(UserError, match="needs 5 points"):
+        LossLaw("nd").fit(n[:4], d[:4], true_loss(n[:4], d[:4]))
+    with pytest.raises(UserError, match="has not been fitted"):
+        LossLaw("nd").predict(1e9, 1e11)
+
+
+def test_the_best_spending_of_a_budget_is_that_of_the_closed_form():
+    """Hoffmann et al. 2022, equation 4: N = G (C / 6)^(beta / (alpha + beta)), G = (alpha A / (beta B))^(1 / (alpha + beta))."""
+    parameters = dict(zip(("log_A", "log_B", "alpha", "beta", "E"), LAW, strict=True))
+    budget = 1e22
+    a, b = LAW[2], LAW[3]
+    g = (a * np.exp(LAW[0]) / (b * np.exp(LAW[1]))) ** (1 / (a + b))
+    n, d = compute_optimal(parameters, budget)
+    assert n == pytest.approx(g * (budget / 6) ** (b / (a + b)), rel=0.01)
+    assert 6 * n * d == pytest.approx(budget, rel=1e-9)
+    smaller, _ = compute_optimal(parameters, budget, inference_tokens=1e12)
+    assert smaller < n
+
+
+def test_a_further_run_lowers_the_variance_more_the_larger_it_is_and_is_ranked_by_its_cost(synthetic):
+    table, tasks = synthetic(2, 0.003)
+    chain = fit_chain(table, tasks, TwoStepSettings(delta=None))
+    found = next_runs(chain, 7e9, 4e12, ladder_flops=sum(run.flops for run in table))
+    assert [each.drop_per_share for each in found] == sorted((each.drop_per_share for each in found), reverse=True)
+    assert all(0 < each.variance_left <= 1 for each in found)
+    by_cost = {(each.n, each.multiple): each.variance_left for each in found}
+    largest = max(n for n, _ in by_cost)
+    assert by_cost[largest, 20] < by_cost[largest, 1]
+
+
+def test_replicates_spread_around_the_point(synthetic):
+    table, tasks = synthetic(1, 0.003)
+    values = bootstrap(table, tasks[0], preset("paper"), 3e9, 3e11, 60)
+    assert values.shape == (60,)
+    assert abs(np.median(values) - true_accuracy(true_loss(3e9, 3e11))) < 0.02
+    assert 0 < values.std() < 0.03
+
+
+def test_noise_between_repeated_runs_is_larger_than_between_checkpoints(published, main_tasks):
+    noise = seed_noise(published, main_tasks)
+    loss, accuracy = noise["csqa_val_5shot"]
+    assert 0.005 < loss < 0.031
+    assert 0.001 < accuracy < 0.018
+    assert seed_noise(published.paper, main_tasks) is None
+
+
+def test_the_card_of_a_benchmark_tells_its_noise_and_what_to_do(published, main_tasks):
+    found = {each.task: each for each in cards(TwoStep(TwoStepSettings(delta=1e-2), 0).fit(published, main_tasks, calibrated=False))}
+    assert found["HellaSwag"].signal > 30
+    assert found["OpenBookQA"].question_noise == pytest.approx(2.2, abs=0.1)
+    assert found["HellaSwag"].advice == "predictable"
+
+
+def test_the_noise_of_tasks_of_200_questions_is_told(published):
+    from dataclasses import replace
+
+    from lmlab.methods.ladder import TaskRegistry
+
+    task = TaskRegistry.builtin()["openbookqa_test_5shot"].model_copy(update={"n_instances": 20})
+    flat = RunTable(tuple(replace(run, metrics={**run.metrics, task.accuracy_keys[0]: 0.35 + 0 * run.tokens}) for run in published.ladder))
+    (card,) = cards(TwoStep(TwoStepSettings(delta=1e-2), 0).fit(flat, task, calibrated=False))
+    assert "add questions" in card.advice

@@ -1,0 +1,114 @@
+"""Recipes with mixtures of experts, from text to a report; ablations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmlab.config import validate
+from lmlab.errors import UserError
+from lmlab.methods.olmoe import AblationConfig, RoutingTrace, compare, run_ablation
+from lmlab.methods.olmoe.ablation import Choice
+from lmlab.methods.olmoe.byte_corpus import ByteCorpus, ByteWindows
+from lmlab.models import from_pretrained
+from lmlab.runs import Recipe, run_recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def test_the_laptop_recipe_goes_from_text_to_routing_and_a_report(library, tmp_path):
+    data = yaml.safe_load((RECIPES / "olmoe-laptop.yaml").read_text())
+    stages = data["stages"]
+    stages["documents"] |= {"sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3}
+    stages["tokenizer"]["vocab_size"] = 300
+    for name in ("dense", "sparse", "upcycled"):
+        stages[name] |= {"seq_len": 64, "heldout_rows": 4}
+        stages[name]["trainer"] |= {"steps": 4, "batch_size": 4, "evaluate_every": 2, "precision": "fp32", "device": "cpu", "log_every": 1}
+        if "model" in stages[name]:
+            stages[name]["model"] |= {"vocab_size": 300, "num_layers": 1, "d_model": 64, "max_seq_len": 128}
+    stages["routing"] |= {"seq_len": 64, "sequences": 8, "earlier": {"start": {"model": "sparse"}}}
+    results = run_recipe(Recipe.parse(data, "the test"), tmp_path)
+    assert results["sparse"]["parameters"] > results["sparse"]["active_parameters"]
+    sparse, upcycled = (from_pretrained(tmp_path / name / "model") for name in ("sparse", "upcycled"))
+    assert sparse.config.moe.num_experts == 16 and upcycled.config.moe.norm_topk_prob
+    rows = [json.loads(line) for line in (tmp_path / "sparse" / "metrics.jsonl").read_text().splitlines()]
+    assert "routing_saturation" in rows[-1] and "load_balancing_loss" in rows[0]
+    assert RoutingTrace.load(tmp_path / "routing" / "trace.npz").top_k == 4
+    page = (tmp_path / "report.html").read_text()
+    assert "Co-activation" in page and "Load-balancing loss" in page
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for domain, word in (("prose", "The sea is wide. "), ("code", "def f(x): return x + 1\n")):
+        rows = [{"id": str(number), "domain": domain, "text": f"{number} {word * 20}"} for number in range(40)]
+        (folder / f"{domain}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def ablation(texts: Path, **changes) -> AblationConfig:
+    sizes = {"preset": "OLMoE-tiny", "num_layers": 1, "d_model": 32, "num_heads": 2}
+    settings = {
+        "texts": str(texts),
+        "model": sizes,
+        "variants": {"moe": {"moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 16}}, "dense": {"ffn": "dense", "moe": None, "d_ff": 32}},
+        "choices": [{"title": "MoE or dense", "variants": ["moe", "dense"]}],
+        "seeds": [0, 1],
+        "seq_len": 32,
+        "trainer": {"steps": 3, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1},
+    }
+    return validate(AblationConfig, {**settings, **changes}, "the ablation")
+
+
+def test_one_file_gives_a_table_with_seeds_and_significance(texts, tmp_path):
+    told = []
+    found = run_ablation(ablation(texts), tmp_path, told=lambda job, result: told.append((job.variant, job.seed)))
+    assert sorted(told) == [("dense", 0), ("dense", 1), ("moe", 0), ("moe", 1)]
+    (row,) = found["comparisons"]
+    expected = [b["loss"] - a["loss"] for a, b in zip(found["results"]["moe"], found["results"]["dense"], strict=True)]
+    assert row["difference"] == pytest.approx(sum(expected) / 2) and row["interval"][0] < row["difference"] < row["interval"][1]
+    page = (tmp_path / "report.html").read_text()
+    assert "MoE or dense" in page
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert run_ablation(ablation(texts), tmp_path)["comparisons"] == found["comparisons"]
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}  # nothing was trained again
+
+
+def test_a_paired_test_by_hand():
+    results = {
+        "a": [{"seed": seed, "loss": loss} for seed, loss in enumerate((2.0, 2.1, 1.9))],
+        "b": [{"seed": seed, "loss": loss} for seed, loss in enumerate((2.1, 2.3, 2.0))],
+        "c": [{"seed": 7, "loss": 1.0}],
+    }
+    b, c = compare(Choice(title="?", variants=("a", "b", "c")), results)
+    from scipy.stats import ttest_rel
+
+    assert b["p"] == pytest.approx(ttest_rel([2.1, 2.3, 2.0], [2.0, 2.1, 1.9]).pvalue)
+    assert c == {"choice": "?", "variant": "c", "against": "a", "seeds": 0, "difference": None, "interval": None, "p": None}
+
+
+def test_rows_depend_on_seed_and_number_alone_and_parts_are_disjoint(texts):
+    corpus = ByteCorpus(texts)
+    first, again, other = (ByteWindows(corpus, 32, 10, seed) for seed in (0, 0, 1))
+    assert all((first[n]["input_ids"] == again[n]["input_ids"]).all() for n in range(10))
+    assert any((first[n]["input_ids"] != other[n]["input_ids"]).any() for n in range(10))
+    windows, domains = corpus.validation_windows(32, 4)
+    assert windows.shape == (8, 32) and domains.tolist() == [0] * 4 + [1] * 4
+    assert b"36 " not in corpus.train["code"].tobytes() and corpus.validation["code"].tobytes().startswith(b"36 ")
+
+
+def test_mistakes_in_an_ablation_are_explained(texts, tmp_path):
+    with pytest.raises(UserError, match="there is no variant 'moo'. Did you mean 'moe'"):
+        ablation(texts, choices=[{"title": "?", "variants": ["moo", "dense"]}])
+    with pytest.raises(UserError, match="There is no variant 'moo'"):
+        run_ablation(ablation(texts), tmp_path, only=["moo"])
+    with pytest.raises(UserError, match="variant 'bad'.*top_k 9 exceeds num_experts 4"):
+        run_ablation(ablation(texts, variants={"bad": {"moe": {"num_experts": 4, "top_k": 9}}}, choices=[]), tmp_path)
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "a.jsonl").write_text('{"text": "short", "domain": "a"}')
+    with pytest.raises(UserError, match="too little text"):
+        ByteCorpus(tmp_path / "short")
