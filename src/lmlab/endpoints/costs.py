@@ -1,0 +1,95 @@
+"""What requests cost, and a ceiling that is never passed: the worst case of every request under way is set aside before it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from pydantic import NonNegativeFloat
+
+from lmlab.config import Config, load_yaml, validate
+from lmlab.endpoints.protocol import ChatRequest, Usage
+from lmlab.errors import LmlabError, UserError
+
+EXIT_BUDGET = 4
+_MILLION = 1_000_000
+
+
+class BudgetExceeded(LmlabError):
+    """The next request could pass the ceiling; everything paid for is kept."""
+
+    exit_code = EXIT_BUDGET
+
+
+class Price(Config):
+    """US dollars per million tokens; `cached_prompt` is the price of prompt otherwise."""
+
+    prompt: NonNegativeFloat
+    completion: NonNegativeFloat
+    cached_prompt: NonNegativeFloat | None = None
+
+    def of(self, usage: Usage) -> float:
+        cached = self.prompt if self.cached_prompt is None else self.cached_prompt
+        return ((usage.prompt - usage.cached) * self.prompt + usage.cached * cached + usage.completion * self.completion) / _MILLION
+
+    def worst(self, request: ChatRequest) -> float:
+        """No reply costs more: every byte of the prompt a token, every answer as long as it may be."""
+        dearest = max(self.prompt, self.cached_prompt or 0)
+        return (request.most_prompt_tokens() * dearest + request.n * request.max_tokens * self.completion) / _MILLION
+
+
+def load_price(path: Path, model: str) -> Price | None:
+    """The price of a model from a YAML table of models to prices; None if it is not in the table."""
+    table = load_yaml(path)
+    return validate(Price, table[model], f"'{path}', {model}") if model in table else None
+
+
+class Purse:
+    """Money spent and set aside, in US dollars.
+
+    Arguments:
+        price: None for an unknown one: then costs are unknown as well.
+        ceiling: most that may be spent, what was `spent` before included; None for no limit.
+
+    Raises:
+        UserError: a ceiling without a price.
+    """
+
+    def __init__(self, price: Price | None, ceiling: float | None = None, spent: float = 0.0) -> None:
+        if ceiling is not None and price is None:
+            raise UserError(
+                "A ceiling of cost needs the price of the model.", "Give price: {prompt: ..., completion: ...}, in USD per million tokens."
+            )
+        self.price, self.ceiling, self.spent = price, ceiling, spent
+        self.at_risk = 0.0
+        self._reserved, self._under_way = 0.0, 0
+        self._changed = asyncio.Condition()
+
+    async def reserve(self, request: ChatRequest) -> float:
+        """Set the worst case aside; wait for requests under way if only what they have set aside stands in the way.
+
+        Raises:
+            BudgetExceeded: nothing is under way, and the request could pass the ceiling.
+        """
+        worst = 0.0 if self.price is None else self.price.worst(request)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._fits(worst) or self._under_way == 0)
+            if not self._fits(worst):
+                raise BudgetExceeded(
+                    f"${self.spent + self.at_risk:.4f} of ${self.ceiling:.4f} are spent, and the next request could cost ${worst:.4f}.",
+                    "Raise max_cost_usd and run the same command again: what was paid for is not asked for again.",
+                )
+            self._reserved, self._under_way = self._reserved + worst, self._under_way + 1
+        return worst
+
+    async def settle(self, reserved: float, spent: float = 0.0, at_risk: float = 0.0) -> None:
+        """Release what was set aside, and count what was spent and what may have been (`at_risk`: a request whose reply never came)."""
+        async with self._changed:
+            self._under_way -= 1
+            self._reserved = self._reserved - reserved if self._under_way else 0.0
+            self.spent += spent
+            self.at_risk += at_risk
+            self._changed.notify_all()
+
+    def _fits(self, worst: float) -> bool:
+        return self.ceiling is None or self.spent + self.at_risk + self._reserved + worst <= self.ceiling
