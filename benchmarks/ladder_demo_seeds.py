@@ -1,8 +1,8 @@
-"""Forecast and outcome of the demo over several seeds.
+"""Forecast and outcome of `recipes/demo-ladder.yaml` over several seeds.
 
     python benchmarks/ladder_demo_seeds.py [--seeds 0,1,2,3,4] [--out DIR]
 
-Runs the demo once for each seed (finished runs are kept) and prints what its ladder forecast before the training, beside what came of it.
+Runs the recipe once for each seed (finished runs are kept) and prints what its ladder forecast before the training, beside what came of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 
 from lmlab.files import read_json
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo-ladder.yaml"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,7 +28,7 @@ def main() -> None:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="lmlab-demo-seeds-"))
     rows = []
     for seed in arguments.seeds.split(","):
-        subprocess.run([sys.executable, "-m", "lmlab.cli", "demo", "--out", str(out / seed), "--set", f"seed={seed}"], check=True)
+        subprocess.run([sys.executable, "-m", "lmlab", "run", str(RECIPE), "--out", str(out / seed), "--set", f"seed={seed}"], check=True)
         rows.append((seed, read_json(out / seed / "results.json")["outcome"]))
     for name, scale, digits in (("heldout_loss", 1.0, 3), ("accuracy", 100.0, 1)):
         print(

@@ -150,6 +150,45 @@ def test_two_models_are_compared_question_by_question(lmlab, place, tmp_path):
     assert "1.000" in same.out
 
 
+def test_what_cannot_be_compared_is_told(lmlab, place, tmp_path):
+    assert lmlab(*command(place, "first", "--limit", "50", "--out", tmp_path / "some")).code == 0
+    assert lmlab(*command(place, "first", "--out", tmp_path / "all")).code == 0
+    assert "0 / 350" in lmlab("eval", "compare", tmp_path / "some", tmp_path / "all").out
+    both = ["--model", place / "first", "--model", place / "second", "--limit", "5"]
+    assert lmlab("eval", *both, "--tasks", place / "words.yaml", "--out", tmp_path / "both").code == 0
+    done = lmlab("eval", "compare", tmp_path / "both", tmp_path / "all")
+    assert (done.code, "holds several evaluations" in done.err) == (2, True)
+    (tmp_path / "task.jsonl").write_text((place / "task.jsonl").read_text())
+    (tmp_path / "words.yaml").write_text((place / "words.yaml").read_text() + "normalization: none\n")
+    assert lmlab(*command(tmp_path, place / "first", "--out", tmp_path / "other")).code == 0
+    done = lmlab("eval", "compare", tmp_path / "all", tmp_path / "other")
+    assert (done.code, "was measured in two ways" in done.err) == (2, True)
+
+
+def test_questions_with_one_option_have_bits_and_no_accuracy(lmlab, place, tmp_path):
+    (tmp_path / "task.jsonl").write_text(json.dumps({"id": "a", "context": "the cat", "options": [" sat on the mat"], "gold": 0}) + "\n")
+    (tmp_path / "words.yaml").write_text("name: words\nrequests: task.jsonl\n")
+    done = lmlab(*command(tmp_path, place / "first", "--out", tmp_path / "run"))
+    assert done.code == 0, done.err
+    assert "bits per byte" in done.out
+    done = lmlab("eval", "--model", place / "first", "--task", tmp_path / "task.jsonl", "--out", tmp_path / "file")
+    assert (done.code, "no question has several options" in done.err) == (2, True)
+    (tmp_path / "words.yaml").write_text("name: words\nrequests: task.jsonl\nmetric: accuracy\n")
+    done = lmlab(*command(tmp_path, place / "first", "--out", tmp_path / "again"))
+    assert (done.code, "one option alone" in done.err) == (2, True)
+
+
+def test_another_way_to_measure_is_a_changed_task(lmlab, place, tmp_path):
+    (tmp_path / "task.jsonl").write_text((place / "task.jsonl").read_text())
+    (tmp_path / "words.yaml").write_text((place / "words.yaml").read_text())
+    arguments = command(tmp_path, place / "first", "--limit", "5", "--out", tmp_path / "run")
+    assert lmlab(*arguments).code == 0
+    with (tmp_path / "words.yaml").open("a") as file:
+        file.write("normalization: none\n")
+    done = lmlab(*arguments)
+    assert (done.code, "has changed" in done.err) == (2, True)
+
+
 def test_a_limit_takes_fewer_questions(lmlab, place, tmp_path):
     assert lmlab(*command(place, "first", "--limit", "10", "--out", tmp_path / "run")).code == 0
     assert [row["id"] for row in rows_of(tmp_path / "run")] == [f"q{number}" for number in range(0, 400, 40)]

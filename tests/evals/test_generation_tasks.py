@@ -101,3 +101,27 @@ def test_a_broken_file_of_prompts_is_told_with_its_line(tmp_path):
 def test_references_and_answer_stand_in_the_row():
     row = answer_row(Prompt(id="q", prompt="p", references=["4"]), "It is 4.", Writing(extract=r"\d"))
     assert (row["answer"], row["references"], row["text"]) == ("4", ["4"], "It is 4.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [("A", "a", 1), ("A", "B", 0), ("3.5", "35", 0), ("-5", "5", 0), ("$1,000", "1000", 1), ("18.", "18", 1), ("a", "the", 0)],
+)
+def test_letters_and_numbers_are_compared_as_they_are(answer, reference, same):
+    assert exact_match(answer, reference) == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("kind: generation\nextract: '(['", "extract is not a regular expression"),
+        ("kind: generation\nmetric: accuracy", "does not go with kind 'generation'"),
+        ("metric: f1", "does not go with kind 'ranked'"),
+        ("extract: x", "extract belongs to tasks of kind 'generation'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path, changes, said):
+    (tmp_path / "t.jsonl").write_text("")
+    (tmp_path / "t.yaml").write_text(f"name: t\nrequests: t.jsonl\n{changes}\n")
+    with pytest.raises(UserError, match=said):
+        read_task(tmp_path / "t.yaml")

@@ -66,5 +66,5 @@ def test_rows_are_paired_by_question_and_skipped_ones_left_out():
 def test_other_questions_or_answers_cannot_be_compared():
     with pytest.raises(UserError, match="not answered the same questions"):
         pair_rows([{"id": "a", "gold": 0}], [{"id": "b", "gold": 0}])
-    with pytest.raises(UserError, match="Question 'a' has another right answer"):
+    with pytest.raises(UserError, match="Question 'a' is another one"):
         pair_rows([{"id": "a", "gold": 0}], [{"id": "a", "gold": 1}])

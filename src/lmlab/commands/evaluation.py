@@ -52,11 +52,12 @@ def evaluate(
         return
     if not models:
         raise UserError("Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more.")
-    if tasks is None and documents is None and task is None:
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if not names and documents is None and task is None:
         raise UserError("Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks.")
     from lmlab.files import sha256_json
 
-    settings: dict[str, Any] = {"tasks": [name.strip() for name in (tasks or "").split(",") if name.strip()]}
+    settings: dict[str, Any] = {"tasks": names}
     settings |= {"window": window, "too_long": too_long, "unconditional": unconditional, "precision": precision}
     further = {"limit": limit, "stride": stride, "documents": documents, "task": task}
     settings |= {key: str(value) if isinstance(value, Path) else value for key, value in further.items() if value is not None}

@@ -13,6 +13,7 @@ from lmlab.errors import UserError
 from lmlab.evals.rows import Row
 
 _RESAMPLES = 10_000
+_SAME = ("gold", "references", "characters", "bytes", "domain")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Comparison:
         interval: of 95 %, from a paired bootstrap.
         p_value: of no difference; McNemar's exact test where questions are right or wrong, else the paired bootstrap (two-sided).
         only_first, only_second: questions that one alone got right; None where they are not right or wrong.
+        left_out: rows of each run without a partner in the other one.
     """
 
     metric: str
@@ -37,21 +39,22 @@ class Comparison:
     p_value: float
     only_first: int | None = None
     only_second: int | None = None
+    left_out: tuple[int, int] = (0, 0)
 
 
 def pair_rows(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows of the questions that both have, in one order; skipped ones are left out.
 
     Raises:
-        UserError: they have no question in common, or a question has another right answer.
+        UserError: they have no question in common, or a question is another one.
     """
     known = {row["id"]: row for row in second if not row.get("skipped")}
     pairs = [(row, known[row["id"]]) for row in first if row["id"] in known and not row.get("skipped")]
     if not pairs:
         raise UserError("The two models have not answered the same questions.", "Evaluate both with the same tasks and the same limit.")
     for a, b in pairs:
-        if a.get("gold") != b.get("gold") or a.get("references") != b.get("references"):
-            raise UserError(f"Question '{a['id']}' has another right answer in the second run.", "The task has changed; evaluate both again.")
+        if any(a.get(key) != b.get(key) for key in _SAME):
+            raise UserError(f"Question '{a['id']}' is another one in the second run.", "The task has changed; evaluate both again.")
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 

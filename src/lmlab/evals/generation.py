@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ TextMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL"]
 _ALWAYS: tuple[TextMetric, ...] = ("exact_match", "f1")
 _BATCH = 16
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(\.\d+)?%?")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -125,8 +127,19 @@ def normalized(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where both are the same after normalisation; numbers such as 1,000 and 1000 are the same too."""
-    return float(normalized(answer) == normalized(reference) != "")
+    """1 where both are the same after normalisation. Numbers are compared by value; what normalisation leaves nothing of, as text."""
+    numbers = _number(answer), _number(reference)
+    if None not in numbers:
+        return float(numbers[0] == numbers[1])
+    ours, theirs = normalized(answer), normalized(reference)
+    if not ours or not theirs:  # an article or marks alone, such as the letter A
+        ours, theirs = answer.strip().lower(), reference.strip().lower()
+    return float(ours == theirs != "")
+
+
+def _number(text: str) -> Decimal | None:
+    text = text.strip().removesuffix(".")
+    return Decimal(re.sub(r"[$,%]", "", text)) if _NUMBER.fullmatch(text) else None
 
 
 def token_f1(answer: str, reference: str) -> float:

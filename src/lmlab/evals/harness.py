@@ -101,6 +101,8 @@ class HarnessModel(TemplateLM):
             for start in range(0, len(members), _BATCH):
                 batch = members[start : start + _BATCH]
                 room = self.max_length - settings.max_new_tokens
+                if room < 1:
+                    raise UserError(f"The task asks for {settings.max_new_tokens} new tokens, and the model reads {self.max_length} in all.")
                 prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in batch]
                 for number, (done,) in zip(batch, generate(model, prompts, settings, decode=self.tokenizer.decode), strict=True):
                     texts[number] = done.text or ""

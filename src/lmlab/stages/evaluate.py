@@ -99,7 +99,8 @@ class Evaluate(Stage[EvaluateConfig]):
 
     def run(self, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
         """Measure the model, then the untrained one; what a killed attempt measured is kept."""
-        if world().size == 1 and config.workers == 1:
+        self._spread(config, context)
+        if world().size == 1:
             reuse_memory()
         evaluator = Evaluator.load(model_directory(context.inputs["model"]), config.device, config.precision)
         if config.documents is not None and config.window > evaluator.scorer.max_seq_len:
@@ -115,24 +116,27 @@ class Evaluate(Stage[EvaluateConfig]):
             measured |= read_record(context.inputs["baselines"])["results"]["baselines"]
         return {"scorer": evaluator.scorer.description, "tasks": tasks, "measured": measured, "chance": chance}
 
-    def _tasks(self, evaluator: Evaluator, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
-        """The summary of each task; spread over workers first, if there are any."""
+    def _spread(self, config: EvaluateConfig, context: StageContext) -> None:
+        """Have workers measure the tasks, each its share, before this process reads the model."""
+        if config.workers == 1 or world().size > 1:
+            return
+        model = str(model_directory(context.inputs["model"]))
         settings = Settings(config.limit, config.too_long, config.unconditional)
-        found = find_tasks(config.tasks)
-        places = {task.name: context.directory / "tasks" / f"{task.name}.jsonl" for task in found}
-        if config.workers > 1 and world().size == 1:
-            model = model_directory(context.inputs["model"])
-            jobs = [
-                _Job(str(model), config.device, config.precision, task, settings, places[task.name], (number, config.workers))
-                for task in found
-                if not places[task.name].exists()
-                for number in range(config.workers)
-            ]
-            for _ in fan_out(_run_job, jobs, config.workers, config.backend):
-                pass
+        jobs = [
+            _Job(model, config.device, config.precision, task, settings, path, (number, config.workers))
+            for task in find_tasks(config.tasks)
+            if not (path := _place(context, task)).exists()
+            for number in range(config.workers)
+        ]
+        for _ in fan_out(_run_job, jobs, config.workers, config.backend):
+            pass
+
+    def _tasks(self, evaluator: Evaluator, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+        """The summary of each task; what workers have measured is there."""
+        settings = Settings(config.limit, config.too_long, config.unconditional)
         summaries = {}
-        for task in found:
-            rows = run_task(evaluator, task, settings, places[task.name])
+        for task in find_tasks(config.tasks):
+            rows = run_task(evaluator, task, settings, _place(context, task))
             assert rows is not None
             summaries[task.name] = {"title": task.title or task.name, "shots": task.shots, "split": task.split} | task_summary(task, rows)
             summaries[task.name]["domains"] = _by_domain(task, rows)
@@ -151,7 +155,9 @@ class Evaluate(Stage[EvaluateConfig]):
             task = Task(name=f"questions-{name}", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes")
             ranked = run_task(evaluator, task, Settings(None, config.too_long), context.directory / f"questions-{name}.jsonl")
             assert ranked is not None
-            found["accuracy"] = accuracy_by_domain(ranked)
+            if not (accuracy := accuracy_by_domain(ranked)):
+                raise UserError(f"'{path}': no question has several options that fit the model's window, so there is no accuracy.", "Use --tasks.")
+            found["accuracy"] = accuracy
             if name == "model":
                 found["chance"] = {"all": chance_level(ranked)} | {domain: chance_level(rows) for domain, rows in by_domain(ranked).items()}
         return found
@@ -169,6 +175,10 @@ class Evaluate(Stage[EvaluateConfig]):
         where = f" of {config.title}" if config.title else ""
         sections = [tasks_section(results, where)] if results["tasks"] else []
         return sections + ([comparison_section(results, where)] if results["measured"] else [])
+
+
+def _place(context: StageContext, task: Task) -> Path:
+    return context.directory / "tasks" / f"{task.name}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,8 @@ def _untrained(evaluator: Evaluator, config: EvaluateConfig, seed: int) -> Evalu
 def accuracy_by_domain(rows: Sequence[Row]) -> dict[str, Any]:
     """Accuracy by bytes over all rows, and for each domain."""
     groups = {"all": list(rows)} | by_domain(rows)
-    return {name: asdict(ranked_figures(found, "bytes")["accuracy"]) for name, found in groups.items()}
+    figures = {name: ranked_figures(found, "bytes").get("accuracy") for name, found in groups.items()}
+    return {name: asdict(value) for name, value in figures.items() if value is not None}
 
 
 def _by_domain(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
@@ -213,7 +224,9 @@ def _by_domain(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     domains = by_domain([row for row in rows if not row.get("skipped")])
     if len(domains) < 2:
         return {}
-    return {name: asdict(task_figures(task, found)[main_metric(task)]) for name, found in domains.items()}
+    main = main_metric(task, rows)
+    figures = {name: task_figures(task, found).get(main) for name, found in domains.items()}
+    return {name: asdict(value) for name, value in figures.items() if value is not None}
 
 
 def model_directory(path: Path) -> Path:

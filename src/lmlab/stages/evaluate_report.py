@@ -54,7 +54,7 @@ def headline_of(results: dict[str, Any]) -> dict[str, str]:
 
 def average_accuracy(tasks: dict[str, Any]) -> float | None:
     """The unweighted mean over the tasks that are known by their accuracy; None for fewer than two."""
-    values = [found["figures"]["accuracy"]["value"] for found in tasks.values() if found["metric"] == "accuracy" and found["figures"]]
+    values = [found["figures"]["accuracy"]["value"] for found in tasks.values() if "accuracy" in found["figures"] and found["metric"] == "accuracy"]
     return sum(values) / len(values) if len(values) > 1 else None
 
 

@@ -1,0 +1,57 @@
+"""Rows on the disk: parts of several processes, what a kill leaves, and shares that do not depend on what others have done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from lmlab.errors import UserError
+from lmlab.evals import read_rows
+from lmlab.evals.rows import RowFile
+from lmlab.evals.run import collect_rows
+
+
+@dataclass
+class Item:
+    id: str
+
+
+ITEMS = [Item(str(number)) for number in range(10)]
+
+
+def test_workers_take_the_same_shares_whenever_they_begin(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    other = RowFile(path, 0)
+    for item in ITEMS[0:6:2]:  # the first worker is already half done
+        other.append({"id": item.id})
+    seen = []
+    collect_rows(ITEMS, lambda waiting: (seen.append(item.id) or {"id": item.id} for item in waiting), path, "rows", (1, 2))
+    assert seen == [item.id for item in ITEMS[1::2]]
+
+
+def test_parts_become_one_file_in_the_order_of_the_items(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for part in (1, 0):
+        file = RowFile(path, part)
+        for item in ITEMS[part::2]:
+            file.append({"id": item.id, "part": part})
+        file.close()
+    rows = RowFile(path).finish(item.id for item in ITEMS)
+    assert [row["id"] for row in rows] == [item.id for item in ITEMS]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_that_a_finished_file_lacks_are_added_to_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "0"}\n')
+    rows = collect_rows(ITEMS[:3], lambda waiting: ({"id": item.id} for item in waiting), path, "rows")
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+    assert [row["id"] for row in read_rows([path])] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("line", ["garbage", "[1]", '{"gold": 1}'])
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    (tmp_path / "rows.part-0.jsonl").write_text(f'{{"id": "0"}}\n{line}\n{{"id": "1"}}\n')
+    with pytest.raises(UserError, match=r"rows\.part-0\.jsonl', line 2 is not a row"):
+        RowFile(tmp_path / "rows.jsonl").done()
