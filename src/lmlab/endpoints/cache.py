@@ -36,7 +36,7 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._database = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
-            self._database.execute("pragma journal_mode=wal")
+            _write_ahead(self._database)
             self._database.execute("pragma synchronous=normal")
             self._database.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
@@ -93,3 +93,16 @@ def _alive(owner: str) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _write_ahead(database: sqlite3.Connection, patience_s: float = 60.0) -> None:
+    """Turn on the write-ahead log. SQLite does not wait for others here, whatever its time-out, so this does."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            database.execute("pragma journal_mode=wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
