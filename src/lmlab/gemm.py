@@ -25,7 +25,7 @@ _fast_inference: ContextVar[bool] = ContextVar("fast_inference", default=False)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; x is [..., K], weight [N, K], bias [N]."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not (learns or _fast_inference.get()) or not _by_onednn(x, weight) or not x.numel():
+    if not (learns or _fast_inference.get()) or not x.numel() or not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     product: Tensor = _Linear.apply(rows, weight, bias) if learns else _onednn(rows, weight, bias)
