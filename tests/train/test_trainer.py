@@ -266,7 +266,6 @@ def test_recomputed_blocks_give_the_same_course(tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_course(tmp_path):
-    torch.compiler.reset()  # graphs that other tests compiled in this process
     _trainer(tmp_path / "eager").fit()
     _trainer(tmp_path / "compiled", compile=True).fit()
     assert np.allclose(_course(tmp_path / "eager"), _course(tmp_path / "compiled"), rtol=1e-4)

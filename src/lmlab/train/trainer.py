@@ -110,6 +110,7 @@ class Trainer:
             model = model.to_empty(device=self.device)
             materialize(model)
         if config.compile:
+            torch.compiler.reset()  # a graph that was compiled for another network of this process has given wrong gradients
             for module in getattr(model, "blocks", [model]) if self.world.size > 1 else [model]:
                 module.compile()
         return model
