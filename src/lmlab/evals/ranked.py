@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ def rank_questions(
     Raises:
         UserError: a question is longer than the window and `too_long` is `error`; an option adds no token to its context.
     """
-    prepared = [_Prepared(scorer, tokenizer, question, windows, unconditional, too_long) for question, windows in _encode(tokenizer, questions)]
+    prepared = [_Prepared(scorer, question, windows, too_long) for question, windows in _encode(tokenizer, questions, unconditional)]
     yield from (each.skipped() for each in prepared if each.is_skipped)
     kept = [each for each in prepared if not each.is_skipped]
     owners = [(owner, place) for owner in kept for place in range(len(owner.windows))]
@@ -49,31 +50,26 @@ def rank_questions(
             yield owner.row()
 
 
-def _encode(tokenizer: Tokenizer, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Window]]]:
-    windows = iter(encode_pairs(tokenizer, [pair for question in questions for pair in question.pairs()]))
-    for question in questions:
-        yield question, [next(windows) for _ in question.options]
+def _encode(tokenizer: Tokenizer, questions: Sequence[Question], unconditional: bool) -> Iterator[tuple[Question, list[Window]]]:
+    """The windows of each question's options, and behind them those of its options without the question if asked for."""
+    pairs = [question.pairs() + (question.pairs(unconditional=True) if unconditional else []) for question in questions]
+    windows = iter(encode_pairs(tokenizer, [pair for each in pairs for pair in each]))
+    for question, own in zip(questions, pairs, strict=True):
+        yield question, [next(windows) for _ in own]
 
 
 class _Prepared:
     """A question on its way to a row."""
 
-    def __init__(
-        self, scorer: Scorer, tokenizer: Tokenizer, question: Question, windows: list[Window], unconditional: bool, too_long: TooLong
-    ) -> None:
+    def __init__(self, scorer: Scorer, question: Question, windows: list[Window], too_long: TooLong) -> None:
         self.question, self.scores = question, dict[int, Score]()
         fitted = [fit_window(window, scorer.max_seq_len, too_long, f"Question '{question.id}'") for window in windows]
         self.is_skipped = any(window is None for window, _ in fitted)
         self.windows = [window for window, _ in fitted if window is not None]
         self.cut = sum(cut for _, cut in fitted)
-        for option, window in zip(question.options, windows, strict=True):
+        for option, window in zip(cycle(question.options), windows, strict=False):
             if window.num_scored < 1:
                 raise UserError(f"Question '{question.id}': the option {option!r} adds no token to its context.", "Change where the context ends.")
-        if unconditional and not self.is_skipped:
-            self.windows += encode_pairs(tokenizer, question.pairs(unconditional=True))
-            for option, window in zip(question.options, self.windows[len(windows) :], strict=True):
-                if window.num_scored < 1:
-                    raise UserError(f"Question '{question.id}': the option {option!r} adds no token to its unconditional context.")
 
     def skipped(self) -> Row:
         return {"id": self.question.id, "domain": self.question.domain, "gold": self.question.gold, "skipped": True}
