@@ -64,9 +64,7 @@ def test_every_token_but_the_first_of_a_document_is_a_label_once(tmp_path_factor
         assert context == tuple(range(label - len(context), label))
     for number in range(len(rows)):
         ids = rows[number]["document_ids"]
-        assert (
-            ids[0] in (0, -1) and set(np.diff(ids[ids >= 0])) <= {0, 1} and not np.any(np.diff((ids < 0).astype(int)) < 0)
-        )  # padding, -1, is at the end
+        assert ids[0] == 0 and set(np.diff(ids[ids >= 0])) <= {0, 1} and not np.any(np.diff((ids < 0).astype(int)) < 0)  # padding, -1, is at the end
         assert all(array.shape == (seq_len,) and array.dtype == np.int64 for array in rows[number].values())
 
 
