@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import signal
@@ -225,6 +226,16 @@ def test_a_changed_source_file_is_named(lmlab, recipe, tmp_path):
     assert "a.txt" not in shown.err
 
 
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process reads ``path`` now. Its files are opened and closed while they are listed here."""
+    folder = f"/proc/{pid}/fd"
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"{folder}/{name}") == str(path):
+                return True
+    return False
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see when the file is being read")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_without_stages_is_stopped_by_a_sentence_too(tmp_path, number):
@@ -233,8 +244,7 @@ def test_a_command_without_stages_is_stopped_by_a_sentence_too(tmp_path, number)
     command = [sys.executable, "-m", "lmlab", "data", "inspect", str(path)]
     restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
-    opened = Path(f"/proc/{process.pid}/fd")
-    while not any(os.path.realpath(each) == str(path) for each in opened.iterdir()):
+    while not _has_open(process.pid, path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(number)
