@@ -1,0 +1,124 @@
+"""The server's process: a socket, an event loop, and a clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from lmlab.endpoints.served import ServedModel
+from lmlab.endpoints.server.app import ServerConfig, create_app
+from lmlab.errors import UserError
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
+_GRACE_S = 10
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    model: ServedModel,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    config: ServerConfig | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a model until SIGINT or SIGTERM. Then requests under way have ten seconds to end; a second signal ends them at once.
+
+    Arguments:
+        port: 0 for any that is free.
+        ready: told the address once requests are taken.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    listener = bind(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+    settings = uvicorn.Config(
+        create_app(model, config), http="h11", ws="none", lifespan="off", log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False
+    )
+    try:
+        _Server(settings, lambda: ready(address) if ready is not None else None).run(sockets=[listener])
+    finally:
+        listener.close()
+        model.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on a signal, and do not raise it again at the end: to be stopped is how a server ends."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Also tell that requests are taken."""
+        await super().startup(sockets)
+        self._ready()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise UserError(f"'{host}' is no address of this machine: {error.strerror}.") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"{host} port {port} cannot be used: {error.strerror}.", "Choose another one with --port; 0 takes any that is free."
+        ) from None
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def server_config(host: str, key_env: str | None, allow_anyone: bool) -> ServerConfig:
+    """What is demanded of requests.
+
+    Arguments:
+        key_env: name of the environment variable that holds the key.
+        allow_anyone: take requests without a key also from other machines.
+
+    Raises:
+        UserError: the variable is not set, or the server would be open to other machines without a key.
+    """
+    secret = None
+    if key_env is not None:
+        secret = os.environ.get(key_env, "").strip()
+        if not secret:
+            raise UserError(f"The environment variable {key_env} is not set; it should hold the key that requests must bring.")
+    if secret is None and not is_loopback(host) and not allow_anyone:
+        raise UserError(
+            f"At {host} everybody who reaches this machine could use the model.", "Demand a key with --key-env NAME, or say --allow-anyone."
+        )
+    return ServerConfig(secret, LOOPBACK_NAMES if is_loopback(host) else None)
