@@ -25,13 +25,31 @@ class Token:
     start: int
 
 
+class TextOffsets:
+    """Where tokens start in their text, in characters.
+
+    Attributes:
+        place: where the next one starts.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._decoder, self.place = tokenizer, codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def of(self, ids: Sequence[int]) -> list[int]:
+        """One number a token, in order; the next call goes on behind them."""
+        offsets = []
+        for id in ids:
+            offsets.append(self.place)
+            if id not in self._tokenizer.special_ids:
+                self.place += len(self._decoder.decode(self._tokenizer.token_bytes(id)))
+        return offsets
+
+
 class TokenLog:
     """The tokens behind a text that grows: a token is told of once the text reaches it, and never if a stop string cut it off."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._waiting: list[Token] = []
-        self._bytes = self._given = 0
+        self._offsets, self._waiting, self._given = TextOffsets(tokenizer), list[Token](), 0
 
     def grow(self, text: str, ids: Sequence[int], log_probs: Sequence[float | None], top: Sequence[TopTokens], done: bool) -> list[Token]:
         """Add text and tokens; get the tokens that the text has reached.
@@ -39,11 +57,10 @@ class TokenLog:
         Arguments:
             done: no more will come: what the text does not reach was cut off, unless the text is whole.
         """
-        for number, id in enumerate(ids):
-            self._waiting.append(Token(id, log_probs[number], top[number] if top else [], self._bytes))
-            self._bytes += 0 if id in self._tokenizer.special_ids else len(self._tokenizer.token_bytes(id))
-        self._given += len(text.encode("utf-8", "replace"))
-        whole = done and self._given >= self._bytes
+        for number, (id, start) in enumerate(zip(ids, self._offsets.of(ids), strict=True)):
+            self._waiting.append(Token(id, log_probs[number], top[number] if top else [], start))
+        self._given += len(text)
+        whole = done and self._given >= self._offsets.place
         told = [token for token in self._waiting if whole or token.start < self._given]
         self._waiting = self._waiting[len(told) :]
         return told
@@ -87,22 +104,6 @@ def completion_log_probs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets:
         "top_logprobs": tops if with_top else None,
         "text_offset": list(offsets),
     }
-
-
-class TextOffsets:
-    """Where tokens start in their text, in characters."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._decoder, self._place = tokenizer, codecs.getincrementaldecoder("utf-8")("replace"), 0
-
-    def of(self, tokens: Sequence[Token]) -> list[int]:
-        """One number a token, in order; the next call goes on behind them."""
-        offsets = []
-        for token in tokens:
-            offsets.append(self._place)
-            if token.id not in self._tokenizer.special_ids:
-                self._place += len(self._decoder.decode(self._tokenizer.token_bytes(token.id)))
-        return offsets
 
 
 def prompt_tokens(prompt: Sequence[int], scores: PromptScores | None) -> list[Token]:

@@ -95,7 +95,7 @@ class CompletionForm:
     def choice(self, index: int, text: str, tokens: Sequence[Token], finish_reason: str | None) -> dict[str, Any]:
         reported = None
         if self.log_probs:
-            offsets = self._offsets.setdefault(index, TextOffsets(self.tokenizer)).of(tokens)
+            offsets = self._offsets.setdefault(index, TextOffsets(self.tokenizer)).of([token.id for token in tokens])
             reported = completion_log_probs(self.tokenizer, tokens, offsets, with_top=bool(self._top))
         return {"index": index, "text": text, "logprobs": reported, "finish_reason": finish_reason}
 

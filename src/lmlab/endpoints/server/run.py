@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import queue
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +20,7 @@ from lmlab.errors import UserError
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
 _GRACE_S = 10
+_PROTOCOL: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,22 +40,35 @@ def serve(
     Raises:
         UserError: the address cannot be had.
     """
-    listener = bind(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
-    settings = uvicorn.Config(
-        create_app(model, config), http="h11", ws="none", lifespan="off", log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False
-    )
+    server = _Server(model, bind(host, port), config, ready)
     try:
-        _Server(settings, lambda: ready(address) if ready is not None else None).run(sockets=[listener])
+        server.run(sockets=[server.listener])
     finally:
-        listener.close()
+        model.close()
+
+
+@contextlib.contextmanager
+def background(model: ServedModel, config: ServerConfig | None = None) -> Iterator[str]:
+    """Serve a model from a thread, at a free port of the loopback; gives the address."""
+    addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
+    server = _Server(model, bind("127.0.0.1", 0), config, addresses.put)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [server.listener]}, name="lmlab-server")
+    thread.start()
+    try:
+        yield addresses.get(timeout=60)
+    finally:
+        server.should_exit = True
+        thread.join()
         model.close()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
+    def __init__(self, model: ServedModel, listener: socket.socket, config: ServerConfig | None, ready: Callable[[str], None] | None = None) -> None:
+        app = create_app(model, config)
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False, **_PROTOCOL))
+        host, port = listener.getsockname()[:2]
+        self.listener, self._ready = listener, ready
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -70,7 +86,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Also tell that requests are taken."""
         await super().startup(sockets)
-        self._ready()
+        if self._ready is not None:
+            self._ready(self.address)
 
 
 def bind(host: str, port: int) -> socket.socket:
