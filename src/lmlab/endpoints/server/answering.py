@@ -10,9 +10,10 @@ from typing import Any
 
 from lmlab.endpoints.engine import EngineFailed, Growth, Job
 from lmlab.endpoints.served import ServedModel
-from lmlab.endpoints.server.answers import TokenLog, usage
+from lmlab.endpoints.server.answers import usage
 from lmlab.endpoints.server.errors import ApiError
 from lmlab.endpoints.server.forms import Form
+from lmlab.endpoints.token_log import TokenLog
 from lmlab.models import Completion
 
 

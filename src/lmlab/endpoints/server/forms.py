@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lmlab.data import Tokenizer
-from lmlab.endpoints.server.answers import TextOffsets, Token, chat_log_probs, completion_log_probs, prompt_tokens
+from lmlab.endpoints.server.answers import chat_log_probs, completion_log_probs, prompt_tokens
+from lmlab.endpoints.token_log import TextOffsets, Token
 from lmlab.models import PromptScores
 
 
@@ -61,7 +62,12 @@ class ChatForm:
         return parts if finish_reason is None else [*parts, self._part(index, {}, (), finish_reason)]
 
     def _part(self, index: int, delta: dict[str, Any], tokens: Sequence[Token], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": self._reported(tokens) if tokens else None, "finish_reason": finish_reason}
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._reported(tokens) if tokens or finish_reason else None,
+            "finish_reason": finish_reason,
+        }
 
     def _reported(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         return chat_log_probs(self.tokenizer, tokens) if self.log_probs else None
