@@ -42,8 +42,7 @@ def serve(
 ) -> None:
     """Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running batch. Ctrl-C stops it."""
     try:
-        from lmlab.endpoints.server.run import serve as run
-        from lmlab.endpoints.server.run import server_config
+        from lmlab.endpoints import server
     except ModuleNotFoundError as error:
         if error.name in ("starlette", "uvicorn", "h11"):
             raise missing_extra(error.name, "serve", "lmlab serve") from None
@@ -51,15 +50,15 @@ def serve(
     from dataclasses import replace
 
     from lmlab.data import ChatConfig, chat_tokenizer
-    from lmlab.endpoints.served import ServedModel
 
-    config = replace(server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
+    config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
+    listener = server.bind(host, port)
     directory, network, tokenizer = load_model(model, precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
-    served = ServedModel(name or model.resolve().name, directory, network, tokenizer, max_batch, max_queue)
+    served = server.ServedModel(name or model.resolve().name, directory, network, tokenizer, max_batch, max_queue)
 
     def ready(address: str) -> None:
         print(f"Serving '{served.name}' at {address} ({served.max_seq_len:,} tokens of context). Ctrl-C stops.", file=sys.stderr, flush=True)
 
-    run(served, host, port, config, ready)
+    server.serve(served, listener, config, ready)
     print("Stopped.", file=sys.stderr)

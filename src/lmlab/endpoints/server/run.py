@@ -24,25 +24,15 @@ _PROTOCOL: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(
-    model: ServedModel,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    config: ServerConfig | None = None,
-    ready: Callable[[str], None] | None = None,
-) -> None:
+def serve(model: ServedModel, listener: socket.socket, config: ServerConfig | None = None, ready: Callable[[str], None] | None = None) -> None:
     """Serve a model until SIGINT or SIGTERM. Then requests under way have ten seconds to end; a second signal ends them at once.
 
     Arguments:
-        port: 0 for any that is free.
+        listener: where requests come in (`bind`).
         ready: told the address once requests are taken.
-
-    Raises:
-        UserError: the address cannot be had.
     """
-    server = _Server(model, bind(host, port), config, ready)
     try:
-        server.run(sockets=[server.listener])
+        _Server(model, listener, config, ready).run(sockets=[listener])
     finally:
         model.close()
 
@@ -51,8 +41,9 @@ def serve(
 def background(model: ServedModel, config: ServerConfig | None = None) -> Iterator[str]:
     """Serve a model from a thread, at a free port of the loopback; gives the address."""
     addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
-    server = _Server(model, bind("127.0.0.1", 0), config, addresses.put)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [server.listener]}, name="lmlab-server")
+    listener = bind("127.0.0.1", 0)
+    server = _Server(model, listener, config, addresses.put)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="lmlab-server")
     thread.start()
     try:
         yield addresses.get(timeout=60)
@@ -67,7 +58,7 @@ class _Server(uvicorn.Server):
         app = create_app(model, config)
         super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False, **_PROTOCOL))
         host, port = listener.getsockname()[:2]
-        self.listener, self._ready = listener, ready
+        self._ready = ready
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
     @contextlib.contextmanager
@@ -91,7 +82,10 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address.
+    """A socket at an address; nobody can connect to it before a server listens.
+
+    Arguments:
+        port: 0 for any that is free.
 
     Raises:
         UserError: it cannot be had.
