@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
+import torch
 
+from lmlab.endpoints.prefixes import Prefixes
 from lmlab.endpoints.server import ServerConfig, background
-from lmlab.models import DecodingConfig, generate
+from lmlab.models import DecodingConfig, KVCache, generate
 
 MESSAGES = [{"role": "user", "content": "It was the best of times"}]
 LONG = 1900
@@ -170,6 +172,42 @@ def test_an_answer_does_not_depend_on_the_requests_beside_it(small, client):
     alone = [ask(number) for number in range(24)]
     with ThreadPoolExecutor(24) as pool:
         assert list(pool.map(ask, range(24))) == alone
+
+
+def test_a_beginning_that_was_read_before_is_not_read_again_and_nobody_notices(make_served):
+    served = make_served()
+    chapter = "It was the best of times, it was the worst of times. " * 12
+    questions = [chapter + tail for tail in ("x", "It", "def f", "x", "", "straße, 数")]
+    read = []
+    with background(served) as url, openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        served.network.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()) if inputs[0].shape[1] > 1 else None)
+
+        def ask(text):
+            return client.completions.create(model="small", prompt=text, max_tokens=9, temperature=0.9, seed=2, n=2)
+
+        with ThreadPoolExecutor(6) as pool:
+            replies = list(pool.map(ask, questions))
+    total = sum(reply.usage.prompt_tokens for reply in replies)
+    assert sum(reply.usage.prompt_tokens_details.cached_tokens for reply in replies) > 0.6 * total > sum(read)
+    for question, reply in zip(questions, replies, strict=True):
+        ids = served.tokenizer.encode_prompt(question)
+        expected = generate(served.network, [ids], DecodingConfig(eos_ids=served.eos_ids, max_new_tokens=9, temperature=0.9, seed=2, num_samples=2),
+                            decode=served.tokenizer.decode)[0]  # fmt: skip
+        assert [choice.text for choice in reply.choices] == [each.text for each in expected]
+
+
+def test_prompts_are_kept_by_use_and_within_their_room(make_served):
+    served = make_served()
+    prefixes, prompts = Prefixes(250), [[start] * 100 for start in (1, 2, 3)]
+    for prompt in prompts:
+        cache = KVCache(served.network.config, 1, 100)
+        served.network(torch.tensor([prompt]), cache=cache)
+        prefixes.keep(prompt, cache, 0)
+        prefixes.find(prompts[0], 0)
+    assert prefixes.tokens == 200 and [prefixes.shared(prompt) for prompt in prompts] == [100, 0, 100]
+    assert prefixes.find([1] * 80, 7).length == 79 and prefixes.find([1] * 80, 7).max_length == 87
+    assert prefixes.find([1] * 70 + [5] * 200, 0) is None and prefixes.find([1] * 60, 0) is None
+    served.close()
 
 
 def post(small, content, path="/chat/completions", **headers):

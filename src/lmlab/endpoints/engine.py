@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lmlab.endpoints.prefixes import Prefixes, shares, worth_sharing
 from lmlab.hardware import memory_bytes
 from lmlab.models import Continuation, Decoding, DecodingConfig, GrowingText, PromptScores, Transformer
 from lmlab.models.decoding import Decode, FinishReason, TopTokens, check_prompts
@@ -43,11 +44,17 @@ class Growth:
 
 
 class Job:
-    """A request under way. It is iterated, or waited for, within the event loop that submitted it."""
+    """A request under way. It is iterated, or waited for, within the event loop that submitted it.
+
+    Attributes:
+        cancelled: nobody waits for it any more.
+        cached_tokens: how much of the prompt did not have to be read.
+    """
 
     def __init__(self, prompt: Sequence[int], config: DecodingConfig, stream: bool) -> None:
         self.prompt, self.config, self.stream = prompt, config, stream
         self.cancelled = False
+        self.cached_tokens = 0
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[list[Growth] | list[Continuation] | EngineFailed] = asyncio.Queue()
 
@@ -140,7 +147,8 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._decoding, self._running = Decoding(model, decode), list[_Running]()
+        self._prefixes = Prefixes(self._max_slots // 8)
+        self._decoding, self._running = Decoding(model, decode, self._prefixes.keep), list[_Running]()
         self.served = self.generated = 0
         self._thread = threading.Thread(target=self._work, name="lmlab-engine", daemon=True)
         self._thread.start()
@@ -199,7 +207,11 @@ class Engine:
     def _advance(self, admitted: list[Job]) -> None:
         """Read the prompts of new jobs, or else take a step; tell of both."""
         if admitted:
-            for job, rows in zip(admitted, self._decoding.add([(job.prompt, job.config) for job in admitted]), strict=True):
+            begun = None
+            if self._shared(admitted[0]):
+                begun = self._prefixes.find(admitted[0].prompt, admitted[0].config.max_new_tokens)
+                admitted[0].cached_tokens = 0 if begun is None else begun.length
+            for job, rows in zip(admitted, self._decoding.add([(job.prompt, job.config) for job in admitted], begun), strict=True):
                 self._running.append(_Running(job, rows, self._decode))
             self._report()
         self._decoding.step()
@@ -231,15 +243,27 @@ class Engine:
             rows, room, longest = rows + job.config.num_samples, max(room, job.config.max_new_tokens), max(longest, len(job.prompt))
             too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self._max_slots
             too_long = (len(admitted) + 1) * longest > self._max_read
-            if (too_many and (live or admitted)) or (too_long and admitted):
+            if (too_many and (live or admitted)) or (admitted and (too_long or self._better_alone(job, admitted))):
                 break
             admitted.append(self._waiting.popleft())
+            if self._shared(job):
+                break
         return admitted
+
+    def _shared(self, job: Job) -> int:
+        """How many tokens of a job's prompt need not be read, because an earlier one began with them."""
+        return 0 if job.config.score_prompt else self._prefixes.shared(job.prompt)
+
+    def _better_alone(self, job: Job, admitted: list[Job]) -> bool:
+        """Whether a job has, or will have after these, a beginning that need not be read; such a job is read on its own."""
+        if job.config.score_prompt:
+            return False
+        return bool(self._shared(job)) or any(worth_sharing(shares(each.prompt, job.prompt), job.prompt) for each in admitted)
 
     def _fail(self, admitted: list[Job], error: EngineFailed) -> None:
         for job in {*admitted, *(each.job for each in self._running)}:
             job.tell(error)
-        self._decoding, self._running = Decoding(self.model, self._decode), []
+        self._decoding, self._running = Decoding(self.model, self._decode, self._prefixes.keep), []
 
 
 def _slots_that_fit(model: Transformer) -> int:

@@ -73,7 +73,7 @@ class LocalBackend:
         except EngineFailed as error:
             raise Transient(str(error)) from None
         choices = tuple(Choice(each.text or "", each.finish_reason, self._log_probs(each, request)) for each in done)
-        return Reply("ok", choices, Usage(len(ids), sum(len(each.ids) for each in done)), seconds=time.perf_counter() - started)
+        return Reply("ok", choices, Usage(len(ids), sum(len(each.ids) for each in done), job.cached_tokens), seconds=time.perf_counter() - started)
 
     async def close(self) -> None:
         """End the engine."""

@@ -129,6 +129,20 @@ class KVCache:
         self._keys, self._values = self._keys[:, index], self._values[:, index]
         self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
 
+    def copy_of(self, row: int, start: int, stop: int, room: int = 0) -> KVCache:
+        """A cache of one row with the tokens of these slots, and `room` free ones; they must be the row's first real tokens.
+
+        Raises:
+            ValueError: this cache shares a prefix.
+        """
+        if self.prefix is not None:
+            raise ValueError("rows of a cache that shares a prefix cannot be copied")
+        length = stop - start
+        copied = KVCache(self._config, 1, length + room, self._keys.dtype, self._keys.device)
+        copied._keys[:, 0, :, :length], copied._values[:, 0, :, :length] = self._keys[:, row, :, start:stop], self._values[:, row, :, start:stop]
+        copied.length = length
+        return copied
+
     @classmethod
     def side_by_side(cls, parts: Sequence[tuple[KVCache, Sequence[int]]], room: int) -> KVCache:
         """A cache of chosen rows of several ones, which end at the same slot; shorter rows get padding on the left.

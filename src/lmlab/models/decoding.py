@@ -114,13 +114,14 @@ class Decoding:
     Arguments:
         model: of which no copy is made; it is left in the mode that it was in.
         decode: ids to text, for stop strings.
+        keep: called with each prompt that was read, the cache that its keys and values end in, and its row there.
 
     Attributes:
         rows: what stands in each row of the cache; some may be done.
     """
 
-    def __init__(self, model: Transformer, decode: Decode | None = None) -> None:
-        self._model, self._decode = model, decode
+    def __init__(self, model: Transformer, decode: Decode | None = None, keep: Callable[[Sequence[int], KVCache, int], None] | None = None) -> None:
+        self._model, self._decode, self._keep = model, decode, keep
         self._cache: KVCache | None = None
         self.rows: list[Continuation] = []
 
@@ -139,7 +140,7 @@ class Decoding:
 
         Arguments:
             asked: prompts and what to do with each.
-            cache: keys and values of the first tokens of a single prompt, with room for all; only for an empty batch.
+            cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch also for what is added.
 
         Returns:
             for each prompt its `num_samples` continuations, which grow with every `step`.
@@ -157,6 +158,9 @@ class Decoding:
             self._cache, self.rows = None, []
         with _evaluating(self._model):
             logits, read = self._read([prompt for prompt, _ in asked], found, cache)
+            if self._keep is not None:
+                for number, (prompt, _) in enumerate(asked):
+                    self._keep(prompt, read, number)
             new = [row for samples in found for row in samples]
             parents = [number for number, samples in enumerate(found) for _ in samples]
             self._choose(new, logits if parents == list(range(len(found))) else logits[parents])

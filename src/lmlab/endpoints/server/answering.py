@@ -33,7 +33,7 @@ async def whole(model: ServedModel, jobs: Sequence[Job], form: Form) -> dict[str
             tokens = tokens + TokenLog(model.tokenizer).grow(done.text or "", done.ids, done.log_probs, done.top, done=True)
         choices.append(form.choice(index, text + (done.text or ""), tokens, done.finish_reason))
         generated += len(done.ids)
-    return {**_head(model, form, form.whole), "choices": choices, "usage": usage(sum(len(job.prompt) for job in jobs), generated)}
+    return {**_head(model, form, form.whole), "choices": choices, "usage": usage(jobs, generated)}
 
 
 async def events(model: ServedModel, jobs: Sequence[Job], form: Form, with_usage: bool) -> AsyncGenerator[bytes]:
@@ -59,7 +59,7 @@ async def events(model: ServedModel, jobs: Sequence[Job], form: Form, with_usage
         yield _event(ApiError(500, str(error)).body())
         return
     if with_usage:
-        yield _event(head | {"choices": [], "usage": usage(sum(len(job.prompt) for job in jobs), generated)})
+        yield _event(head | {"choices": [], "usage": usage(jobs, generated)})
     yield b"data: [DONE]\n\n"
 
 

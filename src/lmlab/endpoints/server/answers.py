@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmlab.data import Tokenizer
+from lmlab.endpoints.engine import Job
 from lmlab.endpoints.token_log import Token, spelling
 from lmlab.models import PromptScores
 
@@ -51,9 +52,11 @@ def prompt_tokens(prompt: Sequence[int], scores: PromptScores | None) -> list[To
     return [Token(id, scores.log_probs[number], scores.top[number], 0) for number, id in enumerate(prompt)]
 
 
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    """Token counts."""
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def usage(jobs: Sequence[Job], completion: int) -> dict[str, Any]:
+    """Token counts; prompts count once, however many samples they have."""
+    prompt, cached = sum(len(job.prompt) for job in jobs), sum(job.cached_tokens for job in jobs)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def _finite(log_prob: float | None) -> float | None:
