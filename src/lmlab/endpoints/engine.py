@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lmlab.endpoints.prefixes import Prefixes, shares, worth_sharing
+from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes
 from lmlab.models import Continuation, Decoding, DecodingConfig, GrowingText, PromptScores, Transformer
 from lmlab.models.decoding import Decode, FinishReason, TopTokens, check_prompts
@@ -135,6 +136,7 @@ class Engine:
         max_waiting: most requests that wait for a place.
 
     Attributes:
+        max_slots: tokens for whose keys and values there is memory.
         served: requests that are done.
         generated: tokens that were made.
     """
@@ -143,11 +145,11 @@ class Engine:
         device = model.embedding.weight.device.type
         self.model, self._decode = model, decode
         self.max_rows, self.max_waiting = max_rows or _MAX_ROWS.get(device, 16), max_waiting
-        self._max_read, self._max_slots = _MAX_READ.get(device, 4096), _slots_that_fit(model)
+        self._max_read, self.max_slots = _MAX_READ.get(device, 4096), _slots_that_fit(model)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._prefixes = Prefixes(self._max_slots // 8)
+        self._prefixes = Prefixes(self.max_slots // 8)
         self._decoding, self._running = Decoding(model, decode, self._prefixes.keep), list[_Running]()
         self.served = self.generated = 0
         self._thread = threading.Thread(target=self._work, name="lmlab-engine", daemon=True)
@@ -169,9 +171,15 @@ class Engine:
         Raises:
             Busy: too many requests wait.
             EngineFailed: the engine is closed.
-            UserError: a prompt is empty, or exceeds the model's `max_seq_len` with its continuation.
+            UserError: a prompt is empty, or exceeds the model's `max_seq_len` or the memory with its continuations.
         """
         check_prompts(self.model, [(prompt, config) for prompt in prompts], self._decode)
+        needed = config.num_samples * (max(map(len, prompts)) + config.max_new_tokens)
+        if needed > self.max_slots:
+            raise UserError(
+                f"The request needs room for {needed} tokens, and there is memory for {self.max_slots}.",
+                "Lower the number of samples or of new tokens.",
+            )
         jobs = [Job(prompt, config, stream) for prompt in prompts]
         with self._changed:
             if self._closing:
@@ -241,7 +249,7 @@ class Engine:
                 self._waiting.popleft()
                 continue
             rows, room, longest = rows + job.config.num_samples, max(room, job.config.max_new_tokens), max(longest, len(job.prompt))
-            too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self._max_slots
+            too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self.max_slots
             too_long = (len(admitted) + 1) * longest > self._max_read
             if (too_many and (live or admitted)) or (admitted and (too_long or self._better_alone(job, admitted))):
                 break

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from lmlab.data import Tokenizer
 from lmlab.endpoints.engine import Busy, EngineFailed, Job
 from lmlab.endpoints.served import ServedModel
 from lmlab.endpoints.server.answering import events, whole
@@ -103,11 +104,11 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         """An answer to a conversation; as long as the context has room for if no length is given."""
         body = await self._read(request, ChatBody)
-        ids = self.model.chat_ids([message.plain() for message in body.messages])
+        ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages])
         given = body.max_completion_tokens or body.max_tokens
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
-        config = self._settings(body, [ids], given or max(1, self.model.max_seq_len - len(ids)), body.top_logprobs or 0)
+        config = self._settings(body, [ids], given or self.model.most_new_tokens(len(ids), body.n or 1), body.top_logprobs or 0)
         return await self._answer(request, body, [ids], config, ChatForm(self.model.tokenizer, bool(body.logprobs)))
 
     async def completions(self, request: Request) -> Response:
@@ -116,7 +117,7 @@ class _Server:
         if body.best_of not in (None, body.n or 1):
             raise ApiError(400, "'best_of' is not supported by this server.", "unsupported_parameter", "best_of")
         tokenizer = self.model.tokenizer
-        prompts = [(given, tokenizer.encode_prompt(given)) if isinstance(given, str) else (None, given) for given in body.prompts()]
+        prompts = await asyncio.to_thread(_encoded, tokenizer, body.prompts())
         vocab_size = self.model.network.config.vocab_size
         if any(id >= vocab_size for _, ids in prompts for id in ids):
             raise ApiError(400, f"'prompt' has a token id that is not below {vocab_size}.", "invalid_value", "prompt")
@@ -196,6 +197,11 @@ class _Server:
 
     def _described(self) -> dict[str, Any]:
         return {"id": self.model.name, "object": "model", "created": self._created, "owned_by": "lmlab", "max_model_len": self.model.max_seq_len}
+
+
+def _encoded(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[tuple[str | None, list[int]]]:
+    """Prompts as text, where they are given as such, and as ids."""
+    return [(given, tokenizer.encode_prompt(given)) if isinstance(given, str) else (None, given) for given in prompts]
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], jobs: Sequence[Job]) -> T:
