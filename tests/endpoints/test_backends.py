@@ -105,6 +105,7 @@ def test_replies_of_a_local_model_are_kept_under_the_hash_of_its_files(model_dir
     first, _ = run(endpoint, cache=cache)
     again, client = run(endpoint, cache=cache)
     assert client.sent == 0 and [reply.choices for reply in first] == [reply.choices for reply in again]
+    assert estimate(endpoint, REQUESTS, cache).cached == len(REQUESTS)
     assert LocalBackend.load(model_directory, "bf16").identity != LocalBackend.load(model_directory).identity
     with pytest.raises(UserError, match="nowhere"):
         run(Endpoint.named("local:nowhere"))
