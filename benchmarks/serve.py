@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workloads", type=_workload, nargs="+", default=[("mixed", 1), ("mixed", 8), ("chapter", 8)], help="name:concurrency")
     arguments = parser.parse_args()
     model = arguments.model.resolve()
     lmlab = [sys.executable, "-m", "lmlab", "serve", str(model), "--name", str(model)]
@@ -75,6 +76,13 @@ def main() -> None:
             process.terminate()
         for process, _ in servers.values():
             process.wait()
+
+
+def _workload(text: str) -> tuple[str, int]:
+    name, _, concurrency = text.partition(":")
+    if name not in ("mixed", "chapter"):
+        raise argparse.ArgumentTypeError(f"'{name}' is neither mixed nor chapter")
+    return name, int(concurrency)
 
 
 def _start(command: list[str], threads: int) -> tuple[subprocess.Popen[bytes], str]:
@@ -110,7 +118,7 @@ def _works(name: str, process: subprocess.Popen[bytes], url: str, model: str) ->
 
 
 def _compare(servers: dict[str, str], model: str, arguments: argparse.Namespace) -> None:
-    for workload, concurrency in (("mixed", 1), ("mixed", 8), ("chapter", 8)):
+    for workload, concurrency in arguments.workloads:
         seconds: dict[str, list[float]] = {name: [] for name in servers}
         tokens: dict[str, int] = {}
         texts: dict[str, list[str]] = {}

@@ -198,6 +198,26 @@ def test_a_beginning_that_was_read_before_is_not_read_again_and_nobody_notices(m
         assert [choice.text for choice in reply.choices] == [each.text for each in expected]
 
 
+def test_a_long_prompt_is_read_in_pieces_and_holds_up_nobody(make_served):
+    served = make_served()
+    read = []
+    served.network.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
+    long = "It was the best of times, it was the worst of times. " * 70
+    ids = served.tokenizer.encode_prompt(long)
+    options = {"model": "small", "max_tokens": 40, "temperature": 0, "logit_bias": {str(id): -100 for id in served.eos_ids}}
+    with background(served) as url, openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client, ThreadPoolExecutor(2) as pool:
+        short = pool.submit(client.completions.create, prompt="It was", **options | {"max_tokens": 500})
+        while served.engine.running == 0:
+            time.sleep(0.001)
+        texts = [pool.submit(client.completions.create, prompt=long, **options).result().choices[0].text]
+        assert short.result().usage.completion_tokens == 500
+    pieces = [place for place, (_, size) in enumerate(read) if size == 512]
+    assert len(pieces) == (len(ids) - 1) // 512 and (1, 1) in read[pieces[0] : pieces[1]]
+    bias = tuple((id, -100.0) for id in served.eos_ids)
+    expected = generate(served.network, [ids], DecodingConfig(max_new_tokens=40, temperature=0, logit_bias=bias), decode=served.tokenizer.decode)
+    assert texts == [expected[0][0].text]
+
+
 def test_prompts_are_kept_by_use_and_within_their_room(make_served):
     served = make_served()
     prefixes, prompts = Prefixes(250), [[start] * 100 for start in (1, 2, 3)]
