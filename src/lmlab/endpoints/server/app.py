@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from lmlab.data import Tokenizer
 from lmlab.endpoints.engine import Busy, EngineFailed, Job
@@ -136,7 +137,7 @@ class _Server:
             return json_response(await _unless_gone(request, whole(self.model, jobs, form), jobs))
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(self.model, jobs, form, with_usage), media_type="text/event-stream", headers=headers)
+        return _Stream(events(self.model, jobs, form, with_usage), jobs, headers)
 
     def _settings(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], max_new_tokens: int, top: int) -> DecodingConfig:
         longest, limit = max(map(len, prompts)), self.model.max_seq_len
@@ -199,6 +200,26 @@ class _Server:
         return {"id": self.model.name, "object": "model", "created": self._created, "owned_by": "lmlab", "max_model_len": self.model.max_seq_len}
 
 
+class _Stream(StreamingResponse):
+    """Server-sent events; however the stream ends, also before its first event, its jobs end with it."""
+
+    def __init__(self, content: AsyncIterator[bytes], jobs: Sequence[Job], headers: dict[str, str]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._jobs = jobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _give_up(self._jobs)
+
+
+def _give_up(jobs: Sequence[Job]) -> None:
+    """End jobs; that means nothing to those that are done."""
+    for job in jobs:
+        job.cancelled = True
+
+
 def _encoded(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[tuple[str | None, list[int]]]:
     """Prompts as text, where they are given as such, and as ids."""
     return [(given, tokenizer.encode_prompt(given)) if isinstance(given, str) else (None, given) for given in prompts]
@@ -219,8 +240,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], jobs: Seq
     finally:
         for each in (task, gone):
             each.cancel()
-        for job in jobs:
-            job.cancelled = True  # means nothing to one that is done
+        _give_up(jobs)
 
 
 async def _disconnected(request: Request) -> None:
