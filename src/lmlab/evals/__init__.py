@@ -6,6 +6,7 @@ from lmlab.evals.evaluator import Evaluator
 from lmlab.evals.generation import Prompt
 from lmlab.evals.measurement import Measurement, bootstrapped, mean, ratio
 from lmlab.evals.next_line import build_next_line_items
+from lmlab.evals.next_word import build_next_word_items
 from lmlab.evals.ngram import ByteNGram
 from lmlab.evals.perplexity import bits_per_byte, measure_documents, perplexity_figures
 from lmlab.evals.prefix_sharing import Window
@@ -33,6 +34,7 @@ __all__ = [
     "bits_per_byte",
     "bootstrapped",
     "build_next_line_items",
+    "build_next_word_items",
     "by_domain",
     "chance_level",
     "compare_values",
