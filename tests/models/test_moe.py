@@ -555,6 +555,16 @@ def test_an_expert_that_is_missing_or_of_another_width_is_named(tmp_path):
         assert part in str(caught.value)
 
 
+def test_a_padded_vocabulary_is_told_from_other_mistakes(tmp_path):
+    """OLMoE's tokenizer has 50,280 ids and its embedding 50,304 rows."""
+    save_pretrained(Transformer(ModelConfig(**{**BASE, "vocab_size": 64}, moe=EXPERTS)).initialize(0), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"vocab_size": 61}))
+    with pytest.raises(LmlabError, match=r"embed_tokens.weight has shape \[64, 32\], not \[61, 32\]") as caught:
+        from_pretrained(tmp_path)
+    assert caught.value.remedy == "The vocabulary is padded: set vocab_size to 64."
+
+
 def test_second_names_of_keys_and_a_missing_epsilon_are_understood(tmp_path):
     model = make()
     save_pretrained(model, tmp_path)

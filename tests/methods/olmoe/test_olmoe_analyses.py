@@ -27,6 +27,7 @@ from lmlab.methods.olmoe import (
     mutual_information,
     router_saturation,
     routing_page,
+    token_probabilities,
     vocab_by_expert,
     vocab_specialization,
     vocab_summary,
@@ -214,6 +215,20 @@ def test_lists_of_tokens_and_of_experts():
     assert most_coactivated(together, 2) == [0, 2]
     table = cross_layer_routing(random_trace(), 0, 1)
     assert table.sum() == 120
+
+
+def test_probabilities_of_tokens_by_domain_by_hand():
+    ids = np.array([[7, 7, 7, 9], [7, 7, 7, 7]])
+    experts = np.array([[[[0, 1]], [[0, 2]], [[0, 1]], [[3, 1]]], [[[2, 1]]] * 4])
+    trace = RoutingTrace(ids, experts, 4, (5,), ("a", "b"), np.array([0, 1]))
+    tokens, shares = token_probabilities(trace, 5, "a", min_count=6)
+    assert tokens.tolist() == [7] and shares.tolist() == [[3 / 6, 2 / 6, 1 / 6, 0]]
+    tokens, shares = token_probabilities(trace, 5, "a", 1, min_count=1)
+    assert tokens.tolist() == [7, 9] and shares.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+    assert len(token_probabilities(trace, 5, "a")[0]) == 0
+    for arguments, message in (((5, "c"), "no domain 'c', but a, b"), ((4, "a"), "no layer 4"), ((5, "a", 3), "2 experts for each token, not 3")):
+        with pytest.raises(UserError, match=message):
+            token_probabilities(trace, *arguments)
 
 
 def test_few_tokens_look_specialised_and_the_figures_beside_say_so():

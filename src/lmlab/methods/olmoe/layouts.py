@@ -56,7 +56,7 @@ _CORE = {
 def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer:
     """Read a checkpoint of OLMo (`config.yaml`, `model.safetensors`) or OLMo-core (`config.json`, `model.safetensors`).
 
-    Of OLMo-core both layouts of experts are read: that of its dropless layer, and that of its layer with capacities, whose gates and ups are transposed.
+    Of OLMo-core both layouts of experts are read: of its dropless layer, and of its layer with capacities, whose gates and ups are transposed.
     Swapped gates and ups cannot be seen from shapes: look at the loss on real text after a conversion.
 
     Arguments:
