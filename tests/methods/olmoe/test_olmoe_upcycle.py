@@ -322,3 +322,26 @@ def test_a_dense_model_is_upcycled_and_converted_on_the_command_line(lmlab, tmp_
         torch.testing.assert_close(from_pretrained(tmp_path / "moe")(IDS).logits_BTV, source(IDS).logits_BTV, atol=1e-5, rtol=1e-5)
     done = lmlab("olmoe", "convert", tmp_path / "moe", tmp_path / "olmo", "--to", "olmo")
     assert done.code == 0 and load_file(tmp_path / "olmo" / "model.safetensors"), done.err
+
+
+def test_a_conversion_is_verified_and_swapped_gates_change_logits_alone(lmlab, tmp_path):
+    model = dense_model(**OLMOE)
+    write_olmo(model, tmp_path / "olmo-core", "olmo-core")
+    block = {
+        "attention": {"n_heads": 4, "n_kv_heads": 2, "rope": {"theta": 10_000}, "qk_norm": {"name": "rms"}},
+        "layer_norm": {"eps": 1e-5},
+        "feed_forward_moe": {"name": "dropless", "num_experts": 4, "hidden_size": 24, "router": {"top_k": 2}},
+    }
+    config = {"model": {"vocab_size": 61, "n_layers": 2, "d_model": 32, "block": block}}
+    (tmp_path / "olmo-core" / "config.json").write_text(json.dumps(config))
+    done = lmlab("olmoe", "convert", tmp_path / "olmo-core", tmp_path / "hf", "--verify")
+    assert done.code == 0, done.err
+    assert float(done.out.split("transformers: ")[1]) < 1e-4
+    tensors = load_file(tmp_path / "olmo-core" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".w1")]:
+        other = name[:-2] + "w3"
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+    save_file(tensors, tmp_path / "olmo-core" / "model.safetensors")
+    with torch.no_grad():
+        difference = read_olmo(tmp_path / "olmo-core")(IDS).logits_BTV - model(IDS).logits_BTV
+    assert difference.abs().max() > 1e-3
