@@ -144,6 +144,14 @@ def test_imbalances_of_different_layers_cancel_in_the_convention_of_transformers
     assert float(load_balancing_loss(*layers)) == pytest.approx(2, rel=1e-3)
 
 
+def test_the_z_loss_of_large_logits_is_finite():
+    """The logarithm of a plain sum of exponentials is infinite from 89 on in fp32."""
+    logits = torch.tensor([[[500.0, 500.0, -500.0]]], requires_grad=True)
+    loss = router_z_loss([logits])
+    loss.backward()
+    assert loss.item() == pytest.approx((500 + math.log(2)) ** 2) and logits.grad.isfinite().all()
+
+
 def test_sequences_are_balanced_one_by_one_and_padding_is_left_out():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 12, 5, generator=generator)
@@ -412,6 +420,16 @@ def test_recomputed_blocks_count_once_and_learn_the_same():
     assert results[0][0][:-1].sum() == 2 * 3 * ids.numel()  # layers, experts of a token
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient)
+
+
+def test_the_id_of_padding_within_a_document_is_a_token_like_any_other():
+    """OLMoE pads with id 1, which may occur in text: masks say what is padding, and no id does."""
+    model = make().train()
+    ids = torch.ones(2, 12, dtype=torch.long)
+    output = model(ids, labels_BT=ids)
+    assert output.router_losses.num_tokens == 24 and int(output.router_losses.counts_LE[0].sum()) == 24 * model.config.moe.top_k
+    output.loss.mean.backward()
+    assert model.embedding.weight.grad[1].any()
 
 
 def test_padding_is_left_out_of_counts_and_losses():

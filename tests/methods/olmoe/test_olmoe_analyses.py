@@ -231,6 +231,13 @@ def test_probabilities_of_tokens_by_domain_by_hand():
             token_probabilities(trace, *arguments)
 
 
+def test_domains_of_different_length_are_compared_by_shares():
+    ids, experts = np.zeros((4, 2), np.int64), np.array([[[[0]], [[1]]]] * 3 + [[[[0]], [[1]]]])
+    trace = RoutingTrace(ids, experts, 4, (0,), ("long", "short"), np.array([0, 0, 0, 1]))
+    assert domain_specialization(trace, 1)[:, 0].tolist() == [[0.5, 0.5, 0, 0]] * 2
+    assert RoutingStatistics.of(trace).information(1)["domain"] == pytest.approx(0)
+
+
 def test_few_tokens_look_specialised_and_the_figures_beside_say_so():
     rare = vocab_summary(np.eye(4, dtype=int), np.ones(4, int))
     assert rare["macro"] == 1 and np.isnan(rare["macro_min10"]) and rare["ids_min10"] == 0
