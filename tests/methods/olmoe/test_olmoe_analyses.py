@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from lmlab.methods.olmoe import (
     load_summary,
     most_coactivated,
     mutual_information,
+    read_counters,
     router_saturation,
     routing_page,
     token_probabilities,
@@ -266,6 +269,26 @@ def test_damaged_foreign_and_pickled_files_are_refused(tmp_path):
         RoutingTrace.load(tmp_path / "other.npz")
     with pytest.raises(LmlabError, match="names expert 7, but there are 4"):
         RoutingTrace(np.zeros((1, 1)), np.full((1, 1, 1, 1), 7), 4, (0,))
+
+
+def test_pickles_of_counters_are_read_when_asked_for_and_nothing_else_is(tmp_path):
+    counts = {"layer": defaultdict(int, {3: 5}), 7: Counter({2: np.int64(4)}), "share": [0.5, np.float32(0.25)]}
+    path = tmp_path / "counts.pkl"
+    path.write_bytes(pickle.dumps(counts))
+    with pytest.raises(UserError, match="does not open unasked"):
+        read_counters(path)
+    assert read_counters(path, allow_pickle=True) == counts
+    path.write_bytes(pickle.dumps(Path))
+    with pytest.raises(UserError, match=r"not a pickle of counters \(it asks for pathlib"):
+        read_counters(path, allow_pickle=True)
+    path.write_bytes(b"cbuiltins\neval\n(S'1'\ntR.")
+    with pytest.raises(UserError, match=r"it asks for builtins\.eval"):
+        read_counters(path, allow_pickle=True)
+    path.write_bytes(b"no pickle")
+    with pytest.raises(UserError, match="not a pickle of counters"):
+        read_counters(path, allow_pickle=True)
+    with pytest.raises(UserError, match="There is no file"):
+        read_counters(tmp_path / "none.pkl", allow_pickle=True)
 
 
 def test_a_file_that_announces_more_than_memory_holds_is_refused_before_it_is_read(tmp_path):

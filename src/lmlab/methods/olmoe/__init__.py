@@ -2,6 +2,7 @@
 
 from lmlab.methods.olmoe.ablation import AblationConfig, Choice, compare, run_ablation, train_variant
 from lmlab.methods.olmoe.collect import collect, load_routed, watch
+from lmlab.methods.olmoe.counters import read_counters
 from lmlab.methods.olmoe.layouts import read_olmo, write_olmo
 from lmlab.methods.olmoe.report import routing_page
 from lmlab.methods.olmoe.statistics import (
@@ -39,6 +40,7 @@ __all__ = [
     "load_summary",
     "most_coactivated",
     "mutual_information",
+    "read_counters",
     "read_olmo",
     "router_saturation",
     "routing_page",
