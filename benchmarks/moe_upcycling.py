@@ -34,8 +34,8 @@ def main() -> None:
     per_domain = -(-arguments.steps * arguments.rows // 5) * 8 // 7 + 2
     cut = cut_texts(f"{texts}/*.jsonl.zst", str(arguments.model), LENGTH, per_domain, domain_field="domain")
     by_domain = [torch.from_numpy(cut.ids_ST[cut.domain_S == number]) for number in range(len(cut.domains))]
-    heldout = torch.cat([rows[-(len(rows) // 8) :] for rows in by_domain])
-    train = torch.cat([rows[: -(len(rows) // 8)] for rows in by_domain])
+    heldout = torch.cat([rows[-max(1, len(rows) // 8) :] for rows in by_domain])
+    train = torch.cat([rows[: -max(1, len(rows) // 8)] for rows in by_domain])
     train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     print(f"{arguments.steps * arguments.rows * LENGTH:,} tokens to train on, {heldout.numel():,} held out, domains {', '.join(cut.domains)}")
     print("| model | active parameters | perplexity at step 0 | after training | seconds of a step |\n|---|---|---|---|---|")
