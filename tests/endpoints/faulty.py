@@ -10,17 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 Answer = Callable[[dict[str, Any]], str]
 
 
 @dataclass
 class FaultyEndpoint:
-    """`faults` holds, for the requests to come: a status, (status, headers, body), "hang", "cut", "malformed", "empty" or "ok"."""
+    """`faults` holds, for the requests to come: a status, (status, headers, body), "hang", "cut", "malformed", "empty", "trickle", a list of
+    events of a stream, or "ok". With an `upstream` it is a proxy: what is no fault is passed on to the server there."""
 
+    upstream: str | None = None
     faults: list[Any] = field(default_factory=list)
     delay_s: float = 0.0
     report_usage: bool = True
     answer: Answer = lambda body: f"re: {body['messages'][-1]['content']}"
+    reason: str = "stop"
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     most_at_once: int = 0
@@ -60,6 +65,14 @@ class FaultyEndpoint:
         if isinstance(fault, tuple):
             status, headers, error = fault
             return await _write(writer, status, headers, json.dumps({"error": error}).encode())
+        if fault == "trickle":
+            return await _trickle(writer)
+        if isinstance(fault, list):
+            return await _write(writer, 200, {}, b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in fault))
+        if self.upstream is not None:
+            async with httpx.AsyncClient(timeout=60) as http:
+                passed = await http.post(f"{self.upstream}/chat/completions", json=body)
+            return await _write(writer, passed.status_code, {}, passed.content, cut=fault == "cut")
         content = self._events(body) if body.get("stream") else self._whole(body)
         return await _write(writer, 200, {}, content, cut=fault == "cut")
 
@@ -72,7 +85,7 @@ class FaultyEndpoint:
 
     def _events(self, body: dict[str, Any]) -> bytes:
         pieces = [{"choices": [{"index": i, "delta": {"content": letter}}]} for i in range(body["n"]) for letter in self.answer(body)]
-        ends = [{"choices": [{"index": i, "delta": {}, "finish_reason": "stop"}]} for i in range(body["n"])]
+        ends = [{"choices": [{"index": i, "delta": {}, "finish_reason": self.reason}]} for i in range(body["n"])]
         events = [*pieces, *ends, {"choices": [], **self._usage()}]
         return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
@@ -82,6 +95,15 @@ async def _write(writer: asyncio.StreamWriter, status: int, headers: dict[str, s
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (content[: len(content) // 2] if cut else content))
     await writer.drain()
     return not cut
+
+
+async def _trickle(writer: asyncio.StreamWriter) -> bool:
+    writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 100000\r\ncontent-type: application/json\r\n\r\n")
+    for _ in range(200):
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    return False
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from faulty import FaultyEndpoint, running
 
-from lmlab.endpoints import BudgetExceeded, ChatRequest, Client, Endpoint, Price, Reply, ReplyCache
+from lmlab.endpoints import BudgetExceeded, ChatRequest, Client, Endpoint, EndpointUnavailable, Price, Reply, ReplyCache
 from lmlab.endpoints.transport import retry_after
 from lmlab.errors import UserError
 
@@ -106,6 +106,44 @@ def test_the_key_comes_from_the_environment_and_shows_up_nowhere(served, monkeyp
     with pytest.raises(UserError) as error:
         run(served, [ask("y")], key_env="JUDGE_KEY")
     assert "very-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([{"choices": [{"index": 0, "delta": {"content": "x"}}]}, {"error": {"code": "content_filter", "message": "no"}}], "content_filter"),
+        ([{"error": {"code": "context_length_exceeded", "message": "long"}}], "context_length_exceeded"),
+        ([{"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "content_filter"}]}, "[DONE]"], "content_filter"),
+    ],
+)
+def test_a_verdict_within_a_stream_is_one(served, tmp_path, events, status):
+    if events[-1] == "[DONE]":
+        served.answer, served.reason = lambda body: "", "content_filter"
+    else:
+        served.faults = [events]
+    for sent in (1, 0):
+        (reply,), client = run(served, [ask("x")], tmp_path / "cache", stream=True)
+        assert (reply.status, client.sent) == (status, sent)
+
+
+def test_another_error_within_a_stream_is_tried_again(served, no_waiting):
+    served.faults = [[{"choices": [{"index": 0, "delta": {"content": "half"}}]}, {"error": {"message": "overloaded"}}]]
+    (reply,), _ = run(served, [ask("x")], stream=True)
+    assert (reply.text, reply.attempts) == ("re: x", 2)
+
+
+def test_an_answer_that_trickles_is_ended_by_the_total_time(served, no_waiting):
+    served.faults = ["trickle"]
+    started = time.monotonic()
+    (reply,), _ = run(served, [ask("x")], timeout_s=30, total_timeout_s=0.4)
+    assert (reply.status, reply.attempts) == ("ok", 2) and time.monotonic() - started < 5
+
+
+def test_a_run_ends_when_all_requests_fail(served, no_waiting):
+    served.faults = [500] * 1000
+    with pytest.raises(EndpointUnavailable, match="5 requests in a row have failed") as error:
+        run(served, [ask(str(i)) for i in range(50)], max_retries=1, concurrency=2, give_up_after=5)
+    assert error.value.exit_code == 5 and len(served.bodies) <= 16
 
 
 def test_addresses_that_cannot_be_are_refused():

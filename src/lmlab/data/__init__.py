@@ -1,7 +1,7 @@
 """Text to documents to tokens to packed rows to batches."""
 
 from lmlab.data.chat import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
-from lmlab.data.chat_encoding import ChatConfig, chat_template, chat_tokenizer
+from lmlab.data.chat_encoding import ChatConfig, chat_template, chat_tokenizer, encode_for_answer
 from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
 from lmlab.data.collect import KEEP_ALL, CollectConfig, collect
 from lmlab.data.docstring_questions import conversation_records, docstring_questions, preference_records
@@ -74,6 +74,7 @@ __all__ = [
     "collect",
     "conversation_records",
     "docstring_questions",
+    "encode_for_answer",
     "encode_records",
     "example_row",
     "preference_records",

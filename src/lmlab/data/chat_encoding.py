@@ -78,6 +78,18 @@ class EncodedText:
     learned: str
 
 
+def encode_for_answer(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation that the assistant is to go on with. Special tokens that are spelt in a message stay text.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or it refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("The tokenizer has no chat template.", "Use a model that was tuned to chat, or put a chat_template.jinja beside it.")
+    cut, messages = _guard(tokenizer, ChatConfig(), tokenizer.chat_template.source, list(messages))
+    return _encode(tokenizer, tokenizer.chat_template.render(messages), cut)[0]
+
+
 def encode_conversation(tokenizer: Tokenizer, config: ChatConfig, messages: Sequence[Message], first: int = 0, whole: bool = False) -> EncodedText:
     """Encode a conversation by the tokenizer's chat template.
 

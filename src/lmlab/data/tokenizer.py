@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +161,37 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def token_bytes(self, id: int) -> bytes:
+        """What a token stands for, which may be a part of a character; for a special token its name."""
+        token = self.backend.id_to_token(id)
+        if token is None:
+            return b""  # an id that only pads the vocabulary
+        if id in self._added:
+            return token.encode()
+        if self._byte_alphabet is not None:
+            return bytes(self._byte_alphabet[character] for character in token)
+        if found := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+            return bytes([int(found[1], 16)])
+        return token.replace("\u2581", " ").encode()
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `decode` leaves out."""
+        return frozenset(id for id, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_alphabet(self) -> dict[str, int] | None:
+        """The characters that stand for bytes in a byte-level tokenizer; None for one of another kind."""
+        if '"ByteLevel"' not in json.dumps(json.loads(self.backend.to_str())["decoder"]):
+            return None
+        plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        moved = [byte for byte in range(256) if byte not in plain]
+        return {chr(byte): byte for byte in plain} | {chr(256 + number): byte for number, byte in enumerate(moved)}
 
     def _id_of(self, token: str) -> int:
         id = self.backend.token_to_id(token)

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from lmlab.endpoints.protocol import Reply
@@ -74,6 +75,11 @@ class ReplyCache:
     def spent(self, model: str) -> float:
         """US dollars paid for the replies of a model that are kept here."""
         return self._database.execute("select coalesce(sum(cost_usd), 0) from replies where model = ?", (model,)).fetchone()[0]
+
+    def __iter__(self) -> Iterator[tuple[str, str, Reply]]:
+        """Key, model and reply of all, in the order of their coming."""
+        for key, model, reply in self._database.execute("select key, model, reply from replies order by at, key"):
+            yield key, model, Reply.from_json(reply)
 
     def __len__(self) -> int:
         return self._database.execute("select count(*) from replies").fetchone()[0]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import signal
 import time
@@ -17,51 +16,29 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import httpx
-import tenacity
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-from lmlab.config import Config
+from lmlab.endpoints.backends import Backend, Transient, make_backend
 from lmlab.endpoints.cache import ReplyCache
-from lmlab.endpoints.costs import Price, Purse
+from lmlab.endpoints.costs import Purse
+from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.limits import AdaptiveLimit, Pacer
 from lmlab.endpoints.protocol import FINAL, ChatRequest, Reply
-from lmlab.endpoints.transport import Transient, send
-from lmlab.errors import Interrupted, UserError
+from lmlab.errors import Interrupted, LmlabError, UserError, missing_extra
+
+if TYPE_CHECKING:
+    import tenacity
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 60.0
 _CLAIM_POLL_S = 0.1
+EXIT_UNAVAILABLE = 5
 
 
-class Endpoint(Config):
-    """Where a model is served, and how much may be asked of it.
+class EndpointUnavailable(LmlabError):
+    """So many requests in a row have failed that the endpoint must be down; everything that came is kept."""
 
-    Attributes:
-        model: its name there.
-        base_url: address up to and with `/v1`.
-        key_env: name of the environment variable that holds the key; None for an endpoint without one.
-        concurrency: most requests under way; fewer after "too many requests".
-        requests_per_minute, tokens_per_minute: limits of the account; None for none.
-        timeout_s: longest silence of the endpoint within one attempt.
-        max_retries: attempts after the first.
-        stream: let answers come as streams, which keeps proxies from closing quiet connections.
-        price: of the model; None leaves costs unknown.
-        max_cost_usd: a ceiling, which counts what the cache has paid for before.
-    """
-
-    model: str = Field(min_length=1)
-    base_url: str = "http://127.0.0.1:8000/v1"
-    key_env: str | None = None
-    concurrency: PositiveInt = 16
-    requests_per_minute: PositiveFloat | None = None
-    tokens_per_minute: PositiveFloat | None = None
-    timeout_s: PositiveFloat = 120.0
-    max_retries: NonNegativeInt = 6
-    stream: bool = False
-    price: Price | None = None
-    max_cost_usd: NonNegativeFloat | None = None
+    exit_code = EXIT_UNAVAILABLE
 
 
 class Client:
@@ -69,6 +46,7 @@ class Client:
 
     Arguments:
         cache: file of the replies, which may be shared by processes and by models; None for none on disk.
+        backend: who answers, in place of the one that the endpoint names; whoever made it closes it.
 
     Attributes:
         counts: replies by status, and under `cached` those that cost no request.
@@ -78,18 +56,17 @@ class Client:
         UserError: the environment lacks the key, the address cannot be one, or there is a ceiling without a price.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: Path | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, cache: Path | None = None, backend: Backend | None = None) -> None:
         self.endpoint = endpoint
-        self._secret = _secret(endpoint)
-        headers = {} if self._secret is None else {"Authorization": f"Bearer {self._secret}"}
-        connections = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-        self._http = httpx.AsyncClient(base_url=_address(endpoint), headers=headers, timeout=endpoint.timeout_s, limits=connections)
-        self._cache = ReplyCache(cache, lease_s=max(900.0, 2 * endpoint.timeout_s + _LONGEST_WAIT_S))
-        self.purse = Purse(endpoint.price, endpoint.max_cost_usd, self._cache.spent(endpoint.model))
+        self._attempts = _retrying(endpoint, self._tell)
+        self._backend, self._owns_backend = backend or make_backend(endpoint), backend is None
+        self._cache = ReplyCache(cache, lease_s=max(900.0, 2 * (endpoint.total_timeout_s or endpoint.timeout_s) + _LONGEST_WAIT_S))
+        self.purse = Purse(endpoint.price, endpoint.max_cost_usd, self._cache.spent(self._backend.identity))
         self._limit = AdaptiveLimit(endpoint.concurrency)
         self._requests, self._tokens = Pacer(endpoint.requests_per_minute), Pacer(endpoint.tokens_per_minute)
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._quiet_until = 0.0
+        self._failed_in_a_row = 0
         self.counts: Counter[str] = Counter()
         self.sent = 0
 
@@ -98,7 +75,8 @@ class Client:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._finish(set(self._under_way.values()))
-        await self._http.aclose()
+        if self._owns_backend:
+            await self._backend.close()
         self._cache.close()
 
     async def chat(self, request: ChatRequest) -> Reply:
@@ -107,8 +85,9 @@ class Client:
         Raises:
             UserError: the key or the address is wrong.
             BudgetExceeded: the request could pass the ceiling.
+            EndpointUnavailable: this and many requests before it have failed.
         """
-        key = request.key(self.endpoint.model)
+        key = request.key(self._backend.identity)
         if (task := self._under_way.get(key)) is not None:  # the same question at the same time
             return self._count(replace(await asyncio.shield(task), attempts=0, cost_usd=0.0))
         task = self._under_way[key] = asyncio.create_task(self._answer(key, request))
@@ -122,7 +101,7 @@ class Client:
         requests under way are finished and their replies kept. One `run` at a time.
 
         Raises:
-            UserError, BudgetExceeded: as `chat`; after requests under way are finished.
+            UserError, BudgetExceeded, EndpointUnavailable: as `chat`; after requests under way are finished.
         """
         source = enumerate(requests)
         tasks: dict[asyncio.Task[Reply], int] = {}
@@ -159,17 +138,18 @@ class Client:
         return replace(reply, attempts=0, cost_usd=None if reply.cost_usd is None else 0.0)
 
     async def _ask(self, key: str, request: ChatRequest) -> Reply:
-        attempts = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self.endpoint.max_retries + 1),
-            wait=_wait,
-            retry=tenacity.retry_if_exception_type(Transient),
-            before_sleep=self._tell,
-            reraise=True,
-        )
+        attempts = self._attempts.copy()
         try:
             reply: Reply = await attempts(self._attempt, key, request)
+            self._failed_in_a_row = 0
         except Transient as error:
             reply = Reply("failed", error=str(error))
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= self.endpoint.give_up_after:
+                raise EndpointUnavailable(
+                    f"{self._failed_in_a_row} requests in a row have failed, the last with: {error}.",
+                    "See whether the endpoint works, and run the same command again: what has come is kept.",
+                ) from None
         return replace(reply, attempts=attempts.statistics["attempt_number"])
 
     async def _attempt(self, key: str, request: ChatRequest) -> Reply:
@@ -180,11 +160,11 @@ class Client:
             spent, at_risk, sent_at = 0.0, reserved, time.monotonic()
             try:
                 self.sent += 1
-                reply = await send(self._http, self.endpoint.model, request, stream=self.endpoint.stream, secret=self._secret)
+                reply = await self._backend.send(request)
                 cost = None if self.purse.price is None else self.purse.price.of(reply.usage)
                 spent, at_risk, reply = cost or 0.0, 0.0, replace(reply, cost_usd=cost)
                 if reply.status in FINAL:
-                    self._cache.put(key, self.endpoint.model, reply)
+                    self._cache.put(key, self._backend.identity, reply)
             except Transient as error:
                 at_risk = 0.0 if error.answered else reserved
                 self._hold_back(error, sent_at)
@@ -220,7 +200,13 @@ class Client:
         return reply
 
 
-def answer(endpoint: Endpoint, requests: Iterable[ChatRequest], take: Callable[[int, Reply], None], cache: Path | None = None) -> Counter[str]:
+def answer(
+    endpoint: Endpoint,
+    requests: Iterable[ChatRequest],
+    take: Callable[[int, Reply], None],
+    cache: Path | None = None,
+    backend: Backend | None = None,
+) -> Counter[str]:
     """Answer many requests from synchronous code; `take` gets the number of each request and its reply, as they come.
 
     Ctrl-C and SIGTERM finish the requests under way.
@@ -230,7 +216,7 @@ def answer(endpoint: Endpoint, requests: Iterable[ChatRequest], take: Callable[[
 
     Raises:
         Interrupted: on such a signal. The same call with the same cache goes on from there.
-        UserError, BudgetExceeded: as `Client`.
+        UserError, BudgetExceeded, EndpointUnavailable: as `Client`.
     """
     stopped = False
 
@@ -247,7 +233,7 @@ def answer(endpoint: Endpoint, requests: Iterable[ChatRequest], take: Callable[[
 
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop)
-        async with Client(endpoint, cache) as client, aclosing(client.run(requests)) as replies:
+        async with Client(endpoint, cache, backend) as client, aclosing(client.run(requests)) as replies:
             async for number, reply in replies:
                 take(number, reply)
             return client.counts
@@ -260,6 +246,20 @@ def answer(endpoint: Endpoint, requests: Iterable[ChatRequest], take: Callable[[
         raise Interrupted("Stopped; the replies that have come are kept.", "Run the same command again to go on.") from None
 
 
+def _retrying(endpoint: Endpoint, tell: Callable[[tenacity.RetryCallState], None]) -> tenacity.AsyncRetrying:
+    try:
+        import tenacity
+    except ModuleNotFoundError:
+        raise missing_extra("tenacity", "judge", "A client of models") from None
+    return tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(endpoint.max_retries + 1),
+        wait=_wait,
+        retry=tenacity.retry_if_exception_type(Transient),
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
 def _wait(state: tenacity.RetryCallState) -> float:
     """Full jitter up to min(60, 2^k) seconds, and no less than the endpoint asks for."""
     error = state.outcome.exception() if state.outcome else None
@@ -269,24 +269,3 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 def _likely_tokens(request: ChatRequest) -> int:
     return request.likely_prompt_tokens() + request.n * request.max_tokens
-
-
-def _secret(endpoint: Endpoint) -> str | None:
-    if endpoint.key_env is None:
-        return None
-    secret = os.environ.get(endpoint.key_env, "").strip()
-    if not secret:
-        raise UserError(f"The environment variable {endpoint.key_env} is not set; it should hold the key of {endpoint.base_url}.")
-    return secret
-
-
-def _address(endpoint: Endpoint) -> httpx.URL:
-    try:
-        url = httpx.URL(endpoint.base_url.rstrip("/") + "/")
-    except httpx.InvalidURL as error:
-        raise UserError(f"base_url '{endpoint.base_url}' is no address: {error}.") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise UserError(f"base_url '{endpoint.base_url}' is no address.", "It looks like http://127.0.0.1:8000/v1.")
-    if url.userinfo:
-        raise UserError("base_url holds a password.", "Put the key into an environment variable and name it in key_env.")
-    return url

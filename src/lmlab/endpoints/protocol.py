@@ -12,6 +12,7 @@ Status = Literal["ok", "content_filter", "context_length_exceeded", "rejected", 
 FINAL: tuple[Status, ...] = ("ok", "content_filter", "context_length_exceeded")
 _BYTES_A_TOKEN = 4
 _TOKENS_A_MESSAGE = 8
+_ERROR_CHARACTERS = 500
 
 
 class Malformed(ValueError):
@@ -127,12 +128,19 @@ class Reply:
     def cached(self) -> bool:
         return self.attempts == 0
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Reply:
-        raw = json.loads(text)
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Reply:
+        raw = dict(raw)
         choices = tuple(Choice(c["text"], c["finish_reason"], _kept_log_probs(c["log_probs"])) for c in raw.pop("choices"))
         return cls(choices=choices, usage=Usage(**raw.pop("usage")), **raw)
 
@@ -179,3 +187,20 @@ def _usage(raw: dict[str, Any] | None, choices: tuple[Choice, ...], request: Cha
         return Usage(request.likely_prompt_tokens(), sum(estimated_tokens(choice.text) for choice in choices), estimated=True)
     details = raw.get("prompt_tokens_details") or {}
     return Usage(int(raw["prompt_tokens"]), int(raw.get("completion_tokens") or 0), int(details.get("cached_tokens") or 0))
+
+
+def refusal(error: Any, secret: str | None = None) -> Reply | None:
+    """The verdict that an error of the protocol (its object, or only its message) is, if it will not change; None for any other."""
+    said = error_message(error, secret)
+    reason = f"{error.get('code')} {error.get('type')}" if isinstance(error, dict) else ""
+    if "content_filter" in reason or "content_policy" in reason:
+        return Reply("content_filter", error=said)
+    if "context_length" in reason or "maximum context length" in said:
+        return Reply("context_length_exceeded", error=said)
+    return None
+
+
+def error_message(error: Any, secret: str | None = None) -> str:
+    """What an error says, in one line of at most 500 characters, without the secret should it repeat it."""
+    text = str(error.get("message", error) if isinstance(error, dict) else error)
+    return " ".join((text.replace(secret, "***") if secret else text).split())[:_ERROR_CHARACTERS]

@@ -3,9 +3,11 @@
 from lmlab.models.cache import KVCache
 from lmlab.models.config import PRESETS, ModelConfig, RopeScaling
 from lmlab.models.convert import Conversion, convert
+from lmlab.models.decoding import Continuation, Decoding, PromptScores
 from lmlab.models.families import family_of
-from lmlab.models.generate import Completion, GenerationConfig, generate, stream
-from lmlab.models.hf import compare_with_transformers, from_pretrained, read_config, save_pretrained
+from lmlab.models.generate import Completion, GrowingText, generate, stream
+from lmlab.models.generation_config import DecodingConfig, GenerationConfig
+from lmlab.models.hf import compare_with_transformers, end_token_ids, from_pretrained, read_config, save_pretrained
 from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
 from lmlab.models.loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
 from lmlab.models.moe import MoE
@@ -19,14 +21,19 @@ __all__ = [
     "IGNORE",
     "PRESETS",
     "Completion",
+    "Continuation",
     "Conversion",
+    "Decoding",
+    "DecodingConfig",
     "GenerationConfig",
+    "GrowingText",
     "KVCache",
     "LoRAConfig",
     "LoadBalancingConfig",
     "MoE",
     "MoEConfig",
     "ModelConfig",
+    "PromptScores",
     "RopeScaling",
     "RouterLosses",
     "RouterOutput",
@@ -39,6 +46,7 @@ __all__ = [
     "add_lora",
     "compare_with_transformers",
     "convert",
+    "end_token_ids",
     "family_of",
     "from_pretrained",
     "fused_cross_entropy",

@@ -129,6 +129,47 @@ class KVCache:
         self._keys, self._values = self._keys[:, index], self._values[:, index]
         self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
 
+    def copy_of(self, row: int, start: int, stop: int, room: int = 0) -> KVCache:
+        """A cache of one row with the tokens of these slots, and `room` free ones; they must be the row's first real tokens.
+
+        Raises:
+            ValueError: this cache shares a prefix.
+        """
+        if self.prefix is not None:
+            raise ValueError("rows of a cache that shares a prefix cannot be copied")
+        length = stop - start
+        copied = KVCache(self._config, 1, length + room, self._keys.dtype, self._keys.device)
+        copied._keys[:, 0, :, :length], copied._values[:, 0, :, :length] = self._keys[:, row, :, start:stop], self._values[:, row, :, start:stop]
+        copied.length = length
+        return copied
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[tuple[KVCache, Sequence[int]]], room: int) -> KVCache:
+        """A cache of chosen rows of several ones, which end at the same slot; shorter rows get padding on the left.
+
+        Arguments:
+            parts: caches and the rows to take of each, in order; padding, where they have any, stands before the tokens.
+            room: free slots for tokens to come.
+
+        Raises:
+            ValueError: a cache shares a prefix.
+        """
+        if any(cache.prefix is not None for cache, _ in parts):
+            raise ValueError("rows of a cache that shares a prefix cannot be selected")
+        lengths = [cache.real_lengths()[list(rows)] for cache, rows in parts]
+        length, first = max(int(each.max()) for each in lengths if len(each)), parts[0][0]
+        joined = cls(first._config, sum(map(len, lengths)), length + room, first._keys.dtype, first._keys.device)
+        joined._keys[:, :, :, :length] = joined._values[:, :, :, :length] = 0  # what is hidden must still be a number
+        start = 0
+        for cache, rows in parts:
+            stop, kept = start + len(rows), min(length, cache.length)
+            index = torch.tensor(list(rows), dtype=torch.long, device=first._keys.device)
+            for mine, theirs in ((joined._keys, cache._keys), (joined._values, cache._values)):
+                mine[:, start:stop, :, length - kept : length] = theirs[:, index, :, cache.length - kept : cache.length]
+            start = stop
+        joined.extend(length, torch.arange(length, device=first._keys.device) >= length - torch.cat(lengths)[:, None])
+        return joined
+
     def fork(self, copies: int, max_length: int) -> KVCache:
         """An empty cache of `copies` rows for each row of this one, whose tokens continue it without copying it.
 

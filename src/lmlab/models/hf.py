@@ -157,6 +157,13 @@ def read_config(directory: Path) -> ModelConfig:
     return _layout(read_settings(directory), directory / "config.json", None)[0]
 
 
+def end_token_ids(directory: Path) -> tuple[int, ...]:
+    """The tokens that end a text, by `generation_config.json`; none where it says nothing."""
+    path = directory / "generation_config.json"
+    known = read_json(path).get("eos_token_id") if path.exists() else None
+    return tuple(known) if isinstance(known, list) else () if known is None else (known,)
+
+
 def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[ModelConfig, Layout]:
     if settings.get("model_type") == NATIVE:
         family, config = None, validate(ModelConfig, settings.get("lmlab", {}), f"'{path}'")

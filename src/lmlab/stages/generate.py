@@ -9,9 +9,8 @@ from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data import Tokenizer
-from lmlab.files import read_json
 from lmlab.hardware import select_device
-from lmlab.models import Completion, GenerationConfig, Transformer, from_pretrained, generate
+from lmlab.models import Completion, GenerationConfig, Transformer, end_token_ids, from_pretrained, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Input, Stage, StageContext
@@ -64,11 +63,9 @@ class Generate(Stage[GenerateConfig]):
 
 def generation_config(settings: GenerationConfig, directory: Path, tokenizer: Tokenizer, seed: int = 0) -> GenerationConfig:
     """The settings with the end tokens of a model directory added, and a seed added to theirs."""
-    path = directory / "generation_config.json"
-    known = read_json(path).get("eos_token_id") if path.exists() else None
-    ends = known if isinstance(known, list) else [] if known is None else [known]
+    ends = {*settings.eos_ids, *end_token_ids(directory), tokenizer.eos_id}
     data = settings.model_dump(include=set(GenerationConfig.model_fields))
-    return GenerationConfig(**data | {"eos_ids": tuple({*settings.eos_ids, *ends, tokenizer.eos_id}), "seed": settings.seed + seed})
+    return GenerationConfig(**data | {"eos_ids": tuple(ends), "seed": settings.seed + seed})
 
 
 def complete_texts(model: Transformer, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig) -> list[list[Completion]]:

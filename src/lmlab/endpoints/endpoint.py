@@ -1,0 +1,69 @@
+"""Where a model is served, and how much may be asked of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from lmlab.config import Config, validate
+from lmlab.endpoints.costs import Price
+from lmlab.errors import UserError, did_you_mean
+
+_BACKENDS = ("openai", "local", "replay", "mock")
+
+
+class Endpoint(Config):
+    """Where a model is served, and how much may be asked of it.
+
+    Attributes:
+        model: its name there; for the back end `local` its directory.
+        backend: `openai` is any server that speaks that protocol; `local` runs a model in this process; `replay` repeats recorded replies
+            (`export_replies`); `mock` answers by a script. The last three send nothing anywhere.
+        precision: of a local model: `fp32`, `bf16`, or `auto`.
+        replies: for `replay` the recorded ones, for `mock` the script, each a file of JSON lines.
+        base_url: address up to and with `/v1`.
+        key_env: name of the environment variable that holds the key; None for an endpoint without one.
+        concurrency: most requests under way; fewer after "too many requests".
+        requests_per_minute, tokens_per_minute: limits of the account; None for none.
+        timeout_s: longest silence of the endpoint within one attempt.
+        total_timeout_s: longest time for one attempt as a whole, which also ends an answer that trickles; None for none.
+        max_retries: attempts after the first.
+        give_up_after: end the run when so many requests in a row have failed after all retries.
+        stream: let answers come as streams, which keeps proxies from closing quiet connections.
+        price: of the model; None leaves costs unknown.
+        max_cost_usd: a ceiling, which counts what the cache has paid for before.
+    """
+
+    model: str = Field(min_length=1)
+    backend: Literal["openai", "local", "replay", "mock"] = "openai"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    replies: Path | None = None
+    base_url: str = "http://127.0.0.1:8000/v1"
+    key_env: str | None = None
+    concurrency: PositiveInt = 16
+    requests_per_minute: PositiveFloat | None = None
+    tokens_per_minute: PositiveFloat | None = None
+    timeout_s: PositiveFloat = 120.0
+    total_timeout_s: PositiveFloat | None = 900.0
+    max_retries: NonNegativeInt = 6
+    give_up_after: PositiveInt = 20
+    stream: bool = False
+    price: Price | None = None
+    max_cost_usd: NonNegativeFloat | None = None
+
+    @classmethod
+    def named(cls, text: str, **options: Any) -> Endpoint:
+        """The endpoint that a text such as `openai:MODEL` or `local:DIRECTORY` names.
+
+        Arguments:
+            options: further attributes.
+
+        Raises:
+            UserError: no back end of this name, or a wrong option.
+        """
+        backend, found, model = text.partition(":")
+        if not found or not model or backend not in _BACKENDS:
+            raise UserError(f"'{text}' names no endpoint; write BACKEND:MODEL.", did_you_mean(backend, _BACKENDS))
+        return validate(cls, {"backend": backend, "model": model, **options}, f"the endpoint '{text}'")

@@ -1,0 +1,142 @@
+"""The bodies of requests, checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from lmlab.endpoints.server.errors import ApiError
+from lmlab.errors import did_you_mean
+
+_MOST_SAMPLES = 128
+_MOST_TOP = 20
+_MOST_PROMPTS = 256
+_IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+TokenId = Annotated[int, Field(ge=0)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(_Body):
+    """`include_usage`: the last event of the stream counts tokens."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # what is sent has no padding in either case
+
+
+class ResponseFormat(_Body):
+    """Only plain text."""
+
+    type: Literal["text"]
+
+
+class _Sampling(_Body):
+    """What both kinds of requests have; `top_k` and `min_p` are not OpenAI's, but other servers take them too."""
+
+    model: str
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: PositiveInt | None = None
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    n: int | None = Field(default=None, ge=1, le=_MOST_SAMPLES)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings; empty ones say nothing."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(string for string in given if string)
+
+
+class TextPart(_Body):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body):
+    """One turn of a conversation."""
+
+    role: str
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    refusal: None = None
+
+    def plain(self) -> dict[str, str]:
+        """With its content as one text."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        return {"role": self.role, "content": content}
+
+
+class ChatBody(_Sampling):
+    """Of `/v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP)
+    response_format: ResponseFormat | None = None
+
+
+class CompletionBody(_Sampling):
+    """Of `/v1/completions`: a text or token ids, or several of them."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    max_tokens: NonNegativeInt | None = None
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP)
+    best_of: int | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or several.
+
+        Raises:
+            ApiError: there are too many or none.
+        """
+        given: Any = self.prompt
+        several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+        prompts = given if several else [given]
+        if len(prompts) > _MOST_PROMPTS:
+            raise ApiError(400, f"'prompt' has {len(prompts)} prompts; a request may have {_MOST_PROMPTS}.", param="prompt")
+        return prompts
+
+
+B = TypeVar("B", bound=_Sampling)
+
+
+def parse(kind: type[B], content: bytes) -> B:
+    """Read a body.
+
+    Raises:
+        ApiError: it is not JSON, or not what the protocol asks for.
+    """
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or not part.startswith(("list[", "constrained", "function")))
+    if first["type"] == "json_invalid":
+        raise ApiError(400, "The body is not valid JSON.", "invalid_json")
+    if first["type"] == "extra_forbidden":
+        known = [name for name in kind.model_fields if name not in _IGNORED]
+        remedy = did_you_mean(place, known) if "." not in place else ""
+        raise ApiError(400, f"'{place}' is not supported by this server. {remedy}".strip(), "unsupported_parameter", place)
+    raise ApiError(400, f"'{place or 'body'}': {first['msg']}.", "invalid_value", place or None)

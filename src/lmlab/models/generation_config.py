@@ -1,0 +1,47 @@
+"""How to continue prompts."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from lmlab.config import Config
+
+
+class GenerationConfig(Config):
+    """How to continue prompts.
+
+    Attributes:
+        max_new_tokens: most tokens to add.
+        temperature: 0 is greedy.
+        top_k, top_p, min_p: which tokens may be drawn (`keep_likely`).
+        num_samples: continuations of each prompt.
+        seed: of the draws. A draw depends on the seed, the prompt and the number of the sample, and not on the rest of the batch.
+        eos_ids: tokens that end a continuation, of which they are not a part.
+        stop: strings that end it; they are not part of its text.
+        max_repetitions: end it when its tail is one block of up to 64 tokens so many times in a row.
+    """
+
+    max_new_tokens: NonNegativeInt = 100
+    temperature: NonNegativeFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    num_samples: PositiveInt = 1
+    seed: int = 0
+    eos_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    max_repetitions: int | None = Field(default=None, ge=2)
+
+
+class DecodingConfig(GenerationConfig):
+    """What may be asked of one prompt beyond that.
+
+    Attributes:
+        top_log_probs: report so many of the likeliest tokens at each place.
+        score_prompt: report the log-probability of each token of the prompt too.
+        logit_bias: tokens and what is added to their logits before one is chosen; reported log-probabilities do not have it.
+    """
+
+    top_log_probs: NonNegativeInt = 0
+    score_prompt: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()

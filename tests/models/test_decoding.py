@@ -1,0 +1,172 @@
+"""A batch that prompts join and rows leave between steps: nobody notices who else is in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from lmlab.data import Tokenizer
+from lmlab.models import Decoding, DecodingConfig, GenerationConfig, KVCache, from_pretrained, generate, save_pretrained
+
+PROMPTS = [[5, 9, 2, 40, 17, 3], [8], [1, 1, 60, 22], [33, 7], [50] * 11, [12, 13, 14]]
+SETTINGS = [
+    {"temperature": 0},
+    {"temperature": 0.9, "top_p": 0.9, "seed": 3},
+    {"temperature": 1.3, "top_k": 20, "num_samples": 2},
+    {"temperature": 0, "eos_ids": tuple(range(30))},
+    {"temperature": 0.9, "top_p": 0.9, "seed": 4, "max_new_tokens": 5},
+    {"temperature": 0.7, "min_p": 0.1, "seed": -1},
+]
+CONFIGS = [DecodingConfig(**{"max_new_tokens": 14, **settings}) for settings in SETTINGS]
+
+
+def alone(model):
+    return [[(each.ids, each.finish_reason) for each in generate(model, [p], c)[0]] for p, c in zip(PROMPTS, CONFIGS, strict=True)]
+
+
+def outcome(found):
+    return [[(row.ids, row.finish_reason) for row in samples] for samples in found]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "olmo2", "olmoe", "gpt2", "opt", "no_family"])
+def test_what_becomes_of_a_prompt_does_not_depend_on_when_others_come_and_go(kind, make_model):
+    model = make_model(kind)
+    decoding, found = Decoding(model), []
+    for prompt, config in zip(PROMPTS, CONFIGS, strict=True):  # one joins, three steps, the next joins
+        found += decoding.add([(prompt, config)])
+        for _ in range(3):
+            decoding.step()
+    while decoding.live:
+        decoding.step()
+    assert outcome(found) == alone(model)
+    assert decoding.add([(PROMPTS[0], CONFIGS[0])]) and decoding.length == len(PROMPTS[0])  # an empty batch starts afresh
+
+
+def test_each_prompt_of_a_batch_may_have_its_own_settings(make_model):
+    model = make_model("llama")
+    assert [[(each.ids, each.finish_reason) for each in samples] for samples in generate(model, PROMPTS, CONFIGS)] == alone(model)
+
+
+def test_dropped_rows_make_room_and_the_others_do_not_notice(make_model):
+    model = make_model("llama")
+    decoding = Decoding(model)
+    found = decoding.add(list(zip(PROMPTS, CONFIGS, strict=True)))
+    decoding.step()
+    for row in (*found[0], *found[2], *found[4]):
+        row.dropped = True
+    decoding.step()
+    assert len(decoding.rows) == len(decoding.live) <= 3
+    while decoding.live:
+        decoding.step()
+    expected = alone(model)
+    assert [outcome(found)[n] for n in (1, 3, 5)] == [expected[n] for n in (1, 3, 5)]
+    assert found[0][0].finish_reason is None and len(found[0][0].ids) == 2
+
+
+def test_a_batch_takes_no_more_room_than_its_longest_row_needs(make_model):
+    decoding = Decoding(make_model("llama"))
+    ((long,),) = decoding.add([([1] * 20, DecodingConfig(max_new_tokens=3))])
+    decoding.add([([2] * 5, DecodingConfig(max_new_tokens=30))])
+    assert decoding.length == 20
+    while not long.done:
+        decoding.step()
+    decoding.add([([3], DecodingConfig(max_new_tokens=30))])
+    assert decoding.length == 5 + 2  # the padding that the long row had called for is gone
+
+
+@pytest.mark.parametrize("kind", ["llama", "olmoe", "gpt2"])
+@torch.no_grad()
+def test_log_probabilities_equal_those_of_transformers(kind, make_model, tmp_path):
+    model = make_model(kind)
+    save_pretrained(model, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    config = DecodingConfig(max_new_tokens=7, temperature=0.8, num_samples=2, top_log_probs=3, score_prompt=True)
+    for prompt, samples in zip(PROMPTS, generate(model, PROMPTS, config), strict=True):
+        for each in samples:
+            check_log_probs(theirs, prompt, each, top=3)
+
+
+def check_log_probs(theirs, prompt, found, top, atol=2e-5):
+    """Those of the prompt, of the new tokens, and of the likeliest ones at each place."""
+    expected = theirs(torch.tensor([[*prompt, *found.ids]])).logits[0].float().log_softmax(-1)
+    before = len(prompt)
+    assert found.prompt_scores.log_probs[0] is None and found.prompt_scores.top[0] == []
+    log_probs = torch.tensor(found.prompt_scores.log_probs[1:] + found.log_probs)
+    targets = torch.tensor([*prompt[1:], *found.ids])
+    torch.testing.assert_close(log_probs, expected[:-1].gather(1, targets[:, None])[:, 0], atol=atol, rtol=1e-4)
+    tops = found.prompt_scores.top[1:] + found.top
+    best = expected[: before - 1 + len(found.ids)].topk(top).values
+    torch.testing.assert_close(torch.tensor([[p for _, p in place] for place in tops]).view(-1, top), best, atol=atol, rtol=1e-4)
+    assert all(torch.allclose(expected[n][[i for i, _ in place]], best[n], atol=10 * atol) for n, place in enumerate(tops))
+
+
+def test_a_prompt_can_be_scored_without_going_on(make_model):
+    model = make_model("llama")
+    scored, whole = (
+        generate(model, PROMPTS, DecodingConfig(max_new_tokens=new, score_prompt=True, temperature=0, top_log_probs=2)) for new in (0, 3)
+    )
+    for (a,), (b,) in zip(scored, whole, strict=True):
+        assert a.ids == [] and a.finish_reason == "length" and len(b.ids) == 3
+        assert a.prompt_scores.log_probs[1:] == pytest.approx(b.prompt_scores.log_probs[1:], abs=1e-5)
+
+
+def test_long_prompts_are_scored_in_pieces(make_model):
+    model = make_model("llama", max_seq_len=256)
+    prompt = torch.randint(0, 61, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    ((found,),) = generate(model, [prompt], DecodingConfig(max_new_tokens=0, score_prompt=True))
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).logits_BTV[0].log_softmax(-1)
+    assert found.prompt_scores.log_probs[1:] == pytest.approx(expected[range(199), prompt[1:]].tolist(), abs=1e-4)
+
+
+def test_a_bias_moves_the_choice_and_not_the_reported_log_probabilities(make_model):
+    model = make_model("llama")
+    forced = DecodingConfig(max_new_tokens=4, temperature=1.0, logit_bias=((17, 100.0), (23, 100.0)))
+    ((found,),) = generate(model, [PROMPTS[0]], forced)
+    assert set(found.ids) <= {17, 23}
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPTS[0] + found.ids])).logits_BTV[0, len(PROMPTS[0]) - 1 : -1]
+    assert found.log_probs == pytest.approx(logits.log_softmax(-1)[range(4), found.ids].tolist(), abs=1e-5)
+    banned = DecodingConfig(max_new_tokens=4, temperature=0, logit_bias=tuple((token, -100.0) for token in range(60)))
+    assert generate(model, [PROMPTS[0]], banned)[0][0].ids == [60] * 4
+
+
+def test_rows_of_several_caches_stand_side_by_side(make_model, ids):
+    model = make_model("llama")
+    short, long = KVCache(model.config, 2, 4), KVCache(model.config, 3, 9)
+    with torch.no_grad():
+        model(ids[:2, :4], attention_mask_BT=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), cache=short)
+        model(ids[:, :9], cache=long)
+        joined = KVCache.side_by_side([(short, [0]), (long, [2, 0])], room=2)
+        assert (joined.batch_size, joined.length, joined.max_length, joined.real_lengths().tolist()) == (3, 9, 11, [2, 9, 9])
+        found = model(torch.tensor([[7], [7], [7]]), cache=joined).logits_BTV[:, 0]
+        for row, before in enumerate((ids[0, 2:4], ids[2, :9], ids[0, :9])):
+            whole = model(torch.cat((before, torch.tensor([7])))[None]).logits_BTV[0, -1]
+            torch.testing.assert_close(found[row], whole, atol=1e-5, rtol=1e-5)
+    assert KVCache.side_by_side([(joined, [0])], room=0).length == 3
+    with pytest.raises(ValueError, match="shares a prefix"):
+        KVCache.side_by_side([(long.fork(1, 4), [0])], room=1)
+
+
+@pytest.mark.slow
+def test_smollm2_joined_by_others_writes_and_scores_as_transformers_does(smollm2):
+    model, tokenizer = from_pretrained(smollm2), Tokenizer.load(smollm2)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2).eval()
+    texts = ["The capital of France is", "def fibonacci(n):\n    ", "Water boils at", "Once upon a time, in a small village by the sea,"]
+    prompts = [tokenizer.encode(text) for text in texts]
+    config = DecodingConfig(max_new_tokens=24, temperature=0, top_log_probs=5, score_prompt=True)
+    decoding, found = Decoding(model), []
+    for prompt in prompts:
+        found += decoding.add([(prompt, config)])
+        decoding.step()
+    while decoding.live:
+        decoding.step()
+    with torch.no_grad():
+        for prompt, (row,) in zip(prompts, found, strict=True):
+            expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=2)
+            assert row.ids == expected[0, len(prompt) :].tolist()
+            check_log_probs(theirs, prompt, row, top=5, atol=2e-4)
+    sampled = GenerationConfig(max_new_tokens=16, temperature=0.8, top_p=0.95, seed=11)
+    together = generate(model, prompts, sampled)
+    assert [each[0].ids for each in together] == [generate(model, [prompt], sampled)[0][0].ids for prompt in prompts]
