@@ -144,6 +144,14 @@ def test_imbalances_of_different_layers_cancel_in_the_convention_of_transformers
     assert float(load_balancing_loss(*layers)) == pytest.approx(2, rel=1e-3)
 
 
+def test_the_z_loss_of_large_logits_is_finite():
+    """The logarithm of a plain sum of exponentials is infinite from 89 on in fp32."""
+    logits = torch.tensor([[[500.0, 500.0, -500.0]]], requires_grad=True)
+    loss = router_z_loss([logits])
+    loss.backward()
+    assert loss.item() == pytest.approx((500 + math.log(2)) ** 2) and logits.grad.isfinite().all()
+
+
 def test_sequences_are_balanced_one_by_one_and_padding_is_left_out():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 12, 5, generator=generator)
@@ -414,6 +422,16 @@ def test_recomputed_blocks_count_once_and_learn_the_same():
         torch.testing.assert_close(results[1][1][name], gradient)
 
 
+def test_the_id_of_padding_within_a_document_is_a_token_like_any_other():
+    """OLMoE pads with id 1, which may occur in text: masks say what is padding, and no id does."""
+    model = make().train()
+    ids = torch.ones(2, 12, dtype=torch.long)
+    output = model(ids, labels_BT=ids)
+    assert output.router_losses.num_tokens == 24 and int(output.router_losses.counts_LE[0].sum()) == 24 * model.config.moe.top_k
+    output.loss.mean.backward()
+    assert model.embedding.weight.grad[1].any()
+
+
 def test_padding_is_left_out_of_counts_and_losses():
     model = make().train()
     ids = ids_of(2, 12)
@@ -553,6 +571,16 @@ def test_an_expert_that_is_missing_or_of_another_width_is_named(tmp_path):
         "unexpected model.layers.0.mlp.experts.8.up_proj.weight",
     ):
         assert part in str(caught.value)
+
+
+def test_a_padded_vocabulary_is_told_from_other_mistakes(tmp_path):
+    """OLMoE's tokenizer has 50,280 ids and its embedding 50,304 rows."""
+    save_pretrained(Transformer(ModelConfig(**{**BASE, "vocab_size": 64}, moe=EXPERTS)).initialize(0), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"vocab_size": 61}))
+    with pytest.raises(LmlabError, match=r"embed_tokens.weight has shape \[64, 32\], not \[61, 32\]") as caught:
+        from_pretrained(tmp_path)
+    assert caught.value.remedy == "The vocabulary is padded: set vocab_size to 64."
 
 
 def test_second_names_of_keys_and_a_missing_epsilon_are_understood(tmp_path):

@@ -293,6 +293,21 @@ def test_schemes_of_initialisation(init, output_init, scale, kind, ids):
         close(model(ids).hidden_BTD, model.final_norm(model.embedding(ids)))
 
 
+def test_the_initialisation_of_olmo_1_goes_by_width_and_depth():
+    sizes = {"vocab_size": 61, "num_layers": 3, "d_model": 128, "num_heads": 4, "ffn": "moe", "tie_embeddings": False}
+    model = Transformer(ModelConfig(**sizes, moe={"num_experts": 4, "top_k": 2, "expert_hidden_size": 256}, init="mitchell")).initialize(0)
+    wide, inner, cut = 128**-0.5, 256**-0.5, 0.9866
+    expected = {
+        "embedding.weight": wide, "head.weight": wide, "blocks.2.attention.query.weight": wide, "blocks.2.ffn.experts.gate_up": wide,
+        "blocks.0.attention.output.weight": wide / 2**0.5, "blocks.2.attention.output.weight": wide / 6**0.5,
+        "blocks.0.ffn.experts.down": inner / 2**0.5, "blocks.1.ffn.experts.down": inner / 2,
+    }  # fmt: skip
+    for name, std in expected.items():
+        drawn = model.get_parameter(name)
+        assert drawn.std().item() == pytest.approx(std * cut, rel=0.04), name
+        assert drawn.abs().max() <= 3 * std
+
+
 def test_the_base_of_rotary_positions_changes_at_run_time(make_model, ids):
     model, other = make_model("llama"), make_model("llama", rope_theta=500.0)
     before = model(ids).logits_BTV

@@ -61,7 +61,9 @@ class ModelConfig(Config):
         position_offset: rows at the start of a learned table that no position uses (2 in OPT).
         ffn: the kind of every layer, or one kind for each layer.
         num_labels: k scalars at the last real token in place of the language-model head.
-        init: distribution of the matrices, with `init_std`; `truncated_normal` is cut at 3 standard deviations.
+        init: distribution of the matrices, with `init_std`; `truncated_normal` is cut at 3 standard deviations;
+            `mitchell` is so too, with the standard deviation 1/sqrt(d), d the inputs of the matrix, and for those that write to the residual stream
+            in layer l (from 0) 1/sqrt(2 d (l + 1)), in place of `init_std` and `output_init` (OLMo 1, Groeneveld et al. 2024).
         output_init: the matrices that write to the residual stream: as the others (`same`), scaled by 1/sqrt(2 num_layers)
             (`depth_scaled`, Radford et al. 2019, section 2.3), or `zero`.
     """
@@ -94,7 +96,7 @@ class ModelConfig(Config):
     ffn_bias: bool = False
     tie_embeddings: bool = True
     num_labels: PositiveInt | None = None
-    init: Literal["normal", "truncated_normal"] = "normal"
+    init: Literal["normal", "truncated_normal", "mitchell"] = "normal"
     output_init: Literal["same", "depth_scaled", "zero"] = "depth_scaled"
     init_std: PositiveFloat = Field(default=0.02, le=1.0)
 

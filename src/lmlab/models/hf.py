@@ -182,11 +182,14 @@ def _build(
 ) -> Transformer:
     layout.take_stacked(stored.shapes)
     names = {layout.canonical(name): name for name in stored.shapes}
-    problems = layout.problems({name: stored.shapes[original] for name, original in names.items()})
+    found = {name: stored.shapes[original] for name, original in names.items()}
+    problems = layout.problems(found)
     if head_seed is not None:
         problems = [problem for problem in problems if problem != "missing score.weight"]
     if problems:
-        raise LmlabError(f"'{stored.where}' does not fit its configuration: " + "; ".join(problems) + ".")
+        rows = found.get(layout.locations["embedding.weight"].names[0], (0,))[0]
+        remedy = f"The vocabulary is padded: set vocab_size to {rows}." if rows > config.vocab_size else None
+        raise LmlabError(f"'{stored.where}' does not fit its configuration: " + "; ".join(problems) + ".", remedy)
 
     def get(name: str) -> Tensor:
         return stored.get(names[name])

@@ -173,12 +173,16 @@ class Transformer(nn.Module):
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             return
         if name.endswith(("attention.output.weight", "ffn.down.weight", "shared.down.weight", "experts.down")):
-            if config.output_init == "zero":
+            if config.init == "mitchell":
+                std = (2 * parameter.shape[-1] * (_layer_number(name) + 1)) ** -0.5
+            elif config.output_init == "zero":
                 parameter.zero_()
                 return
-            if config.output_init == "depth_scaled":
+            elif config.output_init == "depth_scaled":
                 std /= math.sqrt(2 * config.num_layers)
-        if config.init == "truncated_normal":
+        elif config.init == "mitchell":
+            std = parameter.shape[-1] ** -0.5
+        if config.init in ("truncated_normal", "mitchell"):
             drawn = torch.empty(parameter.shape)
             nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
         else:
@@ -340,6 +344,12 @@ class Transformer(nn.Module):
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a model by name, those that serve in several places once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _layer_number(name: str) -> int:
+    """Of a parameter; 0 for experts that all layers share."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else 0
 
 
 def _real(attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
@@ -56,6 +56,7 @@ class TrainConfig(Config):
         mixture: several of them with their shares, in place of `tokens`.
         order: how the sources of a mixture follow each other.
         tokenizer: by default the one that is stored with the shards.
+        data_seed: added to the recipe's seed for the order of the rows, so that a later stage sees the same text in another order.
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
@@ -71,6 +72,7 @@ class TrainConfig(Config):
     tokens: Input | None = None
     mixture: dict[str, MixtureInput] = Field(default={})
     order: MixtureOrder = MixtureOrder()
+    data_seed: NonNegativeInt = 0
     packing: Packing = "concat"
     max_epochs: PositiveFloat = 4.0
     tokenizer: Input | None = None
@@ -121,7 +123,8 @@ class Train(Stage[TrainConfig]):
         """Train from the newest checkpoint, or from the start."""
         rows, sources, tokenizer = _rows(config, context)
         loop = config.trainer.in_steps(config.seq_len, sum(map(len, rows.values())))
-        mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, context.seed, config.order)
+        data_seed = context.seed + config.data_seed
+        mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, data_seed, config.order)
         start = Start.find(context.inputs["start"]) if config.start else None
         model_config = config.model or cast(Start, start).model
         if tokenizer.vocab_size > model_config.vocab_size:
@@ -131,7 +134,7 @@ class Train(Stage[TrainConfig]):
         if config.start_optimizer and cast(Start, start).checkpoint is None:
             raise UserError(f"start_optimizer: '{cast(Start, start).directory}' holds weights, but no optimizer's state.", "Name a stage 'train'.")
         place = world()
-        loader = Loader(mixture, loop.batch_size, context.seed, place.rank, place.size, shuffle=False)
+        loader = Loader(mixture, loop.batch_size, data_seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed),
             routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),

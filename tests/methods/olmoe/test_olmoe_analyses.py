@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,10 @@ from lmlab.methods.olmoe import (
     load_summary,
     most_coactivated,
     mutual_information,
+    read_counters,
     router_saturation,
     routing_page,
+    token_probabilities,
     vocab_by_expert,
     vocab_specialization,
     vocab_summary,
@@ -216,6 +220,27 @@ def test_lists_of_tokens_and_of_experts():
     assert table.sum() == 120
 
 
+def test_probabilities_of_tokens_by_domain_by_hand():
+    ids = np.array([[7, 7, 7, 9], [7, 7, 7, 7]])
+    experts = np.array([[[[0, 1]], [[0, 2]], [[0, 1]], [[3, 1]]], [[[2, 1]]] * 4])
+    trace = RoutingTrace(ids, experts, 4, (5,), ("a", "b"), np.array([0, 1]))
+    tokens, shares = token_probabilities(trace, 5, "a", min_count=6)
+    assert tokens.tolist() == [7] and shares.tolist() == [[3 / 6, 2 / 6, 1 / 6, 0]]
+    tokens, shares = token_probabilities(trace, 5, "a", 1, min_count=1)
+    assert tokens.tolist() == [7, 9] and shares.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+    assert len(token_probabilities(trace, 5, "a")[0]) == 0
+    for arguments, message in (((5, "c"), "no domain 'c', but a, b"), ((4, "a"), "no layer 4"), ((5, "a", 3), "2 experts for each token, not 3")):
+        with pytest.raises(UserError, match=message):
+            token_probabilities(trace, *arguments)
+
+
+def test_domains_of_different_length_are_compared_by_shares():
+    ids, experts = np.zeros((4, 2), np.int64), np.array([[[[0]], [[1]]]] * 3 + [[[[0]], [[1]]]])
+    trace = RoutingTrace(ids, experts, 4, (0,), ("long", "short"), np.array([0, 0, 0, 1]))
+    assert domain_specialization(trace, 1)[:, 0].tolist() == [[0.5, 0.5, 0, 0]] * 2
+    assert RoutingStatistics.of(trace).information(1)["domain"] == pytest.approx(0)
+
+
 def test_few_tokens_look_specialised_and_the_figures_beside_say_so():
     rare = vocab_summary(np.eye(4, dtype=int), np.ones(4, int))
     assert rare["macro"] == 1 and np.isnan(rare["macro_min10"]) and rare["ids_min10"] == 0
@@ -244,6 +269,26 @@ def test_damaged_foreign_and_pickled_files_are_refused(tmp_path):
         RoutingTrace.load(tmp_path / "other.npz")
     with pytest.raises(LmlabError, match="names expert 7, but there are 4"):
         RoutingTrace(np.zeros((1, 1)), np.full((1, 1, 1, 1), 7), 4, (0,))
+
+
+def test_pickles_of_counters_are_read_when_asked_for_and_nothing_else_is(tmp_path):
+    counts = {"layer": defaultdict(int, {3: 5}), 7: Counter({2: np.int64(4)}), "share": [0.5, np.float32(0.25)]}
+    path = tmp_path / "counts.pkl"
+    path.write_bytes(pickle.dumps(counts))
+    with pytest.raises(UserError, match="does not open unasked"):
+        read_counters(path)
+    assert read_counters(path, allow_pickle=True) == counts
+    path.write_bytes(pickle.dumps(Path))
+    with pytest.raises(UserError, match=r"not a pickle of counters \(it asks for pathlib"):
+        read_counters(path, allow_pickle=True)
+    path.write_bytes(b"cbuiltins\neval\n(S'1'\ntR.")
+    with pytest.raises(UserError, match=r"it asks for builtins\.eval"):
+        read_counters(path, allow_pickle=True)
+    path.write_bytes(b"no pickle")
+    with pytest.raises(UserError, match="not a pickle of counters"):
+        read_counters(path, allow_pickle=True)
+    with pytest.raises(UserError, match="There is no file"):
+        read_counters(tmp_path / "none.pkl", allow_pickle=True)
 
 
 def test_a_file_that_announces_more_than_memory_holds_is_refused_before_it_is_read(tmp_path):

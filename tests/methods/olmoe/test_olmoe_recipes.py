@@ -41,6 +41,24 @@ def test_the_laptop_recipe_goes_from_text_to_routing_and_a_report(library, tmp_p
     assert "Co-activation" in page and "Load-balancing loss" in page
 
 
+def test_a_stage_with_a_data_seed_sees_the_same_text_in_another_order(library, tmp_path):
+    """As OLMoE's annealing does."""
+    data = yaml.safe_load((RECIPES / "olmoe-laptop.yaml").read_text())
+    data["stages"] = stages = {name: data["stages"][name] for name in ("documents", "tokenizer", "tokens", "heldout_tokens", "sparse")}
+    stages["documents"] |= {"sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3}
+    stages["tokenizer"]["vocab_size"] = 300
+    stages["sparse"] |= {"seq_len": 32, "heldout_rows": 4}
+    stages["sparse"]["trainer"] |= {"steps": 2, "batch_size": 2, "evaluate_every": 2, "precision": "fp32", "device": "cpu", "log_every": 1}
+    stages["sparse"]["model"] |= {"vocab_size": 300, "num_layers": 1, "d_model": 32, "max_seq_len": 64}
+    stages |= {"again": stages["sparse"] | {"data_seed": 0}, "other": stages["sparse"] | {"data_seed": 1}}
+    run_recipe(Recipe.parse(data, "the test"), tmp_path)
+
+    def losses(name: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+
+    assert losses("sparse") == losses("again") != losses("other")
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("texts")

@@ -212,6 +212,70 @@ def test_problems_of_a_foreign_checkpoint_are_named_at_once(tmp_path):
         read_olmo(tmp_path / "nothing")
 
 
+CORE_SHAPES = {
+    "embeddings.weight": (61, 32), "lm_head.norm.weight": (32,), "lm_head.w_out.weight": (61, 32),
+    **{
+        f"blocks.{layer}.{name}": shape
+        for layer in range(2)
+        for name, shape in {
+            "attention_norm.weight": (32,), "feed_forward_norm.weight": (32,), "attention.w_q.weight": (32, 32), "attention.w_k.weight": (16, 32),
+            "attention.w_v.weight": (16, 32), "attention.w_out.weight": (32, 32), "attention.q_norm.weight": (32,), "attention.k_norm.weight": (16,),
+            "feed_forward_moe.router.weight": (4 * 32,), "feed_forward_moe.experts.mlp.w1": (4 * 24, 32),
+            "feed_forward_moe.experts.mlp.w3": (4 * 24, 32), "feed_forward_moe.experts.mlp.w2": (4 * 24, 32),
+        }.items()
+    },
+}  # fmt: skip
+"""Names and shapes by the description of OLMo-core's layout, for `OLMOE`."""
+
+
+@torch.no_grad()
+def test_names_shapes_and_orders_of_the_olmo_core_layout_with_and_without_capacities(tmp_path):
+    model = dense_model(**OLMOE)
+    write_olmo(model, tmp_path, "olmo-core")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == CORE_SHAPES
+    prefix, experts = "blocks.1.feed_forward_moe.", model.blocks[1].ffn.experts
+    assert torch.equal(stored[prefix + "router.weight"].view(4, 32), model.blocks[1].ffn.router.weight)
+    x = torch.randn(5, 32)
+    w1, w3, w2 = (stored[f"{prefix}experts.mlp.{name}"].view(4, 24, 32) for name in ("w1", "w3", "w2"))
+    gate, up = F.linear(x, experts.gate_up[2]).chunk(2, -1)
+    torch.testing.assert_close((F.silu(x @ w1[2].T) * (x @ w3[2].T)) @ w2[2], F.linear(F.silu(gate) * up, experts.down[2]))
+    for layer, part in ((layer, part) for layer in range(2) for part in ("w1", "w3")):
+        name = f"blocks.{layer}.feed_forward_moe.experts.mlp.{part}"
+        stored[name] = torch.cat([each.T for each in stored[name].view(4, 24, 32)])
+    save_file(stored, tmp_path / "model.safetensors")
+    again = read_olmo(tmp_path, model.config)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_experts_as_wide_as_the_model_need_a_configuration_that_says_their_layout(tmp_path):
+    shape = {**OLMOE, "moe": {**OLMOE["moe"], "expert_hidden_size": 32}}
+    model = dense_model(**shape)
+    write_olmo(model, tmp_path, "olmo-core")
+    with pytest.raises(UserError, match="shapes do not tell which layout"):
+        read_olmo(tmp_path, model.config)
+    for name, transposed in (("dropless", False), ("default", True)):
+        (tmp_path / "config.json").write_text(json.dumps({"model": {"block": {"feed_forward_moe": {"name": name}}}}))
+        read = read_olmo(tmp_path, model.config).blocks[0].ffn.experts.gate_up[1, :32]
+        ours = model.blocks[0].ffn.experts.gate_up[1, :32]
+        assert torch.equal(read, ours.T if transposed else ours)
+
+
+def test_a_padded_vocabulary_and_a_configuration_without_keys_are_explained(tmp_path):
+    model = dense_model(**{**OLMOE, "vocab_size": 64})
+    write_olmo(model, tmp_path)
+    with pytest.raises(LmlabError, match=r"has shape \[64, 32\], not \[61, 32\]") as caught:
+        read_olmo(tmp_path, ModelConfig(**OLMOE))
+    assert "set the size of the embedding to 64" in str(caught.value.remedy)
+    (tmp_path / "config.yaml").write_text("model: {n_layers: 2, n_heads: 4}")
+    with pytest.raises(UserError, match="no configuration of OLMo: it lacks the key 'd_model'"):
+        read_olmo(tmp_path)
+    write_olmo(model, tmp_path / "core", "olmo-core")
+    (tmp_path / "core" / "config.json").write_text('{"model": {"block": 3}}')
+    with pytest.raises(UserError, match="no configuration of OLMo-core"):
+        read_olmo(tmp_path / "core")
+
+
 @pytest.mark.skipif(not TINY.exists(), reason="needs the trained miniature (LMLAB_SHARED)")
 def test_from_texts_to_a_page_on_the_command_line(lmlab, tmp_path):
     options = ["--tokenizer", "bytes", "--length", "128", "--sequences", "4", "--domain-field", "domain"]
@@ -258,3 +322,26 @@ def test_a_dense_model_is_upcycled_and_converted_on_the_command_line(lmlab, tmp_
         torch.testing.assert_close(from_pretrained(tmp_path / "moe")(IDS).logits_BTV, source(IDS).logits_BTV, atol=1e-5, rtol=1e-5)
     done = lmlab("olmoe", "convert", tmp_path / "moe", tmp_path / "olmo", "--to", "olmo")
     assert done.code == 0 and load_file(tmp_path / "olmo" / "model.safetensors"), done.err
+
+
+def test_a_conversion_is_verified_and_swapped_gates_change_logits_alone(lmlab, tmp_path):
+    model = dense_model(**OLMOE)
+    write_olmo(model, tmp_path / "olmo-core", "olmo-core")
+    block = {
+        "attention": {"n_heads": 4, "n_kv_heads": 2, "rope": {"theta": 10_000}, "qk_norm": {"name": "rms"}},
+        "layer_norm": {"eps": 1e-5},
+        "feed_forward_moe": {"name": "dropless", "num_experts": 4, "hidden_size": 24, "router": {"top_k": 2}},
+    }
+    config = {"model": {"vocab_size": 61, "n_layers": 2, "d_model": 32, "block": block}}
+    (tmp_path / "olmo-core" / "config.json").write_text(json.dumps(config))
+    done = lmlab("olmoe", "convert", tmp_path / "olmo-core", tmp_path / "hf", "--verify")
+    assert done.code == 0, done.err
+    assert float(done.out.split("transformers: ")[1]) < 1e-4
+    tensors = load_file(tmp_path / "olmo-core" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".w1")]:
+        other = name[:-2] + "w3"
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+    save_file(tensors, tmp_path / "olmo-core" / "model.safetensors")
+    with torch.no_grad():
+        difference = read_olmo(tmp_path / "olmo-core")(IDS).logits_BTV - model(IDS).logits_BTV
+    assert difference.abs().max() > 1e-3

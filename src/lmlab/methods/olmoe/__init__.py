@@ -2,6 +2,7 @@
 
 from lmlab.methods.olmoe.ablation import AblationConfig, Choice, compare, run_ablation, train_variant
 from lmlab.methods.olmoe.collect import collect, load_routed, watch
+from lmlab.methods.olmoe.counters import read_counters
 from lmlab.methods.olmoe.layouts import read_olmo, write_olmo
 from lmlab.methods.olmoe.report import routing_page
 from lmlab.methods.olmoe.statistics import (
@@ -14,6 +15,7 @@ from lmlab.methods.olmoe.statistics import (
     most_coactivated,
     mutual_information,
     router_saturation,
+    token_probabilities,
     vocab_by_expert,
     vocab_specialization,
     vocab_summary,
@@ -38,11 +40,13 @@ __all__ = [
     "load_summary",
     "most_coactivated",
     "mutual_information",
+    "read_counters",
     "read_olmo",
     "router_saturation",
     "routing_page",
     "run_ablation",
     "same_tokens",
+    "token_probabilities",
     "train_variant",
     "upcycle",
     "vocab_by_expert",

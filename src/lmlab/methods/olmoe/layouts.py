@@ -18,7 +18,7 @@ from torch import Tensor
 from lmlab.config import load_yaml, validate
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_json
-from lmlab.models import ModelConfig, Transformer, named_tensors
+from lmlab.models import ModelConfig, MoEConfig, Transformer, named_tensors
 
 Kind = Literal["olmo", "olmo-core"]
 _WEIGHTS = "model.safetensors"
@@ -56,7 +56,8 @@ _CORE = {
 def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer:
     """Read a checkpoint of OLMo (`config.yaml`, `model.safetensors`) or OLMo-core (`config.json`, `model.safetensors`).
 
-    Swapped gates and ups cannot be seen from shapes: compare logits after a conversion (`lmlab convert --check`).
+    Of OLMo-core both layouts of experts are read: of its dropless layer, and of its layer with capacities, whose gates and ups are transposed.
+    Swapped gates and ups cannot be seen from shapes: look at the loss on real text after a conversion.
 
     Arguments:
         config: the shape; by default that of the directory's configuration.
@@ -73,11 +74,19 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
     except SafetensorError as error:
         raise LmlabError(f"'{path}' is damaged ({error}).", "Copy it again.") from None
     kind: Kind = "olmo" if any(name.startswith("transformer.") for name in tensors) else "olmo-core"
-    config = config or (_olmo_config(directory) if kind == "olmo" else _core_config(directory))
+    if config is None:
+        file = directory / ("config.yaml" if kind == "olmo" else "config.json")
+        try:
+            config = _olmo_config(file) if kind == "olmo" else _core_config(file)
+        except (KeyError, TypeError, AttributeError) as error:
+            lacks = f"lacks the key {error}" if isinstance(error, KeyError) else f"has a key of another kind ({error})"
+            raise UserError(f"'{file}' is no configuration of {'OLMo' if kind == 'olmo' else 'OLMo-core'}: it {lacks}.") from None
     with torch.device("meta"):
         model = Transformer(config)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
     expected = _expected(config, shapes, kind)
+    if kind == "olmo-core" and config.moe is not None:
+        tensors = _as_dropless(tensors, config.d_model, config.moe, transposed=_has_capacities(directory))
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
@@ -86,7 +95,10 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
         if name in tensors and tensors[name].shape != shape
     ]
     if problems:
-        raise LmlabError(f"'{path}' does not fit its configuration: " + "; ".join(sorted(problems)) + ".")
+        stored, wanted = (each.get(_table(kind)["embedding.weight"]) for each in ({n: t.shape for n, t in tensors.items()}, expected))
+        padded = stored is not None and wanted is not None and stored[0] > wanted[0]
+        remedy = f"The vocabulary is padded: set the size of the embedding to {stored[0]}." if stored is not None and padded else None
+        raise LmlabError(f"'{path}' does not fit its configuration: " + "; ".join(sorted(problems)) + ".", remedy)
     weights = {name: _read(name, config, kind, tensors.__getitem__) for name in shapes}
     model.load_state_dict({name: tensor.contiguous() for name, tensor in weights.items()}, assign=True)
     return model.eval()
@@ -163,6 +175,34 @@ def _expert_names(kind: Kind, layer: int | None) -> tuple[str, tuple[str, str, s
     return f"blocks.{layer}.feed_forward_moe.experts.mlp.", ("w1", "w3", "w2")
 
 
+def _has_capacities(directory: Path) -> bool | None:
+    """Whether the experts are those of OLMo-core's layer with capacities (`name: default`); None where the configuration does not say."""
+    if not (directory / "config.json").exists():
+        return None
+    found = read_json(directory / "config.json")
+    moe = ((found.get("model", found).get("block") or {}).get("feed_forward_moe")) or {}
+    return None if "name" not in moe else moe["name"] != "dropless"
+
+
+def _as_dropless(tensors: Mapping[str, Tensor], d_model: int, moe: MoEConfig, transposed: bool | None) -> dict[str, Tensor]:
+    """Gates and ups as [E F, D], where they may be [E D, F]: by their shapes, or where D = F by what the configuration says.
+
+    Raises:
+        UserError: neither tells.
+    """
+    experts, inner = moe.num_experts, moe.expert_hidden_size
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if not re.search(r"feed_forward_moe\.experts\.mlp\.w[13]$", name) or tensor.shape != (experts * d_model, inner):
+            continue
+        if d_model == inner and transposed is None:
+            remedy = "Set model.block.feed_forward_moe.name in config.json to 'dropless' or 'default'."
+            raise UserError(f"{name}: experts are as wide as the model, so that shapes do not tell which layout they have.", remedy)
+        if d_model != inner or transposed:
+            found[name] = tensor.view(experts, d_model, inner).transpose(1, 2).reshape(experts * inner, d_model)
+    return found
+
+
 def _expected(config: ModelConfig, shapes: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """Names and shapes of all tensors of the layout."""
     with torch.device("meta"):
@@ -173,13 +213,13 @@ def _expected(config: ModelConfig, shapes: Mapping[str, Any], kind: Kind) -> dic
     return {name: tensor.shape for name, tensor in found.items()}
 
 
-def _olmo_config(directory: Path) -> ModelConfig:
-    found = load_yaml(directory / "config.yaml")
+def _olmo_config(path: Path) -> ModelConfig:
+    found = load_yaml(path)
     model = found.get("model", found)
     refused = {"clip_qkv": None, "alibi": False, "rope": True, "include_bias": False, "layer_norm_type": "rms", "weight_tying": False}
     problems = [f"{key} = {model[key]}" for key, value in refused.items() if key in model and model[key] != value]
     if problems:
-        raise UserError(f"'{directory / 'config.yaml'}': lmlab does not support " + "; ".join(problems) + ".")
+        raise UserError(f"'{path}': lmlab does not support " + "; ".join(problems) + ".")
     width, heads = model["d_model"], model["n_heads"]
     experts = model.get("moe_num_experts") or 0
     inner = (model.get("mlp_hidden_size") or model.get("mlp_ratio", 4) * width) // 2  # gate and up together
@@ -199,13 +239,12 @@ def _olmo_config(directory: Path) -> ModelConfig:
         data |= {"ffn": "moe", "moe": {"num_experts": experts, "top_k": model.get("moe_top_k", 2), "expert_hidden_size": inner}}
     else:
         data["d_ff"] = inner
-    return validate(ModelConfig, data, f"'{directory / 'config.yaml'}'")
+    return validate(ModelConfig, data, f"'{path}'")
 
 
-def _core_config(directory: Path) -> ModelConfig:
-    path = directory / "config.json"
+def _core_config(path: Path) -> ModelConfig:
     if not path.exists():
-        raise UserError(f"'{directory}' has no config.json.")
+        raise UserError(f"'{path.parent}' has no config.json.")
     found = read_json(path)
     model = found.get("model", found)
     block = model["block"]

@@ -129,7 +129,7 @@ def _domain_section(statistics: RoutingStatistics) -> Section:
     for place in _shown(statistics.layers):
         chart = heat_map(np.round(100 * figure.value[:, place], 1).tolist(), names, list(statistics.domains), "expert", "domain", "% of tokens")
         error = 100 * np.nan_to_num(figure.half_width[:, place]).max()
-        blocks.append(Chart(chart, f"Layer {statistics.layers[place]}. Even: {even:.1%}. The widest interval is +-{error:.1f} points."))
+        blocks.append(Chart(chart, f"Layer {statistics.layers[place]}. Even: {even:.1%}. The widest interval is ±{error:.1f} points."))
     information = statistics.information(k)
     rows: list[list[Cell]] = [
         [str(layer), *(float(information[name][place]) for name in ("domain", "token") if name in information), _widest(information, place)]

@@ -241,6 +241,32 @@ def cross_layer_routing(trace: RoutingTrace, first: int, second: int) -> Array:
     return counts.reshape(trace.num_experts, trace.num_experts)
 
 
+def token_probabilities(trace: RoutingTrace, layer: int, domain: str, k: int | None = None, min_count: int = 8) -> tuple[Ints, Array]:
+    """How a layer routes the token ids of a domain: the share of each expert among the choices for the id, whose rows sum to 1.
+
+    Histograms of these shares by domain show whether tokens have experts of their own (close to 0 and 1) or are spread (close to 1 / E).
+
+    Arguments:
+        k: count the first k experts of each token; by default all.
+        min_count: ids with fewer choices are left out.
+
+    Returns:
+        The token ids, [N], and the shares, [N, E].
+    """
+    if domain not in trace.domains:
+        raise UserError(f"The trace has no domain '{domain}', but {', '.join(trace.domains)}.")
+    k = trace.top_k if k is None else k
+    if not 1 <= k <= trace.top_k:
+        raise UserError(f"The trace has {trace.top_k} experts for each token, not {k}.")
+    rows = trace.domain_S == trace.domains.index(domain)
+    ids, place_N = np.unique(trace.input_ids_ST[rows].reshape(-1), return_inverse=True)
+    chosen_Nk = trace.expert_ids_STLk[rows, :, trace.layer_index(layer), :k].reshape(-1, k).astype(np.int64)
+    codes = place_N.reshape(-1, 1) * trace.num_experts + chosen_Nk
+    counts = np.bincount(codes.reshape(-1), minlength=len(ids) * trace.num_experts).reshape(len(ids), trace.num_experts)
+    often = counts.sum(1) >= max(1, min_count)
+    return ids[often], counts[often] / counts[often].sum(1, keepdims=True)
+
+
 def load_summary(counts: Array) -> dict[str, Array]:
     """How evenly experts are used, from counts [..., E].
 
