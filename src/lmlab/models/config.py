@@ -58,6 +58,7 @@ class ModelConfig(Config):
         norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x)) (OLMo 2).
         norm_weight: norms scale what they normalise; without, LayerNorm is non-parametric (OLMo 1).
         qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
+        causal: a token sees itself and those before it; without, all tokens of its text.
         position_offset: rows at the start of a learned table that no position uses (2 in OPT).
         ffn: the kind of every layer, or one kind for each layer.
         num_labels: k scalars at the last real token in place of the language-model head.
@@ -77,7 +78,7 @@ class ModelConfig(Config):
     head_dim: PositiveInt
     d_ff: PositiveInt
     max_seq_len: PositiveInt = 2048
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
     norm_position: Literal["pre", "post", "reordered"] = "pre"
     norm_eps: PositiveFloat = 1e-5
     norm_bias: bool = False
@@ -87,6 +88,7 @@ class ModelConfig(Config):
     position_offset: NonNegativeInt = 0
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: RopeScaling | None = None
+    causal: bool = True
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     gated: bool = True
     ffn: Literal["dense", "moe"] | tuple[Literal["dense", "moe"], ...] = "dense"
@@ -132,9 +134,11 @@ class ModelConfig(Config):
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}.")
         if self.positions != "rotary" and self.rope_scaling is not None:
             raise ValueError(f"rope_scaling needs rotary positions, not {self.positions}.")
+        if self.norm == "none" and (self.norm_bias or self.qk_norm != "none"):
+            raise ValueError("norm: none has no bias and no qk_norm.")
         if self.norm == "rmsnorm" and self.norm_bias:
             raise ValueError("rmsnorm has no bias; set norm_bias to false, or norm to layernorm.")
-        if not self.norm_weight and (self.norm == "rmsnorm" or self.norm_bias):
+        if not self.norm_weight and (self.norm != "layernorm" or self.norm_bias):
             raise ValueError("norm_weight: false needs norm: layernorm and norm_bias: false.")
         if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
             raise ValueError(f"ffn lists {len(self.ffn)} kinds for {self.num_layers} layers.")
@@ -160,7 +164,7 @@ class ModelConfig(Config):
             active: count only the experts that one token uses.
         """
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        norm = d * (self.norm_weight + self.norm_bias)
+        norm = d * (self.norm_weight + self.norm_bias) if self.norm != "none" else 0
         layer = 2 * norm + self._attention_matrices + (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
         layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm] * (self.norm_weight + self.norm_bias)
         dense_bias = (self.d_ff * (2 if self.gated else 1) + d) * self.ffn_bias

@@ -355,7 +355,7 @@ def from_settings(settings: Settings, family: Family, path: Path) -> ModelConfig
 
 
 def _expresses(family: Family, config: ModelConfig) -> bool:
-    if any(getattr(config, name) != value for name, value in family.features.items()):
+    if not config.causal or any(getattr(config, name) != value for name, value in family.features.items()):
         return False
     if not family.fits(config) or (config.num_labels is not None and family.classifier is None):
         return False

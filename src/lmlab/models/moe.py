@@ -15,7 +15,7 @@ from lmlab.models.dtypes import sum_dtype
 from lmlab.models.experts import Experts
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
-from lmlab.models.router import Pairs, RouterOutput, choose_experts, choose_tokens, pairs_of_experts, pairs_of_tokens
+from lmlab.models.router import Pairs, RouterOutput, choose_experts, choose_tokens, pairs_apart, pairs_of_experts, pairs_of_tokens
 
 
 class MoE(nn.Module):
@@ -71,6 +71,17 @@ class MoE(nn.Module):
             add = self.config.shared_expert_combine == "add"
             out_BTD = out_BTD + shared_BTD if add else (k * out_BTD + shared_BTD) / (k + 1)
         return out_BTD, routed
+
+    def expert_outputs(self, x_BTD: Tensor) -> Tensor:
+        """What each expert adds to the output, [B, T, E, D], zeros where it is not chosen; shared experts together come last as one more."""
+        _, pairs = self.route(x_BTD)
+        tokens, count, k = x_BTD.shape[0] * x_BTD.shape[1], self.config.num_experts, self.config.top_k
+        apart_MD = self.experts(x_BTD.flatten(0, 1).repeat_interleave(count, 0), pairs_apart(pairs, tokens))
+        out_BTED = apart_MD.view(*x_BTD.shape[:2], count, -1)
+        if self.shared is None:
+            return out_BTED
+        shared_BT1D, add = self.shared(x_BTD)[:, :, None], self.config.shared_expert_combine == "add"
+        return torch.cat((out_BTED, shared_BT1D) if add else (out_BTED * (k / (k + 1)), shared_BT1D / (k + 1)), 2)
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor) -> None:

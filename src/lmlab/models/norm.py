@@ -31,6 +31,8 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The configuration's normalisation over the last dimension of size `width`."""
     if config.norm == "rmsnorm":
         return RMSNorm(width, eps=config.norm_eps)
+    if config.norm == "none":
+        return nn.Identity()
     return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias)
 
 

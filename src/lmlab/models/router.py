@@ -87,6 +87,13 @@ def pairs_of_tokens(weights_Mk: Tensor, indices_Mk: Tensor, config: MoEConfig) -
     return _pairs(order_P.div(k, rounding_mode="floor"), weights_P.index_select(0, order_P), counts_E.clamp(max=capacity), tokens)
 
 
+def pairs_apart(pairs: Pairs, tokens: int) -> Pairs:
+    """The same pairs, each token taken E times, once for every expert: token m and expert e become token m E + e of `tokens` E."""
+    experts = len(pairs.counts_E)
+    experts_P = torch.repeat_interleave(torch.arange(experts, device=pairs.tokens_P.device), pairs.counts_E)
+    return _pairs(pairs.tokens_P * experts + experts_P, pairs.weights_P, pairs.counts_E, tokens * experts)
+
+
 def choose_tokens(probabilities_GTE: Tensor, config: MoEConfig) -> tuple[Tensor, Tensor]:
     """For each expert the k T / E most probable tokens of each group (Zhou et al. 2022, section 3.2).
 

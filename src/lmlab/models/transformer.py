@@ -38,7 +38,7 @@ from lmlab.models.router import RouterOutput
 from lmlab.models.router_losses import RouterAccounts, RouterLosses
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
-from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts
+from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts, visibility_of_all
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,33 @@ class Block(nn.Module):
         if self.norm_position == "post":
             x_BTD = self.attention_norm(x_BTD)
         x_BTD = context.tap(self.layer, "middle", x_BTD)
-        read_BTD = self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD
-        written_BTD, routed = self._feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
-        if self.norm_position == "reordered":
-            written_BTD = self.ffn_norm(written_BTD)
+        written_BTD, routed = self.feed_forward(x_BTD, context)
         x_BTD = x_BTD + context.tap(self.layer, "ffn.output", written_BTD)
         if self.norm_position == "post":
             x_BTD = self.ffn_norm(x_BTD)
         return context.tap(self.layer, "output", x_BTD), routed
+
+    def heads(self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None) -> Tensor:
+        """What each head gathers, [B, T, N, H], when it reads these in place of one residual stream; shapes as in `Attention.heads`."""
+        reads = (query, key, value)
+        if self.norm_position == "pre":
+            reads = tuple(None if each is None else self.attention_norm(each) for each in reads)  # type: ignore[assignment]
+        return self.attention.heads(reads[0], context, reads[1], reads[2])
+
+    def write_heads(self, heads_BTNH: Tensor) -> Tensor:
+        """What the output matrix makes of each head, [B, T, N, D], without its bias and without a norm that follows."""
+        return self.attention.head_outputs(heads_BTNH)
+
+    def feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
+        """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router decided."""
+        read_BTD = self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD
+        written_BTD, routed = self._feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
+        return (self.ffn_norm(written_BTD) if self.norm_position == "reordered" else written_BTD), routed
+
+    def expert_outputs(self, x_BTD: Tensor) -> Tensor:
+        """As `feed_forward`, what each expert of a mixture adds, [B, T, E, D]."""
+        assert isinstance(self.ffn, MoE) and self.norm_position != "reordered"
+        return self.ffn.expert_outputs(self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD)
 
     def _feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
         if isinstance(self.ffn, MoE):
@@ -281,6 +300,19 @@ class Transformer(nn.Module):
         which = logits or ("all" if labels_BT is None and targets is None else "none")
         return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, **routing)
 
+    def embeddings(self, input_ids_BT: Tensor) -> tuple[tuple[Tensor, ...], AttentionContext]:
+        """What the tables of tokens and, if there is one, of positions write, [B, T, D] each, and what all blocks share of the pass."""
+        tokens_BTD = self.embedding(input_ids_BT)
+        context, position_ids_BT = self._context(tokens_BTD, None, None, None, None, None, None)
+        if self.position_embedding is None:
+            return (tokens_BTD,), context
+        return (tokens_BTD, self._embed_positions(position_ids_BT).to(tokens_BTD.dtype).expand_as(tokens_BTD)), context
+
+    def read_out(self, x_BTD: Tensor) -> Tensor:
+        """The logits [B, T, V] of a residual stream after the last block."""
+        hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        return linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype))
+
     def end_step(self, counts_LE: Tensor) -> None:
         """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases that balance loads.
 
@@ -318,6 +350,8 @@ class Transformer(nn.Module):
                 "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also later ones.",
                 "Generate with a model whose router is token_choice.",
             )
+        if cache is not None and not self.config.causal:
+            raise UserError("A model that is not causal cannot generate: every token sees the whole text.")
         length = x_BTD.shape[1]
         valid = None if attention_mask is None else attention_mask.bool()
         if cache is not None:
@@ -327,6 +361,8 @@ class Transformer(nn.Module):
             visibility, default_positions = cache.visibility(length), cache.positions(length)
         else:
             visibility, default_positions = _see(x_BTD, document_ids, valid)
+            if not self.config.causal:
+                visibility = visibility_of_all(length, document_ids, valid, x_BTD.device)
         if visible_BTS is not None:
             if document_ids is not None or valid is not None or position_ids is None:
                 raise ValueError("visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT")

@@ -95,6 +95,16 @@ def padding_starts(valid_BT: Tensor) -> Tensor | None:
     return runs if bool((borders <= 1).all()) else None
 
 
+def visibility_of_all(length: int, document_ids_BT: Tensor | None, valid_BT: Tensor | None, device: torch.device) -> Visibility:
+    """Every token sees all real tokens of its own text, also later ones; padding sees itself."""
+    mask_BTS = torch.ones(1, length, length, dtype=torch.bool, device=device)
+    if document_ids_BT is not None:
+        mask_BTS = mask_BTS & (document_ids_BT[:, :, None] == document_ids_BT[:, None])
+    if valid_BT is not None:
+        mask_BTS = mask_BTS & valid_BT[:, None] | torch.eye(length, dtype=torch.bool, device=device)
+    return Visibility(length, length, mask_BTS=mask_BTS[:, None])
+
+
 def padding_mask(valid_BS: Tensor, num_queries: int) -> Tensor:
     """The dense causal mask [B, 1, T, S] that leaves out padded keys; a padded query sees itself."""
     slots = torch.arange(valid_BS.shape[1], device=valid_BS.device)

@@ -1,0 +1,1 @@
+"""Edge Pruning (Bhaskar et al. 2024): circuits of transformers."""

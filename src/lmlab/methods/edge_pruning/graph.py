@@ -1,0 +1,197 @@
+"""The computational graph of a transformer: writers add to the residual stream, readers read a sum of earlier writers, edges join them.
+
+Writers, in order: embeddings, then for each layer its heads (or its attention as one) and its feed-forward network (or each of its experts). Readers:
+for each layer a query for every head, a key and a value for every key-value head, and the feed-forward network; last `resid_post`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lmlab.config import Config
+from lmlab.errors import UserError
+from lmlab.files import sha256_json
+from lmlab.models import ModelConfig
+
+OUTPUT = "resid_post"
+_MANY_EDGES = 5_000_000
+
+
+class GraphOptions(Config):
+    """How fine the graph is.
+
+    Attributes:
+        embedding_nodes: embeddings are writers with edges; without, every reader gets the clean embeddings.
+        post_norm: where a norm follows the attention (OLMo 2), whose output then is no sum over heads: `frozen` takes the norm's scale from the clean
+            run, so that heads are writers of their own; `block` makes one writer of them.
+        moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and reads what the experts read.
+    """
+
+    embedding_nodes: bool = True
+    post_norm: Literal["frozen", "block"] = "frozen"
+    moe: Literal["block", "expert"] = "block"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Readers that read the same writers, and what they make of it.
+
+    Attributes:
+        kind: `attention`, `ffn` or `output`.
+        readers: their names: queries, keys, values; or one.
+        reads: they read the writers 0 to `reads` - 1.
+        writes: names of the writers that follow from them; their numbers begin at `reads`.
+        first_edge: number of the first edge; edge (reader r, writer w) is `first_edge + r * reads + w`.
+    """
+
+    kind: Literal["attention", "ffn", "output"]
+    layer: int
+    readers: tuple[str, ...]
+    reads: int
+    writes: tuple[str, ...]
+    first_edge: int
+
+    @property
+    def num_edges(self) -> int:
+        """Readers times writers."""
+        return len(self.readers) * self.reads
+
+
+class CircuitGraph:
+    """The graph of a model's shape.
+
+    Arguments:
+        config: the model's.
+        options: how fine.
+        embedding_names: of the embeddings of tokens and of positions, where there are both.
+
+    Attributes:
+        writers, readers: names in order.
+        groups: readers in groups, in the order in which a forward pass comes to them.
+        first_writer: number of writers before the first layer.
+
+    Raises:
+        UserError: the residual stream of the model is no sum of outputs, or the options do not fit it.
+    """
+
+    def __init__(self, config: ModelConfig, options: GraphOptions | None = None, embedding_names: Sequence[str] = ("tok_embeds", "pos_embeds")) -> None:
+        self.config, self.options = config, options or GraphOptions()
+        _check(config, self.options)
+        embeddings = tuple(embedding_names) if config.positions == "learned" else ("embeds",)
+        self.embedding_names = embeddings
+        writers: list[str] = list(embeddings) if self.options.embedding_nodes else []
+        self.first_writer = len(writers)
+        groups: list[Group] = []
+        edges = 0
+
+        def add(kind: Any, layer: int, readers: Iterable[str], writes: Sequence[str]) -> None:
+            nonlocal edges
+            groups.append(Group(kind, layer, tuple(readers), len(writers), tuple(writes), edges))
+            edges += groups[-1].num_edges
+            writers.extend(writes)
+
+        for layer in range(config.num_layers):
+            parts = [f"a{layer}.h{head}.q" for head in range(config.num_heads)]
+            parts += [f"a{layer}.h{head}.{part}" for part in "kv" for head in range(config.num_kv_heads)]
+            add("attention", layer, parts, [f"a{layer}"] if self.one_writer else [f"a{layer}.h{head}" for head in range(config.num_heads)])
+            add("ffn", layer, [f"m{layer}"], self._ffn_writers(layer))
+        add("output", config.num_layers, [OUTPUT], ())
+        self.groups, self.writers, self.num_edges = tuple(groups), tuple(writers), edges
+        self.readers = tuple(name for group in groups for name in group.readers)
+
+    @property
+    def one_writer(self) -> bool:
+        """Whether the attention of a layer is one writer."""
+        return self.config.norm_position == "reordered" and self.options.post_norm == "block"
+
+    def _ffn_writers(self, layer: int) -> list[str]:
+        moe = self.config.moe
+        if self.options.moe == "block" or self.config.ffn_kinds[layer] != "moe":
+            return [f"m{layer}"]
+        assert moe is not None
+        return [f"m{layer}.e{expert}" for expert in range(moe.num_experts)] + ([f"m{layer}.shared"] if moe.num_shared_experts else [])
+
+    @cached_property
+    def edge_writers(self) -> Tensor:
+        """The number of the writer of each edge, [E]."""
+        return torch.cat([torch.arange(group.reads).repeat(len(group.readers)) for group in self.groups])
+
+    @cached_property
+    def edge_readers(self) -> Tensor:
+        """The number of the reader of each edge, [E]."""
+        sizes = torch.tensor([group.reads for group in self.groups for _ in group.readers])
+        return torch.repeat_interleave(torch.arange(len(self.readers)), sizes)
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, str], int]:
+        names = ((self.writers[w], self.readers[r]) for w, r in zip(self.edge_writers.tolist(), self.edge_readers.tolist(), strict=True))
+        return {edge: number for number, edge in enumerate(names)}
+
+    def edge(self, number: int) -> tuple[str, str]:
+        """Writer and reader of an edge."""
+        return self.writers[int(self.edge_writers[number])], self.readers[int(self.edge_readers[number])]
+
+    def edges(self, kept_E: Tensor | None = None) -> list[tuple[str, str]]:
+        """Writer and reader of all edges, or of those kept."""
+        numbers = range(self.num_edges) if kept_E is None else kept_E.nonzero().flatten().tolist()
+        return [self.edge(number) for number in numbers]
+
+    def mask(self, edges: Iterable[Sequence[str]], where: str = "the circuit") -> Tensor:
+        """True for the edges that are named, [E].
+
+        Raises:
+            UserError: an edge is not in the graph; the first five are named.
+        """
+        pairs = [tuple(edge) for edge in edges]
+        unknown = [edge for edge in pairs if edge not in self._numbers]
+        if unknown:
+            listed = ", ".join(" -> ".join(map(str, edge)) for edge in unknown[:5])
+            raise UserError(
+                f"{where} has {len(unknown)} edges that the graph of this model does not: {listed}{', ...' if len(unknown) > 5 else ''}.",
+                "It was made for another model, or with other graph options.",
+            )
+        kept_E = torch.zeros(self.num_edges, dtype=torch.bool)
+        kept_E[[self._numbers[edge] for edge in pairs]] = True  # type: ignore[index]
+        return kept_E
+
+    def warnings(self) -> list[str]:
+        """What the options approximate, in sentences for the user."""
+        found = []
+        if self.config.norm_position == "reordered" and not self.one_writer:
+            found.append("The norm after the attention is frozen to the clean run's scale, so that heads add up (graph option post_norm).")
+        if self.config.qk_norm == "full":
+            found.append("The norm over all queries of a layer couples its heads (joint QK-norm).")
+        if self.num_edges > _MANY_EDGES:
+            found.append(f"The graph has {self.num_edges:,} edges; moe: block has fewer.")
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the graph, for files."""
+        return {
+            "options": self.options.model_dump(),
+            "writers": len(self.writers),
+            "readers": len(self.readers),
+            "edges": self.num_edges,
+            "hash": sha256_json([self.writers, self.readers])[:16],
+        }
+
+
+def _check(config: ModelConfig, options: GraphOptions) -> None:
+    if config.norm_position == "post":
+        raise UserError("The residual stream of a model with norm_position post is no sum of outputs, so it has no edges to prune.")
+    if config.num_labels is not None:
+        raise UserError("The model gives scalars (num_labels); circuits are found in language models.")
+    if config.norm_position == "reordered" and config.norm != "rmsnorm" and options.post_norm == "frozen":
+        raise UserError("A LayerNorm after the attention cannot be frozen for each head.", "Set the graph option post_norm to block.")
+    if config.moe is not None and (config.moe.router == "expert_choice" or config.moe.capacity_factor is not None):
+        raise UserError("The experts of this model choose among the tokens of the whole batch (expert_choice or a capacity), so examples do not stand alone.")
+    if options.moe == "expert" and "moe" not in config.ffn_kinds:
+        raise UserError("The graph option moe: expert needs a mixture of experts; this model has none.")
+    if options.moe == "expert" and config.norm_position == "reordered":
+        raise UserError("A norm after the mixture makes its output no sum over experts.", "Set the graph option moe to block.")
