@@ -1,0 +1,224 @@
+"""Pairs of a clean and a corrupted input of equal length, with the places where the model answers.
+
+Shapes: N examples, T tokens (padded on the right), P positions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lmlab.data.tokenizer import Tokenizer
+from lmlab.errors import UserError
+from lmlab.files import read_jsonl, sha256_json
+
+NONE = -1
+"""In place of the token of an answer that is not given."""
+_PREDICT = re.compile(r"<predict>(.*?)</predict>", re.DOTALL)
+_MOST_LINES, _MOST_TOKENS = 1_000_000, 8192
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A task.
+
+    Attributes:
+        clean, corrupted: tokens, [N, T].
+        positions, weights: where logits are compared, [N, P], and 0 for places that only pad.
+        answers, distractors: tokens at the last position, [N]; -1 where there is none.
+        answer_ids: the tokens among which the model chooses; None for all.
+        distance: what a circuit's output is compared by: `kl` of the distributions, or `mse` of the outputs themselves.
+    """
+
+    clean: Tensor
+    corrupted: Tensor
+    positions: Tensor
+    weights: Tensor
+    answers: Tensor
+    distractors: Tensor
+    answer_ids: tuple[int, ...] | None = None
+    distance: Literal["kl", "mse"] = "kl"
+    lengths: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def take(self, index: Tensor | slice) -> Examples:
+        """Some of them."""
+        names = ("clean", "corrupted", "positions", "weights", "answers", "distractors")
+        parts = {name: getattr(self, name)[index] for name in names}
+        return replace(self, **parts, lengths=None if self.lengths is None else self.lengths[index])
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether every example has an answer and a distractor, as a logit difference needs."""
+        return bool((self.answers != NONE).all() and (self.distractors != NONE).all())
+
+    @property
+    def real(self) -> Tensor:
+        """True for tokens that do not pad, [N, T]."""
+        lengths = torch.full((len(self),), self.clean.shape[1]) if self.lengths is None else self.lengths
+        return torch.arange(self.clean.shape[1]) < lengths[:, None]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything."""
+        parts = (self.clean, self.corrupted, self.positions, self.weights, self.answers, self.distractors)
+        return sha256_json([*(part.tolist() for part in parts), self.answer_ids, self.distance])[:16]
+
+
+def make_examples(
+    clean: Sequence[Sequence[int]],
+    corrupted: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    answers: Sequence[int] = (),
+    distractors: Sequence[int] = (),
+    answer_ids: Sequence[int] | None = None,
+) -> Examples:
+    """Put lists of tokens together, padded on the right."""
+    count, length, places = len(clean), max(map(len, clean)), max(map(len, positions))
+    none = torch.full((count,), NONE)
+    return Examples(
+        clean=torch.tensor([[*row, *[0] * (length - len(row))] for row in clean]),
+        corrupted=torch.tensor([[*row, *[0] * (length - len(row))] for row in corrupted]),
+        positions=torch.tensor([[*row, *[row[-1]] * (places - len(row))] for row in positions]),
+        weights=torch.tensor([[1.0] * len(row) + [0.0] * (places - len(row)) for row in positions]),
+        answers=torch.tensor(answers) if len(answers) else none,
+        distractors=torch.tensor(distractors) if len(distractors) else none,
+        answer_ids=None if answer_ids is None else tuple(answer_ids),
+        lengths=torch.tensor([len(row) for row in clean]),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    clean: list[int]
+    corrupted: list[int]
+    positions: list[int]
+    answer: int
+    distractor: int
+
+
+def read_examples(
+    path: Path, tokenizer: Tokenizer | None = None, split: str | None = None, drop_mismatched: bool = False, first_token: bool = False
+) -> tuple[Examples, int]:
+    """Read JSON lines with `clean` and `corrupted` (texts, or lists of tokens), and optionally `answer`, `distractor`, `answer_set`, `positions`, `split`.
+
+    Texts may hold `<predict>...</predict>` around what is to be predicted, whose tokens are then the positions.
+
+    Arguments:
+        tokenizer: for texts.
+        split: only the lines of this split, if any line names it.
+        drop_mismatched: leave out pairs of unequal length in place of an error.
+        first_token: of answers with several tokens take the first.
+
+    Returns:
+        the examples, and how many were left out.
+
+    Raises:
+        UserError: a line is wrong; it is named.
+    """
+    rows: list[_Row] = []
+    dropped, answer_set = 0, None
+    for number, line in _lines(path, split):
+        where = f"'{path}', line {number}"
+        row = _row(line, where, tokenizer, first_token)
+        if len(row.clean) != len(row.corrupted):
+            if drop_mismatched:
+                dropped += 1
+                continue
+            raise UserError(
+                f"{where}: clean has {len(row.clean)} tokens and corrupted {len(row.corrupted)}: {_show(row.clean, tokenizer)} and "
+                f"{_show(row.corrupted, tokenizer)}.",
+                "Make them equally long, or leave such pairs out with --drop-mismatched.",
+            )
+        if line.get("answer_set") is not None:
+            found = tuple(_token(each, tokenizer, f"{where}, answer_set", first_token) for each in line["answer_set"])
+            if answer_set not in (None, found):
+                raise UserError(f"{where}: its answer_set differs from that of the lines before.", "Put tasks with different answers into different files.")
+            answer_set = found
+        rows.append(row)
+    if not rows:
+        raise UserError(f"'{path}' holds no examples{f' of the split {split}' if split else ''}{f' ({dropped} were left out)' if dropped else ''}.")
+    columns = ([getattr(row, name) for row in rows] for name in ("clean", "corrupted", "positions", "answer", "distractor"))
+    return make_examples(*columns, answer_ids=answer_set), dropped
+
+
+def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = list(read_jsonl(path))
+    if len(lines) > _MOST_LINES:
+        raise UserError(f"'{path}' has {len(lines):,} lines; the most are {_MOST_LINES:,}.")
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict):
+            raise UserError(f"'{path}', line {number}: expected an object.")
+    named = split is not None and any(line.get("split") is not None for line in lines)
+    for number, line in enumerate(lines, 1):
+        if not named or line.get("split") == split:
+            yield number, line
+
+
+def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_token: bool) -> _Row:
+    for key in ("clean", "corrupted"):
+        if not line.get(key):
+            raise UserError(f"{where}: the field '{key}' is missing or empty.")
+    clean, positions = _tokens(line["clean"], tokenizer, f"{where}, clean")
+    corrupted, _ = _tokens(line["corrupted"], tokenizer, f"{where}, corrupted")
+    positions = line.get("positions") or positions or [len(clean) - 1]
+    positions = [each + len(clean) if isinstance(each, int) and each < 0 else each for each in positions]
+    if not all(isinstance(each, int) and 0 <= each < len(clean) for each in positions):
+        raise UserError(f"{where}: positions {positions} lie outside the {len(clean)} tokens.")
+    answer, distractor = (
+        NONE if line.get(key) is None else _token(line[key], tokenizer, f"{where}, {key}", first_token) for key in ("answer", "distractor")
+    )
+    return _Row(clean, corrupted, positions, answer, distractor)
+
+
+def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[int], list[int]]:
+    """Tokens, and the positions before those of spans to be predicted."""
+    if isinstance(value, list):
+        if not all(isinstance(each, int) and each >= 0 for each in value):
+            raise UserError(f"{where}: a list must hold token ids.")
+        ids, positions = value, []
+    elif isinstance(value, str):
+        if tokenizer is None:
+            raise UserError(f"{where} is a text, but the model has no tokenizer.", "Give lists of token ids, or a model directory with tokenizer.json.")
+        spans, plain, end = [], "", 0
+        for match in _PREDICT.finditer(value):
+            plain += value[end : match.start()]
+            spans.append((len(plain), len(plain) + len(match[1])))
+            plain += match[1]
+            end = match.end()
+        plain += value[end:]
+        found, offsets = tokenizer.encode_with_offsets(plain)
+        ids = [*tokenizer.begin_ids, *found]
+        shift = len(tokenizer.begin_ids) - 1
+        positions = [n + shift for n, (start, stop) in enumerate(offsets) if any(start < b and stop > a for a, b in spans) and n + shift >= 0]
+    else:
+        raise UserError(f"{where}: expected a text or a list of token ids.")
+    if len(ids) > _MOST_TOKENS:
+        raise UserError(f"{where} has {len(ids):,} tokens; the most are {_MOST_TOKENS:,}.")
+    return ids, positions
+
+
+def _token(value: Any, tokenizer: Tokenizer | None, where: str, first_token: bool) -> int:
+    if isinstance(value, int):
+        return value
+    if not isinstance(value, str) or tokenizer is None:
+        raise UserError(f"{where}: expected {'a text' if tokenizer else 'a token id, as the model has no tokenizer'}.")
+    ids = tokenizer.encode(value)
+    if len(ids) != 1 and not (first_token and ids):
+        raise UserError(
+            f"{where}: '{value}' is not a single token but {_show(ids, tokenizer)}; a logit difference needs one.",
+            "Leave answers out to compare distributions (KL), or take the first token with --first-token.",
+        )
+    return ids[0]
+
+
+def _show(ids: Sequence[int], tokenizer: Tokenizer | None) -> str:
+    return str(list(ids)) if tokenizer is None else str([tokenizer.backend.decode([each], skip_special_tokens=False) for each in ids])
