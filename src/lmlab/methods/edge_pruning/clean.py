@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lmlab.methods.edge_pruning.activations import Ablation
-from lmlab.methods.edge_pruning.graph import CircuitGraph
+from lmlab.methods.edge_pruning.graph import CircuitGraph, Group
 from lmlab.models import Transformer
 
 
@@ -33,7 +33,7 @@ def clean(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation = "interchange
             silent = [writer for writer in range(group.reads) if writer not in informative]
             block[:, silent] = False
             for number in range(len(group.readers)):
-                if group.kind != "output" and not any(writer in read for writer in _served(graph, group, number)):
+                if group.kind != "output" and not any(writer in read for writer in served(graph, group, number)):
                     block[number] = False
         if int(kept_E.sum()) == before:
             return kept_E
@@ -48,9 +48,9 @@ def _block(graph: CircuitGraph, kept_E: Tensor, first: int, readers: int, reads:
     return kept_E[first : first + readers * reads].view(readers, reads)
 
 
-def _served(graph: CircuitGraph, group: object, number: int) -> list[int]:
+def served(graph: CircuitGraph, group: Group, number: int) -> list[int]:
     """The writers that depend on a reader."""
-    kind, reads, writes = group.kind, group.reads, group.writes  # type: ignore[attr-defined]
+    kind, reads, writes = group.kind, group.reads, group.writes
     if kind == "attention" and len(writes) > 1:
         heads, kv_heads = graph.config.num_heads, graph.config.num_kv_heads
         if graph.config.qk_norm == "full" and number < heads + kv_heads:  # one norm over the queries (keys) of all heads
@@ -74,5 +74,5 @@ def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, consta
         first_value = graph.config.num_heads + graph.config.num_kv_heads if group.kind == "attention" and ablation == "zero" else 0
         for number in torch.nonzero(fed).flatten().tolist():
             if number >= first_value:
-                found |= set(_served(graph, group, number))
+                found |= set(served(graph, group, number))
     return found

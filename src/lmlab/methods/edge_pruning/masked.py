@@ -59,6 +59,7 @@ class MaskedModel:
         embeddings: tuple[Tensor, ...] | None = None,
         measured: Store | None = None,
         store: Store | None = None,
+        first_group: int = 0,
     ) -> Tensor:
         """The logits of a masked pass.
 
@@ -67,6 +68,7 @@ class MaskedModel:
             embeddings: in place of those of the clean tokens.
             measured: gradients of masks are taken with what that pass has written.
             store: receives what is written, in place of a new memory.
+            first_group: begin at this group of readers; the store holds what those before it have written.
 
         Returns:
             [B, P, V].
@@ -80,7 +82,7 @@ class MaskedModel:
             store.write(0, torch.stack(embedded, 1).flatten(2))
         always_BTD = None if self.graph.options.embedding_nodes else sum(embedded)
         z_BE = z_BE.to(found[0].dtype).expand(batch, -1)
-        for group, stream in zip(self.graph.groups, inputs.replaced.streams, strict=True):
+        for group, stream in list(zip(self.graph.groups, inputs.replaced.streams, strict=True))[first_group:]:
             base_BTD = stream if always_BTD is None else stream + always_BTD
             base_BM = base_BTD.expand(batch, length, width).reshape(batch, -1)
             z_BRw = z_BE[:, group.first_edge : group.first_edge + group.num_edges].view(batch, len(group.readers), group.reads)
