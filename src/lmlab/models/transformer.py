@@ -153,6 +153,12 @@ class Transformer(nn.Module):
         self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
         self.score = None if config.num_labels is None else Linear(config.d_model, config.num_labels, bias=False)
 
+    def block(self, layer: int) -> Block:
+        """One layer."""
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        return block
+
     @property
     def mixtures(self) -> list[MoE]:
         """The mixture-of-experts networks, in the order of layers."""

@@ -17,7 +17,7 @@ from lmlab.reports._figure_json import escape_json, figure_json
 from lmlab.reports._palette import light_to_dark
 from lmlab.reports._scripts import resource, scripts_for
 from lmlab.reports._table import columns_of
-from lmlab.reports.blocks import Block
+from lmlab.reports.blocks import Block, Graph
 
 if TYPE_CHECKING:
     from lmlab.reports.page import Page
@@ -66,11 +66,25 @@ def _environment() -> Environment:
     environment.globals["columns_of"] = columns_of
     environment.filters["paragraphs"] = _paragraphs
     environment.filters["figure_json"] = lambda figure: Markup(figure_json(figure))
+    environment.filters["graph_json"] = _graph_json
     return environment
 
 
 def _template_of(block: Block) -> str:
     return f"blocks/{type(block).__name__.lower()}.html"
+
+
+def _graph_json(graph: Graph) -> Markup:
+    content = {
+        "nodes": graph.nodes,
+        "edges": graph.edges,
+        "kinds": graph.kinds,
+        "total": graph.total,
+        "kept": graph.shown,
+        "weight": graph.weight,
+        "links": graph.links,
+    }
+    return Markup(escape_json(json.dumps(content, allow_nan=False)))
 
 
 def _paragraphs(text: str) -> list[str]:

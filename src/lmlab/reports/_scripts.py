@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from lmlab.reports.blocks import Block, Details, Figure
+from lmlab.reports.blocks import Block, Details, Figure, Graph
 
 # Plotly compiles the drawing code of these trace types at run time.
 _COMPILED_TRACES = frozenset(
@@ -38,18 +38,20 @@ class Scripts:
     theme: Markup
     plotly: Markup
     figures: Markup
+    graphs: Markup
     policy: str
 
 
 def scripts_for(blocks: Sequence[Block]) -> Scripts:
     """Return the scripts that a page with these blocks needs."""
-    figures = list(_figures_in(blocks))
+    figures = [block for block in _flat(blocks) if isinstance(block, Figure)]
     theme = resource("theme.js")
     plotly = _plotly_js() if figures else ""
     drawing = resource("figures.js") if figures else ""
+    graphs = resource("graph.js") if any(isinstance(block, Graph) for block in _flat(blocks)) else ""
     compiles = any(trace.type in _COMPILED_TRACES for block in figures for trace in block.figure.data)
-    policy = _policy([script for script in (theme, plotly, drawing) if script], compiles)
-    return Scripts(Markup(theme), Markup(plotly), Markup(drawing), policy)
+    policy = _policy([script for script in (theme, plotly, drawing, graphs) if script], compiles)
+    return Scripts(Markup(theme), Markup(plotly), Markup(drawing), Markup(graphs), policy)
 
 
 @cache
@@ -58,12 +60,11 @@ def resource(name: str) -> str:
     return files("lmlab.reports").joinpath("templates", name).read_text("utf-8")
 
 
-def _figures_in(blocks: Sequence[Block]) -> Iterator[Figure]:
+def _flat(blocks: Sequence[Block]) -> Iterator[Block]:
     for block in blocks:
-        if isinstance(block, Figure):
-            yield block
-        elif isinstance(block, Details):
-            yield from _figures_in(block.blocks)
+        yield block
+        if isinstance(block, Details):
+            yield from _flat(block.blocks)
 
 
 def _policy(scripts: Sequence[str], compiles: bool) -> str:

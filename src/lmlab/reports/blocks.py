@@ -143,6 +143,40 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """A layered graph to explore: pan, zoom, hover, and a slider over how many of its edges are shown. Nodes without a shown edge are left out.
+
+    Args:
+        nodes: name and layer of each; layer 0 is at the bottom.
+        edges: source and target (numbers of nodes), kind (a number) and weight (or None) of each, the most important first.
+        kinds: for each kind its name for the legend, a CSS colour, and a letter; the first three enter a node side by side.
+        total: how many edges there are in all; those given may be the first of them.
+        shown: how many are shown at first.
+        weight: what the weight of an edge is called.
+        links: pairs of nodes that are joined by a dashed line where both are shown, and count as no edge.
+
+    Raises:
+        ValueError: an edge names a node or a kind that is not there, or there is none to show.
+    """
+
+    nodes: Sequence[tuple[str, int]]
+    edges: Sequence[tuple[int, int, int, float | None]]
+    kinds: Sequence[tuple[str, str, str]]
+    total: int
+    shown: int
+    weight: str = "weight"
+    caption: str = ""
+    links: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shown <= len(self.edges) <= self.total:
+            raise ValueError(f"A graph shows between 1 and all of its {len(self.edges)} edges, not {self.shown}.")
+        for edge in self.edges:
+            if not (0 <= edge[0] < len(self.nodes) and 0 <= edge[1] < len(self.nodes) and 0 <= edge[2] < len(self.kinds)):
+                raise ValueError(f"The edge {edge} names a node or a kind that is not there.")
+
+
+@dataclass(frozen=True)
 class Details:
     """Blocks that stay folded under one line until the reader opens them."""
 
@@ -150,4 +184,4 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Tokens | Details
+Block = Paragraph | Note | Facts | Table | Figure | Code | Sample | Tokens | Graph | Details

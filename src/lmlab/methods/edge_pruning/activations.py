@@ -77,11 +77,13 @@ def _pad(x: Tensor, length: int) -> Tensor:
 def capture(model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor) -> Activations:
     """Run the model as it is, and keep what its parts write."""
     layers, reordered = range(graph.config.num_layers), graph.config.norm_position == "reordered"
-    seen = Recorder("blocks.*.attention.heads", "blocks.*.attention.output", "blocks.*.ffn.output", "blocks.*.input", "blocks.*.middle", "blocks.*.output")
+    seen = Recorder(
+        "blocks.*.attention.heads", "blocks.*.attention.output", "blocks.*.ffn.output", "blocks.*.input", "blocks.*.middle", "blocks.*.output"
+    )
     model(input_ids_BT, logits="none", taps=seen)
     heads, scales, ffns, streams = [], [], [], []
     for layer in layers:
-        block, name = model.blocks[layer], f"blocks.{layer}."
+        block, name = model.block(layer), f"blocks.{layer}."
         found = seen[name + "attention.heads"]
         if graph.one_writer:
             found = seen[name + "attention.output"]

@@ -28,7 +28,7 @@ def attribute(task: Counterfactuals, method: Attribution = "eap", steps: int = 5
 
     Arguments:
         method: `eap`: the gradient at the whole model (Syed et al. 2023). `eap-ig`: that gradient taken on inputs between the corrupted and the clean
-            embeddings, times what the clean run writes (Hanna et al. 2024, eq. 4). `mask-ig`: the gradient of masks, averaged over masks between 0 and 1.
+            embeddings, times what the clean run writes (Hanna et al. 2024, eq. 4). `mask-ig`: the mean gradient of masks at levels between 0 and 1.
         steps: of the integrated gradients.
 
     Returns:

@@ -108,7 +108,7 @@ class _Row:
 def read_examples(
     path: Path, tokenizer: Tokenizer | None = None, split: str | None = None, drop_mismatched: bool = False, first_token: bool = False
 ) -> tuple[Examples, int]:
-    """Read JSON lines with `clean` and `corrupted` (texts, or lists of tokens), and optionally `answer`, `distractor`, `answer_set`, `positions`, `split`.
+    """Read JSON lines: `clean` and `corrupted` (texts or lists of tokens), optionally `answer`, `distractor`, `answer_set`, `positions`, `split`.
 
     Texts may hold `<predict>...</predict>` around what is to be predicted, whose tokens are then the positions.
 
@@ -141,13 +141,22 @@ def read_examples(
         if line.get("answer_set") is not None:
             found = tuple(_token(each, tokenizer, f"{where}, answer_set", first_token) for each in line["answer_set"])
             if answer_set not in (None, found):
-                raise UserError(f"{where}: its answer_set differs from that of the lines before.", "Put tasks with different answers into different files.")
+                raise UserError(
+                    f"{where}: its answer_set differs from that of the lines before.", "Put tasks with different answers into different files."
+                )
             answer_set = found
         rows.append(row)
     if not rows:
         raise UserError(f"'{path}' holds no examples{f' of the split {split}' if split else ''}{f' ({dropped} were left out)' if dropped else ''}.")
-    columns = ([getattr(row, name) for row in rows] for name in ("clean", "corrupted", "positions", "answer", "distractor"))
-    return make_examples(*columns, answer_ids=answer_set), dropped
+    examples = make_examples(
+        [row.clean for row in rows],
+        [row.corrupted for row in rows],
+        [row.positions for row in rows],
+        [row.answer for row in rows],
+        [row.distractor for row in rows],
+        answer_set,
+    )
+    return examples, dropped
 
 
 def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -187,7 +196,9 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
         ids, positions = value, []
     elif isinstance(value, str):
         if tokenizer is None:
-            raise UserError(f"{where} is a text, but the model has no tokenizer.", "Give lists of token ids, or a model directory with tokenizer.json.")
+            raise UserError(
+                f"{where} is a text, but the model has no tokenizer.", "Give lists of token ids, or a model directory with tokenizer.json."
+            )
         spans, plain, end = [], "", 0
         for match in _PREDICT.finditer(value):
             plain += value[end : match.start()]

@@ -80,7 +80,9 @@ class CircuitGraph:
         UserError: the residual stream of the model is no sum of outputs, or the options do not fit it.
     """
 
-    def __init__(self, config: ModelConfig, options: GraphOptions | None = None, embedding_names: Sequence[str] = ("tok_embeds", "pos_embeds")) -> None:
+    def __init__(
+        self, config: ModelConfig, options: GraphOptions | None = None, embedding_names: Sequence[str] = ("tok_embeds", "pos_embeds")
+    ) -> None:
         self.config, self.options = config, options or GraphOptions()
         _check(config, self.options)
         embeddings = tuple(embedding_names) if config.positions == "learned" else ("embeds",)
@@ -190,7 +192,9 @@ def _check(config: ModelConfig, options: GraphOptions) -> None:
     if config.norm_position == "reordered" and config.norm != "rmsnorm" and options.post_norm == "frozen":
         raise UserError("A LayerNorm after the attention cannot be frozen for each head.", "Set the graph option post_norm to block.")
     if config.moe is not None and (config.moe.router == "expert_choice" or config.moe.capacity_factor is not None):
-        raise UserError("The experts of this model choose among the tokens of the whole batch (expert_choice or a capacity), so examples do not stand alone.")
+        raise UserError(
+            "The experts of this model choose among the tokens of the whole batch (expert_choice or a capacity), so examples do not stand alone."
+        )
     if options.moe == "expert" and "moe" not in config.ffn_kinds:
         raise UserError("The graph option moe: expert needs a mixture of experts; this model has none.")
     if options.moe == "expert" and config.norm_position == "reordered":

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.activations import Activations, capture
@@ -19,6 +19,7 @@ from lmlab.methods.edge_pruning.graph import CircuitGraph, Group
 from lmlab.methods.edge_pruning.store import Store
 from lmlab.models import Transformer
 from lmlab.models.attention import AttentionContext
+from lmlab.models.transformer import Block
 
 _ADDS_UP = 1e-4
 
@@ -114,7 +115,7 @@ class MaskedModel:
         """
         seen = capture(self.model, self.graph, input_ids_BT)
         for layer in range(self.graph.config.num_layers):
-            parts_BTD = _written(self.model.blocks[layer], self.graph, seen.heads[layer], bias=True).sum(2)
+            parts_BTD = _written(self.model.block(layer), self.graph, seen.heads[layer], bias=True).sum(2)
             added_BTD = seen.streams[2 * layer + 1] - seen.streams[2 * layer]
             error = float((parts_BTD - added_BTD).norm() / (added_BTD.norm() + 1e-9))
             if error > _ADDS_UP:
@@ -124,15 +125,17 @@ class MaskedModel:
                 )
 
 
-def _written(block: nn.Module, graph: CircuitGraph, heads: Tensor, bias: bool) -> Tensor:
+def _written(block: Block, graph: CircuitGraph, heads: Tensor, bias: bool) -> Tensor:
     """What heads (or the attention as one) write, [B, T, n, D]."""
     if graph.one_writer:
         return heads[:, :, None]
-    out_BTND: Tensor = block.write_heads(heads)  # type: ignore[operator]
+    out_BTND = block.write_heads(heads)
     if graph.config.norm_position == "reordered":
-        return out_BTND * block.attention_norm.weight.to(out_BTND.dtype)  # type: ignore[union-attr, operator]
-    output_bias = block.attention.output.bias  # type: ignore[union-attr]
-    return out_BTND + output_bias / out_BTND.shape[2] if bias and output_bias is not None else out_BTND  # type: ignore[operator]
+        weight_D = block.attention_norm.weight
+        assert isinstance(weight_D, Tensor)
+        return out_BTND * weight_D.to(out_BTND.dtype)
+    output_bias = block.attention.output.bias
+    return out_BTND + output_bias / out_BTND.shape[2] if bias and output_bias is not None else out_BTND
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class _Attention:
 
     def __call__(self, read_BRM: Tensor) -> Tensor:
         graph, layer = self.masked.graph, self.group.layer
-        config, block, replaced = graph.config, self.masked.model.blocks[layer], self.inputs.replaced
+        config, block, replaced = graph.config, self.masked.model.block(layer), self.inputs.replaced
         parts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         read_BRTD = read_BRM.view(*read_BRM.shape[:2], -1, config.d_model)
         query, key, value = (part.transpose(1, 2) for part in read_BRTD.split(parts, 1))
@@ -165,7 +168,7 @@ class _FeedForward:
     context: AttentionContext
 
     def __call__(self, read_B1M: Tensor) -> Tensor:
-        block, replaced = self.masked.model.blocks[self.group.layer], self.inputs.replaced.ffns[self.group.layer]
+        block, replaced = self.masked.model.block(self.group.layer), self.inputs.replaced.ffns[self.group.layer]
         read_BTD = read_B1M.view(read_B1M.shape[0], -1, self.masked.graph.config.d_model)
         if replaced.dim() == 3:
             out_BTD, _ = block.feed_forward(read_BTD, self.context)

@@ -5,7 +5,7 @@ Shapes: N examples, B examples of a batch, P positions, V tokens, E edges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ class Ends:
         """
         if self.metric == "logit_difference" and self.full[self.metric] <= self.empty[self.metric] and not force:
             raise UserError(
-                f"The model cannot do the task: its logit difference is {self.full[self.metric]:.3g}, and {self.empty[self.metric]:.3g} without any edge.",
+                f"The model cannot do the task: its logit difference is {self.full[self.metric]:.3g}, without edges {self.empty[self.metric]:.3g}.",
                 "Faithfulness would mean nothing; check answers and prompts, or go on with --force.",
             )
 
@@ -118,7 +118,7 @@ def curve(task: Counterfactuals, scores_E: Tensor, ends: Ends, fractions: Sequen
     return rows
 
 
-def areas(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+def areas(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """`cpr`, the area under faithfulness over the share of edges (higher is better), and `cmd`, that of its distance from 1 (0 is best)."""
     x, y = np.array([row["fraction"] for row in rows]), np.array([row["faithfulness"] for row in rows])
     return {"cpr": float(np.trapezoid(y, x)), "cmd": float(np.trapezoid(np.abs(1 - y), x))}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from lmlab.train import OptimizerConfig, ParallelConfig, ParameterGroup, Schedul
 
 _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
+_WARM = 0.2
 
 
 class EdgePruningConfig(Config):
@@ -166,10 +167,13 @@ class PruningStep:
         return {}
 
 
-def find_by_pruning(task: Counterfactuals, config: EdgePruningConfig, seed: int = 0, directory: Path | None = None) -> Found:
+def find_by_pruning(
+    task: Counterfactuals, config: EdgePruningConfig, seed: int = 0, directory: Path | None = None, warm_E: Tensor | None = None
+) -> Found:
     """Train gates, decide them, clean and polish the circuit.
 
     Arguments:
+        warm_E: scores of another method; gates of the best fifth begin where all would, the others half open.
         directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by default.
 
     Raises:
@@ -179,20 +183,20 @@ def find_by_pruning(task: Counterfactuals, config: EdgePruningConfig, seed: int 
     best: Found | None = None
     for number in range(config.restarts):
         place = None if directory is None else directory / f"training-{number}"
-        found = _once(task, config, seed + number, place)
+        found = _once(task, config, seed + number, place, warm_E)
         if best is None or found.figures["loss"] < best.figures["loss"]:
             best = found
     assert best is not None
     return best
 
 
-def _once(task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path | None) -> Found:
+def _once(task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path | None, warm_E: Tensor | None) -> Found:
     with tempfile.TemporaryDirectory() as temporary:
-        gates = train_gates(task, config, seed, directory or Path(temporary))
+        gates = train_gates(task, config, seed, directory or Path(temporary), warm_E)
     return decide(task, config, gates)
 
 
-def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path) -> Gates:
+def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path, warm_E: Tensor | None = None) -> Gates:
     """Train gates on a task, from the newest checkpoint in the directory if there is one."""
     graph, generator, here = task.masked.graph, torch.Generator().manual_seed(seed), world()
 
@@ -200,6 +204,8 @@ def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, dir
         return config.init_log_alpha + config.init_std * torch.randn(count, generator=generator)
 
     edges = None if config.node_gates == "only" else begin(graph.num_edges)
+    if edges is not None and warm_E is not None:
+        edges[warm_E.argsort(descending=True)[round(_WARM * graph.num_edges) :]] -= config.init_log_alpha
     gates = Gates(edges, graph.edge_writers, None if config.node_gates == "none" else begin(len(graph.writers)))
     batch = min(config.batch_size, len(task.examples) // here.size * here.size)
     trainer = Trainer(
@@ -253,7 +259,9 @@ def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates) -> Fo
     distance, empty = task.mean_distance(kept_E), task.empty_distance
     soft = task.mean_distance(open_E)
     if distance >= 0.9 * empty:
-        warnings.append(f"The circuit is no better than the empty one (distance {distance:.3g} against {empty:.3g}); try another seed, or more steps.")
+        warnings.append(
+            f"The circuit is no better than the empty one (distance {distance:.3g} against {empty:.3g}); try another seed, or more steps."
+        )
     if distance > 3 * soft + 0.05 * max(1.0, empty):
         warnings.append(
             f"Decided, the circuit is much worse than its gates were (distance {distance:.3g} against {soft:.3g}); train longer, or polish it."
@@ -276,8 +284,8 @@ def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[li
     return warnings, not warnings
 
 
-def polish(task: Counterfactuals, kept_E: Tensor, scores_E: Tensor, price: float, readd: int = 0, note: Callable[[str], None] | None = None) -> Tensor:
-    """Drop edges, the lowest score first, while the distance rises by less than the price of each; then win back dropped ones that are worth theirs."""
+def polish(task: Counterfactuals, kept_E: Tensor, scores_E: Tensor, price: float, readd: int = 0) -> Tensor:
+    """Drop edges, the lowest score first, while the distance rises by less than a price each; then win back dropped ones that are worth it."""
     kept_E = kept_E.clone()
     distance = task.mean_distance(kept_E)
     for edge in sorted(kept_E.nonzero().flatten().tolist(), key=lambda number: float(scores_E[number])):

@@ -40,7 +40,7 @@ class Store:
     def step(self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int) -> None:
         """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read write."""
         if torch.is_grad_enabled() and z_BRw.requires_grad:
-            self.token = _Step.apply(self.token, z_BRw, base_BM, compute, self)  # type: ignore[assignment]
+            self.token = _Step.apply(self.token, z_BRw, base_BM, compute, self)
         else:
             first = z_BRw.shape[2]
             self.written_BWM[:, first : first + writes] = compute(self.read(z_BRw, base_BM))
@@ -48,7 +48,7 @@ class Store:
     def last_read(self, z_B1w: Tensor, base_BM: Tensor) -> Tensor:
         """The read of the output, [B, 1, M]."""
         if torch.is_grad_enabled() and z_B1w.requires_grad:
-            read: Tensor = _LastRead.apply(self.token, z_B1w, base_BM, self)  # type: ignore[assignment]
+            read: Tensor = _LastRead.apply(self.token, z_B1w, base_BM, self)
             return read
         return self.read(z_B1w, base_BM)
 

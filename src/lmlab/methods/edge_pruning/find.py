@@ -1,0 +1,147 @@
+"""All ways to find a circuit, behind one function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from lmlab.config import Config, validate
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json
+from lmlab.methods.edge_pruning.activations import Ablation
+from lmlab.methods.edge_pruning.baselines import acdc, attribute, exact_effects, random_scores
+from lmlab.methods.edge_pruning.circuit import Circuit
+from lmlab.methods.edge_pruning.clean import clean, writes_constants
+from lmlab.methods.edge_pruning.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.graph import GraphOptions
+from lmlab.methods.edge_pruning.measures import Ends, measure, top_edges
+from lmlab.methods.edge_pruning.prune import PAPER, EdgePruningConfig, Found, find_by_pruning
+from lmlab.train import weights_fingerprint
+
+Method = Literal["edge-pruning", "node-pruning", "eap", "eap-ig", "mask-ig", "exact", "acdc", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class FindConfig(Config):
+    """What to find, and how.
+
+    Attributes:
+        target: edge sparsity.
+        num_edges: in its place, how many edges the circuit has before it is cleaned.
+        price: in place of both, for edge-pruning and node-pruning: what an edge costs (`EdgePruningConfig`).
+        threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
+        ig_steps: of integrated gradients.
+        preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
+        pruning: further settings of edge-pruning and node-pruning.
+        warm_start: begin edge-pruning from the scores of `eap-ig`.
+    """
+
+    method: Method = "edge-pruning"
+    ablation: Ablation = "interchange"
+    graph: GraphOptions = GraphOptions()
+    target: float | None = Field(default=None, gt=0)
+    num_edges: PositiveInt | None = None
+    price: PositiveFloat | None = None
+    threshold: PositiveFloat = 0.01
+    ig_steps: PositiveInt = 5
+    warm_start: bool = False
+    preset: Literal["default", "paper"] = "default"
+    pruning: dict[str, object] = {}
+
+    def pruning_config(self, edges: int) -> EdgePruningConfig:
+        """The settings of the training for a graph of so many edges.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        settings: dict[str, object] = dict(PAPER) if self.preset == "paper" else {}
+        if self.method == "node-pruning":
+            settings["node_gates"] = "only"
+        target = self.target if self.num_edges is None else 1 - self.num_edges / edges
+        if self.price is None and target is None:
+            settings["price"] = 0.01
+        settings |= {"target": target, "price": self.price} if self.price or target else {}
+        return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
+
+
+def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None) -> Found:
+    """Find a circuit by any method.
+
+    Arguments:
+        directory: where edge-pruning keeps checkpoints to go on from.
+
+    Raises:
+        UserError: a size is needed and not given, or the corruption changes nothing.
+    """
+    edges, _ = task.masked.graph.num_edges, task.empty_distance
+    if config.method == "edge-pruning" or config.method == "node-pruning":
+        warm = attribute(task, "eap-ig", config.ig_steps).abs() if config.warm_start else None
+        return find_by_pruning(task, config.pruning_config(edges), seed, directory, warm)
+    if config.method == "acdc":
+        kept_E, rise_E = acdc(task, config.threshold * task.empty_distance)
+        if config.num_edges is None and config.target is None:
+            cleaned_E = clean(task.masked.graph, kept_E, task.ablation, writes_constants(task.masked.model))
+            return Found(cleaned_E, rise_E + kept_E.float() * float(rise_E.abs().max() + 1), int(kept_E.sum()))
+        scores_E = rise_E
+    elif config.method == "exact":
+        scores_E = exact_effects(task)
+    elif config.method == "random":
+        scores_E = random_scores(task, seed)
+    else:
+        scores_E = attribute(task, config.method, config.ig_steps)
+    if config.num_edges is None and config.target is None:
+        raise UserError(f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges.")
+    count = config.num_edges or round((1 - (config.target or 0)) * edges)
+    if not 1 <= count <= edges:
+        raise UserError(
+            f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.", "Give a target between 0 and 1, or a smaller number."
+        )
+    return Found(top_edges(task, scores_E.abs(), count), scores_E, count)
+
+
+def find_circuit(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None, force: bool = False) -> Circuit:
+    """Find a circuit, and measure it.
+
+    Arguments:
+        directory: where edge-pruning keeps checkpoints; another search cannot go on from there.
+        force: go on though the model cannot do the task.
+
+    Raises:
+        UserError: the model cannot do the task, or the directory is that of another search.
+    """
+    ends = Ends.of(task)
+    ends.require_ability(force)
+    graph = task.masked.graph
+    model_hash = weights_fingerprint(task.masked.model)[:16]
+    about = {"method": config.method, "seed": seed, "settings": config.model_dump(mode="json"), "model_hash": model_hash}
+    about |= {"data_hash": task.examples.fingerprint, "examples": len(task.examples)}
+    if directory is not None:
+        require_same_run(directory, {**about, "graph": graph.describe()["hash"], "ablation": task.ablation})
+    found = search(task, config, seed, directory)
+    figures = measure(task, found.kept_E)
+    metrics = {
+        "circuit": {**figures, "faithfulness": ends.faithfulness(figures)},
+        "full": ends.full,
+        "empty": ends.empty,
+        "edges_before_cleaning": found.num_raw,
+    }
+    warnings = [*graph.warnings(), *found.warnings]
+    return Circuit(graph, found.kept_E, task.ablation, found.scores_E, {**about, "warnings": warnings, "converged": found.converged}, metrics)
+
+
+def require_same_run(directory: Path, now: dict[str, object]) -> None:
+    """Note what a directory is for, or see that it is for the same.
+
+    Raises:
+        UserError: it is for another search; what differs is listed.
+    """
+    path = directory / "search.json"
+    if not path.exists():
+        write_json(path, now)
+        return
+    then = read_json(path)
+    differing = [f"{key} ({then.get(key)}, now {value})" for key, value in now.items() if then.get(key) != value]
+    if differing:
+        raise UserError(f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.", "Name another directory with --run.")
