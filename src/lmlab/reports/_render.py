@@ -22,6 +22,7 @@ from lmlab.reports.blocks import Block, Graph
 if TYPE_CHECKING:
     from lmlab.reports.page import Page
 
+_READABLE = 150  # edges that a reader can follow at first
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -80,7 +81,8 @@ def _graph_json(graph: Graph) -> Markup:
         "edges": graph.edges,
         "kinds": graph.kinds,
         "total": graph.total,
-        "kept": graph.shown,
+        "kept": graph.kept,
+        "first": min(graph.kept, _READABLE),
         "weight": graph.weight,
         "links": graph.links,
     }

@@ -32,20 +32,19 @@ def graph_block(circuit: Circuit) -> Graph:
     rank_E = torch.zeros(graph.num_edges) if scores_E is None else scores_E.abs()
     order = (rank_E + circuit.kept_E * (float(rank_E.max()) + 1)).argsort(descending=True, stable=True)
     order = order[: circuit.num_edges if scores_E is None else min(_MOST_EDGES, max(20, 3 * circuit.num_edges))]
-    layers = {name: 3 * group.layer + {"attention": 2, "ffn": 3, "output": 4}[group.kind] for group in graph.groups for name in group.writes}
-    nodes = {name: (place, layers.get(name, 0)) for place, name in enumerate(graph.writers)}
+    places = {name: (group.layer + 1, 1 if group.kind == "attention" else 2) for group in graph.groups for name in group.writes}
+    nodes = {name: (number, *places.get(name, (0, 0))) for number, name in enumerate(graph.writers)}
     group_of = {reader: group for group in graph.groups for reader in group.readers}
     edges = []
     for number in order.tolist():
         writer, reader = graph.edge(number)
         group, (node, part) = group_of[reader], node_of(reader, graph)
-        level = 3 * group.layer + {"attention": 1, "ffn": 3, "output": 1}[group.kind]
-        place, _ = nodes.setdefault(node, (len(nodes), level))
+        place = nodes.setdefault(node, (len(nodes), group.layer + 1, 2 if group.kind == "ffn" else 0))[0]
         score = None if scores_E is None else float(f"{float(scores_E[number]):.5g}")
         edges.append((nodes[writer][0], place, "qkv".index(part) if part else 3, score))
     links = [(nodes[a][0], nodes[b][0]) for a, b in shared_inputs(graph) if a in nodes and b in nodes]
     caption = "Rows are layers, the embeddings at the bottom. The slider shows the edges with the highest scores, those of the circuit first."
-    placed = [(name, level) for name, (_, level) in nodes.items()]
+    placed = [(name, layer, within) for name, (_, layer, within) in nodes.items()]
     return Graph(placed, edges, _KINDS, graph.num_edges, max(1, circuit.num_edges), "score", caption, links)
 
 

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const GAP_X = 74, GAP_Y = 58, HEIGHT = 24;
+  const GAP_X = 74, GAP_Y = 62, HEIGHT = 20, STEP = 14;
   const make = (name, attributes, parent) => {
     const element = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -38,11 +38,17 @@
         rows.get(node[1]).push(number);
       });
       const levels = [...rows.keys()].sort((a, b) => a - b), widest = Math.max(...levels.map((level) => rows.get(level).length));
+      const gap = Math.min(2 * GAP_X, Math.max(GAP_X, (svg.clientWidth || 800) / widest));
       levels.forEach((level, depth) => {
         const row = rows.get(level);
-        row.forEach((number, place) => places.set(number, [(place - (row.length - 1) / 2) * GAP_X + (widest * GAP_X) / 2, (levels.length - depth - 0.5) * GAP_Y]));
+        row.sort((a, b) => data.nodes[a][2] - data.nodes[b][2] || a - b);
+        row.forEach((number, place) => {
+          const x = (place - (row.length - 1) / 2) * gap + (widest * gap) / 2, y = (levels.length - depth - 0.4) * GAP_Y;
+          places.set(number, [x, y - data.nodes[number][2] * STEP]);
+        });
       });
-      size = [widest * GAP_X, levels.length * GAP_Y];
+      size = [widest * gap, levels.length * GAP_Y];
+      svg.style.height = `${Math.min(1500, Math.max(380, size[1] + 20))}px`; // deep models get a tall drawing, so that names can be read
       svg.replaceChildren();
       stage = make("g", {}, svg);
       const under = make("g", {}, stage), over = make("g", {}, stage);
@@ -52,7 +58,7 @@
         make("line", { x1, y1: y1 - HEIGHT / 2, x2, y2: y2 + HEIGHT / 2, class: "graph-link" }, under);
       }
       lines = edges.map((edge) => {
-        const [x1, y1] = places.get(edge[0]), [x2, y2] = places.get(edge[1]), bend = Math.max(20, (y1 - y2) / 2);
+        const [x1, y1] = places.get(edge[0]), [x2, y2] = places.get(edge[1]), bend = Math.max(16, Math.min(90, (y1 - y2) / 2));
         const shift = edge[2] < 3 ? (edge[2] - 1) * 14 : 0; // queries, keys and values enter side by side
         const weight = edge[3] === null ? 1 : Math.abs(edge[3]) / largest;
         const line = make("path", {
@@ -77,7 +83,7 @@
         boxes.set(number, box);
       }
       const share = 100 * (1 - shown / data.total);
-      count.textContent = `${shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} edges, ${share.toFixed(share > 99 ? 2 : 1)} % sparse` + (shown === data.kept ? " (the circuit)" : "");
+      count.textContent = `${shown.toLocaleString("en")} of ${data.total.toLocaleString("en")} edges, ${share.toFixed(share > 99 ? 2 : 1)} % sparse` + (shown === data.kept ? " (the circuit)" : shown < data.kept ? ` (the circuit has ${data.kept.toLocaleString("en")})` : "");
       svg.dataset.edges = shown;
       svg.dataset.nodes = places.size;
     }
@@ -111,6 +117,7 @@
       place();
     }
     svg.addEventListener("wheel", (event) => {
+      if (document.activeElement !== svg && !event.ctrlKey) return; // the page scrolls
       event.preventDefault();
       const area = svg.getBoundingClientRect();
       zoom(Math.exp(-event.deltaY / 400), event.clientX - area.left, event.clientY - area.top);
@@ -138,8 +145,8 @@
     }));
     const show = (edges) => { pinned = null; svg.classList.remove("marking"); draw(edges); fit(); };
     slider.addEventListener("input", () => show(toEdges(Number(slider.value))));
-    slider.value = toValue(data.kept);
-    show(data.kept);
+    slider.value = toValue(data.first);
+    show(data.first);
   }
 
   for (const figure of document.querySelectorAll("[data-graph]")) {
