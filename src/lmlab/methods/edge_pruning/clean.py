@@ -69,7 +69,10 @@ def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, consta
     if ablation == "mean" or (ablation == "zero" and constant) or not graph.options.embedding_nodes:
         return everyone
     found = set(range(graph.first_writer))
+    frozen = graph.config.norm_position == "reordered" and not graph.one_writer
     for group in graph.groups:
+        if frozen and group.kind == "attention":  # the scale of the clean run alone makes a head differ
+            found |= set(range(group.reads, group.reads + len(group.writes)))
         fed = _block(graph, kept_E, group.first_edge, len(group.readers), group.reads).any(1)
         first_value = graph.config.num_heads + graph.config.num_kv_heads if group.kind == "attention" and ablation == "zero" else 0
         for number in torch.nonzero(fed).flatten().tolist():

@@ -30,7 +30,7 @@ class FindConfig(Config):
     Attributes:
         target: edge sparsity.
         num_edges: in its place, how many edges the circuit has before it is cleaned.
-        price: in place of both, for edge-pruning and node-pruning: what an edge costs (`EdgePruningConfig`).
+        price: of edge-pruning and node-pruning, in place of the Lagrangian that holds a target: what an edge costs (`EdgePruningConfig`).
         threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
         ig_steps: of integrated gradients.
         preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
@@ -60,9 +60,14 @@ class FindConfig(Config):
         if self.method == "node-pruning":
             settings["node_gates"] = "only"
         target = self.target if self.num_edges is None else 1 - self.num_edges / edges
-        if self.price is None and target is None:
+        if self.price is not None:
+            settings["price"] = self.price
+        elif target is not None:
+            settings["target"] = target
+        else:
             settings["price"] = 0.01
-        settings |= {"target": target, "price": self.price} if self.price or target else {}
+        if self.num_edges is not None:
+            settings["num_edges"] = self.num_edges
         return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
 
 

@@ -62,7 +62,8 @@ def measure(task: Counterfactuals, kept_E: Tensor) -> dict[str, float]:
                 "probability_difference": pair[0] - pair[1],
             }
         parts.append(figures)
-    return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
+    means = {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
+    return {**means, "distance": max(0.0, means["distance"])}  # rounding can leave a KL of 0 just below
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lmlab.config import Config
 from lmlab.data import Batch, Loader
@@ -216,7 +217,17 @@ def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, dir
         directory,
     )
     trainer.fit()
-    return gates.eval()
+    return _whole(gates).eval()
+
+
+def _whole(gates: Gates) -> Gates:
+    """The same in every process, where each trained a share."""
+    if world().size == 1:
+        return gates
+    tensors = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gates.state_dict().items()}
+    whole = Gates(tensors.get("edges"), tensors["edge_writers"], tensors.get("nodes"))
+    whole.load_state_dict(tensors)
+    return whole
 
 
 def _trainer_config(config: EdgePruningConfig, batch: int, device: str) -> TrainerConfig:

@@ -1,0 +1,111 @@
+"""Circuits as files, for people and for other programs; the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import networkx
+import pytest
+import torch
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
+from lmlab.methods.edge_pruning.formats import read_eap_ig, read_edge_list, to_dot, to_graphml, write_eap_ig, write_edge_list
+from lmlab.methods.edge_pruning.page import circuit_page
+
+
+@pytest.fixture
+def circuit(network):
+    graph = CircuitGraph(network("llama").config)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(graph.num_edges, generator=generator)
+    return Circuit(graph, scores > 0.7, "interchange", scores, {"method": "eap", "seed": 1, "model_hash": "abc", "warnings": ["<b>careful</b>"]})
+
+
+def test_a_circuit_comes_back_from_its_file(circuit, tmp_path):
+    circuit.save(tmp_path / "c.json")
+    again = Circuit.load(tmp_path / "c.json")
+    assert torch.equal(again.kept_E, circuit.kept_E) and torch.allclose(again.scores_E, circuit.scores_E, rtol=1e-5)
+    assert again.about == dict(circuit.about) and again.ablation == "interchange" and again.sparsity == circuit.sparsity
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert written["graph"]["edges"] == 82 and written["graph"]["options"] == GraphOptions().model_dump()
+
+
+def test_circuits_combine_like_sets(circuit):
+    other = Circuit(circuit.graph, ~circuit.kept_E, "interchange")
+    assert (circuit & other).num_edges == 0 and (circuit | other).num_edges == 82 and (circuit - other).num_edges == circuit.num_edges
+
+
+def test_what_does_not_fit_is_named(circuit, network, tmp_path):
+    with pytest.raises(UserError, match=r"another model \(hash abc, now def\)"):
+        circuit.require(model_hash="def")
+    circuit.require(model_hash="abc", tokenizer_hash="unknown then")
+    with pytest.raises(UserError, match="different graphs"):
+        circuit & Circuit(CircuitGraph(network("gpt2").config), torch.zeros(137, dtype=torch.bool), "zero")
+    circuit.save(tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text())
+    content["edges"] = [[f"a{n}.h9", "m1"] for n in range(7)]
+    (tmp_path / "wrong.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"has 7 edges that the graph .* a0\.h9 -> m1, .*a4\.h9 -> m1, \.\.\.") as error:
+        Circuit.load(tmp_path / "wrong.json")
+    assert "a5.h9" not in error.value.message
+    (tmp_path / "no.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a circuit"):
+        Circuit.load(tmp_path / "no.json")
+    (tmp_path / "short.json").write_text(json.dumps({"format": "lmlab-circuit", "version": 1}))
+    with pytest.raises(UserError, match="lacks 'graph'"):
+        Circuit.load(tmp_path / "short.json")
+
+
+def test_graphml_is_read_by_networkx_and_dot_by_graphviz(circuit, tmp_path):
+    to_graphml(circuit, tmp_path / "c.graphml")
+    graph = networkx.read_graphml(tmp_path / "c.graphml", force_multigraph=True)
+    own = [edge for edge in graph.edges(data=True) if edge[2]["input"] != "shared"]
+    assert len(own) == circuit.num_edges
+    assert {(a, b) for a, b, data in graph.edges(data=True) if data["input"] == "shared"} <= {
+        (f"a{n}.kv{h // 2}", f"a{n}.h{h}") for n in (0, 1) for h in range(4)
+    }
+    to_dot(circuit, tmp_path / "c.dot")
+    text = (tmp_path / "c.dot").read_text()
+    assert len(re.findall(r"label=|-> .* \[\"?", text)) >= circuit.num_edges and text.startswith("digraph")
+    if shutil.which("dot"):
+        assert subprocess.run(["dot", "-Tsvg", tmp_path / "c.dot"], capture_output=True).returncode == 0
+
+
+def test_edge_lists_and_graphs_of_eap_ig_go_both_ways(circuit, tmp_path):
+    write_edge_list(circuit, tmp_path / "edges.json")
+    assert torch.equal(read_edge_list(tmp_path / "edges.json", circuit.graph), circuit.kept_E)
+    write_eap_ig(circuit, tmp_path / "graph.json")
+    kept_E, scores_E = read_eap_ig(tmp_path / "graph.json", circuit.graph)
+    assert torch.equal(kept_E, circuit.kept_E) and torch.allclose(scores_E, circuit.scores_E)
+    written = json.loads((tmp_path / "graph.json").read_text())
+    assert written["cfg"] == {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 32}
+    assert {"input->a0.h3<k>", "m1->logits", "a0.h0->a1.h2<v>"} <= set(written["edges"])
+    assert written["edges"]["input->a0.h2<k>"] == written["edges"]["input->a0.h3<k>"]  # one key-value head serves both
+
+
+def test_the_page_escapes_texts_and_lists_what_it_shows(circuit):
+    html = circuit_page(circuit).to_html()
+    assert "<b>careful</b>" not in html and "&lt;b&gt;careful&lt;/b&gt;" in html
+    assert f"{circuit.num_edges} of 82 edges" in html
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_draws_the_graph(circuit, tmp_path):
+    page = circuit_page(circuit).write(tmp_path / "page.html")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    done = subprocess.run(
+        ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    drawn = done.stdout
+    assert f'data-edges="{circuit.num_edges}"' in drawn
+    assert drawn.count('class="graph-edge"') == circuit.num_edges
+    used = {name for edge in circuit.edges for name in (edge[0], re.sub(r"\.h(\d)\.[kv]$", r".kv\1", re.sub(r"\.q$", "", edge[1])))}
+    assert {match for match in re.findall(r'data-name="([^"]+)"', drawn)} == used
+    assert "(the circuit)" in drawn and "could not be drawn" not in drawn

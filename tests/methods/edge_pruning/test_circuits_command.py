@@ -1,0 +1,158 @@
+"""`lmlab circuits` as its users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmlab.data.tokenizer import Tokenizer
+from lmlab.methods.edge_pruning import Circuit, EdgePruningConfig, find_by_pruning
+from lmlab.methods.edge_pruning.gates import Gates
+from lmlab.methods.edge_pruning.prune import train_gates
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+_SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared")) / "data" / "tracr"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A directory of a random model with a tokenizer, and examples for it."""
+    tokenizer = Tokenizer.train(["Mary John Tom gave a ring to the book "] * 20, 300)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48)
+    save_pretrained(Transformer(config).initialize(0), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    row = {"clean": " Mary gave a ring to", "corrupted": " John gave a ring to"}
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps({**row, "clean": f"{row['clean']}{' to' * n}", "corrupted": f"{row['corrupted']}{' to' * n}"}) + "\n" for n in range(4))
+    )
+    return tmp_path
+
+
+@pytest.mark.skipif(not _SHARED.exists(), reason="the shared data are not there (LMLAB_SHARED)")
+def test_from_a_program_to_a_page(lmlab, tmp_path):
+    model, out = _SHARED / "reverse", tmp_path / "c.json"
+    done = lmlab("circuits", "find", "--model", model, "--ablation", "zero", "--method", "acdc", "--threshold", "0.001", "--out", out)
+    assert done.code == 0, done.err
+    assert "11 of 94 edges" in done.out and "exact." in done.out and "Memory of a step" in done.err
+    figures = tmp_path / "f.json"
+    done = lmlab("circuits", "evaluate", out, "--model", model, "--curve", "--completeness", "--minimality", "--out", figures)
+    assert done.code == 0 and json.loads(figures.read_text())["circuit"]["exact_match"] == 1 and json.loads(figures.read_text())["superfluous"] == 0
+    methods = tmp_path / "m.json"
+    done = lmlab(
+        "circuits", "compare", "--model", model, "--ablation", "zero", "--num-edges", 11, "--method", "eap", "--method", "random", "--out", methods
+    )
+    assert done.code == 0 and "auroc" in done.out
+    done = lmlab("circuits", "report", out, "--curves", methods, "--with", out, "-o", tmp_path / "p.html", "-o", tmp_path / "g.dot")
+    assert done.code == 0 and "Other circuits" in (tmp_path / "p.html").read_text() and (tmp_path / "g.dot").exists()
+    done = lmlab("circuits", "compare", out, out)
+    assert done.code == 0 and "11 edges are in all 2 circuits" in done.out
+    done = lmlab(
+        "circuits",
+        "find",
+        "--model",
+        _SHARED / "xproportion",
+        "--ablation",
+        "zero",
+        "--method",
+        "exact",
+        "--num-edges",
+        5,
+        "--out",
+        tmp_path / "x.json",
+    )
+    assert "exact." in done.out
+    done = lmlab("circuits", "evaluate", tmp_path / "x.json", "--model", model)
+    assert done.code == 2 and "another model" in done.err
+
+
+def test_a_model_directory_with_texts(lmlab, small):
+    options = ("--model", small / "model", "--data", small / "data.jsonl")
+    done = lmlab("circuits", "find", *options, "--target", 0.5, "--steps", 5, "--out", small / "c.json")
+    assert done.code == 0, done.err
+    found = Circuit.load(small / "c.json")
+    assert found.about["tokenizer_hash"] and found.about["settings"]["pruning"]["steps"] == 5 and len(found.about["data_hash"]) == 16
+    assert lmlab("circuits", "convert", small / "c.json", "--to", "eap-ig", "--out", small / "g.json").code == 0
+    assert lmlab("circuits", "convert", small / "g.json", "--from", "eap-ig", "--model", small / "model", "--out", small / "d.json").code == 0
+    assert Circuit.load(small / "d.json").edges == found.edges
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("find", "--model", "nowhere"), "no model directory 'nowhere'"),
+        (("find", "--model", "MODEL"), "lmlab circuits data"),
+        (("find", "--model", "MODEL", "--data", "no.jsonl"), "No such file"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--method", "eapp"), "method"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--set", "pruning.stepz=3"), "unknown key 'stepz'"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--set", "graph.moe=expert"), "needs a mixture of experts"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--method", "eap"), "--target or --num-edges"),
+        (("evaluate", "DATA", "--model", "MODEL"), "not valid JSON"),
+        (("compare",), "Give circuits to compare, or --model"),
+        (("report", "no.json"), "No such file"),
+        (("data", "ioi", "--tokenizer", "nowhere", "--out", "x.jsonl"), "holds no tokenizer.json"),
+        (("convert", "DATA", "--out", "x.json"), "either --from or --to"),
+    ],
+)
+def test_mistakes_get_one_sentence(lmlab, small, monkeypatch, arguments, message):
+    monkeypatch.chdir(small)
+    done = lmlab("circuits", *({"MODEL": "model", "DATA": "data.jsonl"}.get(each, each) for each in arguments))
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err
+
+
+def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network, task_of):
+    task = task_of(network("llama"))
+    config = EdgePruningConfig(target=0.5, steps=12, batch_size=2, checkpoint_every=4, polish=False)
+    whole = train_gates(task, config, 0, small / "whole")
+    train_gates(task, config.model_copy(update={"steps": 12}), 0, small / "parts")
+    for folder in (small / "parts" / "checkpoints").iterdir():
+        assert folder.name == "step-00000012"
+    first = train_gates(task, config, 0, small / "again")
+    assert torch.equal(first.edges, whole.edges) and int(first.num_steps) == 12
+    options = (
+        "--model",
+        small / "model",
+        "--data",
+        small / "data.jsonl",
+        "--target",
+        0.5,
+        "--steps",
+        4,
+        "--run",
+        small / "run",
+        "--out",
+        small / "c.json",
+    )
+    assert lmlab("circuits", "find", *options).code == 0
+    assert lmlab("circuits", "find", *options).code == 0  # nothing is left to train
+    done = lmlab("circuits", "find", *options, "--seed", 7, "--ablation", "zero")
+    assert (
+        done.code == 2
+        and "belongs to another search" in done.err
+        and "seed (0, now 7)" in done.err
+        and "ablation (interchange, now zero)" in done.err
+    )
+
+
+def test_two_processes_learn_what_one_does_not_forget(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\nfrom lmlab.methods.edge_pruning.prune import train_gates\n"
+        "from lmlab.models import ModelConfig, Transformer\nfrom lmlab.distributed import world\n"
+        "model = Transformer(ModelConfig(vocab_size=61, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, init_std=0.3)).initialize(0)\n"
+        "g = torch.Generator().manual_seed(0)\nclean, corrupted = torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\n"
+        "task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))\n"
+        "gates = train_gates(task, EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))\n"
+        "print('GATES', world().rank, gates.edges.shape, round(float(gates.edges.sum()), 4), int(gates.num_steps), flush=True)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("GATES"))
+    assert len(lines) == 2 and lines[0].split()[2:] == lines[1].split()[2:] and "torch.Size([82])" in lines[0] and lines[0].endswith(" 6")
+    assert isinstance(find_by_pruning, type(lambda: 0)) and issubclass(Gates, torch.nn.Module)

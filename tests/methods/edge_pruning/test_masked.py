@@ -1,0 +1,211 @@
+"""The masked pass, beside the model itself and beside an independent pass that patches path by path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning import CircuitGraph, GraphOptions, MaskedModel, plan
+from lmlab.models import PRESETS, ModelConfig
+
+FAMILIES = ["gpt2", "llama", "qwen3", "olmo2", "olmoe", "shared_expert", "no_norm"]
+
+
+def _first(task, count=4):
+    return torch.arange(count), task.inputs(torch.arange(count))
+
+
+@pytest.mark.parametrize("ablation", ["interchange", "zero", "mean"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_with_all_edges_it_is_the_model_and_with_none_the_corrupted_run(network, task_of, kind, ablation):
+    task = task_of(network(kind), ablation)
+    index, inputs = _first(task)
+    expected = task.masked.model(task.examples.clean[index]).logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, 61))
+    assert torch.allclose(task.masked(inputs, task.masked.ones()), expected, atol=1e-10)
+    if ablation == "interchange":
+        corrupted = task.masked.model(task.examples.corrupted[index]).logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, 61))
+        assert torch.allclose(task.masked(inputs, 0 * task.masked.ones()), corrupted, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "olmoe", "shared_expert"])
+def test_options_of_finer_and_coarser_graphs_keep_the_model(network, task_of, kind):
+    options = {"post_norm": "block"} if kind == "olmo2" else {"moe": "expert"}
+    task = task_of(network(kind), **options)
+    index, inputs = _first(task)
+    expected = task.full(index)
+    assert torch.allclose(task.outputs(task.masked(inputs, task.masked.ones())), expected, atol=1e-10)
+    own = task.masked.graph.writers
+    assert ("a0" in own and "a0.h0" not in own) if kind == "olmo2" else "m0.e3" in own
+
+
+def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
+    task = task_of(network("llama"), embedding_nodes=False)
+    index, inputs = _first(task)
+    assert torch.allclose(task.outputs(task.masked(inputs, task.masked.ones())), task.full(index), atol=1e-10)
+    assert "embeds" not in task.masked.graph.writers
+
+
+def _patch_paths(model, graph, clean, corrupted, kept, positions):
+    """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the clean or the corrupted output of each writer."""
+    weights, config = dict(model.named_parameters()), model.config
+    share = config.num_heads // config.num_kv_heads
+
+    def norm(x, name):
+        if config.norm == "layernorm":
+            return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
+        return x * (x.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt() * weights[f"{name}.weight"]
+
+    def project(x, layer, part, head):
+        rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
+        name = f"blocks.{layer}.attention.{part}"
+        bias = weights[f"{name}.bias"][rows] if config.qkv_bias else 0
+        return norm(x, f"blocks.{layer}.attention_norm") @ weights[f"{name}.weight"][rows].T + bias
+
+    def rotate(x):
+        if config.positions != "rotary":
+            return x
+        half = config.head_dim // 2
+        angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1)
+
+    def run(tokens, read):
+        written = {}
+        if config.positions == "learned":
+            written["tok_embeds"] = weights["embedding.weight"][tokens]
+            written["pos_embeds"] = weights["position_embedding.weight"][: tokens.shape[1]].expand(len(tokens), -1, -1)
+        else:
+            written["embeds"] = weights["embedding.weight"][tokens]
+        hidden = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+        for layer in range(config.num_layers):
+            before = dict(written)
+            for head in range(config.num_heads):
+                q = rotate(project(read(before, f"a{layer}.h{head}.q"), layer, "query", head))
+                k = rotate(project(read(before, f"a{layer}.h{head // share}.k"), layer, "key", head // share))
+                v = project(read(before, f"a{layer}.h{head // share}.v"), layer, "value", head // share)
+                scores = (q @ k.transpose(1, 2) / config.head_dim**0.5).masked_fill(hidden, -torch.inf)
+                columns = slice(head * config.head_dim, (head + 1) * config.head_dim)
+                out = scores.softmax(-1) @ v @ weights[f"blocks.{layer}.attention.output.weight"][:, columns].T
+                written[f"a{layer}.h{head}"] = out + (weights[f"blocks.{layer}.attention.output.bias"] / config.num_heads if config.qkv_bias else 0)
+            x, name = norm(read(written, f"m{layer}"), f"blocks.{layer}.ffn_norm"), f"blocks.{layer}.ffn"
+            if config.gated:
+                inner = F.silu(x @ weights[f"{name}.gate.weight"].T) * (x @ weights[f"{name}.up.weight"].T)
+                written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T
+            else:
+                inner = F.gelu(x @ weights[f"{name}.up.weight"].T + weights[f"{name}.up.bias"], approximate="tanh")
+                written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T + weights[f"{name}.down.bias"]
+        logits = norm(read(written, "resid_post"), "final_norm") @ weights["embedding.weight"].T
+        return logits, written
+
+    _, corrupt = run(corrupted, lambda written, reader: sum(written.values()))
+    edges = set(graph.edges(kept))
+
+    def read(written, reader):
+        return sum(value if (writer, reader) in edges else corrupt[writer] for writer, value in written.items())
+
+    return run(clean, read)[0][torch.arange(len(clean))[:, None], positions]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kind):
+    task = task_of(network(kind))
+    index, inputs = _first(task)
+    for share in (0.1, 0.5, 0.9):
+        kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(int(10 * share))) < share
+        expected = _patch_paths(
+            task.masked.model, task.masked.graph, task.examples.clean[index], task.examples.corrupted[index], kept_E, inputs.positions_BP
+        )
+        assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=1e-10 if kind == "gpt2" else 1e-5)  # angles in fp32
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "shared_expert"])
+def test_gradients_of_all_masks_equal_those_of_plain_autograd_and_of_recomputing(network, task_of, kind):
+    task = task_of(network(kind))
+    _, inputs = _first(task, 2)
+    z = torch.rand(2, task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    weights = torch.randn(2, 2, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def value(z_BE):
+        return (task.masked(inputs, z_BE) * weights).sum()
+
+    (gradient,) = torch.autograd.grad(value(z), z)
+    for edge in range(0, z.shape[1], 7):  # central differences
+        step = torch.zeros_like(z)
+        step[1, edge] = 1e-6
+        with torch.no_grad():
+            assert float(gradient[1, edge]) == pytest.approx(float((value(z + step) - value(z - step)) / 2e-6), rel=1e-4, abs=1e-6)
+    task.masked.recompute = True
+    (again,) = torch.autograd.grad(value(z), z)
+    assert torch.equal(gradient, again)
+
+
+def test_masks_of_single_examples_give_what_a_loop_over_them_gives(network, task_of):
+    task = task_of(network("llama"))
+    z = torch.rand(3, task.masked.graph.num_edges, dtype=torch.float64)
+    together = task.masked(task.inputs(torch.arange(3)), z)
+    for number in range(3):
+        alone = task.masked(task.inputs(torch.tensor([number])), z[number : number + 1])
+        assert torch.allclose(together[number], alone[0], atol=1e-12)
+
+
+def test_activations_that_are_not_cached_are_computed_again(network, task_of):
+    task = task_of(network("llama"))
+    z = torch.rand(1, task.masked.graph.num_edges, dtype=torch.float64)
+    index = torch.tensor([4, 1])
+    cached = task.masked(task.inputs(index), z)
+    task._cached = None
+    assert torch.allclose(task.masked(task.inputs(index), z), cached, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [("SmolLM2-135M", 70_651), ("OLMo-2-1B", 101_273), ("OLMoE-1B-7B", 101_273)],
+)
+def test_edge_counts_of_published_shapes(name, edges):
+    assert CircuitGraph(ModelConfig(preset=name)).num_edges == edges
+    assert name in PRESETS
+
+
+def test_edge_counts_of_gpt2_and_of_large_llamas():
+    gpt2 = ModelConfig(vocab_size=50257, num_layers=12, d_model=768, num_heads=12, norm="layernorm", positions="learned", gated=False)
+    assert CircuitGraph(gpt2).num_edges == 32_936
+    assert CircuitGraph(gpt2, GraphOptions(embedding_nodes=False)).num_edges == 32_046
+    llama = ModelConfig(vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, d_ff=14336)
+    assert CircuitGraph(llama).num_edges == 805_681
+    code_llama = ModelConfig(vocab_size=32_016, num_layers=40, d_model=5120, num_heads=40, d_ff=13824)
+    assert CircuitGraph(code_llama, GraphOptions(embedding_nodes=False)).num_edges == 3_872_820
+
+
+def test_the_plan_counts_the_store_and_names_a_way_out():
+    graph = CircuitGraph(ModelConfig(preset="SmolLM2-135M"))
+    found = plan(graph, batch=4, length=16, examples=100)
+    assert found.store == 2 * 301 * 4 * 16 * 576 * 4
+    assert plan(graph, 4, 16, 100, recompute=True).sublayers < found.sublayers / 10
+    lines = found.lines(free=10**8)
+    assert "--recompute" in lines[1] and "--batch-size" in lines[1]
+
+
+def test_models_whose_stream_is_no_sum_are_refused_and_approximations_are_named(network):
+    with pytest.raises(UserError, match="norm_position post is no sum"):
+        CircuitGraph(network("gpt2", norm_position="post").config)
+    with pytest.raises(UserError, match="expert_choice"):
+        CircuitGraph(network("olmoe", moe={"num_experts": 4, "expert_hidden_size": 8, "top_k": 2, "router": "expert_choice"}).config)
+    with pytest.raises(UserError, match="needs a mixture of experts"):
+        CircuitGraph(network("llama").config, GraphOptions(moe="expert"))
+    with pytest.raises(UserError, match="Set the graph option post_norm to block"):
+        CircuitGraph(network("gpt2", norm_position="reordered").config)
+    notes = CircuitGraph(network("olmo2").config).warnings()
+    assert any("frozen" in note for note in notes) and any("joint QK-norm" in note for note in notes)
+    assert not CircuitGraph(network("llama").config).warnings()
+
+
+def test_heads_that_do_not_add_up_are_refused(network):
+    model = network("olmo2")
+    masked = MaskedModel(model, CircuitGraph(model.config))
+    ids = torch.arange(5)[None]
+    masked.check(ids)
+    model.block(0).attention_norm.register_forward_hook(lambda module, inputs, output: output * 1.1)
+    with pytest.raises(UserError, match="heads of layer 0 do not add up"):
+        masked.check(ids)
