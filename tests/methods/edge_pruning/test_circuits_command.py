@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from lmlab.data.tokenizer import Tokenizer
-from lmlab.methods.edge_pruning import Circuit, EdgePruningConfig, find_by_pruning
-from lmlab.methods.edge_pruning.gates import Gates
+from lmlab.methods.edge_pruning import Circuit, EdgePruningConfig
 from lmlab.methods.edge_pruning.prune import train_gates
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
@@ -23,11 +22,11 @@ _SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared")) / "data" / "tracr"
 @pytest.fixture
 def small(tmp_path):
     """A directory of a random model with a tokenizer, and examples for it."""
-    tokenizer = Tokenizer.train(["Mary John Tom gave a ring to the book "] * 20, 300)
+    tokenizer = Tokenizer.train(["a Mary a John a Tom gave a ring to the book "] * 20, 300)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48)
     save_pretrained(Transformer(config).initialize(0), tmp_path / "model")
     tokenizer.save(tmp_path / "model")
-    row = {"clean": " Mary gave a ring to", "corrupted": " John gave a ring to"}
+    row = {"clean": "a Mary gave a ring to", "corrupted": "a John gave a ring to"}
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps({**row, "clean": f"{row['clean']}{' to' * n}", "corrupted": f"{row['corrupted']}{' to' * n}"}) + "\n" for n in range(4))
     )
@@ -105,15 +104,24 @@ def test_mistakes_get_one_sentence(lmlab, small, monkeypatch, arguments, message
     assert done.code == 2 and message in done.err and "Traceback" not in done.err
 
 
-def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network, task_of):
+def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network, task_of, monkeypatch):
     task = task_of(network("llama"))
     config = EdgePruningConfig(target=0.5, steps=12, batch_size=2, checkpoint_every=4, polish=False)
     whole = train_gates(task, config, 0, small / "whole")
-    train_gates(task, config.model_copy(update={"steps": 12}), 0, small / "parts")
-    for folder in (small / "parts" / "checkpoints").iterdir():
-        assert folder.name == "step-00000012"
-    first = train_gates(task, config, 0, small / "again")
-    assert torch.equal(first.edges, whole.edges) and int(first.num_steps) == 12
+    calls, distance = [], task.distance
+
+    def killed_at_the_seventh(*arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("killed")
+        return distance(*arguments)
+
+    monkeypatch.setattr(task, "distance", killed_at_the_seventh)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_gates(task, config, 0, small / "parts")
+    assert [folder.name for folder in (small / "parts" / "checkpoints").iterdir()] == ["step-00000004"]
+    resumed = train_gates(task, config, 0, small / "parts")
+    assert torch.equal(resumed.edges, whole.edges) and int(resumed.num_steps) == 12
     options = (
         "--model",
         small / "model",
@@ -139,10 +147,11 @@ def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network,
     )
 
 
-def test_two_processes_learn_what_one_does_not_forget(tmp_path):
+def test_two_processes_end_with_the_same_gates(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\nfrom lmlab.methods.edge_pruning.prune import train_gates\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\n"
+        "from lmlab.methods.edge_pruning.prune import train_gates\n"
         "from lmlab.models import ModelConfig, Transformer\nfrom lmlab.distributed import world\n"
         "model = Transformer(ModelConfig(vocab_size=61, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, init_std=0.3)).initialize(0)\n"
         "g = torch.Generator().manual_seed(0)\nclean, corrupted = torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\n"
@@ -155,4 +164,3 @@ def test_two_processes_learn_what_one_does_not_forget(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("GATES"))
     assert len(lines) == 2 and lines[0].split()[2:] == lines[1].split()[2:] and "torch.Size([82])" in lines[0] and lines[0].endswith(" 6")
-    assert isinstance(find_by_pruning, type(lambda: 0)) and issubclass(Gates, torch.nn.Module)

@@ -27,7 +27,7 @@ def test_multipliers_ascend_while_values_descend():
         constraint.multipliers.copy_(torch.tensor([2.0, 3.0]))
     value = torch.tensor(0.4, requires_grad=True)
     penalty = constraint(value, 0.9)
-    assert float(penalty) == pytest.approx(2 * -0.5 + 3 * 0.25)
+    assert penalty.item() == pytest.approx(2 * -0.5 + 3 * 0.25)
     penalty.backward()
     assert float(value.grad) == pytest.approx(2 + 2 * 3 * -0.5)
     assert constraint.multipliers.grad.tolist() == pytest.approx([0.5, -0.25])
