@@ -167,37 +167,57 @@ def tracr(arguments: argparse.Namespace) -> None:
                 seconds = time.process_time() - start
                 same, distance = torch.equal(found.kept_E, known_E), measure(task, found.kept_E)["distance"] / task.empty_distance
                 ranked = found.scores_E if method == "node-pruning" else found.scores_E.abs()
-                print(
-                    f"  {method:36} exact {'yes' if same else 'no':3}, distance {distance:.3f} of empty, AUROC {auroc(ranked, known_E):.3f}, {seconds:.1f} s"
-                )
+                figures = f"distance {distance:.3f} of empty, AUROC {auroc(ranked, known_E):.3f}, {seconds:.1f} s"
+                print(f"  {method:36} exact {'yes' if same else 'no':3}, {figures}")
 
 
-def train_induction(directory: Path, steps: int = 900):
-    """A GPT-2-like model of two layers that learns to continue random sequences that repeat."""
+def train_induction(directory: Path, steps: int = 600):
+    """A GPT-2-like model of two layers that learns what follows a token that was there before: 13 random ones, then pairs out of them."""
+    import numpy as np
+
     from lmlab.data import Loader
     from lmlab.models import ModelConfig, Transformer
     from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, language_model_step
 
-    vocab, half = 48, 14
+    vocab, text, pairs = 32, 13, 6
 
-    class Repeated:
+    class Recalled:
         def __len__(self) -> int:
-            return 100_000
+            return 1_000_000
 
         def __getitem__(self, index: int):
-            import numpy as np
-
             draws = np.random.default_rng(index)
-            text = draws.permutation(vocab)[:half]
-            row = np.concatenate((text, text))
-            labels = np.concatenate((np.full(half - 1, -100), row[half:], [-100]))
-            return {"input_ids": row, "labels": labels, "document_ids": np.zeros(2 * half, dtype=np.int64)}
+            tokens = draws.permutation(vocab)[:text]
+            places = draws.integers(0, text - 2, pairs)
+            row = np.concatenate((tokens, np.stack((tokens[places], tokens[places + 1]), 1).ravel()))
+            labels = np.full(len(row), -100)
+            labels[text::2] = tokens[places + 1]
+            return {"input_ids": row, "labels": labels, "document_ids": np.zeros(len(row), dtype=np.int64)}
 
-    shape = {**_GPT2, "vocab_size": vocab, "num_layers": 2, "d_model": 64, "num_heads": 4, "max_seq_len": 2 * half, "tie_embeddings": False}
+    length = text + 2 * pairs
+    shape = {
+        **_GPT2,
+        "vocab_size": vocab,
+        "num_layers": 2,
+        "d_model": 64,
+        "num_heads": 4,
+        "max_seq_len": length,
+        "tie_embeddings": False,
+        "init_std": 0.1,
+    }
     model = Transformer(ModelConfig(**shape)).initialize(0)
-    config = TrainerConfig(steps=steps, batch_size=64, optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.01),
-                           schedule=ScheduleConfig(kind="cosine"), precision="fp32", device="cpu", checkpoint_every=10_000)  # fmt: skip
-    Trainer(model, language_model_step(), Loader(Repeated(), 64, 0), config, directory).fit()
+    optimizer = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    config = TrainerConfig(
+        steps=steps,
+        batch_size=64,
+        optimizer=optimizer,
+        schedule=ScheduleConfig(kind="cosine"),
+        precision="fp32",
+        device="cpu",
+        checkpoint_every=10_000,
+    )
+    trained = Trainer(model, language_model_step, Loader(Recalled(), 64, 0), config, directory)
+    trained.fit()
     return model, vocab
 
 
@@ -229,15 +249,14 @@ def induction(arguments: argparse.Namespace) -> None:
     print(f"previous-token head a0.h{first} ({previous.max():.2f} of its attention), induction head a1.h{second} ({inducing.max():.2f})")
     graph = CircuitGraph(model.config)
     tasks = [Counterfactuals(MaskedModel(model, graph), each, batch_size=64) for each in (train, test)]
-    ends, count = Ends.of(tasks[1]), round(0.1 * graph.num_edges)
+    ends, count = Ends.of(tasks[1]), round(0.17 * graph.num_edges)
     print(
         f"model: logit difference {ends.full['logit_difference']:.2f}, accuracy {ends.full['accuracy']:.2f}; {count} of {graph.num_edges} edges kept"
     )
     for method in ("edge-pruning", "acdc", "eap", "eap-ig", "mask-ig", "exact", "node-pruning", "random"):
         start = time.process_time()
-        pruning = {"steps": 300, "batch_size": 32, "polish": False}
-        price = {"price": 0.003} if method in ("edge-pruning", "node-pruning") else {}
-        found = search(tasks[0], FindConfig(method=method, num_edges=count, pruning=pruning, **price))
+        pruning = {"steps": 600, "batch_size": 32, "polish": False}
+        found = search(tasks[0], FindConfig(method=method, num_edges=count, pruning=pruning))
         seconds, figures = time.process_time() - start, measure(tasks[1], found.kept_E)
         learned = method in ("edge-pruning", "node-pruning", "acdc")
         area = areas(curve(tasks[1], found.scores_E if learned else found.scores_E.abs(), ends))

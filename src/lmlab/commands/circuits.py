@@ -66,22 +66,26 @@ def find(
     warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin edge-pruning from the scores of eap-ig.")] = False,
     steps: Steps = None, split: Split = None, tokenizer: Words = None, examples: Most = None, batch_size: Batch = 16, seed: Seed = 0,
     device: Device = "auto", recompute: Recompute = False, drop_mismatched: Drop = False, first_token: First = False, force: Force = False,
+    shard: Annotated[bool, typer.Option("--shard", help="Under torchrun: spread the frozen weights over the processes (FSDP2).")] = False,
     run: Annotated[Path | None, typer.Option(help="Directory for metrics and checkpoints, to go on after a stop.", show_default=False)] = None,
     set_: Set = None,
 ) -> None:  # fmt: skip
     """Find a circuit, measure it, and write it."""
+    from dataclasses import replace
+
+    from lmlab.distributed import world
     from lmlab.methods.edge_pruning import find_circuit
 
     given = {"method": method, "ablation": ablation, "target": target, "num_edges": num_edges, "price": price, "threshold": threshold}
     config = _config({**given, "preset": preset, "warm_start": warm_start}, set_, steps, batch_size)
-    loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token)
+    loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token, shard)
     task = _task(loaded, config, batch_size, recompute, examples)
-    circuit = find_circuit(task, config, seed, run, force)
+    circuit = find_circuit(task, config, seed, run, force, loaded.model_hash)
+    if not world().is_main:
+        return
     about = {**circuit.about, "model": str(model), "data": str(data or model)}
     if loaded.tokenizer is not None:
         about["tokenizer_hash"] = loaded.tokenizer.fingerprint[:16]
-    from dataclasses import replace
-
     circuit = replace(circuit, about=about)
     circuit.save(out)
     _show(circuit)
@@ -113,12 +117,11 @@ def evaluate(
     from lmlab.methods.edge_pruning import completeness as measure_completeness
     from lmlab.methods.edge_pruning import curve as measure_curve
     from lmlab.methods.edge_pruning import minimality as measure_minimality
-    from lmlab.train import weights_fingerprint
 
     found = Circuit.load(circuit)
     loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token)
     task = _task(loaded, FindConfig(ablation=found.ablation, graph=found.graph.options), batch_size, False, examples)
-    now = {"model_hash": weights_fingerprint(loaded.model)[:16], "graph_hash": task.masked.graph.describe()["hash"]}
+    now = {"model_hash": loaded.model_hash, "graph_hash": task.masked.graph.describe()["hash"]}
     found.require(**now, **({} if loaded.tokenizer is None else {"tokenizer_hash": loaded.tokenizer.fingerprint[:16]}))
     ends = Ends.of(task)
     ends.require_ability(force)
@@ -353,21 +356,30 @@ def _config(given: dict[str, Any], overrides: list[str] | None, steps: int | Non
 
 
 def _load(
-    model: Path, data: Path | None, split: str | None, tokenizer: Path | None, device: str, drop_mismatched: bool = False, first_token: bool = False
+    model: Path,
+    data: Path | None,
+    split: str | None,
+    tokenizer: Path | None,
+    device: str,
+    drop_mismatched: bool = False,
+    first_token: bool = False,
+    shard: bool = False,
 ) -> Loaded:
     from lmlab.hardware import reuse_memory
     from lmlab.methods.edge_pruning.load import load
 
     reuse_memory()
-    loaded = load(model, data, split, tokenizer, device, drop_mismatched, first_token)
+    loaded = load(model, data, split, tokenizer, device, drop_mismatched, first_token, shard)
     if loaded.dropped:
         print(f"{loaded.dropped} examples were left out, as their token counts differ.")
     return loaded
 
 
 def _task(loaded: Loaded, config: FindConfig, batch_size: int, recompute: bool, examples: int | None) -> Any:
+    from lmlab.distributed import world
     from lmlab.progress import console
 
+    console.quiet = not world().is_main
     task, lines = loaded.task(config.ablation, config.graph, batch_size, recompute, examples)
     for line in lines:
         console.print(line, markup=False)

@@ -99,9 +99,29 @@ class Block(nn.Module):
             reads = tuple(None if each is None else self.attention_norm(each) for each in reads)  # type: ignore[assignment]
         return self.attention.heads(reads[0], context, reads[1], reads[2])
 
-    def write_heads(self, heads_BTNH: Tensor) -> Tensor:
-        """What the output matrix makes of each head, [B, T, N, D], without its bias and without a norm that follows."""
-        return self.attention.head_outputs(heads_BTNH)
+    def write_heads(self, heads_BTNH: Tensor, bias: bool = False) -> Tensor:
+        """What each head adds to the residual stream, [B, T, N, D], up to the scale of a norm that follows.
+
+        Arguments:
+            bias: give each head an equal share of the output matrix's bias.
+        """
+        out_BTND = self.attention.head_outputs(heads_BTNH)
+        if self.norm_position == "reordered":
+            assert isinstance(self.attention_norm.weight, Tensor)
+            return out_BTND * self.attention_norm.weight.to(out_BTND.dtype)
+        if bias and self.attention.output.bias is not None:
+            return out_BTND + self.attention.output.bias / out_BTND.shape[2]
+        return out_BTND
+
+    def merge_heads(self, heads_BTNH: Tensor) -> Tensor:
+        """The attention's output, [B, T, D], before a norm that follows."""
+        out_BTD: Tensor = self.attention.output(heads_BTNH.flatten(2))
+        return out_BTD
+
+    def write_attention(self, heads_BTNH: Tensor) -> Tensor:
+        """What the attention adds to the residual stream, [B, T, D]."""
+        out_BTD = self.merge_heads(heads_BTNH)
+        return self.attention_norm(out_BTD) if self.norm_position == "reordered" else out_BTD
 
     def feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
         """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router decided."""

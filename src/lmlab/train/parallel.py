@@ -13,7 +13,7 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from lmlab.config import Config
@@ -83,13 +83,22 @@ def parallelize(model: nn.Module, config: ParallelConfig, world: World, device: 
         mesh = mesh["shard"] if mesh.size(0) == 1 else mesh
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, **settings)
+        _gather_for(block, "heads", "write_heads", "merge_heads", "write_attention", "feed_forward", "expert_outputs")
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    _gather_for(model, "embeddings", "read_out")
     if isinstance(model, Transformer):
         model.router_accounts.sum_counts = sum_over_all
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _gather_for(module: nn.Module, *methods: str) -> None:
+    """Gather the weights of a module for its parts that are called by themselves, too."""
+    for name in methods:
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
 
 
 def _spread_experts(model: nn.Module, parts: int, world: World, device: torch.device, settings: dict[str, Any]) -> DeviceMesh:

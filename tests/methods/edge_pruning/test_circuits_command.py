@@ -147,20 +147,26 @@ def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network,
     )
 
 
-def test_two_processes_end_with_the_same_gates(tmp_path):
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_gates_also_where_each_holds_half_of_the_weights(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\n"
         "from lmlab.methods.edge_pruning.prune import train_gates\n"
         "from lmlab.models import ModelConfig, Transformer\nfrom lmlab.distributed import world\n"
         "model = Transformer(ModelConfig(vocab_size=61, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, init_std=0.3)).initialize(0)\n"
+        "from lmlab.train import ParallelConfig, parallelize\n"
+        "if sys.argv[2] == 'shared':\n"
+        "    parallelize(model.requires_grad_(False), ParallelConfig(), world(), torch.device('cpu'), torch.float32)\n"
         "g = torch.Generator().manual_seed(0)\nclean, corrupted = torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\n"
         "task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))\n"
         "gates = train_gates(task, EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))\n"
-        "print('GATES', world().rank, gates.edges.shape, round(float(gates.edges.sum()), 4), int(gates.num_steps), flush=True)\n"
+        "print('GATES', world().rank, gates.edges.shape, round(gates.edges.sum().item(), 3), int(gates.num_steps), flush=True)\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("GATES"))
-    assert len(lines) == 2 and lines[0].split()[2:] == lines[1].split()[2:] and "torch.Size([82])" in lines[0] and lines[0].endswith(" 6")
+    lines = []
+    for kind in ("whole", "shared"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / kind), kind]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines += [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("GATES")]
+    assert len(lines) == 4 and all(line == lines[0] for line in lines) and lines[0][0] == "torch.Size([82])" and lines[0][-1] == "6"

@@ -88,7 +88,7 @@ def capture(model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor) -> Ac
         if graph.one_writer:
             found = seen[name + "attention.output"]
         elif reordered:
-            written_BTD = block.attention.output(found.flatten(2))
+            written_BTD = block.merge_heads(found)
             scales.append((written_BTD.square().mean(-1, keepdim=True) + graph.config.norm_eps).rsqrt()[..., None])
             found = found * scales[-1]
         heads.append(found)

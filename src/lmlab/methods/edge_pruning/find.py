@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from lmlab.config import Config, validate
+from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json
 from lmlab.methods.edge_pruning.activations import Ablation
@@ -106,12 +107,15 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
     return Found(top_edges(task, scores_E.abs(), count), scores_E, count)
 
 
-def find_circuit(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None, force: bool = False) -> Circuit:
+def find_circuit(
+    task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None, force: bool = False, model_hash: str | None = None
+) -> Circuit:
     """Find a circuit, and measure it.
 
     Arguments:
         directory: where edge-pruning keeps checkpoints; another search cannot go on from there.
         force: go on though the model cannot do the task.
+        model_hash: of the weights, where they are spread over processes; else it is computed.
 
     Raises:
         UserError: the model cannot do the task, or the directory is that of another search.
@@ -119,7 +123,7 @@ def find_circuit(task: Counterfactuals, config: FindConfig, seed: int = 0, direc
     ends = Ends.of(task)
     ends.require_ability(force)
     graph = task.masked.graph
-    model_hash = weights_fingerprint(task.masked.model)[:16]
+    model_hash = model_hash or weights_fingerprint(task.masked.model)[:16]
     about = {"method": config.method, "seed": seed, "settings": config.model_dump(mode="json"), "model_hash": model_hash}
     about |= {"data_hash": task.examples.fingerprint, "examples": len(task.examples)}
     if directory is not None:
@@ -144,7 +148,8 @@ def require_same_run(directory: Path, now: dict[str, object]) -> None:
     """
     path = directory / "search.json"
     if not path.exists():
-        write_json(path, now)
+        if world().is_main:
+            write_json(path, now)
         return
     then = read_json(path)
     differing = [f"{key} ({then.get(key)}, now {value})" for key, value in now.items() if then.get(key) != value]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lmlab.data.tokenizer import Tokenizer
+from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes, select_device
 from lmlab.methods.edge_pruning.activations import Ablation
@@ -19,6 +20,7 @@ from lmlab.methods.edge_pruning.masked import MaskedModel
 from lmlab.methods.edge_pruning.plan import plan
 from lmlab.methods.edge_pruning.tracr import EMBEDDINGS, is_tracr, load_tracr
 from lmlab.models import Transformer, from_pretrained
+from lmlab.train import ParallelConfig, parallelize, weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Loaded:
     Attributes:
         ground_truth: edges of the known circuit, by ablation, for a compiled program.
         dropped: examples that were left out.
+        model_hash: of the weights.
     """
 
     model: Transformer
@@ -36,6 +39,7 @@ class Loaded:
     embedding_names: Sequence[str]
     ground_truth: dict[str, list[tuple[str, str]]]
     dropped: int = 0
+    model_hash: str = ""
 
     def task(
         self,
@@ -74,8 +78,12 @@ def load(
     device: str = "auto",
     drop_mismatched: bool = False,
     first_token: bool = False,
+    shard: bool = False,
 ) -> Loaded:
     """Read a model directory (or a compiled program, which brings its cases) and examples.
+
+    Arguments:
+        shard: spread the weights over the processes of the job (FSDP2), for models that do not fit into the memory of one.
 
     Raises:
         UserError: one of them is missing or wrong.
@@ -84,11 +92,18 @@ def load(
     if model.is_dir() and is_tracr(model):
         program = load_tracr(model)
         examples, dropped = (program.examples, 0) if data is None else read_examples(data, None, split, drop_mismatched, first_token)
-        return Loaded(program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped)
-    network = from_pretrained(model, device=place, dtype=torch.float32)
+        return Loaded(program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped, _hash(program.model))
     if data is None:
         raise UserError("There are no examples.", "Give --data FILE; make one with: lmlab circuits data ioi --tokenizer DIR --out FILE")
     words = tokenizer or model
     reader = Tokenizer.load(words) if (words / "tokenizer.json").exists() else None
     examples, dropped = read_examples(data, reader, split, drop_mismatched, first_token)
-    return Loaded(network, examples, reader, ("tok_embeds", "pos_embeds"), {}, dropped)
+    network = from_pretrained(model, dtype=torch.float32)
+    fingerprint = _hash(network)
+    if shard:
+        parallelize(network.requires_grad_(False), ParallelConfig(), world(), place, torch.float32)
+    return Loaded(network.to(place), examples, reader, ("tok_embeds", "pos_embeds"), {}, dropped, fingerprint)
+
+
+def _hash(model: Transformer) -> str:
+    return weights_fingerprint(model)[:16]

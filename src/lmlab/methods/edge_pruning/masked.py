@@ -129,13 +129,7 @@ def _written(block: Block, graph: CircuitGraph, heads: Tensor, bias: bool) -> Te
     """What heads (or the attention as one) write, [B, T, n, D]."""
     if graph.one_writer:
         return heads[:, :, None]
-    out_BTND = block.write_heads(heads)
-    if graph.config.norm_position == "reordered":
-        weight_D = block.attention_norm.weight
-        assert isinstance(weight_D, Tensor)
-        return out_BTND * weight_D.to(out_BTND.dtype)
-    output_bias = block.attention.output.bias
-    return out_BTND + output_bias / out_BTND.shape[2] if bias and output_bias is not None else out_BTND
+    return block.write_heads(heads, bias)
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ class _Attention:
         query, key, value = (part.transpose(1, 2) for part in read_BRTD.split(parts, 1))
         heads_BTNH = block.heads(query, self.context, key, value)
         if graph.one_writer:
-            heads_BTNH = block.attention_norm(block.attention.output(heads_BTNH.flatten(2)))
+            heads_BTNH = block.write_attention(heads_BTNH)
         elif config.norm_position == "reordered":
             heads_BTNH = heads_BTNH * self.inputs.scales[layer]
         out_BTnD = _written(block, graph, heads_BTNH - replaced.heads[layer], bias=not replaced.biased)

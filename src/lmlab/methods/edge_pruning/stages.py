@@ -1,0 +1,115 @@
+"""Stages of recipes: `circuit_examples` makes a task, `circuit` finds a circuit, measures it on examples of its own, and draws it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from lmlab.config import Config
+from lmlab.data.tokenizer import Tokenizer
+from lmlab.files import sha256_file, write_jsonl
+from lmlab.methods.edge_pruning.circuit import Circuit
+from lmlab.methods.edge_pruning.find import FindConfig, find_circuit
+from lmlab.methods.edge_pruning.load import load
+from lmlab.methods.edge_pruning.measures import Ends, areas, curve, measure
+from lmlab.methods.edge_pruning.page import circuit_page
+from lmlab.methods.edge_pruning.tasks import generate
+from lmlab.progress import console
+from lmlab.reports import Section
+from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext
+
+_EXAMPLES, _CIRCUIT = "examples.jsonl", "circuit.json"
+
+
+class CircuitExamplesConfig(Config):
+    """A task, and how many examples of it.
+
+    Attributes:
+        tokenizer: a directory with tokenizer.json, or a stage that has one.
+        splits: how many examples of each split.
+        shots: of `boolean`: solved examples in the prompt.
+    """
+
+    task: str
+    tokenizer: Input
+    splits: dict[str, PositiveInt] = {"train": 200, "validation": 200, "test": 200}
+    shots: NonNegativeInt = 3
+
+
+class CircuitExamples(Stage[CircuitExamplesConfig]):
+    """Writes examples.jsonl with all splits."""
+
+    config_type: ClassVar[type[Config]] = CircuitExamplesConfig
+
+    def run(self, config: CircuitExamplesConfig, context: StageContext) -> dict[str, Any]:
+        """Make the examples."""
+        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        splits = config.splits.items()
+        rows = [row for split, count in splits for row in generate(config.task, tokenizer, count, context.seed, split, config.shots)]
+        return {"examples": write_jsonl(context.directory / _EXAMPLES, rows), "first": str(rows[0]["clean"])}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """How many."""
+        return f"{results['examples']} examples, such as: {results['first']}"
+
+
+class CircuitConfig(FindConfig):
+    """What to find on which model.
+
+    Attributes:
+        model: a model's directory, or a stage that has one in model/.
+        examples: a stage `circuit_examples`, or a file of JSON lines; the split `train` serves the search, `test` the measures.
+        curve: also measure the best edges by rank at 0.1 to 100 % of all.
+        recompute: activation checkpointing.
+    """
+
+    model: Input
+    examples: Input
+    batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
+    curve: bool = True
+    recompute: Annotated[bool, NO_INFLUENCE] = False
+    device: Annotated[str, NO_INFLUENCE] = "auto"
+    force: bool = Field(default=False)
+
+
+class FindCircuit(Stage[CircuitConfig]):
+    """Writes circuit.json; edge-pruning goes on from its checkpoints in search/."""
+
+    config_type: ClassVar[type[Config]] = CircuitConfig
+
+    def run(self, config: CircuitConfig, context: StageContext) -> dict[str, Any]:
+        """Find and measure."""
+        model, examples = context.inputs["model"], context.inputs["examples"]
+        model = model / "model" if (model / "model" / "config.json").exists() else model
+        examples = examples / _EXAMPLES if examples.is_dir() else examples
+        settings = FindConfig.model_validate({name: getattr(config, name) for name in FindConfig.model_fields})
+        tasks = {}
+        for split in ("train", "test"):
+            loaded = load(model, examples, split, device=config.device)
+            tasks[split], lines = loaded.task(config.ablation, config.graph, config.batch_size, config.recompute)
+        for line in lines:
+            console.print(line, markup=False)
+        circuit = find_circuit(tasks["train"], settings, context.seed, context.directory / "search", config.force)
+        ends, figures = Ends.of(tasks["test"]), measure(tasks["test"], circuit.kept_E)
+        metrics = {"circuit": {**figures, "faithfulness": ends.faithfulness(figures)}, "full": ends.full, "empty": ends.empty}
+        results: dict[str, Any] = {"edges": circuit.num_edges, "edge_sparsity": circuit.sparsity, **metrics["circuit"]}
+        if config.curve and circuit.scores_E is not None:
+            learned = config.method in ("edge-pruning", "node-pruning", "acdc")
+            rows = curve(tasks["test"], circuit.scores_E if learned else circuit.scores_E.abs(), ends)
+            results |= {"curve": rows, **areas(rows)}
+        about = {**circuit.about, "model": str(config.model), "data_file_hash": sha256_file(examples)}
+        replace(circuit, metrics=metrics, about=about).save(context.directory / _CIRCUIT)
+        return results
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Size and faithfulness."""
+        sparse = 100 * results["edge_sparsity"]
+        return f"{results['edges']:,} edges, {sparse:.2f} % sparse, faithfulness {results['faithfulness']:.3f} on the test split."
+
+    def report(self, config: CircuitConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """The sections of a circuit's page."""
+        circuit = Circuit.load(directory / _CIRCUIT)
+        return list(circuit_page(circuit, {config.method: results["curve"]} if "curve" in results else None).sections)
