@@ -93,6 +93,8 @@ def load(
         program = load_tracr(model)
         examples, dropped = (program.examples, 0) if data is None else read_examples(data, None, split, drop_mismatched, first_token)
         return Loaded(program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped, _hash(program.model))
+    if not model.exists():
+        raise UserError(f"There is no model directory '{model}'.", "Give the path of a local directory; lmlab downloads nothing by itself.")
     if data is None:
         raise UserError("There are no examples.", "Give --data FILE; make one with: lmlab circuits data ioi --tokenizer DIR --out FILE")
     words = tokenizer or model
