@@ -204,11 +204,10 @@ def neural_arm(chosen: list[list[int]], tests: list[tuple[str, list[int]]], toke
     """Nats a token of a small transformer trained on the chosen documents, mean over domains."""
     import torch
 
-    from lmlab.data import Loader, PackedRows, TokenizedCorpus, TokenizedItem, write_shards
+    from lmlab.data import Loader
     from lmlab.models import ModelConfig, Transformer
     from lmlab.train import OptimizerConfig, Trainer, TrainerConfig, language_model_step
 
-    del TokenizedItem, write_shards, TokenizedCorpus, PackedRows
     width = 192
     flat = np.concatenate([np.array([tokenizer.bos_id, *ids]) for ids in chosen])
     flat = flat[: len(flat) // (width + 1) * (width + 1)].reshape(-1, width + 1)
@@ -231,7 +230,7 @@ def neural_arm(chosen: list[list[int]], tests: list[tuple[str, list[int]]], toke
     model.eval()
     with torch.no_grad():
         for domain, ids in tests:
-            x = torch.tensor([[tokenizer.bos_id, *ids]][:1])[:, : 512]
+            x = torch.tensor([[tokenizer.bos_id, *ids]])[:, :512]
             loss = model(x[:, :-1], labels_BT=x[:, 1:]).loss
             sums[domain][0] += float(loss.sum)
             sums[domain][1] += float(loss.count)
@@ -281,7 +280,7 @@ def main() -> None:
         if options.neural:
             results["neural"] = {}
             encoded = [tokenizer.encode(each.text) for each in pool]
-            tests = [(each.domain, tokenizer.encode(each.text)) for each in held[::4]]
+            tests = [(each.domain, tokenizer.encode(each.text)) for each in held]
             for name in ("uniform", "tau=1", "tau=0.5", "top-k", "inverse tau=0.5"):
                 losses = []
                 for seed in range(3):

@@ -1,4 +1,4 @@
-"""Data selection by perceived quality (Wettig et al. 2024): judge pairs of texts, train a rater on the judgments, rate a corpus, sample from it by rating."""
+"""Data selection by perceived quality (Wettig et al. 2024): judge pairs of texts, train a rater, rate a corpus, sample from it by rating."""
 
 from lmlab.methods.qurating.bradley_terry import fit_bradley_terry, wins_of
 from lmlab.methods.qurating.excerpting import Excerpt, ExcerptConfig, excerpt, excerpts, group_length
@@ -13,7 +13,61 @@ from lmlab.methods.qurating.moments import Moments, exact_moments
 from lmlab.methods.qurating.pairs import PairConfig, components, make_groups
 from lmlab.methods.qurating.prompts import DEFAULT_CRITERIA, Criterion, criterion, load_wording
 from lmlab.methods.qurating.rater import Rater
-from lmlab.methods.qurating.selection import Manifest, select
+from lmlab.methods.qurating.selection import Manifest, select, select_mixture
 from lmlab.methods.qurating.settings import SelectionConfig
 from lmlab.methods.qurating.train_rater import RaterConfig, TrainedRater, measure, rater_step, train_rater
 from lmlab.methods.qurating.votes import order_effects, parse_vote, preference, soft_labels
+
+__all__ = [
+    "DEFAULT_CRITERIA",
+    "Criterion",
+    "EndpointJudge",
+    "Excerpt",
+    "ExcerptConfig",
+    "JudgePairs",
+    "Judged",
+    "Judgment",
+    "JudgmentRows",
+    "LocalJudge",
+    "Manifest",
+    "Moments",
+    "OfflineJudge",
+    "PairConfig",
+    "Question",
+    "Rater",
+    "RaterConfig",
+    "SelectionConfig",
+    "TrainedRater",
+    "Verdict",
+    "bt_loss",
+    "components",
+    "criterion",
+    "encode_groups",
+    "exact_inclusion",
+    "exact_moments",
+    "excerpt",
+    "excerpts",
+    "fit_bradley_terry",
+    "grade",
+    "group_length",
+    "inclusion_probability",
+    "keyed_gumbel",
+    "keyed_uniform",
+    "load_wording",
+    "make_groups",
+    "make_judge",
+    "measure",
+    "order_effects",
+    "pair_loss",
+    "pair_metrics",
+    "parse_vote",
+    "preference",
+    "rater_step",
+    "read_judgments",
+    "select",
+    "select_mixture",
+    "soft_labels",
+    "train_rater",
+    "wins_of",
+    "write_judgments",
+]

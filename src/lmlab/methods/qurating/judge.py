@@ -13,6 +13,8 @@ import numpy as np
 
 from lmlab.endpoints import Backend, Endpoint, Reply, answer
 from lmlab.errors import UserError
+from lmlab.evals import Window
+from lmlab.files import sha256_json
 from lmlab.methods.qurating.excerpting import Excerpt
 from lmlab.methods.qurating.judgments import Judgment, Matrix
 from lmlab.methods.qurating.offline import prefers_second
@@ -88,7 +90,9 @@ class EndpointJudge:
         if missing and self.mode == "votes":
             single = {"n": 1, "temperature": 1.0, "max_tokens": _VOTE_TOKENS}
             again = (questions[n].criterion.pair_request(questions[n].text_a, questions[n].text_b, sample=s, **single) for n, s in missing)
-            self._run(again, lambda place, reply: tallies[missing[place][0]].add(reply, "votes", questions[missing[place][0]].criterion.wording.labels))
+            self._run(
+                again, lambda place, reply: tallies[missing[place][0]].add(reply, "votes", questions[missing[place][0]].criterion.wording.labels)
+            )
         for number, tally in enumerate(tallies):
             take(number, tally.verdict())
 
@@ -143,8 +147,6 @@ class LocalJudge:
 
     def ask(self, questions: Sequence[Question], take: Callable[[int, Verdict], None]) -> None:
         """Score both labels after each question."""
-        from lmlab.evals.prefix_sharing import Window
-
         windows, places = [], []
         for number, question in enumerate(questions):
             messages = list(question.criterion.pair_request(question.text_a, question.text_b).messages)
@@ -261,6 +263,10 @@ class JudgePairs:
         return Judgment(tuple(each.text for each in group), average, kept, ids, domains, prompts)
 
 
+def _as_excerpt(text: Excerpt | str) -> Excerpt:
+    return Excerpt(sha256_json(text)[:16], text, "", 0, len(text)) if isinstance(text, str) else text
+
+
 @dataclass(frozen=True)
 class Graded:
     """Grades of one text from 1 to 10; `average` is -100 where there are none."""
@@ -280,7 +286,12 @@ class Graded:
 
 
 def grade(
-    endpoint: Endpoint, criterion: Criterion, texts: Sequence[Excerpt], generations: int = 1, cache: Path | None = None, backend: Backend | None = None
+    endpoint: Endpoint,
+    criterion: Criterion,
+    texts: Sequence[Excerpt],
+    generations: int = 1,
+    cache: Path | None = None,
+    backend: Backend | None = None,
 ) -> list[Graded]:
     """Let a judge grade texts one by one, for comparison with pairs."""
     scores: list[list[float]] = [[] for _ in texts]
@@ -294,7 +305,6 @@ def grade(
     requests = [criterion.single_request(each.text, n=generations, temperature=1.0, max_tokens=_VOTE_TOKENS) for each in texts]
     answer(endpoint, requests, take, cache, backend)
     return [Graded(each.document, each.text, tuple(values)) for each, values in zip(texts, scores, strict=True)]
-
 
 
 def make_judge(text: str, mode: Mode = "logprobs", generations: int = 20, cache: Path | None = None, **options: Any) -> Judge:

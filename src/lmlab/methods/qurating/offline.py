@@ -7,7 +7,8 @@ import re
 
 _WORD = re.compile(r"[^\W\d_]+")
 _EXPLAINING = frozenset(
-    "because therefore thus hence example means explains returns note why how when if whether instead otherwise called defined first then finally step".split()
+    ("because", "therefore", "thus", "hence", "example", "means", "explains", "returns", "note", "why", "how", "when", "if", "whether")
+    + ("instead", "otherwise", "called", "defined", "first", "then", "finally", "step")
 )
 
 

@@ -83,7 +83,9 @@ class Rater:
         named = settings.get("criteria")
         if named is None:
             if model.config.num_labels != len(DEFAULT_CRITERIA) and criteria is None:
-                raise CriteriaMismatch(f"'{directory}' does not name its {model.config.num_labels} criteria.", 'Put "criteria": [...] in its config.json.')
+                raise CriteriaMismatch(
+                    f"'{directory}' does not name its {model.config.num_labels} criteria.", 'Put "criteria": [...] in its config.json.'
+                )
             named = list(criteria or DEFAULT_CRITERIA)
             _log.warning("'%s' does not name its criteria: they are taken for %s", directory, ", ".join(named))
         if criteria is not None and list(criteria) != list(named):

@@ -213,7 +213,9 @@ class _Reader:
         found.domain_tokens, found.domain_rows, found.cap_labels = self._tokens.tolist(), self._rows.tolist(), len(self._caps)
         empty, nonfinite = self._bad_counts["no tokens"], self._bad_counts["non-finite ratings"]
         if empty and not config.skip_empty:
-            raise EmptyDocument(f"{empty:,} rows have no tokens: {', '.join(self._bad['no tokens'])}{' ...' * (empty > _SHOWN)}.", "Use --skip-empty.")
+            raise EmptyDocument(
+                f"{empty:,} rows have no tokens: {', '.join(self._bad['no tokens'])}{' ...' * (empty > _SHOWN)}.", "Use --skip-empty."
+            )
         if nonfinite and not config.drop_nonfinite:
             some = ", ".join(self._bad["non-finite ratings"]) + " ..." * (nonfinite > _SHOWN)
             raise NonFiniteRating(f"{nonfinite:,} rows have a rating that is null, not a number, or infinite: {some}.", "Use --drop-nonfinite.")

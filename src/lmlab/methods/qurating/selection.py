@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmlab.config import validate
+from lmlab.errors import UserError
 from lmlab.files import atomic_file
 from lmlab.methods.qurating.budgets import domain_budgets
 from lmlab.methods.qurating.keys import gumbels
@@ -28,10 +29,7 @@ from lmlab.methods.qurating.settings import SelectionConfig
 from lmlab.methods.qurating.table import RatedTable, Tabular
 from lmlab.methods.qurating.threshold import find_thresholds
 
-_SCHEMA = pa.schema(
-    [("id", pa.null()), ("shard", pa.dictionary(pa.int32(), pa.string())), ("row", pa.int64()), ("key", pa.float64())]
-    + [("domain", pa.dictionary(pa.int32(), pa.string())), ("length", pa.int64())]
-)
+_COLUMNS = ("id", "shard", "row", "key", "domain", "length")
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,43 @@ def select(table: Tabular, config: SelectionConfig | None = None, *, measure: Me
     with tempfile.TemporaryDirectory(prefix="lmlab-select-") as folder:
         found = scan(rated, chosen, Path(folder), measure, text)
         return _choose(rated, found, Keys(found, chosen))
+
+
+def select_mixture(table: Tabular, config: SelectionConfig, *, measure: Measure | None = None, text: str = "text") -> Manifest:
+    """Choose by several ratings in turns: each column of `weights` takes its best row that is not yet taken, one after the other, until the budget of a
+    domain is spent. Keys are those of the column that took the row; noise is the same for all columns.
+
+    Raises:
+        UserError: fewer than two columns; and as `select`.
+    """
+    metrics = list(config.weights)
+    if len(metrics) < 2:
+        raise UserError("A mixture needs at least two columns of ratings.", "Give --weights A=1,B=1.")
+    parts = [select(table, config.model_copy(update={"weights": {}, "metric": name}), measure=measure, text=text) for name in metrics]
+    budgets = {name: each["budget"] for name, each in parts[0].report["domains"].items()}
+    columns = [part.table.to_pydict() for part in parts]
+    taken, kept = set[tuple[str, int]](), list[tuple[int, int]]()
+    for domain, budget in budgets.items():
+        queues = [iter([place for place, name in enumerate(each["domain"]) if name == domain]) for each in columns]
+        spent, turn, idle = 0, 0, 0
+        while spent < budget and idle < len(queues):
+            which = turn % len(queues)
+            turn += 1
+            place = next((place for place in queues[which] if (columns[which]["shard"][place], columns[which]["row"][place]) not in taken), None)
+            idle = idle + 1 if place is None else 0
+            if place is not None:
+                taken.add((columns[which]["shard"][place], columns[which]["row"][place]))
+                kept.append((which, place))
+                spent += columns[which]["length"][place]
+    tables = [part.table.take(pa.array([place for other, place in kept if other == which], pa.int64())) for which, part in enumerate(parts)]
+    chosen = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().sort_by([("key", "descending")])
+    counts = {name: int((np.array(chosen.column("domain").to_pylist()) == name).sum()) for name in budgets}
+    lengths = np.asarray(chosen.column("length"))
+    labels = np.array(chosen.column("domain").to_pylist(), dtype=object)
+    domains = {name: each | {"rows": counts[name], "tokens": int(lengths[labels == name].sum())} for name, each in parts[0].report["domains"].items()}
+    turns = {name: len(each) for name, each in zip(metrics, tables, strict=True)}
+    report = {**parts[0].report, "rows": len(chosen), "tokens": int(lengths.sum()), "mean_z": None, "domains": domains, "turns": turns}
+    return Manifest(chosen, report | {"config": config.model_dump(mode="json")})
 
 
 class Keys:
@@ -206,7 +241,7 @@ def _manifest_table(found: Scan, rows: NDArray[Any], keys: NDArray[np.float64], 
         pa.DictionaryArray.from_arrays(pa.array(rows["domain"]), pa.array(found.domains or [""])),
         pa.array(rows["length"]),
     ]
-    return pa.Table.from_arrays(columns, names=_SCHEMA.names)
+    return pa.Table.from_arrays(columns, names=_COLUMNS)
 
 
 def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> dict[str, Any]:
@@ -215,7 +250,13 @@ def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> 
     np.add.at(tokens, rows["domain"], rows["length"])
     z = keys.z(rows)
     domains = {
-        name: {"rows": int(counts[d]), "tokens": int(tokens[d]), "budget": budgets[d], "of_rows": found.domain_rows[d], "of_tokens": found.domain_tokens[d]}
+        name: {
+            "rows": int(counts[d]),
+            "tokens": int(tokens[d]),
+            "budget": budgets[d],
+            "of_rows": found.domain_rows[d],
+            "of_tokens": found.domain_tokens[d],
+        }
         for d, name in enumerate(found.domains)
     }
     return {

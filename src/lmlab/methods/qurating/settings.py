@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from lmlab.config import Config
-from lmlab.errors import UserError
 from lmlab.methods.qurating.inclusion import check_temperature
+from lmlab.methods.qurating.token_counts import parse_tokens
 
 Mode = Literal["sample", "top_k", "bottom_k", "uniform"]
-_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-
-
-def parse_tokens(text: str | int | float) -> int:
-    """A number of tokens such as 500, 1.5M, 30B or 30e9.
-
-    Raises:
-        UserError: it is none.
-    """
-    if isinstance(text, int | float):
-        value = float(text)
-    else:
-        found = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgGtT]?)\s*", text)
-        if not found:
-            raise UserError(f"'{text}' is no number of tokens.", "Write it as 500000, 1.5M, 30B or 30e9.")
-        value = float(found[1]) * _SUFFIXES[found[2].lower()]
-    if not math.isfinite(value) or value < 0:
-        raise UserError(f"{text} is no number of tokens.", "Give a number of 0 or more.")
-    return int(value)
 
 
 class SelectionConfig(Config):
@@ -53,6 +33,8 @@ class SelectionConfig(Config):
         cap_duplicates: at most so many rows of each label of a column, the ones with the highest keys.
         drop_nonfinite, skip_empty: leave such rows out, and count them, in place of an error.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     mode: Mode
     metric: str | None = None

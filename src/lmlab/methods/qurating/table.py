@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from lmlab.data import ParquetSource, RecordSource, Reject, record_source
 from lmlab.data.sources.records import field
 from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.qurating.token_counts import parse_tokens, share_of
 from lmlab.storage import open_raw
 
 _ROWS = 2**18
@@ -190,3 +191,17 @@ def as_floats(array: pa.Array, path: str) -> np.ndarray[Any, np.dtype[np.float64
     if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
         raise UserError(f"The column '{path}' holds {array.type}, not numbers.")
     return np.asarray(pc.fill_null(pc.cast(array, pa.float64()), float("nan")))
+
+
+def budget_of(tokens: str | float, table: Tabular, length: str = "length") -> int:
+    """A number of tokens, or a share of a table's.
+
+    Raises:
+        UserError: it is neither, or there is no column of lengths to take a share of.
+    """
+    share = share_of(tokens)
+    if share is None:
+        return parse_tokens(tokens)
+    rated = RatedTable(table)
+    rated.require(length)
+    return int(share * sum(int(np.nansum(as_floats(chunk.columns[length], length))) for chunk in rated.chunks([length])))

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 from lmlab.config import Config
 from lmlab.data import Batch, Loader, Tokenizer
 from lmlab.distributed import from_main, world
-from lmlab.files import write_json
+from lmlab.files import read_json, write_json
 from lmlab.methods.qurating.judgment_rows import EncodedGroup, JudgmentRows, encode_groups
 from lmlab.methods.qurating.judgments import Judgment
 from lmlab.methods.qurating.loss import pair_loss
@@ -23,8 +23,18 @@ from lmlab.methods.qurating.metrics import pair_metrics
 from lmlab.methods.qurating.rater import Rater
 from lmlab.methods.qurating.votes import MISSING
 from lmlab.models import ModelConfig, Transformer, from_pretrained
-from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig, checkpoints, load_checkpoint
-from lmlab.train.checkpoint import best_of
+from lmlab.train import (
+    OptimizerConfig,
+    ScheduleConfig,
+    StepOutput,
+    Trainer,
+    TrainerConfig,
+    best_of,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    whole_tensors,
+)
 
 
 class RaterConfig(Config):
@@ -154,7 +164,9 @@ def train_rater(
     best = from_main(_best(directory, settings.keep_best))
     if best is not None:
         load_checkpoint(best, trainer.model)
-    rater = Rater(model, tokenizer, criteria, segment=config.max_tokens, device=settings.device, precision="fp32")
+    whole = Transformer(model.config)
+    load_weights(whole, whole_tensors(trainer.model), str(directory))
+    rater = Rater(whole, tokenizer, criteria, segment=config.max_tokens, device=settings.device, precision="fp32")
     results = {"training": summary, "groups": len(groups), "pairs": rows.num_pairs, "held_out_groups": len(valid_groups), "dropped": dropped}
     results |= {"padding": rows.padding_fraction, "criteria": list(criteria), "tokens_read_per_second": summary["tokens_per_second"]}
     if valid_rows is not None:
@@ -214,7 +226,5 @@ def _evaluate(model: Transformer, rows: JudgmentRows, confidence: float) -> dict
 
 
 def _best(directory: Path, key: str | None) -> Path | None:
-    from lmlab.files import read_json
-
     found = {path: read_json(path / "state.json") for path in checkpoints(directory / "checkpoints")}
     return best_of(found, key) if key else None
