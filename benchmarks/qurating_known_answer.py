@@ -1,8 +1,9 @@
 """A rater is asked for a quality whose true value is known, and its choices are judged by the loss of language models trained on them.
 
-Real text is cut into pieces, of which most are spoilt by letters that are exchanged at random. A simulated judge with a preference for the second place
-votes on pairs by the true quality. A small rater learns from the votes (part 1), and rates a pool of spoilt and clean pieces; a trigram model, and with
---neural a small transformer over three seeds, learn from what each way of choosing takes of the pool, at equal tokens (part 2).
+Real text is cut into pieces, of which most are spoilt by letters that are exchanged at random. A simulated judge with a preference for the second
+place
+votes on pairs by the true quality. A small rater learns from the votes (part 1), and rates a pool of spoilt and clean pieces; a trigram model, and
+with --neural a small transformer over three seeds, learn from what each way of choosing takes of the pool, at equal tokens (part 2).
 
     python benchmarks/qurating_known_answer.py --pairs 1000
     python benchmarks/qurating_known_answer.py --pairs 4000 --neural

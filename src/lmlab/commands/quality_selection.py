@@ -100,7 +100,7 @@ def select(
     from lmlab.methods.qurating.materialize import materialize
     from lmlab.methods.qurating.selection import select as choose
     from lmlab.methods.qurating.selection import select_mixture
-    from lmlab.methods.qurating.settings import parse_tokens
+    from lmlab.methods.qurating.token_counts import parse_tokens
 
     if format not in ("parquet", "jsonl"):
         raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")

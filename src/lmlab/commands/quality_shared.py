@@ -18,7 +18,7 @@ def documents_at(location: str, text_field: str, id_field: str | None, domain_fi
     from lmlab.progress import console
 
     source: Any = TypeAdapter(SourceConfig).validate_python(source_settings(location, fields_of(text_field, id_field, domain_field)))
-    documents, rejects = [], []
+    documents, rejects = list[Any](), list[Any]()
     for item in source.read():
         (documents if isinstance(item, Document) else rejects).append(item)
     if rejects:

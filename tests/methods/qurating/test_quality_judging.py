@@ -65,7 +65,7 @@ def test_half_of_the_excerpts_and_a_few_more_are_longest_and_members_are_equal(t
     assert np.mean(np.array(flat) == 512) == pytest.approx(0.5 + 1 / 514, abs=0.02)
     starts = np.array([each.start for group in groups for each in group])
     total = len(tokenizer.encode(filler))
-    assert 0 <= starts.min() and starts.max() <= total - 512 and starts.std() == pytest.approx((total - 512) / 12**0.5, rel=0.05)
+    assert starts.min() >= 0 and starts.max() <= total - 512 and starts.std() == pytest.approx((total - 512) / 12**0.5, rel=0.05)
 
 
 def test_a_short_document_is_used_whole(tokenizer: Tokenizer) -> None:
@@ -220,7 +220,8 @@ def test_the_flat_layout_goes_both_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "matrix", [[[-100, 0.7]], [[-100, 0.7], [0.4, -100]], [[-100, 1.7], [-0.7, -100]], [[-100, "x"], [0.3, -100]], [[-100, 0.7, 0.1], [0.3, -100, 0.1]]]
+    "matrix",
+    [[[-100, 0.7]], [[-100, 0.7], [0.4, -100]], [[-100, 1.7], [-0.7, -100]], [[-100, "x"], [0.3, -100]], [[-100, 0.7, 0.1], [0.3, -100, 0.1]]],
 )
 def test_labels_that_cannot_be_are_an_error_with_their_row(matrix: Any, tmp_path: Path) -> None:
     good = {"texts": ["a", "b"], "q_average": [[-100, 0.7], [0.3, -100]]}

@@ -171,7 +171,9 @@ def test_manifests_are_equal_for_any_shards_and_any_order(corpus: dict[str, Any]
     for name, source, shards in (("one", table, 1), ("seven", shuffled, 7)):
         for shard in range(shards):
             (tmp_path / name).mkdir(exist_ok=True)
-            pq.write_table(source.slice(shard * rows // shards, (shard + 1) * rows // shards - shard * rows // shards), tmp_path / name / f"{shard}.parquet")
+            pq.write_table(
+                source.slice(shard * rows // shards, (shard + 1) * rows // shards - shard * rows // shards), tmp_path / name / f"{shard}.parquet"
+            )
     options: dict[str, Any] = {"metric": "r_average", "mode": "sample", "tau": 1.0, "tokens": 10**6, "id": "id", "domain": "domain"}
     one, seven = (select(str(tmp_path / name), **options).table for name in ("one", "seven"))
     for column in ("id", "key", "length"):
@@ -374,8 +376,6 @@ def test_texts_are_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     monkeypatch.setattr(pq, "read_table", None)
-    manifest = select(
-        str(tmp_path), metric="educational_value_average", mode="sample", tau=2.0, tokens=1000, domain="meta.redpajama_set_name"
-    )
+    manifest = select(str(tmp_path), metric="educational_value_average", mode="sample", tau=2.0, tokens=1000, domain="meta.redpajama_set_name")
     assert seen == {"length", "educational_value_average", "meta.redpajama_set_name"}
     assert set(manifest.report["domains"]) == {"set0", "set1", "set2"}

@@ -137,7 +137,8 @@ def _sample(rated: RatedTable, names: Sequence[str], limit: int) -> dict[str, An
 def _chosen(rows: dict[str, Any], rated: RatedTable, manifest: Manifest | None) -> NDArray[np.bool_]:
     if manifest is None:
         return np.zeros(len(rows["#place"]), bool)
-    firsts, start = {}, 0
+    firsts: dict[str, int] = {}
+    start = 0
     for chunk in rated.chunks(["length"]):
         firsts.setdefault(rated.shards[chunk.shard], start)
         start += chunk.num_rows

@@ -1,6 +1,7 @@
 """Rating a corpus on the disk: by any number of processes, that share the work through leases and go on where others were cut off.
 
-The corpus is cut into blocks of rows. A block is rated at once and written whole, so that a resumed annotation is bit-equal to one that was never stopped.
+The corpus is cut into blocks of rows. A block is rated at once and written whole, so that a resumed annotation is bit-equal to one that was never
+stopped.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class _Worker:
                     "Name the tokenizer that made them if it is the same (ids_tokenizer), or give a corpus with texts.",
                 )
             _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenised again", job.input_ids)
-        return lambda rows: list(own.encode_batch([row.get(_TEXT) if isinstance(row.get(_TEXT), str) else "" for row in rows]))
+        return lambda rows: list(own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows]))
 
     def _has_text(self) -> bool:
         return isinstance(next(iter(self._rows(0)), {}).get(_TEXT), str)

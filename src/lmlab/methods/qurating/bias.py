@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 CAUTION = (
-    "Ratings carry the social, dialectal and regional preferences of the judge and of the texts that it learned from. They measure neither literary nor "
-    "social value, and are not fit for the study of groups of people."
+    "Ratings carry the social, dialectal and regional preferences of the judge and of the texts that it learned from. "
+    "They measure neither literary nor social value, and are not fit for the study of groups of people."
 )
 
 

@@ -109,8 +109,8 @@ def _none_confident(name: str, sizes: Sequence[float], confidence: float) -> NoC
 
 
 class JudgmentRows:
-    """Rows by number. A row is `input_ids` and `document_ids` [T] (-1 for padding), `ends` [M] (the last place of each text), `pairs` [P, 2] (numbers of
-    texts in the row) and `labels` [P, C] (-100 where there is nothing to learn).
+    """Rows by number. A row is `input_ids` and `document_ids` [T] (-1 for padding), `ends` [M] (the last place of each text), `pairs` [P, 2]
+    (numbers of texts in the row) and `labels` [P, C] (-100 where there is nothing to learn).
 
     Arguments:
         row_tokens: T; by default twice the longest group, at least.
@@ -143,7 +143,7 @@ class JudgmentRows:
         return 1 - self.num_tokens / (len(self) * self.row_tokens)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {
+        row: dict[str, Any] = {
             "input_ids": np.zeros(self.row_tokens, np.int64),
             "document_ids": np.full(self.row_tokens, -1, np.int64),
             "ends": np.zeros(self._texts, np.int64),

@@ -1,7 +1,7 @@
 """Judgments on the disk, in the layout of the published data sets, in the flat layout, and single grades.
 
-A row has the `texts` of a group and, for each criterion, matrices [k][k] of votes for the first and the second text (`{c}_votes_a`, `{c}_votes_b`) and of
-soft labels (`{c}_average`, [a][b] = P(b is better than a), -100 where missing).
+A row has the `texts` of a group and, for each criterion, matrices [k][k] of votes for the first and the second text (`{c}_votes_a`, `{c}_votes_b`)
+and of soft labels (`{c}_average`, [a][b] = P(b is better than a), -100 where missing).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def flat_rows(judgments: Sequence[Judgment], name: str) -> Iterator[dict[str, An
     """The flat layout of one criterion: a row for each pair, with the shares of votes for the second text in both orders."""
     for number, judgment in enumerate(judgments):
         ids = judgment.ids or tuple(f"{number}-{place}" for place in range(judgment.k))
-        for i, j in zip(*np.triu_indices(judgment.k, 1), strict=True):
+        for i, j in combinations(range(judgment.k), 2):
             row = {"index_a": ids[i], "index_b": ids[j], "texts_a": judgment.texts[i], "texts_b": judgment.texts[j]}
             forward, backward = (_share(judgment, name, *place) for place in ((i, j), (j, i)))
             average = float(judgment.average[name][i, j])

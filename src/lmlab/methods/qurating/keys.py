@@ -1,6 +1,7 @@
 """Keyed noise: a row's Gumbel variable depends on its id and the seed alone, so that selections do not depend on order, shards or workers.
 
-Ids are hashed to 64 bits, mixed with the seed by splitmix64 (Steele et al. 2014), and the 53 highest bits make a number between 0 and 1, never either.
+Ids are hashed to 64 bits, mixed with the seed by splitmix64 (Steele et al. 2014), and the 53 highest bits make a number between 0 and 1, never
+either.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lmlab.files import atomic_file, write_jsonl
 from lmlab.methods.qurating.keys import keyed_gumbel
@@ -34,24 +35,30 @@ def materialize(
     names = list(columns or rated.columns)
     total = manifest.num_tokens
     count = max(1, -(-total // shard_tokens))
-    written, rows, tokens = list[Path](), list[pa.Table](), 0
-    for part, length in chosen_rows(rated, manifest, names):
-        rows.append(part)
-        tokens += length
-        while tokens >= shard_tokens and len(written) < count - 1:
-            whole = pa.concat_tables(rows, promote_options="permissive")
-            written.append(_write(whole, out, len(written), count, kind))
-            rows, tokens = [], 0
-    if rows or not written:
-        written.append(_write(pa.concat_tables(rows, promote_options="permissive") if rows else None, out, len(written), count, kind))
+    written, rows, spent = list[Path](), list[pa.Table](), 0
+    for part, lengths in chosen_rows(rated, manifest, names):
+        shard = np.minimum((spent + np.cumsum(lengths) - lengths) // shard_tokens, count - 1)
+        spent += int(lengths.sum())
+        for number in np.unique(shard).tolist():
+            while len(written) < number:
+                written.append(_write(_joined(rows), out, len(written), count, kind))
+                rows = []
+            rows.append(part.filter(pa.array(shard == number)))
+    while len(written) < count:
+        written.append(_write(_joined(rows), out, len(written), count, kind))
+        rows = []
     return written
 
 
-def chosen_rows(rated: RatedTable, manifest: Manifest, columns: Sequence[str]) -> Iterator[tuple[pa.Table, int]]:
+def _joined(parts: Sequence[pa.Table]) -> pa.Table | None:
+    return pa.concat_tables(parts, promote_options="permissive") if parts else None
+
+
+def chosen_rows(rated: RatedTable, manifest: Manifest, columns: Sequence[str]) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
     """The chosen rows of the corpus, some at a time and in its order, with their tokens."""
     shard_names = np.array(manifest.table.column("shard").to_pylist(), dtype=object)
     row_numbers, lengths = (np.asarray(manifest.table.column(name)) for name in ("row", "length"))
-    by_shard = {}
+    by_shard: dict[int, Any] = {}
     for number, name in enumerate(rated.shards):
         mine = np.flatnonzero(shard_names == name)
         mine = mine[np.argsort(row_numbers[mine])]
@@ -61,7 +68,7 @@ def chosen_rows(rated: RatedTable, manifest: Manifest, columns: Sequence[str]) -
         first, last = np.searchsorted(rows, [chunk.first, chunk.first + chunk.num_rows])
         if last > first:
             places = pa.array(rows[first:last] - chunk.first)
-            yield pa.table({name: chunk.columns[name].take(places) for name in columns}), int(tokens[first:last].sum())
+            yield pa.table({name: chunk.columns[name].take(places) for name in columns}), tokens[first:last]
 
 
 def _write(table: pa.Table | None, out: Path, number: int, count: int, kind: str) -> Path:
@@ -139,5 +146,5 @@ def filter_rows(table: Tabular, minimum: dict[str, float], maximum: dict[str, fl
             "kept": counts["kept"] + len(part),
             "nonfinite": counts["nonfinite"] + int((~finite).sum()),
         }
-    _write(pa.concat_tables(kept, promote_options="permissive") if kept else None, out, 0, 1, kind)
+    _write(_joined(kept), out, 0, 1, kind)
     return counts

@@ -1,4 +1,7 @@
-"""A judge that needs no model: it compares by counts of words and signs. For rehearsals and demonstrations; its opinions are a rule, not a perception."""
+"""A judge that needs no model: it compares by counts of words and signs.
+
+For rehearsals and demonstrations; its opinions are a rule, not a perception.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,30 @@ import re
 
 _WORD = re.compile(r"[^\W\d_]+")
 _EXPLAINING = frozenset(
-    ("because", "therefore", "thus", "hence", "example", "means", "explains", "returns", "note", "why", "how", "when", "if", "whether")
-    + ("instead", "otherwise", "called", "defined", "first", "then", "finally", "step")
+    (
+        "because",
+        "therefore",
+        "thus",
+        "hence",
+        "example",
+        "means",
+        "explains",
+        "returns",
+        "note",
+        "why",
+        "how",
+        "when",
+        "if",
+        "whether",
+        "instead",
+        "otherwise",
+        "called",
+        "defined",
+        "first",
+        "then",
+        "finally",
+        "step",
+    )
 )
 
 

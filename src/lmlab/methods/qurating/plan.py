@@ -1,6 +1,7 @@
 """What a selection will be like, computed exactly from the ratings before anything is drawn or written.
 
-Rows are counted in fine bins of normalised rating, for each domain (and each other label that is asked for), so that a plan of any corpus needs little memory.
+Rows are counted in fine bins of normalised rating, for each domain (and each other label that is asked for), so that a plan of any corpus needs
+little memory.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def plan_selection(
     """What a selection will be like at several temperatures; nothing is drawn, and texts are not read.
 
     Raises:
-        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus: as `select`; more tokens than the corpus has are not an error.
+        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus: as `select`; more tokens than the corpus has are not an
+        error.
     """
     rated = RatedTable(table)
     with tempfile.TemporaryDirectory(prefix="lmlab-plan-") as folder:

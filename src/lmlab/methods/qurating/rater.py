@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}
 
 Scores = NDArray[np.float32]
+Ids = Sequence[int] | NDArray[np.int32]
 
 
 class Rater:
@@ -109,7 +110,7 @@ class Rater:
         shape = self.model.config.model_dump(mode="json")
         return sha256_json([weights_fingerprint(self.model), shape, self.tokenizer.fingerprint, self.criteria, self.segment])
 
-    def score_ids(self, segments: Sequence[Sequence[int]]) -> Scores:
+    def score_ids(self, segments: Sequence[Ids]) -> Scores:
         """Scores of token sequences of 1 to `max_seq_len` tokens, [N, C]; long ones are computed together.
 
         Rows are padded on the right, where causal attention cannot see: what is read at the last real token does not depend on the batch.
@@ -125,7 +126,7 @@ class Rater:
         return found
 
     @torch.inference_mode()
-    def _batch(self, segments: Sequence[Sequence[int]], longest: int) -> Scores:
+    def _batch(self, segments: Sequence[Ids], longest: int) -> Scores:
         ids_BT = np.zeros((len(segments), longest), np.int64)
         for row, ids in zip(ids_BT, segments, strict=True):
             row[: len(ids)] = ids
@@ -135,11 +136,11 @@ class Rater:
             scores = self.model(torch.from_numpy(ids_BT).to(self.device), scores_at_BN=ends_B1).scores_BC
         return scores[:, 0].float().cpu().numpy()
 
-    def segments(self, ids: Sequence[int]) -> list[Sequence[int]]:
+    def segments(self, ids: Ids) -> list[Ids]:
         """Consecutive pieces of `segment` tokens, the last one shorter."""
         return [ids[start : start + self.segment] for start in range(0, len(ids), self.segment)]
 
-    def rate_ids(self, documents: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Scores]]:
+    def rate_ids(self, documents: Sequence[Ids]) -> Iterator[tuple[list[int], Scores]]:
         """For each document the lengths of its segments and their scores, [segments, C]; none for a document without tokens."""
         pieces = [self.segments(ids) for ids in documents]
         scores = self.score_ids([piece for document in pieces for piece in document])

@@ -13,7 +13,24 @@ from lmlab.files import read_json
 from lmlab.methods.qurating.analysis import Analysis, AnalysisConfig, analyse
 from lmlab.methods.qurating.bias import CAUTION
 from lmlab.progress import short
-from lmlab.reports import Block, Details, Facts, Figure, Note, Page, Paragraph, Sample, Section, Series, Table, funnel_chart, heat_map, line_chart
+from lmlab.reports import (
+    Block,
+    Cell,
+    Details,
+    Facts,
+    Figure,
+    Note,
+    Page,
+    Paragraph,
+    Sample,
+    Section,
+    Series,
+    Table,
+    funnel_chart,
+    heat_map,
+    line_chart,
+)
+from lmlab.reports.blocks import NoteKind
 
 _BIASED = 0.1
 
@@ -25,7 +42,8 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
         for name, each in figures["criteria"].items()
     ]
     blocks: list[Block] = [
-        Facts({"Groups": f"{figures['groups']:,}", "Questions": f"{figures['questions']:,}", "Judge": str(figures["judge"])}),
+        Facts({"Groups": f"{figures['groups']:,}", "Questions": f"{figures['questions']:,}"}),
+        Paragraph(f"The judge: {figures['judge']}."),
         Table(["criterion", "labels", "position bias", "same winner in both orders", "share with |2y - 1| ≥ 0.5"], rows, "Judgments by criterion."),
     ]
     if any(abs(each["position_bias"] or 0) > _BIASED for each in figures["criteria"].values()):
@@ -91,7 +109,7 @@ def rating_blocks(found: Analysis) -> list[Block]:
     matrix = [[float("nan") if value is None else value for value in row] for row in found.correlations]
     if matrix:
         blocks.append(Figure(heat_map(matrix, labels, labels, "", "", "correlation"), "Correlations of ratings with each other and with length."))
-    spread = [[name, value] for name, value in found.segment_deviation.items() if value is not None]
+    spread: list[list[Cell]] = [[name, value] for name, value in found.segment_deviation.items() if value is not None]
     if spread:
         blocks.append(
             Table(["criterion", "deviation of segments"], spread, "How much segments of one document differ, in standard deviations of the corpus.")
@@ -120,7 +138,6 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
     facts = {
         "Chosen": f"{short(report['tokens'])} of {short(report['of_tokens'])} tokens",
         "Mode": report["config"]["mode"].replace("_", "-"),
-        "Noise": report["noise"],
         "Mean z": "-" if report["mean_z"] is None else f"{report['mean_z']:+.2f}",
     }
     rows = [
@@ -129,6 +146,7 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
     ]
     blocks: list[Block] = [
         Facts(facts),
+        Paragraph(f"Noise: {report['noise']}."),
         Figure(funnel_chart(steps), "Documents that remain.", "Funnel"),
         Table(["domain", "documents", "chosen", "share of the corpus's tokens", "share of the chosen tokens"], rows, "Domains before and after."),
     ]
@@ -213,7 +231,7 @@ def comparison_sections(results: dict[str, Any], verdict: str) -> list[Section]:
     rows = [[domain, each["uniform"], each["chosen"], each["difference"], each["error"]] for domain, each in results["domains"].items()]
     columns = ["held-out domain", "uniform", "chosen", "difference", "standard error"]
     gone = results["mean_difference"]
-    kind = "info" if abs(gone) <= 2 * results["error"] else "good" if gone < 0 else "bad"
+    kind: NoteKind = "info" if abs(gone) <= 2 * results["error"] else "good" if gone < 0 else "bad"
     table = Table(
         columns, rows, "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not over seeds."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,15 @@ def scan(table: RatedTable, config: SelectionConfig, folder: Path, measure: Meas
     if config.id is not None:
         _check_ids(found, table, config.id)
     for number, name in enumerate(metrics):
-        moments = exact_moments(lambda column=f"r{number}": (np.ascontiguousarray(rows[column]) for rows in found.rows()))
+        moments = exact_moments(partial(_column, found, f"r{number}"))
         found.moments[name] = moments
         if config.normalize and moments.count and moments.std == 0:
             raise ZeroVariance(f"All {moments.count:,} ratings in '{name}' are {moments.mean:g}.", "Choose another column, or normalize: false.")
     return found
+
+
+def _column(found: Scan, name: str) -> Iterator[NDArray[np.float64]]:
+    return (np.ascontiguousarray(rows[name]) for rows in found.rows())
 
 
 class _LengthColumn:

@@ -1,6 +1,7 @@
 """Other signals of quality, each a column `{name}_average` like a rating, so that they share selection, plan and report.
 
-`perplexity` is the mean log-likelihood of a language model; `dsir` the importance weight of hashed n-grams (Xie et al. 2023); `linear` a classifier of hashed
+`perplexity` is the mean log-likelihood of a language model; `dsir` the importance weight of hashed n-grams (Xie et al. 2023); `linear` a classifier
+of hashed
 n-grams (as DCLM); `classifier` a rater's or an encoder's head regressed on grades (as FineWeb-Edu); `buckets` ensembles of scorers (as Nemotron-CC).
 """
 

@@ -1,7 +1,7 @@
 """Choosing rows by threshold: passes over a compact file find, for each domain, the key above which its budget is spent.
 
-Noise makes top-k a sample: the rows with the largest z / tau + Gumbel are a sample without replacement with the probabilities softmax(z / tau) (Plackett-Luce,
-QuRating section 4). Such a choice maximises the mean rating less tau times its Kullback-Leibler divergence from the corpus.
+Noise makes top-k a sample: the rows with the largest z / tau + Gumbel are a sample without replacement with the probabilities softmax(z / tau)
+(Plackett-Luce, QuRating section 4). Such a choice maximises the mean rating less tau times its Kullback-Leibler divergence from the corpus.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def select(table: Tabular, config: SelectionConfig | None = None, *, measure: Me
 
 
 def select_mixture(table: Tabular, config: SelectionConfig, *, measure: Measure | None = None, text: str = "text") -> Manifest:
-    """Choose by several ratings in turns: each column of `weights` takes its best row that is not yet taken, one after the other, until the budget of a
-    domain is spent. Keys are those of the column that took the row; noise is the same for all columns.
+    """Choose by several ratings in turns: each column of `weights` takes its best row that is not yet taken, one after the other, until the budget
+    of a domain is spent. Keys are those of the column that took the row; noise is the same for all columns.
 
     Raises:
         UserError: fewer than two columns; and as `select`.

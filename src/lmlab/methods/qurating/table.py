@@ -20,8 +20,7 @@ from lmlab.methods.qurating.token_counts import parse_tokens, share_of
 from lmlab.storage import open_raw
 
 _ROWS = 2**18
-Located = str | Path | Sequence[str | Path]
-Tabular = Located | pa.Table | Mapping[str, Any]
+Tabular = str | Path | Sequence[str | Path] | Mapping[str, Any] | Any  # the last is a table of Arrow, which has no types
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class RatedTable:
         if isinstance(self._sources[0], ParquetSource):
             with open_raw(self._files[0]) as raw:
                 return list(pq.ParquetFile(raw).schema_arrow.names)
-        first = next((record for _, record in self._sources[0].records_of(self._files[0], None)), {})
+        first: Any = next((record for _, record in self._sources[0].records_of(self._files[0], None)), {})
         return list(first) if isinstance(first, dict) else []
 
     def has(self, path: str) -> bool:

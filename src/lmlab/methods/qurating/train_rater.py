@@ -201,7 +201,7 @@ def _trainer_config(config: RaterConfig, rows: JudgmentRows) -> TrainerConfig:
     size = world().size
     batch = max(1, round(config.batch_pairs * len(rows) / rows.num_pairs / size)) * size
     steps = max(1, round(config.epochs * len(rows) / batch))
-    given = {
+    given: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch,
         "optimizer": OptimizerConfig(name="adamw", learning_rate=config.lr, weight_decay=config.weight_decay).model_dump(),

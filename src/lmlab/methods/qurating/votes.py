@@ -36,7 +36,10 @@ def parse_vote(text: str, labels: Sequence[str] = ("A", "B")) -> int | None:
 
 
 def label_masses(choice: Choice, labels: Sequence[str] = ("A", "B")) -> tuple[float, float] | None:
-    """The probabilities of both labels at the first token of an answer, summed over the tokens that are one; None if neither is among the likeliest."""
+    """The probabilities of both labels at the first token of an answer, summed over the tokens that are one.
+
+    None if neither is among the likeliest.
+    """
     if not choice.log_probs:
         return None
     first = choice.log_probs[0]
@@ -49,7 +52,10 @@ def label_masses(choice: Choice, labels: Sequence[str] = ("A", "B")) -> tuple[fl
 
 
 def preference(votes_a: ArrayLike, votes_b: ArrayLike, generations: int) -> Floats:
-    """p[i, j] = share of the valid votes for j when i is shown as A; NaN where no more than half of the generations are valid, and on the diagonal."""
+    """p[i, j] = share of the valid votes for j when i is shown as A.
+
+    NaN where no more than half of the generations are valid, and on the diagonal.
+    """
     a, b = (np.asarray(votes, np.float64) for votes in (votes_a, votes_b))
     total = np.where((a >= 0) & (b >= 0), a + b, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
