@@ -3,7 +3,8 @@
     python benchmarks/serve.py MODEL [--requests 16] [--max-tokens 32] [--rounds 2] [--threads 1]
 
 MODEL is a directory such as `lmlab convert SmolLM2-135M-Instruct.gguf models/smollm2` writes. All servers run as processes of their own on the
-same number of threads, in fp32, and answer the same greedy chats in turns; where they write the same texts, that is said. `one by one` is
+same number of threads, in fp32, and answer the same greedy chats in turns; how many texts are equal is said. Every chat is asked once. In the
+workload `mixed` they have little in common; in `chapter` all begin with one text of some 700 tokens, another one in every round. `one by one` is
 `lmlab serve --max-batch 1`. The peer is measured as it starts by default and with `--continuous-batching`; it needs the package fastapi, and a way
 in which it does not work on this machine is named and left out.
 """
@@ -32,6 +33,7 @@ QUESTIONS = [
     "Which is larger, 17 or 71? " * 6,
     "Tell me about the moon.",
 ]
+CHAPTER = "The boiling point of water falls with the pressure of the air above it, so water boils sooner on a mountain than by the sea. " * 26
 
 
 def main() -> None:
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workloads", type=_workload, nargs="+", default=[("mixed", 1), ("mixed", 8), ("chapter", 8)], help="name:concurrency")
     arguments = parser.parse_args()
     model = arguments.model.resolve()
     lmlab = [sys.executable, "-m", "lmlab", "serve", str(model), "--name", str(model)]
@@ -62,7 +65,7 @@ def main() -> None:
         "lmlab": lmlab,
         "lmlab, one by one": [*lmlab, "--max-batch", "1"],
         "transformers": peer,
-        "transformers, continuous": [*peer, "--continuous-batching"],
+        "transformers, continuous": [*peer, "--continuous-batching", "--cb-max-memory-percent", "0.1"],
     }
     servers = {name: _start(command, arguments.threads) for name, command in commands.items()}
     try:
@@ -73,6 +76,13 @@ def main() -> None:
             process.terminate()
         for process, _ in servers.values():
             process.wait()
+
+
+def _workload(text: str) -> tuple[str, int]:
+    name, _, concurrency = text.partition(":")
+    if name not in ("mixed", "chapter"):
+        raise argparse.ArgumentTypeError(f"'{name}' is neither mixed nor chapter")
+    return name, int(concurrency)
 
 
 def _start(command: list[str], threads: int) -> tuple[subprocess.Popen[bytes], str]:
@@ -108,38 +118,45 @@ def _works(name: str, process: subprocess.Popen[bytes], url: str, model: str) ->
 
 
 def _compare(servers: dict[str, str], model: str, arguments: argparse.Namespace) -> None:
-    for concurrency in (1, 8):
+    for workload, concurrency in arguments.workloads:
         seconds: dict[str, list[float]] = {name: [] for name in servers}
         tokens: dict[str, int] = {}
         texts: dict[str, list[str]] = {}
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
+            questions = _questions(workload, f"{concurrency}.{number}", arguments.requests)
             for name, url in servers.items():
                 started = time.perf_counter()
-                texts[name], tokens[name] = asyncio.run(_ask_all(url, model, arguments.requests, arguments.max_tokens, concurrency))
+                texts[name], tokens[name] = asyncio.run(_ask_all(url, model, questions, arguments.max_tokens, concurrency))
                 seconds[name].append(time.perf_counter() - started)
         ours = arguments.requests / statistics.median(seconds["lmlab"])
         for name in servers:
             rate = arguments.requests / statistics.median(seconds[name])
             same = sum(a == b for a, b in zip(texts[name], texts["lmlab"], strict=True))
             speed = f"{rate:6.2f} requests/s, {rate * tokens[name] / arguments.requests:6.1f} tokens/s"
-            print(f"concurrency {concurrency}: {name:26} {speed}; lmlab is {ours / rate:.2f} times as fast; {same} of {len(texts[name])} texts equal")
+            told = f"{workload}, concurrency {concurrency}: {name:26} {speed}; lmlab is {ours / rate:.2f} times as fast"
+            print(f"{told}; {same} of {len(texts[name])} texts equal", flush=True)
+
+
+def _questions(workload: str, number: str, count: int) -> list[str]:
+    chapter = "" if workload == "mixed" else f"Chapter {number}. " + CHAPTER
+    return [f"{chapter}{number}.{each}: {QUESTIONS[each % len(QUESTIONS)]}" for each in range(count)]
 
 
 def _body(model: str, question: str, max_tokens: int) -> dict[str, object]:
     return {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens, "temperature": 0, "seed": 0}
 
 
-async def _ask_all(url: str, model: str, count: int, max_tokens: int, concurrency: int) -> tuple[list[str], int]:
+async def _ask_all(url: str, model: str, questions: list[str], max_tokens: int, concurrency: int) -> tuple[list[str], int]:
     places = asyncio.Semaphore(concurrency)
     async with httpx.AsyncClient(timeout=600) as http:
 
-        async def ask(number: int) -> tuple[str, int]:
+        async def ask(question: str) -> tuple[str, int]:
             async with places:
-                response = await http.post(f"{url}/chat/completions", json=_body(model, QUESTIONS[number % len(QUESTIONS)], max_tokens))
+                response = await http.post(f"{url}/chat/completions", json=_body(model, question, max_tokens))
                 body = response.raise_for_status().json()
                 return body["choices"][0]["message"]["content"], body["usage"]["completion_tokens"]
 
-        replies = await asyncio.gather(*map(ask, range(count)))
+        replies = await asyncio.gather(*map(ask, questions))
     return [text for text, _ in replies], sum(tokens for _, tokens in replies)
 
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from lmlab import __version__
-from lmlab.commands import data, doctor, evaluation, launch, models, recipes, serve
+from lmlab.commands import ask, data, doctor, evaluation, launch, models, recipes, serve
 from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_os_error
 
 ENTRY_POINTS = "lmlab.commands"
@@ -36,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for part in (recipes, models, serve):
+for part in (recipes, models, serve, ask):
     app.add_typer(part.app)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(data.app, name="data")

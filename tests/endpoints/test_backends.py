@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
-from pathlib import Path
+import tracemalloc
 
 import pytest
 from faulty import FaultyEndpoint, running
@@ -105,6 +106,7 @@ def test_replies_of_a_local_model_are_kept_under_the_hash_of_its_files(model_dir
     first, _ = run(endpoint, cache=cache)
     again, client = run(endpoint, cache=cache)
     assert client.sent == 0 and [reply.choices for reply in first] == [reply.choices for reply in again]
+    assert estimate(endpoint, REQUESTS, cache).cached == len(REQUESTS)
     assert LocalBackend.load(model_directory, "bf16").identity != LocalBackend.load(model_directory).identity
     with pytest.raises(UserError, match="nowhere"):
         run(Endpoint.named("local:nowhere"))
@@ -209,6 +211,27 @@ def test_asking_needs_no_pytorch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_the_client_of_a_recording_sends_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was made"))
-    run(Endpoint(model="m"), backend=MockBackend(lambda request: "a"), cache=Path(tmp_path / "cache"))
+def test_nothing_but_an_http_endpoint_connects_to_anything(model_directory, tmp_path, monkeypatch):
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(f"socket.socket.{name}", lambda *_: pytest.fail("a connection was made"))
+    script = tmp_path / "script.jsonl"
+    script.write_text('{"text": "x"}')
+    for endpoint in (Endpoint.named(f"local:{model_directory}"), Endpoint.named("mock:m", replies=script)):
+        assert {reply.status for reply in run(endpoint, cache=tmp_path / "cache")[0]} == {"ok"}
+
+
+def test_the_memory_of_the_client_does_not_grow_with_the_number_of_requests(tmp_path):
+    sizes = []
+
+    def take(number, reply):
+        if number in (2000, 8000):
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+
+    requests = (ask(f"{number} " + "x" * 500) for number in range(8001))
+    tracemalloc.start()
+    try:
+        answer(Endpoint(model="m"), requests, take, tmp_path / "cache", MockBackend(lambda request: "y" * 500))
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 300_000

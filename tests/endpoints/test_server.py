@@ -14,9 +14,11 @@ import openai
 import pytest
 import torch
 
+from lmlab.data import Tokenizer
 from lmlab.endpoints.prefixes import Prefixes
-from lmlab.endpoints.server import ServerConfig, background
-from lmlab.models import DecodingConfig, KVCache, generate
+from lmlab.endpoints.server import ServedModel, ServerConfig, background
+from lmlab.errors import UserError
+from lmlab.models import DecodingConfig, KVCache, ModelConfig, Transformer, generate
 
 MESSAGES = [{"role": "user", "content": "It was the best of times"}]
 LONG = 1900
@@ -196,6 +198,26 @@ def test_a_beginning_that_was_read_before_is_not_read_again_and_nobody_notices(m
         assert [choice.text for choice in reply.choices] == [each.text for each in expected]
 
 
+def test_a_long_prompt_is_read_in_pieces_and_holds_up_nobody(make_served):
+    served = make_served()
+    read = []
+    served.network.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
+    long = "It was the best of times, it was the worst of times. " * 70
+    ids = served.tokenizer.encode_prompt(long)
+    options = {"model": "small", "max_tokens": 40, "temperature": 0, "logit_bias": {str(id): -100 for id in served.eos_ids}}
+    with background(served) as url, openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client, ThreadPoolExecutor(2) as pool:
+        short = pool.submit(client.completions.create, prompt="It was", **options | {"max_tokens": 500})
+        while served.engine.running == 0:
+            time.sleep(0.001)
+        texts = [pool.submit(client.completions.create, prompt=long, **options).result().choices[0].text]
+        assert short.result().usage.completion_tokens == 500
+    pieces = [place for place, (_, size) in enumerate(read) if size == 512]
+    assert len(pieces) == (len(ids) - 1) // 512 and (1, 1) in read[pieces[0] : pieces[1]]
+    bias = tuple((id, -100.0) for id in served.eos_ids)
+    expected = generate(served.network, [ids], DecodingConfig(max_new_tokens=40, temperature=0, logit_bias=bias), decode=served.tokenizer.decode)
+    assert texts == [expected[0][0].text]
+
+
 def test_prompts_are_kept_by_use_and_within_their_room(make_served):
     served = make_served()
     prefixes, prompts = Prefixes(250), [[start] * 100 for start in (1, 2, 3)]
@@ -244,6 +266,29 @@ def test_what_cannot_be_served_is_refused_with_the_field_and_the_reason(small, c
     assert response.status_code == status and words in error["message"] and error["type"] and "Traceback" not in response.text
     assert param is None or error["param"] == param
     assert (error["code"] == "context_length_exceeded") == ("context length" in words)
+
+
+def test_a_request_for_more_than_fits_the_memory_is_refused_and_one_without_a_length_gets_what_fits(make_served):
+    served = make_served()
+    served.engine.max_slots = 3000
+    with background(served) as url, httpx.Client(timeout=60) as http:
+        response = http.post(url + "/chat/completions", json=GOOD | {"n": 3, "max_tokens": 1000})
+        assert response.status_code == 400 and "room for 30" in response.json()["error"]["message"]
+        body = {"model": "small", "messages": MESSAGES, "n": 20, "logit_bias": {str(id): -100 for id in served.eos_ids}}
+        reply = http.post(url + "/chat/completions", json=body).json()
+    assert {choice["finish_reason"] for choice in reply["choices"]} == {"length"}
+    assert reply["usage"]["completion_tokens"] == 20 * (3000 // 20 - reply["usage"]["prompt_tokens"])
+
+
+def test_models_that_write_no_text_are_refused(tmp_path):
+    tokenizer = Tokenizer.train(["abc"], 260)
+    for changes, word in (
+        ({"num_labels": 2}, "scalars"),
+        ({"ffn": "moe", "moe": {"num_experts": 2, "top_k": 1, "router": "expert_choice", "expert_hidden_size": 8}}, "expert_choice"),
+    ):
+        model = Transformer(ModelConfig(vocab_size=260, num_layers=1, d_model=16, num_heads=2, max_seq_len=8, **changes))
+        with pytest.raises(UserError, match=word):
+            ServedModel("x", tmp_path, model, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def doctor() -> None:
         "eval": ("lm_eval", "rouge_score"),
         "track": ("tensorboard", "wandb"),
         "ray": ("ray",),
+        "judge": ("httpx", "tenacity"),
+        "serve": ("starlette", "uvicorn"),
     }
     for extra, modules in extras.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]

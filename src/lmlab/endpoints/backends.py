@@ -78,6 +78,21 @@ def make_backend(endpoint: Endpoint) -> Backend:
     return HttpBackend(endpoint)
 
 
+def identity_of(endpoint: Endpoint) -> str:
+    """The identity of the back end that an endpoint names, without making it.
+
+    Raises:
+        UserError: a local model is not where it should be.
+    """
+    if endpoint.backend == "mock":
+        return f"mock:{endpoint.model}"
+    if endpoint.backend == "local":
+        from lmlab.endpoints.local import local_identity
+
+        return local_identity(Path(endpoint.model), endpoint.precision)
+    return endpoint.model
+
+
 class ReplayBackend:
     """Repeats recorded replies (`export_replies`), and refuses requests that were not recorded.
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from lmlab.endpoints.prefixes import Prefixes, shares, worth_sharing
+from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes
-from lmlab.models import Continuation, Decoding, DecodingConfig, GrowingText, PromptScores, Transformer
+from lmlab.models import Continuation, Decoding, DecodingConfig, GrowingText, KVCache, PromptScores, Transformer
 from lmlab.models.decoding import Decode, FinishReason, TopTokens, check_prompts
 
 _log = logging.getLogger(__name__)
 _MAX_ROWS = {"cpu": 16, "cuda": 128}
-_MAX_READ = {"cpu": 1024, "cuda": 16_384}  # tokens of prompts that are read between two steps, so that others do not wait for long
+_MAX_READ = {"cpu": 512, "cuda": 8192}  # tokens of prompts that are read between two steps, so that others do not wait for long
 _SHARE_OF_MEMORY = 0.25
 
 
@@ -135,6 +136,7 @@ class Engine:
         max_waiting: most requests that wait for a place.
 
     Attributes:
+        max_slots: tokens for whose keys and values there is memory.
         served: requests that are done.
         generated: tokens that were made.
     """
@@ -143,12 +145,14 @@ class Engine:
         device = model.embedding.weight.device.type
         self.model, self._decode = model, decode
         self.max_rows, self.max_waiting = max_rows or _MAX_ROWS.get(device, 16), max_waiting
-        self._max_read, self._max_slots = _MAX_READ.get(device, 4096), _slots_that_fit(model)
+        self._max_read, self.max_slots = _MAX_READ.get(device, 4096), _slots_that_fit(model)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._prefixes = Prefixes(self._max_slots // 8)
+        self._prefixes = Prefixes(self.max_slots // 8)
         self._decoding, self._running = Decoding(model, decode, self._prefixes.keep), list[_Running]()
+        self._reading: list[Job] = []  # whose prompts are being read, with what has been read of a single one
+        self._begun: KVCache | None = None
         self.served = self.generated = 0
         self._thread = threading.Thread(target=self._work, name="lmlab-engine", daemon=True)
         self._thread.start()
@@ -156,7 +160,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Requests in the batch."""
-        return len(self._running)
+        return len(self._running) + len(self._reading)
 
     @property
     def waiting(self) -> int:
@@ -169,9 +173,15 @@ class Engine:
         Raises:
             Busy: too many requests wait.
             EngineFailed: the engine is closed.
-            UserError: a prompt is empty, or exceeds the model's `max_seq_len` with its continuation.
+            UserError: a prompt is empty, or exceeds the model's `max_seq_len` or the memory with its continuations.
         """
         check_prompts(self.model, [(prompt, config) for prompt in prompts], self._decode)
+        needed = config.num_samples * (max(map(len, prompts)) + config.max_new_tokens)
+        if needed > self.max_slots:
+            raise UserError(
+                f"The request needs room for {needed} tokens, and there is memory for {self.max_slots}.",
+                "Lower the number of samples or of new tokens.",
+            )
         jobs = [Job(prompt, config, stream) for prompt in prompts]
         with self._changed:
             if self._closing:
@@ -192,11 +202,11 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
+                self._changed.wait_for(lambda: self._closing or self._waiting or self._running or self._reading)
                 if self._closing:
                     break
                 self._drop_cancelled()
-                admitted = self._admit()
+                admitted = [] if self._reading else self._admit()
             try:
                 self._advance(admitted)
             except Exception as error:  # whatever it is, the server lives on without these requests
@@ -205,16 +215,34 @@ class Engine:
         self._fail(list(self._waiting), EngineFailed("the server is stopping"))
 
     def _advance(self, admitted: list[Job]) -> None:
-        """Read the prompts of new jobs, or else take a step; tell of both."""
+        """Read on in the prompts of new jobs, take a step, and tell of both."""
         if admitted:
-            begun = None
-            if self._shared(admitted[0]):
-                begun = self._prefixes.find(admitted[0].prompt, admitted[0].config.max_new_tokens)
-                admitted[0].cached_tokens = 0 if begun is None else begun.length
-            for job, rows in zip(admitted, self._decoding.add([(job.prompt, job.config) for job in admitted], begun), strict=True):
-                self._running.append(_Running(job, rows, self._decode))
-            self._report()
+            self._reading, self._begun = admitted, self._beginning(admitted[0])
+        if self._reading:
+            self._read()
         self._decoding.step()
+        self._report()
+
+    def _beginning(self, job: Job) -> KVCache | None:
+        """Keys and values with which the prompt of a job begins; for a long one a cache to read it into piece by piece."""
+        begun = None
+        if self._shared(job):
+            begun = self._prefixes.find(job.prompt, job.config.max_new_tokens)
+            job.cached_tokens = 0 if begun is None else begun.length
+        elif len(job.prompt) > self._max_read and not job.config.score_prompt:
+            weight = self.model.embedding.weight
+            begun = KVCache(self.model.config, 1, len(job.prompt) + job.config.max_new_tokens, weight.dtype, weight.device)
+        return begun
+
+    def _read(self) -> None:
+        """Read a piece of a long prompt, or the last of it, or all of several prompts; those that are read join the batch."""
+        jobs, begun = self._reading, self._begun
+        if begun is not None and len(jobs[0].prompt) - begun.length > self._max_read:
+            self._decoding.read(jobs[0].prompt[begun.length : begun.length + self._max_read], begun)
+            return
+        for job, rows in zip(jobs, self._decoding.add([(job.prompt, job.config) for job in jobs], begun), strict=True):
+            self._running.append(_Running(job, rows, self._decode))
+        self._reading, self._begun = [], None
         self._report()
 
     def _report(self) -> None:
@@ -229,6 +257,8 @@ class Engine:
                 for row in each.rows:
                     row.dropped = True
         self._running = [each for each in self._running if not each.job.cancelled]
+        if all(job.cancelled for job in self._reading):
+            self._reading, self._begun = [], None
 
     def _admit(self) -> list[Job]:
         """The jobs whose turn has come, in the order in which they came, as many as there is room for."""
@@ -241,7 +271,7 @@ class Engine:
                 self._waiting.popleft()
                 continue
             rows, room, longest = rows + job.config.num_samples, max(room, job.config.max_new_tokens), max(longest, len(job.prompt))
-            too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self._max_slots
+            too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self.max_slots
             too_long = (len(admitted) + 1) * longest > self._max_read
             if (too_many and (live or admitted)) or (admitted and (too_long or self._better_alone(job, admitted))):
                 break
@@ -261,8 +291,9 @@ class Engine:
         return bool(self._shared(job)) or any(worth_sharing(shares(each.prompt, job.prompt), job.prompt) for each in admitted)
 
     def _fail(self, admitted: list[Job], error: EngineFailed) -> None:
-        for job in {*admitted, *(each.job for each in self._running)}:
+        for job in {*admitted, *self._reading, *(each.job for each in self._running)}:
             job.tell(error)
+        self._reading, self._begun = [], None
         self._decoding, self._running = Decoding(self.model, self._decode, self._prefixes.keep), []
 
 

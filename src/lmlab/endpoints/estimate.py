@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmlab.endpoints.backends import identity_of
 from lmlab.endpoints.cache import ReplyCache
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import ChatRequest, Usage
@@ -45,9 +46,9 @@ def estimate(endpoint: Endpoint, requests: Iterable[ChatRequest], cache: Path | 
 
     Arguments:
         cache: of the run; it need not exist.
-        identity: of the back end, where that is not the model's name (`Backend.identity`).
+        identity: of a back end that is not the one that the endpoint names (`Backend.identity`).
     """
-    identity, price = identity or endpoint.model, endpoint.price
+    identity, price = identity or (identity_of(endpoint) if cache is not None and cache.exists() else endpoint.model), endpoint.price
     kept = ReplyCache(cache if cache is not None and cache.exists() else None)
     seen: set[str] = set()
     cached = prompt = completion = 0

@@ -34,10 +34,7 @@ class LocalBackend:
         Raises:
             UserError: there is no model that can be read.
         """
-        directory = directory / "model" if (directory / "model" / "config.json").exists() else directory
-        model = ServedModel.load(directory, precision)
-        files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
-        return cls(model, f"local:{precision}:{sha256_json({path.name: sha256_file(path) for path in files})}")
+        return cls(ServedModel.load(_model_directory(directory), precision), local_identity(directory, precision))
 
     async def send(self, request: ChatRequest) -> Reply:
         """Answer a request.
@@ -89,3 +86,20 @@ class LocalBackend:
             return tuple((spelling(tokenizer, id), log_prob) for id, log_prob in top)
 
         return tuple(TokenLogProb(spelling(tokenizer, token.id), token.log_prob or 0.0, spelt(token.top)) for token in tokens)
+
+
+def local_identity(directory: Path, precision: str) -> str:
+    """The precision and the hash of a model's files.
+
+    Raises:
+        UserError: there is no model.
+    """
+    directory = _model_directory(directory)
+    if not (directory / "config.json").exists():
+        raise UserError(f"'{directory}' holds no model.")
+    files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
+    return f"local:{precision}:{sha256_json({path.name: sha256_file(path) for path in files})}"
+
+
+def _model_directory(path: Path) -> Path:
+    return path / "model" if (path / "model" / "config.json").exists() else path

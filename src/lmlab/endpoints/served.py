@@ -9,6 +9,7 @@ from typing import Any
 
 from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.endpoints.engine import Engine
+from lmlab.errors import UserError
 from lmlab.hardware import select_device, select_dtype
 from lmlab.models import DecodingConfig, Transformer, end_token_ids, from_pretrained
 
@@ -24,12 +25,18 @@ class ServedModel:
         max_rows, max_waiting: as of `Engine`.
 
     Raises:
-        UserError: the model is one that cannot generate.
+        UserError: the model is one that writes no text.
     """
 
     def __init__(
         self, name: str, directory: Path, network: Transformer, tokenizer: Tokenizer, max_rows: int | None = None, max_waiting: int = 128
     ) -> None:
+        if network.config.num_labels is not None:
+            raise UserError(f"'{directory}' holds a model that gives scalars and writes no text.")
+        if network.config.moe is not None and network.config.moe.router == "expert_choice":
+            raise UserError(
+                f"'{directory}' holds a model with router expert_choice, which cannot generate: its experts choose among later tokens too."
+            )
         self.name, self.network, self.tokenizer = name, network, tokenizer
         self.eos_ids = tuple(sorted({*end_token_ids(directory), tokenizer.eos_id}))
         self.engine = Engine(network, tokenizer.decode, max_rows, max_waiting)
@@ -49,6 +56,10 @@ class ServedModel:
     def max_seq_len(self) -> int:
         """The longest prompt and answer together."""
         return self.network.config.max_seq_len
+
+    def most_new_tokens(self, prompt_length: int, num_samples: int) -> int:
+        """The longest continuation that the context and the memory have room for, but at least one token."""
+        return max(1, min(self.max_seq_len, self.engine.max_slots // num_samples) - prompt_length)
 
     def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation as a prompt. What is spelt like a special token in a message stays text.

@@ -167,6 +167,11 @@ class Decoding:
             self._join(read, new, parents)
         return found
 
+    def read(self, tokens: Sequence[int], cache: KVCache) -> None:
+        """Read tokens of a prompt into the cache that `add` will get, so that a long prompt can be read in pieces with steps between them."""
+        with _evaluating(self._model):
+            self._model(torch.tensor([tokens], device=self._device), cache=cache, logits="none")
+
     def step(self) -> None:
         """Give every live row a further token."""
         if self._cache is None or not self.live:

@@ -86,8 +86,6 @@ async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Growth]]:
                     for each in news:
                         yield number, each
     finally:
-        for job in jobs:
-            job.cancelled = True  # means nothing to one that is done
         for task in tasks:
             task.cancel()
 

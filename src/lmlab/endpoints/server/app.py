@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +16,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
+from lmlab.data import Tokenizer
 from lmlab.endpoints.engine import Busy, EngineFailed, Job
 from lmlab.endpoints.served import ServedModel
 from lmlab.endpoints.server.answering import events, whole
@@ -103,11 +105,11 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         """An answer to a conversation; as long as the context has room for if no length is given."""
         body = await self._read(request, ChatBody)
-        ids = self.model.chat_ids([message.plain() for message in body.messages])
+        ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages])
         given = body.max_completion_tokens or body.max_tokens
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
-        config = self._settings(body, [ids], given or max(1, self.model.max_seq_len - len(ids)), body.top_logprobs or 0)
+        config = self._settings(body, [ids], given or self.model.most_new_tokens(len(ids), body.n or 1), body.top_logprobs or 0)
         return await self._answer(request, body, [ids], config, ChatForm(self.model.tokenizer, bool(body.logprobs)))
 
     async def completions(self, request: Request) -> Response:
@@ -116,7 +118,7 @@ class _Server:
         if body.best_of not in (None, body.n or 1):
             raise ApiError(400, "'best_of' is not supported by this server.", "unsupported_parameter", "best_of")
         tokenizer = self.model.tokenizer
-        prompts = [(given, tokenizer.encode_prompt(given)) if isinstance(given, str) else (None, given) for given in body.prompts()]
+        prompts = await asyncio.to_thread(_encoded, tokenizer, body.prompts())
         vocab_size = self.model.network.config.vocab_size
         if any(id >= vocab_size for _, ids in prompts for id in ids):
             raise ApiError(400, f"'prompt' has a token id that is not below {vocab_size}.", "invalid_value", "prompt")
@@ -135,7 +137,7 @@ class _Server:
             return json_response(await _unless_gone(request, whole(self.model, jobs, form), jobs))
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(self.model, jobs, form, with_usage), media_type="text/event-stream", headers=headers)
+        return _Stream(events(self.model, jobs, form, with_usage), jobs, headers)
 
     def _settings(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], max_new_tokens: int, top: int) -> DecodingConfig:
         longest, limit = max(map(len, prompts)), self.model.max_seq_len
@@ -198,6 +200,31 @@ class _Server:
         return {"id": self.model.name, "object": "model", "created": self._created, "owned_by": "lmlab", "max_model_len": self.model.max_seq_len}
 
 
+class _Stream(StreamingResponse):
+    """Server-sent events; however the stream ends, also before its first event, its jobs end with it."""
+
+    def __init__(self, content: AsyncIterator[bytes], jobs: Sequence[Job], headers: dict[str, str]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._jobs = jobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _give_up(self._jobs)
+
+
+def _give_up(jobs: Sequence[Job]) -> None:
+    """End jobs; that means nothing to those that are done."""
+    for job in jobs:
+        job.cancelled = True
+
+
+def _encoded(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[tuple[str | None, list[int]]]:
+    """Prompts as text, where they are given as such, and as ids."""
+    return [(given, tokenizer.encode_prompt(given)) if isinstance(given, str) else (None, given) for given in prompts]
+
+
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], jobs: Sequence[Job]) -> T:
     """The result of work, which ends when the client hangs up.
 
@@ -213,8 +240,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], jobs: Seq
     finally:
         for each in (task, gone):
             each.cancel()
-        for job in jobs:
-            job.cancelled = True  # means nothing to one that is done
+        _give_up(jobs)
 
 
 async def _disconnected(request: Request) -> None:

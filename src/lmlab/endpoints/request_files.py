@@ -1,0 +1,78 @@
+"""Files of requests and of replies, as JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveInt, model_validator
+
+from lmlab.config import Config, validate
+from lmlab.endpoints.protocol import ChatRequest, Reply
+from lmlab.files import read_jsonl
+
+
+class Message(Config):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class RequestRow(Config):
+    """A line of a file of requests: `messages`, or `prompt` for a single one of the user. The other fields are those of `ChatRequest`.
+
+    Attributes:
+        id: comes back with the reply; by default the number of the line, from 1.
+    """
+
+    id: JsonValue = None
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    max_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 0.0
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    n: PositiveInt = 1
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int | None = Field(default=None, ge=0)
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    sample: int = 0
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RequestRow:
+        if (self.prompt is None) == (not self.messages):
+            raise ValueError("a request has either 'prompt' or 'messages'")
+        return self
+
+    def request(self) -> ChatRequest:
+        """What is asked."""
+        messages = self.messages or (Message(role="user", content=self.prompt or ""),)
+        settings = {name: getattr(self, name) for name in RequestRow.model_fields if name not in ("id", "prompt", "messages")}
+        return ChatRequest(tuple(message.model_dump() for message in messages), **settings)
+
+
+def read_requests(path: Path, defaults: Mapping[str, Any] | None = None) -> Iterator[tuple[Any, ChatRequest]]:
+    """The id and the request of every line.
+
+    Arguments:
+        defaults: fields for lines that lack them.
+
+    Raises:
+        UserError: a line is no request; with its number.
+    """
+    for number, row in enumerate(read_jsonl(path), 1):
+        line = validate(RequestRow, {**(defaults or {}), **row}, f"'{path}', line {number}")
+        yield number if line.id is None else line.id, line.request()
+
+
+def reply_row(id: Any, reply: Reply) -> dict[str, Any]:
+    """The line that a reply makes."""
+    row: dict[str, Any] = {"id": id, "status": reply.status, "texts": [choice.text for choice in reply.choices]}
+    row |= {"finish_reasons": [choice.finish_reason for choice in reply.choices], "usage": asdict(reply.usage), "cost_usd": reply.cost_usd}
+    if any(choice.log_probs is not None for choice in reply.choices):
+        row["log_probs"] = [None if choice.log_probs is None else [asdict(token) for token in choice.log_probs] for choice in reply.choices]
+    return row if reply.error is None else row | {"error": reply.error}
