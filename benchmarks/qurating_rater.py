@@ -1,7 +1,7 @@
 """A rater's training and annotation beside a plain loop of `transformers` with padding, and beside the trainer's own speed on a language model.
 
-The texts have mixed lengths, 20 to 256 tokens (excerpts of documents of which many are short), as in pairs of real documents. Both sides have the same weights;
-real tokens are counted, padding is not. Processor time, in turns.
+The texts have mixed lengths, 20 to 256 tokens, of which many are short. Both sides have the same weights; real tokens are counted, padding is not.
+Processor time, in turns.
 
     OMP_NUM_THREADS=1 python benchmarks/qurating_rater.py
 """
@@ -108,7 +108,9 @@ def main() -> None:
         language(packed["input_ids"], document_ids_BT=packed["document_ids"], logits="none")
 
     work = {"train": (train_ours, train_theirs, train_language), "annotate": (rate_ours, rate_theirs, forward_language)}
-    print(f"{len(texts)} texts, {real:,} tokens; padded to the longest {ids.numel():,}; packed {batch['input_ids'].numel():,}; threads {torch.get_num_threads()}")
+    print(
+        f"{len(texts)} texts, {real:,} tokens; padded to the longest {ids.numel():,}; packed {batch['input_ids'].numel():,}; threads {torch.get_num_threads()}"
+    )
     for name, sides in work.items():
         for side in sides:
             side()

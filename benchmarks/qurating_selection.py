@@ -1,6 +1,6 @@
 """Selection from many rows: time and memory beside a plain sort of all keys with NumPy, whose choice must be the same.
 
-    python benchmarks/qurating_selection.py --rows 20000000
+python benchmarks/qurating_selection.py --rows 20000000
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def plain(folder: Path, tokens: int) -> None:
 def report(name: str, start: float, cpu: float, rows: int, tokens: int, check: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = time.perf_counter() - start
-    print(f"{name:>10}: {seconds:.1f} s ({time.process_time() - cpu:.1f} s of processor), {memory:.2f} GiB; {rows:,} rows, {tokens:,} tokens, sum of ids {check}")
+    print(
+        f"{name:>10}: {seconds:.1f} s ({time.process_time() - cpu:.1f} s of processor), {memory:.2f} GiB; {rows:,} rows, {tokens:,} tokens, sum of ids {check}"
+    )
 
 
 def main() -> None:

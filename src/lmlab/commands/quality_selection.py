@@ -17,7 +17,9 @@ Weights = Annotated[list[str] | None, typer.Option("--weights", metavar="A=1,B=.
 Tokens = Annotated[str, typer.Option("--tokens", help="Budget: 500000, 1.5M, 30B, or a share such as 30%.")]
 Domain = Annotated[str | None, typer.Option("--domain", help="Column of labels that keep their shares; dotted paths work.", show_default=False)]
 DomainWeights = Annotated[Path | None, typer.Option(help="YAML file of labels and weights, in place of their shares.", show_default=False)]
-Id = Annotated[str | None, typer.Option("--id", help="Column of ids, which noise is keyed by; by default the row's number.", show_default=False)]
+Id = Annotated[
+    str | None, typer.Option("--id", help="Column of ids, which noise is keyed by; by default id, or the row's number.", show_default=False)
+]
 Length = Annotated[str, typer.Option(help="Column of lengths in tokens.")]
 TokenizerPath = Annotated[Path | None, typer.Option("--tokenizer", help="Counts texts where there are no lengths.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]

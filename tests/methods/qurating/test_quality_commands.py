@@ -39,7 +39,8 @@ def pipeline_file(folder: Path) -> Path:
         "judge": {"backend": "offline"},
         "pairs": {"design": "random", "n": 60, "tokens": [32, 64]},
         "rater": {
-            "init": {"num_layers": 1, "d_model": 32, "num_heads": 2}, "lr": 3e-3, "epochs": 2, "batch_pairs": 16, "row_tokens": 256, "confidence": 0.1, "val": 0.2
+            "init": {"num_layers": 1, "d_model": 32, "num_heads": 2}, "lr": 3e-3, "epochs": 2, "batch_pairs": 16, "row_tokens": 256,
+            "confidence": 0.1, "val": 0.2,
         },
         "annotate": {"segment": 64, "dtype": "float32"},
         "select": {"mode": "sample", "tau": 1.0, "tokens": "30%"},
@@ -67,7 +68,15 @@ def test_a_pipeline_goes_from_a_folder_to_a_chosen_shard_and_a_report(finished: 
     manifest = pq.read_table(finished / "selection" / "manifest.parquet")
     assert sorted(row["id"] for row in chosen) == sorted(manifest.column("id").to_pylist())
     page = (finished / "report.html").read_text("utf-8")
-    for words in ("Judgments", "Rater", "Ratings", "Selection", "Topics by their strongest terms", "Ratings and rate of selection by domain", "neither literary"):
+    for words in (
+        "Judgments",
+        "Rater",
+        "Ratings",
+        "Selection",
+        "Topics by their strongest terms",
+        "Ratings and rate of selection by domain",
+        "neither literary",
+    ):
         assert re.search(words, page), words
     again = lmlab("quality", "pipeline", folder / "quality.yaml", "--out", finished)
     assert again.code == 0 and again.err.count("done before") == 7
@@ -107,7 +116,18 @@ def test_the_commands_do_the_same_step_by_step(finished: Path, folder: Path, tmp
     table = pq.read_table(tmp_path / "chosen" / "0-of-1.parquet")
     assert len(table) == len(pq.read_table(tmp_path / "chosen" / "manifest.parquet"))
     report = lmlab(
-        "quality", "report", "--in", tmp_path / "rated", "--selection", tmp_path / "chosen", "--clusters", 3, "--examples", 1, "--out", tmp_path / "q.html"
+        "quality",
+        "report",
+        "--in",
+        tmp_path / "rated",
+        "--selection",
+        tmp_path / "chosen",
+        "--clusters",
+        3,
+        "--examples",
+        1,
+        "--out",
+        tmp_path / "q.html",
     )
     assert report.code == 0, report.err
     assert "## clarity, a: highest" in (tmp_path / "chosen" / "extremes.md").read_text("utf-8")
@@ -154,7 +174,14 @@ def write(tmp_path: Path, **changes: Any) -> Path:
     ],
 )
 def test_mistakes_are_one_sentence_with_a_remedy(changes: Any, options: Any, message: str, tmp_path: Path, lmlab: Any) -> None:
-    given = {"--in": write(tmp_path, **changes), "--metric": "r_average", "--mode": "sample", "--tokens": "6", "--id": "id", "--out": tmp_path / "out"}
+    given = {
+        "--in": write(tmp_path, **changes),
+        "--metric": "r_average",
+        "--mode": "sample",
+        "--tokens": "6",
+        "--id": "id",
+        "--out": tmp_path / "out",
+    }
     given |= dict(zip(options[::2], options[1::2], strict=True))
     done = lmlab("quality", "select", *(each for pair in given.items() for each in pair))
     assert done.code == 2 and message in done.err and "Traceback" not in done.err

@@ -106,6 +106,7 @@ class _Worker:
         self._check()
         self._encode = self._encoder()
         self.rated = 0
+        self._num_blocks: dict[int, int] = {}
 
     def _check(self) -> None:
         key, state = self.job.key(self.rater, self.names), self.out / "annotation.json"
@@ -121,15 +122,8 @@ class _Worker:
             if self._finished(number):
                 continue
             for block, records in self._blocks(number):
-                name = f"{number:05d}-{block:07d}"
-                part = self.parts / f"{name}.parquet"
-                if part.exists() or not self.leases.take(name):
-                    continue
-                try:
-                    if not part.exists():
-                        self._rate(records, number, block, part)
-                finally:
-                    self.leases.give_back(name)
+                self._num_blocks[number] = block + 1
+                self._try(records, number, block)
         for number in range(len(self.files)):
             self._finish(number)
         return self._summary()
@@ -200,8 +194,7 @@ class _Worker:
 
     def _finish(self, number: int) -> None:
         """Put the parts of a file together, once they are all there; another worker may be at the last of them."""
-        blocks = -(-self._count(number) // self.job.block)
-        parts = [self.parts / f"{number:05d}-{block:07d}.parquet" for block in range(blocks)]
+        parts = [self._part(number, block) for block in range(self._num_blocks.get(number, 0))]
         target, name = self._target(number), f"finish-{number:05d}"
         while not target.exists():
             if missing := [block for block, part in enumerate(parts) if not part.exists()]:
@@ -219,20 +212,28 @@ class _Worker:
     def _help(self, number: int, missing: set[int]) -> None:
         """Rate blocks whose workers have died."""
         for block, records in self._blocks(number):
-            name = f"{number:05d}-{block:07d}"
-            part = self.parts / f"{name}.parquet"
-            if block in missing and not part.exists() and self.leases.take(name):
-                try:
-                    self._rate(records, number, block, part)
-                finally:
-                    self.leases.give_back(name)
+            if block in missing and not self._finished(number):
+                self._try(records, number, block)
 
-    def _count(self, number: int) -> int:
-        if self._finished(number):
-            return 0
-        return sum(1 for _ in self._rows(number))
+    def _try(self, records: list[dict[str, Any]], number: int, block: int) -> None:
+        """Rate a block that nobody has rated and nobody holds."""
+        part = self._part(number, block)
+        if part.exists() or not self.leases.take(part.stem):
+            return
+        try:
+            if not part.exists():
+                self._rate(records, number, block, part)
+        finally:
+            self.leases.give_back(part.stem)
+
+    def _part(self, number: int, block: int) -> Path:
+        return self.parts / f"{number:05d}-{block:07d}.parquet"
 
     def _join(self, parts: Sequence[Path], target: Path) -> None:
+        if not parts:  # a file without rows
+            with atomic_file(target) as file:
+                pq.write_table(pa.table({"length": pa.array([], pa.int64()), "empty": pa.array([], pa.bool_())}), file)
+            return
         try:
             schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -20,7 +20,7 @@ from lmlab.methods.qurating.budgets import domain_budgets
 from lmlab.methods.qurating.inclusion import inclusion_probability
 from lmlab.methods.qurating.moments import Moments
 from lmlab.methods.qurating.scan import Measure, Scan, scan
-from lmlab.methods.qurating.selection import Keys
+from lmlab.methods.qurating.selection import Keys, with_ids
 from lmlab.methods.qurating.settings import SelectionConfig
 from lmlab.methods.qurating.table import RatedTable, Tabular
 
@@ -133,6 +133,7 @@ def plan_selection(
         error.
     """
     rated = RatedTable(table)
+    config = with_ids(config, rated)
     with tempfile.TemporaryDirectory(prefix="lmlab-plan-") as folder:
         found = scan(rated, config, Path(folder), measure, text)
         bins = _Bins.of(Keys(found, config))

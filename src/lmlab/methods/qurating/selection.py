@@ -82,6 +82,7 @@ def select(table: Tabular, config: SelectionConfig | None = None, *, measure: Me
     """
     chosen = config or validate(SelectionConfig, options, "the selection")
     rated = RatedTable(table)
+    chosen = with_ids(chosen, rated)
     with tempfile.TemporaryDirectory(prefix="lmlab-select-") as folder:
         found = scan(rated, chosen, Path(folder), measure, text)
         return _choose(rated, found, Keys(found, chosen))
@@ -122,6 +123,11 @@ def select_mixture(table: Tabular, config: SelectionConfig, *, measure: Measure 
     turns = {name: len(each) for name, each in zip(metrics, tables, strict=True)}
     report = {**parts[0].report, "rows": len(chosen), "tokens": int(lengths.sum()), "mean_z": None, "domains": domains, "turns": turns}
     return Manifest(chosen, report | {"config": config.model_dump(mode="json")})
+
+
+def with_ids(config: SelectionConfig, rated: RatedTable) -> SelectionConfig:
+    """The settings with the column `id` for ids where there is one and no other is named."""
+    return config.model_copy(update={"id": "id"}) if config.id is None and "id" in rated.columns else config
 
 
 class Keys:

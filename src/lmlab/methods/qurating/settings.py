@@ -27,7 +27,7 @@ class SelectionConfig(Config):
         domain: a column of labels, each of which is chosen from on its own.
         domains: `proportional` keeps the labels' shares of tokens; or weights of labels.
         invert: the lowest first.
-        id, length: columns. Without ids rows are known by their number; without lengths `input_ids` are counted.
+        id, length: columns. Without a column of ids (`id`, if none is named) rows are known by their number; without lengths `input_ids` are counted.
         minimum, maximum: bounds of columns; rows beyond them are left out before anything else.
         uncertainty: a column that is subtracted `penalty` times from the normalised rating, such as the standard deviation over raters.
         cap_duplicates: at most so many rows of each label of a column, the ones with the highest keys.

@@ -132,6 +132,8 @@ class RatedTable:
 
     def _of_parquet(self, file: str, paths: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         with open_raw(file) as raw, pq.ParquetFile(raw) as parquet:
+            if parquet.metadata.num_rows == 0:
+                return
             names = parquet.schema_arrow.names
             for path in paths:
                 if path not in names and path.split(".")[0] not in names:
