@@ -108,9 +108,8 @@ def main() -> None:
         language(packed["input_ids"], document_ids_BT=packed["document_ids"], logits="none")
 
     work = {"train": (train_ours, train_theirs, train_language), "annotate": (rate_ours, rate_theirs, forward_language)}
-    print(
-        f"{len(texts)} texts, {real:,} tokens; padded to the longest {ids.numel():,}; packed {batch['input_ids'].numel():,}; threads {torch.get_num_threads()}"
-    )
+    sizes = f"padded to the longest {ids.numel():,}, packed {batch['input_ids'].numel():,}"
+    print(f"{len(texts)} texts, {real:,} tokens; {sizes}; threads {torch.get_num_threads()}")
     for name, sides in work.items():
         for side in sides:
             side()

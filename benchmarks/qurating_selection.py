@@ -67,9 +67,8 @@ def plain(folder: Path, tokens: int) -> None:
 def report(name: str, start: float, cpu: float, rows: int, tokens: int, check: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = time.perf_counter() - start
-    print(
-        f"{name:>10}: {seconds:.1f} s ({time.process_time() - cpu:.1f} s of processor), {memory:.2f} GiB; {rows:,} rows, {tokens:,} tokens, sum of ids {check}"
-    )
+    spent = f"{seconds:.1f} s ({time.process_time() - cpu:.1f} s of processor), {memory:.2f} GiB"
+    print(f"{name:>10}: {spent}; {rows:,} rows, {tokens:,} tokens, sum of ids {check}")
 
 
 def main() -> None:

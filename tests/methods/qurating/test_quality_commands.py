@@ -94,7 +94,8 @@ def test_the_commands_do_the_same_step_by_step(finished: Path, folder: Path, tmp
     corpus, tokenizer = folder / "corpus.jsonl", finished / "tokenizer"
     judged = lmlab(
         "quality", "judge", corpus, "--tokenizer", tokenizer, "--criterion", "educational_value", "--criterion", "clarity=is clearer.",
-        "--pairs", 60, "--design", "random", "--tokens", "32,64", "--id-field", "doc_id", "--domain-field", "meta.source", "--out", tmp_path / "judged",
+        "--pairs", 60, "--design", "random", "--tokens", "32,64", "--id-field", "doc_id", "--domain-field", "meta.source", "--out",
+        tmp_path / "judged",
     )  # fmt: skip
     assert judged.code == 0, judged.err
     ours, theirs = (pq.read_table(path / "judgments.parquet") for path in (tmp_path / "judged", finished / "judgments"))
@@ -208,3 +209,13 @@ def test_text_in_reports_is_escaped(tmp_path: Path, lmlab: Any) -> None:
     assert lmlab("quality", "select", *common, "--mode", "top_k", "--tokens", "6", "--id", "id", "--out", tmp_path / "out").code == 0
     assert lmlab("quality", "report", "--in", path, "--selection", tmp_path / "out", "--clusters", "2", "--out", tmp_path / "q.html").code == 0
     assert "<script>alert(1)" not in (tmp_path / "q.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["qurating-laptop", "demo-quality", "qurating-paper"])
+def test_the_recipes_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmlab.runs import Recipe
+
+    for needed in ("models/sheared-llama-1.3b", "slimpajama"):  # what the paper's recipe names
+        (tmp_path / needed).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert Recipe.load(Path(__file__).parents[3] / "recipes" / f"{name}.yaml", []).stages
