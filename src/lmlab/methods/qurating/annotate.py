@@ -7,6 +7,8 @@ stopped.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from lmlab.data import Document, RecordSource, Reject, TextSource, Tokenizer, choose_kind, record_source
 from lmlab.data.sources.records import field
@@ -58,11 +61,6 @@ class Annotation:
     device: str = "auto"
     precision: str = "auto"
 
-    def key(self, rater: Rater, files: Sequence[str]) -> str:
-        """What the ratings depend on."""
-        names = [self.corpus, self.text, self.id, self.input_ids, self.block, self.columns, rater.fingerprint, str(rater.dtype), list(files)]
-        return sha256_json(names)
-
 
 @dataclass(frozen=True)
 class _Job:
@@ -103,19 +101,28 @@ class _Worker:
         self.names = relative_names(self.files)
         self.parts = self.out / ".parts"
         self.leases = Leases(self.out / ".leases")
-        self._check()
+        self._agree()
         self._encode = self._encoder()
         self.rated = 0
         self._num_blocks: dict[int, int] = {}
 
-    def _check(self) -> None:
-        key, state = self.job.key(self.rater, self.names), self.out / "annotation.json"
-        known = read_json(state) if state.exists() else None
-        if known is not None and known["key"] != key:
+    def _agree(self) -> None:
+        """Hold what the first worker wrote against one's own; the precision that was chosen automatically is the first one's."""
+        path, own = self.out / "annotation.json", self._state()
+        _write_once(path, own)
+        known = read_json(path)
+        if self.job.precision == "auto" and known["precision"] != own["precision"]:
+            self.rater.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[known["precision"]]
+            own = self._state()
+        if known["key"] != own["key"]:
             raise UserError(f"'{self.out}' holds the annotation of another corpus, or by another rater.", "Choose another folder.")
-        if known is None:
-            rater = {"rater": self.rater.fingerprint, "tokenizer": self.rater.tokenizer.fingerprint, "criteria": list(self.rater.criteria)}
-            write_json(state, {"key": key, "done": False, "files": self.names, **rater})
+
+    def _state(self) -> dict[str, Any]:
+        rater, job = self.rater, self.job
+        precision = "bf16" if rater.dtype == torch.bfloat16 else "fp32"
+        parts = [job.corpus, job.text, job.id, job.input_ids, job.block, job.columns, rater.fingerprint, precision, self.names]
+        hashes = {"rater": rater.fingerprint, "tokenizer": rater.tokenizer.fingerprint, "criteria": list(rater.criteria)}
+        return {"key": sha256_json(parts), "done": False, "files": self.names, "precision": precision, **hashes}
 
     def run(self) -> dict[str, Any]:
         for number in range(len(self.files)):
@@ -254,6 +261,18 @@ class _Worker:
 
 
 _TEXT, _IDS = "\0text", "\0ids"
+
+
+def _write_once(path: Path, value: Any) -> None:
+    """Write JSON unless another process has done so."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _source(location: str) -> RecordSource | TextSource:
