@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.fan_out import fan_out
+from lmlab.train.interrupt import StopRequest
 
 
 def square(number: int) -> int:
@@ -29,6 +33,16 @@ def die(number: int) -> int:
 def nap(number: int) -> int:
     time.sleep(60 if number else 0)
     return number
+
+
+def train(folder: str) -> None:
+    """A job that is long, and comes to a safe end when it is told to stop, as the trainer does."""
+    with StopRequest() as stop:
+        place = Path(tempfile.mkstemp(".begun", dir=folder)[1])
+        while stop.requested is None:
+            time.sleep(0.05)
+    place.with_suffix(".ended").touch()
+    raise Interrupted("Stopped.", "Go on.")
 
 
 def _backends():
@@ -72,9 +86,18 @@ def test_jobs_are_stopped_when_their_results_are_not_wanted_any_more():
     assert time.monotonic() - start < 30
 
 
-def test_a_cluster_without_its_package_is_a_sentence(monkeypatch):
-    import sys
+def test_a_stop_ends_the_jobs_that_run_and_those_that_wait(tmp_path):
+    script = f"import test_fan_out; [print(each) for each in test_fan_out.fan_out(test_fan_out.train, ['{tmp_path}'] * 8, workers=2)]"
+    process = subprocess.Popen([sys.executable, "-c", "from lmlab.cli import _terminate; import signal; signal.signal(15, _terminate)\n" + script])
+    while len(list(tmp_path.iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    process.wait(30)
+    assert len(list(tmp_path.glob("*.ended"))) == len(list(tmp_path.glob("*.begun"))) == 2
 
+
+def test_a_cluster_without_its_package_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"'ray', which is not installed.\n.*lmlab\[ray\]"):
         list(fan_out(square, [1], backend="ray"))

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
-from lmlab.errors import LmlabError, missing_extra
+from lmlab.errors import Interrupted, LmlabError, missing_extra
 
 Backend = Literal["processes", "ray"]
 
@@ -48,7 +48,7 @@ def fan_out(
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts)
     try:
-        futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
+        futures = {pool.submit(_call, function, job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
@@ -92,3 +92,18 @@ def _by_ray(function: Callable[[J], R], jobs: Sequence[J], workers: int | None, 
 def _ignore_interrupts() -> None:
     """Ctrl-C goes to all processes of a terminal; the first one stops the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_stopped: Interrupted | None = None
+
+
+def _call(function: Callable[[J], R], job: J) -> R:
+    """In a worker: a job that came to a safe end because the worker was told to stop is its last, though others wait in the pool's queue."""
+    global _stopped
+    if _stopped is not None:
+        raise _stopped
+    try:
+        return function(job)
+    except Interrupted as stopped:
+        _stopped = stopped
+        raise

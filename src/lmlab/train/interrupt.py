@@ -17,7 +17,7 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """A context in which signals set `requested` rather than raise. Outside the main thread it does nothing."""
+    """A context in which signals set `requested` rather than raise. Outside the main thread it does nothing; signals that are ignored stay so."""
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
@@ -26,7 +26,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
