@@ -235,7 +235,7 @@ def comparison_sections(results: dict[str, Any], verdict: str) -> list[Section]:
     table = Table(
         columns, rows, "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not over seeds."
     )
-    return [Section("Did the choice help?", [Note(verdict, kind), table])]
+    return [Section("Did the choice help?", [Note(verdict, kind), table], rank=0)]
 
 
 def selection_page(directory: Path, title: str) -> Page:
