@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from lmlab.methods.ladder import TaskRegistry, TwoStep, backtest, fit_chain, preset, score, splits, target_values
-from lmlab.methods.ladder.points import final_value
 from lmlab.methods.ladder.reference_data import published_ladder
 
 _SHOWN = ("N <= 370M to 760M", "N <= 760M to 1.3B")
@@ -52,7 +51,7 @@ def main() -> None:
             flush=True,
         )
     carried = [_carry_forward(table, split, tasks) for split in every]
-    best = np.array([max(final_value(run.accuracy(task), 5) for run in table.paper.ladder) for task in tasks])
+    best = np.array([max(run.final_value(run.accuracy(task), 5) for run in table.paper.ladder) for task in tasks])
     per_task["carry-forward"] = 100 * np.abs(best - actual)
     shown = " | ".join(f"{carried[[split.name for split in every].index(name)]:.2f}" for name in _SHOWN)
     print(f"| best run carried forward | {shown} | {np.mean(carried):.2f} | {per_task['carry-forward'].mean():.2f} | - | - | - | - | - |\n")
@@ -65,8 +64,8 @@ def _carry_forward(table, split, tasks) -> float:
     fitted = [table[name] for name in split.fitted]
     found = []
     for task in tasks:
-        best = max(final_value(run.accuracy(task), 5) for run in fitted)
-        found += [100 * abs(best - final_value(table[name].accuracy(task), 5)) for name in split.predicted]
+        best = max(run.final_value(run.accuracy(task), 5) for run in fitted)
+        found += [100 * abs(best - table[name].final_value(table[name].accuracy(task), 5)) for name in split.predicted]
     return float(np.mean(found))
 
 

@@ -105,11 +105,11 @@ def test_domains_can_be_chosen_and_stay_with_their_tokens(tmp_path):
 def test_a_million_documents_are_packed_in_seconds():
     import time
 
-    from lmlab.data.packing import _best_fit
+    from lmlab.data.packing import best_fit
 
     lengths = np.random.default_rng(0).lognormal(5.5, 1.2, 1_000_000).astype(np.int64).clip(1, 2048)
     start = time.perf_counter()
-    rows = _best_fit(lengths, 2048)
+    rows = best_fit(lengths, 2048)
     assert time.perf_counter() - start < 20
     filled = np.bincount(rows, lengths)
     assert filled.max() <= 2048 and filled.mean() > 0.99 * 2048

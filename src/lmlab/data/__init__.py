@@ -9,7 +9,7 @@ from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader, Rows
 from lmlab.data.mds import MDSShard, MDSWriter, read_mds_index
 from lmlab.data.mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
-from lmlab.data.packing import PackedRows, Packing
+from lmlab.data.packing import PackedRows, Packing, best_fit
 from lmlab.data.preference_rows import KTORows, PreferenceRows, example_row
 from lmlab.data.shards import TokenizedCorpus, TokenizedItem, write_shards
 from lmlab.data.sources import (
@@ -68,6 +68,7 @@ __all__ = [
     "TokenizedItem",
     "TokenizedSource",
     "Tokenizer",
+    "best_fit",
     "chat_template",
     "chat_tokenizer",
     "choose_kind",

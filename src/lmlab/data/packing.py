@@ -45,7 +45,7 @@ class PackedRows:
             self._num_rows = max(0, self.num_tokens - 1) // seq_len
         else:
             self._pieces = _cut(lengths, seq_len)
-            rows = _best_fit(self._pieces[:, 2], seq_len) if packing == "best_fit" else np.arange(len(self._pieces))
+            rows = best_fit(self._pieces[:, 2], seq_len) if packing == "best_fit" else np.arange(len(self._pieces))
             self._pieces = self._pieces[np.argsort(rows, kind="stable")]
             self._num_rows = int(rows.max(initial=-1)) + 1
             self._first = np.searchsorted(np.sort(rows), np.arange(self._num_rows + 1))
@@ -126,8 +126,8 @@ def _cut(lengths: Ints, seq_len: int) -> Ints:
     return np.stack([documents, offsets, np.minimum(seq_len, inputs[documents] - offsets)], 1)
 
 
-def _best_fit(lengths: Ints, seq_len: int) -> Ints:
-    """The row of each piece, by best-fit decreasing.
+def best_fit(lengths: Ints, seq_len: int) -> Ints:
+    """The row of each piece of at most `seq_len` tokens, by best-fit decreasing.
 
     The bits of one integer say which amounts of room some row has; the row with the least that suffices is found by a shift.
     """

@@ -7,7 +7,7 @@ from lmlab.models.decoding import Continuation, Decoding, PromptScores
 from lmlab.models.families import family_of
 from lmlab.models.generate import Completion, GrowingText, generate, stream
 from lmlab.models.generation_config import DecodingConfig, GenerationConfig
-from lmlab.models.hf import compare_with_transformers, end_token_ids, from_pretrained, read_config, save_pretrained
+from lmlab.models.hf import compare_with_transformers, end_token_ids, from_pretrained, read_config, read_settings, save_pretrained
 from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
 from lmlab.models.loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
 from lmlab.models.moe import MoE
@@ -56,6 +56,7 @@ __all__ = [
     "merge_lora",
     "named_tensors",
     "read_config",
+    "read_settings",
     "remove_lora",
     "router_z_loss",
     "save_lora",

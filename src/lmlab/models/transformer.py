@@ -50,7 +50,7 @@ class TransformerOutput:
         logits_BTV: next-token logits if asked for, [B, T, V], or [B, 1, V] for the last position only.
         loss: summed cross-entropy of the labels if labels were given.
         token_scores: of the targets if targets were given.
-        scores_BC: the scalars at the last real token of each row, for a model with `num_labels`.
+        scores_BC: the scalars at the last real token of each row, for a model with `num_labels`; [B, N, C] at chosen positions. In fp32.
         routers: what the router of each mixture-of-experts layer decided, in order.
         router_losses: their losses, while the model is trained (in training mode, with gradients).
     """
@@ -258,6 +258,7 @@ class Transformer(nn.Module):
         targets: Targets | None = None,
         z_loss: float = 0.0,
         logits: Literal["all", "last", "none"] | None = None,
+        scores_at_BN: Tensor | None = None,
         taps: Taps | None = None,
     ) -> TransformerOutput:
         """Run the network on token ids or on embeddings.
@@ -277,6 +278,7 @@ class Transformer(nn.Module):
             targets: tokens whose probabilities after chosen positions are wanted, without gradients and without the logits of all positions.
             z_loss: coefficient of the z-loss, which is added to the loss.
             logits: which positions get logits; by default all, or none when labels or targets are given or the model gives scalars.
+            scores_at_BN: positions whose scalars are wanted in place of those at the last real token, such as the ends of packed documents.
             taps: listeners on intermediates (`lmlab.models.taps`).
 
         Raises:
@@ -316,7 +318,9 @@ class Transformer(nn.Module):
         if taps is not None:
             hidden_BTD = taps("final", hidden_BTD)
         if self.score is not None:
-            scores_BC = self.score(_last_real(hidden_BTD, attention_mask_BT))
+            pooled = _last_real(hidden_BTD, attention_mask_BT) if scores_at_BN is None else _at(hidden_BTD, scores_at_BN)
+            with torch.autocast(pooled.device.type, enabled=False):
+                scores_BC = linear(pooled.float(), self.score.weight.float())
             return TransformerOutput(hidden_BTD, scores_BC=scores_BC, **routing)
         loss = None
         if labels_BT is not None:
@@ -449,3 +453,8 @@ def _last_real(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
     index = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
     last = (attention_mask_BT.bool() * index).amax(1)
     return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), last]
+
+
+def _at(hidden_BTD: Tensor, index_BN: Tensor) -> Tensor:
+    """The hidden states at chosen positions, [B, N, D]."""
+    return hidden_BTD.gather(1, index_BN[..., None].expand(-1, -1, hidden_BTD.shape[2]))

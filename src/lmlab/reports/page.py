@@ -19,11 +19,13 @@ class Section:
         title: the heading.
         blocks: what the section shows, in order.
         intro: a sentence or two below the heading.
+        rank: where it stands in the report of a run: what a reader asks for first has 0, details 9.
     """
 
     title: str
     blocks: Sequence[Block]
     intro: str = ""
+    rank: int = 9
 
 
 @dataclass(frozen=True)

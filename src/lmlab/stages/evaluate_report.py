@@ -109,7 +109,7 @@ def tasks_section(results: dict[str, Any], where: str = "") -> Section:
     blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
     used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
     note = _TASK_NOTE.format(normalizations=f"as it is (none) or divided by {', '.join(used)}" if used else "as it is")
-    return Section(f"Benchmarks{where}", blocks, f"Computed by {results['scorer']}. {note}")
+    return Section(f"Benchmarks{where}", blocks, f"Computed by {results['scorer']}. {note}", rank=1)
 
 
 def _table(tasks: Figures) -> Table:
@@ -164,7 +164,8 @@ def comparison_section(results: dict[str, Any], where: str = "") -> Section:
     measured = results["measured"]
     bits = {name: found["bits_per_byte"] for name, found in measured.items() if "bits_per_byte" in found}
     if bits:
-        blocks += [_verdict(bits), *_comparison(bits, "bits per byte", None, 3)]
+        verdict = _verdict(bits)
+        blocks += [*([verdict] if verdict else []), *_comparison(bits, "bits per byte", None, 3)]
     accuracy = {name: found["accuracy"] for name, found in measured.items() if "accuracy" in found}
     if accuracy:
         blocks += _comparison(accuracy, "accuracy", ("chance", results["chance"]["all"]), 3)
@@ -172,10 +173,13 @@ def comparison_section(results: dict[str, Any], where: str = "") -> Section:
         "Measured on held-out text that no training document repeats. "
         "± is one standard error: over documents for bits per byte, over questions for accuracy."
     )
-    return Section(f"Evaluation{where}", blocks, intro)
+    return Section(f"Evaluation{where}", blocks, intro, rank=1)
 
 
-def _verdict(bits: Figures) -> Note:
+def _verdict(bits: Figures) -> Note | None:
+    """None where there is nothing to compare with."""
+    if set(bits) == {"model"}:
+        return None
     worse = [
         f"{name} on {domain} ({value['value']:.3f} against {bits['model'][domain]['value']:.3f})"
         for name, found in bits.items()

@@ -58,7 +58,7 @@ class Generate(Stage[GenerateConfig]):
             f"{name} {value}" for name, value in (("top-p", config.top_p), ("top-k", config.top_k), ("min-p", config.min_p)) if value is not None
         ]
         intro = ", ".join([f"Temperature {config.temperature}", *limits]) + ". The first draws of each prompt, not chosen by hand."
-        return [Section("Samples", [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]], intro)]
+        return [Section("Samples", [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]], intro, rank=3)]
 
 
 def generation_config(settings: GenerationConfig, directory: Path, tokenizer: Tokenizer, seed: int = 0) -> GenerationConfig:

@@ -40,12 +40,12 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
     times: list[list[Any]] = []
     for each in stages:
         record = read_record(each.directory)
-        facts |= each.entry.stage.headline(record["results"])
+        headline = each.entry.stage.headline(record["results"])
+        facts |= {f"{key} ({each.entry.name})" if key in facts else key: value for key, value in headline.items()}
         sections += each.entry.stage.report(each.entry.config, record["results"], each.directory)
         times.append([each.entry.name, each.entry.kind, format_duration(record["seconds"]), each.entry.stage.summary(record["results"])])
     manifest = read_json(run / "manifest.json")
-    order = {"Evaluation": 0, "Samples": 1, "Training": 2}
-    sections.sort(key=lambda section: order.get(section.title, 3))
+    sections.sort(key=lambda section: section.rank)
     if facts:
         sections.insert(0, Section("At a glance", [Facts(facts)], manifest["description"]))
     sections.append(Section("Stages", [Table(["stage", "kind", "time", "outcome"], times, align=["left", "left", "right", "left"])]))

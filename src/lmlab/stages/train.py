@@ -201,7 +201,7 @@ class Train(Stage[TrainConfig]):
         if len(results["sources"]) > 1:
             table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
-        return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows))]
+        return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows), rank=4)]
 
 
 def _active(results: dict[str, Any]) -> str:

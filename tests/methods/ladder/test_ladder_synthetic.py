@@ -30,6 +30,15 @@ def test_all_five_parameters_come_back_from_exact_points(synthetic, settings):
     assert chain.loss(logs(N, D, None)[:, None])[0, 0, 0] == pytest.approx(true_loss(N, D), rel=1e-5)
 
 
+def test_runs_that_were_measured_four_times_give_the_laws_too(synthetic):
+    """Means over checkpoints are of a run's end, and of what lies near on the curve."""
+    table, tasks = synthetic(checkpoints=4)
+    chain = fit_chain(table, tasks, TwoStepSettings(delta=None))
+    assert chain.first.parameters_BP[0] == pytest.approx(LAW, rel=1e-3)
+    loss = true_loss(N, D)
+    assert chain.accuracy_of(np.array([[[loss]]]))[0, 0, 0] == pytest.approx(true_accuracy(loss), abs=1e-3)
+
+
 @pytest.mark.slow
 def test_intervals_hold_what_they_promise_on_200_noisy_ladders(synthetic):
     """0.3 % of noise between runs; 90 % intervals of accuracy and of loss hold the truth in 85 to 95 % of the ladders."""

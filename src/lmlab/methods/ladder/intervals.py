@@ -24,7 +24,7 @@ from scipy.stats import norm
 
 from lmlab.methods.ladder.backtest import Split, mean_logit, splits
 from lmlab.methods.ladder.chain import Chain, Resample, fit_chain, refit
-from lmlab.methods.ladder.points import final_value, logs, target_values
+from lmlab.methods.ladder.points import logs, target_values
 from lmlab.methods.ladder.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.table import Floats, RunTable
 from lmlab.methods.ladder.tasks import Task
@@ -147,7 +147,7 @@ def _run_noise(chain: Chain, table: RunTable) -> Floats:
     for one, two in pairs:
         for place, task in enumerate(chain.tasks):
             first, second = (
-                final_value(run.intermediate(task, chain.settings.x) if chain.settings.chained else run.accuracy(task), chain.settings.last)
+                run.final_value(run.intermediate(task, chain.settings.x) if chain.settings.chained else run.accuracy(task), chain.settings.last)
                 for run in (table[one], table[two])
             )
             total[place] += np.log(first / second) ** 2 / 2

@@ -19,6 +19,8 @@ from lmlab.methods.ladder.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tasks import Task
 from lmlab.progress import console
 
+_PARTS = 7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
+
 
 @dataclass(frozen=True)
 class Points:
@@ -74,11 +76,6 @@ def moving_average(values: Floats, width: int) -> Floats:
     return np.asarray((total[..., end] - total[..., begin]) / (end - begin))
 
 
-def final_value(values: Floats, last: int) -> float:
-    """The mean of the last values."""
-    return float(values[-last:].mean())
-
-
 def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> Points:
     """The points of a ladder.
 
@@ -92,14 +89,15 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
     curve_runs = runs if table.second is None else table.second.ladder.runs
     others = _external(table, tasks, settings)
     kept = [math.ceil(settings.skip * len(run)) for run in curve_runs]
+    widths = [min(settings.moving_average, max(1, len(run) // _PARTS)) for run in curve_runs]
     y, accuracy, losses, accuracies = [], [], [], []
     for task in tasks:
-        y.append([final_value(run.intermediate(task, settings.x), settings.last) for run in runs])
-        accuracy.append([final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last) for run in runs])
+        y.append([run.final_value(run.intermediate(task, settings.x), settings.last) for run in runs])
+        accuracy.append([run.final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last) for run in runs])
         pairs = [(run.intermediate(task, settings.x)[k:], run.accuracy(task, variant)[k:]) for run, k in zip(curve_runs, kept, strict=True)]
         extra = np.array([(float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])) for run in others]).reshape(-1, 2)
-        losses.append(np.concatenate([*(moving_average(loss, settings.moving_average) for loss, _ in pairs), extra[:, 0]]))
-        accuracies.append(np.concatenate([*(moving_average(value, settings.moving_average) for _, value in pairs), extra[:, 1]]))
+        losses.append(np.concatenate([*(moving_average(loss, width) for (loss, _), width in zip(pairs, widths, strict=True)), extra[:, 0]]))
+        accuracies.append(np.concatenate([*(moving_average(value, width) for (_, value), width in zip(pairs, widths, strict=True)), extra[:, 1]]))
     first = 0 if table.second is None else len(runs)
     owners = [first + place for place, (run, k) in enumerate(zip(curve_runs, kept, strict=True)) for _ in range(len(run) - k)]
     owners += range(first + len(curve_runs), first + len(curve_runs) + len(others))
@@ -130,7 +128,7 @@ def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings)
 
 def target_values(run: Run, task: Task, settings: TwoStepSettings) -> tuple[float, float]:
     """What was measured on a target: the last of its averaged values."""
-    return final_value(run.intermediate(task, settings.x), settings.last), final_value(run.accuracy(task, _variant(settings)), settings.last)
+    return run.final_value(run.intermediate(task, settings.x), settings.last), run.final_value(run.accuracy(task, _variant(settings)), settings.last)
 
 
 def check(

@@ -11,7 +11,6 @@ import numpy as np
 
 from lmlab.methods.ladder.diagnose import formula, name_of, units
 from lmlab.methods.ladder.forecast import Forecaster, Prediction
-from lmlab.methods.ladder.points import final_value
 from lmlab.methods.ladder.settings import TwoStepSettings
 from lmlab.methods.ladder.table import Run, RunTable
 from lmlab.methods.ladder.target import only_target, score_target
@@ -60,7 +59,7 @@ def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> fl
     if run is None or not all(key in run.metrics for key in task.accuracy_keys):
         return None
     member = forecaster.ensemble.settings.members[0]
-    return final_value(run.accuracy(task, "mc" if member.accuracy_law == "mc" else "rc"), member.last)
+    return run.final_value(run.accuracy(task, "mc" if member.accuracy_law == "mc" else "rc"), member.last)
 
 
 def distance_sentence(prediction: Prediction) -> str:
@@ -137,7 +136,7 @@ def cards(forecaster: Forecaster) -> list[Card]:
     reports = forecaster.step_reports()[0]
     found = []
     for task, each, report in zip(forecaster.tasks, noise, reports, strict=True):
-        finals = [final_value(run.accuracy(task), 5) for run in table.ladder]
+        finals = [run.final_value(run.accuracy(task), 5) for run in table.ladder]
         signal = 100 * (max(finals) - min(finals))
         questions = 100 * math.sqrt(max(finals) * (1 - max(finals)) / task.n_instances) if task.n_instances else None
         parts = {"checkpoints": 100 * each.accuracy_sd, "runs": 100 * seeds[task.name][1] if seeds else None, "questions": questions}

@@ -21,9 +21,10 @@ class TwoStepSettings(Config):
         delta: where Huber's loss of the first step becomes linear, in logarithms; None for least squares.
         starts: `paper` is the reference's single start with its bounds and optimiser, `grid` takes the best of at least 24.
         shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
-        last: checkpoints whose mean stands for a run.
+        last: checkpoints whose mean stands for a run, at most those of its last tenth.
         accuracy_law: of the second step.
-        moving_average, skip: checkpoints that are averaged for the second step, and the share at a run's beginning that is left out.
+        moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
+            and the share at a run's beginning that is left out.
         anchor: append the point (loss 0, accuracy 1).
         weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy (`binomial`).
         runs: `paper` leaves out runs below 1xC and repeated ones.

@@ -136,7 +136,7 @@ class Ladder(Stage[LadderConfig]):
             *_flag_notes(results),
         ]
         intro = (
-            f"Small models were trained first, and forecast the large one at {results['made']}, before its training began: "
+            f"Small models were trained first, and forecast the large one at {_time(results['made'])}, before its training began: "
             "a law of parameters and tokens for the loss, and a curve from loss to accuracy. They cost "
             f"{results['ladder_flops'] / results['target_flops']:.0%} of its compute."
         )
@@ -205,20 +205,22 @@ class LadderOutcome(Stage[OutcomeConfig]):
         rows: list[list[Any]] = []
         for title, key, digits, scale in (("held-out loss, nats a token", "heldout_loss", 3, 1.0), ("accuracy, %", "accuracy", 1, 100.0)):
             each = results[key]
-            low, high, value, outcome = (round(each[name] * scale, digits) for name in ("lo", "hi", "value", "outcome"))
-            others = [round(each[name] * scale, digits) for name in ("carry_forward", "log_linear")]
+            low, high, value, outcome, *others = (
+                f"{each[name] * scale:.{digits}f}" for name in ("lo", "hi", "value", "outcome", "carry_forward", "log_linear")
+            )
             rows.append([title, value, f"{low} to {high}", outcome, "inside" if each["inside"] else "outside", *others])
         if not results["as_planned"]:
             note = Note(
                 "The model was not trained as the forecast said. The figures are those of the same small runs for its own size and length.", "warning"
             )
         elif results["before"]:
-            note = Note(f"The forecast was made at {results['made']}; the training began at {results['training_started']}.", "good")
+            note = Note(f"The forecast was made at {_time(results['made'])}; the training began at {_time(results['training_started'])}.", "good")
         else:
-            note = Note(f"The training began at {results['training_started']}, before the forecast of {results['made']}: this is no forecast.", "bad")
+            began, made = _time(results["training_started"]), _time(results["made"])
+            note = Note(f"The training began at {began}, before the forecast of {made}: this is no forecast.", "bad")
         columns = ["", "forecast", percent, "outcome", "", "best small run", "line in log compute"]
         caption = "Forecast and outcome. The last two columns are what simpler forecasts would have said."
-        return [Section("Forecast and outcome", [note, Table(columns, rows, caption)])]
+        return [Section("Forecast and outcome", [note, Table(columns, rows, caption)], rank=2)]
 
 
 _BPB, _ACCURACY = "questions/bits_per_byte", "questions/accuracy"
@@ -254,6 +256,10 @@ def forecast(table: RunTable, task: Task, n: float, d: float, flops: float | Non
         "prediction": predicted.to_json(),
         "fit": accuracy_model.to_json(),
     }
+
+
+def _time(stamp: str) -> str:
+    return datetime.fromisoformat(stamp).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _target(config: LadderConfig) -> tuple[float, float]:

@@ -19,6 +19,7 @@ Mode = Literal["train", "eval"]
 
 C4 = "eval/c4_en-validation/CrossEntropyLoss"
 TOKENS_PER_PARAMETER = 20  # of one Chinchilla multiple, 1xC
+_END = 0.1
 _DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
 _FINISHED = 0.98  # of the planned tokens
 
@@ -82,6 +83,15 @@ class Run:
         if self.lr is not None and self.lr_peak and len(self.lr) and self.lr[-1] > _DECAYED * self.lr_peak:
             return f"its learning rate has decayed to {self.lr[-1] / self.lr_peak:.0%} of the peak only"
         return None
+
+    def final_value(self, values: Floats, last: int) -> float:
+        """The mean of the last values, though of none before the last tenth of the run: earlier ones are not those of a finished run.
+
+        Arguments:
+            values: [K], one for each checkpoint.
+        """
+        at_the_end = int((self.tokens >= (1 - _END) * self.final_tokens).sum())
+        return float(values[-min(last, at_the_end) :].mean())
 
     def column(self, name: str, task: Task | None = None) -> Floats:
         """One column, [K].

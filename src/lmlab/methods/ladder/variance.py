@@ -9,7 +9,6 @@ import numpy as np
 from scipy.stats import pearsonr
 
 from lmlab.methods.ladder.intervals import repeated_runs
-from lmlab.methods.ladder.points import final_value
 from lmlab.methods.ladder.settings import TwoStepSettings
 from lmlab.methods.ladder.table import Run, RunTable
 from lmlab.methods.ladder.target import TargetError
@@ -66,7 +65,7 @@ def seed_noise(table: RunTable, tasks: Sequence[Task]) -> dict[str, tuple[float,
         losses, accuracies = [], []
         for names in pairs:
             one, two = (table[name] for name in names)
-            losses.append(np.log(final_value(one.intermediate(task, "bpb"), last) / final_value(two.intermediate(task, "bpb"), last)))
-            accuracies.append(final_value(one.accuracy(task), last) - final_value(two.accuracy(task), last))
+            losses.append(np.log(one.final_value(one.intermediate(task, "bpb"), last) / two.final_value(two.intermediate(task, "bpb"), last)))
+            accuracies.append(one.final_value(one.accuracy(task), last) - two.final_value(two.accuracy(task), last))
         found[task.name] = (float(np.sqrt(np.mean(np.square(losses)) / 2)), float(np.sqrt(np.mean(np.square(accuracies)) / 2)))
     return found

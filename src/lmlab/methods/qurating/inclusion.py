@@ -1,0 +1,101 @@
+"""How likely each row is to be chosen, before anything is drawn.
+
+Gumbel top-k is an exponential race: row i finishes at a time of rate exp(z_i / tau), and those that finish before a common time t are chosen. For
+many rows t is sharp, and solves sum_i length_i (1 - exp(-t exp(z_i / tau))) = budget.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmlab.methods.qurating.problems import BadTemperature, BudgetExceedsCorpus
+
+Floats = NDArray[np.float64]
+_LARGEST_EXACT = 9
+
+
+def check_temperature(tau: float) -> float:
+    """The temperature as it is.
+
+    Raises:
+        BadTemperature: it is negative or not a number.
+    """
+    if math.isnan(tau) or tau < 0:
+        raise BadTemperature(f"The temperature tau is {tau}; it must be 0 or more.", "To choose the lowest ratings use --invert.")
+    return tau
+
+
+def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: float = 1.0) -> Floats:
+    """P(row i is chosen) by the law of large numbers, for each row.
+
+    Arguments:
+        z: normalised ratings, [N].
+        lengths: tokens, [N].
+        budget: tokens to choose.
+        tau: 0 for top-k, infinity for uniform.
+
+    Raises:
+        BadTemperature: tau is negative or not a number.
+        BudgetExceedsCorpus: there are fewer tokens.
+    """
+    check_temperature(tau)
+    z_N, length_N = np.asarray(z, np.float64), np.asarray(lengths, np.float64)
+    total = float(length_N.sum())
+    if budget > total:
+        raise BudgetExceedsCorpus(f"{budget:,.0f} tokens are asked for, and the corpus has {total:,.0f}.", "Ask for fewer.")
+    if budget <= 0 or not len(z_N):
+        return np.zeros(len(z_N))
+    if budget == total:
+        return np.ones(len(z_N))
+    if tau == 0:
+        return _of_the_best(z_N, length_N, budget)
+    logit_N = np.zeros(len(z_N)) if math.isinf(tau) else z_N / tau
+    log_t = _log_time(logit_N, length_N, budget)
+    return -np.expm1(-np.exp(np.minimum(log_t + logit_N, 700.0)))
+
+
+def _of_the_best(z_N: Floats, length_N: Floats, budget: float) -> Floats:
+    order = np.argsort(-z_N, kind="stable")
+    before = np.cumsum(length_N[order]) - length_N[order]
+    chosen = np.zeros(len(z_N))
+    chosen[order] = before < budget
+    return chosen
+
+
+def _log_time(logit_N: Floats, length_N: Floats, budget: float) -> float:
+    """The logarithm of t, by bisection: the expected tokens rise with t."""
+    low, high = -float(logit_N.max()) - 60.0, -float(logit_N.min()) + 60.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        expected = float((length_N * -np.expm1(-np.exp(np.minimum(middle + logit_N, 700.0)))).sum())
+        low, high = (middle, high) if expected < budget else (low, middle)
+        if high - low < 1e-12 * max(1.0, abs(low)):
+            break
+    return (low + high) / 2
+
+
+def exact_inclusion(z: ArrayLike, count: int, tau: float = 1.0) -> Floats:
+    """P(row i is among the `count` chosen), by going through all ordered choices (Plackett-Luce), for each row; for at most 9 rows.
+
+    Raises:
+        ValueError: too many rows, or more are chosen than there are.
+    """
+    check_temperature(tau)
+    z_N = np.asarray(z, np.float64)
+    if len(z_N) > _LARGEST_EXACT or count > len(z_N):
+        raise ValueError(f"exact inclusion is for at most {_LARGEST_EXACT} rows and at most all of them, not for {count} of {len(z_N)}")
+    if tau == 0:
+        return _of_the_best(z_N, np.ones(len(z_N)), count)
+    weight_N = np.exp((z_N - z_N.max()) / tau)
+    chosen = np.zeros(len(z_N))
+    for order in itertools.permutations(range(len(z_N)), count):
+        left, probability = float(weight_N.sum()), 1.0
+        for row in order:
+            probability *= weight_N[row] / left
+            left -= weight_N[row]
+        chosen[list(order)] += probability
+    return chosen

@@ -1,0 +1,102 @@
+"""What a judge is asked: the wording is a file of data, and its hash stands beside every judgment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from lmlab.config import Config, load_yaml, validate
+from lmlab.endpoints import ChatRequest
+from lmlab.errors import UserError
+from lmlab.files import sha256_json
+
+_BUILT_IN = Path(__file__).parent / "prompts" / "v1.yaml"
+DEFAULT_CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
+
+
+class Wording(Config):
+    """The words of a judge's prompts.
+
+    Attributes:
+        pair, single: templates with {clause}, and {first}, {second}, {text_a}, {text_b} or {text}.
+        labels: of the first and the second text.
+        criteria: the clause of each built-in criterion.
+    """
+
+    version: int
+    system: str
+    pair: str
+    single: str
+    labels: tuple[str, str]
+    criteria: dict[str, str]
+
+
+@lru_cache
+def load_wording(path: Path = _BUILT_IN) -> Wording:
+    """Read a file of prompts; the built-in one by default."""
+    return validate(Wording, load_yaml(path), f"'{path}'")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A quality that texts are compared by.
+
+    Attributes:
+        name: also of the columns of its judgments and ratings.
+        clause: completes "choose the one which ...".
+    """
+
+    name: str
+    clause: str
+    wording: Wording
+
+    @cached_property
+    def prompt_hash(self) -> str:
+        """SHA-256 of everything that the judge is told apart from the texts."""
+        return sha256_json({"wording": self.wording.model_dump(exclude={"criteria"}), "clause": self.clause})
+
+    def pair_request(self, text_a: str, text_b: str, **options: object) -> ChatRequest:
+        """The question which of two texts is the better one."""
+        first, second = (f"Option {label}" for label in self.wording.labels)
+        content = _fill(self.wording.pair, clause=self.clause, first=first, second=second, text_a=text_a, text_b=text_b)
+        return self._request(content, options)
+
+    def single_request(self, text: str, **options: object) -> ChatRequest:
+        """The question for a grade of one text."""
+        return self._request(_fill(self.wording.single, clause=self.clause, text=text), options)
+
+    def _request(self, content: str, options: dict[str, object]) -> ChatRequest:
+        messages = ({"role": "system", "content": self.wording.system}, {"role": "user", "content": content})
+        return ChatRequest(messages, **options)  # type: ignore[arg-type]
+
+
+def criterion(name: str, clause: str | None = None, wording: Wording | None = None) -> Criterion:
+    """A built-in criterion by its name, or one of your own with its clause.
+
+    Raises:
+        UserError: a name of your own without a clause, or a name that cannot be one of columns.
+    """
+    words = wording or load_wording()
+    if not name.replace("_", "").isalnum():
+        raise UserError(f"'{name}' cannot name a criterion.", "Use letters, digits and underscores.")
+    if clause is None and name not in words.criteria:
+        raise UserError(f"The criterion '{name}' needs a clause.", f"Built in are: {', '.join(words.criteria)}.")
+    return Criterion(name, " ".join((clause or words.criteria[name]).split()), words)
+
+
+def _fill(template: str, **values: str) -> str:
+    """Fill a template in one pass, so that braces in texts are left as they are."""
+    parts = []
+    rest = template
+    while rest:
+        before, opened, after = rest.partition("{")
+        name, closed, following = after.partition("}")
+        parts.append(before)
+        if opened and closed and name in values:
+            parts.append(values[name])
+            rest = following
+        else:
+            parts.append(opened)
+            rest = after
+    return "".join(parts).strip()

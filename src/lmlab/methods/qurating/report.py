@@ -1,0 +1,253 @@
+"""Sections of the page about judgments, raters, annotations and selections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmlab.files import read_json
+from lmlab.methods.qurating.analysis import Analysis, AnalysisConfig, analyse
+from lmlab.methods.qurating.bias import CAUTION
+from lmlab.progress import short
+from lmlab.reports import (
+    Block,
+    Cell,
+    Details,
+    Facts,
+    Figure,
+    Note,
+    Page,
+    Paragraph,
+    Sample,
+    Section,
+    Series,
+    Table,
+    funnel_chart,
+    heat_map,
+    line_chart,
+)
+from lmlab.reports.blocks import NoteKind
+
+_BIASED = 0.1
+
+
+def judgment_sections(figures: dict[str, Any]) -> list[Section]:
+    """Effects of order, confidence of labels, missing labels by domain."""
+    rows = [
+        [name, each["labels"], each["position_bias"], each["swap_consistency"], sum(each["confidence"][5:]) / max(1, each["labels"])]
+        for name, each in figures["criteria"].items()
+    ]
+    blocks: list[Block] = [
+        Facts({"Groups": f"{figures['groups']:,}", "Questions": f"{figures['questions']:,}"}),
+        Paragraph(f"The judge: {figures['judge']}."),
+        Table(["criterion", "labels", "position bias", "same winner in both orders", "share with |2y - 1| ≥ 0.5"], rows, "Judgments by criterion."),
+    ]
+    if any(abs(each["position_bias"] or 0) > _BIASED for each in figures["criteria"].values()):
+        blocks.append(
+            Note("The judge leans to one place. Both orders cancel this in the labels to first order, at the price of weaker labels.", "warning")
+        )
+    curves = [Series(name, [n / 10 + 0.05 for n in range(10)], each["confidence"]) for name, each in figures["criteria"].items()]
+    if curves:
+        blocks.append(Figure(line_chart(curves, "|2y - 1|", "labels"), "How sure the labels are.", "Histogram of confidence"))
+    if figures["missing"]:
+        lost = [[each["criterion"], each["domain"], each["reason"], each["questions"], each["questions"] / each["of"]] for each in figures["missing"]]
+        blocks.append(
+            Table(["criterion", "domain", "reason", "questions", "share"], lost, "Questions without a verdict: compare the shares of domains.")
+        )
+    if figures["connected_sets"] > 1:
+        blocks.append(Paragraph(f"The comparisons fall into {figures['connected_sets']:,} sets of texts that were never compared with each other."))
+    return [Section("Judgments", blocks)]
+
+
+def rater_sections(results: dict[str, Any]) -> list[Section]:
+    """Accuracy by confidence, calibration, the training."""
+    training = results["training"]
+    facts = {
+        "Pairs": f"{results['pairs']:,}",
+        "Held-out groups": f"{results['held_out_groups']:,}",
+        "Steps": f"{training['steps']:,}",
+        "Tokens a second": f"{training['tokens_per_second']:,.0f}",
+        "Padding": f"{results['padding']:.1%}",
+    }
+    blocks: list[Block] = [Facts(facts)]
+    if results["dropped"]:
+        blocks.append(Paragraph("Left out: " + ", ".join(f"{count:,} groups with {reason}" for reason, count in results["dropped"].items()) + "."))
+    if "metrics" in results:
+        rows = [
+            [name, f"m ≥ {m}", at["pairs"], at["accuracy"], at["ceiling"], at["cross_entropy"], each["calibration_error"] if m == "0" else None]
+            for name, each in results["metrics"].items()
+            for m, at in each["at"].items()
+        ]
+        columns = ["criterion", "confidence", "labels", "accuracy", "ceiling", "cross-entropy", "calibration error"]
+        blocks.append(Table(columns, rows, "On held-out groups. The ceiling is what a perfect rater would reach against votes as noisy as these."))
+    return [Section("Rater", blocks)]
+
+
+def annotation_sections(rows: Path) -> list[Section]:
+    """Distributions and correlations of ratings."""
+    return [Section("Ratings", rating_blocks(analyse(rows, None, None, AnalysisConfig(clusters=0, examples=0))))]
+
+
+def rating_blocks(found: Analysis) -> list[Block]:
+    """Histograms by domain, and the correlation matrix."""
+    blocks: list[Block] = []
+    if found.rows < found.of_rows:
+        blocks.append(Paragraph(f"From {found.rows:,} of {found.of_rows:,} rows, spread evenly."))
+    for name, each in found.histograms.items():
+        if not each["edges"]:
+            continue
+        middles = [(a + b) / 2 for a, b in zip(each["edges"], each["edges"][1:], strict=False)]
+        curves = [Series(domain or "all", middles, _shares(counts)) for domain, counts in each["domains"].items() if sum(counts)]
+        if sum(each["chosen"]):
+            curves.append(Series("chosen", middles, _shares(each["chosen"]), dashed=True))
+        blocks.append(Figure(line_chart(curves, "rating", "share of rows"), f"Ratings by {name.replace('_', ' ')}.", f"Ratings by {name}"))
+    labels = [*found.criteria, "log length"]
+    matrix = [[float("nan") if value is None else value for value in row] for row in found.correlations]
+    if matrix:
+        blocks.append(Figure(heat_map(matrix, labels, labels, "", "", "correlation"), "Correlations of ratings with each other and with length."))
+    spread: list[list[Cell]] = [[name, value] for name, value in found.segment_deviation.items() if value is not None]
+    if spread:
+        blocks.append(
+            Table(["criterion", "deviation of segments"], spread, "How much segments of one document differ, in standard deviations of the corpus.")
+        )
+    return blocks
+
+
+def selection_sections(directory: Path, found: Analysis | None, context_name: str = "") -> list[Section]:
+    """The plan, the funnel, domains, ratings, topics, bias, texts to read."""
+    report, plan = read_json(directory / "selection.json"), read_json(directory / "plan.json")
+    title = f"Selection: {context_name}" if context_name else "Selection"
+    sections = [Section(title, selection_blocks(report) + plan_blocks(plan))]
+    if found is not None:
+        sections.append(Section(f"{title}, what it did", rating_blocks(found) + topic_blocks(found) + bias_blocks(found) + extreme_blocks(found)))
+    return sections
+
+
+def selection_blocks(report: dict[str, Any]) -> list[Block]:
+    """The funnel and the domains."""
+    before = report["of_rows"] + sum(report["dropped"].values())
+    steps, left = [("documents", before)], before
+    for reason, count in report["dropped"].items():
+        left -= count
+        steps.append((f"without {reason}", left))
+    steps.append(("chosen", report["rows"]))
+    facts = {
+        "Chosen": f"{short(report['tokens'])} of {short(report['of_tokens'])} tokens",
+        "Mode": report["config"]["mode"].replace("_", "-"),
+        "Mean z": "-" if report["mean_z"] is None else f"{report['mean_z']:+.2f}",
+    }
+    rows = [
+        [name or "all", each["of_rows"], each["rows"], each["of_tokens"] / max(1, report["of_tokens"]), each["tokens"] / max(1, report["tokens"])]
+        for name, each in report["domains"].items()
+    ]
+    blocks: list[Block] = [
+        Facts(facts),
+        Paragraph(f"Noise: {report['noise']}."),
+        Figure(funnel_chart(steps), "Documents that remain.", "Funnel"),
+        Table(["domain", "documents", "chosen", "share of the corpus's tokens", "share of the chosen tokens"], rows, "Domains before and after."),
+    ]
+    moved = max((abs(row[3] - row[4]) for row in rows), default=0.0)
+    if report["config"]["domain"] is None:
+        blocks.append(Note("Documents were chosen from all domains at once, so that the shares of domains may have moved.", "warning"))
+    elif moved > 0.01:
+        blocks.append(Note(f"The share of a domain has moved by {moved:.1%} of the tokens.", "warning"))
+    return [*blocks, Note(CAUTION, "info")]
+
+
+def plan_blocks(plan: dict[str, Any]) -> list[Block]:
+    """What each temperature would choose."""
+    outlooks = plan["outlooks"]
+    rows = [[each["tau"], each["mean_z"], each["rows"], each["effective_rows"]] for each in outlooks]
+    curves = [Series(each["tau"], list(range(1, 11)), each["deciles"]) for each in outlooks]
+    names = [each["tau"] for each in outlooks]
+    overlap = [[each["overlap"][name] for name in names] for each in outlooks]
+    blocks: list[Block] = [
+        Table(
+            ["setting", "mean z", "rows", "effective rows"], [[*row[:2], round(row[2]), round(row[3])] for row in rows], "Expected, by temperature."
+        ),
+        Figure(line_chart(curves, "decile of rating", "share of the chosen tokens"), "Where the chosen tokens come from, by temperature."),
+        Figure(heat_map(overlap, names, names, "", "", "overlap"), "Share of the row's choice that the column's shares, with one seed."),
+    ]
+    if plan["repeats"] > 1:
+        blocks.insert(0, Note(f"The corpus does not fill the budget: its rows have to be repeated {plan['repeats']:.2f} times.", "warning"))
+    return [Details("The plan: what other temperatures would choose", blocks)]
+
+
+def topic_blocks(found: Analysis) -> list[Block]:
+    """Topics with ratings and shares."""
+    if not found.topics:
+        return []
+    rows = [
+        [" ".join(each["terms"][:6]), each["rows"], each["share"], each["chosen"], *(each["z"][name] for name in found.criteria)]
+        for each in found.topics
+    ]
+    columns = ["topic", "documents", "share of the corpus", "share of the choice", *(f"z, {name.replace('_', ' ')}" for name in found.criteria)]
+    return [Table(columns, rows, "Topics by their strongest terms.")]
+
+
+def bias_blocks(found: Analysis) -> list[Block]:
+    """Ratings and rates of selection by group."""
+    blocks: list[Block] = []
+    for column, groups in found.bias.items():
+        rows = [
+            [
+                each["group"],
+                each["rows"],
+                each["mean_z"],
+                _interval(each["mean_z_interval"]),
+                each["rate"],
+                each["ratio"],
+                _interval(each["ratio_interval"]),
+            ]
+            for each in groups
+        ]
+        columns = [column, "rows", "mean z", "95 % interval", "rate", "ratio to all", "95 % interval of it"]
+        blocks.append(Table(columns, rows, f"Ratings and rate of selection by {column}."))
+    return blocks
+
+
+def extreme_blocks(found: Analysis) -> list[Block]:
+    """Texts to read."""
+    return [
+        Details(
+            f"Highest, median and lowest by {name.replace('_', ' ')}",
+            [
+                Sample("", each["text"], f"{each['domain'] or 'all'}, {each['place']}: {each['id']}, rating {each['rating']:.3f}")
+                for each in found.extremes
+                if each["criterion"] == name
+            ],
+        )
+        for name in found.criteria
+        if any(each["criterion"] == name for each in found.extremes)
+    ]
+
+
+def comparison_sections(results: dict[str, Any], verdict: str) -> list[Section]:
+    """Whether the choice helped."""
+    rows = [[domain, each["uniform"], each["chosen"], each["difference"], each["error"]] for domain, each in results["domains"].items()]
+    columns = ["held-out domain", "uniform", "chosen", "difference", "standard error"]
+    gone = results["mean_difference"]
+    kind: NoteKind = "info" if abs(gone) <= 2 * results["error"] else "good" if gone < 0 else "bad"
+    table = Table(
+        columns, rows, "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not over seeds."
+    )
+    return [Section("Did the choice help?", [Note(verdict, kind), table], rank=0)]
+
+
+def selection_page(directory: Path, title: str) -> Page:
+    """The page of a folder that `lmlab quality select` wrote."""
+    return Page(title, sections=selection_sections(directory, Analysis.read(directory)))
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = max(1, sum(counts))
+    return [count / total for count in counts]
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return "-" if math.isnan(low) or not np.isfinite(high) else f"{low:.2f} to {high:.2f}"

@@ -1,0 +1,106 @@
+"""From what a judge says to soft labels: the share of votes in both orders, so that a preference for a place cancels (QuRating, section 3.1)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmlab.endpoints import Choice
+
+Floats = NDArray[np.float64]
+MISSING = -100.0
+_TRIM = " \t\r\n\"'`*.\u2018\u2019\u201c\u201d\u00ab\u00bb\u201e()[]{}<>"
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_LEADING = re.compile(r"(the answer is|answer\s*:|option)(?![a-z0-9])\s*:?\s*", re.IGNORECASE)
+
+
+def parse_vote(text: str, labels: Sequence[str] = ("A", "B")) -> int | None:
+    """The number of the label that an answer gives; None for a void vote: both labels, a label twice, another sentence, an unclosed thought."""
+    answer = _THINKING.sub("", unicodedata.normalize("NFKC", text))
+    if "<think>" in answer.lower():
+        return None
+    before = None
+    while answer != before:
+        before = answer
+        answer = answer.strip(_TRIM)
+        if found := _LEADING.match(answer):
+            answer = answer[found.end() :]
+    folded = [unicodedata.normalize("NFKC", label).casefold() for label in labels]
+    return folded.index(answer.casefold()) if answer.casefold() in folded else None
+
+
+def label_masses(choice: Choice, labels: Sequence[str] = ("A", "B")) -> tuple[float, float] | None:
+    """The probabilities of both labels at the first token of an answer, summed over the tokens that are one.
+
+    None if neither is among the likeliest.
+    """
+    if not choice.log_probs:
+        return None
+    first = choice.log_probs[0]
+    masses = [0.0, 0.0]
+    for token, log_prob in {**dict(first.top), first.token: first.log_prob}.items():
+        vote = parse_vote(token, labels)
+        if vote is not None:
+            masses[vote] += float(np.exp(log_prob))
+    return (masses[0], masses[1]) if sum(masses) > 0 else None
+
+
+def preference(votes_a: ArrayLike, votes_b: ArrayLike, generations: int) -> Floats:
+    """p[i, j] = share of the valid votes for j when i is shown as A.
+
+    NaN where no more than half of the generations are valid, and on the diagonal.
+    """
+    a, b = (np.asarray(votes, np.float64) for votes in (votes_a, votes_b))
+    total = np.where((a >= 0) & (b >= 0), a + b, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = np.where(total > generations // 2, b / total, np.nan)
+    np.fill_diagonal(p, np.nan)
+    return p
+
+
+def soft_labels(votes_a: ArrayLike, votes_b: ArrayLike, generations: int) -> Floats:
+    """P[i, j], the probability that text j is better than text i, from the votes of both orders; -100 where either is missing, and on the diagonal.
+
+    Arguments:
+        votes_a, votes_b: [k, k], how many chose the first and the second text when i was shown first and j second; negative for missing.
+        generations: G, how many were asked for.
+    """
+    p = preference(votes_a, votes_b, generations)
+    both = (p + 1 - p.T) / 2
+    return np.where(np.isnan(both), MISSING, both)
+
+
+@dataclass(frozen=True)
+class OrderEffects:
+    """How much the order of texts changes a judge's mind.
+
+    Attributes:
+        pairs: that were judged in both orders.
+        position_bias: mean of (p[i, j] + p[j, i] - 1) / 2: above zero for a judge that likes the second place.
+        swap_consistency: share of pairs with the same winner in both orders.
+    """
+
+    pairs: int
+    position_bias: float
+    swap_consistency: float
+
+
+def order_effects(preferences: Sequence[Any]) -> OrderEffects:
+    """The effects over matrices of `preference`."""
+    forward, backward = [], []
+    for p in preferences:
+        for i, j in zip(*np.triu_indices(len(p), 1), strict=True):
+            if np.isfinite(p[i, j]) and np.isfinite(p[j, i]):
+                forward.append(p[i, j])
+                backward.append(p[j, i])
+    if not forward:
+        return OrderEffects(0, float("nan"), float("nan"))
+    there, back = np.array(forward), np.array(backward)
+    same = np.sign(there - 0.5) == np.sign(0.5 - back)
+    return OrderEffects(len(there), float((there + back - 1).mean() / 2), float(same.mean()))
