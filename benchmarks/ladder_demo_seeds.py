@@ -2,8 +2,8 @@
 
     python benchmarks/ladder_demo_seeds.py [--seeds 0,1,2,3,4] [--out DIR]
 
-Runs the recipe as far as the outcome once for each seed (finished runs are kept) and prints what its ladder forecast before the training, beside what came
-of it.
+Runs the recipe as far as the outcome once for each seed (finished runs are kept) and prints what its ladder forecast before the training, beside
+what came of it.
 """
 
 from __future__ import annotations
