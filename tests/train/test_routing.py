@@ -9,6 +9,7 @@ from moe_worker import SPARSE, sparse_trainer
 
 from lmlab.errors import LmlabError
 from lmlab.models import ModelConfig, Transformer, load_balancing_loss
+from lmlab.models.router_losses import RouterAccounts
 from lmlab.train import (
     DPOConfig,
     KTOConfig,
@@ -116,6 +117,28 @@ def test_micro_batches_of_a_global_batch_learn_what_one_batch_does():
         values.append(step(model, part).sums["load_balancing_loss"])
     second = float(values[1][0] / values[1][1])
     assert abs(second - together) < abs(float(values[0][0] / values[0][1]) - together) + 0.05
+
+
+def test_processes_with_unequal_tokens_have_the_loss_of_all_tokens_together():
+    """Each takes the counts of all and its own probabilities: weighted by tokens, their losses are E sum f P of the whole batch."""
+    model, whole = sparse(), batch(4)
+    mask = torch.ones(4, 12, dtype=torch.bool)
+    mask[0, 5:] = False  # 29 tokens on one process, 12 on the other
+    with torch.no_grad():
+        routers = model(whole["input_ids"]).routers
+        together = load_balancing_loss([each.logits_BTE for each in routers], [each.indices for each in routers], mask_BT=mask)
+        accounts, parts = RouterAccounts(SPARSE.moe), (slice(0, 3), slice(3, 4))
+        shares = [model(whole["input_ids"][rows]).routers for rows in parts]
+        own = [RouterAccounts(SPARSE.moe).losses(each, mask[rows]) for each, rows in zip(shares, parts, strict=True)]
+        counts = sum(torch.cat((each.counts_LE.flatten(), each.num_tokens[None])) for each in own)
+        accounts.sum_counts = lambda _: counts
+        losses = []
+        for each, rows in zip(shares, parts, strict=True):
+            losses.append(accounts.losses(each, mask[rows]).load_balancing)
+            accounts.end_step()
+    assert [float(each.num_tokens) for each in own] == [29, 12]
+    assert float((29 * losses[0] + 12 * losses[1]) / 41) == pytest.approx(float(together), rel=1e-6)
+    assert abs(float(own[1].load_balancing) - float(together)) > 1e-4
 
 
 def stub(counts: list[list[float]], tokens: int = 100, loss: float = 1.0) -> RoutedStep:
