@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -139,6 +142,22 @@ def test_gradients_of_all_masks_equal_those_of_plain_autograd_and_of_recomputing
     task.masked.recompute = True
     (again,) = torch.autograd.grad(value(z), z)
     assert torch.equal(gradient, again)
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_a_pass_is_freed_when_nobody_holds_it(network, task_of, backward):
+    """A search makes thousands of passes: one that were kept would fill the memory."""
+    task = task_of(network("llama"))
+    _, inputs = _first(task, 2)
+    z = torch.rand(2, task.masked.graph.num_edges, dtype=torch.float64).requires_grad_()
+    store = task.masked.new_store(inputs)
+    written = weakref.ref(store.written_BWM)
+    value = task.masked(inputs, z, store=store).sum()
+    if backward:
+        value.backward()
+    del store, value
+    gc.collect()
+    assert written() is None
 
 
 def test_masks_of_single_examples_give_what_a_loop_over_them_gives(network, task_of):

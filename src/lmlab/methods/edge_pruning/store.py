@@ -18,39 +18,12 @@ from torch import Tensor
 Compute = Callable[[Tensor], Tensor]
 
 
-class Store:
-    """The memory of one masked pass.
+class _Memory:
+    """What the steps of a pass share. It does not know the token: the graph of gradients would hold itself, and nothing would ever be freed."""
 
-    Arguments:
-        batch, writers, numbers: B, W, M.
-        recompute: keep nothing of the steps for the backward pass, and compute each again there.
-        measured_BWM: what gradients of masks are products with, in place of what was written: the outputs of another run (integrated gradients).
-    """
-
-    def __init__(self, batch: int, writers: int, numbers: int, like: Tensor, recompute: bool = False, measured_BWM: Tensor | None = None) -> None:
-        self.written_BWM = like.new_empty(batch, writers, numbers)
-        self.recompute, self.measured_BWM = recompute, measured_BWM
+    def __init__(self, written_BWM: Tensor, recompute: bool, measured_BWM: Tensor | None) -> None:
+        self.written_BWM, self.recompute, self.measured_BWM = written_BWM, recompute, measured_BWM
         self._gradient_BWM: Tensor | None = None
-        self.token = torch.zeros((), device=like.device, requires_grad=True)
-
-    def write(self, first: int, y_BnM: Tensor) -> None:
-        """What does not depend on masks: embeddings."""
-        self.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
-
-    def step(self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int) -> None:
-        """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read write."""
-        if torch.is_grad_enabled() and z_BRw.requires_grad:
-            self.token = _Step.apply(self.token, z_BRw, base_BM, compute, self)
-        else:
-            first = z_BRw.shape[2]
-            self.written_BWM[:, first : first + writes] = compute(self.read(z_BRw, base_BM))
-
-    def last_read(self, z_B1w: Tensor, base_BM: Tensor) -> Tensor:
-        """The read of the output, [B, 1, M]."""
-        if torch.is_grad_enabled() and z_B1w.requires_grad:
-            read: Tensor = _LastRead.apply(self.token, z_B1w, base_BM, self)
-            return read
-        return self.read(z_B1w, base_BM)
 
     def read(self, z_BRw: Tensor, base_BM: Tensor) -> Tensor:
         """base + sum over w of z written_w, [B, R, M]."""
@@ -70,20 +43,58 @@ class Store:
         return self._gradient_BWM[:, first : first + writes]
 
 
+class Store:
+    """The memory of one masked pass.
+
+    Arguments:
+        batch, writers, numbers: B, W, M.
+        recompute: keep nothing of the steps for the backward pass, and compute each again there.
+        measured_BWM: what gradients of masks are products with, in place of what was written: the outputs of another run (integrated gradients).
+    """
+
+    def __init__(self, batch: int, writers: int, numbers: int, like: Tensor, recompute: bool = False, measured_BWM: Tensor | None = None) -> None:
+        self._memory = _Memory(like.new_empty(batch, writers, numbers), recompute, measured_BWM)
+        self._token = torch.zeros((), device=like.device, requires_grad=True)
+
+    @property
+    def written_BWM(self) -> Tensor:
+        """What the writers have written."""
+        return self._memory.written_BWM
+
+    def write(self, first: int, y_BnM: Tensor) -> None:
+        """What does not depend on masks: embeddings."""
+        self.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
+
+    def step(self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int) -> None:
+        """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read write."""
+        if torch.is_grad_enabled() and z_BRw.requires_grad:
+            self._token = _Step.apply(self._token, z_BRw, base_BM, compute, self._memory)
+        else:
+            first = z_BRw.shape[2]
+            self.written_BWM[:, first : first + writes] = compute(self._memory.read(z_BRw, base_BM))
+
+    def last_read(self, z_B1w: Tensor, base_BM: Tensor) -> Tensor:
+        """The read of the output, [B, 1, M]."""
+        if torch.is_grad_enabled() and z_B1w.requires_grad:
+            read: Tensor = _LastRead.apply(self._token, z_B1w, base_BM, self._memory)
+            return read
+        return self._memory.read(z_B1w, base_BM)
+
+
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, z_BRw: Tensor, base_BM: Tensor, compute: Compute, store: Store) -> Tensor:
+    def forward(ctx: Any, token: Tensor, z_BRw: Tensor, base_BM: Tensor, compute: Compute, memory: _Memory) -> Tensor:
         first = z_BRw.shape[2]
-        read_BRM = store.read(z_BRw, base_BM)
-        if store.recompute:
+        read_BRM = memory.read(z_BRw, base_BM)
+        if memory.recompute:
             y_BnM, ctx.kept = compute(read_BRM), None
         else:
             with torch.enable_grad():
                 y_BnM = compute(read_BRM.requires_grad_())
             ctx.kept = (read_BRM, y_BnM)
-        store.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM.detach()
+        memory.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM.detach()
         ctx.save_for_backward(z_BRw, base_BM)
-        ctx.compute, ctx.store, ctx.writes = compute, store, y_BnM.shape[1]
+        ctx.compute, ctx.memory, ctx.writes = compute, memory, y_BnM.shape[1]
         return token.clone()
 
     @staticmethod
@@ -91,22 +102,22 @@ class _Step(torch.autograd.Function):
         z_BRw, base_BM = ctx.saved_tensors
         if ctx.kept is None:
             with torch.enable_grad():
-                read_BRM = ctx.store.read(z_BRw.detach(), base_BM).requires_grad_()
+                read_BRM = ctx.memory.read(z_BRw.detach(), base_BM).requires_grad_()
                 y_BnM = ctx.compute(read_BRM)
         else:
             (read_BRM, y_BnM), ctx.kept = ctx.kept, None
-        (grad_BRM,) = torch.autograd.grad(y_BnM, read_BRM, ctx.store.gradient(z_BRw.shape[2], ctx.writes))
-        return grad_outputs[0], ctx.store.add_gradient(z_BRw, grad_BRM), None, None, None
+        (grad_BRM,) = torch.autograd.grad(y_BnM, read_BRM, ctx.memory.gradient(z_BRw.shape[2], ctx.writes))
+        return grad_outputs[0], ctx.memory.add_gradient(z_BRw, grad_BRM), None, None, None
 
 
 class _LastRead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, z_B1w: Tensor, base_BM: Tensor, store: Store) -> Tensor:
+    def forward(ctx: Any, token: Tensor, z_B1w: Tensor, base_BM: Tensor, memory: _Memory) -> Tensor:
         ctx.save_for_backward(z_B1w)
-        ctx.store = store
-        return store.read(z_B1w, base_BM)
+        ctx.memory = memory
+        return memory.read(z_B1w, base_BM)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (z_B1w,) = ctx.saved_tensors
-        return torch.zeros((), device=z_B1w.device), ctx.store.add_gradient(z_B1w, grad_outputs[0].contiguous()), None, None
+        return torch.zeros((), device=z_B1w.device), ctx.memory.add_gradient(z_B1w, grad_outputs[0].contiguous()), None, None
