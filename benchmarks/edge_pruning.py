@@ -135,6 +135,7 @@ def tracr(arguments: argparse.Namespace) -> None:
         find_by_pruning,
         load_tracr,
         measure,
+        ranking,
         search,
     )  # fmt: skip
     from lmlab.methods.edge_pruning.tracr import EMBEDDINGS
@@ -166,8 +167,8 @@ def tracr(arguments: argparse.Namespace) -> None:
                 found = search(task, FindConfig(method=method, ablation=ablation, pruning={"steps": 300, "batch_size": 64}, **size))
                 seconds = time.process_time() - start
                 same, distance = torch.equal(found.kept_E, known_E), measure(task, found.kept_E)["distance"] / task.empty_distance
-                ranked = found.scores_E if method == "node-pruning" else found.scores_E.abs()
-                figures = f"distance {distance:.3f} of empty, AUROC {auroc(ranked, known_E):.3f}, {seconds:.1f} s"
+                ranked_E = ranking(method, found.scores_E)
+                figures = f"distance {distance:.3f} of empty, AUROC {auroc(ranked_E, known_E):.3f}, {seconds:.1f} s"
                 print(f"  {method:36} exact {'yes' if same else 'no':3}, {figures}")
 
 
@@ -223,7 +224,19 @@ def train_induction(directory: Path, steps: int = 600):
 
 def induction(arguments: argparse.Namespace) -> None:
     """Every method on a trained model whose mechanism is known: heads that look one token back feed keys of induction heads."""
-    from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, Ends, FindConfig, MaskedModel, areas, curve, make_examples, measure, search
+    from lmlab.methods.edge_pruning import (
+        CircuitGraph,
+        Counterfactuals,
+        Ends,
+        FindConfig,
+        MaskedModel,
+        areas,
+        curve,
+        make_examples,
+        measure,
+        ranking,
+        search,
+    )
     from lmlab.methods.edge_pruning.tasks import induction_row
     from lmlab.models.taps import Recorder
     from lmlab.progress import console
@@ -258,8 +271,7 @@ def induction(arguments: argparse.Namespace) -> None:
         pruning = {"steps": 600, "batch_size": 32, "polish": False}
         found = search(tasks[0], FindConfig(method=method, num_edges=count, pruning=pruning))
         seconds, figures = time.process_time() - start, measure(tasks[1], found.kept_E)
-        learned = method in ("edge-pruning", "node-pruning", "acdc")
-        area = areas(curve(tasks[1], found.scores_E if learned else found.scores_E.abs(), ends))
+        area = areas(curve(tasks[1], ranking(method, found.scores_E), ends))
         print(
             f"  {method:13} {int(found.kept_E.sum()):3} edges, distance {figures['distance'] / ends.empty['distance']:6.3f} of empty, faithfulness "
             f"{ends.faithfulness(figures):6.3f}, CMD {area['cmd']:.3f}, CPR {area['cpr']:.3f}, "
@@ -286,7 +298,7 @@ def ioi(arguments: argparse.Namespace) -> None:
     from lmlab.data.tokenizer import Tokenizer
     from lmlab.files import write_json, write_jsonl
     from lmlab.hardware import reuse_memory
-    from lmlab.methods.edge_pruning import Ends, FindConfig, areas, curve, generate, measure, search, top_edges
+    from lmlab.methods.edge_pruning import Ends, FindConfig, areas, curve, generate, measure, ranking, search, top_edges
     from lmlab.methods.edge_pruning.load import load
 
     reuse_memory()
@@ -309,7 +321,7 @@ def ioi(arguments: argparse.Namespace) -> None:
             extra = {"price": arguments.price, "warm_start": True, "pruning": pruning}
         found = search(tasks["train"], FindConfig(method=method, num_edges=round(arguments.share * graph.num_edges), **extra))
         seconds = time.process_time() - start
-        ranked = found.scores_E if method == "edge-pruning" else found.scores_E.abs()
+        ranked = ranking(method, found.scores_E)
         rows = curve(tasks["test"], ranked, ends["test"], (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0))
         results[method] = {"seconds": seconds, **areas(rows), "curve": rows}
         for split in ("validation", "test"):

@@ -113,7 +113,7 @@ def evaluate(
     from dataclasses import replace
 
     from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Circuit, Ends, FindConfig, areas, measure
+    from lmlab.methods.edge_pruning import Circuit, Ends, FindConfig, areas, measure, ranking
     from lmlab.methods.edge_pruning import completeness as measure_completeness
     from lmlab.methods.edge_pruning import curve as measure_curve
     from lmlab.methods.edge_pruning import minimality as measure_minimality
@@ -137,7 +137,7 @@ def evaluate(
     if curve:
         if found.scores_E is None:
             raise UserError(f"'{circuit}' has no scores, by which edges could be ranked.", "Leave out --curve.")
-        rows = measure_curve(task, found.scores_E if found.about.get("method") == "edge-pruning" else found.scores_E.abs(), ends)
+        rows = measure_curve(task, ranking(found.about.get("method", ""), found.scores_E), ends)
         everything |= {"curve": rows, **areas(rows)}
     _show(replace(found, metrics=everything))
     for key in ("completeness_gap", "superfluous", "cpr", "cmd"):
@@ -219,7 +219,7 @@ def _compare_methods(task: Any, configs: dict[str, FindConfig], seed: int, known
     from rich.table import Table
 
     from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure, search
+    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure, ranking, search
 
     ends = Ends.of(task)
     ends.require_ability(force)
@@ -229,7 +229,7 @@ def _compare_methods(task: Any, configs: dict[str, FindConfig], seed: int, known
         found = search(task, config, seed)
         seconds = time.perf_counter() - start
         figures = measure(task, found.kept_E)
-        scores_E = found.scores_E if name in ("edge-pruning", "node-pruning", "acdc") else found.scores_E.abs()
+        scores_E = ranking(name, found.scores_E)
         rows = curve(task, scores_E, ends)
         results[name] = {
             "seconds": seconds,

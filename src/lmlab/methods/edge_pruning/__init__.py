@@ -6,7 +6,7 @@ from lmlab.methods.edge_pruning.circuit import Circuit
 from lmlab.methods.edge_pruning.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.examples import Examples, make_examples, read_examples
-from lmlab.methods.edge_pruning.find import METHODS, FindConfig, find_circuit, search
+from lmlab.methods.edge_pruning.find import METHODS, FindConfig, find_circuit, ranking, search
 from lmlab.methods.edge_pruning.graph import CircuitGraph, GraphOptions
 from lmlab.methods.edge_pruning.masked import Inputs, MaskedModel
 from lmlab.methods.edge_pruning.measures import Ends, areas, auroc, completeness, curve, measure, minimality, overlap, stability, top_edges
@@ -53,6 +53,7 @@ __all__ = [
     "plan",
     "polish",
     "random_scores",
+    "ranking",
     "read_examples",
     "search",
     "stability",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from lmlab.config import Config, validate
 from lmlab.distributed import world
@@ -72,6 +73,11 @@ class FindConfig(Config):
         return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
 
 
+def ranking(method: str, scores_E: Tensor) -> Tensor:
+    """By what the edges of a method are ranked, higher is more, [E]: gates and trials by their scores, first-order effects by their size."""
+    return scores_E if method in ("edge-pruning", "node-pruning", "acdc") else scores_E.abs()
+
+
 def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None) -> Found:
     """Find a circuit by any method.
 
@@ -87,10 +93,9 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
         return find_by_pruning(task, config.pruning_config(edges), seed, directory, warm)
     if config.method == "acdc":
         kept_E, rise_E = acdc(task, config.threshold * task.empty_distance)
+        scores_E = rise_E + kept_E.float() * float(rise_E.abs().max() + 1)  # the edges that were kept come first
         if config.num_edges is None and config.target is None:
-            cleaned_E = clean(task.masked.graph, kept_E, task.ablation, writes_constants(task.masked.model))
-            return Found(cleaned_E, rise_E + kept_E.float() * float(rise_E.abs().max() + 1), int(kept_E.sum()))
-        scores_E = rise_E
+            return Found(clean(task.masked.graph, kept_E, task.ablation, writes_constants(task.masked.model)), scores_E, int(kept_E.sum()))
     elif config.method == "exact":
         scores_E = exact_effects(task)
     elif config.method == "random":
@@ -104,7 +109,7 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
         raise UserError(
             f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.", "Give a target between 0 and 1, or a smaller number."
         )
-    return Found(top_edges(task, scores_E.abs(), count), scores_E, count)
+    return Found(top_edges(task, ranking(config.method, scores_E), count), scores_E, count)
 
 
 def find_circuit(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lmlab.methods.edge_pruning.circuit import Circuit
+from lmlab.methods.edge_pruning.find import ranking
 from lmlab.methods.edge_pruning.formats import node_of, shared_inputs
 from lmlab.methods.edge_pruning.measures import areas, overlap
 from lmlab.reports import Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
@@ -29,8 +30,8 @@ _NAMES = {
 def graph_block(circuit: Circuit) -> Graph:
     """The circuit's edges first, the highest score first, then others by score for the slider."""
     graph, scores_E = circuit.graph, circuit.scores_E
-    rank_E = torch.zeros(graph.num_edges) if scores_E is None else scores_E.abs()
-    order = (rank_E + circuit.kept_E * (float(rank_E.max()) + 1)).argsort(descending=True, stable=True)
+    rank_E = torch.zeros(graph.num_edges) if scores_E is None else ranking(circuit.about.get("method", ""), scores_E)
+    order = (rank_E + circuit.kept_E * (float(rank_E.max() - rank_E.min()) + 1)).argsort(descending=True, stable=True)
     order = order[: circuit.num_edges if scores_E is None else min(_MOST_EDGES, max(20, 3 * circuit.num_edges))]
     places = {name: (group.layer + 1, 1 if group.kind == "attention" else 2) for group in graph.groups for name in group.writes}
     nodes = {name: (number, *places.get(name, (0, 0))) for number, name in enumerate(graph.writers)}

@@ -29,7 +29,7 @@ from lmlab.train import OptimizerConfig, ParallelConfig, ParameterGroup, Schedul
 
 _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
-_WARM = 0.2
+_WARM_SHARE, _WARM_REST = 0.1, -4.0
 
 
 class EdgePruningConfig(Config):
@@ -174,7 +174,7 @@ def find_by_pruning(
     """Train gates, decide them, clean and polish the circuit.
 
     Arguments:
-        warm_E: scores of another method; gates of the best fifth begin where all would, the others half open.
+        warm_E: scores of another method; gates of the best tenth begin where all would, the others nearly closed.
         directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by default.
 
     Raises:
@@ -206,7 +206,7 @@ def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, dir
 
     edges = None if config.node_gates == "only" else begin(graph.num_edges)
     if edges is not None and warm_E is not None:
-        edges[warm_E.argsort(descending=True)[round(_WARM * graph.num_edges) :]] -= config.init_log_alpha
+        edges[warm_E.argsort(descending=True)[round(_WARM_SHARE * graph.num_edges) :]] += _WARM_REST - config.init_log_alpha
     gates = Gates(edges, graph.edge_writers, None if config.node_gates == "none" else begin(len(graph.writers)))
     batch = min(config.batch_size, len(task.examples) // here.size * here.size)
     trainer = Trainer(
@@ -231,7 +231,8 @@ def _whole(gates: Gates) -> Gates:
 
 
 def _trainer_config(config: EdgePruningConfig, batch: int, device: str) -> TrainerConfig:
-    rows = config.micro_batch_size if config.micro_batch_size and batch % config.micro_batch_size == 0 else None
+    share = batch // world().size
+    rows = None if config.micro_batch_size is None else max(each for each in range(1, min(config.micro_batch_size, share) + 1) if share % each == 0)
     lambdas = ParameterGroup(match="constraint", learning_rate=config.lambda_learning_rate, weight_decay=config.weight_decay)
     gates = ParameterGroup(match="edges|nodes", weight_decay=config.weight_decay)
     return TrainerConfig(

@@ -12,7 +12,7 @@ from lmlab.config import Config
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.files import sha256_file, write_jsonl
 from lmlab.methods.edge_pruning.circuit import Circuit
-from lmlab.methods.edge_pruning.find import FindConfig, find_circuit
+from lmlab.methods.edge_pruning.find import FindConfig, find_circuit, ranking
 from lmlab.methods.edge_pruning.load import load
 from lmlab.methods.edge_pruning.measures import Ends, areas, curve, measure
 from lmlab.methods.edge_pruning.page import circuit_page
@@ -97,8 +97,7 @@ class FindCircuit(Stage[CircuitConfig]):
         metrics = {"circuit": {**figures, "faithfulness": ends.faithfulness(figures)}, "full": ends.full, "empty": ends.empty}
         results: dict[str, Any] = {"edges": circuit.num_edges, "edge_sparsity": circuit.sparsity, **metrics["circuit"]}
         if config.curve and circuit.scores_E is not None:
-            learned = config.method in ("edge-pruning", "node-pruning", "acdc")
-            rows = curve(tasks["test"], circuit.scores_E if learned else circuit.scores_E.abs(), ends)
+            rows = curve(tasks["test"], ranking(config.method, circuit.scores_E), ends)
             results |= {"curve": rows, **areas(rows)}
         about = {**circuit.about, "model": str(config.model), "data_file_hash": sha256_file(examples)}
         replace(circuit, metrics=metrics, about=about).save(context.directory / _CIRCUIT)
