@@ -14,7 +14,7 @@ import torch
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
 from lmlab.methods.edge_pruning.formats import read_eap_ig, read_edge_list, to_dot, to_graphml, write_eap_ig, write_edge_list
-from lmlab.methods.edge_pruning.page import circuit_page
+from lmlab.methods.edge_pruning.page import circuit_page, graph_block
 
 
 @pytest.fixture
@@ -91,6 +91,12 @@ def test_the_page_escapes_texts_and_lists_what_it_shows(circuit):
     html = circuit_page(circuit).to_html()
     assert "<b>careful</b>" not in html and "&lt;b&gt;careful&lt;/b&gt;" in html
     assert f"{circuit.num_edges} of 82 edges" in html
+
+
+def test_the_slider_of_the_page_goes_through_gates_from_the_highest(circuit):
+    gates = Circuit(circuit.graph, circuit.kept_E, "interchange", circuit.scores_E - 5 + 10 * circuit.kept_E, {"method": "edge-pruning"})
+    shown = [edge[3] for edge in graph_block(gates).edges]
+    assert shown == sorted(shown, reverse=True) and shown[circuit.num_edges] < 0
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

@@ -81,6 +81,20 @@ def test_a_model_directory_with_texts(lmlab, small):
     assert Circuit.load(small / "d.json").edges == found.edges
 
 
+def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lmlab, small):
+    options = ("--model", small / "model", "--data", small / "data.jsonl")
+    assert lmlab("circuits", "find", *options, "--method", "eap", "--target", 0.5, "--out", small / "c.json").code == 0
+    content = json.loads((small / "c.json").read_text())
+    for key in ("tokenizer_hash", "model_hash"):
+        (small / "d.json").write_text(json.dumps({**content, key: "0123"}))
+        done = lmlab("circuits", "evaluate", small / "d.json", *options)
+        assert done.code == 2 and f"another {key.removesuffix('_hash')} (hash 0123, now {content[key]})" in done.err.replace("\n", " ")
+    shape = {**content["graph"]["shape"], "num_layers": 3}
+    (small / "d.json").write_text(json.dumps({**content, "scores": None, "graph": {**content["graph"], "shape": shape}}))
+    done = lmlab("circuits", "evaluate", small / "d.json", *options)
+    assert done.code == 2 and "another graph" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

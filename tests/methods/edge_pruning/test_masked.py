@@ -9,10 +9,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning import CircuitGraph, GraphOptions, MaskedModel, plan
+from lmlab.files import write_jsonl
+from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, GraphOptions, MaskedModel, attribute, generate, plan
+from lmlab.methods.edge_pruning.load import load
 from lmlab.models import PRESETS, ModelConfig
 
+_CLOSE = {"gpt2": 1e-10, "llama": 1e-9}
+"""The core rounds angles of rotary positions to fp32."""
 FAMILIES = ["gpt2", "llama", "qwen3", "olmo2", "olmoe", "shared_expert", "no_norm"]
 
 
@@ -50,8 +55,12 @@ def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
     assert "embeds" not in task.masked.graph.writers
 
 
-def _patch_paths(model, graph, clean, corrupted, kept, positions):
-    """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the clean or the corrupted output of each writer."""
+def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, embeddings=None):
+    """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the outputs of each writer on both inputs, mixed by z.
+
+    Returns the logits, and what the writers gave in the masked and in the corrupted run; `nudges` are added to what readers read, `embeddings` take
+    the place of those of the clean input.
+    """
     weights, config = dict(model.named_parameters()), model.config
     share = config.num_heads // config.num_kv_heads
 
@@ -70,17 +79,19 @@ def _patch_paths(model, graph, clean, corrupted, kept, positions):
         if config.positions != "rotary":
             return x
         half = config.head_dim // 2
-        angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        angles = torch.arange(x.shape[1]).float()[:, None] * config.rope_theta ** (-torch.arange(half).float() / half)
+        cos, sin = angles.cos().double(), angles.sin().double()
         a, b = x[..., :half], x[..., half:]
-        return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
-    def run(tokens, read):
+    def run(tokens, read, embeddings=None):
         written = {}
         if config.positions == "learned":
             written["tok_embeds"] = weights["embedding.weight"][tokens]
             written["pos_embeds"] = weights["position_embedding.weight"][: tokens.shape[1]].expand(len(tokens), -1, -1)
         else:
             written["embeds"] = weights["embedding.weight"][tokens]
+        written |= embeddings or {}
         hidden = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
         for layer in range(config.num_layers):
             before = dict(written)
@@ -103,12 +114,21 @@ def _patch_paths(model, graph, clean, corrupted, kept, positions):
         return logits, written
 
     _, corrupt = run(corrupted, lambda written, reader: sum(written.values()))
-    edges = set(graph.edges(kept))
+    masks = dict(zip(graph.edges(), z_E, strict=True))
 
     def read(written, reader):
-        return sum(value if (writer, reader) in edges else corrupt[writer] for writer, value in written.items())
+        mixed = sum(masks[writer, reader] * value + (1 - masks[writer, reader]) * corrupt[writer] for writer, value in written.items())
+        return mixed if nudges is None else mixed + nudges[reader]
 
-    return run(clean, read)[0][torch.arange(len(clean))[:, None], positions]
+    logits, written = run(clean, read, embeddings)
+    return logits[torch.arange(len(clean))[:, None], positions], written, corrupt
+
+
+def _patched(task, index, z_E, **changes):
+    examples = task.examples
+    return _patch_paths(
+        task.masked.model, task.masked.graph, examples.clean[index], examples.corrupted[index], z_E, examples.positions[index], **changes
+    )
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -117,14 +137,59 @@ def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kin
     index, inputs = _first(task)
     for share in (0.1, 0.5, 0.9):
         kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(int(10 * share))) < share
-        expected = _patch_paths(
-            task.masked.model, task.masked.graph, task.examples.clean[index], task.examples.corrupted[index], kept_E, inputs.positions_BP
-        )
-        assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=1e-10 if kind == "gpt2" else 1e-5)  # angles in fp32
+        expected, _, _ = _patched(task, index, kept_E.double())
+        assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=_CLOSE[kind])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_masks_between_0_and_1_mix_both_runs_and_have_the_gradients_of_plain_autograd(network, task_of, kind):
+    task = task_of(network(kind))
+    index, inputs = _first(task)
+    z_E = torch.rand(task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    weights = torch.randn(4, 2, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ours, (theirs, _, _) = task.masked(inputs, z_E[None]), _patched(task, index, z_E)
+    assert torch.allclose(ours, theirs, atol=_CLOSE[kind])
+    gradients = [torch.autograd.grad((each * weights).sum(), z_E)[0] for each in (ours, theirs)]
+    assert torch.allclose(*gradients, atol=_CLOSE[kind], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_scores_of_integrated_gradients_equal_those_from_gradients_of_every_reader(network, task_of, kind):
+    task = task_of(network(kind))
+    index, graph, steps = torch.arange(len(task.examples)), task.masked.graph, 3
+    ones = torch.ones(graph.num_edges, dtype=torch.float64)
+    _, clean, corrupt = _patched(task, index, ones)
+    total = torch.zeros_like(ones)
+    for k in range(steps):
+        between = {name: corrupt[name] + k / steps * (clean[name] - corrupt[name]) for name in graph.embedding_names}
+        nudges = {reader: torch.zeros_like(clean["m0"]).requires_grad_() for reader in graph.readers}
+        logits, _, _ = _patched(task, index, ones, nudges=nudges, embeddings=between)
+        last = logits[:, -1]
+        difference = last.gather(1, task.examples.answers[:, None]) - last.gather(1, task.examples.distractors[:, None])
+        slopes = dict(zip(graph.readers, torch.autograd.grad(difference.sum(), list(nudges.values())), strict=True))
+        total += torch.stack([(slopes[reader] * (clean[writer] - corrupt[writer])).sum() for writer, reader in graph.edges()])
+    assert torch.allclose(attribute(task, "eap-ig", steps), total / steps / len(index), atol=_CLOSE[kind], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_circuit_of_smollm2_equals_an_independent_path_patching_run(smollm2, tmp_path):
+    words, path = Tokenizer.load(smollm2), tmp_path / "ioi.jsonl"
+    write_jsonl(path, generate("ioi", words, 2))
+    task, _ = load(smollm2, path, device="cpu").task("interchange", batch_size=2)
+    index, inputs = _first(task, 2)
+    task.masked.model.double()
+    task = Counterfactuals(task.masked, task.examples, batch_size=2)
+    whole = task.masked.model(task.examples.clean).logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, words.vocab_size))
+    inputs = task.inputs(index)
+    assert torch.allclose(task.masked(inputs, task.masked.ones()), whole, atol=1e-5)
+    kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(0)) < 0.3
+    with torch.no_grad():
+        expected, _, _ = _patched(task, index, kept_E.double())
+    assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "olmo2", "shared_expert"])
-def test_gradients_of_all_masks_equal_those_of_plain_autograd_and_of_recomputing(network, task_of, kind):
+def test_gradients_of_masks_of_single_examples_are_slopes_and_those_of_recomputing_are_the_same(network, task_of, kind):
     task = task_of(network(kind))
     _, inputs = _first(task, 2)
     z = torch.rand(2, task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -195,6 +260,7 @@ def test_edge_counts_of_gpt2_and_of_large_llamas():
     assert CircuitGraph(llama).num_edges == 805_681
     code_llama = ModelConfig(vocab_size=32_016, num_layers=40, d_model=5120, num_heads=40, d_ff=13824)
     assert CircuitGraph(code_llama, GraphOptions(embedding_nodes=False)).num_edges == 3_872_820
+    assert CircuitGraph(code_llama).num_edges == 3_877_661
 
 
 def test_the_plan_counts_the_store_and_names_a_way_out():

@@ -20,8 +20,11 @@ from lmlab.methods.edge_pruning import (
     find_by_pruning,
     load_tracr,
     measure,
+    ranking,
     search,
 )
+from lmlab.methods.edge_pruning.gates import Gates, probability_open
+from lmlab.methods.edge_pruning.prune import PruningStep, train_gates
 
 PROGRAMS = ["xproportion", "reverse"]
 
@@ -73,11 +76,12 @@ def test_edge_pruning_finds_the_exact_edges(tracr_task):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ablation", ["zero", "interchange"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_edge_pruning_finds_the_exact_edges_for_at_least_four_of_five_seeds(tracr_task, name):
-    read, task = tracr_task(name)
-    known_E = task.masked.graph.mask(read.ground_truth["zero"])
-    config = EdgePruningConfig(price=0.01, steps=400, batch_size=64)
+def test_edge_pruning_finds_the_exact_edges_for_at_least_four_of_five_seeds(tracr_task, name, ablation):
+    read, task = tracr_task(name, ablation)
+    known_E = task.masked.graph.mask(read.ground_truth[ablation])
+    config = EdgePruningConfig(price=0.01, steps=250, batch_size=32)
     exact = [torch.equal(find_by_pruning(task, config, seed).kept_E, known_E) for seed in range(5)]
     assert sum(exact) >= 4
 
@@ -95,6 +99,46 @@ def test_node_pruning_keeps_whole_writers(tracr_task):
     found = search(task, FindConfig(method="node-pruning", price=0.01, ablation="zero", pruning={"steps": 100, "batch_size": 32, "polish": False}))
     graph, scores = task.masked.graph, found.scores_E
     assert all(len(scores[graph.edge_writers == writer].unique()) == 1 for writer in range(len(graph.writers)))
+
+
+def test_a_warm_start_opens_the_gates_that_rank_first(tracr_task, tmp_path):
+    _, task = tracr_task("reverse")
+    scores_E = torch.rand(94, generator=torch.Generator().manual_seed(0))
+    gates = train_gates(
+        task, EdgePruningConfig(price=0.01, num_edges=11, steps=1, batch_size=8, learning_rate=1e-6, init_std=0), 0, tmp_path, scores_E
+    )
+    order = scores_E.argsort(descending=True)
+    begun = gates.edges.detach()[order]
+    assert begun[0] == pytest.approx(3, abs=1e-4) and begun[10] == pytest.approx(0, abs=1e-4) and begun[-1] < -3
+    assert bool((begun.diff() <= 1e-5).all())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "log"])
+def test_the_target_rises_from_the_sparsity_at_the_start(tracr_task, schedule):
+    _, task = tracr_task("reverse")
+    step = PruningStep(task, EdgePruningConfig(target=0.9, steps=100, sparsity_schedule=schedule))
+    gates = Gates(torch.full((94,), -1.0), task.masked.graph.edge_writers)
+    with torch.no_grad():
+        gates.edge_constraint.multipliers.fill_(1.0)
+    for steps, sparsity in ((0, 1 - float(probability_open(torch.tensor(-1.0)))), (70, 0.9), (100, 0.9)):
+        gates.num_steps.fill_(steps)
+        assert float(step._penalty(gates, torch.tensor(1 - sparsity))) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_training_takes_no_more_examples_at_once_than_asked_for(tracr_task, tmp_path, monkeypatch):
+    _, task = tracr_task("reverse")
+    rows, inputs = [], task.inputs
+    monkeypatch.setattr(task, "inputs", lambda index: rows.append(len(index)) or inputs(index))
+    train_gates(task, EdgePruningConfig(price=0.01, steps=2, batch_size=27, micro_batch_size=10, normalize=False), 0, tmp_path)
+    assert set(rows) == {9} and len(rows) == 6
+
+
+def test_acdc_at_a_given_size_prefers_the_edges_that_it_keeps(tracr_task):
+    _, task = tracr_task("reverse")
+    kept_E, rise_E = acdc(task, 0.001 * task.empty_distance)
+    config = FindConfig(method="acdc", threshold=0.001, ablation="zero")
+    assert torch.equal(search(task, config.model_copy(update={"num_edges": int(kept_E.sum())})).kept_E, kept_E)
+    assert ranking("acdc", rise_E) is rise_E and torch.equal(ranking("eap", torch.tensor([-2.0, 1.0])), torch.tensor([2.0, 1.0]))
 
 
 def test_random_edges_are_far_worse_and_methods_without_a_size_ask_for_one(tracr_task):

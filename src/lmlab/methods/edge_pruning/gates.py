@@ -62,10 +62,12 @@ class Gates(nn.Module):
 
     Attributes:
         num_steps: steps that were taken.
+        begun: the sparsity at the start, from which targets rise.
     """
 
     edge_writers: Tensor
     num_steps: Tensor
+    begun: Tensor
 
     def __init__(self, log_alpha_E: Tensor | None, edge_writers: Tensor, log_alpha_W: Tensor | None = None) -> None:
         super().__init__()
@@ -74,6 +76,8 @@ class Gates(nn.Module):
         self.edge_constraint, self.node_constraint = Lagrangian(), Lagrangian()
         self.register_buffer("edge_writers", edge_writers)
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
+        with torch.no_grad():
+            self.register_buffer("begun", 1 - self.open().mean())
 
     def forward(self, batch: int) -> Tensor:
         """Draw the masks of so many examples, [B, E]."""

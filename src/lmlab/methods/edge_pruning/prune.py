@@ -29,7 +29,7 @@ from lmlab.train import OptimizerConfig, ParallelConfig, ParameterGroup, Schedul
 
 _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
-_WARM_SHARE, _WARM_REST = 0.1, -4.0
+_WARM_SHARE, _WARM_SLOPE, _WARM_LOW = 0.05, 1.5, -4.0
 
 
 class EdgePruningConfig(Config):
@@ -41,7 +41,7 @@ class EdgePruningConfig(Config):
         node_gates: gates on writers too; an edge is kept where both are. `only` prunes writers alone.
         node_target: sparsity of writers, held like `target`.
         warmup_fraction: of the learning rate; `sparsity_warmup` is the share of steps over which the target (or price) rises.
-        sparsity_schedule: the target rises linearly, or `log`: linearly in log(1 - sparsity).
+        sparsity_schedule: the target rises from the sparsity at the start linearly, or `log`: linearly in log(1 - sparsity).
         mask_samples: draw masks for each example, or as in the paper one for each step.
         estimator: what sparsity is computed from: the expected number of open gates, or the gates drawn.
         init_log_alpha, init_std: where gates begin.
@@ -156,8 +156,10 @@ class PruningStep:
             penalty = min(1.0, progress * self.config.sparsity_warmup / 0.3) * config.price * open_ * self.task.masked.graph.num_edges
         else:
             assert config.target is not None
-            linear = config.target * progress
-            penalty = gates.edge_constraint(1 - open_, linear if config.sparsity_schedule == "linear" else 1 - (1 - config.target) ** progress)
+            begun = float(gates.begun)
+            linear = begun + (config.target - begun) * progress
+            logarithmic = 1 - (1 - begun) ** (1 - progress) * max(0.0, 1 - config.target) ** progress
+            penalty = gates.edge_constraint(1 - open_, linear if config.sparsity_schedule == "linear" else logarithmic)
         if config.node_target is not None and gates.nodes is not None:
             penalty = penalty + gates.node_constraint(1 - probability_open(gates.nodes).mean(), config.node_target * progress)
         return penalty
@@ -174,7 +176,7 @@ def find_by_pruning(
     """Train gates, decide them, clean and polish the circuit.
 
     Arguments:
-        warm_E: scores of another method; gates of the best tenth begin where all would, the others nearly closed.
+        warm_E: scores of another method; gates begin half open at the rank of the size asked for, and more so above it.
         directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by default.
 
     Raises:
@@ -206,7 +208,7 @@ def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, dir
 
     edges = None if config.node_gates == "only" else begin(graph.num_edges)
     if edges is not None and warm_E is not None:
-        edges[warm_E.argsort(descending=True)[round(_WARM_SHARE * graph.num_edges) :]] += _WARM_REST - config.init_log_alpha
+        edges += _warm(warm_E, config) - config.init_log_alpha
     gates = Gates(edges, graph.edge_writers, None if config.node_gates == "none" else begin(len(graph.writers)))
     batch = min(config.batch_size, len(task.examples) // here.size * here.size)
     trainer = Trainer(
@@ -218,6 +220,15 @@ def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, dir
     )
     trainer.fit()
     return _whole(gates).eval()
+
+
+def _warm(scores_E: Tensor, config: EdgePruningConfig) -> Tensor:
+    """Where gates begin by their rank: half open at the size that the circuit shall have, and more so the higher the rank."""
+    edges = len(scores_E)
+    size = config.num_edges or (max(1.0, (1 - config.target) * edges) if config.target is not None else _WARM_SHARE * edges)
+    rank_E = torch.empty(edges)
+    rank_E[scores_E.argsort(descending=True)] = torch.arange(1, edges + 1, dtype=torch.float32)
+    return (_WARM_SLOPE * (size / rank_E).log()).clamp(_WARM_LOW, config.init_log_alpha)
 
 
 def _whole(gates: Gates) -> Gates:
