@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.05)
-    parser.add_argument("--price", type=float, default=5e-5)
+    parser.add_argument("--price", type=float, default=2e-4)
     parser.add_argument("--learning-rate", type=float, default=0.3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

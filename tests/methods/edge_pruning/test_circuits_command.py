@@ -105,6 +105,8 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
         (("find", "--model", "MODEL", "--data", "DATA", "--set", "pruning.stepz=3"), "unknown key 'stepz'"),
         (("find", "--model", "MODEL", "--data", "DATA", "--set", "graph.moe=expert"), "needs a mixture of experts"),
         (("find", "--model", "MODEL", "--data", "DATA", "--method", "eap"), "--target or --num-edges"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--method", "eap", "--target", "2"), "leaves no edges to the method eap"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--target", "0.9", "--price", "0.1"), "either target or price"),
         (("evaluate", "DATA", "--model", "MODEL"), "not valid JSON"),
         (("compare",), "Give circuits to compare, or --model"),
         (("report", "no.json"), "No such file"),
@@ -152,12 +154,13 @@ def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network,
     )
     assert lmlab("circuits", "find", *options).code == 0
     assert lmlab("circuits", "find", *options).code == 0  # nothing is left to train
-    done = lmlab("circuits", "find", *options, "--seed", 7, "--ablation", "zero")
+    done = lmlab("circuits", "find", *options, "--seed", 7, "--ablation", "zero", "--set", "pruning.batch_size=2")
     assert (
         done.code == 2
         and "belongs to another search" in done.err
         and "seed (0, now 7)" in done.err
         and "ablation (interchange, now zero)" in done.err
+        and "settings.pruning.batch_size (None, now 2)" in done.err
     )
 
 

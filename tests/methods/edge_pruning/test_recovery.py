@@ -122,7 +122,7 @@ def test_the_target_rises_from_the_sparsity_at_the_start(tracr_task, schedule):
         gates.edge_constraint.multipliers.fill_(1.0)
     for steps, sparsity in ((0, 1 - float(probability_open(torch.tensor(-1.0)))), (70, 0.9), (100, 0.9)):
         gates.num_steps.fill_(steps)
-        assert float(step._penalty(gates, torch.tensor(1 - sparsity))) == pytest.approx(0, abs=1e-6)
+        assert float(step._penalty(gates, torch.tensor(1 - sparsity)).detach()) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_training_takes_no_more_examples_at_once_than_asked_for(tracr_task, tmp_path, monkeypatch):

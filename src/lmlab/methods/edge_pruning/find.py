@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from lmlab.config import Config, validate
@@ -51,6 +52,12 @@ class FindConfig(Config):
     warm_start: bool = False
     preset: Literal["default", "paper"] = "default"
     pruning: dict[str, object] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> FindConfig:
+        if self.target is not None and self.price is not None:
+            raise ValueError("give either target or price: a price decides itself how many edges are worth it.")
+        return self
 
     def pruning_config(self, edges: int) -> EdgePruningConfig:
         """The settings of the training for a graph of so many edges.
@@ -104,11 +111,14 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
         scores_E = attribute(task, config.method, config.ig_steps)
     if config.num_edges is None and config.target is None:
         raise UserError(f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges.")
+    if config.num_edges is None and (config.target or 0) >= 1:
+        raise UserError(
+            f"A target of {config.target} leaves no edges to the method {config.method}.",
+            "Give the share of edges to prune, such as 0.98; only the gates of edge-pruning and node-pruning can be pushed beyond 1.",
+        )
     count = config.num_edges or round((1 - (config.target or 0)) * edges)
     if not 1 <= count <= edges:
-        raise UserError(
-            f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.", "Give a target between 0 and 1, or a smaller number."
-        )
+        raise UserError(f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.", "Give another --target or --num-edges.")
     return Found(top_edges(task, ranking(config.method, scores_E), count), scores_E, count)
 
 
@@ -156,7 +166,15 @@ def require_same_run(directory: Path, now: dict[str, object]) -> None:
         if world().is_main:
             write_json(path, now)
         return
-    then = read_json(path)
-    differing = [f"{key} ({then.get(key)}, now {value})" for key, value in now.items() if then.get(key) != value]
+    then = _flat(read_json(path))
+    differing = [f"{key} ({then.get(key)}, now {value})" for key, value in _flat(now).items() if then.get(key) != value]
     if differing:
         raise UserError(f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.", "Name another directory with --run.")
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings by dotted names."""
+    found: dict[str, object] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
