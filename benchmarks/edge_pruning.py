@@ -132,12 +132,12 @@ def tracr(arguments: argparse.Namespace) -> None:
         FindConfig,
         MaskedModel,
         auroc,
-        find_by_pruning,
         load_tracr,
         measure,
         ranking,
         search,
     )  # fmt: skip
+    from lmlab.methods.edge_pruning.prune import decide, train_gates
     from lmlab.methods.edge_pruning.tracr import EMBEDDINGS
     from lmlab.progress import console
 
@@ -151,14 +151,14 @@ def tracr(arguments: argparse.Namespace) -> None:
             known_E = masked.graph.mask(read.ground_truth[ablation])
             print(f"\n{program.name}, {ablation}: {int(known_E.sum())} of {len(known_E)} edges")
             for samples in ("per_example", "per_step"):
-                config = EdgePruningConfig(
-                    price=0.01, steps=400, batch_size=64, mask_samples=samples, polish=None if samples == "per_example" else False
-                )
+                config = EdgePruningConfig(price=0.01, steps=250, batch_size=32, mask_samples=samples)
                 start, exact, raw = time.process_time(), 0, 0
                 for seed in range(arguments.seeds):
-                    exact += torch.equal(find_by_pruning(task, config, seed).kept_E, known_E)
-                    raw += torch.equal(find_by_pruning(task, config.model_copy(update={"polish": False}), seed).kept_E, known_E)
-                seconds = (time.process_time() - start) / arguments.seeds / 2
+                    with tempfile.TemporaryDirectory() as directory:
+                        gates = train_gates(task, config, seed, Path(directory))
+                    exact += torch.equal(decide(task, config, gates).kept_E, known_E)
+                    raw += torch.equal(decide(task, config.model_copy(update={"polish": False}), gates).kept_E, known_E)
+                seconds = (time.process_time() - start) / arguments.seeds
                 name = f"edge-pruning, masks {samples.replace('_', ' ')}"
                 print(f"  {name:36} exact {exact}/{arguments.seeds}, without polish {raw}/{arguments.seeds}, {seconds:.1f} s a run")
             for method in ("acdc", "eap", "eap-ig", "mask-ig", "exact", "node-pruning", "random"):
