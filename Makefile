@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-run ## Install, then go from raw text to a language mod
 
 test: $(VENV)/.installed-dev ## Install what is missing, then run every check and test
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## Run the static checks only: lint, format, types, imports
 	$(BIN)/ruff check

@@ -21,8 +21,7 @@ def fit_bradley_terry(wins: ArrayLike, ridge: float = 0.0, tolerance: float = 1e
         ridge: strength of a normal prior around 0; above 0 it makes any comparisons fit.
 
     Raises:
-        Disconnected: without a prior, some items were never compared with the rest, or won or lost all comparisons with it, so that no finite scores
-        fit.
+        Disconnected: without a prior, some items were never compared with the rest, or won or lost all comparisons with it: no finite scores fit.
         UserError: the matrix is not square, or holds negative numbers.
     """
     w = np.array(wins, np.float64)
