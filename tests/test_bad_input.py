@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from lmlab.files import read_json
+from lmlab.runs import Recipe
 
 
 def _set(*path_and_value):
@@ -98,6 +99,53 @@ def test_a_missing_recipe_is_named(lmlab, tmp_path):
     shown = lmlab("run", tmp_path / "none.yaml")
     assert shown.code == 2
     assert "none.yaml" in shown.err
+
+
+def test_a_recipe_extends_another(recipe, tmp_path):
+    base = recipe()
+    (tmp_path / "more.yaml").write_text(
+        f"""
+extends: {base.name}
+description: more
+stages:
+  tokenizer: {{vocab_size: 310}}
+  evaluation: null
+  samples: {{kind: baselines, documents: documents, task: questions}}
+  more_tokens: {{kind: tokenize, documents: documents, tokenizer: tokenizer}}
+"""
+    )
+    one, more = Recipe.load(base), Recipe.load(tmp_path / "more.yaml", ["more_tokens.split=heldout"])
+    names = [each.name for each in one.stages]
+    expected = [name for name in names if name not in ("evaluation", "report")] + ["more_tokens", "report"]
+    assert [each.name for each in more.stages] == expected  # the report reads all stages, so it stays last
+    stages = {each.name: each for each in more.stages}
+    assert (more.name, more.description) == (one.name, "more")
+    assert stages["tokenizer"].config.vocab_size == 310 and stages["more_tokens"].config.split == "heldout"
+    assert stages["samples"].kind == "baselines"
+    before = {each.name: each.config for each in one.stages}
+    assert stages["documents"].config == before["documents"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("extends: none.yaml", ["more.yaml", "no such file", "none.yaml"]),
+        ("extends: [a, b]", ["more.yaml", "extends", "one recipe"]),
+        ("extends: more.yaml", ["more.yaml", "extends itself"]),
+        ("extends: small.yaml\nstages: {evalation: null}", ["more.yaml", "no stage 'evalation'", "Did you mean 'evaluation'"]),
+        ("extends: small.yaml\nstages: {model: {trainer: {step: 5}}}", ["more.yaml", "trainer.step", "Did you mean 'steps'"]),
+        ("extends: small.yaml\nstages: {other: {knd: train}}", ["more.yaml", "stage 'other'", "'kind' is required"]),
+        ("extends: small.yaml\nstages: [a]", ["more.yaml", "stages"]),
+        ("extends: small.yaml\nstages: {model: 3}", ["more.yaml", "stages.model"]),
+    ],
+)
+def test_a_wrong_extension_is_refused(lmlab, recipe, tmp_path, text, expected):
+    recipe()
+    (tmp_path / "more.yaml").write_text(text)
+    shown = lmlab("run", tmp_path / "more.yaml", "--out", tmp_path / "run")
+    assert shown.code == 2
+    for part in expected:
+        assert part in shown.err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ seed: 0
 stages:
   documents: {kind: collect, ...}
   tokenizer: {kind: train_tokenizer, documents: documents, ...}
+
+A recipe that `extends` another adds stages to it and changes or removes some of them.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
-        """Read a recipe file; `STAGE.key=value` overrides a stage's key, `seed=1` and `name=x` the recipe's own."""
-        data = load_yaml(path)
+        """Read a recipe file and those that it extends; `STAGE.key=value` overrides a stage's key, `seed=1` and `name=x` the recipe's own."""
+        data = _read(path)
         stages = data.get("stages")
         names = set(stages) if isinstance(stages, dict) else set()
         prefixed = []
@@ -92,6 +94,48 @@ class Recipe:
         stages = {each.name: {"kind": each.kind, **each.config.model_dump(mode="json")} for each in self.stages}
         data = {"name": self.name, "seed": self.seed, "description": self.description, "stages": stages}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in readers:
+        raise UserError(f"'{path}' extends itself by way of {' and '.join(repr(str(each)) for each in readers)}.", "Remove one 'extends'.")
+    data = load_yaml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"'{path}': extends: the path of one recipe is needed.")
+    under = path.parent / Path(base).expanduser()
+    if not under.exists():
+        raise UserError(f"'{path}': extends: no such file: '{under}'.", "The path starts from the directory of the recipe that names it.")
+    return _extend(_read(under, (*readers, path.resolve())), data, f"'{path}'")
+
+
+def _extend(base: Mapping[str, Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`base` with what `data` adds and changes. Stages that read all others, such as a report, stay last."""
+    stages, changes = base.get("stages"), data.get("stages", {})
+    if not isinstance(stages, dict) or not isinstance(changes, dict):
+        return {**base, **data}  # refused with a message when it is validated
+    merged = dict(stages)
+    for name, settings in changes.items():
+        before = merged.get(name)
+        if settings is not None:
+            same = isinstance(before, dict) and isinstance(settings, dict) and settings.get("kind", before.get("kind")) == before.get("kind")
+            merged[name] = _merged(before, settings) if same else settings
+        elif merged.pop(name, None) is None:
+            raise UserError(f"{where}: there is no stage '{name}' to remove. {did_you_mean(name, merged)}")
+
+    def last(name: str) -> bool:
+        kind = merged[name].get("kind") if isinstance(merged[name], dict) else None
+        return isinstance(kind, str) and find_stage(kind, f"{where}, stage '{name}'").reads_all_stages
+
+    return {**base, **data, "stages": {name: merged[name] for name in sorted(merged, key=last)}}
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    return {**base, **{key: _merged(base.get(key), value) for key, value in changes.items()}}
 
 
 def _resolve(value: str, key: str, earlier: set[str], place: str) -> str | Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,18 +21,37 @@ from lmlab.runs import Recipe, run_recipe
 RECIPES = Path(__file__).parents[3] / "recipes"
 
 
-def test_the_laptop_recipe_goes_from_text_to_routing_and_a_report(library, tmp_path):
-    data = yaml.safe_load((RECIPES / "olmoe-laptop.yaml").read_text())
-    stages = data["stages"]
-    stages["documents"] |= {"sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3}
-    stages["tokenizer"]["vocab_size"] = 300
-    for name in ("dense", "sparse", "upcycled"):
-        stages[name] |= {"seq_len": 64, "heldout_rows": 4}
-        stages[name]["trainer"] |= {"steps": 4, "batch_size": 4, "evaluate_every": 2, "precision": "fp32", "device": "cpu", "log_every": 1}
-        if "model" in stages[name]:
-            stages[name]["model"] |= {"vocab_size": 300, "num_layers": 1, "d_model": 64, "max_seq_len": 128}
-    stages["routing"] |= {"seq_len": 64, "sequences": 8, "earlier": {"start": {"model": "sparse"}}}
-    results = run_recipe(Recipe.parse(data, "the test"), tmp_path)
+SMALL = {"vocab_size": 300, "num_layers": 1, "d_model": 64, "num_heads": 2, "max_seq_len": 128}
+TRAINER = {"steps": 4, "batch_size": 4, "evaluate_every": 2, "precision": "fp32", "device": "cpu", "log_every": 1}
+
+
+@pytest.fixture
+def demo_with_experts(library, tmp_path) -> dict[str, Any]:
+    """What makes `demo-moe.yaml` small."""
+    trained = {"seq_len": 64, "heldout_rows": 4, "trainer": TRAINER}
+    removed = ("ladder", "outcome", "words", "questions", "baselines", "evaluation", "samples", "export")
+    return {
+        "extends": str(RECIPES / "demo-moe.yaml"),
+        "stages": {
+            "documents": {"sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3},
+            "tokenizer": {"vocab_size": 300},
+            "model": {**trained, "questions": None, "model": SMALL},
+            "sparse": {**trained, "model": SMALL},
+            "upcycled": trained,
+            "routing": {"seq_len": 64, "sequences": 8, "earlier": {"start": {"model": "sparse"}}},
+            **dict.fromkeys(removed),
+        },
+    }
+
+
+def recipe_of(settings: Mapping[str, Any], directory: Path) -> Recipe:
+    path = directory / "small.yaml"
+    path.write_text(yaml.safe_dump(settings), "utf-8")
+    return Recipe.load(path)
+
+
+def test_the_demo_with_a_sparse_twin_goes_from_text_to_routing_and_a_report(demo_with_experts, tmp_path):
+    results = run_recipe(recipe_of(demo_with_experts, tmp_path), tmp_path)
     assert results["sparse"]["parameters"] > results["sparse"]["active_parameters"]
     sparse, upcycled = (from_pretrained(tmp_path / name / "model") for name in ("sparse", "upcycled"))
     assert sparse.config.moe.num_experts == 16 and upcycled.config.moe.norm_topk_prob
@@ -41,22 +62,20 @@ def test_the_laptop_recipe_goes_from_text_to_routing_and_a_report(library, tmp_p
     assert "Co-activation" in page and "Load-balancing loss" in page
 
 
-def test_a_stage_with_a_data_seed_sees_the_same_text_in_another_order(library, tmp_path):
+def test_a_stage_with_a_data_seed_sees_the_same_text_in_another_order(demo_with_experts, tmp_path):
     """As OLMoE's annealing does."""
-    data = yaml.safe_load((RECIPES / "olmoe-laptop.yaml").read_text())
-    data["stages"] = stages = {name: data["stages"][name] for name in ("documents", "tokenizer", "tokens", "heldout_tokens", "sparse")}
-    stages["documents"] |= {"sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3}
-    stages["tokenizer"]["vocab_size"] = 300
-    stages["sparse"] |= {"seq_len": 32, "heldout_rows": 4}
-    stages["sparse"]["trainer"] |= {"steps": 2, "batch_size": 2, "evaluate_every": 2, "precision": "fp32", "device": "cpu", "log_every": 1}
-    stages["sparse"]["model"] |= {"vocab_size": 300, "num_layers": 1, "d_model": 32, "max_seq_len": 64}
-    stages |= {"again": stages["sparse"] | {"data_seed": 0}, "other": stages["sparse"] | {"data_seed": 1}}
-    run_recipe(Recipe.parse(data, "the test"), tmp_path)
+    stages = demo_with_experts["stages"] | dict.fromkeys(("model", "upcycled_start", "upcycled", "routing", "report"))
+    sparse = {"tokens": "tokens", "tokenizer": "tokenizer", "heldout_tokens": "heldout_tokens", **stages["sparse"]}
+    sparse["model"] = {**SMALL, "ffn": "moe", "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 16}}
+    stages |= {
+        name: {"kind": "train", **sparse, **seeds} for name, seeds in (("first", {}), ("again", {"data_seed": 0}), ("other", {"data_seed": 1}))
+    }
+    run_recipe(recipe_of({**demo_with_experts, "stages": stages | {"sparse": None}}, tmp_path), tmp_path)
 
     def losses(name: str) -> list[float]:
         return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
 
-    assert losses("sparse") == losses("again") != losses("other")
+    assert losses("first") == losses("again") != losses("other")
 
 
 @pytest.fixture(scope="module")
