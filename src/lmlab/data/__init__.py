@@ -4,6 +4,7 @@ from lmlab.data.chat import ChatEncoder, Example, KTOExample, PreferencePair, en
 from lmlab.data.chat_encoding import ChatConfig, chat_template, chat_tokenizer, encode_for_answer
 from lmlab.data.chat_template import TULU_TEMPLATE, ChatTemplate
 from lmlab.data.collect import KEEP_ALL, CollectConfig, collect
+from lmlab.data.decontamination import Contamination, Decontamination
 from lmlab.data.docstring_questions import conversation_records, docstring_questions, preference_records
 from lmlab.data.documents import Document, Reject, Source, read_documents
 from lmlab.data.loader import Batch, Loader, Rows
@@ -38,6 +39,8 @@ __all__ = [
     "ChatEncoder",
     "ChatTemplate",
     "CollectConfig",
+    "Contamination",
+    "Decontamination",
     "Document",
     "Example",
     "JsonlSource",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lmlab.config import Config
+from lmlab.data.decontamination import Decontamination
 from lmlab.data.dedup import NUM_PERMUTATIONS, NearDuplicates, signature
 from lmlab.data.documents import Reject, Source
 from lmlab.data.spool import Spool, read_range
@@ -65,7 +66,14 @@ KEEP_ALL: Mapping[str, Any] = {
 """Settings of `CollectConfig` by which every document that can be read is kept for training."""
 
 
-def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directory: Path, workers: int | None = None) -> dict[str, Any]:
+def collect(
+    sources: Sequence[Source],
+    config: CollectConfig,
+    seed: int,
+    directory: Path,
+    workers: int | None = None,
+    evaluations: Decontamination | None = None,
+) -> dict[str, Any]:
     """Read all sources and write `train.jsonl`, `heldout.jsonl`, `dropped.jsonl`, `rejects.jsonl` and `collect.json` to `directory`.
 
     Documents wait on the disk, not in memory, which holds about 50 bytes of each, and 36 more to find near-duplicates.
@@ -75,6 +83,7 @@ def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directo
 
     Arguments:
         workers: processes that compute the signatures of near-duplicates; by default one a core.
+        evaluations: texts that training must not see.
 
     Returns:
         counts of documents and bytes by domain: read, dropped by reason, training, held out.
@@ -92,7 +101,7 @@ def collect(sources: Sequence[Source], config: CollectConfig, seed: int, directo
         near = None
         if config.near_duplicate_threshold is not None:
             near = NearDuplicates(_signatures(spool, config, directory, workers), order, config.near_duplicate_threshold)
-        sieve = _Sieve(spool, config, order, heldout, near)
+        sieve = _Sieve(spool, config, order, heldout, near, evaluations)
         report = sieve.write(directory)
         if near is not None:
             near.close()
@@ -187,8 +196,15 @@ class _Sieve:
     """Decides on one document after the other, held-out ones first, and writes what becomes of it."""
 
     def __init__(
-        self, spool: Spool, config: CollectConfig, order: NDArray[np.int64], heldout: NDArray[np.bool_], near: NearDuplicates | None
+        self,
+        spool: Spool,
+        config: CollectConfig,
+        order: NDArray[np.int64],
+        heldout: NDArray[np.bool_],
+        near: NearDuplicates | None,
+        evaluations: Decontamination | None,
     ) -> None:
+        self._evaluations = evaluations
         self._spool, self._config, self._order, self._heldout, self._near = spool, config, order, heldout, near
         self._first_equal = _first_equal(spool.digests[order])
         self._kept = np.zeros(len(order), bool)
@@ -234,6 +250,10 @@ class _Sieve:
             return "too short", {"bytes": size}
         if size > self._config.longest:
             return "too long", {"bytes": size}
+        if self._evaluations is not None and not self._heldout[number]:
+            found = self._evaluations.find(self._spool.document(number).text)
+            if found is not None:
+                return "text of an evaluation", {"evaluation": found.source, "words": found.words}
         if self._config.exact_duplicates == "keep":
             return self._judge_similar(place, number)
         first = int(self._first_equal[place])

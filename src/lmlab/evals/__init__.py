@@ -15,7 +15,7 @@ from lmlab.evals.ranked import by_domain, chance_level, option_scores, question_
 from lmlab.evals.rows import Row, read_rows
 from lmlab.evals.run import Settings, evaluation_during_training, main_metric, question_values, run_documents, run_task, task_figures, task_summary
 from lmlab.evals.scoring import ModelScorer, Score, Scorer
-from lmlab.evals.tasks import Task, find_tasks, known_tasks, read_task
+from lmlab.evals.tasks import Task, find_tasks, known_tasks, own_texts, read_task
 
 __all__ = [
     "ByteNGram",
@@ -45,6 +45,7 @@ __all__ = [
     "mean",
     "measure_documents",
     "option_scores",
+    "own_texts",
     "pair_rows",
     "perplexity_figures",
     "question_row",

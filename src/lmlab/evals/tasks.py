@@ -12,7 +12,9 @@ licence: CC0
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -27,6 +29,7 @@ from lmlab.evals.ranked import Normalization
 from lmlab.files import sha256_file, sha256_json
 
 T = TypeVar("T")
+_LABEL = re.compile(r"^\s*[\w ]{1,20}:\s*")
 
 
 class Task(Config):
@@ -106,6 +109,33 @@ def spread(found: list[T], limit: int | None) -> list[T]:
     if limit is None or limit >= len(found):
         return found
     return [found[number * len(found) // limit] for number in range(limit)]
+
+
+def own_texts(task: Task) -> Iterator[tuple[str, str]]:
+    """What is each question's own, as pairs of `TASK/ID` and a text: its lines without instruction, examples and labels, and the right answer."""
+    if task.kind == "generation":
+        asked = [(each.domain, each.id, each.prompt, each.references) for each in task.prompts()]
+    else:
+        asked = []
+        for question in task.questions():
+            context, answer = question.pairs()[question.gold]
+            asked.append((question.domain, question.id, context, [answer]))
+    contexts = defaultdict(list)
+    for domain, _, context, _ in asked:
+        contexts[domain].append(context.split("\n"))
+    shared = {domain: _shared_lines(found) for domain, found in contexts.items()}
+    for domain, name, context, answers in asked:
+        *lines, last = context.split("\n")[shared[domain] :]
+        for line in [*lines, *(last + answer if task.kind == "ranked" else answer for answer in answers), last]:
+            if text := _LABEL.sub("", line).strip():
+                yield f"{task.name}/{name}", text
+
+
+def _shared_lines(texts: Sequence[list[str]]) -> int:
+    """How many lines all texts begin with, less the last line of any; 0 for a text alone."""
+    if len(texts) < 2:
+        return 0
+    return sum(1 for _ in takewhile(lambda lines: len(set(lines)) == 1, zip(*(lines[:-1] for lines in texts), strict=False)))
 
 
 def read_task(path: Path) -> Task:

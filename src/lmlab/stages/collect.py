@@ -7,16 +7,26 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from lmlab.config import Config
-from lmlab.data import CollectConfig, SourceConfig, collect
+from lmlab.data import CollectConfig, Decontamination, SourceConfig, collect
+from lmlab.evals import Task, find_tasks, own_texts
 from lmlab.progress import short
 from lmlab.reports import Details, Figure, Paragraph, Section, Table, funnel_chart
 from lmlab.runs import Stage, StageContext
 
 
 class CollectStageConfig(CollectConfig):
-    """The sources, and how documents are chosen from them."""
+    """The sources, and how documents are chosen from them.
+
+    Attributes:
+        decontaminate: tasks by name, group or YAML file, as in `lmlab eval --tasks`; training documents with text of theirs are dropped.
+    """
 
     sources: list[SourceConfig] = Field(min_length=1)
+    decontaminate: list[str] = []
+
+    def tasks(self) -> list[Task]:
+        """The tasks that training must not see."""
+        return find_tasks(self.decontaminate) if self.decontaminate else []
 
 
 class Collect(Stage[CollectStageConfig]):
@@ -26,18 +36,28 @@ class Collect(Stage[CollectStageConfig]):
 
     def plan(self, config: CollectStageConfig) -> dict[str, str]:
         """The sources."""
-        return {
+        found = {
             "sources": ", ".join(source.kind for source in config.sources),
             "held out": f"{config.heldout_fraction:.0%} of the bytes, whole groups",
         }
+        if config.decontaminate:
+            found["without the text of"] = ", ".join(task.name for task in config.tasks())
+        return found
 
     def depends_on(self, config: CollectStageConfig) -> Any:
-        """The files of the sources."""
-        return [source.fingerprint() for source in config.sources]
+        """The files of the sources, and the tasks."""
+        tasks = [task.fingerprint() for task in config.tasks()]
+        return [*(source.fingerprint() for source in config.sources), *tasks]
 
     def run(self, config: CollectStageConfig, context: StageContext) -> dict[str, Any]:
         """Collect."""
-        return collect(config.sources, config, context.seed, context.directory)
+        tasks = config.tasks()
+        if not tasks:
+            return collect(config.sources, config, context.seed, context.directory)
+        evaluations = Decontamination(text for task in tasks for text in own_texts(task))
+        found = collect(config.sources, config, context.seed, context.directory, evaluations=evaluations)
+        counts = {"tasks": [task.name for task in tasks], "questions": evaluations.num_names, "too_short": len(evaluations.too_short)}
+        return found | {"decontamination": counts}
 
     def summary(self, results: dict[str, Any]) -> str:
         """Documents and bytes of both splits."""
@@ -63,6 +83,12 @@ class Collect(Stage[CollectStageConfig]):
             for label, counts in names.items()
         ]
         columns = ["", *(f"{domain}, documents" for domain in domains), *(f"{domain}, bytes" for domain in domains)]
+        note = f"{results['rejects']} records could not be read. Dropped documents and rejects are listed in the run's directory."
+        if searched := results.get("decontamination"):
+            note += (
+                f" Training documents with text of {searched['questions']:,} questions of {', '.join(searched['tasks'])} were dropped; "
+                f"{searched['too_short']:,} of these questions are too short to be looked for."
+            )
         return [
             Section(
                 "Data",
@@ -71,7 +97,7 @@ class Collect(Stage[CollectStageConfig]):
                     Table(columns, rows, "Documents and bytes by domain"),
                     Details(f"Held-out groups ({results['num_heldout_groups']:,})", [Paragraph(", ".join(results["heldout_groups"]) or "none")]),
                 ],
-                f"{results['rejects']} records could not be read. Dropped documents and rejects are listed in the run's directory.",
+                note,
             )
         ]
 

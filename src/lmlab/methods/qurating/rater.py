@@ -25,7 +25,7 @@ from lmlab.models import Transformer, from_pretrained, read_settings, save_pretr
 from lmlab.train import weights_fingerprint
 
 _log = logging.getLogger(__name__)
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}
+_BATCH_TOKENS = {"cpu": 512, "cuda": 131_072}
 
 Scores = NDArray[np.float32]
 Ids = Sequence[int] | NDArray[np.int32]
