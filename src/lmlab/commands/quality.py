@@ -210,4 +210,5 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
-import lmlab.commands.quality_selection  # noqa: E402, F401 (adds the commands that choose)
+import lmlab.commands.quality_selection  # noqa: E402 (adds the commands that choose)
+import lmlab.commands.quality_weights  # noqa: E402, F401 (adds those that weigh criteria)

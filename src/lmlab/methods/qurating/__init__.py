@@ -2,6 +2,7 @@
 
 from lmlab.methods.qurating.bradley_terry import fit_bradley_terry, wins_of
 from lmlab.methods.qurating.excerpting import Excerpt, ExcerptConfig, excerpt, excerpts, group_length
+from lmlab.methods.qurating.fit_weights import FittedWeights, fit_weights, propose_weights
 from lmlab.methods.qurating.inclusion import exact_inclusion, inclusion_probability
 from lmlab.methods.qurating.judge import EndpointJudge, Judged, JudgePairs, LocalJudge, OfflineJudge, Question, Verdict, grade, make_judge
 from lmlab.methods.qurating.judgment_rows import JudgmentRows, encode_groups
@@ -24,6 +25,7 @@ __all__ = [
     "EndpointJudge",
     "Excerpt",
     "ExcerptConfig",
+    "FittedWeights",
     "JudgePairs",
     "Judged",
     "Judgment",
@@ -48,6 +50,7 @@ __all__ = [
     "excerpt",
     "excerpts",
     "fit_bradley_terry",
+    "fit_weights",
     "grade",
     "group_length",
     "inclusion_probability",
@@ -62,6 +65,7 @@ __all__ = [
     "pair_metrics",
     "parse_vote",
     "preference",
+    "propose_weights",
     "rater_step",
     "read_judgments",
     "select",
