@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import pathlib
 import struct
+import tarfile
 import uuid
 
 import fsspec
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab.data import ArrowSource, Document, JsonlSource, MDSSource, MDSWriter, ParquetSource, Reject, TextSource, choose_kind
+from lmlab.data import ArrowSource, Document, JsonlSource, MDSSource, MDSWriter, ParquetSource, Reject, TextSource, WebDatasetSource, choose_kind
 from lmlab.errors import LmlabError, UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -97,6 +99,66 @@ def test_arrow_files_and_streams(place, kind):
     put("state.json", b"{}")
     put("cache-0a1b.arrow", arrow(kind))
     assert list(ArrowSource(path=folder, **FIELDS).read()) == EXPECTED
+
+
+def webdataset(records=RECORDS, size=None):
+    """A tar file as the package webdataset writes it: a key, a dot, and what the member holds."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as file:
+        for number, record in enumerate(records):
+            parts = {
+                "txt": record["content"]["body"].encode(),
+                "jpg": b"\xff\xd8",
+                "json": json.dumps({key: record[key] for key in ("meta", "repo")}).encode(),
+            }
+            for suffix, data in parts.items():
+                member = tarfile.TarInfo(f"shard/{number:06d}.{suffix}")
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+    return sink.getvalue()[:size]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_webdataset(place, suffix):
+    put, folder = place
+    path = put(f"shard-000000.tar{suffix}", PACK[suffix](webdataset()))
+    fields = {**FIELDS, "text_field": "text"}
+    assert list(WebDatasetSource(path=path, **fields).read()) == EXPECTED
+    assert list(WebDatasetSource(path=folder, **{**FIELDS, "text_field": "txt", "id_field": "json.meta.id"}).read()) == EXPECTED
+    assert choose_kind(path) == "webdataset"
+    assert next(iter(WebDatasetSource(path=path).read())).id == f"{path}:shard/000000"
+
+
+def test_what_cannot_be_read_of_a_webdataset_is_set_aside(tmp_path):
+    sink = io.BytesIO()
+    members = [
+        ("a.txt", b"good"),
+        ("b.txt", b"\xff"),
+        ("c.json", b"{"),
+        ("d.json", b"[1]"),
+        ("e.jpg", b"x"),
+        ("f.json", b'{"text": "fine"}'),
+        ("g.txt", b"x" * 99),
+    ]
+    with tarfile.open(fileobj=sink, mode="w") as file:
+        link = tarfile.TarInfo("z.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(sink.getvalue())
+    (tmp_path / "b.tar").write_bytes(webdataset(size=600_000))
+    (tmp_path / "b2.tar").write_bytes(webdataset(size=512 * 1202))
+    (tmp_path / "c.tar").write_bytes(b"no tar")
+    found = list(WebDatasetSource(path=str(tmp_path), text_field="text", max_member_bytes=60).read())
+    texts = [each.text for each in found if isinstance(each, Document)]
+    rejects = {each.where.rpartition("/")[2]: each.reason for each in found if isinstance(each, Reject)}
+    assert texts[:2] == ["good", "fine"] and 250 < len(texts) < 700
+    assert set(rejects) == {"a.tar:b", "a.tar:c", "a.tar:d", "a.tar:e", "a.tar:g", "b.tar", "b2.tar", "c.tar"}
+    assert "not UTF-8" in rejects["a.tar:b"] and "not valid JSON" in rejects["a.tar:c"] and "more than 60 bytes" in rejects["a.tar:g"]
+    assert rejects["b.tar"].startswith("unreadable") and rejects["c.tar"].startswith("unreadable")
 
 
 def test_a_folder_that_datasets_saved(tmp_path):

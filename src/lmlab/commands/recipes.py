@@ -54,7 +54,8 @@ def run(
 )
 def tokenize(
     sources: Annotated[
-        list[str], typer.Argument(help="Files, globs, folders or URLs of text, JSON lines, Parquet, Arrow or MDS; .gz, .bz2, .xz, .zst are unpacked.")
+        list[str],
+        typer.Argument(help="Files, globs, folders or URLs of text, JSON lines, Parquet, Arrow, MDS, WebDataset; compressed or not."),
     ],
     tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,

@@ -23,7 +23,7 @@ class TokenizeChatConfig(Config):
     """Which conversations, with which tokenizer.
 
     Attributes:
-        records: with `messages`, or with `prompt` and `completion`: files of JSON lines, Parquet, Arrow or MDS.
+        records: with `messages`, or with `prompt` and `completion`: files of JSON lines, Parquet, Arrow, MDS or WebDataset.
         tokenizer: for messages one with a chat template, or `chat.template` gives it one.
         split: the records that are held out, or the others.
         heldout_fraction: share of the records that is held out.

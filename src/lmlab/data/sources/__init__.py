@@ -10,11 +10,12 @@ from lmlab.data.documents import Source
 from lmlab.data.sources.choose import choose_kind, record_source, source_settings
 from lmlab.data.sources.files import TextSource
 from lmlab.data.sources.python_library import PythonLibrarySource
-from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
+from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource, WebDatasetSource
 from lmlab.data.sources.tokenized import TokenizedSource
 
 SourceConfig = Annotated[
-    JsonlSource | ParquetSource | ArrowSource | MDSSource | TextSource | TokenizedSource | PythonLibrarySource, Field(discriminator="kind")
+    JsonlSource | ParquetSource | ArrowSource | MDSSource | WebDatasetSource | TextSource | TokenizedSource | PythonLibrarySource,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SourceConfig",
     "TextSource",
     "TokenizedSource",
+    "WebDatasetSource",
     "choose_kind",
     "record_source",
     "source_settings",

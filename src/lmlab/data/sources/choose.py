@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource
+from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource, WebDatasetSource
 from lmlab.errors import UserError
 from lmlab.storage import find_files, is_folder, without_compression
 
@@ -18,13 +18,20 @@ _KINDS = {
     ".arrow": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",
+    ".tar": "webdataset",
 }
-_SOURCES: dict[str, type[RecordSource]] = {"jsonl": JsonlSource, "parquet": ParquetSource, "arrow": ArrowSource, "mds": MDSSource}
+_SOURCES: dict[str, type[RecordSource]] = {
+    "jsonl": JsonlSource,
+    "parquet": ParquetSource,
+    "arrow": ArrowSource,
+    "mds": MDSSource,
+    "webdataset": WebDatasetSource,
+}
 _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
 
 def choose_kind(location: str) -> str:
-    """The kind of source for a file, glob, folder or URL: `jsonl`, `parquet`, `arrow`, `mds`, `tokenized` or `text`.
+    """The kind of source for a file, glob, folder or URL: `jsonl`, `parquet`, `arrow`, `mds`, `webdataset`, `tokenized` or `text`.
 
     A folder with an `index.json` is of MDS; one that `datasets` saved, or with Arrow files, is of Arrow. Files of text beside files of records are
     passed over, as they tend to describe them.
@@ -73,7 +80,7 @@ def record_source(location: str) -> RecordSource:
     if kind == "text" and not is_folder(location):
         kind = "jsonl"
     if kind not in _SOURCES:
-        raise UserError(f"'{location}' holds no records.", "Name a file or folder of JSON lines, Parquet, Arrow or MDS.")
+        raise UserError(f"'{location}' holds no records.", "Name a file or folder of JSON lines, Parquet, Arrow, MDS or WebDataset.")
     return _SOURCES[kind](path=location)
 
 

@@ -1,9 +1,11 @@
-"""Documents from files of records: JSON lines, Parquet, Arrow, MDS. Fields are named by dotted paths."""
+"""Documents from files of records: JSON lines, Parquet, Arrow, MDS, WebDataset. Fields are named by dotted paths."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import IO, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +18,7 @@ from lmlab.storage import open_binary, open_raw, without_compression
 
 _BATCH_RECORDS = 256
 _BUFFER_BYTES = 2**20
+_TEXTS = ("txt", "text", "md", "html", "cls", "id")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -163,6 +166,59 @@ class MDSSource(RecordSource):
             yield where, Reject(where, sample.message) if isinstance(sample, MDSError) else sample
 
 
+class WebDatasetSource(RecordSource):
+    """WebDataset's tar files: neighbours of one name are a record, in which each suffix is a field.
+
+    Text (`.txt`, `.text`) is also the field `text`, and the keys of a `.json` are fields of their own, too. What is neither text nor JSON is passed
+    over.
+
+    Attributes:
+        max_member_bytes: a record with a longer text is a reject.
+    """
+
+    kind: Literal["webdataset"] = "webdataset"
+    max_member_bytes: int = Field(default=2**28, gt=0)
+    suffixes: ClassVar[tuple[str, ...]] = (".tar",)
+
+    def records_of(self, path: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """One record a name, in the order of the file."""
+        with open_binary(path) as file, tarfile.open(fileobj=(read := _LastRead(file)), mode="r|") as members:  # type: ignore[call-overload]
+            named = ((*_split_name(member.name), member) for member in members if member.isfile())
+            for key, group in groupby(named, lambda each: each[0]):
+                where = f"{path}:{key}"
+                yield where, self._record(where, key, ((suffix, member, members.extractfile(member)) for _, suffix, member in group))
+            if read.last[-tarfile.BLOCKSIZE :].strip(b"\0"):  # tarfile takes a cut between two members for the end
+                yield path, Reject(path, "unreadable (the archive is cut off)")
+
+    def _record(self, where: str, key: str, parts: Iterable[tuple[str, tarfile.TarInfo, IO[bytes] | None]]) -> Any:
+        record: dict[str, Any] = {"__key__": key}
+        fields: dict[str, Any] = {}
+        for suffix, member, file in parts:
+            last = suffix.rpartition(".")[2]
+            if last not in ("json", *_TEXTS) or file is None:
+                continue
+            if member.size > self.max_member_bytes:
+                return Reject(where, f"a '.{suffix}' of more than {self.max_member_bytes} bytes")
+            value = _parse(file.read(), where) if last == "json" else _text(file.read(), where)
+            if isinstance(value, Reject):
+                return value
+            record[suffix] = value
+            fields |= value if isinstance(value, dict) else {"text": value} if suffix in ("txt", "text") else {}
+        return fields | record
+
+
+class _LastRead:
+    """A file that remembers what was read last."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.last = file, b""
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.last = data or self.last
+        return data
+
+
 def field(record: Any, path: str) -> Any:
     """The value at a dotted path; None where there is none. A key that holds dots itself goes before its parts."""
     if isinstance(record, dict) and path in record:
@@ -170,6 +226,20 @@ def field(record: Any, path: str) -> Any:
     for key in path.split("."):
         record = record.get(key) if isinstance(record, dict) else None
     return record
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member: all before and after the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _text(data: bytes, where: str) -> Any:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Reject(where, f"not UTF-8 (byte {error.start})")
 
 
 def _parse(line: bytes, where: str) -> Any:
