@@ -109,9 +109,13 @@ class _Running:
         self._texts = [GrowingText(row, decode) for row in rows]
         self._told = [0] * len(rows)
 
-    def report(self) -> bool:
-        """Tell of what is new; whether the job is done."""
-        done = all(row.done for row in self.rows)
+    @property
+    def done(self) -> bool:
+        """Whether all rows are done."""
+        return all(row.done for row in self.rows)
+
+    def report(self) -> None:
+        """Tell of what is new."""
         if self.job.stream:
             news = []
             for number, row in enumerate(self.rows):
@@ -122,9 +126,8 @@ class _Running:
                     news.append(Growth(number, text, *tokens, row.finish_reason, row.prompt_scores))
             if news:
                 self.job.tell(news)
-        elif done:
+        elif self.done:
             self.job.tell(self.rows)
-        return done
 
 
 class Engine:
@@ -246,9 +249,11 @@ class Engine:
         self._report()
 
     def _report(self) -> None:
-        done = [each for each in self._running if each.report()]
-        self.served += len(done)
+        done = [each for each in self._running if each.done]
+        self.served += len(done)  # before the clients can know of it
         self.generated += sum(len(row.ids) for each in done for row in each.rows)
+        for each in self._running:
+            each.report()
         self._running = [each for each in self._running if each not in done]
 
     def _drop_cancelled(self) -> None:
