@@ -178,12 +178,13 @@ def test_two_processes_end_with_the_same_gates_also_where_each_holds_half_of_the
         "g = torch.Generator().manual_seed(0)\nclean, corrupted = torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\n"
         "task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))\n"
         "gates = train_gates(task, EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))\n"
-        "print('GATES', world().rank, gates.edges.shape, round(gates.edges.sum().item(), 3), int(gates.num_steps), flush=True)\n"
+        "found = [list(gates.edges.shape), round(gates.edges.sum().item(), 3), int(gates.num_steps)]\n"
+        "Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))\n"
     )
-    lines = []
+    found = []
     for kind in ("whole", "shared"):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / kind), kind]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-2000:]
-        lines += [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("GATES")]
-    assert len(lines) == 4 and all(line == lines[0] for line in lines) and lines[0][0] == "torch.Size([82])" and lines[0][-1] == "6"
+        found += [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
+    assert found == [found[0]] * 4 and found[0][0] == [82] and found[0][2] == 6
