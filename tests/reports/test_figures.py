@@ -24,6 +24,12 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def test_a_few_whole_numbers_have_a_tick_each():
+    axes = line_chart([Series("s", [0, 1, 2], [0.5, 1.0, 7.0])], "layer", "load").layout
+    assert (axes.xaxis.dtick, axes.yaxis.dtick) == (1, None)
+    assert line_chart([Series("s", [0, 500], [1, 2])], "step", "loss").layout.xaxis.dtick is None
+
+
 def test_every_colour_stands_out_from_its_background() -> None:
     assert all(contrast(color, "#ffffff") >= 3 for color in (*LIGHT, REFERENCE_LIGHT))
     assert all(contrast(color, "#191c1f") >= 3 for color in (*DARK, REFERENCE_DARK))

@@ -12,7 +12,7 @@ from lmlab.reports.formats import format_number
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
 MAX_LOG_TICKS = 6
 MAX_LABEL = 24  # characters: longer labels would leave no room for the plot on a phone
-MAX_NUMBER_LABELS = 12  # of a heat map
+MAX_NUMBER_LABELS = 12
 
 
 def number_axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any]:
@@ -23,7 +23,14 @@ def number_axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any
         axis["title"] = {"text": escape_label(title)}
     if sizes and (min(sizes) if log else max(sizes)) < SMALLEST_PLAIN_TICK:
         axis["exponentformat"] = "power"
-    return axis | (_log_ticks(values) if log else {})
+    return axis | (_log_ticks(values) if log else _whole_ticks(values))
+
+
+def _whole_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """A tick at each of a few whole numbers, such as layers: nothing is between them."""
+    if len(set(values)) > 1 and all(float(value).is_integer() for value in values) and max(values) - min(values) <= MAX_NUMBER_LABELS:
+        return {"dtick": 1}
+    return {}
 
 
 def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
