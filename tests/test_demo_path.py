@@ -199,6 +199,20 @@ def test_train_and_tokenize_work_without_a_recipe(lmlab, library, tmp_path):
     assert (tmp_path / "trained" / "model" / "model" / "config.json").exists()
 
 
+def test_stages_of_one_kind_are_told_apart_in_the_report(lmlab, recipe, tmp_path):
+    def change(data):
+        stages = data["stages"]
+        stages["others"] = stages["documents"] | {"heldout_fraction": 0.5}
+        stages["report"] = {"kind": "report"}
+
+    assert lmlab("run", recipe(change, until="documents"), "--out", tmp_path / "run").code == 0
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert ">Data: documents<" in page and ">Data: others<" in page and ">Data<" not in page
+    glance = page[page.index("At a glance</h2>") : page.index(">Data: documents</h2>")]
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", glance)
+    assert cells[:3] == ["collect", "Training text", "documents"] and cells[4] == "others" and len(cells) == 6
+
+
 @pytest.mark.parametrize("command", ["demo", "run", "tokenize", "train", "eval", "generate", "report", "doctor"])
 def test_every_help_shows_an_example(lmlab, command):
     shown = lmlab(command, "--help")

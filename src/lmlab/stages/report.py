@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lmlab.config import Config
 from lmlab.files import read_json
-from lmlab.reports import Code, Details, Facts, Page, Section, Table, format_bytes, format_duration
+from lmlab.reports import Block, Code, Details, Facts, Page, Section, Table, format_bytes, format_duration
 from lmlab.runs import PlannedStage, Stage, StageContext, read_record
 
 
@@ -35,26 +38,50 @@ class Report(Stage[ReportConfig]):
 
 def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
     """Write `report.html` of a run whose stages have finished."""
-    facts: dict[str, str] = {}
-    sections: list[Section] = []
+    headlines: dict[str, dict[str, dict[str, str]]] = {}
+    sections: list[tuple[str, Section]] = []
     times: list[list[Any]] = []
     for each in stages:
         record = read_record(each.directory)
-        headline = each.entry.stage.headline(record["results"])
-        facts |= {f"{key} ({each.entry.name})" if key in facts else key: value for key, value in headline.items()}
-        sections += each.entry.stage.report(each.entry.config, record["results"], each.directory)
+        if headline := each.entry.stage.headline(record["results"]):
+            headlines.setdefault(each.entry.kind, {})[each.entry.name] = headline
+        sections += [(each.entry.name, section) for section in each.entry.stage.report(each.entry.config, record["results"], each.directory)]
         times.append([each.entry.name, each.entry.kind, format_duration(record["seconds"]), each.entry.stage.summary(record["results"])])
     manifest = read_json(run / "manifest.json")
-    sections.sort(key=lambda section: section.rank)
-    if facts:
-        sections.insert(0, Section("At a glance", [Facts(facts)], manifest["description"]))
-    sections.append(Section("Stages", [Table(["stage", "kind", "time", "outcome"], times, align=["left", "left", "right", "left"])]))
-    sections.append(
+    shown = _told_apart(sections)
+    shown.sort(key=lambda section: section.rank)
+    if headlines:
+        shown.insert(0, Section("At a glance", _glance(headlines), manifest["description"]))
+    shown.append(Section("Stages", [Table(["stage", "kind", "time", "outcome"], times, align=["left", "left", "right", "left"])]))
+    shown.append(
         Section("Configuration", [Details("The recipe with every default", [Code((run / "recipe.yaml").read_text("utf-8"), "recipe.yaml")])])
     )
-    sections.append(Section("Environment", [_environment(manifest["environment"])]))
+    shown.append(Section("Environment", [_environment(manifest["environment"])]))
     subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}"
-    return Page(title, subtitle, sections, generated=manifest["created"]).write(run / "report.html")
+    return Page(title, subtitle, shown, generated=manifest["created"]).write(run / "report.html")
+
+
+def _glance(headlines: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[Block]:
+    """Tiles with what one stage of a kind has to say, and a table of the stages of each kind that has several."""
+    tiles: dict[str, str] = {}
+    tables: list[Block] = []
+    for kind, stages in headlines.items():
+        if len(stages) == 1:
+            for name, headline in stages.items():
+                tiles |= {f"{key} ({name})" if key in tiles else key: value for key, value in headline.items()}
+        else:
+            columns = list(dict.fromkeys(key for headline in stages.values() for key in headline))
+            rows = [[name, *(headline.get(key) for key in columns)] for name, headline in stages.items()]
+            align: list[Literal["left", "right"]] = ["right"] * (len(columns) + 1)
+            align[0] = "left"
+            tables.append(Table([kind, *columns], rows, align=align))
+    return [*([Facts(tiles)] if tiles else []), *tables]
+
+
+def _told_apart(sections: Sequence[tuple[str, Section]]) -> list[Section]:
+    """Sections of one title get their stages' names."""
+    titles = Counter(section.title for _, section in sections)
+    return [replace(section, title=f"{section.title}: {stage}") if titles[section.title] > 1 else section for stage, section in sections]
 
 
 def _environment(environment: dict[str, Any]) -> Table:
