@@ -22,6 +22,7 @@ from lmlab.stages.training import (
     export_model,
     final_loss,
     heldout_evaluation,
+    heldout_figures,
     loop_curves,
     plan_training,
     routing_curves,
@@ -134,8 +135,7 @@ class Prefer(Stage[PreferConfig]):
         summary = trainer.fit()
         export_model(trainer.model, start.model, tokenizer, context.directory / "model")
         counts = {"pairs": len(rows), "heldout": len(heldout) if heldout else 0, "rejects": rejects}
-        heldout_figures = {key: value for key, value in read_metrics(context.directory / "metrics.jsonl")[-1].items() if key.startswith("heldout_")}
-        return {**summary, **counts, **heldout_figures, "final_loss": final_loss(context.directory)}
+        return {**summary, **counts, **heldout_figures(context.directory), "final_loss": final_loss(context.directory)}
 
     def summary(self, results: dict[str, Any]) -> str:
         """Loss, and what is preferred on held-out records."""

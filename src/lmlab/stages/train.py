@@ -24,6 +24,7 @@ from lmlab.stages.training import (
     export_model,
     final_loss,
     heldout_evaluation,
+    heldout_figures,
     loop_curves,
     plan_training,
     routing_curves,
@@ -159,19 +160,23 @@ class Train(Stage[TrainConfig]):
             "parameters": model_config.num_parameters(),
             "active_parameters": model_config.num_parameters(active=True),
             "final_loss": final_loss(context.directory),
+            **heldout_figures(context.directory),
             "epochs": round(max(share.epochs for share in plan), 3),
             "sources": [asdict(share) for share in plan],
         }
 
     def summary(self, results: dict[str, Any]) -> str:
         """Loss and speed."""
-        return f"loss {results['final_loss']:.3f}, {results['tokens_per_second']:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
+        loss = f"loss {results['final_loss']:.3f}" + (f", held out {results['heldout_loss']:.3f}" if "heldout_loss" in results else "")
+        return f"{loss}, {results['tokens_per_second']:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
 
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
-        """Size, tokens, speed."""
+        """Size, tokens, held-out loss, speed."""
+        heldout = {"Held-out loss": f"{results['heldout_loss']:.3f}"} if "heldout_loss" in results else {}
         return {
             "Parameters": short(results["parameters"]) + _active(results),
             "Training tokens": short(results["tokens"]),
+            **heldout,
             "Tokens a second": f"{results['tokens_per_second']:,.0f}",
             "Of GEMM peak": utilisation(results),
         }

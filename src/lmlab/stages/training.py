@@ -102,6 +102,11 @@ def final_loss(directory: Path) -> float:
     return sum(losses) / len(losses)
 
 
+def heldout_figures(directory: Path) -> dict[str, float]:
+    """What was measured on held-out rows after the last step, by name; empty if nothing was."""
+    return {key: value for key, value in read_metrics(directory / "metrics.jsonl")[-1].items() if key.startswith("heldout_")}
+
+
 def utilisation(results: dict[str, Any]) -> str:
     """The share of the GEMM peak, as text."""
     return f"{results['utilisation']:.0%}" if results["utilisation"] else "unknown"

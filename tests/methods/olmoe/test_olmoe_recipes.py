@@ -56,10 +56,12 @@ def test_the_demo_with_a_sparse_twin_goes_from_text_to_routing_and_a_report(demo
     sparse, upcycled = (from_pretrained(tmp_path / name / "model") for name in ("sparse", "upcycled"))
     assert sparse.config.moe.num_experts == 16 and upcycled.config.moe.norm_topk_prob
     rows = [json.loads(line) for line in (tmp_path / "sparse" / "metrics.jsonl").read_text().splitlines()]
+    assert results["sparse"]["heldout_loss"] == rows[-1]["heldout_loss"]
     assert "routing_saturation" in rows[-1] and "load_balancing_loss" in rows[0]
     assert RoutingTrace.load(tmp_path / "routing" / "trace.npz").top_k == 4
     page = (tmp_path / "report.html").read_text()
     assert "Co-activation" in page and "Load-balancing loss" in page
+    assert ">Training: sparse<" in page and page.index(">Held-out loss<") < page.index(">Training: sparse</h2>")
 
 
 def test_a_stage_with_a_data_seed_sees_the_same_text_in_another_order(demo_with_experts, tmp_path):
