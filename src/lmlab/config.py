@@ -93,6 +93,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     return result
 
 
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    if isinstance(value, Mapping):
+        return {key: item for name, inner in value.items() for key, item in flatten(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}
+
+
 def _descend(target: Any, key: str, path: str) -> Any:
     if isinstance(target, list):
         return target[_index(target, key, path)]

@@ -46,18 +46,19 @@ class Decontamination:
     """
 
     def __init__(self, texts: Iterable[tuple[str, str]], run_words: int = RUN_WORDS, shortest: int = SHORTEST) -> None:
+        needed = min(shortest, run_words)
         runs: dict[int, dict[str, str]] = {}
         longest: dict[str, int] = {}
         for name, text in texts:
             words = _words(text)
             longest[name] = max(longest.get(name, 0), len(words))
-            if len(words) >= min(shortest, run_words):
+            if len(words) >= needed:
                 length = min(run_words, len(words))
                 known = runs.setdefault(length, {})
                 for start in range(len(words) - length + 1):
                     known.setdefault(" ".join(words[start : start + length]), name)
         self.num_names = len(longest)
-        self.too_short = [name for name, length in longest.items() if length < min(shortest, run_words)]
+        self.too_short = [name for name, length in longest.items() if length < needed]
         self._runs = dict(sorted(runs.items(), reverse=True))
         self._hashes = {length: _hash_all(known) for length, known in self._runs.items()}
 

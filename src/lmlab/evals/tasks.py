@@ -113,20 +113,21 @@ def spread(found: list[T], limit: int | None) -> list[T]:
 
 def own_texts(task: Task) -> Iterator[tuple[str, str]]:
     """What is each question's own, as pairs of `TASK/ID` and a text: its lines without instruction, examples and labels, and the right answer."""
+    asked: list[tuple[str, str, list[str], list[str]]] = []  # domain, id, lines, right answers
     if task.kind == "generation":
-        asked = [(each.domain, each.id, each.prompt, each.references) for each in task.prompts()]
+        asked += [(each.domain, each.id, each.prompt.split("\n"), each.references) for each in task.prompts()]
     else:
-        asked = []
         for question in task.questions():
             context, answer = question.pairs()[question.gold]
-            asked.append((question.domain, question.id, context, [answer]))
-    contexts = defaultdict(list)
-    for domain, _, context, _ in asked:
-        contexts[domain].append(context.split("\n"))
-    shared = {domain: _shared_lines(found) for domain, found in contexts.items()}
-    for domain, name, context, answers in asked:
-        *lines, last = context.split("\n")[shared[domain] :]
-        for line in [*lines, *(last + answer if task.kind == "ranked" else answer for answer in answers), last]:
+            lines = context.split("\n")
+            asked.append((question.domain, question.id, lines, [lines[-1] + answer]))
+    by_domain = defaultdict(list)
+    for domain, _, lines, _ in asked:
+        by_domain[domain].append(lines)
+    shared = {domain: _shared_lines(found) for domain, found in by_domain.items()}
+    for domain, name, lines, answers in asked:
+        *own, last = lines[shared[domain] :]
+        for line in [*own, *answers, last]:
             if text := _LABEL.sub("", line).strip():
                 yield f"{task.name}/{name}", text
 

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.table import Table
 
+from lmlab.config import flatten
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError
 from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, write_text
@@ -261,19 +262,13 @@ def _explain_changes(changed: list[PlannedStage], directory: Path) -> str:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, after = _flatten(old["config"]), _flatten(new["config"])
+    before, after = flatten(old["config"]), flatten(new["config"])
     lines = [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in {**before, **after} if before.get(key) != after.get(key)]
     if old["seed"] != new["seed"]:
         lines.append(f"seed: {old['seed']} -> {new['seed']}")
     if old["version"] != new["version"]:
         lines.append("this version of lmlab computes it differently")
     return lines
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: item for name, inner in value.items() for key, item in _flatten(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 def _files_of(path: Path) -> list[tuple[str, int, int]]:

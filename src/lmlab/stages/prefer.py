@@ -20,9 +20,8 @@ from lmlab.stages.start import Start
 from lmlab.stages.training import (
     build_network,
     export_model,
-    final_loss,
+    final_figures,
     heldout_evaluation,
-    heldout_figures,
     loop_curves,
     plan_training,
     routing_curves,
@@ -135,7 +134,7 @@ class Prefer(Stage[PreferConfig]):
         summary = trainer.fit()
         export_model(trainer.model, start.model, tokenizer, context.directory / "model")
         counts = {"pairs": len(rows), "heldout": len(heldout) if heldout else 0, "rejects": rejects}
-        return {**summary, **counts, **heldout_figures(context.directory), "final_loss": final_loss(context.directory)}
+        return {**summary, **counts, **final_figures(context.directory)}
 
     def summary(self, results: dict[str, Any]) -> str:
         """Loss, and what is preferred on held-out records."""

@@ -22,9 +22,8 @@ from lmlab.stages.start import Start
 from lmlab.stages.training import (
     build_network,
     export_model,
-    final_loss,
+    final_figures,
     heldout_evaluation,
-    heldout_figures,
     loop_curves,
     plan_training,
     routing_curves,
@@ -159,8 +158,7 @@ class Train(Stage[TrainConfig]):
             **summary,
             "parameters": model_config.num_parameters(),
             "active_parameters": model_config.num_parameters(active=True),
-            "final_loss": final_loss(context.directory),
-            **heldout_figures(context.directory),
+            **final_figures(context.directory),
             "epochs": round(max(share.epochs for share in plan), 3),
             "sources": [asdict(share) for share in plan],
         }

@@ -96,15 +96,12 @@ def heldout_evaluation(step: StepFunction, rows: Rows, rows_at_once: int) -> Eva
     return evaluate
 
 
-def final_loss(directory: Path) -> float:
-    """Mean of the last ten logged losses."""
-    losses = [row["loss"] for row in read_metrics(directory / "metrics.jsonl")][-10:]
-    return sum(losses) / len(losses)
-
-
-def heldout_figures(directory: Path) -> dict[str, float]:
-    """What was measured on held-out rows after the last step, by name; empty if nothing was."""
-    return {key: value for key, value in read_metrics(directory / "metrics.jsonl")[-1].items() if key.startswith("heldout_")}
+def final_figures(directory: Path) -> dict[str, float]:
+    """`final_loss`, the mean of the last ten logged losses, and what held-out rows gave after the last step: `heldout_loss` and the like."""
+    rows = read_metrics(directory / "metrics.jsonl")
+    losses = [row["loss"] for row in rows][-10:]
+    heldout = {key: value for key, value in rows[-1].items() if key.startswith("heldout_")}
+    return {"final_loss": sum(losses) / len(losses), **heldout}
 
 
 def utilisation(results: dict[str, Any]) -> str:

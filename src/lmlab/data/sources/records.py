@@ -235,7 +235,7 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _text(data: bytes, where: str) -> Any:
+def _text(data: bytes, where: str) -> str | Reject:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -243,10 +243,11 @@ def _text(data: bytes, where: str) -> Any:
 
 
 def _parse(line: bytes, where: str) -> Any:
+    text = _text(line, where)
+    if isinstance(text, Reject):
+        return text
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Reject(where, f"not UTF-8 (byte {error.start})")
+        return json.loads(text)
     except json.JSONDecodeError as error:
         return Reject(where, f"not valid JSON ({error.msg})")
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from lmlab.config import Config, validate
+from lmlab.config import Config, flatten, validate
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json
@@ -166,15 +165,7 @@ def require_same_run(directory: Path, now: dict[str, object]) -> None:
         if world().is_main:
             write_json(path, now)
         return
-    then = _flat(read_json(path))
-    differing = [f"{key} ({then.get(key)}, now {value})" for key, value in _flat(now).items() if then.get(key) != value]
+    then = flatten(read_json(path))
+    differing = [f"{key} ({then.get(key)}, now {value})" for key, value in flatten(now).items() if then.get(key) != value]
     if differing:
         raise UserError(f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.", "Name another directory with --run.")
-
-
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings by dotted names."""
-    found: dict[str, object] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found

@@ -64,34 +64,35 @@ def fit_weights(weights: ArrayLike, losses: ArrayLike, names: Sequence[str], see
     Raises:
         UserError: too few runs, equal losses, or numbers that are no weights.
     """
+    from scipy.stats import spearmanr
+
     w_RN, loss_R = np.asarray(weights, np.float64), np.asarray(losses, np.float64)
     _check(w_RN, loss_R, names)
     w_RN = w_RN / w_RN.sum(1, keepdims=True)
     folds = _folds(len(loss_R), seed)
-    predicted = {name: _left_out(make, w_RN, loss_R, folds) for name, make in _regressions(seed).items()}
-    predicted["mean"] = _left_out(_Mean, w_RN, loss_R, folds)
+    regressions = _regressions(seed)
+    predicted = {name: _left_out(make, w_RN, loss_R, folds) for name, make in regressions.items()}
     errors = {name: float(np.sqrt(np.mean((found - loss_R) ** 2))) for name, found in predicted.items()}
     best = min(errors, key=lambda name: errors[name])
     equal_N = np.full(len(names), 1 / len(names))
     if best == "mean":
         mean = float(loss_R.mean())
         return FittedWeights(tuple(names), tuple(equal_N.tolist()), best, errors, 0.0, mean, mean, float(loss_R.min()), False)
-    regression = _regressions(seed)[best]().fit(w_RN, loss_R)
+    regression = regressions[best]().fit(w_RN, loss_R)
     draws = np.random.default_rng(seed).dirichlet(np.ones(len(names)), _CANDIDATES)
     candidates = np.concatenate([draws, w_RN, equal_N[None]])
     chosen_N = candidates[np.argsort(regression.predict(candidates), kind="stable")[:_BEST]].mean(0)
     loss, equal = (float(value) for value in regression.predict(np.stack([chosen_N, equal_N])))
-    return FittedWeights(
-        tuple(names), tuple(chosen_N.tolist()), best, errors, _spearman(predicted[best], loss_R), loss, equal, float(loss_R.min()), True
-    )
+    correlation = float(spearmanr(predicted[best], loss_R).statistic)
+    return FittedWeights(tuple(names), tuple(chosen_N.tolist()), best, errors, correlation, loss, equal, float(loss_R.min()), True)
 
 
 def _check(w_RN: Floats, loss_R: Floats, names: Sequence[str]) -> None:
     if w_RN.ndim != 2 or w_RN.shape != (len(loss_R), len(names)) or len(names) < 2:
         raise UserError(f"Weights of {len(names)} names, two at least, are needed for each of {len(loss_R)} runs.")
-    if not np.isfinite(w_RN).all() or (w_RN < 0).any() or (w_RN.sum(1) <= 0).any():
-        row = int(np.flatnonzero(~(np.isfinite(w_RN).all(1) & (w_RN >= 0).all(1) & (w_RN.sum(1) > 0)))[0])
-        raise UserError(f"Run {row + 1}: weights must be 0 or more, and one of them above 0.")
+    usable_R = np.isfinite(w_RN).all(1) & (w_RN >= 0).all(1) & (w_RN.sum(1) > 0)
+    if not usable_R.all():
+        raise UserError(f"Run {int(usable_R.argmin()) + 1}: weights must be 0 or more, and one of them above 0.")
     if not np.isfinite(loss_R).all():
         raise UserError(f"Run {int(np.flatnonzero(~np.isfinite(loss_R))[0]) + 1}: the loss is not a finite number.", "Leave the run out.")
     if len(loss_R) < len(names) + 2:
@@ -116,17 +117,9 @@ def _left_out(make: Callable[[], Any], w_RN: Floats, loss_R: Floats, folds: Sequ
     return found
 
 
-class _Mean:
-    def fit(self, w_RN: Floats, loss_R: Floats) -> _Mean:
-        self.mean = float(loss_R.mean())
-        return self
-
-    def predict(self, w_RN: Floats) -> Floats:
-        return np.full(len(w_RN), self.mean)
-
-
 def _regressions(seed: int) -> dict[str, Callable[[], Any]]:
     try:
+        from sklearn.dummy import DummyRegressor
         from sklearn.ensemble import GradientBoostingRegressor
         from sklearn.linear_model import RidgeCV
         from sklearn.pipeline import make_pipeline
@@ -135,13 +128,8 @@ def _regressions(seed: int) -> dict[str, Callable[[], Any]]:
         raise missing_extra("scikit-learn", "quality", "Fitting weights") from None
     strengths = np.logspace(-6, 2, 17)
     return {
+        "mean": DummyRegressor,
         "linear": lambda: RidgeCV(strengths),
         "quadratic": lambda: make_pipeline(PolynomialFeatures(2, include_bias=False), RidgeCV(strengths)),
         "boosted trees": lambda: GradientBoostingRegressor(max_depth=3, learning_rate=0.05, n_estimators=150, subsample=0.8, random_state=seed),
     }
-
-
-def _spearman(a: Floats, b: Floats) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)
