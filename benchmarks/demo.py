@@ -1,4 +1,5 @@
-"""The demo's figures: wall time of a fresh run and of a second one, the model beside its baselines, accuracy beside chance, utilisation.
+"""The demo's figures: wall time of a fresh run and of a second one, the model beside its baselines, accuracy beside
+chance, utilisation.
 
     python benchmarks/demo.py [--out DIR] [--set KEY=VALUE ...]
 
@@ -26,7 +27,15 @@ def main() -> None:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="lmlab-demo-"), "run")
     if out.exists():
         parser.error(f"'{out}' exists; a fresh run is measured")
-    command = [sys.executable, "-m", "lmlab.cli", "demo", "--out", str(out), *(f"--set={each}" for each in arguments.set)]
+    command = [
+        sys.executable,
+        "-m",
+        "lmlab.cli",
+        "demo",
+        "--out",
+        str(out),
+        *(f"--set={each}" for each in arguments.set),
+    ]
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
@@ -36,8 +45,9 @@ def main() -> None:
     training, measured = results["model"], results["evaluation"]["measured"]
     print(f"fresh run {seconds[0]:.1f} s, second run {seconds[1]:.1f} s")
     print(
-        f"{training['parameters']:,} parameters, {training['tokens']:,} tokens, {training['tokens_per_second']:,.0f} tokens/s, "
-        f"{training['utilisation']:.1%} of the measured GEMM peak ({training['gemm_peak_flops'] / 1e9:.0f} GFLOP/s)\n"
+        f"{training['parameters']:,} parameters, {training['tokens']:,} tokens, {training['tokens_per_second']:,.0f}"
+        f" tokens/s, {training['utilisation']:.1%} of the measured GEMM peak ({training['gemm_peak_flops'] / 1e9:.0f}"
+        " GFLOP/s)\n"
     )
     domains = list(measured["model"]["bits_per_byte"])
     print("| bits per byte | " + " | ".join(domains) + " |\n|---|" + "---|" * len(domains))
@@ -46,12 +56,17 @@ def main() -> None:
         for domain in domains:
             value, ours = found["bits_per_byte"][domain], measured["model"]["bits_per_byte"][domain]["value"]
             error = f" ± {value['standard_error']:.3f}" if value["standard_error"] else ""
-            cells.append(f"{value['value']:.3f}{error}" + ("" if name == "model" else f" ({value['value'] / ours:.2f}x)"))
+            cells.append(
+                f"{value['value']:.3f}{error}" + ("" if name == "model" else f" ({value['value'] / ours:.2f}x)")
+            )
         print(f"| {name} | " + " | ".join(cells) + " |")
     print("\n| ranked accuracy | all | " + " | ".join(domains) + " |\n|---|---|" + "---|" * len(domains))
     for name, found in measured.items():
         if "accuracy" in found:
-            cells = [f"{found['accuracy'][key]['value']:.1%} ± {found['accuracy'][key]['standard_error']:.1%}" for key in ("all", *domains)]
+            cells = [
+                f"{found['accuracy'][key]['value']:.1%} ± {found['accuracy'][key]['standard_error']:.1%}"
+                for key in ("all", *domains)
+            ]
             print(f"| {name} | " + " | ".join(cells) + " |")
     print(f"| chance | {results['evaluation']['chance']['all']:.0%} |")
 

@@ -1,13 +1,14 @@
-"""Edge pruning beside its peers: time and memory of a step, methods on compiled programs and on a trained model, a circuit of SmolLM2.
+"""Edge pruning beside its peers: time and memory of a step, methods on compiled programs and on a trained model, a
+circuit of SmolLM2.
 
     python benchmarks/edge_pruning.py step --reference ~/Edge-Pruning/src/modeling --transformers ~/transformers-4.40
     python benchmarks/edge_pruning.py tracr
     python benchmarks/edge_pruning.py induction
     python benchmarks/edge_pruning.py ioi --model models/smollm2
 
-`step` runs lmlab and the reference implementation (princeton-nlp/Edge-Pruning) in turns, each in a process of its own, on GPT-2's shape with random
-weights. Its model file needs a transformers of that time: pip install --no-deps --target DIR transformers==4.40.2 tokenizers==0.19.1
-huggingface_hub==0.23.4.
+`step` runs lmlab and the reference implementation (princeton-nlp/Edge-Pruning) in turns, each in a process of its own,
+on GPT-2's shape with random weights. Its model file needs a transformers of that time: pip install --no-deps --target
+DIR transformers==4.40.2 tokenizers==0.19.1 huggingface_hub==0.23.4.
 """
 
 from __future__ import annotations
@@ -26,8 +27,21 @@ from statistics import median
 
 import torch
 
-_GPT2 = {"vocab_size": 50_257, "num_layers": 12, "d_model": 768, "num_heads": 12, "max_seq_len": 1024, "norm": "layernorm", "positions": "learned",
-         "activation": "gelu_tanh", "gated": False, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True, "norm_bias": True}  # fmt: skip
+_GPT2 = {
+    "vocab_size": 50_257,
+    "num_layers": 12,
+    "d_model": 768,
+    "num_heads": 12,
+    "max_seq_len": 1024,
+    "norm": "layernorm",
+    "positions": "learned",
+    "activation": "gelu_tanh",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_output_bias": True,
+    "ffn_bias": True,
+    "norm_bias": True,
+}
 
 
 def _tokens(batch: int, length: int) -> torch.Tensor:
@@ -35,7 +49,9 @@ def _tokens(batch: int, length: int) -> torch.Tensor:
 
 
 def lmlab_step(batch: int, length: int, steps: int, recompute: bool) -> dict[str, float]:
-    """Training steps of gates through the step function of lmlab; activations of the batch are cached, as in every training."""
+    """Training steps of gates through the step function of lmlab; activations of the batch are cached, as in every
+    training.
+    """
     from lmlab.hardware import reuse_memory
     from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, EdgePruningConfig, MaskedModel, make_examples
     from lmlab.methods.edge_pruning.gates import Gates
@@ -46,15 +62,24 @@ def lmlab_step(batch: int, length: int, steps: int, recompute: bool) -> dict[str
     model = Transformer(ModelConfig(**_GPT2)).initialize(0)
     clean, corrupted = _tokens(batch, length).tolist()
     graph = CircuitGraph(model.config)
-    task = Counterfactuals(MaskedModel(model, graph, recompute), make_examples(clean, corrupted, [[length - 1]] * batch), batch_size=batch)
+    task = Counterfactuals(
+        MaskedModel(model, graph, recompute), make_examples(clean, corrupted, [[length - 1]] * batch), batch_size=batch
+    )
     gates = Gates(3 + 0.01 * torch.randn(graph.num_edges), graph.edge_writers)
     step = PruningStep(task, EdgePruningConfig(target=0.95, normalize=False))
     optimizer = torch.optim.AdamW(gates.parameters(), lr=0.1, weight_decay=0)
-    return _run(steps, lambda: step(gates, {"example": torch.arange(batch)}).loss_sum / batch, optimizer, lambda: step.after_step(gates))
+    return _run(
+        steps,
+        lambda: step(gates, {"example": torch.arange(batch)}).loss_sum / batch,
+        optimizer,
+        lambda: step.after_step(gates),
+    )
 
 
 def reference_step(batch: int, length: int, steps: int) -> dict[str, float]:
-    """The same by the reference: whole model, corrupted run, masked run, KL and penalty, as its training script has them."""
+    """The same by the reference: whole model, corrupted run, masked run, KL and penalty, as its training script has
+    them.
+    """
     from modeling_fpt2 import FPT2LMHeadModel
     from transformers import GPT2Config
 
@@ -64,7 +89,9 @@ def reference_step(batch: int, length: int, steps: int) -> dict[str, float]:
     full.eval()
     model.reset_all_log_alphas()
     model.load_state_dict(full.state_dict())
-    trained = [parameter for name, parameter in model.named_parameters() if "log_alpha" in name or "sparsity_lambda" in name]
+    trained = [
+        parameter for name, parameter in model.named_parameters() if "log_alpha" in name or "sparsity_lambda" in name
+    ]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
@@ -101,22 +128,48 @@ def step(arguments: argparse.Namespace) -> None:
     if arguments.child:
         torch.set_num_threads(arguments.threads)
         size = (arguments.batch, arguments.length, arguments.steps)
-        print("RESULT", json.dumps(reference_step(*size) if arguments.child == "reference" else lmlab_step(*size, arguments.child == "recomputing")))
+        print(
+            "RESULT",
+            json.dumps(
+                reference_step(*size)
+                if arguments.child == "reference"
+                else lmlab_step(*size, arguments.child == "recomputing")
+            ),
+        )
         return
     kinds = ["lmlab", "recomputing", *(["reference"] if arguments.reference else [])]
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for turn in range(arguments.turns):
         for kind in kinds:
-            command = [sys.executable, __file__, "step", "--child", kind, "--steps", str(arguments.steps), "--threads", str(arguments.threads)]
+            command = [
+                sys.executable,
+                __file__,
+                "step",
+                "--child",
+                kind,
+                "--steps",
+                str(arguments.steps),
+                "--threads",
+                str(arguments.threads),
+            ]
             command += ["--batch", str(arguments.batch), "--length", str(arguments.length)]
             paths = [str(arguments.transformers), str(arguments.reference)] if kind == "reference" else []
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+            done = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+            )
             if "RESULT" not in done.stdout:
                 raise SystemExit(f"{kind} failed:\n{done.stderr[-3000:]}")
             found[kind].append(json.loads(done.stdout.split("RESULT")[1]))
             figures = found[kind][-1]
-            print(f"turn {turn + 1}, {kind}: {figures['seconds']:.2f} s a step, {figures['above'] / 2**30:.2f} GiB above what was loaded", flush=True)
-    best = {kind: (median(each["seconds"] for each in rows), median(each["above"] for each in rows)) for kind, rows in found.items()}
+            print(
+                f"turn {turn + 1}, {kind}: {figures['seconds']:.2f} s a step, {figures['above'] / 2**30:.2f} GiB above"
+                " what was loaded",
+                flush=True,
+            )
+    best = {
+        kind: (median(each["seconds"] for each in rows), median(each["above"] for each in rows))
+        for kind, rows in found.items()
+    }
     if arguments.reference:
         for kind in kinds[:-1]:
             seconds, memory = best["reference"][0] / best[kind][0], best[kind][1] / best["reference"][1]
@@ -136,7 +189,7 @@ def tracr(arguments: argparse.Namespace) -> None:
         measure,
         ranking,
         search,
-    )  # fmt: skip
+    )
     from lmlab.methods.edge_pruning.prune import decide, train_gates
     from lmlab.methods.edge_pruning.tracr import EMBEDDINGS
     from lmlab.progress import console
@@ -160,20 +213,30 @@ def tracr(arguments: argparse.Namespace) -> None:
                     raw += torch.equal(decide(task, config.model_copy(update={"polish": False}), gates).kept_E, known_E)
                 seconds = (time.process_time() - start) / arguments.seeds
                 name = f"edge-pruning, masks {samples.replace('_', ' ')}"
-                print(f"  {name:36} exact {exact}/{arguments.seeds}, without polish {raw}/{arguments.seeds}, {seconds:.1f} s a run")
+                print(
+                    f"  {name:36} exact {exact}/{arguments.seeds}, without polish {raw}/{arguments.seeds},"
+                    f" {seconds:.1f} s a run"
+                )
             for method in ("acdc", "eap", "eap-ig", "mask-ig", "exact", "node-pruning", "random"):
                 start = time.process_time()
                 size = {"threshold": 0.001} if method == "acdc" else {"num_edges": int(known_E.sum())}
-                found = search(task, FindConfig(method=method, ablation=ablation, pruning={"steps": 300, "batch_size": 64}, **size))
+                found = search(
+                    task, FindConfig(method=method, ablation=ablation, pruning={"steps": 300, "batch_size": 64}, **size)
+                )
                 seconds = time.process_time() - start
-                same, distance = torch.equal(found.kept_E, known_E), measure(task, found.kept_E)["distance"] / task.empty_distance
+                same, distance = (
+                    torch.equal(found.kept_E, known_E),
+                    measure(task, found.kept_E)["distance"] / task.empty_distance,
+                )
                 ranked_E = ranking(method, found.scores_E)
                 figures = f"distance {distance:.3f} of empty, AUROC {auroc(ranked_E, known_E):.3f}, {seconds:.1f} s"
                 print(f"  {method:36} exact {'yes' if same else 'no':3}, {figures}")
 
 
 def train_induction(directory: Path, steps: int = 600):
-    """A GPT-2-like model of two layers that learns what follows a token that was there before: 13 random ones, then pairs out of them."""
+    """A GPT-2-like model of two layers that learns what follows a token that was there before: 13 random ones, then
+    pairs out of them.
+    """
     import numpy as np
 
     from lmlab.data import Loader
@@ -223,7 +286,9 @@ def train_induction(directory: Path, steps: int = 600):
 
 
 def induction(arguments: argparse.Namespace) -> None:
-    """Every method on a trained model whose mechanism is known: heads that look one token back feed keys of induction heads."""
+    """Every method on a trained model whose mechanism is known: heads that look one token back feed keys of induction
+    heads.
+    """
     from lmlab.methods.edge_pruning import (
         CircuitGraph,
         Counterfactuals,
@@ -248,8 +313,11 @@ def induction(arguments: argparse.Namespace) -> None:
         print(f"trained in {time.process_time() - start:.0f} s")
     draws = random.Random(0)
     rows = [induction_row(range(vocab), draws, 14) for _ in range(128)]
-    examples = make_examples(*([row[key] for row in rows] for key in ("clean", "corrupted")), [[len(row["clean"]) - 1] for row in rows],
-                             *([row[key] for row in rows] for key in ("answer", "distractor")))  # fmt: skip
+    examples = make_examples(
+        *([row[key] for row in rows] for key in ("clean", "corrupted")),
+        [[len(row["clean"]) - 1] for row in rows],
+        *([row[key] for row in rows] for key in ("answer", "distractor")),
+    )
     train, test = examples.take(slice(64)), examples.take(slice(64, None))
     seen = Recorder("blocks.*.attention.pattern")
     with torch.no_grad():
@@ -260,12 +328,16 @@ def induction(arguments: argparse.Namespace) -> None:
     first, second = int(previous.argmax()), int(inducing.argmax())
     source, key = f"a0.h{first}", f"a1.h{second}.k"
     ways = ({(source, key)}, {(source, "m0"), ("m0", key)})  # straight, or by way of the first feed-forward layer
-    print(f"previous-token head a0.h{first} ({previous.max():.2f} of its attention), induction head a1.h{second} ({inducing.max():.2f})")
+    print(
+        f"previous-token head a0.h{first} ({previous.max():.2f} of its attention), induction head a1.h{second}"
+        f" ({inducing.max():.2f})"
+    )
     graph = CircuitGraph(model.config)
     tasks = [Counterfactuals(MaskedModel(model, graph), each, batch_size=64) for each in (train, test)]
     ends, count = Ends.of(tasks[1]), round(0.17 * graph.num_edges)
     print(
-        f"model: logit difference {ends.full['logit_difference']:.2f}, accuracy {ends.full['accuracy']:.2f}; {count} of {graph.num_edges} edges kept"
+        f"model: logit difference {ends.full['logit_difference']:.2f}, accuracy {ends.full['accuracy']:.2f}; {count} of"
+        f" {graph.num_edges} edges kept"
     )
     for method in ("edge-pruning", "acdc", "eap", "eap-ig", "mask-ig", "exact", "node-pruning", "random"):
         start = time.process_time()
@@ -274,28 +346,38 @@ def induction(arguments: argparse.Namespace) -> None:
         seconds, figures = time.process_time() - start, measure(tasks[1], found.kept_E)
         area = areas(curve(tasks[1], ranking(method, found.scores_E), ends))
         print(
-            f"  {method:13} {int(found.kept_E.sum()):3} edges, distance {figures['distance'] / ends.empty['distance']:6.3f} of empty, faithfulness "
-            f"{ends.faithfulness(figures):6.3f}, CMD {area['cmd']:.3f}, CPR {area['cpr']:.3f}, "
-            f"{'has' if any(way <= set(graph.edges(found.kept_E)) for way in ways) else 'lacks'} {source} -> {key}, {seconds:.1f} s"
+            f"  {method:13} {int(found.kept_E.sum()):3} edges, distance"
+            f" {figures['distance'] / ends.empty['distance']:6.3f} of empty, faithfulness"
+            f" {ends.faithfulness(figures):6.3f}, CMD {area['cmd']:.3f}, CPR {area['cpr']:.3f},"
+            f" {'has' if any(way <= set(graph.edges(found.kept_E)) for way in ways) else 'lacks'} {source} -> {key},"
+            f" {seconds:.1f} s"
         )
     print("to equal distance: ACDC at falling thresholds against edge-pruning")
     start = time.process_time()
     best = search(tasks[0], FindConfig(price=0.003, pruning={"steps": 300, "batch_size": 32}))
     seconds, goal = time.process_time() - start, measure(tasks[1], best.kept_E)["distance"]
-    print(f"  edge-pruning {int(best.kept_E.sum())} edges, distance {goal / ends.empty['distance']:.3f} of empty, {seconds:.1f} s")
+    print(
+        f"  edge-pruning {int(best.kept_E.sum())} edges, distance {goal / ends.empty['distance']:.3f} of empty,"
+        f" {seconds:.1f} s"
+    )
     total = 0.0
     for threshold in (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001):
         start = time.process_time()
         found = search(tasks[0], FindConfig(method="acdc", threshold=threshold))
         total += time.process_time() - start
         distance = measure(tasks[1], found.kept_E)["distance"]
-        print(f"  acdc {threshold}: {int(found.kept_E.sum())} edges, distance {distance / ends.empty['distance']:.3f} of empty, {total:.1f} s so far")
+        print(
+            f"  acdc {threshold}: {int(found.kept_E.sum())} edges, distance {distance / ends.empty['distance']:.3f} of"
+            f" empty, {total:.1f} s so far"
+        )
         if distance <= goal:
             break
 
 
 def ioi(arguments: argparse.Namespace) -> None:
-    """Indirect objects on a real model: circuits of equal size by three methods, on held-out templates, and curves by rank."""
+    """Indirect objects on a real model: circuits of equal size by three methods, on held-out templates, and curves by
+    rank.
+    """
     from lmlab.data.tokenizer import Tokenizer
     from lmlab.files import write_json, write_jsonl
     from lmlab.hardware import reuse_memory
@@ -318,9 +400,16 @@ def ioi(arguments: argparse.Namespace) -> None:
         start = time.process_time()
         extra = {}
         if method == "edge-pruning":
-            pruning = {"steps": arguments.steps, "batch_size": 4, "learning_rate": arguments.learning_rate, "polish": False}
+            pruning = {
+                "steps": arguments.steps,
+                "batch_size": 4,
+                "learning_rate": arguments.learning_rate,
+                "polish": False,
+            }
             extra = {"price": arguments.price, "warm_start": True, "pruning": pruning}
-        found = search(tasks["train"], FindConfig(method=method, num_edges=round(arguments.share * graph.num_edges), **extra))
+        found = search(
+            tasks["train"], FindConfig(method=method, num_edges=round(arguments.share * graph.num_edges), **extra)
+        )
         seconds = time.process_time() - start
         ranked = ranking(method, found.scores_E)
         rows = curve(tasks["test"], ranked, ends["test"], (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0))
@@ -331,10 +420,16 @@ def ioi(arguments: argparse.Namespace) -> None:
         print(f"{method}: {seconds:.0f} s, CMD {results[method]['cmd']:.3f}, CPR {results[method]['cpr']:.3f}")
         for split in ("validation", "test"):
             each = results[method][split]
-            print(f"  {split:10} KL {each['distance']:.3f}, logit difference {each['logit_difference']:.2f}, accuracy {each['accuracy']:.2f}, "
-                  f"exact match {each['exact_match']:.2f}, faithfulness {each['faithfulness']:.3f}")  # fmt: skip
+            print(
+                f"  {split:10} KL {each['distance']:.3f}, logit difference {each['logit_difference']:.2f}, "
+                f"accuracy {each['accuracy']:.2f}, "
+                f"exact match {each['exact_match']:.2f}, faithfulness {each['faithfulness']:.3f}"
+            )
         for row in rows:
-            print(f"    {100 * row['fraction']:5.1f} %, {row['edges']:6} edges: KL {row['distance']:.3f}, faithfulness {row['faithfulness']:.3f}")
+            print(
+                f"    {100 * row['fraction']:5.1f} %, {row['edges']:6} edges: KL {row['distance']:.3f}, faithfulness"
+                f" {row['faithfulness']:.3f}"
+            )
         if arguments.out:
             write_json(arguments.out, {"methods": results, "full": ends["test"].full, "empty": ends["test"].empty})
 

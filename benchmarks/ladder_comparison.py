@@ -2,8 +2,8 @@
 
     LMLAB_SHARED=../shared python benchmarks/ladder_comparison.py
 
-Backtests are those inside the published ladder; the target is the 7B model on 4T tokens. Coverage on backtests is that of intervals calibrated on the
-other splits. Times are processor seconds of this process.
+Backtests are those inside the published ladder; the target is the 7B model on 4T tokens. Coverage on backtests is that
+of intervals calibrated on the other splits. Times are processor seconds of this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ def main() -> None:
     table = published_ladder(Path(os.environ.get("LMLAB_SHARED", "../shared")))
     tasks = TaskRegistry.builtin().select("main")
     every, target = splits(table), table["7B-4T"]
-    columns = ["estimator", *_SHOWN, f"all {len(every)} splits", "7B-4T", "inside, backtests", "inside, 7B", "width, points", "fit, s"]
+    columns = [
+        "estimator",
+        *_SHOWN,
+        f"all {len(every)} splits",
+        "7B-4T",
+        "inside, backtests",
+        "inside, 7B",
+        "width, points",
+        "fit, s",
+    ]
     print("| " + " | ".join([*columns, "with intervals, s"]) + " |")
     print("|---" * 10 + "|")
     per_task = {}
@@ -43,19 +52,30 @@ def main() -> None:
         inside = sum(each.lo <= value <= each.hi for each, value in zip(predictions, actual, strict=True))
         results = {each.split.name: each for each in backtest(table, tasks, settings)}
         shown = " | ".join(f"{results[split].errors_TQ.mean():.2f}" for split in _SHOWN)
-        coverage = np.mean(list(forecaster.calibration.coverage(0.9).values())) if forecaster.calibration else float("nan")
+        coverage = (
+            np.mean(list(forecaster.calibration.coverage(0.9).values())) if forecaster.calibration else float("nan")
+        )
         width = np.mean([100 * (each.hi - each.lo) for each in predictions])
         print(
-            f"| {name} | {shown} | {score(list(results.values())):.2f} | {errors.mean():.2f} | {coverage:.0%} | {inside} of {len(tasks)} "
-            f"| {width:.1f} | {middle - start:.2f} | {end - middle:.1f} |",
+            f"| {name} | {shown} | {score(list(results.values())):.2f} | {errors.mean():.2f} | {coverage:.0%} |"
+            f" {inside} of {len(tasks)} | {width:.1f} | {middle - start:.2f} | {end - middle:.1f} |",
             flush=True,
         )
     carried = [_carry_forward(table, split, tasks) for split in every]
     best = np.array([max(run.final_value(run.accuracy(task), 5) for run in table.paper.ladder) for task in tasks])
     per_task["carry-forward"] = 100 * np.abs(best - actual)
     shown = " | ".join(f"{carried[[split.name for split in every].index(name)]:.2f}" for name in _SHOWN)
-    print(f"| best run carried forward | {shown} | {np.mean(carried):.2f} | {per_task['carry-forward'].mean():.2f} | - | - | - | - | - |\n")
-    print("| 7B-4T, error in points | " + " | ".join(task.title for task in tasks) + " |\n" + "|---" * (len(tasks) + 1) + "|")
+    print(
+        f"| best run carried forward | {shown} | {np.mean(carried):.2f} | {per_task['carry-forward'].mean():.2f} | - |"
+        " - | - | - | - |\n"
+    )
+    print(
+        "| 7B-4T, error in points | "
+        + " | ".join(task.title for task in tasks)
+        + " |\n"
+        + "|---" * (len(tasks) + 1)
+        + "|"
+    )
     for name, errors in per_task.items():
         print(f"| {name} | " + " | ".join(f"{error:.1f}" for error in errors) + " |")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/ladder_demo_seeds.py [--seeds 0,1,2,3,4] [--out DIR]
 
-Runs the recipe as far as the outcome once for each seed (finished runs are kept) and prints what its ladder forecast before the training, beside
-what came of it.
+Runs the recipe as far as the outcome once for each seed (finished runs are kept) and prints what its ladder forecast
+before the training, beside what came of it.
 """
 
 from __future__ import annotations
@@ -36,18 +36,25 @@ def main() -> None:
     whole["stages"] = {name: whole["stages"][name] for name in _STAGES}
     recipe.write_text(yaml.safe_dump(whole, sort_keys=False), "utf-8")
     for seed in arguments.seeds.split(","):
-        subprocess.run([sys.executable, "-m", "lmlab", "run", str(recipe), "--out", str(out / seed), "--set", f"seed={seed}"], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "lmlab", "run", str(recipe), "--out", str(out / seed), "--set", f"seed={seed}"],
+            check=True,
+        )
         rows.append((seed, read_json(out / seed / "results.json")["outcome"]))
     for name, scale, digits in (("heldout_loss", 1.0, 3), ("accuracy", 100.0, 1)):
         print(
-            f"\n| {name}, seed | forecast | 90 % interval | outcome | error | best small run | line in log compute |\n|---|---|---|---|---|---|---|"
+            f"\n| {name}, seed | forecast | 90 % interval | outcome | error | best small run | line in log compute"
+            " |\n|---|---|---|---|---|---|---|"
         )
         for seed, outcome in rows:
             each = {key: value * scale for key, value in outcome[name].items() if key != "inside"}
             cells = [f"{each[key]:.{digits}f}" for key in ("value", "outcome")]
             interval = f"{each['lo']:.{digits}f} to {each['hi']:.{digits}f}"
             simple = " | ".join(f"{each[key]:.{digits}f}" for key in ("carry_forward", "log_linear"))
-            print(f"| {seed} | {cells[0]} | {interval} | {cells[1]} | {each['value'] - each['outcome']:+.{digits}f} | {simple} |")
+            print(
+                f"| {seed} | {cells[0]} | {interval} | {cells[1]} | {each['value'] - each['outcome']:+.{digits}f} |"
+                f" {simple} |"
+            )
         errors = [abs(outcome[name]["value"] - outcome[name]["outcome"]) * scale for _, outcome in rows]
         inside = sum(outcome[name]["inside"] for _, outcome in rows)
         print(f"mean error {np.mean(errors):.{digits}f}; {inside} of {len(rows)} outcomes inside")

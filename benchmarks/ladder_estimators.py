@@ -1,7 +1,8 @@
-"""Every estimator that was tried, scored by backtests inside the published ladder; the rule of docs/methods/ladder.md picks one.
+"""Every estimator that was tried, scored by backtests inside the published ladder; the rule of docs/methods/ladder.md
+picks one.
 
-LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py            # backtests and the choice; the target is not read
-LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py --target   # all candidates on the 7B target too
+LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py            # backtests and the choice; the target is not
+read LMLAB_SHARED=../shared python benchmarks/ladder_estimators.py --target   # all candidates on the 7B target too
 """
 
 from __future__ import annotations
@@ -20,8 +21,26 @@ from lmlab.methods.ladder.backtest import SplitResult, combine, predict_split, s
 from lmlab.methods.ladder.reference_data import published_ladder
 
 _TIE = 0.05
-_SETS = ("dolma_books", "dolma_common-crawl", "dolma_pes2o", "dolma_reddit", "dolma_stack", "dolma_wiki", "ice", "m2d2_s2orc", "pile", "wikitext_103")
-_STACKED = ("bpb, least squares, shrunk 0.001", "c4", "TaskCE, sigmoid, least squares, shrunk 0.001", "bpb, FLOPs", "validation", "set dolma_stack")
+_SETS = (
+    "dolma_books",
+    "dolma_common-crawl",
+    "dolma_pes2o",
+    "dolma_reddit",
+    "dolma_stack",
+    "dolma_wiki",
+    "ice",
+    "m2d2_s2orc",
+    "pile",
+    "wikitext_103",
+)
+_STACKED = (
+    "bpb, least squares, shrunk 0.001",
+    "c4",
+    "TaskCE, sigmoid, least squares, shrunk 0.001",
+    "bpb, FLOPs",
+    "validation",
+    "set dolma_stack",
+)
 
 
 def single_chains() -> dict[str, TwoStepSettings]:
@@ -32,7 +51,9 @@ def single_chains() -> dict[str, TwoStepSettings]:
         chains[f"bpb, shrunk {strength:g}"] = TwoStepSettings(shrink=strength)
     for strength in (1e-4, 1e-3, 1e-2):
         chains[f"bpb, least squares, shrunk {strength:g}"] = TwoStepSettings(delta=None, shrink=strength)
-        chains[f"bpb, delta 1e-2, shrunk {strength:g}, all runs"] = TwoStepSettings(delta=1e-2, shrink=strength, runs="all")
+        chains[f"bpb, delta 1e-2, shrunk {strength:g}, all runs"] = TwoStepSettings(
+            delta=1e-2, shrink=strength, runs="all"
+        )
     for last in (1, 3, 10):
         chains[f"bpb, last {last}"] = TwoStepSettings(last=last)
     chains["bpb, no anchor"] = TwoStepSettings(anchor=False)
@@ -45,10 +66,14 @@ def single_chains() -> dict[str, TwoStepSettings]:
     chains["bpb, FLOPs, delta 1e-2"] = TwoStepSettings(law="flops", delta=1e-2)
     chains["single step"] = TwoStepSettings(law="single")
     chains["power law of accuracy"] = TwoStepSettings(law="power")
-    chains["TaskCE"] = TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1)
+    chains["TaskCE"] = TwoStepSettings(
+        x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1
+    )
     chains["TaskCE, sigmoid"] = TwoStepSettings(x="taskce")
     for strength in (1e-4, 1e-3):
-        chains[f"TaskCE, sigmoid, least squares, shrunk {strength:g}"] = TwoStepSettings(x="taskce", delta=None, shrink=strength)
+        chains[f"TaskCE, sigmoid, least squares, shrunk {strength:g}"] = TwoStepSettings(
+            x="taskce", delta=None, shrink=strength
+        )
     for x in ("c4", "validation"):
         chains[x] = TwoStepSettings(x=x)
         chains[f"{x}, delta 1e-2"] = TwoStepSettings(x=x, delta=1e-2)
@@ -91,7 +116,15 @@ def means() -> dict[str, tuple[str, ...]]:
         "mean of shrunk and c4, all runs": ("bpb, delta 1e-2, shrunk 0.001, all runs", "c4, all runs"),
         "mean of shrunk, c4 and TaskCE": (shrunk, "c4", "TaskCE, sigmoid"),
         "mean of all validation sets": ("c4", *(f"set {name}" for name in _SETS)),
-        "mean of shrunk and of all validation sets": (shrunk, shrunk, shrunk, shrunk, shrunk, "c4", *(f"set {name}" for name in _SETS)),
+        "mean of shrunk and of all validation sets": (
+            shrunk,
+            shrunk,
+            shrunk,
+            shrunk,
+            shrunk,
+            "c4",
+            *(f"set {name}" for name in _SETS),
+        ),
     }
 
 
@@ -104,12 +137,18 @@ def main() -> None:
     tasks = TaskRegistry.builtin().select("main")
     every = splits(table)
     chains, start = single_chains(), time.monotonic()
-    singles = {name: [predict_split(table, tasks, settings, split) for split in every] for name, settings in chains.items()}
+    singles = {
+        name: [predict_split(table, tasks, settings, split) for split in every] for name, settings in chains.items()
+    }
     results = dict(singles) | {
-        name: [combine([singles[member][place] for member in members]) for place in range(len(every))] for name, members in means().items()
+        name: [combine([singles[member][place] for member in members]) for place in range(len(every))]
+        for name, members in means().items()
     }
     members = {name: (name,) for name in chains} | means()
-    results["stacked"], stack = _stacked([singles[name] for name in _STACKED]), _weights([singles[name] for name in _STACKED])
+    results["stacked"], stack = (
+        _stacked([singles[name] for name in _STACKED]),
+        _weights([singles[name] for name in _STACKED]),
+    )
     members["stacked"] = _STACKED
     scores = {name: score(found) for name, found in results.items()}
     lowest = min(scores.values())
@@ -118,11 +157,18 @@ def main() -> None:
     at_target = _at_target(table, tasks, chains) if arguments.target else None
     rows = []
     for name in sorted(scores, key=scores.__getitem__):
-        row = {"name": name, "chains": len(members[name]), "score": scores[name], "splits": [float(each.errors_TQ.mean()) for each in results[name]]}
+        row = {
+            "name": name,
+            "chains": len(members[name]),
+            "score": scores[name],
+            "splits": [float(each.errors_TQ.mean()) for each in results[name]],
+        }
         if at_target is not None:
             accuracy, actual = at_target
             weights = tuple(stack) if name == "stacked" else ()
-            row["7B"] = float(np.abs(mean_logit([accuracy[member] for member in members[name]], weights) - actual).mean() * 100)
+            row["7B"] = float(
+                np.abs(mean_logit([accuracy[member] for member in members[name]], weights) - actual).mean() * 100
+            )
         rows.append(row)
         figures = "  ".join(f"{value:5.2f}" for value in row["splits"])
         print(
@@ -130,14 +176,18 @@ def main() -> None:
             + (f"   7B {row['7B']:5.2f}" if "7B" in row else "")
             + ("   <- chosen" if name == winner else "")
         )
-    print(f"{len(rows)} candidates, {len(every)} splits, {time.monotonic() - start:.0f} s. Chosen by the rule: {winner}")
+    print(
+        f"{len(rows)} candidates, {len(every)} splits, {time.monotonic() - start:.0f} s. Chosen by the rule: {winner}"
+    )
     print("Splits: " + "; ".join(split.name for split in every))
     if arguments.out:
         arguments.out.write_text(json.dumps({"winner": winner, "rows": rows}, indent=1))
 
 
 def _weights(members: list[list[SplitResult]]) -> list[float]:
-    """Weights of logits, not negative and with the sum 1, that fit the measured logits of all splits best; every split weighs alike."""
+    """Weights of logits, not negative and with the sum 1, that fit the measured logits of all splits best; every split
+    weighs alike.
+    """
     rows, goal = [], []
     for place in range(len(members[0])):
         actual, scale = members[0][place].actual_TQ, members[0][place].actual_TQ.size ** -0.5

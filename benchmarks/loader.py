@@ -1,4 +1,5 @@
-"""Batches a second of the loader beside Grain's own iteration and torch's DataLoader over the same packed rows, and the size of their states.
+"""Batches a second of the loader beside Grain's own iteration and torch's DataLoader over the same packed rows, and the
+size of their states.
 
 python benchmarks/loader.py
 """
@@ -14,7 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmlab.data import Loader, Mixture, MixtureSource, PackedRows, TokenizedCorpus, TokenizedItem, Tokenizer, write_shards
+from lmlab.data import (
+    Loader,
+    Mixture,
+    MixtureSource,
+    PackedRows,
+    TokenizedCorpus,
+    TokenizedItem,
+    Tokenizer,
+    write_shards,
+)
 
 SEQ_LEN, NUM_BATCHES = 512, 300
 
@@ -24,7 +34,10 @@ def corpus(directory: Path) -> TokenizedCorpus:
     draw = np.random.default_rng(0)
     tokenizer = Tokenizer.train(["some text"], 300)
     lengths = draw.lognormal(6, 1, 15_000).astype(int).clip(2, 20_000)
-    items = (TokenizedItem(draw.integers(0, 300, length), f"domain {number % 5}", int(length)) for number, length in enumerate(lengths))
+    items = (
+        TokenizedItem(draw.integers(0, 300, length), f"domain {number % 5}", int(length))
+        for number, length in enumerate(lengths)
+    )
     write_shards(items, tokenizer, directory, 2**22)
     return TokenizedCorpus(directory)
 
@@ -62,17 +75,25 @@ def main() -> None:
                 for threads in (0, 1, 2):
                     found[f"Grain, {threads} threads"] = rate(grain_batches(rows, batch_size, threads))
                 for workers in (0, 1):
-                    sampler = torch.utils.data.RandomSampler(rows, replacement=True, num_samples=(NUM_BATCHES + 8) * batch_size)
+                    sampler = torch.utils.data.RandomSampler(
+                        rows, replacement=True, num_samples=(NUM_BATCHES + 8) * batch_size
+                    )
                     loader = torch.utils.data.DataLoader(rows, batch_size, sampler=sampler, num_workers=workers)
                     found[f"DataLoader, {workers} workers"] = rate(loader)
                 print(f"{packing}, {batch_size} x {SEQ_LEN} tokens")
                 for name, value in found.items():
                     speed = value * batch_size * SEQ_LEN / 1e6
-                    print(f"  {name:22s} {value:8.0f} batches/s  {speed:7.1f} M tokens/s  lmlab / this {found['lmlab'] / value:.2f}x")
+                    print(
+                        f"  {name:22s} {value:8.0f} batches/s  {speed:7.1f} M tokens/s  lmlab / this"
+                        f" {found['lmlab'] / value:.2f}x"
+                    )
         iterator = iter(grain_batches(rows, 8, 1))
         next(iterator)
         states = {"lmlab": Loader(rows, 8, 0).state(), "Grain": iterator.get_state()}
-        print("state: " + ", ".join(f"{name} {len(json.dumps(state, default=str))} bytes" for name, state in states.items()))
+        print(
+            "state: "
+            + ", ".join(f"{name} {len(json.dumps(state, default=str))} bytes" for name, state in states.items())
+        )
 
 
 if __name__ == "__main__":

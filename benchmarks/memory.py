@@ -2,7 +2,8 @@
 
 python benchmarks/memory.py [--size 5e9] [--no-near-duplicates] [--directory DIR]
 
-The corpus is JSON lines of random sentences over the words of the standard library; every hundredth document repeats an earlier one.
+The corpus is JSON lines of random sentences over the words of the standard library; every hundredth document repeats an
+earlier one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def generate(path: Path, size: int) -> int:
 
     import numpy as np
 
-    text = "".join(file.read_text("utf-8", "ignore") for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
+    text = "".join(
+        file.read_text("utf-8", "ignore") for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    )
     words = np.array(sorted(set(re.findall(r"[A-Za-z_]{2,12}", text))))
     draw, written, number = np.random.default_rng(0), 0, 0
     kept: list[str] = []
@@ -63,7 +66,9 @@ def children(pid: int) -> list[int]:
 
 def measure(step: str, corpus: Path, work: Path, near: bool) -> tuple[float, int]:
     """Seconds and peak memory of one step in a process of its own."""
-    process = subprocess.Popen([sys.executable, __file__, "--step", step, str(corpus), str(work), *([] if near else ["--no-near-duplicates"])])
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--step", step, str(corpus), str(work), *([] if near else ["--no-near-duplicates"])]
+    )
     peak = 0
 
     def watch() -> None:
@@ -89,7 +94,9 @@ def run_step(step: str, corpus: Path, work: Path, near: bool) -> None:
         collect([JsonlSource(path=str(corpus), domain_field="source")], CollectConfig(**settings), 0, work)
     elif step == "train_tokenizer":
         with open(work / "train.jsonl", encoding="utf-8") as file:
-            Tokenizer.train((json.loads(line)["text"] for line, _ in zip(file, range(2000), strict=False)), 8192).save(work / "tokenizer")
+            Tokenizer.train((json.loads(line)["text"] for line, _ in zip(file, range(2000), strict=False)), 8192).save(
+                work / "tokenizer"
+            )
     else:
         tokenize_documents(work / "train.jsonl", Tokenizer.load(work / "tokenizer"), work / "tokens", 2**24)
 
@@ -110,11 +117,18 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.directory) as directory:
             corpus = Path(directory, "corpus.jsonl")
             number = generate(corpus, int(size))
-            print(f"{size / 1e9:.2f} GB, {number:,} documents, near-duplicates {'found' if near else 'not looked for'}", flush=True)
+            print(
+                f"{size / 1e9:.2f} GB, {number:,} documents, near-duplicates {'found' if near else 'not looked for'}",
+                flush=True,
+            )
             for step in ("collect", "train_tokenizer", "tokenize"):
                 seconds, peak = measure(step, corpus, Path(directory), near)
                 if step != "train_tokenizer":
-                    print(f"  {step:9s} {seconds:8.1f} s  {size / seconds / 1e6:6.1f} MB/s  peak memory {peak / 2**20:7.0f} MiB", flush=True)
+                    print(
+                        f"  {step:9s} {seconds:8.1f} s  {size / seconds / 1e6:6.1f} MB/s  peak memory"
+                        f" {peak / 2**20:7.0f} MiB",
+                        flush=True,
+                    )
             report = json.loads(Path(directory, "collect.json").read_text())
             dropped = {name: sum(counts["documents"].values()) for name, counts in report["dropped"].items()}
             print(f"  dropped: {dropped}", flush=True)

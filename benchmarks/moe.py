@@ -1,13 +1,15 @@
-"""Speed of mixtures of experts on one core, in process time: the layer beside dense ones and `transformers`, and whole models.
+"""Speed of mixtures of experts on one core, in process time: the layer beside dense ones and `transformers`, and whole
+models.
 
     python benchmarks/moe.py [--what block model] [--precisions fp32 bf16] [--rounds N]
 
-`block`: forward and backward of one feed-forward block. The dense block has the active width of the sparse one; "plain" is the same from `torch.nn`.
-Every round has fresh inputs, so that loads change as in training, and all contenders take turns within it. The lower quartile of the rounds is
+`block`: forward and backward of one feed-forward block. The dense block has the active width of the sparse one; "plain"
+is the same from `torch.nn`. Every round has fresh inputs, so that loads change as in training, and all contenders take
+turns within it. The lower quartile of the rounds is
 printed: process time still depends on what other processes do to the caches.
 
-`model`: forward and backward of a language model of 8 layers, 16 experts of which 2 serve a token, 4 rows of 512 tokens; dense: the twin of equal
-active size.
+`model`: forward and backward of a language model of 8 layers, 16 experts of which 2 serve a token, 4 rows of 512
+tokens; dense: the twin of equal active size.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SHAPES = {"E 16, k 2, d 256, f 128, N 2048": (16, 2, 256, 128, 2048), "E 64, k 8, d 512, f 256, N 1024": (64, 8, 512, 256, 1024)}
+SHAPES = {
+    "E 16, k 2, d 256, f 128, N 2048": (16, 2, 256, 128, 2048),
+    "E 64, k 8, d 512, f 256, N 1024": (64, 8, 512, 256, 1024),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STEP = Callable[[int], None]
 
@@ -39,9 +44,16 @@ def main() -> None:
     for precision in arguments.precisions:
         if "block" in arguments.what:
             for title, shape in SHAPES.items():
-                report(f"block, {title}, {precision}", blocks(shape, DTYPES[precision], arguments.rounds + 2), arguments.rounds, "dense")
+                report(
+                    f"block, {title}, {precision}",
+                    blocks(shape, DTYPES[precision], arguments.rounds + 2),
+                    arguments.rounds,
+                    "dense",
+                )
         if "model" in arguments.what:
-            report(f"model, {precision}", models(DTYPES[precision]), max(5, arguments.rounds // 3), "dense twin", 4 * 512)
+            report(
+                f"model, {precision}", models(DTYPES[precision]), max(5, arguments.rounds // 3), "dense twin", 4 * 512
+            )
 
 
 def report(title: str, contenders: dict[str, STEP], rounds: int, base: str, tokens: int | None = None) -> None:
@@ -83,9 +95,18 @@ def blocks(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str,
     for backend in ("grouped_mm", "loop"):
         found[f"lmlab {backend}"] = MoE(ModelConfig(**sizes, ffn="moe", moe={**moe, "experts_backend": backend}))
     for way in ("grouped_mm", "eager"):
-        config = OlmoeConfig(hidden_size=width, intermediate_size=inner, num_experts=experts, num_experts_per_tok=k, experts_implementation=way)
+        config = OlmoeConfig(
+            hidden_size=width,
+            intermediate_size=inner,
+            num_experts=experts,
+            num_experts_per_tok=k,
+            experts_implementation=way,
+        )
         found[f"transformers {way}"] = OlmoeSparseMoeBlock(config)
-    inputs = [torch.randn(4, tokens // 4, width, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(rounds)]
+    inputs = [
+        torch.randn(4, tokens // 4, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        for seed in range(rounds)
+    ]
 
     def step_of(module: nn.Module) -> STEP:
         for parameter in module.parameters():
@@ -108,7 +129,14 @@ def models(dtype: torch.dtype) -> dict[str, STEP]:
 
     from lmlab.models import ModelConfig, Transformer
 
-    sizes: dict[str, Any] = {"vocab_size": 2048, "num_layers": 8, "d_model": 256, "num_heads": 4, "qk_norm": "full", "tie_embeddings": False}
+    sizes: dict[str, Any] = {
+        "vocab_size": 2048,
+        "num_layers": 8,
+        "d_model": 256,
+        "num_heads": 4,
+        "qk_norm": "full",
+        "tie_embeddings": False,
+    }
     moe = {"num_experts": 16, "top_k": 2, "expert_hidden_size": 128}
     inputs = [torch.randint(0, 2048, (4, 513), generator=torch.Generator().manual_seed(seed)) for seed in range(64)]
 
@@ -127,9 +155,19 @@ def models(dtype: torch.dtype) -> dict[str, STEP]:
 
     def theirs(way: str) -> STEP:
         config = OlmoeConfig(
-            vocab_size=2048, hidden_size=256, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4, intermediate_size=128,
-            num_experts=16, num_experts_per_tok=2, output_router_logits=True, experts_implementation=way, pad_token_id=None, eos_token_id=1,
-        )  # fmt: skip
+            vocab_size=2048,
+            hidden_size=256,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=128,
+            num_experts=16,
+            num_experts_per_tok=2,
+            output_router_logits=True,
+            experts_implementation=way,
+            pad_token_id=None,
+            eos_token_id=1,
+        )
         model = OlmoeForCausalLM(config).to(dtype).train()
 
         def step(number: int) -> None:

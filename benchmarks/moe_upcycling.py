@@ -1,9 +1,12 @@
-"""SmolLM2-135M trained on as it is, and upcycled to experts, on the same texts: held-out perplexity before and after equal numbers of tokens.
+"""SmolLM2-135M trained on as it is, and upcycled to experts, on the same texts: held-out perplexity before and after
+equal numbers of tokens.
 
-    LMLAB_SHARED=... python benchmarks/moe_upcycling.py models/smollm2 [--steps 24] [--rows 2] [--learning-rate 5e-5] [--noise 0.5]
+    LMLAB_SHARED=... python benchmarks/moe_upcycling.py models/smollm2 [--steps 24] [--rows 2] [--learning-rate 5e-5]
+    [--noise 0.5]
 
-Dense and upcycled see the same rows in the same order, with the same optimiser and learning rate. The upcycled model has two of four copies of each
-feed-forward network active, so that a token costs it more. Held out are the last eighth of each domain's rows.
+Dense and upcycled see the same rows in the same order, with the same optimiser and learning rate. The upcycled model
+has two of four copies of each feed-forward network active, so that a token costs it more. Held out are the last eighth
+of each domain's rows.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--noise", type=float, nargs="*", default=[0.0], help="a share of entries drawn anew, for each upcycled model")
+    parser.add_argument(
+        "--noise", type=float, nargs="*", default=[0.0], help="a share of entries drawn anew, for each upcycled model"
+    )
     arguments = parser.parse_args()
     from lmlab.methods.olmoe import UpcycleConfig, upcycle
     from lmlab.methods.olmoe.texts import cut_texts
@@ -37,8 +42,14 @@ def main() -> None:
     heldout = torch.cat([rows[-max(1, len(rows) // 8) :] for rows in by_domain])
     train = torch.cat([rows[: -max(1, len(rows) // 8)] for rows in by_domain])
     train = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
-    print(f"{arguments.steps * arguments.rows * LENGTH:,} tokens to train on, {heldout.numel():,} held out, domains {', '.join(cut.domains)}")
-    print("| model | active parameters | perplexity at step 0 | after training | seconds of a step |\n|---|---|---|---|---|")
+    print(
+        f"{arguments.steps * arguments.rows * LENGTH:,} tokens to train on, {heldout.numel():,} held out, domains"
+        f" {', '.join(cut.domains)}"
+    )
+    print(
+        "| model | active parameters | perplexity at step 0 | after training | seconds of a step"
+        " |\n|---|---|---|---|---|"
+    )
     for noise in (None, *arguments.noise):
         model = from_pretrained(arguments.model, dtype=torch.float32)
         if noise is not None:
@@ -48,7 +59,9 @@ def main() -> None:
         seconds = (time.process_time() - started) / arguments.steps
         name = "dense" if noise is None else f"upcycled, noise {noise:g}"
         print(
-            f"| {name} | {model.config.num_parameters(active=True):,} | {before:.4f} | {perplexity(model, heldout):.4f} | {seconds:.1f} |", flush=True
+            f"| {name} | {model.config.num_parameters(active=True):,} | {before:.4f} | {perplexity(model, heldout):.4f}"
+            f" | {seconds:.1f} |",
+            flush=True,
         )
 
 
@@ -64,7 +77,9 @@ def perplexity(model: torch.nn.Module, rows: torch.Tensor) -> float:
 
 
 def train_on(model: torch.nn.Module, rows: torch.Tensor, steps: int, count: int, learning_rate: float) -> None:
-    """AdamW with a warm-up of a tenth of the steps and a constant learning rate after it; losses of routers are learned from too."""
+    """AdamW with a warm-up of a tenth of the steps and a constant learning rate after it; losses of routers are learned
+    from too.
+    """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(steps):

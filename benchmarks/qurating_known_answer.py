@@ -1,9 +1,10 @@
-"""A rater is asked for a quality whose true value is known, and its choices are judged by the loss of language models trained on them.
+"""A rater is asked for a quality whose true value is known, and its choices are judged by the loss of language models
+trained on them.
 
-Real text is cut into pieces, of which most are spoilt by letters that are exchanged at random. A simulated judge with a preference for the second
-place
-votes on pairs by the true quality. A small rater learns from the votes (part 1), and rates a pool of spoilt and clean pieces; a trigram model, and
-with --neural a small transformer over three seeds, learn from what each way of choosing takes of the pool, at equal tokens (part 2).
+Real text is cut into pieces, of which most are spoilt by letters that are exchanged at random. A simulated judge with a
+preference for the second place votes on pairs by the true quality. A small rater learns from the votes (part 1), and
+rates a pool of spoilt and clean pieces; a trigram model, and with --neural a small transformer over three seeds, learn
+from what each way of choosing takes of the pool, at equal tokens (part 2).
 
     python benchmarks/qurating_known_answer.py --pairs 1000
     python benchmarks/qurating_known_answer.py --pairs 4000 --neural
@@ -38,10 +39,14 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 def pieces(size: int = 1000) -> list[Document]:
     """The corpus in pieces of `size` characters."""
     found = []
-    for document in JsonlSource(path=str(SHARED / "data/texts/*.jsonl.zst"), text_field="text", id_field="id", domain_field="domain").read():
+    for document in JsonlSource(
+        path=str(SHARED / "data/texts/*.jsonl.zst"), text_field="text", id_field="id", domain_field="domain"
+    ).read():
         assert isinstance(document, Document), document
         for start in range(0, len(document.text) - size + 1, size):
-            found.append(Document(f"{document.id}-{start // size}", document.text[start : start + size], document.domain))
+            found.append(
+                Document(f"{document.id}-{start // size}", document.text[start : start + size], document.domain)
+            )
     return found
 
 
@@ -76,7 +81,9 @@ def utilities(documents: list[Document], levels: np.ndarray) -> np.ndarray:
     return np.stack([-4 * levels + 0.5 * z(lengths), 1.5 * z(np.log(lengths))], 1)
 
 
-def judge(documents: list[Document], utility: np.ndarray, pairs: np.ndarray, rng: np.random.Generator) -> list[Judgment]:
+def judge(
+    documents: list[Document], utility: np.ndarray, pairs: np.ndarray, rng: np.random.Generator
+) -> list[Judgment]:
     """The votes of a judge with a preference for the second place."""
     found = []
     for i, j in pairs:
@@ -93,7 +100,13 @@ def judge(documents: list[Document], utility: np.ndarray, pairs: np.ndarray, rng
 
 
 def train(
-    documents: list[Document], utility: np.ndarray, count: int, folder: Path, tokenizer: Tokenizer, control: str = "", seed: int = 0
+    documents: list[Document],
+    utility: np.ndarray,
+    count: int,
+    folder: Path,
+    tokenizer: Tokenizer,
+    control: str = "",
+    seed: int = 0,
 ) -> tuple[Rater, dict[str, Any]]:
     """A rater trained on `count` pairs of four fifths of the documents, and how it does on pairs of the others.
 
@@ -107,13 +120,26 @@ def train(
     judgments = [each for each in judgments if each.ids[0] != each.ids[1]]
     if control == "shuffled":
         places = rng.permutation(len(judgments))
-        judgments = [Judgment(each.texts, judgments[place].average, {}, each.ids) for each, place in zip(judgments, places, strict=True)]
+        judgments = [
+            Judgment(each.texts, judgments[place].average, {}, each.ids)
+            for each, place in zip(judgments, places, strict=True)
+        ]
     if control == "flipped":
-        judgments = [Judgment(each.texts, {name: _flip(matrix) for name, matrix in each.average.items()}, {}, each.ids) for each in judgments]
+        judgments = [
+            Judgment(each.texts, {name: _flip(matrix) for name, matrix in each.average.items()}, {}, each.ids)
+            for each in judgments
+        ]
     config = RaterConfig(
-        max_tokens=TOKENS, batch_pairs=32, row_tokens=2 * TOKENS, lr=1e-3, epochs=3, validation=0.0, seed=seed,
-        schedule={"kind": "cosine", "warmup_fraction": 0.02, "final_fraction": 0.1}, trainer={"precision": "fp32"},
-    )  # fmt: skip
+        max_tokens=TOKENS,
+        batch_pairs=32,
+        row_tokens=2 * TOKENS,
+        lr=1e-3,
+        epochs=3,
+        validation=0.0,
+        seed=seed,
+        schedule={"kind": "cosine", "warmup_fraction": 0.02, "final_fraction": 0.1},
+        trainer={"precision": "fp32"},
+    )
     trained = train_rater(judgments, CRITERIA, tokenizer, config, folder, heldout=[])
     scores = trained.rater.rate([documents[number].text for number in unseen])
     test = judge(documents, utility, rng.choice(unseen, (2000, 2)), rng)
@@ -159,7 +185,9 @@ class Trigram:
         return total
 
 
-def choose(pool: list[Document], encoded: list[list[int]], rating: np.ndarray, domains: bool, **options: Any) -> list[int]:
+def choose(
+    pool: list[Document], encoded: list[list[int]], rating: np.ndarray, domains: bool, **options: Any
+) -> list[int]:
     """Numbers of the documents that a way of choosing takes, 30 % of the tokens."""
     lengths = [len(ids) for ids in encoded]
     table = {"id": [each.id for each in pool], "length": lengths, "r": rating, "domain": [each.domain for each in pool]}
@@ -182,7 +210,13 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def trigram_arms(
-    pool: list[Document], levels: np.ndarray, rating: np.ndarray, heldout: list[Document], tokenizer: Tokenizer, arms: list[str], seed: int = 42
+    pool: list[Document],
+    levels: np.ndarray,
+    rating: np.ndarray,
+    heldout: list[Document],
+    tokenizer: Tokenizer,
+    arms: list[str],
+    seed: int = 42,
 ) -> dict[str, dict[str, float]]:
     """Nats a token on the clean held-out documents, by arm and domain, and their mean."""
     encoded, tests = ([tokenizer.encode(each.text) for each in part] for part in (pool, heldout))
@@ -201,7 +235,14 @@ def trigram_arms(
     return found
 
 
-def neural_arm(chosen: list[list[int]], tests: list[tuple[str, list[int]]], tokenizer: Tokenizer, folder: Path, seed: int, tokens: int) -> float:
+def neural_arm(
+    chosen: list[list[int]],
+    tests: list[tuple[str, list[int]]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    seed: int,
+    tokens: int,
+) -> float:
     """Nats a token of a small transformer trained on the chosen documents, mean over domains."""
     import torch
 
@@ -224,7 +265,11 @@ def neural_arm(chosen: list[list[int]], tests: list[tuple[str, list[int]]], toke
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=128, num_heads=4, max_seq_len=512)
     model = Transformer(config).initialize(seed)
     settings = TrainerConfig(
-        steps=max(1, tokens // (16 * width)), batch_size=16, precision="auto", optimizer=OptimizerConfig(learning_rate=2e-3), log_every=1000
+        steps=max(1, tokens // (16 * width)),
+        batch_size=16,
+        precision="auto",
+        optimizer=OptimizerConfig(learning_rate=2e-3),
+        log_every=1000,
     )
     Trainer(model, language_model_step, Loader(Rows(), 16, seed), settings, folder).fit()
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -265,19 +310,31 @@ def main() -> None:
         results["rater"] = figures
         for name in CRITERIA:
             at = figures[name]["at"]
-            print(f"{name:>10}: accuracy {at['0']['accuracy']:.3f} (ceiling {at['0']['ceiling']:.3f}), at m=0.5 {at['0.5']['accuracy']:.3f}, "
-                  f"Spearman with the truth {figures[name]['spearman']:.3f}")  # fmt: skip
-        print(f"  trained in {time.process_time() - start:.0f} s of processor time, {figures['training']['tokens_per_second']:,.0f} tokens/s")
+            print(
+                f"{name:>10}: accuracy {at['0']['accuracy']:.3f} (ceiling {at['0']['ceiling']:.3f}), "
+                f"at m=0.5 {at['0.5']['accuracy']:.3f}, "
+                f"Spearman with the truth {figures[name]['spearman']:.3f}"
+            )
+        print(
+            f"  trained in {time.process_time() - start:.0f} s of processor time,"
+            f" {figures['training']['tokens_per_second']:,.0f} tokens/s"
+        )
         for control in ("shuffled", "flipped") if options.controls else ():
             _, found = train(pool, utility, options.pairs, Path(folder) / control, tokenizer, control)
             results[control] = found
             for name in CRITERIA:
-                print(f"{control} {name}: accuracy {found[name]['at']['0']['accuracy']:.3f}, Spearman {found[name]['spearman']:.3f}")
+                print(
+                    f"{control} {name}: accuracy {found[name]['at']['0']['accuracy']:.3f}, Spearman"
+                    f" {found[name]['spearman']:.3f}"
+                )
         rating = rater.rate([each.text for each in pool])[:, 0]
         arms = trigram_arms(pool, levels, rating, held, tokenizer, list(ARMS))
         results["trigram"] = arms
         for name, values in arms.items():
-            print(f"{name:>22}: {values['mean']:.3f} nats/token   " + "  ".join(f"{d} {v:.2f}" for d, v in values.items() if d != "mean"))
+            print(
+                f"{name:>22}: {values['mean']:.3f} nats/token   "
+                + "  ".join(f"{d} {v:.2f}" for d, v in values.items() if d != "mean")
+            )
         if options.neural:
             results["neural"] = {}
             encoded = [tokenizer.encode(each.text) for each in pool]
@@ -285,10 +342,20 @@ def main() -> None:
             for name in ("uniform", "tau=1", "tau=0.5", "top-k", "inverse tau=0.5"):
                 losses = []
                 for seed in range(3):
-                    chosen = [encoded[number] for number in choose(pool, encoded, rating, True, seed=seed, **ARMS[name])]
-                    losses.append(neural_arm(chosen, tests, tokenizer, Path(folder) / f"{name}-{seed}", seed, options.neural_tokens))
+                    chosen = [
+                        encoded[number] for number in choose(pool, encoded, rating, True, seed=seed, **ARMS[name])
+                    ]
+                    losses.append(
+                        neural_arm(
+                            chosen, tests, tokenizer, Path(folder) / f"{name}-{seed}", seed, options.neural_tokens
+                        )
+                    )
                 results["neural"][name] = losses
-                print(f"{name:>22}: {np.mean(losses):.3f} +- {np.std(losses, ddof=1):.3f} nats/token over 3 seeds (neural)", flush=True)
+                print(
+                    f"{name:>22}: {np.mean(losses):.3f} +- {np.std(losses, ddof=1):.3f} nats/token over 3 seeds"
+                    " (neural)",
+                    flush=True,
+                )
     if options.out:
         options.out.write_text(json.dumps(results, indent=2))
 

@@ -1,7 +1,8 @@
-"""A rater's training and annotation beside a plain loop of `transformers` with padding, and beside the trainer's own speed on a language model.
+"""A rater's training and annotation beside a plain loop of `transformers` with padding, and beside the trainer's own
+speed on a language model.
 
-The texts have mixed lengths, 20 to 256 tokens, of which many are short. Both sides have the same weights; real tokens are counted, padding is not.
-Processor time, in turns.
+The texts have mixed lengths, 20 to 256 tokens, of which many are short. Both sides have the same weights; real tokens
+are counted, padding is not. Processor time, in turns.
 
     OMP_NUM_THREADS=1 python benchmarks/qurating_rater.py
 """
@@ -67,7 +68,11 @@ def main() -> None:
     ours_optimizer = Optimizers(model, OptimizerConfig(learning_rate=1e-4))
     language_optimizer = Optimizers(language, OptimizerConfig(learning_rate=1e-4))
     theirs_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4)
-    packed = {"input_ids": batch["input_ids"], "document_ids": batch["document_ids"], "labels": batch["input_ids"].roll(-1, 1)}
+    packed = {
+        "input_ids": batch["input_ids"],
+        "document_ids": batch["document_ids"],
+        "labels": batch["input_ids"].roll(-1, 1),
+    }
 
     def train_ours() -> None:
         output = rater_step(0.5)(model, batch)

@@ -29,7 +29,9 @@ def write(folder: Path, rows: int, shards: int) -> None:
         columns = {
             "id": np.arange(count) + rows * shard // shards,
             "length": rng.integers(100, 1025, count),
-            "source_domain": pa.DictionaryArray.from_arrays(pa.array(rng.integers(0, 7, count).astype(np.int32)), names),
+            "source_domain": pa.DictionaryArray.from_arrays(
+                pa.array(rng.integers(0, 7, count).astype(np.int32)), names
+            ),
             "educational_value_average": rng.standard_normal(count),
         }
         pq.write_table(pa.table(columns), folder / f"{shard:03d}.parquet")
@@ -40,7 +42,14 @@ def ours(folder: Path, tokens: int) -> None:
 
     start, cpu = time.perf_counter(), time.process_time()
     manifest = select(
-        str(folder), metric="educational_value_average", mode="sample", tau=2.0, tokens=tokens, domain="source_domain", id="id", seed=42
+        str(folder),
+        metric="educational_value_average",
+        mode="sample",
+        tau=2.0,
+        tokens=tokens,
+        domain="source_domain",
+        id="id",
+        seed=42,
     )
     report("lmlab", start, cpu, len(manifest), manifest.num_tokens, int(np.asarray(manifest.table.column("id")).sum()))
 
@@ -86,9 +95,14 @@ def main() -> None:
         write(Path(name), options.rows, options.shards)
         for side in ("ours", "plain"):  # each in a process of its own, so that memory is its own
             start = time.perf_counter()
-            subprocess.run([sys.executable, __file__, "--only", side, "--folder", name, "--rows", str(options.rows)], check=True)
+            subprocess.run(
+                [sys.executable, __file__, "--only", side, "--folder", name, "--rows", str(options.rows)], check=True
+            )
             if side == "ours":
-                print(f"   by extrapolation {(time.perf_counter() - start) * ALL_ROWS / options.rows / 60:.1f} min for {ALL_ROWS:,} rows")
+                print(
+                    f"   by extrapolation {(time.perf_counter() - start) * ALL_ROWS / options.rows / 60:.1f} min for"
+                    f" {ALL_ROWS:,} rows"
+                )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Requests and tokens a second of `lmlab serve`, batched and one by one, beside `transformers serve`, at concurrency 1 and 8.
+"""Requests and tokens a second of `lmlab serve`, batched and one by one, beside `transformers serve`, at concurrency 1
+and 8.
 
     python benchmarks/serve.py MODEL [--requests 16] [--max-tokens 32] [--rounds 2] [--threads 1]
 
-MODEL is a directory such as `lmlab convert SmolLM2-135M-Instruct.gguf models/smollm2` writes. All servers run as processes of their own on the
-same number of threads, in fp32, and answer the same greedy chats in turns; how many texts are equal is said. Every chat is asked once. In the
-workload `mixed` they have little in common; in `chapter` all begin with one text of some 700 tokens, another one in every round. `one by one` is
-`lmlab serve --max-batch 1`. The peer is measured as it starts by default and with `--continuous-batching`; it needs the package fastapi, and a way
-in which it does not work on this machine is named and left out.
+MODEL is a directory such as `lmlab convert SmolLM2-135M-Instruct.gguf models/smollm2` writes. All servers run as
+processes of their own on the same number of threads, in fp32, and answer the same greedy chats in turns; how many texts
+are equal is said. Every chat is asked once. In the workload `mixed` they have little in common; in `chapter` all begin
+with one text of some 700 tokens, another one in every round. `one by one` is `lmlab serve --max-batch 1`. The peer is
+measured as it starts by default and with `--continuous-batching`; it needs the package fastapi, and a way in which it
+does not work on this machine is named and left out.
 """
 
 from __future__ import annotations
@@ -27,13 +29,18 @@ QUESTIONS = [
     "What is the capital of France?",
     "Explain in a few words why the sky is blue, as if to a child who has never seen a physics book.",
     "Write a line of Python that sums a list.",
-    "Summarise: " + "The boiling point of water falls with the pressure of the air above it, so water boils sooner on a mountain. " * 4,
+    "Summarise: "
+    + "The boiling point of water falls with the pressure of the air above it, so water boils sooner on a mountain. "
+    * 4,
     "Name three colours.",
     "Translate to French: the cat sleeps on the warm stone near the old well.",
     "Which is larger, 17 or 71? " * 6,
     "Tell me about the moon.",
 ]
-CHAPTER = "The boiling point of water falls with the pressure of the air above it, so water boils sooner on a mountain than by the sea. " * 26
+CHAPTER = (
+    "The boiling point of water falls with the pressure of the air above it, so water boils sooner on a mountain than"
+    " by the sea. " * 26
+)
 
 
 def main() -> None:
@@ -44,7 +51,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workloads", type=_workload, nargs="+", default=[("mixed", 1), ("mixed", 8), ("chapter", 8)], help="name:concurrency")
+    parser.add_argument(
+        "--workloads",
+        type=_workload,
+        nargs="+",
+        default=[("mixed", 1), ("mixed", 8), ("chapter", 8)],
+        help="name:concurrency",
+    )
     arguments = parser.parse_args()
     model = arguments.model.resolve()
     lmlab = [sys.executable, "-m", "lmlab", "serve", str(model), "--name", str(model)]
@@ -90,7 +103,9 @@ def _start(command: list[str], threads: int) -> tuple[subprocess.Popen[bytes], s
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return process, f"http://127.0.0.1:{port}/v1"
 
 
@@ -126,7 +141,9 @@ def _compare(servers: dict[str, str], model: str, arguments: argparse.Namespace)
             questions = _questions(workload, f"{concurrency}.{number}", arguments.requests)
             for name, url in servers.items():
                 started = time.perf_counter()
-                texts[name], tokens[name] = asyncio.run(_ask_all(url, model, questions, arguments.max_tokens, concurrency))
+                texts[name], tokens[name] = asyncio.run(
+                    _ask_all(url, model, questions, arguments.max_tokens, concurrency)
+                )
                 seconds[name].append(time.perf_counter() - started)
         ours = arguments.requests / statistics.median(seconds["lmlab"])
         for name in servers:
@@ -143,10 +160,18 @@ def _questions(workload: str, number: str, count: int) -> list[str]:
 
 
 def _body(model: str, question: str, max_tokens: int) -> dict[str, object]:
-    return {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens, "temperature": 0, "seed": 0}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "seed": 0,
+    }
 
 
-async def _ask_all(url: str, model: str, questions: list[str], max_tokens: int, concurrency: int) -> tuple[list[str], int]:
+async def _ask_all(
+    url: str, model: str, questions: list[str], max_tokens: int, concurrency: int
+) -> tuple[list[str], int]:
     places = asyncio.Semaphore(concurrency)
     async with httpx.AsyncClient(timeout=600) as http:
 

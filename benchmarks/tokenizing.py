@@ -1,9 +1,10 @@
-"""Tokenising text to shards on the disk: lmlab beside a plain loop over the tokenizers library and datatrove, on the same text.
+"""Tokenising text to shards on the disk: lmlab beside a plain loop over the tokenizers library and datatrove, on the
+same text.
 
 python benchmarks/tokenizing.py [--megabytes 60]
 
-The text is the standard library and, where LMLAB_SHARED points to them, the collected texts, repeated to the size. Peers that are not installed are
-left out.
+The text is the standard library and, where LMLAB_SHARED points to them, the collected texts, repeated to the size.
+Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ VOCAB_SIZE = 32_000
 
 def texts(size: int) -> list[str]:
     found = [
-        path.read_text("utf-8", "ignore") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")) if "site-packages" not in str(path)
+        path.read_text("utf-8", "ignore")
+        for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
+        if "site-packages" not in str(path)
     ]
     shared = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data", "texts")
     for path in sorted(shared.glob("*.jsonl.zst")):
@@ -33,7 +36,9 @@ def texts(size: int) -> list[str]:
         with open(path, "rb") as file:
             reader = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
             found += [json.loads(line)["text"] for line in reader]
-    found = [piece for text in found for piece in (text[start : start + 20_000] for start in range(0, len(text), 20_000))]
+    found = [
+        piece for text in found for piece in (text[start : start + 20_000] for start in range(0, len(text), 20_000))
+    ]
     total, chosen = 0, []
     while total < size:
         for text in found:
@@ -78,7 +83,10 @@ def run(peer: str, root: Path) -> float:
         steps = [
             JsonlReader(str(root), glob_pattern="corpus.jsonl"),
             DocumentTokenizer(
-                str(root / "datatrove"), tokenizer_name_or_path=str(tokenizer / "tokenizer.json"), eos_token="<|endoftext|>", shuffle_documents=False
+                str(root / "datatrove"),
+                tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
+                eos_token="<|endoftext|>",
+                shuffle_documents=False,
             ),
         ]
         LocalPipelineExecutor(steps, tasks=1, workers=1, logging_dir=str(root / "logs")).run()
@@ -110,12 +118,17 @@ def main() -> None:
             for peer in peers:
                 for path in root.glob("lmlab-*"):
                     subprocess.run(["rm", "-r", str(path)], check=True)
-                done = subprocess.run([sys.executable, __file__, "--run", peer, str(root)], capture_output=True, text=True)
+                done = subprocess.run(
+                    [sys.executable, __file__, "--run", peer, str(root)], capture_output=True, text=True
+                )
                 if done.returncode == 0:
                     times.setdefault(peer, []).append(float(done.stdout.splitlines()[-1]))
                 elif number == 0:
                     print(f"{peer}: left out ({done.stderr.strip().splitlines()[-1]})")
-        print(f"{size / 1e6:.0f} MB of text in {len(chosen):,} documents, vocabulary of {VOCAB_SIZE:,}, {cores} cores; median of {options.rounds}")
+        print(
+            f"{size / 1e6:.0f} MB of text in {len(chosen):,} documents, vocabulary of {VOCAB_SIZE:,}, {cores} cores;"
+            f" median of {options.rounds}"
+        )
         best = min(sorted(found)[len(found) // 2] for name, found in times.items() if name.startswith("lmlab"))
         for name, found in times.items():
             seconds = sorted(found)[len(found) // 2]

@@ -1,4 +1,5 @@
-"""What the loop costs beside the bare step, its checkpoints and its resume, and the same work by the Trainer of transformers.
+"""What the loop costs beside the bare step, its checkpoints and its resume, and the same work by the Trainer of
+transformers.
 
 python benchmarks/trainer.py [--steps 12] [--precision bf16] [--model small|smollm2]
 """
@@ -17,7 +18,15 @@ from pathlib import Path
 SHAPES = {
     "small": ({"vocab_size": 2048, "num_layers": 8, "d_model": 256, "num_heads": 4, "max_seq_len": 512}, 8),
     "smollm2": (
-        {"vocab_size": 49152, "num_layers": 30, "d_model": 576, "num_heads": 9, "num_kv_heads": 3, "d_ff": 1536, "max_seq_len": 512},
+        {
+            "vocab_size": 49152,
+            "num_layers": 30,
+            "d_model": 576,
+            "num_heads": 9,
+            "num_kv_heads": 3,
+            "d_ff": 1536,
+            "max_seq_len": 512,
+        },
         1,
     ),
 }
@@ -46,7 +55,14 @@ def build(options: argparse.Namespace, directory: Path, **settings):
 
     shape, batch = SHAPES[options.model]
     config = ModelConfig(**shape)
-    settings = {"steps": options.steps, "batch_size": batch, "precision": options.precision, "device": "cpu", "checkpoint_every": 10**6, **settings}
+    settings = {
+        "steps": options.steps,
+        "batch_size": batch,
+        "precision": options.precision,
+        "device": "cpu",
+        "checkpoint_every": 10**6,
+        **settings,
+    }
     loader = Loader(rows(config.vocab_size), batch, 0)
     flops = config.flops_per_token(SEQ_LEN)
     return Trainer(
@@ -112,7 +128,9 @@ def run_lmlab(options: argparse.Namespace, directory: Path) -> dict:
 
 
 def run_checkpoints(options: argparse.Namespace, directory: Path) -> dict:
-    """The pause that a checkpoint makes, in the foreground and in the background, and the time from a start to the first step of a resumed run."""
+    """The pause that a checkpoint makes, in the foreground and in the background, and the time from a start to the
+    first step of a resumed run.
+    """
     from lmlab.hardware import reuse_memory
 
     reuse_memory()
@@ -185,7 +203,10 @@ def run_transformers(options: argparse.Namespace, directory: Path) -> dict:
     )
     start = time.perf_counter()
     Trainer(model=network, args=arguments, train_dataset=Data(), callbacks=[Clock()]).train()
-    return {"step_seconds": [b - a for a, b in itertools.pairwise(stamps)], "whole_seconds": time.perf_counter() - start}
+    return {
+        "step_seconds": [b - a for a, b in itertools.pairwise(stamps)],
+        "whole_seconds": time.perf_counter() - start,
+    }
 
 
 WORKERS = {"bare": run_bare, "lmlab": run_lmlab, "transformers": run_transformers, "checkpoints": run_checkpoints}
@@ -222,15 +243,21 @@ def main() -> None:
     for name, times in medians.items():
         best[name] = sorted(times)[len(times) // 2]
     tokens = SHAPES[options.model][1] * SEQ_LEN
-    print(f"{options.model}, {options.precision}, {SHAPES[options.model][1]} x {SEQ_LEN} tokens a step, median of {len(medians['bare'])} steps")
+    print(
+        f"{options.model}, {options.precision}, {SHAPES[options.model][1]} x {SEQ_LEN} tokens a step, median of"
+        f" {len(medians['bare'])} steps"
+    )
     for name, seconds in best.items():
         print(f"  {name:14s} {seconds * 1000:8.1f} ms a step {tokens / seconds:10,.0f} tokens/s")
-    print(f"  overhead of the loop over the bare step: {best['lmlab'] / best['bare'] - 1:+.1%}; waiting for data: {max(wait):.3%} of the time")
+    print(
+        f"  overhead of the loop over the bare step: {best['lmlab'] / best['bare'] - 1:+.1%}; waiting for data:"
+        f" {max(wait):.3%} of the time"
+    )
     print(f"  lmlab / transformers: {best['transformers'] / best['lmlab']:.2f}x")
     found = call("checkpoints", arguments)
     print(
-        f"  checkpoint of {found['bytes'] / 1e6:,.0f} MB: pause {found['foreground']:.2f} s in the foreground, {found['background']:.2f} s in the "
-        f"background; resume {found['resume']:.2f} s"
+        f"  checkpoint of {found['bytes'] / 1e6:,.0f} MB: pause {found['foreground']:.2f} s in the foreground,"
+        f" {found['background']:.2f} s in the background; resume {found['resume']:.2f} s"
     )
 
 

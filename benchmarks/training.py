@@ -1,11 +1,14 @@
-"""Speed and memory of a training step (forward, backward, AdamW), beside transformers and, where it is installed, litgpt.
+"""Speed and memory of a training step (forward, backward, AdamW), beside transformers and, where it is installed,
+litgpt.
 
-    python benchmarks/training.py [--shapes smollm2 small] [--precisions fp32 bf16] [--threads 1 2] [--rows N] [--rounds N] [--compile]
+    python benchmarks/training.py [--shapes smollm2 small] [--precisions fp32 bf16] [--threads 1 2] [--rows N] [--rounds
+    N] [--compile]
 
-Each contender is a process of its own, and all train the same weights on the same rows with the same optimizer. They take turns, a step each, so that
-all meet the same state of the machine; the medians of the rounds are printed, and the ratio to lmlab's. Memory is the peak of a process less what it
-held before the model was made. A contender marked `+reuse` runs with the allocator setting that lmlab's commands use (`lmlab.hardware.reuse_memory`).
-The last lines say how near lmlab's step comes to the measured speed of large matrix products, and what the rest of its time goes to.
+Each contender is a process of its own, and all train the same weights on the same rows with the same optimizer. They
+take turns, a step each, so that all meet the same state of the machine; the medians of the rounds are printed, and the
+ratio to lmlab's. Memory is the peak of a process less what it held before the model was made. A contender marked
+`+reuse` runs with the allocator setting that lmlab's commands use (`lmlab.hardware.reuse_memory`). The last lines say
+how near lmlab's step comes to the measured speed of large matrix products, and what the rest of its time goes to.
 """
 
 from __future__ import annotations
@@ -24,11 +27,22 @@ from typing import Any
 
 SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {  # configuration, rows, tokens of a row
     "smollm2": ({"preset": "SmolLM2-135M"}, 1, 512),
-    "small": ({"vocab_size": 2048, "num_layers": 8, "d_model": 256, "num_heads": 4, "d_ff": 704, "max_seq_len": 512}, 8, 512),
+    "small": (
+        {"vocab_size": 2048, "num_layers": 8, "d_model": 256, "num_heads": 4, "d_ff": 704, "max_seq_len": 512},
+        8,
+        512,
+    ),
     "llama-1b": ({"preset": "Llama-3.2-1B"}, 1, 2048),
 }
 LMLAB = "lmlab"
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise", "aten::_scaled_dot_product", "lmlab::onednn_linear")
+_PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "mkldnn::_linear_pointwise",
+    "aten::_scaled_dot_product",
+    "lmlab::onednn_linear",
+)
 
 
 def main() -> None:
@@ -39,10 +53,17 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rows", type=int, help="rows of a batch, in place of those of the shape")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these, beside lmlab: each takes memory as long as the case lasts")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        metavar="NAME",
+        help="only these, beside lmlab: each takes memory as long as the case lasts",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile for all contenders")
-    parser.add_argument("--profile", action="store_true", help="also print the operators that take the most time of lmlab's step")
+    parser.add_argument(
+        "--profile", action="store_true", help="also print the operators that take the most time of lmlab's step"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -59,7 +80,9 @@ def _measure_case(shape: str, precision: str, threads: int, arguments: argparse.
 
     settings, rows, length = SHAPES[shape]
     rows, config = arguments.rows or rows, ModelConfig(**settings)
-    contenders = [LMLAB, "transformers"] + (["litgpt"] if importlib.util.find_spec("litgpt") and not config.rope_scaling else [])
+    contenders = [LMLAB, "transformers"] + (
+        ["litgpt"] if importlib.util.find_spec("litgpt") and not config.rope_scaling else []
+    )
     if arguments.device == "cpu":
         contenders += [f"{each}+reuse" for each in contenders[1:]]
     if arguments.contenders:
@@ -80,16 +103,29 @@ def _measure_case(shape: str, precision: str, threads: int, arguments: argparse.
     print(f"\n{shape}, {rows} x {length} tokens, {how}, {config.num_parameters():,} parameters")
     spread = max(abs(each["loss"] - first[LMLAB]["loss"]) for each in first.values())
     print(f"loss of the first step {first[LMLAB]['loss']:.4f}, largest difference between contenders {spread:.1e}")
-    print("| contender | tokens/s | lmlab is | process s/step | lmlab needs | peak MiB | lmlab needs |\n|---|---|---|---|---|---|---|")
-    medians = {name: {key: statistics.median(each[key] for each in steps) for key in ("wall", "process")} for name, steps in found.items()}
+    print(
+        "| contender | tokens/s | lmlab is | process s/step | lmlab needs | peak MiB | lmlab needs"
+        " |\n|---|---|---|---|---|---|---|"
+    )
+    medians = {
+        name: {key: statistics.median(each[key] for each in steps) for key in ("wall", "process")}
+        for name, steps in found.items()
+    }
     for name, median in medians.items():
-        cells = [f"{rows * length / median['wall']:,.0f}", f"{median['wall'] / medians[LMLAB]['wall']:.2f}x faster", f"{median['process']:.3f}"]
+        cells = [
+            f"{rows * length / median['wall']:,.0f}",
+            f"{median['wall'] / medians[LMLAB]['wall']:.2f}x faster",
+            f"{median['process']:.3f}",
+        ]
         cells += [f"{medians[LMLAB]['process'] / median['process']:.0%}", f"{ends[name]['memory'] / 2**20:,.0f}"]
         cells += [f"{ends[LMLAB]['memory'] / ends[name]['memory']:.0%}"]
         print(f"| {name} | " + " | ".join(cells) + " |")
     end, wall = ends[LMLAB], medians[LMLAB]["wall"]
     rate = config.flops_per_token(length) * rows * length / wall
-    print(f"lmlab: {rate / 1e9:,.0f} GFLOP/s, {rate / end['peak']:.0%} of the measured peak of matrix products ({end['peak'] / 1e9:,.0f} GFLOP/s)")
+    print(
+        f"lmlab: {rate / 1e9:,.0f} GFLOP/s, {rate / end['peak']:.0%} of the measured peak of matrix products"
+        f" ({end['peak'] / 1e9:,.0f} GFLOP/s)"
+    )
     print("share of a step: " + ", ".join(f"{name} {share:.0%}" for name, share in end["shares"].items()), flush=True)
     if arguments.profile:
         print(end["operators"])
@@ -123,7 +159,9 @@ def work(case: dict[str, Any]) -> None:
     if name == LMLAB or name.endswith("+reuse"):
         reuse_memory()
     make = {"lmlab": _lmlab, "transformers": _transformers, "litgpt": _litgpt}[name.removesuffix("+reuse")]
-    ids = torch.randint(0, _vocab_size(case), (case["rows"], case["length"]), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.randint(
+        0, _vocab_size(case), (case["rows"], case["length"]), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     labels = torch.cat((ids[:, 1:], torch.full_like(ids[:, :1], -100)), 1)
     make_loss = make(case)
     before = _resident()
@@ -177,7 +215,11 @@ def _transformers(case: dict[str, Any]) -> Callable[[], Any]:
     disable_progress_bar()
 
     def make() -> Any:
-        model = LlamaForCausalLM.from_pretrained(case["directory"], attn_implementation="sdpa", use_cache=False).to(case["device"]).train()
+        model = (
+            LlamaForCausalLM.from_pretrained(case["directory"], attn_implementation="sdpa", use_cache=False)
+            .to(case["device"])
+            .train()
+        )
         return model, lambda ids, labels: model(input_ids=ids, labels=ids).loss  # it shifts the labels itself
 
     return make
@@ -246,13 +288,17 @@ def _profile(step: Callable[[], float], table: bool) -> dict[str, Any]:
         kind = (
             "matrix products"
             if event.key.startswith(_PRODUCTS) or "gemm" in lower
-            else "AdamW"
-            if "adam" in lower
-            else "softmax and exponentials"
-            if "softmax" in lower or "aten::exp" in lower
-            else "copies"
-            if "copy" in lower
-            else "the rest"
+            else (
+                "AdamW"
+                if "adam" in lower
+                else (
+                    "softmax and exponentials"
+                    if "softmax" in lower or "aten::exp" in lower
+                    else "copies"
+                    if "copy" in lower
+                    else "the rest"
+                )
+            )
         )
         kinds[kind] += getattr(event, key) / total
     found: dict[str, Any] = {"shares": kinds}

@@ -17,7 +17,20 @@ import yaml
 from lmlab import cli
 from lmlab.models import convert
 
-_MODULES = ("argparse", "ast", "bisect", "calendar", "configparser", "copy", "csv", "difflib", "fractions", "heapq", "inspect", "textwrap")
+_MODULES = (
+    "argparse",
+    "ast",
+    "bisect",
+    "calendar",
+    "configparser",
+    "copy",
+    "csv",
+    "difflib",
+    "fractions",
+    "heapq",
+    "inspect",
+    "textwrap",
+)
 
 
 @dataclass
@@ -74,11 +87,25 @@ def small_recipe(library: Path) -> dict[str, Any]:
     return {
         "name": "small",
         "stages": {
-            "documents": {"kind": "collect", "sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3},
+            "documents": {
+                "kind": "collect",
+                "sources": [{"kind": "python_library", "path": str(library)}],
+                "heldout_fraction": 0.3,
+            },
             "tokenizer": {"kind": "train_tokenizer", "documents": "documents", "vocab_size": 400},
             "tokens": {"kind": "tokenize", "documents": "documents", "tokenizer": "tokenizer"},
-            "heldout_tokens": {"kind": "tokenize", "documents": "documents", "tokenizer": "tokenizer", "split": "heldout"},
-            "questions": {"kind": "next_line_task", "documents": "documents", "items_per_domain": 10, "context_bytes": 100},
+            "heldout_tokens": {
+                "kind": "tokenize",
+                "documents": "documents",
+                "tokenizer": "tokenizer",
+                "split": "heldout",
+            },
+            "questions": {
+                "kind": "next_line_task",
+                "documents": "documents",
+                "items_per_domain": 10,
+                "context_bytes": 100,
+            },
             "baselines": {"kind": "baselines", "documents": "documents", "task": "questions", "order": 3},
             "model": {
                 "kind": "train",
@@ -87,7 +114,14 @@ def small_recipe(library: Path) -> dict[str, Any]:
                 "heldout_tokens": "heldout_tokens",
                 "seq_len": 64,
                 "model": {"vocab_size": 400, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 256},
-                "trainer": {"steps": 6, "batch_size": 4, "precision": "fp32", "log_every": 1, "checkpoint_every": 2, "device": "cpu"},
+                "trainer": {
+                    "steps": 6,
+                    "batch_size": 4,
+                    "precision": "fp32",
+                    "log_every": 1,
+                    "checkpoint_every": 2,
+                    "device": "cpu",
+                },
             },
             "evaluation": {
                 "kind": "evaluate",
@@ -98,7 +132,13 @@ def small_recipe(library: Path) -> dict[str, Any]:
                 "untrained": True,
                 "device": "cpu",
             },
-            "samples": {"kind": "generate", "model": "model", "prompts": ["def f("], "max_new_tokens": 5, "device": "cpu"},
+            "samples": {
+                "kind": "generate",
+                "model": "model",
+                "prompts": ["def f("],
+                "max_new_tokens": 5,
+                "device": "cpu",
+            },
             "export": {"kind": "export", "model": "model"},
             "report": {"kind": "report"},
         },

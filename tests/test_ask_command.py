@@ -12,7 +12,11 @@ from lmlab.errors import UserError
 
 ROWS = [
     {"id": "a", "prompt": "What is 1 + 1?"},
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}], "n": 2, "max_tokens": 5},
+    {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        "n": 2,
+        "max_tokens": 5,
+    },
     {"id": 7, "prompt": "nobody knows"},
 ]
 SCRIPT = [{"match": r"1 \+ 1", "text": "2"}, {"match": "Hello", "text": "Good day"}]
@@ -42,27 +46,47 @@ def test_replies_come_in_the_order_of_the_requests_and_a_second_run_asks_nothing
     out = place / "replies.jsonl"
     assert "2 ok, 1 rejected" in run(place, "--out", out).replace("1 rejected, 2 ok", "2 ok, 1 rejected")
     rows = rows_of(out)
-    assert [(row["id"], row["status"], row["texts"]) for row in rows] == [("a", "ok", ["2"]), (2, "ok", ["Good day"] * 2), (7, "rejected", [])]
+    assert [(row["id"], row["status"], row["texts"]) for row in rows] == [
+        ("a", "ok", ["2"]),
+        (2, "ok", ["Good day"] * 2),
+        (7, "rejected", []),
+    ]
     assert "no line of" in rows[2]["error"] and rows[0]["cost_usd"] is None
     assert "2 cached" in run(place, "--out", out) and rows_of(out) == rows
 
 
 def test_a_dry_run_counts_and_sends_nothing(place):
     found = run(place, "--dry-run", "--prices", place / "prices.yaml", "--out", place / "replies.jsonl")
-    assert "3 requests, 0 of them answered already" in found and "up to 522 of answers" in found and "at most $1." in found
+    assert (
+        "3 requests, 0 of them answered already" in found and "up to 522 of answers" in found and "at most $1." in found
+    )
     assert not (place / "replies.jsonl").exists() and not (place / "replies.jsonl.cache").exists()
     run(place, "--out", place / "replies.jsonl")
     assert "2 of them answered already" in run(place, "--dry-run", "--out", place / "replies.jsonl")
-    assert "0 of them" in run(place, "--dry-run", "--out", place / "replies.jsonl", "--key-env", "NOT_SET", endpoint="openai:x")
+    assert "0 of them" in run(
+        place, "--dry-run", "--out", place / "replies.jsonl", "--key-env", "NOT_SET", endpoint="openai:x"
+    )
 
 
 def test_a_batch_goes_out_and_comes_back(place):
     out, batch = place / "replies.jsonl", place / "batch.jsonl"
     assert "3 requests" in run(place, "--write-batch", batch, endpoint="openai:gpt-x")
-    body = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    body = {
+        "choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    }
     lines = [{"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body}} for row in rows_of(batch)]
     (place / "done.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = run(place, "--read-batch", place / "done.jsonl", "--out", out, "--base-url", "http://127.0.0.1:9/v1", endpoint="openai:gpt-x")
+    found = run(
+        place,
+        "--read-batch",
+        place / "done.jsonl",
+        "--out",
+        out,
+        "--base-url",
+        "http://127.0.0.1:9/v1",
+        endpoint="openai:gpt-x",
+    )
     assert "3 ok" in found and "3 cached" in found and [row["texts"] for row in rows_of(out)] == [["yes"]] * 3
 
 

@@ -42,19 +42,37 @@ def _delete(*path):
 
 CASES = {
     "unknown key at the top": (_set("sead", 1), ["unknown key 'sead'", "Did you mean 'seed'"]),
-    "unknown key in a stage": (_set("stages", "tokenizer", "vocab_sise", 300), ["vocab_sise", "Did you mean 'vocab_size'", "tokenizer"]),
-    "unknown key deep in a stage": (_set("stages", "model", "trainer", "step", 5), ["trainer.step", "Did you mean 'steps'"]),
+    "unknown key in a stage": (
+        _set("stages", "tokenizer", "vocab_sise", 300),
+        ["vocab_sise", "Did you mean 'vocab_size'", "tokenizer"],
+    ),
+    "unknown key deep in a stage": (
+        _set("stages", "model", "trainer", "step", 5),
+        ["trainer.step", "Did you mean 'steps'"],
+    ),
     "unknown key of a source": (_set("stages", "documents", "sources", 0, "pth", "x"), ["pth", "Did you mean 'path'"]),
-    "unknown kind of stage": (_set("stages", "model", "kind", "trian"), ["unknown kind of stage 'trian'", "Did you mean 'train'"]),
+    "unknown kind of stage": (
+        _set("stages", "model", "kind", "trian"),
+        ["unknown kind of stage 'trian'", "Did you mean 'train'"],
+    ),
     "no kind": (_delete("stages", "model", "kind"), ["stage 'model'", "'kind' is required"]),
     "missing key": (_delete("stages", "model", "seq_len"), ["'seq_len' is required"]),
     "wrong type": (_set("stages", "tokenizer", "vocab_size", "many"), ["vocab_size", "integer", "'many'"]),
     "value out of range": (_set("stages", "documents", "heldout_fraction", 1.5), ["heldout_fraction", "less than 1"]),
-    "input that is no stage": (_set("stages", "tokens", "tokenizer", "tokeniser"), ["tokenizer: 'tokeniser'", "Did you mean 'tokenizer'"]),
-    "missing source folder": (_set("stages", "documents", "sources", 0, "path", "/no/such/folder"), ["/no/such/folder", "does not exist"]),
+    "input that is no stage": (
+        _set("stages", "tokens", "tokenizer", "tokeniser"),
+        ["tokenizer: 'tokeniser'", "Did you mean 'tokenizer'"],
+    ),
+    "missing source folder": (
+        _set("stages", "documents", "sources", 0, "path", "/no/such/folder"),
+        ["/no/such/folder", "does not exist"],
+    ),
     "seq_len beyond max_seq_len": (_set("stages", "model", "seq_len", 512), ["seq_len 512", "max_seq_len 256"]),
     "width not divisible": (_set("stages", "model", "model", "num_heads", 3), ["d_model 32", "num_heads 3"]),
-    "batch not divisible": (_set("stages", "model", "trainer", "micro_batch_size", 3), ["batch_size 4", "micro_batch_size 3"]),
+    "batch not divisible": (
+        _set("stages", "model", "trainer", "micro_batch_size", 3),
+        ["batch_size 4", "micro_batch_size 3"],
+    ),
     "no stages": (_set("stages", {}), ["no stages"]),
 }
 
@@ -103,8 +121,7 @@ def test_a_missing_recipe_is_named(lmlab, tmp_path):
 
 def test_a_recipe_extends_another(recipe, tmp_path):
     base = recipe()
-    (tmp_path / "more.yaml").write_text(
-        f"""
+    (tmp_path / "more.yaml").write_text(f"""
 extends: {base.name}
 description: more
 stages:
@@ -112,8 +129,7 @@ stages:
   evaluation: null
   samples: {{kind: baselines, documents: documents, task: questions}}
   more_tokens: {{kind: tokenize, documents: documents, tokenizer: tokenizer}}
-"""
-    )
+""")
     one, more = Recipe.load(base), Recipe.load(tmp_path / "more.yaml", ["more_tokens.split=heldout"])
     names = [each.name for each in one.stages]
     expected = [name for name in names if name not in ("evaluation", "report")] + ["more_tokens", "report"]
@@ -132,8 +148,14 @@ stages:
         ("extends: none.yaml", ["more.yaml", "no such file", "none.yaml"]),
         ("extends: [a, b]", ["more.yaml", "extends", "one recipe"]),
         ("extends: more.yaml", ["more.yaml", "extends itself"]),
-        ("extends: small.yaml\nstages: {evalation: null}", ["more.yaml", "no stage 'evalation'", "Did you mean 'evaluation'"]),
-        ("extends: small.yaml\nstages: {model: {trainer: {step: 5}}}", ["more.yaml", "trainer.step", "Did you mean 'steps'"]),
+        (
+            "extends: small.yaml\nstages: {evalation: null}",
+            ["more.yaml", "no stage 'evalation'", "Did you mean 'evaluation'"],
+        ),
+        (
+            "extends: small.yaml\nstages: {model: {trainer: {step: 5}}}",
+            ["more.yaml", "trainer.step", "Did you mean 'steps'"],
+        ),
         ("extends: small.yaml\nstages: {other: {knd: train}}", ["more.yaml", "stage 'other'", "'kind' is required"]),
         ("extends: small.yaml\nstages: [a]", ["more.yaml", "stages"]),
         ("extends: small.yaml\nstages: {model: 3}", ["more.yaml", "stages.model"]),
@@ -165,7 +187,12 @@ def test_a_wrong_override_is_refused(lmlab, recipe, tmp_path, override, expected
 
 def test_an_empty_corpus_is_refused(lmlab, recipe, tmp_path):
     (tmp_path / "empty").mkdir()
-    shown = lmlab("run", recipe(_set("stages", "documents", "sources", 0, "path", str(tmp_path / "empty"))), "--out", tmp_path / "run")
+    shown = lmlab(
+        "run",
+        recipe(_set("stages", "documents", "sources", 0, "path", str(tmp_path / "empty"))),
+        "--out",
+        tmp_path / "run",
+    )
     assert shown.code == 2
     assert "corpus is empty" in shown.err
 
@@ -177,7 +204,9 @@ def test_a_non_utf8_file_is_set_aside_and_named(lmlab, recipe, library, tmp_path
         (folder / f"{source.stem}.txt").write_bytes(source.read_bytes())
     (folder / "latin.txt").write_bytes("café".encode("latin-1") * 100)
     sources = [{"kind": "text", "path": str(folder)}]
-    shown = lmlab("run", recipe(_set("stages", "documents", "sources", sources), until="documents"), "--out", tmp_path / "run")
+    shown = lmlab(
+        "run", recipe(_set("stages", "documents", "sources", sources), until="documents"), "--out", tmp_path / "run"
+    )
     assert shown.code == 0, shown.err
     assert "latin.txt" in (tmp_path / "run" / "documents" / "rejects.jsonl").read_text()
 

@@ -83,9 +83,21 @@ def test_changing_a_value_in_an_old_run_is_refused_until_redo(lmlab, recipe, tmp
 
 
 def _spawn(path: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lmlab.cli", "run", str(path), "--out", str(out), "--set", "model.trainer.steps=120"]
+    command = [
+        sys.executable,
+        "-m",
+        "lmlab.cli",
+        "run",
+        str(path),
+        "--out",
+        str(out),
+        "--set",
+        "model.trainer.steps=120",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment, preexec_fn=_heed_ctrl_c)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment, preexec_fn=_heed_ctrl_c
+    )
 
 
 def _heed_ctrl_c() -> None:
@@ -102,7 +114,10 @@ def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 90) ->
 
 
 def _losses(out: Path) -> list[tuple[float, ...]]:
-    return [(row["step"], row["loss"], row["gradient_norm"], row["learning_rate"]) for row in read_metrics(out / "model" / "metrics.jsonl")]
+    return [
+        (row["step"], row["loss"], row["gradient_norm"], row["learning_rate"])
+        for row in read_metrics(out / "model" / "metrics.jsonl")
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -113,7 +128,13 @@ def test_a_run_stopped_while_training_goes_on_to_the_same_losses(recipe, tmp_pat
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     process = _spawn(path, cut)
-    _wait_for(lambda: (cut / "model" / "checkpoints" / "step-00000010").exists() or len(read_metrics(cut / "model" / "metrics.jsonl")) >= 10, process)
+    _wait_for(
+        lambda: (
+            (cut / "model" / "checkpoints" / "step-00000010").exists()
+            or len(read_metrics(cut / "model" / "metrics.jsonl")) >= 10
+        ),
+        process,
+    )
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), err
@@ -171,12 +192,25 @@ def test_the_commands_work_on_a_finished_run(lmlab, recipe, tmp_path):
     text = lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0")
     assert text.code == 0
     assert text.out.startswith("def f(")
-    assert lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0").out == text.out
+    assert (
+        lmlab("generate", "def f(", "--model", out / "model", "--max-new-tokens", "5", "--temperature", "0").out
+        == text.out
+    )
     measured = lmlab(
-        "eval", "--model", out / "model", "--documents", out / "documents", "--task", out / "questions" / "task.jsonl", "--out", tmp_path / "eval"
+        "eval",
+        "--model",
+        out / "model",
+        "--documents",
+        out / "documents",
+        "--task",
+        out / "questions" / "task.jsonl",
+        "--out",
+        tmp_path / "eval",
     )
     assert measured.code == 0, measured.err
-    again = json.loads((tmp_path / "eval" / "results.json").read_text())["evaluation"]["measured"]["model"]["bits_per_byte"]
+    again = json.loads((tmp_path / "eval" / "results.json").read_text())["evaluation"]["measured"]["model"][
+        "bits_per_byte"
+    ]
     assert again == read_json(out / "results.json")["evaluation"]["measured"]["model"]["bits_per_byte"]
     (out / "report.html").unlink()
     assert lmlab("report", out).code == 0
@@ -186,12 +220,14 @@ def test_the_commands_work_on_a_finished_run(lmlab, recipe, tmp_path):
 
 def test_train_and_tokenize_work_without_a_recipe(lmlab, library, tmp_path):
     out = tmp_path / "tokens"
-    done = lmlab("tokenize", library / "*.py", "--vocab-size", "300", "--out", out, "--set", "documents.heldout_fraction=0.3")
+    done = lmlab(
+        "tokenize", library / "*.py", "--vocab-size", "300", "--out", out, "--set", "documents.heldout_fraction=0.3"
+    )
     assert done.code == 0, done.err
     config = tmp_path / "train.yaml"
     config.write_text(
-        f"tokens: {out}/tokens\ntokenizer: {out}/tokenizer\nseq_len: 32\n"
-        "model: {vocab_size: 300, num_layers: 1, d_model: 16, num_heads: 1}\ntrainer: {steps: 2, batch_size: 2, precision: fp32}\n"
+        f"tokens: {out}/tokens\ntokenizer: {out}/tokenizer\nseq_len: 32\nmodel: {{vocab_size: 300, num_layers: 1,"
+        " d_model: 16, num_heads: 1}\ntrainer: {steps: 2, batch_size: 2, precision: fp32}\n"
     )
     trained = lmlab("train", config, "--out", tmp_path / "trained", "--set", "trainer.steps=3")
     assert trained.code == 0, trained.err

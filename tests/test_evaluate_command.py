@@ -31,7 +31,9 @@ def place(tmp_path_factory):
     generator = random.Random(0)
     tokenizer = Tokenizer.train([sentence(generator, 200) for _ in range(20)], 300)
     for name, seed in (("first", 1), ("second", 2)):
-        model = Transformer(ModelConfig(vocab_size=300, num_layers=2, d_model=64, num_heads=2, max_seq_len=128)).initialize(seed)
+        model = Transformer(
+            ModelConfig(vocab_size=300, num_layers=2, d_model=64, num_heads=2, max_seq_len=128)
+        ).initialize(seed)
         save_pretrained(model, directory / name)
         tokenizer.save(directory / name, 128)
     with (directory / "task.jsonl").open("w") as file:
@@ -78,7 +80,11 @@ def test_a_killed_evaluation_loses_no_row(place, tmp_path, lmlab):
     for kill in range(3):
         process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < kept + 20):
+        while (
+            time.monotonic() < deadline
+            and process.poll() is None
+            and (not part.exists() or part.read_bytes().count(b"\n") < kept + 20)
+        ):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -126,7 +132,11 @@ def test_processes_of_a_job_share_the_questions(lmlab, place, tmp_path):
     assert lmlab(*command(place, "first", "--out", tmp_path / "one")).code == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lmlab"]
     done = subprocess.run(
-        [*launch, *map(str, command(place, "first", "--out", tmp_path / "two"))], capture_output=True, text=True, timeout=300, check=False
+        [*launch, *map(str, command(place, "first", "--out", tmp_path / "two"))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
@@ -145,7 +155,10 @@ def test_two_models_are_compared_question_by_question(lmlab, place, tmp_path):
     assert done.code == 0, done.err
     assert done.out.count("words") == 2 and str(place / "second") in done.out
     stages = lmlab("eval", "compare", tmp_path / "both" / "evaluation-1", tmp_path / "both" / "evaluation-2")
-    assert stages.out.splitlines()[1:] == lmlab("eval", "compare", tmp_path / "first", tmp_path / "second").out.splitlines()[1:]
+    assert (
+        stages.out.splitlines()[1:]
+        == lmlab("eval", "compare", tmp_path / "first", tmp_path / "second").out.splitlines()[1:]
+    )
     same = lmlab("eval", "compare", tmp_path / "first", tmp_path / "first")
     assert "1.000" in same.out
 
@@ -166,7 +179,9 @@ def test_what_cannot_be_compared_is_told(lmlab, place, tmp_path):
 
 
 def test_questions_with_one_option_have_bits_and_no_accuracy(lmlab, place, tmp_path):
-    (tmp_path / "task.jsonl").write_text(json.dumps({"id": "a", "context": "the cat", "options": [" sat on the mat"], "gold": 0}) + "\n")
+    (tmp_path / "task.jsonl").write_text(
+        json.dumps({"id": "a", "context": "the cat", "options": [" sat on the mat"], "gold": 0}) + "\n"
+    )
     (tmp_path / "words.yaml").write_text("name: words\nrequests: task.jsonl\n")
     done = lmlab(*command(tmp_path, place / "first", "--out", tmp_path / "run"))
     assert done.code == 0, done.err

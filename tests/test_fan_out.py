@@ -87,8 +87,17 @@ def test_jobs_are_stopped_when_their_results_are_not_wanted_any_more():
 
 
 def test_a_stop_ends_the_jobs_that_run_and_those_that_wait(tmp_path):
-    script = f"import test_fan_out; [print(each) for each in test_fan_out.fan_out(test_fan_out.train, ['{tmp_path}'] * 8, workers=2)]"
-    process = subprocess.Popen([sys.executable, "-c", "from lmlab.cli import _terminate; import signal; signal.signal(15, _terminate)\n" + script])
+    script = (
+        f"import test_fan_out; [print(each) for each in test_fan_out.fan_out(test_fan_out.train, ['{tmp_path}'] * 8,"
+        " workers=2)]"
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from lmlab.cli import _terminate; import signal; signal.signal(15, _terminate)\n" + script,
+        ]
+    )
     while len(list(tmp_path.iterdir())) < 2:
         assert process.poll() is None
         time.sleep(0.05)

@@ -1,4 +1,6 @@
-"""`lmlab generate`, `lmlab chat` and adapters on the command line, with a model of a few weights and a real tokenizer."""
+"""`lmlab generate`, `lmlab chat` and adapters on the command line, with a model of a few weights and a real
+tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ import pytest
 import torch
 
 from lmlab.data import Tokenizer
-from lmlab.models import GenerationConfig, LoRAConfig, ModelConfig, Transformer, add_lora, from_pretrained, generate, save_lora, save_pretrained
+from lmlab.models import (
+    GenerationConfig,
+    LoRAConfig,
+    ModelConfig,
+    Transformer,
+    add_lora,
+    from_pretrained,
+    generate,
+    save_lora,
+    save_pretrained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +29,17 @@ def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
     tokenizer = Tokenizer.train(["def f(x):\n    return x\n", "Grüße, 世界"], 300)
     tokenizer.save(directory)
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=4, d_ff=64, max_seq_len=64, init_std=0.3))
+    model = Transformer(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            num_layers=2,
+            d_model=32,
+            num_heads=4,
+            d_ff=64,
+            max_seq_len=64,
+            init_std=0.3,
+        )
+    )
     save_pretrained(model.initialize(0), directory)
     return directory
 
@@ -58,8 +80,22 @@ def test_a_prompt_comes_from_standard_input(lmlab, directory, monkeypatch):
 
 
 def test_json_lines_hold_all_samples_with_log_probabilities(lmlab, directory):
-    arguments = ("--max-new-tokens", "12", "--num-samples", "2", "--temperature", "1", "--top-p", "1", "--seed", "7", "--json")
-    rows = [json.loads(line) for line in lmlab("generate", "--model", directory, "def ", "x", *arguments).out.splitlines()]
+    arguments = (
+        "--max-new-tokens",
+        "12",
+        "--num-samples",
+        "2",
+        "--temperature",
+        "1",
+        "--top-p",
+        "1",
+        "--seed",
+        "7",
+        "--json",
+    )
+    rows = [
+        json.loads(line) for line in lmlab("generate", "--model", directory, "def ", "x", *arguments).out.splitlines()
+    ]
     assert [row["prompt"] for row in rows] == ["def ", "def ", "x", "x"]
     for prompt, found in (("def ", rows[:2]), ("x", rows[2:])):
         wanted = expected(directory, prompt, num_samples=2, temperature=1.0, top_p=1.0, seed=7)
@@ -72,7 +108,10 @@ def test_json_lines_hold_all_samples_with_log_probabilities(lmlab, directory):
 def test_a_stop_string_ends_the_text(lmlab, directory):
     (whole,) = expected(directory, "def ")
     stop = whole.text[2:4]
-    (row,) = [json.loads(line) for line in lmlab("generate", "--model", directory, "def ", *GREEDY, "--stop", stop, "--json").out.splitlines()]
+    (row,) = [
+        json.loads(line)
+        for line in lmlab("generate", "--model", directory, "def ", *GREEDY, "--stop", stop, "--json").out.splitlines()
+    ]
     assert (row["completion"], row["finish_reason"]) == (whole.text[: whole.text.index(stop)], "stop")
 
 

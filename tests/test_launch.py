@@ -14,10 +14,29 @@ from lmlab.stages.slurm import SlurmJob
 def test_the_script_is_valid_shell_and_says_what_was_asked_for(lmlab, recipe, tmp_path):
     path = recipe(until="model")
     shown = lmlab(
-        "launch", "slurm", path, "--nodes", "4", "--repeat", "3", "--out", tmp_path / "run", "--set", "model.trainer.steps=7", "--partition", "gpu"
+        "launch",
+        "slurm",
+        path,
+        "--nodes",
+        "4",
+        "--repeat",
+        "3",
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "model.trainer.steps=7",
+        "--partition",
+        "gpu",
     )
     assert shown.code == 0, shown.err
-    for line in ("--nodes=4", "--gpus-per-node=8", "--array=1-3%1", "--signal=TERM@120", "--partition=gpu", "--requeue"):
+    for line in (
+        "--nodes=4",
+        "--gpus-per-node=8",
+        "--array=1-3%1",
+        "--signal=TERM@120",
+        "--partition=gpu",
+        "--requeue",
+    ):
         assert f"#SBATCH {line}\n" in shown.out
     assert f"-m lmlab run {path} --out {tmp_path}/run --set model.trainer.steps=7\n" in shown.out
     assert subprocess.run(["bash", "-n"], input=shown.out, text=True).returncode == 0
@@ -31,7 +50,11 @@ def test_values_cannot_become_shell(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
-    [("--time", "soon", "not a time for Slurm"), ("--partition", "a b", "not a name for Slurm"), ("--set", "model.nothing=1", "unknown key")],
+    [
+        ("--time", "soon", "not a time for Slurm"),
+        ("--partition", "a b", "not a name for Slurm"),
+        ("--set", "model.nothing=1", "unknown key"),
+    ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(lmlab, recipe, option, value, message):
     shown = lmlab("launch", "slurm", recipe(until="model"), option, value)
@@ -41,20 +64,52 @@ def test_mistakes_are_found_before_anything_is_submitted(lmlab, recipe, option, 
 @pytest.mark.slow
 def test_a_sweep_runs_every_combination_once_and_one_failure_stops_no_other(lmlab, recipe, tmp_path):
     path = recipe(until="model")
-    arguments = ("launch", "sweep", path, "--vary", "seed=0,1", "--vary", "model.seq_len=64,4096", "--out", tmp_path / "sweep")
+    arguments = (
+        "launch",
+        "sweep",
+        path,
+        "--vary",
+        "seed=0,1",
+        "--vary",
+        "model.seq_len=64,4096",
+        "--out",
+        tmp_path / "sweep",
+    )
     plan = lmlab(*arguments, "--dry-run")
     assert plan.code == 2 and "longer than the model's max_seq_len" in plan.err
-    arguments = (*arguments[:5], "--vary", "documents.min_bytes=200,10000000", "--out", tmp_path / "sweep", "--workers", "2")
+    arguments = (
+        *arguments[:5],
+        "--vary",
+        "documents.min_bytes=200,10000000",
+        "--out",
+        tmp_path / "sweep",
+        "--workers",
+        "2",
+    )
     shown = lmlab(*arguments)
     assert shown.code == 1 and "2 of 4 runs failed" in shown.err and "No document is left for training" in shown.err
     rows = read_json(tmp_path / "sweep" / "sweep.json")
     assert [row["state"] for row in rows] == ["done", "failed", "done", "failed"]
     assert rows[0]["results"]["model"]["steps"] == 6
-    assert lmlab("launch", "sweep", path, "--vary", "seed=0,1", "--vary", "documents.min_bytes=200", "--out", tmp_path / "sweep").code == 0
+    assert (
+        lmlab(
+            "launch",
+            "sweep",
+            path,
+            "--vary",
+            "seed=0,1",
+            "--vary",
+            "documents.min_bytes=200",
+            "--out",
+            tmp_path / "sweep",
+        ).code
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
-    ("vary", "message"), [("seed", "expected KEY=VALUE"), ("seed=1,1", "the same name"), ("nothing=1", "no stage or key 'nothing'")]
+    ("vary", "message"),
+    [("seed", "expected KEY=VALUE"), ("seed=1,1", "the same name"), ("nothing=1", "no stage or key 'nothing'")],
 )
 def test_what_is_varied_is_checked(lmlab, recipe, tmp_path, vary, message):
     shown = lmlab("launch", "sweep", recipe(until="model"), "--vary", vary, "--out", tmp_path)
@@ -67,6 +122,10 @@ def test_a_plan_for_many_processes_tells_memory_and_traffic(lmlab, recipe):
     many = lmlab("run", path, "--dry-run", "--processes", "16")
     assert one.code == many.code == 0
     text = re.sub(r"[│\s]+", " ", many.err)
-    assert "communication" not in one.err and "16 on 2 machines: 1 x 16 (copies x shares, fsdp)" in text and "over the network" in text
+    assert (
+        "communication" not in one.err
+        and "16 on 2 machines: 1 x 16 (copies x shares, fsdp)" in text
+        and "over the network" in text
+    )
     assert lmlab("run", path, "--processes", "16").code == 2
     assert lmlab("run", path, "--dry-run", "--processes", "12").code == 2

@@ -29,7 +29,10 @@ def tiny(tmp_path_factory):
     tokenizer = Tokenizer.train(["a b c"], 260)
     tokenizer.save(directory / "model")
     save_pretrained(
-        Transformer(ModelConfig(vocab_size=260, num_layers=1, d_model=16, num_heads=2, max_seq_len=20_000)).initialize(0), directory / "model"
+        Transformer(ModelConfig(vocab_size=260, num_layers=1, d_model=16, num_heads=2, max_seq_len=20_000)).initialize(
+            0
+        ),
+        directory / "model",
     )
     (directory / "template.jinja").write_text(TULU_TEMPLATE)
     return directory
@@ -42,7 +45,9 @@ def start(tiny):
 
     def work(*arguments, **environment):
         command = [sys.executable, "-m", "lmlab", "serve", str(tiny), "--port", "0", *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        )
         started.append(process)
         line = process.stderr.readline()
         assert "Serving 'tiny' at http://" in line, line + process.stderr.read()
@@ -83,7 +88,11 @@ def test_a_second_signal_does_not_wait(start, tiny):
 
     def ask():
         try:
-            broken.append(httpx.post(url + "/chat/completions", json=BODY | {"max_tokens": 19_000, "logit_bias": {"0": -100}}, timeout=60))
+            broken.append(
+                httpx.post(
+                    url + "/chat/completions", json=BODY | {"max_tokens": 19_000, "logit_bias": {"0": -100}}, timeout=60
+                )
+            )
         except httpx.TransportError as error:
             broken.append(error)
 
@@ -134,6 +143,9 @@ def test_what_cannot_be_served_is_said_before_the_model_is_read(tiny):
 
 
 def test_a_missing_package_is_one_sentence_that_names_the_extra(tiny):
-    code = f"import sys; sys.modules['uvicorn'] = None; sys.argv = ['lmlab', 'serve', {str(tiny)!r}]; from lmlab.cli import main; main()"
+    code = (
+        f"import sys; sys.modules['uvicorn'] = None; sys.argv = ['lmlab', 'serve', {str(tiny)!r}]; from lmlab.cli"
+        " import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'lmlab[serve]'" in done.stderr and "Traceback" not in done.stderr

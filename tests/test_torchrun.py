@@ -22,7 +22,10 @@ def _launch(*arguments) -> subprocess.CompletedProcess[str]:
 
 
 def _losses(run):
-    return [(row["step"], row["loss"], row.get("heldout_loss", 0.0)) for row in read_metrics(run / "model" / "metrics.jsonl")]
+    return [
+        (row["step"], row["loss"], row.get("heldout_loss", 0.0))
+        for row in read_metrics(run / "model" / "metrics.jsonl")
+    ]
 
 
 def test_a_whole_recipe_by_two_processes_gives_what_one_gives(lmlab, recipe, tmp_path):
@@ -50,7 +53,16 @@ def test_a_whole_recipe_by_two_processes_gives_what_one_gives(lmlab, recipe, tmp
 
 def test_a_mistake_ends_all_processes_with_one_sentence(recipe, tmp_path):
     path = recipe(until="model")
-    done = _launch("run", path, "--out", tmp_path / "run", "--set", "model.trainer.batch_size=3", "--set", "model.trainer.micro_batch_size=1")
+    done = _launch(
+        "run",
+        path,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "model.trainer.batch_size=3",
+        "--set",
+        "model.trainer.micro_batch_size=1",
+    )
     assert done.returncode != 0
     assert "cannot be shared evenly by 2 processes" in done.stderr
     assert done.stderr.count("error: ") in (1, 2)

@@ -36,11 +36,17 @@ def _conversation(thing: str, color: str) -> dict:
 def base(tmp_path_factory):
     """A small model with fresh weights, and a tokenizer that has a chat template."""
     directory = tmp_path_factory.mktemp("base")
-    texts = [message["content"] for thing, color in _COLORS.items() for message in _conversation(thing, color)["messages"]] * 4
+    texts = [
+        message["content"] for thing, color in _COLORS.items() for message in _conversation(thing, color)["messages"]
+    ] * 4
     trained = Tokenizer.train(texts, 320)
     tokenizer = Tokenizer(trained.backend, trained.bos_token, trained.eos_token, TULU_TEMPLATE)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=64, num_heads=4, max_seq_len=128)
-    save_pretrained(Transformer(config).initialize(0), directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
+    save_pretrained(
+        Transformer(config).initialize(0),
+        directory,
+        tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id},
+    )
     tokenizer.save(directory)
     return directory
 
@@ -54,7 +60,10 @@ def _write(path, rows):
 def tuned(base, tmp_path_factory):
     """The run of a recipe that tunes it on conversations."""
     folder = tmp_path_factory.mktemp("tuned")
-    rows = [_conversation(thing, color) for thing, color in _COLORS.items()] * 20 + [{"messages": []}, {"messages": "?"}]
+    rows = [_conversation(thing, color) for thing, color in _COLORS.items()] * 20 + [
+        {"messages": []},
+        {"messages": "?"},
+    ]
     data = _write(folder / "chats.jsonl", rows)
     stages = {
         "tokens": {"kind": "tokenize_chat", "records": data, "tokenizer": str(base), "chat": {"max_len": 96}},
@@ -72,7 +81,9 @@ def tuned(base, tmp_path_factory):
     }
     path = folder / "sft.yaml"
     path.write_text(yaml.safe_dump({"name": "sft", "stages": stages}, sort_keys=False))
-    done = subprocess.run([sys.executable, "-m", "lmlab", "run", str(path), "--out", str(folder / "run")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmlab", "run", str(path), "--out", str(folder / "run")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "run"
 
@@ -80,25 +91,39 @@ def tuned(base, tmp_path_factory):
 def _answer(directory, thing: str) -> str:
     model, tokenizer = from_pretrained(directory), Tokenizer.load(directory)
     ids = tokenizer.encode_chat(_ask(thing))
-    (completion,) = generate(model, [ids], GenerationConfig(max_new_tokens=12, temperature=0, eos_ids=(tokenizer.eos_id,)))
+    (completion,) = generate(
+        model, [ids], GenerationConfig(max_new_tokens=12, temperature=0, eos_ids=(tokenizer.eos_id,))
+    )
     return tokenizer.decode(completion[0].ids if isinstance(completion, list) else completion.ids).strip()
 
 
 def test_a_tuned_model_answers_as_it_was_taught(tuned, base):
-    assert [_answer(tuned / "model" / "model", thing) for thing in _COLORS] == [f"It is {color}." for color in _COLORS.values()]
+    assert [_answer(tuned / "model" / "model", thing) for thing in _COLORS] == [
+        f"It is {color}." for color in _COLORS.values()
+    ]
     assert _answer(base, "grass") != "It is green."
     results = read_json(tuned / "results.json")
     assert results["tokens"]["rejects"] == 2 and results["tokens"]["read"] == 122
-    assert {row["reason"] for row in read_jsonl(tuned / "tokens" / "rejects.jsonl")} == {"the messages are empty", "the messages are not a list"}
+    assert {row["reason"] for row in read_jsonl(tuned / "tokens" / "rejects.jsonl")} == {
+        "the messages are empty",
+        "the messages are not a list",
+    }
     corpus = TokenizedCorpus(tuned / "tokens")
     shard = corpus.shards[0]
-    learned = corpus.tokenizer.backend.decode(shard.tokens[: shard.ends[0]][shard.mask[: shard.ends[0]] == 1].tolist(), skip_special_tokens=False)
+    learned = corpus.tokenizer.backend.decode(
+        shard.tokens[: shard.ends[0]][shard.mask[: shard.ends[0]] == 1].tolist(), skip_special_tokens=False
+    )
     assert learned.strip().startswith("It is green.") and "colour" not in learned
 
 
 @pytest.mark.parametrize(
     ("method", "processes"),
-    [({"kind": "dpo", "beta": 0.5}, 1), ({"kind": "simpo"}, 1), ({"kind": "kto", "beta": 0.5}, 1), ({"kind": "dpo", "beta": 0.5}, 2)],
+    [
+        ({"kind": "dpo", "beta": 0.5}, 1),
+        ({"kind": "simpo"}, 1),
+        ({"kind": "kto", "beta": 0.5}, 1),
+        ({"kind": "dpo", "beta": 0.5}, 2),
+    ],
 )
 def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, processes):
     """Before, it says the true colour; after learning from preferences for the question it says another."""
@@ -106,22 +131,46 @@ def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, proce
     other = {thing: _COLORS[things[(number + 1) % len(things)]] for number, thing in enumerate(things)}
     say = lambda color: [{"role": "assistant", "content": f"It is {color}."}]  # noqa: E731
     if method["kind"] == "kto":
-        rows = [{"prompt": _ask(t), "completion": say(c), "label": label} for t in things for c, label in ((other[t], True), (_COLORS[t], False))] * 8
+        rows = [
+            {"prompt": _ask(t), "completion": say(c), "label": label}
+            for t in things
+            for c, label in ((other[t], True), (_COLORS[t], False))
+        ] * 8
     else:
         rows = [{"prompt": _ask(t), "chosen": say(other[t]), "rejected": say(_COLORS[t])} for t in things] * 16
-    trainer = {**_LOOP, "steps": 50, "log_every": 1, "evaluate_every": 10, "optimizer": {"learning_rate": 3e-3, "weight_decay": 0}}
-    stage = {"kind": "prefer", "records": _write(tmp_path / "p.jsonl", rows), "start": str(tuned / "model"), "method": method, "seq_len": 96}
+    trainer = {
+        **_LOOP,
+        "steps": 50,
+        "log_every": 1,
+        "evaluate_every": 10,
+        "optimizer": {"learning_rate": 3e-3, "weight_decay": 0},
+    }
+    stage = {
+        "kind": "prefer",
+        "records": _write(tmp_path / "p.jsonl", rows),
+        "start": str(tuned / "model"),
+        "method": method,
+        "seq_len": 96,
+    }
     path = tmp_path / "prefer.yaml"
-    path.write_text(yaml.safe_dump({"name": "prefer", "stages": {"model": {**stage, "trainer": trainer}, "report": {"kind": "report"}}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"name": "prefer", "stages": {"model": {**stage, "trainer": trainer}, "report": {"kind": "report"}}}
+        )
+    )
     launcher = (
-        ["-m", "lmlab"] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lmlab"]
+        ["-m", "lmlab"]
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lmlab"]
     )
     command = [sys.executable, *launcher, "run", str(path), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     logged = read_metrics(tmp_path / "run" / "model" / "metrics.jsonl")
     if method["kind"] == "dpo":
-        assert logged[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-3)  # the model is its reference
+        assert logged[0]["loss"] == pytest.approx(
+            torch.log(torch.tensor(2.0)).item(), abs=1e-3
+        )  # the model is its reference
     assert logged[-1]["heldout_loss"] < logged[0]["loss"] / 2
     if method["kind"] != "kto":
         assert logged[-1]["heldout_accuracies"] == 1.0
@@ -136,7 +185,9 @@ _PAIRS = [_conversation(thing, color) for thing, color in _COLORS.items()]
 def _store(kind, folder):
     """The same conversations in a file or folder of a kind; what `records` is then."""
     if kind == "jsonl.gz":
-        (folder / "chats.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in _PAIRS).encode()))
+        (folder / "chats.jsonl.gz").write_bytes(
+            gzip.compress("".join(json.dumps(row) + "\n" for row in _PAIRS).encode())
+        )
         return str(folder / "chats.jsonl.gz")
     if kind == "parquet":
         pq.write_table(pyarrow.Table.from_pylist(_PAIRS), folder / "part-0.parquet")
@@ -145,7 +196,9 @@ def _store(kind, folder):
         pytest.importorskip("datasets").Dataset.from_list(_PAIRS).save_to_disk(str(folder / "saved"))
         return str(folder / "saved")
     _write(folder / "chats.jsonl", _PAIRS)
-    return {"url": f"file://{folder}/chats.jsonl", "source": {"kind": "jsonl", "path": f"file://{folder}/*.jsonl"}}[kind]
+    return {"url": f"file://{folder}/chats.jsonl", "source": {"kind": "jsonl", "path": f"file://{folder}/*.jsonl"}}[
+        kind
+    ]
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "url", "source"])
@@ -171,7 +224,11 @@ def test_a_damaged_file_of_conversations_is_a_sentence(lmlab, base, tmp_path):
     path.write_text(yaml.safe_dump({"name": "x", "stages": {"tokens": stage}}))
     shown = lmlab("run", path, "--out", tmp_path / "run")
     assert shown.code == 2
-    assert "records cannot be used" in shown.err and "chats.jsonl.gz: unreadable" in shown.err and "max_reject_fraction" in shown.err
+    assert (
+        "records cannot be used" in shown.err
+        and "chats.jsonl.gz: unreadable" in shown.err
+        and "max_reject_fraction" in shown.err
+    )
     for name, expected in (("nothing.jinja", "chat.template"), ("broken.jinja", "chat template is broken")):
         shown = lmlab("run", path, "--out", tmp_path / "other", "--set", f"tokens.chat.template={tmp_path / name}")
         assert shown.code == 2 and expected in shown.err
@@ -180,7 +237,9 @@ def test_a_damaged_file_of_conversations_is_a_sentence(lmlab, base, tmp_path):
 
 
 def test_the_recipe_for_chat_tunes_and_prefers(lmlab, recipe, tmp_path, library):
-    """recipes/chat.yaml on a dozen modules and a model of a few steps: the template goes with the shards to the tuned models."""
+    """recipes/chat.yaml on a dozen modules and a model of a few steps: the template goes with the shards to the tuned
+    models.
+    """
     assert lmlab("run", recipe(until="model"), "--out", tmp_path / "demo").code == 0
     data = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "chat.yaml").read_text())
     for name in ("questions", "pairs"):
@@ -205,7 +264,10 @@ def test_the_recipe_for_chat_tunes_and_prefers(lmlab, recipe, tmp_path, library)
         tokenizer = Tokenizer.load(tmp_path / "run" / name / "model")
         assert tokenizer.chat_template is not None and tokenizer.chat_template.source == TULU_TEMPLATE
     pairs = list(read_jsonl(tmp_path / "run" / "pairs" / "records.jsonl"))
-    right = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in read_jsonl(tmp_path / "run" / "questions" / "records.jsonl")}
+    right = {
+        row["messages"][0]["content"]: row["messages"][1]["content"]
+        for row in read_jsonl(tmp_path / "run" / "questions" / "records.jsonl")
+    }
     for row in pairs:
         answer = right[row["prompt"][0]["content"]]
         assert row["chosen"][0]["content"] == answer

@@ -20,7 +20,9 @@ class Conversation:
         UserError: the tokenizer has no chat template.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: GenerationConfig, system: str | None = None) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, config: GenerationConfig, system: str | None = None
+    ) -> None:
         self._model, self._tokenizer, self._config = model, tokenizer, config
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, str]] = []
@@ -44,7 +46,8 @@ class Conversation:
         limit = self._model.config.max_seq_len
         if len(ids) + self._config.max_new_tokens > limit:
             raise UserError(
-                f"The conversation has {len(ids)} tokens; with an answer of up to {self._config.max_new_tokens} it exceeds the model's {limit}.",
+                f"The conversation has {len(ids)} tokens; with an answer of up to {self._config.max_new_tokens} it"
+                f" exceeds the model's {limit}.",
                 "Start afresh with /reset, or lower --max-new-tokens.",
             )
         answer = ""
@@ -60,7 +63,9 @@ class Conversation:
         weight = self._model.embedding.weight
         if self._cache is None:
             self._cache = KVCache(self._model.config, 1, self._model.config.max_seq_len, weight.dtype, weight.device)
-        same = next((n for n, (a, b) in enumerate(zip(ids, self._read, strict=False)) if a != b), min(len(ids), len(self._read)))
+        same = next(
+            (n for n, (a, b) in enumerate(zip(ids, self._read, strict=False)) if a != b), min(len(ids), len(self._read))
+        )
         self._cache.crop(min(same, self._cache.length, len(ids) - 1))
         self._read = ids
         return self._cache

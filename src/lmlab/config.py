@@ -1,4 +1,6 @@
-"""Configuration is data: YAML files, dotted overrides, and validation whose errors name the field and the nearest known key."""
+"""Configuration is data: YAML files, dotted overrides, and validation whose errors name the field and the nearest known
+key.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' appears twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' appears twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -41,7 +45,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    __import__("re").compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -73,7 +79,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return `data` with `a.b.c=value` overrides applied; the values are parsed as YAML, list items are addressed by number."""
+    """Return `data` with `a.b.c=value` overrides applied; the values are parsed as YAML, list items are addressed by
+    number.
+    """
     result: dict[str, Any] = _copy(data)
     for override in overrides:
         path, equals, value = override.partition("=")
@@ -162,10 +170,16 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> set[str]:
-    """The keys that are legal at a location; parts of the location that are list indices or union tags are passed over."""
+    """The keys that are legal at a location; parts of the location that are list indices or union tags are
+    passed over.
+    """
     models = [model]
     for part in location:
-        inner = [nested for each in models for nested in _models_in(each.model_fields[part].annotation if part in each.model_fields else None)]
+        inner = [
+            nested
+            for each in models
+            for nested in _models_in(each.model_fields[part].annotation if part in each.model_fields else None)
+        ]
         if inner:
             tagged = [each for each in inner if part_is_tag(each, location)]
             models = tagged or inner

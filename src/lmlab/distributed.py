@@ -1,6 +1,7 @@
 """The processes of one job: who they are, and how they speak to each other.
 
-`torchrun` starts a job's processes and tells each its rank by the environment. Everything here also holds for one process, where it costs nothing.
+`torchrun` starts a job's processes and tells each its rank by the environment. Everything here also holds for one
+process, where it costs nothing.
 """
 
 from __future__ import annotations

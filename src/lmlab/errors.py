@@ -1,4 +1,7 @@
-"""Errors that speak to the user: what is wrong, where, and what to do. The command line prints them without a traceback."""
+"""Errors that speak to the user: what is wrong, where, and what to do.
+
+The command line prints them without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def missing_extra(module: str, extra: str, purpose: str) -> UserError:
     """The error for an optional dependency that is not installed."""
-    return UserError(f"{purpose} needs the package '{module}', which is not installed.", f"Run: pip install 'lmlab[{extra}]'")
+    return UserError(
+        f"{purpose} needs the package '{module}', which is not installed.", f"Run: pip install 'lmlab[{extra}]'"
+    )
 
 
 def from_os_error(error: OSError) -> LmlabError:
@@ -56,9 +61,15 @@ def from_os_error(error: OSError) -> LmlabError:
     place = f"'{error.filename}'" if error.filename else "a file"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return LmlabError(f"The disk is full while writing {place}.", "Free some space and run the same command again: it goes on from here.")
+            return LmlabError(
+                f"The disk is full while writing {place}.",
+                "Free some space and run the same command again: it goes on from here.",
+            )
         case errno.EROFS | errno.EACCES | errno.EPERM:
-            return UserError(f"No permission to write or read {place}.", "Choose another directory with --out, or change its permissions.")
+            return UserError(
+                f"No permission to write or read {place}.",
+                "Choose another directory with --out, or change its permissions.",
+            )
         case errno.ENOENT:
             return UserError(f"No such file or directory: {place}.")
         case errno.ENOTDIR | errno.EEXIST:

@@ -24,14 +24,19 @@ def num_cores() -> int:
 
 
 def fan_out(
-    function: Callable[[J], R], jobs: Sequence[J], workers: int | None = None, backend: Backend = "processes", gpus: float = 0
+    function: Callable[[J], R],
+    jobs: Sequence[J],
+    workers: int | None = None,
+    backend: Backend = "processes",
+    gpus: float = 0,
 ) -> Iterator[tuple[int, R]]:
     """Call a function on every job; yield the number of the job and its result as they come.
 
     Arguments:
         function: of a module's top level, as it is called in other processes.
         jobs: arguments that can be pickled.
-        workers: jobs at once; by default one a core, or on Ray as many as the cluster has room for. With one worker everything happens here.
+        workers: jobs at once; by default one a core, or on Ray as many as the cluster has room for. With one worker
+            everything happens here.
         gpus: GPUs that each job needs, for Ray.
 
     Raises:
@@ -52,7 +57,9 @@ def fan_out(
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise LmlabError("A worker process died, perhaps for want of memory.", "Run the same command again with fewer workers.") from None
+        raise LmlabError(
+            "A worker process died, perhaps for want of memory.", "Run the same command again with fewer workers."
+        ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
@@ -80,7 +87,9 @@ def _by_ray(function: Callable[[J], R], jobs: Sequence[J], workers: int | None, 
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, LmlabError) else error from None
             except ray.exceptions.RayError as error:
-                raise LmlabError(f"A job on the cluster died ({type(error).__name__}).", "Run the same command again.") from None
+                raise LmlabError(
+                    f"A job on the cluster died ({type(error).__name__}).", "Run the same command again."
+                ) from None
             yield running.pop(done), result
     finally:
         for reference in running:
@@ -98,7 +107,9 @@ _stopped: Interrupted | None = None
 
 
 def _call(function: Callable[[J], R], job: J) -> R:
-    """In a worker: a job that came to a safe end because the worker was told to stop is its last, though others wait in the pool's queue."""
+    """In a worker: a job that came to a safe end because the worker was told to stop is its last, though others wait in
+    the pool's queue.
+    """
     global _stopped
     if _stopped is not None:
         raise _stopped

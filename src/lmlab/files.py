@@ -17,7 +17,9 @@ from lmlab.storage import open_binary, undamaged
 
 @contextmanager
 def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, on failure remove it."""
+    """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, on failure
+    remove it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,7 +51,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove the temporary files and directories below `directory` that killed processes have left; nobody else may be writing there."""
+    """Remove the temporary files and directories below `directory` that killed processes have left; nobody else may be
+    writing there.
+    """
     for path in sorted(directory.rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -111,4 +115,6 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """The hexadecimal SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()

@@ -1,9 +1,10 @@
 """Matrix products of training in fp32 by the faster of PyTorch's two CPU libraries.
 
-PyTorch hands fp32 products to MKL, which runs processors that are not Intel's with narrower vectors than they have. oneDNN, which PyTorch holds
-too, uses the full width: about twice as fast on an AMD processor with AVX-512, also in fp32. It adds up a row of products in one go and MKL in
-blocks, so its rounding errors are larger (relative to the result, 5e-7 against 2.5e-7 for rows of 1,536). That is far below the noise of a
-gradient; products without gradients, by which models are evaluated and compared, stay with MKL unless `fast_inference` asks for speed.
+PyTorch hands fp32 products to MKL, which runs processors that are not Intel's with narrower vectors than they have.
+oneDNN, which PyTorch holds too, uses the full width: about twice as fast on an AMD processor with AVX-512, also in
+fp32. It adds up a row of products in one go and MKL in blocks, so its rounding errors are larger (relative to the
+result, 5e-7 against 2.5e-7 for rows of 1,536). That is far below the noise of a gradient; products without gradients,
+by which models are evaluated and compared, stay with MKL unless `fast_inference` asks for speed.
 
 Which library is used depends on the processor alone, so that results do not change from run to run.
 """
@@ -34,7 +35,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def fast_inference() -> Iterator[None]:
-    """Use the faster library for products without gradients too: for generation, where the speed of each product is felt."""
+    """Use the faster library for products without gradients too: for generation, where the speed of each product is
+    felt.
+    """
     token = _fast_inference.set(True)
     try:
         yield
@@ -91,7 +94,11 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
 
 def _onednn_is_faster() -> bool:
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if not libraries or torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if (
+        not libraries
+        or torch.backends.cpu.get_cpu_capability() != "AVX512"
+        or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
         return False
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

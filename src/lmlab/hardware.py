@@ -35,7 +35,9 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def select_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype of a precision: "bf16", "fp32", or "auto" (bf16 where the hardware multiplies it fast)."""
+    """Return the compute dtype of a precision: "bf16", "fp32", or "auto" (bf16 where the hardware multiplies it
+    fast).
+    """
     if precision == "auto":
         precision = "bf16" if _fast_bf16(device) else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
@@ -49,7 +51,9 @@ def _fast_bf16(device: torch.device) -> bool:
 
 @lru_cache
 def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Measured peak of square matrix products in FLOP/s: the best of repeated products of side 2,048 (CPU) or 8,192 (GPU)."""
+    """Measured peak of square matrix products in FLOP/s: the best of repeated products of side 2,048 (CPU) or 8,192
+    (GPU).
+    """
     side = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     best, deadline = math.inf, math.inf
@@ -100,10 +104,11 @@ def memory_bytes() -> int | None:
 
 
 def reuse_memory() -> bool:
-    """Keep freed memory for the next tensors in place of handing it back to the system; return whether that could be set (glibc only).
+    """Keep freed memory for the next tensors in place of handing it back to the system; return whether that could be
+    set (glibc only).
 
-    By default glibc unmaps every large block when it is freed, and the next step pays for fresh pages: a fifth of the time of a step on a CPU.
-    It holds for the whole process, so that commands call it and libraries should not.
+    By default glibc unmaps every large block when it is freed, and the next step pays for fresh pages: a fifth of the
+    time of a step on a CPU. It holds for the whole process, so that commands call it and libraries should not.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -59,7 +59,9 @@ def _bar(label: str, total: float | None, unit: str, start: float) -> Iterator[A
             nonlocal done
             done += amount
             rate = (done - start) / max(time.monotonic() - began, 1e-9)
-            bar.update(task, completed=done, amount=_amount(done, total, unit), rate=f"{short(rate)} {unit}/s", note=note)
+            bar.update(
+                task, completed=done, amount=_amount(done, total, unit), rate=f"{short(rate)} {unit}/s", note=note
+            )
 
         yield advance
 

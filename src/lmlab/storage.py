@@ -1,6 +1,7 @@
 """Paths and URLs: which files a location means, what they are like, and their bytes, decompressed.
 
-A location is a local path, a glob, a folder, or a URL of any file system that fsspec knows (`s3://bucket/folder/*.jsonl.zst`, `memory://x`).
+A location is a local path, a glob, a folder, or a URL of any file system that fsspec knows
+(`s3://bucket/folder/*.jsonl.zst`, `memory://x`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from lmlab.errors import UserError, missing_extra
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _BUFFER_BYTES = 2**20
 _ZSTD_BYTES = 2**13  # read at once: they hold at most 256 MiB of text
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "hf": "huggingface_hub", "http": "aiohttp"}
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+}
 
 
 def is_url(location: str | Path) -> bool:
@@ -47,12 +57,16 @@ def find_files(location: str, suffixes: Sequence[str] = ()) -> list[str]:
     except Exception as error:  # every file system raises errors of its own
         raise _unreachable(location, error) from None
     if not found:
-        raise UserError(f"The source path '{location}' matches no file.", "Check the path; globs such as data/**/*.txt are allowed.")
+        raise UserError(
+            f"The source path '{location}' matches no file.", "Check the path; globs such as data/**/*.txt are allowed."
+        )
     return found
 
 
 def describe(location: str) -> list[Any]:
-    """The size of a file and what tells its versions apart (a time or a tag), for deciding whether work must be done again."""
+    """The size of a file and what tells its versions apart (a time or a tag), for deciding whether work must be done
+    again.
+    """
     if not is_url(location):
         stat = Path(location).stat()
         return [stat.st_size, stat.st_mtime_ns]
@@ -63,7 +77,10 @@ def describe(location: str) -> list[Any]:
         raise
     except Exception as error:
         raise _unreachable(location, error) from None
-    version = next((str(found[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created", "updated") if found.get(key)), "")
+    version = next(
+        (str(found[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created", "updated") if found.get(key)),
+        "",
+    )
     return [found.get("size"), version]
 
 
@@ -107,7 +124,8 @@ def open_binary(location: str | Path) -> IO[bytes]:
     """Open a file for reading, decompressing .gz, .bz2, .xz and .zst by suffix.
 
     Raises:
-        OSError: it is not there or cannot be read; reading raises it, EOFError or an error of the compression where the file is damaged.
+        OSError: it is not there or cannot be read; reading raises it, EOFError or an error of the compression where the
+            file is damaged.
         UserError: the package that decompresses it is not installed.
     """
     match Path(str(location)).suffix:
@@ -146,7 +164,9 @@ def _buffered(location: str | Path) -> IO[bytes]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """The decompressed bytes of a .zst file of any number of frames; unlike zstandard's own reader it notices when the file is cut short."""
+    """The decompressed bytes of a .zst file of any number of frames; unlike zstandard's own reader it notices when the
+    file is cut short.
+    """
 
     def __init__(self, location: str | Path) -> None:
         try:
@@ -193,7 +213,9 @@ def file_system(location: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(location)
     except ImportError:
         package = _PACKAGES.get(protocol, protocol)
-        raise UserError(f"Reading '{location}' needs the package '{package}'.", f"Install it with: pip install {package}") from None
+        raise UserError(
+            f"Reading '{location}' needs the package '{package}'.", f"Install it with: pip install {package}"
+        ) from None
     except ValueError as error:
         raise UserError(f"'{location}': {error}.", "Check what stands before '://'.") from None
     return system, path

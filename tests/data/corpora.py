@@ -24,7 +24,9 @@ def small_tokenizer(vocab_size: int = 350) -> Tokenizer:
 
 
 def write_documents(path: Path, number: int = 30, first: int = 0) -> list[Document]:
-    documents = [Document(f"d{n}", text(first + n, 30 + 17 * n % 90), "even" if n % 2 == 0 else "odd") for n in range(number)]
+    documents = [
+        Document(f"d{n}", text(first + n, 30 + 17 * n % 90), "even" if n % 2 == 0 else "odd") for n in range(number)
+    ]
     write_jsonl(path, (document.row() for document in documents))
     return documents
 

@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from lmlab.data import TULU_TEMPLATE, ChatConfig, ChatEncoder, Example, KTOExample, PreferencePair, Reject, Tokenizer, encode_records, read_records
+from lmlab.data import (
+    TULU_TEMPLATE,
+    ChatConfig,
+    ChatEncoder,
+    Example,
+    KTOExample,
+    PreferencePair,
+    Reject,
+    Tokenizer,
+    encode_records,
+    read_records,
+)
 
 CHATML = """\
 {% for message in messages %}
@@ -42,7 +53,12 @@ def base():
     backend.decoder = decoders.ByteLevel()
     text = ["What is 2 + 2? Four, Eight. And doubled? assistant user system You help. Be brief.\n\n<|im_end|>"] * 3
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     backend.train_from_iterator(text, trainer)
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     return Tokenizer(backend, "<|endoftext|>", "<|im_end|>")
@@ -54,7 +70,9 @@ def tokenizer(base):
 
 
 def learned(tokenizer: Tokenizer, example: Example) -> str:
-    return tokenizer.backend.decode([id for id, keep in zip(example.ids, example.mask, strict=True) if keep], skip_special_tokens=False)
+    return tokenizer.backend.decode(
+        [id for id, keep in zip(example.ids, example.mask, strict=True) if keep], skip_special_tokens=False
+    )
 
 
 def reject(result) -> str:
@@ -64,7 +82,9 @@ def reject(result) -> str:
 
 
 @pytest.mark.parametrize(
-    "messages", [CONVERSATION, [SYSTEM, *CONVERSATION], CONVERSATION[:2], CONVERSATION[:3]], ids=["default system", "system", "1", "open"]
+    "messages",
+    [CONVERSATION, [SYSTEM, *CONVERSATION], CONVERSATION[:2], CONVERSATION[:3]],
+    ids=["default system", "system", "1", "open"],
 )
 def test_ids_and_mask_equal_those_of_transformers(messages, base, tmp_path):
     base.with_chat_template(MARKED_CHATML).save(tmp_path)
@@ -95,13 +115,19 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 def test_whatever_is_said_the_mask_covers_the_answers_and_nothing_else(base, turns):
     tokenizer = base.with_chat_template(TULU_TEMPLATE)
     prefixes = base.with_chat_template(TULU_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
-    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
     example = ChatEncoder(tokenizer).example({"messages": messages}, "here")
     assert example.size == sum(len((answer + "<|im_end|>").encode()) for _, answer in turns)
     assert example.ids.count(tokenizer.eos_id) == len(turns)
     found = ChatEncoder(prefixes).example({"messages": messages}, "here")
     assert found.ids == example.ids
-    assert sum(found.mask) >= sum(example.mask)  # a line break after an answer is part of a turn only where no block says otherwise
+    assert sum(found.mask) >= sum(
+        example.mask
+    )  # a line break after an answer is part of a turn only where no block says otherwise
 
 
 def test_a_conversation_too_long_loses_whole_turns(tokenizer):
@@ -110,7 +136,9 @@ def test_a_conversation_too_long_loses_whole_turns(tokenizer):
     for max_len in (len(whole.ids) - 1, len(short.ids)):
         assert ChatEncoder(tokenizer, ChatConfig(max_len=max_len)).example({"messages": CONVERSATION}, "here") == short
     tight = ChatEncoder(tokenizer, ChatConfig(max_len=len(short.ids) - 1))
-    assert reject(tight.example({"messages": CONVERSATION}, "here")).startswith(f"too long: {len(short.ids)} tokens up to the end of the first")
+    assert reject(tight.example({"messages": CONVERSATION}, "here")).startswith(
+        f"too long: {len(short.ids)} tokens up to the end of the first"
+    )
 
 
 def test_content_cannot_spell_special_tokens_unless_asked(tokenizer):
@@ -120,7 +148,9 @@ def test_content_cannot_spell_special_tokens_unless_asked(tokenizer):
     ]
     honest = ChatEncoder(tokenizer).example({"messages": attack}, "here")
     naive = ChatEncoder(tokenizer, ChatConfig(special_tokens="as_tokens")).example({"messages": attack}, "here")
-    assert tokenizer.backend.decode(honest.ids, skip_special_tokens=False) == tokenizer.backend.decode(naive.ids, skip_special_tokens=False)
+    assert tokenizer.backend.decode(honest.ids, skip_special_tokens=False) == tokenizer.backend.decode(
+        naive.ids, skip_special_tokens=False
+    )
     assert naive.ids == tokenizer.encode_chat(attack, add_generation_prompt=False)
     assert [honest.ids.count(tokenizer.eos_id), naive.ids.count(tokenizer.eos_id)] == [3, 6]
     assert tokenizer.backend.token_to_id("<|endoftext|>") not in honest.ids
@@ -128,7 +158,9 @@ def test_content_cannot_spell_special_tokens_unless_asked(tokenizer):
 
 
 def test_a_template_that_rewrites_the_past_is_refused_unless_only_the_last_answer_is_learned(base):
-    forgetful = PLAIN_CHATML.replace("message['content'] | trim }}", "(message['content'] | trim if loop.last else '...') }}")
+    forgetful = PLAIN_CHATML.replace(
+        "message['content'] | trim }}", "(message['content'] | trim if loop.last else '...') }}"
+    )
     tokenizer = base.with_chat_template(forgetful)
     assert "not prefix-preserving" in reject(ChatEncoder(tokenizer).example({"messages": CONVERSATION}, "here"))
     last = ChatEncoder(tokenizer, ChatConfig(learn="last")).example({"messages": CONVERSATION}, "here")
@@ -145,7 +177,12 @@ def test_text_is_a_turn_with_a_template_and_plain_without(base, tokenizer):
     assert plain.ids == [*prompt, *completion, base.eos_id]
     assert plain.mask == [0] * len(prompt) + [1] * (len(completion) + 1)
     own = Tokenizer.train(["abc abc"], 260)  # puts its begin token before every text
-    assert ChatEncoder(own).example({"prompt": "a", "completion": "b"}, "here").ids == [own.bos_id, *own.encode("a"), *own.encode("b"), own.eos_id]
+    assert ChatEncoder(own).example({"prompt": "a", "completion": "b"}, "here").ids == [
+        own.bos_id,
+        *own.encode("a"),
+        *own.encode("b"),
+        own.eos_id,
+    ]
 
 
 @pytest.mark.parametrize("form", ["text", "messages", "conversations"])
@@ -161,11 +198,16 @@ def test_of_a_pair_only_what_differs_is_learned(form, base):
         tokenizer = base.with_chat_template(source)
         pair = ChatEncoder(tokenizer).preference(record, "here")
         assert isinstance(pair, PreferencePair)
-        assert [learned(tokenizer, pair.chosen), learned(tokenizer, pair.rejected)] == ["Eight.<|im_end|>\n", "Nine.<|im_end|>\n"]
+        assert [learned(tokenizer, pair.chosen), learned(tokenizer, pair.rejected)] == [
+            "Eight.<|im_end|>\n",
+            "Nine.<|im_end|>\n",
+        ]
 
 
 def test_a_labelled_answer_knows_where_its_prompt_ends(tokenizer):
-    found = ChatEncoder(tokenizer).kto({"prompt": CONVERSATION[:3], "completion": CONVERSATION[3:], "label": False}, "here")
+    found = ChatEncoder(tokenizer).kto(
+        {"prompt": CONVERSATION[:3], "completion": CONVERSATION[3:], "label": False}, "here"
+    )
     assert isinstance(found, KTOExample)
     assert found.desirable is False
     assert found.example.ids[: found.prompt_length] == tokenizer.encode_chat(CONVERSATION[:3])
@@ -211,7 +253,11 @@ BAD_LABELS = {
 
 @pytest.mark.parametrize(
     ("kind", "reason", "record"),
-    [(kind, *item) for kind, bad in (("example", BAD_EXAMPLES), ("preference", BAD_PAIRS), ("kto", BAD_LABELS)) for item in bad.items()],
+    [
+        (kind, *item)
+        for kind, bad in (("example", BAD_EXAMPLES), ("preference", BAD_PAIRS), ("kto", BAD_LABELS))
+        for item in bad.items()
+    ],
 )
 def test_bad_records_are_set_aside_with_a_reason(kind, reason, record, base):
     encoder = ChatEncoder(base.with_chat_template(TULU_TEMPLATE), ChatConfig(max_len=2000))
@@ -219,7 +265,9 @@ def test_bad_records_are_set_aside_with_a_reason(kind, reason, record, base):
 
 
 def test_equal_after_trimming_and_missing_template_are_reasons_too(base, tokenizer):
-    assert "equal in tokens" in reject(ChatEncoder(tokenizer).preference({"prompt": "x", "chosen": "y", "rejected": "y "}, "here"))
+    assert "equal in tokens" in reject(
+        ChatEncoder(tokenizer).preference({"prompt": "x", "chosen": "y", "rejected": "y "}, "here")
+    )
     assert "no chat template" in reject(ChatEncoder(base).example({"messages": CONVERSATION}, "here"))
 
 
@@ -245,11 +293,16 @@ def test_ids_equal_those_of_transformers_for_smollm2(tmp_path):
     content = "message['content'] + '<|im_end|>' + '\n'"
     assert content in theirs.chat_template
     said = f"{content}}}}}{{% endif %}}{{{{''"
-    turn = f"''}}}}{{% if message['role'] == 'assistant' %}}{{% generation %}}{{{{{content}}}}}{{% endgeneration %}}{{% else %}}{{{{{said}"
+    turn = (
+        f"''}}}}{{% if message['role'] == 'assistant' %}}{{% generation %}}{{{{{content}}}}}{{% endgeneration %}}{{%"
+        f" else %}}{{{{{said}"
+    )
     marked = theirs.chat_template.replace(content, turn)
     for messages in (CONVERSATION, [SYSTEM, *CONVERSATION], CONVERSATION[:2], [SYSTEM, *CONVERSATION, *CONVERSATION]):
         example = ChatEncoder(ours).example({"messages": messages}, "here")
         assert example.ids == list(theirs.apply_chat_template(messages, tokenize=True, return_dict=False))
-        theirs_marked = theirs.apply_chat_template(messages, chat_template=marked, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        theirs_marked = theirs.apply_chat_template(
+            messages, chat_template=marked, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
         assert example.ids == theirs_marked["input_ids"]
         assert example.mask == theirs_marked["assistant_masks"]

@@ -35,7 +35,11 @@ def test_messages_without_role_or_content_are_user_errors(message, template):
 
 
 def test_a_template_cannot_reach_the_machine():
-    for source in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ ''.__class__.__base__.__subclasses__() }}"):
+    for source in (
+        "{{ messages.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+    ):
         with pytest.raises(UserError, match="refuses"):
             ChatTemplate(source, {}).render(MESSAGES)
 

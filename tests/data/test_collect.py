@@ -62,18 +62,29 @@ def _heldout_by_the_rule(documents, fraction, seed):
     st.integers(0, 5),
 )
 def test_whole_groups_of_each_kind_are_held_out_in_an_order_drawn_from_the_seed(tmp_path_factory, rows, fraction, seed):
-    documents = [Document(f"d{n}", f"{n} " + "x" * size, f"d{domain}", f"g{group}") for n, (group, domain, size) in enumerate(rows)]
+    documents = [
+        Document(f"d{n}", f"{n} " + "x" * size, f"d{domain}", f"g{group}")
+        for n, (group, domain, size) in enumerate(rows)
+    ]
     expected = _heldout_by_the_rule(documents, fraction, seed)
     directory = tmp_path_factory.mktemp("out")
     config = CollectConfig(min_bytes=0, near_duplicate_threshold=None, heldout_fraction=fraction)
     report = collect([Items(documents)], config, seed, directory)
     assert report["heldout_groups"] == sorted(expected)
-    assert {document.id for document in read_documents(directory / "heldout.jsonl")} == {each.id for each in documents if each.group in expected}
+    assert {document.id for document in read_documents(directory / "heldout.jsonl")} == {
+        each.id for each in documents if each.group in expected
+    }
 
 
 def test_every_record_is_accounted_for(tmp_path):
     good = list(_documents(50))
-    items = [*good, Reject("here:1", "broken"), Document("short", "few words"), Document("long", "word " * 100_000), *good[:5]]
+    items = [
+        *good,
+        Reject("here:1", "broken"),
+        Document("short", "few words"),
+        Document("long", "word " * 100_000),
+        *good[:5],
+    ]
     items.append(Document("half", "text \ud800 " * 100))
     report = collect([Items(items)], CollectConfig(max_bytes=100_000, heldout_fraction=0.2), 0, tmp_path)
     assert read_json(tmp_path / "collect.json") == report
@@ -90,7 +101,13 @@ def test_every_record_is_accounted_for(tmp_path):
     assert sum(report["read"]["documents"].values()) == len(items) - 2
     documents = [document for name in ("train", "heldout") for document in read_documents(tmp_path / f"{name}.jsonl")]
     assert sorted(documents, key=lambda document: int(document.id[1:])) == good
-    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "heldout.jsonl", "dropped.jsonl", "rejects.jsonl", "collect.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "train.jsonl",
+        "heldout.jsonl",
+        "dropped.jsonl",
+        "rejects.jsonl",
+        "collect.json",
+    }
 
 
 def test_too_many_rejects_stop_the_work_early_and_are_listed(tmp_path):

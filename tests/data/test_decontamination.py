@@ -27,20 +27,28 @@ def test_copies_are_found_whatever_stands_between_the_words():
     assert found is not None and found.source == "t/1"
     assert found.words == "which of these five very different animals is able to sleep with only"
     assert known.find(f"He asked: {SHORT.lower()[:-1]}.").source == "t/2"
-    assert known.find("which of these five very different animals is able to sleep with one half of its brain") is None  # 12 words and then another
+    assert (
+        known.find("which of these five very different animals is able to sleep with one half of its brain") is None
+    )  # 12 words and then another
     assert known.find("why is the sea salty but rain") is None  # not the whole
     assert known.find("") is known.find("Too short.") is None
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=9), max_size=4), st.lists(st.sampled_from("abcd"), max_size=30))
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=9), max_size=4), st.lists(st.sampled_from("abcd"), max_size=30)
+)
 def test_a_document_is_found_exactly_if_it_shares_a_run(texts, document):
-    known = Decontamination([(str(number), " ".join(words)) for number, words in enumerate(texts)], run_words=4, shortest=3)
+    known = Decontamination(
+        [(str(number), " ".join(words)) for number, words in enumerate(texts)], run_words=4, shortest=3
+    )
 
     def runs(words, length):
         return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
 
-    shared = any(len(words) >= 3 and runs(words, min(4, len(words))) & runs(document, min(4, len(words))) for words in texts)
+    shared = any(
+        len(words) >= 3 and runs(words, min(4, len(words))) & runs(document, min(4, len(words))) for words in texts
+    )
     assert (known.find(", ".join(document)) is not None) == shared
 
 
@@ -48,10 +56,15 @@ def test_training_documents_are_dropped_and_held_out_ones_are_not(tmp_path):
     class Source:
         def read(self):
             for number in range(40):
-                text = f"{LONG if number % 4 == 0 else ''} Document {number} says {' '.join(f'w{number}x{word}' for word in range(40))}"
+                text = (
+                    f"{LONG if number % 4 == 0 else ''} Document {number} says"
+                    f" {' '.join(f'w{number}x{word}' for word in range(40))}"
+                )
                 yield Document(f"d{number}", text, "text", f"g{number}")
 
-    report = collect([Source()], CollectConfig(heldout_fraction=0.3), 0, tmp_path, evaluations=Decontamination([("t/1", LONG)]))
+    report = collect(
+        [Source()], CollectConfig(heldout_fraction=0.3), 0, tmp_path, evaluations=Decontamination([("t/1", LONG)])
+    )
     held = [row for row in read_jsonl(tmp_path / "heldout.jsonl") if "sleep" in row["text"]]
     dropped = list(read_jsonl(tmp_path / "dropped.jsonl"))
     assert 0 < len(held) < 10
@@ -62,14 +75,24 @@ def test_training_documents_are_dropped_and_held_out_ones_are_not(tmp_path):
 
 def test_a_recipe_names_the_tasks(tmp_path):
     rows = [
-        {"id": str(n), "context": f"Question: {text}\nAnswer:", "options": [" a", " b"], "gold": 0} for n, text in enumerate([LONG, SHORT, "Who?"])
+        {"id": str(n), "context": f"Question: {text}\nAnswer:", "options": [" a", " b"], "gold": 0}
+        for n, text in enumerate([LONG, SHORT, "Who?"])
     ]
     (tmp_path / "animals.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "animals.yaml").write_text(yaml.safe_dump({"name": "animals", "requests": "animals.jsonl"}))
-    texts = [f"{LONG if number == 3 else ''} {' '.join(f'w{number}x{word}' for word in range(60))}" for number in range(20)]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text, "id": str(number)}) for number, text in enumerate(texts)))
+    texts = [
+        f"{LONG if number == 3 else ''} {' '.join(f'w{number}x{word}' for word in range(60))}" for number in range(20)
+    ]
+    (tmp_path / "corpus.jsonl").write_text(
+        "\n".join(json.dumps({"text": text, "id": str(number)}) for number, text in enumerate(texts))
+    )
     source = {"kind": "jsonl", "path": str(tmp_path / "corpus.jsonl")}
-    stage = {"kind": "collect", "sources": [source], "heldout_fraction": 0, "decontaminate": [str(tmp_path / "animals.yaml")]}
+    stage = {
+        "kind": "collect",
+        "sources": [source],
+        "heldout_fraction": 0,
+        "decontaminate": [str(tmp_path / "animals.yaml")],
+    }
     recipe = {"name": "clean", "stages": {"documents": stage, "report": {"kind": "report"}}}
     results = run_recipe(Recipe.parse(recipe, "the test"), tmp_path / "run")
     assert results["documents"]["decontamination"] == {"tasks": ["animals"], "questions": 3, "too_short": 1}

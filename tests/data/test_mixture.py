@@ -83,7 +83,9 @@ def test_sources_one_after_the_other_keep_their_order(rows):
 
 
 def test_phases_change_the_weights_and_repeat_nothing(rows):
-    order = MixtureOrder(phases=(Phase(until=0.5, weights={"web": 1}), Phase(until=1.0, weights={"web": 1, "books": 3})))
+    order = MixtureOrder(
+        phases=(Phase(until=0.5, weights={"web": 1}), Phase(until=1.0, weights={"web": 1, "books": 3}))
+    )
     mixture = _mixture(rows, 120, order, web=1, books=1)
     assert _sources(mixture, 0, 60) == ["web"] * 60
     assert Counter(_sources(mixture, 60)) == {"web": 15, "books": 45}
@@ -132,7 +134,11 @@ def test_after_every_stop_and_on_every_number_of_processes_the_batches_are_the_s
 @pytest.mark.parametrize("packing", ["best_fit", "single"])
 def test_in_an_epoch_no_process_sees_what_another_has_seen(tmp_path, packing):
     corpus = make_corpus(tmp_path, 60)
-    documents = {shard.tokens[start : end - 1].tobytes() for shard in corpus.shards for start, end in itertools.pairwise([0, *shard.ends])}
+    documents = {
+        shard.tokens[start : end - 1].tobytes()
+        for shard in corpus.shards
+        for start, end in itertools.pairwise([0, *shard.ends])
+    }
     rows = PackedRows(corpus, max(map(len, documents)), packing)
     mixture = Mixture({"all": rows}, {"all": MixtureSource(weight=1)}, len(rows) // 3 * 3, 0)
     seen = Counter()

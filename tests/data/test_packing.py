@@ -38,7 +38,9 @@ def _labelled(rows):
     masked=st.booleans(),
     data=st.data(),
 )
-def test_every_token_but_the_first_of_a_document_is_a_label_once(tmp_path_factory, lengths, seq_len, packing, masked, data):
+def test_every_token_but_the_first_of_a_document_is_a_label_once(
+    tmp_path_factory, lengths, seq_len, packing, masked, data
+):
     directory = tmp_path_factory.mktemp("shards")
     counter = iter(range(10**6))
     items = []
@@ -53,7 +55,9 @@ def test_every_token_but_the_first_of_a_document_is_a_label_once(tmp_path_factor
         return
     rows = PackedRows(corpus, seq_len, packing)
     seen = list(_labelled(rows))
-    expected = [id for item in items for place, id in enumerate(item.ids) if place and (item.mask is None or item.mask[place])]
+    expected = [
+        id for item in items for place, id in enumerate(item.ids) if place and (item.mask is None or item.mask[place])
+    ]
     found = [label for label, _ in seen]
     assert len(set(found)) == len(found)
     if packing == "concat":
@@ -64,7 +68,9 @@ def test_every_token_but_the_first_of_a_document_is_a_label_once(tmp_path_factor
         assert context == tuple(range(label - len(context), label))
     for number in range(len(rows)):
         ids = rows[number]["document_ids"]
-        assert ids[0] == 0 and set(np.diff(ids[ids >= 0])) <= {0, 1} and not np.any(np.diff((ids < 0).astype(int)) < 0)  # padding, -1, is at the end
+        assert (
+            ids[0] == 0 and set(np.diff(ids[ids >= 0])) <= {0, 1} and not np.any(np.diff((ids < 0).astype(int)) < 0)
+        )  # padding, -1, is at the end
         assert all(array.shape == (seq_len,) and array.dtype == np.int64 for array in rows[number].values())
 
 

@@ -61,7 +61,10 @@ def test_a_truncated_archive_is_a_reject(tmp_path):
 
 
 def test_python_modules_are_split_into_code_and_docstrings(tmp_path):
-    source = '"""Module."""\nimport os\n\nclass A:\n    """Only this."""\n\ndef f(x, y=1):\n    """Say f."""\n    return "text"\n'
+    source = (
+        '"""Module."""\nimport os\n\nclass A:\n    """Only this."""\n\ndef f(x, y=1):\n    """Say f."""\n    return'
+        ' "text"\n'
+    )
     (tmp_path / "mod.py").write_text(source)
     (tmp_path / "bad.py").write_text("def (:\n")
     items = {getattr(item, "id", "reject"): item for item in PythonLibrarySource(path=str(tmp_path)).read()}
@@ -75,7 +78,9 @@ def test_python_modules_are_split_into_code_and_docstrings(tmp_path):
 
 
 def test_topics_that_share_a_paragraph_are_held_out_together(tmp_path):
-    shared = "This is a paragraph that is long enough to show that one topic is a section of the other one, word by word."
+    shared = (
+        "This is a paragraph that is long enough to show that one topic is a section of the other one, word by word."
+    )
     topics = {"with": shared, "compound": f"Intro.\n\n{shared}\n\nMore.", "other": "Something else entirely."}
     (tmp_path / "pydoc_data").mkdir()
     (tmp_path / "pydoc_data" / "topics.py").write_text(f"topics = {topics!r}\n")
@@ -85,7 +90,9 @@ def test_topics_that_share_a_paragraph_are_held_out_together(tmp_path):
 
 def _collect(tmp_path, texts, **settings):
     path = tmp_path / "in.jsonl"
-    path.write_text("\n".join(json.dumps({"id": name, "text": text, "group": name.split("-")[0]}) for name, text in texts.items()))
+    path.write_text(
+        "\n".join(json.dumps({"id": name, "text": text, "group": name.split("-")[0]}) for name, text in texts.items())
+    )
     source = JsonlSource(path=str(path), id_field="id", group_field="group")
     report = collect([source], CollectConfig(**{"heldout_fraction": 0.0, **settings}), 0, tmp_path / "out")
     return report, list(read_jsonl(tmp_path / "out" / "dropped.jsonl"))
@@ -95,7 +102,9 @@ def test_exact_and_near_duplicates_are_dropped_and_named(tmp_path):
     text = _text(1, 400)
     words = text.split()
     words[200] = "changed"
-    report, dropped = _collect(tmp_path, {"a": text, "b": f"  {text}\n", "c": " ".join(words), "d": _text(2, 400), "e": "short"})
+    report, dropped = _collect(
+        tmp_path, {"a": text, "b": f"  {text}\n", "c": " ".join(words), "d": _text(2, 400), "e": "short"}
+    )
     assert [(row["id"], row["reason"], row.get("duplicate_of")) for row in dropped] == [
         ("b", "exact duplicate", "a"),
         ("c", "near-duplicate", "a"),
@@ -124,7 +133,9 @@ def test_groups_are_held_out_whole_and_the_same_every_time(tmp_path):
     report, _ = _collect(tmp_path, texts, heldout_fraction=0.25)
     again, _ = _collect(tmp_path, texts, heldout_fraction=0.25)
     assert report == again
-    split = {name: {d.group for d in read_documents(tmp_path / "out" / f"{name}.jsonl")} for name in ("train", "heldout")}
+    split = {
+        name: {d.group for d in read_documents(tmp_path / "out" / f"{name}.jsonl")} for name in ("train", "heldout")
+    }
     assert not split["train"] & split["heldout"]
     assert 0.15 < sum(report["heldout"]["bytes"].values()) / sum(report["read"]["bytes"].values()) <= 0.25
 
@@ -151,7 +162,9 @@ def test_a_prompt_begins_with_the_begin_token_here_and_in_transformers(tokenizer
 
 def test_a_tokenizer_without_a_rule_for_its_begin_token_follows_its_settings(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    definition, settings = (json.loads((tmp_path / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    definition, settings = (
+        json.loads((tmp_path / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")
+    )
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": None}))
     assert Tokenizer.load(tmp_path).encode_prompt("def") == tokenizer.encode("def")
     assert Tokenizer.load(tmp_path).encode_prompt("") == [tokenizer.bos_id]  # a prompt needs a token

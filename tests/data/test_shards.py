@@ -1,4 +1,6 @@
-"""Tokenising by shards: the same bytes whoever writes them, nothing done twice, and everything that is wrong is named."""
+"""Tokenising by shards: the same bytes whoever writes them, nothing done twice, and everything that is wrong is
+named.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ from lmlab.files import read_json
 
 
 def _contents(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
 
 
 def test_the_tokens_are_those_of_the_documents(tmp_path):
@@ -44,7 +48,9 @@ def test_the_tokens_are_those_of_the_documents(tmp_path):
     tokenizer = small_tokenizer()
     documents = [Document(**json.loads(line)) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
     tokens = np.concatenate([shard.tokens for shard in corpus.shards])
-    expected = [id for document in documents for id in (tokenizer.bos_id, *tokenizer.encode(document.text), tokenizer.eos_id)]
+    expected = [
+        id for document in documents for id in (tokenizer.bos_id, *tokenizer.encode(document.text), tokenizer.eos_id)
+    ]
     assert tokens.tolist() == expected
     assert len(corpus.shards) >= 3 and corpus.num_documents == 30
     counts = corpus.manifest["counts"]
@@ -60,7 +66,9 @@ def test_the_number_of_workers_and_compression_change_nothing(tmp_path):
     packed = tmp_path / "documents.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "documents.jsonl").read_bytes()))
     tokenize_documents(packed, small_tokenizer(), tmp_path / "packed", 1500, workers=1)
-    assert [shard.tokens.tolist() for shard in TokenizedCorpus(tmp_path / "packed").shards] == [shard.tokens.tolist() for shard in corpus.shards]
+    assert [shard.tokens.tolist() for shard in TokenizedCorpus(tmp_path / "packed").shards] == [
+        shard.tokens.tolist() for shard in corpus.shards
+    ]
     assert not list((tmp_path / "packed").glob("*.jsonl"))
 
 
@@ -77,7 +85,11 @@ def test_finished_shards_are_kept_and_changed_ones_made_again(tmp_path):
     assert {name.split(".")[0] for name in changed} == {max(stamps).split(".")[0]}
     tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(300), corpus.directory, 10**6, workers=1)
     assert TokenizedCorpus(corpus.directory, verify=True).tokenizer_fingerprint == small_tokenizer(300).fingerprint
-    assert sorted(path.name for path in corpus.directory.glob("0*")) == ["00000.documents.npy", "00000.json", "00000.tokens.npy"]
+    assert sorted(path.name for path in corpus.directory.glob("0*")) == [
+        "00000.documents.npy",
+        "00000.json",
+        "00000.tokens.npy",
+    ]
 
 
 @pytest.mark.slow
@@ -85,15 +97,18 @@ def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path):
     write_documents(tmp_path / "documents.jsonl", 3000)
     small_tokenizer().save(tmp_path / "tokenizer")
     script = (
-        "import sys; from pathlib import Path; from lmlab.data import Tokenizer, tokenize_documents\n"
-        "if __name__ == '__main__':\n"
-        "    root = Path(sys.argv[1])\n"
-        "    tokenize_documents(root / 'documents.jsonl', Tokenizer.load(root / 'tokenizer'), root / sys.argv[2], 4000, workers=2)\n"
+        "import sys; from pathlib import Path; from lmlab.data import Tokenizer, tokenize_documents\nif __name__ =="
+        " '__main__':\n    root = Path(sys.argv[1])\n    tokenize_documents(root / 'documents.jsonl',"
+        " Tokenizer.load(root / 'tokenizer'), root / sys.argv[2], 4000, workers=2)\n"
     )
     (tmp_path / "job.py").write_text(script)
 
     def start(name):
-        return subprocess.Popen([sys.executable, str(tmp_path / "job.py"), str(tmp_path), name], start_new_session=True, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, str(tmp_path / "job.py"), str(tmp_path), name],
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+        )
 
     assert start("whole").wait(120) == 0
     process = start("killed")
@@ -133,18 +148,25 @@ def whole(tmp_path_factory):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["manifest.json", "00000.documents.npy", "00000.tokens.npy", "tokenizer/tokenizer.json"]), st.data())
+@given(
+    st.sampled_from(["manifest.json", "00000.documents.npy", "00000.tokens.npy", "tokenizer/tokenizer.json"]), st.data()
+)
 def test_whatever_bytes_of_shards_change_a_sentence_says_so(whole, tmp_path, name, data):
     """Without hashes the index must at least fit the tokens; with them every change is seen."""
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy, dirs_exist_ok=True)
     content = bytearray((whole / name).read_bytes())
-    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)):
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)
+    ):
         content[place] = value
     content = content[: data.draw(st.sampled_from([len(content), len(content) // 2, 0]))]
     (copy / name).write_bytes(content)
     unchanged = content == (whole / name).read_bytes() or name in ("manifest.json", "tokenizer/tokenizer.json")
-    for read in (lambda: [PackedRows(TokenizedCorpus(copy), 8)[0]], lambda: list(TokenizedSource(path=str(copy)).read())):
+    for read in (
+        lambda: [PackedRows(TokenizedCorpus(copy), 8)[0]],
+        lambda: list(TokenizedSource(path=str(copy)).read()),
+    ):
         problem = None
         try:
             found = read()
@@ -198,7 +220,12 @@ def test_masks_are_kept(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_archive_of_documents_is_named(tmp_path, suffix, damage):
     zstandard = pytest.importorskip("zstandard")
-    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    pack = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }[suffix]
     write_documents(tmp_path / "documents.jsonl")
     packed, path = pack((tmp_path / "documents.jsonl").read_bytes()), tmp_path / f"documents.jsonl{suffix}"
     middle = len(packed) // 2
@@ -215,7 +242,9 @@ def test_a_line_that_is_no_document_is_named(tmp_path):
     with pytest.raises(UserError, match=r"documents.jsonl', byte 25: not a document"):
         tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(), tmp_path / "out", workers=1)
     (tmp_path / "documents.jsonl").write_text("")
-    assert tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(), tmp_path / "out", workers=1)["shards"] == []
+    assert (
+        tokenize_documents(tmp_path / "documents.jsonl", small_tokenizer(), tmp_path / "out", workers=1)["shards"] == []
+    )
     assert TokenizedCorpus(tmp_path / "out").num_tokens == 0
     with pytest.raises(UserError, match="0 tokens, less than one row"):
         PackedRows(TokenizedCorpus(tmp_path / "out"), 8)

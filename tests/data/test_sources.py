@@ -18,7 +18,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab.data import ArrowSource, Document, JsonlSource, MDSSource, MDSWriter, ParquetSource, Reject, TextSource, WebDatasetSource, choose_kind
+from lmlab.data import (
+    ArrowSource,
+    Document,
+    JsonlSource,
+    MDSSource,
+    MDSWriter,
+    ParquetSource,
+    Reject,
+    TextSource,
+    WebDatasetSource,
+    choose_kind,
+)
 from lmlab.errors import LmlabError, UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -26,12 +37,22 @@ pq = pytest.importorskip("pyarrow.parquet")
 zstandard = pytest.importorskip("zstandard")
 
 RECORDS = [
-    {"content": {"body": f"Text {number}, Grüße 世界"}, "meta": {"source": f"s{number % 3}", "id": number}, "repo": f"r{number // 4}"}
+    {
+        "content": {"body": f"Text {number}, Grüße 世界"},
+        "meta": {"source": f"s{number % 3}", "id": number},
+        "repo": f"r{number // 4}",
+    }
     for number in range(700)
 ]
 FIELDS = {"text_field": "content.body", "id_field": "meta.id", "domain_field": "meta.source", "group_field": "repo"}
 EXPECTED = [Document(str(r["meta"]["id"]), r["content"]["body"], r["meta"]["source"], r["repo"]) for r in RECORDS]
-PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
 
 
 def jsonl(records=RECORDS):
@@ -124,7 +145,10 @@ def test_webdataset(place, suffix):
     path = put(f"shard-000000.tar{suffix}", PACK[suffix](webdataset()))
     fields = {**FIELDS, "text_field": "text"}
     assert list(WebDatasetSource(path=path, **fields).read()) == EXPECTED
-    assert list(WebDatasetSource(path=folder, **{**FIELDS, "text_field": "txt", "id_field": "json.meta.id"}).read()) == EXPECTED
+    assert (
+        list(WebDatasetSource(path=folder, **{**FIELDS, "text_field": "txt", "id_field": "json.meta.id"}).read())
+        == EXPECTED
+    )
     assert choose_kind(path) == "webdataset"
     assert next(iter(WebDatasetSource(path=path).read())).id == f"{path}:shard/000000"
 
@@ -157,19 +181,33 @@ def test_what_cannot_be_read_of_a_webdataset_is_set_aside(tmp_path):
     rejects = {each.where.rpartition("/")[2]: each.reason for each in found if isinstance(each, Reject)}
     assert texts[:2] == ["good", "fine"] and 250 < len(texts) < 700
     assert set(rejects) == {"a.tar:b", "a.tar:c", "a.tar:d", "a.tar:e", "a.tar:g", "b.tar", "b2.tar", "c.tar"}
-    assert "not UTF-8" in rejects["a.tar:b"] and "not valid JSON" in rejects["a.tar:c"] and "more than 60 bytes" in rejects["a.tar:g"]
+    assert (
+        "not UTF-8" in rejects["a.tar:b"]
+        and "not valid JSON" in rejects["a.tar:c"]
+        and "more than 60 bytes" in rejects["a.tar:g"]
+    )
     assert rejects["b.tar"].startswith("unreadable") and rejects["c.tar"].startswith("unreadable")
 
 
 def test_a_folder_that_datasets_saved(tmp_path):
     datasets = pytest.importorskip("datasets")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)}).save_to_disk(str(tmp_path / "saved"), num_shards={"train": 3})
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(RECORDS)}).save_to_disk(
+        str(tmp_path / "saved"), num_shards={"train": 3}
+    )
     assert list(ArrowSource(path=str(tmp_path / "saved"), **FIELDS).read()) == EXPECTED
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_mds(tmp_path, compression):
-    columns = {"text": "str", "domain": "str", "input_ids": "ndarray:uint32", "length": "int", "meta": "json", "score": "float32", "raw": "bytes"}
+    columns = {
+        "text": "str",
+        "domain": "str",
+        "input_ids": "ndarray:uint32",
+        "length": "int",
+        "meta": "json",
+        "score": "float32",
+        "raw": "bytes",
+    }
     rows = [
         {
             "text": f"Grüße {n}",
@@ -189,26 +227,45 @@ def test_mds(tmp_path, compression):
     found = list(MDSSource(path=str(tmp_path)).records())  # the index of a sub-folder
     for (where, sample), row in zip(found, rows, strict=True):
         assert sample["input_ids"].dtype == np.uint32 and (sample["input_ids"] == row["input_ids"]).all()
-        assert {key: value for key, value in sample.items() if key != "input_ids"} == {k: v for k, v in row.items() if k != "input_ids"}
+        assert {key: value for key, value in sample.items() if key != "input_ids"} == {
+            k: v for k, v in row.items() if k != "input_ids"
+        }
         assert where.rpartition(":")[0].endswith(".mds")
     documents = list(MDSSource(path=str(tmp_path / "a" / "b"), domain_field="domain", id_field="length").read())
-    assert documents[:2] == [Document("1", "Grüße 0", "d0", documents[0].group), Document("2", "Grüße 1", "d1", documents[1].group)]
+    assert documents[:2] == [
+        Document("1", "Grüße 0", "d0", documents[0].group),
+        Document("2", "Grüße 1", "d1", documents[1].group),
+    ]
 
 
 def test_an_mds_shard_by_the_letter_of_the_format(tmp_path):
     """Written by hand: two columns, one of fixed size."""
-    samples = [struct.pack("<I", 2) + struct.pack("<q", 7) + b"hi", struct.pack("<I", 3) + struct.pack("<q", -1) + b"you"]
+    samples = [
+        struct.pack("<I", 2) + struct.pack("<q", 7) + b"hi",
+        struct.pack("<I", 3) + struct.pack("<q", -1) + b"you",
+    ]
     header = b"{}"
     ends = np.cumsum([4 * 4 + len(header), *map(len, samples)]).astype("<u4")
     data = struct.pack("<I", 2) + ends.tobytes() + header + b"".join(samples)
     (tmp_path / "shard.00000.mds").write_bytes(data)
     entry = {
-        "format": "mds", "version": 2, "column_names": ["n", "text"], "column_encodings": ["int", "str"], "column_sizes": [8, None],
-        "compression": None, "hashes": [], "raw_data": {"basename": "shard.00000.mds", "bytes": len(data), "hashes": {}}, 
-        "zip_data": None, "samples": 2, "size_limit": None,
-    }  # fmt: skip
+        "format": "mds",
+        "version": 2,
+        "column_names": ["n", "text"],
+        "column_encodings": ["int", "str"],
+        "column_sizes": [8, None],
+        "compression": None,
+        "hashes": [],
+        "raw_data": {"basename": "shard.00000.mds", "bytes": len(data), "hashes": {}},
+        "zip_data": None,
+        "samples": 2,
+        "size_limit": None,
+    }
     (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry]}))
-    assert [sample for _, sample in MDSSource(path=str(tmp_path)).records()] == [{"n": 7, "text": "hi"}, {"n": -1, "text": "you"}]
+    assert [sample for _, sample in MDSSource(path=str(tmp_path)).records()] == [
+        {"n": 7, "text": "hi"},
+        {"n": -1, "text": "you"},
+    ]
     for damage, message in (
         (data[:-1], "bytes; its index says"),
         (data[:4] + struct.pack("<I", 2**31) + data[8:], "table of offsets"),
@@ -265,14 +322,21 @@ def test_broken_records_are_counted_and_too_many_stop_the_job_by_one_sentence(lm
     shown = lmlab("tokenize", tmp_path / "a.jsonl", *options, tmp_path / "run")
     assert shown.code == 0, shown.err
     rejects = [json.loads(line) for line in (tmp_path / "run" / "documents" / "rejects.jsonl").read_text().splitlines()]
-    assert [row["where"].rpartition(":")[2] for row in rejects] == [str(number) for number in range(76, 76 + len(BROKEN))]
+    assert [row["where"].rpartition(":")[2] for row in rejects] == [
+        str(number) for number in range(76, 76 + len(BROKEN))
+    ]
     assert all(reason in row["reason"] for row, (_, reason) in zip(rejects, BROKEN.values(), strict=True))
     counts = json.loads((tmp_path / "run" / "documents" / "collect.json").read_text())
     assert (counts["rejects"], counts["read"]["documents"]["text"]) == (len(BROKEN), 150) and len(BROKEN) >= 12
-    shown = lmlab("tokenize", tmp_path / "a.jsonl", "--set", "documents.max_reject_fraction=0.05", *options, tmp_path / "strict")
+    shown = lmlab(
+        "tokenize", tmp_path / "a.jsonl", "--set", "documents.max_reject_fraction=0.05", *options, tmp_path / "strict"
+    )
     assert shown.code == 2
     (sentence,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
-    assert f"{len(BROKEN)} of {150 + len(BROKEN)} records cannot be read; the first is {tmp_path}/a.jsonl:76: not valid JSON" in sentence
+    assert (
+        f"{len(BROKEN)} of {150 + len(BROKEN)} records cannot be read; the first is {tmp_path}/a.jsonl:76: not valid"
+        " JSON" in sentence
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.jsonl.bz2", "a.parquet", "a.arrow"])
@@ -281,18 +345,33 @@ def test_a_damaged_file_is_a_reject(name, damage, tmp_path):
     suffix = "." + name.rpartition(".")[2]
     data = PACK[suffix](jsonl()) if suffix in PACK else parquet() if suffix == ".parquet" else arrow("file")
     middle = len(data) // 2
-    broken = {"cut": data[:middle], "garbage": b"garbage" * 50, "empty": b"", "flipped": data[:middle] + b"\xff" * 40 + data[middle + 40 :]}[damage]
+    broken = {
+        "cut": data[:middle],
+        "garbage": b"garbage" * 50,
+        "empty": b"",
+        "flipped": data[:middle] + b"\xff" * 40 + data[middle + 40 :],
+    }[damage]
     (tmp_path / name).write_bytes(broken)
-    source = (ParquetSource if suffix == ".parquet" else ArrowSource if suffix == ".arrow" else JsonlSource)(path=str(tmp_path / name), **FIELDS)
+    source = (ParquetSource if suffix == ".parquet" else ArrowSource if suffix == ".arrow" else JsonlSource)(
+        path=str(tmp_path / name), **FIELDS
+    )
     found = list(source.read())
     rejects = [each for each in found if isinstance(each, Reject)]
-    if (damage, suffix) not in {("empty", ".gz"), ("empty", ".zst"), ("empty", ".bz2"), ("flipped", ".arrow"), ("flipped", ".parquet")}:
+    if (damage, suffix) not in {
+        ("empty", ".gz"),
+        ("empty", ".zst"),
+        ("empty", ".bz2"),
+        ("flipped", ".arrow"),
+        ("flipped", ".parquet"),
+    }:
         assert rejects
     assert all(str(tmp_path) in each.where and len(each.reason) < 300 and "\n" not in each.reason for each in rejects)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["jsonl", *(f"jsonl{suffix}" for suffix in PACK if suffix), "txt", "parquet", "arrow"]), st.data())
+@given(
+    st.sampled_from(["jsonl", *(f"jsonl{suffix}" for suffix in PACK if suffix), "txt", "parquet", "arrow"]), st.data()
+)
 def test_no_bytes_make_a_reader_fail(tmp_path, kind, data):
     """Arbitrary bytes, and real files with a few bytes changed: documents and rejects come out, never an exception."""
     real = {f"jsonl{suffix}": pack(jsonl(RECORDS[:9])) for suffix, pack in PACK.items()} | {"txt": b"text"}
@@ -301,7 +380,9 @@ def test_no_bytes_make_a_reader_fail(tmp_path, kind, data):
         content = data.draw(st.binary(max_size=300))
     else:
         content = bytearray(real[kind])
-        for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+        for place, value in data.draw(
+            st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
+        ):
             content[place] = value
     path = tmp_path / f"{uuid.uuid4()}.{kind}"
     path.write_bytes(content)
@@ -333,7 +414,9 @@ def test_no_bytes_of_an_mds_data_set_make_its_reader_fail(mds, tmp_path, in_inde
             (index["shards"][0][part] or {}).update(hashes={})
         files["index.json"] = bytearray(json.dumps(index).encode())
     content = files["index.json" if in_index else next(name for name in files if name != "index.json")]
-    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
+    ):
         content[place] = value
     for name, each in files.items():
         (copy / name).write_bytes(each)
@@ -348,7 +431,9 @@ def test_no_bytes_of_an_mds_data_set_make_its_reader_fail(mds, tmp_path, in_inde
 def test_text_beyond_the_limits_is_set_aside_without_being_held_in_memory(tmp_path):
     import tracemalloc
 
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "first"}\n{"text": "' + b"x" * 60_000_000 + b'"}\n{"text": "last"}'))
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress(b'{"text": "first"}\n{"text": "' + b"x" * 60_000_000 + b'"}\n{"text": "last"}')
+    )
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"x" * 60_000_000))
     tracemalloc.start()
     first, reject, last = JsonlSource(path=str(tmp_path / "a.jsonl.gz"), max_line_bytes=1_000_000).read()
@@ -457,10 +542,24 @@ def test_only_a_window_of_a_file_is_in_memory(tmp_path):
 
 
 def test_the_command_line_reads_parquet_with_named_fields(lmlab, tmp_path):
-    rows = [{"content": {"body": f"{n} " + "some words of text " * 20}, "meta": {"source": f"s{n % 2}"}} for n in range(60)]
+    rows = [
+        {"content": {"body": f"{n} " + "some words of text " * 20}, "meta": {"source": f"s{n % 2}"}} for n in range(60)
+    ]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "part-0.parquet").write_bytes(parquet(rows))
-    options = ("--text-field", "content.body", "--domain-field", "meta.source", "--vocab-size", "300", "--out", str(tmp_path / "run"))
+    options = (
+        "--text-field",
+        "content.body",
+        "--domain-field",
+        "meta.source",
+        "--vocab-size",
+        "300",
+        "--out",
+        str(tmp_path / "run"),
+    )
     outcome = lmlab("tokenize", str(tmp_path / "data"), "--set", "documents.near_duplicate_threshold=null", *options)
     assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "run" / "documents" / "collect.json").read_text())["read"]["documents"] == {"s0": 30, "s1": 30}
+    assert json.loads((tmp_path / "run" / "documents" / "collect.json").read_text())["read"]["documents"] == {
+        "s0": 30,
+        "s1": 30,
+    }

@@ -22,7 +22,11 @@ def test_the_bytes_of_tokens_join_to_the_text():
 
 def test_the_bytes_of_tokens_join_to_the_text_where_single_bytes_are_the_fallback():
     """As in the tokenizers of Llama 2: a mark for blanks, and tokens such as <0xE2> for what has none."""
-    vocab = {"<s>": 0, "</s>": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)} | {"\u2581": 258, "a": 259, "b": 260, "\u2581a": 261}
+    vocab = (
+        {"<s>": 0, "</s>": 1}
+        | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+        | {"\u2581": 258, "a": 259, "b": 260, "\u2581a": 261}
+    )
     backend = tokenizers.Tokenizer(models.BPE(vocab, [("\u2581", "a")], byte_fallback=True))
     backend.normalizer = normalizers.Replace(" ", "\u2581")
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -14,10 +14,14 @@ TEXT = "It was the best of times, it was the worst of times, été, straße, 数
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with random weights that are far from their initial values, and a tokenizer with a chat template."""
+    """A small model with random weights that are far from their initial values, and a tokenizer with a chat
+    template.
+    """
     directory = tmp_path_factory.mktemp("model")
     tokenizer = Tokenizer.train([TEXT], 300).with_chat_template(TULU_TEMPLATE)
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=2, max_seq_len=2048)).initialize(1)
+    model = Transformer(
+        ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=2, max_seq_len=2048)
+    ).initialize(1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -32,6 +36,8 @@ def make_served(model_directory: Path):
     """The model, ready to be served as `small`; arguments as of `ServedModel`."""
 
     def make(**options) -> ServedModel:
-        return ServedModel("small", model_directory, from_pretrained(model_directory), Tokenizer.load(model_directory), **options)
+        return ServedModel(
+            "small", model_directory, from_pretrained(model_directory), Tokenizer.load(model_directory), **options
+        )
 
     return make

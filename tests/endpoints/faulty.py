@@ -17,8 +17,9 @@ Answer = Callable[[dict[str, Any]], str]
 
 @dataclass
 class FaultyEndpoint:
-    """`faults` holds, for the requests to come: a status, (status, headers, body), "hang", "cut", "malformed", "empty", "trickle", a list of
-    events of a stream, or "ok". With an `upstream` it is a proxy: what is no fault is passed on to the server there."""
+    """`faults` holds, for the requests to come: a status, (status, headers, body), "hang", "cut", "malformed", "empty",
+    "trickle", a list of events of a stream, or "ok". With an `upstream` it is a proxy: what is no fault is passed on to
+    the server there."""
 
     upstream: str | None = None
     faults: list[Any] = field(default_factory=list)
@@ -35,7 +36,11 @@ class FaultyEndpoint:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                size = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+                size = next(
+                    int(line.split(b":")[1])
+                    for line in head.split(b"\r\n")
+                    if line.lower().startswith(b"content-length")
+                )
                 body = json.loads(await reader.readexactly(size))
                 self.headers.append(head.decode())
                 self.bodies.append(body)
@@ -68,7 +73,9 @@ class FaultyEndpoint:
         if fault == "trickle":
             return await _trickle(writer)
         if isinstance(fault, list):
-            return await _write(writer, 200, {}, b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in fault))
+            return await _write(
+                writer, 200, {}, b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in fault)
+            )
         if self.upstream is not None:
             async with httpx.AsyncClient(timeout=60) as http:
                 passed = await http.post(f"{self.upstream}/chat/completions", json=body)
@@ -80,18 +87,32 @@ class FaultyEndpoint:
         return {"usage": {"prompt_tokens": 10, "completion_tokens": 5}} if self.report_usage else {}
 
     def _whole(self, body: dict[str, Any]) -> bytes:
-        choices = [{"index": i, "message": {"role": "assistant", "content": self.answer(body)}, "finish_reason": "stop"} for i in range(body["n"])]
+        choices = [
+            {"index": i, "message": {"role": "assistant", "content": self.answer(body)}, "finish_reason": "stop"}
+            for i in range(body["n"])
+        ]
         return json.dumps({"choices": choices, **self._usage()}).encode()
 
     def _events(self, body: dict[str, Any]) -> bytes:
-        pieces = [{"choices": [{"index": i, "delta": {"content": letter}}]} for i in range(body["n"]) for letter in self.answer(body)]
+        pieces = [
+            {"choices": [{"index": i, "delta": {"content": letter}}]}
+            for i in range(body["n"])
+            for letter in self.answer(body)
+        ]
         ends = [{"choices": [{"index": i, "delta": {}, "finish_reason": self.reason}]} for i in range(body["n"])]
         events = [*pieces, *ends, {"choices": [], **self._usage()}]
         return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
 
-async def _write(writer: asyncio.StreamWriter, status: int, headers: dict[str, str], content: bytes, cut: bool = False) -> bool:
-    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(content)}", "content-type: application/json", *(f"{k}: {v}" for k, v in headers.items())]
+async def _write(
+    writer: asyncio.StreamWriter, status: int, headers: dict[str, str], content: bytes, cut: bool = False
+) -> bool:
+    lines = [
+        f"HTTP/1.1 {status} X",
+        f"content-length: {len(content)}",
+        "content-type: application/json",
+        *(f"{k}: {v}" for k, v in headers.items()),
+    ]
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (content[: len(content) // 2] if cut else content))
     await writer.drain()
     return not cut

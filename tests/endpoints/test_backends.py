@@ -1,4 +1,6 @@
-"""Who answers a client: the real server (also through a proxy with faults), a model in process, recordings, scripts, batch files."""
+"""Who answers a client: the real server (also through a proxy with faults), a model in process, recordings, scripts,
+batch files.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def same(ours, theirs):
             assert (x.text, x.finish_reason, x.log_probs is None) == (y.text, y.finish_reason, y.log_probs is None)
             for s, t in zip(x.log_probs or (), y.log_probs or (), strict=True):
                 assert s.token == t.token and [token for token, _ in s.top] == [token for token, _ in t.top]
-                assert [s.log_prob, *(p for _, p in s.top)] == pytest.approx([t.log_prob, *(p for _, p in t.top)], abs=1e-4)
+                assert [s.log_prob, *(p for _, p in s.top)] == pytest.approx(
+                    [t.log_prob, *(p for _, p in t.top)], abs=1e-4
+                )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -97,7 +101,9 @@ def test_faults_on_the_way_to_the_server_change_nothing_but_the_attempts(url, lo
 
 def test_a_prompt_that_is_too_long_is_a_status_by_every_way(url, model_directory):
     for endpoint in (Endpoint(model="small", base_url=url), Endpoint.named(f"local:{model_directory}")):
-        (reply, refused), client = run(endpoint, [ask("a b " * 2000), ask("x", response_format={"type": "json_object"})])
+        (reply, refused), client = run(
+            endpoint, [ask("a b " * 2000), ask("x", response_format={"type": "json_object"})]
+        )
         assert (reply.status, refused.status) == ("context_length_exceeded", "rejected") and client.sent == 2
 
 
@@ -115,10 +121,17 @@ def test_replies_of_a_local_model_are_kept_under_the_hash_of_its_files(model_dir
 def test_recorded_replies_are_repeated_and_what_was_not_recorded_is_refused(url, tmp_path):
     cache, recording = tmp_path / "cache", tmp_path / "replies.jsonl"
     first, _ = run(Endpoint(model="small", base_url=url), cache=cache)
-    assert export_replies(recording, cache, "small") == len(REQUESTS) and export_replies(tmp_path / "none", cache, "other") == 0
+    assert (
+        export_replies(recording, cache, "small") == len(REQUESTS)
+        and export_replies(tmp_path / "none", cache, "other") == 0
+    )
     again, client = run(Endpoint(model="small", backend="replay", replies=recording), [*REQUESTS, ask("new")])
     same(again[:-1], first)
-    assert again[-1].status == "rejected" and "no recorded reply" in again[-1].error and client.counts == {"ok": len(REQUESTS), "rejected": 1}
+    assert (
+        again[-1].status == "rejected"
+        and "no recorded reply" in again[-1].error
+        and client.counts == {"ok": len(REQUESTS), "rejected": 1}
+    )
     with pytest.raises(UserError, match="no replies of the model 'large'.*\n.*'small'"):
         run(Endpoint(model="large", backend="replay", replies=recording))
     recording.write_text('{"key": 1}\n')
@@ -130,7 +143,11 @@ def test_a_script_answers_for_a_rehearsal_and_its_replies_stay_apart(tmp_path):
     script, cache = tmp_path / "script.jsonl", tmp_path / "cache"
     script.write_text('{"match": "^[0-9]+$", "text": "a number"}\n{"match": "é", "text": "accent"}\n')
     replies, _ = run(Endpoint(model="gpt-x", backend="mock", replies=script), cache=cache)
-    assert [reply.text for reply in replies[3:]] == ["a number"] * 12 and replies[2].text == "accent" and replies[2].usage.estimated
+    assert (
+        [reply.text for reply in replies[3:]] == ["a number"] * 12
+        and replies[2].text == "accent"
+        and replies[2].usage.estimated
+    )
     assert {reply.status for reply in replies[:2]} == {"rejected"}
     assert ReplyCache(cache).get(REQUESTS[5].key("gpt-x")) is None
     replies, _ = run(Endpoint(model="m"), backend=MockBackend(lambda request: request.messages[-1]["content"].upper()))
@@ -154,16 +171,26 @@ def test_a_batch_file_fills_the_cache_that_the_run_then_reads(local, tmp_path):
     assert write_batch(path, "gpt-x", [*REQUESTS, REQUESTS[0]]) == len(REQUESTS)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["url"] for line in lines} == {"/v1/chat/completions"} and lines[0]["body"] == REQUESTS[0].body("gpt-x")
-    done = [{"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body(line["body"])}, "error": None} for line in lines]
+    done = [
+        {"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body(line["body"])}, "error": None}
+        for line in lines
+    ]
     done[3]["response"] = {"status_code": 400, "body": {"error": {"code": "content_filter", "message": "no"}}}
     done[4] |= {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
     out.write_text("\n".join(json.dumps(row) for row in [*done, {"custom_id": "other"}]))
     counts = read_batch(out, "gpt-x", REQUESTS, cache, Price(prompt=1, completion=2))
     assert counts == {"ok": len(REQUESTS) - 2, "content_filter": 1, "rejected": 1, "unknown": 1}
-    assert write_batch(path, "gpt-x", REQUESTS, cache) == 1 and json.loads(path.read_text())["custom_id"] == lines[4]["custom_id"]
+    assert (
+        write_batch(path, "gpt-x", REQUESTS, cache) == 1
+        and json.loads(path.read_text())["custom_id"] == lines[4]["custom_id"]
+    )
     replies, client = run(Endpoint(model="gpt-x", base_url="http://127.0.0.1:9/v1", max_retries=0), cache=cache)
     assert [reply.text for reply in replies[5:]] == [request.messages[0]["content"] for request in REQUESTS[5:]]
-    assert client.sent == 1 and client.counts["cached"] == len(REQUESTS) - 1 and client.purse.spent == pytest.approx(13 * (7 + 2 * 3) / 1e6)
+    assert (
+        client.sent == 1
+        and client.counts["cached"] == len(REQUESTS) - 1
+        and client.purse.spent == pytest.approx(13 * (7 + 2 * 3) / 1e6)
+    )
     out.write_text('{"id": 1}\n')
     with pytest.raises(UserError, match="line 1 has no custom_id"):
         read_batch(out, "gpt-x", REQUESTS, cache)
@@ -180,16 +207,24 @@ def test_a_run_is_estimated_before_anything_is_sent(tmp_path):
     requests = [ask("x" * 400, n=2, max_tokens=50, sample=number % 10) for number in range(20)]
     found = estimate(endpoint, requests, cache)
     assert (found.requests, found.cached, found.prompt_tokens, found.completion_tokens) == (10, 0, 10 * 108, 10 * 100)
-    assert found.likely_usd == pytest.approx((1080 + 10_000) / 1e6) and found.most_usd == pytest.approx((4080 + 10_000) / 1e6)
+    assert found.likely_usd == pytest.approx((1080 + 10_000) / 1e6) and found.most_usd == pytest.approx(
+        (4080 + 10_000) / 1e6
+    )
     assert not cache.exists() and "10 requests, 0 of them answered already" in str(found)
     run(endpoint, requests[:4], cache, MockBackend(lambda request: "a"))
     assert estimate(endpoint, requests, cache, "mock:mock").cached == 4
-    assert estimate(Endpoint(model="m"), requests).likely_usd is None and "cost unknown" in str(estimate(Endpoint(model="m"), requests))
+    assert estimate(Endpoint(model="m"), requests).likely_usd is None and "cost unknown" in str(
+        estimate(Endpoint(model="m"), requests)
+    )
 
 
 def test_answers_come_from_synchronous_code_too(model_directory):
     found = {}
-    counts = answer(Endpoint.named(f"local:{model_directory}"), REQUESTS[:3], lambda number, reply: found.__setitem__(number, reply.text))
+    counts = answer(
+        Endpoint.named(f"local:{model_directory}"),
+        REQUESTS[:3],
+        lambda number, reply: found.__setitem__(number, reply.text),
+    )
     assert counts == {"ok": 3} and sorted(found) == [0, 1, 2]
 
 

@@ -25,7 +25,9 @@ def ask(text: str, **options: Any) -> ChatRequest:
     return ChatRequest(({"role": "user", "content": text},), max_tokens=8, **options)
 
 
-def run(served: FaultyEndpoint, requests: list[ChatRequest], cache: Path | None = None, **options: Any) -> tuple[list[Reply], Client]:
+def run(
+    served: FaultyEndpoint, requests: list[ChatRequest], cache: Path | None = None, **options: Any
+) -> tuple[list[Reply], Client]:
     async def work() -> tuple[list[Reply], Client]:
         async with Client(Endpoint(model="m", base_url=served.url, **options), cache) as client:
             found = {number: reply async for number, reply in client.run(requests)}
@@ -63,7 +65,12 @@ def test_a_passing_fault_is_tried_again(served, no_waiting, fault, stream):
 def test_a_lasting_fault_is_reported_and_not_cached(served, no_waiting, tmp_path):
     served.faults = [500] * 3
     (reply,), client = run(served, [ask("x")], tmp_path / "cache", max_retries=2)
-    assert reply.status == "failed" and "status 500: fault 500" in str(reply.error) and reply.attempts == 3 and client.counts == {"failed": 1}
+    assert (
+        reply.status == "failed"
+        and "status 500: fault 500" in str(reply.error)
+        and reply.attempts == 3
+        and client.counts == {"failed": 1}
+    )
     (reply,), _ = run(served, [ask("x")], tmp_path / "cache")
     assert reply.text == "re: x"
 
@@ -75,7 +82,11 @@ def test_nothing_listening_is_reported(no_waiting):
 
 @pytest.mark.parametrize(
     ("code", "status", "again"),
-    [("content_filter", "content_filter", 0), ("context_length_exceeded", "context_length_exceeded", 0), ("invalid_value", "rejected", 1)],
+    [
+        ("content_filter", "content_filter", 0),
+        ("context_length_exceeded", "context_length_exceeded", 0),
+        ("invalid_value", "rejected", 1),
+    ],
 )
 def test_refusals_of_a_request_are_statuses_and_verdicts_are_cached(served, tmp_path, code, status, again):
     served.faults = [(400, {}, {"message": "no", "code": code})] * 2
@@ -97,10 +108,18 @@ def test_the_key_comes_from_the_environment_and_shows_up_nowhere(served, monkeyp
     with pytest.raises(UserError, match="JUDGE_KEY is not set"):
         run(served, [ask("x")], key_env="JUDGE_KEY")
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
-    served.faults = [(500, {}, {"message": "bad key sk-very-secret"}), (400, {}, {"message": "sk-very-secret", "code": "content_filter"})]
+    served.faults = [
+        (500, {}, {"message": "bad key sk-very-secret"}),
+        (400, {}, {"message": "sk-very-secret", "code": "content_filter"}),
+    ]
     (reply,), client = run(served, [ask("x")], tmp_path / "cache", key_env="JUDGE_KEY")
     assert "Authorization: Bearer sk-very-secret".lower() in served.headers[0].lower()
-    seen = caplog.text + repr(reply) + repr(vars(client)["endpoint"]) + "".join(p.read_bytes().decode("latin1") for p in tmp_path.iterdir())
+    seen = (
+        caplog.text
+        + repr(reply)
+        + repr(vars(client)["endpoint"])
+        + "".join(p.read_bytes().decode("latin1") for p in tmp_path.iterdir())
+    )
     assert "very-secret" not in seen and "***" in seen
     served.faults = [(401, {}, {"message": "no such key: sk-very-secret"})]
     with pytest.raises(UserError) as error:
@@ -111,9 +130,18 @@ def test_the_key_comes_from_the_environment_and_shows_up_nowhere(served, monkeyp
 @pytest.mark.parametrize(
     ("events", "status"),
     [
-        ([{"choices": [{"index": 0, "delta": {"content": "x"}}]}, {"error": {"code": "content_filter", "message": "no"}}], "content_filter"),
+        (
+            [
+                {"choices": [{"index": 0, "delta": {"content": "x"}}]},
+                {"error": {"code": "content_filter", "message": "no"}},
+            ],
+            "content_filter",
+        ),
         ([{"error": {"code": "context_length_exceeded", "message": "long"}}], "context_length_exceeded"),
-        ([{"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "content_filter"}]}, "[DONE]"], "content_filter"),
+        (
+            [{"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "content_filter"}]}, "[DONE]"],
+            "content_filter",
+        ),
     ],
 )
 def test_a_verdict_within_a_stream_is_one(served, tmp_path, events, status):
@@ -190,7 +218,9 @@ def test_a_second_run_sends_nothing(served, tmp_path):
     requests = [ask(str(i), sample=j) for i in range(10) for j in range(2)]
     first, _ = run(served, requests, tmp_path / "cache")
     second, client = run(served, requests, tmp_path / "cache")
-    assert [reply.choices for reply in first] == [reply.choices for reply in second] and all(reply.cached for reply in second)
+    assert [reply.choices for reply in first] == [reply.choices for reply in second] and all(
+        reply.cached for reply in second
+    )
     assert client.sent == 0 and len(served.bodies) == 20 and client.counts == {"cached": 20}
 
 
@@ -201,8 +231,11 @@ def test_equal_requests_are_one_request_even_at_the_same_time(served):
 
 
 def test_log_probabilities_survive_the_cache():
-    reply = Reply.from_json('{"status": "ok", "choices": [{"text": "A", "finish_reason": "stop", "log_probs": [{"token": "A", "log_prob": -0.5, '
-                            '"top": [["A", -0.5], ["B", -1.0]]}]}], "usage": {"prompt": 1}, "error": null, "seconds": 0.1}')  # fmt: skip
+    reply = Reply.from_json(
+        '{"status": "ok", "choices": [{"text": "A", "finish_reason": "stop", '
+        '"log_probs": [{"token": "A", "log_prob": -0.5, '
+        '"top": [["A", -0.5], ["B", -1.0]]}]}], "usage": {"prompt": 1}, "error": null, "seconds": 0.1}'
+    )
     assert Reply.from_json(reply.to_json()) == reply
     assert reply.choices[0].log_probs[0].top == (("A", -0.5), ("B", -1.0))
 
@@ -219,7 +252,11 @@ def test_the_ceiling_is_never_passed_and_counts_earlier_runs(served, tmp_path):
             run(served, requests, **options)
         assert len(served.bodies) == sent and error.value.exit_code == 4  # 6 * 1.5 = 9
     replies, client = run(served, requests, **options | {"max_cost_usd": 100})
-    assert len(served.bodies) == 20 and client.purse.spent == pytest.approx(30) and sum(reply.cost_usd for reply in replies) == pytest.approx(21)
+    assert (
+        len(served.bodies) == 20
+        and client.purse.spent == pytest.approx(30)
+        and sum(reply.cost_usd for reply in replies) == pytest.approx(21)
+    )
 
 
 def test_a_reply_that_never_came_counts_as_its_worst_case(served, no_waiting):
@@ -244,7 +281,10 @@ def test_a_claim_of_a_living_process_is_respected_and_that_of_a_dead_one_is_not(
     assert ours.claim("k") and ours.claim("k") and not theirs.claim("k")
     ours.put("k", "m", Reply("ok"))
     assert not theirs.claim("k") and theirs.get("k") == Reply("ok")
-    code = f"from pathlib import Path; from lmlab.endpoints import ReplyCache; assert ReplyCache(Path({str(tmp_path / 'cache')!r})).claim('dead')"
+    code = (
+        "from pathlib import Path; from lmlab.endpoints import ReplyCache; assert"
+        f" ReplyCache(Path({str(tmp_path / 'cache')!r})).claim('dead')"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert theirs.claim("dead")
 
@@ -264,14 +304,18 @@ url, directory, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 requests = (ChatRequest(({"role": "user", "content": str(i)},)) for i in range(count))
 with open(directory / "told", "a") as told:
     try:
-        answer(Endpoint(model="m", base_url=url, concurrency=8), requests, lambda n, reply: print(n, file=told, flush=True), directory / "cache")
+        endpoint = Endpoint(model="m", base_url=url, concurrency=8)
+        answer(endpoint, requests, lambda n, reply: print(n, file=told, flush=True), directory / "cache")
     except Interrupted as error:
         sys.exit(error.exit_code)
 """
 
 
 def start_worker(served: FaultyEndpoint, directory: Path, count: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, served.url, str(directory), str(count)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, served.url, str(directory), str(count)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def wait_for(served: FaultyEndpoint, requests: int) -> None:
@@ -295,7 +339,9 @@ def test_nothing_that_came_is_asked_for_again_after_kills(served, tmp_path):
         before = len(served.bodies)
     assert start_worker(served, tmp_path, 200).wait() == 0
     assert not kept & set(questions(served)[before:])
-    assert set(questions(served)) == set(range(200)) and len(served.bodies) <= 200 + 3 * 8  # what was under way at a kill
+    assert (
+        set(questions(served)) == set(range(200)) and len(served.bodies) <= 200 + 3 * 8
+    )  # what was under way at a kill
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,7 +15,12 @@ from lmlab.models import from_pretrained
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = ["What is the capital of France?", "Name three colours.", "2 + 2 =", "Why is the sky blue? Answer in a sentence, please, if you can."]
+QUESTIONS = [
+    "What is the capital of France?",
+    "Name three colours.",
+    "2 + 2 =",
+    "Why is the sky blue? Answer in a sentence, please, if you can.",
+]
 TOKENS = 12
 
 
@@ -30,9 +35,15 @@ def test_concurrent_chats_have_the_tokens_and_the_log_probabilities_of_transform
         options = {"max_tokens": TOKENS, "temperature": 0, "logprobs": True, "top_logprobs": 5}
         return client.chat.completions.create(model="smollm2", messages=messages, **options).choices[0]
 
-    with background(served) as url, openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client, ThreadPoolExecutor(4) as pool:
+    with (
+        background(served) as url,
+        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
         choices = list(pool.map(ask, QUESTIONS))
-        scored = client.completions.create(model="smollm2", prompt=QUESTIONS[0], max_tokens=0, echo=True, logprobs=1).choices[0]
+        scored = client.completions.create(
+            model="smollm2", prompt=QUESTIONS[0], max_tokens=0, echo=True, logprobs=1
+        ).choices[0]
     for question, choice in zip(QUESTIONS, choices, strict=True):
         chat = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
@@ -40,7 +51,9 @@ def test_concurrent_chats_have_the_tokens_and_the_log_probabilities_of_transform
         assert choice.message.content == tokenizer.decode(written, skip_special_tokens=True)
         tokens = choice.logprobs.content
         expected = theirs(torch.cat((ids, written[None]), 1)).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
-        assert [token.logprob for token in tokens] == pytest.approx(expected[range(len(tokens)), written[: len(tokens)]].tolist(), abs=1e-4)
+        assert [token.logprob for token in tokens] == pytest.approx(
+            expected[range(len(tokens)), written[: len(tokens)]].tolist(), abs=1e-4
+        )
         tops = [[other.logprob for other in token.top_logprobs] for token in tokens]
         torch.testing.assert_close(torch.tensor(tops), expected[: len(tokens)].topk(5).values, atol=1e-4, rtol=0)
     ids = tokenizer(QUESTIONS[0], return_tensors="pt").input_ids

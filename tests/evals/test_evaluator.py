@@ -31,13 +31,17 @@ def test_another_architecture_is_scored_by_transformers(bloom):
     for window, score in zip(windows, score_all(evaluator.scorer, windows), strict=True):
         log_probs = model(torch.tensor([window.ids])).logits[0].detach().log_softmax(-1)
         places = range(len(window.ids) - window.num_scored, len(window.ids))
-        assert score.log_prob == pytest.approx(sum(float(log_probs[place - 1, window.ids[place]]) for place in places), abs=1e-4)
+        assert score.log_prob == pytest.approx(
+            sum(float(log_probs[place - 1, window.ids[place]]) for place in places), abs=1e-4
+        )
 
 
 def test_the_command_says_who_computed(lmlab, bloom, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"id": "1", "context": "the", "options": [" cat", " mat"], "gold": 0}\n' * 1)
     (tmp_path / "q.yaml").write_text("name: animals\nrequests: q.jsonl\n")
-    done = lmlab("eval", "--model", bloom[0], "--tasks", tmp_path / "q.yaml", "--precision", "fp32", "--out", tmp_path / "run")
+    done = lmlab(
+        "eval", "--model", bloom[0], "--tasks", tmp_path / "q.yaml", "--precision", "fp32", "--out", tmp_path / "run"
+    )
     assert done.code == 0, done.err
     assert "Computed by transformers (BloomForCausalLM: not an architecture of lmlab)" in done.out
     assert "not an architecture of lmlab" in (tmp_path / "run" / "report.html").read_text()

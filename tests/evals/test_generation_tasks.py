@@ -6,7 +6,17 @@ import pytest
 
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
-from lmlab.evals.generation import Prompt, Writing, answer_prompts, answer_row, best_agreement, exact_match, extract_answer, read_prompts, token_f1
+from lmlab.evals.generation import (
+    Prompt,
+    Writing,
+    answer_prompts,
+    answer_row,
+    best_agreement,
+    exact_match,
+    extract_answer,
+    read_prompts,
+    token_f1,
+)
 from lmlab.evals.run import task_figures
 from lmlab.evals.tasks import Task, read_task
 from lmlab.models import GenerationConfig, ModelConfig, Transformer, generate
@@ -32,7 +42,9 @@ def test_the_best_reference_counts():
 def test_rouge_is_that_of_the_library():
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
     answer, reference = "the cats were sitting on a mat", "a cat sits on the mat"
-    assert best_agreement(answer, [reference], "rougeL") == pytest.approx(scorer.score(reference, answer)["rougeL"].fmeasure)
+    assert best_agreement(answer, [reference], "rougeL") == pytest.approx(
+        scorer.score(reference, answer)["rougeL"].fmeasure
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,13 +64,19 @@ def test_an_expression_finds_the_answer_in_a_text(how, answer):
 @pytest.fixture(scope="module")
 def writer():
     tokenizer = Tokenizer.train(["the cat sat on the mat. " * 30], 280)
-    return Transformer(ModelConfig(vocab_size=280, num_layers=1, d_model=32, num_heads=2, max_seq_len=40)).initialize(3), tokenizer
+    return (
+        Transformer(ModelConfig(vocab_size=280, num_layers=1, d_model=32, num_heads=2, max_seq_len=40)).initialize(3),
+        tokenizer,
+    )
 
 
 def test_a_model_writes_greedily_and_its_rows_are_measured(writer):
     model, tokenizer = writer
     (expected,) = generate(
-        model, [tokenizer.encode_prompt("the cat")], GenerationConfig(max_new_tokens=5, temperature=0, eos_ids=(0,)), decode=tokenizer.decode
+        model,
+        [tokenizer.encode_prompt("the cat")],
+        GenerationConfig(max_new_tokens=5, temperature=0, eos_ids=(0,)),
+        decode=tokenizer.decode,
     )
     prompts = [
         Prompt(id="a", prompt="the cat", references=["no", expected[0].text.strip() or "?"], max_new_tokens=5),
@@ -83,7 +101,9 @@ def test_a_prompt_without_room_for_the_answer_is_named(writer):
 
 def test_a_users_task_is_a_yaml_file_beside_its_prompts(tmp_path):
     (tmp_path / "sums.jsonl").write_text('{"id": "1", "prompt": "1+1=", "references": ["2"]}\n')
-    (tmp_path / "sums.yaml").write_text("name: sums\nkind: generation\nrequests: sums.jsonl\nextract: '\\d+'\nmax_new_tokens: 4\n")
+    (tmp_path / "sums.yaml").write_text(
+        "name: sums\nkind: generation\nrequests: sums.jsonl\nextract: '\\d+'\nmax_new_tokens: 4\n"
+    )
     task = read_task(tmp_path / "sums.yaml")
     assert [prompt.prompt for prompt in task.prompts()] == ["1+1="]
     (tmp_path / "sums.jsonl").unlink()
@@ -105,7 +125,15 @@ def test_references_and_answer_stand_in_the_row():
 
 @pytest.mark.parametrize(
     ("answer", "reference", "same"),
-    [("A", "a", 1), ("A", "B", 0), ("3.5", "35", 0), ("-5", "5", 0), ("$1,000", "1000", 1), ("18.", "18", 1), ("a", "the", 0)],
+    [
+        ("A", "a", 1),
+        ("A", "B", 0),
+        ("3.5", "35", 0),
+        ("-5", "5", 0),
+        ("$1,000", "1000", 1),
+        ("18.", "18", 1),
+        ("a", "the", 0),
+    ],
 )
 def test_letters_and_numbers_are_compared_as_they_are(answer, reference, same):
     assert exact_match(answer, reference) == same

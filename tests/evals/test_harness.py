@@ -1,4 +1,6 @@
-"""Our models in EleutherAI's harness: a task of its own format, read from local files, with our model and with its own."""
+"""Our models in EleutherAI's harness: a task of its own format, read from local files, with our model and with
+its own.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ metric_list: [{{metric: exact_match}}]
 def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("harness")
     rows = [
-        {"question": f"The {thing} is coloured", "options": [" red as blood", " green", " blue like the sky"], "gold": number % 3}
+        {
+            "question": f"The {thing} is coloured",
+            "options": [" red as blood", " green", " blue like the sky"],
+            "gold": number % 3,
+        }
         for number, thing in enumerate(["sky", "grass", "blood", "sea", "rose", "leaf", "fire"])
     ]
     data = directory / "data.jsonl"
@@ -60,8 +66,12 @@ def place(tmp_path_factory):
     for name, text in (("colours", RANKED), ("prose", ROLLING), ("echo", WRITING)):
         (directory / f"{name}.yaml").write_text(text.format(data=data))
     tokenizer = Tokenizer.train([json.dumps(row) for row in rows] * 10, 300)
-    tokenizer.backend.post_processor = processors.ByteLevel()  # the harness would score a begin token that a tokenizer puts there by itself
-    model = Transformer(ModelConfig(vocab_size=300, num_layers=2, d_model=32, num_heads=2, max_seq_len=64)).initialize(5)
+    tokenizer.backend.post_processor = (
+        processors.ByteLevel()
+    )  # the harness would score a begin token that a tokenizer puts there by itself
+    model = Transformer(ModelConfig(vocab_size=300, num_layers=2, d_model=32, num_heads=2, max_seq_len=64)).initialize(
+        5
+    )
     save_pretrained(model, directory / "model")
     tokenizer.save(directory / "model", 64)
     return directory
@@ -81,7 +91,12 @@ def test_the_harness_gives_the_same_results_on_our_model_and_on_its_own(place, m
         task_manager=TaskManager(include_path=str(place)),
         bootstrap_iters=0,
     )["results"]
-    for task, metric in (("colours", "acc,none"), ("colours", "acc_norm,none"), ("prose", "bits_per_byte,none"), ("echo", "exact_match,none")):
+    for task, metric in (
+        ("colours", "acc,none"),
+        ("colours", "acc_norm,none"),
+        ("prose", "bits_per_byte,none"),
+        ("echo", "exact_match,none"),
+    ):
         assert ours[task][metric] == pytest.approx(theirs[task][metric], rel=1e-4), (task, metric)
 
 

@@ -11,7 +11,10 @@ from lmlab.evals import build_next_word_items
 
 def documents():
     text = random.__doc__ + "\n".join(each.__doc__ or "" for each in vars(random.Random).values() if callable(each))
-    return [Document(id="random", text=text, domain="docs"), Document(id="counter", text=Counter.__doc__ + Counter.update.__doc__, domain="other")]
+    return [
+        Document(id="random", text=text, domain="docs"),
+        Document(id="counter", text=Counter.__doc__ + Counter.update.__doc__, domain="other"),
+    ]
 
 
 def test_the_right_word_is_what_the_document_has_there():

@@ -86,7 +86,9 @@ def all_probabilities(model: ByteNGram, context: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("context", [b"", b"s", b"self.", b"return self.", b"\xff", b"\xfe\xff" * 4, b"zqself", b"\n\xffx"])
+@pytest.mark.parametrize(
+    "context", [b"", b"s", b"self.", b"return self.", b"\xff", b"\xfe\xff" * 4, b"zqself", b"\n\xffx"]
+)
 def test_probabilities_sum_to_one(order: int, context: bytes) -> None:
     model = ByteNGram.fit([text[:5_000] for text in source("ast", "enum", "queue")], order)
     probabilities = all_probabilities(model, context)
@@ -108,7 +110,9 @@ def test_equals_the_textbook_formula_on_real_text(order: int) -> None:
     assert_equals_the_textbook_formula(train, [source("queue")[0][:2_000], train[0][:500]], order)
 
 
-@pytest.mark.parametrize("train", [[b"a"], [b"aaaaaaaa"], [b"aa", b"aa", b"aa", b"aa"], [b"ab", b"", b"", b""], [b"\x00"]])
+@pytest.mark.parametrize(
+    "train", [[b"a"], [b"aaaaaaaa"], [b"aa", b"aa", b"aa", b"aa"], [b"ab", b"", b"", b""], [b"\x00"]]
+)
 @pytest.mark.parametrize("order", ORDERS)
 def test_degenerate_corpora_still_give_the_formula(train: list[bytes], order: int) -> None:
     test = [b"", b"a", b"ab", b"aaaa", b"zzz", b"\x00\x00"]

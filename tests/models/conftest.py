@@ -21,9 +21,31 @@ GPT2_FEATURES = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"num_kv_heads": 2, "d_ff": 72},
-    "qwen3": {"num_kv_heads": 2, "head_dim": 12, "d_ff": 72, "qk_norm": "head", "tie_embeddings": False, "rope_theta": 50_000.0, "norm_eps": 1e-6},
-    "qwen2": {"num_kv_heads": 2, "d_ff": 72, "qkv_bias": True, "tie_embeddings": False, "rope_theta": 1e6, "norm_eps": 1e-6},
-    "olmo2": {"num_kv_heads": 2, "d_ff": 72, "qk_norm": "full", "norm_position": "reordered", "tie_embeddings": False, "norm_eps": 1e-6},
+    "qwen3": {
+        "num_kv_heads": 2,
+        "head_dim": 12,
+        "d_ff": 72,
+        "qk_norm": "head",
+        "tie_embeddings": False,
+        "rope_theta": 50_000.0,
+        "norm_eps": 1e-6,
+    },
+    "qwen2": {
+        "num_kv_heads": 2,
+        "d_ff": 72,
+        "qkv_bias": True,
+        "tie_embeddings": False,
+        "rope_theta": 1e6,
+        "norm_eps": 1e-6,
+    },
+    "olmo2": {
+        "num_kv_heads": 2,
+        "d_ff": 72,
+        "qk_norm": "full",
+        "norm_position": "reordered",
+        "tie_embeddings": False,
+        "norm_eps": 1e-6,
+    },
     "olmoe": {
         "num_kv_heads": 2,
         "qk_norm": "full",
@@ -33,7 +55,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gpt2": {**GPT2_FEATURES, "d_ff": 80},
     "opt": {**GPT2_FEATURES, "d_ff": 80, "activation": "relu", "position_offset": 2},
-    "no_family": {**GPT2_FEATURES, "positions": "none", "activation": "relu", "gated": True, "norm_bias": False, "tie_embeddings": False},
+    "no_family": {
+        **GPT2_FEATURES,
+        "positions": "none",
+        "activation": "relu",
+        "gated": True,
+        "norm_bias": False,
+        "tie_embeddings": False,
+    },
 }
 
 

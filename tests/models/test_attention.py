@@ -22,11 +22,17 @@ def cases(draw):
     batch, length = draw(st.integers(1, 3)), draw(st.integers(1, 300))
     earlier = draw(st.integers(0, 40))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    shape = (batch, kv_heads * group, length, 8), (batch, kv_heads, earlier + length, 8), (batch, kv_heads, earlier + length, 8)
+    shape = (
+        (batch, kv_heads * group, length, 8),
+        (batch, kv_heads, earlier + length, 8),
+        (batch, kv_heads, earlier + length, 8),
+    )
     qkv = [torch.randn(each, generator=generator) for each in shape]
     starts = None
     if draw(st.booleans()):
-        documents = (torch.rand(batch, earlier + length, generator=generator) < draw(st.sampled_from([0.0, 0.01, 0.2, 1.0]))).cumsum(1)
+        documents = (
+            torch.rand(batch, earlier + length, generator=generator) < draw(st.sampled_from([0.0, 0.01, 0.2, 1.0]))
+        ).cumsum(1)
         starts = document_starts(documents)[:, earlier:]
     return qkv, Visibility(length, earlier + length, starts)
 
@@ -42,7 +48,9 @@ def with_gradients(qkv, visibility, backend):
 @given(cases())
 def test_blocks_of_queries_give_the_numbers_of_the_dense_mask(case):
     qkv, visibility = case
-    (out, gradients), (expected, expected_gradients) = (with_gradients(qkv, visibility, backend) for backend in ("blocked", "sdpa"))
+    (out, gradients), (expected, expected_gradients) = (
+        with_gradients(qkv, visibility, backend) for backend in ("blocked", "sdpa")
+    )
     close(out, expected)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         close(ours, theirs)

@@ -105,4 +105,6 @@ def test_rotary_vectors_without_a_position_are_not_rotated(make_model, ids):
     model(ids, position_ids_BT=positions, taps=seen)
     model(ids, position_ids_BT=torch.zeros_like(positions), taps=unrotated)
     close(seen["blocks.0.attention.key"][:, :, :5], unrotated["blocks.0.attention.key"][:, :, :5])
-    assert not torch.allclose(seen["blocks.0.attention.key"][:, :, 6], unrotated["blocks.0.attention.key"][:, :, 6], atol=1e-3)
+    assert not torch.allclose(
+        seen["blocks.0.attention.key"][:, :, 6], unrotated["blocks.0.attention.key"][:, :, 6], atol=1e-3
+    )

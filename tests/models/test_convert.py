@@ -31,11 +31,23 @@ def test_weights_tokenizer_and_generation_settings_are_carried_along(source, ids
     target = tmp_path / "target"
     done = convert(source, target, check=True)
     assert (done.model_type, done.difference < 1e-4) == ("llama", True)
-    assert sorted(os.listdir(target)) == ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
-    assert json.loads((target / "generation_config.json").read_text()) == {"bos_token_id": 3, "eos_token_id": [4, 5], "temperature": 0.3}
+    assert sorted(os.listdir(target)) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert json.loads((target / "generation_config.json").read_text()) == {
+        "bos_token_id": 3,
+        "eos_token_id": [4, 5],
+        "temperature": 0.3,
+    }
     assert json.loads((target / "config.json").read_text())["eos_token_id"] == 4
     assert torch.equal(from_pretrained(target)(ids).logits_BTV, from_pretrained(source)(ids).logits_BTV)
-    assert stat.S_IMODE((target / "model.safetensors").stat().st_mode) == stat.S_IMODE((target / "config.json").stat().st_mode)
+    assert stat.S_IMODE((target / "model.safetensors").stat().st_mode) == stat.S_IMODE(
+        (target / "config.json").stat().st_mode
+    )
 
 
 def test_large_weights_are_cut_into_files_with_an_index(source, ids, tmp_path):
@@ -126,7 +138,11 @@ def test_one_of_several_gguf_files_must_be_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--dtype", "fp8"], "Unknown dtype 'fp8'"), (["--max-shard-size", "big"], "'big' is not a size"), (["--max-shard-size", "0"], "is not a size")],
+    [
+        (["--dtype", "fp8"], "Unknown dtype 'fp8'"),
+        (["--max-shard-size", "big"], "'big' is not a size"),
+        (["--max-shard-size", "0"], "is not a size"),
+    ],
 )
 def test_impossible_options_of_the_command_are_user_errors(arguments, message, source, tmp_path):
     result = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "target"), *arguments])
@@ -136,7 +152,9 @@ def test_impossible_options_of_the_command_are_user_errors(arguments, message, s
 
 
 def test_the_command_converts(source, tmp_path):
-    result = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "target"), "--dtype", "bf16", "--max-shard-size", "20KB"])
+    result = CliRunner().invoke(
+        app, ["convert", str(source), str(tmp_path / "target"), "--dtype", "bf16", "--max-shard-size", "20KB"]
+    )
     assert result.exit_code == 0, result.output
     assert "llama" in result.output
     assert len(list((tmp_path / "target").glob("*.safetensors"))) > 1

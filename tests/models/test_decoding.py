@@ -22,7 +22,10 @@ CONFIGS = [DecodingConfig(**{"max_new_tokens": 14, **settings}) for settings in 
 
 
 def alone(model):
-    return [[(each.ids, each.finish_reason) for each in generate(model, [p], c)[0]] for p, c in zip(PROMPTS, CONFIGS, strict=True)]
+    return [
+        [(each.ids, each.finish_reason) for each in generate(model, [p], c)[0]]
+        for p, c in zip(PROMPTS, CONFIGS, strict=True)
+    ]
 
 
 def outcome(found):
@@ -40,12 +43,16 @@ def test_what_becomes_of_a_prompt_does_not_depend_on_when_others_come_and_go(kin
     while decoding.live:
         decoding.step()
     assert outcome(found) == alone(model)
-    assert decoding.add([(PROMPTS[0], CONFIGS[0])]) and decoding.length == len(PROMPTS[0])  # an empty batch starts afresh
+    assert decoding.add([(PROMPTS[0], CONFIGS[0])]) and decoding.length == len(
+        PROMPTS[0]
+    )  # an empty batch starts afresh
 
 
 def test_each_prompt_of_a_batch_may_have_its_own_settings(make_model):
     model = make_model("llama")
-    assert [[(each.ids, each.finish_reason) for each in samples] for samples in generate(model, PROMPTS, CONFIGS)] == alone(model)
+    assert [
+        [(each.ids, each.finish_reason) for each in samples] for samples in generate(model, PROMPTS, CONFIGS)
+    ] == alone(model)
 
 
 def test_dropped_rows_make_room_and_the_others_do_not_notice(make_model):
@@ -97,14 +104,19 @@ def check_log_probs(theirs, prompt, found, top, atol=2e-5):
     torch.testing.assert_close(log_probs, expected[:-1].gather(1, targets[:, None])[:, 0], atol=atol, rtol=1e-4)
     tops = found.prompt_scores.top[1:] + found.top
     best = expected[: before - 1 + len(found.ids)].topk(top).values
-    torch.testing.assert_close(torch.tensor([[p for _, p in place] for place in tops]).view(-1, top), best, atol=atol, rtol=1e-4)
-    assert all(torch.allclose(expected[n][[i for i, _ in place]], best[n], atol=10 * atol) for n, place in enumerate(tops))
+    torch.testing.assert_close(
+        torch.tensor([[p for _, p in place] for place in tops]).view(-1, top), best, atol=atol, rtol=1e-4
+    )
+    assert all(
+        torch.allclose(expected[n][[i for i, _ in place]], best[n], atol=10 * atol) for n, place in enumerate(tops)
+    )
 
 
 def test_a_prompt_can_be_scored_without_going_on(make_model):
     model = make_model("llama")
     scored, whole = (
-        generate(model, PROMPTS, DecodingConfig(max_new_tokens=new, score_prompt=True, temperature=0, top_log_probs=2)) for new in (0, 3)
+        generate(model, PROMPTS, DecodingConfig(max_new_tokens=new, score_prompt=True, temperature=0, top_log_probs=2))
+        for new in (0, 3)
     )
     for (a,), (b,) in zip(scored, whole, strict=True):
         assert a.ids == [] and a.finish_reason == "length" and len(b.ids) == 3
@@ -139,7 +151,12 @@ def test_rows_of_several_caches_stand_side_by_side(make_model, ids):
         model(ids[:2, :4], attention_mask_BT=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), cache=short)
         model(ids[:, :9], cache=long)
         joined = KVCache.side_by_side([(short, [0]), (long, [2, 0])], room=2)
-        assert (joined.batch_size, joined.length, joined.max_length, joined.real_lengths().tolist()) == (3, 9, 11, [2, 9, 9])
+        assert (joined.batch_size, joined.length, joined.max_length, joined.real_lengths().tolist()) == (
+            3,
+            9,
+            11,
+            [2, 9, 9],
+        )
         found = model(torch.tensor([[7], [7], [7]]), cache=joined).logits_BTV[:, 0]
         for row, before in enumerate((ids[0, 2:4], ids[2, :9], ids[0, :9])):
             whole = model(torch.cat((before, torch.tensor([7])))[None]).logits_BTV[0, -1]
@@ -153,7 +170,12 @@ def test_rows_of_several_caches_stand_side_by_side(make_model, ids):
 def test_smollm2_joined_by_others_writes_and_scores_as_transformers_does(smollm2):
     model, tokenizer = from_pretrained(smollm2), Tokenizer.load(smollm2)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2).eval()
-    texts = ["The capital of France is", "def fibonacci(n):\n    ", "Water boils at", "Once upon a time, in a small village by the sea,"]
+    texts = [
+        "The capital of France is",
+        "def fibonacci(n):\n    ",
+        "Water boils at",
+        "Once upon a time, in a small village by the sea,",
+    ]
     prompts = [tokenizer.encode(text) for text in texts]
     config = DecodingConfig(max_new_tokens=24, temperature=0, top_log_probs=5, score_prompt=True)
     decoding, found = Decoding(model), []
@@ -164,7 +186,9 @@ def test_smollm2_joined_by_others_writes_and_scores_as_transformers_does(smollm2
         decoding.step()
     with torch.no_grad():
         for prompt, (row,) in zip(prompts, found, strict=True):
-            expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=2)
+            expected = theirs.generate(
+                torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=2
+            )
             assert row.ids == expected[0, len(prompt) :].tolist()
             check_log_probs(theirs, prompt, row, top=5, atol=2e-4)
     sampled = GenerationConfig(max_new_tokens=16, temperature=0.8, top_p=0.95, seed=11)

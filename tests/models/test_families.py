@@ -20,19 +20,30 @@ LENGTH = 14
 FAMILIES = ["llama", "qwen2", "qwen3", "olmo2", "olmoe", "gpt2", "opt"]
 LEARNED = {"norm": "layernorm", "norm_bias": True, "positions": "learned", "gated": False}
 
-sizes = st.fixed_dictionaries({"vocab_size": st.integers(17, 70), "num_layers": st.integers(1, 3), "max_seq_len": st.just(48)})
+sizes = st.fixed_dictionaries(
+    {"vocab_size": st.integers(17, 70), "num_layers": st.integers(1, 3), "max_seq_len": st.just(48)}
+)
 heads = st.sampled_from([(32, 4, 4), (32, 4, 2), (32, 4, 1), (48, 2, 1), (48, 6, 3)]).map(
     lambda found: dict(zip(("d_model", "num_heads", "num_kv_heads"), found, strict=True))
 )
 scalings = st.one_of(
     st.none(),
     st.fixed_dictionaries({"type": st.just("linear"), "factor": st.floats(1.5, 8)}),
-    st.fixed_dictionaries({"type": st.just("dynamic"), "factor": st.floats(1.5, 8), "original_max_seq_len": st.sampled_from([6, 40])}),
+    st.fixed_dictionaries(
+        {"type": st.just("dynamic"), "factor": st.floats(1.5, 8), "original_max_seq_len": st.sampled_from([6, 40])}
+    ),
     st.fixed_dictionaries(
         {"type": st.just("yarn"), "factor": st.floats(1.5, 40), "original_max_seq_len": st.sampled_from([8, 512])},
-        optional={"attention_factor": st.floats(0.8, 1.5), "truncate": st.booleans(), "beta_fast": st.just(16.0), "beta_slow": st.just(2.0)},
+        optional={
+            "attention_factor": st.floats(0.8, 1.5),
+            "truncate": st.booleans(),
+            "beta_fast": st.just(16.0),
+            "beta_slow": st.just(2.0),
+        },
     ),
-    st.fixed_dictionaries({"type": st.just("llama3"), "factor": st.floats(1.5, 32), "original_max_seq_len": st.sampled_from([8, 512])}),
+    st.fixed_dictionaries(
+        {"type": st.just("llama3"), "factor": st.floats(1.5, 32), "original_max_seq_len": st.sampled_from([8, 512])}
+    ),
 )
 common = {
     "d_ff": st.sampled_from([24, 72]),
@@ -50,23 +61,46 @@ def both(*names: str) -> st.SearchStrategy[dict[str, bool]]:
 
 
 def merged(*strategies: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.tuples(sizes, *strategies).map(lambda parts: {key: value for part in parts for key, value in part.items()})
+    return st.tuples(sizes, *strategies).map(
+        lambda parts: {key: value for part in parts for key, value in part.items()}
+    )
 
 
 attention_bias = both("qkv_bias", "attention_output_bias")
 experts = st.fixed_dictionaries(
-    {"num_experts": st.sampled_from([4, 7]), "top_k": st.integers(2, 4), "expert_hidden_size": st.just(24), "norm_topk_prob": st.booleans()}
+    {
+        "num_experts": st.sampled_from([4, 7]),
+        "top_k": st.integers(2, 4),
+        "expert_hidden_size": st.just(24),
+        "norm_topk_prob": st.booleans(),
+    }
 )
 one_width = heads.map(lambda found: {**found, "num_kv_heads": found["num_heads"]})
 STRATEGIES = {
-    "llama": merged(heads, st.fixed_dictionaries(rotary, optional={"head_dim": st.just(10)}), attention_bias, both("ffn_bias")),
-    "qwen2": merged(heads, st.fixed_dictionaries(rotary), st.just({"qkv_bias": True})),
-    "qwen3": merged(heads, st.fixed_dictionaries(rotary, optional={"head_dim": st.just(10)}), attention_bias, st.just({"qk_norm": "head"})),
-    "olmo2": merged(heads, st.fixed_dictionaries(rotary), attention_bias, st.just({"qk_norm": "full", "norm_position": "reordered"})),
-    "olmoe": merged(
-        heads, st.fixed_dictionaries({**rotary, "d_ff": st.none(), "moe": experts}), attention_bias, st.just({"qk_norm": "full", "ffn": "moe"})
+    "llama": merged(
+        heads, st.fixed_dictionaries(rotary, optional={"head_dim": st.just(10)}), attention_bias, both("ffn_bias")
     ),
-    "gpt2": merged(one_width, st.fixed_dictionaries(common), st.just({**LEARNED, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True})),
+    "qwen2": merged(heads, st.fixed_dictionaries(rotary), st.just({"qkv_bias": True})),
+    "qwen3": merged(
+        heads,
+        st.fixed_dictionaries(rotary, optional={"head_dim": st.just(10)}),
+        attention_bias,
+        st.just({"qk_norm": "head"}),
+    ),
+    "olmo2": merged(
+        heads, st.fixed_dictionaries(rotary), attention_bias, st.just({"qk_norm": "full", "norm_position": "reordered"})
+    ),
+    "olmoe": merged(
+        heads,
+        st.fixed_dictionaries({**rotary, "d_ff": st.none(), "moe": experts}),
+        attention_bias,
+        st.just({"qk_norm": "full", "ffn": "moe"}),
+    ),
+    "gpt2": merged(
+        one_width,
+        st.fixed_dictionaries(common),
+        st.just({**LEARNED, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}),
+    ),
     "opt": merged(
         one_width,
         st.fixed_dictionaries({**common, "norm_eps": st.just(1e-5), "norm_position": st.sampled_from(["pre", "post"])}),
@@ -130,20 +164,47 @@ def test_logits_equal_those_of_transformers_for_every_combination_of_features(fa
         close(torch.cat(parts[0], 1), torch.cat(parts[1], 1))
 
 
-SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40}
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+}
 THEIR_CONFIGS = {
     "llama": transformers.LlamaConfig(**SMALL, rope_theta=700.0),
     "llama with defaults": transformers.LlamaConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, tie_word_embeddings=True
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        tie_word_embeddings=True,
     ),
     "qwen2": transformers.Qwen2Config(**SMALL),
     "qwen3": transformers.Qwen3Config(**SMALL, head_dim=16),
     "olmo2": transformers.Olmo2Config(**SMALL, pad_token_id=None, eos_token_id=1),
     "olmoe": transformers.OlmoeConfig(**SMALL, num_experts=6, num_experts_per_tok=2, pad_token_id=None, eos_token_id=1),
-    "gpt2": transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0),
-    "opt": transformers.OPTConfig(vocab_size=50, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    ),
+    "opt": transformers.OPTConfig(
+        vocab_size=50,
+        hidden_size=32,
+        ffn_dim=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
     "opt, norms after": transformers.OPTConfig(
-        vocab_size=50, hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, do_layer_norm_before=False
+        vocab_size=50,
+        hidden_size=32,
+        ffn_dim=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        do_layer_norm_before=False,
     ),
 }
 
@@ -262,7 +323,10 @@ PUBLISHED = {
     "OLMoE-tiny-dense-twin": 725_120,
 }
 ACTIVE = {"OLMoE-1B-7B": 1_282_017_280, "OLMoE-tiny": 733_312}
-NO_FAMILY = ("OLMo-1B-dense-twin", "OLMoE-tiny-dense-twin")  # RMSNorm before and QK-norm over the whole width, but dense
+NO_FAMILY = (
+    "OLMo-1B-dense-twin",
+    "OLMoE-tiny-dense-twin",
+)  # RMSNorm before and QK-norm over the whole width, but dense
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -273,7 +337,9 @@ def test_published_shapes_have_the_published_number_of_parameters(name):
         family = family_of(config)
         assert (family is None) == (name in NO_FAMILY)
         if family is not None:
-            theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**_settings(config, family)))
+            theirs = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.for_model(**_settings(config, family))
+            )
             assert theirs.num_parameters() == PUBLISHED[name]
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name] == config.num_parameters()
     assert config.num_parameters(active=True) == ACTIVE.get(name, PUBLISHED[name])

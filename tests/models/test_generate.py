@@ -19,7 +19,9 @@ def decode(ids):
 
 
 def ids_of(model, prompts=PROMPTS, **options):
-    return [[each.ids for each in found] for found in generate(model, prompts, GenerationConfig(**options), decode=decode)]
+    return [
+        [each.ids for each in found] for found in generate(model, prompts, GenerationConfig(**options), decode=decode)
+    ]
 
 
 def first_ids(model, prompts=PROMPTS, **options):
@@ -39,7 +41,9 @@ def test_greedy_equals_transformers_token_for_token(kind, make_model, tmp_path):
     longest = max(map(len, PROMPTS))
     padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
-    expected = theirs.generate(padded, attention_mask=mask, max_new_tokens=20, min_new_tokens=20, do_sample=False, pad_token_id=0)
+    expected = theirs.generate(
+        padded, attention_mask=mask, max_new_tokens=20, min_new_tokens=20, do_sample=False, pad_token_id=0
+    )
     assert first_ids(model, max_new_tokens=20, temperature=0) == expected[:, longest:].tolist()
 
 
@@ -76,7 +80,9 @@ def test_generating_leaves_the_global_random_state_and_the_mode_alone(model):
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=str)
 def test_the_narrowest_filters_are_greedy(options, model):
-    assert first_ids(model, max_new_tokens=20, temperature=2.0, **options) == first_ids(model, max_new_tokens=20, temperature=0)
+    assert first_ids(model, max_new_tokens=20, temperature=2.0, **options) == first_ids(
+        model, max_new_tokens=20, temperature=0
+    )
 
 
 def test_an_end_token_ends_a_text_and_is_no_part_of_it(model):
@@ -102,7 +108,9 @@ def test_log_probabilities_are_those_of_the_unfiltered_model(model):
 def test_a_stop_string_ends_a_text_before_itself_wherever_tokens_are_cut(model):
     free = generate(model, PROMPTS, GenerationConfig(max_new_tokens=20, temperature=0), decode=decode)
     stop = free[0][0].text[7:10]  # from the middle of one token to the middle of the next
-    found = generate(model, PROMPTS, GenerationConfig(max_new_tokens=20, temperature=0, stop=("zzz", stop)), decode=decode)
+    found = generate(
+        model, PROMPTS, GenerationConfig(max_new_tokens=20, temperature=0, stop=("zzz", stop)), decode=decode
+    )
     for before, after in zip(free, found, strict=True):
         place = before[0].text.find(stop)
         assert after[0].text == (before[0].text[:place] if place >= 0 else before[0].text)
@@ -118,7 +126,9 @@ def test_a_text_that_repeats_itself_is_ended(model):
     sizes = [size for size in range(1, 14) if found.ids[-3 * size :] == found.ids[-size:] * 3]
     assert sizes
     shorter = found.ids[:-1]
-    assert not [size for size in range(1, 14) if len(shorter) >= 3 * size and shorter[-3 * size :] == shorter[-size:] * 3]
+    assert not [
+        size for size in range(1, 14) if len(shorter) >= 3 * size and shorter[-3 * size :] == shorter[-size:] * 3
+    ]
 
 
 def test_a_stream_joins_to_the_whole_text_and_never_gives_back(model):

@@ -120,8 +120,14 @@ def test_a_gpt2_with_grouped_key_value_heads_is_no_gpt2(make_model):
 
 def test_special_tokens_and_dtype_are_written(make_model, tmp_path):
     save_pretrained(make_model(), tmp_path, torch.bfloat16, tokens={"bos_token_id": 3, "eos_token_id": 4})
-    settings, generation = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "generation_config.json"))
-    assert (settings["bos_token_id"], settings["eos_token_id"]) == (3, 4) == (generation["bos_token_id"], generation["eos_token_id"])
+    settings, generation = (
+        json.loads((tmp_path / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    assert (
+        (settings["bos_token_id"], settings["eos_token_id"])
+        == (3, 4)
+        == (generation["bos_token_id"], generation["eos_token_id"])
+    )
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
     assert from_pretrained(tmp_path).embedding.weight.dtype == torch.float32
 

@@ -10,7 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.models import LoRAConfig, add_lora, from_pretrained, load_lora, merge_lora, remove_lora, save_lora, save_pretrained, unmerge_lora
+from lmlab.models import (
+    LoRAConfig,
+    add_lora,
+    from_pretrained,
+    load_lora,
+    merge_lora,
+    remove_lora,
+    save_lora,
+    save_pretrained,
+    unmerge_lora,
+)
 from lmlab.models.attention import AttentionContext
 from lmlab.models.lora import adapters
 from lmlab.models.visibility import Visibility
@@ -67,7 +77,9 @@ def test_peft_reads_what_we_write(make_model, ids, tmp_path, kind, settings):
 
     again = from_pretrained(tmp_path / "base")
     assert load_lora(again, tmp_path / "adapters") == list(adapters(model))
-    assert {name: each.rank for name, each in adapters(again).items()} == {name: each.rank for name, each in adapters(model).items()}
+    assert {name: each.rank for name, each in adapters(again).items()} == {
+        name: each.rank for name, each in adapters(model).items()
+    }
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits_BTV, ours, atol=1e-6, rtol=1e-6)
 
@@ -78,7 +90,10 @@ def test_peft_reads_what_we_write(make_model, ids, tmp_path, kind, settings):
     [
         {},
         {"use_rslora": True, "layers_to_transform": [1]},
-        {"rank_pattern": {"layers.0.self_attn.q_proj": 5, "h.1.attn.c_attn": 2}, "alpha_pattern": {"q_proj": 7, "c_attn": 9}},
+        {
+            "rank_pattern": {"layers.0.self_attn.q_proj": 5, "h.1.attn.c_attn": 2},
+            "alpha_pattern": {"q_proj": 7, "c_attn": 9},
+        },
         {"target_modules": "all-linear"},
         {"target_modules": r".*\.(h|layers)\.1\..*(q_proj|c_attn|fc1|up_proj)"},
     ],
@@ -88,7 +103,9 @@ def test_we_read_what_peft_writes(make_model, ids, tmp_path, kind, settings):
     save_pretrained(make_model(kind), tmp_path / "base")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     targets = PEFT_TARGETS.get(kind, ["q_proj", "o_proj", "up_proj"])
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **{"target_modules": targets, **settings})).eval()
+    theirs = peft.get_peft_model(
+        theirs, peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **{"target_modules": targets, **settings})
+    ).eval()
     fill([parameter for name, parameter in theirs.named_parameters() if "lora_B" in name])
     theirs.save_pretrained(tmp_path / "adapters")
     with torch.no_grad():
@@ -100,7 +117,9 @@ def test_we_read_what_peft_writes(make_model, ids, tmp_path, kind, settings):
 
     save_lora(model, tmp_path / "back")  # the same ranks again, fused matrices included
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapters", "back"))
-    assert {name: tensor.shape for name, tensor in before.items()} == {name: tensor.shape for name, tensor in after.items()}
+    assert {name: tensor.shape for name, tensor in before.items()} == {
+        name: tensor.shape for name, tensor in after.items()
+    }
     torch.testing.assert_close(their_logits(tmp_path / "base", tmp_path / "back", ids), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -129,7 +148,11 @@ def test_gradients_are_those_of_peft(make_model, ids, tmp_path):
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapters", is_trainable=True)
     theirs(ids, labels=ids).loss.backward()
     model(ids[:, :-1], labels_BT=ids[:, 1:]).loss.mean.backward()
-    expected = {name.replace(".default", ""): parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
+    expected = {
+        name.replace(".default", ""): parameter.grad
+        for name, parameter in theirs.named_parameters()
+        if parameter.grad is not None
+    }
     ours = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert len(expected) == len(ours) == 2 * len(adapters(model))
     for layer in (0, 1):
@@ -201,7 +224,9 @@ def test_inputs_and_outputs_of_single_heads_include_the_adapters(make_model):
     context = AttentionContext(Visibility(5, 5))
     with torch.no_grad():
         shared = attention.heads(x, context)
-        single = attention.heads(*(x[:, :, None].expand(-1, -1, n, -1) if i != 1 else context for i, n in ((0, 4), (1, 0), (2, 2), (3, 2))))
+        single = attention.heads(
+            *(x[:, :, None].expand(-1, -1, n, -1) if i != 1 else context for i, n in ((0, 4), (1, 0), (2, 2), (3, 2)))
+        )
         torch.testing.assert_close(single, shared, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(attention.head_outputs(shared).sum(2), attention(x, context), atol=1e-5, rtol=1e-5)
 
@@ -242,7 +267,11 @@ def test_all_wrong_tensors_are_named_at_once_and_nothing_changes(make_model, tmp
     model = make_model("llama")
     with pytest.raises(LmlabError) as error:
         load_lora(model, tmp_path)
-    for part in ("missing model.layers.0.self_attn.q_proj.lora_A", "k_proj.lora_B.weight has shape [5, 3], not [16, 3]", "unexpected model.layers.0"):
+    for part in (
+        "missing model.layers.0.self_attn.q_proj.lora_A",
+        "k_proj.lora_B.weight has shape [5, 3], not [16, 3]",
+        "unexpected model.layers.0",
+    ):
         assert part in str(error.value)
     assert not adapters(model) and all(parameter.requires_grad for parameter in model.parameters())
 

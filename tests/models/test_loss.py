@@ -27,10 +27,14 @@ def test_value_and_gradients_equal_those_of_torch(parts, block_size):
     hidden.requires_grad_()
     weight.requires_grad_()
     loss = fused_cross_entropy(hidden, weight, labels, block_size=block_size)
-    expected = F.cross_entropy((hidden @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    expected = F.cross_entropy(
+        (hidden @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
     torch.testing.assert_close(loss.sum, expected, atol=1e-5, rtol=1e-5)
     assert loss.count == (labels != IGNORE).sum()
-    for ours, theirs in zip(gradients(3 * loss.mean, hidden, weight), gradients(3 * expected / loss.count, hidden, weight), strict=True):
+    for ours, theirs in zip(
+        gradients(3 * loss.mean, hidden, weight), gradients(3 * expected / loss.count, hidden, weight), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -39,7 +43,9 @@ def test_a_gradient_is_given_when_only_one_input_needs_it(parts, which):
     tensors = list(parts[:2])
     tensors[which].requires_grad_()
     (ours,) = gradients(fused_cross_entropy(*tensors, parts[2], block_size=4).sum, tensors[which])
-    (theirs,) = gradients(F.cross_entropy((tensors[0] @ tensors[1].T).flatten(0, 1), parts[2].flatten(), reduction="sum"), tensors[which])
+    (theirs,) = gradients(
+        F.cross_entropy((tensors[0] @ tensors[1].T).flatten(0, 1), parts[2].flatten(), reduction="sum"), tensors[which]
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -48,7 +54,10 @@ def test_a_tied_matrix_receives_both_of_its_gradients(parts):
     weight.requires_grad_()
     inputs = torch.arange(21).view(3, 7)
     (ours,) = gradients(fused_cross_entropy(F.embedding(inputs, weight), weight, labels, block_size=6).sum, weight)
-    (theirs,) = gradients(F.cross_entropy((F.embedding(inputs, weight) @ weight.T).flatten(0, 1), labels.flatten(), reduction="sum"), weight)
+    (theirs,) = gradients(
+        F.cross_entropy((F.embedding(inputs, weight) @ weight.T).flatten(0, 1), labels.flatten(), reduction="sum"),
+        weight,
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
@@ -101,7 +110,9 @@ def test_z_loss_and_a_padded_vocabulary(parts, block_size, vocab_size):
     expected = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum") + z
     torch.testing.assert_close(loss.sum, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss.z_loss, z.detach(), atol=1e-5, rtol=1e-5)
-    for ours, theirs in zip(gradients(loss.mean, hidden, weight), gradients(expected / kept.sum(), hidden, weight), strict=True):
+    for ours, theirs in zip(
+        gradients(loss.mean, hidden, weight), gradients(expected / kept.sum(), hidden, weight), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""The mixture-of-experts layer: against `transformers`, against the stored figures of a trained miniature, and back ends against each other."""
+"""The mixture-of-experts layer: against `transformers`, against the stored figures of a trained miniature, and back
+ends against each other.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,15 @@ from lmlab.models.router import choose_experts, choose_tokens, pairs_of_experts,
 
 TINY = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/olmoe/tiny")
 needs_tiny = pytest.mark.skipif(not TINY.exists(), reason="needs the trained miniature (LMLAB_SHARED)")
-BASE = {"vocab_size": 61, "num_layers": 2, "d_model": 32, "num_heads": 4, "ffn": "moe", "qk_norm": "full", "tie_embeddings": False}
+BASE = {
+    "vocab_size": 61,
+    "num_layers": 2,
+    "d_model": 32,
+    "num_heads": 4,
+    "ffn": "moe",
+    "qk_norm": "full",
+    "tie_embeddings": False,
+}
 EXPERTS = {"num_experts": 8, "top_k": 3, "expert_hidden_size": 24}
 
 
@@ -87,7 +97,11 @@ def test_losses_and_gradients_of_the_miniature_are_the_stored_ones(forward_val):
     model = from_pretrained(TINY / "checkpoint").train()
     labels = torch.cat((ids[:, 1:], torch.full_like(ids[:, :1], -100)), 1)
     output = model(ids, labels_BT=labels)
-    losses, logits, indices = output.router_losses, [each.logits_BTE for each in output.routers], [each.indices for each in output.routers]
+    losses, logits, indices = (
+        output.router_losses,
+        [each.logits_BTE for each in output.routers],
+        [each.indices for each in output.routers],
+    )
     assert losses.load_balancing.item() == pytest.approx(expected["lbl_mean_over_layers"], abs=1e-6)
     each_layer = [load_balancing_loss([x], [i]).item() for x, i in zip(logits, indices, strict=True)]
     assert each_layer == pytest.approx(expected["lbl_per_layer"], abs=1e-6)
@@ -126,7 +140,9 @@ def test_the_convention_of_transformers_is_that_of_its_function(mask):
     indices = [each.topk(2, -1).indices for each in logits]
     attention = None if mask is None else (torch.rand(3, 10, generator=generator) > 0.3).long()
     expected = load_balancing_loss_func(tuple(each.flatten(0, 1) for each in logits), 6, 2, attention)
-    torch.testing.assert_close(load_balancing_loss(logits, indices, convention="transformers", mask_BT=attention), expected)
+    torch.testing.assert_close(
+        load_balancing_loss(logits, indices, convention="transformers", mask_BT=attention), expected
+    )
 
 
 def test_load_balancing_is_one_for_equal_loads_and_at_most_experts_over_k():
@@ -157,22 +173,33 @@ def test_sequences_are_balanced_one_by_one_and_padding_is_left_out():
     logits = torch.randn(3, 12, 5, generator=generator)
     indices = logits.topk(2, -1).indices
     mask = torch.arange(12) < torch.tensor([12, 7, 0])[:, None]
-    rows = [float(load_balancing_loss([logits[i : i + 1, :n]], [indices[i : i + 1, :n]])) for i, n in enumerate((12, 7))]
-    assert float(load_balancing_loss([logits], [indices], by_sequence=True, mask_BT=mask)) == pytest.approx(sum(rows) / 2)
+    rows = [
+        float(load_balancing_loss([logits[i : i + 1, :n]], [indices[i : i + 1, :n]])) for i, n in enumerate((12, 7))
+    ]
+    assert float(load_balancing_loss([logits], [indices], by_sequence=True, mask_BT=mask)) == pytest.approx(
+        sum(rows) / 2
+    )
     flat = torch.cat((logits[0], logits[1, :7]))[None]
     assert float(router_z_loss([logits], mask_BT=mask)) == pytest.approx(float(flat.logsumexp(-1).square().mean()))
 
 
 @pytest.mark.parametrize(
     ("settings", "dtype", "tolerance"),
-    [({}, torch.float32, 1e-5), ({"activation": "gelu_tanh"}, torch.float32, 1e-5), ({}, torch.bfloat16, 2e-2), ({"top_k": 1}, torch.float32, 1e-5)],
+    [
+        ({}, torch.float32, 1e-5),
+        ({"activation": "gelu_tanh"}, torch.float32, 1e-5),
+        ({}, torch.bfloat16, 2e-2),
+        ({"top_k": 1}, torch.float32, 1e-5),
+    ],
 )
 def test_back_ends_agree_forward_and_backward(settings, dtype, tolerance):
     settings = dict(settings)
     activation = settings.pop("activation", "silu")
     results = {}
     for backend in ("reference", "loop", "grouped_mm"):
-        config = ModelConfig(**{**BASE, "d_model": 32, "activation": activation}, moe={**EXPERTS, **settings, "experts_backend": backend})
+        config = ModelConfig(
+            **{**BASE, "d_model": 32, "activation": activation}, moe={**EXPERTS, **settings, "experts_backend": backend}
+        )
         layer = MoE(config)
         generator = torch.Generator().manual_seed(3)
         for parameter in layer.parameters():
@@ -251,7 +278,9 @@ def test_half_precision_is_summed_in_fp32():
     """The sum of k = 8 products in bf16 is as near to the exact one as rounding it once allows."""
     config = MoEConfig(num_experts=8, top_k=8, expert_hidden_size=16)
     generator = torch.Generator().manual_seed(0)
-    x, gate_up, down = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 16), (8, 32, 16), (8, 16, 16)))
+    x, gate_up, down = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 16), (8, 32, 16), (8, 16, 16))
+    )
     weights, indices = choose_experts(torch.rand(64, 8, generator=generator).softmax(-1), config)
     pairs = pairs_of_tokens(weights, indices, config)
     exact = run_experts(x.double(), pairs, gate_up.double(), down.double(), backend="loop")
@@ -283,11 +312,15 @@ def test_a_changed_token_leaves_earlier_logits_bit_equal_where_tokens_choose_and
     changed = ids.clone()
     changed[0, 12] = (changed[0, 12] + 1) % BASE["vocab_size"]
     with torch.no_grad():
-        model = with_backend(make().eval(), "reference")  # in the others the number of an expert's rows changes how their products are rounded
+        model = with_backend(
+            make().eval(), "reference"
+        )  # in the others the number of an expert's rows changes how their products are rounded
         assert torch.equal(model(ids).logits_BTV[:, :12], model(changed).logits_BTV[:, :12])
         for backend in ("loop", "grouped_mm"):
             with_backend(model, backend)
-            torch.testing.assert_close(model(ids).logits_BTV[:, :12], model(changed).logits_BTV[:, :12], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                model(ids).logits_BTV[:, :12], model(changed).logits_BTV[:, :12], atol=1e-5, rtol=1e-5
+            )
         model = make(router="expert_choice").eval()
         assert not torch.equal(model(ids).logits_BTV[:, :12], model(changed).logits_BTV[:, :12])
 
@@ -304,7 +337,9 @@ def test_experts_choose_their_most_probable_tokens_and_the_others_pass_by():
         for expert in range(4):
             for place in scores[row, :, expert].topk(2).indices.tolist():
                 gate, up = F.linear(x[row, place], layer.experts.gate_up[expert]).chunk(2)
-                expected[row, place] += scores[row, place, expert] * F.linear(F.silu(gate) * up, layer.experts.down[expert])
+                expected[row, place] += scores[row, place, expert] * F.linear(
+                    F.silu(gate) * up, layer.experts.down[expert]
+                )
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     assert routed.tokens_per_expert_E.tolist() == [4, 4, 4, 4]
     untouched = [place for place in range(8) if place not in routed.indices[0].flatten().tolist()]
@@ -340,7 +375,12 @@ def test_shared_experts_serve_every_token(combine):
     shared = layer.shared(x)
     single = [
         F.linear(F.silu(F.linear(x, g)) * F.linear(x, u), d)
-        for g, u, d in zip(layer.shared.gate.weight.chunk(2), layer.shared.up.weight.chunk(2), layer.shared.down.weight.chunk(2, 1), strict=True)
+        for g, u, d in zip(
+            layer.shared.gate.weight.chunk(2),
+            layer.shared.up.weight.chunk(2),
+            layer.shared.down.weight.chunk(2, 1),
+            strict=True,
+        )
     ]
     torch.testing.assert_close(shared, sum(single))
     layer.shared = None
@@ -401,7 +441,9 @@ def test_loads_of_a_global_batch_grow_over_micro_batches_until_the_step_ends():
     one = model(first).router_losses
     two = model(second)
     shares = (one.counts_LE + two.router_losses.counts_LE) / (3 * 64)
-    expected = load_balancing_loss([each.logits_BTE for each in two.routers], [each.indices for each in two.routers], shares_LE=shares)
+    expected = load_balancing_loss(
+        [each.logits_BTE for each in two.routers], [each.indices for each in two.routers], shares_LE=shares
+    )
     torch.testing.assert_close(two.router_losses.load_balancing, expected)
     model.end_step(one.counts_LE)
     torch.testing.assert_close(model(second).router_losses.load_balancing, alone.load_balancing)
@@ -415,7 +457,12 @@ def test_recomputed_blocks_count_once_and_learn_the_same():
         model.recompute_blocks = recompute
         output = model(ids, labels_BT=ids)
         (output.loss.mean + output.router_losses.total).backward()
-        results.append((model.router_accounts.counts_of_step, {name: parameter.grad for name, parameter in model.named_parameters()}))
+        results.append(
+            (
+                model.router_accounts.counts_of_step,
+                {name: parameter.grad for name, parameter in model.named_parameters()},
+            )
+        )
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][0][:-1].sum() == 2 * 3 * ids.numel()  # layers, experts of a token
     for name, gradient in results[0][1].items():
@@ -427,7 +474,10 @@ def test_the_id_of_padding_within_a_document_is_a_token_like_any_other():
     model = make().train()
     ids = torch.ones(2, 12, dtype=torch.long)
     output = model(ids, labels_BT=ids)
-    assert output.router_losses.num_tokens == 24 and int(output.router_losses.counts_LE[0].sum()) == 24 * model.config.moe.top_k
+    assert (
+        output.router_losses.num_tokens == 24
+        and int(output.router_losses.counts_LE[0].sum()) == 24 * model.config.moe.top_k
+    )
     output.loss.mean.backward()
     assert model.embedding.weight.grad[1].any()
 
@@ -441,7 +491,9 @@ def test_padding_is_left_out_of_counts_and_losses():
     assert padded.num_tokens == 17 and padded.counts_LE.sum(1).tolist() == [51, 51]
     mask = documents >= 0
     masked = model(ids, attention_mask_BT=mask)
-    expected = load_balancing_loss([each.logits_BTE for each in masked.routers], [each.indices for each in masked.routers], mask_BT=mask)
+    expected = load_balancing_loss(
+        [each.logits_BTE for each in masked.routers], [each.indices for each in masked.routers], mask_BT=mask
+    )
     model.end_step(padded.counts_LE)
     torch.testing.assert_close(model(ids, attention_mask_BT=mask).router_losses.load_balancing, expected)
 
@@ -460,7 +512,9 @@ def test_biases_balance_loads_without_a_loss(tmp_path):
     x = torch.randn(1, 6, 32)
     _, routed = biased(x)
     probabilities = routed.logits_BTE.softmax(-1)
-    torch.testing.assert_close(routed.weights, probabilities.gather(-1, routed.indices))  # the bias counts in the choice alone
+    torch.testing.assert_close(
+        routed.weights, probabilities.gather(-1, routed.indices)
+    )  # the bias counts in the choice alone
     assert torch.equal(routed.indices, (probabilities + biased.bias_E).topk(3, -1).indices)
     assert save_pretrained(model, tmp_path) == "lmlab"
     assert torch.equal(from_pretrained(tmp_path).mixtures[0].bias_E, biased.bias_E)
@@ -486,8 +540,14 @@ def test_logits_that_are_not_finite_name_the_layer():
         ({"top_k": 9}, "top_k 9 exceeds num_experts 8; lower top_k"),
         ({"top_k": 0}, "top_k: input should be greater than 0, got 0"),
         ({"top_k": 1, "norm_topk_prob": True}, "set norm_topk_prob: false"),
-        ({"router": "expert_choice", "capacity_factor": 1.5}, "capacity_factor 1.5 does not go with router expert_choice"),
-        ({"router": "expert_choice", "load_balancing_loss": {"coef": 0.1}}, "load_balancing_loss .* set load_balancing_loss: null"),
+        (
+            {"router": "expert_choice", "capacity_factor": 1.5},
+            "capacity_factor 1.5 does not go with router expert_choice",
+        ),
+        (
+            {"router": "expert_choice", "load_balancing_loss": {"coef": 0.1}},
+            "load_balancing_loss .* set load_balancing_loss: null",
+        ),
         ({"router": "expert_choice", "bias_update_rate": 0.1}, "bias_update_rate 0.1 does not go with"),
         ({"load_balancing_loss": {"convention": "transformers"}}, "set granularity: micro_batch"),
         ({"experts_backend": "fast"}, "experts_backend"),
@@ -524,7 +584,9 @@ def test_a_saved_miniature_is_byte_equal_and_stacked_names_are_read(tmp_path):
     (tmp_path / "stacked" / "config.json").write_bytes((source / "config.json").read_bytes())
     again = from_pretrained(tmp_path / "stacked", dtype=None)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    mixed = stacked | {"model.layers.0.mlp.experts.0.gate_proj.weight": before["model.layers.0.mlp.experts.0.gate_proj.weight"]}
+    mixed = stacked | {
+        "model.layers.0.mlp.experts.0.gate_proj.weight": before["model.layers.0.mlp.experts.0.gate_proj.weight"]
+    }
     save_file(mixed, tmp_path / "stacked" / "model.safetensors")
     with pytest.raises(LmlabError, match="both stacked and one by one"):
         from_pretrained(tmp_path / "stacked")
@@ -540,7 +602,9 @@ def test_a_saved_miniature_is_byte_equal_and_stacked_names_are_read(tmp_path):
 )
 @torch.no_grad()
 def test_both_ways_to_transformers_with_equal_logits(settings, tmp_path):
-    shape = {key: settings.pop(key) for key in list(settings) if key in ("num_kv_heads", "vocab_size", "tie_embeddings")}
+    shape = {
+        key: settings.pop(key) for key in list(settings) if key in ("num_kv_heads", "vocab_size", "tie_embeddings")
+    }
     model = Transformer(ModelConfig(**{**BASE, **shape}, moe={**EXPERTS, **settings})).initialize(0).eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)

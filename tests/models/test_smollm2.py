@@ -67,7 +67,10 @@ def test_logits_equal_those_of_transformers(side, models, directory):
     torch.testing.assert_close(ours(ids, attention_mask_BT=mask).logits_BTV[mask], expected, atol=1e-4, rtol=0)
     if side == "left":
         cache = KVCache(ours.config, len(ids), ids.shape[1])
-        pieces = [ours(ids[:, part], attention_mask_BT=mask[:, part], cache=cache).logits_BTV for part in torch.arange(ids.shape[1]).tensor_split(3)]
+        pieces = [
+            ours(ids[:, part], attention_mask_BT=mask[:, part], cache=cache).logits_BTV
+            for part in torch.arange(ids.shape[1]).tensor_split(3)
+        ]
         torch.testing.assert_close(torch.cat(pieces, 1)[mask], expected, atol=1e-4, rtol=0)
 
 
@@ -77,7 +80,9 @@ def test_greedy_tokens_equal_those_of_transformers(models, directory):
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     ids, mask = batch(prompts, "left")
     end = tokenizer.eos_id
-    rows = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=64, do_sample=False, pad_token_id=end)[:, ids.shape[1] :].tolist()
+    rows = theirs.generate(ids, attention_mask=mask.long(), max_new_tokens=64, do_sample=False, pad_token_id=end)[
+        :, ids.shape[1] :
+    ].tolist()
     found = generate(ours, prompts, GenerationConfig(max_new_tokens=64, temperature=0, eos_ids=(end,)))
     assert [each[0].ids for each in found] == [row[: row.index(end)] if end in row else row for row in rows]
     assert "Paris" in tokenizer.decode(found[0][0].ids)
@@ -90,7 +95,9 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize("messages", [MESSAGES, MESSAGES[:1], [{"role": "system", "content": "Be brief."}, *MESSAGES]], ids=len)
+@pytest.mark.parametrize(
+    "messages", [MESSAGES, MESSAGES[:1], [{"role": "system", "content": "Be brief."}, *MESSAGES]], ids=len
+)
 @pytest.mark.parametrize("opened", [True, False])
 def test_the_chat_template_gives_the_ids_of_transformers(opened, messages, directory):
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
@@ -100,7 +107,9 @@ def test_the_chat_template_gives_the_ids_of_transformers(opened, messages, direc
 
 def test_a_chat_by_the_command_line_remembers_what_was_said(directory):
     lines = "What is the capital of France?\nAnd of Italy?\n/reset\nSay hello.\n"
-    result = CliRunner().invoke(app, ["chat", "--model", str(directory), "--temperature", "0", "--max-new-tokens", "24"], input=lines)
+    result = CliRunner().invoke(
+        app, ["chat", "--model", str(directory), "--temperature", "0", "--max-new-tokens", "24"], input=lines
+    )
     assert result.exit_code == 0, result.output
     assert "capital of Italy is Rome" in result.output.split("Paris", 1)[1]
     assert "Rome" not in result.output.splitlines()[-1]

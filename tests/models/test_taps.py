@@ -19,7 +19,9 @@ def test_listening_changes_nothing_and_everything_is_seen(kind, make_model, ids)
     output = model(ids, taps=seen)
     close(output.logits_BTV, model(ids).logits_BTV)
     unseen = [name for name in tap_names(2) if name not in seen.values]
-    assert unseen == ([] if kind != "olmoe" else [f"blocks.{layer}.ffn.hidden" for layer in range(2)])  # each expert has its own
+    assert unseen == (
+        [] if kind != "olmoe" else [f"blocks.{layer}.ffn.hidden" for layer in range(2)]
+    )  # each expert has its own
 
 
 @pytest.mark.parametrize("kind", KINDS)

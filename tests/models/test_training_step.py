@@ -7,7 +7,15 @@ import torch
 
 from lmlab.models import ModelConfig, Transformer
 
-SIZES = {"vocab_size": 97, "num_layers": 2, "d_model": 64, "num_heads": 4, "num_kv_heads": 2, "d_ff": 96, "max_seq_len": 64}
+SIZES = {
+    "vocab_size": 97,
+    "num_layers": 2,
+    "d_model": 64,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "d_ff": 96,
+    "max_seq_len": 64,
+}
 
 
 def losses(compiled: bool, precision: str, steps: int, packed: bool = False, **changes) -> list[float]:
@@ -37,14 +45,22 @@ def losses(compiled: bool, precision: str, steps: int, packed: bool = False, **c
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-3)])
 def test_a_compiled_step_has_no_graph_breaks_and_gives_the_same_losses(precision, tolerance, packed):
     torch._dynamo.reset()
-    torch.testing.assert_close(losses(True, precision, 4, packed), losses(False, precision, 4, packed), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        losses(True, precision, 4, packed), losses(False, precision, 4, packed), atol=tolerance, rtol=tolerance
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [{"qk_norm": "head", "qkv_bias": True}, {"norm": "layernorm", "positions": "learned", "gated": False}], ids=str)
+@pytest.mark.parametrize(
+    "features",
+    [{"qk_norm": "head", "qkv_bias": True}, {"norm": "layernorm", "positions": "learned", "gated": False}],
+    ids=str,
+)
 def test_other_features_compile_too(features):
     torch._dynamo.reset()
-    torch.testing.assert_close(losses(True, "fp32", 2, **features), losses(False, "fp32", 2, **features), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        losses(True, "fp32", 2, **features), losses(False, "fp32", 2, **features), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -23,14 +23,20 @@ def test_parameter_count_is_exact(kind, changes, make_model):
     model = make_model(kind, **changes)
     assert model.config.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
     tables = [model.embedding.weight] + ([model.position_embedding.weight] if model.position_embedding else [])
-    assert model.config.num_parameters(embedding=False) == model.config.num_parameters() - sum(table.numel() for table in tables)
+    assert model.config.num_parameters(embedding=False) == model.config.num_parameters() - sum(
+        table.numel() for table in tables
+    )
 
 
 def test_a_large_model_can_be_counted_without_memory():
-    config = ModelConfig(vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, d_ff=14_336, tie_embeddings=False)
+    config = ModelConfig(
+        vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, d_ff=14_336, tie_embeddings=False
+    )
     with torch.device("meta"):
         model = Transformer(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters() == 8_030_261_248  # Llama 3 8B
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters() == 8_030_261_248
+    )  # Llama 3 8B
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -58,11 +64,15 @@ def test_packed_documents_equal_the_same_documents_alone(kind, make_model, ids):
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_mix_of_lengths_can_be_packed(data):
-    """Rows of several blocks of queries, with documents of one token, of whole blocks, and across blocks; the loss too."""
+    """Rows of several blocks of queries, with documents of one token, of whole blocks, and across blocks; the
+    loss too.
+    """
     kind = data.draw(st.sampled_from(ALL))
     model = random_model(kind, max_seq_len=320)
     lengths = data.draw(
-        st.lists(st.sampled_from([1, 2, 7, 64, 127, 128, 129]) | st.integers(1, 150), min_size=1, max_size=6).filter(lambda x: sum(x) <= 320)
+        st.lists(st.sampled_from([1, 2, 7, 64, 127, 128, 129]) | st.integers(1, 150), min_size=1, max_size=6).filter(
+            lambda x: sum(x) <= 320
+        )
     )
     ids = torch.randint(0, 61, (2, sum(lengths)), generator=torch.Generator().manual_seed(sum(lengths)))
     documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).expand(2, -1)
@@ -80,7 +90,9 @@ def test_gradients_of_packed_documents_are_those_of_the_documents(make_model, id
     for part in ids.split(lengths, 1):
         (alone(part, labels_BT=part).loss.sum / ids.numel()).backward()
     for (name, ours), theirs in zip(packed.named_parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_boundaries_may_differ_between_the_rows_of_a_batch(make_model, ids):
@@ -134,7 +146,9 @@ def test_left_padded_rows_equal_unpadded_rows(kind, make_model, ids):
         close(logits[row, -length:], model(ids[row : row + 1, -length:]).logits_BTV[0])
 
 
-@pytest.mark.parametrize("pieces", [[1] * 17, [10, 1, 1, 1, 1, 1, 1, 1], [4, 5, 8]], ids=["token by token", "prompt first", "pieces"])
+@pytest.mark.parametrize(
+    "pieces", [[1] * 17, [10, 1, 1, 1, 1, 1, 1, 1], [4, 5, 8]], ids=["token by token", "prompt first", "pieces"]
+)
 @pytest.mark.parametrize("kind", ALL)
 def test_a_cached_pass_equals_the_full_pass(kind, pieces, make_model, ids):
     model = make_model(kind)
@@ -173,7 +187,9 @@ def test_a_full_cache_refuses_more_tokens(make_model, ids):
 def test_explicit_positions_replace_the_default_ones(make_model, ids):
     model = make_model("gpt2")
     close(model(ids, position_ids_BT=torch.arange(17).expand(3, -1)).logits_BTV, model(ids).logits_BTV)
-    assert not torch.allclose(model(ids, position_ids_BT=torch.arange(3, 20).expand(3, -1)).logits_BTV, model(ids).logits_BTV, atol=1e-2)
+    assert not torch.allclose(
+        model(ids, position_ids_BT=torch.arange(3, 20).expand(3, -1)).logits_BTV, model(ids).logits_BTV, atol=1e-2
+    )
 
 
 def test_rotary_logits_depend_on_relative_positions_only(make_model, ids):
@@ -211,7 +227,11 @@ def test_the_output_of_attention_is_linear_in_the_value_input(make_model):
     attention = make_model().blocks[0].attention
     x, a, b = torch.randn(3, 2, 7, 32, generator=torch.Generator().manual_seed(0)).unbind(0)
     context = AttentionContext(Visibility(x.shape[1], x.shape[1]))
-    close(attention(x, context, value=2 * a + b), 2 * attention(x, context, value=a) + attention(x, context, value=b), 1e-4)
+    close(
+        attention(x, context, value=2 * a + b),
+        2 * attention(x, context, value=a) + attention(x, context, value=b),
+        1e-4,
+    )
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -239,7 +259,10 @@ def test_a_model_built_on_the_meta_device_can_be_initialised(make_model):
     with torch.device("meta"):
         model = Transformer(config)
     model = model.to_empty(device="cpu").initialize(3)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), Transformer(config).initialize(3).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.parameters(), Transformer(config).initialize(3).parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,13 +318,20 @@ def test_schemes_of_initialisation(init, output_init, scale, kind, ids):
 
 def test_the_initialisation_of_olmo_1_goes_by_width_and_depth():
     sizes = {"vocab_size": 61, "num_layers": 3, "d_model": 128, "num_heads": 4, "ffn": "moe", "tie_embeddings": False}
-    model = Transformer(ModelConfig(**sizes, moe={"num_experts": 4, "top_k": 2, "expert_hidden_size": 256}, init="mitchell")).initialize(0)
+    model = Transformer(
+        ModelConfig(**sizes, moe={"num_experts": 4, "top_k": 2, "expert_hidden_size": 256}, init="mitchell")
+    ).initialize(0)
     wide, inner, cut = 128**-0.5, 256**-0.5, 0.9866
     expected = {
-        "embedding.weight": wide, "head.weight": wide, "blocks.2.attention.query.weight": wide, "blocks.2.ffn.experts.gate_up": wide,
-        "blocks.0.attention.output.weight": wide / 2**0.5, "blocks.2.attention.output.weight": wide / 6**0.5,
-        "blocks.0.ffn.experts.down": inner / 2**0.5, "blocks.1.ffn.experts.down": inner / 2,
-    }  # fmt: skip
+        "embedding.weight": wide,
+        "head.weight": wide,
+        "blocks.2.attention.query.weight": wide,
+        "blocks.2.ffn.experts.gate_up": wide,
+        "blocks.0.attention.output.weight": wide / 2**0.5,
+        "blocks.2.attention.output.weight": wide / 6**0.5,
+        "blocks.0.ffn.experts.down": inner / 2**0.5,
+        "blocks.1.ffn.experts.down": inner / 2,
+    }
     for name, std in expected.items():
         drawn = model.get_parameter(name)
         assert drawn.std().item() == pytest.approx(std * cut, rel=0.04), name
@@ -315,7 +345,10 @@ def test_the_base_of_rotary_positions_changes_at_run_time(make_model, ids):
     close(model(ids).logits_BTV, other(ids).logits_BTV)
     assert not torch.allclose(model(ids).logits_BTV, before, atol=1e-3)
     model.set_rope(scaling=RopeScaling(type="linear", factor=2.0))
-    close(model(ids).logits_BTV, make_model("llama", rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})(ids).logits_BTV)
+    close(
+        model(ids).logits_BTV,
+        make_model("llama", rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2.0})(ids).logits_BTV,
+    )
     with pytest.raises(ValueError, match="learned positions has no rotary"):
         make_model("gpt2").set_rope(theta=500.0)
 
@@ -326,7 +359,9 @@ def test_the_gradient_of_a_tied_table_is_that_of_both_its_uses(kind, make_model,
     fused(ids, labels_BT=ids).loss.mean.backward()
     torch.nn.functional.cross_entropy(plain(ids).logits_BTV.flatten(0, 1), ids.flatten()).backward()
     for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_losses_of_two_passes_can_be_added(make_model, ids):
@@ -346,7 +381,8 @@ def test_gradients_agree_with_finite_differences(kind, make_model, ids):
     assert torch.autograd.gradcheck(lambda x: model(inputs_embeds_BTD=x).logits_BTV, (embedded,), fast_mode=True)
     direction = torch.randn(embedded.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     above, loss, below = (
-        model(inputs_embeds_BTD=embedded + step * direction, labels_BT=ids[:1, :5], z_loss=0.1).loss.sum for step in (1e-6, 0, -1e-6)
+        model(inputs_embeds_BTD=embedded + step * direction, labels_BT=ids[:1, :5], z_loss=0.1).loss.sum
+        for step in (1e-6, 0, -1e-6)
     )
     (gradient,) = torch.autograd.grad(loss, embedded)
     close((gradient * direction).sum(), (above - below) / 2e-6)

@@ -19,7 +19,9 @@ def test_a_network_without_norms_or_causal_order_equals_its_formula(make_model, 
         out = inputs @ weights[f"blocks.0.{name}.weight"].T
         return out + weights[f"blocks.0.{name}.bias"]
 
-    q, k, v = (project(f"attention.{part}", x).unflatten(-1, (4, 5)).transpose(1, 2) for part in ("query", "key", "value"))
+    q, k, v = (
+        project(f"attention.{part}", x).unflatten(-1, (4, 5)).transpose(1, 2) for part in ("query", "key", "value")
+    )
     x = x + project("attention.output", ((q @ k.mT / 5**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
     x = x + project("ffn.down", project("ffn.up", x).relu())
     assert torch.allclose(model(ids).logits_BTV, x @ weights["head.weight"].T, rtol=1e-3, atol=1e-3)
@@ -66,7 +68,15 @@ def test_parts_of_blocks_add_up_to_the_forward_pass(make_model, ids, kind):
 def test_outputs_of_single_experts_add_up(make_model, ids):
     for changes in (
         {},
-        {"moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 24, "num_shared_experts": 1, "shared_expert_combine": "weighted_mean"}},
+        {
+            "moe": {
+                "num_experts": 4,
+                "top_k": 2,
+                "expert_hidden_size": 24,
+                "num_shared_experts": 1,
+                "shared_expert_combine": "weighted_mean",
+            }
+        },
     ):
         model = make_model("olmoe", **changes)
         x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))

@@ -27,10 +27,17 @@ class CountingRows:
         sequence = (index + (1 + index % 3) * np.arange(17)) % 50
         labels = sequence[1:].copy()
         labels[: index % 5] = -100
-        return {"input_ids": sequence[:-1], "labels": labels, "document_ids": np.zeros(16, np.int64), "domain_ids": np.full(16, index % 2)}
+        return {
+            "input_ids": sequence[:-1],
+            "labels": labels,
+            "document_ids": np.zeros(16, np.int64),
+            "domain_ids": np.full(16, index % 2),
+        }
 
 
-def counting_trainer(directory: Path, config: TrainerConfig, meta: bool = False, step_function: Any = None, **options: Any) -> Trainer:
+def counting_trainer(
+    directory: Path, config: TrainerConfig, meta: bool = False, step_function: Any = None, **options: Any
+) -> Trainer:
     """A trainer of this process's share; with `meta` the weights are filled after they were spread."""
     place = world()
     loader = Loader(CountingRows(), config.batch_size, 3, place.rank, place.size)
@@ -50,7 +57,9 @@ def keep_gradients(trainer: Trainer, directory: Path) -> None:
         norm = clip(count)
         if trainer.step == 0:
             gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
-            whole = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gradients.items()}
+            whole = {
+                name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gradients.items()
+            }
             if world().is_main:
                 torch.save({name: each.cpu().clone() for name, each in whole.items()}, directory / "gradients.pt")
         return norm

@@ -1,8 +1,10 @@
-"""Trains in child processes that are killed at random moments, half of them while a checkpoint is written, until one finishes.
+"""Trains in child processes that are killed at random moments, half of them while a checkpoint is written, until one
+finishes.
 
 `killed.py DIRECTORY SETTINGS NUM_KILLS SEED`
 
-The children are forked from this process, which has imported everything and computed nothing, so that each lives for a fraction of a second.
+The children are forked from this process, which has imported everything and computed nothing, so that each lives for a
+fraction of a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A training of a small mixture of experts by one of several processes, for the tests: `torchrun moe_worker.py DIRECTORY SETTINGS`."""
+"""A training of a small mixture of experts by one of several processes, for the tests: `torchrun moe_worker.py
+DIRECTORY SETTINGS`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ SPARSE = ModelConfig(
     num_heads=2,
     max_seq_len=32,
     ffn="moe",
-    moe={"num_experts": 4, "top_k": 2, "expert_hidden_size": 12, "load_balancing_loss": {"coef": 0.1}, "bias_update_rate": 0.001},
+    moe={
+        "num_experts": 4,
+        "top_k": 2,
+        "expert_hidden_size": 12,
+        "load_balancing_loss": {"coef": 0.1},
+        "bias_update_rate": 0.001,
+    },
 )
 
 
@@ -44,7 +52,9 @@ def sparse_trainer(directory: Path, config: TrainerConfig, meta: bool = False) -
         model = Transformer(SPARSE)
     model = model if meta else model.initialize(0)
     step = routed(language_model_step_by_domain(["text"]), SPARSE)
-    return Trainer(model, step, loader, config, directory, tokens_per_row=16, materialize=lambda model: model.initialize(0))
+    return Trainer(
+        model, step, loader, config, directory, tokens_per_row=16, materialize=lambda model: model.initialize(0)
+    )
 
 
 if __name__ == "__main__":

@@ -19,15 +19,33 @@ from lmlab.models import Transformer
 from lmlab.train import TrainerConfig, checkpoints, load_checkpoint, read_metrics
 
 _WORKER = Path(__file__).with_name("worker.py")
-_SETTINGS = {"steps": 6, "batch_size": 8, "micro_batch_size": 2, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 3}
+_SETTINGS = {
+    "steps": 6,
+    "batch_size": 8,
+    "micro_batch_size": 2,
+    "precision": "fp32",
+    "device": "cpu",
+    "log_every": 1,
+    "checkpoint_every": 3,
+}
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 
 
 def _train(directory: Path, processes: int, **settings) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(_WORKER)]
-    done = subprocess.run([*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(_WORKER),
+    ]
+    done = subprocess.run(
+        [*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -61,9 +79,14 @@ def test_several_processes_train_as_one_does(tmp_path, processes, settings):
     trainer.fit()
     _train(tmp_path / "many", processes, **settings)
     gradients = [torch.load(tmp_path / name / "gradients.pt", weights_only=True) for name in ("one", "many")]
-    assert gradients[0].keys() == gradients[1].keys() and max(float(each.abs().max()) for each in gradients[0].values()) > 0.01
+    assert (
+        gradients[0].keys() == gradients[1].keys()
+        and max(float(each.abs().max()) for each in gradients[0].values()) > 0.01
+    )
     for name, each in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], each, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradients[1][name], each, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "many"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     one, many = _weights(tmp_path / "one"), _weights(tmp_path / "many")
@@ -77,7 +100,10 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_four_and_back(t
     for steps, processes in ((3, 2), (6, 1), (9, 4), (12, 2)):
         settings = {"schedule": {"kind": "constant", "warmup_fraction": 0}, "steps": steps}
         _train(tmp_path / "many", processes, **settings)
-    counting_trainer(tmp_path / "one", TrainerConfig(**{**_SETTINGS, "steps": 12, "schedule": {"kind": "constant", "warmup_fraction": 0}})).fit()
+    counting_trainer(
+        tmp_path / "one",
+        TrainerConfig(**{**_SETTINGS, "steps": 12, "schedule": {"kind": "constant", "warmup_fraction": 0}}),
+    ).fit()
     for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "many"), strict=True):
         assert mine == pytest.approx(theirs, rel=2e-5)
 
@@ -94,7 +120,9 @@ def test_every_process_stops_when_the_launcher_is_told_to(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(_WORKER)]
     settings = {**_SETTINGS, "steps": 100_000, "checkpoint_every": 100_000}
     with open(tmp_path / "err", "w") as err:
-        process = subprocess.Popen([*command, str(tmp_path / "run"), json.dumps(settings)], stderr=err, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "run"), json.dumps(settings)], stderr=err, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 120
         while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3 and time.monotonic() < deadline:

@@ -24,7 +24,10 @@ def _step(model: Transformer, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
         return tensor
 
     ids = torch.randint(0, _SHAPE.vocab_size, (_ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+    ):
         loss = model(ids, labels_BT=ids, document_ids_BT=torch.zeros_like(ids)).loss.sum
     return loss, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -51,7 +54,9 @@ def test_activations_are_estimated_on_the_safe_side(dtype):
 
 
 def test_shares_of_many_processes_add_up():
-    """To gather n bytes among s processes each receives n (s - 1) / s; a sum within copies takes as much, one between copies twice as much."""
+    """To gather n bytes among s processes each receives n (s - 1) / s; a sum within copies takes as much, one between
+    copies twice as much.
+    """
     batch = 64
     sizes = {"fsdp": (1, 16), "data": (16, 1), "hybrid": (2, 8)}
     parameters = _SHAPE.num_parameters()
@@ -61,5 +66,7 @@ def test_shares_of_many_processes_add_up():
         assert found.weights == 4 * parameters // shares
         micro_batches, received = batch // 16 // 2, parameters * (shares - 1) // shares
         assert found.gather_bytes == 2 * 2 * micro_batches * received
-        assert found.reduce_bytes == pytest.approx(4 * micro_batches * received + 4 * 2 * parameters / shares * (copies - 1) / copies, rel=1e-3)
+        assert found.reduce_bytes == pytest.approx(
+            4 * micro_batches * received + 4 * 2 * parameters / shares * (copies - 1) / copies, rel=1e-3
+        )
         assert found.flops == _SHAPE.flops_per_token(_TOKENS) * batch * _TOKENS / 16

@@ -17,15 +17,33 @@ from lmlab.train import ParallelConfig, TrainerConfig, checkpoints, load_checkpo
 
 _WORKER = Path(__file__).with_name("moe_worker.py")
 _SETTINGS = {"steps": 4, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 2}
-_FIGURES = ("loss", "task_loss", "gradient_norm", "load_balancing_loss", "router_z_loss", "routing/max_load", "routing/entropy")
+_FIGURES = (
+    "loss",
+    "task_loss",
+    "gradient_norm",
+    "load_balancing_loss",
+    "router_z_loss",
+    "routing/max_load",
+    "routing/entropy",
+)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 
 
 def _train(directory: Path, processes: int, **settings) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(_WORKER)]
-    done = subprocess.run([*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(_WORKER),
+    ]
+    done = subprocess.run(
+        [*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -47,14 +65,18 @@ def one(tmp_path_factory) -> Path:
     [
         (2, {"parallel": {"expert_parallel": 2}}),
         (2, {"parallel": {"kind": "fsdp"}, "meta": True}),
-        pytest.param(4, {"parallel": {"expert_parallel": 2}, "meta": True, "recompute_blocks": 1}, marks=pytest.mark.slow),
+        pytest.param(
+            4, {"parallel": {"expert_parallel": 2}, "meta": True, "recompute_blocks": 1}, marks=pytest.mark.slow
+        ),
     ],
     ids=["experts", "fsdp", "experts-and-fsdp"],
 )
 def test_spread_experts_give_the_losses_gradients_and_weights_of_one_process(one, tmp_path, processes, settings):
     _train(tmp_path, processes, **settings)
     for mine, theirs in zip(read_metrics(one / "metrics.jsonl"), read_metrics(tmp_path / "metrics.jsonl"), strict=True):
-        assert [mine[name] for name in _FIGURES] == pytest.approx([theirs[name] for name in _FIGURES], abs=1e-5, rel=1e-5)
+        assert [mine[name] for name in _FIGURES] == pytest.approx(
+            [theirs[name] for name in _FIGURES], abs=1e-5, rel=1e-5
+        )
     expected = _weights(one)
     for name, weight in _weights(tmp_path).items():
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
@@ -74,6 +96,20 @@ def test_a_checkpoint_of_spread_experts_goes_on_without_spreading_and_back(tmp_p
 def test_impossible_spreads_are_refused(tmp_path):
     with pytest.raises(ValidationError, match="expert_parallel 2 belongs to the kind fsdp"):
         ParallelConfig(kind="data", expert_parallel=2)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(_WORKER), str(tmp_path)]
-    done = subprocess.run([*command, json.dumps({**_SETTINGS, "parallel": {"expert_parallel": 3}})], capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(_WORKER),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [*command, json.dumps({**_SETTINGS, "parallel": {"expert_parallel": 3}})],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode and "parallel.expert_parallel 3 does not divide the 2 processes" in done.stderr

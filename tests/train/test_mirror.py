@@ -12,7 +12,14 @@ from counting import counting_trainer
 from lmlab.errors import LmlabError, UserError
 from lmlab.train import TrainerConfig, checkpoints, read_metrics, verify_checkpoint
 
-_SETTINGS = {"batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 2}
+_SETTINGS = {
+    "batch_size": 4,
+    "precision": "fp32",
+    "device": "cpu",
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 2,
+}
 
 
 def _losses(directory):
@@ -32,11 +39,17 @@ def test_a_run_goes_on_from_its_mirror_where_nothing_else_is_left(tmp_path, kind
     with pytest.raises(RuntimeError):
         counting_trainer(tmp_path / "here", first.model_copy(update={"evaluate_every": 7}), evaluate=fail).fit()
     system, path = fsspec.core.url_to_fs(url)
-    assert sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False)) == ["step-00000004", "step-00000006"]
+    assert sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False)) == [
+        "step-00000004",
+        "step-00000006",
+    ]
     shutil.rmtree(tmp_path / "here" / "checkpoints")
     counting_trainer(tmp_path / "here", first).fit()
     assert _losses(tmp_path / "here") == _losses(tmp_path / "whole")
-    assert sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False)) == ["step-00000008", "step-00000010"]
+    assert sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False)) == [
+        "step-00000008",
+        "step-00000010",
+    ]
 
 
 def test_a_run_goes_on_from_a_bucket(tmp_path, s3):
@@ -80,7 +93,9 @@ def test_a_store_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
 def test_a_mirror_that_cannot_be_written_is_named_and_the_checkpoint_is_kept(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(LmlabError, match="mirror 'file://"):
-        counting_trainer(tmp_path / "run", TrainerConfig(steps=4, mirror=f"file://{tmp_path}/file/x", **_SETTINGS)).fit()
+        counting_trainer(
+            tmp_path / "run", TrainerConfig(steps=4, mirror=f"file://{tmp_path}/file/x", **_SETTINGS)
+        ).fit()
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002"]
 
 

@@ -23,7 +23,9 @@ def test_rmsprop_takes_the_steps_of_torch_and_its_state_comes_back():
             each.zero_grad()
         if number == 1:  # as a resumed training does
             state = {name: tensor.clone() for name, tensor in ours.state_tensors().items()}
-            ours = Optimizers(model, OptimizerConfig(name="rmsprop", learning_rate=1e-2, weight_decay=0, betas=(0.9, 0.99)))
+            ours = Optimizers(
+                model, OptimizerConfig(name="rmsprop", learning_rate=1e-2, weight_decay=0, betas=(0.9, 0.99))
+            )
             ours.load_state_tensors(state)
     for mine, expected in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, expected)

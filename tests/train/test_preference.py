@@ -28,7 +28,9 @@ from lmlab.train import (
     simpo_step,
 )
 
-CONFIG = ModelConfig(vocab_size=50, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, d_ff=40, max_seq_len=32, init_std=0.5)
+CONFIG = ModelConfig(
+    vocab_size=50, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, d_ff=40, max_seq_len=32, init_std=0.5
+)
 SEQ_LEN = 14
 
 
@@ -46,7 +48,12 @@ def examples(count: int, seed: int = 0) -> list[tuple[Example, int]]:
     found = []
     for _ in range(count):
         prompt, answer = random.integers(2, 7), random.integers(1, 8)
-        found.append((Example(random.integers(0, 50, prompt + answer).tolist(), [0] * int(prompt) + [1] * int(answer)), int(prompt)))
+        found.append(
+            (
+                Example(random.integers(0, 50, prompt + answer).tolist(), [0] * int(prompt) + [1] * int(answer)),
+                int(prompt),
+            )
+        )
     return found
 
 
@@ -69,7 +76,9 @@ def stack(rows):
 def by_hand(network: Transformer, example: Example) -> torch.Tensor:
     """Sum of log p(next) over the learned tokens, without padding, from plain logits."""
     log_probs = network(torch.tensor([example.ids[:-1]])).logits_BTV[0].log_softmax(-1)
-    return sum(log_probs[at, id] for at, (id, keep) in enumerate(zip(example.ids[1:], example.mask[1:], strict=True)) if keep)
+    return sum(
+        log_probs[at, id] for at, (id, keep) in enumerate(zip(example.ids[1:], example.mask[1:], strict=True)) if keep
+    )
 
 
 def gradients(loss, network):
@@ -81,22 +90,32 @@ def assert_same_gradients(ours, theirs, network):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"vocab_multiple": 64}], ids=["tied", "untied", "padded"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": False}, {"vocab_multiple": 64}], ids=["tied", "untied", "padded"]
+)
 def test_sequence_log_probs_are_those_of_plain_logits_with_gradients(changes):
     network = exact(**changes)
     batch = stack(PreferenceRows(pairs(), SEQ_LEN))
-    sums, counts = sequence_log_probs(network, batch["chosen_input_ids"], batch["chosen_labels"], batch["chosen_document_ids"])
+    sums, counts = sequence_log_probs(
+        network, batch["chosen_input_ids"], batch["chosen_labels"], batch["chosen_document_ids"]
+    )
     expected = torch.stack([by_hand(network, pair.chosen) for pair in pairs()])
     torch.testing.assert_close(sums, expected, atol=1e-5, rtol=1e-5)
     assert counts.tolist() == [sum(pair.chosen.mask) for pair in pairs()]
     weights = torch.arange(1.0, 6, dtype=torch.double)
-    assert_same_gradients((weights * sums.sigmoid()).sum() + sums @ weights, (weights * expected.sigmoid()).sum() + expected @ weights, network)
+    assert_same_gradients(
+        (weights * sums.sigmoid()).sum() + sums @ weights,
+        (weights * expected.sigmoid()).sum() + expected @ weights,
+        network,
+    )
 
 
 @pytest.mark.parametrize("block_size", [1, 5, None])
 def test_token_log_probs_in_blocks_have_the_gradients_of_torch(block_size):
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_() for shape in ((3, 7, 8), (20, 8)))
+    hidden, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_() for shape in ((3, 7, 8), (20, 8))
+    )
     labels = torch.randint(0, 17, (3, 7), generator=generator)
     labels[:, ::3] = -100
     scale = torch.randn(3, 7, generator=generator, dtype=torch.double)
@@ -116,18 +135,25 @@ def closed_form(config: DPOConfig, chosen, rejected, lengths):
     if config.loss == "hinge":
         return (1 - config.beta * lead).clamp(min=0)
     smoothing = config.label_smoothing
-    return -(1 - smoothing) * torch.log(1 / (1 + torch.exp(-config.beta * lead))) - smoothing * torch.log(1 / (1 + torch.exp(config.beta * lead)))
+    return -(1 - smoothing) * torch.log(1 / (1 + torch.exp(-config.beta * lead))) - smoothing * torch.log(
+        1 / (1 + torch.exp(config.beta * lead))
+    )
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"label_smoothing": 0.2}, {"loss": "ipo"}, {"loss": "hinge"}, {"length_normalized": True, "beta": 5.0}], ids=str
+    "settings",
+    [{}, {"label_smoothing": 0.2}, {"loss": "ipo"}, {"loss": "hinge"}, {"length_normalized": True, "beta": 5.0}],
+    ids=str,
 )
 def test_dpo_is_its_closed_form(settings):
     config, network, frozen = DPOConfig(**settings), exact(), exact(1)
     both = [(pair.chosen, pair.rejected) for pair in pairs()]
     with torch.no_grad():
         reference = [torch.stack([by_hand(frozen, pair[side]) for pair in both]) for side in (0, 1)]
-    batch = stack(PreferenceRows(pairs(), SEQ_LEN)) | {"reference_chosen": reference[0], "reference_rejected": reference[1]}
+    batch = stack(PreferenceRows(pairs(), SEQ_LEN)) | {
+        "reference_chosen": reference[0],
+        "reference_rejected": reference[1],
+    }
     output = dpo_step(config)(network, batch)
     ratios = [torch.stack([by_hand(network, pair[side]) for pair in both]) - reference[side] for side in (0, 1)]
     expected = closed_form(config, *ratios, [torch.tensor([sum(pair[side].mask) for pair in both]) for side in (0, 1)])
@@ -158,15 +184,25 @@ def test_kto_is_its_closed_form():
         ids = this.example.ids[: this.prompt_length] + other.example.ids[other.prompt_length :]
         mismatched.append(Example(ids, [0] * this.prompt_length + [1] * (len(ids) - this.prompt_length)))
     with torch.no_grad():
-        references = [torch.stack([by_hand(frozen, each) for each in both]) for both in ([item.example for item in items], mismatched)]
+        references = [
+            torch.stack([by_hand(frozen, each) for each in both])
+            for both in ([item.example for item in items], mismatched)
+        ]
         divergence = (torch.stack([by_hand(network, each) for each in mismatched]) - references[1]).mean()
     expected = 0.0
     for shift in (0.0, 100.0):  # a divergence below 0 counts as 0
         z = (divergence - shift).clamp(min=0)
-        output = kto_step(KTOConfig(desirable_weight=2.0))(network, batch | {"reference": references[0], "reference_kl": references[1] + shift})
-        ratios = [by_hand(network, item.example) - reference for item, reference in zip(items, references[0], strict=True)]
+        output = kto_step(KTOConfig(desirable_weight=2.0))(
+            network, batch | {"reference": references[0], "reference_kl": references[1] + shift}
+        )
+        ratios = [
+            by_hand(network, item.example) - reference for item, reference in zip(items, references[0], strict=True)
+        ]
         signed = zip(items, ratios, strict=True)
-        expected = sum((2 * (1 - torch.sigmoid(0.1 * (r - z)))) if item.desirable else 1 - torch.sigmoid(0.1 * (z - r)) for item, r in signed)
+        expected = sum(
+            (2 * (1 - torch.sigmoid(0.1 * (r - z)))) if item.desirable else 1 - torch.sigmoid(0.1 * (z - r))
+            for item, r in signed
+        )
         torch.testing.assert_close(output.loss_sum, expected, atol=1e-5, rtol=1e-5)
         assert float(output.sums["kl"][0] / output.sums["kl"][1]) == pytest.approx(float(z), abs=1e-5)
     assert_same_gradients(output.loss_sum, expected, network)
@@ -185,7 +221,7 @@ def test_supervised_loss_of_a_masked_row_is_that_of_transformers(tmp_path):
     network = model()
     save_pretrained(network, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    (example, _) = examples(1)[0]
+    example, _ = examples(1)[0]
     row = {name: torch.from_numpy(values)[None] for name, values in example_row(example, SEQ_LEN).items()}
     output = language_model_step(network, row)
     labels = torch.tensor([[id if keep else -100 for id, keep in zip(example.ids, example.mask, strict=True)]])
@@ -232,10 +268,19 @@ def test_the_loop_learns_preferences(method, tmp_path):
     network = model()
     figures = reference_log_probs(network, make(made, SEQ_LEN), tmp_path / "reference", device="cpu", precision="fp32")
     loader = Loader(make(made, SEQ_LEN, reference=figures), 4, seed=0)
-    config = TrainerConfig(steps=20, batch_size=4, precision="fp32", device="cpu", log_every=1, optimizer=OptimizerConfig(learning_rate=3e-3))
+    config = TrainerConfig(
+        steps=20,
+        batch_size=4,
+        precision="fp32",
+        device="cpu",
+        log_every=1,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+    )
     step = dpo_step(DPOConfig()) if method == "dpo" else kto_step(KTOConfig())
     Trainer(network, step, loader, config, tmp_path / "run").fit()
     course = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert course[0]["loss"] == pytest.approx(np.log(2) if method == "dpo" else 0.5, abs=1e-5)  # the model is the reference
+    assert course[0]["loss"] == pytest.approx(
+        np.log(2) if method == "dpo" else 0.5, abs=1e-5
+    )  # the model is the reference
     assert course[-1]["loss"] < course[0]["loss"] - 0.1
     assert course[-1]["rewards_chosen"] > course[-1]["rewards_rejected"]

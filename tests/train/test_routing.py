@@ -36,15 +36,23 @@ def sparse(**moe) -> Transformer:
 
 def batch(rows: int = 4, length: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 50, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:].clone(), "document_ids": torch.zeros(rows, length, dtype=torch.long)}
+    return {
+        "input_ids": ids[:, :-1],
+        "labels": ids[:, 1:].clone(),
+        "document_ids": torch.zeros(rows, length, dtype=torch.long),
+    }
 
 
 def test_losses_enter_what_is_learned_and_are_logged_as_they_are_and_weighted(tmp_path):
     sparse_trainer(tmp_path, TrainerConfig(**SETTINGS)).fit()
     for row in read_metrics(tmp_path / "metrics.jsonl"):
         assert row["load_balancing_loss_weighted"] == pytest.approx(0.1 * row["load_balancing_loss"])
-        assert row["loss"] == pytest.approx(row["task_loss"] + row["load_balancing_loss_weighted"] + row["router_z_loss_weighted"], rel=1e-6)
-        assert 1 <= row["routing/max_load"] <= 2 and 0 <= row["routing/min_load"] <= 1 and 0 < row["routing/entropy"] <= 1
+        assert row["loss"] == pytest.approx(
+            row["task_loss"] + row["load_balancing_loss_weighted"] + row["router_z_loss_weighted"], rel=1e-6
+        )
+        assert (
+            1 <= row["routing/max_load"] <= 2 and 0 <= row["routing/min_load"] <= 1 and 0 < row["routing/entropy"] <= 1
+        )
         assert row["routing/max_load"] == max(row["routing/max_load/0"], row["routing/max_load/1"])
 
 
@@ -64,7 +72,9 @@ def preferences(rows: int = 3, length: int = 10) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("step", [language_model_step, dpo_step(DPOConfig()), kto_step(KTOConfig())], ids=["sft", "dpo", "kto"])
+@pytest.mark.parametrize(
+    "step", [language_model_step, dpo_step(DPOConfig()), kto_step(KTOConfig())], ids=["sft", "dpo", "kto"]
+)
 def test_adaptation_learns_from_the_losses_of_routers_if_asked(step):
     gradients = []
     for losses in (False, True):
@@ -102,9 +112,14 @@ def test_a_step_of_micro_batches_counts_all_of_them_once():
 
 
 def test_micro_batches_of_a_global_batch_learn_what_one_batch_does():
-    """With counts of the whole batch, the weighted mean of E sum f P_m is E sum f P: the last of two micro-batches sees all counts."""
+    """With counts of the whole batch, the weighted mean of E sum f P_m is E sum f P: the last of two micro-batches sees
+    all counts.
+    """
     model = sparse()
-    whole, parts = batch(4), [{key: value[rows] for key, value in batch(4).items()} for rows in (slice(0, 2), slice(2, 4))]
+    whole, parts = (
+        batch(4),
+        [{key: value[rows] for key, value in batch(4).items()} for rows in (slice(0, 2), slice(2, 4))],
+    )
     with torch.no_grad():
         model.eval()
         routers = model(whole["input_ids"]).routers
@@ -120,13 +135,17 @@ def test_micro_batches_of_a_global_batch_learn_what_one_batch_does():
 
 
 def test_processes_with_unequal_tokens_have_the_loss_of_all_tokens_together():
-    """Each takes the counts of all and its own probabilities: weighted by tokens, their losses are E sum f P of the whole batch."""
+    """Each takes the counts of all and its own probabilities: weighted by tokens, their losses are E sum f P of the
+    whole batch.
+    """
     model, whole = sparse(), batch(4)
     mask = torch.ones(4, 12, dtype=torch.bool)
     mask[0, 5:] = False  # 29 tokens on one process, 12 on the other
     with torch.no_grad():
         routers = model(whole["input_ids"]).routers
-        together = load_balancing_loss([each.logits_BTE for each in routers], [each.indices for each in routers], mask_BT=mask)
+        together = load_balancing_loss(
+            [each.logits_BTE for each in routers], [each.indices for each in routers], mask_BT=mask
+        )
         accounts, parts = RouterAccounts(SPARSE.moe), (slice(0, 3), slice(3, 4))
         shares = [model(whole["input_ids"][rows]).routers for rows in parts]
         own = [RouterAccounts(SPARSE.moe).losses(each, mask[rows]) for each, rows in zip(shares, parts, strict=True)]
@@ -151,9 +170,16 @@ def stub(counts: list[list[float]], tokens: int = 100, loss: float = 1.0) -> Rou
 
 def test_dead_experts_high_loads_and_high_losses_are_said_once(capsys):
     model, step = sparse(), stub([[0.0, 9, 9, 9], [1, 1, 1, 97]])
-    wide = Transformer(ModelConfig.model_validate(SPARSE.model_dump() | {"moe": {"num_experts": 16, "top_k": 2, "expert_hidden_size": 8}}))
+    wide = Transformer(
+        ModelConfig.model_validate(
+            SPARSE.model_dump() | {"moe": {"num_experts": 16, "top_k": 2, "expert_hidden_size": 8}}
+        )
+    )
     for _ in range(105):
-        step._counts_LE, step._balancing = torch.tensor([[0.0, 9, 9, 9], [1, 1, 1, 97]], dtype=torch.float64), [torch.tensor(2.5)]
+        step._counts_LE, step._balancing = (
+            torch.tensor([[0.0, 9, 9, 9], [1, 1, 1, 97]], dtype=torch.float64),
+            [torch.tensor(2.5)],
+        )
         figures = step.after_step(model)
     assert figures["routing/dead_experts"] == 1
     said = " ".join(capsys.readouterr().err.split())
@@ -165,7 +191,12 @@ def test_dead_experts_high_loads_and_high_losses_are_said_once(capsys):
     for _ in range(103):
         step._counts_LE = uneven
         step.after_step(wide)
-    assert " ".join(capsys.readouterr().err.split()).count("routers of layers 1 load an expert with more than 8 times the mean") == 1
+    assert (
+        " ".join(capsys.readouterr().err.split()).count(
+            "routers of layers 1 load an expert with more than 8 times the mean"
+        )
+        == 1
+    )
 
 
 def test_a_small_micro_batch_is_told_to_use_the_global_batch(capsys):
@@ -198,7 +229,9 @@ def test_saturation_between_evaluations():
 
 
 def test_entropy_of_loads():
-    assert normalized_entropy(torch.tensor([[5.0, 5, 5, 5], [9, 0, 0, 0], [0, 0, 0, 0]])).tolist() == pytest.approx([1, 0, 1])
+    assert normalized_entropy(torch.tensor([[5.0, 5, 5, 5], [9, 0, 0, 0], [0, 0, 0, 0]])).tolist() == pytest.approx(
+        [1, 0, 1]
+    )
 
 
 def test_routers_that_are_not_finite_stop_the_training_with_layer_and_step(tmp_path):

@@ -1,4 +1,6 @@
-"""Tasks on the live model: the same figures as an evaluation of the exported model, by one process and by shares of it."""
+"""Tasks on the live model: the same figures as an evaluation of the exported model, by one process and by
+shares of it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,15 @@ def test_tasks_are_measured_on_the_live_model(lmlab, recipe, library, tmp_path):
     rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "model" / "metrics.jsonl")}
     assert [step for step, row in rows.items() if "lines/accuracy" in row] == [3, 6]
     done = lmlab(
-        "eval", "--model", tmp_path / "run" / "model", "--tasks", tmp_path / "lines.yaml", "--precision", "fp32", "--out", tmp_path / "after"
+        "eval",
+        "--model",
+        tmp_path / "run" / "model",
+        "--tasks",
+        tmp_path / "lines.yaml",
+        "--precision",
+        "fp32",
+        "--out",
+        tmp_path / "after",
     )
     assert done.code == 0, done.err
     figures = read_json(tmp_path / "after" / "results.json")["evaluation"]["tasks"]["lines"]["figures"]
@@ -47,10 +57,20 @@ def test_shares_of_a_model_give_the_figures_of_the_whole(lmlab, recipe, library,
     path = recipe(with_task(tmp_path, library), until="model")
     assert lmlab("run", path, "--out", tmp_path / "one").code == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lmlab"]
-    done = subprocess.run([*launch, "run", str(path), "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*launch, "run", str(path), "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (
-        [row["lines/bits_per_byte"] for row in read_metrics(tmp_path / name / "model" / "metrics.jsonl") if "lines/accuracy" in row]
+        [
+            row["lines/bits_per_byte"]
+            for row in read_metrics(tmp_path / name / "model" / "metrics.jsonl")
+            if "lines/accuracy" in row
+        ]
         for name in ("one", "two")
     )
     assert one == pytest.approx(two, rel=1e-4)

@@ -30,13 +30,23 @@ from lmlab.train import (
 
 
 def _trainer(directory, evaluate=None, step_function=None, options=None, **settings) -> Trainer:
-    defaults = {"steps": 20, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 5}
+    defaults = {
+        "steps": 20,
+        "batch_size": 4,
+        "precision": "fp32",
+        "device": "cpu",
+        "log_every": 1,
+        "checkpoint_every": 5,
+    }
     config = TrainerConfig(**{**defaults, **settings})
     return counting_trainer(directory, config, step_function=step_function, evaluate=evaluate, **(options or {}))
 
 
 def _course(directory) -> list[tuple[float, ...]]:
-    return [(row["step"], row["loss"], row["gradient_norm"], row["learning_rate"]) for row in read_metrics(directory / "metrics.jsonl")]
+    return [
+        (row["step"], row["loss"], row["gradient_norm"], row["learning_rate"])
+        for row in read_metrics(directory / "metrics.jsonl")
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -68,7 +78,12 @@ def test_micro_batches_of_unequal_counts_give_the_gradient_of_the_whole_batch(tm
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_small_model_learns_to_count(tmp_path, optimizer):
-    settings = {"steps": 150, "batch_size": 4, "checkpoint_every": 150, "optimizer": OptimizerConfig(name=optimizer, learning_rate=1e-2)}
+    settings = {
+        "steps": 150,
+        "batch_size": 4,
+        "checkpoint_every": 150,
+        "optimizer": OptimizerConfig(name=optimizer, learning_rate=1e-2),
+    }
     _trainer(tmp_path, **settings).fit()
     course = _course(tmp_path)
     assert course[0][1] == pytest.approx(math.log(50), rel=0.05)
@@ -153,7 +168,9 @@ def test_a_long_evaluation_is_stopped_at_once_and_made_up_for(tmp_path, step):
     _trainer(tmp_path / "cut", evaluate=evaluate, **settings).fit()
     logged = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     names = ("step", "loss", "gradient_norm", "heldout_loss")
-    assert [[row.get(name) for name in names] for row in logged[0]] == [[row.get(name) for name in names] for row in logged[1]]
+    assert [[row.get(name) for name in names] for row in logged[0]] == [
+        [row.get(name) for name in names] for row in logged[1]
+    ]
     assert [path.name for path in checkpoints(tmp_path / "cut" / "checkpoints")] == [
         path.name for path in checkpoints(tmp_path / "whole" / "checkpoints")
     ]
@@ -194,7 +211,9 @@ def test_the_length_and_the_schedule_can_be_given_in_tokens(tmp_path):
 
 
 def test_several_decays_each_leave_a_checkpoint_that_is_kept(tmp_path):
-    schedule = ScheduleConfig(kind="wsd", warmup_fraction=0, decay_fraction=0.5, decay_ends=(0.4, 1.0), final_fraction=0)
+    schedule = ScheduleConfig(
+        kind="wsd", warmup_fraction=0, decay_fraction=0.5, decay_ends=(0.4, 1.0), final_fraction=0
+    )
     _trainer(tmp_path, schedule=schedule, keep_checkpoints=1).fit()
     rates = [row["learning_rate"] / 1e-3 for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert rates[:8] == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
@@ -215,7 +234,9 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000008", "step-00000020"]
     assert read_json(tmp_path / "checkpoints" / "step-00000008" / "state.json")["figures"] == {"heldout_loss": 1.0}
     with pytest.raises(UserError, match="gives no 'accuracy', but heldout_loss"):
-        _trainer(tmp_path / "b", evaluate=lambda model: {"heldout_loss": 1.0}, evaluate_every=5, keep_best="accuracy").fit()
+        _trainer(
+            tmp_path / "b", evaluate=lambda model: {"heldout_loss": 1.0}, evaluate_every=5, keep_best="accuracy"
+        ).fit()
 
 
 def test_groups_by_name_have_their_own_settings_and_may_be_frozen(tmp_path):
@@ -231,7 +252,9 @@ def test_groups_by_name_have_their_own_settings_and_may_be_frozen(tmp_path):
         assert torch.equal(before[name], parameter) == name.startswith("blocks.0.")
     trainer.optimizers.set_factor(1.0)
     found = {
-        (type(optimizer).__name__, group["lr"], group["weight_decay"]) for optimizer in trainer.optimizers._all for group in optimizer.param_groups
+        (type(optimizer).__name__, group["lr"], group["weight_decay"])
+        for optimizer in trainer.optimizers._all
+        for group in optimizer.param_groups
     }
     assert found == {("AdamW", 5e-3, 0.0), ("AdamW", 1e-3, 0.0), ("AdamW", 1e-3, 0.1), ("Muon", 1e-3, 0.3)}
     _trainer(tmp_path, steps=25, optimizer=OptimizerConfig(groups=groups)).fit()
@@ -252,7 +275,9 @@ def test_a_restart_takes_weights_and_optimizer_and_begins_its_schedule_anew(tmp_
     trainer = _trainer(tmp_path / "second", steps=10, schedule=constant, options=rows)
     trainer.loader.restore({**trainer.loader.state(), "next_row": 40})
     trainer.fit()
-    assert [each[1:] for each in _course(tmp_path / "second")] == [each[1:] for each in _course(tmp_path / "whole")[10:]]
+    assert [each[1:] for each in _course(tmp_path / "second")] == [
+        each[1:] for each in _course(tmp_path / "whole")[10:]
+    ]
     _trainer(tmp_path / "weights", steps=1, schedule=constant, options={"start": start}).fit()
     assert _course(tmp_path / "weights")[0][1] < _course(tmp_path / "whole")[0][1]
 
@@ -293,8 +318,12 @@ def test_metrics_go_to_tensorboard(tmp_path):
     _trainer(tmp_path, track=("tensorboard",), steps=5).fit()
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")])
-    assert {"loss/even", "gradient_norm", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(events.Tags()["scalars"])
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    )
+    assert {"loss/even", "gradient_norm", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(
+        events.Tags()["scalars"]
+    )
 
 
 def test_metrics_go_to_weights_and_biases(tmp_path, monkeypatch):

@@ -16,35 +16,64 @@ app = typer.Typer()
 @app.command(
     epilog=example(
         "lmlab ask questions.jsonl --endpoint local:models/smollm2 --out answers.jsonl",
-        "lmlab ask questions.jsonl --endpoint openai:NAME --base-url https://HOST/v1 --key-env JUDGE_KEY --prices prices.yaml --dry-run",
+        "lmlab ask questions.jsonl --endpoint openai:NAME --base-url https://HOST/v1 --key-env JUDGE_KEY --prices"
+        " prices.yaml --dry-run",
     )
 )
 def ask(
-    requests: Annotated[Path, typer.Argument(help="JSON lines with 'prompt' or 'messages', and settings of a request where they differ.")],
+    requests: Annotated[
+        Path,
+        typer.Argument(help="JSON lines with 'prompt' or 'messages', and settings of a request where they differ."),
+    ],
     endpoint: Annotated[str, typer.Option(help="Who answers: openai:MODEL, local:DIRECTORY, replay:MODEL, mock:NAME.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File of the replies.", show_default=False)] = None,
-    base_url: Annotated[str, typer.Option(help="Address of an endpoint, up to and with /v1.")] = "http://127.0.0.1:8000/v1",
-    key_env: Annotated[str | None, typer.Option(help="Environment variable with the endpoint's key.", show_default=False)] = None,
-    replies: Annotated[Path | None, typer.Option(help="For replay the recorded replies, for mock the script.", show_default=False)] = None,
+    base_url: Annotated[
+        str, typer.Option(help="Address of an endpoint, up to and with /v1.")
+    ] = "http://127.0.0.1:8000/v1",
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the endpoint's key.", show_default=False)
+    ] = None,
+    replies: Annotated[
+        Path | None, typer.Option(help="For replay the recorded replies, for mock the script.", show_default=False)
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer, where a line does not say.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Where a line does not say.")] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Most requests under way.")] = 16,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0.001, help="Limit of the account.", show_default=False)] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(min=0.001, help="Limit of the account.", show_default=False)] = None,
-    prices: Annotated[Path | None, typer.Option(help="YAML of models to prices in USD per million tokens.", show_default=False)] = None,
-    max_cost_usd: Annotated[float | None, typer.Option(min=0, help="Stop before this is passed.", show_default=False)] = None,
-    cache: Annotated[Path | None, typer.Option(help="File that keeps replies \\[default: OUT.cache].", show_default=False)] = None,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(min=0.001, help="Limit of the account.", show_default=False)
+    ] = None,
+    tokens_per_minute: Annotated[
+        float | None, typer.Option(min=0.001, help="Limit of the account.", show_default=False)
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="YAML of models to prices in USD per million tokens.", show_default=False)
+    ] = None,
+    max_cost_usd: Annotated[
+        float | None, typer.Option(min=0, help="Stop before this is passed.", show_default=False)
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="File that keeps replies \\[default: OUT.cache].", show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens and cost, and stop.")] = False,
     write_batch: Annotated[
-        Path | None, typer.Option(help="Write what has no reply for a provider's batch interface, and stop.", show_default=False)
+        Path | None,
+        typer.Option(help="Write what has no reply for a provider's batch interface, and stop.", show_default=False),
     ] = None,
-    read_batch: Annotated[Path | None, typer.Option(help="First read the file that a batch has come back with.", show_default=False)] = None,
+    read_batch: Annotated[
+        Path | None, typer.Option(help="First read the file that a batch has come back with.", show_default=False)
+    ] = None,
 ) -> None:
     """Ask a model many things, each paid for once: a run that was cut off goes on where it was."""
     from lmlab import endpoints
     from lmlab.endpoints.request_files import read_requests
 
-    settings = {"base_url": base_url, "key_env": key_env, "replies": replies, "concurrency": concurrency, "max_cost_usd": max_cost_usd}
+    settings = {
+        "base_url": base_url,
+        "key_env": key_env,
+        "replies": replies,
+        "concurrency": concurrency,
+        "max_cost_usd": max_cost_usd,
+    }
     settings |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     asked = list(read_requests(requests, {"max_tokens": max_tokens, "temperature": temperature}))
     place = endpoints.Endpoint.named(endpoint, **settings)
@@ -56,7 +85,10 @@ def ask(
     questions = [request for _, request in asked]
     if read_batch is not None:
         if kept is None:
-            raise UserError("What a batch has brought needs a cache to be kept in.", "Name it with --cache, or the replies' file with --out.")
+            raise UserError(
+                "What a batch has brought needs a cache to be kept in.",
+                "Name it with --cache, or the replies' file with --out.",
+            )
         counts = endpoints.read_batch(read_batch, place.model, questions, kept, place.price)
         print(f"{read_batch}: {_counted(counts)}")
     if write_batch is not None:

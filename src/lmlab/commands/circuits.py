@@ -15,23 +15,44 @@ if TYPE_CHECKING:
     from lmlab.methods.edge_pruning import Circuit, FindConfig
     from lmlab.methods.edge_pruning.load import Loaded
 
-app = typer.Typer(no_args_is_help=True, help="Circuits: which edges between the parts of a model do a task (Edge Pruning, ACDC, EAP, EAP-IG).")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Circuits: which edges between the parts of a model do a task (Edge Pruning, ACDC, EAP, EAP-IG).",
+)
 
 Model = Annotated[Path, typer.Option("--model", "-m", help="Directory of a model, or of a program compiled by Tracr.")]
-Data = Annotated[Path | None, typer.Option("--data", "-d", help="Examples, JSON lines; a compiled program brings its own.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="Examples, JSON lines; a compiled program brings its own.", show_default=False),
+]
 Split = Annotated[str | None, typer.Option(help="Take the lines of this split.", show_default=False)]
-Words = Annotated[Path | None, typer.Option("--tokenizer", help="Directory of the tokenizer, by default the model's.", show_default=False)]
+Words = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", help="Directory of the tokenizer, by default the model's.", show_default=False),
+]
 Ablate = Annotated[str, typer.Option(help="What pruned edges carry: interchange (the corrupted run), zero, or mean.")]
 Target = Annotated[float | None, typer.Option(help="Edge sparsity, such as 0.98.", show_default=False)]
-Count = Annotated[int | None, typer.Option("--num-edges", min=1, help="Edges to keep, in place of --target.", show_default=False)]
+Count = Annotated[
+    int | None, typer.Option("--num-edges", min=1, help="Edges to keep, in place of --target.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(help="Of gates, masks and the order of examples.")]
 Batch = Annotated[int, typer.Option(min=1, help="Examples at once.")]
-Most = Annotated[int | None, typer.Option("--examples", min=1, help="Take the first so many examples.", show_default=False)]
+Most = Annotated[
+    int | None, typer.Option("--examples", min=1, help="Take the first so many examples.", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-Recompute = Annotated[bool, typer.Option("--recompute", help="Compute sub-layers again in the backward pass: less memory, more time.")]
+Recompute = Annotated[
+    bool, typer.Option("--recompute", help="Compute sub-layers again in the backward pass: less memory, more time.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Go on though the model cannot do the task.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as pruning.steps=300 or graph.moe=expert.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting, such as pruning.steps=300 or graph.moe=expert.",
+        show_default=False,
+    ),
 ]
 Drop = Annotated[bool, typer.Option("--drop-mismatched", help="Leave out pairs whose token counts differ.")]
 First = Annotated[bool, typer.Option("--first-token", help="Take the first token of answers that have several.")]
@@ -40,12 +61,25 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Steps of edge-pruning or
 Price = Annotated[
     float | None,
     typer.Option(
-        help="Edge-pruning without a target: what an edge costs, as a share of the empty circuit's distance \\[default: 0.01].", show_default=False
+        help=(
+            "Edge-pruning without a target: what an edge costs, as a share of the empty circuit's distance \\[default:"
+            " 0.01]."
+        ),
+        show_default=False,
     ),
 ]
-Curve = Annotated[bool, typer.Option("--curve", help="Also faithfulness of the best 0.1 to 100 % of all edges by score, with its areas.")]
-OnModel = Annotated[Path | None, typer.Option("--model", "-m", help="In place of circuits: compare methods on this model.", show_default=False)]
-Figures = Annotated[Path | None, typer.Option("--out", "-o", help="All figures (and curves, for 'report --curves') as JSON.", show_default=False)]
+Curve = Annotated[
+    bool,
+    typer.Option("--curve", help="Also faithfulness of the best 0.1 to 100 % of all edges by score, with its areas."),
+]
+OnModel = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="In place of circuits: compare methods on this model.", show_default=False),
+]
+Figures = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="All figures (and curves, for 'report --curves') as JSON.", show_default=False),
+]
 
 
 @app.command(
@@ -56,27 +90,58 @@ Figures = Annotated[Path | None, typer.Option("--out", "-o", help="All figures (
     )
 )
 def find(
-    model: Model, data: Data = None,
+    model: Model,
+    data: Data = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, a JSON file.")] = Path("circuit.json"),
-    method: Annotated[str, typer.Option(help="edge-pruning, node-pruning, eap, eap-ig, mask-ig, exact, acdc or random.")] = "edge-pruning",
-    ablation: Ablate = "interchange", target: Target = None, num_edges: Count = None,
+    method: Annotated[
+        str, typer.Option(help="edge-pruning, node-pruning, eap, eap-ig, mask-ig, exact, acdc or random.")
+    ] = "edge-pruning",
+    ablation: Ablate = "interchange",
+    target: Target = None,
+    num_edges: Count = None,
     price: Price = None,
-    threshold: Annotated[float, typer.Option(help="Of acdc: the rise of the distance that keeps an edge, as a share of the empty circuit's.")] = 0.01,
+    threshold: Annotated[
+        float,
+        typer.Option(help="Of acdc: the rise of the distance that keeps an edge, as a share of the empty circuit's."),
+    ] = 0.01,
     preset: Annotated[str, typer.Option(help="default, or paper: the published settings of edge-pruning.")] = "default",
-    warm_start: Annotated[bool, typer.Option("--warm-start", help="Begin edge-pruning from the scores of eap-ig.")] = False,
-    steps: Steps = None, split: Split = None, tokenizer: Words = None, examples: Most = None, batch_size: Batch = 16, seed: Seed = 0,
-    device: Device = "auto", recompute: Recompute = False, drop_mismatched: Drop = False, first_token: First = False, force: Force = False,
-    shard: Annotated[bool, typer.Option("--shard", help="Under torchrun: spread the frozen weights over the processes (FSDP2).")] = False,
-    run: Annotated[Path | None, typer.Option(help="Directory for metrics and checkpoints, to go on after a stop.", show_default=False)] = None,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start", help="Begin edge-pruning from the scores of eap-ig.")
+    ] = False,
+    steps: Steps = None,
+    split: Split = None,
+    tokenizer: Words = None,
+    examples: Most = None,
+    batch_size: Batch = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    recompute: Recompute = False,
+    drop_mismatched: Drop = False,
+    first_token: First = False,
+    force: Force = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: spread the frozen weights over the processes (FSDP2).")
+    ] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Directory for metrics and checkpoints, to go on after a stop.", show_default=False),
+    ] = None,
     set_: Set = None,
-) -> None:  # fmt: skip
+) -> None:
     """Find a circuit, measure it, and write it."""
     from dataclasses import replace
 
     from lmlab.distributed import world
     from lmlab.methods.edge_pruning import find_circuit
 
-    given = {"method": method, "ablation": ablation, "target": target, "num_edges": num_edges, "price": price, "threshold": threshold}
+    given = {
+        "method": method,
+        "ablation": ablation,
+        "target": target,
+        "num_edges": num_edges,
+        "price": price,
+        "threshold": threshold,
+    }
     config = _config({**given, "preset": preset, "warm_start": warm_start}, set_, steps, batch_size)
     loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token, shard)
     task = _task(loaded, config, batch_size, recompute, examples)
@@ -91,24 +156,40 @@ def find(
     _show(circuit)
     if ablation in loaded.ground_truth:
         known, own = set(loaded.ground_truth[ablation]), set(circuit.edges)
-        print(f"Known circuit: {len(known)} edges, {len(own & known)} found, {len(own - known)} too many{': exact' if own == known else ''}.")
+        print(
+            f"Known circuit: {len(known)} edges, {len(own & known)} found, {len(own - known)} too"
+            f" many{': exact' if own == known else ''}."
+        )
     for text in circuit.about["warnings"]:
         print(f"Warning: {text}")
     print(f"Circuit: {out}")
 
 
 @app.command(
-    epilog=example("lmlab circuits evaluate ioi.json --model models/smollm2 --data ioi-test.jsonl --curve --completeness --out ioi-figures.json")
+    epilog=example(
+        "lmlab circuits evaluate ioi.json --model models/smollm2 --data ioi-test.jsonl --curve --completeness --out"
+        " ioi-figures.json"
+    )
 )
 def evaluate(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.")], model: Model, data: Data = None,
+    circuit: Annotated[Path, typer.Argument(help="A circuit.")],
+    model: Model,
+    data: Data = None,
     curve: Curve = False,
-    completeness: Annotated[bool, typer.Option("--completeness", help="Also compare circuit and model with the same edges taken out.")] = False,
+    completeness: Annotated[
+        bool, typer.Option("--completeness", help="Also compare circuit and model with the same edges taken out.")
+    ] = False,
     minimality: Annotated[bool, typer.Option("--minimality", help="Also take out each edge alone.")] = False,
     out: Figures = None,
-    split: Split = None, tokenizer: Words = None, examples: Most = None, batch_size: Batch = 16, device: Device = "auto",
-    drop_mismatched: Drop = False, first_token: First = False, force: Force = False,
-) -> None:  # fmt: skip
+    split: Split = None,
+    tokenizer: Words = None,
+    examples: Most = None,
+    batch_size: Batch = 16,
+    device: Device = "auto",
+    drop_mismatched: Drop = False,
+    first_token: First = False,
+    force: Force = False,
+) -> None:
     """Measure a circuit on examples: distance, logit difference, accuracy, exact match, faithfulness."""
     from dataclasses import replace
 
@@ -151,20 +232,34 @@ def evaluate(
 @app.command(
     epilog=example(
         "lmlab circuits compare few-shot.json instruction.json",
-        "lmlab circuits compare --model tracr/reverse --ablation zero --method edge-pruning --method acdc --method eap --out methods.json",
+        "lmlab circuits compare --model tracr/reverse --ablation zero --method edge-pruning --method acdc --method eap"
+        " --out methods.json",
     )
 )
 def compare(
     circuits: Annotated[list[Path] | None, typer.Argument(help="Circuits of one graph.", show_default=False)] = None,
     model: OnModel = None,
     data: Data = None,
-    methods: Annotated[list[str] | None, typer.Option("--method", help="A method to compare; may be repeated.", show_default=False)] = None,
-    ablation: Ablate = "interchange", target: Target = None, num_edges: Count = None, steps: Steps = None, split: Split = None,
-    tokenizer: Words = None, examples: Most = None, batch_size: Batch = 16, seed: Seed = 0, device: Device = "auto", force: Force = False,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="A method to compare; may be repeated.", show_default=False)
+    ] = None,
+    ablation: Ablate = "interchange",
+    target: Target = None,
+    num_edges: Count = None,
+    steps: Steps = None,
+    split: Split = None,
+    tokenizer: Words = None,
+    examples: Most = None,
+    batch_size: Batch = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
     out: Figures = None,
     set_: Set = None,
-) -> None:  # fmt: skip
-    """Compare circuits (overlap, stability), or methods on one task (faithfulness at equal size, curves over sparsity)."""
+) -> None:
+    """Compare circuits (overlap, stability), or methods on one task (faithfulness at equal size, curves over
+    sparsity).
+    """
     if bool(circuits) == (model is not None):
         raise UserError("Give circuits to compare, or --model to compare methods.")
     if model is None:
@@ -177,7 +272,8 @@ def compare(
     loaded = _load(model, data, split, tokenizer, device)
     task = _task(loaded, first, batch_size, False, examples)
     configs = {
-        name: _config({**settings, "method": name}, set_, steps, batch_size) for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
+        name: _config({**settings, "method": name}, set_, steps, batch_size)
+        for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
     }
     _compare_methods(task, configs, seed, loaded.ground_truth.get(ablation), force, out)
 
@@ -201,19 +297,30 @@ def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
         for b, path in zip(found[i + 1 :], paths[i + 1 :], strict=True):
             figures = overlap(a.kept_E, b.kept_E)
             pairs.append({"a": str(paths[i]), "b": str(path), **figures})
-            table.add_row(str(paths[i]), str(path), *(f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in figures.values()))
+            table.add_row(
+                str(paths[i]),
+                str(path),
+                *(f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in figures.values()),
+            )
     print_table(table)
     steady = stability([each.kept_E for each in found])
     always = int((steady["frequency"] == 1).sum())
     print(f"Mean Jaccard index of pairs {steady['jaccard']:.3f}; {always:,} edges are in all {len(found)} circuits.")
     if out is not None:
         write_json(
-            out, {"pairs": pairs, "jaccard": steady["jaccard"], "in_all": [list(edge) for edge in found[0].graph.edges(steady["frequency"] == 1)]}
+            out,
+            {
+                "pairs": pairs,
+                "jaccard": steady["jaccard"],
+                "in_all": [list(edge) for edge in found[0].graph.edges(steady["frequency"] == 1)],
+            },
         )
         print(f"Figures: {out}")
 
 
-def _compare_methods(task: Any, configs: dict[str, FindConfig], seed: int, known: Any, force: bool, out: Path | None) -> None:
+def _compare_methods(
+    task: Any, configs: dict[str, FindConfig], seed: int, known: Any, force: bool, out: Path | None
+) -> None:
     import time
 
     from rich.table import Table
@@ -248,7 +355,9 @@ def _compare_methods(task: Any, configs: dict[str, FindConfig], seed: int, known
     for column in ("method", *columns):
         table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
     for name, figures in results.items():
-        table.add_row(name, *(f"{figures[key]:.4g}" if isinstance(figures[key], float) else f"{figures[key]}" for key in columns))
+        table.add_row(
+            name, *(f"{figures[key]:.4g}" if isinstance(figures[key], float) else f"{figures[key]}" for key in columns)
+        )
     print_table(table)
     if out is not None:
         write_json(out, {"methods": results, "full": ends.full, "empty": ends.empty})
@@ -256,16 +365,29 @@ def _compare_methods(task: Any, configs: dict[str, FindConfig], seed: int, known
 
 
 @app.command(
-    epilog=example("lmlab circuits report ioi.json --curves methods.json --out ioi.html", "lmlab circuits report ioi.json -o ioi.dot -o ioi.graphml")
+    epilog=example(
+        "lmlab circuits report ioi.json --curves methods.json --out ioi.html",
+        "lmlab circuits report ioi.json -o ioi.dot -o ioi.graphml",
+    )
 )
 def report(
     circuit: Annotated[Path, typer.Argument(help="A circuit.")],
     out: Annotated[
         list[Path] | None,
-        typer.Option("--out", "-o", help="A page (.html), .graphml or .dot; may be repeated \\[default: circuit.html].", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="A page (.html), .graphml or .dot; may be repeated \\[default: circuit.html].",
+            show_default=False,
+        ),
     ] = None,
-    curves: Annotated[Path | None, typer.Option(help="What 'compare --model' has written, to draw curves.", show_default=False)] = None,
-    others: Annotated[list[Path] | None, typer.Option("--with", help="Another circuit to compare with; may be repeated.", show_default=False)] = None,
+    curves: Annotated[
+        Path | None, typer.Option(help="What 'compare --model' has written, to draw curves.", show_default=False)
+    ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another circuit to compare with; may be repeated.", show_default=False),
+    ] = None,
 ) -> None:
     """Write a page with the graph to explore, or the graph for other programs."""
     from lmlab.files import read_json
@@ -278,7 +400,10 @@ def report(
     if curves is not None:
         content = read_json(curves)
         if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
-            raise UserError(f"'{curves}' holds no curves.", "Make it with: lmlab circuits compare --model DIR --data FILE --out FILE")
+            raise UserError(
+                f"'{curves}' holds no curves.",
+                "Make it with: lmlab circuits compare --model DIR --data FILE --out FILE",
+            )
         drawn = {name: each["curve"] for name, each in content["methods"].items()}
     for path in out or [Path("circuit.html")]:
         if path.suffix == ".html":
@@ -290,7 +415,9 @@ def report(
         print(f"{'Page' if path.suffix == '.html' else 'Graph'}: {path}")
 
 
-@app.command(name="data", epilog=example("lmlab circuits data ioi --tokenizer models/smollm2 --count 200 --out ioi.jsonl"))
+@app.command(
+    name="data", epilog=example("lmlab circuits data ioi --tokenizer models/smollm2 --count 200 --out ioi.jsonl")
+)
 def make_data(
     task: Annotated[str, typer.Argument(help="ioi, greater-than, pronouns, boolean or induction.")],
     tokenizer: Annotated[Path, typer.Option(help="Directory of a tokenizer.")],
@@ -318,10 +445,15 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A circuit, or with --from a file of another program.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="What is written.")],
     from_: Annotated[
-        str | None, typer.Option("--from", help="edge-list (the reference implementation) or eap-ig (also MIB).", show_default=False)
+        str | None,
+        typer.Option(
+            "--from", help="edge-list (the reference implementation) or eap-ig (also MIB).", show_default=False
+        ),
     ] = None,
     to: Annotated[str | None, typer.Option(help="edge-list or eap-ig.", show_default=False)] = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="With --from: the model it belongs to.", show_default=False)] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="With --from: the model it belongs to.", show_default=False)
+    ] = None,
     ablation: Ablate = "interchange",
 ) -> None:
     """Convert circuits from and to the files of other programs."""

@@ -14,16 +14,26 @@ app = typer.Typer(no_args_is_help=True, help="Look at data.")
 
 @app.command(
     name="inspect",
-    epilog=example("lmlab data inspect runs/demo/tokens --out page.html", "lmlab data inspect 's3://bucket/*.parquet' --text-field content"),
+    epilog=example(
+        "lmlab data inspect runs/demo/tokens --out page.html",
+        "lmlab data inspect 's3://bucket/*.parquet' --text-field content",
+    ),
 )
 def data_inspect(
-    path: Annotated[str, typer.Argument(help="Tokenised shards, what a stage collect wrote, or any source: file, glob, folder or URL.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="Count tokens of text by this tokenizer.", show_default=False)] = None,
+    path: Annotated[
+        str,
+        typer.Argument(help="Tokenised shards, what a stage collect wrote, or any source: file, glob, folder or URL."),
+    ],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Count tokens of text by this tokenizer.", show_default=False)
+    ] = None,
     documents: Annotated[int, typer.Option(min=0, help="How many documents to show.")] = 5,
     text_field: TextField = "text",
     id_field: IdField = None,
     domain_field: DomainField = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)
+    ] = None,
 ) -> None:
     """Show documents, tokens, lengths, domains, and what is set aside and why."""
     from rich.console import Console

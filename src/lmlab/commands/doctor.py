@@ -31,7 +31,10 @@ def doctor() -> None:
     table.add_row("GPUs", ", ".join(found["gpus"]) or "none")
     device = select_device()
     for dtype in (torch.float32, torch.bfloat16):
-        table.add_row(f"{str(dtype).removeprefix('torch.')} products on {device}", f"{short(gemm_flops(str(device), dtype))}FLOP/s")
+        table.add_row(
+            f"{str(dtype).removeprefix('torch.')} products on {device}",
+            f"{short(gemm_flops(str(device), dtype))}FLOP/s",
+        )
     for name, version in found["packages"].items():
         table.add_row(name, version)
     extras = {

@@ -20,8 +20,13 @@ app = typer.Typer(
     ),
 )
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False)]
-TooLong = Annotated[str, typer.Option(help="What is done with items that are longer than the model's window: error, truncate, or skip.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False),
+]
+TooLong = Annotated[
+    str, typer.Option(help="What is done with items that are longer than the model's window: error, truncate, or skip.")
+]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")]
 
 
@@ -30,41 +35,70 @@ def evaluate(
     context: typer.Context,
     models: Annotated[
         list[Path] | None,
-        typer.Option("--model", help="Directory of a model: a Hugging Face directory, or a train stage; may be repeated.", show_default=False),
+        typer.Option(
+            "--model",
+            help="Directory of a model: a Hugging Face directory, or a train stage; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, groups or YAML files, with commas between them.", show_default=False)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most questions of a task, spread evenly over all.", show_default=False)] = None,
-    documents: Annotated[Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, groups or YAML files, with commas between them.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most questions of a task, spread evenly over all.", show_default=False)
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)
+    ] = None,
     task: Annotated[Path | None, typer.Option(help="A file of questions, JSON lines.", show_default=False)] = None,
     window: Annotated[int, typer.Option(min=2, help="Most tokens the model sees at once in documents.")] = 256,
-    stride: Annotated[int | None, typer.Option(min=1, help="How far that window slides, by default half of it.", show_default=False)] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="How far that window slides, by default half of it.", show_default=False)
+    ] = None,
     too_long: TooLong = "error",
-    unconditional: Annotated[bool, typer.Option("--unconditional", help="Also score options without their question.")] = False,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="Also score options without their question.")
+    ] = False,
     precision: Precision = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the tasks.")] = 1,
-    backend: Annotated[str, typer.Option(help="processes: of this machine; ray: of the cluster of RAY_ADDRESS.")] = "processes",
+    backend: Annotated[
+        str, typer.Option(help="processes: of this machine; ray: of the cluster of RAY_ADDRESS.")
+    ] = "processes",
     out: Out = None,
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
-    """Measure a model: benchmarks, bits per byte by domain and ranked accuracy, with standard errors. What a killed run measured is kept."""
+    """Measure a model: benchmarks, bits per byte by domain and ranked accuracy, with standard errors.
+
+    What a killed run measured is kept.
+    """
     if context.invoked_subcommand is not None:
         return
     if not models:
-        raise UserError("Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more.")
+        raise UserError(
+            "Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more."
+        )
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if not names and documents is None and task is None:
-        raise UserError("Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks.")
+        raise UserError(
+            "Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks."
+        )
     from lmlab.files import sha256_json
 
     settings: dict[str, Any] = {"tasks": names}
     settings |= {"window": window, "too_long": too_long, "unconditional": unconditional, "precision": precision}
     further = {"limit": limit, "stride": stride, "documents": documents, "task": task}
-    settings |= {key: str(value) if isinstance(value, Path) else value for key, value in further.items() if value is not None}
-    places = {"evaluation" if len(models) == 1 else f"evaluation-{number}": str(model) for number, model in enumerate(models, 1)}
+    settings |= {
+        key: str(value) if isinstance(value, Path) else value for key, value in further.items() if value is not None
+    }
+    places = {
+        "evaluation" if len(models) == 1 else f"evaluation-{number}": str(model)
+        for number, model in enumerate(models, 1)
+    }
     name = f"eval-{sha256_json([settings, places])[:8]}"
     stages: dict[str, Any] = {
-        stage: {"kind": "evaluate", "model": model, **settings, "workers": workers, "backend": backend} for stage, model in places.items()
+        stage: {"kind": "evaluate", "model": model, **settings, "workers": workers, "backend": backend}
+        for stage, model in places.items()
     }
     if len(places) > 1:
         stages = {stage: settings | {"title": places[stage]} for stage, settings in stages.items()}
@@ -76,7 +110,11 @@ def evaluate(
 
 
 @app.command(name="tasks", epilog=example("lmlab eval tasks", "lmlab eval tasks arc"))
-def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only names that hold one of these.", show_default=False)] = None) -> None:
+def list_tasks(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Show only names that hold one of these.", show_default=False)
+    ] = None,
+) -> None:
     """List the tasks that can be named, with split, shots, metric, chance and licence; then short names and groups."""
     from rich.table import Table
 
@@ -88,7 +126,9 @@ def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only
     table = Table("name", "task", "split", "shots", "metric", "chance", "licence")
     for name, task in known.items():
         if not words or any(word in name for word in words):
-            metric = main_metric(task) + (f" by {task.normalization}" if main_metric(task) == "accuracy" and task.normalization != "none" else "")
+            metric = main_metric(task) + (
+                f" by {task.normalization}" if main_metric(task) == "accuracy" and task.normalization != "none" else ""
+            )
             chance = "" if task.chance is None or main_metric(task) != "accuracy" else f"{100 * task.chance:.1f} %"
             table.add_row(name, task.title, task.split, str(task.shots), metric, chance, task.licence)
     print_table(table)
@@ -97,13 +137,19 @@ def list_tasks(words: Annotated[list[str] | None, typer.Argument(help="Show only
             print(f"{name}: {', '.join(targets)}")
 
 
-@app.command(epilog=example("lmlab eval compare runs/eval-a runs/eval-b", "lmlab eval compare runs/a runs/b --out page.html"))
+@app.command(
+    epilog=example("lmlab eval compare runs/eval-a runs/eval-b", "lmlab eval compare runs/a runs/b --out page.html")
+)
 def compare(
     first: Annotated[Path, typer.Argument(help="Directory of an evaluation, or of a stage of one.")],
     second: Annotated[Path, typer.Argument(help="Directory of another one, of the same tasks.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)
+    ] = None,
 ) -> None:
-    """Test whether the second model differs from the first on the same questions: paired bootstrap, and McNemar's test of accuracies."""
+    """Test whether the second model differs from the first on the same questions: paired bootstrap, and McNemar's test
+    of accuracies.
+    """
     from lmlab.stages.compare import compare_evaluations, comparison_table, write_comparison
 
     found = compare_evaluations(first, second)
@@ -116,11 +162,17 @@ def compare(
 def harness(
     model: Annotated[Path, typer.Option(help="Directory of a model.")],
     tasks: Annotated[str, typer.Option(help="Names of the harness's tasks, with commas between them.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many items of each task.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many items of each task.", show_default=False)
+    ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in each prompt.", show_default=False)] = None,
-    include: Annotated[Path | None, typer.Option(help="Folder with further task files of the harness.", show_default=False)] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="Folder with further task files of the harness.", show_default=False)
+    ] = None,
     precision: Precision = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the results there, as JSON.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write the results there, as JSON.", show_default=False)
+    ] = None,
 ) -> None:
     """Run tasks of EleutherAI's harness (lm-eval) on one of lmlab's models. The harness downloads their data."""
     import importlib.util
@@ -136,13 +188,17 @@ def harness(
 
     reuse_memory()
     evaluator = Evaluator.load(model_directory(model), precision=precision)
-    found = run_harness(evaluator, [name.strip() for name in tasks.split(",") if name.strip()], limit, num_fewshot, include)
+    found = run_harness(
+        evaluator, [name.strip() for name in tasks.split(",") if name.strip()], limit, num_fewshot, include
+    )
     from lm_eval.utils import make_table
 
     print(f"Computed by {evaluator.scorer.description}.")
     print(make_table(found))
     if out is not None:
-        write_json(out, {"results": found["results"], "n-samples": found.get("n-samples"), "versions": found.get("versions")})
+        write_json(
+            out, {"results": found["results"], "n-samples": found.get("n-samples"), "versions": found.get("versions")}
+        )
         print(f"Results: {out}")
 
 

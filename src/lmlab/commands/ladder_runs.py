@@ -44,9 +44,15 @@ def checked(table: RunTable, tasks: list[Task], drop: bool, unfinished: bool) ->
 
 
 def choose_estimator(
-    preset: str = "recommended", x: str | None = None, y: str | None = None, law: str | None = None, moving_avg: int | None = None,
-    skip_perc: float | None = None, last: int | None = None, log_sigmoid: bool = False,
-) -> EstimatorSettings:  # fmt: skip
+    preset: str = "recommended",
+    x: str | None = None,
+    y: str | None = None,
+    law: str | None = None,
+    moving_avg: int | None = None,
+    skip_perc: float | None = None,
+    last: int | None = None,
+    log_sigmoid: bool = False,
+) -> EstimatorSettings:
     """A preset, or a chain with some of its settings changed."""
     from lmlab.config import validate
     from lmlab.methods.ladder import EstimatorSettings, TwoStepSettings
@@ -85,7 +91,9 @@ def fitted(
     return TwoStep(settings, seed=seed).fit(checked(table, chosen, drop, unfinished), chosen, calibrated)
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None, title: str, details: Any = None) -> None:
+def show(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None, title: str, details: Any = None
+) -> None:
     """Print a table, its notes below; write it too where a path is given."""
     import sys
 

@@ -15,19 +15,33 @@ app = typer.Typer(no_args_is_help=True, help="Start recipes on clusters: one on 
 
 @app.command(
     name="slurm",
-    epilog=example("lmlab launch slurm recipes/demo.yaml --nodes 8 --out runs/big > job.sh", "lmlab launch slurm x.yaml --repeat 4 --output job.sh"),
+    epilog=example(
+        "lmlab launch slurm recipes/demo.yaml --nodes 8 --out runs/big > job.sh",
+        "lmlab launch slurm x.yaml --repeat 4 --output job.sh",
+    ),
 )
 def launch_slurm(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="Processes of a machine, one a GPU; 0 for one process without a GPU.")] = 8,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=0, help="Processes of a machine, one a GPU; 0 for one process without a GPU.")
+    ] = 8,
     cpus_per_gpu: Annotated[int, typer.Option(min=1, help="Cores for each process.")] = 8,
-    time: Annotated[str, typer.Option(help="Limit of a job; two minutes before it a checkpoint is written.")] = "24:00:00",
-    repeat: Annotated[int, typer.Option(min=1, help="Jobs one after the other, each going on where the last one stopped.")] = 1,
+    time: Annotated[
+        str, typer.Option(help="Limit of a job; two minutes before it a checkpoint is written.")
+    ] = "24:00:00",
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Jobs one after the other, each going on where the last one stopped.")
+    ] = 1,
     partition: Annotated[str | None, typer.Option(help="As the cluster calls it.", show_default=False)] = None,
     account: Annotated[str | None, typer.Option(help="As the cluster calls it.", show_default=False)] = None,
-    setup: Annotated[str | None, typer.Option(help="Line of shell before the start, such as 'source venv/bin/activate'.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the script there, not to standard output.", show_default=False)] = None,
+    setup: Annotated[
+        str | None,
+        typer.Option(help="Line of shell before the start, such as 'source venv/bin/activate'.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the script there, not to standard output.", show_default=False)
+    ] = None,
     out: Out = None,
     set_: Set = None,
 ) -> None:
@@ -40,7 +54,9 @@ def launch_slurm(
     directory = (out or Path("runs") / name).resolve()
     settings = [part for override in set_ or [] for part in ("--set", override)]
     command = ["run", str(recipe.resolve()), "--out", str(directory), *settings]
-    job = SlurmJob(name, command, directory.parent, nodes, gpus_per_node, cpus_per_gpu, time, repeat, partition, account, setup)
+    job = SlurmJob(
+        name, command, directory.parent, nodes, gpus_per_node, cpus_per_gpu, time, repeat, partition, account, setup
+    )
     if output is None:
         print(job.script(), end="")
     else:
@@ -52,15 +68,23 @@ def launch_slurm(
     name="sweep",
     epilog=example(
         "lmlab launch sweep recipes/demo.yaml --vary seed=0,1,2 --out runs/seeds",
-        "lmlab launch sweep x.yaml --vary model.trainer.optimizer.learning_rate=1e-3,3e-3 --backend ray --gpus 1 --workers 16",
+        "lmlab launch sweep x.yaml --vary model.trainer.optimizer.learning_rate=1e-3,3e-3 --backend ray --gpus 1"
+        " --workers 16",
     ),
 )
 def launch_sweep(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-    vary: Annotated[list[str], typer.Option("--vary", metavar="KEY=VALUE,VALUE,...", help="Values of a key; all combinations are run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory that gets a run for each combination.")] = Path("runs/sweep"),
+    vary: Annotated[
+        list[str],
+        typer.Option("--vary", metavar="KEY=VALUE,VALUE,...", help="Values of a key; all combinations are run."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory that gets a run for each combination.")] = Path(
+        "runs/sweep"
+    ),
     workers: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
-    backend: Annotated[str, typer.Option(help="processes: on this machine; ray: on the cluster of RAY_ADDRESS.")] = "processes",
+    backend: Annotated[
+        str, typer.Option(help="processes: on this machine; ray: on the cluster of RAY_ADDRESS.")
+    ] = "processes",
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, for Ray.")] = 0,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -84,6 +108,8 @@ def launch_sweep(
     table = Table("run", "result")
     for each, row in zip(runs, rows, strict=True):
         stages = Recipe.load(each.directory / "recipe.yaml").stages
-        told = [stage.stage.summary(row["results"][stage.name]) for stage in stages if stage.kind in ("train", "evaluate")]
+        told = [
+            stage.stage.summary(row["results"][stage.name]) for stage in stages if stage.kind in ("train", "evaluate")
+        ]
         table.add_row(each.name, "\n".join(told) or "done")
     Console().print(table)

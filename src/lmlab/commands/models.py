@@ -16,17 +16,27 @@ app = typer.Typer()
 
 
 ModelDirectory = Annotated[Path, typer.Option("--model", help="Directory of a model.")]
-Adapter = Annotated[Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)]
+Adapter = Annotated[
+    Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)
+]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
 TopP = Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")]
-MinP = Annotated[float | None, typer.Option(min=0, max=1, help="Sample among tokens with this share of the greatest one.", show_default=False)]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)]
+MinP = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Sample among tokens with this share of the greatest one.", show_default=False),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)
+]
 Precision = Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, or auto, the faster one here.")]
 
 
 @app.command(
-    epilog=example("lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60", "echo 'import ' | lmlab generate --model DIR -")
+    epilog=example(
+        "lmlab generate --model runs/demo/model 'def main(' --max-new-tokens 60",
+        "echo 'import ' | lmlab generate --model DIR -",
+    )
 )
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
@@ -40,11 +50,14 @@ def generate(
     num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
     stop: Stop = None,
     max_repetitions: Annotated[
-        int | None, typer.Option(min=2, help="End a text whose tail is one block so many times in a row.", show_default=False)
+        int | None,
+        typer.Option(min=2, help="End a text whose tail is one block so many times in a row.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     precision: Precision = "fp32",
-    json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample, with log-probabilities.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a sample, with log-probabilities.")
+    ] = False,
 ) -> None:
     """Continue prompts with a model and print the texts."""
     import json
@@ -73,18 +86,33 @@ def generate(
             print(printable(piece), end="", flush=True)
         print()
         return
-    for number, (prompt, completions) in enumerate(zip(texts, complete_texts(network, tokenizer, texts, settings), strict=True)):
+    for number, (prompt, completions) in enumerate(
+        zip(texts, complete_texts(network, tokenizer, texts, settings), strict=True)
+    ):
         for each in completions:
             if json_lines:
-                row = {"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason, "ids": each.ids, "log_probs": each.log_probs}
+                row = {
+                    "prompt": prompt,
+                    "completion": each.text,
+                    "finish_reason": each.finish_reason,
+                    "ids": each.ids,
+                    "log_probs": each.log_probs,
+                }
                 print(json.dumps(row, ensure_ascii=False))
             else:
-                print(("\n\n" if number or each is not completions[0] else "") + prompt + printable(each.text or ""), end="")
+                print(
+                    ("\n\n" if number or each is not completions[0] else "") + prompt + printable(each.text or ""),
+                    end="",
+                )
     if not json_lines:
         print()
 
 
-@app.command(epilog=example("lmlab chat --model models/smollm2", "lmlab chat --model models/smollm2 --system 'Answer in one sentence.'"))
+@app.command(
+    epilog=example(
+        "lmlab chat --model models/smollm2", "lmlab chat --model models/smollm2 --system 'Answer in one sentence.'"
+    )
+)
 def chat(
     model: ModelDirectory,
     adapter: Adapter = None,
@@ -98,7 +126,10 @@ def chat(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     precision: Precision = "fp32",
 ) -> None:
-    """Talk to a model. Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short."""
+    """Talk to a model.
+
+    Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short.
+    """
     from lmlab.chat import Conversation, printable
     from lmlab.models import GenerationConfig
     from lmlab.stages.generate import generation_config
@@ -144,13 +175,19 @@ def chat(
     )
 )
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a train stage, a training checkpoint, or a GGUF file.")],
+    source: Annotated[
+        Path, typer.Argument(help="A Hugging Face directory, a train stage, a training checkpoint, or a GGUF file.")
+    ],
     target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
     adapter: Adapter = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="Cut the weights into files of at most this size.")] = "5GB",
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Compare the logits of the result with those of transformers.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the logits of the result with those of transformers.")
+    ] = False,
 ) -> None:
     """Write any model that lmlab reads as a Hugging Face directory: safetensors, configuration, tokenizer."""
     import torch
@@ -168,9 +205,18 @@ def convert(
         start = Start.find(source)
         directory, model = start.tokenizer_directory, start.load()
     done = convert_model(
-        directory, target, dtypes[dtype], max_shard_bytes=limit, allow_pickle=allow_pickle, check=check, adapter=adapter, model=model
+        directory,
+        target,
+        dtypes[dtype],
+        max_shard_bytes=limit,
+        allow_pickle=allow_pickle,
+        check=check,
+        adapter=adapter,
+        model=model,
     )
-    found = "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
+    found = (
+        "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
+    )
     print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")
 
 

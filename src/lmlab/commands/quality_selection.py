@@ -11,17 +11,36 @@ from lmlab.commands.quality import app
 from lmlab.commands.shared import example
 from lmlab.errors import UserError
 
-In = Annotated[list[Path], typer.Option("--in", help="Annotated corpus: file or folder of Parquet, Arrow or JSON lines. May be repeated.")]
-Metric = Annotated[str | None, typer.Option("--metric", "-m", help="Column of ratings, such as educational_value_average.", show_default=False)]
-Weights = Annotated[list[str] | None, typer.Option("--weights", metavar="A=1,B=.5", help="Several columns with weights.", show_default=False)]
+In = Annotated[
+    list[Path],
+    typer.Option("--in", help="Annotated corpus: file or folder of Parquet, Arrow or JSON lines. May be repeated."),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option("--metric", "-m", help="Column of ratings, such as educational_value_average.", show_default=False),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="A=1,B=.5", help="Several columns with weights.", show_default=False),
+]
 Tokens = Annotated[str, typer.Option("--tokens", help="Budget: 500000, 1.5M, 30B, or a share such as 30%.")]
-Domain = Annotated[str | None, typer.Option("--domain", help="Column of labels that keep their shares; dotted paths work.", show_default=False)]
-DomainWeights = Annotated[Path | None, typer.Option(help="YAML file of labels and weights, in place of their shares.", show_default=False)]
+Domain = Annotated[
+    str | None,
+    typer.Option("--domain", help="Column of labels that keep their shares; dotted paths work.", show_default=False),
+]
+DomainWeights = Annotated[
+    Path | None, typer.Option(help="YAML file of labels and weights, in place of their shares.", show_default=False)
+]
 Id = Annotated[
-    str | None, typer.Option("--id", help="Column of ids, which noise is keyed by; by default id, or the row's number.", show_default=False)
+    str | None,
+    typer.Option(
+        "--id", help="Column of ids, which noise is keyed by; by default id, or the row's number.", show_default=False
+    ),
 ]
 Length = Annotated[str, typer.Option(help="Column of lengths in tokens.")]
-TokenizerPath = Annotated[Path | None, typer.Option("--tokenizer", help="Counts texts where there are no lengths.", show_default=False)]
+TokenizerPath = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Counts texts where there are no lengths.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]
 Invert = Annotated[bool, typer.Option("--invert", help="Prefer low ratings.")]
 Drop = Annotated[bool, typer.Option("--drop-nonfinite", help="Leave out rows without a finite rating, and count them.")]
@@ -30,31 +49,76 @@ Raw = Annotated[bool, typer.Option("--no-normalize", help="Use ratings as they a
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
 
 
-@app.command(epilog=example("lmlab quality plan --in rated --metric educational_value_average --tokens 30B --domain source_domain"))
+@app.command(
+    epilog=example(
+        "lmlab quality plan --in rated --metric educational_value_average --tokens 30B --domain source_domain"
+    )
+)
 def plan(
-    where: In, tokens: Tokens, metric: Metric = None, weights: Weights = None, domain: Domain = None, domain_weights: DomainWeights = None,
-    id: Id = None, length: Length = "length", tokenizer: TokenizerPath = None, seed: Seed = 42, invert: Invert = False, drop_nonfinite: Drop = False,
-    skip_empty: Skip = False, no_normalize: Raw = False,
+    where: In,
+    tokens: Tokens,
+    metric: Metric = None,
+    weights: Weights = None,
+    domain: Domain = None,
+    domain_weights: DomainWeights = None,
+    id: Id = None,
+    length: Length = "length",
+    tokenizer: TokenizerPath = None,
+    seed: Seed = 42,
+    invert: Invert = False,
+    drop_nonfinite: Drop = False,
+    skip_empty: Skip = False,
+    no_normalize: Raw = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan as JSON.", show_default=False)] = None,
-) -> None:  # fmt: skip
-    """Show what each temperature would choose: mean rating, effective rows, deciles, domains, overlaps. Nothing is drawn or written."""
+) -> None:
+    """Show what each temperature would choose: mean rating, effective rows, deciles, domains, overlaps.
+
+    Nothing is drawn or written.
+    """
     from lmlab.commands.quality_shared import print_rows
     from lmlab.files import write_json
     from lmlab.methods.qurating.plan import plan_selection
 
     config = _config(
-        where, "sample", 1.0, tokens, metric, weights, domain, domain_weights, id, length, seed, invert, drop_nonfinite, skip_empty, no_normalize
+        where,
+        "sample",
+        1.0,
+        tokens,
+        metric,
+        weights,
+        domain,
+        domain_weights,
+        id,
+        length,
+        seed,
+        invert,
+        drop_nonfinite,
+        skip_empty,
+        no_normalize,
     )
     found = plan_selection(_locations(where), config, measure=_measure(tokenizer))
-    rows = [[each.name, each.mean_z, round(each.rows), round(each.effective_rows), *each.deciles] for each in found.outlooks]
+    rows = [
+        [each.name, each.mean_z, round(each.rows), round(each.effective_rows), *each.deciles] for each in found.outlooks
+    ]
     columns = ["setting", "mean z", "rows", "effective rows", *(f"decile {number}" for number in range(1, 11))]
-    print_rows(columns, rows, f"{found.tokens:,} of {found.corpus_tokens:,} tokens, {found.corpus_rows:,} rows; shares of the chosen tokens")
+    print_rows(
+        columns,
+        rows,
+        f"{found.tokens:,} of {found.corpus_tokens:,} tokens, {found.corpus_rows:,} rows; shares of the chosen tokens",
+    )
     if domain is not None:
         names = list(found.corpus_domains)
-        shares = [["corpus", *found.corpus_domains.values()], *([each.name, *each.domains.values()] for each in found.outlooks)]
+        shares = [
+            ["corpus", *found.corpus_domains.values()],
+            *([each.name, *each.domains.values()] for each in found.outlooks),
+        ]
         print_rows(["setting", *names], shares, f"Shares of tokens by {domain}")
     names = [each.name for each in found.outlooks]
-    print_rows(["overlap with", *names], [[each.name, *each.overlap.values()] for each in found.outlooks], "Share of a choice that another has too")
+    print_rows(
+        ["overlap with", *names],
+        [[each.name, *each.overlap.values()] for each in found.outlooks],
+        "Share of a choice that another has too",
+    )
     if found.repeats > 1:
         print(f"The corpus does not fill the budget: all rows would have to be repeated {found.repeats:.2f} times.")
     if out is not None:
@@ -64,9 +128,11 @@ def plan(
 
 @app.command(
     epilog=example(
-        "lmlab quality select --in rated --metric educational_value_average --mode sample --tau 2.0 --tokens 30B --domain source_domain --out chosen",
+        "lmlab quality select --in rated --metric educational_value_average --mode sample --tau 2.0 --tokens 30B"
+        " --domain source_domain --out chosen",
         "lmlab quality select --in rated --mode uniform --tokens 10% --out baseline",
-        "lmlab quality select --in rated --weights 'educational_value_average=1,facts_and_trivia_average=.5' --mode top_k --tokens 1M --out best",
+        "lmlab quality select --in rated --weights 'educational_value_average=1,facts_and_trivia_average=.5' --mode"
+        " top_k --tokens 1M --out best",
     )
 )
 def select(
@@ -75,7 +141,9 @@ def select(
     tokens: Tokens,
     metric: Metric = None,
     weights: Weights = None,
-    tau: Annotated[float, typer.Option(help="Temperature of the sample, in standard deviations: 0 is top-k, inf uniform.")] = 2.0,
+    tau: Annotated[
+        float, typer.Option(help="Temperature of the sample, in standard deviations: 0 is top-k, inf uniform.")
+    ] = 2.0,
     domain: Domain = None,
     domain_weights: DomainWeights = None,
     id: Id = None,
@@ -89,7 +157,9 @@ def select(
     cap_duplicates: Annotated[
         list[str] | None, typer.Option(metavar="COL=1", help="Most rows of each label of a column.", show_default=False)
     ] = None,
-    uncertainty: Annotated[str | None, typer.Option(help="Column to subtract from the normalised rating.", show_default=False)] = None,
+    uncertainty: Annotated[
+        str | None, typer.Option(help="Column to subtract from the normalised rating.", show_default=False)
+    ] = None,
     penalty: Annotated[float, typer.Option(min=0, help="How many times it is subtracted.")] = 1.0,
     manifest_only: Annotated[bool, typer.Option("--manifest-only", help="Do not write texts.")] = False,
     shard_tokens: Annotated[str, typer.Option(help="Tokens of a written shard.")] = "500M",
@@ -107,28 +177,57 @@ def select(
     if format not in ("parquet", "jsonl"):
         raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")
     config = _config(
-        where, "sample" if mode == "mixture" else mode, tau, tokens, metric, weights, domain, domain_weights, id, length, seed, invert,
-        drop_nonfinite, skip_empty, no_normalize, cap_duplicates=cap_duplicates, uncertainty=uncertainty, penalty=penalty,
-    )  # fmt: skip
+        where,
+        "sample" if mode == "mixture" else mode,
+        tau,
+        tokens,
+        metric,
+        weights,
+        domain,
+        domain_weights,
+        id,
+        length,
+        seed,
+        invert,
+        drop_nonfinite,
+        skip_empty,
+        no_normalize,
+        cap_duplicates=cap_duplicates,
+        uncertainty=uncertainty,
+        penalty=penalty,
+    )
     places = _locations(where)
     manifest = (select_mixture if mode == "mixture" else choose)(places, config, measure=_measure(tokenizer))
     manifest.write(out / "manifest.parquet")
     write_json(out / "selection.json", manifest.report)
     report = manifest.report
-    print(f"{report['rows']:,} of {report['of_rows']:,} rows, {report['tokens']:,} of {report['of_tokens']:,} tokens. {report['noise']}.")
+    print(
+        f"{report['rows']:,} of {report['of_rows']:,} rows, {report['tokens']:,} of {report['of_tokens']:,} tokens."
+        f" {report['noise']}."
+    )
     for reason, count in report["dropped"].items():
         print(f"Left out: {count:,} rows ({reason}).")
     print(f"Manifest: {out / 'manifest.parquet'}")
     if not manifest_only:
-        written = materialize(places, manifest, out, columns.split(",") if columns else None, max(1, parse_tokens(shard_tokens)), format)
+        written = materialize(
+            places, manifest, out, columns.split(",") if columns else None, max(1, parse_tokens(shard_tokens)), format
+        )
         print(f"Shards: {len(written)} in {out}")
 
 
-@app.command(epilog=example("lmlab quality filter --in rated --min educational_value_average=0.5 --max length=4096 --out filtered"))
+@app.command(
+    epilog=example(
+        "lmlab quality filter --in rated --min educational_value_average=0.5 --max length=4096 --out filtered"
+    )
+)
 def filter(
     where: In,
-    minimum: Annotated[list[str] | None, typer.Option("--min", metavar="COL=X", help="Least value of a column.", show_default=False)] = None,
-    maximum: Annotated[list[str] | None, typer.Option("--max", metavar="COL=Y", help="Greatest value of a column.", show_default=False)] = None,
+    minimum: Annotated[
+        list[str] | None, typer.Option("--min", metavar="COL=X", help="Least value of a column.", show_default=False)
+    ] = None,
+    maximum: Annotated[
+        list[str] | None, typer.Option("--max", metavar="COL=Y", help="Greatest value of a column.", show_default=False)
+    ] = None,
     id: Id = None,
     length: Length = "length",
     format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
@@ -142,14 +241,22 @@ def filter(
     if not any(bounds):
         raise UserError("There is no bound.", "Give --min COLUMN=VALUE or --max COLUMN=VALUE.")
     found = filter_rows(_locations(where), *bounds, out, format)
-    print(f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are not.\nShards: {out}")
+    print(
+        f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are"
+        f" not.\nShards: {out}"
+    )
 
 
-@app.command(epilog=example("lmlab quality order --in chosen --metric required_expertise_average --tau 2.0 --out curriculum"))
+@app.command(
+    epilog=example("lmlab quality order --in chosen --metric required_expertise_average --tau 2.0 --out curriculum")
+)
 def order(
     where: In,
     metric: Annotated[str, typer.Option("--metric", "-m", help="Column to order by.")],
-    tau: Annotated[float, typer.Option(min=0, help="Temperature of the sample that the rows come from; 0 orders by the bare rating.")] = 0.0,
+    tau: Annotated[
+        float,
+        typer.Option(min=0, help="Temperature of the sample that the rows come from; 0 orders by the bare rating."),
+    ] = 0.0,
     descending: Annotated[bool, typer.Option("--descending", help="High to low.")] = False,
     id: Id = None,
     seed: Seed = 42,
@@ -177,20 +284,36 @@ def score(
     where: In,
     target: Annotated[str | None, typer.Option(help="Good texts, for dsir and linear.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(help="Language model, for ppl.", show_default=False)] = None,
-    grades: Annotated[str | None, typer.Option(help="Graded texts (index, average), for classifier.", show_default=False)] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of scores, for buckets and classifier.", show_default=False)] = None,
+    grades: Annotated[
+        str | None, typer.Option(help="Graded texts (index, average), for classifier.", show_default=False)
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of scores, for buckets and classifier.", show_default=False)
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
     id: Id = None,
-    name: Annotated[str | None, typer.Option(help="Of the column NAME_average; by default the kind.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the column NAME_average; by default the kind.", show_default=False)
+    ] = None,
     out: Out = Path("scored"),
 ) -> None:
-    """Add a column of another signal: log-likelihood, DSIR, an n-gram classifier, a regression on grades, or buckets over scorers."""
+    """Add a column of another signal: log-likelihood, DSIR, an n-gram classifier, a regression on grades, or buckets
+    over scorers.
+    """
     from lmlab.methods.qurating.score_corpus import score_corpus
 
     count = score_corpus(
-        kind, _locations(where), out, name or kind, text=text_field, target=target, model=model, grades=grades, id=id,
+        kind,
+        _locations(where),
+        out,
+        name or kind,
+        text=text_field,
+        target=target,
+        model=model,
+        grades=grades,
+        id=id,
         columns=columns.split(",") if columns else [],
-    )  # fmt: skip
+    )
     print(f"{count:,} rows scored.\nScores: {out}")
 
 
@@ -198,11 +321,15 @@ def score(
 def report(
     where: In,
     selection: Annotated[Path, typer.Option(help="Folder that `lmlab quality select` wrote.")],
-    groups: Annotated[str | None, typer.Option(help="Columns for tables of bias, separated by commas.", show_default=False)] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Columns for tables of bias, separated by commas.", show_default=False)
+    ] = None,
     clusters: Annotated[int, typer.Option(min=0, help="Topics; 0 for none.")] = 25,
     examples: Annotated[int, typer.Option(min=0, help="Texts to read of each kind.")] = 10,
     text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; extremes.md stands beside the selection.")] = Path("quality.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; extremes.md stands beside the selection.")] = Path(
+        "quality.html"
+    ),
 ) -> None:
     """Show what a choice did to domains, topics and groups of texts."""
     from lmlab.config import validate
@@ -213,13 +340,18 @@ def report(
     from lmlab.methods.qurating.selection import Manifest
     from lmlab.methods.qurating.settings import SelectionConfig
 
-    config = validate(SelectionConfig, read_json(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'")
+    config = validate(
+        SelectionConfig, read_json(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
+    )
     places = _locations(where)
     columns = tuple(groups.split(",")) if groups else ()
     settings = validate(AnalysisConfig, {"clusters": clusters, "groups": columns, "examples": examples}, "the options")
     analyse(places, Manifest.read(selection / "manifest.parquet"), config, settings, text_field).write(selection)
     write_json(selection / "plan.json", plan_selection(places, config).to_json())
-    print(f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read: {selection / 'extremes.md'}")
+    print(
+        f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read:"
+        f" {selection / 'extremes.md'}"
+    )
 
 
 def _locations(where: list[Path]) -> list[str]:
@@ -234,24 +366,52 @@ def _measure(tokenizer: Path | None) -> Any:
     from lmlab.data import Tokenizer
 
     own = Tokenizer.load(tokenizer)
-    return lambda texts: np.array([len(ids) for ids in own.encode_batch([text or "" for text in texts.to_pylist()])], np.int64)
+    return lambda texts: np.array(
+        [len(ids) for ids in own.encode_batch([text or "" for text in texts.to_pylist()])], np.int64
+    )
 
 
 def _config(
-    where: list[Path], mode: str, tau: float, tokens: str, metric: str | None, weights: list[str] | None, domain: str | None,
-    domain_weights: Path | None, id: str | None, length: str, seed: int, invert: bool, drop: bool, skip: bool, raw: bool,
-    cap_duplicates: list[str] | None = None, **others: Any,
-) -> Any:  # fmt: skip
+    where: list[Path],
+    mode: str,
+    tau: float,
+    tokens: str,
+    metric: str | None,
+    weights: list[str] | None,
+    domain: str | None,
+    domain_weights: Path | None,
+    id: str | None,
+    length: str,
+    seed: int,
+    invert: bool,
+    drop: bool,
+    skip: bool,
+    raw: bool,
+    cap_duplicates: list[str] | None = None,
+    **others: Any,
+) -> Any:
     from lmlab.commands.quality_shared import pairs_of
     from lmlab.config import load_yaml, validate
     from lmlab.methods.qurating.settings import SelectionConfig
     from lmlab.methods.qurating.table import budget_of
 
     values = {
-        "mode": mode, "tau": tau, "metric": metric, "weights": pairs_of(weights or [], "--weights", float), "domain": domain, "id": id,
-        "length": length, "seed": seed, "invert": invert, "drop_nonfinite": drop, "skip_empty": skip, "normalize": not raw,
-        "tokens": budget_of(tokens, _locations(where), length), "cap_duplicates": pairs_of(cap_duplicates or [], "--cap-duplicates", int), **others,
-    }  # fmt: skip
+        "mode": mode,
+        "tau": tau,
+        "metric": metric,
+        "weights": pairs_of(weights or [], "--weights", float),
+        "domain": domain,
+        "id": id,
+        "length": length,
+        "seed": seed,
+        "invert": invert,
+        "drop_nonfinite": drop,
+        "skip_empty": skip,
+        "normalize": not raw,
+        "tokens": budget_of(tokens, _locations(where), length),
+        "cap_duplicates": pairs_of(cap_duplicates or [], "--cap-duplicates", int),
+        **others,
+    }
     if domain_weights is not None:
         values["domains"] = load_yaml(domain_weights)
     return validate(SelectionConfig, values, "the options")

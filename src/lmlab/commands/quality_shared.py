@@ -17,12 +17,18 @@ def documents_at(location: str, text_field: str, id_field: str | None, domain_fi
     from lmlab.data import Document, SourceConfig, source_settings
     from lmlab.progress import console
 
-    source: Any = TypeAdapter(SourceConfig).validate_python(source_settings(location, fields_of(text_field, id_field, domain_field)))
+    source: Any = TypeAdapter(SourceConfig).validate_python(
+        source_settings(location, fields_of(text_field, id_field, domain_field))
+    )
     documents, rejects = list[Any](), list[Any]()
     for item in source.read():
         (documents if isinstance(item, Document) else rejects).append(item)
     if rejects:
-        console.print(f"{len(rejects):,} records cannot be read, the first: {rejects[0].where}: {rejects[0].reason}", style="yellow", markup=False)
+        console.print(
+            f"{len(rejects):,} records cannot be read, the first: {rejects[0].where}: {rejects[0].reason}",
+            style="yellow",
+            markup=False,
+        )
     return documents
 
 
@@ -65,7 +71,9 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str
 
     table = Table(title=escape(title) or None, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if any(isinstance(row[number], int | float) for row in rows) else "left")
+        table.add_column(
+            escape(column), justify="right" if any(isinstance(row[number], int | float) for row in rows) else "left"
+        )
     for row in rows:
         table.add_row(*(escape(_text(cell)) for cell in row))
     print_table(table)

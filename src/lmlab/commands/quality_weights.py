@@ -27,7 +27,8 @@ def propose(
 ) -> None:
     """Propose weights for small training runs.
 
-    Choose text with the weights of each line, train on it, put the loss into the last column; then `lmlab quality fit-weights`.
+    Choose text with the weights of each line, train on it, put the loss into the last column; then `lmlab quality
+    fit-weights`.
     """
     from lmlab.files import atomic_file
     from lmlab.methods.qurating import propose_weights
@@ -38,17 +39,27 @@ def propose(
         writer = csv.writer(file)
         writer.writerow([*names, "loss"])
         writer.writerows([*(f"{value:.4f}" for value in row), ""] for row in propose_weights(len(names), runs, seed))
-    print(f"{runs} runs: {out}\nOne of them: lmlab quality select --weights {','.join(f'{name}=WEIGHT' for name in names)} ...")
+    print(
+        f"{runs} runs: {out}\nOne of them: lmlab quality select --weights"
+        f" {','.join(f'{name}=WEIGHT' for name in names)} ..."
+    )
 
 
 @app.command("fit-weights", epilog=example("lmlab quality fit-weights runs.csv --target loss --out weights.yaml"))
 def fit(
-    runs: Annotated[Path, typer.Argument(help="Table of runs, CSV or JSON lines: a column of weights for each name, and the loss.")],
+    runs: Annotated[
+        Path, typer.Argument(help="Table of runs, CSV or JSON lines: a column of weights for each name, and the loss.")
+    ],
     target: Annotated[str, typer.Option(help="Column with the loss; lower is better.")] = "loss",
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="YAML file of names and weights, for --domain-weights.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="YAML file of names and weights, for --domain-weights.", show_default=False),
+    ] = None,
 ) -> None:
-    """Find the weights of criteria, or of domains, that small training runs speak for, and say how well the runs predict each other."""
+    """Find the weights of criteria, or of domains, that small training runs speak for, and say how well the runs
+    predict each other.
+    """
     import yaml
 
     from lmlab.commands.quality_shared import print_rows
@@ -62,14 +73,25 @@ def fit(
     print_rows(["", "weight"], [[name, round(weight, 4)] for name, weight in fitted.items()])
     print_rows(["regression", "error on runs left out"], sorted(found.errors.items(), key=lambda each: each[1]))
     if found.reliable:
-        figures = f"loss {found.loss:.4f}, with equal weights {found.equal_loss:.4f}; the best run had {found.best_run_loss:.4f}"
-        print(f"Predicted by the {found.model} regression: {figures}. Rank correlation on runs left out: {found.rank_correlation:.2f}.")
+        figures = (
+            f"loss {found.loss:.4f}, with equal weights {found.equal_loss:.4f}; the best run had"
+            f" {found.best_run_loss:.4f}"
+        )
+        print(
+            f"Predicted by the {found.model} regression: {figures}. Rank correlation on runs left out:"
+            f" {found.rank_correlation:.2f}."
+        )
     else:
-        console.print("These runs do not tell good weights from bad: no regression beats the mean loss. Equal weights are given.", style="yellow")
+        console.print(
+            "These runs do not tell good weights from bad: no regression beats the mean loss. Equal weights are given.",
+            style="yellow",
+        )
     print(f"Choose with them: --weights {','.join(f'{name}={weight:.3f}' for name, weight in fitted.items())}")
     if out is not None:
         with atomic_file(out, "w") as file:
-            yaml.safe_dump({name: round(weight, 6) for name, weight in fitted.items()}, file, sort_keys=False, allow_unicode=True)
+            yaml.safe_dump(
+                {name: round(weight, 6) for name, weight in fitted.items()}, file, sort_keys=False, allow_unicode=True
+            )
         print(f"Weights: {out}")
 
 
@@ -87,7 +109,9 @@ def _read_runs(path: Path, target: str) -> tuple[list[str], list[list[float]], l
             rows = list(csv.DictReader(file))
     if not rows or target not in rows[0]:
         there = ", ".join(rows[0]) if rows else "none"
-        raise UserError(f"'{path}' has no column '{target}'; there are: {there}.", "Name the column of losses with --target.")
+        raise UserError(
+            f"'{path}' has no column '{target}'; there are: {there}.", "Name the column of losses with --target."
+        )
     names = [name for name in rows[0] if name != target]
     weights, losses, waiting = [], [], 0
     for number, row in enumerate(rows, 1):
@@ -98,7 +122,11 @@ def _read_runs(path: Path, target: str) -> tuple[list[str], list[list[float]], l
             losses.append(float(row[target]))
             weights.append([float(row[name]) for name in names])
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"'{path}', run {number}: every column must hold a number.", "Remove columns that are no weights.") from None
+            raise UserError(
+                f"'{path}', run {number}: every column must hold a number.", "Remove columns that are no weights."
+            ) from None
     if waiting:
-        console.print(f"{waiting} of {len(rows)} runs have no '{target}' yet; they are left out.", style="yellow", markup=False)
+        console.print(
+            f"{waiting} of {len(rows)} runs have no '{target}' yet; they are left out.", style="yellow", markup=False
+        )
     return names, weights, losses

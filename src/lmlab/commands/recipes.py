@@ -34,7 +34,9 @@ def demo(out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo 
     run_recipe_file(_demo_recipe(), out, set_, dry_run, redo)
 
 
-@app.command(epilog=example("lmlab run recipes/demo.yaml --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine"))
+@app.command(
+    epilog=example("lmlab run recipes/demo.yaml --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine")
+)
 def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Out = None,
@@ -44,20 +46,33 @@ def run(
     processes: Processes = None,
     per_machine: PerMachine = 8,
 ) -> None:
-    """Run a recipe. Finished stages are skipped; a run that was cut off goes on where it was. `torchrun -m lmlab run ...` shares the work."""
+    """Run a recipe.
+
+    Finished stages are skipped; a run that was cut off goes on where it was. `torchrun -m lmlab run ...` shares the
+    work.
+    """
     with planning_for(processes, per_machine, dry_run):
         run_recipe_file(recipe, out, set_, dry_run, redo)
 
 
 @app.command(
-    epilog=example("lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books", "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer")
+    epilog=example(
+        "lmlab tokenize 'books/*.txt' --vocab-size 8192 --out runs/books",
+        "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer",
+    )
 )
 def tokenize(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Files, globs, folders or URLs of text, JSON lines, Parquet, Arrow, MDS, WebDataset; compressed or not."),
+        typer.Argument(
+            help=(
+                "Files, globs, folders or URLs of text, JSON lines, Parquet, Arrow, MDS, WebDataset; compressed or not."
+            )
+        ),
     ],
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)
+    ] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,
     text_field: TextField = "text",
     id_field: IdField = None,
@@ -67,7 +82,10 @@ def tokenize(
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
-    """Collect, deduplicate and tokenise your own text: the first stages of a recipe. Shards are tokenised again, with all of their documents."""
+    """Collect, deduplicate and tokenise your own text: the first stages of a recipe.
+
+    Shards are tokenised again, with all of their documents.
+    """
     from lmlab.data import KEEP_ALL, source_settings
 
     chosen = [source_settings(path, fields_of(text_field, id_field, domain_field)) for path in sources]
@@ -77,13 +95,27 @@ def tokenize(
         stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
     for split in ("train",) if again else ("train", "heldout"):
         name = "tokens" if split == "train" else "heldout_tokens"
-        stages[name] = {"kind": "tokenize", "documents": "documents", "tokenizer": str(tokenizer or "tokenizer"), "split": split}
+        stages[name] = {
+            "kind": "tokenize",
+            "documents": "documents",
+            "tokenizer": str(tokenizer or "tokenizer"),
+            "split": split,
+        }
     run_stages("tokenize", stages, out, set_, dry_run, redo)
 
 
-@app.command(epilog=example("lmlab train train.yaml --out runs/mine", "lmlab train train.yaml --set trainer.steps=1000 --dry-run"))
+@app.command(
+    epilog=example(
+        "lmlab train train.yaml --out runs/mine", "lmlab train train.yaml --set trainer.steps=1000 --dry-run"
+    )
+)
 def train(
-    config: Annotated[Path, typer.Argument(help="The configuration of a train stage, a YAML file: tokens, tokenizer, model, seq_len, trainer.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="The configuration of a train stage, a YAML file: tokens, tokenizer, model, seq_len, trainer."
+        ),
+    ],
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -91,7 +123,10 @@ def train(
     processes: Processes = None,
     per_machine: PerMachine = 8,
 ) -> None:
-    """Train a language model on tokenised text: one stage of a recipe, without writing one. `torchrun -m lmlab train ...` shares the work."""
+    """Train a language model on tokenised text: one stage of a recipe, without writing one.
+
+    `torchrun -m lmlab train ...` shares the work.
+    """
     from lmlab.config import apply_overrides, load_yaml
 
     settings = apply_overrides(load_yaml(config), set_ or [])

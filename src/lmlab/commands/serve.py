@@ -24,23 +24,40 @@ app = typer.Typer()
 )
 def serve(
     model: Annotated[Path, typer.Argument(help="Directory of a model or of a train stage.")],
-    name: Annotated[str | None, typer.Option(help="Name of the model in requests \\[default: the directory's].", show_default=False)] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; by default only this machine reaches it.")] = "127.0.0.1",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in requests \\[default: the directory's].", show_default=False)
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; by default only this machine reaches it.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
-    key_env: Annotated[str | None, typer.Option(help="Environment variable with the key that requests must bring.", show_default=False)] = None,
-    allow_anyone: Annotated[bool, typer.Option("--allow-anyone", help="Take requests from other machines without a key.")] = False,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the key that requests must bring.", show_default=False)
+    ] = None,
+    allow_anyone: Annotated[
+        bool, typer.Option("--allow-anyone", help="Take requests from other machines without a key.")
+    ] = False,
     adapter: Adapter = None,
     precision: Precision = "fp32",
     chat_template: Annotated[
-        str | None, typer.Option(help="tulu, or a Jinja file, in place of the tokenizer's own chat template.", show_default=False)
+        str | None,
+        typer.Option(help="tulu, or a Jinja file, in place of the tokenizer's own chat template.", show_default=False),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most continuations computed at once \\[default: 16, on a GPU 128].", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Most continuations computed at once \\[default: 16, on a GPU 128].", show_default=False
+        ),
     ] = None,
-    max_queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; beyond that they are refused for a while.")] = 128,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Most requests that wait; beyond that they are refused for a while.")
+    ] = 128,
     max_body: Annotated[float, typer.Option(min=0.001, help="Longest body of a request in MB.")] = 8.0,
 ) -> None:
-    """Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running batch. Ctrl-C stops it."""
+    """Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running batch.
+
+    Ctrl-C stops it.
+    """
     try:
         from lmlab.endpoints import server
     except ModuleNotFoundError as error:
@@ -58,7 +75,11 @@ def serve(
     served = server.ServedModel(name or model.resolve().name, directory, network, tokenizer, max_batch, max_queue)
 
     def ready(address: str) -> None:
-        print(f"Serving '{served.name}' at {address} ({served.max_seq_len:,} tokens of context). Ctrl-C stops.", file=sys.stderr, flush=True)
+        print(
+            f"Serving '{served.name}' at {address} ({served.max_seq_len:,} tokens of context). Ctrl-C stops.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     server.serve(served, listener, config, ready)
     print("Stopped.", file=sys.stderr)

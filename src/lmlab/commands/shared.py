@@ -11,16 +11,27 @@ import typer
 
 from lmlab.errors import UserError
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory of the run \\[default: runs/NAME].", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Directory of the run \\[default: runs/NAME].", show_default=False)
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimates and stop.")]
-Processes = Annotated[int | None, typer.Option(min=1, help="With --dry-run: plan for so many processes (GPUs).", show_default=False)]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="With --dry-run: plan for so many processes (GPUs).", show_default=False)
+]
 PerMachine = Annotated[int, typer.Option(min=1, help="With --processes: how many of them a machine has.")]
 TextField = Annotated[str, typer.Option(help="Dotted field that holds the text of a record.")]
-IdField = Annotated[str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)]
-DomainField = Annotated[str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)]
+IdField = Annotated[
+    str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)
+]
+DomainField = Annotated[
+    str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)
+]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
 
@@ -47,11 +58,21 @@ def run_recipe_file(path: Path, out: Path | None, overrides: list[str] | None, d
     execute(Recipe.load(path, overrides or []), out, dry_run, redo)
 
 
-def run_stages(name: str, stages: dict[str, Any], out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool, seed: int = 0) -> None:
+def run_stages(
+    name: str,
+    stages: dict[str, Any],
+    out: Path | None,
+    overrides: list[str] | None,
+    dry_run: bool,
+    redo: bool,
+    seed: int = 0,
+) -> None:
     from lmlab.config import apply_overrides
     from lmlab.runs import Recipe
 
-    data = apply_overrides({"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []])
+    data = apply_overrides(
+        {"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []]
+    )
     execute(Recipe.parse(data, "the command line"), out, dry_run, redo)
 
 
@@ -69,7 +90,9 @@ def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
     console.quiet = not world().is_main
     run_recipe(recipe, directory, redo)
     report_path = directory / "report.html"
-    console.print(f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else ""))
+    console.print(
+        f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else "")
+    )
 
 
 @contextmanager
@@ -81,7 +104,10 @@ def planning_for(processes: int | None, per_machine: int, dry_run: bool) -> Iter
         yield
         return
     if not dry_run:
-        raise UserError("--processes belongs to --dry-run; to start several processes use torchrun.", "torchrun --nproc-per-node N -m lmlab run ...")
+        raise UserError(
+            "--processes belongs to --dry-run; to start several processes use torchrun.",
+            "torchrun --nproc-per-node N -m lmlab run ...",
+        )
     local = min(per_machine, processes)
     if processes % local:
         raise UserError(f"--processes {processes} is not a multiple of --per-machine {local}.")

@@ -1,4 +1,5 @@
-"""Records of conversations and preferences to examples for learning. What cannot be learned from is a `Reject`, never an exception.
+"""Records of conversations and preferences to examples for learning. What cannot be learned from is a `Reject`, never
+an exception.
 
 | record | fields |
 |---|---|
@@ -6,7 +7,8 @@
 | preference | `prompt`, `chosen`, `rejected`; or two conversations `chosen` and `rejected` that begin alike |
 | desirable or not | `prompt`, `completion`, `label` |
 
-`messages` is a list of objects with `role` and `content`; the other fields are such lists or text. `domain` is optional.
+`messages` is a list of objects with `role` and `content`; the other fields are such lists or text. `domain` is
+optional.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmlab.data.chat_encoding import BadRecord, ChatConfig, EncodedText, check_messages, encode_completion, encode_conversation, strings
+from lmlab.data.chat_encoding import (
+    BadRecord,
+    ChatConfig,
+    EncodedText,
+    check_messages,
+    encode_completion,
+    encode_conversation,
+    strings,
+)
 from lmlab.data.documents import Reject
 from lmlab.data.sources import RecordSource, record_source
 from lmlab.data.tokenizer import Tokenizer
@@ -105,7 +115,9 @@ class ChatEncoder:
             raise BadRecord("chosen and rejected are equal")
         if prompt is None:
             prompt, chosen, rejected = _part(chosen, rejected)
-        pair = PreferencePair(self._answer(record, prompt, chosen, whole=True), self._answer(record, prompt, rejected, whole=True))
+        pair = PreferencePair(
+            self._answer(record, prompt, chosen, whole=True), self._answer(record, prompt, rejected, whole=True)
+        )
         if pair.chosen.ids == pair.rejected.ids:
             raise BadRecord("chosen and rejected are equal in tokens")
         return pair
@@ -123,7 +135,10 @@ class ChatEncoder:
                 raise BadRecord("the answer is empty")
             if self.config.text == "plain" or (self.config.text == "auto" and self.tokenizer.chat_template is None):
                 return _finish(encode_completion(self.tokenizer, self.config, prompt, completion), record)
-        before, after = check_messages(_as_messages(prompt, "user")), check_messages(_as_messages(completion, "assistant"))
+        before, after = (
+            check_messages(_as_messages(prompt, "user")),
+            check_messages(_as_messages(completion, "assistant")),
+        )
         if not after:
             raise BadRecord("the answer is empty")
         return _finish(encode_conversation(self.tokenizer, self.config, before + after, len(before), whole), record)
@@ -139,7 +154,9 @@ def read_records(source: Path | RecordSource) -> Iterator[tuple[str, Any] | Reje
         yield record if isinstance(record, Reject) else (where, record)
 
 
-def encode_records(records: Iterable[tuple[str, Any] | Reject], encode: Callable[[Any, str], T | Reject]) -> tuple[list[T], list[Reject]]:
+def encode_records(
+    records: Iterable[tuple[str, Any] | Reject], encode: Callable[[Any, str], T | Reject]
+) -> tuple[list[T], list[Reject]]:
     """All records as examples, and those that cannot be.
 
     Arguments:

@@ -1,4 +1,6 @@
-"""Conversations to token ids, and which of them are learned: what the assistant writes, and the tokens that end its turns."""
+"""Conversations to token ids, and which of them are learned: what the assistant writes, and the tokens that end its
+turns.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ class ChatConfig(Config):
     Attributes:
         max_len: longest example in tokens; a longer conversation loses its last turns, each as a whole.
         learn: every turn of the assistant, or the last one only.
-        special_tokens: what special tokens that are spelt in a message become: `as_text` keeps them text, so that no content can end a turn;
-            `as_tokens` makes them special tokens, as `transformers` does.
+        special_tokens: what special tokens that are spelt in a message become: `as_text` keeps them text, so that no
+            content can end a turn; `as_tokens` makes them special tokens, as `transformers` does.
         template: `tulu`, or the path of a Jinja file, in place of the tokenizer's own chat template.
-        text: how a prompt and a completion that are plain text are read: `chat` as a turn of the user and one of the assistant, `plain` as one
-            text; `auto` is `chat` where the tokenizer has a chat template.
+        text: how a prompt and a completion that are plain text are read: `chat` as a turn of the user and one of the
+            assistant, `plain` as one text; `auto` is `chat` where the tokenizer has a chat template.
     """
 
     max_len: PositiveInt | None = None
@@ -47,7 +49,9 @@ def chat_template(config: ChatConfig) -> str | None:
     try:
         return Path(config.template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat.template '{config.template}' cannot be read ({error}).", "Name a Jinja file, or take 'tulu'.") from None
+        raise UserError(
+            f"chat.template '{config.template}' cannot be read ({error}).", "Name a Jinja file, or take 'tulu'."
+        ) from None
 
 
 def chat_tokenizer(tokenizer: Tokenizer, config: ChatConfig) -> Tokenizer:
@@ -85,16 +89,22 @@ def encode_for_answer(tokenizer: Tokenizer, messages: Sequence[Message]) -> list
         UserError: the tokenizer has no chat template, or it refuses the messages.
     """
     if tokenizer.chat_template is None:
-        raise UserError("The tokenizer has no chat template.", "Use a model that was tuned to chat, or put a chat_template.jinja beside it.")
+        raise UserError(
+            "The tokenizer has no chat template.",
+            "Use a model that was tuned to chat, or put a chat_template.jinja beside it.",
+        )
     cut, messages = _guard(tokenizer, ChatConfig(), tokenizer.chat_template.source, list(messages))
     return _encode(tokenizer, tokenizer.chat_template.render(messages), cut)[0]
 
 
-def encode_conversation(tokenizer: Tokenizer, config: ChatConfig, messages: Sequence[Message], first: int = 0, whole: bool = False) -> EncodedText:
+def encode_conversation(
+    tokenizer: Tokenizer, config: ChatConfig, messages: Sequence[Message], first: int = 0, whole: bool = False
+) -> EncodedText:
     """Encode a conversation by the tokenizer's chat template.
 
-    A turn of the assistant is what `{% generation %}` blocks enclose; in a template without them it is the text between the rendering of all
-    messages before it, with generation prompt, and that of all messages up to it. A token that lies partly in a turn belongs to it.
+    A turn of the assistant is what `{% generation %}` blocks enclose; in a template without them it is the text between
+    the rendering of all messages before it, with generation prompt, and that of all messages up to it. A token that
+    lies partly in a turn belongs to it.
 
     Arguments:
         messages: checked messages (`role` and `content` are text).
@@ -102,7 +112,8 @@ def encode_conversation(tokenizer: Tokenizer, config: ChatConfig, messages: Sequ
         whole: refuse a conversation that is too long in place of shortening it.
 
     Raises:
-        BadRecord: nothing can be learned, the template does not keep what was said before, or the conversation is too long.
+        BadRecord: nothing can be learned, the template does not keep what was said before, or the conversation is too
+            long.
         UserError: the template refuses the messages.
     """
     if tokenizer.chat_template is None:
@@ -112,9 +123,15 @@ def encode_conversation(tokenizer: Tokenizer, config: ChatConfig, messages: Sequ
     cut, messages = _guard(tokenizer, config, tokenizer.chat_template.source, list(messages))
     ends = [len(messages)]
     if not whole:
-        ends += [number + 1 for number in reversed(range(first, len(messages) - 1)) if messages[number]["role"] == "assistant"]
+        ends += [
+            number + 1
+            for number in reversed(range(first, len(messages) - 1))
+            if messages[number]["role"] == "assistant"
+        ]
     for end in ends:
-        ids, offsets = _encode(tokenizer, tokenizer.chat_template.render(messages[:end], add_generation_prompt=False), cut)
+        ids, offsets = _encode(
+            tokenizer, tokenizer.chat_template.render(messages[:end], add_generation_prompt=False), cut
+        )
         if config.max_len is None or len(ids) <= config.max_len:
             break
     else:
@@ -150,25 +167,36 @@ def _spans(template: ChatTemplate, messages: Sequence[Message], first: int, lear
         if len(learned) == len(turns):
             return text, spans
         if len(spans) != len(turns):
-            raise BadRecord(f"the template's generation blocks ({len(spans)}) are not the assistant's turns ({len(turns)})")
+            raise BadRecord(
+                f"the template's generation blocks ({len(spans)}) are not the assistant's turns ({len(turns)})"
+            )
         return text, [span for number, span in zip(turns, spans, strict=True) if number in learned]
     text, spans = template.render(messages, add_generation_prompt=False), []
     for number in learned:
         before = template.render(messages[:number], add_generation_prompt=True)
         upto = template.render(messages[: number + 1], add_generation_prompt=False)
         if not (upto.startswith(before) and text.startswith(upto)):
-            raise BadRecord(f"the template is not prefix-preserving: what comes before message {number + 1}, or itself, changes with what follows")
+            raise BadRecord(
+                f"the template is not prefix-preserving: what comes before message {number + 1}, or itself, changes"
+                " with what follows"
+            )
         spans.append((len(before), len(upto)))
     return text, spans
 
 
 def _guard(tokenizer: Tokenizer, config: ChatConfig, source: str, value: Any) -> tuple[str | None, Any]:
-    """Put a character that occurs nowhere else into each special token that is spelt in a value; give it and the value."""
+    """Put a character that occurs nowhere else into each special token that is spelt in a value; give it and
+    the value.
+    """
     texts = strings(value)
-    if config.special_tokens == "as_tokens" or not any(token in text for text in texts for token in tokenizer.special_tokens):
+    if config.special_tokens == "as_tokens" or not any(
+        token in text for text in texts for token in tokenizer.special_tokens
+    ):
         return None, value
     cut = next(mark for mark in map(chr, range(0xE000, 0xF8FF)) if not any(mark in text for text in [source, *texts]))
-    spelt = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokenizer.special_tokens if len(token) > 1)
+    spelt = "|".join(
+        f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokenizer.special_tokens if len(token) > 1
+    )
     return cut, _substitute(re.compile(spelt), cut, value)
 
 
@@ -196,7 +224,9 @@ def _without(text: str, cut: str | None) -> str:
 
 
 def _encode(tokenizer: Tokenizer, text: str, cut: str | None) -> tuple[list[int], list[Span]]:
-    """Ids and the characters that each stands for; the characters `cut` part the text into pieces that are encoded on their own."""
+    """Ids and the characters that each stands for; the characters `cut` part the text into pieces that are encoded on
+    their own.
+    """
     ids: list[int] = []
     offsets: list[Span] = []
     position = 0

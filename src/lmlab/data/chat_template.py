@@ -1,4 +1,6 @@
-"""Chat templates: messages to the text that a model was tuned on, by the tokenizer's own Jinja template, in a sandbox."""
+"""Chat templates: messages to the text that a model was tuned on, by the tokenizer's own Jinja template, in a
+sandbox.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,10 @@ TULU_TEMPLATE = """\
 {{- message['content'] + '\\n' -}}
 {% endif %}
 {% endfor %}
-{{- '<|assistant|>\\n' if add_generation_prompt else '' -}}"""
-"""The format of Tülu and OLMo (Muennighoff et al. 2024): plain text but for the end token, so that any tokenizer can serve."""
+{{- '<|assistant|>\\n' if add_generation_prompt else '' -}}"""  # noqa: E501
+"""The format of Tülu and OLMo (Muennighoff et al. 2024): plain text but for the end token, so that any
+tokenizer can serve.
+"""
 
 _MARK = "generation_mark"
 
@@ -50,8 +54,13 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda format: datetime.now().strftime(format)}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
+        )
+        environment.globals |= {
+            "raise_exception": _refuse,
+            "strftime_now": lambda format: datetime.now().strftime(format),
+        }
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
@@ -63,7 +72,8 @@ class ChatTemplate:
         """The text of a conversation.
 
         Arguments:
-            messages: each with `role` and `content`. Content is put in as it is: if it spells a special token, it becomes one.
+            messages: each with `role` and `content`. Content is put in as it is: if it spells a special token, it
+                becomes one.
             add_generation_prompt: end with what opens the assistant's answer.
             variables: further ones that the template reads, such as `tools`.
 
@@ -75,7 +85,10 @@ class ChatTemplate:
                 raise UserError(f"Message {number + 1} needs the keys 'role' (text) and 'content'.")
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **self._special_tokens, **variables
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+                **variables,
             )
         except Exception as error:  # a template is a program from outside: it can fail in any way
             raise UserError(f"The tokenizer's chat template refuses these messages: {error}.") from None
@@ -85,7 +98,9 @@ class ChatTemplate:
         """Whether the template says itself, by `{% generation %}` blocks, what the assistant writes."""
         return re.search(r"\{%[-+]?\s*generation\b", self.source) is not None
 
-    def render_with_spans(self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any) -> tuple[str, list[Span]]:
+    def render_with_spans(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any
+    ) -> tuple[str, list[Span]]:
         """The text of a conversation, and the characters [start, end) of each `{% generation %}` block in it, in order.
 
         Raises:
@@ -109,7 +124,15 @@ class _GenerationBlock(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        mark = nodes.Output([nodes.CondExpr(nodes.Test(nodes.Name(_MARK, "load"), "defined", [], [], None, None), nodes.Name(_MARK, "load"), None)])
+        mark = nodes.Output(
+            [
+                nodes.CondExpr(
+                    nodes.Test(nodes.Name(_MARK, "load"), "defined", [], [], None, None),
+                    nodes.Name(_MARK, "load"),
+                    None,
+                )
+            ]
+        )
         return nodes.Scope([mark, *body, mark]).set_lineno(line)
 
 
@@ -117,5 +140,7 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False, **options: Any) -> str:
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False, **options: Any
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys, **options)

@@ -38,7 +38,8 @@ class CollectConfig(Config):
         min_bytes: shorter documents are dropped.
         max_bytes: longer documents are dropped; null for no limit.
         exact_duplicates: `drop` or `keep` documents of the same words.
-        near_duplicate_threshold: Jaccard similarity from which documents count as near-duplicates; null finds exact ones only.
+        near_duplicate_threshold: Jaccard similarity from which documents count as near-duplicates; null finds exact
+            ones only.
         heldout_fraction: share of the bytes that is held out of training, in whole groups.
         max_reject_fraction: stop when a larger share of the records cannot be read.
     """
@@ -74,12 +75,13 @@ def collect(
     workers: int | None = None,
     evaluations: Decontamination | None = None,
 ) -> dict[str, Any]:
-    """Read all sources and write `train.jsonl`, `heldout.jsonl`, `dropped.jsonl`, `rejects.jsonl` and `collect.json` to `directory`.
+    """Read all sources and write `train.jsonl`, `heldout.jsonl`, `dropped.jsonl`, `rejects.jsonl` and `collect.json` to
+    `directory`.
 
     Documents wait on the disk, not in memory, which holds about 50 bytes of each, and 36 more to find near-duplicates.
 
-    Held-out documents are deduplicated first, so that of two similar documents on both sides of the split the training one is dropped: what is
-    measured on held-out text is not memory.
+    Held-out documents are deduplicated first, so that of two similar documents on both sides of the split the training
+    one is dropped: what is measured on held-out text is not memory.
 
     Arguments:
         workers: processes that compute the signatures of near-duplicates; by default one a core.
@@ -100,7 +102,9 @@ def collect(
         order = np.concatenate([np.flatnonzero(heldout), np.flatnonzero(~heldout)])
         near = None
         if config.near_duplicate_threshold is not None:
-            near = NearDuplicates(_signatures(spool, config, directory, workers), order, config.near_duplicate_threshold)
+            near = NearDuplicates(
+                _signatures(spool, config, directory, workers), order, config.near_duplicate_threshold
+            )
         sieve = _Sieve(spool, config, order, heldout, near, evaluations)
         report = sieve.write(directory)
         if near is not None:
@@ -122,7 +126,9 @@ def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, di
             if reject is not None:
                 rejects, first = rejects + 1, first or reject
                 listed.write(json.dumps({"where": reject.where, "reason": reject.reason}, ensure_ascii=True) + "\n")
-                if len(spool) + rejects >= _ENOUGH_TO_JUDGE and rejects > config.max_reject_fraction * (len(spool) + rejects):
+                if len(spool) + rejects >= _ENOUGH_TO_JUDGE and rejects > config.max_reject_fraction * (
+                    len(spool) + rejects
+                ):
                     break
             advance(note=f"{rejects} rejected" if rejects else "")
     if first is not None and rejects > config.max_reject_fraction * (len(spool) + rejects):
@@ -137,13 +143,17 @@ def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, di
 
 
 def _choose_heldout(spool: Spool, fraction: float) -> NDArray[np.bool_]:
-    """For each document whether it is held out: whole groups, in the order of their numbers, until each kind of group (by the domains it spans) has
-    its share of the text."""
+    """For each document whether it is held out: whole groups, in the order of their numbers, until each kind of group
+    (by the domains it spans) has its share of the text."""
     keys, group_of = np.unique(spool.groups, return_inverse=True)
     sizes = np.bincount(group_of, spool.characters.astype(float)).astype(np.int64)
     spans = np.unique(np.stack([group_of.astype(np.uint64), spool.domain_ids], 1), axis=0)
     strata = np.zeros(len(keys), np.uint64)
-    np.add.at(strata, spans[:, 0].astype(np.int64), np.array([_number(name) for name in spool.domains], np.uint64)[spans[:, 1].astype(np.int64)])
+    np.add.at(
+        strata,
+        spans[:, 0].astype(np.int64),
+        np.array([_number(name) for name in spool.domains], np.uint64)[spans[:, 1].astype(np.int64)],
+    )
     chosen = np.zeros(len(keys), bool)
     for stratum in np.unique(strata):
         groups = np.flatnonzero(strata == stratum)
@@ -215,7 +225,10 @@ class _Sieve:
         outcomes: dict[str, array[int]] = {}
         groups: set[str] = set()
         with ExitStack() as stack:
-            files = {name: stack.enter_context(atomic_file(directory / f"{name}.jsonl")) for name in ("train", "heldout", "dropped")}
+            files = {
+                name: stack.enter_context(atomic_file(directory / f"{name}.jsonl"))
+                for name in ("train", "heldout", "dropped")
+            }
             advance = stack.enter_context(progress("choose", len(self._order), "documents"))
             for place, number in enumerate(self._order.tolist()):
                 split = "heldout" if self._heldout[number] else "train"
@@ -234,13 +247,19 @@ class _Sieve:
             if "train" not in outcomes:
                 dropped = sum(len(numbers) for name, numbers in outcomes.items() if name != "heldout")
                 raise UserError(
-                    f"No document is left for training: {len(self._order)} read, {dropped} dropped, {len(outcomes.get('heldout', ()))} held out.",
+                    f"No document is left for training: {len(self._order)} read, {dropped} dropped,"
+                    f" {len(outcomes.get('heldout', ()))} held out.",
                     "Lower min_bytes or heldout_fraction, or add sources.",
                 )
-        counted = {name: _by_domain(self._spool, np.frombuffer(numbers, np.int64)) for name, numbers in outcomes.items()}
+        counted = {
+            name: _by_domain(self._spool, np.frombuffer(numbers, np.int64)) for name, numbers in outcomes.items()
+        }
         splits = {split: counted.pop(split, {"documents": {}, "bytes": {}}) for split in ("train", "heldout")}
         held = np.frombuffer(outcomes.get("heldout", array("q")), np.int64)
-        named = {"heldout_groups": sorted(groups)[:_NAMED_GROUPS], "num_heldout_groups": len(np.unique(self._spool.groups[held]))}
+        named = {
+            "heldout_groups": sorted(groups)[:_NAMED_GROUPS],
+            "num_heldout_groups": len(np.unique(self._spool.groups[held])),
+        }
         return {"dropped": counted, **splits, **named}
 
     def _judge(self, place: int, number: int) -> tuple[str | None, dict[str, Any]]:
@@ -274,7 +293,9 @@ class _Sieve:
             return None, {}
         found = self._near.find(place)
         if found is not None:
-            return self._repeats("near-duplicate" if found.similarity < 1 else "exact duplicate", number, found.of, found.similarity)
+            return self._repeats(
+                "near-duplicate" if found.similarity < 1 else "exact duplicate", number, found.of, found.similarity
+            )
         self._near.keep(place)
         return None, {}
 
@@ -296,7 +317,10 @@ def _first_equal(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 def _by_domain(spool: Spool, numbers: NDArray[np.int64]) -> dict[str, Any]:
     domains, sizes = spool.domain_ids[numbers].astype(np.int64), spool.sizes[numbers].astype(float)
-    documents, size = np.bincount(domains, minlength=len(spool.domains)), np.bincount(domains, sizes, minlength=len(spool.domains))
+    documents, size = (
+        np.bincount(domains, minlength=len(spool.domains)),
+        np.bincount(domains, sizes, minlength=len(spool.domains)),
+    )
     present = [number for number in range(len(spool.domains)) if documents[number]]
     return {
         "documents": {spool.domains[number]: int(documents[number]) for number in present},

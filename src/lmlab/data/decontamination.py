@@ -1,7 +1,9 @@
-"""Training text without what models are measured on: documents that share a run of words with an evaluation (Brown et al. 2020, appendix C).
+"""Training text without what models are measured on: documents that share a run of words with an evaluation (Brown et
+al. 2020, appendix C).
 
-Words are runs of letters and digits in lower case, so that punctuation, spacing and markup do not hide a copy. A text of an evaluation is looked
-for by every run of 13 of its words; a shorter one is looked for as a whole if it has 8 words or more, as in that work.
+Words are runs of letters and digits in lower case, so that punctuation, spacing and markup do not hide a copy. A text
+of an evaluation is looked for by every run of 13 of its words; a shorter one is looked for as a whole if it has 8 words
+or more, as in that work.
 """
 
 from __future__ import annotations

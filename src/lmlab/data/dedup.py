@@ -1,7 +1,8 @@
-"""Near-duplicates by MinHash (Broder 1997) over word 5-grams, with locality-sensitive hashing, for more documents than fit in memory.
+"""Near-duplicates by MinHash (Broder 1997) over word 5-grams, with locality-sensitive hashing, for more documents than
+fit in memory.
 
-Signatures are kept on the disk. What stays in memory is for each document one number a band of its signature: where the document before it with the
-same band is.
+Signatures are kept on the disk. What stays in memory is for each document one number a band of its signature: where the
+document before it with the same band is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Duplicate:
 
 
 def signature(text: str) -> NDArray[np.uint32]:
-    """The MinHash signature of a text, [128]: two signatures agree in about as many places as the sets of word 5-grams share elements.
+    """The MinHash signature of a text, [128]: two signatures agree in about as many places as the sets of word 5-grams
+    share elements.
 
     Raises:
         UserError: the package datasketch is not installed.
@@ -68,7 +70,9 @@ class NearDuplicates:
         self._previous = [self._link(parts, slice(band * lsh.r, (band + 1) * lsh.r)) for band in range(lsh.b)]
 
     def find(self, place: int) -> Duplicate | None:
-        """The most similar of the documents kept so far, if it is similar enough; places are those in the order, and must rise."""
+        """The most similar of the documents kept so far, if it is similar enough; places are those in the order, and
+        must rise.
+        """
         candidates = {other for previous in self._previous for other in self._kept_before(previous, place)}
         if not candidates:
             return None
@@ -86,7 +90,9 @@ class NearDuplicates:
             file.close()
 
     def _kept_before(self, previous: NDArray[np.int32], place: int) -> Iterator[int]:
-        """The kept documents before a place with the same band; ways past those that were not kept are shortened for later."""
+        """The kept documents before a place with the same band; ways past those that were not kept are shortened for
+        later.
+        """
         while True:
             found = int(previous[place])
             while found >= 0 and not self._kept[found]:
@@ -99,7 +105,9 @@ class NearDuplicates:
 
     def _link(self, parts: Sequence[Path], band: slice) -> NDArray[np.int32]:
         """For each place the one before it whose signature has the same band, -1 for none."""
-        hashes = np.concatenate([_hash_rows(np.memmap(path, np.uint32, "r").reshape(-1, NUM_PERMUTATIONS)[:, band]) for path in parts])[self._order]
+        hashes = np.concatenate(
+            [_hash_rows(np.memmap(path, np.uint32, "r").reshape(-1, NUM_PERMUTATIONS)[:, band]) for path in parts]
+        )[self._order]
         by_hash = np.argsort(hashes, kind="stable")
         same = hashes[by_hash[1:]] == hashes[by_hash[:-1]]
         previous = np.full(len(hashes), -1, np.int32)

@@ -1,4 +1,6 @@
-"""Conversations and preferences that every machine has: what a function or class of Python's standard library does, answered by its docstring."""
+"""Conversations and preferences that every machine has: what a function or class of Python's standard library does,
+answered by its docstring.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,27 @@ class DocstringQuestion:
 
 
 def docstring_questions(source: PythonLibrarySource) -> Iterator[DocstringQuestion]:
-    """Yield a question for each public function and class with a docstring, in the order of modules and lines; each name and each
-    answer once in a module."""
+    """Yield a question for each public function and class with a docstring, in the order of modules and lines; each
+    name and each answer once in a module."""
     for module in source.modules():
         if isinstance(module, Reject):
             continue
         seen: set[str] = set()
         for node, text in sorted(module.documented(), key=lambda pair: getattr(pair[0], "lineno", 0)):
             answer = " ".join(text.split("\n\n")[0].split())
-            if isinstance(node, ast.Module) or node.name.startswith("_") or not _MIN_CHARACTERS <= len(answer) <= _MAX_CHARACTERS:
+            if (
+                isinstance(node, ast.Module)
+                or node.name.startswith("_")
+                or not _MIN_CHARACTERS <= len(answer) <= _MAX_CHARACTERS
+            ):
                 continue
             if not seen.isdisjoint((node.name, answer)):
                 continue
             seen |= {node.name, answer}
             kind = "class" if isinstance(node, ast.ClassDef) else "function"
-            yield DocstringQuestion(module.name, f"What does the {kind} {node.name} of the module {module.name} do?", answer)
+            yield DocstringQuestion(
+                module.name, f"What does the {kind} {node.name} of the module {module.name} do?", answer
+            )
 
 
 def conversation_records(source: PythonLibrarySource) -> Iterator[dict[str, Any]]:
@@ -53,7 +61,9 @@ def conversation_records(source: PythonLibrarySource) -> Iterator[dict[str, Any]
 
 
 def preference_records(source: PythonLibrarySource, seed: int) -> Iterator[dict[str, Any]]:
-    """The questions with their answer as `chosen`, and as `rejected` the same going on with another answer about the module, drawn by the seed."""
+    """The questions with their answer as `chosen`, and as `rejected` the same going on with another answer about the
+    module, drawn by the seed.
+    """
     by_module: dict[str, list[DocstringQuestion]] = {}
     for each in docstring_questions(source):
         by_module.setdefault(each.module, []).append(each)
@@ -61,5 +71,7 @@ def preference_records(source: PythonLibrarySource, seed: int) -> Iterator[dict[
         draw = random.Random(f"{seed}:{module}")
         for each in questions if len(questions) > 1 else ():
             other = draw.choice([question for question in questions if question is not each])
-            turns = [[{"role": "assistant", "content": text}] for text in (each.answer, f"{each.answer} {other.answer}")]
+            turns = [
+                [{"role": "assistant", "content": text}] for text in (each.answer, f"{each.answer} {other.answer}")
+            ]
             yield {"prompt": each.messages, "chosen": turns[0], "rejected": turns[1], "domain": "docstrings"}

@@ -58,4 +58,6 @@ def read_documents(path: Path) -> Iterator[Document]:
         try:
             yield Document(**row)
         except TypeError:
-            raise UserError(f"'{path}', line {number}: not a document; it needs the keys id, text, domain and group.") from None
+            raise UserError(
+                f"'{path}', line {number}: not a document; it needs the keys id, text, domain and group."
+            ) from None

@@ -1,7 +1,7 @@
 """The loader: a fixed sequence of batches, whose whole state is how many rows were read.
 
-Row number n of the sequence is the same on every machine, so a run resumes exactly on another number of processes: of each batch, process r of R
-takes the rows r, r + R, ...
+Row number n of the sequence is the same on every machine, so a run resumes exactly on another number of processes: of
+each batch, process r of R takes the rows r, r + R, ...
 """
 
 from __future__ import annotations
@@ -47,10 +47,26 @@ class Loader:
         UserError: the batch cannot be shared evenly.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, *, shuffle: bool = True, workers: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        shuffle: bool = True,
+        workers: int = 1,
+    ) -> None:
         if batch_size % world_size:
             raise UserError(f"The batch of {batch_size} rows cannot be shared evenly by {world_size} processes.")
-        self.batch_size, self.rank, self.world_size, self.seed, self.workers = batch_size, rank, world_size, seed, workers
+        self.batch_size, self.rank, self.world_size, self.seed, self.workers = (
+            batch_size,
+            rank,
+            world_size,
+            seed,
+            workers,
+        )
         self.num_rows = len(rows)
         self._sequence = _shuffled(rows, seed) if shuffle else rows
         self._limit = None if shuffle else self.num_rows
@@ -69,7 +85,8 @@ class Loader:
         for key, value in (("seed", self.seed), ("num_rows", self.num_rows)):
             if state[key] != value:
                 raise UserError(
-                    f"The loader's saved state has {key} {state[key]}, the data now has {value}.", "Restore the data, or start a new run."
+                    f"The loader's saved state has {key} {state[key]}, the data now has {value}.",
+                    "Restore the data, or start a new run.",
                 )
         self._next_row = state["next_row"]
 
@@ -83,7 +100,9 @@ class Loader:
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
             ahead, pending = self._next_row, deque[Any]()
             while True:
-                while len(pending) < self.workers + 1 and (self._limit is None or ahead + self.batch_size <= self._limit):
+                while len(pending) < self.workers + 1 and (
+                    self._limit is None or ahead + self.batch_size <= self._limit
+                ):
                     pending.append(pool.submit(self._build, ahead))
                     ahead += self.batch_size
                 if not pending:

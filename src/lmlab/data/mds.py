@@ -1,8 +1,8 @@
 """MDS, the shard format of Mosaic Streaming: read and written.
 
-A data set is a folder with `index.json`, which lists its shards. A shard, little endian, holds the number of samples N (uint32), N + 1 offsets
-from the start of the file (uint32), its configuration as JSON, and the samples. A sample is the sizes (uint32) of the values of its columns of
-variable size, then the values of all columns.
+A data set is a folder with `index.json`, which lists its shards. A shard, little endian, holds the number of samples N
+(uint32), N + 1 offsets from the start of the file (uint32), its configuration as JSON, and the samples. A sample is the
+sizes (uint32) of the values of its columns of variable size, then the values of all columns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,19 @@ _SCALARS = {
     "float32": "<f4",
     "float64": "<f8",
 }
-_ARRAY_CODES = {8: "u1", 9: "i1", 16: "u2", 17: "i2", 18: "f2", 32: "u4", 33: "i4", 34: "f4", 64: "u8", 65: "i8", 66: "f8"}
+_ARRAY_CODES = {
+    8: "u1",
+    9: "i1",
+    16: "u2",
+    17: "i2",
+    18: "f2",
+    32: "u4",
+    33: "i4",
+    34: "f4",
+    64: "u8",
+    65: "i8",
+    66: "f8",
+}
 _SHAPE_TYPES = ("u1", "u2", "u4", "u8")
 _MAX_SHARD_BYTES = 2**32
 _DAMAGE = (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError, struct.error)
@@ -100,7 +112,12 @@ class MDSShard:
 
     def _read_offsets(self, expected: int) -> list[int]:
         data = self._data
-        if expected < 0 or len(data) < 8 or len(data) < 4 * (expected + 2) or struct.unpack_from("<I", data)[0] != expected:
+        if (
+            expected < 0
+            or len(data) < 8
+            or len(data) < 4 * (expected + 2)
+            or struct.unpack_from("<I", data)[0] != expected
+        ):
             raise MDSError(f"'{self.path}' does not hold the {expected} samples that its index promises.")
         offsets = list(struct.unpack_from(f"<{expected + 1}I", data, 4))
         if offsets[0] < 4 * (expected + 2) or offsets[-1] != len(data) or any(a > b for a, b in pairwise(offsets)):
@@ -109,12 +126,17 @@ class MDSShard:
 
 
 def read_mds_index(folder: str) -> list[tuple[str, dict[str, Any]]]:
-    """The entries of all shards below a folder, each with the folder of its index. An index speaks for all folders below its own.
+    """The entries of all shards below a folder, each with the folder of its index. An index speaks for all folders
+    below its own.
 
     Raises:
         UserError: there is no index, or it is none of MDS.
     """
-    folders = [path.rpartition("/")[0] for path in find_files(folder, ("index.json",)) if path.rpartition("/")[2] == "index.json"]
+    folders = [
+        path.rpartition("/")[0]
+        for path in find_files(folder, ("index.json",))
+        if path.rpartition("/")[2] == "index.json"
+    ]
     if not folders:
         raise UserError(f"'{folder}' holds no MDS data set (index.json is missing).")
     tops = [each for each in folders if not any(each.startswith(f"{other}/") for other in folders)]
@@ -149,7 +171,9 @@ class MDSWriter:
         size_limit: most bytes of a shard.
     """
 
-    def __init__(self, columns: Mapping[str, str], directory: Path, compression: str | None = None, size_limit: int = SIZE_LIMIT) -> None:
+    def __init__(
+        self, columns: Mapping[str, str], directory: Path, compression: str | None = None, size_limit: int = SIZE_LIMIT
+    ) -> None:
         if (directory / "index.json").exists():
             raise UserError(f"'{directory}' already holds a data set.", "Name another directory, or remove this one.")
         if compression not in (None, "zstd"):
@@ -157,7 +181,10 @@ class MDSWriter:
         self.directory, self.compression, self.size_limit = directory, compression, size_limit
         self.columns = dict(sorted(columns.items()))
         self._encoders = {name: _encoder(encoding) for name, encoding in self.columns.items()}
-        self._sizes = {name: np.dtype(_SCALARS[encoding]).itemsize if encoding in _SCALARS else None for name, encoding in self.columns.items()}
+        self._sizes = {
+            name: np.dtype(_SCALARS[encoding]).itemsize if encoding in _SCALARS else None
+            for name, encoding in self.columns.items()
+        }
         self._shards: list[dict[str, Any]] = []
         self._samples: list[bytes] = []
         self._bytes = 0
@@ -182,7 +209,9 @@ class MDSWriter:
         try:
             return self._encoders[name](sample[name])
         except _DAMAGE as error:
-            raise UserError(f"A value of the column '{name}' is not of the type '{self.columns[name]}' ({_short(error)}).") from None
+            raise UserError(
+                f"A value of the column '{name}' is not of the type '{self.columns[name]}' ({_short(error)})."
+            ) from None
 
     def close(self) -> None:
         """Write the last shard and the index."""
@@ -192,7 +221,9 @@ class MDSWriter:
     def __enter__(self) -> MDSWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
 
@@ -217,10 +248,17 @@ class MDSWriter:
         header = json.dumps(self._configuration(), sort_keys=True).encode()
         ends = np.cumsum([4 * (len(self._samples) + 2) + len(header), *map(len, self._samples)])
         if ends[-1] >= 2**32:
-            raise UserError(f"A shard of {ends[-1]} bytes is too large for MDS.", "Lower size_limit, or cut the samples.")
+            raise UserError(
+                f"A shard of {ends[-1]} bytes is too large for MDS.", "Lower size_limit, or cut the samples."
+            )
         data = np.uint32(len(self._samples)).tobytes() + ends.astype("<u4").tobytes() + header + b"".join(self._samples)
         name = f"shard.{len(self._shards):05d}.mds"
-        entry: dict[str, Any] = {**self._configuration(), "raw_data": _describe(name, data), "samples": len(self._samples), "zip_data": None}
+        entry: dict[str, Any] = {
+            **self._configuration(),
+            "raw_data": _describe(name, data),
+            "samples": len(self._samples),
+            "zip_data": None,
+        }
         if self.compression:
             data = _zstandard().ZstdCompressor().compress(data)
             entry["zip_data"] = _describe(f"{name}.zstd", data)
@@ -236,7 +274,10 @@ def _describe(name: str, data: bytes) -> dict[str, Any]:
 
 
 def _read(entry: Mapping[str, Any], folder: str, path: str) -> bytes:
-    """The bytes of a shard, decompressed, with their sizes and hashes checked. Never more is read than the index promises."""
+    """The bytes of a shard, decompressed, with their sizes and hashes checked.
+
+    Never more is read than the index promises.
+    """
     packed = entry.get("zip_data")
     data = _bytes_of(path, entry["raw_data"])
     if data is None and packed:
@@ -278,7 +319,11 @@ def _verify(data: bytes, described: Mapping[str, Any], path: str) -> None:
         has = f"more than {size}" if len(data) > size else len(data)
         raise MDSError(f"'{path}' has {has} bytes; its index says {size}.")
     for name, expected in (described.get("hashes") or {}).items():
-        if name in hashlib.algorithms_available and not name.startswith("shake") and hashlib.new(name, data).hexdigest() != expected:
+        if (
+            name in hashlib.algorithms_available
+            and not name.startswith("shake")
+            and hashlib.new(name, data).hexdigest() != expected
+        ):
             raise MDSError(f"'{path}' is damaged: its {name} is not the one in the index.")
 
 
@@ -357,14 +402,21 @@ def _encoder(encoding: str) -> Callable[[Any], bytes]:
         case ["ndarray", dtype] if _is_dtype(dtype):
             return lambda value: _array_bytes(np.asarray(value, np.dtype(dtype).newbyteorder("<")))
         case _:
-            raise UserError(f"lmlab does not write MDS columns of the type '{encoding}'.", "Use str, bytes, json, a number, or ndarray:TYPE.")
+            raise UserError(
+                f"lmlab does not write MDS columns of the type '{encoding}'.",
+                "Use str, bytes, json, a number, or ndarray:TYPE.",
+            )
 
 
 def _array_bytes(array: Any) -> bytes:
     if array.size == 0:
         raise UserError("MDS cannot hold an array without elements.")
     code = next(code for code in range(4) if max(array.shape) < 256 ** (2**code))
-    return bytes([array.ndim << 2 | code]) + np.array(array.shape, np.dtype(_SHAPE_TYPES[code]).newbyteorder("<")).tobytes() + array.tobytes()
+    return (
+        bytes([array.ndim << 2 | code])
+        + np.array(array.shape, np.dtype(_SHAPE_TYPES[code]).newbyteorder("<")).tobytes()
+        + array.tobytes()
+    )
 
 
 def samples(folder: str) -> Iterator[tuple[str, dict[str, Any] | MDSError]]:

@@ -1,8 +1,8 @@
 """Mixtures: rows of several sources in given shares, as one fixed sequence.
 
-Which source row n comes from, and which of its rows it is, depends on n alone, so that the sequence is the same for any number of processes and after
-any interruption. The sources alternate as Grain's mixtures do: at every moment each has had its share to within a row. Each is shuffled afresh in
-every epoch.
+Which source row n comes from, and which of its rows it is, depends on n alone, so that the sequence is the same for any
+number of processes and after any interruption. The sources alternate as Grain's mixtures do: at every moment each has
+had its share to within a row. Each is shuffled afresh in every epoch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class MixtureSource(Config):
     Attributes:
         weight: its share, relative to those of the others.
         token_budget: how many of its tokens are used, in place of a weight; all sources have one or the other.
-        max_epochs: how often its text may be gone through; up to 4 times, repeated text is nearly as good as new (Muennighoff et al. 2023).
+        max_epochs: how often its text may be gone through; up to 4 times, repeated text is nearly as good as new
+            (Muennighoff et al. 2023).
         allow_repeats: go through it as often as its share needs, beyond `max_epochs`.
         domains: of the corpus, use only these.
     """
@@ -56,7 +57,8 @@ class MixtureOrder(Config):
     """How sources follow each other.
 
     Attributes:
-        order: `shuffled` mixes all sources, shuffled; `sequential` takes them one after the other, each in its own order.
+        order: `shuffled` mixes all sources, shuffled; `sequential` takes them one after the other, each in its own
+            order.
         phases: other weights in other stretches of the training.
     """
 
@@ -130,7 +132,9 @@ class Mixture:
         self._rows = list(rows.values())
         self.seq_len = self._rows[0].seq_len
         self.domains = sorted({domain for each in self._rows for domain in each.corpus.domains})
-        self._numbers = [np.array([self.domains.index(domain) for domain in each.corpus.domains]) for each in self._rows]
+        self._numbers = [
+            np.array([self.domains.index(domain) for domain in each.corpus.domains]) for each in self._rows
+        ]
         self._stretches = self._plan([sources[name] for name in self.names], order)
         self._counts = [self._given(self._stretches[-1], number, num_rows) for number in range(len(self.names))]
         self._refuse_repeats(sources)
@@ -154,7 +158,10 @@ class Mixture:
     def plan(self) -> list[Share]:
         """What each source gives, in order."""
         parts = zip(self.names, self._rows, self._counts, strict=True)
-        return [Share(name, count, count * self.seq_len, count / self._num_rows, count / len(rows)) for name, rows, count in parts]
+        return [
+            Share(name, count, count * self.seq_len, count / self._num_rows, count / len(rows))
+            for name, rows, count in parts
+        ]
 
     def _plan(self, sources: list[MixtureSource], order: MixtureOrder) -> list[_Stretch]:
         weights = _weights(self.names, sources, self.seq_len)
@@ -165,9 +172,15 @@ class Mixture:
         elif order.phases:
             for phase in order.phases:
                 for name in phase.weights.keys() - set(self.names):
-                    raise UserError(f"mixture: a phase names '{name}', which is no source.", f"The sources are {', '.join(self.names)}.")
+                    raise UserError(
+                        f"mixture: a phase names '{name}', which is no source.",
+                        f"The sources are {', '.join(self.names)}.",
+                    )
             parts = [
-                (round(phase.until * self._num_rows), {self.names.index(name): weight for name, weight in phase.weights.items()})
+                (
+                    round(phase.until * self._num_rows),
+                    {self.names.index(name): weight for name, weight in phase.weights.items()},
+                )
                 for phase in order.phases
             ]
         else:
@@ -197,7 +210,8 @@ class Mixture:
             limit = sources[share.name].max_epochs
             if share.epochs > limit + 1e-9 and not sources[share.name].allow_repeats:
                 raise UserError(
-                    f"The source '{share.name}' would be gone through {share.epochs:.2f} times; its limit is {limit:g} (max_epochs).",
+                    f"The source '{share.name}' would be gone through {share.epochs:.2f} times; its limit is {limit:g}"
+                    " (max_epochs).",
                     "Lower its share or the length of the training, add text, raise max_epochs, or set allow_repeats.",
                 )
 
@@ -208,7 +222,9 @@ def _weights(names: Sequence[str], sources: Sequence[MixtureSource], seq_len: in
             raise UserError(f"mixture: the source '{name}' needs either weight or token_budget.")
     values = [source.weight or float(source.token_budget or 0) for source in sources]
     if len({source.weight is None for source in sources}) > 1:
-        raise UserError("mixture: some sources have a weight and others a token_budget.", "Give all of them the same kind.")
+        raise UserError(
+            "mixture: some sources have a weight and others a token_budget.", "Give all of them the same kind."
+        )
     return [value / sum(values) for value in values]
 
 
@@ -228,7 +244,10 @@ def _grain() -> Any:
 def _alternate(sources: Sequence[int], weights: Sequence[float]) -> Any:
     """An endless sequence of numbers that hold a source (its place in `sources`) above and a count below."""
     dataset = _grain().MapDataset
-    counters = [dataset.range(place << _SOURCE_BITS, (place << _SOURCE_BITS) + (1 << _SOURCE_BITS - 1)) for place in range(len(sources))]
+    counters = [
+        dataset.range(place << _SOURCE_BITS, (place << _SOURCE_BITS) + (1 << _SOURCE_BITS - 1))
+        for place in range(len(sources))
+    ]
     return counters[0] if len(counters) == 1 else dataset.mix(counters, weights)
 
 

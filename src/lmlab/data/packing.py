@@ -21,21 +21,23 @@ Ints = NDArray[np.int64]
 class PackedRows:
     """Rows of `seq_len` tokens over a tokenised corpus, by number: `rows[i]`.
 
-    A row is a dictionary of int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where the next token belongs to another document or
-    is not learned), `document_ids` (counted within the row; -1 for padding, which is at the end) and `domain_ids`. Every token but the first
-    of a document is a label once.
+    A row is a dictionary of int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where the next token
+    belongs to another document or is not learned), `document_ids` (counted within the row; -1 for padding, which is at
+    the end) and `domain_ids`. Every token but the first of a document is a label once.
 
     Arguments:
-        packing: `concat` lays documents end to end and cuts them to rows; the last tokens that do not fill one are left out. `best_fit` cuts only
-            what is longer than a row and fits the pieces whole into rows, longest first, each where it leaves the least room (Ding et al. 2024).
-            `single` has one document, or piece of one, in a row.
+        packing: `concat` lays documents end to end and cuts them to rows; the last tokens that do not fill one are left
+            out. `best_fit` cuts only what is longer than a row and fits the pieces whole into rows, longest first, each
+            where it leaves the least room (Ding et al. 2024). `single` has one document, or piece of one, in a row.
         domains: take only the documents of these.
 
     Raises:
         UserError: the corpus is shorter than one row, or has not one of the domains.
     """
 
-    def __init__(self, corpus: TokenizedCorpus, seq_len: int, packing: Packing = "concat", domains: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, corpus: TokenizedCorpus, seq_len: int, packing: Packing = "concat", domains: Sequence[str] | None = None
+    ) -> None:
         self.corpus, self.seq_len, self.packing = corpus, seq_len, packing
         self._documents = _index(corpus, domains)
         lengths = self._documents[:, 2]
@@ -51,7 +53,9 @@ class PackedRows:
             self._first = np.searchsorted(np.sort(rows), np.arange(self._num_rows + 1))
         if self._num_rows == 0:
             raise UserError(
-                f"The corpus '{corpus.directory}' has {self.num_tokens} tokens, less than one row of seq_len {seq_len}.", "Lower seq_len or add text."
+                f"The corpus '{corpus.directory}' has {self.num_tokens} tokens, less than one row of seq_len"
+                f" {seq_len}.",
+                "Lower seq_len or add text.",
             )
 
     def __len__(self) -> int:
@@ -60,7 +64,9 @@ class PackedRows:
     @property
     def padding_fraction(self) -> float:
         """Share of the rows' places that hold no token."""
-        return 0.0 if self.packing == "concat" else 1 - float(self._pieces[:, 2].sum()) / (self._num_rows * self.seq_len)
+        return (
+            0.0 if self.packing == "concat" else 1 - float(self._pieces[:, 2].sum()) / (self._num_rows * self.seq_len)
+        )
 
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self._num_rows:
@@ -76,7 +82,9 @@ class PackedRows:
             span = slice(place, place + length)
             shard_number, start, total, domain = self._documents[document]
             shard, first = self.corpus.shards[shard_number], start + offset
-            following = min(length, total - offset - 1)  # tokens of the piece that are followed by one of the same document
+            following = min(
+                length, total - offset - 1
+            )  # tokens of the piece that are followed by one of the same document
             row["input_ids"][span] = shard.tokens[first : first + length]
             labels = row["labels"][place : place + following]
             labels[:] = shard.tokens[first + 1 : first + 1 + following]
@@ -108,17 +116,23 @@ def _index(corpus: TokenizedCorpus, domains: Sequence[str] | None) -> Ints:
     """For each document its shard, start, length and domain, [documents, 4]."""
     for domain in domains or ():
         if domain not in corpus.domains:
-            raise UserError(f"The corpus '{corpus.directory}' has no domain '{domain}'. {did_you_mean(domain, corpus.domains)}")
+            raise UserError(
+                f"The corpus '{corpus.directory}' has no domain '{domain}'. {did_you_mean(domain, corpus.domains)}"
+            )
     parts = [np.empty((0, 4), np.int64)]
     for number, shard in enumerate(corpus.shards):
         starts = np.concatenate([[0], shard.ends[:-1]])
         parts.append(np.stack([np.full(len(starts), number), starts, shard.ends - starts, shard.domains], 1))
     index = np.concatenate(parts)
-    return index if domains is None else index[np.isin(index[:, 3], [corpus.domains.index(domain) for domain in domains])]
+    return (
+        index if domains is None else index[np.isin(index[:, 3], [corpus.domains.index(domain) for domain in domains])]
+    )
 
 
 def _cut(lengths: Ints, seq_len: int) -> Ints:
-    """Document, offset and length of pieces of at most `seq_len` tokens, [pieces, 3]; a document's last token predicts nothing and is left out."""
+    """Document, offset and length of pieces of at most `seq_len` tokens, [pieces, 3]; a document's last token predicts
+    nothing and is left out.
+    """
     inputs = np.maximum(lengths - 1, 0)
     counts = -(-inputs // seq_len)
     documents = np.repeat(np.arange(len(lengths)), counts)
@@ -129,7 +143,8 @@ def _cut(lengths: Ints, seq_len: int) -> Ints:
 def best_fit(lengths: Ints, seq_len: int) -> Ints:
     """The row of each piece of at most `seq_len` tokens, by best-fit decreasing.
 
-    The bits of one integer say which amounts of room some row has; the row with the least that suffices is found by a shift.
+    The bits of one integer say which amounts of room some row has; the row with the least that suffices is found by a
+    shift.
     """
     rows = np.empty(len(lengths), np.int64)
     with_room: list[list[int]] = [[] for _ in range(seq_len + 1)]

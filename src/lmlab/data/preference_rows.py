@@ -19,15 +19,18 @@ Columns = dict[str, NDArray[Any]]
 
 
 def example_row(example: Example, seq_len: int, pad_id: int = 0) -> Columns:
-    """One example as int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where it is not learned) and `document_ids`, which are
-    -1 for the padding at the end.
+    """One example as int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where it is not learned) and
+    `document_ids`, which are -1 for the padding at the end.
 
     Raises:
         UserError: the example has more than seq_len + 1 tokens.
     """
     length = len(example.ids) - 1
     if length > seq_len:
-        raise UserError(f"An example of {length + 1} tokens does not fit rows of seq_len {seq_len}.", f"Set max_len to {seq_len + 1} at most.")
+        raise UserError(
+            f"An example of {length + 1} tokens does not fit rows of seq_len {seq_len}.",
+            f"Set max_len to {seq_len + 1} at most.",
+        )
     ids, mask = np.asarray(example.ids, np.int64), np.asarray(example.mask, bool)
     padding = (0, seq_len - length)
     return {
@@ -44,7 +47,8 @@ class PreferenceRows:
         pairs: the pairs.
         seq_len: length of the rows.
         pad_id: the token that fills them.
-        reference: further fields, one number a pair: `reference_chosen` and `reference_rejected` of `reference_log_probs`.
+        reference: further fields, one number a pair: `reference_chosen` and `reference_rejected` of
+            `reference_log_probs`.
 
     Raises:
         UserError: no pairs, or one is too long.
@@ -53,8 +57,15 @@ class PreferenceRows:
     sides = ("chosen_", "rejected_")
     reference_names = ("reference_chosen", "reference_rejected")
 
-    def __init__(self, pairs: Sequence[PreferencePair], seq_len: int, pad_id: int = 0, reference: Columns | None = None) -> None:
-        _check(len(pairs), max((len(each.ids) for pair in pairs for each in (pair.chosen, pair.rejected)), default=0), seq_len, reference)
+    def __init__(
+        self, pairs: Sequence[PreferencePair], seq_len: int, pad_id: int = 0, reference: Columns | None = None
+    ) -> None:
+        _check(
+            len(pairs),
+            max((len(each.ids) for pair in pairs for each in (pair.chosen, pair.rejected)), default=0),
+            seq_len,
+            reference,
+        )
         self.pairs, self.seq_len, self.pad_id, self.reference = pairs, seq_len, pad_id, reference or {}
 
     def __len__(self) -> int:
@@ -63,7 +74,11 @@ class PreferenceRows:
     def __getitem__(self, index: int) -> Columns:
         pair = self.pairs[index]
         examples = zip(self.sides, (pair.chosen, pair.rejected), strict=True)
-        row = {side + name: array for side, each in examples for name, array in example_row(each, self.seq_len, self.pad_id).items()}
+        row = {
+            side + name: array
+            for side, each in examples
+            for name, array in example_row(each, self.seq_len, self.pad_id).items()
+        }
         return row | {name: values[index] for name, values in self.reference.items()}
 
     @cached_property
@@ -73,9 +88,11 @@ class PreferenceRows:
 
 
 class KTORows:
-    """Labelled answers by number. A row has the arrays of `example_row`, those of a mismatched pair as `kl_...`, and `desirable` (0 or 1).
+    """Labelled answers by number. A row has the arrays of `example_row`, those of a mismatched pair as `kl_...`, and
+    `desirable` (0 or 1).
 
-    The mismatched pair is the prompt with the answer of the next example that has another prompt; an answer that does not fit is cut.
+    The mismatched pair is the prompt with the answer of the next example that has another prompt; an answer that does
+    not fit is cut.
 
     Arguments:
         examples, seq_len, pad_id: as for `PreferenceRows`.
@@ -88,7 +105,9 @@ class KTORows:
     sides = ("", "kl_")
     reference_names = ("reference", "reference_kl")
 
-    def __init__(self, examples: Sequence[KTOExample], seq_len: int, pad_id: int = 0, reference: Columns | None = None) -> None:
+    def __init__(
+        self, examples: Sequence[KTOExample], seq_len: int, pad_id: int = 0, reference: Columns | None = None
+    ) -> None:
         _check(len(examples), max((len(each.example.ids) for each in examples), default=0), seq_len, reference)
         self.examples, self.seq_len, self.pad_id, self.reference = examples, seq_len, pad_id, reference or {}
         self._others = self._find_others()
@@ -102,7 +121,11 @@ class KTORows:
         mask = [0] * this.prompt_length + other.example.mask[other.prompt_length :]
         mismatched = Example(ids[: self.seq_len + 1], mask[: self.seq_len + 1])
         examples = zip(self.sides, (this.example, mismatched), strict=True)
-        row = {side + name: array for side, each in examples for name, array in example_row(each, self.seq_len, self.pad_id).items()}
+        row = {
+            side + name: array
+            for side, each in examples
+            for name, array in example_row(each, self.seq_len, self.pad_id).items()
+        }
         row["desirable"] = np.asarray(this.desirable, np.int64)
         return row | {name: values[index] for name, values in self.reference.items()}
 
@@ -117,23 +140,35 @@ class KTORows:
                 following = after
             others[index] = following
         if following < 0:
-            raise UserError("All examples have one prompt; KTO needs several to estimate the divergence.", "Add examples with other prompts.")
+            raise UserError(
+                "All examples have one prompt; KTO needs several to estimate the divergence.",
+                "Add examples with other prompts.",
+            )
         return others
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all ids, masks and prompt lengths, in order, and of the length at which mismatched pairs are cut."""
-        return _hash([each.example.ids, each.example.mask, [each.prompt_length, self.seq_len]] for each in self.examples)
+        """SHA-256 of all ids, masks and prompt lengths, in order, and of the length at which mismatched pairs
+        are cut.
+        """
+        return _hash(
+            [each.example.ids, each.example.mask, [each.prompt_length, self.seq_len]] for each in self.examples
+        )
 
 
 def _check(count: int, longest: int, seq_len: int, reference: Columns | None) -> None:
     if count == 0:
         raise UserError("There is no example to learn from.", "See the rejects for the reasons.")
     if longest > seq_len + 1:
-        raise UserError(f"The longest example has {longest} tokens, rows of seq_len {seq_len} hold {seq_len + 1}.", f"Set max_len to {seq_len + 1}.")
+        raise UserError(
+            f"The longest example has {longest} tokens, rows of seq_len {seq_len} hold {seq_len + 1}.",
+            f"Set max_len to {seq_len + 1}.",
+        )
     for name, values in (reference or {}).items():
         if len(values) != count:
-            raise UserError(f"The field {name} has {len(values)} values for {count} examples.", "Compute it for these examples.")
+            raise UserError(
+                f"The field {name} has {len(values)} values for {count} examples.", "Compute it for these examples."
+            )
 
 
 def _hash(values: Any) -> str:

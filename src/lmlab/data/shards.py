@@ -1,8 +1,9 @@
 """Tokenised text on disk: memory-mapped shards with a manifest that says what they are.
 
-A directory holds, for each shard, `NNNNN.tokens.npy` (one flat array of ids), `NNNNN.documents.npy` (int64 [documents, 3]: the end of the document
-in tokens, its domain's number in the shard, its size in UTF-8 bytes), where not every token is learned `NNNNN.mask.npy` (uint8, 1 for those that
-are), and `NNNNN.json`, which describes the shard; and for all of them `manifest.json` and the tokenizer, in `tokenizer/`.
+A directory holds, for each shard, `NNNNN.tokens.npy` (one flat array of ids), `NNNNN.documents.npy` (int64 [documents,
+3]: the end of the document in tokens, its domain's number in the shard, its size in UTF-8 bytes), where not every token
+is learned `NNNNN.mask.npy` (uint8, 1 for those that are), and `NNNNN.json`, which describes the shard; and for all of
+them `manifest.json` and the tokenizer, in `tokenizer/`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,13 @@ class ShardBuilder:
         arrays = {part: np.concatenate(values) for part, values in self._parts.items() if values}
         arrays.setdefault("tokens", np.empty(0, self.dtype))
         arrays["documents"] = np.array(self._index, np.int64).reshape(-1, 3)
-        entry: dict[str, Any] = {"name": name, "tokens": self.length, "documents": len(self._index), "domains": self._domains, "counts": self._counts}
+        entry: dict[str, Any] = {
+            "name": name,
+            "tokens": self.length,
+            "documents": len(self._index),
+            "domains": self._domains,
+            "counts": self._counts,
+        }
         entry["sha256"] = {}
         for part, array in arrays.items():
             path = directory / f"{name}.{part}.npy"
@@ -90,7 +97,11 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 def write_manifest(
-    directory: Path, tokenizer: Tokenizer, entries: Sequence[dict[str, Any]], kind: Kind = "documents", source: dict[str, Any] | None = None
+    directory: Path,
+    tokenizer: Tokenizer,
+    entries: Sequence[dict[str, Any]],
+    kind: Kind = "documents",
+    source: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe all shards of a directory; return the manifest."""
     kept = [entry for entry in entries if entry["documents"]]
@@ -113,7 +124,11 @@ def write_manifest(
 
 
 def write_shards(
-    items: Iterable[TokenizedItem], tokenizer: Tokenizer, directory: Path, shard_tokens: int = 2**26, kind: Kind = "documents"
+    items: Iterable[TokenizedItem],
+    tokenizer: Tokenizer,
+    directory: Path,
+    shard_tokens: int = 2**26,
+    kind: Kind = "documents",
 ) -> dict[str, Any]:
     """Write tokenised documents to shards of about `shard_tokens` tokens; return the manifest."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -131,7 +146,9 @@ def write_shards(
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard, memory-mapped: `tokens` [n], `mask` [n] or None, and for each document its end, domain (number in the corpus) and bytes."""
+    """One shard, memory-mapped: `tokens` [n], `mask` [n] or None, and for each document its end, domain (number in the
+    corpus) and bytes.
+    """
 
     name: str
     tokens: NDArray[Any]
@@ -160,7 +177,10 @@ class TokenizedCorpus:
     def __init__(self, directory: Path, verify: bool = False) -> None:
         path = directory / "manifest.json"
         if not path.exists():
-            raise UserError(f"'{directory}' holds no tokenised corpus (manifest.json is missing).", "Write one with: lmlab tokenize --help")
+            raise UserError(
+                f"'{directory}' holds no tokenised corpus (manifest.json is missing).",
+                "Write one with: lmlab tokenize --help",
+            )
         self.manifest = read_json(path)
         found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
         if found != FORMAT:
@@ -172,7 +192,9 @@ class TokenizedCorpus:
             self.tokenizer_fingerprint = str(self.manifest["tokenizer"]["fingerprint"])
             self.shards = [self._open(entry, verify) for entry in self.manifest["shards"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error}).", "Tokenise the corpus again.") from None
+            raise UserError(
+                f"'{path}' is damaged ({type(error).__name__}: {error}).", "Tokenise the corpus again."
+            ) from None
 
     @property
     def num_tokens(self) -> int:
@@ -202,7 +224,9 @@ class TokenizedCorpus:
             UserError: it is another.
         """
         if tokenizer.fingerprint != self.tokenizer_fingerprint:
-            raise UserError(f"The corpus '{self.directory}' was made with another tokenizer.", "Tokenise it again with this one.")
+            raise UserError(
+                f"The corpus '{self.directory}' was made with another tokenizer.", "Tokenise it again with this one."
+            )
 
     def check_source(self, path: Path) -> None:
         """Make sure that the file the corpus was made from has not changed.
@@ -214,10 +238,15 @@ class TokenizedCorpus:
         for entry in self.manifest["shards"] if source else ():
             start, end = entry["source"]["range"]
             if path.stat().st_size != source["bytes"] or hash_range(path, start, end) != entry["source"]["sha256"]:
-                raise UserError(f"'{path}' is not the file that shard {entry['name']} of '{self.directory}' was made from.", "Tokenise it again.")
+                raise UserError(
+                    f"'{path}' is not the file that shard {entry['name']} of '{self.directory}' was made from.",
+                    "Tokenise it again.",
+                )
 
     def documents(self) -> Iterator[Document | Reject]:
-        """Every document as text again, with the id `SHARD:NUMBER`; one whose text the tokenizer did not keep is a `Reject`."""
+        """Every document as text again, with the id `SHARD:NUMBER`; one whose text the tokenizer did not keep is a
+        `Reject`.
+        """
         tokenizer = self.tokenizer
         for shard in self.shards:
             start = 0
@@ -238,15 +267,32 @@ class TokenizedCorpus:
             except FileNotFoundError:
                 raise UserError(f"The shard file '{path}' is missing.", "Tokenise the corpus again.") from None
             except Exception as error:  # a damaged header of NumPy is parsed as Python, and can fail in any way
-                raise UserError(f"The shard file '{path}' is damaged ({type(error).__name__}: {error}).", "Tokenise the corpus again.") from None
-            if len(array) != entry["documents" if part == "documents" else "tokens"] or (verify and sha256_file(path) != entry["sha256"][part]):
-                raise UserError(f"The shard file '{path}' is not the one that the manifest describes.", "Tokenise the corpus again.")
+                raise UserError(
+                    f"The shard file '{path}' is damaged ({type(error).__name__}: {error}).",
+                    "Tokenise the corpus again.",
+                ) from None
+            if len(array) != entry["documents" if part == "documents" else "tokens"] or (
+                verify and sha256_file(path) != entry["sha256"][part]
+            ):
+                raise UserError(
+                    f"The shard file '{path}' is not the one that the manifest describes.", "Tokenise the corpus again."
+                )
             arrays[part] = array
         index = np.asarray(arrays["documents"])
         if not _is_index(index, len(arrays["tokens"]), len(entry["domains"])):
-            raise UserError(f"The shard file '{self.directory / entry['name']}.documents.npy' is damaged.", "Tokenise the corpus again.")
+            raise UserError(
+                f"The shard file '{self.directory / entry['name']}.documents.npy' is damaged.",
+                "Tokenise the corpus again.",
+            )
         numbers = np.array([self.domains.index(domain) for domain in entry["domains"]], np.int64)
-        return Shard(entry["name"], arrays["tokens"], arrays.get("mask"), index[:, 0].copy(), numbers[index[:, 1]], index[:, 2].copy())
+        return Shard(
+            entry["name"],
+            arrays["tokens"],
+            arrays.get("mask"),
+            index[:, 0].copy(),
+            numbers[index[:, 1]],
+            index[:, 2].copy(),
+        )
 
 
 def _is_index(index: NDArray[Any], num_tokens: int, num_domains: int) -> bool:
@@ -255,7 +301,12 @@ def _is_index(index: NDArray[Any], num_tokens: int, num_domains: int) -> bool:
         return False
     ends, domains, sizes = index.T
     steps = np.diff(ends, prepend=0)
-    return bool((steps >= 0).all() and steps.sum() == num_tokens and ((domains >= 0) & (domains < num_domains)).all() and (sizes >= 0).all())
+    return bool(
+        (steps >= 0).all()
+        and steps.sum() == num_tokens
+        and ((domains >= 0) & (domains < num_domains)).all()
+        and (sizes >= 0).all()
+    )
 
 
 def hash_range(path: Path, start: int, end: int) -> str:

@@ -35,11 +35,15 @@ class Spool:
         return len(self._offsets)
 
     def add(self, document: Document) -> Reject | None:
-        """Append a document; one that holds half of a surrogate pair, which is no character, is returned as a reject."""
+        """Append a document; one that holds half of a surrogate pair, which is no character, is returned as a
+        reject.
+        """
         try:
             line = json.dumps(document.row(), ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return Reject(document.id.encode("utf-8", "replace").decode(), "half of a surrogate pair, which is no character")
+            return Reject(
+                document.id.encode("utf-8", "replace").decode(), "half of a surrogate pair, which is no character"
+            )
         size = len(document.text.encode())
         if document.domain not in self._numbers:
             self._numbers[document.domain] = len(self.domains)

@@ -22,12 +22,15 @@ from lmlab.storage import open_binary, undamaged
 
 BYTES_PER_TOKEN = 4  # of text, about
 _BATCH_BYTES = 2**20
-_CORES_A_WORKER = 4  # threads alone are faster up to there: a process has to be started, and what is not in the library runs on one core
+# threads alone are faster up to there: a process has to be started, and what is not in the library runs on one core
+_CORES_A_WORKER = 4
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """The bytes of a file of documents that make one shard, and how many threads may work on it (None for all cores)."""
+    """The bytes of a file of documents that make one shard, and how many threads may work on it (None for all
+    cores).
+    """
 
     path: str
     start: int
@@ -39,15 +42,22 @@ class _Unit:
 
 
 def tokenize_documents(
-    path: Path, tokenizer: Tokenizer, directory: Path, shard_tokens: int = 2**26, workers: int | None = None, backend: Backend = "processes"
+    path: Path,
+    tokenizer: Tokenizer,
+    directory: Path,
+    shard_tokens: int = 2**26,
+    workers: int | None = None,
+    backend: Backend = "processes",
 ) -> dict[str, Any]:
     """Tokenise a JSON lines file of documents as [begin] text [end] and write shards of about `shard_tokens` tokens.
 
-    The shards do not depend on the number of workers. Those that an earlier attempt finished, from the same bytes with the same tokenizer, are kept.
+    The shards do not depend on the number of workers. Those that an earlier attempt finished, from the same bytes with
+    the same tokenizer, are kept.
 
     Arguments:
         path: as `collect` writes it; a compressed one is unpacked in `directory` first.
-        workers: processes, which share the cores; by default one for every four cores. One alone uses all cores by threads.
+        workers: processes, which share the cores; by default one for every four cores. One alone uses all cores by
+            threads.
 
     Returns:
         the manifest.
@@ -62,7 +72,8 @@ def tokenize_documents(
     workers = max(1, min(workers or num_cores() // _CORES_A_WORKER, len(ranges)))
     threads = max(1, num_cores() // workers) if workers > 1 else None
     units = [
-        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, threads) for number, (start, end) in enumerate(ranges)
+        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, threads)
+        for number, (start, end) in enumerate(ranges)
     ]
     entries: list[dict[str, Any]] = [{} for _ in units]
     num_tokens = 0
@@ -111,7 +122,9 @@ def _tokenize(unit: _Unit) -> dict[str, Any]:
     builder = ShardBuilder(token_dtype(tokenizer))
     for batch in _batches(unit):
         for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
-            builder.add(TokenizedItem([tokenizer.bos_id, *ids, tokenizer.eos_id], document.domain, len(document.text.encode())))
+            builder.add(
+                TokenizedItem([tokenizer.bos_id, *ids, tokenizer.eos_id], document.domain, len(document.text.encode()))
+            )
     return builder.write(directory, unit.name, {"source": made_from, "tokenizer": unit.tokenizer})
 
 
@@ -142,7 +155,8 @@ def _batches(unit: _Unit) -> Iterator[list[Document]]:
                     batch.append(Document(**json.loads(line)))
                 except (TypeError, ValueError):
                     raise UserError(
-                        f"'{unit.path}', byte {place}: not a document; it needs the keys id, text, domain and group.", "Write it with collect."
+                        f"'{unit.path}', byte {place}: not a document; it needs the keys id, text, domain and group.",
+                        "Write it with collect.",
                     ) from None
                 size += len(line)
             if size >= _BATCH_BYTES:

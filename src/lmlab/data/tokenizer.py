@@ -23,11 +23,17 @@ END_OF_TEXT = "<|endoftext|>"
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its special tokens.
 
-    A document is encoded as [begin] tokens [end]; in the tokenizers trained here one token, `<|endoftext|>`, serves as both.
+    A document is encoded as [begin] tokens [end]; in the tokenizers trained here one token, `<|endoftext|>`, serves as
+    both.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, bos_token: str, eos_token: str, chat_template: str | None = None, add_bos: bool = False
+        self,
+        backend: tokenizers.Tokenizer,
+        bos_token: str,
+        eos_token: str,
+        chat_template: str | None = None,
+        add_bos: bool = False,
     ) -> None:
         self.backend, self._add_bos = backend, add_bos
         specials = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": eos_token}
@@ -48,7 +54,10 @@ class Tokenizer:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
         begin = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
@@ -106,7 +115,9 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself; never empty."""
+        """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself; never
+        empty.
+        """
         ids: list[int] = self.backend.encode(text).ids
         if not ids or (self._add_bos and ids[0] != self.bos_id):
             return [self.bos_id, *ids]
@@ -117,13 +128,17 @@ class Tokenizer:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a text, without special tokens, and the characters [start, end) that each stands for, spaces included."""
+        """Ids of a text, without special tokens, and the characters [start, end) that each stands for, spaces
+        included.
+        """
         encoding = self._untrimmed.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     @cached_property
     def _untrimmed(self) -> tokenizers.Tokenizer:
-        """The tokenizer with offsets as they are; the post-processors of many leave out the spaces at a token's ends."""
+        """The tokenizer with offsets as they are; the post-processors of many leave out the spaces at a token's
+        ends.
+        """
         copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
         copy.post_processor = processors.ByteLevel(trim_offsets=False)
         return copy
@@ -137,7 +152,8 @@ class Tokenizer:
     def special_tokens(self) -> list[str]:
         """The texts of all special tokens, longest first."""
         return sorted(
-            (token.content for token in self.backend.get_added_tokens_decoder().values() if token.special), key=lambda text: (-len(text), text)
+            (token.content for token in self.backend.get_added_tokens_decoder().values() if token.special),
+            key=lambda text: (-len(text), text),
         )
 
     def with_chat_template(self, source: str) -> Tokenizer:
@@ -155,7 +171,10 @@ class Tokenizer:
             UserError: the tokenizer has no template, or the template refuses the messages.
         """
         if self.chat_template is None:
-            raise UserError("The tokenizer has no chat template.", "Use a model that was tuned to chat, or put a chat_template.jinja beside it.")
+            raise UserError(
+                "The tokenizer has no chat template.",
+                "Use a model that was tuned to chat, or put a chat_template.jinja beside it.",
+            )
         return self.encode(self.chat_template.render(messages, add_generation_prompt))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -196,7 +215,10 @@ class Tokenizer:
     def _id_of(self, token: str) -> int:
         id = self.backend.token_to_id(token)
         if id is None:
-            raise UserError(f"The tokenizer has no token '{token}' to mark the end of a text.", "Set eos_token in tokenizer_config.json.")
+            raise UserError(
+                f"The tokenizer has no token '{token}' to mark the end of a text.",
+                "Set eos_token in tokenizer_config.json.",
+            )
         return id
 
 

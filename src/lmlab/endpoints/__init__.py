@@ -1,6 +1,7 @@
 """Models behind an OpenAI-compatible API: a client of any.
 
-`lmlab.endpoints.server` offers our own models as one, and `lmlab.endpoints.local` asks them without a server; these two load PyTorch.
+`lmlab.endpoints.server` offers our own models as one, and `lmlab.endpoints.local` asks them without a server; these two
+load PyTorch.
 """
 
 from lmlab.endpoints.backends import Backend, MockBackend, ReplayBackend, Transient, make_backend

@@ -25,7 +25,9 @@ class Transient(Exception):
         answered: it answered, and so took no money for the attempt.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float = 0.0, overloaded: bool = False, answered: bool = True) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float = 0.0, overloaded: bool = False, answered: bool = True
+    ) -> None:
         super().__init__(message)
         self.retry_after_s, self.overloaded, self.answered = retry_after_s, overloaded, answered
 
@@ -114,7 +116,9 @@ class ReplayBackend:
                 if row["model"] == model:
                     self._replies[row["key"]] = Reply.from_dict(row["reply"])
             except (KeyError, TypeError) as error:
-                raise UserError(f"'{path}', line {number} is no recorded reply ({type(error).__name__}: {error}).") from None
+                raise UserError(
+                    f"'{path}', line {number} is no recorded reply ({type(error).__name__}: {error})."
+                ) from None
         if not self._replies:
             known = ", ".join(f"'{name}'" for name in sorted(models)) or "none at all"
             raise UserError(f"'{path}' has no replies of the model '{model}'.", f"It has those of: {known}.")
@@ -123,7 +127,11 @@ class ReplayBackend:
         """The recorded reply; `rejected` where there is none."""
         key = request.key(self.identity)
         found = self._replies.get(key)
-        return Reply("rejected", error=f"no recorded reply to this request (key {key})") if found is None else replace(found, attempts=1)
+        return (
+            Reply("rejected", error=f"no recorded reply to this request (key {key})")
+            if found is None
+            else replace(found, attempts=1)
+        )
 
     async def close(self) -> None:
         """Nothing to do."""
@@ -146,21 +154,26 @@ class MockBackend:
         if isinstance(found, Reply):
             return found
         tokens = request.n * estimated_tokens(found)
-        return Reply("ok", (Choice(found, "stop"),) * request.n, Usage(request.likely_prompt_tokens(), tokens, estimated=True))
+        return Reply(
+            "ok", (Choice(found, "stop"),) * request.n, Usage(request.likely_prompt_tokens(), tokens, estimated=True)
+        )
 
     async def close(self) -> None:
         """Nothing to do."""
 
 
 class ScriptedAnswer(Config):
-    """A line of a script: the answer `text` to requests whose last message the regular expression `match` finds something in."""
+    """A line of a script: the answer `text` to requests whose last message the regular expression `match` finds
+    something in.
+    """
 
     match: str = ""
     text: str
 
 
 def read_script(path: Path) -> Callable[[ChatRequest], str | Reply]:
-    """The function that answers by a script of JSON lines: the first line that matches; a request that none matches is rejected.
+    """The function that answers by a script of JSON lines: the first line that matches; a request that none matches is
+    rejected.
 
     Raises:
         UserError: the file is no script.
@@ -169,7 +182,10 @@ def read_script(path: Path) -> Callable[[ChatRequest], str | Reply]:
 
     def answer(request: ChatRequest) -> str | Reply:
         said = request.messages[-1]["content"] if request.messages else ""
-        return next((text for pattern, text in rows if pattern.search(said)), Reply("rejected", error=f"no line of '{path}' matches"))
+        return next(
+            (text for pattern, text in rows if pattern.search(said)),
+            Reply("rejected", error=f"no line of '{path}' matches"),
+        )
 
     return answer
 

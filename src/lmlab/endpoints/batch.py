@@ -1,4 +1,7 @@
-"""Requests by file: the batch interfaces of providers, and recordings. Both only fill the cache; the usual run then finds its replies there."""
+"""Requests by file: the batch interfaces of providers, and recordings.
+
+Both only fill the cache; the usual run then finds its replies there.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,15 @@ def write_batch(path: Path, model: str, requests: Iterable[ChatRequest], cache: 
         missing = {key: request for request in requests if kept.get(key := request.key(model)) is None}
     finally:
         kept.close()
-    return write_jsonl(path, ({"custom_id": key, "method": "POST", "url": _URL, "body": each.body(model)} for key, each in missing.items()))
+    return write_jsonl(
+        path,
+        ({"custom_id": key, "method": "POST", "url": _URL, "body": each.body(model)} for key, each in missing.items()),
+    )
 
 
-def read_batch(path: Path, model: str, requests: Iterable[ChatRequest], cache: Path, price: Price | None = None) -> Counter[str]:
+def read_batch(
+    path: Path, model: str, requests: Iterable[ChatRequest], cache: Path, price: Price | None = None
+) -> Counter[str]:
     """Put the replies of a batch's output (or error) file into the cache.
 
     Arguments:
@@ -39,7 +47,8 @@ def read_batch(path: Path, model: str, requests: Iterable[ChatRequest], cache: P
         price: of the model, for batches.
 
     Returns:
-        replies by status; `unknown` counts lines of other requests. Statuses other than those the cache keeps are only counted.
+        replies by status; `unknown` counts lines of other requests. Statuses other than those the cache keeps are only
+        counted.
 
     Raises:
         UserError: a line is not one of such a file.
@@ -81,7 +90,14 @@ def export_replies(path: Path, cache: Path, model: str | None = None) -> int:
         raise UserError(f"There is no cache '{cache}'.")
     kept = ReplyCache(cache)
     try:
-        return write_jsonl(path, ({"key": key, "model": name, "reply": reply.to_dict()} for key, name, reply in kept if model in (None, name)))
+        return write_jsonl(
+            path,
+            (
+                {"key": key, "model": name, "reply": reply.to_dict()}
+                for key, name, reply in kept
+                if model in (None, name)
+            ),
+        )
     finally:
         kept.close()
 

@@ -14,7 +14,9 @@ from lmlab.endpoints.protocol import Reply
 from lmlab.errors import UserError
 
 _SCHEMA = """
-create table if not exists replies (key text primary key, model text not null, reply text not null, cost_usd real, at real not null);
+create table if not exists replies (
+    key text primary key, model text not null, reply text not null, cost_usd real, at real not null
+);
 create table if not exists claims (key text primary key, owner text not null, until real not null);
 """
 
@@ -22,8 +24,9 @@ create table if not exists claims (key text primary key, owner text not null, un
 class ReplyCache:
     """Replies by the key of their request.
 
-    A reply is committed before anyone hears of it, so a killed process loses only what was still under way. Who is about to send a request claims
-    its key first; a claim ends with the reply, with its owner's process (on one machine), or when its lease runs out.
+    A reply is committed before anyone hears of it, so a killed process loses only what was still under way. Who is
+    about to send a request claims its key first; a claim ends with the reply, with its owner's process (on one
+    machine), or when its lease runs out.
 
     Arguments:
         path: the file; None keeps replies in memory, for as long as this object lives.
@@ -41,7 +44,9 @@ class ReplyCache:
             self._database.execute("pragma synchronous=normal")
             self._database.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise UserError(f"'{path}' cannot be used as a cache of replies: {error}.", "Name another file, or move this one away.") from None
+            raise UserError(
+                f"'{path}' cannot be used as a cache of replies: {error}.", "Name another file, or move this one away."
+            ) from None
 
     def get(self, key: str) -> Reply | None:
         row = self._database.execute("select reply from replies where key = ?", (key,)).fetchone()
@@ -50,12 +55,17 @@ class ReplyCache:
     def put(self, key: str, model: str, reply: Reply) -> None:
         """Keep a reply and end the claim on it, in one transaction."""
         self._database.execute("begin immediate")
-        self._database.execute("insert or replace into replies values (?, ?, ?, ?, ?)", (key, model, reply.to_json(), reply.cost_usd, time.time()))
+        self._database.execute(
+            "insert or replace into replies values (?, ?, ?, ?, ?)",
+            (key, model, reply.to_json(), reply.cost_usd, time.time()),
+        )
         self._database.execute("delete from claims where key = ?", (key,))
         self._database.execute("commit")
 
     def claim(self, key: str) -> bool:
-        """Whether the request is now ours to send, also if it was already; False while another owner has it, or once its reply is here."""
+        """Whether the request is now ours to send, also if it was already; False while another owner has it, or once
+        its reply is here.
+        """
         self._database.execute("begin immediate")
         try:
             if self._database.execute("select 1 from replies where key = ?", (key,)).fetchone():
@@ -63,7 +73,9 @@ class ReplyCache:
             row = self._database.execute("select owner, until from claims where key = ?", (key,)).fetchone()
             if row is not None and row[0] != self._owner and row[1] > time.time() and _alive(row[0]):
                 return False
-            self._database.execute("insert or replace into claims values (?, ?, ?)", (key, self._owner, time.time() + self._lease_s))
+            self._database.execute(
+                "insert or replace into claims values (?, ?, ?)", (key, self._owner, time.time() + self._lease_s)
+            )
             return True
         finally:
             self._database.execute("commit")
@@ -74,7 +86,9 @@ class ReplyCache:
 
     def spent(self, model: str) -> float:
         """US dollars paid for the replies of a model that are kept here."""
-        return self._database.execute("select coalesce(sum(cost_usd), 0) from replies where model = ?", (model,)).fetchone()[0]
+        return self._database.execute(
+            "select coalesce(sum(cost_usd), 0) from replies where model = ?", (model,)
+        ).fetchone()[0]
 
     def __iter__(self) -> Iterator[tuple[str, str, Reply]]:
         """Key, model and reply of all, in the order of their coming."""

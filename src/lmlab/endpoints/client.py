@@ -1,4 +1,5 @@
-"""A client for any OpenAI-compatible endpoint: many requests at once, each answered and paid for once, whatever happens on the way.
+"""A client for any OpenAI-compatible endpoint: many requests at once, each answered and paid for once, whatever happens
+on the way.
 
 A request goes through: cache -> claim -> pacing -> purse -> attempts with waits between them -> cache.
 """
@@ -60,7 +61,9 @@ class Client:
         self.endpoint = endpoint
         self._attempts = _retrying(endpoint, self._tell)
         self._backend, self._owns_backend = backend or make_backend(endpoint), backend is None
-        self._cache = ReplyCache(cache, lease_s=max(900.0, 2 * (endpoint.total_timeout_s or endpoint.timeout_s) + _LONGEST_WAIT_S))
+        self._cache = ReplyCache(
+            cache, lease_s=max(900.0, 2 * (endpoint.total_timeout_s or endpoint.timeout_s) + _LONGEST_WAIT_S)
+        )
         self.purse = Purse(endpoint.price, endpoint.max_cost_usd, self._cache.spent(self._backend.identity))
         self._limit = AdaptiveLimit(endpoint.concurrency)
         self._requests, self._tokens = Pacer(endpoint.requests_per_minute), Pacer(endpoint.tokens_per_minute)
@@ -73,14 +76,17 @@ class Client:
     async def __aenter__(self) -> Client:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._finish(set(self._under_way.values()))
         if self._owns_backend:
             await self._backend.close()
         self._cache.close()
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """Answer a request, from the cache if it was answered before. Failures are replies with a status, not exceptions.
+        """Answer a request, from the cache if it was answered before. Failures are replies with a status, not
+        exceptions.
 
         Raises:
             UserError: the key or the address is wrong.
@@ -243,7 +249,9 @@ def answer(
     except asyncio.CancelledError:
         if not stopped:
             raise
-        raise Interrupted("Stopped; the replies that have come are kept.", "Run the same command again to go on.") from None
+        raise Interrupted(
+            "Stopped; the replies that have come are kept.", "Run the same command again to go on."
+        ) from None
 
 
 def _retrying(endpoint: Endpoint, tell: Callable[[tenacity.RetryCallState], None]) -> tenacity.AsyncRetrying:

@@ -1,4 +1,6 @@
-"""What requests cost, and a ceiling that is never passed: the worst case of every request under way is set aside before it is sent."""
+"""What requests cost, and a ceiling that is never passed: the worst case of every request under way is set aside before
+it is sent.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Price(Config):
 
     def of(self, usage: Usage) -> float:
         cached = self.prompt if self.cached_prompt is None else self.cached_prompt
-        return ((usage.prompt - usage.cached) * self.prompt + usage.cached * cached + usage.completion * self.completion) / _MILLION
+        return (
+            (usage.prompt - usage.cached) * self.prompt + usage.cached * cached + usage.completion * self.completion
+        ) / _MILLION
 
     def worst(self, request: ChatRequest) -> float:
         """No reply costs more: every byte of the prompt a token, every answer as long as it may be."""
@@ -58,7 +62,8 @@ class Purse:
     def __init__(self, price: Price | None, ceiling: float | None = None, spent: float = 0.0) -> None:
         if ceiling is not None and price is None:
             raise UserError(
-                "A ceiling of cost needs the price of the model.", "Give price: {prompt: ..., completion: ...}, in USD per million tokens."
+                "A ceiling of cost needs the price of the model.",
+                "Give price: {prompt: ..., completion: ...}, in USD per million tokens.",
             )
         self.price, self.ceiling, self.spent = price, ceiling, spent
         self.at_risk = 0.0
@@ -76,14 +81,17 @@ class Purse:
             await self._changed.wait_for(lambda: self._fits(worst) or self._under_way == 0)
             if not self._fits(worst):
                 raise BudgetExceeded(
-                    f"${self.spent + self.at_risk:.4f} of ${self.ceiling:.4f} are spent, and the next request could cost ${worst:.4f}.",
+                    f"${self.spent + self.at_risk:.4f} of ${self.ceiling:.4f} are spent, and the next request could"
+                    f" cost ${worst:.4f}.",
                     "Raise max_cost_usd and run the same command again: what was paid for is not asked for again.",
                 )
             self._reserved, self._under_way = self._reserved + worst, self._under_way + 1
         return worst
 
     async def settle(self, reserved: float, spent: float = 0.0, at_risk: float = 0.0) -> None:
-        """Release what was set aside, and count what was spent and what may have been (`at_risk`: a request whose reply never came)."""
+        """Release what was set aside, and count what was spent and what may have been (`at_risk`: a request whose reply
+        never came).
+        """
         async with self._changed:
             self._under_way -= 1
             self._reserved = self._reserved - reserved if self._under_way else 0.0

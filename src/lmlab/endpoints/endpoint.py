@@ -19,8 +19,9 @@ class Endpoint(Config):
 
     Attributes:
         model: its name there; for the back end `local` its directory.
-        backend: `openai` is any server that speaks that protocol; `local` runs a model in this process; `replay` repeats recorded replies
-            (`export_replies`); `mock` answers by a script. The last three send nothing anywhere.
+        backend: `openai` is any server that speaks that protocol; `local` runs a model in this process; `replay`
+            repeats recorded replies (`export_replies`); `mock` answers by a script. The last three send nothing
+            anywhere.
         precision: of a local model: `fp32`, `bf16`, or `auto`.
         replies: for `replay` the recorded ones, for `mock` the script, each a file of JSON lines.
         base_url: address up to and with `/v1`.
@@ -28,7 +29,8 @@ class Endpoint(Config):
         concurrency: most requests under way; fewer after "too many requests".
         requests_per_minute, tokens_per_minute: limits of the account; None for none.
         timeout_s: longest silence of the endpoint within one attempt.
-        total_timeout_s: longest time for one attempt as a whole, which also ends an answer that trickles; None for none.
+        total_timeout_s: longest time for one attempt as a whole, which also ends an answer that trickles; None for
+            none.
         max_retries: attempts after the first.
         give_up_after: end the run when so many requests in a row have failed after all retries.
         stream: let answers come as streams, which keeps proxies from closing quiet connections.

@@ -19,7 +19,10 @@ from lmlab.models.decoding import Decode, FinishReason, TopTokens, check_prompts
 
 _log = logging.getLogger(__name__)
 _MAX_ROWS = {"cpu": 16, "cuda": 128}
-_MAX_READ = {"cpu": 512, "cuda": 8192}  # tokens of prompts that are read between two steps, so that others do not wait for long
+_MAX_READ = {
+    "cpu": 512,
+    "cuda": 8192,
+}  # tokens of prompts that are read between two steps, so that others do not wait for long
 _SHARE_OF_MEMORY = 0.25
 
 
@@ -33,7 +36,9 @@ class EngineFailed(Exception):
 
 @dataclass(frozen=True)
 class Growth:
-    """What a step has added to one continuation of a request: text that is certain, and tokens with what is known of them."""
+    """What a step has added to one continuation of a request: text that is certain, and tokens with what is known of
+    them.
+    """
 
     sample: int
     text: str
@@ -227,18 +232,24 @@ class Engine:
         self._report()
 
     def _beginning(self, job: Job) -> KVCache | None:
-        """Keys and values with which the prompt of a job begins; for a long one a cache to read it into piece by piece."""
+        """Keys and values with which the prompt of a job begins; for a long one a cache to read it into piece
+        by piece.
+        """
         begun = None
         if self._shared(job):
             begun = self._prefixes.find(job.prompt, job.config.max_new_tokens)
             job.cached_tokens = 0 if begun is None else begun.length
         elif len(job.prompt) > self._max_read and not job.config.score_prompt:
             weight = self.model.embedding.weight
-            begun = KVCache(self.model.config, 1, len(job.prompt) + job.config.max_new_tokens, weight.dtype, weight.device)
+            begun = KVCache(
+                self.model.config, 1, len(job.prompt) + job.config.max_new_tokens, weight.dtype, weight.device
+            )
         return begun
 
     def _read(self) -> None:
-        """Read a piece of a long prompt, or the last of it, or all of several prompts; those that are read join the batch."""
+        """Read a piece of a long prompt, or the last of it, or all of several prompts; those that are read join the
+        batch.
+        """
         jobs, begun = self._reading, self._begun
         if begun is not None and len(jobs[0].prompt) - begun.length > self._max_read:
             self._decoding.read(jobs[0].prompt[begun.length : begun.length + self._max_read], begun)
@@ -269,13 +280,22 @@ class Engine:
         """The jobs whose turn has come, in the order in which they came, as many as there is room for."""
         admitted: list[Job] = []
         live = self._decoding.live
-        rows, length, room, longest = len(live), self._decoding.length, max((row.remaining for row in live), default=0), 0
+        rows, length, room, longest = (
+            len(live),
+            self._decoding.length,
+            max((row.remaining for row in live), default=0),
+            0,
+        )
         while self._waiting:
             job = self._waiting[0]
             if job.cancelled:
                 self._waiting.popleft()
                 continue
-            rows, room, longest = rows + job.config.num_samples, max(room, job.config.max_new_tokens), max(longest, len(job.prompt))
+            rows, room, longest = (
+                rows + job.config.num_samples,
+                max(room, job.config.max_new_tokens),
+                max(longest, len(job.prompt)),
+            )
             too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self.max_slots
             too_long = (len(admitted) + 1) * longest > self._max_read
             if (too_many and (live or admitted)) or (admitted and (too_long or self._better_alone(job, admitted))):
@@ -290,10 +310,14 @@ class Engine:
         return 0 if job.config.score_prompt else self._prefixes.shared(job.prompt)
 
     def _better_alone(self, job: Job, admitted: list[Job]) -> bool:
-        """Whether a job has, or will have after these, a beginning that need not be read; such a job is read on its own."""
+        """Whether a job has, or will have after these, a beginning that need not be read; such a job is read on its
+        own.
+        """
         if job.config.score_prompt:
             return False
-        return bool(self._shared(job)) or any(worth_sharing(shares(each.prompt, job.prompt), job.prompt) for each in admitted)
+        return bool(self._shared(job)) or any(
+            worth_sharing(shares(each.prompt, job.prompt), job.prompt) for each in admitted
+        )
 
     def _fail(self, admitted: list[Job], error: EngineFailed) -> None:
         for job in {*admitted, *self._reading, *(each.job for each in self._running)}:

@@ -37,18 +37,27 @@ class Estimate:
     def __str__(self) -> str:
         """One line for a person."""
         tokens = f"about {self.prompt_tokens:,} tokens of prompts, up to {self.completion_tokens:,} of answers"
-        cost = "cost unknown (no price)" if self.likely_usd is None else f"about ${self.likely_usd:,.2f}, at most ${self.most_usd:,.2f}"
+        cost = (
+            "cost unknown (no price)"
+            if self.likely_usd is None
+            else f"about ${self.likely_usd:,.2f}, at most ${self.most_usd:,.2f}"
+        )
         return f"{self.requests:,} requests, {self.cached:,} of them answered already; {tokens}; {cost}."
 
 
-def estimate(endpoint: Endpoint, requests: Iterable[ChatRequest], cache: Path | None = None, identity: str | None = None) -> Estimate:
+def estimate(
+    endpoint: Endpoint, requests: Iterable[ChatRequest], cache: Path | None = None, identity: str | None = None
+) -> Estimate:
     """Estimate a run of a client without sending anything. Equal requests count once.
 
     Arguments:
         cache: of the run; it need not exist.
         identity: of a back end that is not the one that the endpoint names (`Backend.identity`).
     """
-    identity, price = identity or (identity_of(endpoint) if cache is not None and cache.exists() else endpoint.model), endpoint.price
+    identity, price = (
+        identity or (identity_of(endpoint) if cache is not None and cache.exists() else endpoint.model),
+        endpoint.price,
+    )
     kept = ReplyCache(cache if cache is not None and cache.exists() else None)
     seen: set[str] = set()
     cached = prompt = completion = 0

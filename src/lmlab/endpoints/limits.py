@@ -1,4 +1,6 @@
-"""How fast and how many: pacing by the minute, and a number of requests under way that follows what the endpoint bears."""
+"""How fast and how many: pacing by the minute, and a number of requests under way that follows what the
+endpoint bears.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Closed(Exception):
 
 
 class AdaptiveLimit:
-    """Bounds the requests under way: halved when the endpoint says that they are too many, one more after 20 successes, never above `most`."""
+    """Bounds the requests under way: halved when the endpoint says that they are too many, one more after 20 successes,
+    never above `most`.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = self.now = most
@@ -57,7 +61,9 @@ class AdaptiveLimit:
             self._under_way += 1
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         async with self._changed:
             self._under_way -= 1
             self._changed.notify_all()
@@ -69,7 +75,9 @@ class AdaptiveLimit:
             self._changed.notify_all()
 
     def too_many(self, sent_at: float) -> None:
-        """Halve; once only for all requests that were sent (`time.monotonic`) before the last halving, for they are one and the same crowd."""
+        """Halve; once only for all requests that were sent (`time.monotonic`) before the last halving, for they are one
+        and the same crowd.
+        """
         if sent_at >= self._halved_at:
             self.now, self._successes, self._halved_at = max(1, self.now // 2), 0, time.monotonic()
 

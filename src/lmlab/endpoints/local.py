@@ -50,7 +50,10 @@ class LocalBackend:
         except UserError as error:
             return Reply("rejected", error=" ".join(str(error).split()))
         if len(ids) + request.max_tokens > self.model.max_seq_len:
-            said = f"the prompt has {len(ids)} tokens; with {request.max_tokens} new ones it exceeds the model's {self.model.max_seq_len}"
+            said = (
+                f"the prompt has {len(ids)} tokens; with {request.max_tokens} new ones it exceeds the model's"
+                f" {self.model.max_seq_len}"
+            )
             return Reply("context_length_exceeded", error=said)
         config = self.model.config(
             max_new_tokens=request.max_tokens,
@@ -70,7 +73,12 @@ class LocalBackend:
         except EngineFailed as error:
             raise Transient(str(error)) from None
         choices = tuple(Choice(each.text or "", each.finish_reason, self._log_probs(each, request)) for each in done)
-        return Reply("ok", choices, Usage(len(ids), sum(len(each.ids) for each in done), job.cached_tokens), seconds=time.perf_counter() - started)
+        return Reply(
+            "ok",
+            choices,
+            Usage(len(ids), sum(len(each.ids) for each in done), job.cached_tokens),
+            seconds=time.perf_counter() - started,
+        )
 
     async def close(self) -> None:
         """End the engine."""
@@ -85,7 +93,9 @@ class LocalBackend:
         def spelt(top: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
             return tuple((spelling(tokenizer, id), log_prob) for id, log_prob in top)
 
-        return tuple(TokenLogProb(spelling(tokenizer, token.id), token.log_prob or 0.0, spelt(token.top)) for token in tokens)
+        return tuple(
+            TokenLogProb(spelling(tokenizer, token.id), token.log_prob or 0.0, spelt(token.top)) for token in tokens
+        )
 
 
 def local_identity(directory: Path, precision: str) -> str:

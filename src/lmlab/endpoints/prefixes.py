@@ -1,4 +1,6 @@
-"""Beginnings that prompts share: keys and values of prompts that were read, for the next one that begins in the same way."""
+"""Beginnings that prompts share: keys and values of prompts that were read, for the next one that begins in the same
+way.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ class Prefixes:
         return sum(map(len, self._kept))
 
     def keep(self, prompt: Sequence[int], cache: KVCache, row: int) -> None:
-        """Keep a prompt that was just read: its keys and values are the last slots of a row. What was used longest ago makes room."""
+        """Keep a prompt that was just read: its keys and values are the last slots of a row.
+
+        What was used longest ago makes room.
+        """
         key = tuple(prompt)
         if not _SHORTEST <= len(key) <= self._max_tokens or key in self._kept:
             return
@@ -41,7 +46,8 @@ class Prefixes:
         return found if worth_sharing(found, prompt) else 0
 
     def find(self, prompt: Sequence[int], room: int) -> KVCache | None:
-        """A copy of the keys and values with which a prompt begins, if they are worth it; at least its last token remains to be read.
+        """A copy of the keys and values with which a prompt begins, if they are worth it; at least its last token
+        remains to be read.
 
         Arguments:
             room: free slots behind the prompt.

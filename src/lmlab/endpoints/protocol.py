@@ -45,7 +45,9 @@ class ChatRequest:
     sample: int = 0
 
     def key(self, model: str) -> str:
-        """The hexadecimal SHA-256 of all that can change the answer: the model's name and the request, neither address nor secret."""
+        """The hexadecimal SHA-256 of all that can change the answer: the model's name and the request, neither address
+        nor secret.
+        """
         return sha256_json({"model": model, **asdict(self)})
 
     def body(self, model: str) -> dict[str, Any]:
@@ -54,7 +56,12 @@ class ChatRequest:
         body |= {"temperature": self.temperature, "top_p": self.top_p, "n": self.n}
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        optional = {"stop": list(self.stop), "seed": self.seed, "logit_bias": self.logit_bias, "response_format": self.response_format}
+        optional = {
+            "stop": list(self.stop),
+            "seed": self.seed,
+            "logit_bias": self.logit_bias,
+            "response_format": self.response_format,
+        }
         return body | {name: value for name, value in optional.items() if value not in (None, [])}
 
     def most_prompt_tokens(self) -> int:
@@ -90,7 +97,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens; `cached` counts those of the prompt that the endpoint had kept. `estimated` where the endpoint reported nothing."""
+    """Tokens; `cached` counts those of the prompt that the endpoint had kept.
+
+    `estimated` where the endpoint reported nothing.
+    """
 
     prompt: int = 0
     completion: int = 0
@@ -103,8 +113,9 @@ class Reply:
     """What became of a request.
 
     Attributes:
-        status: `ok`; `content_filter` and `context_length_exceeded`, verdicts of the endpoint that will not change; `rejected`, another refusal of
-            this request; `failed`, given up after all retries. The last two are never cached.
+        status: `ok`; `content_filter` and `context_length_exceeded`, verdicts of the endpoint that will not change;
+            `rejected`, another refusal of this request; `failed`, given up after all retries. The last two are never
+            cached.
         error: what the endpoint said, where it did not answer.
         seconds: from the sending to the end of the last attempt, without waits.
         attempts: requests sent; 0 if the reply came from the cache.
@@ -141,12 +152,18 @@ class Reply:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Reply:
         raw = dict(raw)
-        choices = tuple(Choice(c["text"], c["finish_reason"], _kept_log_probs(c["log_probs"])) for c in raw.pop("choices"))
+        choices = tuple(
+            Choice(c["text"], c["finish_reason"], _kept_log_probs(c["log_probs"])) for c in raw.pop("choices")
+        )
         return cls(choices=choices, usage=Usage(**raw.pop("usage")), **raw)
 
 
 def _kept_log_probs(rows: list[dict[str, Any]] | None) -> tuple[TokenLogProb, ...] | None:
-    return None if rows is None else tuple(TokenLogProb(r["token"], r["log_prob"], tuple((t, p) for t, p in r["top"])) for r in rows)
+    return (
+        None
+        if rows is None
+        else tuple(TokenLogProb(r["token"], r["log_prob"], tuple((t, p) for t, p in r["top"])) for r in rows)
+    )
 
 
 def parse_reply(body: Any, request: ChatRequest) -> Reply:
@@ -177,20 +194,30 @@ def _log_probs(raw: dict[str, Any] | None) -> tuple[TokenLogProb, ...] | None:
     if not raw or raw.get("content") is None:
         return None
     return tuple(
-        TokenLogProb(t["token"], float(t["logprob"]), tuple((o["token"], float(o["logprob"])) for o in t.get("top_logprobs") or ()))
+        TokenLogProb(
+            t["token"],
+            float(t["logprob"]),
+            tuple((o["token"], float(o["logprob"])) for o in t.get("top_logprobs") or ()),
+        )
         for t in raw["content"]
     )
 
 
 def _usage(raw: dict[str, Any] | None, choices: tuple[Choice, ...], request: ChatRequest) -> Usage:
     if not raw:
-        return Usage(request.likely_prompt_tokens(), sum(estimated_tokens(choice.text) for choice in choices), estimated=True)
+        return Usage(
+            request.likely_prompt_tokens(), sum(estimated_tokens(choice.text) for choice in choices), estimated=True
+        )
     details = raw.get("prompt_tokens_details") or {}
-    return Usage(int(raw["prompt_tokens"]), int(raw.get("completion_tokens") or 0), int(details.get("cached_tokens") or 0))
+    return Usage(
+        int(raw["prompt_tokens"]), int(raw.get("completion_tokens") or 0), int(details.get("cached_tokens") or 0)
+    )
 
 
 def refusal(error: Any, secret: str | None = None) -> Reply | None:
-    """The verdict that an error of the protocol (its object, or only its message) is, if it will not change; None for any other."""
+    """The verdict that an error of the protocol (its object, or only its message) is, if it will not change; None for
+    any other.
+    """
     said = error_message(error, secret)
     reason = f"{error.get('code')} {error.get('type')}" if isinstance(error, dict) else ""
     if "content_filter" in reason or "content_policy" in reason:

@@ -22,7 +22,8 @@ class Message(Config):
 
 
 class RequestRow(Config):
-    """A line of a file of requests: `messages`, or `prompt` for a single one of the user. The other fields are those of `ChatRequest`.
+    """A line of a file of requests: `messages`, or `prompt` for a single one of the user. The other fields are those of
+    `ChatRequest`.
 
     Attributes:
         id: comes back with the reply; by default the number of the line, from 1.
@@ -51,7 +52,9 @@ class RequestRow(Config):
     def request(self) -> ChatRequest:
         """What is asked."""
         messages = self.messages or (Message(role="user", content=self.prompt or ""),)
-        settings = {name: getattr(self, name) for name in RequestRow.model_fields if name not in ("id", "prompt", "messages")}
+        settings = {
+            name: getattr(self, name) for name in RequestRow.model_fields if name not in ("id", "prompt", "messages")
+        }
         return ChatRequest(tuple(message.model_dump() for message in messages), **settings)
 
 
@@ -72,7 +75,14 @@ def read_requests(path: Path, defaults: Mapping[str, Any] | None = None) -> Iter
 def reply_row(id: Any, reply: Reply) -> dict[str, Any]:
     """The line that a reply makes."""
     row: dict[str, Any] = {"id": id, "status": reply.status, "texts": [choice.text for choice in reply.choices]}
-    row |= {"finish_reasons": [choice.finish_reason for choice in reply.choices], "usage": asdict(reply.usage), "cost_usd": reply.cost_usd}
+    row |= {
+        "finish_reasons": [choice.finish_reason for choice in reply.choices],
+        "usage": asdict(reply.usage),
+        "cost_usd": reply.cost_usd,
+    }
     if any(choice.log_probs is not None for choice in reply.choices):
-        row["log_probs"] = [None if choice.log_probs is None else [asdict(token) for token in choice.log_probs] for choice in reply.choices]
+        row["log_probs"] = [
+            None if choice.log_probs is None else [asdict(token) for token in choice.log_probs]
+            for choice in reply.choices
+        ]
     return row if reply.error is None else row | {"error": reply.error}

@@ -29,13 +29,20 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, directory: Path, network: Transformer, tokenizer: Tokenizer, max_rows: int | None = None, max_waiting: int = 128
+        self,
+        name: str,
+        directory: Path,
+        network: Transformer,
+        tokenizer: Tokenizer,
+        max_rows: int | None = None,
+        max_waiting: int = 128,
     ) -> None:
         if network.config.num_labels is not None:
             raise UserError(f"'{directory}' holds a model that gives scalars and writes no text.")
         if network.config.moe is not None and network.config.moe.router == "expert_choice":
             raise UserError(
-                f"'{directory}' holds a model with router expert_choice, which cannot generate: its experts choose among later tokens too."
+                f"'{directory}' holds a model with router expert_choice, which cannot generate: its experts choose"
+                " among later tokens too."
             )
         self.name, self.network, self.tokenizer = name, network, tokenizer
         self.eos_ids = tuple(sorted({*end_token_ids(directory), tokenizer.eos_id}))
@@ -69,7 +76,9 @@ class ServedModel:
         """
         return encode_for_answer(self.tokenizer, messages)
 
-    def config(self, *, seed: int | None, top_p: float | None, logit_bias: dict[str, float] | None, **settings: Any) -> DecodingConfig:
+    def config(
+        self, *, seed: int | None, top_p: float | None, logit_bias: dict[str, float] | None, **settings: Any
+    ) -> DecodingConfig:
         """Settings of a request; without a seed its draws are its own."""
         return DecodingConfig(
             seed=secrets.randbits(_SEED_BITS) if seed is None else seed,

@@ -41,12 +41,16 @@ class TextOffsets:
 
 
 class TokenLog:
-    """The tokens behind a text that grows: a token is told of once the text reaches it, and never if a stop string cut it off."""
+    """The tokens behind a text that grows: a token is told of once the text reaches it, and never if a stop string cut
+    it off.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._offsets, self._waiting, self._given = TextOffsets(tokenizer), list[Token](), 0
 
-    def grow(self, text: str, ids: Sequence[int], log_probs: Sequence[float | None], top: Sequence[TopTokens], done: bool) -> list[Token]:
+    def grow(
+        self, text: str, ids: Sequence[int], log_probs: Sequence[float | None], top: Sequence[TopTokens], done: bool
+    ) -> list[Token]:
         """Add text and tokens; get the tokens that the text has reached.
 
         Arguments:

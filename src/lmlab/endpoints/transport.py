@@ -33,7 +33,9 @@ class HttpBackend:
         self._endpoint, self._secret = endpoint, _secret(endpoint)
         headers = {} if self._secret is None else {"Authorization": f"Bearer {self._secret}"}
         connections = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-        self._http = httpx.AsyncClient(base_url=_address(endpoint), headers=headers, timeout=endpoint.timeout_s, limits=connections)
+        self._http = httpx.AsyncClient(
+            base_url=_address(endpoint), headers=headers, timeout=endpoint.timeout_s, limits=connections
+        )
 
     async def send(self, request: ChatRequest) -> Reply:
         """Send a request once.
@@ -52,9 +54,13 @@ class HttpBackend:
         except (httpx.TimeoutException, TimeoutError):
             raise Transient("no reply in time", answered=False) from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise Transient(f"the connection broke ({error_message(str(error) or type(error).__name__, secret)})", answered=False) from None
+            raise Transient(
+                f"the connection broke ({error_message(str(error) or type(error).__name__, secret)})", answered=False
+            ) from None
         except (Malformed, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise Transient(f"a reply that cannot be read ({error_message(str(error), secret)})", answered=False) from None
+            raise Transient(
+                f"a reply that cannot be read ({error_message(str(error), secret)})", answered=False
+            ) from None
         return replace(reply, seconds=time.perf_counter() - started)
 
     async def close(self) -> None:
@@ -67,7 +73,9 @@ def _secret(endpoint: Endpoint) -> str | None:
         return None
     secret = os.environ.get(endpoint.key_env, "").strip()
     if not secret:
-        raise UserError(f"The environment variable {endpoint.key_env} is not set; it should hold the key of {endpoint.base_url}.")
+        raise UserError(
+            f"The environment variable {endpoint.key_env} is not set; it should hold the key of {endpoint.base_url}."
+        )
     return secret
 
 
@@ -79,7 +87,9 @@ def _address(endpoint: Endpoint) -> httpx.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise UserError(f"base_url '{endpoint.base_url}' is no address.", "It looks like http://127.0.0.1:8000/v1.")
     if url.userinfo:
-        raise UserError("base_url holds a password.", "Put the key into an environment variable and name it in key_env.")
+        raise UserError(
+            "base_url holds a password.", "Put the key into an environment variable and name it in key_env."
+        )
     return url
 
 
@@ -101,7 +111,9 @@ async def _streamed(http: httpx.AsyncClient, model: str, request: ChatRequest, s
 
 
 async def _gather(response: httpx.Response, secret: str | None) -> dict[str, Any] | Reply:
-    """Join the events of a stream to the body that the same request would have got whole; or the verdict that one of them is."""
+    """Join the events of a stream to the body that the same request would have got whole; or the verdict that one of
+    them is.
+    """
     choices: dict[int, dict[str, Any]] = {}
     usage = None
     async for line in response.aiter_lines():
@@ -135,11 +147,21 @@ def _verdict(response: httpx.Response, secret: str | None) -> Reply | None:
     error = _error(_json_or_text(response))
     code, said = response.status_code, error_message(error_message(error), secret)
     if code in (401, 403):
-        raise UserError(f"The endpoint refuses the key (status {code}): {said}", "Check the environment variable that key_env names.")
+        raise UserError(
+            f"The endpoint refuses the key (status {code}): {said}",
+            "Check the environment variable that key_env names.",
+        )
     if code in _WRONG_ADDRESS:
-        raise UserError(f"{response.request.url} answers with status {code}: {said}", "Check base_url (it usually ends in /v1) and model.")
+        raise UserError(
+            f"{response.request.url} answers with status {code}: {said}",
+            "Check base_url (it usually ends in /v1) and model.",
+        )
     if code in _TRANSIENT or code >= 500:
-        raise Transient(f"status {code}: {said}", retry_after_s=retry_after(response.headers.get("retry-after")), overloaded=code in (429, 503))
+        raise Transient(
+            f"status {code}: {said}",
+            retry_after_s=retry_after(response.headers.get("retry-after")),
+            overloaded=code in (429, 503),
+        )
     return refusal(error, secret) or Reply("rejected", error=f"status {code}: {said}")
 
 

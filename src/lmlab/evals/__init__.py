@@ -13,7 +13,16 @@ from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.questions import Question, read_questions
 from lmlab.evals.ranked import by_domain, chance_level, option_scores, question_row, rank_questions, ranked_figures
 from lmlab.evals.rows import Row, read_rows
-from lmlab.evals.run import Settings, evaluation_during_training, main_metric, question_values, run_documents, run_task, task_figures, task_summary
+from lmlab.evals.run import (
+    Settings,
+    evaluation_during_training,
+    main_metric,
+    question_values,
+    run_documents,
+    run_task,
+    task_figures,
+    task_summary,
+)
 from lmlab.evals.scoring import ModelScorer, Score, Scorer
 from lmlab.evals.tasks import Task, find_tasks, known_tasks, own_texts, read_task
 

@@ -1,4 +1,6 @@
-"""Is one model better than another? Both have answered the same questions, so differences are taken question by question."""
+"""Is one model better than another? Both have answered the same questions, so differences are taken question by
+question.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Comparison:
         first, second: means of both.
         difference: of the means; its standard error is that of the differences of pairs.
         interval: of 95 %, from a paired bootstrap.
-        p_value: of no difference; McNemar's exact test where questions are right or wrong, else the paired bootstrap (two-sided).
+        p_value: of no difference; McNemar's exact test where questions are right or wrong, else the paired bootstrap
+            (two-sided).
         only_first, only_second: questions that one alone got right; None where they are not right or wrong.
         left_out: rows of each run without a partner in the other one.
     """
@@ -51,18 +54,24 @@ def pair_rows(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], l
     known = {row["id"]: row for row in second if not row.get("skipped")}
     pairs = [(row, known[row["id"]]) for row in first if row["id"] in known and not row.get("skipped")]
     if not pairs:
-        raise UserError("The two models have not answered the same questions.", "Evaluate both with the same tasks and the same limit.")
+        raise UserError(
+            "The two models have not answered the same questions.",
+            "Evaluate both with the same tasks and the same limit.",
+        )
     for a, b in pairs:
         if any(a.get(key) != b.get(key) for key in _SAME):
-            raise UserError(f"Question '{a['id']}' is another one in the second run.", "The task has changed; evaluate both again.")
+            raise UserError(
+                f"Question '{a['id']}' is another one in the second run.", "The task has changed; evaluate both again."
+            )
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def compare_values(metric: str, first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:
     """Compare the values of both on the same questions.
 
-    The bootstrap resamples questions (Koehn 2004); its p-value is twice the share of resampled differences on the other side of zero. Where all
-    values are 0 or 1, McNemar's exact test looks at the questions that only one got right (McNemar 1947): the binomial test of a fair coin.
+    The bootstrap resamples questions (Koehn 2004); its p-value is twice the share of resampled differences on the other
+    side of zero. Where all values are 0 or 1, McNemar's exact test looks at the questions that only one got right
+    (McNemar 1947): the binomial test of a fair coin.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     gaps = b - a
@@ -82,5 +91,8 @@ def compare_values(metric: str, first: Sequence[float], second: Sequence[float],
 def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     generator = np.random.default_rng(seed)
     chunk = max(1, 2_000_000 // len(values))
-    parts = [values[generator.integers(0, len(values), (min(chunk, _RESAMPLES - done), len(values)))].mean(1) for done in range(0, _RESAMPLES, chunk)]
+    parts = [
+        values[generator.integers(0, len(values), (min(chunk, _RESAMPLES - done), len(values)))].mean(1)
+        for done in range(0, _RESAMPLES, chunk)
+    ]
     return np.concatenate(parts)

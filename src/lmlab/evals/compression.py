@@ -41,7 +41,8 @@ def xz_bits_after(prefix: bytes, data: bytes) -> int:
     total = len(prefix) + len(data)
     if total > MAX_DICTIONARY:
         raise ValueError(
-            f"prefix and data are {total:,} bytes together, but xz remembers at most {MAX_DICTIONARY:,} (1.5 GiB): pass a shorter prefix"
+            f"prefix and data are {total:,} bytes together, but xz remembers at most {MAX_DICTIONARY:,} (1.5 GiB): pass"
+            " a shorter prefix"
         )
     dictionary = max(PRESET_DICTIONARY, total)
     return _compressed_bits(prefix + data, dictionary) - _compressed_bits(prefix, dictionary)

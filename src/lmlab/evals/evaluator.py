@@ -36,7 +36,8 @@ class Evaluator:
 
     @classmethod
     def load(cls, directory: Path, device: str = "auto", precision: str = "auto") -> Evaluator:
-        """From a Hugging Face directory. An architecture that lmlab does not have is run by `transformers`, and the scorer's description says so.
+        """From a Hugging Face directory. An architecture that lmlab does not have is run by `transformers`, and the
+        scorer's description says so.
 
         Raises:
             UserError: there is no model, or nobody knows its architecture.
@@ -58,8 +59,14 @@ class TransformersScorer:
     def __init__(self, model: Any) -> None:
         self.model = model
         config = model.config
-        self.max_seq_len = next((int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(config, key, None))), _DEFAULT_WINDOW)
-        self.description = f"transformers ({type(model).__name__}: not an architecture of lmlab), {str(model.dtype).removeprefix('torch.')}"
+        self.max_seq_len = next(
+            (int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(config, key, None))),
+            _DEFAULT_WINDOW,
+        )
+        self.description = (
+            f"transformers ({type(model).__name__}: not an architecture of lmlab),"
+            f" {str(model.dtype).removeprefix('torch.')}"
+        )
 
     @torch.no_grad()
     def score(self, windows: Sequence[Window]) -> Iterator[tuple[int, Score]]:
@@ -72,7 +79,9 @@ class TransformersScorer:
 
     def _run(self, windows: Sequence[Window]) -> Iterator[Score]:
         longest = len(windows[0].ids) - 1
-        inputs = torch.tensor([[*window.ids[:-1], *[0] * (longest + 1 - len(window.ids))] for window in windows], device=self.model.device)
+        inputs = torch.tensor(
+            [[*window.ids[:-1], *[0] * (longest + 1 - len(window.ids))] for window in windows], device=self.model.device
+        )
         lengths = torch.tensor([len(window.ids) - 1 for window in windows], device=self.model.device)
         mask = torch.arange(longest, device=self.model.device)[None] < lengths[:, None]
         logits = self.model(input_ids=inputs, attention_mask=mask.long()).logits
@@ -90,7 +99,9 @@ def _load_other(directory: Path, device: torch.device, dtype: torch.dtype, reaso
     except ImportError:
         raise missing_extra("transformers", "hf", "An architecture that lmlab does not have") from None
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{reason.message} Nor can transformers load it: {told}", reason.remedy) from None

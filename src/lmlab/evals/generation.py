@@ -1,6 +1,7 @@
 """Tasks in which a model writes: prompts, references, and how what it wrote is compared with them.
 
-A file of prompts is JSON lines; each row has `id`, `prompt`, `references` (a list of texts), and optionally `domain`, `stop` and `max_new_tokens`.
+A file of prompts is JSON lines; each row has `id`, `prompt`, `references` (a list of texts), and optionally `domain`,
+`stop` and `max_new_tokens`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def answer_prompts(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt], how: Writing, too_long: TooLong = "error") -> Iterator[Row]:
+def answer_prompts(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt], how: Writing, too_long: TooLong = "error"
+) -> Iterator[Row]:
     """The row of each prompt, as they come: greedy text, the answer in it, and its agreement with the best reference.
 
     Raises:
@@ -76,7 +79,8 @@ def answer_prompts(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[P
             continue
         if too_many > 0 and (too_long == "error" or too_many >= len(ids)):
             raise UserError(
-                f"Prompt '{prompt.id}' has {len(ids)} tokens; with {length} new ones that is more than the model's {model.config.max_seq_len}.",
+                f"Prompt '{prompt.id}' has {len(ids)} tokens; with {length} new ones that is more than the model's"
+                f" {model.config.max_seq_len}.",
                 "Set too_long to truncate (cut its beginning) or to skip, or lower max_new_tokens.",
             )
         waiting[length, prompt.stop or how.stop].append((prompt, ids[max(0, too_many) :], max(0, too_many)))
@@ -99,7 +103,9 @@ def answer_row(prompt: Prompt, text: str, how: Writing) -> Row:
 
 
 def extract_answer(text: str, how: Writing) -> str:
-    """What the expression finds in a text (its first group, if it has one), or the text without the spaces around it; nothing found is no answer."""
+    """What the expression finds in a text (its first group, if it has one), or the text without the spaces around it;
+    nothing found is no answer.
+    """
     if how.extract is None:
         return text.strip()
     found = [match[1] if match.re.groups else match[0] for match in re.finditer(how.extract, text)]
@@ -107,7 +113,9 @@ def extract_answer(text: str, how: Writing) -> str:
 
 
 def text_figures(rows: Sequence[Row], metric: TextMetric) -> dict[str, Measurement]:
-    """Exact match and F1, and ROUGE where that is the metric: of each answer with its best reference; then the mean over prompts."""
+    """Exact match and F1, and ROUGE where that is the metric: of each answer with its best reference; then the mean
+    over prompts.
+    """
     rows = [row for row in rows if not row.get("skipped")]
     if not rows:
         return {}
@@ -122,12 +130,17 @@ def best_agreement(answer: str, references: Sequence[str], metric: TextMetric) -
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation and articles, single spaces (Rajpurkar et al. 2016, the evaluation script of SQuAD)."""
+    """Lower case, without punctuation and articles, single spaces (Rajpurkar et al. 2016, the evaluation script of
+    SQuAD).
+    """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where both are the same after normalisation. Numbers are compared by value; what normalisation leaves nothing of, as text."""
+    """1 where both are the same after normalisation.
+
+    Numbers are compared by value; what normalisation leaves nothing of, as text.
+    """
     numbers = _number(answer), _number(reference)
     if None not in numbers:
         return float(numbers[0] == numbers[1])

@@ -36,7 +36,14 @@ class HarnessModel(TemplateLM):
 
     backend = "causal"
 
-    def __init__(self, pretrained: str, device: str = "auto", precision: str = "auto", evaluator: Evaluator | None = None, **ignored: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str,
+        device: str = "auto",
+        precision: str = "auto",
+        evaluator: Evaluator | None = None,
+        **ignored: Any,
+    ) -> None:
         super().__init__()
         self.evaluator = evaluator or Evaluator.load(Path(pretrained), device or "auto", precision)
         self.tokenizer = self.evaluator.tokenizer
@@ -66,13 +73,20 @@ class HarnessModel(TemplateLM):
         ids = self.tokenizer.encode(string)
         return ids if add_special_tokens is False else [*self.tokenizer.begin_ids, *ids]
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
         windows = [Window([*context, *continuation], len(continuation)) for _, context, continuation in requests]
         fitted = [fit_window(window, self.max_length, "truncate", "A request")[0] for window in windows]
-        return [(score.log_prob, score.greedy) for score in score_all(self.evaluator.scorer, [each for each in fitted if each], "log-likelihoods")]
+        return [
+            (score.log_prob, score.greedy)
+            for score in score_all(self.evaluator.scorer, [each for each in fitted if each], "log-likelihoods")
+        ]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each whole text, in windows of the model's length that do not overlap in what they score."""
+        """The log-probability of each whole text, in windows of the model's length that do not overlap in what they
+        score.
+        """
         windows: list[Window] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -90,7 +104,8 @@ class HarnessModel(TemplateLM):
         model = self.evaluator.model
         if model is None:
             raise UserError(
-                f"Tasks in which the model writes need one of lmlab's architectures; this one runs by {self.evaluator.scorer.description}."
+                "Tasks in which the model writes need one of lmlab's architectures; this one runs by"
+                f" {self.evaluator.scorer.description}."
             )
         texts = [""] * len(requests)
         groups: dict[GenerationConfig, list[int]] = {}
@@ -102,9 +117,14 @@ class HarnessModel(TemplateLM):
                 batch = members[start : start + _BATCH]
                 room = self.max_length - settings.max_new_tokens
                 if room < 1:
-                    raise UserError(f"The task asks for {settings.max_new_tokens} new tokens, and the model reads {self.max_length} in all.")
+                    raise UserError(
+                        f"The task asks for {settings.max_new_tokens} new tokens, and the model reads {self.max_length}"
+                        " in all."
+                    )
                 prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in batch]
-                for number, (done,) in zip(batch, generate(model, prompts, settings, decode=self.tokenizer.decode), strict=True):
+                for number, (done,) in zip(
+                    batch, generate(model, prompts, settings, decode=self.tokenizer.decode), strict=True
+                ):
                     texts[number] = done.text or ""
         return texts
 
@@ -127,7 +147,11 @@ class HarnessModel(TemplateLM):
 
 
 def run_harness(
-    evaluator: Evaluator, tasks: Sequence[str], limit: int | None = None, num_fewshot: int | None = None, include: Path | None = None
+    evaluator: Evaluator,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include: Path | None = None,
 ) -> dict[str, Any]:
     """The results of the harness's tasks, as the harness gives them.
 
@@ -145,5 +169,7 @@ def run_harness(
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
         raise UserError(f"The harness has no task '{unknown[0]}'.", "`lm-eval ls tasks` lists its tasks.")
     model = HarnessModel("", evaluator=evaluator)
-    found: dict[str, Any] = simple_evaluate(model, tasks=list(tasks), limit=limit, num_fewshot=num_fewshot, task_manager=manager, bootstrap_iters=0)
+    found: dict[str, Any] = simple_evaluate(
+        model, tasks=list(tasks), limit=limit, num_fewshot=num_fewshot, task_manager=manager, bootstrap_iters=0
+    )
     return found

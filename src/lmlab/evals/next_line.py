@@ -1,7 +1,7 @@
 """A ranked-classification task from any text: which of four lines really follows this context?
 
-Distractors come from other files of the same domain, have the same indentation and nearly the same length as the real line, so that neither gives
-the answer away.
+Distractors come from other files of the same domain, have the same indentation and nearly the same length as the real
+line, so that neither gives the answer away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ _LENGTH_RATIO = 1.25
 
 
 def build_next_line_items(
-    documents: Sequence[Document], items_per_domain: int, seed: int, num_options: int = 4, context_lines: int = 12, context_bytes: int = 400
+    documents: Sequence[Document],
+    items_per_domain: int,
+    seed: int,
+    num_options: int = 4,
+    context_lines: int = 12,
+    context_bytes: int = 400,
 ) -> list[Question]:
     """Draw up to `items_per_domain` questions for each domain, the same for the same documents and seed.
 
@@ -34,7 +39,10 @@ def build_next_line_items(
         generator = random.Random(f"{seed}:{domain}")
         lines = {document.id: document.text.splitlines(keepends=True) for document in members}
         candidates = [
-            (document.id, number) for document in members for number in range(2, len(lines[document.id])) if _usable(lines[document.id][number])
+            (document.id, number)
+            for document in members
+            for number in range(2, len(lines[document.id]))
+            if _usable(lines[document.id][number])
         ]
         pool: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for id, number in candidates:
@@ -51,20 +59,30 @@ def build_next_line_items(
             options = [*distractors, gold]
             generator.shuffle(options)
             context = _context(lines[id], number, context_lines, context_bytes)
-            items.append(Question(id=f"{id}:{number + 1}", context=context, options=options, gold=options.index(gold), domain=domain))
+            items.append(
+                Question(
+                    id=f"{id}:{number + 1}", context=context, options=options, gold=options.index(gold), domain=domain
+                )
+            )
             count += 1
     return items
 
 
 def _usable(line: str) -> bool:
-    return line.endswith("\n") and _MIN_CHARACTERS <= len(line.strip()) <= _MAX_CHARACTERS and any(character.isalpha() for character in line)
+    return (
+        line.endswith("\n")
+        and _MIN_CHARACTERS <= len(line.strip()) <= _MAX_CHARACTERS
+        and any(character.isalpha() for character in line)
+    )
 
 
 def _indentation(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _distractors(gold: str, id: str, pool: Sequence[tuple[str, str]], count: int, generator: random.Random) -> list[str] | None:
+def _distractors(
+    gold: str, id: str, pool: Sequence[tuple[str, str]], count: int, generator: random.Random
+) -> list[str] | None:
     chosen: list[str] = []
     for other_id, line in generator.sample(pool, min(len(pool), 200)):
         similar = len(gold) / _LENGTH_RATIO <= len(line) <= len(gold) * _LENGTH_RATIO

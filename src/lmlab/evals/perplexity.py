@@ -12,13 +12,16 @@ from lmlab.evals.rows import Row
 from lmlab.evals.scoring import Scorer
 
 
-def measure_documents(scorer: Scorer, tokenizer: Tokenizer, documents: Sequence[Document], window: int, stride: int | None = None) -> Iterator[Row]:
-    """The row of each document, as they come: `bits` that the model needs for its text, `tokens` and `bytes`. Documents do not see each other.
+def measure_documents(
+    scorer: Scorer, tokenizer: Tokenizer, documents: Sequence[Document], window: int, stride: int | None = None
+) -> Iterator[Row]:
+    """The row of each document, as they come: `bits` that the model needs for its text, `tokens` and `bytes`. Documents
+    do not see each other.
 
     Arguments:
         window: the most tokens that the model sees at once.
-        stride: how far the window slides, by default half its length: every token is scored once, and all but the first window's have at least
-            `window - stride` tokens before them.
+        stride: how far the window slides, by default half its length: every token is scored once, and all but the first
+            window's have at least `window - stride` tokens before them.
 
     The begin mark is given, the end mark is not scored, so that the bits are those of the text's bytes.
     """
@@ -43,7 +46,9 @@ def measure_documents(scorer: Scorer, tokenizer: Tokenizer, documents: Sequence[
 
 
 def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:
-    """Windows that score every token but the first once; the first sees `window` tokens, each further one scores `stride` more."""
+    """Windows that score every token but the first once; the first sees `window` tokens, each further one scores
+    `stride` more.
+    """
     done = 1
     while done < len(ids):
         end = min(len(ids), window + 1) if done == 1 else min(len(ids), done + stride)
@@ -53,7 +58,13 @@ def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Wi
 
 def document_row(document: Document, bits: float, tokens: int) -> Row:
     """The row of a document."""
-    return {"id": document.id, "domain": document.domain, "bits": bits, "tokens": tokens, "bytes": len(document.text.encode())}
+    return {
+        "id": document.id,
+        "domain": document.domain,
+        "bits": bits,
+        "tokens": tokens,
+        "bytes": len(document.text.encode()),
+    }
 
 
 def bits_per_byte(rows: Sequence[Row]) -> Measurement:
@@ -67,4 +78,8 @@ def perplexity_figures(rows: Sequence[Row]) -> dict[str, Measurement]:
     per_token = ratio([row["bits"] for row in rows], tokens)
     value = 2**per_token.value
     error = None if per_token.standard_error is None else value * math.log(2) * per_token.standard_error
-    return {"bits_per_byte": bits_per_byte(rows), "bits_per_token": per_token, "perplexity": Measurement(value, error, per_token.count)}
+    return {
+        "bits_per_byte": bits_per_byte(rows),
+        "bits_per_token": per_token,
+        "perplexity": Measurement(value, error, per_token.count),
+    }

@@ -1,7 +1,9 @@
-"""Which token sequences share what: so that a few-shot prompt is computed once for a task, and a question once for its options.
+"""Which token sequences share what: so that a few-shot prompt is computed once for a task, and a question once for its
+options.
 
-Sequences are sorted, so that those with a common beginning are neighbours. A *group* has a prefix that is computed once and kept in a cache. Within a
-group, a *tree* is one row of a batch: a root that several sequences share, and the branches in which they differ.
+Sequences are sorted, so that those with a common beginning are neighbours. A *group* has a prefix that is computed once
+and kept in a cache. Within a group, a *tree* is one row of a batch: a root that several sequences share, and the
+branches in which they differ.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _MAX_ROW = 1024  # tokens of a tree: its mask grows with the square
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens of which the last `num_scored` are to be predicted from those before them (at least one must be before)."""
+    """Tokens of which the last `num_scored` are to be predicted from those before them (at least one must be
+    before).
+    """
 
     ids: Sequence[int]
     num_scored: int
@@ -42,7 +46,10 @@ class Group:
 
 
 def share_prefixes(windows: Sequence[Window]) -> list[Group]:
-    """Cut windows into groups and trees so that few tokens are computed. Every window is in one tree; no scored token is within a prefix."""
+    """Cut windows into groups and trees so that few tokens are computed.
+
+    Every window is in one tree; no scored token is within a prefix.
+    """
     order = sorted(range(len(windows)), key=lambda index: tuple(windows[index].ids))
     arrays = [np.asarray(windows[index].ids, dtype=np.int64) for index in order]
     common = [_common(a, b) for a, b in pairwise(arrays)]

@@ -1,7 +1,7 @@
 """Questions with options, of which a model ranks one first by its probability.
 
-A file of questions is JSON lines; each row has `id`, `context` (or `contexts`, one an option), `options` (a list of texts), `gold` (the right
-option's number), and optionally `domain` and `unconditional`.
+A file of questions is JSON lines; each row has `id`, `context` (or `contexts`, one an option), `options` (a list of
+texts), `gold` (the right option's number), and optionally `domain` and `unconditional`.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def read_questions(path: Path) -> list[Question]:
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Window]:
     """Tokens of contexts with their continuations, of which the continuation's are scored.
 
-    As EleutherAI's harness does it: spaces at the end of a context go to its continuation, both are encoded together, and what the joined text has
-    beyond the context's own number of tokens is the continuation. What the tokenizer puts before every text stands there; an empty context is the
-    begin token.
+    As EleutherAI's harness does it: spaces at the end of a context go to its continuation, both are encoded together,
+    and what the joined text has beyond the context's own number of tokens is the continuation. What the tokenizer puts
+    before every text stands there; an empty context is the begin token.
     """
     moved = []
     for context, continuation in pairs:
@@ -87,7 +87,8 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
 
 
 def fit_window(window: Window, limit: int, policy: TooLong, what: str) -> tuple[Window | None, int]:
-    """The window as a model with so many positions can read it, None if it is left out; and how many tokens were cut from its beginning.
+    """The window as a model with so many positions can read it, None if it is left out; and how many tokens were cut
+    from its beginning.
 
     Raises:
         UserError: it is too long and the policy is `error`, or its scored part alone is too long.

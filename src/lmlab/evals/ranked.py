@@ -1,6 +1,8 @@
-"""Ranked classification: a model's answer is the option to which it gives the most probability, by one of five normalisations.
+"""Ranked classification: a model's answer is the option to which it gives the most probability, by one of five
+normalisations.
 
-The row of a question holds, for each option, the natural-log probability, tokens, characters and bytes; the figures are made from rows alone.
+The row of a question holds, for each option, the natural-log probability, tokens, characters and bytes; the figures are
+made from rows alone.
 """
 
 from __future__ import annotations
@@ -28,18 +30,27 @@ _BINS = 10
 
 
 def rank_questions(
-    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], unconditional: bool = False, too_long: TooLong = "error"
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    unconditional: bool = False,
+    too_long: TooLong = "error",
 ) -> Iterator[Row]:
     """The row of each question, in any order, as they come.
 
     Arguments:
         unconditional: also score the options without the question.
-        too_long: what is done with a question that is longer than the model's window. A row tells how many tokens were cut, or that it was skipped.
+        too_long: what is done with a question that is longer than the model's window. A row tells how many tokens were
+            cut, or that it was skipped.
 
     Raises:
-        UserError: a question is longer than the window and `too_long` is `error`; an option adds no token to its context.
+        UserError: a question is longer than the window and `too_long` is `error`; an option adds no token to its
+            context.
     """
-    prepared = [_Prepared(scorer, question, windows, too_long) for question, windows in _encode(tokenizer, questions, unconditional)]
+    prepared = [
+        _Prepared(scorer, question, windows, too_long)
+        for question, windows in _encode(tokenizer, questions, unconditional)
+    ]
     yield from (each.skipped() for each in prepared if each.is_skipped)
     kept = [each for each in prepared if not each.is_skipped]
     owners = [(owner, place) for owner in kept for place in range(len(owner.windows))]
@@ -50,8 +61,12 @@ def rank_questions(
             yield owner.row()
 
 
-def _encode(tokenizer: Tokenizer, questions: Sequence[Question], unconditional: bool) -> Iterator[tuple[Question, list[Window]]]:
-    """The windows of each question's options, and behind them those of its options without the question if asked for."""
+def _encode(
+    tokenizer: Tokenizer, questions: Sequence[Question], unconditional: bool
+) -> Iterator[tuple[Question, list[Window]]]:
+    """The windows of each question's options, and behind them those of its options without the question if
+    asked for.
+    """
     pairs = [question.pairs() + (question.pairs(unconditional=True) if unconditional else []) for question in questions]
     windows = iter(encode_pairs(tokenizer, [pair for each in pairs for pair in each]))
     for question, own in zip(questions, pairs, strict=True):
@@ -69,7 +84,10 @@ class _Prepared:
         self.cut = sum(cut for _, cut in fitted)
         for option, window in zip(cycle(question.options), windows, strict=False):
             if window.num_scored < 1:
-                raise UserError(f"Question '{question.id}': the option {option!r} adds no token to its context.", "Change where the context ends.")
+                raise UserError(
+                    f"Question '{question.id}': the option {option!r} adds no token to its context.",
+                    "Change where the context ends.",
+                )
 
     def skipped(self) -> Row:
         return {"id": self.question.id, "domain": self.question.domain, "gold": self.question.gold, "skipped": True}
@@ -112,10 +130,11 @@ def option_scores(row: Row, normalization: Normalization) -> NDArray[np.float64]
 def ranked_figures(rows: Sequence[Row], normalization: Normalization) -> dict[str, Measurement]:
     """All figures of a ranked task by name; rows that were skipped do not count.
 
-    `accuracy` is that of the task's normalisation, `accuracy/NAME` of another. `bits_per_byte` is the mean over questions of what the right option
-    costs, `soft` the probability of the right option after a softmax over the options' scores, `log_soft` its logarithm and `cross_entropy` minus
-    that. `calibration_error` is the expected difference between confidence and accuracy over ten equal bins (Guo et al. 2017, equation 3), with a
-    bootstrapped standard error.
+    `accuracy` is that of the task's normalisation, `accuracy/NAME` of another. `bits_per_byte` is the mean over
+    questions of what the right option costs, `soft` the probability of the right option after a softmax over the
+    options' scores, `log_soft` its logarithm and `cross_entropy` minus that. `calibration_error` is the expected
+    difference between confidence and accuracy over ten equal bins (Guo et al. 2017, equation 3), with a bootstrapped
+    standard error.
     """
     rows = [row for row in rows if not row.get("skipped")]
     if not rows:
@@ -124,7 +143,9 @@ def ranked_figures(rows: Sequence[Row], normalization: Normalization) -> dict[st
     if all(len(row["log_probs"]) == 1 for row in rows):
         return figures
     known = [name for name in NORMALIZATIONS if name == "none" or all(name in row for row in rows)]
-    right = {name: np.array([option_scores(row, name).argmax() == row["gold"] for row in rows], float) for name in known}
+    right = {
+        name: np.array([option_scores(row, name).argmax() == row["gold"] for row in rows], float) for name in known
+    }
     soft = [_softmax(option_scores(row, normalization)) for row in rows]
     gold = np.array([values[row["gold"]] for values, row in zip(soft, rows, strict=True)])
     confidence = np.array([values.max() for values in soft])
@@ -134,7 +155,9 @@ def ranked_figures(rows: Sequence[Row], normalization: Normalization) -> dict[st
         "soft": mean(gold),
         "log_soft": mean(np.log(gold)),
         "cross_entropy": mean(-np.log(gold)),
-        "calibration_error": bootstrapped(lambda chosen: _calibration_error(confidence[chosen], right[normalization][chosen]), len(rows)),
+        "calibration_error": bootstrapped(
+            lambda chosen: _calibration_error(confidence[chosen], right[normalization][chosen]), len(rows)
+        ),
         **{f"accuracy/{name}": mean(values) for name, values in right.items() if name != normalization},
     }
 

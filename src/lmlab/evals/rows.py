@@ -1,4 +1,6 @@
-"""One row a question on the disk, from which every statistic can be made; and a file of rows that a kill does not harm."""
+"""One row a question on the disk, from which every statistic can be made; and a file of rows that a kill does
+not harm.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
             except ValueError:
                 row = None
             if not isinstance(row, dict) or "id" not in row:
-                raise UserError(f"'{path}', line {number} is not a row of an evaluation.", "Remove that line; its item is measured again.")
+                raise UserError(
+                    f"'{path}', line {number} is not a row of an evaluation.",
+                    "Remove that line; its item is measured again.",
+                )
             yield row
 
 
 class RowFile:
     """Rows that are appended as they are found; what an earlier attempt wrote is kept.
 
-    Several processes may write, each its own part; `finish` then makes one file of all parts, in the order of the questions.
+    Several processes may write, each its own part; `finish` then makes one file of all parts, in the order of the
+    questions.
 
     Arguments:
         path: of the finished file. Its parts stand beside it.

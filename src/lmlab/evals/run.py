@@ -41,13 +41,15 @@ class Settings:
     unconditional: bool = False
 
 
-def run_task(evaluator: Evaluator, task: Task, settings: Settings, path: Path, share: tuple[int, int] | None = None) -> list[Row] | None:
+def run_task(
+    evaluator: Evaluator, task: Task, settings: Settings, path: Path, share: tuple[int, int] | None = None
+) -> list[Row] | None:
     """The rows of a task, written to a file; those that an earlier attempt wrote are kept.
 
     Arguments:
         path: the finished file of rows.
-        share: number of this worker, and of all, where several share the task; each then writes its part, and nothing is returned. Under
-            `torchrun` the processes of a job share it by themselves.
+        share: number of this worker, and of all, where several share the task; each then writes its part, and nothing
+            is returned. Under `torchrun` the processes of a job share it by themselves.
 
     Raises:
         UserError: an item does not fit the model's window and no policy was chosen; the model cannot write.
@@ -58,23 +60,36 @@ def run_task(evaluator: Evaluator, task: Task, settings: Settings, path: Path, s
     return collect_rows(items, lambda waiting: _rows(evaluator, task, settings, waiting), path, task.name, share)
 
 
-def run_documents(evaluator: Evaluator, documents: Sequence[Document], window: int, stride: int | None, path: Path, label: str) -> list[Row]:
+def run_documents(
+    evaluator: Evaluator, documents: Sequence[Document], window: int, stride: int | None, path: Path, label: str
+) -> list[Row]:
     """The rows of documents, written to a file; those that an earlier attempt wrote are kept."""
     numbered = _unique(documents)
-    rows = collect_rows(numbered, lambda waiting: measure_documents(evaluator.scorer, evaluator.tokenizer, waiting, window, stride), path, label)
+    rows = collect_rows(
+        numbered,
+        lambda waiting: measure_documents(evaluator.scorer, evaluator.tokenizer, waiting, window, stride),
+        path,
+        label,
+    )
     assert rows is not None
     return rows
 
 
 def collect_rows(
-    items: Sequence[Any], measure: Callable[[Sequence[Any]], Iterator[Row]], path: Path, label: str, share: tuple[int, int] | None = None
+    items: Sequence[Any],
+    measure: Callable[[Sequence[Any]], Iterator[Row]],
+    path: Path,
+    label: str,
+    share: tuple[int, int] | None = None,
 ) -> list[Row] | None:
     """Measure the items that have no row yet, this process its share of them, and write each row at once."""
     place = world()
     part, parts = share or (place.rank, place.size)
     file = RowFile(path, part)
     done = from_all(file.done())[0] if share is None else file.done()
-    shared = list(items) if share is not None else [item for item in items if item.id not in done]  # workers begin at different times
+    shared = (
+        list(items) if share is not None else [item for item in items if item.id not in done]
+    )  # workers begin at different times
     mine = [item for item in shared[part::parts] if item.id not in done]
     with progress(label, len(mine), "items") as advance, closing(file):
         for row in measure(mine):
@@ -96,7 +111,10 @@ def _rows(evaluator: Evaluator, task: Task, settings: Settings, items: Sequence[
         yield from rank_questions(evaluator.scorer, evaluator.tokenizer, items, unconditional, settings.too_long)
         return
     if evaluator.model is None:
-        raise UserError(f"Task '{task.name}' needs a model that writes, and this one runs by {evaluator.scorer.description}.", "Leave the task out.")
+        raise UserError(
+            f"Task '{task.name}' needs a model that writes, and this one runs by {evaluator.scorer.description}.",
+            "Leave the task out.",
+        )
     how = Writing(max_new_tokens=task.max_new_tokens, stop=task.stop, extract=task.extract, take=task.take)
     yield from answer_prompts(evaluator.model, evaluator.tokenizer, items, how, settings.too_long)
 
@@ -107,10 +125,17 @@ def task_figures(task: Task, rows: Sequence[Row]) -> dict[str, Measurement]:
     Raises:
         UserError: the task is known by its accuracy, and its questions have one option alone.
     """
-    figures = ranked_figures(rows, task.normalization) if task.kind == "ranked" else text_figures(rows, cast(TextMetric, main_metric(task)))
+    figures = (
+        ranked_figures(rows, task.normalization)
+        if task.kind == "ranked"
+        else text_figures(rows, cast(TextMetric, main_metric(task)))
+    )
     main = main_metric(task, rows)
     if figures and main not in figures:
-        raise UserError(f"Task '{task.name}': its questions have one option alone, so there is no {main}.", "Set its metric to bits_per_byte.")
+        raise UserError(
+            f"Task '{task.name}': its questions have one option alone, so there is no {main}.",
+            "Set its metric to bits_per_byte.",
+        )
     return {main: figures[main], **figures} if figures else {}
 
 
@@ -145,9 +170,11 @@ def task_summary(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def evaluation_during_training(tasks: Sequence[Task], tokenizer: Any, settings: Settings, precision: str = "auto") -> Evaluation:
-    """A callback for the trainer that measures the live model, without a copy: `TASK/FIGURE` for each task's main figure, bits per byte, and the
-    probability of the right option and its logarithm (`soft`, `log_soft`).
+def evaluation_during_training(
+    tasks: Sequence[Task], tokenizer: Any, settings: Settings, precision: str = "auto"
+) -> Evaluation:
+    """A callback for the trainer that measures the live model, without a copy: `TASK/FIGURE` for each task's main
+    figure, bits per byte, and the probability of the right option and its logarithm (`soft`, `log_soft`).
 
     With several processes each measures everything, as the shares of one model are gathered by all of them together.
     """
@@ -158,7 +185,11 @@ def evaluation_during_training(tasks: Sequence[Task], tokenizer: Any, settings: 
         evaluator = Evaluator(ModelScorer(model, precision), tokenizer, model)
         for task in tasks:
             found = task_figures(task, list(_rows(evaluator, task, settings, items[task.name])))
-            figures |= {f"{task.name}/{name}": found[name].value for name in dict.fromkeys([main_metric(task), *_IN_TRAINING]) if name in found}
+            figures |= {
+                f"{task.name}/{name}": found[name].value
+                for name in dict.fromkeys([main_metric(task), *_IN_TRAINING])
+                if name in found
+            }
         return figures
 
     return evaluate

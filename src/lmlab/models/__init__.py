@@ -7,9 +7,24 @@ from lmlab.models.decoding import Continuation, Decoding, PromptScores
 from lmlab.models.families import family_of
 from lmlab.models.generate import Completion, GrowingText, generate, stream
 from lmlab.models.generation_config import DecodingConfig, GenerationConfig
-from lmlab.models.hf import compare_with_transformers, end_token_ids, from_pretrained, read_config, read_settings, save_pretrained
+from lmlab.models.hf import (
+    compare_with_transformers,
+    end_token_ids,
+    from_pretrained,
+    read_config,
+    read_settings,
+    save_pretrained,
+)
 from lmlab.models.lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
-from lmlab.models.loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
+from lmlab.models.loss import (
+    IGNORE,
+    Targets,
+    TokenLoss,
+    TokenScores,
+    fused_cross_entropy,
+    score_targets,
+    token_log_probs,
+)
 from lmlab.models.moe import MoE
 from lmlab.models.moe_config import LoadBalancingConfig, MoEConfig, RouterZConfig
 from lmlab.models.peft_layout import load_lora, save_lora

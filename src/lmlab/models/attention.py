@@ -66,7 +66,9 @@ class Attention(nn.Module):
             self.query_norm = make_norm(config, width if self.full_norm else config.head_dim)
             self.key_norm = make_norm(config, kv_width if self.full_norm else config.head_dim)
 
-    def forward(self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
         """Attend, with the query input also serving as key and value input unless those are given.
 
         Arguments:
@@ -83,7 +85,9 @@ class Attention(nn.Module):
             return out_BTD if self.output.bias is None else out_BTD + self.output.bias
         return self.output(heads_BTNH.flatten(2))
 
-    def heads(self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None) -> Tensor:
+    def heads(
+        self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
         """What each head gathers, before the output matrix, [B, T, N, H]; arguments as in `forward`."""
         q_BNTH = self._project(self.query, self.query_norm, query, self.num_heads)
         k_BKTH = self._project(self.key, self.key_norm, query if key is None else key, self.num_kv_heads)
@@ -101,10 +105,16 @@ class Attention(nn.Module):
             if prefix is not None:
                 raise ValueError("the attention pattern cannot be tapped on a cache that shares a prefix")
             out_BTNH = attend_with_pattern(
-                q_BNTH, k_BKTH, v_BKTH, context.visibility, lambda pattern: context.tap(self.layer, "attention.pattern", pattern)
+                q_BNTH,
+                k_BKTH,
+                v_BKTH,
+                context.visibility,
+                lambda pattern: context.tap(self.layer, "attention.pattern", pattern),
             )
         elif prefix is not None:
-            out_BTNH = attend_with_prefix(q_BNTH, k_BKTH, v_BKTH, *prefix.layer(self.layer), context.visibility, prefix.valid())
+            out_BTNH = attend_with_prefix(
+                q_BNTH, k_BKTH, v_BKTH, *prefix.layer(self.layer), context.visibility, prefix.valid()
+            )
         else:
             out_BTNH = attend(q_BNTH, k_BKTH, v_BKTH, context.visibility, context.backend)
         return context.tap(self.layer, "attention.heads", out_BTNH)

@@ -48,10 +48,18 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
         _refuse(visibility.is_dense, "blocked", "padding between tokens")
         return blocked_attention(q_BNTH, k_BKSH, v_BKSH, visibility.starts_BT)
     if backend == "varlen":
-        _refuse(visibility.is_dense or visibility.num_queries != visibility.num_keys, "varlen", "padding between tokens, or a cache")
+        _refuse(
+            visibility.is_dense or visibility.num_queries != visibility.num_keys,
+            "varlen",
+            "padding between tokens, or a cache",
+        )
         return _varlen(q_BNTH, k_BKSH, v_BKSH, visibility)
     if backend == "flex":
-        _refuse(visibility.is_dense or visibility.num_queries != visibility.num_keys, "flex", "padding between tokens, or a cache")
+        _refuse(
+            visibility.is_dense or visibility.num_queries != visibility.num_keys,
+            "flex",
+            "padding between tokens, or a cache",
+        )
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BNTH, k_BKSH, v_BKSH))
         _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
         return _flex(q_BNTH, k_BKSH, v_BKSH, visibility)
@@ -61,11 +69,15 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
     everything = visibility.is_causal and visibility.num_queries == 1
     mask = None if causal or everything else visibility.mask(q_BNTH.device)
     grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
-    out = F.scaled_dot_product_attention(q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal and not everything, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(
+        q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal and not everything, enable_gqa=grouped
+    )
     return out.transpose(1, 2)
 
 
-def attend_with_pattern(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, listen: Callable[[Tensor], Tensor]) -> Tensor:
+def attend_with_pattern(
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, listen: Callable[[Tensor], Tensor]
+) -> Tensor:
     """As `attend`, by way of the explicit probabilities [B, N, T, S], which `listen` sees and may replace."""
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     k_BNSH, v_BNSH = k_BKSH.repeat_interleave(group, 1), v_BKSH.repeat_interleave(group, 1)
@@ -75,7 +87,13 @@ def attend_with_pattern(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibili
 
 
 def attend_with_prefix(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, prefix_k: Tensor, prefix_v: Tensor, visibility: Visibility, prefix_valid: Tensor | None
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    visibility: Visibility,
+    prefix_valid: Tensor | None,
 ) -> Tensor:
     """As `attend`, after a prefix that several rows share.
 
@@ -154,7 +172,9 @@ def _varlen_parameters() -> frozenset[str]:
 
 def _flex(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
     grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
-    out = _flex_attention(q_BNTH.device.type)(q_BNTH, k_BKSH, v_BKSH, block_mask=visibility.block_mask(q_BNTH.device), enable_gqa=grouped)
+    out = _flex_attention(q_BNTH.device.type)(
+        q_BNTH, k_BKSH, v_BKSH, block_mask=visibility.block_mask(q_BNTH.device), enable_gqa=grouped
+    )
     return out.transpose(1, 2)
 
 

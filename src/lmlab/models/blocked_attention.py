@@ -1,10 +1,11 @@
 """Attention on a CPU, a block of queries at a time, over the keys that the block can see and no others.
 
-On CPUs the batched matrix products of plain PyTorch are faster than its fused attention kernel, forward and backward, and blocks let causal
-order and the borders of packed documents save the work outside them. Probabilities are computed again in the backward pass, so that memory
-grows with the length and not with its square.
+On CPUs the batched matrix products of plain PyTorch are faster than its fused attention kernel, forward and backward,
+and blocks let causal order and the borders of packed documents save the work outside them. Probabilities are computed
+again in the backward pass, so that memory grows with the length and not with its square.
 
-Shapes: B batch, N query heads, K key-value heads, G = N / K, T query tokens, S key tokens, H width of a head, t tokens of a block, s its keys.
+Shapes: B batch, N query heads, K key-value heads, G = N / K, T query tokens, S key tokens, H width of a head, t tokens
+of a block, s its keys.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries `start:stop` of rows `rows` see keys `first:last`, but for what `mask` (added to the last scores) takes away."""
+    """Queries `start:stop` of rows `rows` see keys `first:last`, but for what `mask` (added to the last scores) takes
+    away.
+    """
 
     rows: slice
     start: int
@@ -67,7 +70,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("lmlab::blocked_attention_backward", mutates_args=())
-def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     width, kv_heads = q.shape[-1], k.shape[1]
     k, v = k.contiguous(), v.contiguous()
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -143,7 +148,11 @@ def _plan(q: Tensor, k: Tensor, starts: Tensor | None) -> list[_Block]:
     if len(rows) == 1 or all(row == rows[0] for row in rows[1:]):
         blocks = list(_row_blocks(slice(0, batch), rows[0], offset, q.dtype))
     else:
-        blocks = [block for index, row in enumerate(rows) for block in _row_blocks(slice(index, index + 1), row, offset, q.dtype)]
+        blocks = [
+            block
+            for index, row in enumerate(rows)
+            for block in _row_blocks(slice(index, index + 1), row, offset, q.dtype)
+        ]
     _last_plan = (weakref.ref(starts), key, blocks)
     return blocks
 
@@ -156,7 +165,9 @@ def _row_blocks(rows: slice, starts: list[int], offset: int, dtype: torch.dtype)
             mask = _triangle(stop - start, dtype)
         else:
             keys = torch.arange(first, last)
-            hidden = (keys > torch.arange(offset + start, last)[:, None]) | (keys < torch.tensor(starts[start:stop])[:, None])
+            hidden = (keys > torch.arange(offset + start, last)[:, None]) | (
+                keys < torch.tensor(starts[start:stop])[:, None]
+            )
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
         yield _Block(rows, start, stop, first, last, mask)
 

@@ -27,7 +27,12 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
         self._config = config
@@ -130,7 +135,8 @@ class KVCache:
         self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
 
     def copy_of(self, row: int, start: int, stop: int, room: int = 0) -> KVCache:
-        """A cache of one row with the tokens of these slots, and `room` free ones; they must be the row's first real tokens.
+        """A cache of one row with the tokens of these slots, and `room` free ones; they must be the row's first real
+        tokens.
 
         Raises:
             ValueError: this cache shares a prefix.
@@ -139,7 +145,10 @@ class KVCache:
             raise ValueError("rows of a cache that shares a prefix cannot be copied")
         length = stop - start
         copied = KVCache(self._config, 1, length + room, self._keys.dtype, self._keys.device)
-        copied._keys[:, 0, :, :length], copied._values[:, 0, :, :length] = self._keys[:, row, :, start:stop], self._values[:, row, :, start:stop]
+        copied._keys[:, 0, :, :length], copied._values[:, 0, :, :length] = (
+            self._keys[:, row, :, start:stop],
+            self._values[:, row, :, start:stop],
+        )
         copied.length = length
         return copied
 
@@ -148,7 +157,8 @@ class KVCache:
         """A cache of chosen rows of several ones, which end at the same slot; shorter rows get padding on the left.
 
         Arguments:
-            parts: caches and the rows to take of each, in order; padding, where they have any, stands before the tokens.
+            parts: caches and the rows to take of each, in order; padding, where they have any, stands before the
+                tokens.
             room: free slots for tokens to come.
 
         Raises:
@@ -173,7 +183,8 @@ class KVCache:
     def fork(self, copies: int, max_length: int) -> KVCache:
         """An empty cache of `copies` rows for each row of this one, whose tokens continue it without copying it.
 
-        Row r of the new cache continues row r // copies of this one. This one must stay as it is while the other is used.
+        Row r of the new cache continues row r // copies of this one. This one must stay as it is while the other is
+        used.
 
         Arguments:
             max_length: slots of the continuations.

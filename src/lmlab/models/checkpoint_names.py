@@ -1,4 +1,6 @@
-"""Where a checkpoint of a Hugging Face family keeps each of our parameters, and how to cut or lay together what it stores."""
+"""Where a checkpoint of a Hugging Face family keeps each of our parameters, and how to cut or lay together what it
+stores.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Location:
         names: the tensor; for experts one of each, which we stack.
         part: first and last + 1 along the output of a tensor that holds several of ours.
         transposed: it is stored as [in, out].
-        stacked: `names` are those of the experts, so many for each, laid end to end along the output; 0 where there are none.
+        stacked: `names` are those of the experts, so many for each, laid end to end along the output; 0 where there are
+            none.
     """
 
     names: tuple[str, ...]
@@ -38,7 +41,9 @@ class Location:
         """Our parameter from their tensors."""
         tensors = [get(name) for name in self.names]
         if self.stacked:
-            return torch.stack([torch.cat(tensors[first : first + self.stacked]) for first in range(0, len(tensors), self.stacked)])
+            return torch.stack(
+                [torch.cat(tensors[first : first + self.stacked]) for first in range(0, len(tensors), self.stacked)]
+            )
         tensor = tensors[0] if self.part is None else tensors[0][..., slice(*self.part)]
         return tensor.t() if self.transposed else tensor
 
@@ -60,7 +65,9 @@ class Layout:
         self._rows = None if family is None else config.vocab_size
         shapes = {name: self._trimmed(name, shape) for name, shape in shapes.items()}
         self._own_shapes = shapes
-        self.locations = {name: Location((name,)) if family is None else _locate(name, shapes, family) for name in shapes}
+        self.locations = {
+            name: Location((name,)) if family is None else _locate(name, shapes, family) for name in shapes
+        }
         self._index()
 
     def _index(self) -> None:
@@ -90,12 +97,18 @@ class Layout:
             stacked = _fill(name, self._family.stacked)
             if location.stacked and stacked is not None and self._prefix + stacked in found:
                 if both := [each for each in location.names if each in found]:
-                    raise LmlabError(f"The checkpoint holds experts both stacked and one by one: {self._prefix + stacked} and {both[0]}.", _MIXED)
+                    raise LmlabError(
+                        f"The checkpoint holds experts both stacked and one by one: {self._prefix + stacked} and"
+                        f" {both[0]}.",
+                        _MIXED,
+                    )
                 self.locations[name] = Location((self._prefix + stacked,))
         self._index()
 
     def canonical(self, stored: str) -> str:
-        """Their name of a tensor as a complete model would have it: some checkpoints hold the body alone, without its prefix."""
+        """Their name of a tensor as a complete model would have it: some checkpoints hold the body alone, without its
+        prefix.
+        """
         if stored in self.shapes:
             return stored
         parts = self._prefix.split(".")
@@ -103,9 +116,15 @@ class Layout:
         return next((name for name in candidates if name in self.shapes), stored)
 
     def problems(self, found: Mapping[str, Shape]) -> list[str]:
-        """Every missing, unexpected and mis-shaped tensor of a checkpoint whose tensors have these (canonical) names and shapes."""
+        """Every missing, unexpected and mis-shaped tensor of a checkpoint whose tensors have these (canonical) names
+        and shapes.
+        """
         problems = [f"missing {name}" for name in self.shapes if name not in found]
-        unexpected = [name for name in found if name not in self.shapes and not name.endswith(_IGNORED) and name != "lm_head.weight"]
+        unexpected = [
+            name
+            for name in found
+            if name not in self.shapes and not name.endswith(_IGNORED) and name != "lm_head.weight"
+        ]
         problems += [f"unexpected {name}" for name in unexpected]
         problems += [
             f"{name} has shape {list(shape)}, not {list(self.shapes[name])}"
@@ -142,7 +161,9 @@ class Layout:
     def in_and_out(self, stored: str) -> tuple[int, int]:
         """Inputs and outputs of one of their linear layers."""
         outputs, inputs = self.shapes[f"{stored}.weight"]
-        return (outputs, inputs) if self.locations[self._sources[f"{stored}.weight"][0]].transposed else (inputs, outputs)
+        return (
+            (outputs, inputs) if self.locations[self._sources[f"{stored}.weight"][0]].transposed else (inputs, outputs)
+        )
 
     def stored_of(self, ours: Iterable[str]) -> list[str]:
         """Their tensors that hold these parameters of ours."""
@@ -150,7 +171,11 @@ class Layout:
 
     def _trimmed(self, name: str, shape: Shape) -> Shape:
         """Rows that only pad the vocabulary stay out of other libraries' checkpoints."""
-        return (self._rows, *shape[1:]) if self._rows is not None and name in ("embedding.weight", "head.weight") else shape
+        return (
+            (self._rows, *shape[1:])
+            if self._rows is not None and name in ("embedding.weight", "head.weight")
+            else shape
+        )
 
 
 def _module_name(ours: str, family: Family) -> str | None:
@@ -185,5 +210,9 @@ def _locate(name: str, shapes: Mapping[str, Shape], family: Family) -> Location:
     experts = family.experts[re.sub(r"\.\d+\.", ".{i}.", name, count=1)]
     layer = re.search(r"\.(\d+)\.", name)
     assert layer is not None
-    names = (f"{family.prefix}{each.format(i=layer[1], e=expert)}.weight" for expert in range(shapes[name][0]) for each in experts)
+    names = (
+        f"{family.prefix}{each.format(i=layer[1], e=expert)}.weight"
+        for expert in range(shapes[name][0])
+        for each in experts
+    )
     return Location(tuple(names), stacked=len(experts))

@@ -16,12 +16,14 @@ class RopeScaling(Config):
 
     - `linear`: every position is divided by `factor` (Chen et al. 2023).
     - `dynamic`: theta grows with the length of the input once that exceeds `original_max_seq_len` (NTK-aware, dynamic).
-    - `yarn`: low frequencies are divided by `factor`, high ones kept, a ramp between; attention is sharpened (Peng et al. 2023).
+    - `yarn`: low frequencies are divided by `factor`, high ones kept, a ramp between; attention is sharpened (Peng et
+      al. 2023).
     - `llama3`: the same idea with bounds in wavelengths (Llama 3.1).
 
     Attributes:
         original_max_seq_len: the length of pretraining.
-        beta_fast, beta_slow: YaRN: rotations over the original length above which a frequency is kept, and below which it is divided.
+        beta_fast, beta_slow: YaRN: rotations over the original length above which a frequency is kept, and below which
+            it is divided.
         attention_factor: YaRN: what cosines and sines are multiplied by; 0.1 ln(factor) + 1 by default.
         truncate: YaRN: round the ends of the ramp to whole dimensions.
         low_freq_factor, high_freq_factor: llama3: the original length over these gives the bounds of the ramp.
@@ -50,12 +52,15 @@ class ModelConfig(Config):
     """A decoder-only transformer, described by features and not by family name.
 
     Sizes left out take the usual defaults: `num_kv_heads = num_heads`, `head_dim = d_model / num_heads`, and `d_ff` of
-    4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network, or that of an expert where all layers
-    have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields, and those of `moe`, then replace its own.
+    4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network, or that of an expert
+    where all layers have experts. `preset: NAME` starts from a published shape (`lmlab.models.PRESETS`); other fields,
+    and those of `moe`, then replace its own.
 
     Attributes:
-        vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never get probability.
-        norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x)) (OLMo 2).
+        vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never
+            get probability.
+        norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x))
+            (OLMo 2).
         norm_weight: norms scale what they normalise; without, LayerNorm is non-parametric (OLMo 1).
         qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
         causal: a token sees itself and those before it; without, all tokens of its text.
@@ -63,10 +68,11 @@ class ModelConfig(Config):
         ffn: the kind of every layer, or one kind for each layer.
         num_labels: k scalars at the last real token in place of the language-model head.
         init: distribution of the matrices, with `init_std`; `truncated_normal` is cut at 3 standard deviations;
-            `mitchell` is so too, with the standard deviation 1/sqrt(d), d the inputs of the matrix, and for those that write to the residual stream
-            in layer l (from 0) 1/sqrt(2 d (l + 1)), in place of `init_std` and `output_init` (OLMo 1, Groeneveld et al. 2024).
-        output_init: the matrices that write to the residual stream: as the others (`same`), scaled by 1/sqrt(2 num_layers)
-            (`depth_scaled`, Radford et al. 2019, section 2.3), or `zero`.
+            `mitchell` is so too, with the standard deviation 1/sqrt(d), d the inputs of the matrix, and for those that
+            write to the residual stream in layer l (from 0) 1/sqrt(2 d (l + 1)), in place of `init_std` and
+            `output_init` (OLMo 1, Groeneveld et al. 2024).
+        output_init: the matrices that write to the residual stream: as the others (`same`), scaled by 1/sqrt(2
+            num_layers) (`depth_scaled`, Radford et al. 2019, section 2.3), or `zero`.
     """
 
     vocab_size: PositiveInt
@@ -118,7 +124,10 @@ class ModelConfig(Config):
             data["num_kv_heads"] = heads
         if isinstance(width, int) and isinstance(heads, int) and heads > 0 and data.get("head_dim") is None:
             if width % heads:
-                raise ValueError(f"d_model {width} is not a multiple of num_heads {heads}; give head_dim to choose another width of a head.")
+                raise ValueError(
+                    f"d_model {width} is not a multiple of num_heads {heads}; give head_dim to choose another width of"
+                    " a head."
+                )
             data["head_dim"] = width // heads
         if data.get("d_ff") is None and data.get("ffn") == "moe" and isinstance(data.get("moe"), dict):
             data["d_ff"] = data["moe"].get("expert_hidden_size")
@@ -165,11 +174,19 @@ class ModelConfig(Config):
         """
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         norm = d * (self.norm_weight + self.norm_bias) if self.norm != "none" else 0
-        layer = 2 * norm + self._attention_matrices + (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
-        layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm] * (self.norm_weight + self.norm_bias)
+        layer = (
+            2 * norm + self._attention_matrices + (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
+        )
+        layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm] * (
+            self.norm_weight + self.norm_bias
+        )
         dense_bias = (self.d_ff * (2 if self.gated else 1) + d) * self.ffn_bias
-        total = sum(layer + self._ffn_matrices(kind, active) + (dense_bias if kind == "dense" else 0) for kind in self.ffn_kinds)
-        if self.moe is not None and self.moe.share_across_layers and not active:  # one set of experts was counted for every layer
+        total = sum(
+            layer + self._ffn_matrices(kind, active) + (dense_bias if kind == "dense" else 0) for kind in self.ffn_kinds
+        )
+        if (
+            self.moe is not None and self.moe.share_across_layers and not active
+        ):  # one set of experts was counted for every layer
             total -= max(0, self.ffn_kinds.count("moe") - 1) * self._experts(self.moe.num_experts)
         total += norm if self.norm_position != "post" else 0
         if self.num_labels is not None:
@@ -177,14 +194,18 @@ class ModelConfig(Config):
         elif not self.tie_embeddings:
             total += self.padded_vocab_size * d
         if embedding:
-            total += self.padded_vocab_size * d + ((self.max_seq_len + self.position_offset) * d if self.positions == "learned" else 0)
+            total += self.padded_vocab_size * d + (
+                (self.max_seq_len + self.position_offset) * d if self.positions == "learned" else 0
+            )
         return total
 
     def flops_per_token(self, seq_len: int, backward: bool = True) -> float:
-        """Floating-point operations of one token in a sequence of `seq_len`: matrix products and causal attention, the head included.
+        """Floating-point operations of one token in a sequence of `seq_len`: matrix products and causal attention, the
+        head included.
 
-        A multiplication and an addition count as two; the backward pass costs twice the forward one (Kaplan et al. 2020, table 1, with the
-        attention term halved because a causal query meets half the keys). Of experts only those that a token uses count.
+        A multiplication and an addition count as two; the backward pass costs twice the forward one (Kaplan et al.
+        2020, table 1, with the attention term halved because a causal query meets half the keys). Of experts only those
+        that a token uses count.
         """
         matrices = sum(self._attention_matrices + self._ffn_matrices(kind, active=True) for kind in self.ffn_kinds)
         matrices += self.d_model * (self.num_labels or self.padded_vocab_size)
@@ -259,7 +280,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "d_ff": 8192,
         "max_seq_len": 131_072,
         "rope_theta": 500_000.0,
-        "rope_scaling": {"type": "llama3", "factor": 32.0, "original_max_seq_len": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "rope_scaling": {
+            "type": "llama3",
+            "factor": 32.0,
+            "original_max_seq_len": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
     },
     "Qwen3-0.6B": {
         **_LLAMA,
@@ -304,7 +331,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "OLMoE-tiny": {**_OLMOE_TINY, "ffn": "moe", "moe": {"num_experts": 16, "top_k": 4, "expert_hidden_size": 64}},
     "OLMoE-tiny-dense-twin": {**_OLMOE_TINY, "d_ff": 256},
 }
-"""Published shapes, by the names of their checkpoints; a dense twin has the active width of its sparse model. Those called tiny read bytes."""
+"""Published shapes, by the names of their checkpoints; a dense twin has the active width of its sparse model.
+Those called tiny read bytes.
+"""
 
 
 def _preset(name: Any) -> dict[str, Any]:

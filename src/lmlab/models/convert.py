@@ -50,7 +50,8 @@ def convert(
         dtype: of the weights; None keeps that of the source.
         max_shard_bytes: weights beyond this are cut into several files.
         allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
-        model: what is written, in place of the model in `source`, from which then only the tokenizer and the settings are taken.
+        model: what is written, in place of the model in `source`, from which then only the tokenizer and the settings
+            are taken.
         adapter: LoRA adapters to fold into the weights.
         check: compare the logits of what was written with those of `transformers`, in fp32.
 
@@ -70,9 +71,15 @@ def convert(
     if not check:
         return Conversion(model_type, parameters)
     if model_type == NATIVE:
-        raise UserError(f"'{target}' was written, but no Hugging Face family has this model's features: there is nothing to compare with.")
+        raise UserError(
+            f"'{target}' was written, but no Hugging Face family has this model's features: there is nothing to compare"
+            " with."
+        )
     if model.config.num_labels is not None:
-        raise UserError(f"'{target}' was written, but the check compares next-token logits, which a model with a scalar head has not.")
+        raise UserError(
+            f"'{target}' was written, but the check compares next-token logits, which a model with a scalar head has"
+            " not."
+        )
     ids = torch.randint(0, model.config.vocab_size, (2, _CHECKED_TOKENS), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = from_pretrained(target)(ids).logits_BTV

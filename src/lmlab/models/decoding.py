@@ -1,4 +1,5 @@
-"""A batch of continuations under way: prompts join it and rows leave it between steps (continuous batching, Yu et al. 2022).
+"""A batch of continuations under way: prompts join it and rows leave it between steps (continuous batching, Yu et al.
+2022).
 
 Every row has its own settings. What it becomes does not depend on the rows beside it, apart from rounding.
 
@@ -35,7 +36,8 @@ class PromptScores:
     """What the model says of a prompt.
 
     Attributes:
-        log_probs: natural-log probability of each token after those before it; None for the first, which follows nothing.
+        log_probs: natural-log probability of each token after those before it; None for the first, which follows
+            nothing.
         top: the likeliest tokens at each place with their log-probabilities, best first; none for the first.
     """
 
@@ -50,7 +52,8 @@ class Continuation:
     Attributes:
         sample: which of the prompt's continuations it is.
         ids: the new tokens, without an end token.
-        log_probs: natural-log probability of each under the model itself, that is at temperature 1, unfiltered and without bias.
+        log_probs: natural-log probability of each under the model itself, that is at temperature 1, unfiltered and
+            without bias.
         top: for each new token the likeliest ones at its place, best first; none unless they were asked for.
         finish_reason: None as long as it goes on.
     """
@@ -97,7 +100,9 @@ class Continuation:
         if config.top_log_probs:
             self.top.append(top)
         if config.stop and decode is not None:
-            tail = self.ids[-max(len(stop.encode()) for stop in config.stop) - 8 :]  # a token holds at least a byte, a special one none
+            tail = self.ids[
+                -max(len(stop.encode()) for stop in config.stop) - 8 :
+            ]  # a token holds at least a byte, a special one none
             text = decode(tail)
             if any(stop in text for stop in config.stop):
                 self.finish_reason = "stop"
@@ -120,7 +125,12 @@ class Decoding:
         rows: what stands in each row of the cache; some may be done.
     """
 
-    def __init__(self, model: Transformer, decode: Decode | None = None, keep: Callable[[Sequence[int], KVCache, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        decode: Decode | None = None,
+        keep: Callable[[Sequence[int], KVCache, int], None] | None = None,
+    ) -> None:
         self._model, self._decode, self._keep = model, decode, keep
         self._cache: KVCache | None = None
         self.rows: list[Continuation] = []
@@ -135,21 +145,28 @@ class Decoding:
         """Tokens that each row takes room for: as many as the longest has."""
         return 0 if self._cache is None else self._cache.length
 
-    def add(self, asked: Sequence[tuple[Sequence[int], DecodingConfig]], cache: KVCache | None = None) -> list[list[Continuation]]:
-        """Read prompts together, choose the first token of each continuation, and let those that are not done join the batch.
+    def add(
+        self, asked: Sequence[tuple[Sequence[int], DecodingConfig]], cache: KVCache | None = None
+    ) -> list[list[Continuation]]:
+        """Read prompts together, choose the first token of each continuation, and let those that are not done join the
+        batch.
 
         Arguments:
             asked: prompts and what to do with each.
-            cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch also for what is added.
+            cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch
+                also for what is added.
 
         Returns:
             for each prompt its `num_samples` continuations, which grow with every `step`.
 
         Raises:
-            UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, or stop strings without `decode`.
+            UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, or stop
+                strings without `decode`.
         """
         check_prompts(self._model, asked, self._decode)
-        found = [[Continuation(prompt, config, sample) for sample in range(config.num_samples)] for prompt, config in asked]
+        found = [
+            [Continuation(prompt, config, sample) for sample in range(config.num_samples)] for prompt, config in asked
+        ]
         if all(config.max_new_tokens == 0 and not config.score_prompt for _, config in asked):
             for row in (row for samples in found for row in samples):
                 row.finish_reason = "length"
@@ -168,7 +185,9 @@ class Decoding:
         return found
 
     def read(self, tokens: Sequence[int], cache: KVCache) -> None:
-        """Read tokens of a prompt into the cache that `add` will get, so that a long prompt can be read in pieces with steps between them."""
+        """Read tokens of a prompt into the cache that `add` will get, so that a long prompt can be read in pieces with
+        steps between them.
+        """
         with _evaluating(self._model):
             self._model(torch.tensor([tokens], device=self._device), cache=cache, logits="none")
 
@@ -192,7 +211,9 @@ class Decoding:
     def _device(self) -> torch.device:
         return self._model.embedding.weight.device
 
-    def _read(self, prompts: Sequence[Sequence[int]], found: list[list[Continuation]], cache: KVCache | None) -> tuple[Tensor, KVCache]:
+    def _read(
+        self, prompts: Sequence[Sequence[int]], found: list[list[Continuation]], cache: KVCache | None
+    ) -> tuple[Tensor, KVCache]:
         """Run the prompts through the model: the logits after each, and their keys and values."""
         if cache is None:
             room = 0 if self.rows else max(samples[0].config.max_new_tokens for samples in found)
@@ -201,11 +222,18 @@ class Decoding:
         ids_RT, valid_RT = _left_pad([prompt[cache.length :] for prompt in prompts], self._device)
         scored = [samples for samples in found if samples[0].config.score_prompt]
         if not scored:
-            return self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="last").logits_BTV[:, 0].float(), cache
+            return (
+                self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="last").logits_BTV[:, 0].float(),
+                cache,
+            )
         hidden_RTD = self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="none").hidden_BTD
         for number, samples in enumerate(found):
             if samples[0].config.score_prompt:
-                scores = self._score(hidden_RTD[number, ids_RT.shape[1] - len(prompts[number]) :], prompts[number], samples[0].config.top_log_probs)
+                scores = self._score(
+                    hidden_RTD[number, ids_RT.shape[1] - len(prompts[number]) :],
+                    prompts[number],
+                    samples[0].config.top_log_probs,
+                )
                 for row in samples:
                     row.prompt_scores = scores
         return self._logits(hidden_RTD[:, -1]), cache
@@ -228,7 +256,11 @@ class Decoding:
         chosen_R = _sample(rows, logits_RV)
         log_z_R = logits_RV.logsumexp(-1)
         log_probs = (logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R).tolist()
-        tops = _top(logits_RV - log_z_R[:, None], wanted) if any(wanted := [row.config.top_log_probs for row in rows]) else [[] for _ in rows]
+        tops = (
+            _top(logits_RV - log_z_R[:, None], wanted)
+            if any(wanted := [row.config.top_log_probs for row in rows])
+            else [[] for _ in rows]
+        )
         for row, token, log_prob, top in zip(rows, chosen_R.tolist(), log_probs, tops, strict=True):
             if row.config.max_new_tokens == 0:
                 row.finish_reason = "length"
@@ -252,7 +284,9 @@ class Decoding:
         self._cache = KVCache.side_by_side([(self._cache, live), (read, sources)], room)
 
 
-def check_prompts(model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]], decode: Decode | None) -> None:
+def check_prompts(
+    model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]], decode: Decode | None
+) -> None:
     """Refuse what cannot be continued.
 
     Raises:
@@ -295,7 +329,10 @@ def _top(log_probs_RV: Tensor, wanted: Sequence[int]) -> list[TopTokens]:
     """The likeliest ids of each row, as many as it wants, with their log-probabilities."""
     most = min(max(wanted, default=0), log_probs_RV.shape[1])
     found = log_probs_RV.topk(most, dim=-1)
-    return [list(zip(ids[:k], values[:k], strict=True)) for k, ids, values in zip(wanted, found.indices.tolist(), found.values.tolist(), strict=True)]
+    return [
+        list(zip(ids[:k], values[:k], strict=True))
+        for k, ids, values in zip(wanted, found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
 
 
 def _repeats(ids: list[int], times: int) -> bool:

@@ -1,10 +1,11 @@
 """The experts of a mixture: gated networks with stacked matrices, computed for pairs of a token and an expert.
 
-Three ways give the same within rounding. `grouped_mm` is one call of PyTorch for all experts, `loop` goes through the experts within one node of
-the graph, and `reference` computes every expert for every token.
-A factor on an expert's output is applied inside it, before its last product, where rows are shorter.
+Three ways give the same within rounding. `grouped_mm` is one call of PyTorch for all experts, `loop` goes through the
+experts within one node of the graph, and `reference` computes every expert for every token. A factor on an expert's
+output is applied inside it, before its last product, where rows are shorter.
 
-Shapes: M tokens, D model width, E experts, F inner width of an expert, P pairs in the order of experts, n pairs of one expert.
+Shapes: M tokens, D model width, E experts, F inner width of an expert, P pairs in the order of experts, n pairs of one
+expert.
 """
 
 from __future__ import annotations
@@ -62,7 +63,14 @@ class Experts(nn.Module):
         return run_experts(x_MD.to(compute_dtype(x_MD)), pairs, gate_up, down, self.activation, self.backend)
 
 
-def run_experts(x_MD: Tensor, pairs: Pairs, gate_up_EGD: Tensor, down_EDF: Tensor, activation: str = "silu", backend: Backend = "auto") -> Tensor:
+def run_experts(
+    x_MD: Tensor,
+    pairs: Pairs,
+    gate_up_EGD: Tensor,
+    down_EDF: Tensor,
+    activation: str = "silu",
+    backend: Backend = "auto",
+) -> Tensor:
     """The weighted sum of each token's experts, in the type of x; tokens without a pair get zeros.
 
     Arguments:
@@ -93,7 +101,9 @@ def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor) -> str:
 @lru_cache
 def _tell_of_the_loop(dtype: torch.dtype, width: int, inner: int) -> None:
     name = str(dtype).removeprefix("torch.")
-    logging.getLogger(__name__).warning("grouped_mm cannot compute experts of widths %d and %d in %s; the loop does.", width, inner, name)
+    logging.getLogger(__name__).warning(
+        "grouped_mm cannot compute experts of widths %d and %d in %s; the loop does.", width, inner, name
+    )
 
 
 def _reference(x_MD: Tensor, pairs: Pairs, gate_up_EGD: Tensor, down_EDF: Tensor, activation: str) -> Tensor:
@@ -101,7 +111,9 @@ def _reference(x_MD: Tensor, pairs: Pairs, gate_up_EGD: Tensor, down_EDF: Tensor
     gate, up = torch.einsum("md,egd->meg", x_MD, gate_up_EGD.to(dtype)).chunk(2, -1)
     outputs_MED = torch.einsum("mef,edf->med", ACTIVATIONS[activation](gate) * up, down_EDF.to(dtype))
     experts_P = torch.repeat_interleave(pairs.counts_E)
-    weights_ME = pairs.weights_P.new_zeros(len(x_MD), len(down_EDF)).index_put((pairs.tokens_P, experts_P), pairs.weights_P, accumulate=True)
+    weights_ME = pairs.weights_P.new_zeros(len(x_MD), len(down_EDF)).index_put(
+        (pairs.tokens_P, experts_P), pairs.weights_P, accumulate=True
+    )
     return torch.einsum("me,med->md", weights_ME, outputs_MED.to(weights_ME.dtype)).to(dtype)
 
 
@@ -109,7 +121,9 @@ class _Loop(torch.autograd.Function):
     """Keeps its input and what the gates and ups gave; the rest is computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_MD: Tensor, weights_P: Tensor, gate_up: Tensor, down: Tensor, pairs: Pairs, activation: str) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x_MD: Tensor, weights_P: Tensor, gate_up: Tensor, down: Tensor, pairs: Pairs, activation: str
+    ) -> Tensor:
         counts = tuple(pairs.counts_E.tolist())
         y_PD, hidden = x_MD.new_empty(len(pairs.tokens_P), x_MD.shape[1]), []
         for e, tokens, w, y in _by_expert(counts, pairs.tokens_P, weights_P, y_PD):
@@ -141,7 +155,9 @@ class _Grouped(torch.autograd.Function):
     """The same with one product for all experts."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_MD: Tensor, weights_P: Tensor, gate_up: Tensor, down: Tensor, pairs: Pairs, activation: str) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x_MD: Tensor, weights_P: Tensor, gate_up: Tensor, down: Tensor, pairs: Pairs, activation: str
+    ) -> Tensor:
         ends_E = pairs.counts_E.cumsum(0).int()
         h = F.grouped_mm(x_MD.index_select(0, pairs.tokens_P), gate_up.to(x_MD.dtype).transpose(1, 2), offs=ends_E)
         y_PD = F.grouped_mm(_gate(h, weights_P, activation), down.to(x_MD.dtype).transpose(1, 2), offs=ends_E)
@@ -156,7 +172,9 @@ class _Grouped(torch.autograd.Function):
         pairs, activation = ctx.pairs, ctx.activation  # type: ignore[attr-defined]
         grad = grad_outputs[0].index_select(0, pairs.tokens_P)
         grad_weights_P = torch.empty_like(weights_P)
-        a, grad_h = _gate_backward(h, weights_P, F.grouped_mm(grad, down.to(grad.dtype), offs=ends_E), grad_weights_P, activation)
+        a, grad_h = _gate_backward(
+            h, weights_P, F.grouped_mm(grad, down.to(grad.dtype), offs=ends_E), grad_weights_P, activation
+        )
         grad_down = F.grouped_mm(grad.t(), a, offs=ends_E).to(down.dtype)
         grad_gate_up = F.grouped_mm(grad_h.t(), x_MD.index_select(0, pairs.tokens_P), offs=ends_E).to(gate_up.dtype)
         grad_x_PD = F.grouped_mm(grad_h, gate_up.to(grad.dtype), offs=ends_E)
@@ -164,10 +182,11 @@ class _Grouped(torch.autograd.Function):
 
 
 def _fill_up(pairs: Pairs) -> Pairs:
-    """The same with each expert's rows filled up, to a multiple of 16 or of 64, by pairs of weight 0 that no token sums.
+    """The same with each expert's rows filled up, to a multiple of 16 or of 64, by pairs of weight 0 that no token
+    sums.
 
-    oneDNN, which computes half precision on CPUs, translates a product anew for each number of rows. Where loads change from batch to batch that
-    can take as long as the products; few different numbers cost less.
+    oneDNN, which computes half precision on CPUs, translates a product anew for each number of rows. Where loads change
+    from batch to batch that can take as long as the products; few different numbers cost less.
     """
     unit_E = torch.where(pairs.counts_E > _MANY_ROWS, 4 * _ROWS, _ROWS)
     counts_E = (pairs.counts_E + unit_E - 1).div(unit_E, rounding_mode="floor") * unit_E
@@ -184,11 +203,15 @@ def _gate(h_P2F: Tensor, weights_P: Tensor, activation: str) -> Tensor:
     inner = h_P2F.shape[1] // 2
     a_PF, weights_P1 = h_P2F.new_empty(len(h_P2F), inner), weights_P[:, None].to(h_P2F.dtype)
     for rows in _blocks(h_P2F):
-        torch.mul(ACTIVATIONS[activation](h_P2F[rows, :inner]), h_P2F[rows, inner:], out=a_PF[rows]).mul_(weights_P1[rows])
+        torch.mul(ACTIVATIONS[activation](h_P2F[rows, :inner]), h_P2F[rows, inner:], out=a_PF[rows]).mul_(
+            weights_P1[rows]
+        )
     return a_PF
 
 
-def _gate_backward(h_P2F: Tensor, weights_P: Tensor, grad_PF: Tensor, grad_weights_P: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+def _gate_backward(
+    h_P2F: Tensor, weights_P: Tensor, grad_PF: Tensor, grad_weights_P: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
     """What `_gate` gave, again, and the gradient of its input, [P, 2F].
 
     Arguments:
@@ -196,7 +219,11 @@ def _gate_backward(h_P2F: Tensor, weights_P: Tensor, grad_PF: Tensor, grad_weigh
         grad_weights_P: receives the gradient of the weights.
     """
     inner = h_P2F.shape[1] // 2
-    a_PF, grad_h_P2F, weights_P1 = torch.empty_like(grad_PF), torch.empty_like(h_P2F), weights_P[:, None].to(h_P2F.dtype)
+    a_PF, grad_h_P2F, weights_P1 = (
+        torch.empty_like(grad_PF),
+        torch.empty_like(h_P2F),
+        weights_P[:, None].to(h_P2F.dtype),
+    )
     for rows in _blocks(h_P2F):
         gate, up, a, grad, w = h_P2F[rows, :inner], h_P2F[rows, inner:], a_PF[rows], grad_PF[rows], weights_P1[rows]
         activated = ACTIVATIONS[activation](gate)
@@ -223,7 +250,9 @@ def _by_expert(counts: tuple[int, ...], *tensors: Tensor) -> Iterator[tuple[Any,
 
 
 def _room_for_gradient(stacked: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """A gradient that each used expert will fill, 0 for the others: FSDP waits for ever for a gradient that does not come."""
+    """A gradient that each used expert will fill, 0 for the others: FSDP waits for ever for a gradient that does not
+    come.
+    """
     gradient: Tensor = torch.empty_like(stacked, memory_format=torch.contiguous_format)
     for e, count in enumerate(counts):
         if not count:

@@ -1,4 +1,6 @@
-"""Hugging Face architectures as tables: the features each has, what its configuration calls them, and what it calls each tensor."""
+"""Hugging Face architectures as tables: the features each has, what its configuration calls them, and what it calls
+each tensor.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Family:
         defaults: values of our fields whose keys are absent.
         constants: keys that must have this value where present, and are written.
         names: our tensor names to theirs, without `.weight` and `.bias`; `{i}` stands for the layer.
-        experts: our stacked matrices of experts to theirs, laid end to end along the output; `{e}` stands for an expert.
+        experts: our stacked matrices of experts to theirs, laid end to end along the output; `{e}` stands for an
+            expert.
         stacked: our stacked matrices to tensors that some of their checkpoints hold in place of those.
         transposed: ends of our names whose matrices they store transposed.
         fused: their names of tensors that hold several of ours, laid end to end along the output.
@@ -56,7 +59,14 @@ class Family:
 
 
 _VALUES: dict[str, dict[Any, Any]] = {
-    "activation": {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"},
+    "activation": {
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "relu": "relu",
+    },
     "norm_position": {True: "pre", False: "post"},  # OPT's do_layer_norm_before
 }
 """For the fields whose values have other names there: theirs to ours."""
@@ -204,7 +214,10 @@ FAMILIES = (
         },
         other_keys={"num_local_experts": "num_experts"},
         experts={
-            "blocks.{i}.ffn.experts.gate_up": ("layers.{i}.mlp.experts.{e}.gate_proj", "layers.{i}.mlp.experts.{e}.up_proj"),
+            "blocks.{i}.ffn.experts.gate_up": (
+                "layers.{i}.mlp.experts.{e}.gate_proj",
+                "layers.{i}.mlp.experts.{e}.up_proj",
+            ),
             "blocks.{i}.ffn.experts.down": ("layers.{i}.mlp.experts.{e}.down_proj",),
         },
         stacked={
@@ -218,7 +231,14 @@ FAMILIES = (
         "GPT2LMHeadModel",
         "GPT2ForSequenceClassification",
         "transformer.",
-        {**_GPT_FEATURES, "norm_position": "pre", "position_offset": 0, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True},
+        {
+            **_GPT_FEATURES,
+            "norm_position": "pre",
+            "position_offset": 0,
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "ffn_bias": True,
+        },
         {
             "vocab_size": "vocab_size",
             "num_layers": "n_layer",
@@ -244,7 +264,13 @@ FAMILIES = (
             "blocks.{i}.ffn.down": "h.{i}.mlp.c_proj",
         },
         transposed=("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down"),
-        fused={"h.{i}.attn.c_attn": ("blocks.{i}.attention.query", "blocks.{i}.attention.key", "blocks.{i}.attention.value")},
+        fused={
+            "h.{i}.attn.c_attn": (
+                "blocks.{i}.attention.query",
+                "blocks.{i}.attention.key",
+                "blocks.{i}.attention.value",
+            )
+        },
         fits=_plain_heads,
     ),
     Family(
@@ -268,7 +294,13 @@ FAMILIES = (
             "tie_embeddings": "tie_word_embeddings",
             "init_std": "init_std",
         },
-        {"activation": "relu", "tie_embeddings": True, "qkv_bias": True, "attention_output_bias": True, "ffn_bias": True},
+        {
+            "activation": "relu",
+            "tie_embeddings": True,
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "ffn_bias": True,
+        },
         {"layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False},
         {
             "embedding": "embed_tokens",
@@ -304,13 +336,18 @@ def find_family(settings: Settings, where: str) -> Family:
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None:
         known = [family.model_type for family in FAMILIES]
-        raise UserError(f"{where}: the model type '{model_type}' is not supported. {did_you_mean(str(model_type), known)}")
+        raise UserError(
+            f"{where}: the model type '{model_type}' is not supported. {did_you_mean(str(model_type), known)}"
+        )
     return family
 
 
 def to_settings(config: ModelConfig, family: Family) -> Settings:
     """The content of `config.json`, without token ids."""
-    settings: Settings = {"architectures": [family.classifier if config.num_labels else family.language_model], "model_type": family.model_type}
+    settings: Settings = {
+        "architectures": [family.classifier if config.num_labels else family.language_model],
+        "model_type": family.model_type,
+    }
     settings |= {theirs: _theirs(ours, _get(config, ours)) for ours, theirs in family.keys.items()} | family.constants
     if config.num_labels is not None:
         labels = {str(index): f"LABEL_{index}" for index in range(config.num_labels)}
@@ -318,10 +355,16 @@ def to_settings(config: ModelConfig, family: Family) -> Settings:
     settings |= {key: settings[other] for key, other in family.equal_keys.items()}
     if config.positions == "rotary":
         rope = _rope_to_settings(config)
-        if config.rope_scaling is not None and config.rope_scaling.type == "dynamic":  # there, the length from which theta grows
+        if (
+            config.rope_scaling is not None and config.rope_scaling.type == "dynamic"
+        ):  # there, the length from which theta grows
             settings["max_position_embeddings"] = config.rope_scaling.original_max_seq_len
         settings |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
-        settings["rope_scaling"] = None if rope["rope_type"] == "default" else {key: value for key, value in rope.items() if key != "rope_theta"}
+        settings["rope_scaling"] = (
+            None
+            if rope["rope_type"] == "default"
+            else {key: value for key, value in rope.items() if key != "rope_theta"}
+        )
     return settings
 
 
@@ -360,7 +403,9 @@ def _expresses(family: Family, config: ModelConfig) -> bool:
     if not family.fits(config) or (config.num_labels is not None and family.classifier is None):
         return False
     shared: Settings = {}
-    return all(shared.setdefault(theirs, _get(config, ours)) == _get(config, ours) for ours, theirs in family.keys.items())
+    return all(
+        shared.setdefault(theirs, _get(config, ours)) == _get(config, ours) for ours, theirs in family.keys.items()
+    )
 
 
 def _get(config: ModelConfig, dotted: str) -> Any:
@@ -402,7 +447,9 @@ def _rope_from_settings(settings: Settings, data: Settings, problems: list[str])
     """Read both the older keys (`rope_theta`, `rope_scaling`) and the newer one (`rope_parameters`)."""
     rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     parameters = settings.get("rope_parameters") or {}
-    data["rope_theta"] = rope.get("rope_theta") or parameters.get("rope_theta") or settings.get("rope_theta") or 10_000.0
+    data["rope_theta"] = (
+        rope.get("rope_theta") or parameters.get("rope_theta") or settings.get("rope_theta") or 10_000.0
+    )
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if rope.get("partial_rotary_factor", settings.get("partial_rotary_factor") or 1.0) != 1.0:
         problems.append("partial_rotary_factor")
@@ -421,7 +468,11 @@ def _rope_from_settings(settings: Settings, data: Settings, problems: list[str])
             data["max_seq_len"] = round(length * factor)
     elif kind != "linear":
         scaling["original_max_seq_len"] = original
-        known = ("beta_fast", "beta_slow", "truncate", "attention_factor") if kind == "yarn" else ("low_freq_factor", "high_freq_factor")
+        known = (
+            ("beta_fast", "beta_slow", "truncate", "attention_factor")
+            if kind == "yarn"
+            else ("low_freq_factor", "high_freq_factor")
+        )
         scaling |= {key: rope[key] for key in known if rope.get(key) is not None}
     if kind == "yarn" and rope.get("attention_factor") is None and rope.get("mscale") and rope.get("mscale_all_dim"):
         grown = math.log(max(factor, 1.0))

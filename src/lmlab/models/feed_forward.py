@@ -23,7 +23,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))); the inner width is `d_ff` unless another is given."""
+    """down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))); the inner width is `d_ff` unless
+    another is given.
+    """
 
     def __init__(self, config: ModelConfig, inner: int | None = None) -> None:
         super().__init__()
@@ -53,7 +55,8 @@ def gate_product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 
 def gated_product(gate: Tensor, up: Tensor, down_DF: Tensor, activation: str) -> Tensor:
-    """(activation(gate) * up) @ down.T; with SiLU, what is in the brackets is computed again in the backward pass and not kept for it.
+    """(activation(gate) * up) @ down.T; with SiLU, what is in the brackets is computed again in the backward pass and
+    not kept for it.
 
     Arguments:
         gate, up: [..., F].

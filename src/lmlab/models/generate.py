@@ -59,7 +59,8 @@ def generate(
         for each prompt its `num_samples` completions.
 
     Raises:
-        UserError: an empty prompt, a prompt and its continuation that exceed the model's `max_seq_len`, or stop strings without `decode`.
+        UserError: an empty prompt, a prompt and its continuation that exceed the model's `max_seq_len`, or stop strings
+            without `decode`.
     """
     config = config or GenerationConfig()
     configs = [config] * len(prompts) if isinstance(config, GenerationConfig) else config
@@ -77,10 +78,12 @@ def stream(
     decode: Decode,
     cache: KVCache | None = None,
 ) -> Iterator[str]:
-    """Continue one prompt and yield its text as it grows; half a character or what may begin a stop string is held back.
+    """Continue one prompt and yield its text as it grows; half a character or what may begin a stop string is held
+    back.
 
     Arguments:
-        cache: keys and values of the first tokens of the prompt, to which those of the others are added; one row, with room for all.
+        cache: keys and values of the first tokens of the prompt, to which those of the others are added; one row, with
+            room for all.
     """
     decoding = Decoding(model, decode)
     ((row,),) = decoding.add([(prompt, _for_decoding(config.model_copy(update={"num_samples": 1})))], cache)
@@ -94,7 +97,8 @@ def stream(
 
 
 class GrowingText:
-    """The text of a continuation as far as it is certain: half a character or what may begin a stop string is held back until it is done.
+    """The text of a continuation as far as it is certain: half a character or what may begin a stop string is held back
+    until it is done.
 
     Attributes:
         given: number of characters given so far.

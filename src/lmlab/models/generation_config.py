@@ -15,7 +15,8 @@ class GenerationConfig(Config):
         temperature: 0 is greedy.
         top_k, top_p, min_p: which tokens may be drawn (`keep_likely`).
         num_samples: continuations of each prompt.
-        seed: of the draws. A draw depends on the seed, the prompt and the number of the sample, and not on the rest of the batch.
+        seed: of the draws. A draw depends on the seed, the prompt and the number of the sample, and not on the rest of
+            the batch.
         eos_ids: tokens that end a continuation, of which they are not a part.
         stop: strings that end it; they are not part of its text.
         max_repetitions: end it when its tail is one block of up to 64 tokens so many times in a row.
@@ -39,7 +40,8 @@ class DecodingConfig(GenerationConfig):
     Attributes:
         top_log_probs: report so many of the likeliest tokens at each place.
         score_prompt: report the log-probability of each token of the prompt too.
-        logit_bias: tokens and what is added to their logits before one is chosen; reported log-probabilities do not have it.
+        logit_bias: tokens and what is added to their logits before one is chosen; reported log-probabilities do not
+            have it.
     """
 
     top_log_probs: NonNegativeInt = 0

@@ -24,7 +24,9 @@ def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+        )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise LmlabError(f"'{file}' cannot be read: {str(error).splitlines()[0]}.") from None
     return model.config.to_dict(), dict(model.state_dict())

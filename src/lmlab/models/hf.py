@@ -1,4 +1,5 @@
-"""Models to and from Hugging Face directories: `config.json`, safetensors in one file or many, generation settings, tokenizer.
+"""Models to and from Hugging Face directories: `config.json`, safetensors in one file or many, generation settings,
+tokenizer.
 
 A model whose features fit no family (`families`) is saved under lmlab's own names (`model_type: lmlab`).
 """
@@ -74,8 +75,10 @@ def from_pretrained(
         the model in evaluation mode.
 
     Raises:
-        UserError: a file is missing, the family is unknown, its configuration asks for what lmlab does not have, or the weights are a pickle.
-        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once by the names in the file; or damaged files.
+        UserError: a file is missing, the family is unknown, its configuration asks for what lmlab does not have, or the
+            weights are a pickle.
+        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once by the names in the file; or
+            damaged files.
     """
     path = Path(path)
     if (gguf := _find_gguf(path)) is not None:
@@ -83,7 +86,9 @@ def from_pretrained(
 
         settings, tensors = read_gguf(gguf)
         config, layout = _layout(settings, gguf, num_labels)
-        stored = _Stored(str(gguf), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
+        stored = _Stored(
+            str(gguf), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__
+        )
         return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
     settings = read_settings(path)
     config, layout = _layout(settings, path / "config.json", num_labels)
@@ -106,7 +111,8 @@ def save_pretrained(
     Arguments:
         dtype: of the written weights; None keeps theirs.
         tokens: `bos_token_id`, `eos_token_id`, `pad_token_id` for both configurations.
-        companions: a directory whose tokenizer, chat template and generation settings are copied; a GGUF file's tokenizer is converted.
+        companions: a directory whose tokenizer, chat template and generation settings are copied; a GGUF file's
+            tokenizer is converted.
         max_shard_bytes: weights beyond this are cut into several files with an index.
 
     Returns:
@@ -139,7 +145,10 @@ def read_settings(directory: Path) -> Settings:
     """
     path = directory / "config.json"
     if not directory.is_dir():
-        raise UserError(f"There is no model directory '{directory}'.", "Give the path of a local directory; lmlab downloads nothing by itself.")
+        raise UserError(
+            f"There is no model directory '{directory}'.",
+            "Give the path of a local directory; lmlab downloads nothing by itself.",
+        )
     if not path.exists():
         raise UserError(f"'{directory}' is not a model directory (config.json is missing).")
     settings = read_json(path)
@@ -178,7 +187,12 @@ def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[Mod
 
 
 def _build(
-    config: ModelConfig, layout: Layout, stored: _Stored, device: torch.device | str, dtype: torch.dtype | None, head_seed: int | None
+    config: ModelConfig,
+    layout: Layout,
+    stored: _Stored,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    head_seed: int | None,
 ) -> Transformer:
     layout.take_stacked(stored.shapes)
     names = {layout.canonical(name): name for name in stored.shapes}
@@ -203,7 +217,9 @@ def _build(
     if "score.weight" not in weights and model.score is not None:
         like = next(iter(weights.values()))
         weights["score.weight"] = torch.empty(model.score.weight.shape, dtype=like.dtype, device=device)
-        model.load_state_dict(weights, assign=True, strict=False)  # what is missing was named above; experts of several layers are one tensor
+        model.load_state_dict(
+            weights, assign=True, strict=False
+        )  # what is missing was named above; experts of several layers are one tensor
         model.initialize_parameter("score.weight", head_seed or 0)
     else:
         model.load_state_dict(weights, assign=True, strict=False)
@@ -235,7 +251,10 @@ def _shards(index: Path) -> list[str]:
         raise LmlabError(f"'{index}' is not an index of weights.", "Copy or export the model again.")
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:
-        raise LmlabError(f"'{index.parent}' lacks {len(missing)} of {len(names)} files of weights: {', '.join(missing)}.", "Copy the model again.")
+        raise LmlabError(
+            f"'{index.parent}' lacks {len(missing)} of {len(names)} files of weights: {', '.join(missing)}.",
+            "Copy the model again.",
+        )
     return names
 
 
@@ -254,15 +273,23 @@ def _open_files(directory: Path, names: list[str], stack: ExitStack) -> _Stored:
     return _Stored(where, shapes, lambda name: files[name].get_tensor(name))
 
 
-def _write_weights(directory: Path, layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int) -> None:
+def _write_weights(
+    directory: Path, layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
+) -> None:
     shards = list(_cut(layout, parameters, dtype, max_shard_bytes))
-    names = [_WEIGHTS] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    names = (
+        [_WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
     for file, shard in zip(names, shards, strict=True):
         tensors = {name: layout.write(name, parameters).to("cpu", dtype).contiguous() for name in shard}
         temporary = directory / f".{file}.{os.getpid()}.tmp"
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})
-            shutil.copymode(directory / "generation_config.json", temporary)  # the library makes it readable to its owner alone
+            shutil.copymode(
+                directory / "generation_config.json", temporary
+            )  # the library makes it readable to its owner alone
             os.replace(temporary, directory / file)
         finally:
             temporary.unlink(missing_ok=True)
@@ -275,7 +302,9 @@ def _write_weights(directory: Path, layout: Layout, parameters: Mapping[str, Ten
             stale.unlink()
 
 
-def _cut(layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> Iterator[dict[str, int]]:
+def _cut(
+    layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
+) -> Iterator[dict[str, int]]:
     """Names and bytes of the tensors of each file."""
     width = (dtype or next(iter(parameters.values())).dtype).itemsize
     shard: dict[str, int] = {}
@@ -311,7 +340,10 @@ def _find_gguf(path: Path) -> Path | None:
     if path.is_dir() and not (path / "config.json").exists():
         found = sorted(path.glob("*.gguf"))
         if len(found) > 1:
-            raise UserError(f"'{path}' holds {len(found)} GGUF files: {', '.join(file.name for file in found)}.", "Name one of them.")
+            raise UserError(
+                f"'{path}' holds {len(found)} GGUF files: {', '.join(file.name for file in found)}.",
+                "Name one of them.",
+            )
         return found[0] if found else None
     return None
 
@@ -336,4 +368,12 @@ def compare_with_transformers(directory: Path, input_ids_BT: Tensor, logits_BTV:
         return float((logits_BTV - theirs(input_ids_BT).logits).abs().max())
 
 
-__all__ = ["FAMILIES", "NATIVE", "compare_with_transformers", "family_of", "from_pretrained", "read_settings", "save_pretrained"]
+__all__ = [
+    "FAMILIES",
+    "NATIVE",
+    "compare_with_transformers",
+    "family_of",
+    "from_pretrained",
+    "read_settings",
+    "save_pretrained",
+]

@@ -1,4 +1,6 @@
-"""Low-rank adapters on named projections (LoRA, Hu et al. 2021): train a few thin matrices beside frozen weights, then fold them in."""
+"""Low-rank adapters on named projections (LoRA, Hu et al. 2021): train a few thin matrices beside frozen weights, then
+fold them in.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class LoRAConfig(Config):
         rank: r, the width of the thin matrices.
         alpha: the adapters' output is scaled by alpha / r.
         dropout: probability of dropping an input of an adapter while training.
-        targets: ends of the names of linear layers in the blocks (`query`, `ffn.down`, `blocks.3.attention.output`); by default every projection
-            of the attention and of the dense feed-forward networks.
+        targets: ends of the names of linear layers in the blocks (`query`, `ffn.down`, `blocks.3.attention.output`); by
+            default every projection of the attention and of the dense feed-forward networks.
         layers: numbers of the blocks that get adapters, by default all.
         rank_stabilized: scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski 2023).
         train_fully: ends of the names of modules that are trained themselves and saved with the adapters, as `score`.
@@ -47,7 +49,8 @@ class LoRAConfig(Config):
 class LoRALinear(Linear):
     """A linear layer, frozen, plus a trainable product of two thin matrices: W x + b + scale B A x.
 
-    The thin matrices are in fp32 (or fp64) whatever the type of the weight, so that small steps are not lost in rounding.
+    The thin matrices are in fp32 (or fp64) whatever the type of the weight, so that small steps are not lost in
+    rounding.
 
     Arguments:
         base: the layer whose weight and bias this one takes over.
@@ -84,7 +87,9 @@ class LoRALinear(Linear):
 
     def full_weight(self) -> Tensor:
         """W + scale B A, [out_features, in_features]."""
-        return self.weight if self.merged else (self.weight + self.lora_b @ self.lora_a * self.scale).to(self.weight.dtype)
+        return (
+            self.weight if self.merged else (self.weight + self.lora_b @ self.lora_a * self.scale).to(self.weight.dtype)
+        )
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -121,7 +126,11 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
     if adapters(model):
         raise UserError("The model has adapters already.", "Fold them in or drop them with remove_lora first.")
     chosen = _chosen(model, config)
-    saved = [name for target in config.train_fully for name in _matching(target, [name for name, _ in model.named_modules() if name])]
+    saved = [
+        name
+        for target in config.train_fully
+        for name in _matching(target, [name for name, _ in model.named_modules() if name])
+    ]
     generator = torch.Generator().manual_seed(seed)
     for name in chosen:
         adapter = attach(model, name, config.rank, config.scale, config.dropout)
@@ -133,7 +142,9 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter into its weight, for speed; `unmerge_lora` gives back the very weights, of which a copy is kept meanwhile."""
+    """Fold every adapter into its weight, for speed; `unmerge_lora` gives back the very weights, of which a copy is
+    kept meanwhile.
+    """
     for adapter in adapters(model).values():
         adapter.merge()
 
@@ -166,7 +177,9 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 def adaptable(model: nn.Module) -> list[str]:
     """The names of the linear layers that can have adapters: those of the blocks."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("blocks.")]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("blocks.")
+    ]
 
 
 def attach(model: nn.Module, name: str, rank: int, scale: float, dropout: float) -> LoRALinear:
@@ -191,7 +204,11 @@ def freeze(model: nn.Module, except_modules: list[str]) -> None:
 
 def trained_fully(model: nn.Module) -> list[str]:
     """The names of the trainable parameters that are not adapters'."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad and not name.endswith((".lora_a", ".lora_b"))]
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.endswith((".lora_a", ".lora_b"))
+    ]
 
 
 def _chosen(model: nn.Module, config: LoRAConfig) -> list[str]:

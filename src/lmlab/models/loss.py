@@ -1,4 +1,6 @@
-"""Cross-entropy from hidden states, a block of tokens at a time, so that the logits of a whole batch never exist at once."""
+"""Cross-entropy from hidden states, a block of tokens at a time, so that the logits of a whole batch never exist at
+once.
+"""
 
 from __future__ import annotations
 
@@ -57,21 +59,32 @@ def fused_cross_entropy(
         hidden: final hidden states, [..., D].
         weight_VD: the output matrix, [V, D]; its products are computed in the type of `hidden`.
         labels: target ids, [...]; -100 is ignored.
-        z_loss: coefficient of the mean squared logarithm of the softmax's denominator (Chowdhery et al. 2022, section 5).
+        z_loss: coefficient of the mean squared logarithm of the softmax's denominator (Chowdhery et al. 2022, section
+            5).
         vocab_size: rows of the matrix that are tokens; those after it get no probability.
-        block_size: tokens a block; by default about 1 Mi logits, and not so few that the sums of gradients cost more than the products.
+        block_size: tokens a block; by default about 1 Mi logits, and not so few that the sums of gradients cost more
+            than the products.
         shared: leave the gradient of the matrix there, for the lookup that the matrix also serves (`tied_embedding`).
     """
     flat_labels = labels.reshape(-1)
     total, z_total, tokens = _FusedCrossEntropy.apply(
-        hidden.reshape(-1, hidden.shape[-1]), weight_VD, flat_labels, z_loss, vocab_size, block_size or _block_size(weight_VD), shared
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight_VD,
+        flat_labels,
+        z_loss,
+        vocab_size,
+        block_size or _block_size(weight_VD),
+        shared,
     )
     return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total, tokens.view(labels.shape))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Tokens whose probability is wanted: after position `position_N` of row `row_N` stands `label_N`. A position may come several times."""
+    """Tokens whose probability is wanted: after position `position_N` of row `row_N` stands `label_N`.
+
+    A position may come several times.
+    """
 
     row_N: Tensor
     position_N: Tensor
@@ -87,7 +100,9 @@ class TokenScores:
 
 
 @torch.no_grad()
-def score_targets(hidden_BTD: Tensor, weight_VD: Tensor, targets: Targets, *, block_size: int | None = None) -> TokenScores:
+def score_targets(
+    hidden_BTD: Tensor, weight_VD: Tensor, targets: Targets, *, block_size: int | None = None
+) -> TokenScores:
     """Probabilities of chosen tokens after chosen positions, a block of them at a time; no gradients.
 
     Arguments:
@@ -109,7 +124,9 @@ def score_targets(hidden_BTD: Tensor, weight_VD: Tensor, targets: Targets, *, bl
     return TokenScores(torch.cat(log_probs), torch.cat(greedy))
 
 
-def token_log_probs(hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None) -> Tensor:
+def token_log_probs(
+    hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None
+) -> Tensor:
     """Natural-log probabilities of each label, shaped as `labels`, with gradients; ignored labels give 0.
 
     For losses that weigh tokens or rows in a way that depends on these probabilities.
@@ -117,7 +134,9 @@ def token_log_probs(hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_
     The backward pass computes the logits of each block again, so that those of a whole batch never exist at once.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return _TokenLogProbs.apply(flat, weight_VD, labels.reshape(-1), vocab_size, block_size or _block_size(weight_VD)).view(labels.shape)
+    return _TokenLogProbs.apply(
+        flat, weight_VD, labels.reshape(-1), vocab_size, block_size or _block_size(weight_VD)
+    ).view(labels.shape)
 
 
 def _block_size(weight_VD: Tensor) -> int:
@@ -190,7 +209,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, vocab_size: int | None, block: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, vocab_size: int | None, block: int
+    ) -> Tensor:
         weight = weight_VD[:vocab_size].to(hidden_TD.dtype)
         wide = sum_dtype(hidden_TD)
         log_z_T, log_probs_T = (hidden_TD.new_empty(len(labels_T), dtype=wide) for _ in range(2))

@@ -1,4 +1,5 @@
-"""Mixture-of-experts feed-forward network (Muennighoff et al. 2024, section 2): a router, its experts, and shared ones if there are any.
+"""Mixture-of-experts feed-forward network (Muennighoff et al. 2024, section 2): a router, its experts, and shared ones
+if there are any.
 
 Shapes: B batch, T tokens, M = B T, D model width, E experts, k experts for each token.
 """
@@ -15,7 +16,15 @@ from lmlab.models.dtypes import sum_dtype
 from lmlab.models.experts import Experts
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
-from lmlab.models.router import Pairs, RouterOutput, choose_experts, choose_tokens, pairs_apart, pairs_of_experts, pairs_of_tokens
+from lmlab.models.router import (
+    Pairs,
+    RouterOutput,
+    choose_experts,
+    choose_tokens,
+    pairs_apart,
+    pairs_of_experts,
+    pairs_of_tokens,
+)
 
 
 class MoE(nn.Module):
@@ -35,7 +44,9 @@ class MoE(nn.Module):
         assert moe is not None
         self.config, self.layer = moe, layer
         self.router = Linear(config.d_model, moe.num_experts, bias=False)
-        self.experts = experts or Experts(moe.num_experts, config.d_model, moe.expert_hidden_size, config.activation, moe.experts_backend)
+        self.experts = experts or Experts(
+            moe.num_experts, config.d_model, moe.expert_hidden_size, config.activation, moe.experts_backend
+        )
         self.shared = FeedForward(config, moe.shared_hidden_size) if moe.num_shared_experts else None
         self.bias_E: Tensor | None
         self.register_buffer("bias_E", torch.zeros(moe.num_experts) if moe.bias_update_rate is not None else None)
@@ -49,7 +60,10 @@ class MoE(nn.Module):
         with torch.autocast(x_BTD.device.type, enabled=False):
             logits_BTE = linear(x_BTD.to(sum_dtype(x_BTD)), self.router.weight.to(sum_dtype(x_BTD)))
             if logits_BTE.device.type == "cpu" and not bool(logits_BTE.isfinite().all()):
-                raise LmlabError(f"The logits of the router of layer {self.layer} are not finite.", "Lower the learning rate, or use precision fp32.")
+                raise LmlabError(
+                    f"The logits of the router of layer {self.layer} are not finite.",
+                    "Lower the learning rate, or use precision fp32.",
+                )
             probabilities_BTE = logits_BTE.softmax(-1)
             if self.config.router == "expert_choice":
                 over_batch = self.config.expert_choice_over == "batch"
@@ -73,7 +87,9 @@ class MoE(nn.Module):
         return out_BTD, routed
 
     def expert_outputs(self, x_BTD: Tensor) -> Tensor:
-        """What each expert adds to the output, [B, T, E, D], zeros where it is not chosen; shared experts together come last as one more."""
+        """What each expert adds to the output, [B, T, E, D], zeros where it is not chosen; shared experts together come
+        last as one more.
+        """
         _, pairs = self.route(x_BTD)
         tokens, count, k = x_BTD.shape[0] * x_BTD.shape[1], self.config.num_experts, self.config.top_k
         apart_MD = self.experts(x_BTD.flatten(0, 1).repeat_interleave(count, 0), pairs_apart(pairs, tokens))
@@ -85,6 +101,10 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor) -> None:
-        """Move the biases of experts with fewer tokens than the mean up, and of those with more down, by `bias_update_rate`."""
+        """Move the biases of experts with fewer tokens than the mean up, and of those with more down, by
+        `bias_update_rate`.
+        """
         assert self.bias_E is not None and self.config.bias_update_rate is not None
-        self.bias_E += self.config.bias_update_rate * torch.sign(counts_E.mean(dtype=torch.float64) - counts_E).to(self.bias_E)
+        self.bias_E += self.config.bias_update_rate * torch.sign(counts_E.mean(dtype=torch.float64) - counts_E).to(
+            self.bias_E
+        )

@@ -15,9 +15,10 @@ class LoadBalancingConfig(Config):
 
     Attributes:
         coef: its weight in what is learned.
-        granularity: over what loads are counted: a `micro_batch` of one process (as OLMoE was trained), the `global_batch` (all processes and the
-            micro-batches of the step so far), or each `sequence`.
-        convention: `olmoe` is 1 when loads are equal; `transformers` is top_k then, and pools all layers before it multiplies.
+        granularity: over what loads are counted: a `micro_batch` of one process (as OLMoE was trained), the
+            `global_batch` (all processes and the micro-batches of the step so far), or each `sequence`.
+        convention: `olmoe` is 1 when loads are equal; `transformers` is top_k then, and pools all layers before it
+            multiplies.
     """
 
     coef: NonNegativeFloat = 0.01
@@ -27,7 +28,10 @@ class LoadBalancingConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> LoadBalancingConfig:
         if self.convention == "transformers" and self.granularity != "micro_batch":
-            raise ValueError(f"convention transformers counts over the micro_batch, not over the {self.granularity}; set granularity: micro_batch.")
+            raise ValueError(
+                f"convention transformers counts over the micro_batch, not over the {self.granularity}; set"
+                " granularity: micro_batch."
+            )
         return self
 
 
@@ -52,16 +56,19 @@ class MoEConfig(Config):
         expert_hidden_size: inner width of an expert.
         norm_topk_prob: divide the chosen probabilities by their sum.
         num_shared_experts: further experts, of the same width, that every token uses.
-        shared_expert_combine: `add` their output to that of the routed ones, or take the `weighted_mean`: 1/(k+1) shared, k/(k+1) routed.
+        shared_expert_combine: `add` their output to that of the routed ones, or take the `weighted_mean`: 1/(k+1)
+            shared, k/(k+1) routed.
         share_across_layers: one set of experts serves all layers; each layer has a router of its own.
-        router: tokens choose their experts, or experts choose their tokens (Zhou et al. 2022): k T / E of each sequence, or of the whole batch.
-            Experts that choose look at later tokens, so such a model cannot generate.
+        router: tokens choose their experts, or experts choose their tokens (Zhou et al. 2022): k T / E of each
+            sequence, or of the whole batch. Experts that choose look at later tokens, so such a model cannot generate.
         expert_choice_over: what experts choose from.
-        capacity_factor: an expert takes at most capacity_factor k T / E of the T tokens of a batch, the most probable; by default all of them.
+        capacity_factor: an expert takes at most capacity_factor k T / E of the T tokens of a batch, the most probable;
+            by default all of them.
         load_balancing_loss, router_z_loss: losses beside that of the task, while the model is trained; null for none.
-        bias_update_rate: balance loads without a loss: by how much the bias of each expert's score, which counts in the choice alone, moves after a
-            step (Wang et al. 2024, algorithm 1); about 0.001.
-        experts_backend: how experts are computed; all give the same within rounding. `auto` takes the fastest for the device.
+        bias_update_rate: balance loads without a loss: by how much the bias of each expert's score, which counts in the
+            choice alone, moves after a step (Wang et al. 2024, algorithm 1); about 0.001.
+        experts_backend: how experts are computed; all give the same within rounding. `auto` takes the fastest for the
+            device.
     """
 
     num_experts: PositiveInt
@@ -91,7 +98,10 @@ class MoEConfig(Config):
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k {self.top_k} exceeds num_experts {self.num_experts}; lower top_k.")
         if self.norm_topk_prob and self.top_k == 1:
-            raise ValueError("norm_topk_prob with top_k 1 makes every weight 1, so the router would learn nothing; set norm_topk_prob: false.")
+            raise ValueError(
+                "norm_topk_prob with top_k 1 makes every weight 1, so the router would learn nothing; set"
+                " norm_topk_prob: false."
+            )
         if self.router == "expert_choice":
             self._check_expert_choice()
         if self.num_experts < 2 and self.load_balancing_loss is not None:
@@ -106,7 +116,9 @@ class MoEConfig(Config):
             ("bias_update_rate", self.bias_update_rate),
         ):
             if value is not None:
-                raise ValueError(f"{name} {value} does not go with router expert_choice, whose loads are equal; set {name}: null.")
+                raise ValueError(
+                    f"{name} {value} does not go with router expert_choice, whose loads are equal; set {name}: null."
+                )
         if self.norm_topk_prob:
             raise ValueError("norm_topk_prob true does not go with router expert_choice; set norm_topk_prob: false.")
 

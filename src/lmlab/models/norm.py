@@ -14,7 +14,9 @@ _SMALLEST_DIVISOR = 1e-3
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm (Zhang & Sennrich 2019) that keeps its input's type; the mean itself is computed in fp32 at least."""
+    """Root-mean-square norm (Zhang & Sennrich 2019) that keeps its input's type; the mean itself is computed in fp32 at
+    least.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
@@ -44,10 +46,11 @@ def _normalise(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """On CPUs PyTorch has no fused kernel: this makes fewer passes over the data than its composite, and keeps less for the backward pass.
+    """On CPUs PyTorch has no fused kernel: this makes fewer passes over the data than its composite, and keeps less for
+    the backward pass.
 
-    What is kept is the output, which the layer that reads it keeps too; over the weight it is the normalised input again. Only where a weight is so
-    small that the division would lose digits, the normalised input is kept itself.
+    What is kept is the output, which the layer that reads it keeps too; over the weight it is the normalised input
+    again. Only where a weight is so small that the division would lose digits, the normalised input is kept itself.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 """Adapters in the directories of the `peft` library: `adapter_config.json` beside `adapter_model.safetensors`.
 
-A model of a Hugging Face family has its adapters under that family's names, so that either library reads what the other one wrote. Where a family
-stores several of our projections as one matrix (GPT-2's `c_attn`), one adapter there is one for each of them here, with a common A. On the way back
-adapters that still have a common A are written as one; others are laid together, A over A and B along a diagonal, and a note in the file's header
-keeps their ranks.
+A model of a Hugging Face family has its adapters under that family's names, so that either library reads what the other
+one wrote. Where a family stores several of our projections as one matrix (GPT-2's `c_attn`), one adapter there is one
+for each of them here, with a common A. On the way back adapters that still have a common A are written as one; others
+are laid together, A over A and B along a diagonal, and a note in the file's header keeps their ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _RANKS = "lmlab_ranks"
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base model's weights
-_UNSUPPORTED = ("use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora")
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_qalora",
+)
 
 
 def save_lora(model: Transformer, directory: Path | str, *, base: str | None = None) -> None:
@@ -56,7 +64,9 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
     alphas: dict[str, float] = {}
     parts: dict[str, list[int]] = {}
     for stored, members in groups.items():
-        a, b, scale, parts[stored] = _lay_together([found.get(name) for name in members], [layout.rows(name) for name in members])
+        a, b, scale, parts[stored] = _lay_together(
+            [found.get(name) for name in members], [layout.rows(name) for name in members]
+        )
         tensors |= {f"{_PREFIX}{stored}.lora_A.weight": a, f"{_PREFIX}{stored}.lora_B.weight": b}
         ranks[stored], alphas[stored] = len(a), scale * len(a)
     full = layout.stored_of(trained_fully(model))
@@ -83,12 +93,19 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
     }
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"} | ({_RANKS: json.dumps(parts)} if any(len(each) > 1 for each in parts.values()) else {})
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / _WEIGHTS, metadata=metadata)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        directory / _WEIGHTS,
+        metadata=metadata,
+    )
     write_json(directory / _CONFIG, settings)
 
 
-def load_lora(model: Transformer, directory: Path | str, *, trainable: bool = False, allow_pickle: bool = False) -> list[str]:
-    """Put the adapters of a directory beside the layers of a model, and its fully trained modules in the place of the model's.
+def load_lora(
+    model: Transformer, directory: Path | str, *, trainable: bool = False, allow_pickle: bool = False
+) -> list[str]:
+    """Put the adapters of a directory beside the layers of a model, and its fully trained modules in the place of the
+    model's.
 
     Arguments:
         model: the base model, without adapters.
@@ -100,7 +117,8 @@ def load_lora(model: Transformer, directory: Path | str, *, trainable: bool = Fa
 
     Raises:
         UserError: a file is missing, the weights are a pickle, or the adapters are of a kind that lmlab does not have.
-        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once; or a damaged file. The model is unchanged then.
+        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once; or a damaged file. The model
+            is unchanged then.
     """
     directory = Path(directory)
     if adapters(model):
@@ -116,7 +134,9 @@ def load_lora(model: Transformer, directory: Path | str, *, trainable: bool = Fa
         shapes, get, metadata = _open(directory, stack, allow_pickle)
         names = {_canonical(name, layout): name for name in shapes}
         ranks = {stored: _pattern(settings, "rank_pattern", stored, int(settings.get("r", 8))) for stored in targets}
-        problems = _problems({name: shapes[original] for name, original in names.items()}, layout, targets, saved, ranks)
+        problems = _problems(
+            {name: shapes[original] for name, original in names.items()}, layout, targets, saved, ranks
+        )
         if problems:
             raise LmlabError(f"'{directory}' does not fit the model: " + "; ".join(problems) + ".")
         tensors = {name: get(original) for name, original in names.items()}
@@ -143,7 +163,11 @@ def load_lora(model: Transformer, directory: Path | str, *, trainable: bool = Fa
 
 
 def _layout(model: Transformer) -> Layout:
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if not name.endswith((".lora_a", ".lora_b"))}
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not name.endswith((".lora_a", ".lora_b"))
+    }
     return Layout(model.config, family_of(model.config), shapes)
 
 
@@ -159,11 +183,15 @@ def _groups(layout: Layout, names: list[str]) -> dict[str, list[str]]:
 
 
 def _lay_together(members: list[LoRALinear | None], rows: list[int]) -> tuple[Tensor, Tensor, float, list[int]]:
-    """A, B and scale of one adapter that does what those of its parts do (None: no adapter), and the rank of each part; no ranks if A is common."""
+    """A, B and scale of one adapter that does what those of its parts do (None: no adapter), and the rank of each part;
+    no ranks if A is common.
+    """
     present = [each for each in members if each is not None]
     scale, first = present[0].scale, present[0].lora_a.detach()
     bs = [None if each is None else each.lora_b.detach() * (each.scale / scale) for each in members]
-    if all(each.lora_a.shape == first.shape and torch.equal(each.lora_a, first) for each in present) and len(present) == len(members):
+    if all(each.lora_a.shape == first.shape and torch.equal(each.lora_a, first) for each in present) and len(
+        present
+    ) == len(members):
         return first, torch.cat([b for b in bs if b is not None]), scale, []
     ranks = [0 if each is None else each.rank for each in members]
     b = first.new_zeros(sum(rows), sum(ranks))
@@ -195,43 +223,69 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"'{path}' does not hold a mapping.", "Copy the adapters again.")
     problems = [f"{key} = {settings[key]}" for key in _UNSUPPORTED if settings.get(key)]
-    expected: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": _PLAIN_INITS}
-    problems += [f"{key} = {settings[key]}" for key, values in expected.items() if settings.get(key, values[0]) not in values]
+    expected: dict[str, tuple[Any, ...]] = {
+        "peft_type": ("LORA",),
+        "bias": ("none",),
+        "init_lora_weights": _PLAIN_INITS,
+    }
+    problems += [
+        f"{key} = {settings[key]}" for key, values in expected.items() if settings.get(key, values[0]) not in values
+    ]
     if problems:
         raise UserError(f"'{path}': lmlab does not support " + "; ".join(problems) + ".")
     return settings
 
 
-def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> tuple[dict[str, Shape], Callable[[str], Tensor], dict[str, str]]:
+def _open(
+    directory: Path, stack: ExitStack, allow_pickle: bool
+) -> tuple[dict[str, Shape], Callable[[str], Tensor], dict[str, str]]:
     path = directory / _WEIGHTS
     if path.exists():
         try:
             file = stack.enter_context(safe_open(path, "pt"))
         except SafetensorError as error:
             raise LmlabError(f"'{path}' is damaged ({error}).", "Copy the adapters again.") from None
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor, file.metadata() or {}  # noqa: SIM118
+        return (
+            {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()},  # noqa: SIM118
+            file.get_tensor,
+            file.metadata() or {},
+        )
     path = directory / _PICKLE
     if not path.exists():
         raise UserError(f"'{directory}' holds no {_WEIGHTS}.")
     if not allow_pickle:
-        raise UserError(f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.", "Allow it if you trust its source.")
+        raise UserError(
+            f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.",
+            "Allow it if you trust its source.",
+        )
     tensors = read_pickle(path)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__, {}
 
 
-def _problems(found: Mapping[str, Shape], layout: Layout, targets: list[str], saved: list[str], ranks: Mapping[str, int]) -> list[str]:
+def _problems(
+    found: Mapping[str, Shape], layout: Layout, targets: list[str], saved: list[str], ranks: Mapping[str, int]
+) -> list[str]:
     expected = {name: layout.shapes[name] for name in saved}
     for stored in targets:
         inputs, outputs = layout.in_and_out(stored)
-        expected |= {f"{stored}.lora_A.weight": (ranks[stored], inputs), f"{stored}.lora_B.weight": (outputs, ranks[stored])}
+        expected |= {
+            f"{stored}.lora_A.weight": (ranks[stored], inputs),
+            f"{stored}.lora_B.weight": (outputs, ranks[stored]),
+        }
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [f"{n} has shape {list(shape)}, not {list(expected[n])}" for n, shape in found.items() if n in expected and shape != expected[n]]
+    problems += [
+        f"{n} has shape {list(shape)}, not {list(expected[n])}"
+        for n, shape in found.items()
+        if n in expected and shape != expected[n]
+    ]
     return sorted(problems)
 
 
 def _canonical(name: str, layout: Layout) -> str:
-    """A tensor's name without what the library puts around it; that of a body alone with the prefix of the complete model."""
+    """A tensor's name without what the library puts around it; that of a body alone with the prefix of the complete
+    model.
+    """
     name = name.removeprefix(_PREFIX).replace(".modules_to_save.default.", ".").replace(".default.weight", ".weight")
     match = re.fullmatch(r"(.*)(\.lora_[AB]\.weight)", name)
     if match is None:

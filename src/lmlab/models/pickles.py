@@ -21,7 +21,9 @@ def read_pickle(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
     """
     try:
         tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # the library raises many kinds for malformed and for forbidden content, some without words
+    except (
+        Exception
+    ) as error:  # the library raises many kinds for malformed and for forbidden content, some without words
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LmlabError(f"'{path}' cannot be read as plain weights ({reason}).") from None
     return tensors

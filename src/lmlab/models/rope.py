@@ -1,4 +1,6 @@
-"""Rotary position embeddings (Su et al. 2021), in the half-split layout of Llama, with the common ways to extend them."""
+"""Rotary position embeddings (Su et al. 2021), in the half-split layout of Llama, with the common ways to
+extend them.
+"""
 
 from __future__ import annotations
 

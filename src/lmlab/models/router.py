@@ -1,6 +1,7 @@
 """Who computes what in a mixture of experts: tokens choose their experts, or experts choose their tokens.
 
-Shapes: B batch, T tokens, M = B T, E experts, k experts for each token, C tokens for each expert, P pairs of a token and an expert.
+Shapes: B batch, T tokens, M = B T, E experts, k experts for each token, C tokens for each expert, P pairs of a token
+and an expert.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ class RouterOutput:
 
     Attributes:
         logits_BTE: in fp32 at least.
-        weights, indices: where tokens choose, the factors and numbers of their experts, [B, T, k], the most probable first; where experts choose,
-            the factors and places of their tokens, [B, E, C], or [1, E, C] where they choose from the whole batch.
+        weights, indices: where tokens choose, the factors and numbers of their experts, [B, T, k], the most probable
+            first; where experts choose, the factors and places of their tokens, [B, E, C], or [1, E, C] where they
+            choose from the whole batch.
         tokens_per_expert_E: how many pairs each expert computed.
     """
 
@@ -39,7 +41,8 @@ class Pairs:
         tokens_P: number of each pair's token.
         weights_P: factor of the expert's output, with gradients.
         counts_E: pairs of each expert.
-        places_P: places of the pairs in the order of tokens: those of token m are `places_P[starts_M[m] : starts_M[m + 1]]`.
+        places_P: places of the pairs in the order of tokens: those of token m are `places_P[starts_M[m] : starts_M[m +
+            1]]`.
         starts_M: where those of each token start.
     """
 
@@ -78,17 +81,23 @@ def pairs_of_tokens(weights_Mk: Tensor, indices_Mk: Tensor, config: MoEConfig) -
         places_P = torch.empty_like(order_P)
         places_P[order_P] = torch.arange(len(order_P), device=order_P.device)
         starts_M = torch.arange(0, tokens * k, k, device=order_P.device)
-        return Pairs(order_P.div(k, rounding_mode="floor"), weights_P.index_select(0, order_P), counts_E, places_P, starts_M)
+        return Pairs(
+            order_P.div(k, rounding_mode="floor"), weights_P.index_select(0, order_P), counts_E, places_P, starts_M
+        )
     capacity = math.ceil(config.capacity_factor * k * tokens / config.num_experts)
     order_P = weights_P.detach().argsort(descending=True, stable=True)
     order_P = order_P[chosen_P[order_P].argsort(stable=True)]
     rank_P = torch.arange(len(order_P), device=order_P.device) - (counts_E.cumsum(0) - counts_E)[chosen_P[order_P]]
     order_P = order_P[rank_P < capacity]
-    return _pairs(order_P.div(k, rounding_mode="floor"), weights_P.index_select(0, order_P), counts_E.clamp(max=capacity), tokens)
+    return _pairs(
+        order_P.div(k, rounding_mode="floor"), weights_P.index_select(0, order_P), counts_E.clamp(max=capacity), tokens
+    )
 
 
 def pairs_apart(pairs: Pairs, tokens: int) -> Pairs:
-    """The same pairs, each token taken E times, once for every expert: token m and expert e become token m E + e of `tokens` E."""
+    """The same pairs, each token taken E times, once for every expert: token m and expert e become token m E + e of
+    `tokens` E.
+    """
     experts = len(pairs.counts_E)
     experts_P = torch.repeat_interleave(torch.arange(experts, device=pairs.tokens_P.device), pairs.counts_E)
     return _pairs(pairs.tokens_P * experts + experts_P, pairs.weights_P, pairs.counts_E, tokens * experts)

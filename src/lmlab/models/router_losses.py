@@ -22,7 +22,8 @@ class RouterLosses:
 
     Attributes:
         total: what is to be added to the mean loss of the task: each loss by its coefficient.
-        load_balancing, router_z: without coefficients; None where the model has none. The z-loss is divided by top_k if that is set.
+        load_balancing, router_z: without coefficients; None where the model has none. The z-loss is divided by top_k if
+            that is set.
         counts_LE: tokens of this pass, without padding, that chose each expert.
         num_tokens: tokens of this pass, without padding.
     """
@@ -35,11 +36,13 @@ class RouterLosses:
 
 
 class RouterAccounts:
-    """Computes the losses of routers for one model, whose blocks have been passed, so that those that are computed twice count once.
+    """Computes the losses of routers for one model, whose blocks have been passed, so that those that are computed
+    twice count once.
 
     Attributes:
         sum_counts: adds up counts over the processes that share a batch; what spreads a model over processes sets it.
-        counts_of_step: with a global batch, tokens of the step so far that chose each expert, and then all tokens, in one row.
+        counts_of_step: with a global batch, tokens of the step so far that chose each expert, and then all tokens, in
+            one row.
     """
 
     def __init__(self, config: MoEConfig | None) -> None:
@@ -70,7 +73,9 @@ class RouterAccounts:
                 convention=moe.load_balancing_loss.convention,
                 by_sequence=granularity == "sequence",
                 mask_BT=mask_BT,
-                shares_LE=self._global_shares(counts_LE, num_tokens, moe.top_k) if granularity == "global_batch" else None,
+                shares_LE=(
+                    self._global_shares(counts_LE, num_tokens, moe.top_k) if granularity == "global_batch" else None
+                ),
             )
             total = total + moe.load_balancing_loss.coef * balancing
         if moe.router_z_loss is not None:
@@ -95,10 +100,10 @@ def load_balancing_loss(
 ) -> Tensor:
     """The load-balancing loss over layers.
 
-    - `olmoe`: the mean over layers of E sum_i n_i / (k T) P_i, with n_i the tokens that chose expert i and P_i its mean probability
-      (Muennighoff et al. 2024, eq. 3). 1 when loads are equal, at most E/k.
-    - `transformers`: E sum_i f_i P_i, with f_i = n_i / T and P_i averaged over all layers first, as its `load_balancing_loss_func`. k when loads
-      are equal.
+    - `olmoe`: the mean over layers of E sum_i n_i / (k T) P_i, with n_i the tokens that chose expert i and P_i its mean
+      probability (Muennighoff et al. 2024, eq. 3). 1 when loads are equal, at most E/k.
+    - `transformers`: E sum_i f_i P_i, with f_i = n_i / T and P_i averaged over all layers first, as its
+      `load_balancing_loss_func`. k when loads are equal.
 
     Arguments:
         logits, indices: of each layer, [B, T, E] and [B, T, k].
@@ -135,7 +140,9 @@ def router_z_loss(logits: Sequence[Tensor], *, mask_BT: Tensor | None = None) ->
 
 @torch.no_grad()
 def count_choices(indices: Sequence[Tensor], num_experts: int, mask_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """How many tokens of each layer chose each expert, [L, E], and how many tokens there are, both in fp64 (fp32 on Apple's GPUs)."""
+    """How many tokens of each layer chose each expert, [L, E], and how many tokens there are, both in fp64 (fp32 on
+    Apple's GPUs).
+    """
     wide = torch.float32 if indices[0].device.type == "mps" else torch.float64
     if mask_BT is None:
         counts = [torch.bincount(each.flatten(), minlength=num_experts) for each in indices]

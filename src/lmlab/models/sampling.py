@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def keep_likely(logits_BV: Tensor, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None) -> Tensor:
+def keep_likely(
+    logits_BV: Tensor, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
     """Logits with -inf for every token that a filter rules out; the filters apply in this order.
 
     Arguments:

@@ -2,7 +2,8 @@
 
 `embedding`, `blocks.{i}.X` and `final` are the names, where X is one of
 
-- `input`, `middle`, `output`: the residual stream before attention, after it, and after the feed-forward network, [B, T, D]
+- `input`, `middle`, `output`: the residual stream before attention, after it, and after the feed-forward network, [B,
+  T, D]
 - `attention.input`, `attention.output`, `ffn.input`, `ffn.output`: what each sub-layer reads and writes, [B, T, D]
 - `attention.query` [B, N, T, H], `attention.key` and `attention.value` [B, K, T, H]: after QK-norm and rotation
 - `attention.pattern`: attention probabilities, [B, N, T, S]
@@ -21,11 +22,21 @@ from torch import Tensor
 from lmlab.errors import did_you_mean
 
 _STREAM = ("input", "attention.input", "attention.output", "middle", "ffn.input", "ffn.output", "output")
-_INSIDE = ("attention.query", "attention.key", "attention.value", "attention.pattern", "attention.heads", "attention.head_outputs", "ffn.hidden")
+_INSIDE = (
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.pattern",
+    "attention.heads",
+    "attention.head_outputs",
+    "ffn.hidden",
+)
 
 
 def tap_names(num_layers: int) -> list[str]:
-    """All names, in the order in which a model of so many layers passes them (those inside a sub-layer after the stream's)."""
+    """All names, in the order in which a model of so many layers passes them (those inside a sub-layer after the
+    stream's).
+    """
     inner = [f"blocks.{layer}.{name}" for layer in range(num_layers) for name in (*_STREAM, *_INSIDE)]
     return ["embedding", *inner, "final"]
 
@@ -34,8 +45,8 @@ class Taps:
     """Listeners on the intermediates of one or more forward passes.
 
     Arguments:
-        listeners: a function for each name; names may hold the wildcards * and ?. It gets the tensor and returns None, or a tensor to
-            put in its place. A tensor that is put in must have the same shape.
+        listeners: a function for each name; names may hold the wildcards * and ?. It gets the tensor and returns None,
+            or a tensor to put in its place. A tensor that is put in must have the same shape.
 
     Raises:
         ValueError: on the first forward pass, a name that matches nothing.
@@ -66,13 +77,17 @@ class Taps:
             replacement = listener(x)
             if replacement is not None:
                 if replacement.shape != x.shape:
-                    raise ValueError(f"the tap '{name}' holds {list(x.shape)}; a listener returned {list(replacement.shape)}")
+                    raise ValueError(
+                        f"the tap '{name}' holds {list(x.shape)}; a listener returned {list(replacement.shape)}"
+                    )
                 x = replacement
         return x
 
 
 class Recorder(Taps):
-    """Taps that keep what they see: `model(ids, taps=(seen := Recorder("blocks.*.output")))`, then `seen["blocks.0.output"]`."""
+    """Taps that keep what they see: `model(ids, taps=(seen := Recorder("blocks.*.output")))`, then
+    `seen["blocks.0.output"]`.
+    """
 
     def __init__(self, *names: str) -> None:
         super().__init__({name: lambda x: None for name in names})

@@ -1,7 +1,7 @@
 """The lookup in a table that also serves as output matrix, with one gradient tensor for both uses.
 
-A vocabulary is large and a batch reads few of its rows. Left to itself, the table would receive two dense gradients: the head's, and one of zeros
-but for those rows. Here the lookup adds its rows to the head's.
+A vocabulary is large and a batch reads few of its rows. Left to itself, the table would receive two dense gradients:
+the head's, and one of zeros but for those rows. Here the lookup adds its rows to the head's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 
 class SharedGradient:
-    """What the head's backward pass leaves for that of the lookup, which always comes after it: every path from the loss to the table through
-    the lookup leads through the hidden states that the head reads."""
+    """What the head's backward pass leaves for that of the lookup, which always comes after it: every path from the
+    loss to the table through the lookup leads through the hidden states that the head reads."""
 
     def __init__(self) -> None:
         self.of_head: Tensor | None = None

@@ -50,7 +50,8 @@ class TransformerOutput:
         logits_BTV: next-token logits if asked for, [B, T, V], or [B, 1, V] for the last position only.
         loss: summed cross-entropy of the labels if labels were given.
         token_scores: of the targets if targets were given.
-        scores_BC: the scalars at the last real token of each row, for a model with `num_labels`; [B, N, C] at chosen positions. In fp32.
+        scores_BC: the scalars at the last real token of each row, for a model with `num_labels`; [B, N, C] at chosen
+            positions. In fp32.
         routers: what the router of each mixture-of-experts layer decided, in order.
         router_losses: their losses, while the model is trained (in training mode, with gradients).
     """
@@ -92,8 +93,12 @@ class Block(nn.Module):
             x_BTD = self.ffn_norm(x_BTD)
         return context.tap(self.layer, "output", x_BTD), routed
 
-    def heads(self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None) -> Tensor:
-        """What each head gathers, [B, T, N, H], when it reads these in place of one residual stream; shapes as in `Attention.heads`."""
+    def heads(
+        self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
+        """What each head gathers, [B, T, N, H], when it reads these in place of one residual stream; shapes as in
+        `Attention.heads`.
+        """
         reads = (query, key, value)
         if self.norm_position == "pre":
             reads = tuple(None if each is None else self.attention_norm(each) for each in reads)  # type: ignore[assignment]
@@ -124,7 +129,9 @@ class Block(nn.Module):
         return self.attention_norm(out_BTD) if self.norm_position == "reordered" else out_BTD
 
     def feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
-        """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router decided."""
+        """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router
+        decided.
+        """
         read_BTD = self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD
         written_BTD, routed = self._feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
         return (self.ffn_norm(written_BTD) if self.norm_position == "reordered" else written_BTD), routed
@@ -146,12 +153,13 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A decoder-only transformer: a language model, or with `num_labels` a model that gives k scalars.
 
-    Construct it under `torch.device("meta")` to get shapes without memory; `to_empty` and `initialize` then fill the weights.
+    Construct it under `torch.device("meta")` to get shapes without memory; `to_empty` and `initialize` then fill the
+    weights.
 
     Attributes:
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
-        recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed again there (Chen et al.
-            2016): 1 for all of them, 0 for none.
+        recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed
+            again there (Chen et al. 2016): 1 for all of them, 0 for none.
         router_accounts: the losses of routers, and what they need to know of the step so far.
     """
 
@@ -233,16 +241,24 @@ class Transformer(nn.Module):
         else:
             drawn = torch.randn(parameter.shape, generator=generator) * std
         if isinstance(parameter, DTensor):  # every process draws the whole and keeps its share
-            parameter.copy_(distribute_tensor(drawn.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None))
+            parameter.copy_(
+                distribute_tensor(
+                    drawn.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
+            )
         else:
             parameter.copy_(drawn)
 
     def set_rope(self, theta: float | None = None, scaling: RopeScaling | None = None) -> None:
-        """Change the base of the rotary frequencies, or how they are scaled, from the next forward pass on; None leaves each as it is."""
+        """Change the base of the rotary frequencies, or how they are scaled, from the next forward pass on; None leaves
+        each as it is.
+        """
         if self.config.positions != "rotary":
             raise ValueError(f"a model with {self.config.positions} positions has no rotary frequencies")
         changes = {"rope_theta": theta, "rope_scaling": None if scaling is None else scaling.model_dump()}
-        self.config = ModelConfig.model_validate(self.config.model_dump() | {key: value for key, value in changes.items() if value is not None})
+        self.config = ModelConfig.model_validate(
+            self.config.model_dump() | {key: value for key, value in changes.items() if value is not None}
+        )
 
     def forward(
         self,
@@ -266,23 +282,29 @@ class Transformer(nn.Module):
         Arguments:
             input_ids_BT: token ids, [B, T].
             inputs_embeds_BTD: embeddings in place of ids, [B, T, D].
-            position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the cache. -1 gives a token no
+            position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the
+                cache. -1 gives a token no
                 position: nothing is added from a learned table, nothing is rotated.
-            document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document. -1 marks padding, which
-                routers' losses leave out.
+            document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document.
+                -1 marks padding, which routers' losses leave out.
             attention_mask_BT: False (or 0) marks padding that no token may see.
-            visible_BTS: which tokens each token sees, True = sees, in place of causal order; [B, T, S] where S counts what a cache holds too. Give
-                positions with it. So a row may be a tree: one beginning with many ends that do not see each other.
+            visible_BTS: which tokens each token sees, True = sees, in place of causal order; [B, T, S] where S counts
+                what a cache holds too. Give positions with it. So a row may be a tree: one beginning with many ends
+                that do not see each other.
             cache: keys and values of earlier tokens; the new tokens are appended to it.
             labels_BT: the target of each position (already shifted: the next token), -100 to ignore.
-            targets: tokens whose probabilities after chosen positions are wanted, without gradients and without the logits of all positions.
+            targets: tokens whose probabilities after chosen positions are wanted, without gradients and without the
+                logits of all positions.
             z_loss: coefficient of the z-loss, which is added to the loss.
-            logits: which positions get logits; by default all, or none when labels or targets are given or the model gives scalars.
-            scores_at_BN: positions whose scalars are wanted in place of those at the last real token, such as the ends of packed documents.
+            logits: which positions get logits; by default all, or none when labels or targets are given or the model
+                gives scalars.
+            scores_at_BN: positions whose scalars are wanted in place of those at the last real token, such as the ends
+                of packed documents.
             taps: listeners on intermediates (`lmlab.models.taps`).
 
         Raises:
-            ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, or more tokens than a learned table has.
+            ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, or more
+                tokens than a learned table has.
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
@@ -295,7 +317,9 @@ class Transformer(nn.Module):
             x_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)
         else:
             x_BTD = self.embedding(input_ids_BT)
-        context, position_ids_BT = self._context(x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, visible_BTS, cache, taps)
+        context, position_ids_BT = self._context(
+            x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, visible_BTS, cache, taps
+        )
         if self.position_embedding is not None:
             x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
         x_BTD = x_BTD.to(compute_dtype(x_BTD))
@@ -318,20 +342,26 @@ class Transformer(nn.Module):
         if taps is not None:
             hidden_BTD = taps("final", hidden_BTD)
         if self.score is not None:
-            pooled = _last_real(hidden_BTD, attention_mask_BT) if scores_at_BN is None else _at(hidden_BTD, scores_at_BN)
+            pooled = (
+                _last_real(hidden_BTD, attention_mask_BT) if scores_at_BN is None else _at(hidden_BTD, scores_at_BN)
+            )
             with torch.autocast(pooled.device.type, enabled=False):
                 scores_BC = linear(pooled.float(), self.score.weight.float())
             return TransformerOutput(hidden_BTD, scores_BC=scores_BC, **routing)
         loss = None
         if labels_BT is not None:
             weight = self.embedding.weight if self.head is None else self.head.weight
-            loss = fused_cross_entropy(hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared)
+            loss = fused_cross_entropy(
+                hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared
+            )
         scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
         which = logits or ("all" if labels_BT is None and targets is None else "none")
         return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, **routing)
 
     def embeddings(self, input_ids_BT: Tensor) -> tuple[tuple[Tensor, ...], AttentionContext]:
-        """What the tables of tokens and, if there is one, of positions write, [B, T, D] each, and what all blocks share of the pass."""
+        """What the tables of tokens and, if there is one, of positions write, [B, T, D] each, and what all blocks share
+        of the pass.
+        """
         tokens_BTD = self.embedding(input_ids_BT)
         context, position_ids_BT = self._context(tokens_BTD, None, None, None, None, None, None)
         if self.position_embedding is None:
@@ -344,7 +374,8 @@ class Transformer(nn.Module):
         return linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype))
 
     def end_step(self, counts_LE: Tensor) -> None:
-        """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases that balance loads.
+        """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases
+        that balance loads.
 
         Arguments:
             counts_LE: tokens of the whole step that chose each expert, over all processes.
@@ -377,7 +408,8 @@ class Transformer(nn.Module):
     ) -> tuple[AttentionContext, Tensor]:
         if cache is not None and self.config.moe is not None and self.config.moe.router == "expert_choice":
             raise UserError(
-                "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also later ones.",
+                "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also"
+                " later ones.",
                 "Generate with a model whose router is token_choice.",
             )
         if cache is not None and not self.config.causal:
@@ -395,11 +427,18 @@ class Transformer(nn.Module):
                 visibility = visibility_of_all(length, document_ids, valid, x_BTD.device)
         if visible_BTS is not None:
             if document_ids is not None or valid is not None or position_ids is None:
-                raise ValueError("visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT")
+                raise ValueError(
+                    "visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT"
+                )
             visibility = Visibility(length, visible_BTS.shape[2], mask_BTS=visible_BTS[:, None])
         if position_ids is None:
             position_ids = default_positions
-            if self.config.positions == "learned" and cache is None and document_ids is None and length > self.config.max_seq_len:
+            if (
+                self.config.positions == "learned"
+                and cache is None
+                and document_ids is None
+                and length > self.config.max_seq_len
+            ):
                 raise ValueError(f"{length} tokens do not fit the model's table of {self.config.max_seq_len} positions")
         rotary = None
         if self.config.positions == "rotary":

@@ -14,8 +14,9 @@ from torch import Tensor
 class Visibility:
     """Query t of a row sees the keys from `starts[t]` up to itself.
 
-    That one number a token describes plain causal attention (0), packed documents (where the document starts) and padding on the left (where
-    the text starts). What it cannot describe, such as padding between tokens, is a dense mask.
+    That one number a token describes plain causal attention (0), packed documents (where the document starts) and
+    padding on the left (where the text starts). What it cannot describe, such as padding between tokens, is a dense
+    mask.
 
     Arguments:
         num_queries: T.
@@ -24,7 +25,9 @@ class Visibility:
         mask_BTS: a dense mask in place of `starts_BT`, [B, 1, T, S], True = attend.
     """
 
-    def __init__(self, num_queries: int, num_keys: int, starts_BT: Tensor | None = None, mask_BTS: Tensor | None = None) -> None:
+    def __init__(
+        self, num_queries: int, num_keys: int, starts_BT: Tensor | None = None, mask_BTS: Tensor | None = None
+    ) -> None:
         self.num_queries, self.num_keys, self.starts_BT = num_queries, num_keys, starts_BT
         self._mask_BTS = mask_BTS
         self._sequences: tuple[Tensor, int] | None = None
@@ -47,7 +50,9 @@ class Visibility:
         return self._mask_BTS
 
     def sequences(self, batch: int, device: torch.device) -> tuple[Tensor, int]:
-        """The documents of all rows laid end to end: where each starts, and the total, int32 [documents + 1]; and the longest one's length."""
+        """The documents of all rows laid end to end: where each starts, and the total, int32 [documents + 1]; and the
+        longest one's length.
+        """
         length = self.num_keys
         if self.starts_BT is None:
             return torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=device), length
@@ -86,7 +91,8 @@ def document_starts(document_ids_BT: Tensor) -> Tensor:
 
 
 def padding_starts(valid_BT: Tensor) -> Tensor | None:
-    """Where the text of each row starts, [B, T], if each row is one run of real tokens; None if padding stands between tokens.
+    """Where the text of each row starts, [B, T], if each row is one run of real tokens; None if padding stands between
+    tokens.
 
     A padded query sees the padding of its own side, so that no softmax is empty.
     """
@@ -95,7 +101,9 @@ def padding_starts(valid_BT: Tensor) -> Tensor | None:
     return runs if bool((borders <= 1).all()) else None
 
 
-def visibility_of_all(length: int, document_ids_BT: Tensor | None, valid_BT: Tensor | None, device: torch.device) -> Visibility:
+def visibility_of_all(
+    length: int, document_ids_BT: Tensor | None, valid_BT: Tensor | None, device: torch.device
+) -> Visibility:
     """Every token sees all real tokens of its own text, also later ones; padding sees itself."""
     mask_BTS = torch.ones(1, length, length, dtype=torch.bool, device=device)
     if document_ids_BT is not None:

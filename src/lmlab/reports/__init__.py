@@ -7,7 +7,20 @@ A page with one figure:
     page.write(Path("report.html"))
 """
 
-from lmlab.reports.blocks import Block, Cell, Code, Details, Facts, Figure, Graph, Note, Paragraph, Sample, Table, Tokens
+from lmlab.reports.blocks import (
+    Block,
+    Cell,
+    Code,
+    Details,
+    Facts,
+    Figure,
+    Graph,
+    Note,
+    Paragraph,
+    Sample,
+    Table,
+    Tokens,
+)
 from lmlab.reports.figures import Series, bar_chart, funnel_chart, heat_map, line_chart
 from lmlab.reports.formats import format_bytes, format_duration, format_number
 from lmlab.reports.page import Page, Section

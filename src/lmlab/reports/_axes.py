@@ -28,7 +28,11 @@ def number_axis(title: str, values: Sequence[float], log: bool) -> dict[str, Any
 
 def _whole_ticks(values: Sequence[float]) -> dict[str, Any]:
     """A tick at each of a few whole numbers, such as layers: nothing is between them."""
-    if len(set(values)) > 1 and all(float(value).is_integer() for value in values) and max(values) - min(values) <= MAX_NUMBER_LABELS:
+    if (
+        len(set(values)) > 1
+        and all(float(value).is_integer() for value in values)
+        and max(values) - min(values) <= MAX_NUMBER_LABELS
+    ):
         return {"dtick": 1}
     return {}
 

@@ -144,12 +144,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Graph:
-    """A layered graph to explore: pan, zoom, hover, and a slider over how many of its edges are shown. Nodes without a shown edge are left out.
+    """A layered graph to explore: pan, zoom, hover, and a slider over how many of its edges are shown. Nodes without a
+    shown edge are left out.
 
     Args:
-        nodes: name, layer and place within the layer of each; layer 0 is at the bottom, and so is place 0 within a layer.
-        edges: source and target (numbers of nodes), kind (a number) and weight (or None) of each, the most important first.
-        kinds: for each kind its name for the legend, a CSS colour, and a letter; the first three enter a node side by side.
+        nodes: name, layer and place within the layer of each; layer 0 is at the bottom, and so is place 0 within a
+            layer.
+        edges: source and target (numbers of nodes), kind (a number) and weight (or None) of each, the most important
+            first.
+        kinds: for each kind its name for the legend, a CSS colour, and a letter; the first three enter a node side by
+            side.
         total: how many edges there are in all; those given may be the first of them.
         kept: how many belong to what is shown; of many, the first 150 are drawn until the reader asks for more.
         weight: what the weight of an edge is called.
@@ -172,7 +176,9 @@ class Graph:
         if not 1 <= self.kept <= len(self.edges) <= self.total:
             raise ValueError(f"A graph keeps between 1 and all of its {len(self.edges)} edges, not {self.kept}.")
         for edge in self.edges:
-            if not (0 <= edge[0] < len(self.nodes) and 0 <= edge[1] < len(self.nodes) and 0 <= edge[2] < len(self.kinds)):
+            if not (
+                0 <= edge[0] < len(self.nodes) and 0 <= edge[1] < len(self.nodes) and 0 <= edge[2] < len(self.kinds)
+            ):
                 raise ValueError(f"The edge {edge} names a node or a kind that is not there.")
 
 

@@ -1,4 +1,6 @@
-"""Run directories and recipes: stages that are skipped when nothing they depend on has changed, and resume when they were cut off."""
+"""Run directories and recipes: stages that are skipped when nothing they depend on has changed, and resume when they
+were cut off.
+"""
 
 from lmlab.runs.recipe import Recipe, RecipeStage
 from lmlab.runs.runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe

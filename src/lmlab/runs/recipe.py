@@ -32,7 +32,9 @@ class _RecipeConfig(Config):
 
 @dataclass(frozen=True)
 class RecipeStage:
-    """A validated stage: its name, kind, implementation, configuration, and where each input comes from (a stage's name or a path)."""
+    """A validated stage: its name, kind, implementation, configuration, and where each input comes from (a stage's name
+    or a path).
+    """
 
     name: str
     kind: str
@@ -52,7 +54,9 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
-        """Read a recipe file and those that it extends; `STAGE.key=value` overrides a stage's key, `seed=1` and `name=x` the recipe's own."""
+        """Read a recipe file and those that it extends; `STAGE.key=value` overrides a stage's key, `seed=1` and
+        `name=x` the recipe's own.
+        """
         data = _read(path)
         stages = data.get("stages")
         names = set(stages) if isinstance(stages, dict) else set()
@@ -60,7 +64,10 @@ class Recipe:
         for override in overrides:
             first = override.partition("=")[0].split(".")[0].strip()
             if first not in names | {"stages", *_RecipeConfig.model_fields}:
-                raise UserError(f"--set {override}: the recipe has no stage or key '{first}'. {did_you_mean(first, names | {'seed', 'name'})}")
+                raise UserError(
+                    f"--set {override}: the recipe has no stage or key '{first}'."
+                    f" {did_you_mean(first, names | {'seed', 'name'})}"
+                )
             prefixed.append(f"stages.{override}" if first in names else override)
         return cls.parse(apply_overrides(data, prefixed), f"'{path}'")
 
@@ -69,7 +76,8 @@ class Recipe:
         """Validate a recipe given as a mapping.
 
         Raises:
-            UserError: unknown keys or kinds, wrong types, inputs that are neither a path nor an earlier stage; the message names the field.
+            UserError: unknown keys or kinds, wrong types, inputs that are neither a path nor an earlier stage; the
+                message names the field.
         """
         recipe = validate(_RecipeConfig, data, where)
         if not recipe.stages:
@@ -83,7 +91,9 @@ class Recipe:
             if not isinstance(kind, str):
                 raise UserError(f"{place}: the key 'kind' is required.")
             stage = find_stage(kind, place)
-            config = validate(stage.config_type, {key: value for key, value in settings.items() if key != "kind"}, place)
+            config = validate(
+                stage.config_type, {key: value for key, value in settings.items() if key != "kind"}, place
+            )
             earlier = {each.name for each in stages}
             inputs = {key: _resolve(value, key, earlier, place) for key, value in input_fields(config).items()}
             stages.append(RecipeStage(name, kind, stage, config, inputs))
@@ -98,7 +108,10 @@ class Recipe:
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in readers:
-        raise UserError(f"'{path}' extends itself by way of {' and '.join(repr(str(each)) for each in readers)}.", "Remove one 'extends'.")
+        raise UserError(
+            f"'{path}' extends itself by way of {' and '.join(repr(str(each)) for each in readers)}.",
+            "Remove one 'extends'.",
+        )
     data = load_yaml(path)
     base = data.pop("extends", None)
     if base is None:
@@ -107,7 +120,10 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"'{path}': extends: the path of one recipe is needed.")
     under = path.parent / Path(base).expanduser()
     if not under.exists():
-        raise UserError(f"'{path}': extends: no such file: '{under}'.", "The path starts from the directory of the recipe that names it.")
+        raise UserError(
+            f"'{path}': extends: no such file: '{under}'.",
+            "The path starts from the directory of the recipe that names it.",
+        )
     return _extend(_read(under, (*readers, path.resolve())), data, f"'{path}'")
 
 
@@ -120,7 +136,11 @@ def _extend(base: Mapping[str, Any], data: Mapping[str, Any], where: str) -> dic
     for name, settings in changes.items():
         before = merged.get(name)
         if settings is not None:
-            same = isinstance(before, dict) and isinstance(settings, dict) and settings.get("kind", before.get("kind")) == before.get("kind")
+            same = (
+                isinstance(before, dict)
+                and isinstance(settings, dict)
+                and settings.get("kind", before.get("kind")) == before.get("kind")
+            )
             merged[name] = _merged(before, settings) if same else settings
         elif merged.pop(name, None) is None:
             raise UserError(f"{where}: there is no stage '{name}' to remove. {did_you_mean(name, merged)}")
@@ -144,4 +164,6 @@ def _resolve(value: str, key: str, earlier: set[str], place: str) -> str | Path:
     path = Path(value).expanduser()
     if path.exists():
         return path.resolve()
-    raise UserError(f"{place}: {key}: '{value}' is neither an earlier stage nor an existing path. {did_you_mean(value, earlier)}")
+    raise UserError(
+        f"{place}: {key}: '{value}' is neither an earlier stage nor an existing path. {did_you_mean(value, earlier)}"
+    )

@@ -1,4 +1,5 @@
-"""Running a recipe in a run directory: finished stages are skipped, unfinished ones resume, changed ones are never overwritten unasked.
+"""Running a recipe in a run directory: finished stages are skipped, unfinished ones resume, changed ones are never
+overwritten unasked.
 
 RUN/recipe.yaml      the recipe with every default spelled out
 RUN/manifest.json    versions, hardware, seed, stages
@@ -35,7 +36,8 @@ _NAMED_FILES, _SHOWN_FILES = 5000, 3
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its fingerprint and what an earlier run left of it: `new`, `unfinished`, `done`, or `changed` with what has changed.
+    """A stage with its fingerprint and what an earlier run left of it: `new`, `unfinished`, `done`, or `changed` with
+    what has changed.
 
     Attributes:
         files: what it reads from outside the run: path -> a digest of its size and version.
@@ -73,14 +75,18 @@ def _lead(recipe: Recipe, directory: Path, redo: bool) -> dict[str, Any]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"Another process is running in '{directory}'.", "Wait for it, or choose another directory with --out.") from None
+            raise UserError(
+                f"Another process is running in '{directory}'.", "Wait for it, or choose another directory with --out."
+            ) from None
     with lock:
         with _telling_the_others():
             planned = _prepare(recipe, directory, redo)
         from_main([each.state for each in planned])
         results: dict[str, Any] = {}
         for number, each in enumerate(planned, 1):
-            results[each.entry.name] = _run_stage(each, recipe, directory, f"[{number}/{len(planned)}]", planned[: number - 1])
+            results[each.entry.name] = _run_stage(
+                each, recipe, directory, f"[{number}/{len(planned)}]", planned[: number - 1]
+            )
         write_json(directory / "results.json", results)
         return results
 
@@ -102,7 +108,10 @@ def _prepare(recipe: Recipe, directory: Path, redo: bool) -> list[PlannedStage]:
     planned = plan_stages(recipe, directory)
     changed = [each for each in planned if each.state == "changed"]
     if changed and not redo:
-        raise UserError(_explain_changes(changed, directory), "Add --redo to run these stages again, or --out DIR to start another run.")
+        raise UserError(
+            _explain_changes(changed, directory),
+            "Add --redo to run these stages again, or --out DIR to start another run.",
+        )
     for each in changed:
         _supersede(each, directory)
     write_text(directory / "recipe.yaml", recipe.to_yaml())
@@ -139,7 +148,10 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
     planned: list[PlannedStage] = []
     for entry in recipe.stages:
         outside = {key: _files_of(value) for key, value in entry.inputs.items() if isinstance(value, Path)}
-        inputs = {key: fingerprints[value] if isinstance(value, str) else sha256_json(outside[key]) for key, value in entry.inputs.items()}
+        inputs = {
+            key: fingerprints[value] if isinstance(value, str) else sha256_json(outside[key])
+            for key, value in entry.inputs.items()
+        }
         depends_on = entry.stage.depends_on(entry.config)
         content: dict[str, Any] = {
             "kind": entry.kind,
@@ -170,7 +182,9 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
     return planned
 
 
-def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, before: list[PlannedStage]) -> dict[str, Any]:
+def _run_stage(
+    planned: PlannedStage, recipe: Recipe, run: Path, number: str, before: list[PlannedStage]
+) -> dict[str, Any]:
     entry, path = planned.entry, planned.directory
     title = f"{number} {entry.name}" + (f" ({entry.kind})" if entry.kind != entry.name else "")
     if planned.state == "done":
@@ -202,10 +216,14 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         from_main("done")
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Interrupted in the stage '{entry.name}'; the stages before it are kept.", "Run the same command again to go on."
+            f"Interrupted in the stage '{entry.name}'; the stages before it are kept.",
+            "Run the same command again to go on.",
         ) from None
     seconds = time.monotonic() - start
-    write_json(path / _RECORD, {**record, "state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results})
+    write_json(
+        path / _RECORD,
+        {**record, "state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results},
+    )
     console.print(f"  [green]done[/green] in {duration(seconds)}. {entry.stage.summary(results)}")
     return results
 
@@ -257,13 +275,21 @@ def _supersede(planned: PlannedStage, directory: Path) -> None:
 def _explain_changes(changed: list[PlannedStage], directory: Path) -> str:
     first = changed[0]
     what = "; ".join(first.changes) or "what it reads has changed"
-    others = f" The stages after it that depend on it: {', '.join(each.entry.name for each in changed[1:])}." if changed[1:] else ""
+    others = (
+        f" The stages after it that depend on it: {', '.join(each.entry.name for each in changed[1:])}."
+        if changed[1:]
+        else ""
+    )
     return f"'{directory}' holds results of other settings. Stage '{first.entry.name}': {what}.{others}"
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = flatten(old["config"]), flatten(new["config"])
-    lines = [f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}" for key in {**before, **after} if before.get(key) != after.get(key)]
+    lines = [
+        f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
     if old["seed"] != new["seed"]:
         lines.append(f"seed: {old['seed']} -> {new['seed']}")
     if old["version"] != new["version"]:
@@ -278,7 +304,9 @@ def _files_of(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _digests(value: Any) -> dict[str, str]:
-    """The files that a JSON value describes by rows (path, size, ...), each with a digest of its row; the first thousands of them."""
+    """The files that a JSON value describes by rows (path, size, ...), each with a digest of its row; the first
+    thousands of them.
+    """
     found: dict[str, str] = {}
     waiting = [value]
     while waiting and len(found) < _NAMED_FILES:

@@ -1,6 +1,7 @@
 """A stage: one step of a recipe, with a configuration, inputs, an output directory, and a section of the report.
 
-Stages are found through the entry-point group `lmlab.stages`, so that methods (and other packages) add their own without touching the core.
+Stages are found through the entry-point group `lmlab.stages`, so that methods (and other packages) add their own
+without touching the core.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class _NoInfluenceMarker:
 
 
 NO_INFLUENCE = _NoInfluenceMarker()
-"""Marks a field, in `Annotated`, that says how work is done and not what comes out: it may change between two attempts."""
+"""Marks a field, in `Annotated`, that says how work is done and not what comes out: it may change between two
+attempts.
+"""
 
 C = TypeVar("C", bound=Config)
 
@@ -73,7 +76,8 @@ class Stage(ABC, Generic[C]):
         config_type: the configuration; its `Input` fields are the stage's inputs.
         version: raised when the same configuration gives another result.
         reads_all_stages: it summarises all stages before it, and is simply run again when one of them has changed.
-        distributed: all processes of the job run it together; the others are run by the main process while the rest wait.
+        distributed: all processes of the job run it together; the others are run by the main process while the rest
+            wait.
     """
 
     config_type: ClassVar[type[Config]]
@@ -129,7 +133,11 @@ def input_fields(config: Config) -> dict[str, str]:
 
 def influences(config: Config) -> dict[str, Any]:
     """The configuration as JSON, without the fields that do not change the results."""
-    without = {name for name, info in type(config).model_fields.items() if any(isinstance(mark, _NoInfluenceMarker) for mark in _metadata(info))}
+    without = {
+        name
+        for name, info in type(config).model_fields.items()
+        if any(isinstance(mark, _NoInfluenceMarker) for mark in _metadata(info))
+    }
     return config.model_dump(mode="json", exclude=without)
 
 

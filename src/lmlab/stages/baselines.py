@@ -23,7 +23,8 @@ class BaselinesConfig(Config):
 
     Attributes:
         order: of the byte n-gram model with interpolated modified Kneser-Ney smoothing.
-        xz_after_training_text: also measure xz on the held-out text that follows the training text of its domain in one stream.
+        xz_after_training_text: also measure xz on the held-out text that follows the training text of its domain in one
+            stream.
     """
 
     documents: Input
@@ -53,14 +54,20 @@ class Baselines(Stage[BaselinesConfig]):
             xz_jobs = {domain: pool.submit(xz_bits, b"".join(texts["heldout"][domain])) for domain in domains}
             primed = domains if config.xz_after_training_text else []
             primed_jobs = {
-                domain: pool.submit(xz_bits_after, b"".join(texts["train"][domain]), b"".join(texts["heldout"][domain])) for domain in primed
+                domain: pool.submit(xz_bits_after, b"".join(texts["train"][domain]), b"".join(texts["heldout"][domain]))
+                for domain in primed
             }
             with progress("baselines", 2 + len(xz_jobs) + len(primed_jobs), "parts") as advance:
                 model = ByteNGram.fit((text for members in texts["train"].values() for text in members), config.order)
                 advance(note="n-gram fitted")
-                ngram = {domain: ratio(model.bits(texts["heldout"][domain]), [len(t) for t in texts["heldout"][domain]]) for domain in domains}
+                ngram = {
+                    domain: ratio(model.bits(texts["heldout"][domain]), [len(t) for t in texts["heldout"][domain]])
+                    for domain in domains
+                }
                 advance(note="n-gram scored")
-                results: dict[str, Any] = {"n-gram": {"bits_per_byte": {domain: asdict(value) for domain, value in ngram.items()}}}
+                results: dict[str, Any] = {
+                    "n-gram": {"bits_per_byte": {domain: asdict(value) for domain, value in ngram.items()}}
+                }
                 for name, jobs in (("xz", xz_jobs), ("xz after training text", primed_jobs)):
                     values = {}
                     for domain, job in jobs.items():
@@ -72,7 +79,9 @@ class Baselines(Stage[BaselinesConfig]):
         if config.task is not None:
             path = context.inputs["task"]
             rows = [
-                question_row(item, [-math.log(2) * model.score(text.encode(), before.encode()) for before, text in item.pairs()])
+                question_row(
+                    item, [-math.log(2) * model.score(text.encode(), before.encode()) for before, text in item.pairs()]
+                )
                 for item in read_questions(path / "task.jsonl" if path.is_dir() else path)
             ]
             results["n-gram"]["accuracy"] = accuracy_by_domain(rows)

@@ -18,7 +18,8 @@ class CollectStageConfig(CollectConfig):
     """The sources, and how documents are chosen from them.
 
     Attributes:
-        decontaminate: tasks by name, group or YAML file, as in `lmlab eval --tasks`; training documents with text of theirs are dropped.
+        decontaminate: tasks by name, group or YAML file, as in `lmlab eval --tasks`; training documents with text of
+            theirs are dropped.
     """
 
     sources: list[SourceConfig] = Field(min_length=1)
@@ -56,7 +57,11 @@ class Collect(Stage[CollectStageConfig]):
             return collect(config.sources, config, context.seed, context.directory)
         evaluations = Decontamination(text for task in tasks for text in own_texts(task))
         found = collect(config.sources, config, context.seed, context.directory, evaluations=evaluations)
-        counts = {"tasks": [task.name for task in tasks], "questions": evaluations.num_names, "too_short": len(evaluations.too_short)}
+        counts = {
+            "tasks": [task.name for task in tasks],
+            "questions": evaluations.num_names,
+            "too_short": len(evaluations.too_short),
+        }
         return found | {"decontamination": counts}
 
     def summary(self, results: dict[str, Any]) -> str:
@@ -79,15 +84,23 @@ class Collect(Stage[CollectStageConfig]):
         names = {"read": results["read"], **{f"dropped: {key}": value for key, value in results["dropped"].items()}}
         names |= {"training": results["train"], "held out": results["heldout"]}
         rows = [
-            [label, *(counts["documents"].get(domain, 0) for domain in domains), *(counts["bytes"].get(domain, 0) for domain in domains)]
+            [
+                label,
+                *(counts["documents"].get(domain, 0) for domain in domains),
+                *(counts["bytes"].get(domain, 0) for domain in domains),
+            ]
             for label, counts in names.items()
         ]
         columns = ["", *(f"{domain}, documents" for domain in domains), *(f"{domain}, bytes" for domain in domains)]
-        note = f"{results['rejects']} records could not be read. Dropped documents and rejects are listed in the run's directory."
+        note = (
+            f"{results['rejects']} records could not be read. Dropped documents and rejects are listed in the run's"
+            " directory."
+        )
         if searched := results.get("decontamination"):
             note += (
-                f" Training documents with text of {searched['questions']:,} questions of {', '.join(searched['tasks'])} were dropped; "
-                f"{searched['too_short']:,} of these questions are too short to be looked for."
+                f" Training documents with text of {searched['questions']:,} questions of"
+                f" {', '.join(searched['tasks'])} were dropped; {searched['too_short']:,} of these questions are too"
+                " short to be looked for."
             )
         return [
             Section(
@@ -95,7 +108,10 @@ class Collect(Stage[CollectStageConfig]):
                 [
                     Figure(funnel_chart(steps), "Documents that remain after each step.", "Funnel of documents"),
                     Table(columns, rows, "Documents and bytes by domain"),
-                    Details(f"Held-out groups ({results['num_heldout_groups']:,})", [Paragraph(", ".join(results["heldout_groups"]) or "none")]),
+                    Details(
+                        f"Held-out groups ({results['num_heldout_groups']:,})",
+                        [Paragraph(", ".join(results["heldout_groups"]) or "none")],
+                    ),
                 ],
                 note,
             )

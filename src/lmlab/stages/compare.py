@@ -17,15 +17,20 @@ from lmlab.runs import read_record
 
 
 def compare_evaluations(first: Path, second: Path) -> dict[str, list[Comparison]]:
-    """The comparisons of each task that both runs have, by its main figure and by bits per byte; the second minus the first.
+    """The comparisons of each task that both runs have, by its main figure and by bits per byte; the second minus the
+    first.
 
     Raises:
-        UserError: a directory is not that of an evaluation, or holds several; they have no task in common, or one that was measured in two ways.
+        UserError: a directory is not that of an evaluation, or holds several; they have no task in common, or one that
+            was measured in two ways.
     """
     a, b = _rows_of(first), _rows_of(second)
     common = [name for name in a if name in b]
     if not common:
-        raise UserError(f"'{first}' and '{second}' have no task in common.", f"The first has {', '.join(a)}; the second has {', '.join(b)}.")
+        raise UserError(
+            f"'{first}' and '{second}' have no task in common.",
+            f"The first has {', '.join(a)}; the second has {', '.join(b)}.",
+        )
     return {name: _compare(name, a[name], b[name]) for name in common}
 
 
@@ -43,7 +48,10 @@ def _compare(name: str, first: _Answers, second: _Answers) -> list[Comparison]:
     task, (a, b) = first.task, pair_rows(first.rows, second.rows)
     metrics = dict.fromkeys([main_metric(task, a), "bits_per_byte"] if task.kind == "ranked" else [main_metric(task)])
     left_out = len(first.rows) - len(a), len(second.rows) - len(b)
-    return [replace(compare_values(each, question_values(task, a, each), question_values(task, b, each)), left_out=left_out) for each in metrics]
+    return [
+        replace(compare_values(each, question_values(task, a, each), question_values(task, b, each)), left_out=left_out)
+        for each in metrics
+    ]
 
 
 def _rows_of(run: Path) -> dict[str, _Answers]:
@@ -54,12 +62,16 @@ def _rows_of(run: Path) -> dict[str, _Answers]:
             continue
         for name, said in read_record(directory)["results"]["tasks"].items():
             if name in found:
-                raise UserError(f"'{run}' holds several evaluations of task '{name}'.", f"Name the stage, such as {directory}.")
+                raise UserError(
+                    f"'{run}' holds several evaluations of task '{name}'.", f"Name the stage, such as {directory}."
+                )
             settings = {key: said[key] for key in ("kind", "metric", "normalization") if said[key] is not None}
             task = Task(name=name, requests="", **settings)
             found[name] = _Answers(task, list(read_rows([directory / "tasks" / f"{name}.jsonl"])))
     if not found:
-        raise UserError(f"'{run}' is not the directory of a finished evaluation of tasks.", "Run lmlab eval --tasks first.")
+        raise UserError(
+            f"'{run}' is not the directory of a finished evaluation of tasks.", "Run lmlab eval --tasks first."
+        )
     return found
 
 
@@ -74,18 +86,24 @@ def comparison_table(found: dict[str, list[Comparison]]) -> TerminalTable:
 def write_comparison(found: dict[str, list[Comparison]], first: Path, second: Path, path: Path) -> Path:
     """A page with the same table."""
     told = [
-        f"{name}: {'better' if (each.difference > 0) == (each.metric != 'bits_per_byte') else 'worse'} by {each.metric.replace('_', ' ')}"
+        f"{name}: {'better' if (each.difference > 0) == (each.metric != 'bits_per_byte') else 'worse'} by"
+        f" {each.metric.replace('_', ' ')}"
         for name, comparisons in found.items()
         for each in comparisons
         if each.p_value < 0.05
     ]
     note = Note(
-        f"At the level of 5 % the second model differs: {'; '.join(told)}." if told else "No difference is significant at the level of 5 %.", "info"
+        (
+            f"At the level of 5 % the second model differs: {'; '.join(told)}."
+            if told
+            else "No difference is significant at the level of 5 %."
+        ),
+        "info",
     )
     intro = (
-        f"First: {first}. Second: {second}. Differences are the second minus the first on the same questions; the interval of 95 % is a paired "
-        "bootstrap over questions. p is McNemar's exact test where questions are right or wrong, else the bootstrap's; it is not corrected for "
-        "several tasks."
+        f"First: {first}. Second: {second}. Differences are the second minus the first on the same questions; the"
+        " interval of 95 % is a paired bootstrap over questions. p is McNemar's exact test where questions are right"
+        " or wrong, else the bootstrap's; it is not corrected for several tasks."
     )
     section = Section("Differences", [note, Table(_COLUMNS, _table_rows(found))], intro)
     return Page("Comparison of two evaluations", f"{first} and {second}", [section]).write(path)

@@ -1,4 +1,6 @@
-"""The stage `docstring_questions`: questions about Python's standard library and its docstrings, to try out tuning without data of one's own."""
+"""The stage `docstring_questions`: questions about Python's standard library and its docstrings, to try out tuning
+without data of one's own.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class DocstringQuestionsConfig(Config):
     """What is asked about, and in which form.
 
     Attributes:
-        form: `conversations` have a question and its answer; `pairs` also one that does not stop there, which is to be rejected.
+        form: `conversations` have a question and its answer; `pairs` also one that does not stop there, which is to be
+            rejected.
         source: where the docstrings are.
     """
 
@@ -34,10 +37,16 @@ class DocstringQuestions(Stage[DocstringQuestionsConfig]):
 
     def run(self, config: DocstringQuestionsConfig, context: StageContext) -> dict[str, Any]:
         """Ask."""
-        records = conversation_records(config.source) if config.form == "conversations" else preference_records(config.source, context.seed)
+        records = (
+            conversation_records(config.source)
+            if config.form == "conversations"
+            else preference_records(config.source, context.seed)
+        )
         count = write_jsonl(context.directory / "records.jsonl", records)
         if not count:
-            raise UserError(f"'{config.source.root}' has no docstrings to ask about.", "Name another folder of Python sources.")
+            raise UserError(
+                f"'{config.source.root}' has no docstrings to ask about.", "Name another folder of Python sources."
+            )
         return {"records": count}
 
     def summary(self, results: dict[str, Any]) -> str:

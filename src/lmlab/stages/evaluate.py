@@ -48,9 +48,11 @@ class EvaluateConfig(Config):
         title: what the report calls the model, where there are several.
         tasks: benchmarks by name, group, or YAML file.
         limit: the most questions of each task, spread evenly over all.
-        too_long: what is done with what is longer than the model's window: an `error`, `truncate` its beginning, or `skip` it.
+        too_long: what is done with what is longer than the model's window: an `error`, `truncate` its beginning, or
+            `skip` it.
         unconditional: also score the options of tasks without their question.
-        window, stride: the most tokens the model sees at once in scoring documents, and how far that window slides (by default half of it).
+        window, stride: the most tokens the model sees at once in scoring documents, and how far that window slides (by
+            default half of it).
         untrained: also measure the same network with fresh weights.
         baselines: a stage `baselines`, to set its figures beside the model's.
         workers, backend: over how many processes the tasks are spread, each with its own copy of the model.
@@ -77,7 +79,10 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> EvaluateConfig:
         if self.stride is not None and self.stride > self.window:
-            raise ValueError(f"stride {self.stride} is longer than window {self.window}: tokens between two windows would not be scored.")
+            raise ValueError(
+                f"stride {self.stride} is longer than window {self.window}: tokens between two windows would not be"
+                " scored."
+            )
         return self
 
 
@@ -104,13 +109,18 @@ class Evaluate(Stage[EvaluateConfig]):
             reuse_memory()
         evaluator = Evaluator.load(model_directory(context.inputs["model"]), config.device, config.precision)
         if config.documents is not None and config.window > evaluator.scorer.max_seq_len:
-            raise UserError(f"window {config.window} is longer than the model's max_seq_len {evaluator.scorer.max_seq_len}.", "Lower it.")
+            raise UserError(
+                f"window {config.window} is longer than the model's max_seq_len {evaluator.scorer.max_seq_len}.",
+                "Lower it.",
+            )
         tasks = self._tasks(evaluator, config, context)
         measured: Figures = {}
         if config.documents is not None or config.task is not None:
             measured["model"] = self._measure("model", evaluator, config, context)
             if config.untrained:
-                measured["untrained"] = self._measure("untrained", _untrained(evaluator, config, context.seed), config, context)
+                measured["untrained"] = self._measure(
+                    "untrained", _untrained(evaluator, config, context.seed), config, context
+                )
         chance = measured["model"].pop("chance", None) if measured else None
         if config.baselines is not None:
             measured |= read_record(context.inputs["baselines"])["results"]["baselines"]
@@ -138,11 +148,17 @@ class Evaluate(Stage[EvaluateConfig]):
         for task in find_tasks(config.tasks):
             rows = run_task(evaluator, task, settings, _place(context, task))
             assert rows is not None
-            summaries[task.name] = {"title": task.title or task.name, "shots": task.shots, "split": task.split} | task_summary(task, rows)
+            summaries[task.name] = {
+                "title": task.title or task.name,
+                "shots": task.shots,
+                "split": task.split,
+            } | task_summary(task, rows)
             summaries[task.name]["domains"] = _by_domain(task, rows)
         return summaries
 
-    def _measure(self, name: str, evaluator: Evaluator, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+    def _measure(
+        self, name: str, evaluator: Evaluator, config: EvaluateConfig, context: StageContext
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if config.documents is not None:
             path = context.inputs["documents"]
@@ -152,14 +168,25 @@ class Evaluate(Stage[EvaluateConfig]):
             found["bits_per_byte"] = {domain: asdict(bits_per_byte(each)) for domain, each in by_domain(rows).items()}
         if config.task is not None:
             path = context.inputs["task"]
-            task = Task(name=f"questions-{name}", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes")
-            ranked = run_task(evaluator, task, Settings(None, config.too_long), context.directory / f"questions-{name}.jsonl")
+            task = Task(
+                name=f"questions-{name}",
+                requests=str(path / "task.jsonl" if path.is_dir() else path),
+                normalization="bytes",
+            )
+            ranked = run_task(
+                evaluator, task, Settings(None, config.too_long), context.directory / f"questions-{name}.jsonl"
+            )
             assert ranked is not None
             if not (accuracy := accuracy_by_domain(ranked)):
-                raise UserError(f"'{path}': no question has several options that fit the model's window, so there is no accuracy.", "Use --tasks.")
+                raise UserError(
+                    f"'{path}': no question has several options that fit the model's window, so there is no accuracy.",
+                    "Use --tasks.",
+                )
             found["accuracy"] = accuracy
             if name == "model":
-                found["chance"] = {"all": chance_level(ranked)} | {domain: chance_level(rows) for domain, rows in by_domain(ranked).items()}
+                found["chance"] = {"all": chance_level(ranked)} | {
+                    domain: chance_level(rows) for domain, rows in by_domain(ranked).items()
+                }
         return found
 
     def summary(self, results: dict[str, Any]) -> str:
@@ -207,7 +234,10 @@ def _loaded(model: str, device: str, precision: str) -> Evaluator:
 
 def _untrained(evaluator: Evaluator, config: EvaluateConfig, seed: int) -> Evaluator:
     if evaluator.model is None:
-        raise UserError(f"untrained: fresh weights are drawn for lmlab's own networks, and this one runs by {evaluator.scorer.description}.")
+        raise UserError(
+            "untrained: fresh weights are drawn for lmlab's own networks, and this one runs by"
+            f" {evaluator.scorer.description}."
+        )
     evaluator.model.initialize(seed)
     return evaluator
 

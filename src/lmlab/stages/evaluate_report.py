@@ -23,9 +23,9 @@ _NAMES = {
 }
 _FURTHER = ("bits_per_byte", "cross_entropy", "calibration_error")
 _TASK_NOTE = (
-    "± is one standard error over questions. Accuracy ranks the options by log-probability {normalizations}. Bits per byte are those of the "
-    "right answer, cross-entropy (nats) is that of the right option after a softmax over the options' scores, and calibration error compares "
-    "confidence with accuracy."
+    "± is one standard error over questions. Accuracy ranks the options by log-probability {normalizations}. Bits per"
+    " byte are those of the right answer, cross-entropy (nats) is that of the right option after a softmax over the"
+    " options' scores, and calibration error compares confidence with accuracy."
 )
 
 
@@ -33,10 +33,15 @@ def summary_of(results: dict[str, Any]) -> str:
     """One line: the main figure of each task, bits per byte by domain, accuracy."""
     parts = [f"{name} {value_text(found)}" for name, found in results["tasks"].items()]
     found = results["measured"].get("model", {})
-    parts += [f"{domain} {value['value']:.3f} bits per byte" for domain, value in found.get("bits_per_byte", {}).items()]
+    parts += [
+        f"{domain} {value['value']:.3f} bits per byte" for domain, value in found.get("bits_per_byte", {}).items()
+    ]
     if "accuracy" in found:
         value = found["accuracy"]["all"]
-        parts.append(f"ranked accuracy {value['value']:.1%} ± {value['standard_error'] or 0:.1%} (chance {results['chance']['all']:.0%})")
+        parts.append(
+            f"ranked accuracy {value['value']:.1%} ± {value['standard_error'] or 0:.1%} (chance"
+            f" {results['chance']['all']:.0%})"
+        )
     return "; ".join(parts)
 
 
@@ -46,7 +51,9 @@ def headline_of(results: dict[str, Any]) -> dict[str, str]:
     if (average := average_accuracy(results["tasks"])) is not None:
         facts["Average accuracy"] = f"{average:.1%}"
     found = results["measured"].get("model", {})
-    facts |= {f"Bits per byte, {domain}": f"{value['value']:.3f}" for domain, value in found.get("bits_per_byte", {}).items()}
+    facts |= {
+        f"Bits per byte, {domain}": f"{value['value']:.3f}" for domain, value in found.get("bits_per_byte", {}).items()
+    }
     if "accuracy" in found:
         facts["Ranked accuracy"] = f"{found['accuracy']['all']['value']:.1%}"
     return facts
@@ -54,7 +61,11 @@ def headline_of(results: dict[str, Any]) -> dict[str, str]:
 
 def average_accuracy(tasks: dict[str, Any]) -> float | None:
     """The unweighted mean over the tasks that are known by their accuracy; None for fewer than two."""
-    values = [found["figures"]["accuracy"]["value"] for found in tasks.values() if "accuracy" in found["figures"] and found["metric"] == "accuracy"]
+    values = [
+        found["figures"]["accuracy"]["value"]
+        for found in tasks.values()
+        if "accuracy" in found["figures"] and found["metric"] == "accuracy"
+    ]
     return sum(values) / len(values) if len(values) > 1 else None
 
 
@@ -74,7 +85,14 @@ def terminal_table(results: dict[str, Any]) -> TerminalTable:
     """The tasks of one model; columns that say nothing are left out."""
     tasks = results["tasks"]
     rows = {
-        name: [f"{found['questions']:,}", _metric(found), value_text(found), _chance(found), _beside(found), _left_out(found)]
+        name: [
+            f"{found['questions']:,}",
+            _metric(found),
+            value_text(found),
+            _chance(found),
+            _beside(found),
+            _left_out(found),
+        ]
         for name, found in tasks.items()
     }
     if (average := average_accuracy(tasks)) is not None:
@@ -91,7 +109,11 @@ def terminal_table(results: dict[str, Any]) -> TerminalTable:
 
 
 def _beside(found: dict[str, Any]) -> str:
-    return value_text(found, "bits_per_byte") if found["metric"] != "bits_per_byte" and "bits_per_byte" in found["figures"] else ""
+    return (
+        value_text(found, "bits_per_byte")
+        if found["metric"] != "bits_per_byte" and "bits_per_byte" in found["figures"]
+        else ""
+    )
 
 
 def tasks_section(results: dict[str, Any], where: str = "") -> Section:
@@ -101,10 +123,19 @@ def tasks_section(results: dict[str, Any], where: str = "") -> Section:
     ranked = {name: found for name, found in tasks.items() if found["metric"] == "accuracy" and found["figures"]}
     if ranked:
         accuracy = [found["figures"]["accuracy"] for found in ranked.values()]
-        values = {"model": [each["value"] for each in accuracy], "chance": [found["chance"] for found in ranked.values()]}
+        values = {
+            "model": [each["value"] for each in accuracy],
+            "chance": [found["chance"] for found in ranked.values()],
+        }
         errors = {"model": [each["standard_error"] or 0.0 for each in accuracy], "chance": [0.0] * len(ranked)}
         caption = "Accuracy beside chance. Bars show one standard error."
-        blocks.append(Figure(bar_chart([found["title"] for found in ranked.values()], values, errors, "accuracy", None), caption, caption))
+        blocks.append(
+            Figure(
+                bar_chart([found["title"] for found in ranked.values()], values, errors, "accuracy", None),
+                caption,
+                caption,
+            )
+        )
     blocks.append(_table(tasks))
     blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
     used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
@@ -118,21 +149,48 @@ def _table(tasks: Figures) -> Table:
     for name, found in tasks.items():
         further = [value_text(found, each) for each in _FURTHER]
         by = found["normalization"] or ""
-        rows.append([name, found["questions"], _NAMES.get(found["metric"], found["metric"]), value_text(found), _chance(found), by, *further])
+        rows.append(
+            [
+                name,
+                found["questions"],
+                _NAMES.get(found["metric"], found["metric"]),
+                value_text(found),
+                _chance(found),
+                by,
+                *further,
+            ]
+        )
         rows[-1].append(_left_out(found))
     if (average := average_accuracy(tasks)) is not None:
         rows.append(["average", None, "accuracy", f"{100 * average:.1f} %", *["" for _ in range(6)]])
-    columns = ["task", "items", "metric", "value", "chance", "by", "bits per byte", "cross-entropy", "calibration error", "left out"]
+    columns = [
+        "task",
+        "items",
+        "metric",
+        "value",
+        "chance",
+        "by",
+        "bits per byte",
+        "cross-entropy",
+        "calibration error",
+        "left out",
+    ]
     says = [place for place in range(len(columns)) if any(row[place] not in ("", "-", "none", None) for row in rows)]
     if all(found["metric"] == "accuracy" for found in tasks.values()):
         says.remove(columns.index("metric"))
         columns[columns.index("value")] = "accuracy"
-    align: list[Literal["left", "right"]] = ["left" if columns[place] in ("task", "metric", "by", "left out") else "right" for place in says]
-    return Table([columns[place] for place in says], [[row[place] for place in says] for row in rows], "All tasks.", align=align)
+    align: list[Literal["left", "right"]] = [
+        "left" if columns[place] in ("task", "metric", "by", "left out") else "right" for place in says
+    ]
+    return Table(
+        [columns[place] for place in says], [[row[place] for place in says] for row in rows], "All tasks.", align=align
+    )
 
 
 def _metric(found: dict[str, Any]) -> str:
-    by = {"none": "", None: "", "unconditional": ", without the question's prior"}.get(found["normalization"], f" by {found['normalization']}")
+    by = {"none": "", None: "", "unconditional": ", without the question's prior"}.get(
+        found["normalization"], f" by {found['normalization']}"
+    )
     return _NAMES.get(found["metric"], found["metric"]) + (by if found["metric"] == "accuracy" else "")
 
 
@@ -155,7 +213,9 @@ def _domains(name: str, found: dict[str, Any]) -> Details:
         [domain, value["count"], value_text({"metric": found["metric"], "figures": {found["metric"]: value}})]
         for domain, value in sorted(found["domains"].items(), key=lambda pair: -pair[1]["value"])
     ]
-    return Details(f"{name} by domain", [Table(["domain", "questions", _NAMES.get(found["metric"], found["metric"])], wrapped)])
+    return Details(
+        f"{name} by domain", [Table(["domain", "questions", _NAMES.get(found["metric"], found["metric"])], wrapped)]
+    )
 
 
 def comparison_section(results: dict[str, Any], where: str = "") -> Section:
@@ -194,14 +254,20 @@ def _verdict(bits: Figures) -> Note | None:
 
 def _comparison(figures: Figures, title: str, reference: tuple[str, float] | None, digits: int) -> list[Any]:
     domains = list(figures["model"])
-    groups = {name: [found[domain]["value"] for domain in domains] for name, found in figures.items() if all(domain in found for domain in domains)}
+    groups = {
+        name: [found[domain]["value"] for domain in domains]
+        for name, found in figures.items()
+        if all(domain in found for domain in domains)
+    }
     errors = {name: [figures[name][domain]["standard_error"] or 0.0 for domain in domains] for name in groups}
     rows = [[name, *(_cell(found.get(domain), digits) for domain in domains)] for name, found in figures.items()]
     caption = f"{title[0].upper()}{title[1:]} by domain."
     align: list[Literal["left", "right"]] = ["left"]
     align += ["right"] * len(domains)
     return [
-        Figure(bar_chart(domains, groups, errors, title, reference), caption + " Bars show one standard error.", caption),
+        Figure(
+            bar_chart(domains, groups, errors, title, reference), caption + " Bars show one standard error.", caption
+        ),
         Table(["", *domains], rows, caption, highlight_row=0, align=align),
     ]
 

@@ -37,9 +37,14 @@ class Export(Stage[ExportConfig]):
         model, tokenizer = from_pretrained(source), Tokenizer.load(source)
         family = family_of(model.config)
         if family is None:
-            raise UserError("No Hugging Face architecture has this model's combination of features.", "Remove the export stage, or change the model.")
+            raise UserError(
+                "No Hugging Face architecture has this model's combination of features.",
+                "Remove the export stage, or change the model.",
+            )
         directory = context.directory / "hf"
-        model_type = save_pretrained(model, directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
+        model_type = save_pretrained(
+            model, directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        )
         tokenizer.save(directory, model.config.max_seq_len)
         console.print("  [dim]reloading with transformers")
         inputs = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(config.check_text)]])
@@ -49,16 +54,25 @@ class Export(Stage[ExportConfig]):
         difference = compare_with_transformers(directory, inputs, logits)
         _compare_tokenizers(directory, tokenizer, config.check_text)
         if difference > config.tolerance:
-            raise LmlabError(f"The exported model's logits differ by {difference:.2e} in transformers, more than {config.tolerance:.0e}.")
+            raise LmlabError(
+                f"The exported model's logits differ by {difference:.2e} in transformers, more than"
+                f" {config.tolerance:.0e}."
+            )
         return {"model_type": model_type, "architecture": family.language_model, "largest_difference": difference}
 
     def summary(self, results: dict[str, Any]) -> str:
         """The check's outcome."""
-        return f"{results['architecture']}: logits equal in transformers (largest difference {results['largest_difference']:.1e})."
+        return (
+            f"{results['architecture']}: logits equal in transformers (largest difference"
+            f" {results['largest_difference']:.1e})."
+        )
 
     def report(self, config: ExportConfig, results: dict[str, Any], directory: Any) -> list[Section]:
         """The check's outcome."""
-        facts = {"Architecture": results["architecture"], "Largest logit difference": f"{results['largest_difference']:.1e}"}
+        facts = {
+            "Architecture": results["architecture"],
+            "Largest logit difference": f"{results['largest_difference']:.1e}",
+        }
         intro = "The model as a Hugging Face directory, reloaded with transformers and compared in fp32."
         return [Section("Export", [Facts(facts | {"Directory": f"{directory.name}/hf"})], intro)]
 
@@ -66,5 +80,7 @@ class Export(Stage[ExportConfig]):
 def _compare_tokenizers(directory: Path, tokenizer: Tokenizer, text: str) -> None:
     from transformers import AutoTokenizer
 
-    if list(AutoTokenizer.from_pretrained(directory)(text, add_special_tokens=False)["input_ids"]) != tokenizer.encode(text):
+    if list(AutoTokenizer.from_pretrained(directory)(text, add_special_tokens=False)["input_ids"]) != tokenizer.encode(
+        text
+    ):
         raise LmlabError("The exported tokenizer gives other ids in transformers.")

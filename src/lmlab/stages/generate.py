@@ -45,8 +45,15 @@ class Generate(Stage[GenerateConfig]):
         console.print(f"  [dim]{len(config.prompts)} prompts, up to {config.max_new_tokens} tokens each")
         settings = generation_config(config, directory, tokenizer, context.seed)
         found = complete_texts(model, tokenizer, config.prompts, settings)
-        pairs = [(prompt, each) for prompt, completions in zip(config.prompts, found, strict=True) for each in completions]
-        return {"samples": [{"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason} for prompt, each in pairs]}
+        pairs = [
+            (prompt, each) for prompt, completions in zip(config.prompts, found, strict=True) for each in completions
+        ]
+        return {
+            "samples": [
+                {"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason}
+                for prompt, each in pairs
+            ]
+        }
 
     def summary(self, results: dict[str, Any]) -> str:
         """How many."""
@@ -55,19 +62,35 @@ class Generate(Stage[GenerateConfig]):
     def report(self, config: GenerateConfig, results: dict[str, Any], directory: Any) -> list[Section]:
         """The samples."""
         limits = [
-            f"{name} {value}" for name, value in (("top-p", config.top_p), ("top-k", config.top_k), ("min-p", config.min_p)) if value is not None
+            f"{name} {value}"
+            for name, value in (("top-p", config.top_p), ("top-k", config.top_k), ("min-p", config.min_p))
+            if value is not None
         ]
-        intro = ", ".join([f"Temperature {config.temperature}", *limits]) + ". The first draws of each prompt, not chosen by hand."
-        return [Section("Samples", [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]], intro, rank=3)]
+        intro = (
+            ", ".join([f"Temperature {config.temperature}", *limits])
+            + ". The first draws of each prompt, not chosen by hand."
+        )
+        return [
+            Section(
+                "Samples",
+                [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]],
+                intro,
+                rank=3,
+            )
+        ]
 
 
-def generation_config(settings: GenerationConfig, directory: Path, tokenizer: Tokenizer, seed: int = 0) -> GenerationConfig:
+def generation_config(
+    settings: GenerationConfig, directory: Path, tokenizer: Tokenizer, seed: int = 0
+) -> GenerationConfig:
     """The settings with the end tokens of a model directory added, and a seed added to theirs."""
     ends = {*settings.eos_ids, *end_token_ids(directory), tokenizer.eos_id}
     data = settings.model_dump(include=set(GenerationConfig.model_fields))
     return GenerationConfig(**data | {"eos_ids": tuple(ends), "seed": settings.seed + seed})
 
 
-def complete_texts(model: Transformer, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig) -> list[list[Completion]]:
+def complete_texts(
+    model: Transformer, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig
+) -> list[list[Completion]]:
     """Completions of each prompt, which is read as the beginning of a document."""
     return generate(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], config, decode=tokenizer.decode)

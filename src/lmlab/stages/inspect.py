@@ -64,7 +64,9 @@ class Inspection:
         self.examples.setdefault(reason, where)
 
 
-def inspect_data(path: str, tokenizer: Tokenizer | None = None, num_shown: int = 5, fields: dict[str, str] | None = None) -> Inspection:
+def inspect_data(
+    path: str, tokenizer: Tokenizer | None = None, num_shown: int = 5, fields: dict[str, str] | None = None
+) -> Inspection:
     """Look at a tokenised corpus, at what `collect` wrote, or at any source of documents.
 
     Arguments:
@@ -102,12 +104,20 @@ def inspect_data(path: str, tokenizer: Tokenizer | None = None, num_shown: int =
 
 
 def _count(found: Inspection, documents: list[Document], tokenizer: Tokenizer | None, num_shown: int) -> None:
-    encoded = [document.text.encode() for document in documents] if tokenizer is None else tokenizer.encode_batch([each.text for each in documents])
+    encoded = (
+        [document.text.encode() for document in documents]
+        if tokenizer is None
+        else tokenizer.encode_batch([each.text for each in documents])
+    )
     for document, units in zip(documents, encoded, strict=True):
         found.lengths[document.domain].append(len(units))
         found.sizes[document.domain] += len(document.text.encode())
         if len(found.shown) < num_shown:
-            pieces = [document.text[: _SHOWN_CHARACTERS * 4]] if tokenizer is None else _pieces(tokenizer, list(units[:_SHOWN_TOKENS]))
+            pieces = (
+                [document.text[: _SHOWN_CHARACTERS * 4]]
+                if tokenizer is None
+                else _pieces(tokenizer, list(units[:_SHOWN_TOKENS]))
+            )
             found.shown.append(Shown(document.id, document.domain, pieces))
 
 
@@ -128,7 +138,9 @@ def _inspect_corpus(corpus: TokenizedCorpus, num_shown: int) -> Inspection:
 
 
 def _pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The text of each token; characters of several tokens stand with the last of them, special tokens by their names."""
+    """The text of each token; characters of several tokens stand with the last of them, special tokens by their
+    names.
+    """
     pieces, done = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.backend.decode(ids[:end], skip_special_tokens=False)
@@ -152,7 +164,10 @@ def print_inspection(found: Inspection, console: Console) -> None:
     for name in _PRINTED:
         table.add_column(columns[name], justify="right" if name else "left", no_wrap=True)
     for row in _rows(found):
-        cells = [f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
+        cells = [
+            f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+            for cell in row
+        ]
         table.add_row(*(escape(cells[name]) for name in _PRINTED))
     console.print(table)
     border = "[dim]|[/dim]" if found.unit == "tokens" else ""
@@ -179,10 +194,19 @@ def write_inspection(found: Inspection, path: Path) -> Path:
     if number:
         overview.append(_histogram(found))
     shown: list[Block] = [Tokens(each.pieces, each.learned, f"{each.id}, {each.domain}") for each in found.shown]
-    sections = [Section("Overview", overview), Section("Documents", shown or [Paragraph("None.")], "The beginnings of the first documents.")]
+    sections = [
+        Section("Overview", overview),
+        Section("Documents", shown or [Paragraph("None.")], "The beginnings of the first documents."),
+    ]
     if found.set_aside:
-        rows: list[list[Cell]] = [[reason, count, found.examples[reason]] for reason, count in found.set_aside.most_common()]
-        sections.append(Section("Set aside", [Table(["reason", "records", "for instance"], rows)], "Records that are not used, and why."))
+        rows: list[list[Cell]] = [
+            [reason, count, found.examples[reason]] for reason, count in found.set_aside.most_common()
+        ]
+        sections.append(
+            Section(
+                "Set aside", [Table(["reason", "records", "for instance"], rows)], "Records that are not used, and why."
+            )
+        )
     return Page(f"Data in {found.place}", found.what, sections).write(path)
 
 
@@ -211,8 +235,17 @@ def _rows(found: Inspection) -> list[list[Cell]]:
 
 def _histogram(found: Inspection) -> Figure:
     """Lengths by powers of two."""
-    powers = {domain: np.log2(np.maximum(lengths, 1)).astype(int) for domain, lengths in found.lengths.items() if lengths}
+    powers = {
+        domain: np.log2(np.maximum(lengths, 1)).astype(int) for domain, lengths in found.lengths.items() if lengths
+    }
     first, last = min(int(each.min()) for each in powers.values()), max(int(each.max()) for each in powers.values())
-    groups = {domain: np.bincount(each - first, minlength=last - first + 1).tolist() for domain, each in sorted(powers.items())}
+    groups = {
+        domain: np.bincount(each - first, minlength=last - first + 1).tolist()
+        for domain, each in sorted(powers.items())
+    }
     names = [f"{2**power:,}-{2 ** (power + 1) - 1:,}" for power in range(first, last + 1)]
-    return Figure(bar_chart(names, groups, None, "documents", None), f"Lengths of documents in {found.unit}.", "Histogram of lengths")
+    return Figure(
+        bar_chart(names, groups, None, "documents", None),
+        f"Lengths of documents in {found.unit}.",
+        "Histogram of lengths",
+    )

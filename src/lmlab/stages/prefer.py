@@ -9,7 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from lmlab.config import Config
-from lmlab.data import ChatConfig, ChatEncoder, KTORows, Loader, PreferenceRows, Reject, Tokenizer, chat_tokenizer, encode_records
+from lmlab.data import (
+    ChatConfig,
+    ChatEncoder,
+    KTORows,
+    Loader,
+    PreferenceRows,
+    Reject,
+    Tokenizer,
+    chat_tokenizer,
+    encode_records,
+)
 from lmlab.distributed import wait_for_all, world
 from lmlab.errors import UserError
 from lmlab.files import write_json, write_jsonl
@@ -71,8 +81,8 @@ class PreferConfig(Config):
     """The model, the preferences, and the loop.
 
     Attributes:
-        records: with `prompt`, `chosen` and `rejected`, or for KTO with `prompt`, `completion` and `label`; files of JSON lines, Parquet, Arrow
-            or MDS.
+        records: with `prompt`, `chosen` and `rejected`, or for KTO with `prompt`, `completion` and `label`; files of
+            JSON lines, Parquet, Arrow or MDS.
         start: the model that learns, and its reference: a stage `train`, a checkpoint, or a model's directory.
         tokenizer: by default that of `start`.
         heldout_fraction: share of the records that is measured and not learned from.
@@ -109,9 +119,14 @@ class Prefer(Stage[PreferConfig]):
     def run(self, config: PreferConfig, context: StageContext) -> dict[str, Any]:
         """Encode, score by the reference, and train."""
         start = Start.find(context.inputs["start"])
-        tokenizer = chat_tokenizer(Tokenizer.load(context.inputs["tokenizer"] if config.tokenizer else start.tokenizer_directory), config.chat)
+        tokenizer = chat_tokenizer(
+            Tokenizer.load(context.inputs["tokenizer"] if config.tokenizer else start.tokenizer_directory), config.chat
+        )
         if config.seq_len > start.model.max_seq_len:
-            raise UserError(f"seq_len {config.seq_len} is longer than the model's max_seq_len {start.model.max_seq_len}.", "Lower it.")
+            raise UserError(
+                f"seq_len {config.seq_len} is longer than the model's max_seq_len {start.model.max_seq_len}.",
+                "Lower it.",
+            )
         rows, heldout, rejects = _rows(config, context, tokenizer)
         place, step = world(), _step(config.method)
         if config.method.kind != "simpo":
@@ -146,12 +161,25 @@ class Prefer(Stage[PreferConfig]):
         """Curves."""
         rows = read_metrics(directory / "metrics.jsonl")
         blocks: list[Any] = [Facts(training_facts(results))]
-        for key, title in (("loss", "loss"), ("accuracies", "accuracy"), ("margins", "margin of rewards"), ("kl", "divergence (nats)")):
+        for key, title in (
+            ("loss", "loss"),
+            ("accuracies", "accuracy"),
+            ("margins", "margin of rewards"),
+            ("kl", "divergence (nats)"),
+        ):
             curves: list[Series] = [series(rows, key, "training"), series(rows, f"heldout_{key}", "held out")]
             curves = [curve for curve in curves if curve.x]
             if curves:
-                blocks.append(Figure(line_chart(curves, "step", title), f"{title.capitalize()} of the logged steps.", title))
-        return [Section("Learning from preferences", blocks + routing_curves(rows) + loop_curves(rows), f"Method: {config.method.kind}.")]
+                blocks.append(
+                    Figure(line_chart(curves, "step", title), f"{title.capitalize()} of the logged steps.", title)
+                )
+        return [
+            Section(
+                "Learning from preferences",
+                blocks + routing_curves(rows) + loop_curves(rows),
+                f"Method: {config.method.kind}.",
+            )
+        ]
 
 
 def _step(method: DPO | SimPO | KTO) -> StepFunction:
@@ -168,27 +196,44 @@ def _rows(config: PreferConfig, context: StageContext, tokenizer: Tokenizer) -> 
     numbered = list(enumerate(records_of(config.records, context)))
     parts, rejects = [], list[Reject]()
     for heldout in (False, True):
-        records = (record for number, record in numbered if is_heldout(number, config.heldout_fraction, context.seed) == heldout)
+        records = (
+            record
+            for number, record in numbered
+            if is_heldout(number, config.heldout_fraction, context.seed) == heldout
+        )
         examples, refused = encode_records(records, encode)
         parts.append(examples)
         rejects += refused
     if world().is_main:
-        write_jsonl(context.directory / "rejects.jsonl", ({"where": each.where, "reason": each.reason} for each in rejects))
+        write_jsonl(
+            context.directory / "rejects.jsonl", ({"where": each.where, "reason": each.reason} for each in rejects)
+        )
     if rejects:
         check_rejects(len(rejects), len(numbered), config.max_reject_fraction, rejects[0])
     make: Callable[..., Rows] = KTORows if config.method.kind == "kto" else PreferenceRows
     train, heldout_examples = parts
-    return make(train, config.seq_len), make(heldout_examples, config.seq_len) if len(heldout_examples) > 1 else None, len(rejects)
+    return (
+        make(train, config.seq_len),
+        make(heldout_examples, config.seq_len) if len(heldout_examples) > 1 else None,
+        len(rejects),
+    )
 
 
 def _score(start: Start, parts: list[Rows | None], config: PreferConfig, directory: Path) -> None:
-    """Give all rows the reference's figures: the main process computes what is not on the disk, the others then read it."""
+    """Give all rows the reference's figures: the main process computes what is not on the disk, the others then read
+    it.
+    """
     model = start.load()
 
     def score() -> None:
         for rows in (rows for rows in parts if rows is not None):
             rows.reference = reference_log_probs(
-                model, rows, directory, batch_size=config.trainer.rows_at_once, device=config.trainer.device, precision=config.trainer.precision
+                model,
+                rows,
+                directory,
+                batch_size=config.trainer.rows_at_once,
+                device=config.trainer.device,
+                precision=config.trainer.precision,
             )
 
     if world().is_main:

@@ -37,9 +37,13 @@ class QuestionTask(Stage[C]):
     def run(self, config: C, context: StageContext) -> dict[str, Any]:
         """Draw the questions."""
         path = context.inputs["documents"]
-        items = self.draw(config, list(read_documents(path / f"{config.split}.jsonl" if path.is_dir() else path)), context.seed)
+        items = self.draw(
+            config, list(read_documents(path / f"{config.split}.jsonl" if path.is_dir() else path)), context.seed
+        )
         if not items:
-            raise UserError("The held-out documents are too few or too short for a single question.", "Raise heldout_fraction.")
+            raise UserError(
+                "The held-out documents are too few or too short for a single question.", "Raise heldout_fraction."
+            )
         write_jsonl(context.directory / "task.jsonl", (item.model_dump() for item in items))
         return {"items": dict(Counter(item.domain for item in items))}
 
@@ -62,7 +66,13 @@ class NextLineTask(QuestionTask[NextLineTaskConfig]):
 
     def draw(self, config: NextLineTaskConfig, documents: list[Document], seed: int) -> list[Question]:
         """The questions."""
-        return build_next_line_items(documents, config.items_per_domain, seed, context_lines=config.context_lines, context_bytes=config.context_bytes)
+        return build_next_line_items(
+            documents,
+            config.items_per_domain,
+            seed,
+            context_lines=config.context_lines,
+            context_bytes=config.context_bytes,
+        )
 
 
 class NextWordTaskConfig(QuestionTaskConfig):

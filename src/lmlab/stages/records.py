@@ -1,4 +1,6 @@
-"""What stages that learn from records have in common: where they come from, how many may be unfit, and which are held out."""
+"""What stages that learn from records have in common: where they come from, how many may be unfit, and which are held
+out.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,21 @@ _ENOUGH = 1000
 
 def _locate(value: Any) -> Any:
     """A URL or a glob as the source that it needs; whatever else it is stays as it is."""
-    return record_source(value) if isinstance(value, str) and (is_url(value) or not set(value).isdisjoint("*?[")) else value
+    return (
+        record_source(value)
+        if isinstance(value, str) and (is_url(value) or not set(value).isdisjoint("*?["))
+        else value
+    )
 
 
 def _kind(value: Any) -> Any:
-    return "path" if isinstance(value, str) else value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return (
+        "path"
+        if isinstance(value, str)
+        else value.get("kind")
+        if isinstance(value, dict)
+        else getattr(value, "kind", None)
+    )
 
 
 Records = Annotated[

@@ -45,16 +45,31 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
         record = read_record(each.directory)
         if headline := each.entry.stage.headline(record["results"]):
             headlines.setdefault(each.entry.kind, {})[each.entry.name] = headline
-        sections += [(each.entry.name, section) for section in each.entry.stage.report(each.entry.config, record["results"], each.directory)]
-        times.append([each.entry.name, each.entry.kind, format_duration(record["seconds"]), each.entry.stage.summary(record["results"])])
+        sections += [
+            (each.entry.name, section)
+            for section in each.entry.stage.report(each.entry.config, record["results"], each.directory)
+        ]
+        times.append(
+            [
+                each.entry.name,
+                each.entry.kind,
+                format_duration(record["seconds"]),
+                each.entry.stage.summary(record["results"]),
+            ]
+        )
     manifest = read_json(run / "manifest.json")
     shown = _told_apart(sections)
     shown.sort(key=lambda section: section.rank)
     if headlines:
         shown.insert(0, Section("At a glance", _glance(headlines), manifest["description"]))
-    shown.append(Section("Stages", [Table(["stage", "kind", "time", "outcome"], times, align=["left", "left", "right", "left"])]))
     shown.append(
-        Section("Configuration", [Details("The recipe with every default", [Code((run / "recipe.yaml").read_text("utf-8"), "recipe.yaml")])])
+        Section("Stages", [Table(["stage", "kind", "time", "outcome"], times, align=["left", "left", "right", "left"])])
+    )
+    shown.append(
+        Section(
+            "Configuration",
+            [Details("The recipe with every default", [Code((run / "recipe.yaml").read_text("utf-8"), "recipe.yaml")])],
+        )
     )
     shown.append(Section("Environment", [_environment(manifest["environment"])]))
     subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}"
@@ -81,11 +96,18 @@ def _glance(headlines: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[Bl
 def _told_apart(sections: Sequence[tuple[str, Section]]) -> list[Section]:
     """Sections of one title get their stages' names."""
     titles = Counter(section.title for _, section in sections)
-    return [replace(section, title=f"{section.title}: {stage}") if titles[section.title] > 1 else section for stage, section in sections]
+    return [
+        replace(section, title=f"{section.title}: {stage}") if titles[section.title] > 1 else section
+        for stage, section in sections
+    ]
 
 
 def _environment(environment: dict[str, Any]) -> Table:
-    rows: list[list[Any]] = [["lmlab", environment["lmlab"]], ["Python", environment["python"]], ["Platform", environment["platform"]]]
+    rows: list[list[Any]] = [
+        ["lmlab", environment["lmlab"]],
+        ["Python", environment["python"]],
+        ["Platform", environment["platform"]],
+    ]
     rows += [["Processor", f"{environment['processor']}, {environment['cores']} cores"]]
     if environment["memory_bytes"]:
         rows.append(["Memory", format_bytes(environment["memory_bytes"])])

@@ -22,7 +22,8 @@ class SlurmJob:
     Attributes:
         command: what each process runs: the arguments of `lmlab`.
         nodes, gpus_per_node, cpus_per_gpu: machines and their parts; without GPUs one process a machine.
-        time: limit, as Slurm writes it; the job is told to stop two minutes before, and goes on in the next of `repeat` jobs.
+        time: limit, as Slurm writes it; the job is told to stop two minutes before, and goes on in the next of `repeat`
+            jobs.
         repeat: jobs one after the other.
         partition, account: as the cluster calls them.
         setup: a line of shell that makes `torchrun` and lmlab available, such as `source venv/bin/activate`.
@@ -48,11 +49,16 @@ class SlurmJob:
         """
         for label, value in (("--name", self.name), ("--partition", self.partition), ("--account", self.account)):
             if value is not None and not _NAME.fullmatch(value):
-                raise UserError(f"{label} '{value}' is not a name for Slurm.", "Use letters, digits, '.', '_', '+' and '-'.")
+                raise UserError(
+                    f"{label} '{value}' is not a name for Slurm.", "Use letters, digits, '.', '_', '+' and '-'."
+                )
         if not _TIME.fullmatch(self.time):
             raise UserError(f"--time '{self.time}' is not a time for Slurm.", "Write it as 24:00:00 or 2-12:00:00.")
         if any(character.isspace() for character in str(self.logs)):
-            raise UserError(f"--out: Slurm cannot write logs to '{self.logs}', as its name holds white space.", "Choose another directory.")
+            raise UserError(
+                f"--out: Slurm cannot write logs to '{self.logs}', as its name holds white space.",
+                "Choose another directory.",
+            )
         processes = max(1, self.gpus_per_node)
         options = {
             "job-name": self.name,

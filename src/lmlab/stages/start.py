@@ -40,14 +40,17 @@ class Start:
             return cls.find(path / "model")
         if found is None:
             raise UserError(
-                f"'{path}' holds neither a model nor a checkpoint.", "Name a stage 'train', one of its checkpoints, or a model's directory."
+                f"'{path}' holds neither a model nor a checkpoint.",
+                "Name a stage 'train', one of its checkpoints, or a model's directory.",
             )
         shape = found.parent / "model.json"
         return cls(found, validate(ModelConfig, read_json(shape), f"'{shape}'"), found)
 
     @property
     def tokenizer_directory(self) -> Path:
-        """Where the tokenizer is: with the model, or for a checkpoint in the folder that the model will be exported to."""
+        """Where the tokenizer is: with the model, or for a checkpoint in the folder that the model will be
+        exported to.
+        """
         return self.directory if self.checkpoint is None else self.directory.parent.parent / "model"
 
     def load(self, config: ModelConfig | None = None) -> Transformer:
@@ -65,5 +68,8 @@ class Start:
             return model
         if config is not None and config != self.model:
             changed = [name for name, value in config if value != getattr(self.model, name)]
-            raise UserError(f"The model in '{self.directory}' differs from the one that is asked for in: {', '.join(changed)}.", "Leave out 'model'.")
+            raise UserError(
+                f"The model in '{self.directory}' differs from the one that is asked for in: {', '.join(changed)}.",
+                "Leave out 'model'.",
+            )
         return from_pretrained(self.directory)

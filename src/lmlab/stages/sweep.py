@@ -41,14 +41,20 @@ def plan_sweep(vary: Sequence[str], out: Path) -> list[SweepRun]:
         if not equals or not key.strip() or not values.strip():
             raise UserError(f"--vary {entry}: expected KEY=VALUE,VALUE,...", "For instance --vary seed=0,1,2.")
         parsed = parse_yaml(f"[{values}]", f"--vary {key}")
-        axes.append([(key.strip(), text.strip()) for text in values.split(",")] if len(parsed) == values.count(",") + 1 else _whole(key, parsed))
+        axes.append(
+            [(key.strip(), text.strip()) for text in values.split(",")]
+            if len(parsed) == values.count(",") + 1
+            else _whole(key, parsed)
+        )
     runs = []
     for chosen in itertools.product(*axes):
         name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen)
         name = re.sub(r"[^\w.,=+-]", "_", name)
         runs.append(SweepRun(name, tuple(f"{key}={value}" for key, value in chosen), out / name))
     if len({run.name for run in runs}) < len(runs):
-        raise UserError("--vary: two of the runs would have the same name.", "Vary each key once, with different values.")
+        raise UserError(
+            "--vary: two of the runs would have the same name.", "Vary each key once, with different values."
+        )
     return runs
 
 
@@ -76,14 +82,25 @@ def run_sweep(
         for index, error in fan_out(_run, jobs, workers=workers or 1, backend=backend, gpus=gpus):
             run = runs[index]
             results = read_json(run.directory / "results.json") if error is None else None
-            rows[index] = {"name": run.name, "overrides": run.overrides, "state": "failed" if error else "done", "error": error, "results": results}
+            rows[index] = {
+                "name": run.name,
+                "overrides": run.overrides,
+                "state": "failed" if error else "done",
+                "error": error,
+                "results": results,
+            }
             failed += error is not None
             advance(1, note=f"{failed} failed" if failed else "")
             if error:
-                console.print(f"{run.name} failed: {error} (see {run.directory / 'log.txt'})", style="red", markup=False)
+                console.print(
+                    f"{run.name} failed: {error} (see {run.directory / 'log.txt'})", style="red", markup=False
+                )
     write_json(out / "sweep.json", rows)
     if failed:
-        raise LmlabError(f"{failed} of {len(runs)} runs failed; the others are in '{out}'.", "Run the same command again: finished runs are kept.")
+        raise LmlabError(
+            f"{failed} of {len(runs)} runs failed; the others are in '{out}'.",
+            "Run the same command again: finished runs are kept.",
+        )
     return rows
 
 
@@ -96,7 +113,16 @@ class _Job:
 
 def _command(recipe: Path, overrides: Sequence[str], directory: Path, threads: int | None) -> _Job:
     settings = [argument for override in overrides for argument in ("--set", override)]
-    command = [sys.executable, "-m", "lmlab", "run", str(recipe.resolve()), "--out", str(directory.resolve()), *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "lmlab",
+        "run",
+        str(recipe.resolve()),
+        "--out",
+        str(directory.resolve()),
+        *settings,
+    ]
     return _Job(command, str(directory.resolve()), threads)
 
 
@@ -109,7 +135,9 @@ def _run(job: _Job) -> str | None:
         done = subprocess.run(job.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
     if done.returncode == 0:
         return None
-    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith(("error:", "stopped:"))]
+    lines = [
+        line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith(("error:", "stopped:"))
+    ]
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 

@@ -43,7 +43,9 @@ class Tokenize(Stage[TokenizeConfig]):
         path = context.inputs["documents"]
         path = path / f"{config.split}.jsonl" if path.is_dir() else path
         tokenizer = Tokenizer.load(context.inputs["tokenizer"])
-        manifest = tokenize_documents(path, tokenizer, context.directory, config.shard_tokens, config.workers, config.backend)
+        manifest = tokenize_documents(
+            path, tokenizer, context.directory, config.shard_tokens, config.workers, config.backend
+        )
         if config.split == "train" and not manifest["shards"]:
             raise UserError(f"'{path}' holds no document to tokenise.", "Collect more text.")
         return {"counts": manifest["counts"], "shards": len(manifest["shards"])}
@@ -57,6 +59,9 @@ class Tokenize(Stage[TokenizeConfig]):
 
     def report(self, config: TokenizeConfig, results: dict[str, Any], directory: Any) -> list[Section]:
         """Tokens by domain."""
-        rows = [[domain, c["documents"], c["tokens"], c["bytes"], round(c["bytes"] / c["tokens"], 3)] for domain, c in results["counts"].items()]
+        rows = [
+            [domain, c["documents"], c["tokens"], c["bytes"], round(c["bytes"] / c["tokens"], 3)]
+            for domain, c in results["counts"].items()
+        ]
         title = "Training tokens" if config.split == "train" else "Held-out tokens"
         return [Section(title, [Table(["domain", "documents", "tokens", "bytes", "bytes a token"], rows)])]

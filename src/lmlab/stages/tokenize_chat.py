@@ -23,7 +23,8 @@ class TokenizeChatConfig(Config):
     """Which conversations, with which tokenizer.
 
     Attributes:
-        records: with `messages`, or with `prompt` and `completion`: files of JSON lines, Parquet, Arrow, MDS or WebDataset.
+        records: with `messages`, or with `prompt` and `completion`: files of JSON lines, Parquet, Arrow, MDS or
+            WebDataset.
         tokenizer: for messages one with a chat template, or `chat.template` gives it one.
         split: the records that are held out, or the others.
         heldout_fraction: share of the records that is held out.
@@ -63,15 +64,25 @@ class TokenizeChat(Stage[TokenizeChatConfig]):
         """Examples and tokens."""
         if not results["counts"]:
             return "no example."
-        examples, tokens, learned = (sum(counts[key] for counts in results["counts"].values()) for key in ("documents", "tokens", "learned_tokens"))
-        return f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned; {results['rejects']:,} set aside."
+        examples, tokens, learned = (
+            sum(counts[key] for counts in results["counts"].values())
+            for key in ("documents", "tokens", "learned_tokens")
+        )
+        return (
+            f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned;"
+            f" {results['rejects']:,} set aside."
+        )
 
     def report(self, config: TokenizeChatConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Examples by domain."""
         rows = [[domain, c["documents"], c["tokens"], c["learned_tokens"]] for domain, c in results["counts"].items()]
         blocks: list[Any] = [Table(["domain", "examples", "tokens", "learned tokens"], rows)]
         if results["rejects"]:
-            blocks.append(Note(f"{results['rejects']:,} of {results['read']:,} records are set aside in rejects.jsonl.", "warning"))
+            blocks.append(
+                Note(
+                    f"{results['rejects']:,} of {results['read']:,} records are set aside in rejects.jsonl.", "warning"
+                )
+            )
         return [Section("Conversations" if config.split == "train" else "Held-out conversations", blocks)]
 
 

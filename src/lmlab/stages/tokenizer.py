@@ -34,7 +34,8 @@ class TrainTokenizer(Stage[TrainTokenizerConfig]):
         path = context.inputs["documents"]
         console.print("  [dim]learning merges")
         tokenizer = Tokenizer.train(
-            (document.text for document in read_documents(path / "train.jsonl" if path.is_dir() else path)), config.vocab_size
+            (document.text for document in read_documents(path / "train.jsonl" if path.is_dir() else path)),
+            config.vocab_size,
         )
         tokenizer.save(context.directory)
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}

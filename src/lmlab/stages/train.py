@@ -56,17 +56,23 @@ class TrainConfig(Config):
         mixture: several of them with their shares, in place of `tokens`.
         order: how the sources of a mixture follow each other.
         tokenizer: by default the one that is stored with the shards.
-        data_seed: added to the recipe's seed for the order of the rows, so that a later stage sees the same text in another order.
+        data_seed: added to the recipe's seed for the order of the rows, so that a later stage sees the same text in
+            another order.
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
-        heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on `heldout_rows` rows spread over it.
-        tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or YAML files.
-        questions: a stage or a file with ranked questions, measured in the same way; its figures are logged as `questions/accuracy` and so on.
+        heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on
+            `heldout_rows` rows spread over it.
+        tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or
+            YAML files.
+        questions: a stage or a file with ranked questions, measured in the same way; its figures are logged as
+            `questions/accuracy` and so on.
         model: the network; without it, that of `start`.
-        start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a model's directory.
+        start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a
+            model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
         z_loss: coefficient of the z-loss.
-        router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe` says.
+        router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe`
+            says.
     """
 
     tokens: Input | None = None
@@ -128,11 +134,20 @@ class Train(Stage[TrainConfig]):
         start = Start.find(context.inputs["start"]) if config.start else None
         model_config = config.model or cast(Start, start).model
         if tokenizer.vocab_size > model_config.vocab_size:
-            raise UserError(f"model.vocab_size {model_config.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}.", "Raise it.")
+            raise UserError(
+                f"model.vocab_size {model_config.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}.",
+                "Raise it.",
+            )
         if config.seq_len > model_config.max_seq_len:
-            raise UserError(f"seq_len {config.seq_len} is longer than the model's max_seq_len {model_config.max_seq_len}.", "Lower it.")
+            raise UserError(
+                f"seq_len {config.seq_len} is longer than the model's max_seq_len {model_config.max_seq_len}.",
+                "Lower it.",
+            )
         if config.start_optimizer and cast(Start, start).checkpoint is None:
-            raise UserError(f"start_optimizer: '{cast(Start, start).directory}' holds weights, but no optimizer's state.", "Name a stage 'train'.")
+            raise UserError(
+                f"start_optimizer: '{cast(Start, start).directory}' holds weights, but no optimizer's state.",
+                "Name a stage 'train'.",
+            )
         place = world()
         loader = Loader(mixture, loop.batch_size, data_seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
@@ -165,8 +180,12 @@ class Train(Stage[TrainConfig]):
 
     def summary(self, results: dict[str, Any]) -> str:
         """Loss and speed."""
-        loss = f"loss {results['final_loss']:.3f}" + (f", held out {results['heldout_loss']:.3f}" if "heldout_loss" in results else "")
-        return f"{loss}, {results['tokens_per_second']:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
+        loss = f"loss {results['final_loss']:.3f}" + (
+            f", held out {results['heldout_loss']:.3f}" if "heldout_loss" in results else ""
+        )
+        return (
+            f"{loss}, {results['tokens_per_second']:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
+        )
 
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
         """Size, tokens, held-out loss, speed."""
@@ -186,33 +205,53 @@ class Train(Stage[TrainConfig]):
         losses = [Series("training", steps, [row["loss"] for row in rows])]
         heldout = [row for row in rows if "heldout_loss" in row]
         if heldout:
-            losses.append(Series("held out", [row["step"] for row in heldout], [row["heldout_loss"] for row in heldout]))
+            losses.append(
+                Series("held out", [row["step"] for row in heldout], [row["heldout_loss"] for row in heldout])
+            )
         blocks: list[Any] = [
             Facts(training_facts(results) | {"Epochs": f"{results['epochs']:.2f}"}),
             Figure(line_chart(losses, "step", "loss (nats a token)"), "Loss of the logged steps.", "Loss curve"),
         ]
         by_domain = [
-            series(rows, name, name.removeprefix("loss/")) for name in sorted({name for row in rows for name in row if name.startswith("loss/")})
+            series(rows, name, name.removeprefix("loss/"))
+            for name in sorted({name for row in rows for name in row if name.startswith("loss/")})
         ]
         if len(by_domain) > 1:
-            blocks.append(Figure(line_chart(by_domain, "step", "loss (nats a token)"), "Training loss by domain.", "Loss by domain"))
+            blocks.append(
+                Figure(
+                    line_chart(by_domain, "step", "loss (nats a token)"), "Training loss by domain.", "Loss by domain"
+                )
+            )
         for metric, title in (("accuracy", "accuracy"), ("bits_per_byte", "bits per byte of the right answer")):
             names = sorted({name for row in rows for name in row if name.endswith(f"/{metric}")})
             if names:
                 curves = [series(rows, name, name.removesuffix(f"/{metric}")) for name in names]
-                blocks.append(Figure(line_chart(curves, "step", title), f"Tasks while the model learns: {title}.", f"Tasks: {title}"))
+                blocks.append(
+                    Figure(
+                        line_chart(curves, "step", title), f"Tasks while the model learns: {title}.", f"Tasks: {title}"
+                    )
+                )
         if len(results["sources"]) > 1:
-            table = [[each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"] for each in results["sources"]]
+            table = [
+                [each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"]
+                for each in results["sources"]
+            ]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
         return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows), rank=4)]
 
 
 def _active(results: dict[str, Any]) -> str:
     """How many parameters a token uses, where that is not all of them."""
-    return f", {short(results['active_parameters'])} active" if results["active_parameters"] < results["parameters"] else ""
+    return (
+        f", {short(results['active_parameters'])} active"
+        if results["active_parameters"] < results["parameters"]
+        else ""
+    )
 
 
-def _rows(config: TrainConfig, context: StageContext) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
+def _rows(
+    config: TrainConfig, context: StageContext
+) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
     """The packed rows of each source, its part, and the tokenizer of all."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
@@ -238,9 +277,15 @@ def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer
     tasks = find_tasks(config.tasks)
     if config.questions is not None:
         path = context.inputs["questions"]
-        tasks.append(Task(name="questions", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes"))
+        tasks.append(
+            Task(name="questions", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes")
+        )
     if tasks:
-        parts.append(evaluation_during_training(tasks, tokenizer, Settings(config.tasks_limit, too_long="truncate"), config.trainer.precision))
+        parts.append(
+            evaluation_during_training(
+                tasks, tokenizer, Settings(config.tasks_limit, too_long="truncate"), config.trainer.precision
+            )
+        )
     return (lambda model: {name: value for part in parts for name, value in part(model).items()}) if parts else None
 
 

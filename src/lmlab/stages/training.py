@@ -1,4 +1,6 @@
-"""What all stages that train have in common: the network and where it comes from, the plan on paper, held-out figures, the export, the report."""
+"""What all stages that train have in common: the network and where it comes from, the plan on paper, held-out figures,
+the export, the report.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,16 @@ _BANDWIDTH_BETWEEN = 50 * 10**9  # and of its network port of 400 Gbit/s
 
 
 def plan_training(model: ModelConfig | None, seq_len: int, trainer: TrainerConfig) -> dict[str, str]:
-    """Length, parameters, arithmetic, memory, communication and time: label -> text. Without a model, the length alone."""
+    """Length, parameters, arithmetic, memory, communication and time: label -> text.
+
+    Without a model, the length alone.
+    """
     steps = trainer.num_steps(seq_len)
-    length = f"{trainer.epochs:g} epochs" if steps is None else f"{steps * trainer.batch_size * seq_len:,} tokens in {steps:,} steps"
+    length = (
+        f"{trainer.epochs:g} epochs"
+        if steps is None
+        else f"{steps * trainer.batch_size * seq_len:,} tokens in {steps:,} steps"
+    )
     return {"length": length} | ({} if model is None else _plan_model(model, seq_len, trainer, steps))
 
 
@@ -37,23 +46,37 @@ def _plan_model(model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps:
     needs = estimate(model, seq_len, trainer, place, dtype)
     peak = gemm_flops(str(device), dtype)
     seconds = needs.flops * (steps or 1) / peak / _TYPICAL_UTILISATION
-    parts = [(needs.weights, "weights"), (needs.gradients, "gradients"), (needs.optimizer, "optimizer"), (needs.activations, "activations")]
+    parts = [
+        (needs.weights, "weights"),
+        (needs.gradients, "gradients"),
+        (needs.optimizer, "optimizer"),
+        (needs.activations, "activations"),
+    ]
     if needs.gathered:
         parts.append((needs.gathered, "gathered weights"))
     rows = {
         "parameters": f"{model.num_parameters():,} ({model.num_parameters(embedding=False):,} without embeddings)",
         "arithmetic": f"{short(needs.flops)}FLOP a step" + (" and process" if place.size > 1 else ""),
-        "memory": f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts),
-        "time": f"about {duration(seconds)}{'' if steps else ' a step'} on {device} at {_TYPICAL_UTILISATION:.0%} of its {short(peak)}FLOP/s",
+        "memory": (
+            f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts)
+        ),
+        "time": (
+            f"about {duration(seconds)}{'' if steps else ' a step'} on {device} at {_TYPICAL_UTILISATION:.0%} of its"
+            f" {short(peak)}FLOP/s"
+        ),
     }
     if place.size > 1:
         replicas, shards = trainer.parallel.layout(place)
-        rows["processes"] = f"{place.size} on {place.nodes} machines: {replicas} x {shards} (copies x shares, {trainer.parallel.kind})"
+        rows["processes"] = (
+            f"{place.size} on {place.nodes} machines: {replicas} x {shards} (copies x shares, {trainer.parallel.kind})"
+        )
         slowest = max(needs.traffic / _BANDWIDTH_WITHIN, needs.network_bytes / _BANDWIDTH_BETWEEN)
         rows["communication"] = (
-            f"{format_bytes(needs.gather_bytes)} to gather weights and {format_bytes(needs.reduce_bytes)} to sum gradients, a step and process; "
-            f"{format_bytes(needs.network_bytes)} of it over the network: {duration(slowest)} at {format_bytes(_BANDWIDTH_WITHIN)}/s within and "
-            f"{format_bytes(_BANDWIDTH_BETWEEN)}/s between machines, beside {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
+            f"{format_bytes(needs.gather_bytes)} to gather weights and {format_bytes(needs.reduce_bytes)} to sum"
+            f" gradients, a step and process; {format_bytes(needs.network_bytes)} of it over the network:"
+            f" {duration(slowest)} at {format_bytes(_BANDWIDTH_WITHIN)}/s within and"
+            f" {format_bytes(_BANDWIDTH_BETWEEN)}/s between machines, beside"
+            f" {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
         )
     return rows
 
@@ -87,7 +110,9 @@ def heldout_evaluation(step: StepFunction, rows: Rows, rows_at_once: int) -> Eva
         totals: dict[str, list[float]] = {}
         for first in range(0, len(rows), rows_at_once):
             chosen = [rows[number] for number in range(first, min(first + rows_at_once, len(rows)))]
-            output = step(model, {key: torch.from_numpy(np.stack([row[key] for row in chosen])).to(device) for key in chosen[0]})
+            output = step(
+                model, {key: torch.from_numpy(np.stack([row[key] for row in chosen])).to(device) for key in chosen[0]}
+            )
             for name, (total, count) in {"loss": (output.loss_sum, output.count), **output.sums}.items():
                 so_far = totals.setdefault(name, [0.0, 0.0])
                 so_far[0], so_far[1] = so_far[0] + float(total), so_far[1] + float(count)
@@ -97,7 +122,9 @@ def heldout_evaluation(step: StepFunction, rows: Rows, rows_at_once: int) -> Eva
 
 
 def final_figures(directory: Path) -> dict[str, float]:
-    """`final_loss`, the mean of the last ten logged losses, and what held-out rows gave after the last step: `heldout_loss` and the like."""
+    """`final_loss`, the mean of the last ten logged losses, and what held-out rows gave after the last step:
+    `heldout_loss` and the like.
+    """
     rows = read_metrics(directory / "metrics.jsonl")
     losses = [row["loss"] for row in rows][-10:]
     heldout = {key: value for key, value in rows[-1].items() if key.startswith("heldout_")}
@@ -116,7 +143,10 @@ def training_facts(results: dict[str, Any]) -> dict[str, str]:
         "Training time": format_duration(results["seconds"]),
         "Waiting for data": f"{results['data_wait_seconds'] / max(results['seconds'], 1e-9):.2%}",
         "Checkpoint pauses": format_duration(results["checkpoint_pause_seconds"]),
-        "Device": f"{results['device']}, {results['precision']}" + (f", {results['processes']} processes" if results["processes"] > 1 else ""),
+        "Device": (
+            f"{results['device']}, {results['precision']}"
+            + (f", {results['processes']} processes" if results["processes"] > 1 else "")
+        ),
         "GEMM peak": f"{short(results['gemm_peak_flops'])}FLOP/s",
         "Peak memory": format_bytes(results["peak_memory_bytes"]) if results["peak_memory_bytes"] else "unknown",
     }
@@ -135,7 +165,10 @@ def loop_curves(rows: Sequence[dict[str, Any]]) -> list[Figure]:
         ("gradient_norm", "gradient norm", "Norm of the gradient before clipping."),
         ("learning_rate", "learning rate", "Learning rate."),
     )
-    return [Figure(line_chart([series(rows, key, title)], "step", title), caption, caption) for key, title, caption in curves]
+    return [
+        Figure(line_chart([series(rows, key, title)], "step", title), caption, caption)
+        for key, title, caption in curves
+    ]
 
 
 def routing_curves(rows: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -143,11 +176,25 @@ def routing_curves(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     if not any("routing/max_load" in row for row in rows):
         return []
     loads = [series(rows, "routing/max_load", "highest"), series(rows, "routing/min_load", "lowest")]
-    curves = [Figure(line_chart(loads, "step", "load over the mean"), "Highest and lowest load of an expert, of the most uneven layer.", "Loads")]
+    curves = [
+        Figure(
+            line_chart(loads, "step", "load over the mean"),
+            "Highest and lowest load of an expert, of the most uneven layer.",
+            "Loads",
+        )
+    ]
     for key, title, caption in (
-        ("load_balancing_loss", "load-balancing loss", "Load-balancing loss, without its coefficient; 1 where loads are equal."),
+        (
+            "load_balancing_loss",
+            "load-balancing loss",
+            "Load-balancing loss, without its coefficient; 1 where loads are equal.",
+        ),
         ("router_z_loss", "router z-loss", "Router z-loss, without its coefficient."),
-        ("routing_saturation", "saturation", "Share of each held-out token's experts that were chosen at the evaluation before."),
+        (
+            "routing_saturation",
+            "saturation",
+            "Share of each held-out token's experts that were chosen at the evaluation before.",
+        ),
     ):
         curve = series(rows, key, title)
         if curve.x:

@@ -1,6 +1,14 @@
 """The one loop for everything that learns."""
 
-from lmlab.train.checkpoint import Checkpoints, best_of, checkpoints, load_checkpoint, load_weights, verify_checkpoint, whole_tensors
+from lmlab.train.checkpoint import (
+    Checkpoints,
+    best_of,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    verify_checkpoint,
+    whole_tensors,
+)
 from lmlab.train.config import TrainerConfig
 from lmlab.train.estimate import Estimate, estimate
 from lmlab.train.language_model import language_model_step, language_model_step_by_domain

@@ -1,8 +1,8 @@
 """Checkpoints: whole or absent, verified on load, no pickle, of any number of processes for any other.
 
-A checkpoint is a directory `step-NNNNNNNN` with safetensors files, which PyTorch's distributed checkpointing writes (each process the shards that it
-holds), and `state.json`: the step, the state of the loader, figures, and the hashes of all files. It is written under another name and renamed when
-all of it is on the disk.
+A checkpoint is a directory `step-NNNNNNNN` with safetensors files, which PyTorch's distributed checkpointing writes
+(each process the shards that it holds), and `state.json`: the step, the state of the loader, figures, and the hashes of
+all files. It is written under another name and renamed when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from lmlab.train.optimizer import Optimizers
 _NAME = re.compile(r"step-(\d{8})")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")  # one process is no mishap
+warnings.filterwarnings(
+    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+)  # one process is no mishap
 
 
 class Checkpoints:
@@ -45,10 +47,18 @@ class Checkpoints:
         keep: how many of the newest are kept; those that are pinned and the best one are kept too.
         best_by: name of the figure by which the checkpoint with the lowest value is the best; None for none.
         in_background: write while training goes on, from a copy of the state in memory.
-        mirror: URL of a folder that gets a copy of each checkpoint, and from which they come back when `directory` is empty.
+        mirror: URL of a folder that gets a copy of each checkpoint, and from which they come back when `directory` is
+            empty.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, best_by: str | None = None, in_background: bool = False, mirror: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        best_by: str | None = None,
+        in_background: bool = False,
+        mirror: str | None = None,
+    ) -> None:
         self.directory, self.keep, self.best_by, self.in_background = directory, keep, best_by, in_background
         self._mirror = Mirror(mirror) if mirror else None
         self._group = control_group("checkpoints")
@@ -58,7 +68,9 @@ class Checkpoints:
             for left in directory.glob(".step-*.tmp"):  # by a process that was killed
                 shutil.rmtree(left)
 
-    def save(self, step: int, model: nn.Module, optimizers: Optimizers, state: Mapping[str, Any], *, pinned: bool = False) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizers: Optimizers, state: Mapping[str, Any], *, pinned: bool = False
+    ) -> None:
         """Write the checkpoint of `step`, and remove those that need not be kept; in the background if that is set."""
         self.wait()
         temporary = self.directory / f".step-{step:08d}.tmp"
@@ -68,7 +80,11 @@ class Checkpoints:
         from_main(None)
         tensors = _named(named_tensors(model), optimizers.state_tensors())
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._group, "no_dist": not dist.is_initialized()}
+        settings: dict[str, Any] = {
+            "storage_writer": writer,
+            "process_group": self._group,
+            "no_dist": not dist.is_initialized(),
+        }
         record = {"step": step, "pinned": pinned, "processes": world().size, **state}
         if self.in_background:
             written = async_save(tensors, **settings)
@@ -81,7 +97,11 @@ class Checkpoints:
     def _finish(self, temporary: Path, step: int, record: dict[str, Any], written: Future[Any] | None) -> None:
         if written is not None:
             written.result()
-        mine = [path for path in sorted(temporary.glob("*.safetensors")) if path.name.startswith(f"shard-{world().rank + 1:05d}-")]
+        mine = [
+            path
+            for path in sorted(temporary.glob("*.safetensors"))
+            if path.name.startswith(f"shard-{world().rank + 1:05d}-")
+        ]
         for path in mine:
             _flush(path)
         hashes = [(path.name, sha256_file(path)) for path in mine]
@@ -100,7 +120,11 @@ class Checkpoints:
     def _retain(self) -> None:
         saved = checkpoints(self.directory)
         states = {path: read_json(path / "state.json") for path in saved}
-        kept = set(saved[-self.keep :]) | {path for path in saved if states[path]["pinned"]} | {best_of(states, self.best_by)}
+        kept = (
+            set(saved[-self.keep :])
+            | {path for path in saved if states[path]["pinned"]}
+            | {best_of(states, self.best_by)}
+        )
         for path in saved:
             if path not in kept:
                 shutil.rmtree(path)
@@ -157,7 +181,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None 
                 wanted[key] = _empty(optimizers.parameters, key.removeprefix(_OPTIMIZER), each, path)
     load(wanted, storage_reader=reader, process_group=control_group(), no_dist=not dist.is_initialized())
     if optimizers is not None:
-        optimizers.load_state_tensors({key.removeprefix(_OPTIMIZER): value for key, value in wanted.items() if key.startswith(_OPTIMIZER)})
+        optimizers.load_state_tensors(
+            {key.removeprefix(_OPTIMIZER): value for key, value in wanted.items() if key.startswith(_OPTIMIZER)}
+        )
     return state
 
 
@@ -179,7 +205,10 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors put together from all processes, in the main process's memory; empty in the others. All must call it."""
+    """The model's tensors put together from all processes, in the main process's memory; empty in the others.
+
+    All must call it.
+    """
     whole = {}
     for name, tensor in named_tensors(model).items():
         full = tensor.detach()
@@ -219,7 +248,10 @@ def _empty(parameters: Mapping[str, Tensor], key: str, saved: Any, path: Path) -
     """Room for a saved tensor of the optimizer, spread over the processes as its parameter is."""
     parameter = parameters.get(key.rpartition(".")[0])
     if parameter is None:
-        raise LmlabError(f"'{path}' holds the optimizer's state of '{key.rpartition('.')[0]}', which is not trained here.", "Keep optimizer.groups.")
+        raise LmlabError(
+            f"'{path}' holds the optimizer's state of '{key.rpartition('.')[0]}', which is not trained here.",
+            "Keep optimizer.groups.",
+        )
     dtype = saved.properties.dtype
     if tuple(saved.size) == tuple(parameter.shape):
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False)

@@ -20,16 +20,19 @@ class TrainerConfig(Config):
     """How the loop runs.
 
     Attributes:
-        steps, tokens, epochs: how long: optimizer steps, or tokens or passes over the data (rounded up to whole steps); one of the three.
+        steps, tokens, epochs: how long: optimizer steps, or tokens or passes over the data (rounded up to whole steps);
+            one of the three.
         batch_size: rows of a step, over all processes.
         micro_batch_size: rows that a process runs at once; the default is its whole share of the batch.
         precision: `bf16` computes in bfloat16 with fp32 weights; `auto` takes bf16 where the hardware is faster in it.
         clip_norm: the gradient's largest norm.
         compile: have `torch.compile` translate the network.
-        recompute_blocks: activation checkpointing: one of so many blocks is computed again in the backward pass (1 for all, 0 for none).
+        recompute_blocks: activation checkpointing: one of so many blocks is computed again in the backward pass (1 for
+            all, 0 for none).
         evaluate_every, checkpoint_every: in steps; the last step always has both.
         keep_checkpoints: how many of the newest are kept.
-        keep_best: a figure of the evaluation, such as `heldout_loss`; where it is the lowest so far a checkpoint is written, and the best is kept.
+        keep_best: a figure of the evaluation, such as `heldout_loss`; where it is the lowest so far a checkpoint is
+            written, and the best is kept.
         background_checkpoints: write them while training goes on, from a copy in memory; by default on GPUs.
         mirror: URL of a folder that gets a copy of every checkpoint, such as `s3://bucket/run`.
         track: further places for metrics: `tensorboard`, `wandb`.
@@ -62,7 +65,9 @@ class TrainerConfig(Config):
         if sum(each is not None for each in (self.steps, self.tokens, self.epochs)) != 1:
             raise ValueError("give either steps, tokens or epochs.")
         if self.batch_size % self.rows_at_once:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}.")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}."
+            )
         return self
 
     @property
@@ -80,13 +85,16 @@ class TrainerConfig(Config):
         rows = min(self.rows_at_once, share)
         if uneven or rows == 0 or share % rows:
             raise UserError(
-                f"A batch_size of {self.batch_size} rows cannot be shared evenly by {world.size} processes with a micro_batch_size of {rows}.",
+                f"A batch_size of {self.batch_size} rows cannot be shared evenly by {world.size} processes with a"
+                f" micro_batch_size of {rows}.",
                 "Choose a batch_size that is a multiple of both together.",
             )
         return rows
 
     def num_steps(self, tokens_per_row: int | None = None, num_rows: int | None = None) -> int | None:
-        """Optimizer steps of the whole training; None if that needs to know the tokens of a row, or the rows of an epoch, which are not given."""
+        """Optimizer steps of the whole training; None if that needs to know the tokens of a row, or the rows of an
+        epoch, which are not given.
+        """
         if self.tokens is not None and tokens_per_row is not None:
             return math.ceil(self.tokens / (self.batch_size * tokens_per_row))
         if self.epochs is not None and num_rows is not None:
@@ -95,4 +103,6 @@ class TrainerConfig(Config):
 
     def in_steps(self, tokens_per_row: int | None, num_rows: int | None) -> TrainerConfig:
         """The same with its length in steps."""
-        return self.model_copy(update={"steps": self.num_steps(tokens_per_row, num_rows), "tokens": None, "epochs": None})
+        return self.model_copy(
+            update={"steps": self.num_steps(tokens_per_row, num_rows), "tokens": None, "epochs": None}
+        )

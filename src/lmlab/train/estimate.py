@@ -51,7 +51,8 @@ class Estimate:
 def estimate(model: ModelConfig, seq_len: int, config: TrainerConfig, world: World, dtype: torch.dtype) -> Estimate:
     """Estimate one training step of a process.
 
-    The factors are those of ring algorithms: to gather n bytes among s processes each receives n (s - 1) / s, to sum them for everyone twice that.
+    The factors are those of ring algorithms: to gather n bytes among s processes each receives n (s - 1) / s, to sum
+    them for everyone twice that.
     """
     replicas, shards = config.parallel.layout(world)
     parameters, width = model.num_parameters(), dtype.itemsize
@@ -79,7 +80,9 @@ def estimate(model: ModelConfig, seq_len: int, config: TrainerConfig, world: Wor
 
 
 def _over_network(world: World, shards: int, within_copy: int, between_copies: int) -> int:
-    """A ring through all processes of a machine enters it once; rings of one process a machine each enter it by themselves."""
+    """A ring through all processes of a machine enters it once; rings of one process a machine each enter it by
+    themselves.
+    """
     if world.nodes == 1:
         return 0
     spread = within_copy // world.local_size if shards > world.local_size else 0
@@ -87,7 +90,9 @@ def _over_network(world: World, shards: int, within_copy: int, between_copies: i
 
 
 def _activations(model: ModelConfig, tokens: int, recompute_blocks: int, width: int) -> int:
-    """Inputs of products, queries, keys, values and gates of each block; of a block that is computed again only its input."""
+    """Inputs of products, queries, keys, values and gates of each block; of a block that is computed again only its
+    input.
+    """
     kept = 8 * model.d_model + 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + 4 * model.d_ff
     again = len(range(0, model.num_layers, recompute_blocks)) if recompute_blocks else 0
     whole = model.num_layers - again + (1 if again else 0)

@@ -1,4 +1,5 @@
-"""Experts spread over processes: tokens travel to the process that holds their expert, and back (Lepikhin et al. 2021, section 3.3).
+"""Experts spread over processes: tokens travel to the process that holds their expert, and back (Lepikhin et al. 2021,
+section 3.3).
 
 Shapes: M tokens and P pairs of this process, Q pairs that it computes, D model width, E experts, R processes.
 """
@@ -22,7 +23,9 @@ from lmlab.models.router import Pairs
 
 
 class Exchange:
-    """What computes `Experts` whose matrices are spread over the processes of a group: process r holds the r-th part of them."""
+    """What computes `Experts` whose matrices are spread over the processes of a group: process r holds the r-th part of
+    them.
+    """
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -53,7 +56,10 @@ def spread_experts(model: nn.Module, mesh: DeviceMesh) -> None:
     if not isinstance(model, Transformer) or moe is None or not model.mixtures:
         raise UserError("parallel.expert_parallel: the model has no experts to spread.", "Set it to 1.")
     if moe.num_experts % mesh.size():
-        raise UserError(f"parallel.expert_parallel {mesh.size()} does not divide the {moe.num_experts} experts.", "Choose a divisor.")
+        raise UserError(
+            f"parallel.expert_parallel {mesh.size()} does not divide the {moe.num_experts} experts.",
+            "Choose a divisor.",
+        )
     if moe.share_across_layers:
         raise UserError("parallel.expert_parallel: experts that serve all layers cannot be spread.", "Set it to 1.")
     exchange = Exchange(mesh.get_group())
@@ -65,7 +71,9 @@ def spread_experts(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _by_own_expert(received_RE: Tensor) -> Pairs:
-    """Rows that came ordered by process and then by expert as pairs in the order of experts, each row once with weight 1."""
+    """Rows that came ordered by process and then by expert as pairs in the order of experts, each row once with weight
+    1.
+    """
     processes, experts = received_RE.shape
     owners = torch.arange(experts, device=received_RE.device).repeat(processes)
     experts_Q = torch.repeat_interleave(owners, received_RE.flatten())

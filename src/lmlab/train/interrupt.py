@@ -1,4 +1,6 @@
-"""Stopping on request: the first Ctrl-C or SIGTERM is remembered and obeyed at the next safe point, the second stops at once."""
+"""Stopping on request: the first Ctrl-C or SIGTERM is remembered and obeyed at the next safe point, the second stops at
+once.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """A context in which signals set `requested` rather than raise. Outside the main thread it does nothing; signals that are ignored stay so."""
+    """A context in which signals set `requested` rather than raise.
+
+    Outside the main thread it does nothing; signals that are ignored stay so.
+    """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
@@ -30,7 +35,9 @@ class StopRequest:
             self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -29,9 +29,13 @@ def language_model_step_by_domain(domains: Sequence[str], z_loss: float = 0.0) -
         labels = batch["labels"]
         loss = model(batch["input_ids"], labels_BT=labels, document_ids_BT=batch["document_ids"], z_loss=z_loss).loss
         kept = batch["domain_ids"].masked_fill(labels == -100, len(domains)).flatten()
-        sums = torch.zeros(len(domains) + 1, dtype=loss.tokens.dtype, device=labels.device).index_add_(0, kept, loss.tokens.flatten())
+        sums = torch.zeros(len(domains) + 1, dtype=loss.tokens.dtype, device=labels.device).index_add_(
+            0, kept, loss.tokens.flatten()
+        )
         counts = torch.bincount(kept, minlength=len(domains) + 1)
         by_domain = {f"loss/{name}": (sums[number], counts[number]) for number, name in enumerate(domains)}
-        return StepOutput(loss.sum, loss.count, by_domain | ({"z_loss": (torch.as_tensor(loss.z_loss), loss.count)} if z_loss else {}))
+        return StepOutput(
+            loss.sum, loss.count, by_domain | ({"z_loss": (torch.as_tensor(loss.z_loss), loss.count)} if z_loss else {})
+        )
 
     return step

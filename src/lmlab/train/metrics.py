@@ -21,7 +21,13 @@ class MetricLog:
         config: what trackers store with the run.
     """
 
-    def __init__(self, directory: Path, after_step: int, track: Sequence[TrackerName] = (), config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        after_step: int,
+        track: Sequence[TrackerName] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         path = directory / "metrics.jsonl"
         write_jsonl(path, [row for row in read_metrics(path) if row["step"] <= after_step])
         self._trackers = open_trackers(track, directory, config or {})

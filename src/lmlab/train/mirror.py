@@ -1,4 +1,6 @@
-"""A copy of a run's checkpoints on another file system (S3, a cluster's store), kept up to date and read when the run starts on a new machine."""
+"""A copy of a run's checkpoints on another file system (S3, a cluster's store), kept up to date and read when the run
+starts on a new machine.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Mirror:
         self._system: Any = system
 
     def update(self, kept: Sequence[Path]) -> None:
-        """Copy the checkpoints that are not there yet, then remove those that are not kept; what fails is tried again a few times.
+        """Copy the checkpoints that are not there yet, then remove those that are not kept; what fails is tried again a
+        few times.
 
         Raises:
             LmlabError: the file system goes on to refuse.
@@ -68,7 +71,9 @@ class Mirror:
                     self._system.get_file(file, str(temporary / posixpath.basename(file)))
                 temporary.rename(directory / name)
         except Exception as error:
-            raise LmlabError(f"The mirror '{self.url}' cannot be read ({type(error).__name__}: {error}).", "Check the address.") from error
+            raise LmlabError(
+                f"The mirror '{self.url}' cannot be read ({type(error).__name__}: {error}).", "Check the address."
+            ) from error
 
     def _whole(self) -> list[str]:
         """The names of the checkpoints that are whole, oldest first."""

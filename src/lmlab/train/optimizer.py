@@ -44,8 +44,10 @@ class OptimizerConfig(Config):
     """Which optimizer, with what settings.
 
     Attributes:
-        name: `adamw` or `rmsprop` for everything, or `muon` (Jordan et al. 2024) for the matrices of the blocks with AdamW for the rest.
-        learning_rate: the highest rate, for AdamW and for Muon alike (Muon's updates are scaled to AdamW's size, Liu et al. 2025, section 2.2).
+        name: `adamw` or `rmsprop` for everything, or `muon` (Jordan et al. 2024) for the matrices of the blocks with
+            AdamW for the rest.
+        learning_rate: the highest rate, for AdamW and for Muon alike (Muon's updates are scaled to AdamW's size, Liu et
+            al. 2025, section 2.2).
         weight_decay: on matrices only; norms and biases have none.
         groups: exceptions; a parameter belongs to the first group that matches it.
     """
@@ -62,7 +64,8 @@ class OptimizerConfig(Config):
 class Optimizers:
     """The optimizers of one model, stepped together.
 
-    Every parameter of the model that needs a gradient is in exactly one group; those of frozen groups need none from then on.
+    Every parameter of the model that needs a gradient is in exactly one group; those of frozen groups need none from
+    then on.
 
     Raises:
         UserError: a group matches nothing, a group asks Muon for what is no matrix, or nothing is left to train.
@@ -72,7 +75,13 @@ class Optimizers:
         chosen = _assign(model, config)
         self._names: dict[Tensor, str] = {parameter: name for parameter, name, *_ in chosen}
         settings: dict[tuple[str, float, float, Any], list[Tensor]] = {}
-        for parameter, _, kind, rate, decay in chosen:  # tensors that are spread in different ways cannot be worked on in one go
+        for (
+            parameter,
+            _,
+            kind,
+            rate,
+            decay,
+        ) in chosen:  # tensors that are spread in different ways cannot be worked on in one go
             settings.setdefault((kind, rate, decay, getattr(parameter, "device_mesh", None)), []).append(parameter)
         groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": [], "rmsprop": []}
         for (name, rate, decay, _), parameters in settings.items():
@@ -113,7 +122,12 @@ class Optimizers:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` gave."""
-        owners = {parameter: optimizer for optimizer in self._all for group in optimizer.param_groups for parameter in group["params"]}
+        owners = {
+            parameter: optimizer
+            for optimizer in self._all
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         parameters = self.parameters
         for key, value in tensors.items():
             name, _, field = key.rpartition(".")
@@ -141,7 +155,10 @@ def _assign(model: nn.Module, config: OptimizerConfig) -> list[tuple[Tensor, str
         rate, decay = config.learning_rate, config.weight_decay if parameter.dim() >= 2 else 0.0
         if group is not None:
             if group.optimizer == "muon" and parameter.dim() != 2:
-                raise UserError(f"optimizer.groups: '{group.match}' gives Muon the parameter '{name}', which is no matrix.", "Narrow the pattern.")
+                raise UserError(
+                    f"optimizer.groups: '{group.match}' gives Muon the parameter '{name}', which is no matrix.",
+                    "Narrow the pattern.",
+                )
             kind, rate = group.optimizer or kind, group.learning_rate or rate
             decay = decay if group.weight_decay is None else group.weight_decay
         chosen.append((parameter, name, kind, rate, decay))

@@ -1,7 +1,8 @@
 """Spreading a model over processes with FSDP2. Models know nothing of it.
 
-One mechanism serves three layouts of the processes as replicas x shards: `data` is N x 1 (every process holds the whole model), `fsdp` is 1 x N
-(every process holds a share), `hybrid` is replicas of groups that share, one group a machine by default (Zhao et al. 2023, section 3.2.2).
+One mechanism serves three layouts of the processes as replicas x shards: `data` is N x 1 (every process holds the whole
+model), `fsdp` is 1 x N (every process holds a share), `hybrid` is replicas of groups that share, one group a machine by
+default (Zhao et al. 2023, section 3.2.2).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ class ParallelConfig(Config):
     Attributes:
         kind: `data`, `fsdp` or `hybrid`.
         shard_size: processes that share one copy in `hybrid`; by default those of a machine.
-        expert_parallel: processes among which the experts of each layer are spread, with `fsdp`; the tokens travel. What else the model has, and the
-            experts over the groups of so many processes, is shared as without.
-        gather_once: keep a block's weights after the forward pass until its backward pass, in place of gathering them twice.
+        expert_parallel: processes among which the experts of each layer are spread, with `fsdp`; the tokens travel.
+            What else the model has, and the experts over the groups of so many processes, is shared as without.
+        gather_once: keep a block's weights after the forward pass until its backward pass, in place of gathering them
+            twice.
     """
 
     kind: Literal["data", "fsdp", "hybrid"] = "fsdp"
@@ -60,11 +62,15 @@ class ParallelConfig(Config):
                 return 1, world.size
         shard = self.shard_size or world.local_size
         if world.size % shard:
-            raise UserError(f"parallel.shard_size {shard} does not divide the {world.size} processes.", "Choose a divisor.")
+            raise UserError(
+                f"parallel.shard_size {shard} does not divide the {world.size} processes.", "Choose a divisor."
+            )
         return world.size // shard, shard
 
 
-def parallelize(model: nn.Module, config: ParallelConfig, world: World, device: torch.device, dtype: torch.dtype) -> None:
+def parallelize(
+    model: nn.Module, config: ParallelConfig, world: World, device: torch.device, dtype: torch.dtype
+) -> None:
     """Spread a model's parameters over all processes, in place: each block is gathered and freed on its own.
 
     Gradients are summed over the processes, not averaged: what they are a mean of is the trainer's to say.
@@ -101,10 +107,16 @@ def _gather_for(module: nn.Module, *methods: str) -> None:
             register_fsdp_forward_method(module, name)
 
 
-def _spread_experts(model: nn.Module, parts: int, world: World, device: torch.device, settings: dict[str, Any]) -> DeviceMesh:
-    """Spread experts over groups of `parts` processes, and share each part among the groups; return the mesh of all processes."""
+def _spread_experts(
+    model: nn.Module, parts: int, world: World, device: torch.device, settings: dict[str, Any]
+) -> DeviceMesh:
+    """Spread experts over groups of `parts` processes, and share each part among the groups; return the mesh of all
+    processes.
+    """
     if world.size % parts:
-        raise UserError(f"parallel.expert_parallel {parts} does not divide the {world.size} processes.", "Choose a divisor.")
+        raise UserError(
+            f"parallel.expert_parallel {parts} does not divide the {world.size} processes.", "Choose a divisor."
+        )
     mesh = init_device_mesh(device.type, (world.size // parts, parts), mesh_dim_names=("groups", "experts"))
     spread_experts(model, mesh["experts"])
     assert isinstance(model, Transformer)

@@ -23,7 +23,8 @@ class DPOConfig(Config):
 
     Attributes:
         beta: how strongly the model is held to the reference.
-        loss: `sigmoid` is DPO; `ipo` the squared loss of Azar et al. 2023 (eq. 17), on log-probabilities a token; `hinge` that of SLiC.
+        loss: `sigmoid` is DPO; `ipo` the squared loss of Azar et al. 2023 (eq. 17), on log-probabilities a token;
+            `hinge` that of SLiC.
         label_smoothing: the share of pairs that are taken to be labelled wrongly (conservative DPO); for `sigmoid`.
         length_normalized: use log-probabilities a token in place of a sequence, in policy and reference.
     """
@@ -49,10 +50,13 @@ class KTOConfig(Config):
     undesirable_weight: PositiveFloat = 1.0
 
 
-def sequence_log_probs(model: Transformer, input_ids_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def sequence_log_probs(
+    model: Transformer, input_ids_BT: Tensor, labels_BT: Tensor, document_ids_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The log-probability of each row's labels, [B], with gradients, and how many labels it has, [B].
 
-    The logits of a batch never exist at once (`token_log_probs`). Labels are shifted (the next token), -100 where they do not count.
+    The logits of a batch never exist at once (`token_log_probs`). Labels are shifted (the next token), -100 where they
+    do not count.
     """
     hidden_BTD = model(input_ids_BT, document_ids_BT=document_ids_BT, logits="none").hidden_BTD
     log_probs_BT = token_log_probs(hidden_BTD, model.head_weight_VD, labels_BT)
@@ -60,10 +64,11 @@ def sequence_log_probs(model: Transformer, input_ids_BT: Tensor, labels_BT: Tens
 
 
 def dpo_step(config: DPOConfig) -> StepFunction:
-    """The step function of DPO (Rafailov et al. 2023, eq. 7): -log sigmoid(beta h), where h is by how much more the model prefers the chosen answer
-    than the reference does.
+    """The step function of DPO (Rafailov et al. 2023, eq. 7): -log sigmoid(beta h), where h is by how much more the
+    model prefers the chosen answer than the reference does.
 
-    It reads rows of `PreferenceRows` with the fields `reference_chosen` and `reference_rejected`. Its loss is a mean over pairs.
+    It reads rows of `PreferenceRows` with the fields `reference_chosen` and `reference_rejected`. Its loss is a mean
+    over pairs.
     """
 
     def step(model: Transformer, batch: Batch) -> StepOutput:
@@ -74,18 +79,24 @@ def dpo_step(config: DPOConfig) -> StepFunction:
         if config.length_normalized or config.loss == "ipo":
             chosen_B, rejected_B = chosen_B / num_chosen_B.clamp(min=1), rejected_B / num_rejected_B.clamp(min=1)
         loss_B = _dpo_loss(config, chosen_B - rejected_B)
-        return StepOutput(loss_B.sum(), _count(loss_B), sums | _rewards(config.beta * chosen_B, config.beta * rejected_B))
+        return StepOutput(
+            loss_B.sum(), _count(loss_B), sums | _rewards(config.beta * chosen_B, config.beta * rejected_B)
+        )
 
     return step
 
 
 def simpo_step(config: SimPOConfig) -> StepFunction:
-    """The step function of SimPO (Meng et al. 2024, eq. 6): -log sigmoid(beta (mean log p(chosen) - mean log p(rejected)) - gamma)."""
+    """The step function of SimPO (Meng et al. 2024, eq. 6): -log sigmoid(beta (mean log p(chosen) - mean log
+    p(rejected)) - gamma).
+    """
 
     def step(model: Transformer, batch: Batch) -> StepOutput:
         (chosen_B, rejected_B), (num_chosen_B, num_rejected_B) = _pairs(model, batch, "chosen_", "rejected_")
         sums = _mean("logps_chosen", chosen_B) | _mean("logps_rejected", rejected_B)
-        chosen_B, rejected_B = (config.beta * x / n.clamp(min=1) for x, n in ((chosen_B, num_chosen_B), (rejected_B, num_rejected_B)))
+        chosen_B, rejected_B = (
+            config.beta * x / n.clamp(min=1) for x, n in ((chosen_B, num_chosen_B), (rejected_B, num_rejected_B))
+        )
         loss_B = -F.logsigmoid(chosen_B - rejected_B - config.margin)
         return StepOutput(loss_B.sum(), _count(loss_B), sums | _rewards(chosen_B, rejected_B))
 
@@ -93,15 +104,19 @@ def simpo_step(config: SimPOConfig) -> StepFunction:
 
 
 def kto_step(config: KTOConfig) -> StepFunction:
-    """The step function of KTO (Ethayarajh et al. 2024, eq. 8): weight (1 - sigmoid(+-beta (log-ratio to the reference - z))).
+    """The step function of KTO (Ethayarajh et al. 2024, eq. 8): weight (1 - sigmoid(+-beta (log-ratio to the reference
+    - z))).
 
-    z, the divergence from the reference, is estimated from the mismatched pairs of the micro-batch, not below 0 and without gradients: take
-    micro-batches of several rows. It reads rows of `KTORows` with the fields `reference` and `reference_kl`. Its loss is a mean over answers.
+    z, the divergence from the reference, is estimated from the mismatched pairs of the micro-batch, not below 0 and
+    without gradients: take micro-batches of several rows. It reads rows of `KTORows` with the fields `reference` and
+    `reference_kl`. Its loss is a mean over answers.
     """
 
     def step(model: Transformer, batch: Batch) -> StepOutput:
         with torch.no_grad():
-            mismatched_B, _ = sequence_log_probs(model, batch["kl_input_ids"], batch["kl_labels"], batch["kl_document_ids"])
+            mismatched_B, _ = sequence_log_probs(
+                model, batch["kl_input_ids"], batch["kl_labels"], batch["kl_document_ids"]
+            )
             divergence = (mismatched_B - batch["reference_kl"]).mean().clamp(min=0)
         log_probs_B, _ = sequence_log_probs(model, batch["input_ids"], batch["labels"], batch["document_ids"])
         ratio_B = log_probs_B - batch["reference"]
@@ -111,7 +126,9 @@ def kto_step(config: KTOConfig) -> StepFunction:
         loss_B = weight_B * (1 - torch.sigmoid(config.beta * sign_B * (ratio_B - divergence)))
         sums = {"kl": (divergence * len(loss_B), _count(loss_B))}
         for name, which_B in (("chosen", desirable_B), ("rejected", ~desirable_B)):
-            sums |= _mean(f"rewards_{name}", config.beta * ratio_B, which_B) | _mean(f"logps_{name}", log_probs_B, which_B)
+            sums |= _mean(f"rewards_{name}", config.beta * ratio_B, which_B) | _mean(
+                f"logps_{name}", log_probs_B, which_B
+            )
         return StepOutput(loss_B.sum(), _count(loss_B), sums)
 
     return step
@@ -130,14 +147,21 @@ def _dpo_loss(config: DPOConfig, lead_B: Tensor) -> Tensor:
 
 def _pairs(model: Transformer, batch: Batch, *sides: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Log-probabilities and numbers of labels of the sides, [B] each, from one forward pass."""
-    ids_BT, labels_BT, documents_BT = (torch.cat([batch[side + name] for side in sides]) for name in ("input_ids", "labels", "document_ids"))
+    ids_BT, labels_BT, documents_BT = (
+        torch.cat([batch[side + name] for side in sides]) for name in ("input_ids", "labels", "document_ids")
+    )
     log_probs_B, count_B = sequence_log_probs(model, ids_BT, labels_BT, documents_BT)
     return log_probs_B.chunk(len(sides)), count_B.chunk(len(sides))
 
 
 def _rewards(chosen_B: Tensor, rejected_B: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     margin_B = chosen_B - rejected_B
-    named = {"rewards_chosen": chosen_B, "rewards_rejected": rejected_B, "margins": margin_B, "accuracies": (margin_B > 0).float()}
+    named = {
+        "rewards_chosen": chosen_B,
+        "rewards_rejected": rejected_B,
+        "margins": margin_B,
+        "accuracies": (margin_B > 0).float(),
+    }
     return {key: value for name, x_B in named.items() for key, value in _mean(name, x_B).items()}
 
 

@@ -33,12 +33,19 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def reference_log_probs(
-    model: Transformer, rows: PreferenceRows | KTORows, directory: Path, *, batch_size: int = 8, device: str = "auto", precision: str = "auto"
+    model: Transformer,
+    rows: PreferenceRows | KTORows,
+    directory: Path,
+    *,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: str = "auto",
 ) -> dict[str, NDArray[np.float32]]:
-    """Log-probabilities of all rows under a reference model, by the names that rows have for them; see the argument `reference` of the rows.
+    """Log-probabilities of all rows under a reference model, by the names that rows have for them; see the argument
+    `reference` of the rows.
 
-    They are kept below `directory`, in a folder named by the weights, the configuration, the rows and the precision: what is there is read, what is
-    missing (after an interruption, or because any of these changed) is computed.
+    They are kept below `directory`, in a folder named by the weights, the configuration, the rows and the precision:
+    what is there is read, what is missing (after an interruption, or because any of these changed) is computed.
 
     Arguments:
         model: the reference; it is moved to the device and used in evaluation mode.
@@ -49,9 +56,17 @@ def reference_log_probs(
     """
     place = select_device(device)
     dtype = select_dtype(precision, place)
-    key = {"weights": weights_fingerprint(model), "config": model.config.model_dump(mode="json"), "rows": rows.fingerprint, "precision": str(dtype)}
+    key = {
+        "weights": weights_fingerprint(model),
+        "config": model.config.model_dump(mode="json"),
+        "rows": rows.fingerprint,
+        "precision": str(dtype),
+    }
     folder = directory / sha256_json(key)[:16]
-    write_json(folder / "reference.json", {**key, "names": rows.reference_names, "rows_a_file": _ROWS_A_FILE, "num_rows": len(rows)})
+    write_json(
+        folder / "reference.json",
+        {**key, "names": rows.reference_names, "rows_a_file": _ROWS_A_FILE, "num_rows": len(rows)},
+    )
     was_training = model.training
     model.to(place).eval()
     parts = []
@@ -62,7 +77,9 @@ def reference_log_probs(
                 path = folder / f"rows-{start:09d}.npy"
                 part = _read(path, (count, len(rows.sides)))
                 if part is None:
-                    part = np.concatenate(list(_compute(model, rows, range(start, start + count), batch_size, place, dtype)))
+                    part = np.concatenate(
+                        list(_compute(model, rows, range(start, start + count), batch_size, place, dtype))
+                    )
                     with atomic_file(path) as file:
                         np.save(file, part)
                 parts.append(part)

@@ -1,4 +1,5 @@
-"""Mixtures of experts while they learn: routers' losses beside that of any step function, and what routers do, from their counts alone.
+"""Mixtures of experts while they learn: routers' losses beside that of any step function, and what routers do, from
+their counts alone.
 
 Shapes: L layers, E experts.
 """
@@ -31,12 +32,13 @@ class RoutedStep:
     Per step it gives, beside the figures of the inner step function:
 
     - `task_loss`, and each loss of the routers as it is and, as `..._weighted`, times its coefficient
-    - `routing/max_load`, `routing/min_load`: the highest and lowest load of an expert over the mean of its layer, of the most uneven layer;
-      `routing/max_load/LAYER` for each layer
+    - `routing/max_load`, `routing/min_load`: the highest and lowest load of an expert over the mean of its layer, of
+      the most uneven layer; `routing/max_load/LAYER` for each layer
     - `routing/entropy`: the entropy of loads over its maximum, of the most uneven layer
     - `routing/dead_experts`: experts without a token for 100 steps
 
-    Loads are counted once for each step, over all micro-batches and processes, without another forward pass. What looks wrong is said once.
+    Loads are counted once for each step, over all micro-batches and processes, without another forward pass. What looks
+    wrong is said once.
 
     Arguments:
         step: of any kind; the losses of all its forward passes with gradients are added.
@@ -84,7 +86,11 @@ class RoutedStep:
             return {}
         if balancing and self._steps > _FIRST_STEPS and cast(Any, moe.load_balancing_loss).convention == "olmoe":
             high = bool(torch.stack(balancing).mean() > _HIGHEST_LOSS)
-            self._warn("loss", torch.full((len(self._layers),), high), f"have a load-balancing loss above {_HIGHEST_LOSS:g} in the mean")
+            self._warn(
+                "loss",
+                torch.full((len(self._layers),), high),
+                f"have a load-balancing loss above {_HIGHEST_LOSS:g} in the mean",
+            )
         return self._figures(counts_LE.cpu())
 
     def _sums(self, found: list[RouterLosses], count: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -95,7 +101,10 @@ class RoutedStep:
             values = [getattr(each, name) for each in found]
             if settings is not None and values[0] is not None:
                 mean = torch.stack(values).mean().detach() * count
-                sums |= {f"{name}_loss": (mean, count), f"{name}_loss_weighted": (mean * (settings.coef if self.losses else 0.0), count)}
+                sums |= {
+                    f"{name}_loss": (mean, count),
+                    f"{name}_loss_weighted": (mean * (settings.coef if self.losses else 0.0), count),
+                }
         return sums
 
     def _figures(self, counts_LE: Tensor) -> dict[str, float]:
@@ -105,7 +114,9 @@ class RoutedStep:
         most_L = loads_LE.amax(1)
         self._warn("dead", dead_LE.any(1), f"have experts without a token for {_STEPS_UNTIL_DEAD} steps")
         if self._steps > _FIRST_STEPS:
-            self._warn("load", most_L > _HIGHEST_LOAD, f"load an expert with more than {_HIGHEST_LOAD:g} times the mean")
+            self._warn(
+                "load", most_L > _HIGHEST_LOAD, f"load an expert with more than {_HIGHEST_LOAD:g} times the mean"
+            )
         return {
             "routing/max_load": float(most_L.max()),
             "routing/min_load": float(loads_LE.min()),
@@ -127,10 +138,20 @@ class RoutedStep:
         moe = self.config.moe
         assert moe is not None
         few = float(losses.num_tokens) * moe.top_k < 4 * moe.num_experts
-        if few and moe.load_balancing_loss is not None and moe.load_balancing_loss.granularity != "global_batch" and "size" not in self._said:
+        if (
+            few
+            and moe.load_balancing_loss is not None
+            and moe.load_balancing_loss.granularity != "global_batch"
+            and "size" not in self._said
+        ):
             self._said.add("size")
-            text = f"a micro-batch of {int(losses.num_tokens)} tokens is few for {moe.num_experts} experts, so loads are noisy"
-            console.print(f"Warning: {text}; set load_balancing_loss.granularity: global_batch.", style="yellow", markup=False)
+            text = (
+                f"a micro-batch of {int(losses.num_tokens)} tokens is few for {moe.num_experts} experts, so loads are"
+                " noisy"
+            )
+            console.print(
+                f"Warning: {text}; set load_balancing_loss.granularity: global_batch.", style="yellow", markup=False
+            )
 
 
 def routed(step: StepFunction, model: ModelConfig, losses: bool = True) -> StepFunction:
@@ -139,19 +160,28 @@ def routed(step: StepFunction, model: ModelConfig, losses: bool = True) -> StepF
 
 
 def with_saturation(evaluate: Evaluation) -> Evaluation:
-    """An evaluation that also tells how many of each token's experts were chosen at the evaluation before, as `routing_saturation`.
+    """An evaluation that also tells how many of each token's experts were chosen at the evaluation before, as
+    `routing_saturation`.
 
-    It is the saturation of Muennighoff et al. 2024 (section 5.1) between neighbouring evaluations: it nears 1 when routing has settled. It needs
-    the same tokens each time, and no pass of its own; a model without routers that choose gives none.
+    It is the saturation of Muennighoff et al. 2024 (section 5.1) between neighbouring evaluations: it nears 1 when
+    routing has settled. It needs the same tokens each time, and no pass of its own; a model without routers that choose
+    gives none.
     """
     before: list[Tensor] = []
 
     def measured(model: Any) -> dict[str, float]:
         with _outputs(model) as seen:
             figures = evaluate(model)
-        now = [torch.stack([each.indices.flatten(0, 1) for each in output.routers]).to("cpu", torch.int16) for output in seen if output.routers]
+        now = [
+            torch.stack([each.indices.flatten(0, 1) for each in output.routers]).to("cpu", torch.int16)
+            for output in seen
+            if output.routers
+        ]
         if now and len(before) == len(now) and all(a.shape == b.shape for a, b in zip(before, now, strict=True)):
-            overlap = [(a[..., :, None] == b[..., None, :]).any(-1).double().mean((1, 2)) for a, b in zip(before, now, strict=True)]
+            overlap = [
+                (a[..., :, None] == b[..., None, :]).any(-1).double().mean((1, 2))
+                for a, b in zip(before, now, strict=True)
+            ]
             sizes = torch.tensor([each.shape[1] for each in now], dtype=torch.float64)
             by_layer_L = (torch.stack(overlap) * sizes[:, None]).sum(0) / sizes.sum()
             figures = {**figures, "routing_saturation": float(by_layer_L.mean())}

@@ -15,13 +15,14 @@ class ScheduleConfig(Config):
     """The course of the learning rate.
 
     Attributes:
-        kind: after the warm-up, `cosine` or `linear` decay to the end, `wsd` (constant, then linear decay over the last part), or `constant`.
+        kind: after the warm-up, `cosine` or `linear` decay to the end, `wsd` (constant, then linear decay over the last
+            part), or `constant`.
         warmup_fraction: share of the training over which the rate rises linearly from zero.
         warmup_tokens: the same in tokens, in place of the fraction.
         decay_fraction: share of what has been trained by the end of a decay over which `wsd` decays.
         decay_tokens: the same in tokens, in place of the fraction.
-        decay_ends: where `wsd` ends its decays, as shares of the training; after all but the last the rate is the highest again at once (WSD-S,
-            Wen et al. 2024), and the checkpoint at each end is kept.
+        decay_ends: where `wsd` ends its decays, as shares of the training; after all but the last the rate is the
+            highest again at once (WSD-S, Wen et al. 2024), and the checkpoint at each end is kept.
         final_fraction: last learning rate as a share of the highest.
     """
 
@@ -43,8 +44,11 @@ class ScheduleConfig(Config):
         return self
 
 
-def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int, tokens_per_step: int | None = None) -> float:
-    """The factor on the highest learning rate at `step`, counted from 0; the last step of a decay is just above `final_fraction`.
+def learning_rate_factor(
+    config: ScheduleConfig, step: int, total_steps: int, tokens_per_step: int | None = None
+) -> float:
+    """The factor on the highest learning rate at `step`, counted from 0; the last step of a decay is just above
+    `final_fraction`.
 
     Arguments:
         tokens_per_step: needed where the schedule is given in tokens.

@@ -33,7 +33,9 @@ StepFunction = Callable[[Any, Batch], StepOutput]
 
 @runtime_checkable
 class FollowedStep(Protocol):
-    """A step function that has something to do after each step of the optimizer, such as what depends on all its micro-batches."""
+    """A step function that has something to do after each step of the optimizer, such as what depends on all its
+    micro-batches.
+    """
 
     def after_step(self, model: Any) -> Mapping[str, float]:
         """Further figures to log of the step."""
@@ -44,7 +46,9 @@ Evaluation = Callable[[Any], dict[str, float]]
 
 
 class StepSums:
-    """What step functions return, added up over micro-batches and processes, with one transfer from the device a step."""
+    """What step functions return, added up over micro-batches and processes, with one transfer from the device
+    a step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._names = device, list[str]()
@@ -54,7 +58,9 @@ class StepSums:
     def add(self, output: StepOutput) -> None:
         pairs = [(output.loss_sum, output.count), *output.sums.values()]
         wide = torch.float32 if self._device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
-        values = torch.stack([torch.as_tensor(each, device=self._device).detach().to(wide) for pair in pairs for each in pair])
+        values = torch.stack(
+            [torch.as_tensor(each, device=self._device).detach().to(wide) for pair in pairs for each in pair]
+        )
         if self._values is None:
             self._names, self._values = list(output.sums), values
         else:

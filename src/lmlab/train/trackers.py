@@ -25,12 +25,16 @@ class Tracker(Protocol):
 
 
 def open_trackers(names: Sequence[TrackerName], directory: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers by name; they write below `directory`, and Weights & Biases to the project of the variable WANDB_PROJECT.
+    """The trackers by name; they write below `directory`, and Weights & Biases to the project of the variable
+    WANDB_PROJECT.
 
     Raises:
         UserError: a package is not installed.
     """
-    kinds: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
+    kinds: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WeightsAndBiases,
+    }
     return [kinds[name](directory, config) for name in names]
 
 
@@ -58,7 +62,9 @@ class _WeightsAndBiases:
             raise missing_extra("wandb", "track", "Writing to Weights & Biases") from None
         place = directory.resolve()
         id = hashlib.sha256(str(place).encode()).hexdigest()[:16]  # a resumed run goes on with its curves
-        self._run = wandb.init(name=f"{place.parent.name}/{place.name}", id=id, dir=str(directory), config=dict(config), resume="allow")
+        self._run = wandb.init(
+            name=f"{place.parent.name}/{place.name}", id=id, dir=str(directory), config=dict(config), resume="allow"
+        )
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._run.log(_figures(row), step=row["step"])

@@ -1,7 +1,8 @@
 """The one training loop.
 
-What is learned is a step function: (model, batch) -> summed loss, count and metrics. The trainer owns everything else: accumulation with exact means
-over the global batch, precision, clipping, schedule, logging, evaluation, checkpoints, resuming and stopping.
+What is learned is a step function: (model, batch) -> summed loss, count and metrics. The trainer owns everything else:
+accumulation with exact means over the global batch, precision, clipping, schedule, logging, evaluation, checkpoints,
+resuming and stopping.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from lmlab.train.step import Evaluation, FollowedStep, StepFunction, StepSums, m
 
 
 class Trainer:
-    """Trains a model in a directory that holds everything needed to go on. With several processes each has one, and all do the same.
+    """Trains a model in a directory that holds everything needed to go on. With several processes each has one, and all
+    do the same.
 
     Arguments:
         model: a module; it is moved to the device and spread over the processes as `config.parallel` says.
@@ -41,12 +43,14 @@ class Trainer:
         loader: this process's share of the batches.
         config: the settings.
         directory: receives `metrics.jsonl` and `checkpoints/`.
-        evaluate: called with the model (in evaluation mode, no gradients) every `evaluate_every` steps; its figures are logged.
+        evaluate: called with the model (in evaluation mode, no gradients) every `evaluate_every` steps; its figures are
+            logged.
         flops_per_token: for utilisation figures.
         tokens_per_row: where the length or the schedule is given in tokens.
-        materialize: fills the weights of a model that was built on the meta device, once each process has its share of the memory.
-        start: a checkpoint whose weights, and with `start_optimizer` the optimizer's state, are taken when this directory has none of its own;
-            steps and schedule begin anew.
+        materialize: fills the weights of a model that was built on the meta device, once each process has its share of
+            the memory.
+        start: a checkpoint whose weights, and with `start_optimizer` the optimizer's state, are taken when this
+            directory has none of its own; steps and schedule begin anew.
 
     Raises:
         UserError: the batch cannot be shared evenly by the processes.
@@ -98,7 +102,9 @@ class Trainer:
         config = self.config
         if config.recompute_blocks:
             if not hasattr(model, "recompute_blocks"):
-                raise UserError(f"recompute_blocks: {type(model).__name__} cannot recompute its blocks.", "Set it to 0.")
+                raise UserError(
+                    f"recompute_blocks: {type(model).__name__} cannot recompute its blocks.", "Set it to 0."
+                )
             setattr(model, "recompute_blocks", config.recompute_blocks)  # noqa: B010 (modules type their attributes as tensors)
         on_meta = any(parameter.is_meta for parameter in model.parameters())
         if not on_meta:
@@ -110,7 +116,8 @@ class Trainer:
             model = model.to_empty(device=self.device)
             materialize(model)
         if config.compile:
-            torch.compiler.reset()  # a graph that was compiled for another network of this process has given wrong gradients
+            # a graph that was compiled for another network of this process has given wrong gradients
+            torch.compiler.reset()
             for module in getattr(model, "blocks", [model]) if self.world.size > 1 else [model]:
                 module.compile()
         return model
@@ -127,7 +134,11 @@ class Trainer:
         """
         self._resume()
         total = self.total_steps
-        log = MetricLog(self.directory, self.step, self.config.track, self.config.model_dump(mode="json")) if self.world.is_main else None
+        log = (
+            MetricLog(self.directory, self.step, self.config.track, self.config.model_dump(mode="json"))
+            if self.world.is_main
+            else None
+        )
         try:
             with StopRequest() as stop, progress("train", total, "steps", start=self.step) as advance:
                 if self._unfinished:
@@ -151,7 +162,10 @@ class Trainer:
         return self._summary()
 
     def _complete(self, row: dict[str, Any], log: MetricLog | None, stop: StopRequest) -> None:
-        """What follows a step: evaluation, the row of the log, a checkpoint. Stopped in an evaluation, a resumed run begins with it."""
+        """What follows a step: evaluation, the row of the log, a checkpoint.
+
+        Stopped in an evaluation, a resumed run begins with it.
+        """
         last = self.step == self.total_steps
         evaluates = self.evaluate is not None and (last or _every(self.config.evaluate_every, self.step))
         self._figures = {}
@@ -192,7 +206,8 @@ class Trainer:
         self.checkpoints.wait()
         name = stop.requested.name if stop.requested else "a signal to another process"
         raise Interrupted(
-            f"Stopped by {name} at step {self.step} of {self.total_steps}; a checkpoint was written.", "Run the same command again to go on."
+            f"Stopped by {name} at step {self.step} of {self.total_steps}; a checkpoint was written.",
+            "Run the same command again to go on.",
         )
 
     def _train_step(self, batch: Batch, stop: StopRequest) -> dict[str, Any] | None:
@@ -211,7 +226,9 @@ class Trainer:
                 with self._autocast():
                     output = self.step_function(self.model, moved)
             except LmlabError as error:
-                raise LmlabError(f"{error.message} It happened at step {self.step + 1}; training stopped.", error.remedy) from error
+                raise LmlabError(
+                    f"{error.message} It happened at step {self.step + 1}; training stopped.", error.remedy
+                ) from error
             output.loss_sum.backward()
             sums.add(output)
             if stop.requested and self.world.size == 1:
@@ -229,7 +246,9 @@ class Trainer:
             figures |= self.step_function.after_step(self.model)
         synchronize(self.device)
         seconds = time.perf_counter() - start
-        num_tokens = self.world.size * (sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count))
+        num_tokens = self.world.size * (
+            sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count)
+        )
         self.tokens += num_tokens
         self.seconds += seconds
         return {
@@ -248,7 +267,9 @@ class Trainer:
     def _clip(self, count: float) -> float:
         """Turn summed gradients into means, limit their norm, and return what it was."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        torch._foreach_div_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], max(1.0, count))
+        torch._foreach_div_(
+            [each.to_local() if isinstance(each, DTensor) else each for each in gradients], max(1.0, count)
+        )
         return clip_gradients(self.model.parameters(), self.config.clip_norm)
 
     def _seed(self) -> int:
@@ -260,7 +281,8 @@ class Trainer:
         saved = checkpoints(self.directory / "checkpoints")
         intact = f"The checkpoint of step {int(saved[-1].name.removeprefix('step-'))} is intact. " if saved else ""
         return LmlabError(
-            f"The loss or gradient is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}); training stopped.",
+            f"The loss or gradient is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}); training"
+            " stopped.",
             f"{intact}Lower the learning rate, raise the warm-up, or use precision fp32.",
         )
 

@@ -8,11 +8,26 @@ from typing import Any
 import pytest
 import torch
 
-from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, GraphOptions, MaskedModel, TracrProgram, load_tracr, make_examples
+from lmlab.methods.edge_pruning import (
+    CircuitGraph,
+    Counterfactuals,
+    GraphOptions,
+    MaskedModel,
+    TracrProgram,
+    load_tracr,
+    make_examples,
+)
 from lmlab.methods.edge_pruning.tracr import EMBEDDINGS
 from lmlab.models import ModelConfig, Transformer
 
-GPT2 = {"norm": "layernorm", "positions": "learned", "activation": "gelu_tanh", "gated": False, "qkv_bias": True, "attention_output_bias": True}
+GPT2 = {
+    "norm": "layernorm",
+    "positions": "learned",
+    "activation": "gelu_tanh",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_output_bias": True,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {**GPT2, "ffn_bias": True, "norm_bias": True},
     "llama": {"num_kv_heads": 2},
@@ -25,7 +40,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "ffn": "moe",
         "moe": {"num_experts": 8, "top_k": 3, "expert_hidden_size": 24},
     },
-    "shared_expert": {"ffn": "moe", "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 24, "num_shared_experts": 1}},
+    "shared_expert": {
+        "ffn": "moe",
+        "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 24, "num_shared_experts": 1},
+    },
     "no_norm": {**GPT2, "norm": "none", "ffn_bias": True, "causal": False, "activation": "relu", "head_dim": 5},
 }
 
@@ -50,12 +68,16 @@ def network() -> Callable[..., Transformer]:
 def task_of() -> Callable[..., Counterfactuals]:
     """A task of random tokens on a model."""
 
-    def make(model: Transformer, ablation: Any = "interchange", count: int = 6, length: int = 7, **options: Any) -> Counterfactuals:
+    def make(
+        model: Transformer, ablation: Any = "interchange", count: int = 6, length: int = 7, **options: Any
+    ) -> Counterfactuals:
         generator = torch.Generator().manual_seed(3)
         clean, corrupted = torch.randint(0, 61, (2, count, length), generator=generator).tolist()
         answers, distractors = torch.randint(0, 61, (2, count), generator=generator).tolist()
         examples = make_examples(clean, corrupted, [[length - 3, length - 1]] * count, answers, distractors)
-        return Counterfactuals(MaskedModel(model, CircuitGraph(model.config, GraphOptions(**options))), examples, ablation, batch_size=4)
+        return Counterfactuals(
+            MaskedModel(model, CircuitGraph(model.config, GraphOptions(**options))), examples, ablation, batch_size=4
+        )
 
     return make
 

@@ -13,7 +13,14 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
-from lmlab.methods.edge_pruning.formats import read_eap_ig, read_edge_list, to_dot, to_graphml, write_eap_ig, write_edge_list
+from lmlab.methods.edge_pruning.formats import (
+    read_eap_ig,
+    read_edge_list,
+    to_dot,
+    to_graphml,
+    write_eap_ig,
+    write_edge_list,
+)
 from lmlab.methods.edge_pruning.page import circuit_page, graph_block
 
 
@@ -22,7 +29,13 @@ def circuit(network):
     graph = CircuitGraph(network("llama").config)
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(graph.num_edges, generator=generator)
-    return Circuit(graph, scores > 0.7, "interchange", scores, {"method": "eap", "seed": 1, "model_hash": "abc", "warnings": ["<b>careful</b>"]})
+    return Circuit(
+        graph,
+        scores > 0.7,
+        "interchange",
+        scores,
+        {"method": "eap", "seed": 1, "model_hash": "abc", "warnings": ["<b>careful</b>"]},
+    )
 
 
 def test_a_circuit_comes_back_from_its_file(circuit, tmp_path):
@@ -36,7 +49,11 @@ def test_a_circuit_comes_back_from_its_file(circuit, tmp_path):
 
 def test_circuits_combine_like_sets(circuit):
     other = Circuit(circuit.graph, ~circuit.kept_E, "interchange")
-    assert (circuit & other).num_edges == 0 and (circuit | other).num_edges == 82 and (circuit - other).num_edges == circuit.num_edges
+    assert (
+        (circuit & other).num_edges == 0
+        and (circuit | other).num_edges == 82
+        and (circuit - other).num_edges == circuit.num_edges
+    )
 
 
 def test_what_does_not_fit_is_named(circuit, network, tmp_path):
@@ -94,7 +111,13 @@ def test_the_page_escapes_texts_and_lists_what_it_shows(circuit):
 
 
 def test_the_slider_of_the_page_goes_through_gates_from_the_highest(circuit):
-    gates = Circuit(circuit.graph, circuit.kept_E, "interchange", circuit.scores_E - 5 + 10 * circuit.kept_E, {"method": "edge-pruning"})
+    gates = Circuit(
+        circuit.graph,
+        circuit.kept_E,
+        "interchange",
+        circuit.scores_E - 5 + 10 * circuit.kept_E,
+        {"method": "edge-pruning"},
+    )
     shown = [edge[3] for edge in graph_block(gates).edges]
     assert shown == sorted(shown, reverse=True) and shown[circuit.num_edges] < 0
 
@@ -102,9 +125,23 @@ def test_the_slider_of_the_page_goes_through_gates_from_the_highest(circuit):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_draws_the_graph(circuit, tmp_path):
     page = circuit_page(circuit).write(tmp_path / "page.html")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
     done = subprocess.run(
-        ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
+        [
+            "chromium",
+            *flags,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -112,6 +149,10 @@ def test_a_browser_draws_the_graph(circuit, tmp_path):
     drawn = done.stdout
     assert f'data-edges="{circuit.num_edges}"' in drawn
     assert drawn.count('class="graph-edge"') == circuit.num_edges
-    used = {name for edge in circuit.edges for name in (edge[0], re.sub(r"\.h(\d)\.[kv]$", r".kv\1", re.sub(r"\.q$", "", edge[1])))}
+    used = {
+        name
+        for edge in circuit.edges
+        for name in (edge[0], re.sub(r"\.h(\d)\.[kv]$", r".kv\1", re.sub(r"\.q$", "", edge[1])))
+    }
     assert {match for match in re.findall(r'data-name="([^"]+)"', drawn)} == used
     assert "(the circuit)" in drawn and not re.search(r'class="graph-note"[^>]*>The graph could not', drawn)

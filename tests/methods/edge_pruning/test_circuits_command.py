@@ -23,12 +23,18 @@ _SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared")) / "data" / "tracr"
 def small(tmp_path):
     """A directory of a random model with a tokenizer, and examples for it."""
     tokenizer = Tokenizer.train(["a Mary a John a Tom gave a ring to the book "] * 20, 300)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48
+    )
     save_pretrained(Transformer(config).initialize(0), tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     row = {"clean": "a Mary gave a ring to", "corrupted": "a John gave a ring to"}
     (tmp_path / "data.jsonl").write_text(
-        "".join(json.dumps({**row, "clean": f"{row['clean']}{' to' * n}", "corrupted": f"{row['corrupted']}{' to' * n}"}) + "\n" for n in range(4))
+        "".join(
+            json.dumps({**row, "clean": f"{row['clean']}{' to' * n}", "corrupted": f"{row['corrupted']}{' to' * n}"})
+            + "\n"
+            for n in range(4)
+        )
     )
     return tmp_path
 
@@ -36,18 +42,62 @@ def small(tmp_path):
 @pytest.mark.skipif(not _SHARED.exists(), reason="the shared data are not there (LMLAB_SHARED)")
 def test_from_a_program_to_a_page(lmlab, tmp_path):
     model, out = _SHARED / "reverse", tmp_path / "c.json"
-    done = lmlab("circuits", "find", "--model", model, "--ablation", "zero", "--method", "acdc", "--threshold", "0.001", "--out", out)
+    done = lmlab(
+        "circuits",
+        "find",
+        "--model",
+        model,
+        "--ablation",
+        "zero",
+        "--method",
+        "acdc",
+        "--threshold",
+        "0.001",
+        "--out",
+        out,
+    )
     assert done.code == 0, done.err
     assert "11 of 94 edges" in done.out and "exact." in done.out and "Memory of a step" in done.err
     figures = tmp_path / "f.json"
-    done = lmlab("circuits", "evaluate", out, "--model", model, "--curve", "--completeness", "--minimality", "--out", figures)
-    assert done.code == 0 and json.loads(figures.read_text())["circuit"]["exact_match"] == 1 and json.loads(figures.read_text())["superfluous"] == 0
+    done = lmlab(
+        "circuits", "evaluate", out, "--model", model, "--curve", "--completeness", "--minimality", "--out", figures
+    )
+    assert (
+        done.code == 0
+        and json.loads(figures.read_text())["circuit"]["exact_match"] == 1
+        and json.loads(figures.read_text())["superfluous"] == 0
+    )
     methods = tmp_path / "m.json"
     done = lmlab(
-        "circuits", "compare", "--model", model, "--ablation", "zero", "--num-edges", 11, "--method", "eap", "--method", "random", "--out", methods
+        "circuits",
+        "compare",
+        "--model",
+        model,
+        "--ablation",
+        "zero",
+        "--num-edges",
+        11,
+        "--method",
+        "eap",
+        "--method",
+        "random",
+        "--out",
+        methods,
     )
     assert done.code == 0 and "auroc" in done.out
-    done = lmlab("circuits", "report", out, "--curves", methods, "--with", out, "-o", tmp_path / "p.html", "-o", tmp_path / "g.dot")
+    done = lmlab(
+        "circuits",
+        "report",
+        out,
+        "--curves",
+        methods,
+        "--with",
+        out,
+        "-o",
+        tmp_path / "p.html",
+        "-o",
+        tmp_path / "g.dot",
+    )
     assert done.code == 0 and "Other circuits" in (tmp_path / "p.html").read_text() and (tmp_path / "g.dot").exists()
     done = lmlab("circuits", "compare", out, out)
     assert done.code == 0 and "11 edges are in all 2 circuits" in done.out
@@ -75,9 +125,26 @@ def test_a_model_directory_with_texts(lmlab, small):
     done = lmlab("circuits", "find", *options, "--target", 0.5, "--steps", 5, "--out", small / "c.json")
     assert done.code == 0, done.err
     found = Circuit.load(small / "c.json")
-    assert found.about["tokenizer_hash"] and found.about["settings"]["pruning"]["steps"] == 5 and len(found.about["data_hash"]) == 16
+    assert (
+        found.about["tokenizer_hash"]
+        and found.about["settings"]["pruning"]["steps"] == 5
+        and len(found.about["data_hash"]) == 16
+    )
     assert lmlab("circuits", "convert", small / "c.json", "--to", "eap-ig", "--out", small / "g.json").code == 0
-    assert lmlab("circuits", "convert", small / "g.json", "--from", "eap-ig", "--model", small / "model", "--out", small / "d.json").code == 0
+    assert (
+        lmlab(
+            "circuits",
+            "convert",
+            small / "g.json",
+            "--from",
+            "eap-ig",
+            "--model",
+            small / "model",
+            "--out",
+            small / "d.json",
+        ).code
+        == 0
+    )
     assert Circuit.load(small / "d.json").edges == found.edges
 
 
@@ -88,9 +155,14 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
     for key in ("tokenizer_hash", "model_hash"):
         (small / "d.json").write_text(json.dumps({**content, key: "0123"}))
         done = lmlab("circuits", "evaluate", small / "d.json", *options)
-        assert done.code == 2 and f"another {key.removesuffix('_hash')} (hash 0123, now {content[key]})" in done.err.replace("\n", " ")
+        assert (
+            done.code == 2
+            and f"another {key.removesuffix('_hash')} (hash 0123, now {content[key]})" in done.err.replace("\n", " ")
+        )
     shape = {**content["graph"]["shape"], "num_layers": 3}
-    (small / "d.json").write_text(json.dumps({**content, "scores": None, "graph": {**content["graph"], "shape": shape}}))
+    (small / "d.json").write_text(
+        json.dumps({**content, "scores": None, "graph": {**content["graph"], "shape": shape}})
+    )
     done = lmlab("circuits", "evaluate", small / "d.json", *options)
     assert done.code == 2 and "another graph" in done.err
 
@@ -105,7 +177,10 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
         (("find", "--model", "MODEL", "--data", "DATA", "--set", "pruning.stepz=3"), "unknown key 'stepz'"),
         (("find", "--model", "MODEL", "--data", "DATA", "--set", "graph.moe=expert"), "needs a mixture of experts"),
         (("find", "--model", "MODEL", "--data", "DATA", "--method", "eap"), "--target or --num-edges"),
-        (("find", "--model", "MODEL", "--data", "DATA", "--method", "eap", "--target", "2"), "leaves no edges to the method eap"),
+        (
+            ("find", "--model", "MODEL", "--data", "DATA", "--method", "eap", "--target", "2"),
+            "leaves no edges to the method eap",
+        ),
         (("find", "--model", "MODEL", "--data", "DATA", "--target", "0.9", "--price", "0.1"), "either target or price"),
         (("evaluate", "DATA", "--model", "MODEL"), "not valid JSON"),
         (("compare",), "Give circuits to compare, or --model"),
@@ -168,23 +243,34 @@ def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network,
 def test_two_processes_end_with_the_same_gates_also_where_each_holds_half_of_the_weights(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\n"
-        "from lmlab.methods.edge_pruning.prune import train_gates\n"
-        "from lmlab.models import ModelConfig, Transformer\nfrom lmlab.distributed import world\n"
-        "model = Transformer(ModelConfig(vocab_size=61, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, init_std=0.3)).initialize(0)\n"
-        "from lmlab.train import ParallelConfig, parallelize\n"
-        "if sys.argv[2] == 'shared':\n"
-        "    parallelize(model.requires_grad_(False), ParallelConfig(), world(), torch.device('cpu'), torch.float32)\n"
-        "g = torch.Generator().manual_seed(0)\nclean, corrupted = torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\n"
-        "task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))\n"
-        "gates = train_gates(task, EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))\n"
-        "found = [list(gates.edges.shape), round(gates.edges.sum().item(), 3), int(gates.num_steps)]\n"
-        "Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\nfrom"
+        " lmlab.methods.edge_pruning.prune import train_gates\nfrom lmlab.models import ModelConfig, Transformer\nfrom"
+        " lmlab.distributed import world\nmodel = Transformer(ModelConfig(vocab_size=61, num_layers=2, d_model=32,"
+        " num_heads=4, num_kv_heads=2, init_std=0.3)).initialize(0)\nfrom lmlab.train import ParallelConfig,"
+        " parallelize\nif sys.argv[2] == 'shared':\n    parallelize(model.requires_grad_(False), ParallelConfig(),"
+        " world(), torch.device('cpu'), torch.float32)\ng = torch.Generator().manual_seed(0)\nclean, corrupted ="
+        " torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\ntask = Counterfactuals(MaskedModel(model,"
+        " CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))\ngates = train_gates(task,"
+        " EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))\nfound ="
+        " [list(gates.edges.shape), round(gates.edges.sum().item(), 3),"
+        " int(gates.num_steps)]\nPath(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))\n"
     )
     found = []
     for kind in ("whole", "shared"):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / kind), kind]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(script),
+            str(tmp_path / kind),
+            kind,
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         found += [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
     assert found == [found[0]] * 4 and found[0][0] == [82] and found[0][2] == 6

@@ -13,9 +13,9 @@ from lmlab.methods.edge_pruning import TASKS, generate, read_examples
 from lmlab.methods.edge_pruning.tasks import IOI_TEMPLATES, value_of
 
 _WORDS = (
-    "So "
-    "When Mary and John went to the store, Sarah gave a ring to Paul. True and False or not True is False ( True ) she he doesn't can't isn't is "
-    "0 1 2 3 4 5 6 7 8 9 Tom James Mark Peter Michael Anna Laura Emma Jane Alice Julia Kate David Robert Daniel Emily Lisa Maria Susan"
+    "So When Mary and John went to the store, Sarah gave a ring to Paul. True and False or not True is False ( True )"
+    " she he doesn't can't isn't is 0 1 2 3 4 5 6 7 8 9 Tom James Mark Peter Michael Anna Laura Emma Jane Alice Julia"
+    " Kate David Robert Daniel Emily Lisa Maria Susan"
 )
 
 
@@ -46,9 +46,12 @@ def test_lists_of_tokens_need_no_tokenizer(write):
 
 def test_unequal_lengths_name_the_line_both_lengths_and_the_tokens(write, tokenizer):
     path = write(
-        {"clean": "So Mary gave a ring", "corrupted": "So Paul gave a ring"}, {"clean": "So Mary gave a ring", "corrupted": "So Paul gave ring"}
+        {"clean": "So Mary gave a ring", "corrupted": "So Paul gave a ring"},
+        {"clean": "So Mary gave a ring", "corrupted": "So Paul gave ring"},
     )
-    with pytest.raises(UserError, match=r"line 2: clean has \d+ tokens and corrupted \d+: \[.*gave.*\] and \[") as error:
+    with pytest.raises(
+        UserError, match=r"line 2: clean has \d+ tokens and corrupted \d+: \[.*gave.*\] and \["
+    ) as error:
         read_examples(path, tokenizer)
     assert "--drop-mismatched" in error.value.remedy
     examples, dropped = read_examples(path, tokenizer, drop_mismatched=True)
@@ -56,7 +59,14 @@ def test_unequal_lengths_name_the_line_both_lengths_and_the_tokens(write, tokeni
 
 
 def test_an_answer_of_several_tokens_is_refused_with_a_way_out(write, tokenizer):
-    path = write({"clean": "So Mary gave a ring to", "corrupted": "So Paul gave a ring to", "answer": " Nebuchadnezzar", "distractor": " Paul"})
+    path = write(
+        {
+            "clean": "So Mary gave a ring to",
+            "corrupted": "So Paul gave a ring to",
+            "answer": " Nebuchadnezzar",
+            "distractor": " Paul",
+        }
+    )
     with pytest.raises(UserError, match="' Nebuchadnezzar' is not a single token but") as error:
         read_examples(path, tokenizer)
     assert "KL" in error.value.remedy and "--first-token" in error.value.remedy
@@ -66,7 +76,13 @@ def test_an_answer_of_several_tokens_is_refused_with_a_way_out(write, tokenizer)
 
 def test_marked_spans_become_positions(write, tokenizer):
     examples, _ = read_examples(
-        write({"clean": "So Mary gave <predict>a ring</predict> to", "corrupted": "So Paul gave <predict>a ring</predict> to"}), tokenizer
+        write(
+            {
+                "clean": "So Mary gave <predict>a ring</predict> to",
+                "corrupted": "So Paul gave <predict>a ring</predict> to",
+            }
+        ),
+        tokenizer,
     )
     ids = tokenizer.encode("So Mary gave a ring to")
     begins = len(tokenizer.begin_ids)
@@ -114,7 +130,10 @@ def test_the_corrupted_prompt_of_ioi_has_neither_name_and_test_has_templates_of_
     train, test = (generate("ioi", tokenizer, 40, split=split) for split in ("train", "test"))
     for row in train:
         assert row["clean"].count(row["distractor"].strip()) == 2 and row["clean"].count(row["answer"].strip()) == 1
-        assert row["answer"].strip() not in row["corrupted"].split() and row["distractor"].strip() not in row["corrupted"].split()
+        assert (
+            row["answer"].strip() not in row["corrupted"].split()
+            and row["distractor"].strip() not in row["corrupted"].split()
+        )
     assert not {row["template"] for row in train} & {row["template"] for row in test} and len(IOI_TEMPLATES) == 15
 
 

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
-from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, GraphOptions, MaskedModel, attribute, generate, plan
+from lmlab.methods.edge_pruning import (
+    CircuitGraph,
+    Counterfactuals,
+    GraphOptions,
+    MaskedModel,
+    attribute,
+    generate,
+    plan,
+)
 from lmlab.methods.edge_pruning.load import load
 from lmlab.models import PRESETS, ModelConfig
 
@@ -30,10 +38,14 @@ def _first(task, count=4):
 def test_with_all_edges_it_is_the_model_and_with_none_the_corrupted_run(network, task_of, kind, ablation):
     task = task_of(network(kind), ablation)
     index, inputs = _first(task)
-    expected = task.masked.model(task.examples.clean[index]).logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, 61))
+    expected = task.masked.model(task.examples.clean[index]).logits_BTV.gather(
+        1, inputs.positions_BP[..., None].expand(-1, -1, 61)
+    )
     assert torch.allclose(task.masked(inputs, task.masked.ones()), expected, atol=1e-10)
     if ablation == "interchange":
-        corrupted = task.masked.model(task.examples.corrupted[index]).logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, 61))
+        corrupted = task.masked.model(task.examples.corrupted[index]).logits_BTV.gather(
+            1, inputs.positions_BP[..., None].expand(-1, -1, 61)
+        )
         assert torch.allclose(task.masked(inputs, 0 * task.masked.ones()), corrupted, atol=1e-10)
 
 
@@ -56,10 +68,11 @@ def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
 
 
 def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, embeddings=None):
-    """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the outputs of each writer on both inputs, mixed by z.
+    """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the outputs of each writer on
+    both inputs, mixed by z.
 
-    Returns the logits, and what the writers gave in the masked and in the corrupted run; `nudges` are added to what readers read, `embeddings` take
-    the place of those of the clean input.
+    Returns the logits, and what the writers gave in the masked and in the corrupted run; `nudges` are added to what
+    readers read, `embeddings` take the place of those of the clean input.
     """
     weights, config = dict(model.named_parameters()), model.config
     share = config.num_heads // config.num_kv_heads
@@ -102,7 +115,9 @@ def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, em
                 scores = (q @ k.transpose(1, 2) / config.head_dim**0.5).masked_fill(hidden, -torch.inf)
                 columns = slice(head * config.head_dim, (head + 1) * config.head_dim)
                 out = scores.softmax(-1) @ v @ weights[f"blocks.{layer}.attention.output.weight"][:, columns].T
-                written[f"a{layer}.h{head}"] = out + (weights[f"blocks.{layer}.attention.output.bias"] / config.num_heads if config.qkv_bias else 0)
+                written[f"a{layer}.h{head}"] = out + (
+                    weights[f"blocks.{layer}.attention.output.bias"] / config.num_heads if config.qkv_bias else 0
+                )
             x, name = norm(read(written, f"m{layer}"), f"blocks.{layer}.ffn_norm"), f"blocks.{layer}.ffn"
             if config.gated:
                 inner = F.silu(x @ weights[f"{name}.gate.weight"].T) * (x @ weights[f"{name}.up.weight"].T)
@@ -117,7 +132,10 @@ def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, em
     masks = dict(zip(graph.edges(), z_E, strict=True))
 
     def read(written, reader):
-        mixed = sum(masks[writer, reader] * value + (1 - masks[writer, reader]) * corrupt[writer] for writer, value in written.items())
+        mixed = sum(
+            masks[writer, reader] * value + (1 - masks[writer, reader]) * corrupt[writer]
+            for writer, value in written.items()
+        )
         return mixed if nudges is None else mixed + nudges[reader]
 
     logits, written = run(clean, read, embeddings)
@@ -127,7 +145,13 @@ def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, em
 def _patched(task, index, z_E, **changes):
     examples = task.examples
     return _patch_paths(
-        task.masked.model, task.masked.graph, examples.clean[index], examples.corrupted[index], z_E, examples.positions[index], **changes
+        task.masked.model,
+        task.masked.graph,
+        examples.clean[index],
+        examples.corrupted[index],
+        z_E,
+        examples.positions[index],
+        **changes,
     )
 
 
@@ -136,7 +160,9 @@ def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kin
     task = task_of(network(kind))
     index, inputs = _first(task)
     for share in (0.1, 0.5, 0.9):
-        kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(int(10 * share))) < share
+        kept_E = (
+            torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(int(10 * share))) < share
+        )
         expected, _, _ = _patched(task, index, kept_E.double())
         assert torch.allclose(task.masked(inputs, kept_E[None].double()), expected, atol=_CLOSE[kind])
 
@@ -145,7 +171,9 @@ def test_a_circuit_equals_an_independent_path_patching_run(network, task_of, kin
 def test_masks_between_0_and_1_mix_both_runs_and_have_the_gradients_of_plain_autograd(network, task_of, kind):
     task = task_of(network(kind))
     index, inputs = _first(task)
-    z_E = torch.rand(task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    z_E = torch.rand(
+        task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+    ).requires_grad_()
     weights = torch.randn(4, 2, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ours, (theirs, _, _) = task.masked(inputs, z_E[None]), _patched(task, index, z_E)
     assert torch.allclose(ours, theirs, atol=_CLOSE[kind])
@@ -167,7 +195,9 @@ def test_scores_of_integrated_gradients_equal_those_from_gradients_of_every_read
         last = logits[:, -1]
         difference = last.gather(1, task.examples.answers[:, None]) - last.gather(1, task.examples.distractors[:, None])
         slopes = dict(zip(graph.readers, torch.autograd.grad(difference.sum(), list(nudges.values())), strict=True))
-        total += torch.stack([(slopes[reader] * (clean[writer] - corrupt[writer])).sum() for writer, reader in graph.edges()])
+        total += torch.stack(
+            [(slopes[reader] * (clean[writer] - corrupt[writer])).sum() for writer, reader in graph.edges()]
+        )
     assert torch.allclose(attribute(task, "eap-ig", steps), total / steps / len(index), atol=_CLOSE[kind], rtol=1e-5)
 
 
@@ -179,7 +209,9 @@ def test_a_circuit_of_smollm2_equals_an_independent_path_patching_run(smollm2, t
     index, inputs = _first(task, 2)
     task.masked.model.double()
     task = Counterfactuals(task.masked, task.examples, batch_size=2)
-    whole = task.masked.model(task.examples.clean).logits_BTV.gather(1, inputs.positions_BP[..., None].expand(-1, -1, words.vocab_size))
+    whole = task.masked.model(task.examples.clean).logits_BTV.gather(
+        1, inputs.positions_BP[..., None].expand(-1, -1, words.vocab_size)
+    )
     inputs = task.inputs(index)
     assert torch.allclose(task.masked(inputs, task.masked.ones()), whole, atol=1e-5)
     kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -192,7 +224,9 @@ def test_a_circuit_of_smollm2_equals_an_independent_path_patching_run(smollm2, t
 def test_gradients_of_masks_of_single_examples_are_slopes_and_those_of_recomputing_are_the_same(network, task_of, kind):
     task = task_of(network(kind))
     _, inputs = _first(task, 2)
-    z = torch.rand(2, task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    z = torch.rand(
+        2, task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     weights = torch.randn(2, 2, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
     def value(z_BE):
@@ -203,7 +237,9 @@ def test_gradients_of_masks_of_single_examples_are_slopes_and_those_of_recomputi
         step = torch.zeros_like(z)
         step[1, edge] = 1e-6
         with torch.no_grad():
-            assert float(gradient[1, edge]) == pytest.approx(float((value(z + step) - value(z - step)) / 2e-6), rel=1e-4, abs=1e-6)
+            assert float(gradient[1, edge]) == pytest.approx(
+                float((value(z + step) - value(z - step)) / 2e-6), rel=1e-4, abs=1e-6
+            )
     task.masked.recompute = True
     (again,) = torch.autograd.grad(value(z), z)
     assert torch.equal(gradient, again)
@@ -253,7 +289,9 @@ def test_edge_counts_of_published_shapes(name, edges):
 
 
 def test_edge_counts_of_gpt2_and_of_large_llamas():
-    gpt2 = ModelConfig(vocab_size=50257, num_layers=12, d_model=768, num_heads=12, norm="layernorm", positions="learned", gated=False)
+    gpt2 = ModelConfig(
+        vocab_size=50257, num_layers=12, d_model=768, num_heads=12, norm="layernorm", positions="learned", gated=False
+    )
     assert CircuitGraph(gpt2).num_edges == 32_936
     assert CircuitGraph(gpt2, GraphOptions(embedding_nodes=False)).num_edges == 32_046
     llama = ModelConfig(vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, d_ff=14336)
@@ -276,7 +314,11 @@ def test_models_whose_stream_is_no_sum_are_refused_and_approximations_are_named(
     with pytest.raises(UserError, match="norm_position post is no sum"):
         CircuitGraph(network("gpt2", norm_position="post").config)
     with pytest.raises(UserError, match="expert_choice"):
-        CircuitGraph(network("olmoe", moe={"num_experts": 4, "expert_hidden_size": 8, "top_k": 2, "router": "expert_choice"}).config)
+        CircuitGraph(
+            network(
+                "olmoe", moe={"num_experts": 4, "expert_hidden_size": 8, "top_k": 2, "router": "expert_choice"}
+            ).config
+        )
     with pytest.raises(UserError, match="needs a mixture of experts"):
         CircuitGraph(network("llama").config, GraphOptions(moe="expert"))
     with pytest.raises(UserError, match="Set the graph option post_norm to block"):

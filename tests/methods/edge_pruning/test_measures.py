@@ -48,7 +48,8 @@ def test_the_distance_is_the_kl_over_the_answer_set_and_all_positions(network, t
     task = Counterfactuals(task.masked, examples)
     index = torch.arange(4)
     full, empty = (
-        task.masked.model(tokens[index]).logits_BTV[:, [4, 6]][..., [3, 5, 8]].log_softmax(-1) for tokens in (examples.clean, examples.corrupted)
+        task.masked.model(tokens[index]).logits_BTV[:, [4, 6]][..., [3, 5, 8]].log_softmax(-1)
+        for tokens in (examples.clean, examples.corrupted)
     )
     expected = (full.exp() * (full - empty)).sum(-1).mean(1)
     found = task.distance(task.masked(task.inputs(index), 0 * task.masked.ones()), index)
@@ -62,10 +63,18 @@ def test_attribution_is_the_slope_of_the_metric_and_exact_effects_are_single_rem
     for edge in (0, 17, 60, 81):
         less, without = ones.clone(), ones.clone()
         less[edge], without[edge] = 1 - 1e-5, 0
-        logits = [torch.cat([task.masked(task.inputs(index), z[None]) for index in task.batches()])[:, -1] for z in (ones, less)]
-        values = [(each.gather(1, task.examples.answers[:, None]) - each.gather(1, task.examples.distractors[:, None])).mean() for each in logits]
+        logits = [
+            torch.cat([task.masked(task.inputs(index), z[None]) for index in task.batches()])[:, -1]
+            for z in (ones, less)
+        ]
+        values = [
+            (each.gather(1, task.examples.answers[:, None]) - each.gather(1, task.examples.distractors[:, None])).mean()
+            for each in logits
+        ]
         assert float(scores_E[edge]) == pytest.approx(float(values[0] - values[1]) / 1e-5, rel=1e-2, abs=1e-5)
-        distance = torch.cat([task.distance(task.masked(task.inputs(index), without[None]), index) for index in task.batches()]).mean()
+        distance = torch.cat(
+            [task.distance(task.masked(task.inputs(index), without[None]), index) for index in task.batches()]
+        ).mean()
         assert float(effects_E[edge]) == pytest.approx(float(distance), rel=1e-6, abs=1e-12)
 
 
@@ -73,12 +82,20 @@ def test_integrated_gradients_of_one_step_begin_at_the_corrupted_embeddings(netw
     task = task_of(network("gpt2"))
     one, many = attribute(task, "eap-ig", steps=1), attribute(task, "eap-ig", steps=5)
     assert not torch.allclose(one, many) and not torch.allclose(many, attribute(task, "eap"))
-    direct = [number for number, (writer, reader) in enumerate(task.masked.graph.edges()) if reader == "resid_post" and writer == "m1"]
+    direct = [
+        number
+        for number, (writer, reader) in enumerate(task.masked.graph.edges())
+        if reader == "resid_post" and writer == "m1"
+    ]
     assert abs(float(many[direct[0]])) > 0
 
 
 def test_areas_are_trapezoids():
-    rows = [{"fraction": 0.1, "faithfulness": 0.5}, {"fraction": 0.5, "faithfulness": 1.2}, {"fraction": 1.0, "faithfulness": 1.0}]
+    rows = [
+        {"fraction": 0.1, "faithfulness": 0.5},
+        {"fraction": 0.5, "faithfulness": 1.2},
+        {"fraction": 1.0, "faithfulness": 1.0},
+    ]
     assert areas(rows)["cpr"] == pytest.approx(0.4 * 0.85 + 0.5 * 1.1)
     assert areas(rows)["cmd"] == pytest.approx(0.4 * 0.35 + 0.5 * 0.1)
 
@@ -100,10 +117,18 @@ def test_overlap_and_stability():
     a, b = torch.zeros(40, dtype=torch.bool), torch.zeros(40, dtype=torch.bool)
     a[:10], b[5:13] = True, True
     found = overlap(a, b)
-    assert found["intersection"] == 5 and found["jaccard"] == pytest.approx(5 / 13) and found["share_of_smaller"] == pytest.approx(5 / 8)
+    assert (
+        found["intersection"] == 5
+        and found["jaccard"] == pytest.approx(5 / 13)
+        and found["share_of_smaller"] == pytest.approx(5 / 8)
+    )
     assert found["p"] == pytest.approx(float(hypergeom.sf(4, 40, 10, 8))) and found["expected_by_chance"] == 2
     steady = stability([a, a, b])
-    assert steady["jaccard"] == pytest.approx((1 + 2 * 5 / 13) / 3) and steady["frequency"][5] == 1 and steady["frequency"][0] == pytest.approx(2 / 3)
+    assert (
+        steady["jaccard"] == pytest.approx((1 + 2 * 5 / 13) / 3)
+        and steady["frequency"][5] == 1
+        and steady["frequency"][0] == pytest.approx(2 / 3)
+    )
 
 
 def test_completeness_and_minimality_of_a_known_circuit(tracr_task):
@@ -122,7 +147,11 @@ def test_a_model_that_cannot_do_the_task_is_refused_unless_forced(network, task_
     task = task_of(network("llama"))
     turned = replace(task.examples, answers=task.examples.distractors, distractors=task.examples.answers)
     swapped = Counterfactuals(task.masked, turned)
-    able, unable = (task, swapped) if Ends.of(task).full["logit_difference"] > Ends.of(task).empty["logit_difference"] else (swapped, task)
+    able, unable = (
+        (task, swapped)
+        if Ends.of(task).full["logit_difference"] > Ends.of(task).empty["logit_difference"]
+        else (swapped, task)
+    )
     config = FindConfig(method="eap", num_edges=10)
     assert find_circuit(able, config).num_edges <= 10
     with pytest.raises(UserError, match="cannot do the task: its logit difference is") as error:
@@ -172,7 +201,9 @@ def test_a_collapse_and_a_gap_between_gates_and_edges_are_told(network, task_of)
     values[0] = 9.0
     collapsed = decide(task, EdgePruningConfig(price=0.01, polish=False), _gates(task, values))
     assert any("no better than the empty one" in text and "another seed" in text for text in collapsed.warnings)
-    torn = decide(task, EdgePruningConfig(price=0.01, polish=False, num_edges=2), _gates(task, torch.linspace(8, 9, edges)))
+    torn = decide(
+        task, EdgePruningConfig(price=0.01, polish=False, num_edges=2), _gates(task, torch.linspace(8, 9, edges))
+    )
     assert any("much worse than its gates" in text and "polish" in text for text in torn.warnings)
 
 
@@ -194,7 +225,12 @@ def test_settings_that_exclude_each_other_are_named():
 
 def test_the_papers_settings_run(network, task_of):
     config = FindConfig(preset="paper", target=0.5, pruning={"steps": 3}).pruning_config(82)
-    assert (config.learning_rate, config.weight_decay, config.init_log_alpha, config.mask_samples) == (0.8, 0.01, 10.0, "per_step")
+    assert (config.learning_rate, config.weight_decay, config.init_log_alpha, config.mask_samples) == (
+        0.8,
+        0.01,
+        10.0,
+        "per_step",
+    )
     found = find_by_pruning(task_of(network("llama")), config)
     assert np.isfinite(found.figures["distance"])
     with pytest.raises(UserError, match="pruning: unknown key 'stepz'"):

@@ -96,7 +96,15 @@ def test_a_target_is_met_by_the_lagrangian_and_gives_the_circuit_too(tracr_task)
 
 def test_node_pruning_keeps_whole_writers(tracr_task):
     _, task = tracr_task("xproportion")
-    found = search(task, FindConfig(method="node-pruning", price=0.01, ablation="zero", pruning={"steps": 100, "batch_size": 32, "polish": False}))
+    found = search(
+        task,
+        FindConfig(
+            method="node-pruning",
+            price=0.01,
+            ablation="zero",
+            pruning={"steps": 100, "batch_size": 32, "polish": False},
+        ),
+    )
     graph, scores = task.masked.graph, found.scores_E
     assert all(len(scores[graph.edge_writers == writer].unique()) == 1 for writer in range(len(graph.writers)))
 
@@ -105,7 +113,11 @@ def test_a_warm_start_opens_the_gates_that_rank_first(tracr_task, tmp_path):
     _, task = tracr_task("reverse")
     scores_E = torch.rand(94, generator=torch.Generator().manual_seed(0))
     gates = train_gates(
-        task, EdgePruningConfig(price=0.01, num_edges=11, steps=1, batch_size=8, learning_rate=1e-6, init_std=0), 0, tmp_path, scores_E
+        task,
+        EdgePruningConfig(price=0.01, num_edges=11, steps=1, batch_size=8, learning_rate=1e-6, init_std=0),
+        0,
+        tmp_path,
+        scores_E,
     )
     order = scores_E.argsort(descending=True)
     begun = gates.edges.detach()[order]
@@ -129,7 +141,9 @@ def test_a_training_takes_no_more_examples_at_once_than_asked_for(tracr_task, tm
     _, task = tracr_task("reverse")
     rows, inputs = [], task.inputs
     monkeypatch.setattr(task, "inputs", lambda index: rows.append(len(index)) or inputs(index))
-    train_gates(task, EdgePruningConfig(price=0.01, steps=2, batch_size=27, micro_batch_size=10, normalize=False), 0, tmp_path)
+    train_gates(
+        task, EdgePruningConfig(price=0.01, steps=2, batch_size=27, micro_batch_size=10, normalize=False), 0, tmp_path
+    )
     assert set(rows) == {9} and len(rows) == 6
 
 
@@ -138,7 +152,9 @@ def test_acdc_at_a_given_size_prefers_the_edges_that_it_keeps(tracr_task):
     kept_E, rise_E = acdc(task, 0.001 * task.empty_distance)
     config = FindConfig(method="acdc", threshold=0.001, ablation="zero")
     assert torch.equal(search(task, config.model_copy(update={"num_edges": int(kept_E.sum())})).kept_E, kept_E)
-    assert ranking("acdc", rise_E) is rise_E and torch.equal(ranking("eap", torch.tensor([-2.0, 1.0])), torch.tensor([2.0, 1.0]))
+    assert ranking("acdc", rise_E) is rise_E and torch.equal(
+        ranking("eap", torch.tensor([-2.0, 1.0])), torch.tensor([2.0, 1.0])
+    )
 
 
 def test_random_edges_are_far_worse_and_methods_without_a_size_ask_for_one(tracr_task):

@@ -47,9 +47,19 @@ def main_tasks() -> list[Task]:
 
 @pytest.fixture(scope="session")
 def synthetic():
-    """A ladder that obeys both laws: synthetic(count, noise) has `count` independent copies as tasks, with log-normal noise between runs."""
+    """A ladder that obeys both laws: synthetic(count, noise) has `count` independent copies as tasks, with log-normal
+    noise between runs.
+    """
 
-    def make(count: int = 1, noise: float = 0.0, seed: int = 0, checkpoints: int = 40, sizes=SIZES, multiples=MULTIPLES, jitter: float = 5e-4):
+    def make(
+        count: int = 1,
+        noise: float = 0.0,
+        seed: int = 0,
+        checkpoints: int = 40,
+        sizes=SIZES,
+        multiples=MULTIPLES,
+        jitter: float = 5e-4,
+    ):
         rng = np.random.default_rng(seed)
         runs = []
         for n in sizes:
@@ -57,11 +67,18 @@ def synthetic():
                 d = 20 * n * multiple * np.arange(1, checkpoints + 1) / checkpoints
                 metrics = {}
                 for number in range(count):
-                    loss = true_loss(n, d) * np.exp(noise * rng.standard_normal() + (jitter if noise else 0) * rng.standard_normal(checkpoints))
+                    loss = true_loss(n, d) * np.exp(
+                        noise * rng.standard_normal() + (jitter if noise else 0) * rng.standard_normal(checkpoints)
+                    )
                     metrics[f"loss{number}"] = loss
-                    metrics[f"acc{number}"] = np.clip(true_accuracy(loss) + (4 * jitter if noise else 0) * rng.standard_normal(checkpoints), 0, 1)
+                    metrics[f"acc{number}"] = np.clip(
+                        true_accuracy(loss) + (4 * jitter if noise else 0) * rng.standard_normal(checkpoints), 0, 1
+                    )
                 runs.append(Run(f"{n / 1e6:.0f}M-{multiple:g}xC", n, None, d, metrics, size=f"{n / 1e6:.0f}M"))
-        tasks = [Task(name=f"task{k}", loss_keys=(f"loss{k}",), accuracy_keys=(f"acc{k}",), chance=0.25) for k in range(count)]
+        tasks = [
+            Task(name=f"task{k}", loss_keys=(f"loss{k}",), accuracy_keys=(f"acc{k}",), chance=0.25)
+            for k in range(count)
+        ]
         return RunTable(tuple(runs)), tasks
 
     return make

@@ -52,7 +52,9 @@ def test_a_missing_column_is_named_with_its_file_its_task_and_the_nearest(tmp_pa
         (1.2, 3, "between 0 and 1"),
     ],
 )
-def test_a_value_that_cannot_be_is_an_error_with_file_and_row_or_is_dropped_and_counted(tmp_path, capsys, value, column, said):
+def test_a_value_that_cannot_be_is_an_error_with_file_and_row_or_is_dropped_and_counted(
+    tmp_path, capsys, value, column, said
+):
     rows = [list(row) for row in good_rows()]
     rows[3][column] = value
     table = one_run(csv_of(rows, tmp_path / "a.csv"))
@@ -134,7 +136,11 @@ def test_starts_that_disagree_and_searches_that_do_not_end_are_told(published, m
 
 def test_parameters_at_bounds_and_flat_curves_are_flagged(published, main_tasks):
     reports = dict(
-        zip([task.title for task in main_tasks], report_step(fit_chain(published, main_tasks, TwoStepSettings(starts="paper"))), strict=True)
+        zip(
+            [task.title for task in main_tasks],
+            report_step(fit_chain(published, main_tasks, TwoStepSettings(starts="paper"))),
+            strict=True,
+        )
     )
     assert any("E is at its bound 0" in flag for flag in reports["CommonsenseQA"].flags)
     assert not reports["PIQA"].flags
@@ -221,7 +227,12 @@ def test_a_run_that_is_fitted_and_a_target_is_an_error(tmp_path, synthetic):
 
 def test_runs_that_do_not_belong_together_and_repeated_data_are_told(synthetic):
     table, _ = synthetic()
-    changed = RunTable((replace(table.runs[0], metadata={"tokenizer": "a", "epochs": 4}), replace(table.runs[1], metadata={"tokenizer": "b"})))
+    changed = RunTable(
+        (
+            replace(table.runs[0], metadata={"tokenizer": "a", "epochs": 4}),
+            replace(table.runs[1], metadata={"tokenizer": "b"}),
+        )
+    )
     first, second = mismatches(changed)
     assert "tokenizer" in first
     assert "nats a token cannot" in first
@@ -230,7 +241,9 @@ def test_runs_that_do_not_belong_together_and_repeated_data_are_told(synthetic):
 
 def test_no_table_holds_nan_where_the_runs_leave_parameters_open(synthetic):
     table, tasks = synthetic(sizes=(1e8, 2e8), multiples=(1, 2, 5))
-    flat = RunTable(tuple(replace(run, metrics={"loss0": np.full(len(run), 1.0), "acc0": np.full(len(run), 0.3)}) for run in table))
+    flat = RunTable(
+        tuple(replace(run, metrics={"loss0": np.full(len(run), 1.0), "acc0": np.full(len(run), 0.3)}) for run in table)
+    )
     each = TwoStep(FAST, 20).fit(flat, tasks, calibrated=False).predict(1e9, 1e12)
     values = [each.accuracy, each.lo, each.hi, each.loss, each.loss_lo, each.loss_hi, *each.parts.values()]
     assert np.isfinite(values).all()
@@ -248,12 +261,23 @@ def test_texts_do_not_become_formulas_or_commands(tmp_path):
 def test_a_table_is_read_back_as_it_was_written(tmp_path, synthetic, suffix):
     table, _ = synthetic(2, 0.003)
     named = RunTable(
-        (replace(table.runs[0], name="=evil", lr=np.linspace(0, 1, 40), lr_peak=1.0, seed=3, metadata={"tokenizer": "t"}), *table.runs[1:])
+        (
+            replace(
+                table.runs[0], name="=evil", lr=np.linspace(0, 1, 40), lr_peak=1.0, seed=3, metadata={"tokenizer": "t"}
+            ),
+            *table.runs[1:],
+        )
     )
     back = read_table(write_table(named, tmp_path / f"runs{suffix}"))
     assert [run.name for run in back] == [run.name for run in named]
     for one, two in zip(named, back, strict=True):
-        assert (one.n, one.flops_per_token, one.seed, one.lr_peak, one.mode) == (two.n, two.flops_per_token, two.seed, two.lr_peak, two.mode)
+        assert (one.n, one.flops_per_token, one.seed, one.lr_peak, one.mode) == (
+            two.n,
+            two.flops_per_token,
+            two.seed,
+            two.lr_peak,
+            two.mode,
+        )
         assert np.allclose(one.tokens, two.tokens, rtol=1e-12)
         for key, values in one.metrics.items():
             assert np.allclose(values, two.metrics[key], rtol=1e-12)
@@ -281,7 +305,12 @@ def test_external_models_are_points_of_the_second_step_only(tmp_path, folder):
     (tmp_path / "other.json").write_text(json.dumps({LOSS: 1.19, ACCURACY: 0.68}))
     models = json.loads((folder / "models.json").read_text())
     entries = {
-        size: {"paths": [str(folder / "runs" / f"{size}-*xC.csv")], "mode": "train", "n": models[size]["n_non_embedding"], "flops": 6e9}
+        size: {
+            "paths": [str(folder / "runs" / f"{size}-*xC.csv")],
+            "mode": "train",
+            "n": models[size]["n_non_embedding"],
+            "flops": 6e9,
+        }
         for size in ("190M", "370M")
     }
     path = tmp_path / "config.json"

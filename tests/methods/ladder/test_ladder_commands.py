@@ -36,9 +36,31 @@ def config(folder, tmp_path):
 def test_the_flags_of_the_reference_give_the_papers_predictions(lmlab, config, folder, results, tmp_path):
     out = tmp_path / "out.json"
     shown = lmlab(
-        "ladder", "predict", "-c", config, "--root", folder, "-t", "7B-4T", "--preset", "paper", "-k", "hellaswag,csqa", "-x", "bpb", "-y", "rc_acc",
-        "--moving_avg", "5", "--skip_perc", "0.1", "--last_n_points", "5", "-o", out,
-    )  # fmt: skip
+        "ladder",
+        "predict",
+        "-c",
+        config,
+        "--root",
+        folder,
+        "-t",
+        "7B-4T",
+        "--preset",
+        "paper",
+        "-k",
+        "hellaswag,csqa",
+        "-x",
+        "bpb",
+        "-y",
+        "rc_acc",
+        "--moving_avg",
+        "5",
+        "--skip_perc",
+        "0.1",
+        "--last_n_points",
+        "5",
+        "-o",
+        out,
+    )
     assert shown.code == 0, shown.err
     found = {row["task"]: row for row in json.loads(out.read_text())}
     for row in results("target_7B-4T"):
@@ -50,7 +72,21 @@ def test_the_flags_of_the_reference_give_the_papers_predictions(lmlab, config, f
 
 
 def test_predictions_are_written_in_every_format_and_an_unknown_one_is_refused(lmlab, config, folder, tmp_path):
-    common = ("ladder", "predict", config, "--root", folder, "-n", "7e9", "-d", "4T", "--preset", "flops", "-k", "piqa_val_5shot")
+    common = (
+        "ladder",
+        "predict",
+        config,
+        "--root",
+        folder,
+        "-n",
+        "7e9",
+        "-d",
+        "4T",
+        "--preset",
+        "flops",
+        "-k",
+        "piqa_val_5shot",
+    )
     for suffix in ("csv", "md", "tex"):
         assert lmlab(*common, "-o", tmp_path / f"x.{suffix}").code == 0
         assert "PIQA" in (tmp_path / f"x.{suffix}").read_text()
@@ -72,7 +108,10 @@ def test_fit_prints_the_formula_with_units_and_a_worked_number(lmlab, config, fo
     text = " ".join(shown.out.split())
     assert "L(N, D) = A / N^alpha + B / D^beta + E" in text
     assert "alpha = 0.3978" in text
-    assert "N in parameters without the input embedding, D in tokens; at N = 1.279e+09, D = 2.559e+11 it gives 0.9996 bits per byte" in text
+    assert (
+        "N in parameters without the input embedding, D in tokens; at N = 1.279e+09, D = 2.559e+11 it gives 0.9996 bits"
+        " per byte" in text
+    )
 
 
 def test_backtest_variance_and_ablate_show_their_tables(lmlab, config, folder, tmp_path):
@@ -82,7 +121,10 @@ def test_backtest_variance_and_ablate_show_their_tables(lmlab, config, folder, t
     rows = list(csv.DictReader((tmp_path / "b.csv").read_text().splitlines()))
     assert rows[-1]["split"] == "mean"
     assert float(rows[-1]["mean error, points"]) == pytest.approx(1.6, abs=0.1)
-    ablation = {row["runs"]: float(row["error, points"]) for row in csv.DictReader((tmp_path / "a.csv").read_text().splitlines())}
+    ablation = {
+        row["runs"]: float(row["error, points"])
+        for row in csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    }
     assert ablation["16 cheapest"] == pytest.approx(3.82, abs=0.01)
     assert ablation["N <= 760M"] == pytest.approx(7.53, abs=0.01)
     assert ablation["xC <= 2"] == pytest.approx(4.62, abs=0.01)
@@ -90,10 +132,28 @@ def test_backtest_variance_and_ablate_show_their_tables(lmlab, config, folder, t
 
 def test_the_report_shows_forecast_doubts_cards_and_the_next_run(lmlab, config, folder, tmp_path):
     out = tmp_path / "page.html"
-    done = lmlab("ladder", "report", config, "--root", folder, "-t", "7B-4T", "-k", "piqa_val_5shot,csqa,arc_easy_test_5shot", "-o", out)
+    done = lmlab(
+        "ladder",
+        "report",
+        config,
+        "--root",
+        folder,
+        "-t",
+        "7B-4T",
+        "-k",
+        "piqa_val_5shot,csqa,arc_easy_test_5shot",
+        "-o",
+        out,
+    )
     assert done.code == 0, done.err
     page = out.read_text("utf-8")
-    for text in ("Which run to add", "Which benchmarks can be predicted", "How far to trust it", "of 3", "Extrapolation: 75.4 x the compute"):
+    for text in (
+        "Which run to add",
+        "Which benchmarks can be predicted",
+        "How far to trust it",
+        "of 3",
+        "Extrapolation: 75.4 x the compute",
+    ):
         assert text in page
     assert out.with_suffix(".csv").exists()
     assert r"\toprule" in out.with_suffix(".tex").read_text()
@@ -106,7 +166,12 @@ def test_two_recipes_are_compared_and_the_better_one_is_named(lmlab, synthetic, 
 
     table, _ = synthetic(1, 0.003, seed=1)
     better, _ = synthetic(1, 0.003, seed=2)
-    better = RunTable(tuple(replace(run, metrics={"loss0": run.metrics["loss0"] - 0.05, "acc0": run.metrics["acc0"] + 0.05}) for run in better))
+    better = RunTable(
+        tuple(
+            replace(run, metrics={"loss0": run.metrics["loss0"] - 0.05, "acc0": run.metrics["acc0"] + 0.05})
+            for run in better
+        )
+    )
     write_table(table, tmp_path / "a.csv")
     write_table(better, tmp_path / "b.csv")
     (tmp_path / "tasks.toml").write_text('[one]\nloss_keys = ["loss0"]\naccuracy_keys = ["acc0"]\nchance = 0.25\n')
@@ -144,7 +209,9 @@ def test_plans_follow_the_papers_rules_and_keep_to_a_budget(lmlab, tmp_path):
 def test_jobs_of_slurm_and_torchrun_are_written_for_one_rung(lmlab, tmp_path):
     plan = tmp_path / "plan.yaml"
     lmlab("ladder", "plan", "--output", plan)
-    done = lmlab("ladder", "run", plan, "--launcher", "slurm", "--rung", "190M-1xC", "--gpus", "8", "--out", tmp_path / "out")
+    done = lmlab(
+        "ladder", "run", plan, "--launcher", "slurm", "--rung", "190M-1xC", "--gpus", "8", "--out", tmp_path / "out"
+    )
     assert done.out.startswith("sbatch ")
     recipe = yaml.safe_load((tmp_path / "out" / "recipes" / "190M-1xC.yaml").read_text())
     trainer = recipe["stages"]["model"]["trainer"]
@@ -152,14 +219,32 @@ def test_jobs_of_slurm_and_torchrun_are_written_for_one_rung(lmlab, tmp_path):
     assert trainer["optimizer"]["learning_rate"] == pytest.approx(9.727e-4, rel=1e-3)
     assert (
         "torchrun --nproc-per-node 4"
-        in lmlab("ladder", "run", plan, "--launcher", "torchrun", "--rung", "190M-1xC", "--gpus", "4", "--out", tmp_path).out
+        in lmlab(
+            "ladder", "run", plan, "--launcher", "torchrun", "--rung", "190M-1xC", "--gpus", "4", "--out", tmp_path
+        ).out
     )
     unknown = lmlab("ladder", "run", plan, "--rung", "1M-1xC", "--out", tmp_path)
     assert unknown.code == 2
     assert "The plan has no run '1M-1xC'" in unknown.err
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "collect", "fit", "predict", "backtest", "variance", "ablate", "compare", "report", "size", "flops"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "plan",
+        "run",
+        "collect",
+        "fit",
+        "predict",
+        "backtest",
+        "variance",
+        "ablate",
+        "compare",
+        "report",
+        "size",
+        "flops",
+    ],
+)
 def test_every_help_shows_an_example(lmlab, verb):
     shown = lmlab("ladder", verb, "--help")
     assert shown.code == 0

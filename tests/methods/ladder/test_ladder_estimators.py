@@ -33,7 +33,9 @@ def test_the_recommended_estimator_beats_the_papers_at_7b_with_intervals_that_ho
     errors = 100 * np.abs([each.accuracy for each in predictions] - actual)
     assert errors.mean() == pytest.approx(2.27, abs=0.03)
     assert sum(each.lo <= value <= each.hi for each, value in zip(predictions, actual, strict=True)) >= 7
-    assert np.mean([100 * (each.hi - each.lo) for each in predictions]) < 10.6  # the width of a run bootstrap of the paper's estimator
+    assert (
+        np.mean([100 * (each.hi - each.lo) for each in predictions]) < 10.6
+    )  # the width of a run bootstrap of the paper's estimator
     assert 0.85 <= np.mean(list(forecaster.calibration.coverage(0.9).values())) <= 0.95
     for each in predictions:
         assert each.calibrated
@@ -45,7 +47,12 @@ def test_columns_that_are_missing_change_the_recommended_estimator_with_a_notice
 
     from lmlab.methods.ladder.forecast import available
 
-    bare = RunTable(tuple(replace(run, metrics={k: v for k, v in run.metrics.items() if "c4_en" not in k and "soft" not in k}) for run in published))
+    bare = RunTable(
+        tuple(
+            replace(run, metrics={k: v for k, v in run.metrics.items() if "c4_en" not in k and "soft" not in k})
+            for run in published
+        )
+    )
     settings = available(preset("recommended"), bare, main_tasks)
     assert [member.x for member in settings.members] == ["bpb", "validation"]
     assert "it goes on with" in capsys.readouterr().err
@@ -70,7 +77,9 @@ def test_each_step_alone_is_a_function_of_arrays():
 
 
 def test_the_best_spending_of_a_budget_is_that_of_the_closed_form():
-    """Hoffmann et al. 2022, equation 4: N = G (C / 6)^(beta / (alpha + beta)), G = (alpha A / (beta B))^(1 / (alpha + beta))."""
+    """Hoffmann et al. 2022, equation 4: N = G (C / 6)^(beta / (alpha + beta)), G = (alpha A / (beta B))^(1 / (alpha +
+    beta)).
+    """
     parameters = dict(zip(("log_A", "log_B", "alpha", "beta", "E"), LAW, strict=True))
     budget = 1e22
     a, b = LAW[2], LAW[3]
@@ -110,7 +119,10 @@ def test_noise_between_repeated_runs_is_larger_than_between_checkpoints(publishe
 
 
 def test_the_card_of_a_benchmark_tells_its_noise_and_what_to_do(published, main_tasks):
-    found = {each.task: each for each in cards(TwoStep(TwoStepSettings(delta=1e-2), 0).fit(published, main_tasks, calibrated=False))}
+    found = {
+        each.task: each
+        for each in cards(TwoStep(TwoStepSettings(delta=1e-2), 0).fit(published, main_tasks, calibrated=False))
+    }
     assert found["HellaSwag"].signal > 30
     assert found["OpenBookQA"].question_noise == pytest.approx(2.2, abs=0.1)
     assert found["HellaSwag"].advice == "predictable"
@@ -122,6 +134,11 @@ def test_the_noise_of_tasks_of_200_questions_is_told(published):
     from lmlab.methods.ladder import TaskRegistry
 
     task = TaskRegistry.builtin()["openbookqa_test_5shot"].model_copy(update={"n_instances": 20})
-    flat = RunTable(tuple(replace(run, metrics={**run.metrics, task.accuracy_keys[0]: 0.35 + 0 * run.tokens}) for run in published.ladder))
+    flat = RunTable(
+        tuple(
+            replace(run, metrics={**run.metrics, task.accuracy_keys[0]: 0.35 + 0 * run.tokens})
+            for run in published.ladder
+        )
+    )
     (card,) = cards(TwoStep(TwoStepSettings(delta=1e-2), 0).fit(flat, task, calibrated=False))
     assert "add questions" in card.advice

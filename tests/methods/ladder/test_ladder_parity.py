@@ -1,4 +1,6 @@
-"""Every number of the reference implementation on its own data (what it obtains is in shared/data/ladder/reference_results)."""
+"""Every number of the reference implementation on its own data (what it obtains is in
+shared/data/ladder/reference_results).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ VARIANTS = {
     "main_p0fixed": PAPER,
     "flops": TwoStepSettings(law="flops", starts="paper"),
     "single": TwoStepSettings(law="single", starts="paper"),
-    "taskce": TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1, starts="paper"),
+    "taskce": TwoStepSettings(
+        x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1, starts="paper"
+    ),
     "c4_p0fixed": TwoStepSettings(x="c4", starts="paper"),
 }
 
@@ -41,14 +45,20 @@ def test_predictions_of_the_7b_target(published, results, variant):
             if row["loss_actual"]:
                 assert found.loss_actual == pytest.approx(float(row["loss_actual"]), rel=1e-6)
             if row["acc_pred_from_actual_loss"]:
-                assert found.accuracy_from_actual_loss == pytest.approx(float(row["acc_pred_from_actual_loss"]), abs=5e-4)
+                assert found.accuracy_from_actual_loss == pytest.approx(
+                    float(row["acc_pred_from_actual_loss"]), abs=5e-4
+                )
 
 
 def test_means_of_the_published_variants(published, main_tasks):
     target = published["7B-4T"]
     assert mean_errors(score_target(published, main_tasks, PAPER, target))["absolute"] == pytest.approx(3.82, abs=0.005)
-    assert mean_errors(score_target(published, main_tasks, TwoStepSettings(x="c4"), target))["absolute"] == pytest.approx(2.00, abs=0.01)
-    assert mean_errors(score_target(published, main_tasks, TwoStepSettings(law="flops"), target))["absolute"] == pytest.approx(3.27, abs=0.005)
+    assert mean_errors(score_target(published, main_tasks, TwoStepSettings(x="c4"), target))[
+        "absolute"
+    ] == pytest.approx(2.00, abs=0.01)
+    assert mean_errors(score_target(published, main_tasks, TwoStepSettings(law="flops"), target))[
+        "absolute"
+    ] == pytest.approx(3.27, abs=0.005)
 
 
 @pytest.mark.parametrize("variant", ["main", "flops", "single", "taskce", "c4_p0fixed"])
@@ -66,7 +76,9 @@ def test_coefficients_and_fit_errors(published, results):
     chain = fit_chain(published, tasks, PAPER)
     for task, report in zip(tasks, report_step(chain), strict=True):
         row = rows[task.name]
-        assert list(report.first.values()) == pytest.approx([float(each) for each in row["step1"].split()], rel=0.01, abs=1e-6)
+        assert list(report.first.values()) == pytest.approx(
+            [float(each) for each in row["step1"].split()], rel=0.01, abs=1e-6
+        )
         # Where the curve is steep, as with BoolQ, its four parameters are determined together only.
         assert list(report.second.values()) == pytest.approx([float(each) for each in row["step2"].split()], rel=0.01)
         assert report.error_1 == pytest.approx(float(row["fit_err_step1"]), rel=1e-3)
@@ -87,13 +99,19 @@ def test_the_importer_gives_the_tidy_table(published, folder):
     assert sum(len(run) for run in ladder.values()) == len(rows)
     seen: dict[str, int] = dict.fromkeys(ladder, 0)
     names = {key.partition(":")[0] for key in rows[0] if ":" in key}
-    columns = {(run.name, name): (run.intermediate(registry[name], "bpb"), run.accuracy(registry[name])) for run in ladder.values() for name in names}
+    columns = {
+        (run.name, name): (run.intermediate(registry[name], "bpb"), run.accuracy(registry[name]))
+        for run in ladder.values()
+        for name in names
+    }
     for row in rows:
         run, place = ladder[row["run"]], seen[row["run"]]
         seen[run.name] += 1
         assert run.n == float(row["n"])
         assert run.tokens[place] == float(row["tokens"])
-        assert run.column("eval/c4_en-validation/CrossEntropyLoss")[place] == pytest.approx(float(row["c4_ce"]), rel=1e-6)
+        assert run.column("eval/c4_en-validation/CrossEntropyLoss")[place] == pytest.approx(
+            float(row["c4_ce"]), rel=1e-6
+        )
         for name in names:
             loss, accuracy = columns[run.name, name]
             assert loss[place] == pytest.approx(float(row[f"{name}:bpb"]), rel=1e-6)
@@ -104,24 +122,34 @@ NOT_DETERMINED = ("N <= 190M", "N <= 370M", "xC <= 1", "4 cheapest", "5 cheapest
 
 
 def test_fewer_runs(published, results, main_tasks):
-    """Every part of the ladder that determines the law. In the others rounding decides where the single start ends: see the next test."""
+    """Every part of the ladder that determines the law.
+
+    In the others rounding decides where the single start ends: see the next test.
+    """
     reference: dict[str, list[dict[str, str]]] = {}
     for row in results("ablation_fewer_runs_7B-4T"):
         reference.setdefault(row["subset"].replace("N<= ", "N <= ").replace("xC<= ", "xC <= "), []).append(row)
-    reference |= {f"{int(name[9:11])} cheapest": rows for name, rows in reference.items() if name.startswith("flops top")}
+    reference |= {
+        f"{int(name[9:11])} cheapest": rows for name, rows in reference.items() if name.startswith("flops top")
+    }
     checked = 0
     for part in ablate(published, main_tasks, PAPER, published["7B-4T"]):
         rows = {row["task"]: row for row in reference[part.name]}
         for found in part.errors:
             if part.name not in NOT_DETERMINED:
-                assert found.accuracy_predicted == pytest.approx(float(rows[found.task]["acc_pred"]), abs=5e-4), (part.name, found.task)
+                assert found.accuracy_predicted == pytest.approx(float(rows[found.task]["acc_pred"]), abs=5e-4), (
+                    part.name,
+                    found.task,
+                )
                 assert found.step_1 == pytest.approx(float(rows[found.task]["step1_rel"]), abs=1e-3)
                 assert found.step_2 == pytest.approx(float(rows[found.task]["step2_rel"]), abs=1e-3)
                 checked += 1
     assert checked == 15 * 8
 
 
-def test_where_the_runs_do_not_determine_the_law_the_order_of_the_runs_decides_where_a_single_start_ends(published, main_tasks):
+def test_where_the_runs_do_not_determine_the_law_the_order_of_the_runs_decides_where_a_single_start_ends(
+    published, main_tasks
+):
     part = published.paper.ladder.where(max_n=2e8)
     x_3Q = logs(6_887_575_552, 3_945_065_873_408, None)[:, None]
 
@@ -172,7 +200,9 @@ def test_variance_and_its_correlations_with_errors(published, results):
 
 
 def test_multiple_choice_curves_from_a_large_run(folder):
-    """The accuracies of the 7B model where it answers with a letter, from its checkpoints between steps 170k and 450k."""
+    """The accuracies of the 7B model where it answers with a letter, from its checkpoints between steps 170k
+    and 450k.
+    """
     from lmlab.methods.ladder.fit import fit_second_step
     from lmlab.methods.ladder.points import moving_average
     from lmlab.methods.ladder.read import read_csv_run
@@ -190,7 +220,9 @@ def test_multiple_choice_curves_from_a_large_run(folder):
     names = {"arc_challenge": "arc_challenge_test_5shot", "arc_easy": "arc_easy_test_5shot"}
     for stem, (predicted, actual) in expected.items():
         task = TaskRegistry.builtin()[names.get(stem, stem)]
-        loss, accuracy = (moving_average(values, 5)[None] for values in (large.intermediate(task, "bpb"), large.accuracy(task, "mc")))
+        loss, accuracy = (
+            moving_average(values, 5)[None] for values in (large.intermediate(task, "bpb"), large.accuracy(task, "mc"))
+        )
         fit = fit_second_step("mc", loss, accuracy, np.array([task.chance]))
         a, x0, k, b = fit.parameters_BP[0]
         value = a / (1 + np.exp(-k * (target.intermediate(task, "bpb")[-1] - x0))) + b

@@ -24,7 +24,11 @@ def prepared(tmp_path_factory, library):
 
     tokenize = {"kind": "tokenize", "documents": "documents", "tokenizer": "tokenizer"}
     stages = {
-        "documents": {"kind": "collect", "sources": [{"kind": "python_library", "path": str(library)}], "heldout_fraction": 0.3},
+        "documents": {
+            "kind": "collect",
+            "sources": [{"kind": "python_library", "path": str(library)}],
+            "heldout_fraction": 0.3,
+        },
         "tokenizer": {"kind": "train_tokenizer", "documents": "documents", "vocab_size": 400},
         "tokens": tokenize,
         "heldout_tokens": {**tokenize, "split": "heldout"},
@@ -39,7 +43,9 @@ def prepared(tmp_path_factory, library):
 def plan(prepared):
     sizes = {f"d{d}": ModelConfig.model_validate({**SMALL, "d_model": d}) for d in (16, 32)}
     train = {key: str(prepared / key) for key in KEYS} | {"tasks_limit": 8}
-    return LadderPlan(sizes=sizes, lengths=("1K", "2K"), seq_len=64, rule="template", evaluations=2, trainer=TRAINER, train=train)
+    return LadderPlan(
+        sizes=sizes, lengths=("1K", "2K"), seq_len=64, rule="template", evaluations=2, trainer=TRAINER, train=train
+    )
 
 
 def test_runs_are_trained_collected_and_not_trained_again(plan, tmp_path):
@@ -51,7 +57,13 @@ def test_runs_are_trained_collected_and_not_trained_again(plan, tmp_path):
         rung = next(each for each in plan.rungs() if each.name == run.name)
         assert (run.n, run.final_tokens, run.planned_tokens) == (size_of(rung.model), rung.tokens, rung.tokens)
         assert len(run) >= 2
-        assert {VALIDATION, "questions/bits_per_byte", "questions/accuracy", "questions/soft", "questions/log_soft"} <= set(run.metrics)
+        assert {
+            VALIDATION,
+            "questions/bits_per_byte",
+            "questions/accuracy",
+            "questions/soft",
+            "questions/log_soft",
+        } <= set(run.metrics)
         assert run.unfinished is None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
     train_rungs(plan, tmp_path, workers=1)
@@ -63,12 +75,26 @@ def test_one_rung_is_trained_from_the_command_line_and_is_the_same_by_processes(
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude_none=True)))
     for name, workers in (("one", "1"), ("two", "2")):
-        done = lmlab("ladder", "run", path, "--rung", "d16-1K", "--rung", "d16-2K", "--workers", workers, "--out", tmp_path / name)
+        done = lmlab(
+            "ladder",
+            "run",
+            path,
+            "--rung",
+            "d16-1K",
+            "--rung",
+            "d16-2K",
+            "--workers",
+            workers,
+            "--out",
+            tmp_path / name,
+        )
         assert done.code == 0, done.err
     one, two = (collect([tmp_path / name]) for name in ("one", "two"))
     for name in ("d16-1K", "d16-2K"):  # the number of threads changes the rounding
         for key, values in one[name].metrics.items():
-            assert two[name].metrics[key] == pytest.approx(values, rel=0.01, abs=0.13 if key.endswith("accuracy") else 1e-3)
+            assert two[name].metrics[key] == pytest.approx(
+                values, rel=0.01, abs=0.13 if key.endswith("accuracy") else 1e-3
+            )
     assert lmlab("ladder", "collect", tmp_path / "one", "--output", tmp_path / "runs.parquet").code == 0
     assert RunTable.read(tmp_path / "runs.parquet").digest == one.digest
 
@@ -120,7 +146,11 @@ def test_the_stage_forecasts_before_training_and_the_outcome_stands_beside_it(lm
     assert "The forecast was made at" in page
 
     # A model that was trained otherwise is not compared with that forecast.
-    other = {"kind": "ladder_outcome", "ladder": str(out / "ladder"), "model": str(out / "ladder" / "rungs" / "d32-4K" / "model")}
+    other = {
+        "kind": "ladder_outcome",
+        "ladder": str(out / "ladder"),
+        "model": str(out / "ladder" / "rungs" / "d32-4K" / "model"),
+    }
     path.write_text(yaml.safe_dump({"name": "other", "stages": {"outcome": other, "report": {"kind": "report"}}}))
     assert lmlab("run", path, "--out", tmp_path / "other").code == 0
     outcome = read_json(tmp_path / "other" / "results.json")["outcome"]

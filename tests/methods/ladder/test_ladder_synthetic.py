@@ -41,7 +41,9 @@ def test_runs_that_were_measured_four_times_give_the_laws_too(synthetic):
 
 @pytest.mark.slow
 def test_intervals_hold_what_they_promise_on_200_noisy_ladders(synthetic):
-    """0.3 % of noise between runs; 90 % intervals of accuracy and of loss hold the truth in 85 to 95 % of the ladders."""
+    """0.3 % of noise between runs; 90 % intervals of accuracy and of loss hold the truth in 85 to 95 % of the
+    ladders.
+    """
     table, tasks = synthetic(200, 0.003)
     predictions = TwoStep(TwoStepSettings(delta=None), replicates=40).fit(table, tasks).predict_all(N, D, 0.9)
     truth, accuracy = true_loss(N, D), true_accuracy(true_loss(N, D))
@@ -71,7 +73,9 @@ def test_gradients_of_the_second_step_are_those_of_finite_differences(form):
     for place in range(p.shape[1]):
         step = np.zeros_like(p)
         step[0, place] = 1e-6
-        difference = (acc.value_and_gradient(form, p + step, x)[0] - acc.value_and_gradient(form, p - step, x)[0]) / 2e-6
+        difference = (
+            acc.value_and_gradient(form, p + step, x)[0] - acc.value_and_gradient(form, p - step, x)[0]
+        ) / 2e-6
         assert gradient[0, :, place] == pytest.approx(difference[0], rel=1e-5, abs=1e-9)
     assert (gradient[0, :, acc.NAMES[form].index("x0")] > 0).all()
 
@@ -107,7 +111,9 @@ def test_large_coefficients_do_not_overflow():
 def test_the_same_seed_gives_the_same_intervals(synthetic):
     table, tasks = synthetic(2, 0.003)
     estimator = TwoStepSettings(delta=None)
-    one, two, other = (TwoStep(estimator, 30, seed).fit(table, tasks, calibrated=False).predict_all(N, D) for seed in (0, 0, 1))
+    one, two, other = (
+        TwoStep(estimator, 30, seed).fit(table, tasks, calibrated=False).predict_all(N, D) for seed in (0, 0, 1)
+    )
     assert one == two
     assert (one[0].lo, one[0].hi) != (other[0].lo, other[0].hi)
     assert one[0].accuracy == other[0].accuracy

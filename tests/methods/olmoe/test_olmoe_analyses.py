@@ -1,4 +1,6 @@
-"""Measures of routers against the stored figures: of real traces of OLMoE-1B-7B and Mixtral, and of a trained miniature."""
+"""Measures of routers against the stored figures: of real traces of OLMoE-1B-7B and Mixtral, and of a trained
+miniature.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,13 @@ def trace():
     return RoutingTrace.load(DATA / "tiny/trace_val.npz", "step600", 16)
 
 
-def random_trace(seed: int = 0, sequences: int = 6, length: int = 20, layers: int = 2, experts: int = 8, k: int = 3) -> RoutingTrace:
+def random_trace(
+    seed: int = 0, sequences: int = 6, length: int = 20, layers: int = 2, experts: int = 8, k: int = 3
+) -> RoutingTrace:
     random = np.random.default_rng(seed)
-    chosen = random.permuted(np.broadcast_to(np.arange(experts), (sequences, length, layers, experts)), axis=-1)[..., :k]
+    chosen = random.permuted(np.broadcast_to(np.arange(experts), (sequences, length, layers, experts)), axis=-1)[
+        ..., :k
+    ]
     domains = ("a", "b")
     ids = np.random.default_rng(1).integers(0, 30, (sequences, length))
     return RoutingTrace(ids, chosen, experts, tuple(range(layers)), domains, np.arange(sequences) % 2, ids[:, ::-1])
@@ -123,7 +129,13 @@ def test_loads_of_the_real_models():
             domain = counts[f"{row['model']}/domains"].tolist().index(row["domain"])
             layer = counts["layers"].tolist().index(int(row["layer"]))
             found = load_summary(counts[f"{row['model']}/expert_counts"][domain, layer])
-            for name in ("max_over_mean", "min_over_mean", "normalised_entropy", "n_experts_over_2x", "n_experts_under_half"):
+            for name in (
+                "max_over_mean",
+                "min_over_mean",
+                "normalised_entropy",
+                "n_experts_over_2x",
+                "n_experts_under_half",
+            ):
                 assert float(found[name]) == pytest.approx(float(row[name]), abs=1e-6), row
 
 
@@ -133,11 +145,18 @@ def test_vocabularies_of_the_real_models():
 
     table = pq.read_table(DATA / "vocab_counts.parquet")
     names = {name: table[name].combine_chunks() for name in table.column_names}
-    text = {name: np.array(names[name].dictionary.to_pylist())[names[name].indices.to_numpy()] for name in ("model", "domain")}
+    text = {
+        name: np.array(names[name].dictionary.to_pylist())[names[name].indices.to_numpy()]
+        for name in ("model", "domain")
+    }
     columns = {name: names[name].to_numpy().astype(np.int64) for name in ("layer", "expert", "token", "count")}
     with open(DATA / "expected_vocab_specialization.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            chosen = (text["model"] == row["model"]) & (text["domain"] == row["domain"]) & (columns["layer"] == int(row["layer"]))
+            chosen = (
+                (text["model"] == row["model"])
+                & (text["domain"] == row["domain"])
+                & (columns["layer"] == int(row["layer"]))
+            )
             counts = np.zeros((2**16, 64), np.int64)
             np.add.at(counts, (columns["token"][chosen], columns["expert"][chosen]), columns["count"][chosen])
             found = vocab_summary(counts, counts.sum(1) // int(row["k"]))
@@ -183,7 +202,9 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
     parts = [RoutingStatistics(8, 3, (0, 1), ("a", "b"), whole.vocab_size, 4) for _ in range(2)]
     for number, part in enumerate(parts):
         rows = slice(4 * number * 2 - 0, 8) if number == 0 else slice(8, 12)
-        part.update(trace.input_ids_ST[rows], trace.expert_ids_STLk[rows], trace.domain_S[rows], trace.predicted_ids_ST[rows])
+        part.update(
+            trace.input_ids_ST[rows], trace.expert_ids_STLk[rows], trace.domain_S[rows], trace.predicted_ids_ST[rows]
+        )
     parts[0].merge(parts[1])
     for k in (1, 3):
         assert np.array_equal(whole.expert_counts[k].sum(0), parts[0].expert_counts[k].sum(0))
@@ -229,7 +250,11 @@ def test_probabilities_of_tokens_by_domain_by_hand():
     tokens, shares = token_probabilities(trace, 5, "a", 1, min_count=1)
     assert tokens.tolist() == [7, 9] and shares.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
     assert len(token_probabilities(trace, 5, "a")[0]) == 0
-    for arguments, message in (((5, "c"), "no domain 'c', but a, b"), ((4, "a"), "no layer 4"), ((5, "a", 3), "2 experts for each token, not 3")):
+    for arguments, message in (
+        ((5, "c"), "no domain 'c', but a, b"),
+        ((4, "a"), "no layer 4"),
+        ((5, "a", 3), "2 experts for each token, not 3"),
+    ):
         with pytest.raises(UserError, match=message):
             token_probabilities(trace, *arguments)
 
@@ -249,8 +274,15 @@ def test_few_tokens_look_specialised_and_the_figures_beside_say_so():
 def test_a_trace_comes_back_as_it_was(tmp_path):
     trace = random_trace()
     again = RoutingTrace.load(trace.save(tmp_path / "trace.npz"))
-    assert np.array_equal(again.expert_ids_STLk, trace.expert_ids_STLk) and np.array_equal(again.predicted_ids_ST, trace.predicted_ids_ST)
-    assert (again.domains, again.layers, again.num_experts, again.token_hash) == (trace.domains, trace.layers, 8, trace.token_hash)
+    assert np.array_equal(again.expert_ids_STLk, trace.expert_ids_STLk) and np.array_equal(
+        again.predicted_ids_ST, trace.predicted_ids_ST
+    )
+    assert (again.domains, again.layers, again.num_experts, again.token_hash) == (
+        trace.domains,
+        trace.layers,
+        8,
+        trace.token_hash,
+    )
     joined = concatenate([trace, again])
     assert joined.domain_S.tolist() == [0, 1] * 6
 
@@ -307,8 +339,14 @@ def test_published_records_have_their_layers_last(tmp_path):
     trace = random_trace()
     path = tmp_path / "c4.jsonl"
     rows = [
-        {"input_ids": ids.tolist(), "predicted_token_ids": predicted.tolist(), "exp_ids": experts.transpose(0, 2, 1).tolist()}
-        for ids, predicted, experts in zip(trace.input_ids_ST, trace.predicted_ids_ST, trace.expert_ids_STLk, strict=True)
+        {
+            "input_ids": ids.tolist(),
+            "predicted_token_ids": predicted.tolist(),
+            "exp_ids": experts.transpose(0, 2, 1).tolist(),
+        }
+        for ids, predicted, experts in zip(
+            trace.input_ids_ST, trace.predicted_ids_ST, trace.expert_ids_STLk, strict=True
+        )
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     again = RoutingTrace.from_reference_jsonl([path], 8)
@@ -329,12 +367,19 @@ SMALL = {
 FOREIGN = {
     "mixtral": transformers.MixtralConfig(**SMALL, intermediate_size=48, num_local_experts=4, num_experts_per_tok=2),
     "qwen2_moe": transformers.Qwen2MoeConfig(
-        **SMALL, intermediate_size=48, moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=6, num_experts_per_tok=2
+        **SMALL,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=2,
     ),
     "qwen3_moe": transformers.Qwen3MoeConfig(
         **SMALL, intermediate_size=48, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3, head_dim=8
     ),
-    "olmoe": transformers.OlmoeConfig(**SMALL, intermediate_size=24, num_experts=6, num_experts_per_tok=2, pad_token_id=None, eos_token_id=1),
+    "olmoe": transformers.OlmoeConfig(
+        **SMALL, intermediate_size=24, num_experts=6, num_experts_per_tok=2, pad_token_id=None, eos_token_id=1
+    ),
 }
 
 
@@ -349,13 +394,25 @@ def test_routers_of_other_families_are_watched_by_hooks(family):
         output = model(ids, output_router_logits=True)
     assert np.array_equal(trace.predicted_ids_ST, output.logits.argmax(-1).numpy())
     for place, logits in enumerate(output.router_logits):
-        probabilities = logits.float() if torch.allclose(logits.sum(-1), torch.ones(len(logits)), atol=1e-4) else logits.float().softmax(-1)
+        probabilities = (
+            logits.float()
+            if torch.allclose(logits.sum(-1), torch.ones(len(logits)), atol=1e-4)
+            else logits.float().softmax(-1)
+        )
         best = probabilities.view(3, 12, -1).topk(trace.top_k, -1).indices.numpy()
         assert np.array_equal(trace.expert_ids_STLk[:, :, place], best)
 
 
 def small_moe(**moe) -> Transformer:
-    sizes = {"vocab_size": 50, "num_layers": 3, "d_model": 32, "num_heads": 4, "max_seq_len": 32, "d_ff": 40, "ffn": ("dense", "moe", "moe")}
+    sizes = {
+        "vocab_size": 50,
+        "num_layers": 3,
+        "d_model": 32,
+        "num_heads": 4,
+        "max_seq_len": 32,
+        "d_ff": 40,
+        "ffn": ("dense", "moe", "moe"),
+    }
     settings = MoEConfig(**{"num_experts": 6, "top_k": 2, "expert_hidden_size": 24, **moe})
     return Transformer(ModelConfig(**sizes, moe=settings)).initialize(0)
 

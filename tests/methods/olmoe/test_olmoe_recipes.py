@@ -70,12 +70,17 @@ def test_a_stage_with_a_data_seed_sees_the_same_text_in_another_order(demo_with_
     sparse = {"tokens": "tokens", "tokenizer": "tokenizer", "heldout_tokens": "heldout_tokens", **stages["sparse"]}
     sparse["model"] = {**SMALL, "ffn": "moe", "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 16}}
     stages |= {
-        name: {"kind": "train", **sparse, **seeds} for name, seeds in (("first", {}), ("again", {"data_seed": 0}), ("other", {"data_seed": 1}))
+        name: {"kind": "train", **sparse, **seeds}
+        for name, seeds in (("first", {}), ("again", {"data_seed": 0}), ("other", {"data_seed": 1}))
     }
     run_recipe(recipe_of({**demo_with_experts, "stages": stages | {"sparse": None}}, tmp_path), tmp_path)
 
     def losses(name: str) -> list[float]:
-        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        return [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+            if '"loss"' in line
+        ]
 
     assert losses("first") == losses("again") != losses("other")
 
@@ -94,7 +99,10 @@ def ablation(texts: Path, **changes) -> AblationConfig:
     settings = {
         "texts": str(texts),
         "model": sizes,
-        "variants": {"moe": {"moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 16}}, "dense": {"ffn": "dense", "moe": None, "d_ff": 32}},
+        "variants": {
+            "moe": {"moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 16}},
+            "dense": {"ffn": "dense", "moe": None, "d_ff": 32},
+        },
         "choices": [{"title": "MoE or dense", "variants": ["moe", "dense"]}],
         "seeds": [0, 1],
         "seq_len": 32,
@@ -109,12 +117,17 @@ def test_one_file_gives_a_table_with_seeds_and_significance(texts, tmp_path):
     assert sorted(told) == [("dense", 0), ("dense", 1), ("moe", 0), ("moe", 1)]
     (row,) = found["comparisons"]
     expected = [b["loss"] - a["loss"] for a, b in zip(found["results"]["moe"], found["results"]["dense"], strict=True)]
-    assert row["difference"] == pytest.approx(sum(expected) / 2) and row["interval"][0] < row["difference"] < row["interval"][1]
+    assert (
+        row["difference"] == pytest.approx(sum(expected) / 2)
+        and row["interval"][0] < row["difference"] < row["interval"][1]
+    )
     page = (tmp_path / "report.html").read_text()
     assert "MoE or dense" in page
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert run_ablation(ablation(texts), tmp_path)["comparisons"] == found["comparisons"]
-    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}  # nothing was trained again
+    assert stamps == {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")
+    }  # nothing was trained again
 
 
 def test_a_paired_test_by_hand():
@@ -127,7 +140,15 @@ def test_a_paired_test_by_hand():
     from scipy.stats import ttest_rel
 
     assert b["p"] == pytest.approx(ttest_rel([2.1, 2.3, 2.0], [2.0, 2.1, 1.9]).pvalue)
-    assert c == {"choice": "?", "variant": "c", "against": "a", "seeds": 0, "difference": None, "interval": None, "p": None}
+    assert c == {
+        "choice": "?",
+        "variant": "c",
+        "against": "a",
+        "seeds": 0,
+        "difference": None,
+        "interval": None,
+        "p": None,
+    }
 
 
 def test_rows_depend_on_seed_and_number_alone_and_parts_are_disjoint(texts):

@@ -19,7 +19,15 @@ from lmlab.models import ModelConfig, Transformer, convert, from_pretrained, sav
 
 TINY = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/olmoe/tiny")
 TEXTS = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/texts")
-SIZES = {"vocab_size": 61, "num_layers": 2, "d_model": 32, "num_heads": 4, "num_kv_heads": 2, "d_ff": 48, "max_seq_len": 64}
+SIZES = {
+    "vocab_size": 61,
+    "num_layers": 2,
+    "d_model": 32,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "d_ff": 48,
+    "max_seq_len": 64,
+}
 
 
 def dense_model(**changes) -> Transformer:
@@ -114,7 +122,9 @@ def smollm2(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_smollm2_upcycled_has_unchanged_perplexity(smollm2):
-    """134 M real weights of a dense Llama, whose attention has no QK-norm: 4 experts, 2 for each token, on real text."""
+    """134 M real weights of a dense Llama, whose attention has no QK-norm: 4 experts, 2 for each token, on real
+    text.
+    """
     from lmlab.data import Tokenizer
 
     dense, tokenizer = from_pretrained(smollm2), Tokenizer.load(smollm2)
@@ -151,13 +161,18 @@ def test_layouts_of_the_training_codes_come_back_as_they_were(kind, sparse, tmp_
 
 @torch.no_grad()
 def test_names_and_orders_of_the_olmo_layout(tmp_path):
-    """By the description of the layout: fused queries, keys and values; w1 the gates, v1 the ups, w2 the transposed downs; dense: ups first."""
+    """By the description of the layout: fused queries, keys and values; w1 the gates, v1 the ups, w2 the transposed
+    downs; dense: ups first.
+    """
     model = dense_model(**OLMOE)
     write_olmo(model, tmp_path)
     stored, block = load_file(tmp_path / "model.safetensors"), model.blocks[1]
     prefix = "transformer.blocks.1."
     attention = block.attention
-    assert torch.equal(stored[prefix + "att_proj.weight"], torch.cat([attention.query.weight, attention.key.weight, attention.value.weight]))
+    assert torch.equal(
+        stored[prefix + "att_proj.weight"],
+        torch.cat([attention.query.weight, attention.key.weight, attention.value.weight]),
+    )
     x = torch.randn(5, 32)
     w1, v1, w2 = (stored[f"{prefix}ffn.experts.mlp.{name}"].view(4, 24, 32) for name in ("w1", "v1", "w2"))
     gate, up = F.linear(x, block.ffn.experts.gate_up[2]).chunk(2, -1)
@@ -173,10 +188,23 @@ def test_configurations_of_the_training_codes_are_read_and_what_is_not_supported
     model = dense_model(**OLMOE)
     write_olmo(model, tmp_path)
     settings = {
-        "vocab_size": 61, "embedding_size": 61, "n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "max_sequence_length": 64,
-        "mlp_hidden_size": 48, "attention_layer_norm": True, "layer_norm_type": "rms", "moe_num_experts": 4, "moe_top_k": 2, "weight_tying": False,
-        "include_bias": False, "clip_qkv": None, "rope": True,
-    }  # fmt: skip
+        "vocab_size": 61,
+        "embedding_size": 61,
+        "n_layers": 2,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "max_sequence_length": 64,
+        "mlp_hidden_size": 48,
+        "attention_layer_norm": True,
+        "layer_norm_type": "rms",
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "weight_tying": False,
+        "include_bias": False,
+        "clip_qkv": None,
+        "rope": True,
+    }
     (tmp_path / "config.yaml").write_text(json.dumps({"model": settings}))
     again = read_olmo(tmp_path)
     with torch.no_grad():
@@ -191,7 +219,9 @@ def test_configurations_of_the_training_codes_are_read_and_what_is_not_supported
         "layer_norm": {"eps": 1e-5},
         "feed_forward_moe": {"num_experts": 4, "hidden_size": 24, "router": {"top_k": 2}},
     }
-    (core / "config.json").write_text(json.dumps({"model": {"vocab_size": 61, "n_layers": 2, "d_model": 32, "block": block}}))
+    (core / "config.json").write_text(
+        json.dumps({"model": {"vocab_size": 61, "n_layers": 2, "d_model": 32, "block": block}})
+    )
     with torch.no_grad():
         torch.testing.assert_close(read_olmo(core)(IDS).logits_BTV, model(IDS).logits_BTV)
 
@@ -206,25 +236,39 @@ def test_problems_of_a_foreign_checkpoint_are_named_at_once(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(LmlabError) as caught:
         read_olmo(tmp_path, config)
-    for part in ("missing transformer.blocks.0.ffn.experts.mlp.v1", "unexpected transformer.extra", "wte.weight has shape [64, 32], not [61, 32]"):
+    for part in (
+        "missing transformer.blocks.0.ffn.experts.mlp.v1",
+        "unexpected transformer.extra",
+        "wte.weight has shape [64, 32], not [61, 32]",
+    ):
         assert part in str(caught.value)
     with pytest.raises(UserError, match="other files of weights are pickles"):
         read_olmo(tmp_path / "nothing")
 
 
 CORE_SHAPES = {
-    "embeddings.weight": (61, 32), "lm_head.norm.weight": (32,), "lm_head.w_out.weight": (61, 32),
+    "embeddings.weight": (61, 32),
+    "lm_head.norm.weight": (32,),
+    "lm_head.w_out.weight": (61, 32),
     **{
         f"blocks.{layer}.{name}": shape
         for layer in range(2)
         for name, shape in {
-            "attention_norm.weight": (32,), "feed_forward_norm.weight": (32,), "attention.w_q.weight": (32, 32), "attention.w_k.weight": (16, 32),
-            "attention.w_v.weight": (16, 32), "attention.w_out.weight": (32, 32), "attention.q_norm.weight": (32,), "attention.k_norm.weight": (16,),
-            "feed_forward_moe.router.weight": (4 * 32,), "feed_forward_moe.experts.mlp.w1": (4 * 24, 32),
-            "feed_forward_moe.experts.mlp.w3": (4 * 24, 32), "feed_forward_moe.experts.mlp.w2": (4 * 24, 32),
+            "attention_norm.weight": (32,),
+            "feed_forward_norm.weight": (32,),
+            "attention.w_q.weight": (32, 32),
+            "attention.w_k.weight": (16, 32),
+            "attention.w_v.weight": (16, 32),
+            "attention.w_out.weight": (32, 32),
+            "attention.q_norm.weight": (32,),
+            "attention.k_norm.weight": (16,),
+            "feed_forward_moe.router.weight": (4 * 32,),
+            "feed_forward_moe.experts.mlp.w1": (4 * 24, 32),
+            "feed_forward_moe.experts.mlp.w3": (4 * 24, 32),
+            "feed_forward_moe.experts.mlp.w2": (4 * 24, 32),
         }.items()
     },
-}  # fmt: skip
+}
 """Names and shapes by the description of OLMo-core's layout, for `OLMOE`."""
 
 
@@ -239,7 +283,9 @@ def test_names_shapes_and_orders_of_the_olmo_core_layout_with_and_without_capaci
     x = torch.randn(5, 32)
     w1, w3, w2 = (stored[f"{prefix}experts.mlp.{name}"].view(4, 24, 32) for name in ("w1", "w3", "w2"))
     gate, up = F.linear(x, experts.gate_up[2]).chunk(2, -1)
-    torch.testing.assert_close((F.silu(x @ w1[2].T) * (x @ w3[2].T)) @ w2[2], F.linear(F.silu(gate) * up, experts.down[2]))
+    torch.testing.assert_close(
+        (F.silu(x @ w1[2].T) * (x @ w3[2].T)) @ w2[2], F.linear(F.silu(gate) * up, experts.down[2])
+    )
     for layer, part in ((layer, part) for layer in range(2) for part in ("w1", "w3")):
         name = f"blocks.{layer}.feed_forward_moe.experts.mlp.{part}"
         stored[name] = torch.cat([each.T for each in stored[name].view(4, 24, 32)])
@@ -279,7 +325,9 @@ def test_a_padded_vocabulary_and_a_configuration_without_keys_are_explained(tmp_
 @pytest.mark.skipif(not TINY.exists(), reason="needs the trained miniature (LMLAB_SHARED)")
 def test_from_texts_to_a_page_on_the_command_line(lmlab, tmp_path):
     options = ["--tokenizer", "bytes", "--length", "128", "--sequences", "4", "--domain-field", "domain"]
-    done = lmlab("olmoe", "trace", TINY / "checkpoint", f"{TEXTS}/*.jsonl.zst", "--out", tmp_path / "final.npz", *options)
+    done = lmlab(
+        "olmoe", "trace", TINY / "checkpoint", f"{TEXTS}/*.jsonl.zst", "--out", tmp_path / "final.npz", *options
+    )
     assert done.code == 0, done.err
     assert "2,560 tokens of 5 domains, layers 0, 1, 2, 3" in done.out
     assert RoutingTrace.load(tmp_path / "final.npz").domains == ("arxiv", "book", "c4", "github", "wikipedia")
@@ -289,9 +337,13 @@ def test_from_texts_to_a_page_on_the_command_line(lmlab, tmp_path):
     assert done.code == 0, done.err
     figures = json.loads((tmp_path / "figures.json").read_text())
     expected = json.loads((TINY / "expected_val.json").read_text())
-    assert figures["saturation"]["10%"]["4"]["value"] == pytest.approx(expected["router_saturation"]["60"]["4"], abs=1e-6)
+    assert figures["saturation"]["10%"]["4"]["value"] == pytest.approx(
+        expected["router_saturation"]["60"]["4"], abs=1e-6
+    )
     assert max(figures["saturation"]["10%"]["4"]["half_width"]) < 0.1
-    done = lmlab("olmoe", "report", *arguments, tmp_path / "page.html", "--tokenizer", "bytes", "--published", TINY.parent)
+    done = lmlab(
+        "olmoe", "report", *arguments, tmp_path / "page.html", "--tokenizer", "bytes", "--published", TINY.parent
+    )
     assert done.code == 0, done.err
     assert "as published" in (tmp_path / "page.html").read_text()
 
@@ -319,7 +371,9 @@ def test_a_dense_model_is_upcycled_and_converted_on_the_command_line(lmlab, tmp_
     done = lmlab("olmoe", "upcycle", tmp_path / "dense", tmp_path / "moe", "--num-experts", "4", "--top-k", "2")
     assert done.code == 0 and "as olmoe" in done.out, done.err
     with torch.no_grad():
-        torch.testing.assert_close(from_pretrained(tmp_path / "moe")(IDS).logits_BTV, source(IDS).logits_BTV, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            from_pretrained(tmp_path / "moe")(IDS).logits_BTV, source(IDS).logits_BTV, atol=1e-5, rtol=1e-5
+        )
     done = lmlab("olmoe", "convert", tmp_path / "moe", tmp_path / "olmo", "--to", "olmo")
     assert done.code == 0 and load_file(tmp_path / "olmo" / "model.safetensors"), done.err
 

@@ -20,7 +20,10 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
     rng = np.random.default_rng(1)
-    return [Document(f"d{number}", sentence(rng, int(rng.integers(20, 120))), ("a", "b")[number % 2]) for number in range(60)]
+    return [
+        Document(f"d{number}", sentence(rng, int(rng.integers(20, 120))), ("a", "b")[number % 2])
+        for number in range(60)
+    ]
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from lmlab.data import Tokenizer
 from lmlab.methods.qurating import Judgment, Rater
 from lmlab.models import ModelConfig, Transformer
 
-WORDS = ("river stone garden window letter engine morning silver winter forest button candle market shadow thunder pocket " * 4).split()
+WORDS = (
+    "river stone garden window letter engine morning silver winter forest button candle market shadow thunder pocket "
+    * 4
+).split()
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:
@@ -17,7 +20,13 @@ def sentence(rng: np.random.Generator, words: int) -> str:
 
 def make_rater(tokenizer: Tokenizer, criteria: tuple[str, ...] = ("one", "two"), segment: int = 32) -> Rater:
     config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=4, max_seq_len=64, num_labels=len(criteria), init_std=0.3
+        vocab_size=tokenizer.vocab_size,
+        num_layers=2,
+        d_model=32,
+        num_heads=4,
+        max_seq_len=64,
+        num_labels=len(criteria),
+        init_std=0.3,
     )
     return Rater(Transformer(config).initialize(3), tokenizer, criteria, segment=segment, precision="fp32")
 

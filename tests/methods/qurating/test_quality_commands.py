@@ -26,7 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Path:
     for path in sorted(library.glob("*.py")):
         text = path.read_text("utf-8")
         for start in range(0, min(len(text), 24_000), 1200):
-            lines.append({"doc_id": f"{path.stem}-{start}", "text": text[start : start + 1200], "meta": {"source": "ab"[len(lines) % 2]}})
+            lines.append(
+                {
+                    "doc_id": f"{path.stem}-{start}",
+                    "text": text[start : start + 1200],
+                    "meta": {"source": "ab"[len(lines) % 2]},
+                }
+            )
     (place / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:200]))
     return place
 
@@ -39,13 +45,18 @@ def pipeline_file(folder: Path) -> Path:
         "judge": {"backend": "offline"},
         "pairs": {"design": "random", "n": 60, "tokens": [32, 64]},
         "rater": {
-            "init": {"num_layers": 1, "d_model": 32, "num_heads": 2}, "lr": 3e-3, "epochs": 2, "batch_pairs": 16, "row_tokens": 256,
-            "confidence": 0.1, "val": 0.2,
+            "init": {"num_layers": 1, "d_model": 32, "num_heads": 2},
+            "lr": 3e-3,
+            "epochs": 2,
+            "batch_pairs": 16,
+            "row_tokens": 256,
+            "confidence": 0.1,
+            "val": 0.2,
         },
         "annotate": {"segment": 64, "dtype": "float32"},
         "select": {"mode": "sample", "tau": 1.0, "tokens": "30%"},
         "report": {"clusters": 4, "groups": ["domain"], "examples": 1},
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump({"quality": settings}))
     return path
 
@@ -86,30 +97,88 @@ def test_a_wrong_key_names_the_nearest(folder: Path, lmlab: Any) -> None:
     pipeline_file(folder)
     done = lmlab("quality", "pipeline", folder / "quality.yaml", "--set", "quality.select.taus=1")
     assert done.code == 2 and "Did you mean 'tau'" in done.err
-    done = lmlab("quality", "pipeline", folder / "quality.yaml", "--set", "quality.select.tau=-1", "--out", folder / "no")
+    done = lmlab(
+        "quality", "pipeline", folder / "quality.yaml", "--set", "quality.select.tau=-1", "--out", folder / "no"
+    )
     assert done.code == 2 and "--invert" in done.err
 
 
 def test_the_commands_do_the_same_step_by_step(finished: Path, folder: Path, tmp_path: Path, lmlab: Any) -> None:
     corpus, tokenizer = folder / "corpus.jsonl", finished / "tokenizer"
     judged = lmlab(
-        "quality", "judge", corpus, "--tokenizer", tokenizer, "--criterion", "educational_value", "--criterion", "clarity=is clearer.",
-        "--pairs", 60, "--design", "random", "--tokens", "32,64", "--id-field", "doc_id", "--domain-field", "meta.source", "--out",
+        "quality",
+        "judge",
+        corpus,
+        "--tokenizer",
+        tokenizer,
+        "--criterion",
+        "educational_value",
+        "--criterion",
+        "clarity=is clearer.",
+        "--pairs",
+        60,
+        "--design",
+        "random",
+        "--tokens",
+        "32,64",
+        "--id-field",
+        "doc_id",
+        "--domain-field",
+        "meta.source",
+        "--out",
         tmp_path / "judged",
-    )  # fmt: skip
+    )
     assert judged.code == 0, judged.err
     ours, theirs = (pq.read_table(path / "judgments.parquet") for path in (tmp_path / "judged", finished / "judgments"))
     assert ours.column("texts").to_pylist() == theirs.column("texts").to_pylist()
     assert lmlab("quality", "judge-report", tmp_path / "judged", "--out", tmp_path / "judged.html").code == 0
     assert "position bias" in (tmp_path / "judged.html").read_text("utf-8")
     trained = lmlab(
-        "quality", "train", tmp_path / "judged", "--tokenizer", tokenizer, "--out", tmp_path / "rater", "--set", "size.num_layers=1", "--set",
-        "size.d_model=32", "--set", "size.num_heads=2", "--set", "epochs=1", "--set", "confidence=0.1", "--set", "max_tokens=64",
-    )  # fmt: skip
+        "quality",
+        "train",
+        tmp_path / "judged",
+        "--tokenizer",
+        tokenizer,
+        "--out",
+        tmp_path / "rater",
+        "--set",
+        "size.num_layers=1",
+        "--set",
+        "size.d_model=32",
+        "--set",
+        "size.num_heads=2",
+        "--set",
+        "epochs=1",
+        "--set",
+        "confidence=0.1",
+        "--set",
+        "max_tokens=64",
+    )
     assert trained.code == 0, trained.err
-    rated = lmlab("quality", "annotate", corpus, "--rater", tmp_path / "rater", "--id-field", "doc_id", "--out", tmp_path / "rated")
+    rated = lmlab(
+        "quality",
+        "annotate",
+        corpus,
+        "--rater",
+        tmp_path / "rater",
+        "--id-field",
+        "doc_id",
+        "--out",
+        tmp_path / "rated",
+    )
     assert rated.code == 0 and "200 rows" in rated.out
-    common = ("--in", tmp_path / "rated", "--metric", "educational_value_average", "--id", "doc_id", "--domain", "meta.source", "--tokens", "30%")
+    common = (
+        "--in",
+        tmp_path / "rated",
+        "--metric",
+        "educational_value_average",
+        "--id",
+        "doc_id",
+        "--domain",
+        "meta.source",
+        "--tokens",
+        "30%",
+    )
     planned = lmlab("quality", "plan", *common, "--out", tmp_path / "plan.json")
     assert planned.code == 0 and "tau=0.5" in planned.out and len(read_json(tmp_path / "plan.json")["outlooks"]) == 6
     chosen = lmlab("quality", "select", *common, "--mode", "sample", "--tau", "1", "--out", tmp_path / "chosen")
@@ -132,23 +201,70 @@ def test_the_commands_do_the_same_step_by_step(finished: Path, folder: Path, tmp
     )
     assert report.code == 0, report.err
     assert "## clarity, a: highest" in (tmp_path / "chosen" / "extremes.md").read_text("utf-8")
-    ordered = lmlab("quality", "order", "--in", tmp_path / "chosen" / "0-of-1.parquet", "--metric", "clarity_average", "--out", tmp_path / "order")
-    values = [json.loads(line)["clarity_average"] for line in (tmp_path / "order" / "0-of-1.jsonl").read_text().splitlines()]
+    ordered = lmlab(
+        "quality",
+        "order",
+        "--in",
+        tmp_path / "chosen" / "0-of-1.parquet",
+        "--metric",
+        "clarity_average",
+        "--out",
+        tmp_path / "order",
+    )
+    values = [
+        json.loads(line)["clarity_average"] for line in (tmp_path / "order" / "0-of-1.jsonl").read_text().splitlines()
+    ]
     assert ordered.code == 0 and values == sorted(values)
-    filtered = lmlab("quality", "filter", "--in", tmp_path / "rated", "--min", f"clarity_average={np.median(values)}", "--out", tmp_path / "filtered")
+    filtered = lmlab(
+        "quality",
+        "filter",
+        "--in",
+        tmp_path / "rated",
+        "--min",
+        f"clarity_average={np.median(values)}",
+        "--out",
+        tmp_path / "filtered",
+    )
     assert filtered.code == 0 and 0 < len(pq.read_table(tmp_path / "filtered" / "0-of-1.parquet")) < 200
     scored = lmlab(
-        "quality", "score", "dsir", "--in", tmp_path / "rated", "--target", tmp_path / "order" / "0-of-1.jsonl", "--out", tmp_path / "scored"
+        "quality",
+        "score",
+        "dsir",
+        "--in",
+        tmp_path / "rated",
+        "--target",
+        tmp_path / "order" / "0-of-1.jsonl",
+        "--out",
+        tmp_path / "scored",
     )
     assert scored.code == 0, scored.err
     tiers = lmlab(
-        "quality", "score", "buckets", "--in", tmp_path / "scored", "--columns", "dsir_average,clarity_average", "--out", tmp_path / "tiers"
+        "quality",
+        "score",
+        "buckets",
+        "--in",
+        tmp_path / "scored",
+        "--columns",
+        "dsir_average,clarity_average",
+        "--out",
+        tmp_path / "tiers",
     )
     assert tiers.code == 0 and "buckets_tier" in pq.read_table(tmp_path / "tiers" / "00000.parquet").column_names
     mixed = lmlab(
-        "quality", "select", "--in", tmp_path / "rated", "--mode", "mixture", "--weights", "clarity_average=1,educational_value_average=1",
-        "--tokens", "20%", "--manifest-only", "--out", tmp_path / "mixed",
-    )  # fmt: skip
+        "quality",
+        "select",
+        "--in",
+        tmp_path / "rated",
+        "--mode",
+        "mixture",
+        "--weights",
+        "clarity_average=1,educational_value_average=1",
+        "--tokens",
+        "20%",
+        "--manifest-only",
+        "--out",
+        tmp_path / "mixed",
+    )
     assert mixed.code == 0, mixed.err
 
 
@@ -174,7 +290,9 @@ def write(tmp_path: Path, **changes: Any) -> Path:
         ({}, ("--cap-duplicates", "id"), "NAME=NUMBER"),
     ],
 )
-def test_mistakes_are_one_sentence_with_a_remedy(changes: Any, options: Any, message: str, tmp_path: Path, lmlab: Any) -> None:
+def test_mistakes_are_one_sentence_with_a_remedy(
+    changes: Any, options: Any, message: str, tmp_path: Path, lmlab: Any
+) -> None:
     given = {
         "--in": write(tmp_path, **changes),
         "--metric": "r_average",
@@ -197,17 +315,48 @@ def test_a_selection_without_a_mode_is_refused(tmp_path: Path, lmlab: Any) -> No
 def test_unknown_judges_and_missing_corpora_are_told(tmp_path: Path, lmlab: Any, finished: Path, folder: Path) -> None:
     done = lmlab("quality", "judge", tmp_path / "none", "--tokenizer", finished / "tokenizer", "--out", tmp_path / "o")
     assert done.code == 2 and "matches no file" in done.err
-    done = lmlab("quality", "judge", folder / "corpus.jsonl", "--tokenizer", finished / "tokenizer", "--judge", "oracle", "--out", tmp_path / "o")
+    done = lmlab(
+        "quality",
+        "judge",
+        folder / "corpus.jsonl",
+        "--tokenizer",
+        finished / "tokenizer",
+        "--judge",
+        "oracle",
+        "--out",
+        tmp_path / "o",
+    )
     assert done.code == 2 and "offline" in done.err
-    done = lmlab("quality", "annotate", folder / "corpus.jsonl", "--rater", finished / "tokenizer", "--out", tmp_path / "o")
+    done = lmlab(
+        "quality", "annotate", folder / "corpus.jsonl", "--rater", finished / "tokenizer", "--out", tmp_path / "o"
+    )
     assert done.code == 2 and "config.json" in done.err
 
 
 def test_text_in_reports_is_escaped(tmp_path: Path, lmlab: Any) -> None:
     path = write(tmp_path, text=["<script>alert(1)</script> word word", "b word", "c word"])
     common = ("--in", path, "--metric", "r_average")
-    assert lmlab("quality", "select", *common, "--mode", "top_k", "--tokens", "6", "--id", "id", "--out", tmp_path / "out").code == 0
-    assert lmlab("quality", "report", "--in", path, "--selection", tmp_path / "out", "--clusters", "2", "--out", tmp_path / "q.html").code == 0
+    assert (
+        lmlab(
+            "quality", "select", *common, "--mode", "top_k", "--tokens", "6", "--id", "id", "--out", tmp_path / "out"
+        ).code
+        == 0
+    )
+    assert (
+        lmlab(
+            "quality",
+            "report",
+            "--in",
+            path,
+            "--selection",
+            tmp_path / "out",
+            "--clusters",
+            "2",
+            "--out",
+            tmp_path / "q.html",
+        ).code
+        == 0
+    )
     assert "<script>alert(1)" not in (tmp_path / "q.html").read_text("utf-8")
 
 

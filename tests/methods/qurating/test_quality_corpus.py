@@ -59,24 +59,34 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def test_an_annotation_has_the_published_columns_and_keeps_the_others(place: Path, rater: Rater, quality_texts: list[str]) -> None:
+def test_an_annotation_has_the_published_columns_and_keeps_the_others(
+    place: Path, rater: Rater, quality_texts: list[str]
+) -> None:
     found = annotate(job(place, "out"))
     table = rows(place / "out")
     assert found["rows"] == len(table) == 60 and [row["text"] for row in table] == quality_texts
     assert table[3]["doc_id"] == "s0-3" and table[3]["meta"] == {"source": "b"}
     for row in table[::7]:
         ids = rater.tokenizer.encode(row["text"])
-        assert row["chunk_lengths"] == [32] * (len(ids) // 32) + [len(ids) % 32] * (len(ids) % 32 > 0) and row["length"] == len(ids)
+        assert row["chunk_lengths"] == [32] * (len(ids) // 32) + [len(ids) % 32] * (len(ids) % 32 > 0) and row[
+            "length"
+        ] == len(ids)
         chunks = rater.score_ids([ids[start : start + 32] for start in range(0, len(ids), 32)])
         np.testing.assert_allclose(row["one_chunks"], chunks[:, 0], atol=1e-4)
-        assert row["one_average"] == pytest.approx(np.average(row["one_chunks"], weights=row["chunk_lengths"]), abs=1e-6)
+        assert row["one_average"] == pytest.approx(
+            np.average(row["one_chunks"], weights=row["chunk_lengths"]), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize(("block", "batch"), [(5, 64), (60, 4096)])
-def test_ratings_do_not_depend_on_blocks_and_batches(place: Path, quality_texts: list[str], block: int, batch: int) -> None:
+def test_ratings_do_not_depend_on_blocks_and_batches(
+    place: Path, quality_texts: list[str], block: int, batch: int
+) -> None:
     annotate(job(place, "out", block=block))
     expected = Rater.from_pretrained(place / "rater", precision="fp32", batch_tokens=batch).rate(quality_texts)
-    np.testing.assert_allclose([[row["one_average"], row["two_average"]] for row in rows(place / "out")], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        [[row["one_average"], row["two_average"]] for row in rows(place / "out")], expected, atol=1e-4
+    )
 
 
 def test_an_annotation_that_was_cut_off_goes_on_bit_for_bit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +112,9 @@ def test_an_annotation_that_was_cut_off_goes_on_bit_for_bit(place: Path, monkeyp
 def test_a_killed_process_loses_one_block_and_its_lease_is_taken_over(place: Path) -> None:
     annotate(job(place, "whole"))
     code = (
-        "import time\nfrom lmlab.methods.qurating.annotate import *\nfrom lmlab.methods.qurating.rater import Rater\noriginal = Rater.rate_ids\n"
-        "def slow(self, documents):\n    time.sleep(0.3)\n    return original(self, documents)\nRater.rate_ids = slow\n"
-        f"annotate({job(place, 'killed')!r})\n"
+        "import time\nfrom lmlab.methods.qurating.annotate import *\nfrom lmlab.methods.qurating.rater import"
+        " Rater\noriginal = Rater.rate_ids\ndef slow(self, documents):\n    time.sleep(0.3)\n    return original(self,"
+        f" documents)\nRater.rate_ids = slow\nannotate({job(place, 'killed')!r})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     while not len(list((place / "killed" / ".parts").glob("*.parquet"))) >= 2:
@@ -170,9 +180,13 @@ def test_ids_of_another_tokenizer_are_not_used(place: Path, tokenizer: Tokenizer
 
 def test_chosen_rows_are_written_in_shards_that_hold_the_manifest(place: Path) -> None:
     annotate(job(place, "out"))
-    manifest = select(str(place / "out"), metric="one_average", mode="sample", tau=1.0, tokens=2000, id="doc_id", domain="meta.source")
+    manifest = select(
+        str(place / "out"), metric="one_average", mode="sample", tau=1.0, tokens=2000, id="doc_id", domain="meta.source"
+    )
     written = materialize(str(place / "out"), manifest, place / "chosen", shard_tokens=500)
-    assert [path.name for path in written] == [f"{number}-of-{len(written)}.parquet" for number in range(len(written))] and len(written) > 2
+    assert [path.name for path in written] == [
+        f"{number}-of-{len(written)}.parquet" for number in range(len(written))
+    ] and len(written) > 2
     table = pa.concat_tables([pq.read_table(path) for path in written])
     assert sorted(table.column("doc_id").to_pylist()) == sorted(manifest.ids)
     assert sum(table.column("length").to_pylist()) == manifest.num_tokens
@@ -230,7 +244,9 @@ def test_scorers_of_n_grams_prefer_what_looks_like_the_target(kind: str, tmp_pat
     bad = ["buy cheap pills click here win money " + str(rng.integers(9)) for _ in range(240)]
     (tmp_path / "target.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in good[:30]))
     pq.write_table(pa.table({"text": good[30:] + bad, "length": [9] * 270}), tmp_path / "corpus.parquet")
-    score_corpus(kind, [str(tmp_path / "corpus.parquet")], tmp_path / "out", kind, target=str(tmp_path / "target.jsonl"))
+    score_corpus(
+        kind, [str(tmp_path / "corpus.parquet")], tmp_path / "out", kind, target=str(tmp_path / "target.jsonl")
+    )
     values = np.array(pq.read_table(tmp_path / "out" / "00000.parquet").column(f"{kind}_average").to_pylist())
     assert values[:30].min() > values[30:].max()
     chosen = select(str(tmp_path / "out" / "00000.parquet"), metric=f"{kind}_average", mode="top_k", tokens=30 * 9)
@@ -250,17 +266,25 @@ def test_dsir_is_the_ratio_of_two_bags_of_hashed_words() -> None:
 def test_a_linear_classifier_comes_back_from_json(tmp_path: Path) -> None:
     model = LinearClassifier.fit(["good text"] * 5, ["bad words"] * 5, 100)
     model.save(tmp_path / "m.json")
-    assert LinearClassifier.load(tmp_path / "m.json").score(["good words"]) == pytest.approx(model.score(["good words"]))
+    assert LinearClassifier.load(tmp_path / "m.json").score(["good words"]) == pytest.approx(
+        model.score(["good words"])
+    )
 
 
-def test_perplexity_is_the_mean_log_likelihood_of_transformers(tmp_path: Path, tokenizer: Tokenizer, quality_texts: list[str]) -> None:
+def test_perplexity_is_the_mean_log_likelihood_of_transformers(
+    tmp_path: Path, tokenizer: Tokenizer, quality_texts: list[str]
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     from lmlab.methods.qurating.scorers import log_likelihoods
     from lmlab.models import ModelConfig, Transformer, save_pretrained
 
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=64, init_std=0.3))
+    model = Transformer(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=64, init_std=0.3
+        )
+    )
     save_pretrained(model.initialize(0), tmp_path)
     tokenizer.save(tmp_path)
     found = log_likelihoods(tmp_path, [*quality_texts[:3], ""], window=40, precision="fp32")
@@ -301,6 +325,13 @@ def test_the_bias_table_shows_a_planted_dialect() -> None:
     planted = next(each for each in bias_report(z, chosen, dialect.tolist()) if each.group == "planted")
     assert planted.ratio_interval[0] <= truth <= planted.ratio_interval[1] and planted.ratio_interval[1] < 0.8
     config = SelectionConfig(mode="sample", metric="r_average", tau=1.0, tokens=6000)
-    found = analyse({**table, "text": ["x y"] * count}, manifest, config, AnalysisConfig(clusters=0, groups=("dialect",), examples=1))
-    assert [row["ratio"] for row in found.bias["dialect"] if row["group"] == "planted"] == [pytest.approx(planted.ratio)]
+    found = analyse(
+        {**table, "text": ["x y"] * count},
+        manifest,
+        config,
+        AnalysisConfig(clusters=0, groups=("dialect",), examples=1),
+    )
+    assert [row["ratio"] for row in found.bias["dialect"] if row["group"] == "planted"] == [
+        pytest.approx(planted.ratio)
+    ]
     assert planted.mean_z == pytest.approx(-0.8 / rating.std(), abs=0.1)

@@ -50,7 +50,11 @@ def test_an_excerpt_depends_on_seed_and_document_alone(tokenizer: Tokenizer) -> 
     pairs = [documents[start : start + 2][::-1] for start in range(0, 40, 2)][::-1]
     backward = {each.document: each for group in pairs for each in excerpts(group, tokenizer, CONFIG)[0]}
     assert forward == backward
-    other = {each.document: each for group in excerpts(documents, tokenizer, ExcerptConfig(tokens=(32, 64), seed=6)) for each in group}
+    other = {
+        each.document: each
+        for group in excerpts(documents, tokenizer, ExcerptConfig(tokens=(32, 64), seed=6))
+        for each in group
+    }
     assert forward != other
 
 
@@ -65,7 +69,11 @@ def test_half_of_the_excerpts_and_a_few_more_are_longest_and_members_are_equal(t
     assert np.mean(np.array(flat) == 512) == pytest.approx(0.5 + 1 / 514, abs=0.02)
     starts = np.array([each.start for group in groups for each in group])
     total = len(tokenizer.encode(filler))
-    assert starts.min() >= 0 and starts.max() <= total - 512 and starts.std() == pytest.approx((total - 512) / 12**0.5, rel=0.05)
+    assert (
+        starts.min() >= 0
+        and starts.max() <= total - 512
+        and starts.std() == pytest.approx((total - 512) / 12**0.5, rel=0.05)
+    )
 
 
 def test_a_short_document_is_used_whole(tokenizer: Tokenizer) -> None:
@@ -83,12 +91,31 @@ def test_a_window_has_no_broken_characters(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("A", 0), (" B\n", 1), ("**Option A**", 0), ("Option **B**", 1), ("The answer is B.", 1), ("Answer: A", 0), ("(a)", 0), ("'B'", 1),
-        ("\uff21", 0), ("<think>maybe B</think>A", 0), ("[Option B]", 1), ("option a.", 0), ("\u201cB\u201d", 1),
-        ("<think>B", None), ("A A", None), ("A\nB", None), ("A and B", None), ("B is better", None), ("", None), ("C", None), ("optional", None),
-        ("A\nA", None), ("AB", None),
+        ("A", 0),
+        (" B\n", 1),
+        ("**Option A**", 0),
+        ("Option **B**", 1),
+        ("The answer is B.", 1),
+        ("Answer: A", 0),
+        ("(a)", 0),
+        ("'B'", 1),
+        ("\uff21", 0),
+        ("<think>maybe B</think>A", 0),
+        ("[Option B]", 1),
+        ("option a.", 0),
+        ("\u201cB\u201d", 1),
+        ("<think>B", None),
+        ("A A", None),
+        ("A\nB", None),
+        ("A and B", None),
+        ("B is better", None),
+        ("", None),
+        ("C", None),
+        ("optional", None),
+        ("A\nA", None),
+        ("AB", None),
     ],
-)  # fmt: skip
+)
 def test_votes_are_one_label_or_void(text: str, expected: int | None) -> None:
     assert parse_vote(text) == expected
 
@@ -126,7 +153,12 @@ def second_wins(request: ChatRequest) -> Reply:
     content = request.messages[1]["content"]
     a, b = content.split("[Option B]")[0].split("[Option A]")[1], content.split("[Option B]")[1].split("Now you")[0]
     p = 0.9 if b.count("r") > a.count("r") else 0.1
-    top = (("B", float(np.log(p))), (" A", float(np.log((1 - p) / 2))), ("a", float(np.log((1 - p) / 2))), ("The", -9.0))
+    top = (
+        ("B", float(np.log(p))),
+        (" A", float(np.log((1 - p) / 2))),
+        ("a", float(np.log((1 - p) / 2))),
+        ("The", -9.0),
+    )
     logged = (TokenLogProb("B", top[0][1], top),) if request.top_logprobs else None
     return Reply("ok", (Choice("B" if p > 0.5 else "A", "stop", logged),) * request.n)
 
@@ -137,7 +169,9 @@ def test_an_endpoint_judges_by_votes_or_log_probabilities(mode: Any, expected: f
     found = JudgePairs(judge, criterion("educational_value")).run([["aaa", "rrr"], ["rrr", "aaa", "r"]])
     assert found.judgments[0].average["educational_value"][0, 1] == pytest.approx(expected)
     three = found.judgments[1].average["educational_value"]
-    assert three.shape == (3, 3) and three[1, 2] == pytest.approx(expected) and three[0, 2] == pytest.approx(1 - expected)
+    assert (
+        three.shape == (3, 3) and three[1, 2] == pytest.approx(expected) and three[0, 2] == pytest.approx(1 - expected)
+    )
 
 
 def test_answers_that_an_endpoint_without_n_leaves_out_are_asked_one_by_one() -> None:
@@ -152,9 +186,16 @@ def test_answers_that_an_endpoint_without_n_leaves_out_are_asked_one_by_one() ->
     assert found.judgments[0].votes["writing_style"][1][0, 1] == 4 and sorted(asked) == [1] * 6 + [4] * 2
 
 
-def test_refusals_are_missing_labels_that_are_counted_by_domain(documents: list[Document], tokenizer: Tokenizer) -> None:
+def test_refusals_are_missing_labels_that_are_counted_by_domain(
+    documents: list[Document], tokenizer: Tokenizer
+) -> None:
     refused = Reply("content_filter", error="no")
-    judge = EndpointJudge(Endpoint(model="m"), "votes", 2, backend=MockBackend(lambda request: refused if "garden" in str(request.messages) else "A"))
+    judge = EndpointJudge(
+        Endpoint(model="m"),
+        "votes",
+        2,
+        backend=MockBackend(lambda request: refused if "garden" in str(request.messages) else "A"),
+    )
     found = JudgePairs(judge, criterion("writing_style")).run(excerpts(documents[:8], tokenizer, CONFIG))
     assert sum(found.missing.values()) > 0 and all(reason == "content_filter" for _, _, reason in found.missing)
     assert any((each.average["writing_style"] == -100).all() for each in found.judgments)
@@ -178,9 +219,11 @@ def test_texts_with_braces_stay_as_they_are_and_cannot_change_the_prompt() -> No
 def test_grades_are_numbers_from_1_to_10(tokenizer: Tokenizer, documents: list[Document]) -> None:
     answers = iter(["7", " 10/10 ", "eleven"])
     found = grade(
-        Endpoint(model="m", concurrency=1), criterion("writing_style"), [excerpt(each, 32, tokenizer, CONFIG) for each in documents[:3]],
+        Endpoint(model="m", concurrency=1),
+        criterion("writing_style"),
+        [excerpt(each, 32, tokenizer, CONFIG) for each in documents[:3]],
         backend=MockBackend(lambda request: next(answers)),
-    )  # fmt: skip
+    )
     assert sorted(each.average for each in found) == [-100.0, 7.0, 10.0]
 
 
@@ -197,12 +240,21 @@ def test_designs_pair_what_they_say(design: Any, documents: list[Document]) -> N
     if design == "active":
         assert np.mean([abs(ratings[a.id] - ratings[b.id]) for a, b in groups]) < 8
     if design == "random":
-        assert components([[each.id for each in group] for group in make_groups(documents, PairConfig(design="random", n=200))]) == 1
+        assert (
+            components(
+                [[each.id for each in group] for group in make_groups(documents, PairConfig(design="random", n=200))]
+            )
+            == 1
+        )
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_judgments_come_back_as_they_were_written(suffix: str, tmp_path: Path) -> None:
-    found = JudgePairs(OfflineJudge(), [criterion("writing_style"), criterion("facts_and_trivia")]).run([["a b", "because 12", "c"]]).judgments
+    found = (
+        JudgePairs(OfflineJudge(), [criterion("writing_style"), criterion("facts_and_trivia")])
+        .run([["a b", "because 12", "c"]])
+        .judgments
+    )
     write_judgments(found, tmp_path / f"judgments{suffix}")
     back = list(read_judgments(tmp_path / f"judgments{suffix}"))
     assert back[0].texts == found[0].texts and back[0].prompts == found[0].prompts
@@ -214,24 +266,38 @@ def test_judgments_come_back_as_they_were_written(suffix: str, tmp_path: Path) -
 def test_the_flat_layout_goes_both_ways(tmp_path: Path) -> None:
     found = JudgePairs(OfflineJudge(), criterion("writing_style")).run([["a b", "because 12"]]).judgments
     rows = list(flat_rows(found, "writing_style"))
-    assert rows[0]["comparisons_avg"] == pytest.approx((rows[0]["comparisons_forward"] + 1 - rows[0]["comparisons_backward"]) / 2)
+    assert rows[0]["comparisons_avg"] == pytest.approx(
+        (rows[0]["comparisons_forward"] + 1 - rows[0]["comparisons_backward"]) / 2
+    )
     (tmp_path / "flat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert next(iter(read_judgments(tmp_path / "flat.jsonl"))).average["writing_style"][0, 1] == pytest.approx(rows[0]["comparisons_avg"])
+    assert next(iter(read_judgments(tmp_path / "flat.jsonl"))).average["writing_style"][0, 1] == pytest.approx(
+        rows[0]["comparisons_avg"]
+    )
 
 
 @pytest.mark.parametrize(
     "matrix",
-    [[[-100, 0.7]], [[-100, 0.7], [0.4, -100]], [[-100, 1.7], [-0.7, -100]], [[-100, "x"], [0.3, -100]], [[-100, 0.7, 0.1], [0.3, -100, 0.1]]],
+    [
+        [[-100, 0.7]],
+        [[-100, 0.7], [0.4, -100]],
+        [[-100, 1.7], [-0.7, -100]],
+        [[-100, "x"], [0.3, -100]],
+        [[-100, 0.7, 0.1], [0.3, -100, 0.1]],
+    ],
 )
 def test_labels_that_cannot_be_are_an_error_with_their_row(matrix: Any, tmp_path: Path) -> None:
     good = {"texts": ["a", "b"], "q_average": [[-100, 0.7], [0.3, -100]]}
-    (tmp_path / "j.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({"texts": ["a", "b"], "q_average": matrix}) + "\n")
+    (tmp_path / "j.jsonl").write_text(
+        json.dumps(good) + "\n" + json.dumps({"texts": ["a", "b"], "q_average": matrix}) + "\n"
+    )
     with pytest.raises(BadJudgment, match="row 2"):
         list(read_judgments(tmp_path / "j.jsonl"))
 
 
 def test_missing_labels_are_exempt_from_the_sum(tmp_path: Path) -> None:
-    (tmp_path / "j.jsonl").write_text(json.dumps({"texts": ["a", "b"], "q_average": [[-100, -100], [-100, -100]]}) + "\n")
+    (tmp_path / "j.jsonl").write_text(
+        json.dumps({"texts": ["a", "b"], "q_average": [[-100, -100], [-100, -100]]}) + "\n"
+    )
     judgment: Judgment = next(iter(read_judgments(tmp_path / "j.jsonl")))
     assert (judgment.average["q"] == -100).all()
 

@@ -1,4 +1,6 @@
-"""A quality whose true value is known: the rater finds it, false labels teach nothing or the opposite, and choosing by it lowers held-out loss."""
+"""A quality whose true value is known: the rater finds it, false labels teach nothing or the opposite, and choosing by
+it lowers held-out loss.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,18 @@ def world(known: Any) -> Any:
     return pool, levels, held, tokenizer, known.utilities(pool, levels)
 
 
-def test_a_rater_finds_the_hidden_quality_and_choosing_by_it_lowers_the_loss(known: Any, world: Any, tmp_path: Path) -> None:
+def test_a_rater_finds_the_hidden_quality_and_choosing_by_it_lowers_the_loss(
+    known: Any, world: Any, tmp_path: Path
+) -> None:
     pool, levels, held, tokenizer, utility = world
     rater, figures = known.train(pool, utility, 1000, tmp_path / "rater", tokenizer)
     assert figures["clean"]["at"]["0.5"]["accuracy"] >= 0.93 and figures["clean"]["spearman"] >= 0.86
     assert figures["expertise"]["at"]["0.5"]["accuracy"] >= 0.90 and figures["expertise"]["spearman"] >= 0.78
     assert 0.88 < figures["clean"]["at"]["0"]["ceiling"] < 0.97 and figures["clean"]["at"]["0.5"]["ceiling"] > 0.99
     rating = rater.rate([each.text for each in pool])[:, 0]
-    found = known.trigram_arms(pool, levels, rating, held, tokenizer, ["uniform", "tau=1", "tau=0.25", "top-k", "inverse tau=0.5"])
+    found = known.trigram_arms(
+        pool, levels, rating, held, tokenizer, ["uniform", "tau=1", "tau=0.25", "top-k", "inverse tau=0.5"]
+    )
     loss = {name: values["mean"] for name, values in found.items()}
     assert loss["tau=1"] <= loss["uniform"] - 0.12
     assert min(loss["tau=1"], loss["tau=0.25"]) < loss["top-k"] < loss["uniform"]

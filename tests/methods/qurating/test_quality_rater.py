@@ -16,7 +16,17 @@ from quality_parts import make_rater, pair, sentence
 
 from lmlab.data import Tokenizer
 from lmlab.files import read_json, write_json
-from lmlab.methods.qurating import Judgment, JudgmentRows, Rater, RaterConfig, bt_loss, encode_groups, pair_metrics, rater_step, train_rater
+from lmlab.methods.qurating import (
+    Judgment,
+    JudgmentRows,
+    Rater,
+    RaterConfig,
+    bt_loss,
+    encode_groups,
+    pair_metrics,
+    rater_step,
+    train_rater,
+)
 from lmlab.methods.qurating.problems import CriteriaMismatch, NoConfidentPairs
 from lmlab.methods.qurating.train_rater import split_groups
 from lmlab.models import ModelConfig, Transformer, save_pretrained
@@ -112,7 +122,10 @@ def test_the_step_is_the_loss_of_the_scores_of_single_texts(rater: Rater, tokeni
     judgments = [
         Judgment(
             (sentence(rng, 8), sentence(rng, 12), sentence(rng, 4)),
-            {name: np.array([[-100, p, -100], [1 - p, -100, 0.2], [-100, 0.8, -100]]) for name, p in (("one", 0.9), ("two", 0.5))},
+            {
+                name: np.array([[-100, p, -100], [1 - p, -100, 0.2], [-100, 0.8, -100]])
+                for name, p in (("one", 0.9), ("two", 0.5))
+            },
         )
         for _ in range(4)
     ]
@@ -120,7 +133,9 @@ def test_the_step_is_the_loss_of_the_scores_of_single_texts(rater: Rater, tokeni
     batch = {key: torch.from_numpy(np.stack([rows[number][key] for number in range(len(rows))])) for key in rows[0]}
     output = rater_step(0.5)(rater.model, batch)
     scores = torch.from_numpy(np.stack([rater.score_ids(tokenizer.encode_batch(each.texts)) for each in judgments]))
-    labels = torch.from_numpy(np.stack([np.stack([each.average[name] for name in ("one", "two")], -1) for each in judgments]))
+    labels = torch.from_numpy(
+        np.stack([np.stack([each.average[name] for name in ("one", "two")], -1) for each in judgments])
+    )
     assert float(output.loss_sum / output.count) == pytest.approx(float(bt_loss(scores, labels)), abs=1e-5)
 
 
@@ -139,15 +154,17 @@ tokenizer = Tokenizer.load(folder / "tokenizer")
 with joined():
     groups = encode_groups(list(read_judgments(folder / "j.parquet")), ["one"], tokenizer, 64, 0.0)[0]
     rows = JudgmentRows(groups, 64)
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=64,
-    num_labels=1)).initialize(0)
-    config = TrainerConfig(steps=2, batch_size=4, precision="fp32", optimizer=OptimizerConfig(learning_rate=1e-2), log_every=1, clip_norm=1e9)
+    shape = {"num_layers": 1, "d_model": 16, "num_heads": 2, "max_seq_len": 64, "num_labels": 1}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape)).initialize(0)
+    loop = {"steps": 2, "batch_size": 4, "precision": "fp32", "log_every": 1, "clip_norm": 1e9}
+    config = TrainerConfig(optimizer=OptimizerConfig(learning_rate=1e-2), **loop)
     out = folder / f"out{world().size}"
     trainer = Trainer(model, rater_step(0.5), Loader(rows, 4, 0, world().rank, world().size), config, out)
     trainer.fit()
     weights = whole_tensors(trainer.model)
     if world().is_main:
-        torch.save({name: tensor.detach().clone() for name, tensor in weights.items()}, folder / f"weights{world().size}.pt")
+        copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        torch.save(copies, folder / f"weights{world().size}.pt")
 """
 
 
@@ -158,13 +175,27 @@ def test_two_processes_with_unequal_kept_counts_learn_as_one(tmp_path: Path, tok
 
     rng = np.random.default_rng(0)
     tokenizer.save(tmp_path / "tokenizer")
-    judgments = [pair(sentence(rng, 12), sentence(rng, 12), float(rng.choice([0.9, 0.1, 0.6, 0.55]))) for _ in range(16)]
+    judgments = [
+        pair(sentence(rng, 12), sentence(rng, 12), float(rng.choice([0.9, 0.1, 0.6, 0.55]))) for _ in range(16)
+    ]
     write_judgments(judgments, tmp_path / "j.parquet")
     (tmp_path / "go.py").write_text(TWO_PROCESSES)
     for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "go.py", str(tmp_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "go.py",
+            str(tmp_path),
+        ]
         subprocess.run(
-            command if processes > 1 else [sys.executable, "go.py", str(tmp_path)], cwd=tmp_path, check=True, capture_output=True, timeout=300
+            command if processes > 1 else [sys.executable, "go.py", str(tmp_path)],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            timeout=300,
         )
     one, two = (torch.load(tmp_path / f"weights{count}.pt", weights_only=True) for count in (1, 2))
     losses = [[row["loss"] for row in read_metrics(tmp_path / f"out{count}" / "metrics.jsonl")] for count in (1, 2)]
@@ -183,7 +214,12 @@ def test_groups_with_a_common_document_are_on_one_side() -> None:
 
 
 def small_config(**changes: Any) -> RaterConfig:
-    values: dict[str, Any] = {"size": {"num_layers": 1, "d_model": 32, "num_heads": 2}, "max_tokens": 32, "row_tokens": 128, "batch_pairs": 8}
+    values: dict[str, Any] = {
+        "size": {"num_layers": 1, "d_model": 32, "num_heads": 2},
+        "max_tokens": 32,
+        "row_tokens": 128,
+        "batch_pairs": 8,
+    }
     return RaterConfig(**values | {"lr": 3e-3, "epochs": 6, "trainer": {"precision": "fp32"}, **changes})
 
 
@@ -193,11 +229,20 @@ def length_judgments(count: int, seed: int = 0) -> list[Judgment]:
     for number in range(count):
         good, bad = "silver " + sentence(rng, 6).replace("silver", "stone"), sentence(rng, 7).replace("silver", "stone")
         first = rng.random() < 0.5
-        found.append(pair(good if first else bad, bad if first else good, 0.05 if first else 0.95, ids=(f"a{number}", f"b{number}")))
+        found.append(
+            pair(
+                good if first else bad,
+                bad if first else good,
+                0.05 if first else 0.95,
+                ids=(f"a{number}", f"b{number}"),
+            )
+        )
     return found
 
 
-def test_a_judgments_folder_in_the_published_layout_trains_and_the_rater_comes_back(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_judgments_folder_in_the_published_layout_trains_and_the_rater_comes_back(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     from transformers import AutoModelForSequenceClassification
 
     rows = []
@@ -206,7 +251,14 @@ def test_a_judgments_folder_in_the_published_layout_trains_and_the_rater_comes_b
         votes_b = [[-100, round(20 * p)], [round(20 * (1 - p)), -100]]
         votes_a = [[-100, 20 - round(20 * p)], [20 - round(20 * (1 - p)), -100]]
         average = [[-100.0, p], [1 - p, -100.0]]
-        rows.append({"texts": list(judgment.texts), "style_votes_a": votes_a, "style_votes_b": votes_b, "style_average": average})
+        rows.append(
+            {
+                "texts": list(judgment.texts),
+                "style_votes_a": votes_a,
+                "style_votes_b": votes_b,
+                "style_average": average,
+            }
+        )
     (tmp_path / "judgments").mkdir()
     (tmp_path / "judgments" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     from lmlab.methods.qurating import read_judgments
@@ -229,7 +281,10 @@ def test_a_judgments_folder_in_the_published_layout_trains_and_the_rater_comes_b
 def test_shuffled_labels_teach_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:
     judgments = length_judgments(120)
     order = np.random.default_rng(1).permutation(len(judgments))
-    shuffled = [Judgment(each.texts, judgments[place].average, {}, each.ids) for each, place in zip(judgments, order, strict=True)]
+    shuffled = [
+        Judgment(each.texts, judgments[place].average, {}, each.ids)
+        for each, place in zip(judgments, order, strict=True)
+    ]
     held = length_judgments(200, seed=9)
     good, bad = (
         train_rater(each, ("one",), tokenizer, small_config(), tmp_path / name, heldout=held)
@@ -240,10 +295,14 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path, tokenizer: Tokenizer) -> 
 
 
 def test_the_head_of_a_language_model_is_replaced(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=64)).initialize(0)
+    model = Transformer(
+        ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=64)
+    ).initialize(0)
     save_pretrained(model, tmp_path / "lm")
     tokenizer.save(tmp_path / "lm")
-    trained = train_rater(length_judgments(20), ("one",), tokenizer, small_config(epochs=1), tmp_path / "out", init=tmp_path / "lm")
+    trained = train_rater(
+        length_judgments(20), ("one",), tokenizer, small_config(epochs=1), tmp_path / "out", init=tmp_path / "lm"
+    )
     assert trained.rater.model.config.num_labels == 1
 
 
@@ -252,20 +311,29 @@ def test_nothing_confident_is_an_error_with_a_histogram(tokenizer: Tokenizer) ->
         encode_groups([pair("a b", "c d", 0.55 + 0.01 * number) for number in range(3)], ["one"], tokenizer, 64)
 
 
-def test_other_criteria_than_the_checkpoint_s_are_an_error_with_both_lists(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_other_criteria_than_the_checkpoint_s_are_an_error_with_both_lists(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     make_rater(tokenizer).save(tmp_path)
     with pytest.raises(CriteriaMismatch, match=r"one, two.*three"):
         Rater.from_pretrained(tmp_path, criteria=["three", "four"])
 
 
-def test_a_bare_checkpoint_with_four_scalars_has_the_published_criteria(tmp_path: Path, tokenizer: Tokenizer, caplog: Any) -> None:
+def test_a_bare_checkpoint_with_four_scalars_has_the_published_criteria(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: Any
+) -> None:
     make_rater(tokenizer, ("a", "b", "c", "d")).save(tmp_path / "four")
     make_rater(tokenizer).save(tmp_path / "two")
     for name in ("four", "two"):
         settings = read_json(tmp_path / name / "config.json")
         del settings["criteria"]
         write_json(tmp_path / name / "config.json", settings)
-    assert Rater.from_pretrained(tmp_path / "four").criteria == ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
+    assert Rater.from_pretrained(tmp_path / "four").criteria == (
+        "writing_style",
+        "required_expertise",
+        "facts_and_trivia",
+        "educational_value",
+    )
     assert "taken for" in caplog.text
     with pytest.raises(CriteriaMismatch):
         Rater.from_pretrained(tmp_path / "two")

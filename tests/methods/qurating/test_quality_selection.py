@@ -24,10 +24,20 @@ from lmlab.methods.qurating import (
 )
 from lmlab.methods.qurating.keys import mix
 from lmlab.methods.qurating.plan import SelectionPlan, plan_selection
-from lmlab.methods.qurating.problems import BadTemperature, BudgetExceedsCorpus, DuplicateIds, EmptyDocument, NonFiniteRating, ZeroVariance
+from lmlab.methods.qurating.problems import (
+    BadTemperature,
+    BudgetExceedsCorpus,
+    DuplicateIds,
+    EmptyDocument,
+    NonFiniteRating,
+    ZeroVariance,
+)
 
 RATINGS = np.array([2, 1, 0.5, 0, -0.5, -1.5])
-INCLUSION = {1.0: [0.9554, 0.7573, 0.5757, 0.3800, 0.2401, 0.0914], 2.0: [0.8020, 0.6323, 0.5362, 0.4423, 0.3586, 0.2286]}
+INCLUSION = {
+    1.0: [0.9554, 0.7573, 0.5757, 0.3800, 0.2401, 0.0914],
+    2.0: [0.8020, 0.6323, 0.5362, 0.4423, 0.3586, 0.2286],
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +116,9 @@ def _subsets(weight: Any) -> dict[tuple[int, ...], float]:
 def test_select_takes_the_subsets_that_the_keys_say() -> None:
     table = {"id": list(range(6)), "length": [1] * 6, "r_average": RATINGS.tolist()}
     for seed in range(50):
-        manifest = select(table, metric="r_average", mode="sample", tau=1.0, tokens=3, id="id", seed=seed, normalize=False)
+        manifest = select(
+            table, metric="r_average", mode="sample", tau=1.0, tokens=3, id="id", seed=seed, normalize=False
+        )
         keys = RATINGS + keyed_gumbel(np.arange(6), seed)
         assert manifest.ids == np.argsort(-keys)[:3].tolist()
         assert manifest.table.column("key").to_pylist() == np.sort(keys)[::-1][:3].tolist()
@@ -118,7 +130,9 @@ def test_the_chosen_share_by_decile_follows_the_law_of_large_numbers(corpus: dic
     z = (corpus["r_average"] - corpus["r_average"].mean()) / corpus["r_average"].std()
     decile = np.argsort(np.argsort(z)) * 10 // len(z)
     for tau, mean in ((1.0, 0.877), (2.0, 0.469)):
-        rows = np.asarray(select(corpus, metric="r_average", mode="sample", tau=tau, tokens=budget, id="id").table.column("row"))
+        rows = np.asarray(
+            select(corpus, metric="r_average", mode="sample", tau=tau, tokens=budget, id="id").table.column("row")
+        )
         p = inclusion_probability(z, corpus["length"], budget, tau)
         assert (p * corpus["length"]).sum() == pytest.approx(budget, rel=1e-9)
         expected = np.bincount(decile, p) / (len(z) / 10)
@@ -172,9 +186,17 @@ def test_manifests_are_equal_for_any_shards_and_any_order(corpus: dict[str, Any]
         for shard in range(shards):
             (tmp_path / name).mkdir(exist_ok=True)
             pq.write_table(
-                source.slice(shard * rows // shards, (shard + 1) * rows // shards - shard * rows // shards), tmp_path / name / f"{shard}.parquet"
+                source.slice(shard * rows // shards, (shard + 1) * rows // shards - shard * rows // shards),
+                tmp_path / name / f"{shard}.parquet",
             )
-    options: dict[str, Any] = {"metric": "r_average", "mode": "sample", "tau": 1.0, "tokens": 10**6, "id": "id", "domain": "domain"}
+    options: dict[str, Any] = {
+        "metric": "r_average",
+        "mode": "sample",
+        "tau": 1.0,
+        "tokens": 10**6,
+        "id": "id",
+        "domain": "domain",
+    }
     one, seven = (select(str(tmp_path / name), **options).table for name in ("one", "seven"))
     for column in ("id", "key", "length"):
         assert one.column(column).to_pylist() == seven.column(column).to_pylist()
@@ -194,7 +216,14 @@ def test_a_constant_added_to_one_domain_changes_nothing_within_it() -> None:
     rng = np.random.default_rng(0)
     table = {"length": np.full(3000, 10), "r_average": rng.standard_normal(3000), "domain": np.repeat(["a", "b"], 1500)}
     moved = {**table, "r_average": table["r_average"] + 5 * (table["domain"] == "a")}
-    options: dict[str, Any] = {"metric": "r_average", "mode": "sample", "tau": 1.0, "tokens": 6000, "domain": "domain", "normalize": False}
+    options: dict[str, Any] = {
+        "metric": "r_average",
+        "mode": "sample",
+        "tau": 1.0,
+        "tokens": 6000,
+        "domain": "domain",
+        "normalize": False,
+    }
     assert sorted(select(table, **options).ids) == sorted(select(moved, **options).ids)
 
 
@@ -208,7 +237,10 @@ def test_ties_go_to_the_lower_id() -> None:
 def test_temperature_zero_is_top_k_and_infinite_is_uniform(corpus: dict[str, Any]) -> None:
     common: dict[str, Any] = {"metric": "r_average", "tokens": 10**6, "id": "id"}
     assert select(corpus, mode="sample", tau=0.0, **common).ids == select(corpus, mode="top_k", **common).ids
-    assert select(corpus, mode="sample", tau=math.inf, **common).ids == select(corpus, mode="uniform", tokens=10**6, id="id").ids
+    assert (
+        select(corpus, mode="sample", tau=math.inf, **common).ids
+        == select(corpus, mode="uniform", tokens=10**6, id="id").ids
+    )
     worst = select(corpus, mode="sample", tau=0.0, invert=True, **common)
     assert worst.ids == select(corpus, mode="bottom_k", **common).ids
     assert "no noise" in worst.report["noise"]
@@ -232,17 +264,26 @@ def test_domain_weights_are_kept_to_a_row_and_too_much_of_one_is_an_error(corpus
 
 def test_duplicates_are_capped_to_the_best_of_each_label(corpus: dict[str, Any]) -> None:
     table = {**corpus, "near": corpus["id"] // 4}
-    manifest = select(table, metric="r_average", mode="sample", tau=1.0, tokens=10**6, id="id", cap_duplicates={"near": 1})
+    manifest = select(
+        table, metric="r_average", mode="sample", tau=1.0, tokens=10**6, id="id", cap_duplicates={"near": 1}
+    )
     labels = np.array(manifest.ids) // 4
     assert len(set(labels.tolist())) == len(labels)
-    keys = (corpus["r_average"] - corpus["r_average"].mean()) / corpus["r_average"].std() + keyed_gumbel(corpus["id"], 42)
+    keys = (corpus["r_average"] - corpus["r_average"].mean()) / corpus["r_average"].std() + keyed_gumbel(
+        corpus["id"], 42
+    )
     best = keys.reshape(-1, 4).argmax(1) + 4 * np.arange(len(keys) // 4)
     assert set(manifest.ids) <= set(best.tolist())
 
 
 def test_weights_add_normalised_ratings_and_uncertainty_lowers_them() -> None:
     rng = np.random.default_rng(0)
-    table = {"length": [1] * 100, "a_average": rng.standard_normal(100), "b_average": 50 * rng.standard_normal(100), "sd": rng.random(100)}
+    table = {
+        "length": [1] * 100,
+        "a_average": rng.standard_normal(100),
+        "b_average": 50 * rng.standard_normal(100),
+        "sd": rng.random(100),
+    }
     manifest = select(table, weights={"a_average": 1.0, "b_average": 0.5}, mode="top_k", tokens=10)
     za, zb = ((table[name] - table[name].mean()) / table[name].std() for name in ("a_average", "b_average"))
     assert manifest.ids == np.argsort(-(za + 0.5 * zb))[:10].tolist()
@@ -288,8 +329,12 @@ def test_a_plan_foretells_what_is_chosen(corpus: dict[str, Any]) -> None:
     both = [set(select(corpus, config.model_copy(update={"tau": tau})).ids) for tau in (0.5, 1.0)]
     assert plan[0.5].overlap["tau=1"] == pytest.approx(len(both[0] & both[1]) / len(both[0]), abs=0.02)
     assert plan[math.inf].effective_rows == pytest.approx(len(corpus["id"]), rel=1e-6)
-    assert plan[1.0].effective_rows == pytest.approx(len(corpus["id"]) * math.exp(-0.5), rel=0.02)  # entropy of a tilted normal
-    assert plan_selection(corpus, config.model_copy(update={"tokens": 3 * int(corpus["length"].sum())})).repeats == pytest.approx(3.0)
+    assert plan[1.0].effective_rows == pytest.approx(
+        len(corpus["id"]) * math.exp(-0.5), rel=0.02
+    )  # entropy of a tilted normal
+    assert plan_selection(
+        corpus, config.model_copy(update={"tokens": 3 * int(corpus["length"].sum())})
+    ).repeats == pytest.approx(3.0)
 
 
 def test_a_first_look_needs_moments_alone() -> None:
@@ -376,6 +421,13 @@ def test_texts_are_not_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     monkeypatch.setattr(pq, "read_table", None)
-    manifest = select(str(tmp_path), metric="educational_value_average", mode="sample", tau=2.0, tokens=1000, domain="meta.redpajama_set_name")
+    manifest = select(
+        str(tmp_path),
+        metric="educational_value_average",
+        mode="sample",
+        tau=2.0,
+        tokens=1000,
+        domain="meta.redpajama_set_name",
+    )
     assert seen == {"length", "educational_value_average", "meta.redpajama_set_name"}
     assert set(manifest.report["domains"]) == {"set0", "set1", "set2"}

@@ -18,7 +18,9 @@ NAMES = ["education", "style", "facts"]
 
 
 def losses_of(weights: np.ndarray, best: np.ndarray, noise: float, seed: int = 0) -> np.ndarray:
-    loss: np.ndarray = 3 + 0.5 * ((weights - best) ** 2).sum(1) + np.random.default_rng(seed).normal(0, noise, len(weights))
+    loss: np.ndarray = (
+        3 + 0.5 * ((weights - best) ** 2).sum(1) + np.random.default_rng(seed).normal(0, noise, len(weights))
+    )
     return loss
 
 
@@ -95,7 +97,11 @@ def test_the_commands_from_proposal_to_weights(lmlab: Any, tmp_path: Path) -> No
         writer.writeheader()
         writer.writerows(rows)
     shown = lmlab("quality", "fit-weights", path, "--out", tmp_path / "weights.yaml")
-    assert shown.code == 0 and "1 of 20 runs have no 'loss' yet" in shown.out + shown.err and "--weights education=" in shown.out
+    assert (
+        shown.code == 0
+        and "1 of 20 runs have no 'loss' yet" in shown.out + shown.err
+        and "--weights education=" in shown.out
+    )
     found = load_yaml(tmp_path / "weights.yaml")
     assert [found[name] for name in NAMES] == pytest.approx([0.6, 0.1, 0.3], abs=0.05)
     assert lmlab("quality", "fit-weights", tmp_path / "runs.jsonl").out.splitlines()[-1] == shown.out.splitlines()[-2]
@@ -109,7 +115,9 @@ def test_the_commands_from_proposal_to_weights(lmlab: Any, tmp_path: Path) -> No
         ("", (), "no column 'loss'"),
     ],
 )
-def test_wrong_tables_are_refused(lmlab: Any, tmp_path: Path, text: str, options: tuple[str, ...], expected: str) -> None:
+def test_wrong_tables_are_refused(
+    lmlab: Any, tmp_path: Path, text: str, options: tuple[str, ...], expected: str
+) -> None:
     (tmp_path / "runs.csv").write_text(text)
     shown = lmlab("quality", "fit-weights", tmp_path / "runs.csv", *options)
     assert shown.code == 2 and expected in shown.err

@@ -10,11 +10,25 @@ from lmlab.data.documents import Source
 from lmlab.data.sources.choose import choose_kind, record_source, source_settings
 from lmlab.data.sources.files import TextSource
 from lmlab.data.sources.python_library import PythonLibrarySource
-from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource, WebDatasetSource
+from lmlab.data.sources.records import (
+    ArrowSource,
+    JsonlSource,
+    MDSSource,
+    ParquetSource,
+    RecordSource,
+    WebDatasetSource,
+)
 from lmlab.data.sources.tokenized import TokenizedSource
 
 SourceConfig = Annotated[
-    JsonlSource | ParquetSource | ArrowSource | MDSSource | WebDatasetSource | TextSource | TokenizedSource | PythonLibrarySource,
+    JsonlSource
+    | ParquetSource
+    | ArrowSource
+    | MDSSource
+    | WebDatasetSource
+    | TextSource
+    | TokenizedSource
+    | PythonLibrarySource,
     Field(discriminator="kind"),
 ]
 

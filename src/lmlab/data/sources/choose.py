@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lmlab.data.sources.records import ArrowSource, JsonlSource, MDSSource, ParquetSource, RecordSource, WebDatasetSource
+from lmlab.data.sources.records import (
+    ArrowSource,
+    JsonlSource,
+    MDSSource,
+    ParquetSource,
+    RecordSource,
+    WebDatasetSource,
+)
 from lmlab.errors import UserError
 from lmlab.storage import find_files, is_folder, without_compression
 
@@ -31,10 +38,11 @@ _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
 
 def choose_kind(location: str) -> str:
-    """The kind of source for a file, glob, folder or URL: `jsonl`, `parquet`, `arrow`, `mds`, `webdataset`, `tokenized` or `text`.
+    """The kind of source for a file, glob, folder or URL: `jsonl`, `parquet`, `arrow`, `mds`, `webdataset`, `tokenized`
+    or `text`.
 
-    A folder with an `index.json` is of MDS; one that `datasets` saved, or with Arrow files, is of Arrow. Files of text beside files of records are
-    passed over, as they tend to describe them.
+    A folder with an `index.json` is of MDS; one that `datasets` saved, or with Arrow files, is of Arrow. Files of text
+    beside files of records are passed over, as they tend to describe them.
 
     Raises:
         UserError: nothing is there, or the folder holds records of several kinds.
@@ -51,7 +59,9 @@ def choose_kind(location: str) -> str:
         return "mds"
     if not _ARROW_MARKS.isdisjoint(names):
         return "arrow"
-    kinds = {_kind_of(name) for name in names if not name.endswith(".json")} - {None} or {_kind_of(name) for name in names} - {None}
+    kinds = {_kind_of(name) for name in names if not name.endswith(".json")} - {None} or {
+        _kind_of(name) for name in names
+    } - {None}
     if len(kinds) > 1:
         raise UserError(
             f"The folder '{location}' holds records of several kinds: {', '.join(sorted(map(str, kinds)))}.",
@@ -80,7 +90,9 @@ def record_source(location: str) -> RecordSource:
     if kind == "text" and not is_folder(location):
         kind = "jsonl"
     if kind not in _SOURCES:
-        raise UserError(f"'{location}' holds no records.", "Name a file or folder of JSON lines, Parquet, Arrow, MDS or WebDataset.")
+        raise UserError(
+            f"'{location}' holds no records.", "Name a file or folder of JSON lines, Parquet, Arrow, MDS or WebDataset."
+        )
     return _SOURCES[kind](path=location)
 
 

@@ -1,7 +1,8 @@
 """Real code and prose that every machine has: the standard library of the running Python.
 
-Three domains: `code` (modules without their docstrings), `docstrings` (their documentation), and `reference` (the language
-reference that `help()` shows). A module's code, its docstrings and its tests form one group, so that it is held out whole.
+Three domains: `code` (modules without their docstrings), `docstrings` (their documentation), and `reference` (the
+language reference that `help()` shows). A module's code, its docstrings and its tests form one group, so that it is
+held out whole.
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ def _documents(module: Module) -> Iterator[Document]:
     code = _without_docstrings(module.source, [node for node, _ in documented])
     yield Document(f"code:{module.name}", code, "code", group)
     if documented:
-        entries = sorted(((getattr(node, "lineno", 0), _title(node, module.name), text) for node, text in documented), key=lambda entry: entry[0])
+        entries = sorted(
+            ((getattr(node, "lineno", 0), _title(node, module.name), text) for node, text in documented),
+            key=lambda entry: entry[0],
+        )
         text = "\n\n".join(f"{title}\n\n{text}" for _, title, text in entries) + "\n"
         yield Document(f"docstrings:{module.name}", text, "docstrings", group)
 
@@ -125,7 +129,10 @@ def _without_docstrings(source: str, owners: list[Any]) -> str:
     for node in owners:
         docstring = node.body[0]
         first, last = docstring.lineno - 1, docstring.end_lineno
-        if any(other.lineno - 1 in (first, last - 1) for other in node.body[1:2]) or node.__dict__.get("lineno") == docstring.lineno:
+        if (
+            any(other.lineno - 1 in (first, last - 1) for other in node.body[1:2])
+            or node.__dict__.get("lineno") == docstring.lineno
+        ):
             continue  # shares a line with other code
         only = len(node.body) == 1 and not isinstance(node, ast.Module)
         lines[first:last] = [" " * docstring.col_offset + "pass\n" if only else ""] + [""] * (last - first - 1)
@@ -142,7 +149,9 @@ def _topics(tree: ast.Module) -> Iterator[Document]:
 
 
 def _overlapping(topics: dict[str, str]) -> dict[str, str]:
-    """Name for each topic the group of those that share paragraphs with it, as many topics are sections of larger ones."""
+    """Name for each topic the group of those that share paragraphs with it, as many topics are sections of
+    larger ones.
+    """
     group = {topic: topic for topic in topics}
 
     def root(topic: str) -> str:

@@ -26,8 +26,8 @@ class RecordSource(FileSource):
     """Records with named fields.
 
     Attributes:
-        text_field, id_field, domain_field, group_field: dotted paths, as `meta.source`; an id that is not named is the place of the record. A fixed
-            `domain` goes before `domain_field`.
+        text_field, id_field, domain_field, group_field: dotted paths, as `meta.source`; an id that is not named is the
+            place of the record. A fixed `domain` goes before `domain_field`.
     """
 
     text_field: str = "text"
@@ -69,10 +69,18 @@ class RecordSource(FileSource):
         if not isinstance(text, str):
             return Reject(where, f"no text in the field '{self.text_field}'")
         names = {name: _name(record, path) for name, path in self._names.items()}
-        broken = next((name for name, value in ((self.text_field, text), *names.items()) if value and not _is_unicode(value)), None)
+        broken = next(
+            (name for name, value in ((self.text_field, text), *names.items()) if value and not _is_unicode(value)),
+            None,
+        )
         if broken is not None:
-            return Reject(where, f"the field '{self._names.get(broken, broken)}' holds half of a surrogate pair, which is no character")
-        return Document(names.get("id") or where, text, self.domain or names.get("domain") or "text", names.get("group") or where)
+            return Reject(
+                where,
+                f"the field '{self._names.get(broken, broken)}' holds half of a surrogate pair, which is no character",
+            )
+        return Document(
+            names.get("id") or where, text, self.domain or names.get("domain") or "text", names.get("group") or where
+        )
 
     @property
     def _names(self) -> dict[str, str]:
@@ -92,7 +100,8 @@ class JsonlSource(RecordSource):
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
     def files(self) -> list[str]:
-        """The files in sorted order; of a folder with JSON lines, files of plain JSON are none of them, as they tend to describe the others.
+        """The files in sorted order; of a folder with JSON lines, files of plain JSON are none of them, as they tend to
+        describe the others.
 
         Raises:
             UserError: nothing matches.
@@ -128,7 +137,9 @@ class ParquetSource(RecordSource):
 
 
 class ArrowSource(RecordSource):
-    """Arrow files and streams (IPC), such as the folders that `datasets` writes with `save_to_disk`; its caches there are not read."""
+    """Arrow files and streams (IPC), such as the folders that `datasets` writes with `save_to_disk`; its caches there
+    are not read.
+    """
 
     kind: Literal["arrow"] = "arrow"
     suffixes: ClassVar[tuple[str, ...]] = (".arrow", ".feather", ".ipc")
@@ -169,8 +180,8 @@ class MDSSource(RecordSource):
 class WebDatasetSource(RecordSource):
     """WebDataset's tar files: neighbours of one name are a record, in which each suffix is a field.
 
-    Text (`.txt`, `.text`) is also the field `text`, and the keys of a `.json` are fields of their own, too. What is neither text nor JSON is passed
-    over.
+    Text (`.txt`, `.text`) is also the field `text`, and the keys of a `.json` are fields of their own, too. What is
+    neither text nor JSON is passed over.
 
     Attributes:
         max_member_bytes: a record with a longer text is a reject.
@@ -186,7 +197,12 @@ class WebDatasetSource(RecordSource):
             named = ((*_split_name(member.name), member) for member in members if member.isfile())
             for key, group in groupby(named, lambda each: each[0]):
                 where = f"{path}:{key}"
-                yield where, self._record(where, key, ((suffix, member, members.extractfile(member)) for _, suffix, member in group))
+                yield (
+                    where,
+                    self._record(
+                        where, key, ((suffix, member, members.extractfile(member)) for _, suffix, member in group)
+                    ),
+                )
             if read.last[-tarfile.BLOCKSIZE :].strip(b"\0"):  # tarfile takes a cut between two members for the end
                 yield path, Reject(path, "unreadable (the archive is cut off)")
 

@@ -30,14 +30,19 @@ async def whole(model: ServedModel, jobs: Sequence[Job], form: Form) -> dict[str
         index = len(choices)
         text, tokens = form.before(index, done.prompt_scores)
         if form.log_probs:
-            tokens = tokens + TokenLog(model.tokenizer).grow(done.text or "", done.ids, done.log_probs, done.top, done=True)
+            tokens = tokens + TokenLog(model.tokenizer).grow(
+                done.text or "", done.ids, done.log_probs, done.top, done=True
+            )
         choices.append(form.choice(index, text + (done.text or ""), tokens, done.finish_reason))
         generated += len(done.ids)
     return {**_head(model, form, form.whole), "choices": choices, "usage": usage(jobs, generated)}
 
 
 async def events(model: ServedModel, jobs: Sequence[Job], form: Form, with_usage: bool) -> AsyncGenerator[bytes]:
-    """The answer as server-sent events. A failure within the stream is an event too, and then the end is not announced."""
+    """The answer as server-sent events.
+
+    A failure within the stream is an event too, and then the end is not announced.
+    """
     head, generated = _head(model, form, form.chunk), 0
     samples = jobs[0].config.num_samples
     logs = [TokenLog(model.tokenizer) for _ in range(len(jobs) * samples)]
@@ -51,7 +56,9 @@ async def events(model: ServedModel, jobs: Sequence[Job], form: Form, with_usage
             text, tokens = ("", []) if index in begun else form.before(index, growth.prompt_scores)
             begun.add(index)
             if form.log_probs:
-                tokens = tokens + logs[index].grow(growth.text, growth.ids, growth.log_probs, growth.top, growth.finish_reason is not None)
+                tokens = tokens + logs[index].grow(
+                    growth.text, growth.ids, growth.log_probs, growth.top, growth.finish_reason is not None
+                )
             generated += len(growth.ids)
             for part in form.piece(index, text + growth.text, tokens, growth.finish_reason):
                 yield _event(head | {"choices": [part]})
@@ -75,7 +82,9 @@ async def _all(jobs: Sequence[Job]) -> list[Any]:
 async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Growth]]:
     """What comes of any job, with the number of the job."""
     sources = [job.growth() for job in jobs]
-    tasks: dict[asyncio.Task[list[Growth] | None], int] = {asyncio.create_task(_next(source)): number for number, source in enumerate(sources)}
+    tasks: dict[asyncio.Task[list[Growth] | None], int] = {
+        asyncio.create_task(_next(source)): number for number, source in enumerate(sources)
+    }
     try:
         while tasks:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -99,4 +108,8 @@ def _head(model: ServedModel, form: Form, kind: str) -> dict[str, Any]:
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+        + b"\n\n"
+    )

@@ -18,13 +18,21 @@ def chat_log_probs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, A
     """The `logprobs` of a choice in a chat."""
 
     def entry(id: int, log_prob: float | None) -> dict[str, Any]:
-        return {"token": spelling(tokenizer, id), "logprob": _finite(log_prob), "bytes": list(tokenizer.token_bytes(id))}
+        return {
+            "token": spelling(tokenizer, id),
+            "logprob": _finite(log_prob),
+            "bytes": list(tokenizer.token_bytes(id)),
+        }
 
-    rows = [entry(token.id, token.log_prob) | {"top_logprobs": [entry(*each) for each in token.top]} for token in tokens]
+    rows = [
+        entry(token.id, token.log_prob) | {"top_logprobs": [entry(*each) for each in token.top]} for token in tokens
+    ]
     return {"content": rows, "refusal": None}
 
 
-def completion_log_probs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: Sequence[int], with_top: bool) -> dict[str, Any]:
+def completion_log_probs(
+    tokenizer: Tokenizer, tokens: Sequence[Token], offsets: Sequence[int], with_top: bool
+) -> dict[str, Any]:
     """The `logprobs` of a choice of a completion.
 
     Arguments:

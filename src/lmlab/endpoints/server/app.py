@@ -1,4 +1,6 @@
-"""The routes of the server: what comes in is checked, what goes out is in the protocol's form, and no error shows more than a sentence."""
+"""The routes of the server: what comes in is checked, what goes out is in the protocol's form, and no error shows more
+than a sentence.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class ServerConfig:
 
     Attributes:
         secret: the key that requests must bring; None for none.
-        hosts: names by which the server may be called (the header Host); None for any. So a page in a browser cannot reach it by a name of its own.
+        hosts: names by which the server may be called (the header Host); None for any. So a page in a browser cannot
+            reach it by a name of its own.
         max_body_bytes: longest body.
         body_timeout_s: longest time for a body to come.
     """
@@ -63,7 +66,11 @@ def create_app(model: ServedModel, config: ServerConfig | None = None) -> Starle
         UserError: lambda request, error: ApiError(400, " ".join(str(error).split())).response(),
         Busy: _busy,
         EngineFailed: lambda request, error: ApiError(500, str(error)).response(),
-        HTTPException: lambda request, error: ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.").response(),
+        HTTPException: (
+            lambda request, error: ApiError(
+                error.status_code, f"{request.method} {request.url.path}: {error.detail}."
+            ).response()
+        ),
         ClientDisconnect: lambda request, error: Response(status_code=_HANGUP),
         Exception: lambda request, error: ApiError(500, "The server failed on this request.").response(),
     }
@@ -76,7 +83,9 @@ def create_app(model: ServedModel, config: ServerConfig | None = None) -> Starle
             Route("/v1/completions", server.completions, methods=["POST"]),
         ],
         exception_handlers=handlers,
-        middleware=[] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
+        middleware=(
+            [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
+        ),
     )
 
 
@@ -88,7 +97,12 @@ class _Server:
     async def health(self, request: Request) -> Response:
         """Whether the server lives, and what it has to do."""
         engine = self.model.engine
-        counts = {"running": engine.running, "waiting": engine.waiting, "served": engine.served, "generated_tokens": engine.generated}
+        counts = {
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "served": engine.served,
+            "generated_tokens": engine.generated,
+        }
         return json_response({"status": "ok", "model": self.model.name} | counts)
 
     async def models(self, request: Request) -> Response:
@@ -109,7 +123,9 @@ class _Server:
         given = body.max_completion_tokens or body.max_tokens
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
-        config = self._settings(body, [ids], given or self.model.most_new_tokens(len(ids), body.n or 1), body.top_logprobs or 0)
+        config = self._settings(
+            body, [ids], given or self.model.most_new_tokens(len(ids), body.n or 1), body.top_logprobs or 0
+        )
         return await self._answer(request, body, [ids], config, ChatForm(self.model.tokenizer, bool(body.logprobs)))
 
     async def completions(self, request: Request) -> Response:
@@ -125,12 +141,19 @@ class _Server:
         most = _DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         config = self._settings(body, [ids for _, ids in prompts], most, body.logprobs or 0)
         config = config.model_copy(update={"score_prompt": bool(body.echo) and body.logprobs is not None})
-        echoed = [(tokenizer.decode(ids) if text is None else text, ids) for text, ids in prompts] if body.echo else None
+        echoed = (
+            [(tokenizer.decode(ids) if text is None else text, ids) for text, ids in prompts] if body.echo else None
+        )
         form = CompletionForm(tokenizer, body.logprobs, echoed, body.n or 1)
         return await self._answer(request, body, [ids for _, ids in prompts], config, form)
 
     async def _answer(
-        self, request: Request, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], config: DecodingConfig, form: Form
+        self,
+        request: Request,
+        body: ChatBody | CompletionBody,
+        prompts: Sequence[list[int]],
+        config: DecodingConfig,
+        form: Form,
     ) -> Response:
         jobs = self.model.engine.submit(prompts, config, stream=bool(body.stream))
         if not body.stream:
@@ -139,22 +162,29 @@ class _Server:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return _Stream(events(self.model, jobs, form, with_usage), jobs, headers)
 
-    def _settings(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], max_new_tokens: int, top: int) -> DecodingConfig:
+    def _settings(
+        self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], max_new_tokens: int, top: int
+    ) -> DecodingConfig:
         longest, limit = max(map(len, prompts)), self.model.max_seq_len
         if longest == 0:
             raise ApiError(400, "The prompt is empty.", "invalid_value", "prompt")
         if longest + max_new_tokens > limit:
             raise ApiError(
                 400,
-                f"This model's maximum context length is {limit} tokens; the prompt has {longest}, and up to {max_new_tokens} new ones were "
-                "asked for. Shorten the prompt or lower max_tokens.",
+                f"This model's maximum context length is {limit} tokens; the prompt has {longest}, and up to"
+                f" {max_new_tokens} new ones were asked for. Shorten the prompt or lower max_tokens.",
                 "context_length_exceeded",
                 "messages" if isinstance(body, ChatBody) else "prompt",
             )
         vocab_size = self.model.network.config.vocab_size
         for token in body.logit_bias or ():
             if not token.isascii() or not token.isdigit() or int(token) >= vocab_size:
-                raise ApiError(400, f"'logit_bias' has '{token}', which is no token id below {vocab_size}.", "invalid_value", "logit_bias")
+                raise ApiError(
+                    400,
+                    f"'logit_bias' has '{token}', which is no token id below {vocab_size}.",
+                    "invalid_value",
+                    "logit_bias",
+                )
         return self.model.config(
             max_new_tokens=max_new_tokens,
             temperature=1.0 if body.temperature is None else body.temperature,
@@ -178,7 +208,11 @@ class _Server:
                 async for chunk in request.stream():
                     content += chunk
                     if len(content) > self.config.max_body_bytes:
-                        raise ApiError(413, f"The body is longer than {self.config.max_body_bytes:,} bytes.", headers={"Connection": "close"})
+                        raise ApiError(
+                            413,
+                            f"The body is longer than {self.config.max_body_bytes:,} bytes.",
+                            headers={"Connection": "close"},
+                        )
         except TimeoutError:
             raise ApiError(408, "The body did not come in time.", headers={"Connection": "close"}) from None
         body = parse(kind, bytes(content))
@@ -190,14 +224,27 @@ class _Server:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.config.secret.encode()):
-            raise ApiError(401, "The API key is missing or wrong.", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise ApiError(
+                401, "The API key is missing or wrong.", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+            )
 
     def _check_name(self, name: str) -> None:
         if name != self.model.name:
-            raise ApiError(404, f"There is no model '{name}' here; this server has '{self.model.name}'.", "model_not_found", "model")
+            raise ApiError(
+                404,
+                f"There is no model '{name}' here; this server has '{self.model.name}'.",
+                "model_not_found",
+                "model",
+            )
 
     def _described(self) -> dict[str, Any]:
-        return {"id": self.model.name, "object": "model", "created": self._created, "owned_by": "lmlab", "max_model_len": self.model.max_seq_len}
+        return {
+            "id": self.model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "lmlab",
+            "max_model_len": self.model.max_seq_len,
+        }
 
 
 class _Stream(StreamingResponse):

@@ -115,7 +115,9 @@ class CompletionBody(_Sampling):
         several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
         prompts = given if several else [given]
         if len(prompts) > _MOST_PROMPTS:
-            raise ApiError(400, f"'prompt' has {len(prompts)} prompts; a request may have {_MOST_PROMPTS}.", param="prompt")
+            raise ApiError(
+                400, f"'prompt' has {len(prompts)} prompts; a request may have {_MOST_PROMPTS}.", param="prompt"
+            )
         return prompts
 
 
@@ -132,11 +134,17 @@ def parse(kind: type[B], content: bytes) -> B:
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or not part.startswith(("list[", "constrained", "function")))
+    place = ".".join(
+        str(part)
+        for part in first["loc"]
+        if isinstance(part, int) or not part.startswith(("list[", "constrained", "function"))
+    )
     if first["type"] == "json_invalid":
         raise ApiError(400, "The body is not valid JSON.", "invalid_json")
     if first["type"] == "extra_forbidden":
         known = [name for name in kind.model_fields if name not in _IGNORED]
         remedy = did_you_mean(place, known) if "." not in place else ""
-        raise ApiError(400, f"'{place}' is not supported by this server. {remedy}".strip(), "unsupported_parameter", place)
+        raise ApiError(
+            400, f"'{place}' is not supported by this server. {remedy}".strip(), "unsupported_parameter", place
+        )
     raise ApiError(400, f"'{place or 'body'}': {first['msg']}.", "invalid_value", place or None)

@@ -61,7 +61,9 @@ class ChatForm:
         parts = [self._part(index, {"content": text}, tokens, None)] if text or (tokens and self.log_probs) else []
         return parts if finish_reason is None else [*parts, self._part(index, {}, (), finish_reason)]
 
-    def _part(self, index: int, delta: dict[str, Any], tokens: Sequence[Token], finish_reason: str | None) -> dict[str, Any]:
+    def _part(
+        self, index: int, delta: dict[str, Any], tokens: Sequence[Token], finish_reason: str | None
+    ) -> dict[str, Any]:
         return {
             "index": index,
             "delta": delta,
@@ -84,7 +86,9 @@ class CompletionForm:
 
     whole = chunk = "text_completion"
 
-    def __init__(self, tokenizer: Tokenizer, top: int | None, echoed: Sequence[tuple[str, Sequence[int]]] | None, samples: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, top: int | None, echoed: Sequence[tuple[str, Sequence[int]]] | None, samples: int
+    ) -> None:
         self.id, self.tokenizer, self.log_probs = f"cmpl-{uuid.uuid4().hex}", tokenizer, top is not None
         self._top, self._echoed, self._samples = top, echoed, samples
         self._offsets: dict[int, TextOffsets] = {}

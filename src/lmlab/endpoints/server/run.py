@@ -24,8 +24,14 @@ _PROTOCOL: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(model: ServedModel, listener: socket.socket, config: ServerConfig | None = None, ready: Callable[[str], None] | None = None) -> None:
-    """Serve a model until SIGINT or SIGTERM. Then requests under way have ten seconds to end; a second signal ends them at once.
+def serve(
+    model: ServedModel,
+    listener: socket.socket,
+    config: ServerConfig | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a model until SIGINT or SIGTERM. Then requests under way have ten seconds to end; a second signal ends them
+    at once.
 
     Arguments:
         listener: where requests come in (`bind`).
@@ -54,9 +60,19 @@ def background(model: ServedModel, config: ServerConfig | None = None) -> Iterat
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, model: ServedModel, listener: socket.socket, config: ServerConfig | None, ready: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        listener: socket.socket,
+        config: ServerConfig | None,
+        ready: Callable[[str], None] | None = None,
+    ) -> None:
         app = create_app(model, config)
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False, **_PROTOCOL))
+        super().__init__(
+            uvicorn.Config(
+                app, log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False, **_PROTOCOL
+            )
+        )
         host, port = listener.getsockname()[:2]
         self._ready = ready
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
@@ -101,7 +117,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"{host} port {port} cannot be used: {error.strerror}.", "Choose another one with --port; 0 takes any that is free."
+            f"{host} port {port} cannot be used: {error.strerror}.",
+            "Choose another one with --port; 0 takes any that is free.",
         ) from None
     return listener
 
@@ -127,9 +144,12 @@ def server_config(host: str, key_env: str | None, allow_anyone: bool) -> ServerC
     if key_env is not None:
         secret = os.environ.get(key_env, "").strip()
         if not secret:
-            raise UserError(f"The environment variable {key_env} is not set; it should hold the key that requests must bring.")
+            raise UserError(
+                f"The environment variable {key_env} is not set; it should hold the key that requests must bring."
+            )
     if secret is None and not is_loopback(host) and not allow_anyone:
         raise UserError(
-            f"At {host} everybody who reaches this machine could use the model.", "Demand a key with --key-env NAME, or say --allow-anyone."
+            f"At {host} everybody who reaches this machine could use the model.",
+            "Demand a key with --key-env NAME, or say --allow-anyone.",
         )
     return ServerConfig(secret, LOOPBACK_NAMES if is_loopback(host) else None)

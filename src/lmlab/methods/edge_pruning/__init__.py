@@ -1,4 +1,6 @@
-"""Edge Pruning (Bhaskar et al. 2024): circuits of transformers, found by training a gate for every edge; with its baselines, measures and tasks."""
+"""Edge Pruning (Bhaskar et al. 2024): circuits of transformers, found by training a gate for every edge; with its
+baselines, measures and tasks.
+"""
 
 from lmlab.methods.edge_pruning.activations import Activations, capture
 from lmlab.methods.edge_pruning.baselines import acdc, attribute, exact_effects, random_scores
@@ -9,7 +11,18 @@ from lmlab.methods.edge_pruning.examples import Examples, make_examples, read_ex
 from lmlab.methods.edge_pruning.find import METHODS, FindConfig, find_circuit, ranking, search
 from lmlab.methods.edge_pruning.graph import CircuitGraph, GraphOptions
 from lmlab.methods.edge_pruning.masked import Inputs, MaskedModel
-from lmlab.methods.edge_pruning.measures import Ends, areas, auroc, completeness, curve, measure, minimality, overlap, stability, top_edges
+from lmlab.methods.edge_pruning.measures import (
+    Ends,
+    areas,
+    auroc,
+    completeness,
+    curve,
+    measure,
+    minimality,
+    overlap,
+    stability,
+    top_edges,
+)
 from lmlab.methods.edge_pruning.plan import Plan, plan
 from lmlab.methods.edge_pruning.prune import EdgePruningConfig, Found, find_by_pruning, polish
 from lmlab.methods.edge_pruning.tasks import TASKS, generate

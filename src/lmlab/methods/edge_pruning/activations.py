@@ -21,14 +21,17 @@ Ablation = Literal["interchange", "zero", "mean"]
 
 @dataclass(frozen=True)
 class Activations:
-    """The outputs of all writers and the residual stream that they add up to. Heads are kept before the output matrix: D values in place of N D.
+    """The outputs of all writers and the residual stream that they add up to. Heads are kept before the output matrix:
+    D values in place of N D.
 
     Attributes:
         embeddings: [B, T, D] for each table.
-        heads: for each layer [B, T, N, H], times the scale of a frozen norm if there is one; [B, T, D] where attention is one writer.
+        heads: for each layer [B, T, N, H], times the scale of a frozen norm if there is one; [B, T, D] where attention
+            is one writer.
         ffns: for each layer [B, T, D], or [B, T, E, D] where experts are writers.
         streams: what each group of readers would read, [B, T, D].
-        scales: for each layer the factor of the norm after the attention, [B, T, 1, 1]; none where there is no such norm.
+        scales: for each layer the factor of the norm after the attention, [B, T, 1, 1]; none where there is no such
+            norm.
         biased: the bias of the output matrix is part of `streams`.
     """
 
@@ -41,7 +44,11 @@ class Activations:
 
     def map(self, change: Callable[[Tensor], Tensor], biased: bool | None = None) -> Activations:
         """Every tensor changed in the same way."""
-        parts = {field.name: tuple(change(each) for each in getattr(self, field.name)) for field in fields(self) if field.name != "biased"}
+        parts = {
+            field.name: tuple(change(each) for each in getattr(self, field.name))
+            for field in fields(self)
+            if field.name != "biased"
+        }
         return Activations(**parts, biased=self.biased if biased is None else biased)
 
     def rows(self, index_B: Tensor) -> Activations:
@@ -55,7 +62,11 @@ class Activations:
     @property
     def num_bytes(self) -> int:
         """The memory they take."""
-        return sum(x.numel() * x.itemsize for part in (self.embeddings, self.heads, self.ffns, self.streams, self.scales) for x in part)
+        return sum(
+            x.numel() * x.itemsize
+            for part in (self.embeddings, self.heads, self.ffns, self.streams, self.scales)
+            for x in part
+        )
 
     @staticmethod
     def concatenate(parts: Sequence[Activations]) -> Activations:
@@ -63,9 +74,14 @@ class Activations:
         length = max(part.streams[0].shape[1] for part in parts)
 
         def join(name: str) -> tuple[Tensor, ...]:
-            return tuple(torch.cat([_pad(x, length) for x in each]) for each in zip(*(getattr(part, name) for part in parts), strict=True))
+            return tuple(
+                torch.cat([_pad(x, length) for x in each])
+                for each in zip(*(getattr(part, name) for part in parts), strict=True)
+            )
 
-        return Activations(join("embeddings"), join("heads"), join("ffns"), join("streams"), join("scales"), parts[0].biased)
+        return Activations(
+            join("embeddings"), join("heads"), join("ffns"), join("streams"), join("scales"), parts[0].biased
+        )
 
 
 def _pad(x: Tensor, length: int) -> Tensor:
@@ -78,7 +94,12 @@ def capture(model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor) -> Ac
     """Run the model as it is, and keep what its parts write."""
     layers, reordered = range(graph.config.num_layers), graph.config.norm_position == "reordered"
     seen = Recorder(
-        "blocks.*.attention.heads", "blocks.*.attention.output", "blocks.*.ffn.output", "blocks.*.input", "blocks.*.middle", "blocks.*.output"
+        "blocks.*.attention.heads",
+        "blocks.*.attention.output",
+        "blocks.*.ffn.output",
+        "blocks.*.input",
+        "blocks.*.middle",
+        "blocks.*.output",
     )
     model(input_ids_BT, logits="none", taps=seen)
     heads, scales, ffns, streams = [], [], [], []

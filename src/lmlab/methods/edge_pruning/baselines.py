@@ -24,11 +24,13 @@ Attribution = Literal["eap", "eap-ig", "mask-ig"]
 def attribute(task: Counterfactuals, method: Attribution = "eap", steps: int = 5) -> Tensor:
     """First-order scores of all edges: what the metric loses when the edge is pruned, a mean over examples.
 
-    The metric is the logit difference; without answers, how far the output has gone from the empty circuit's to the whole model's.
+    The metric is the logit difference; without answers, how far the output has gone from the empty circuit's to the
+    whole model's.
 
     Arguments:
-        method: `eap`: the gradient at the whole model (Syed et al. 2023). `eap-ig`: that gradient taken on inputs between the corrupted and the clean
-            embeddings, times what the clean run writes (Hanna et al. 2024, eq. 4). `mask-ig`: the mean gradient of masks at levels between 0 and 1.
+        method: `eap`: the gradient at the whole model (Syed et al. 2023). `eap-ig`: that gradient taken on inputs
+            between the corrupted and the clean embeddings, times what the clean run writes (Hanna et al. 2024, eq. 4).
+            `mask-ig`: the mean gradient of masks at levels between 0 and 1.
         steps: of the integrated gradients.
 
     Returns:
@@ -51,7 +53,11 @@ def _attribute(task: Counterfactuals, index_B: Tensor, method: Attribution, step
     def gradient(level: float, embeddings: tuple[Tensor, ...] | None = None, measured: Store | None = None) -> Tensor:
         z = (masked.ones() * level).requires_grad_()
         logits = masked(inputs, z, embeddings=embeddings, measured=measured)
-        value = logit_difference(task, logits, index_B).sum() if direction is None else (task.outputs(logits) * direction).sum()
+        value = (
+            logit_difference(task, logits, index_B).sum()
+            if direction is None
+            else (task.outputs(logits) * direction).sum()
+        )
         (found,) = torch.autograd.grad(value, z)
         return found[0]
 
@@ -72,7 +78,9 @@ def _attribute(task: Counterfactuals, index_B: Tensor, method: Attribution, step
 
 @torch.no_grad()
 def _direction(task: Counterfactuals, index_B: Tensor) -> Tensor:
-    """From the outputs of the empty circuit to those of the model, [B, P, V]; for distributions, by which log-probabilities are weighted."""
+    """From the outputs of the empty circuit to those of the model, [B, P, V]; for distributions, by which
+    log-probabilities are weighted.
+    """
     masked = task.masked
     empty, full = task.outputs(masked(task.inputs(index_B), 0 * masked.ones())), task.full(index_B)
     away = full - empty if task.examples.distance == "mse" else full.exp() - empty.exp()
@@ -103,7 +111,8 @@ def exact_effects(task: Counterfactuals, rows: int = 64) -> Tensor:
 
 @torch.no_grad()
 def acdc(task: Counterfactuals, threshold: float) -> tuple[Tensor, Tensor]:
-    """Automatic circuit discovery (Conmy et al. 2023): from the output back, take out each edge unless the distance rises by the threshold or more.
+    """Automatic circuit discovery (Conmy et al. 2023): from the output back, take out each edge unless the distance
+    rises by the threshold or more.
 
     Each trial computes only what lies behind the edge.
 
@@ -148,7 +157,9 @@ def acdc(task: Counterfactuals, threshold: float) -> tuple[Tensor, Tensor]:
 def _is_read(task: Counterfactuals, kept_E: Tensor, group: Group, reader: int) -> bool:
     """Whether anyone reads what follows from a reader."""
     graph = task.masked.graph
-    return group.kind == "output" or bool(torch.isin(graph.edge_writers[kept_E], torch.tensor(served(graph, group, reader))).any())
+    return group.kind == "output" or bool(
+        torch.isin(graph.edge_writers[kept_E], torch.tensor(served(graph, group, reader))).any()
+    )
 
 
 def random_scores(task: Counterfactuals, seed: int = 0) -> Tensor:

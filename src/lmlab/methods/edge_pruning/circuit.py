@@ -69,7 +69,9 @@ class Circuit:
     def _same_graph(self, other: Circuit) -> Circuit:
         ours, theirs = (each.graph.describe()["hash"] for each in (self, other))
         if ours != theirs:
-            raise UserError(f"The circuits belong to different graphs ({ours} and {theirs}), so their edges cannot be compared.")
+            raise UserError(
+                f"The circuits belong to different graphs ({ours} and {theirs}), so their edges cannot be compared."
+            )
         return other
 
     def save(self, path: Path) -> None:
@@ -127,4 +129,6 @@ class Circuit:
         then = {"graph_hash": self.graph.describe()["hash"], **self.about}
         for key, value in now.items():
             if then.get(key) not in (None, value):
-                raise UserError(f"The circuit was made for another {key.removesuffix('_hash')} (hash {then[key]}, now {value}).")
+                raise UserError(
+                    f"The circuit was made for another {key.removesuffix('_hash')} (hash {then[key]}, now {value})."
+                )

@@ -1,4 +1,6 @@
-"""Edges of a circuit that carry nothing, or whose reader nobody reads, taken out; the circuit's output stays the same."""
+"""Edges of a circuit that carry nothing, or whose reader nobody reads, taken out; the circuit's output stays
+the same.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from lmlab.models import Transformer
 def clean(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation = "interchange", constant: bool = True) -> Tensor:
     """Take out dead edges until nothing changes.
 
-    An edge is dead if nobody reads what its reader's part writes, or if its writer gives on the circuit what takes its place on pruned edges. Under
-    interchange that is a writer without any input edge. Under zero ablation it is a head without a value edge or a feed-forward network without an
-    edge, unless biases let them write a constant. Under mean ablation no writer is sure to give its mean.
+    An edge is dead if nobody reads what its reader's part writes, or if its writer gives on the circuit what takes its
+    place on pruned edges. Under interchange that is a writer without any input edge. Under zero ablation it is a head
+    without a value edge or a feed-forward network without an edge, unless biases let them write a constant. Under mean
+    ablation no writer is sure to give its mean.
 
     Arguments:
         kept_E: True for the edges of the circuit.
@@ -40,7 +43,9 @@ def clean(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation = "interchange
 
 
 def writes_constants(model: Transformer) -> bool:
-    """Whether a sub-layer of the model that reads zeros can write something else: any of its biases, or those of norms, is not zero."""
+    """Whether a sub-layer of the model that reads zeros can write something else: any of its biases, or those of norms,
+    is not zero.
+    """
     return any(bool(parameter.any()) for name, parameter in model.named_parameters() if name.endswith("bias"))
 
 
@@ -53,7 +58,9 @@ def served(graph: CircuitGraph, group: Group, number: int) -> list[int]:
     kind, reads, writes = group.kind, group.reads, group.writes
     if kind == "attention" and len(writes) > 1:
         heads, kv_heads = graph.config.num_heads, graph.config.num_kv_heads
-        if graph.config.qk_norm == "full" and number < heads + kv_heads:  # one norm over the queries (keys) of all heads
+        if (
+            graph.config.qk_norm == "full" and number < heads + kv_heads
+        ):  # one norm over the queries (keys) of all heads
             return list(range(reads, reads + heads))
         if number < heads:
             return [reads + number]
@@ -74,7 +81,11 @@ def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, consta
         if frozen and group.kind == "attention":  # the scale of the clean run alone makes a head differ
             found |= set(range(group.reads, group.reads + len(group.writes)))
         fed = _block(graph, kept_E, group.first_edge, len(group.readers), group.reads).any(1)
-        first_value = graph.config.num_heads + graph.config.num_kv_heads if group.kind == "attention" and ablation == "zero" else 0
+        first_value = (
+            graph.config.num_heads + graph.config.num_kv_heads
+            if group.kind == "attention" and ablation == "zero"
+            else 0
+        )
         for number in torch.nonzero(fed).flatten().tolist():
             if number >= first_value:
                 found |= set(served(graph, group, number))

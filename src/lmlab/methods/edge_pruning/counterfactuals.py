@@ -1,4 +1,5 @@
-"""Examples as a masked model sees them: what it is compared with, and what takes the place of pruned edges, computed once.
+"""Examples as a masked model sees them: what it is compared with, and what takes the place of pruned edges, computed
+once.
 
 Shapes: B examples, T tokens, P positions, V tokens among which the model chooses, E edges.
 """
@@ -26,33 +27,50 @@ class Counterfactuals:
     Arguments:
         masked: the model.
         examples: the task.
-        ablation: what a pruned edge carries: the writer's output on the corrupted input (`interchange`), nothing (`zero`), or its mean over all
-            corrupted inputs and positions (`mean`).
+        ablation: what a pruned edge carries: the writer's output on the corrupted input (`interchange`), nothing
+            (`zero`), or its mean over all corrupted inputs and positions (`mean`).
         batch_size: examples at once, where all are gone through.
-        cache_bytes: keep the activations of all examples up to so much memory; beyond, they are computed again for each batch.
+        cache_bytes: keep the activations of all examples up to so much memory; beyond, they are computed again for each
+            batch.
 
     Raises:
         UserError: clean and corrupted inputs differ in shape, or the corruption changes nothing.
     """
 
     def __init__(
-        self, masked: MaskedModel, examples: Examples, ablation: Ablation = "interchange", batch_size: int = 16, cache_bytes: int = _CACHE_BYTES
+        self,
+        masked: MaskedModel,
+        examples: Examples,
+        ablation: Ablation = "interchange",
+        batch_size: int = 16,
+        cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         if examples.clean.shape != examples.corrupted.shape:
-            raise UserError(f"Clean inputs have the shape {tuple(examples.clean.shape)}, corrupted ones {tuple(examples.corrupted.shape)}.")
+            raise UserError(
+                f"Clean inputs have the shape {tuple(examples.clean.shape)}, corrupted ones"
+                f" {tuple(examples.corrupted.shape)}."
+            )
         self.masked, self.examples, self.ablation, self.batch_size = masked, examples, ablation, batch_size
         self.device = masked.model.embedding.weight.device
         vocab = masked.graph.config.vocab_size
         if int(max(examples.clean.max(), examples.corrupted.max())) >= vocab:
-            raise UserError(f"The examples hold tokens beyond the model's vocabulary of {vocab:,}.", "Make them with the tokenizer of this model.")
+            raise UserError(
+                f"The examples hold tokens beyond the model's vocabulary of {vocab:,}.",
+                "Make them with the tokenizer of this model.",
+            )
         first = self._compute(torch.arange(min(batch_size, len(examples))))
         self._fixed: Activations | None = None
         if ablation == "zero":
             self._fixed = nothing_like(first[0])
         elif ablation == "mean":
-            parts = [capture(masked.model, masked.graph, examples.corrupted[index].to(self.device)) for index in self.batches()]
+            parts = [
+                capture(masked.model, masked.graph, examples.corrupted[index].to(self.device))
+                for index in self.batches()
+            ]
             self._fixed = mean_of(Activations.concatenate(parts), examples.real.to(self.device))
-        size = (first[0].num_bytes + first[2].numel() * first[2].itemsize) / min(batch_size, len(examples)) * len(examples)
+        size = (
+            (first[0].num_bytes + first[2].numel() * first[2].itemsize) / min(batch_size, len(examples)) * len(examples)
+        )
         self._cached = None
         if size <= cache_bytes:
             parts_ = [self._compute(index) for index in self.batches()]
@@ -81,7 +99,11 @@ class Counterfactuals:
             replaced, scales, full = self._compute(index_B)
         else:
             place = index_B.to(self.device)
-            replaced, scales, full = self._cached[0].rows(place), tuple(each[place] for each in self._cached[1]), self._cached[2][place]
+            replaced, scales, full = (
+                self._cached[0].rows(place),
+                tuple(each[place] for each in self._cached[1]),
+                self._cached[2][place],
+            )
         return self._fixed or replaced, scales, full
 
     def full(self, index_B: Tensor) -> Tensor:
@@ -91,10 +113,17 @@ class Counterfactuals:
     def inputs(self, index_B: Tensor) -> Inputs:
         """The examples of these numbers, for masked passes."""
         replaced, scales, _ = self._parts(index_B)
-        return Inputs(self.examples.clean[index_B].to(self.device), replaced, scales, self.examples.positions[index_B].to(self.device))
+        return Inputs(
+            self.examples.clean[index_B].to(self.device),
+            replaced,
+            scales,
+            self.examples.positions[index_B].to(self.device),
+        )
 
     def distance(self, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
-        """How far a circuit's outputs are from the whole model's: KL in nats, or the squared error, a mean over positions, [B]."""
+        """How far a circuit's outputs are from the whole model's: KL in nats, or the squared error, a mean over
+        positions, [B].
+        """
         ours, full = self.outputs(logits_BPV), self.full(index_B)
         if self.examples.distance == "mse":
             each_BP = (ours - full).square().mean(-1)

@@ -106,9 +106,14 @@ class _Row:
 
 
 def read_examples(
-    path: Path, tokenizer: Tokenizer | None = None, split: str | None = None, drop_mismatched: bool = False, first_token: bool = False
+    path: Path,
+    tokenizer: Tokenizer | None = None,
+    split: str | None = None,
+    drop_mismatched: bool = False,
+    first_token: bool = False,
 ) -> tuple[Examples, int]:
-    """Read JSON lines: `clean` and `corrupted` (texts or lists of tokens), optionally `answer`, `distractor`, `answer_set`, `positions`, `split`.
+    """Read JSON lines: `clean` and `corrupted` (texts or lists of tokens), optionally `answer`, `distractor`,
+    `answer_set`, `positions`, `split`.
 
     Texts may hold `<predict>...</predict>` around what is to be predicted, whose tokens are then the positions.
 
@@ -134,20 +139,24 @@ def read_examples(
                 dropped += 1
                 continue
             raise UserError(
-                f"{where}: clean has {len(row.clean)} tokens and corrupted {len(row.corrupted)}: {_show(row.clean, tokenizer)} and "
-                f"{_show(row.corrupted, tokenizer)}.",
+                f"{where}: clean has {len(row.clean)} tokens and corrupted {len(row.corrupted)}:"
+                f" {_show(row.clean, tokenizer)} and {_show(row.corrupted, tokenizer)}.",
                 "Make them equally long, or leave such pairs out with --drop-mismatched.",
             )
         if line.get("answer_set") is not None:
             found = tuple(_token(each, tokenizer, f"{where}, answer_set", first_token) for each in line["answer_set"])
             if answer_set not in (None, found):
                 raise UserError(
-                    f"{where}: its answer_set differs from that of the lines before.", "Put tasks with different answers into different files."
+                    f"{where}: its answer_set differs from that of the lines before.",
+                    "Put tasks with different answers into different files.",
                 )
             answer_set = found
         rows.append(row)
     if not rows:
-        raise UserError(f"'{path}' holds no examples{f' of the split {split}' if split else ''}{f' ({dropped} were left out)' if dropped else ''}.")
+        raise UserError(
+            f"'{path}' holds no"
+            f" examples{f' of the split {split}' if split else ''}{f' ({dropped} were left out)' if dropped else ''}."
+        )
     examples = make_examples(
         [row.clean for row in rows],
         [row.corrupted for row in rows],
@@ -183,7 +192,8 @@ def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_to
     if not all(isinstance(each, int) and 0 <= each < len(clean) for each in positions):
         raise UserError(f"{where}: positions {positions} lie outside the {len(clean)} tokens.")
     answer, distractor = (
-        NONE if line.get(key) is None else _token(line[key], tokenizer, f"{where}, {key}", first_token) for key in ("answer", "distractor")
+        NONE if line.get(key) is None else _token(line[key], tokenizer, f"{where}, {key}", first_token)
+        for key in ("answer", "distractor")
     )
     return _Row(clean, corrupted, positions, answer, distractor)
 
@@ -197,7 +207,8 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
     elif isinstance(value, str):
         if tokenizer is None:
             raise UserError(
-                f"{where} is a text, but the model has no tokenizer.", "Give lists of token ids, or a model directory with tokenizer.json."
+                f"{where} is a text, but the model has no tokenizer.",
+                "Give lists of token ids, or a model directory with tokenizer.json.",
             )
         spans, plain, end = [], "", 0
         for match in _PREDICT.finditer(value):
@@ -209,7 +220,11 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
         found, offsets = tokenizer.encode_with_offsets(plain)
         ids = [*tokenizer.begin_ids, *found]
         shift = len(tokenizer.begin_ids) - 1
-        positions = [n + shift for n, (start, stop) in enumerate(offsets) if any(start < b and stop > a for a, b in spans) and n + shift >= 0]
+        positions = [
+            n + shift
+            for n, (start, stop) in enumerate(offsets)
+            if any(start < b and stop > a for a, b in spans) and n + shift >= 0
+        ]
     else:
         raise UserError(f"{where}: expected a text or a list of token ids.")
     if len(ids) > _MOST_TOKENS:
@@ -232,4 +247,8 @@ def _token(value: Any, tokenizer: Tokenizer | None, where: str, first_token: boo
 
 
 def _show(ids: Sequence[int], tokenizer: Tokenizer | None) -> str:
-    return str(list(ids)) if tokenizer is None else str([tokenizer.backend.decode([each], skip_special_tokens=False) for each in ids])
+    return (
+        str(list(ids))
+        if tokenizer is None
+        else str([tokenizer.backend.decode([each], skip_special_tokens=False) for each in ids])
+    )

@@ -32,7 +32,8 @@ class FindConfig(Config):
     Attributes:
         target: edge sparsity.
         num_edges: in its place, how many edges the circuit has before it is cleaned.
-        price: of edge-pruning and node-pruning, in place of the Lagrangian that holds a target: what an edge costs (`EdgePruningConfig`).
+        price: of edge-pruning and node-pruning, in place of the Lagrangian that holds a target: what an edge costs
+            (`EdgePruningConfig`).
         threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
         ig_steps: of integrated gradients.
         preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
@@ -80,7 +81,9 @@ class FindConfig(Config):
 
 
 def ranking(method: str, scores_E: Tensor) -> Tensor:
-    """By what the edges of a method are ranked, higher is more, [E]: gates and trials by their scores, first-order effects by their size."""
+    """By what the edges of a method are ranked, higher is more, [E]: gates and trials by their scores, first-order
+    effects by their size.
+    """
     return scores_E if method in ("edge-pruning", "node-pruning", "acdc") else scores_E.abs()
 
 
@@ -101,7 +104,11 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
         kept_E, rise_E = acdc(task, config.threshold * task.empty_distance)
         scores_E = rise_E + kept_E.float() * float(rise_E.abs().max() + 1)  # the edges that were kept come first
         if config.num_edges is None and config.target is None:
-            return Found(clean(task.masked.graph, kept_E, task.ablation, writes_constants(task.masked.model)), scores_E, int(kept_E.sum()))
+            return Found(
+                clean(task.masked.graph, kept_E, task.ablation, writes_constants(task.masked.model)),
+                scores_E,
+                int(kept_E.sum()),
+            )
     elif config.method == "exact":
         scores_E = exact_effects(task)
     elif config.method == "random":
@@ -109,20 +116,31 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
     else:
         scores_E = attribute(task, config.method, config.ig_steps)
     if config.num_edges is None and config.target is None:
-        raise UserError(f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges.")
+        raise UserError(
+            f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges."
+        )
     if config.num_edges is None and (config.target or 0) >= 1:
         raise UserError(
             f"A target of {config.target} leaves no edges to the method {config.method}.",
-            "Give the share of edges to prune, such as 0.98; only the gates of edge-pruning and node-pruning can be pushed beyond 1.",
+            "Give the share of edges to prune, such as 0.98; only the gates of edge-pruning and node-pruning can be"
+            " pushed beyond 1.",
         )
     count = config.num_edges or round((1 - (config.target or 0)) * edges)
     if not 1 <= count <= edges:
-        raise UserError(f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.", "Give another --target or --num-edges.")
+        raise UserError(
+            f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.",
+            "Give another --target or --num-edges.",
+        )
     return Found(top_edges(task, ranking(config.method, scores_E), count), scores_E, count)
 
 
 def find_circuit(
-    task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None, force: bool = False, model_hash: str | None = None
+    task: Counterfactuals,
+    config: FindConfig,
+    seed: int = 0,
+    directory: Path | None = None,
+    force: bool = False,
+    model_hash: str | None = None,
 ) -> Circuit:
     """Find a circuit, and measure it.
 
@@ -138,7 +156,12 @@ def find_circuit(
     ends.require_ability(force)
     graph = task.masked.graph
     model_hash = model_hash or weights_fingerprint(task.masked.model)[:16]
-    about = {"method": config.method, "seed": seed, "settings": config.model_dump(mode="json"), "model_hash": model_hash}
+    about = {
+        "method": config.method,
+        "seed": seed,
+        "settings": config.model_dump(mode="json"),
+        "model_hash": model_hash,
+    }
     about |= {"data_hash": task.examples.fingerprint, "examples": len(task.examples)}
     if directory is not None:
         require_same_run(directory, {**about, "graph": graph.describe()["hash"], "ablation": task.ablation})
@@ -151,7 +174,14 @@ def find_circuit(
         "edges_before_cleaning": found.num_raw,
     }
     warnings = [*graph.warnings(), *found.warnings]
-    return Circuit(graph, found.kept_E, task.ablation, found.scores_E, {**about, "warnings": warnings, "converged": found.converged}, metrics)
+    return Circuit(
+        graph,
+        found.kept_E,
+        task.ablation,
+        found.scores_E,
+        {**about, "warnings": warnings, "converged": found.converged},
+        metrics,
+    )
 
 
 def require_same_run(directory: Path, now: dict[str, object]) -> None:
@@ -166,6 +196,11 @@ def require_same_run(directory: Path, now: dict[str, object]) -> None:
             write_json(path, now)
         return
     then = flatten(read_json(path))
-    differing = [f"{key} ({then.get(key)}, now {value})" for key, value in flatten(now).items() if then.get(key) != value]
+    differing = [
+        f"{key} ({then.get(key)}, now {value})" for key, value in flatten(now).items() if then.get(key) != value
+    ]
     if differing:
-        raise UserError(f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.", "Name another directory with --run.")
+        raise UserError(
+            f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.",
+            "Name another directory with --run.",
+        )

@@ -1,4 +1,6 @@
-"""Circuits for other programs: GraphML and DOT to draw, edge lists of the reference implementation, the JSON of EAP-IG and of the benchmark MIB."""
+"""Circuits for other programs: GraphML and DOT to draw, edge lists of the reference implementation, the JSON of EAP-IG
+and of the benchmark MIB.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def shared_inputs(graph: CircuitGraph) -> list[tuple[str, str]]:
     config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
     if share == 1 or graph.one_writer:
         return []
-    return [(f"a{layer}.kv{head // share}", f"a{layer}.h{head}") for layer in range(config.num_layers) for head in range(config.num_heads)]
+    return [
+        (f"a{layer}.kv{head // share}", f"a{layer}.h{head}")
+        for layer in range(config.num_layers)
+        for head in range(config.num_heads)
+    ]
 
 
 def to_graphml(circuit: Circuit, path: Path) -> None:
@@ -61,7 +67,9 @@ def to_graphml(circuit: Circuit, path: Path) -> None:
         data = f'<data key="input">{part}</data>' + ("" if score is None else f'<data key="score">{score:.6g}</data>')
         lines.append(f'<edge id="e{number}" source={quoteattr(writer)} target={quoteattr(node)}>{data}</edge>')
     links = [(a, b) for a, b in shared_inputs(circuit.graph) if a in nodes and b in nodes]
-    lines += [f'<edge source={quoteattr(a)} target={quoteattr(b)}><data key="input">shared</data></edge>' for a, b in links]
+    lines += [
+        f'<edge source={quoteattr(a)} target={quoteattr(b)}><data key="input">shared</data></edge>' for a, b in links
+    ]
     write_text(path, "\n".join([*lines, "</graph>", "</graphml>", ""]))
 
 
@@ -100,14 +108,17 @@ def read_edge_list(path: Path, graph: CircuitGraph) -> Tensor:
 
 
 def write_eap_ig(circuit: Circuit, path: Path) -> None:
-    """Write the JSON of EAP-IG and MIB. Edges to a shared key or value head are written for every query head of its group, embeddings are joined.
+    """Write the JSON of EAP-IG and MIB. Edges to a shared key or value head are written for every query head of its
+    group, embeddings are joined.
 
     Raises:
         UserError: experts or whole attention layers are writers, which the format does not know.
     """
     graph = circuit.graph
     if graph.one_writer or graph.options.moe == "expert":
-        raise UserError("The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions.")
+        raise UserError(
+            "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."
+        )
     config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
     scores = torch.where(circuit.kept_E, 1.0, 0.0) if circuit.scores_E is None else circuit.scores_E
     edges: dict[str, dict[str, Any]] = {}
@@ -118,9 +129,19 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
             if key in edges:
                 score, kept = max(score, edges[key]["score"]), kept or edges[key]["in_graph"]
             edges[key] = {"score": score, "in_graph": kept}
-    used = {name for key, each in edges.items() if each["in_graph"] for name in (key.split("->")[0], re.sub("<.>", "", key.split("->")[1]))}
+    used = {
+        name
+        for key, each in edges.items()
+        if each["in_graph"]
+        for name in (key.split("->")[0], re.sub("<.>", "", key.split("->")[1]))
+    }
     names = ["input", *(writer for writer in graph.writers if writer not in graph.embedding_names), "logits"]
-    shape = {"n_layers": config.num_layers, "n_heads": config.num_heads, "parallel_attn_mlp": False, "d_model": config.d_model}
+    shape = {
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "parallel_attn_mlp": False,
+        "d_model": config.d_model,
+    }
     write_json(path, {"cfg": shape, "nodes": {name: {"in_graph": name in used} for name in names}, "edges": edges})
 
 
@@ -146,7 +167,10 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
         raise UserError(f"'{path}' is not a graph of EAP-IG (cfg or edges are missing).")
     config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
     if (found["cfg"].get("n_layers"), found["cfg"].get("n_heads")) != (config.num_layers, config.num_heads):
-        raise UserError(f"'{path}' is for {found['cfg'].get('n_layers')} layers of {found['cfg'].get('n_heads')} heads, not for this model.")
+        raise UserError(
+            f"'{path}' is for {found['cfg'].get('n_layers')} layers of {found['cfg'].get('n_heads')} heads, not for"
+            " this model."
+        )
     kept_E, scores_E = torch.zeros(graph.num_edges, dtype=torch.bool), torch.zeros(graph.num_edges)
     for number, (writer, reader) in enumerate(graph.edges()):
         source = "input" if writer in graph.embedding_names else writer

@@ -16,7 +16,9 @@ _OPEN_AT = TEMPERATURE * math.log(-LOW / HIGH)
 
 
 def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
-    """Gates in [0, 1], from uniform numbers of the same (or a broadcast) shape; exact zeros and ones have a probability of their own."""
+    """Gates in [0, 1], from uniform numbers of the same (or a broadcast) shape; exact zeros and ones have a probability
+    of their own.
+    """
     u = uniform.clamp(_EDGE, 1 - _EDGE)
     s = torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / TEMPERATURE)
     return (s * (HIGH - LOW) + LOW).clamp(0, 1)
@@ -38,7 +40,9 @@ class _Ascend(torch.autograd.Function):
 
 
 class Lagrangian(nn.Module):
-    """lambda_1 (s - t) + lambda_2 (s - t)^2 with multipliers that gradient descent raises where the constraint s = t is not met (they ascend)."""
+    """lambda_1 (s - t) + lambda_2 (s - t)^2 with multipliers that gradient descent raises where the constraint s = t is
+    not met (they ascend).
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
-"""The computational graph of a transformer: writers add to the residual stream, readers read a sum of earlier writers, edges join them.
+"""The computational graph of a transformer: writers add to the residual stream, readers read a sum of earlier writers,
+edges join them.
 
-Writers, in order: embeddings, then for each layer its heads (or its attention as one) and its feed-forward network (or each of its experts). Readers:
-for each layer a query for every head, a key and a value for every key-value head, and the feed-forward network; last `resid_post`.
+Writers, in order: embeddings, then for each layer its heads (or its attention as one) and its feed-forward network (or
+each of its experts). Readers: for each layer a query for every head, a key and a value for every key-value head, and
+the feed-forward network; last `resid_post`.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ class GraphOptions(Config):
 
     Attributes:
         embedding_nodes: embeddings are writers with edges; without, every reader gets the clean embeddings.
-        post_norm: where a norm follows the attention (OLMo 2), whose output then is no sum over heads: `frozen` takes the norm's scale from the clean
-            run, so that heads are writers of their own; `block` makes one writer of them.
-        moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and reads what the experts read.
+        post_norm: where a norm follows the attention (OLMo 2), whose output then is no sum over heads: `frozen` takes
+            the norm's scale from the clean run, so that heads are writers of their own; `block` makes one writer of
+            them.
+        moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and
+            reads what the experts read.
     """
 
     embedding_nodes: bool = True
@@ -81,7 +85,10 @@ class CircuitGraph:
     """
 
     def __init__(
-        self, config: ModelConfig, options: GraphOptions | None = None, embedding_names: Sequence[str] = ("tok_embeds", "pos_embeds")
+        self,
+        config: ModelConfig,
+        options: GraphOptions | None = None,
+        embedding_names: Sequence[str] = ("tok_embeds", "pos_embeds"),
     ) -> None:
         self.config, self.options = config, options or GraphOptions()
         _check(config, self.options)
@@ -101,7 +108,12 @@ class CircuitGraph:
         for layer in range(config.num_layers):
             parts = [f"a{layer}.h{head}.q" for head in range(config.num_heads)]
             parts += [f"a{layer}.h{head}.{part}" for part in "kv" for head in range(config.num_kv_heads)]
-            add("attention", layer, parts, [f"a{layer}"] if self.one_writer else [f"a{layer}.h{head}" for head in range(config.num_heads)])
+            add(
+                "attention",
+                layer,
+                parts,
+                [f"a{layer}"] if self.one_writer else [f"a{layer}.h{head}" for head in range(config.num_heads)],
+            )
             add("ffn", layer, [f"m{layer}"], self._ffn_writers(layer))
         add("output", config.num_layers, [OUTPUT], ())
         self.groups, self.writers, self.num_edges = tuple(groups), tuple(writers), edges
@@ -117,7 +129,9 @@ class CircuitGraph:
         if self.options.moe == "block" or self.config.ffn_kinds[layer] != "moe":
             return [f"m{layer}"]
         assert moe is not None
-        return [f"m{layer}.e{expert}" for expert in range(moe.num_experts)] + ([f"m{layer}.shared"] if moe.num_shared_experts else [])
+        return [f"m{layer}.e{expert}" for expert in range(moe.num_experts)] + (
+            [f"m{layer}.shared"] if moe.num_shared_experts else []
+        )
 
     @cached_property
     def edge_writers(self) -> Tensor:
@@ -132,7 +146,10 @@ class CircuitGraph:
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
-        names = ((self.writers[w], self.readers[r]) for w, r in zip(self.edge_writers.tolist(), self.edge_readers.tolist(), strict=True))
+        names = (
+            (self.writers[w], self.readers[r])
+            for w, r in zip(self.edge_writers.tolist(), self.edge_readers.tolist(), strict=True)
+        )
         return {edge: number for number, edge in enumerate(names)}
 
     def edge(self, number: int) -> tuple[str, str]:
@@ -155,7 +172,8 @@ class CircuitGraph:
         if unknown:
             listed = ", ".join(" -> ".join(map(str, edge)) for edge in unknown[:5])
             raise UserError(
-                f"{where} has {len(unknown)} edges that the graph of this model does not: {listed}{', ...' if len(unknown) > 5 else ''}.",
+                f"{where} has {len(unknown)} edges that the graph of this model does not:"
+                f" {listed}{', ...' if len(unknown) > 5 else ''}.",
                 "It was made for another model, or with other graph options.",
             )
         kept_E = torch.zeros(self.num_edges, dtype=torch.bool)
@@ -166,7 +184,10 @@ class CircuitGraph:
         """What the options approximate, in sentences for the user."""
         found = []
         if self.config.norm_position == "reordered" and not self.one_writer:
-            found.append("The norm after the attention is frozen to the clean run's scale, so that heads add up (graph option post_norm).")
+            found.append(
+                "The norm after the attention is frozen to the clean run's scale, so that heads add up (graph option"
+                " post_norm)."
+            )
         if self.config.qk_norm == "full":
             found.append("The norm over all queries of a layer couples its heads (joint QK-norm).")
         if self.num_edges > _MANY_EDGES:
@@ -186,16 +207,24 @@ class CircuitGraph:
 
 def _check(config: ModelConfig, options: GraphOptions) -> None:
     if config.norm_position == "post":
-        raise UserError("The residual stream of a model with norm_position post is no sum of outputs, so it has no edges to prune.")
+        raise UserError(
+            "The residual stream of a model with norm_position post is no sum of outputs, so it has no edges to prune."
+        )
     if config.num_labels is not None:
         raise UserError("The model gives scalars (num_labels); circuits are found in language models.")
     if config.norm_position == "reordered" and config.norm != "rmsnorm" and options.post_norm == "frozen":
-        raise UserError("A LayerNorm after the attention cannot be frozen for each head.", "Set the graph option post_norm to block.")
+        raise UserError(
+            "A LayerNorm after the attention cannot be frozen for each head.",
+            "Set the graph option post_norm to block.",
+        )
     if config.moe is not None and (config.moe.router == "expert_choice" or config.moe.capacity_factor is not None):
         raise UserError(
-            "The experts of this model choose among the tokens of the whole batch (expert_choice or a capacity), so examples do not stand alone."
+            "The experts of this model choose among the tokens of the whole batch (expert_choice or a capacity), so"
+            " examples do not stand alone."
         )
     if options.moe == "expert" and "moe" not in config.ffn_kinds:
         raise UserError("The graph option moe: expert needs a mixture of experts; this model has none.")
     if options.moe == "expert" and config.norm_position == "reordered":
-        raise UserError("A norm after the mixture makes its output no sum over experts.", "Set the graph option moe to block.")
+        raise UserError(
+            "A norm after the mixture makes its output no sum over experts.", "Set the graph option moe to block."
+        )

@@ -64,10 +64,16 @@ class Loaded:
         masked.check(examples.clean[:1].to(self.model.embedding.weight.device))
         free = memory_bytes() if self.model.embedding.weight.device.type == "cpu" else torch.cuda.mem_get_info()[0]
         lines = [
-            f"{graph.num_edges:,} edges, {len(graph.writers)} writers, {len(graph.readers)} readers; {len(examples)} examples.",
+            (
+                f"{graph.num_edges:,} edges, {len(graph.writers)} writers, {len(graph.readers)} readers;"
+                f" {len(examples)} examples."
+            ),
             *planned.lines(free),
         ]
-        return Counterfactuals(masked, examples, ablation, batch_size), [*lines, *(f"Note: {each}" for each in graph.warnings())]
+        return Counterfactuals(masked, examples, ablation, batch_size), [
+            *lines,
+            *(f"Note: {each}" for each in graph.warnings()),
+        ]
 
 
 def load(
@@ -83,7 +89,8 @@ def load(
     """Read a model directory (or a compiled program, which brings its cases) and examples.
 
     Arguments:
-        shard: spread the weights over the processes of the job (FSDP2), for models that do not fit into the memory of one.
+        shard: spread the weights over the processes of the job (FSDP2), for models that do not fit into the memory of
+            one.
 
     Raises:
         UserError: one of them is missing or wrong.
@@ -91,12 +98,22 @@ def load(
     place = select_device(device)
     if model.is_dir() and is_tracr(model):
         program = load_tracr(model)
-        examples, dropped = (program.examples, 0) if data is None else read_examples(data, None, split, drop_mismatched, first_token)
-        return Loaded(program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped, _hash(program.model))
+        examples, dropped = (
+            (program.examples, 0) if data is None else read_examples(data, None, split, drop_mismatched, first_token)
+        )
+        return Loaded(
+            program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped, _hash(program.model)
+        )
     if not model.exists():
-        raise UserError(f"There is no model directory '{model}'.", "Give the path of a local directory; lmlab downloads nothing by itself.")
+        raise UserError(
+            f"There is no model directory '{model}'.",
+            "Give the path of a local directory; lmlab downloads nothing by itself.",
+        )
     if data is None:
-        raise UserError("There are no examples.", "Give --data FILE; make one with: lmlab circuits data ioi --tokenizer DIR --out FILE")
+        raise UserError(
+            "There are no examples.",
+            "Give --data FILE; make one with: lmlab circuits data ioi --tokenizer DIR --out FILE",
+        )
     words = tokenizer or model
     reader = Tokenizer.load(words) if (words / "tokenizer.json").exists() else None
     examples, dropped = read_examples(data, reader, split, drop_mismatched, first_token)

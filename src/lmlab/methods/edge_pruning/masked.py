@@ -1,9 +1,11 @@
 """A frozen model whose every part reads a masked sum of earlier outputs (Bhaskar et al. 2024, eq. 1).
 
-With y_w what writer w gives in this pass, c_w what takes its place on a pruned edge, and z the mask of the edge from w to a reader, the reader gets
-sum_w z y_w + (1 - z) c_w, computed as base + sum_w z d_w with d_w = y_w - c_w and base = sum_w c_w: the residual stream of the ablated run.
+With y_w what writer w gives in this pass, c_w what takes its place on a pruned edge, and z the mask of the edge from w
+to a reader, the reader gets sum_w z y_w + (1 - z) c_w, computed as base + sum_w z d_w with d_w = y_w - c_w and base =
+sum_w c_w: the residual stream of the ablated run.
 
-Shapes: B examples, T tokens, D model width, E edges, R readers, N heads, K key-value heads, H width of a head, n writers, M = T D.
+Shapes: B examples, T tokens, D model width, E edges, R readers, N heads, K key-value heads, H width of a head, n
+writers, M = T D.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ class MaskedModel:
         for group, stream in list(zip(self.graph.groups, inputs.replaced.streams, strict=True))[first_group:]:
             base_BTD = stream if always_BTD is None else stream + always_BTD
             base_BM = base_BTD.expand(batch, length, width).reshape(batch, -1)
-            z_BRw = z_BE[:, group.first_edge : group.first_edge + group.num_edges].view(batch, len(group.readers), group.reads)
+            z_BRw = z_BE[:, group.first_edge : group.first_edge + group.num_edges].view(
+                batch, len(group.readers), group.reads
+            )
             if group.kind == "output":
                 read_BTD = store.last_read(z_BRw, base_BM).view(batch, length, width)
                 index = inputs.positions_BP[..., None].expand(-1, -1, width)

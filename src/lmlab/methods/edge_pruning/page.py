@@ -33,7 +33,11 @@ def graph_block(circuit: Circuit) -> Graph:
     rank_E = torch.zeros(graph.num_edges) if scores_E is None else ranking(circuit.about.get("method", ""), scores_E)
     order = (rank_E + circuit.kept_E * (float(rank_E.max() - rank_E.min()) + 1)).argsort(descending=True, stable=True)
     order = order[: circuit.num_edges if scores_E is None else min(_MOST_EDGES, max(20, 3 * circuit.num_edges))]
-    places = {name: (group.layer + 1, 1 if group.kind == "attention" else 2) for group in graph.groups for name in group.writes}
+    places = {
+        name: (group.layer + 1, 1 if group.kind == "attention" else 2)
+        for group in graph.groups
+        for name in group.writes
+    }
     nodes = {name: (number, *places.get(name, (0, 0))) for number, name in enumerate(graph.writers)}
     group_of = {reader: group for group in graph.groups for reader in group.readers}
     edges = []
@@ -44,13 +48,19 @@ def graph_block(circuit: Circuit) -> Graph:
         score = None if scores_E is None else float(f"{float(scores_E[number]):.5g}")
         edges.append((nodes[writer][0], place, "qkv".index(part) if part else 3, score))
     links = [(nodes[a][0], nodes[b][0]) for a, b in shared_inputs(graph) if a in nodes and b in nodes]
-    caption = "Rows are layers, the embeddings at the bottom. The slider shows the edges with the highest scores, those of the circuit first."
+    caption = (
+        "Rows are layers, the embeddings at the bottom. The slider shows the edges with the highest scores, those of"
+        " the circuit first."
+    )
     placed = [(name, layer, within) for name, (_, layer, within) in nodes.items()]
     return Graph(placed, edges, _KINDS, graph.num_edges, max(1, circuit.num_edges), "score", caption, links)
 
 
 def circuit_page(
-    circuit: Circuit, curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None, others: Mapping[str, Circuit] | None = None, title: str = ""
+    circuit: Circuit,
+    curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    others: Mapping[str, Circuit] | None = None,
+    title: str = "",
 ) -> Page:
     """The page of a circuit.
 
@@ -58,28 +68,50 @@ def circuit_page(
         curves: rows of `curve` by method.
         others: circuits of the same graph to compare it with, by name.
     """
-    sections = [_summary(circuit), Section("Graph", [graph_block(circuit)] if circuit.num_edges else [Note("The circuit has no edges.", "warning")])]
+    sections = [
+        _summary(circuit),
+        Section(
+            "Graph", [graph_block(circuit)] if circuit.num_edges else [Note("The circuit has no edges.", "warning")]
+        ),
+    ]
     if curves:
         sections.append(_curves(circuit, curves))
     if others:
-        rows: list[list[Any]] = [[name, *list(overlap(circuit.kept_E, each.kept_E).values())[1:]] for name, each in others.items()]
+        rows: list[list[Any]] = [
+            [name, *list(overlap(circuit.kept_E, each.kept_E).values())[1:]] for name, each in others.items()
+        ]
         columns = ["circuit", "its edges", "shared", "Jaccard index", "share of the smaller", "shared by chance", "p"]
-        sections.append(Section("Other circuits", [Table(columns, rows, "p is the probability that random circuits of these sizes share as many.")]))
+        sections.append(
+            Section(
+                "Other circuits",
+                [Table(columns, rows, "p is the probability that random circuits of these sizes share as many.")],
+            )
+        )
     sections.append(_parts(circuit))
     about = circuit.about
-    return Page(title or f"Circuit found by {about.get('method', 'hand')}", f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges", sections)
+    return Page(
+        title or f"Circuit found by {about.get('method', 'hand')}",
+        f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges",
+        sections,
+    )
 
 
 def _summary(circuit: Circuit) -> Section:
     metrics: Mapping[str, Any] = circuit.metrics
-    facts = {"Edges": f"{circuit.num_edges:,}", "Edge sparsity": f"{100 * circuit.sparsity:.2f} %", "Pruned edges carry": _CARRY[circuit.ablation]}
+    facts = {
+        "Edges": f"{circuit.num_edges:,}",
+        "Edge sparsity": f"{100 * circuit.sparsity:.2f} %",
+        "Pruned edges carry": _CARRY[circuit.ablation],
+    }
     found = metrics.get("circuit", {})
     if "faithfulness" in found:
         facts["Faithfulness"] = f"{found['faithfulness']:.3f}"
     blocks: list[Any] = [Facts(facts)]
     if found:
         names = [name for name in _NAMES if name in found and name in metrics["full"]]
-        rows: list[list[Any]] = [[_NAMES[name], *(metrics[which][name] for which in ("full", "circuit", "empty"))] for name in names]
+        rows: list[list[Any]] = [
+            [_NAMES[name], *(metrics[which][name] for which in ("full", "circuit", "empty"))] for name in names
+        ]
         blocks.append(Table(["measure", "model", "circuit", "no edges"], rows))
     blocks += [Note(text, "warning") for text in circuit.about.get("warnings", [])]
     return Section("Figures", blocks)
@@ -91,7 +123,10 @@ _CARRY = {"interchange": "the corrupted run", "zero": "nothing", "mean": "means"
 def _curves(circuit: Circuit, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Section:
     blocks: list[Any] = []
     for key in ("faithfulness", "distance"):
-        series = [Series(name, [100 * row["fraction"] for row in rows], [row[key] for row in rows]) for name, rows in curves.items()]
+        series = [
+            Series(name, [100 * row["fraction"] for row in rows], [row[key] for row in rows])
+            for name, rows in curves.items()
+        ]
         chart = line_chart(series, "edges kept (%)", _NAMES[key], log_x=True)
         blocks.append(Figure(chart, f"{_NAMES[key].capitalize()} over the share of edges."))
     rows: list[list[Any]] = [[name, *areas(each).values()] for name, each in curves.items()]
@@ -100,7 +135,12 @@ def _curves(circuit: Circuit, curves: Mapping[str, Sequence[Mapping[str, float]]
 
 
 def _parts(circuit: Circuit) -> Section:
-    into, out = Counter(node_of(reader, circuit.graph)[0] for _, reader in circuit.edges), Counter(writer for writer, _ in circuit.edges)
+    into, out = (
+        Counter(node_of(reader, circuit.graph)[0] for _, reader in circuit.edges),
+        Counter(writer for writer, _ in circuit.edges),
+    )
     busiest = sorted({*into, *out}, key=lambda name: -(into[name] + out[name]))[:25]
     rows: list[list[Any]] = [[name, into[name], out[name]] for name in busiest]
-    return Section("Parts with most edges", [Table(["part", "edges in", "edges out"], rows) if rows else Paragraph("None.")])
+    return Section(
+        "Parts with most edges", [Table(["part", "edges in", "edges out"], rows) if rows else Paragraph("None.")]
+    )

@@ -34,18 +34,25 @@ class Plan:
     def lines(self, free: int | None = None) -> list[str]:
         """For the user; with what helps if it does not fit into so many bytes."""
         found = [
-            f"Memory of a step: weights {short(self.weights)}B, store {short(self.store)}B, sub-layers {short(self.sublayers)}B, "
-            f"cached activations {short(self.cache)}B; {short(self.flops)}FLOP."
+            f"Memory of a step: weights {short(self.weights)}B, store {short(self.store)}B, sub-layers"
+            f" {short(self.sublayers)}B, cached activations {short(self.cache)}B; {short(self.flops)}FLOP."
         ]
         if free is not None and self.total > free:
             found.append(
-                f"That is more than the {short(free)}B there are: take a smaller --batch-size or --micro-batch-size, --recompute, or fewer examples."
+                f"That is more than the {short(free)}B there are: take a smaller --batch-size or --micro-batch-size,"
+                " --recompute, or fewer examples."
             )
         return found
 
 
 def plan(
-    graph: CircuitGraph, batch: int, length: int, examples: int, itemsize: int = 4, recompute: bool = False, cache_bytes: int = 4 * 2**30
+    graph: CircuitGraph,
+    batch: int,
+    length: int,
+    examples: int,
+    itemsize: int = 4,
+    recompute: bool = False,
+    cache_bytes: int = 4 * 2**30,
 ) -> Plan:
     """Plan a training step.
 
@@ -68,5 +75,9 @@ def plan(
         store=2 * len(graph.writers) * tokens * width * itemsize,
         sublayers=kept * tokens * itemsize,
         cache=cache if cache <= cache_bytes else 0,
-        flops=tokens * ((4 if recompute else 3) * reads + (3 if recompute else 2) * 2 * config.num_parameters(active=True, embedding=False)),
+        flops=tokens
+        * (
+            (4 if recompute else 3) * reads
+            + (3 if recompute else 2) * 2 * config.num_parameters(active=True, embedding=False)
+        ),
     )

@@ -25,7 +25,15 @@ from lmlab.errors import LmlabError
 from lmlab.methods.edge_pruning.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.gates import Gates, probability_open
-from lmlab.train import OptimizerConfig, ParallelConfig, ParameterGroup, ScheduleConfig, StepOutput, Trainer, TrainerConfig
+from lmlab.train import (
+    OptimizerConfig,
+    ParallelConfig,
+    ParameterGroup,
+    ScheduleConfig,
+    StepOutput,
+    Trainer,
+    TrainerConfig,
+)
 
 _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
@@ -40,14 +48,17 @@ class EdgePruningConfig(Config):
         price: in place of a target, what one edge costs, as a share of the distance of the empty circuit.
         node_gates: gates on writers too; an edge is kept where both are. `only` prunes writers alone.
         node_target: sparsity of writers, held like `target`.
-        warmup_fraction: of the learning rate; `sparsity_warmup` is the share of steps over which the target (or price) rises.
-        sparsity_schedule: the target rises from the sparsity at the start linearly, or `log`: linearly in log(1 - sparsity).
+        warmup_fraction: of the learning rate; `sparsity_warmup` is the share of steps over which the target (or price)
+            rises.
+        sparsity_schedule: the target rises from the sparsity at the start linearly, or `log`: linearly in log(1 -
+            sparsity).
         mask_samples: draw masks for each example, or as in the paper one for each step.
         estimator: what sparsity is computed from: the expected number of open gates, or the gates drawn.
         init_log_alpha, init_std: where gates begin.
         normalize: divide the distance by that of the empty circuit.
-        polish: when gates are decided, drop each edge whose loss the price allows (0.005 of the empty circuit's distance where there is none), and
-            try to win back as many dropped ones as `readd`. None does so for circuits of up to 200 edges.
+        polish: when gates are decided, drop each edge whose loss the price allows (0.005 of the empty circuit's
+            distance where there is none), and try to win back as many dropped ones as `readd`. None does so for
+            circuits of up to 200 edges.
         restarts: trainings with different seeds, of which the circuit with the lowest loss is taken.
         num_edges: keep so many edges, whatever the gates say.
     """
@@ -91,10 +102,21 @@ class EdgePruningConfig(Config):
 
 
 PAPER = {
-    "learning_rate": 0.8, "lambda_learning_rate": 0.8, "weight_decay": 0.01, "steps": 3000, "batch_size": 32, "warmup_fraction": 0.0667,
-    "final_fraction": 0.0, "sparsity_warmup": 0.8333, "init_log_alpha": 10.0, "normalize": False, "mask_samples": "per_step", "estimator": "sampled",
-    "node_gates": "also", "polish": False,
-}  # fmt: skip
+    "learning_rate": 0.8,
+    "lambda_learning_rate": 0.8,
+    "weight_decay": 0.01,
+    "steps": 3000,
+    "batch_size": 32,
+    "warmup_fraction": 0.0667,
+    "final_fraction": 0.0,
+    "sparsity_warmup": 0.8333,
+    "init_log_alpha": 10.0,
+    "normalize": False,
+    "mask_samples": "per_step",
+    "estimator": "sampled",
+    "node_gates": "also",
+    "polish": False,
+}
 """The settings of the paper for GPT-2, in place of the defaults."""
 
 
@@ -148,12 +170,24 @@ class PruningStep:
         penalty = self._penalty(gates, open_)
         count = torch.tensor(float(len(index_B)))
         total = distance_B.sum()
-        return StepOutput(total + penalty * count, count, {"distance": (total.detach(), count), "sparsity": ((1 - open_.detach()) * count, count)})
+        return StepOutput(
+            total + penalty * count,
+            count,
+            {"distance": (total.detach(), count), "sparsity": ((1 - open_.detach()) * count, count)},
+        )
 
     def _penalty(self, gates: Gates, open_: Tensor) -> Tensor:
-        config, progress = self.config, min(1.0, int(gates.num_steps) / (self.config.sparsity_warmup * self.config.steps))
+        config, progress = (
+            self.config,
+            min(1.0, int(gates.num_steps) / (self.config.sparsity_warmup * self.config.steps)),
+        )
         if config.price is not None:
-            penalty = min(1.0, progress * self.config.sparsity_warmup / 0.3) * config.price * open_ * self.task.masked.graph.num_edges
+            penalty = (
+                min(1.0, progress * self.config.sparsity_warmup / 0.3)
+                * config.price
+                * open_
+                * self.task.masked.graph.num_edges
+            )
         else:
             assert config.target is not None
             begun = float(gates.begun)
@@ -161,7 +195,9 @@ class PruningStep:
             logarithmic = 1 - (1 - begun) ** (1 - progress) * max(0.0, 1 - config.target) ** progress
             penalty = gates.edge_constraint(1 - open_, linear if config.sparsity_schedule == "linear" else logarithmic)
         if config.node_target is not None and gates.nodes is not None:
-            penalty = penalty + gates.node_constraint(1 - probability_open(gates.nodes).mean(), config.node_target * progress)
+            penalty = penalty + gates.node_constraint(
+                1 - probability_open(gates.nodes).mean(), config.node_target * progress
+            )
         return penalty
 
     def after_step(self, gates: Gates) -> Mapping[str, float]:
@@ -171,13 +207,18 @@ class PruningStep:
 
 
 def find_by_pruning(
-    task: Counterfactuals, config: EdgePruningConfig, seed: int = 0, directory: Path | None = None, warm_E: Tensor | None = None
+    task: Counterfactuals,
+    config: EdgePruningConfig,
+    seed: int = 0,
+    directory: Path | None = None,
+    warm_E: Tensor | None = None,
 ) -> Found:
     """Train gates, decide them, clean and polish the circuit.
 
     Arguments:
         warm_E: scores of another method; gates begin half open at the rank of the size asked for, and more so above it.
-        directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by default.
+        directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by
+            default.
 
     Raises:
         LmlabError: the loss is not finite.
@@ -193,13 +234,17 @@ def find_by_pruning(
     return best
 
 
-def _once(task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path | None, warm_E: Tensor | None) -> Found:
+def _once(
+    task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path | None, warm_E: Tensor | None
+) -> Found:
     with tempfile.TemporaryDirectory() as temporary:
         gates = train_gates(task, config, seed, directory or Path(temporary), warm_E)
     return decide(task, config, gates)
 
 
-def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path, warm_E: Tensor | None = None) -> Gates:
+def train_gates(
+    task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path, warm_E: Tensor | None = None
+) -> Gates:
     """Train gates on a task, from the newest checkpoint in the directory if there is one."""
     graph, generator, here = task.masked.graph, torch.Generator().manual_seed(seed), world()
 
@@ -223,9 +268,13 @@ def train_gates(task: Counterfactuals, config: EdgePruningConfig, seed: int, dir
 
 
 def _warm(scores_E: Tensor, config: EdgePruningConfig) -> Tensor:
-    """Where gates begin by their rank: half open at the size that the circuit shall have, and more so the higher the rank."""
+    """Where gates begin by their rank: half open at the size that the circuit shall have, and more so the higher the
+    rank.
+    """
     edges = len(scores_E)
-    size = config.num_edges or (max(1.0, (1 - config.target) * edges) if config.target is not None else _WARM_SHARE * edges)
+    size = config.num_edges or (
+        max(1.0, (1 - config.target) * edges) if config.target is not None else _WARM_SHARE * edges
+    )
     rank_E = torch.empty(edges)
     rank_E[scores_E.argsort(descending=True)] = torch.arange(1, edges + 1, dtype=torch.float32)
     return (_WARM_SLOPE * (size / rank_E).log()).clamp(_WARM_LOW, config.init_log_alpha)
@@ -235,7 +284,9 @@ def _whole(gates: Gates) -> Gates:
     """The same in every process, where each trained a share."""
     if world().size == 1:
         return gates
-    tensors = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gates.state_dict().items()}
+    tensors = {
+        name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gates.state_dict().items()
+    }
     whole = Gates(tensors.get("edges"), tensors["edge_writers"], tensors.get("nodes"))
     whole.load_state_dict(tensors)
     return whole
@@ -243,15 +294,25 @@ def _whole(gates: Gates) -> Gates:
 
 def _trainer_config(config: EdgePruningConfig, batch: int, device: str) -> TrainerConfig:
     share = batch // world().size
-    rows = None if config.micro_batch_size is None else max(each for each in range(1, min(config.micro_batch_size, share) + 1) if share % each == 0)
-    lambdas = ParameterGroup(match="constraint", learning_rate=config.lambda_learning_rate, weight_decay=config.weight_decay)
+    rows = (
+        None
+        if config.micro_batch_size is None
+        else max(each for each in range(1, min(config.micro_batch_size, share) + 1) if share % each == 0)
+    )
+    lambdas = ParameterGroup(
+        match="constraint", learning_rate=config.lambda_learning_rate, weight_decay=config.weight_decay
+    )
     gates = ParameterGroup(match="edges|nodes", weight_decay=config.weight_decay)
     return TrainerConfig(
         steps=config.steps,
         batch_size=batch,
         micro_batch_size=rows,
-        optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0, betas=(0.9, 0.999), groups=(lambdas, gates)),
-        schedule=ScheduleConfig(kind="linear", warmup_fraction=config.warmup_fraction, final_fraction=config.final_fraction),
+        optimizer=OptimizerConfig(
+            learning_rate=config.learning_rate, weight_decay=0, betas=(0.9, 0.999), groups=(lambdas, gates)
+        ),
+        schedule=ScheduleConfig(
+            kind="linear", warmup_fraction=config.warmup_fraction, final_fraction=config.final_fraction
+        ),
         parallel=config.parallel,
         clip_norm=config.clip_norm,
         precision="fp32",
@@ -283,11 +344,13 @@ def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates) -> Fo
     soft = task.mean_distance(open_E)
     if distance >= 0.9 * empty:
         warnings.append(
-            f"The circuit is no better than the empty one (distance {distance:.3g} against {empty:.3g}); try another seed, or more steps."
+            f"The circuit is no better than the empty one (distance {distance:.3g} against {empty:.3g}); try another"
+            " seed, or more steps."
         )
     if distance > 3 * soft + 0.05 * max(1.0, empty):
         warnings.append(
-            f"Decided, the circuit is much worse than its gates were (distance {distance:.3g} against {soft:.3g}); train longer, or polish it."
+            f"Decided, the circuit is much worse than its gates were (distance {distance:.3g} against {soft:.3g});"
+            " train longer, or polish it."
         )
     loss = distance / empty + (config.price or 0.0) * int(kept_E.sum())
     figures = {"distance": distance, "empty_distance": empty, "soft_distance": soft, "loss": loss}
@@ -300,15 +363,27 @@ def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[li
     if float(scores.max() - scores.min()) < 1e-3:
         warnings.append("All gates are equal: nothing was learned. Raise the learning rate or the number of steps.")
     if float(gates.edge_constraint.multipliers.detach().abs().max()) > _RUNAWAY:
-        warnings.append("The multipliers ran away (above 1,000). Lower lambda_learning_rate, or lengthen sparsity_warmup.")
+        warnings.append(
+            "The multipliers ran away (above 1,000). Lower lambda_learning_rate, or lengthen sparsity_warmup."
+        )
     sparsity = 1 - float(open_E.mean())
-    if config.target is not None and config.target <= 1 and config.node_gates != "only" and abs(sparsity - config.target) > _OFF_TARGET:
-        warnings.append(f"The sparsity reached is {sparsity:.4f}, the target {config.target:.4f}. Train longer, or raise lambda_learning_rate.")
+    if (
+        config.target is not None
+        and config.target <= 1
+        and config.node_gates != "only"
+        and abs(sparsity - config.target) > _OFF_TARGET
+    ):
+        warnings.append(
+            f"The sparsity reached is {sparsity:.4f}, the target {config.target:.4f}. Train longer, or raise"
+            " lambda_learning_rate."
+        )
     return warnings, not warnings
 
 
 def polish(task: Counterfactuals, kept_E: Tensor, scores_E: Tensor, price: float, readd: int = 0) -> Tensor:
-    """Drop edges, the lowest score first, while the distance rises by less than a price each; then win back dropped ones that are worth it."""
+    """Drop edges, the lowest score first, while the distance rises by less than a price each; then win back dropped
+    ones that are worth it.
+    """
     kept_E = kept_E.clone()
     distance = task.mean_distance(kept_E)
     for edge in sorted(kept_E.nonzero().flatten().tolist(), key=lambda number: float(scores_E[number])):

@@ -1,4 +1,6 @@
-"""Stages of recipes: `circuit_examples` makes a task, `circuit` finds a circuit, measures it on examples of its own, and draws it."""
+"""Stages of recipes: `circuit_examples` makes a task, `circuit` finds a circuit, measures it on examples of its own,
+and draws it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,11 @@ class CircuitExamples(Stage[CircuitExamplesConfig]):
         """Make the examples."""
         tokenizer = Tokenizer.load(context.inputs["tokenizer"])
         splits = config.splits.items()
-        rows = [row for split, count in splits for row in generate(config.task, tokenizer, count, context.seed, split, config.shots)]
+        rows = [
+            row
+            for split, count in splits
+            for row in generate(config.task, tokenizer, count, context.seed, split, config.shots)
+        ]
         return {"examples": write_jsonl(context.directory / _EXAMPLES, rows), "first": str(rows[0]["clean"])}
 
     def summary(self, results: dict[str, Any]) -> str:
@@ -61,7 +67,8 @@ class CircuitConfig(FindConfig):
 
     Attributes:
         model: a model's directory, or a stage that has one in model/.
-        examples: a stage `circuit_examples`, or a file of JSON lines; the split `train` serves the search, `test` the measures.
+        examples: a stage `circuit_examples`, or a file of JSON lines; the split `train` serves the search, `test` the
+            measures.
         curve: also measure the best edges by rank at 0.1 to 100 % of all.
         recompute: activation checkpointing.
     """
@@ -94,7 +101,11 @@ class FindCircuit(Stage[CircuitConfig]):
             console.print(line, markup=False)
         circuit = find_circuit(tasks["train"], settings, context.seed, context.directory / "search", config.force)
         ends, figures = Ends.of(tasks["test"]), measure(tasks["test"], circuit.kept_E)
-        metrics = {"circuit": {**figures, "faithfulness": ends.faithfulness(figures)}, "full": ends.full, "empty": ends.empty}
+        metrics = {
+            "circuit": {**figures, "faithfulness": ends.faithfulness(figures)},
+            "full": ends.full,
+            "empty": ends.empty,
+        }
         results: dict[str, Any] = {"edges": circuit.num_edges, "edge_sparsity": circuit.sparsity, **metrics["circuit"]}
         if config.curve and circuit.scores_E is not None:
             rows = curve(tasks["test"], ranking(config.method, circuit.scores_E), ends)
@@ -106,7 +117,10 @@ class FindCircuit(Stage[CircuitConfig]):
     def summary(self, results: dict[str, Any]) -> str:
         """Size and faithfulness."""
         sparse = 100 * results["edge_sparsity"]
-        return f"{results['edges']:,} edges, {sparse:.2f} % sparse, faithfulness {results['faithfulness']:.3f} on the test split."
+        return (
+            f"{results['edges']:,} edges, {sparse:.2f} % sparse, faithfulness {results['faithfulness']:.3f} on the test"
+            " split."
+        )
 
     def report(self, config: CircuitConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """The sections of a circuit's page."""

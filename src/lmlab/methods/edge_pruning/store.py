@@ -1,8 +1,10 @@
-"""One memory for what all writers write, from which every masked sum is one matrix product, and one more for its gradient.
+"""One memory for what all writers write, from which every masked sum is one matrix product, and one more for its
+gradient.
 
-Writers come in order and a reader reads a beginning of them, so each is written once, in place, before anyone reads it. The backward pass goes
-through the steps in reverse (a scalar token that runs through all of them sees to that): readers add their gradients to what they have read, and
-when a step's own writers are reached, the gradient of what they wrote is complete. No step keeps anything but what lies within itself.
+Writers come in order and a reader reads a beginning of them, so each is written once, in place, before anyone reads it.
+The backward pass goes through the steps in reverse (a scalar token that runs through all of them sees to that): readers
+add their gradients to what they have read, and when a step's own writers are reached, the gradient of what they wrote
+is complete. No step keeps anything but what lies within itself.
 
 Shapes: B examples, W writers, R readers of a step, n writers of a step, M = T D numbers that a writer writes.
 """
@@ -19,7 +21,10 @@ Compute = Callable[[Tensor], Tensor]
 
 
 class _Memory:
-    """What the steps of a pass share. It does not know the token: the graph of gradients would hold itself, and nothing would ever be freed."""
+    """What the steps of a pass share.
+
+    It does not know the token: the graph of gradients would hold itself, and nothing would ever be freed.
+    """
 
     def __init__(self, written_BWM: Tensor, recompute: bool, measured_BWM: Tensor | None) -> None:
         self.written_BWM, self.recompute, self.measured_BWM = written_BWM, recompute, measured_BWM
@@ -49,10 +54,19 @@ class Store:
     Arguments:
         batch, writers, numbers: B, W, M.
         recompute: keep nothing of the steps for the backward pass, and compute each again there.
-        measured_BWM: what gradients of masks are products with, in place of what was written: the outputs of another run (integrated gradients).
+        measured_BWM: what gradients of masks are products with, in place of what was written: the outputs of another
+            run (integrated gradients).
     """
 
-    def __init__(self, batch: int, writers: int, numbers: int, like: Tensor, recompute: bool = False, measured_BWM: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        batch: int,
+        writers: int,
+        numbers: int,
+        like: Tensor,
+        recompute: bool = False,
+        measured_BWM: Tensor | None = None,
+    ) -> None:
         self._memory = _Memory(like.new_empty(batch, writers, numbers), recompute, measured_BWM)
         self._token = torch.zeros((), device=like.device, requires_grad=True)
 
@@ -66,7 +80,9 @@ class Store:
         self.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
 
     def step(self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int) -> None:
-        """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read write."""
+        """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read
+        write.
+        """
         if torch.is_grad_enabled() and z_BRw.requires_grad:
             self._token = _Step.apply(self._token, z_BRw, base_BM, compute, self._memory)
         else:
@@ -120,4 +136,9 @@ class _LastRead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (z_B1w,) = ctx.saved_tensors
-        return torch.zeros((), device=z_B1w.device), ctx.memory.add_gradient(z_B1w, grad_outputs[0].contiguous()), None, None
+        return (
+            torch.zeros((), device=z_B1w.device),
+            ctx.memory.add_gradient(z_B1w, grad_outputs[0].contiguous()),
+            None,
+            None,
+        )

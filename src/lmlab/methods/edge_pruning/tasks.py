@@ -1,7 +1,8 @@
 """Tasks made for any tokenizer: pairs of prompts of equal length, with answers that are single tokens.
 
-`ioi`: indirect object identification (Wang et al. 2023). `greater-than` (Hanna et al. 2023). `pronouns`: gendered pronouns (Mathwin et al. 2023).
-`boolean`: the value of an expression, with solved expressions before it as examples in context. `induction`: [A B ... A] -> B over random tokens.
+`ioi`: indirect object identification (Wang et al. 2023). `greater-than` (Hanna et al. 2023). `pronouns`: gendered
+pronouns (Mathwin et al. 2023). `boolean`: the value of an expression, with solved expressions before it as examples in
+context. `induction`: [A B ... A] -> B over random tokens.
 """
 
 from __future__ import annotations
@@ -33,32 +34,120 @@ IOI_TEMPLATES = (
     "The {PLACE} {B} and {A} went to had a {OBJECT}. {B} gave it to",
     "Friends {B} and {A} found a {OBJECT} at the {PLACE}. {B} gave it to",
 )
-"""Templates of Wang et al. 2023, appendix E; in half of the prompts the first two names are swapped. The last two are held out for `test`."""
+"""Templates of Wang et al. 2023, appendix E; in half of the prompts the first two names are swapped. The last
+two are held out for `test`.
+"""
 _HELD_OUT = 2
 _WOMEN = (
-    "Mary", "Anna", "Laura", "Emma", "Sarah", "Jane", "Alice", "Julia", "Kate", "Emily", "Lisa", "Maria", "Susan", "Karen", "Helen", "Nancy",
-    "Linda", "Ruth", "Amy", "Rose", "Grace", "Claire", "Victoria", "Diana", "Rachel", "Barbara", "Martha", "Lucy", "Sophie", "Elizabeth",
-)  # fmt: skip
+    "Mary",
+    "Anna",
+    "Laura",
+    "Emma",
+    "Sarah",
+    "Jane",
+    "Alice",
+    "Julia",
+    "Kate",
+    "Emily",
+    "Lisa",
+    "Maria",
+    "Susan",
+    "Karen",
+    "Helen",
+    "Nancy",
+    "Linda",
+    "Ruth",
+    "Amy",
+    "Rose",
+    "Grace",
+    "Claire",
+    "Victoria",
+    "Diana",
+    "Rachel",
+    "Barbara",
+    "Martha",
+    "Lucy",
+    "Sophie",
+    "Elizabeth",
+)
 _MEN = (
-    "John", "Tom", "James", "Paul", "David", "Mark", "Peter", "Michael", "Robert", "Daniel", "Andrew", "George", "Henry", "Jack", "Simon",
-    "Martin", "Scott", "Steven", "Kevin", "Brian", "Richard", "Charles", "William", "Thomas", "Edward", "Frank", "Eric", "Adam", "Alex",
+    "John",
+    "Tom",
+    "James",
+    "Paul",
+    "David",
+    "Mark",
+    "Peter",
+    "Michael",
+    "Robert",
+    "Daniel",
+    "Andrew",
+    "George",
+    "Henry",
+    "Jack",
+    "Simon",
+    "Martin",
+    "Scott",
+    "Steven",
+    "Kevin",
+    "Brian",
+    "Richard",
+    "Charles",
+    "William",
+    "Thomas",
+    "Edward",
+    "Frank",
+    "Eric",
+    "Adam",
+    "Alex",
     "Joseph",
-)  # fmt: skip
+)
 _PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station", "park", "library")
 _OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack", "book", "ticket")
 _EVENTS = (
-    "war", "siege", "reign", "voyage", "campaign", "expedition", "rebellion", "famine", "drought", "plague", "conflict", "alliance", "dynasty",
-    "journey", "occupation", "strike", "trial", "project", "tour", "treaty", "raid", "mission", "blockade", "feud",
-)  # fmt: skip
+    "war",
+    "siege",
+    "reign",
+    "voyage",
+    "campaign",
+    "expedition",
+    "rebellion",
+    "famine",
+    "drought",
+    "plague",
+    "conflict",
+    "alliance",
+    "dynasty",
+    "journey",
+    "occupation",
+    "strike",
+    "trial",
+    "project",
+    "tour",
+    "treaty",
+    "raid",
+    "mission",
+    "blockade",
+    "feud",
+)
 _SPANS = ("lasted from", "stretched from", "went on from", "continued from")
 _HABITS = (
-    "is great at giving advice, isn't", "always texts back promptly, doesn't", "makes the best homemade cookies, doesn't",
-    "is a really good friend, isn't", "knows a lot about music, doesn't", "can run very fast, can't", "is a careful driver, isn't",
-    "loves to read at night, doesn't", "works very hard, doesn't", "is never late, is",
-)  # fmt: skip
+    "is great at giving advice, isn't",
+    "always texts back promptly, doesn't",
+    "makes the best homemade cookies, doesn't",
+    "is a really good friend, isn't",
+    "knows a lot about music, doesn't",
+    "can run very fast, can't",
+    "is a careful driver, isn't",
+    "loves to read at night, doesn't",
+    "works very hard, doesn't",
+    "is never late, is",
+)
 
 
-def generate(name: str, tokenizer: Tokenizer, count: int, seed: int = 0, split: str = "train", shots: int = 3) -> list[Row]:
+def generate(
+    name: str, tokenizer: Tokenizer, count: int, seed: int = 0, split: str = "train", shots: int = 3
+) -> list[Row]:
     """Make different examples of a task.
 
     Arguments:
@@ -67,7 +156,8 @@ def generate(name: str, tokenizer: Tokenizer, count: int, seed: int = 0, split: 
         shots: of `boolean`: solved expressions before the one that is asked for.
 
     Returns:
-        rows for JSON lines: `clean`, `corrupted`, `answer`, `distractor`, `split`, and where the choice is narrow `answer_set`.
+        rows for JSON lines: `clean`, `corrupted`, `answer`, `distractor`, `split`, and where the choice is narrow
+        `answer_set`.
 
     Raises:
         UserError: the task is not known, or the tokenizer cannot express so many examples with single-token answers.
@@ -80,13 +170,20 @@ def generate(name: str, tokenizer: Tokenizer, count: int, seed: int = 0, split: 
     seen: set[str] = set()
     for _ in range(100 * count):
         row = make()
-        if row is None or str(row["clean"]) in seen or len(_encode(tokenizer, row["clean"])) != len(_encode(tokenizer, row["corrupted"])):
+        if (
+            row is None
+            or str(row["clean"]) in seen
+            or len(_encode(tokenizer, row["clean"])) != len(_encode(tokenizer, row["corrupted"]))
+        ):
             continue
         seen.add(str(row["clean"]))
         rows.append({**row, "split": split})
         if len(rows) == count:
             return rows
-    raise UserError(f"Only {len(rows)} different examples of '{name}' could be made of {count}.", "Ask for fewer, or take another tokenizer.")
+    raise UserError(
+        f"Only {len(rows)} different examples of '{name}' could be made of {count}.",
+        "Ask for fewer, or take another tokenizer.",
+    )
 
 
 def _encode(tokenizer: Tokenizer, text: str | list[int]) -> list[int]:
@@ -98,7 +195,8 @@ def _single(tokenizer: Tokenizer, words: Sequence[str], least: int, what: str) -
     found = [word for word in words if len(tokenizer.encode(f" {word}")) == 1]
     if len(found) < least:
         raise UserError(
-            f"This tokenizer has {len(found)} of the {what} as single tokens; the task needs {least}.", "Take a tokenizer of a larger model."
+            f"This tokenizer has {len(found)} of the {what} as single tokens; the task needs {least}.",
+            "Take a tokenizer of a larger model.",
         )
     return found
 
@@ -110,7 +208,9 @@ def _ioi(tokenizer: Tokenizer, draws: random.Random, split: str, shots: int) -> 
 
     def make() -> Row:
         number = draws.choice(usable)
-        template = IOI_TEMPLATES[number].replace("{PLACE}", draws.choice(_PLACES)).replace("{OBJECT}", draws.choice(_OBJECTS))
+        template = (
+            IOI_TEMPLATES[number].replace("{PLACE}", draws.choice(_PLACES)).replace("{OBJECT}", draws.choice(_OBJECTS))
+        )
         if draws.random() < 0.5:
             template = template.replace("{B}", "{X}", 1).replace("{A}", "{B}", 1).replace("{X}", "{A}", 1)
         a, b, *others = draws.sample(names, 5)
@@ -136,11 +236,21 @@ def _greater_than(tokenizer: Tokenizer, draws: random.Random, split: str, shots:
             decade = year // 10
             if not 1 <= decade <= 8:
                 return None
-            row = {"answer": str(decade + 1), "distractor": str(decade - 1), "answer_set": [str(digit) for digit in range(10)]}
+            row = {
+                "answer": str(decade + 1),
+                "distractor": str(decade - 1),
+                "answer_set": [str(digit) for digit in range(10)],
+            }
         else:
-            row = {"answer": f"{year + 1:02d}", "distractor": f"{year - 1:02d}", "answer_set": [f"{each:02d}" for each in range(100)]}
+            row = {
+                "answer": f"{year + 1:02d}",
+                "distractor": f"{year - 1:02d}",
+                "answer_set": [f"{each:02d}" for each in range(100)],
+            }
             if any(len(tokenizer.encode(each)) != 1 for each in row["answer_set"]):
-                raise UserError("This tokenizer has neither single digits nor pairs of digits as tokens, which greater-than needs.")
+                raise UserError(
+                    "This tokenizer has neither single digits nor pairs of digits as tokens, which greater-than needs."
+                )
             if tokenizer.encode(clean)[-1:] != tokenizer.encode(str(century))[-1:]:
                 return None
         return {"clean": clean, "corrupted": corrupted, **row}
@@ -155,7 +265,12 @@ def _pronouns(tokenizer: Tokenizer, draws: random.Random, split: str, shots: int
         habit, woman = draws.choice(_HABITS), draws.random() < 0.5
         her, him = draws.choice(women), draws.choice(men)
         name, other, answer, distractor = (her, him, " she", " he") if woman else (him, her, " he", " she")
-        return {"clean": f"So {name} {habit}", "corrupted": f"So {other} {habit}", "answer": answer, "distractor": distractor}
+        return {
+            "clean": f"So {name} {habit}",
+            "corrupted": f"So {other} {habit}",
+            "answer": answer,
+            "distractor": distractor,
+        }
 
     return make
 
@@ -237,7 +352,11 @@ def _induction(tokenizer: Tokenizer, draws: random.Random, split: str, shots: in
 
 
 def induction_row(ids: Sequence[int], draws: random.Random, length: int = 12) -> Row:
-    """[... A B ... A] -> B over random tokens; corrupted, the first A is another token. The distractor is some other token of the text."""
+    """[...
+
+    A B ... A] -> B over random tokens; corrupted, the first A is another token. The distractor is some other token of
+    the text.
+    """
     *text, other = draws.sample(list(ids), length)
     place = draws.randrange(1, length - 3)
     clean, corrupted = [*text, text[place]], [*text, text[place]]

@@ -50,7 +50,11 @@ def load_tracr(directory: Path) -> TracrProgram:
     except KeyError as error:
         raise UserError(f"'{directory}' lacks {error} of a compiled program.") from None
     truth = read_json(directory / "ground_truth.json") if (directory / "ground_truth.json").exists() else {}
-    known = {key.removesuffix("_ablation"): [(a, b) for a, b in value["edges"]] for key, value in truth.items() if key.endswith("_ablation")}
+    known = {
+        key.removesuffix("_ablation"): [(a, b) for a, b in value["edges"]]
+        for key, value in truth.items()
+        if key.endswith("_ablation")
+    }
     return TracrProgram(model, examples, known)
 
 
@@ -68,11 +72,24 @@ def _model(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Transform
     vocab, width = weights["token_embed"].shape
     outputs, heads = settings["n_outputs"], settings["n_heads"]
     config = ModelConfig(
-        vocab_size=max(vocab, outputs), num_layers=settings["n_layers"], d_model=width, num_heads=heads, num_kv_heads=heads,
-        head_dim=settings["d_head"], d_ff=settings["d_mlp"], max_seq_len=len(weights["pos_embed"]), norm="none", positions="learned",
-        causal=bool(settings["causal"]), activation=settings["activation"], gated=False, qkv_bias=True, attention_output_bias=True, ffn_bias=True,
+        vocab_size=max(vocab, outputs),
+        num_layers=settings["n_layers"],
+        d_model=width,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=settings["d_head"],
+        d_ff=settings["d_mlp"],
+        max_seq_len=len(weights["pos_embed"]),
+        norm="none",
+        positions="learned",
+        causal=bool(settings["causal"]),
+        activation=settings["activation"],
+        gated=False,
+        qkv_bias=True,
+        attention_output_bias=True,
+        ffn_bias=True,
         tie_embeddings=False,
-    )  # fmt: skip
+    )
     model = Transformer(config)
     tensors: dict[str, Tensor] = {name: torch.zeros_like(each) for name, each in model.state_dict().items()}
 
@@ -80,7 +97,9 @@ def _model(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Transform
         value = torch.from_numpy(np.asarray(value, np.float32))
         target = tensors[name]
         assert value.dim() == target.dim() and all(a <= b for a, b in zip(value.shape, target.shape, strict=True)), name
-        target[tuple(slice(size) for size in value.shape)] = value  # the vocabulary may be padded to the number of outputs, or the other way round
+        target[tuple(slice(size) for size in value.shape)] = (
+            value  # the vocabulary may be padded to the number of outputs, or the other way round
+        )
 
     put("embedding.weight", weights["token_embed"])
     put("position_embedding.weight", weights["pos_embed"])
@@ -106,5 +125,12 @@ def _examples(settings: Mapping[str, Any], cases: Mapping[str, Any]) -> Examples
     none = torch.full((len(clean),), NONE)
     numerical = settings["output_kind"] != "categorical"
     return Examples(
-        clean, corrupted, positions, torch.ones(positions.shape), none, none, tuple(range(settings["n_outputs"])), "mse" if numerical else "kl"
+        clean,
+        corrupted,
+        positions,
+        torch.ones(positions.shape),
+        none,
+        none,
+        tuple(range(settings["n_outputs"])),
+        "mse" if numerical else "kl",
     )

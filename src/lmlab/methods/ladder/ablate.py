@@ -37,12 +37,19 @@ def ablate(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings, ta
     for n in sorted({run.n for run in ladder}):
         size = next(run.size or f"{run.n:.3g}" for run in ladder if run.n == n)
         parts.append((f"N <= {size}", ladder.where(max_n=n)))
-    parts += [(f"xC <= {length:g}", ladder.where(max_multiple=length)) for length in sorted({run.multiple for run in ladder})]
+    parts += [
+        (f"xC <= {length:g}", ladder.where(max_multiple=length)) for length in sorted({run.multiple for run in ladder})
+    ]
     cheapest = sorted(ladder, key=lambda run: run.flops)
     for count in range(_FEWEST_RUNS, len(ladder) + 1):
         parts.append((f"{count} cheapest", ladder.where(names=[run.name for run in cheapest[:count]])))
     return [
-        Ablation(name, tuple(run.name for run in part), sum(run.flops for run in part), tuple(score_target(part, tasks, settings, target)))
+        Ablation(
+            name,
+            tuple(run.name for run in part),
+            sum(run.flops for run in part),
+            tuple(score_target(part, tasks, settings, target)),
+        )
         for name, part in parts
         if len(part) >= _FEWEST_RUNS
     ]

@@ -1,4 +1,5 @@
-"""The second step's laws: accuracy as a function of a loss. Values, gradients, starts and bounds (Bhagia et al. 2024, equation 2).
+"""The second step's laws: accuracy as a function of a loss. Values, gradients, starts and bounds (Bhagia et al. 2024,
+equation 2).
 
 Legend: B problems, K points, P parameters.
 """
@@ -15,7 +16,11 @@ from scipy.special import expit, log_expit
 Floats = NDArray[np.float64]
 AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc"]
 
-NAMES: dict[str, tuple[str, ...]] = {"sigmoid": ("a", "x0", "k", "b"), "mc": ("a", "x0", "k", "b"), "log_sigmoid": ("a", "x0", "k")}
+NAMES: dict[str, tuple[str, ...]] = {
+    "sigmoid": ("a", "x0", "k", "b"),
+    "mc": ("a", "x0", "k", "b"),
+    "log_sigmoid": ("a", "x0", "k"),
+}
 FORMULAS = {
     "sigmoid": "Acc(L) = a / (1 + exp(-k (L - x0))) + b",
     "mc": "Acc(L) = a / (1 + exp(-k (L - x0))) + b, b near 1, a near chance - 1",

@@ -50,11 +50,20 @@ def splits(table: RunTable) -> list[Split]:
 
     found = []
     for i in range(1, len(sizes)):
-        found += [split(f"N <= {named[sizes[i]]} to {named[larger]}", (sizes[i], np.inf), ({larger}, 0)) for larger in sizes[i + 1 :]]
+        found += [
+            split(f"N <= {named[sizes[i]]} to {named[larger]}", (sizes[i], np.inf), ({larger}, 0))
+            for larger in sizes[i + 1 :]
+        ]
     for length in lengths[1:-1]:
         found.append(split(f"{length:g}xC to longer", (np.inf, length), (set(sizes), length)))
     for length in lengths[1:-1] if len(sizes) > 2 else ():
-        found.append(split(f"N <= {named[sizes[-2]]}, {length:g}xC to longer {named[sizes[-1]]}", (sizes[-2], length), ({sizes[-1]}, length)))
+        found.append(
+            split(
+                f"N <= {named[sizes[-2]]}, {length:g}xC to longer {named[sizes[-1]]}",
+                (sizes[-2], length),
+                ({sizes[-1]}, length),
+            )
+        )
     found = [each for each in found if each.predicted and len(each.fitted) >= _FEWEST_RUNS]
     if not found:
         raise UserError("The ladder is too small for backtests.", "It needs three sizes or three lengths.")
@@ -109,7 +118,9 @@ def mean_logit(values: Sequence[Floats], weights: Sequence[float] = ()) -> Float
     return np.asarray(1 / (1 + np.exp(-logits)))
 
 
-def backtest(table: RunTable, tasks: Sequence[Task], estimator: EstimatorSettings, chosen: Sequence[Split] | None = None) -> list[SplitResult]:
+def backtest(
+    table: RunTable, tasks: Sequence[Task], estimator: EstimatorSettings, chosen: Sequence[Split] | None = None
+) -> list[SplitResult]:
     """Predict every split of a ladder."""
     return [
         combine([predict_split(table, tasks, member, each) for member in estimator.members], estimator.weights)

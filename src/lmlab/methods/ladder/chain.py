@@ -1,6 +1,7 @@
 """A fitted chain of both steps, for several tasks and, for intervals, many replicates at once.
 
-Legend: S replicates, T tasks, R runs, G groups of checkpoints (runs and external models), K checkpoints, B = S T problems.
+Legend: S replicates, T tasks, R runs, G groups of checkpoints (runs and external models), K checkpoints, B = S T
+problems.
 """
 
 from __future__ import annotations
@@ -82,12 +83,22 @@ def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings)
     first = fit_first_step(settings.law, points.x_3R, y_TR, None, settings.delta, settings.starts, chance_T)
     if settings.shrink and settings.law == "nd":
         first = fit_first_step(
-            settings.law, points.x_3R, y_TR, None, settings.delta, "grid", chance_T, settings.shrink, _centre(first.parameters_BP, len(tasks))
+            settings.law,
+            points.x_3R,
+            y_TR,
+            None,
+            settings.delta,
+            "grid",
+            chance_T,
+            settings.shrink,
+            _centre(first.parameters_BP, len(tasks)),
         )
     if not settings.chained:
         return Chain(settings, tuple(tasks), points, first, None)
     weights = checkpoint_weights(points, tasks, settings)
-    second = fit_second_step(settings.accuracy_law, points.loss_TK, points.accuracy_TK, chance_T, weights, settings.anchor, settings.starts)
+    second = fit_second_step(
+        settings.accuracy_law, points.loss_TK, points.accuracy_TK, chance_T, weights, settings.anchor, settings.starts
+    )
     return Chain(settings, tuple(tasks), points, first, second)
 
 
@@ -120,7 +131,13 @@ def refit(chain: Chain, resample: Resample) -> Chain:
     weights_BK = (resample.weights_SG[:, None, thinned.run_K] * base[None]).reshape(-1, len(thinned.run_K))
     loss_BK, accuracy_BK = (np.tile(each, (count, 1)) for each in (thinned.loss_TK, thinned.accuracy_TK))
     second = fit_second_step(
-        settings.accuracy_law, loss_BK, accuracy_BK, chance_B, weights_BK, settings.anchor, np.tile(chain.second.parameters_BP, (count, 1))[:, None]
+        settings.accuracy_law,
+        loss_BK,
+        accuracy_BK,
+        chance_B,
+        weights_BK,
+        settings.anchor,
+        np.tile(chain.second.parameters_BP, (count, 1))[:, None],
     )
     return Chain(settings, tasks, points, first, second)
 

@@ -15,7 +15,9 @@ from lmlab.methods.ladder.points import logs
 
 @dataclass(frozen=True)
 class Difference:
-    """One task, or the mean of all: accuracies in 0 to 1, the difference B - A with its interval, and the probability that B is better."""
+    """One task, or the mean of all: accuracies in 0 to 1, the difference B - A with its interval, and the probability
+    that B is better.
+    """
 
     task: str
     a: float
@@ -29,8 +31,9 @@ class Difference:
 def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9) -> list[Difference]:
     """Compare two ladders at one target.
 
-    The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change counts only as far as it
-    changes the difference. The accuracy curve is that of the same questions in both and counts once for each.
+    The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change
+    counts only as far as it changes the difference. The accuracy curve is that of the same questions in both and counts
+    once for each.
 
     Returns:
         a row for each task, and one for the mean over them.
@@ -60,12 +63,23 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
     reach = np.sqrt(variance)
     z = norm.ppf(0.5 + level / 2)
     rows = [
-        _row(task.name, float(points[0][k]), float(points[1][k]), float(difference[k]), float(reach[k]), float(z)) for k, task in enumerate(a.tasks)
+        _row(task.name, float(points[0][k]), float(points[1][k]), float(difference[k]), float(reach[k]), float(z))
+        for k, task in enumerate(a.tasks)
     ]
     together = float(np.sqrt(variance.mean() / len(rows)))
-    rows.append(_row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), together, float(z)))
+    rows.append(
+        _row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), together, float(z))
+    )
     return rows
 
 
 def _row(name: str, a: float, b: float, difference: float, reach: float, z: float) -> Difference:
-    return Difference(name, a, b, difference, difference - reach, difference + reach, float(norm.cdf(difference / max(reach / z, 1e-12))))
+    return Difference(
+        name,
+        a,
+        b,
+        difference,
+        difference - reach,
+        difference + reach,
+        float(norm.cdf(difference / max(reach / z, 1e-12))),
+    )

@@ -1,4 +1,6 @@
-"""What may be wrong with a fit: parameters that the runs do not determine, flat curves, starts that disagree, and how far the target is."""
+"""What may be wrong with a fit: parameters that the runs do not determine, flat curves, starts that disagree, and how
+far the target is.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,17 @@ def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
     count = points.x_3R.shape[1]
     if count < (5 if settings.law == "nd" else needed):
         remedy = "Add runs, or take the law of compute alone: --law flops." if settings.law != "flops" else "Add runs."
-        raise UserError(f"{count} runs do not determine the {needed} parameters of {FORMS[settings.law].formula}.", remedy)
+        raise UserError(
+            f"{count} runs do not determine the {needed} parameters of {FORMS[settings.law].formula}.", remedy
+        )
     if settings.law == "flops":
         return
     for row, name, what in ((0, "sizes N", "alpha"), (1, "lengths D", "beta")):
         if levels(points.x_3R[row]) < 2:
-            raise UserError(f"All runs have the same one of the {name}, so that {what} cannot be determined.", "Take --law flops, or add runs.")
+            raise UserError(
+                f"All runs have the same one of the {name}, so that {what} cannot be determined.",
+                "Take --law flops, or add runs.",
+            )
 
 
 def levels(log_x: Floats) -> int:
@@ -77,7 +84,9 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
     settings, points = chain.settings, chain.points
     y_TR = points.y_TR if settings.chained else points.accuracy_TR
     fitted = chain.loss(points.x_3R)[0]
-    medians = np.median(np.log(np.maximum(chain.first.parameters_BP[:, 2:4], 1e-6)), axis=0) if settings.law == "nd" else None
+    medians = (
+        np.median(np.log(np.maximum(chain.first.parameters_BP[:, 2:4], 1e-6)), axis=0) if settings.law == "nd" else None
+    )
     found = []
     for place, task in enumerate(chain.tasks):
         flags = _first_flags(chain, place, medians) + (_disagreement(chain, place, x_3Q) if x_3Q is not None else [])
@@ -98,7 +107,9 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
             converged &= bool(chain.second.converged_B[place])
         if not converged:
             flags.append("an optimisation did not converge, or did not move")
-        low = int((first_step_values(settings.law, chain.first.parameters_BP[place][None], points.x_3R)[0] < FLOOR).sum())
+        low = int(
+            (first_step_values(settings.law, chain.first.parameters_BP[place][None], points.x_3R)[0] < FLOOR).sum()
+        )
         if low:
             flags.append(f"the law is not positive at {low} runs, where it was set to {FLOOR:g}")
         found.append(
@@ -131,8 +142,14 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
     for number, name in ((2, "alpha"), (3, "beta")):
         if p[number] <= 1e-3 or p[number] >= 2.99:
             flags.append(f"{name} is at a bound")
-        elif medians is not None and len(chain.tasks) > 2 and abs(np.log(p[number]) - medians[number - 2]) > np.log(_FAR_EXPONENT):
-            flags.append(f"{name} = {p[number]:.2f} is far from the other tasks' median {np.exp(medians[number - 2]):.2f}")
+        elif (
+            medians is not None
+            and len(chain.tasks) > 2
+            and abs(np.log(p[number]) - medians[number - 2]) > np.log(_FAR_EXPONENT)
+        ):
+            flags.append(
+                f"{name} = {p[number]:.2f} is far from the other tasks' median {np.exp(medians[number - 2]):.2f}"
+            )
     if _condition(chain, place) > _ILL_CONDITIONED:
         flags.append("the parameters of the first step are not determined by these runs (ill-conditioned)")
     return flags
@@ -157,7 +174,9 @@ def _disagreement(chain: Chain, place: int, x_3Q: Floats) -> list[str]:
         return []
     values = first_step_values(chain.settings.law, chain.first.others_BSP[place], x_3Q)
     worst = float(np.abs(values / values[:1] - 1).max())
-    return [f"equally good starts differ by {worst:.1%} in the first step's prediction"] if worst > _DISAGREEMENT else []
+    return (
+        [f"equally good starts differ by {worst:.1%} in the first step's prediction"] if worst > _DISAGREEMENT else []
+    )
 
 
 def _condition(chain: Chain, place: int) -> float:
@@ -179,7 +198,8 @@ def distance(points: Points, x_3: Floats) -> dict[str, Any]:
     """How far a target is from the ladder.
 
     Returns:
-        times_compute, times_n, times_d: over the largest of the ladder; tokens_per_parameter, and the most of the ladder; kind: `extrapolation`,
+        times_compute, times_n, times_d: over the largest of the ladder; tokens_per_parameter, and the most of the
+            ladder; kind: `extrapolation`,
         `interpolation` or `back-extrapolation`.
     """
     largest, smallest = points.x_3R.max(1), points.x_3R.min(1)
@@ -218,7 +238,9 @@ def units(x: str) -> str:
 
 def name_of(settings: TwoStepSettings) -> str:
     """A chain's name for tables."""
-    quantity = {"bpb": "task loss", "c4": "C4 loss", "taskce": "TaskCE", "validation": "validation losses"}.get(settings.x, settings.x)
+    quantity = {"bpb": "task loss", "c4": "C4 loss", "taskce": "TaskCE", "validation": "validation losses"}.get(
+        settings.x, settings.x
+    )
     match settings.law:
         case "nd":
             return quantity
@@ -234,6 +256,10 @@ def union(reports: Sequence[Sequence[StepReport]], settings: Sequence[TwoStepSet
     """The flags of all chains, task by task."""
     several = len(settings) > 1
     return [
-        tuple(f"{name_of(each)}: {flag}" if several else flag for each, report in zip(settings, of_task, strict=True) for flag in report.flags)
+        tuple(
+            f"{name_of(each)}: {flag}" if several else flag
+            for each, report in zip(settings, of_task, strict=True)
+            for flag in report.flags
+        )
         for of_task in zip(*reports, strict=True)
     ]

@@ -24,7 +24,8 @@ _AGREEMENT = 0.01  # starts that end within this share of the best cost should p
 class StepFit:
     """Fitted parameters [B, P], cost [B], and whether each problem converged [B].
 
-    `others_BSP` holds what other starts came to whose cost is nearly the best; where starts disagree, so do their predictions.
+    `others_BSP` holds what other starts came to whose cost is nearly the best; where starts disagree, so do their
+    predictions.
     """
 
     parameters_BP: Floats
@@ -50,7 +51,8 @@ def fit_first_step(
     Arguments:
         starts: `paper` (single start, L-BFGS-B), `grid`, or parameters [B, S, P] to start from.
         chance_B: for the form `single`.
-        shrink, centre_B2: strength of a quadratic pull of ln alpha and ln beta to these values, relative to the sum of losses.
+        shrink, centre_B2: strength of a quadratic pull of ln alpha and ln beta to these values, relative to the sum of
+            losses.
     """
     chance = np.full(len(y_BR), 0.25) if chance_B is None else chance_B
     limit = np.inf if delta is None else delta
@@ -78,17 +80,23 @@ def fit_first_step(
         return _with_pull(r, j, p_BP, centre_B2[owner[numbers]], shrink, limit)
 
     solution = solve(residuals, start_BSP.reshape(-1, width), lower, upper, weights, limit, max_iterations)
-    return _best(solution.parameters, solution.cost, solution.converged, count, tries, lambda p: shift_units(form, p, offset, -1))
+    return _best(
+        solution.parameters, solution.cost, solution.converged, count, tries, lambda p: shift_units(form, p, offset, -1)
+    )
 
 
 def _with_pull(r: Floats, j: Floats, p: Floats, centre: Floats, shrink: float, limit: float) -> tuple[Floats, Floats]:
-    """Two more residuals that draw ln alpha and ln beta to a centre; scaled to stay in the quadratic part of Huber's loss."""
+    """Two more residuals that draw ln alpha and ln beta to a centre; scaled to stay in the quadratic part of Huber's
+    loss.
+    """
     scale = np.sqrt(2 * shrink)
     exponents = np.maximum(p[:, 2:4], 1e-3)
     extra = scale * np.log(exponents / centre)
     more = np.zeros((len(p), 2, p.shape[1]))
     more[:, 0, 2], more[:, 1, 3] = scale / exponents[:, 0], scale / exponents[:, 1]
-    if np.isfinite(limit):  # Huber's loss is linear beyond delta; a residual u with u^2 / 2 = huber(v) keeps the pull quadratic
+    if np.isfinite(
+        limit
+    ):  # Huber's loss is linear beyond delta; a residual u with u^2 / 2 = huber(v) keeps the pull quadratic
         size = np.abs(extra)
         target = 0.5 * size**2
         v = np.where(size < limit, extra, np.sign(extra) * (target / limit + 0.5 * limit))
@@ -113,12 +121,21 @@ def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
     match form:
         case "flops":
             return np.array(
-                [(np.log(max(y_R.mean() - e * low, 1e-3)), a, e * low) for a in (0.03, 0.1, 0.2, 0.4) for e in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)]
+                [
+                    (np.log(max(y_R.mean() - e * low, 1e-3)), a, e * low)
+                    for a in (0.03, 0.1, 0.2, 0.4)
+                    for e in (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
+                ]
             )
         case "nd":
             shares = (0.0, 0.5, 0.9)
             return np.array(
-                [(*(np.log(max(y_R.mean() - e * low, 1e-3) / 2),) * 2, a, b, e * low) for a in exponents for b in exponents for e in shares]
+                [
+                    (*(np.log(max(y_R.mean() - e * low, 1e-3) / 2),) * 2, a, b, e * low)
+                    for a in exponents
+                    for b in exponents
+                    for e in shares
+                ]
             )
         case "single":
             return np.array(
@@ -192,7 +209,9 @@ def fit_second_step(
     if isinstance(starts, str) and starts == "paper":
         return _paper_second_step(form, loss_BK, accuracy_BK, chance_B)
     if isinstance(starts, str):
-        start_BSP = np.stack([_curve_starts(form, x, y, c) for x, y, c in zip(loss_BK, accuracy_BK, chance_B, strict=True)])
+        start_BSP = np.stack(
+            [_curve_starts(form, x, y, c) for x, y, c in zip(loss_BK, accuracy_BK, chance_B, strict=True)]
+        )
     else:
         start_BSP = starts
     count, tries, width = start_BSP.shape
@@ -204,7 +223,14 @@ def fit_second_step(
         return value - accuracy_BK[owner[numbers]], gradient
 
     solution = solve(
-        residuals, start_BSP.reshape(-1, width), np.maximum(limits.lower, -1e3), np.minimum(limits.upper, 1e3), weights[owner], np.inf, 200, 1e-10
+        residuals,
+        start_BSP.reshape(-1, width),
+        np.maximum(limits.lower, -1e3),
+        np.minimum(limits.upper, 1e3),
+        weights[owner],
+        np.inf,
+        200,
+        1e-10,
     )
     return _best(solution.parameters, solution.cost, solution.converged, count, tries, lambda p: p)
 
@@ -218,12 +244,18 @@ def _curve_starts(form: acc.AccuracyForm, x_K: Floats, y_K: Floats, chance: floa
     if form == "log_sigmoid":
         return np.array([(-0.1, middle, slope) for middle in middles for slope in slopes])
     limits = acc.bounds(form, chance)
-    rest = [(limits.start[0], limits.start[3])] if form == "mc" else [(chance - 1, 1.0), (min(-0.05, float(y_K[inner.argmin()] - 1)), 0.95)]
+    rest = (
+        [(limits.start[0], limits.start[3])]
+        if form == "mc"
+        else [(chance - 1, 1.0), (min(-0.05, float(y_K[inner.argmin()] - 1)), 0.95)]
+    )
     return np.array([(a, middle, slope, b) for a, b in rest for middle in middles for slope in slopes])
 
 
 def _paper_second_step(form: acc.AccuracyForm, loss_BK: Floats, accuracy_BK: Floats, chance_B: Floats) -> StepFit:
-    """One start with `scipy.optimize.curve_fit` and differences for the Jacobian, as in the reference: in flat valleys the end depends on them."""
+    """One start with `scipy.optimize.curve_fit` and differences for the Jacobian, as in the reference: in flat valleys
+    the end depends on them.
+    """
     import warnings
 
     parameters, costs, converged = [], [], []
@@ -238,7 +270,9 @@ def _paper_second_step(form: acc.AccuracyForm, loss_BK: Floats, accuracy_BK: Flo
         before = float(((value(loss, *limits.start) - accuracy) ** 2).sum() / 2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)
-            found, _ = curve_fit(value, loss, accuracy, p0=limits.start, bounds=(limits.lower, limits.upper), maxfev=10_000)
+            found, _ = curve_fit(
+                value, loss, accuracy, p0=limits.start, bounds=(limits.lower, limits.upper), maxfev=10_000
+            )
         cost = float(((value(loss, *found) - accuracy) ** 2).sum() / 2)
         parameters.append(found)
         costs.append(cost)

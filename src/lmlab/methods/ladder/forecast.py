@@ -13,7 +13,15 @@ from scipy.stats import norm
 import lmlab
 from lmlab.errors import UserError
 from lmlab.methods.ladder.diagnose import StepReport, check_identifiable, distance, name_of, report_step, union
-from lmlab.methods.ladder.intervals import Calibration, Ensemble, at_chance, calibrate, fit_ensemble, inverse_logit, logit
+from lmlab.methods.ladder.intervals import (
+    Calibration,
+    Ensemble,
+    at_chance,
+    calibrate,
+    fit_ensemble,
+    inverse_logit,
+    logit,
+)
 from lmlab.methods.ladder.points import logs
 from lmlab.methods.ladder.settings import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.table import C4, RunTable, validation_columns
@@ -26,7 +34,8 @@ class Prediction:
     """A forecast for one task.
 
     Attributes:
-        loss: the quantity between the steps of the first chain, with `loss_lo` and `loss_hi`; None where the law leads straight to the accuracy.
+        loss: the quantity between the steps of the first chain, with `loss_lo` and `loss_hi`; None where the law leads
+            straight to the accuracy.
         accuracy: 0 to 1, with the interval from `lo` to `hi`.
         level: what share of such intervals is to hold the outcome.
         parts: the share of each source of uncertainty in the variance.
@@ -62,12 +71,15 @@ class TwoStep:
     """A two-step estimator, not yet fitted.
 
     Arguments:
-        estimator: a preset (`recommended`, `paper`, `flops`, `single`, `power`, `c4`, `taskce`) or settings of your own.
+        estimator: a preset (`recommended`, `paper`, `flops`, `single`, `power`, `c4`, `taskce`) or settings of your
+            own.
         replicates: for the interval's part `fit`; 0 for a point without it, which is for internal use.
         seed: of the replicates.
     """
 
-    def __init__(self, estimator: str | EstimatorSettings | TwoStepSettings = "recommended", replicates: int = 200, seed: int = 0) -> None:
+    def __init__(
+        self, estimator: str | EstimatorSettings | TwoStepSettings = "recommended", replicates: int = 200, seed: int = 0
+    ) -> None:
         if isinstance(estimator, TwoStepSettings):
             estimator = EstimatorSettings(name=name_of(estimator), members=(estimator,))
         self.settings = preset(estimator) if isinstance(estimator, str) else estimator
@@ -99,7 +111,8 @@ class TwoStep:
 
 
 def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task]) -> EstimatorSettings:
-    """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place, other chains are left out.
+    """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place,
+    other chains are left out.
 
     An estimator of one chain is left as it is: what is missing is an error then.
     """
@@ -107,7 +120,9 @@ def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task
         return settings
     runs = table.ladder.runs
     has_c4 = all(C4 in run.metrics for run in runs)
-    has_soft = all(task.soft_log_keys and all(key in run.metrics for key in task.soft_log_keys) for task in tasks for run in runs)
+    has_soft = all(
+        task.soft_log_keys and all(key in run.metrics for key in task.soft_log_keys) for task in tasks for run in runs
+    )
     members, weights = [], []
     for member, weight in zip(settings.members, settings.weights or (1.0,) * len(settings.members), strict=True):
         if member.x == "c4" and not has_c4:
@@ -123,10 +138,16 @@ def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task
         weights.append(weight)
     if len(members) < len(settings.members):
         left = ", ".join(name_of(member) for member in members)
-        console.print(f"Some columns of the estimator '{settings.name}' are missing; it goes on with: {left}.", style="yellow", markup=False)
+        console.print(
+            f"Some columns of the estimator '{settings.name}' are missing; it goes on with: {left}.",
+            style="yellow",
+            markup=False,
+        )
     if not members:
         raise UserError(f"The table has no columns for the estimator '{settings.name}'.")
-    return settings.model_copy(update={"members": tuple(members), "weights": tuple(weights) if settings.weights else ()})
+    return settings.model_copy(
+        update={"members": tuple(members), "weights": tuple(weights) if settings.weights else ()}
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +170,9 @@ class Forecaster:
         """What it predicts."""
         return self.ensemble.tasks
 
-    def predict(self, n: float, d: float, level: float = 0.9, task: str | None = None, flops_per_token: float | None = None) -> Prediction:
+    def predict(
+        self, n: float, d: float, level: float = 0.9, task: str | None = None, flops_per_token: float | None = None
+    ) -> Prediction:
         """Predict one task; its name is needed where several were fitted.
 
         Arguments:
@@ -160,7 +183,9 @@ class Forecaster:
             raise UserError("Several tasks were fitted; name one, or use predict_all.")
         return next(each for each in self.predict_all(n, d, level, flops_per_token) if task in (None, each.task))
 
-    def predict_all(self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None) -> list[Prediction]:
+    def predict_all(
+        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None
+    ) -> list[Prediction]:
         """Predict all tasks."""
         if not (n > 0 and d > 0 and math.isfinite(n) and math.isfinite(d)):
             raise UserError(f"A target needs a positive number of parameters and of tokens, not N = {n} and D = {d}.")
@@ -173,7 +198,9 @@ class Forecaster:
         below, above = (side[:, 0] for side in spread.total)
         normal = float(norm.ppf(0.5 + level / 2))
         calibrated = self.calibration.factor(level) if self.calibration else normal
-        factor = np.where(at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated)  # backtests at chance are too easy
+        factor = np.where(
+            at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated
+        )  # backtests at chance are too easy
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
         variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
         losses = self._losses(x_3Q, level)
@@ -182,8 +209,14 @@ class Forecaster:
         away = distance(self.ensemble.chains[0].points, x_3)
         found = []
         for place, task in enumerate(self.tasks):
-            parts = {name: float((low[place, 0] ** 2 + high[place, 0] ** 2) / variance[place, 0]) for name, (low, high) in spread.parts.items()}
-            steps = {name_of(each): asdict(report[place]) for each, report in zip(self.ensemble.settings.members, reports, strict=True)}
+            parts = {
+                name: float((low[place, 0] ** 2 + high[place, 0] ** 2) / variance[place, 0])
+                for name, (low, high) in spread.parts.items()
+            }
+            steps = {
+                name_of(each): asdict(report[place])
+                for each, report in zip(self.ensemble.settings.members, reports, strict=True)
+            }
             found.append(
                 Prediction(
                     task.name,
@@ -201,7 +234,9 @@ class Forecaster:
             )
         return found
 
-    def _losses(self, x_3Q: np.ndarray[Any, Any], level: float) -> list[tuple[float | None, float | None, float | None]]:
+    def _losses(
+        self, x_3Q: np.ndarray[Any, Any], level: float
+    ) -> list[tuple[float | None, float | None, float | None]]:
         """The first chain's loss with an interval of the fit and of the run that is predicted."""
         chain = self.ensemble.chains[0]
         if not chain.settings.chained:
@@ -221,10 +256,16 @@ class Forecaster:
 
     def flops_per_token(self, n: float) -> float:
         """Training FLOPs of a token at a size, by the ladder's own ratio to 6 N, which falls with the size."""
-        known = sorted((run.n, run.flops_per_token / (6 * run.n)) for run in self.table if run.flops_per_token and math.isfinite(run.n))
+        known = sorted(
+            (run.n, run.flops_per_token / (6 * run.n))
+            for run in self.table
+            if run.flops_per_token and math.isfinite(run.n)
+        )
         if not known:
             return 6 * n
-        return 6 * n * float(np.interp(math.log(n), [math.log(size) for size, _ in known], [ratio for _, ratio in known]))
+        return (
+            6 * n * float(np.interp(math.log(n), [math.log(size) for size, _ in known], [ratio for _, ratio in known]))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fit with everything that is needed to judge it and to make it again."""
@@ -237,7 +278,8 @@ class Forecaster:
             "calibrated": self.calibration is not None,
             "tasks": {
                 task.name: {
-                    name_of(each): asdict(report[place]) for each, report in zip(self.ensemble.settings.members, self.step_reports(), strict=True)
+                    name_of(each): asdict(report[place])
+                    for each, report in zip(self.ensemble.settings.members, self.step_reports(), strict=True)
                 }
                 for place, task in enumerate(self.tasks)
             },
@@ -245,7 +287,13 @@ class Forecaster:
 
 
 def bootstrap(
-    table: RunTable, task: Task, estimator: str | EstimatorSettings, n: float, d: float, replicates: int = 200, seed: int = 0
+    table: RunTable,
+    task: Task,
+    estimator: str | EstimatorSettings,
+    n: float,
+    d: float,
+    replicates: int = 200,
+    seed: int = 0,
 ) -> np.ndarray[Any, Any]:
     """Replicates of a predicted accuracy, [replicates]; the interval's part `fit` alone."""
     forecaster = TwoStep(estimator, replicates, seed).fit(table, task, calibrated=False)

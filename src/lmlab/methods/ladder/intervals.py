@@ -1,14 +1,16 @@
 """How far a forecast can be off: where the spread comes from, and its calibration on backtests.
 
 The parts, each as a standard deviation below and above in the logit of accuracy, are
-- fit: replicates of both steps. The first step's points (one a run) get noise of the size of the runs' residuals and of the differences between
-  repeated runs, and both steps' points are resampled by whole runs, with exponential weights (Rubin 1981);
+- fit: replicates of both steps. The first step's points (one a run) get noise of the size of the runs' residuals and of
+  the differences between repeated runs, and both steps' points are resampled by whole runs, with exponential weights
+  (Rubin 1981);
 - run: the same noise in the run that is predicted;
-- curve: how far single runs lie from the second step's curve, at least the binomial error of the questions. Where all runs are at chance nothing is
-  known of where and how steeply accuracy rises, and this part is at least half a logit;
+- curve: how far single runs lie from the second step's curve, at least the binomial error of the questions. Where all
+  runs are at chance nothing is known of where and how steeply accuracy rises, and this part is at least half a logit;
 - form: how far other forms of the law predict otherwise.
-They are added in quadrature. Their sum is multiplied by a factor that makes intervals cover what they promise on backtests inside the ladder
-(conformal prediction with a normalised score, Lei et al. 2018); without backtests by the normal quantile.
+They are added in quadrature. Their sum is multiplied by a factor that makes intervals cover what they promise on
+backtests inside the ladder (conformal prediction with a normalised score, Lei et al. 2018); without backtests by the
+normal quantile.
 
 Legend: S replicates, T tasks, R runs, G groups, Q places that are predicted.
 """
@@ -108,14 +110,20 @@ def fit_ensemble(
     """
     chains = tuple(fit_chain(table, tasks, member) for member in settings.members)
     noise_MT = np.array([_run_noise(chain, table) for chain in chains])
-    copies = tuple(_replicate(chain, noise, replicates, seed) for chain, noise in zip(chains, noise_MT, strict=True)) if replicates else ()
+    copies = (
+        tuple(_replicate(chain, noise, replicates, seed) for chain, noise in zip(chains, noise_MT, strict=True))
+        if replicates
+        else ()
+    )
     wanted = other_forms(table) if forms is None else forms
     others = tuple(fit_chain(table, tasks, form) for form in wanted if form not in settings.members)
     return Ensemble(settings, tuple(tasks), chains, copies, others, noise_MT, _curve_noise(chains[0], settings, chains))
 
 
 def other_forms(table: RunTable) -> list[TwoStepSettings]:
-    """The forms whose disagreement is part of the uncertainty: task loss by N and D, by FLOPs, C4 loss, and a single step."""
+    """The forms whose disagreement is part of the uncertainty: task loss by N and D, by FLOPs, C4 loss, and a single
+    step.
+    """
     from lmlab.methods.ladder.table import C4
 
     forms = [TwoStepSettings(delta=1e-2), TwoStepSettings(delta=1e-2, law="flops")]
@@ -147,7 +155,10 @@ def _run_noise(chain: Chain, table: RunTable) -> Floats:
     for one, two in pairs:
         for place, task in enumerate(chain.tasks):
             first, second = (
-                run.final_value(run.intermediate(task, chain.settings.x) if chain.settings.chained else run.accuracy(task), chain.settings.last)
+                run.final_value(
+                    run.intermediate(task, chain.settings.x) if chain.settings.chained else run.accuracy(task),
+                    chain.settings.last,
+                )
                 for run in (table[one], table[two])
             )
             total[place] += np.log(first / second) ** 2 / 2
@@ -167,9 +178,15 @@ def repeated_runs(table: RunTable) -> list[tuple[str, str]]:
 
 
 def _curve_noise(chain: Chain, settings: EstimatorSettings, chains: Sequence[Chain]) -> Floats:
-    """How far the runs' accuracies lie from the curve at their own losses, in logits, with the binomial error at least; [T]."""
+    """How far the runs' accuracies lie from the curve at their own losses, in logits, with the binomial error at least;
+    [T].
+    """
     actual = np.clip(chain.points.accuracy_TR, 1e-4, 1 - 1e-4)
-    curves = [each.accuracy_of(each.points.y_TR[None])[0] for each in chains if each.second is not None and each.points.y_TR.shape == actual.shape]
+    curves = [
+        each.accuracy_of(each.points.y_TR[None])[0]
+        for each in chains
+        if each.second is not None and each.points.y_TR.shape == actual.shape
+    ]
     residual = np.zeros(len(chain.tasks))
     if curves:
         away = logit(actual) - logit(mean_logit(curves) if len(curves) > 1 else curves[0])
@@ -199,24 +216,30 @@ def inverse_logit(value: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Normalised errors of the backtests: |logit error| over the standard deviation on that side, with the split of each."""
+    """Normalised errors of the backtests: |logit error| over the standard deviation on that side, with the split of
+    each.
+    """
 
     scores: Floats
     split_of: tuple[str, ...]
     names: tuple[str, ...]
 
     def factor(self, level: float, without: str | None = None) -> float:
-        """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal one.
+        """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal
+        one.
 
-        The conformal one makes a share `level` of the backtests lie inside, every split weighing alike. As the splits of one ladder share their runs,
-        it is a noisy estimate, and is drawn half the way to what correct standard deviations would need.
+        The conformal one makes a share `level` of the backtests lie inside, every split weighing alike. As the splits
+        of one ladder share their runs, it is a noisy estimate, and is drawn half the way to what correct standard
+        deviations would need.
         """
         normal = float(norm.ppf(0.5 + level / 2))
         return float(np.sqrt(normal * self.conformal_factor(level, without)))
 
     def conformal_factor(self, level: float, without: str | None = None) -> float:
         """The quantile of the backtests' scores."""
-        chosen = np.array([each != without for each in self.split_of]) if without else np.ones(len(self.scores), dtype=bool)
+        chosen = (
+            np.array([each != without for each in self.split_of]) if without else np.ones(len(self.scores), dtype=bool)
+        )
         if not chosen.any():
             return float(norm.ppf(0.5 + level / 2))
         scores, owners = self.scores[chosen], np.array(self.split_of)[chosen]
@@ -230,11 +253,19 @@ class Calibration:
     def coverage(self, level: float) -> dict[str, float]:
         """For each split the share inside intervals that were calibrated on the other splits."""
         owners = np.array(self.split_of)
-        return {name: float((self.scores[owners == name] <= self.factor(level, without=name)).mean()) for name in dict.fromkeys(self.split_of)}
+        return {
+            name: float((self.scores[owners == name] <= self.factor(level, without=name)).mean())
+            for name in dict.fromkeys(self.split_of)
+        }
 
 
 def calibrate(
-    table: RunTable, tasks: Sequence[Task], settings: EstimatorSettings, replicates: int = 60, seed: int = 0, chosen: Sequence[Split] | None = None
+    table: RunTable,
+    tasks: Sequence[Task],
+    settings: EstimatorSettings,
+    replicates: int = 60,
+    seed: int = 0,
+    chosen: Sequence[Split] | None = None,
 ) -> Calibration:
     """Predict all splits of the ladder, and compare errors with their spread."""
     scores, owners, names = [], [], []

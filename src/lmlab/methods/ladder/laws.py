@@ -1,6 +1,8 @@
-"""The first step's laws: how a loss (or an accuracy) falls with parameters N and tokens D. Values, gradients, starts and bounds.
+"""The first step's laws: how a loss (or an accuracy) falls with parameters N and tokens D. Values, gradients, starts
+and bounds.
 
-Legend: B problems, K points, P parameters. N and D enter through their logarithms; powers are exp(log A - alpha ln N), which cannot overflow.
+Legend: B problems, K points, P parameters. N and D enter through their logarithms; powers are exp(log A - alpha ln N),
+which cannot overflow.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Form:
     Attributes:
         names: its parameters.
         start: the single start of the reference; `lower` and `upper` are its bounds.
-        units: for each parameter that is a logarithm of a coefficient, the exponent and the variable (0: ln N, 1: ln D, 2: ln C) that it goes with.
+        units: for each parameter that is a logarithm of a coefficient, the exponent and the variable (0: ln N, 1: ln D,
+            2: ln C) that it goes with.
         formula: for people.
     """
 
@@ -50,7 +53,9 @@ FORMS: dict[str, Form] = {
         ((0, 2, 0), (1, 3, 1)),
         "L(N, D) = A / N^alpha + B / D^beta + E",
     ),
-    "flops": Form(("log_A", "alpha", "E"), (3.0, 0.1, 1.0), (0.0,) * 3, (INF, 1.0, INF), ((0, 1, 2),), "L(C) = A / C^alpha + E"),
+    "flops": Form(
+        ("log_A", "alpha", "E"), (3.0, 0.1, 1.0), (0.0,) * 3, (INF, 1.0, INF), ((0, 1, 2),), "L(C) = A / C^alpha + E"
+    ),
     "single": Form(
         ("log_A", "log_B", "alpha", "beta", "E", "p", "q"),
         (3.0, 5.0, 0.2, 0.3, 0.0, -0.75, 1.0),
@@ -98,7 +103,12 @@ def value_and_gradient(form: LossForm, p_BP: Floats, x_3K: Floats) -> tuple[Floa
         return term + p[:, 2], gradient
     n_term = np.exp(np.minimum(p[:, 0] - p[:, 2] * log_n, _MAX_EXPONENT))
     d_term = np.exp(np.minimum(p[:, 1] - p[:, 3] * log_d, _MAX_EXPONENT))
-    gradient[:, :, 0], gradient[:, :, 1], gradient[:, :, 2], gradient[:, :, 3] = n_term, d_term, -n_term * log_n, -d_term * log_d
+    gradient[:, :, 0], gradient[:, :, 1], gradient[:, :, 2], gradient[:, :, 3] = (
+        n_term,
+        d_term,
+        -n_term * log_n,
+        -d_term * log_d,
+    )
     gradient[:, :, 4] = 1.0
     if form == "power":
         gradient[:, :, :4] *= -1
@@ -122,7 +132,9 @@ def log_residuals(form: LossForm, p_BP: Floats, x_3K: Floats, log_y_BK: Floats) 
 
 
 def shift_units(form: LossForm, p_BP: Floats, offset_3: Floats, sign: float) -> Floats:
-    """Parameters for ln N, ln D, ln C that are measured from `offset_3` (sign 1), or back (sign -1): exp(log A - alpha ln N) stays the same."""
+    """Parameters for ln N, ln D, ln C that are measured from `offset_3` (sign 1), or back (sign -1): exp(log A - alpha
+    ln N) stays the same.
+    """
     moved = p_BP.copy()
     for coefficient, exponent, variable in FORMS[form].units:
         moved[:, coefficient] -= sign * moved[:, exponent] * offset_3[variable]

@@ -1,4 +1,5 @@
-"""Plans of ladders: which runs, how long, with which learning rate and batch (Bhagia et al. 2024, section 3 and appendix).
+"""Plans of ladders: which runs, how long, with which learning rate and batch (Bhagia et al. 2024, section 3 and
+appendix).
 
 A plan is data:
 
@@ -65,7 +66,9 @@ def size_of(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> int:
-    """F: training FLOPs of a token, 2 N + 4 L d T forward and 4 (N with the input embedding) + 8 L d T backward, as the paper counts them."""
+    """F: training FLOPs of a token, 2 N + 4 L d T forward and 4 (N with the input embedding) + 8 L d T backward, as the
+    paper counts them.
+    """
     n = size_of(model)
     attention = model.num_layers * model.d_model * seq_len
     return 2 * n + 4 * attention + 4 * (n + model.padded_vocab_size * model.d_model) + 8 * attention
@@ -159,7 +162,9 @@ class LadderPlan(Config):
             rate, rows = template.optimizer.learning_rate, template.batch_size
         steps = max(1, round(tokens / (rows * self.seq_len)))
         tokens = float(steps * rows * self.seq_len)
-        return Rung(name, size, model, n, tokens, tokens * flops_per_token(model, self.seq_len), rate, rows, steps, seed)
+        return Rung(
+            name, size, model, n, tokens, tokens * flops_per_token(model, self.seq_len), rate, rows, steps, seed
+        )
 
     def stage(self, rung: Rung) -> dict[str, Any]:
         """The rung as a stage `train` of a recipe."""
@@ -172,21 +177,38 @@ class LadderPlan(Config):
                 **trainer.get("optimizer", {}),
                 "learning_rate": rung.learning_rate,
             }
-            trainer.setdefault("schedule", {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))})
-        trainer |= {"steps": rung.steps, "batch_size": rung.batch_rows, "evaluate_every": math.ceil(rung.steps / self.evaluations)}
+            trainer.setdefault(
+                "schedule",
+                {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))},
+            )
+        trainer |= {
+            "steps": rung.steps,
+            "batch_size": rung.batch_rows,
+            "evaluate_every": math.ceil(rung.steps / self.evaluations),
+        }
         trainer.setdefault("checkpoint_every", max(1, rung.steps // 4))
         extra = {"z_loss": 1e-5, **self.train} if self.rule == "olmo" else self.train
-        return {"kind": "train", "seq_len": self.seq_len, **extra, "model": rung.model.model_dump(mode="json"), "trainer": trainer}
+        return {
+            "kind": "train",
+            "seq_len": self.seq_len,
+            **extra,
+            "model": rung.model.model_dump(mode="json"),
+            "trainer": trainer,
+        }
 
 
 def peak_learning_rate(n: float, seq_len: int) -> float:
-    """The peak rate of a size: 0.0047 (N / 1.08e8)^(-1/3), a quarter of it at 4,096 tokens; at most 0.006 below ten million parameters."""
+    """The peak rate of a size: 0.0047 (N / 1.08e8)^(-1/3), a quarter of it at 4,096 tokens; at most 0.006 below ten
+    million parameters.
+    """
     rate = 0.0047 * (n / 1.08e8) ** (-1 / 3) / (4 if seq_len >= 4096 else 1)
     return min(rate, _HIGHEST_RATE) if n < _SMALL else rate
 
 
 def batch_rows(n: float, seq_len: int, tokens: float, divisor: int) -> int:
-    """Rows of a batch: 160 (N / 1.08e8)^(2/3) at 2,048 tokens, half of it at 4,096, rounded to the divisor; small models take 500 steps at least."""
+    """Rows of a batch: 160 (N / 1.08e8)^(2/3) at 2,048 tokens, half of it at 4,096, rounded to the divisor; small
+    models take 500 steps at least.
+    """
     if n < _SMALL:
         return max(1, int(tokens / _FEWEST_STEPS / seq_len))
     rows = 160 * (n / 1.08e8) ** (2 / 3) * 2048 / seq_len
@@ -194,17 +216,24 @@ def batch_rows(n: float, seq_len: int, tokens: float, divisor: int) -> int:
 
 
 def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
-    """The plan with as many of its sizes and multiples as a budget of FLOPs pays for, the longest runs of the largest sizes given up first.
+    """The plan with as many of its sizes and multiples as a budget of FLOPs pays for, the longest runs of the largest
+    sizes given up first.
 
     Raises:
         UserError: not even four runs can be paid.
     """
-    multiples, sizes = sorted(plan.multiples), sorted(plan.sizes, key=lambda name: size_of(plan.sizes[name] or olmo_size(name)))
+    multiples, sizes = (
+        sorted(plan.multiples),
+        sorted(plan.sizes, key=lambda name: size_of(plan.sizes[name] or olmo_size(name))),
+    )
     best: LadderPlan | None = None
     for num_sizes in range(1, len(sizes) + 1):
         for num_multiples in range(1, len(multiples) + 1):
             part = plan.model_copy(
-                update={"sizes": {name: plan.sizes[name] for name in sizes[:num_sizes]}, "multiples": tuple(multiples[:num_multiples])}
+                update={
+                    "sizes": {name: plan.sizes[name] for name in sizes[:num_sizes]},
+                    "multiples": tuple(multiples[:num_multiples]),
+                }
             )
             rungs = part.rungs()
             cost = sum(rung.flops for rung in rungs)
@@ -212,7 +241,10 @@ def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
             if cost <= budget and len(rungs) >= 4 and (best is None or (levels, cost) > _rank(best)):
                 best = part
     if best is None:
-        raise UserError(f"A budget of {budget:.3g} FLOPs does not pay for four runs of this plan.", "Add smaller sizes or shorter lengths.")
+        raise UserError(
+            f"A budget of {budget:.3g} FLOPs does not pay for four runs of this plan.",
+            "Add smaller sizes or shorter lengths.",
+        )
     return best
 
 

@@ -19,7 +19,9 @@ from lmlab.methods.ladder.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tasks import Task
 from lmlab.progress import console
 
-_PARTS = 7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
+_PARTS = (
+    7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Points:
 
 
 def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
-    """The same with the checkpoints of each run averaged in at most `bins` groups of neighbours, and how many each group holds, [K]."""
+    """The same with the checkpoints of each run averaged in at most `bins` groups of neighbours, and how many each
+    group holds, [K].
+    """
     losses, accuracies, owners, counts = [], [], [], []
     for group in np.unique(points.run_K):
         places = np.flatnonzero(points.run_K == group)
@@ -59,7 +63,9 @@ def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
             accuracies.append(points.accuracy_TK[:, part].mean(1))
             owners.append(int(group))
             counts.append(len(part))
-    thinned = replace(points, loss_TK=np.stack(losses, 1), accuracy_TK=np.stack(accuracies, 1), run_K=np.array(owners, dtype=np.int64))
+    thinned = replace(
+        points, loss_TK=np.stack(losses, 1), accuracy_TK=np.stack(accuracies, 1), run_K=np.array(owners, dtype=np.int64)
+    )
     return thinned, np.array(counts, dtype=float)
 
 
@@ -93,17 +99,45 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
     y, accuracy, losses, accuracies = [], [], [], []
     for task in tasks:
         y.append([run.final_value(run.intermediate(task, settings.x), settings.last) for run in runs])
-        accuracy.append([run.final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last) for run in runs])
-        pairs = [(run.intermediate(task, settings.x)[k:], run.accuracy(task, variant)[k:]) for run, k in zip(curve_runs, kept, strict=True)]
-        extra = np.array([(float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])) for run in others]).reshape(-1, 2)
-        losses.append(np.concatenate([*(moving_average(loss, width) for (loss, _), width in zip(pairs, widths, strict=True)), extra[:, 0]]))
-        accuracies.append(np.concatenate([*(moving_average(value, width) for (_, value), width in zip(pairs, widths, strict=True)), extra[:, 1]]))
+        accuracy.append(
+            [
+                run.final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last)
+                for run in runs
+            ]
+        )
+        pairs = [
+            (run.intermediate(task, settings.x)[k:], run.accuracy(task, variant)[k:])
+            for run, k in zip(curve_runs, kept, strict=True)
+        ]
+        extra = np.array(
+            [(float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])) for run in others]
+        ).reshape(-1, 2)
+        losses.append(
+            np.concatenate(
+                [*(moving_average(loss, width) for (loss, _), width in zip(pairs, widths, strict=True)), extra[:, 0]]
+            )
+        )
+        accuracies.append(
+            np.concatenate(
+                [*(moving_average(value, width) for (_, value), width in zip(pairs, widths, strict=True)), extra[:, 1]]
+            )
+        )
     first = 0 if table.second is None else len(runs)
-    owners = [first + place for place, (run, k) in enumerate(zip(curve_runs, kept, strict=True)) for _ in range(len(run) - k)]
+    owners = [
+        first + place for place, (run, k) in enumerate(zip(curve_runs, kept, strict=True)) for _ in range(len(run) - k)
+    ]
     owners += range(first + len(curve_runs), first + len(curve_runs) + len(others))
     x_3R = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in runs], axis=1)
     names = tuple(run.name for run in runs)
-    return Points(x_3R, np.array(y), np.array(accuracy), np.stack(losses), np.stack(accuracies), np.array(owners, dtype=np.int64), names)
+    return Points(
+        x_3R,
+        np.array(y),
+        np.array(accuracy),
+        np.stack(losses),
+        np.stack(accuracies),
+        np.array(owners, dtype=np.int64),
+        names,
+    )
 
 
 def _variant(settings: TwoStepSettings) -> Literal["rc", "mc"]:
@@ -111,7 +145,9 @@ def _variant(settings: TwoStepSettings) -> Literal["rc", "mc"]:
 
 
 def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> list[Run]:
-    """Other models as runs of one checkpoint; those without the columns of another quantity than the task loss are left out."""
+    """Other models as runs of one checkpoint; those without the columns of another quantity than the task loss are left
+    out.
+    """
     found = []
     for name, metrics in table.external.items():
         run = Run(name, 1, None, np.ones(1), {key: np.array([value]) for key, value in metrics.items()}, source=name)
@@ -128,17 +164,24 @@ def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings)
 
 def target_values(run: Run, task: Task, settings: TwoStepSettings) -> tuple[float, float]:
     """What was measured on a target: the last of its averaged values."""
-    return run.final_value(run.intermediate(task, settings.x), settings.last), run.final_value(run.accuracy(task, _variant(settings)), settings.last)
+    return run.final_value(run.intermediate(task, settings.x), settings.last), run.final_value(
+        run.accuracy(task, _variant(settings)), settings.last
+    )
 
 
 def check(
-    table: RunTable, tasks: Sequence[Task], x: Sequence[str] = ("bpb",), drop_bad_rows: bool = False, allow_unfinished: bool = False
+    table: RunTable,
+    tasks: Sequence[Task],
+    x: Sequence[str] = ("bpb",),
+    drop_bad_rows: bool = False,
+    allow_unfinished: bool = False,
 ) -> RunTable:
     """The table without rows and runs that must not be fitted.
 
     Arguments:
         x: quantities that will be read.
-        drop_bad_rows: drop rows with a value that is no number or out of its range, and say how many; otherwise they are an error.
+        drop_bad_rows: drop rows with a value that is no number or out of its range, and say how many; otherwise they
+            are an error.
         allow_unfinished: keep runs that have not come to their end.
 
     Raises:
@@ -153,7 +196,9 @@ def check(
         kept = _without_bad_rows(run, tasks, x, drop_bad_rows)
         reason = kept.unfinished
         if run.mode == "train" and reason and not allow_unfinished:
-            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow", markup=False)
+            console.print(
+                f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow", markup=False
+            )
             continue
         runs.append(kept)
     checked = replace(table, runs=tuple(runs))
@@ -176,18 +221,24 @@ def _without_bad_rows(run: Run, tasks: Sequence[Task], x: Sequence[str], drop: b
                 rule = "a loss must be above 0" if is_loss else "an accuracy lies between 0 and 1"
                 value = "empty or not a number" if not np.isfinite(values[place]) else f"{values[place]:g}, but {rule}"
                 row = f", row {run.rows[place]}" if run.rows else f", checkpoint {place + 1}"
-                raise UserError(f"'{run.source or run.name}'{row}: '{name}' is {value}.", "Mend the file, or add --drop-bad-rows.")
+                raise UserError(
+                    f"'{run.source or run.name}'{row}: '{name}' is {value}.", "Mend the file, or add --drop-bad-rows."
+                )
             bad |= wrong
     if not bad.any():
         return run
     if bad.all():
         raise UserError(f"'{run.source or run.name}': no usable row is left.")
-    console.print(f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow", markup=False)
+    console.print(
+        f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow", markup=False
+    )
     return run.keep(~bad)
 
 
 def mismatches(table: RunTable) -> list[str]:
-    """What makes runs of a ladder hard to compare: several tokenizers, contexts, corpora or counts of N, and repeated data."""
+    """What makes runs of a ladder hard to compare: several tokenizers, contexts, corpora or counts of N, and repeated
+    data.
+    """
     found = []
     meaning = {
         "tokenizer": "bits per byte can be compared, nats a token cannot",
@@ -201,5 +252,7 @@ def mismatches(table: RunTable) -> list[str]:
             found.append(f"the runs differ in {key.replace('_', ' ')} ({', '.join(sorted(values))}): {why}.")
     repeated = [run.name for run in table if float(run.metadata.get("epochs") or 0) > 1]
     if repeated:
-        found.append(f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and bend the law.")
+        found.append(
+            f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and bend the law."
+        )
     return found

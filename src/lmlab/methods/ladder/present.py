@@ -32,7 +32,14 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
         errors += [] if error is None else [error]
         notes = "; ".join(each.diagnostics["flags"])
         rows.append(
-            [task.title, each.loss, *(round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)), _percent(actual), _rounded(error), notes]
+            [
+                task.title,
+                each.loss,
+                *(round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)),
+                _percent(actual),
+                _rounded(error),
+                notes,
+            ]
         )
     if errors:
         rows.append(["mean", None, None, None, None, None, round(float(np.mean(errors)), 2), ""])
@@ -40,15 +47,29 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
 
 
 def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
-    """Rows for `PARAMETER_COLUMNS` and notes, task by task for each chain; and each chain's formula with units and a worked number."""
+    """Rows for `PARAMETER_COLUMNS` and notes, task by task for each chain; and each chain's formula with units and a
+    worked number.
+    """
     rows: list[list[Any]] = []
     largest = largest_run(forecaster.table)
     sentences = []
     for member, reports in zip(forecaster.ensemble.settings.members, forecaster.step_reports(), strict=True):
         for task, report in zip(forecaster.tasks, reports, strict=True):
-            first, second = (", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second))
+            first, second = (
+                ", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second)
+            )
             error_2 = None if report.error_2 is None else 100 * report.error_2
-            rows.append([task.title, name_of(member), first, second or None, 100 * report.error_1, error_2, "; ".join(report.flags)])
+            rows.append(
+                [
+                    task.title,
+                    name_of(member),
+                    first,
+                    second or None,
+                    100 * report.error_1,
+                    error_2,
+                    "; ".join(report.flags),
+                ]
+            )
         worked = formula(reports[0].first, member, largest.n, largest.final_tokens, units(member.x))
         sentences.append(f"{name_of(member)}, {forecaster.tasks[0].title}: {worked}")
     return rows, sentences
@@ -67,20 +88,28 @@ def distance_sentence(prediction: Prediction) -> str:
     away = prediction.diagnostics["distance"]
     level = f"{prediction.level:.0%}"
     width = f"Intervals are to hold {level} of outcomes" + (
-        ", and are calibrated on backtests." if prediction.calibrated else "; the ladder is too small to calibrate them."
+        ", and are calibrated on backtests."
+        if prediction.calibrated
+        else "; the ladder is too small to calibrate them."
     )
     return (
-        f"{away['kind'].capitalize()}: {away['times_compute']:.3g} x the compute, {away['times_n']:.3g} x the size and {away['times_d']:.3g} x the "
-        f"tokens of the largest run, {away['tokens_per_parameter']:.3g} tokens a parameter (at most {away['most_tokens_per_parameter']:.3g} in the "
-        f"ladder). {width}"
+        f"{away['kind'].capitalize()}: {away['times_compute']:.3g} x the compute, {away['times_n']:.3g} x the size and"
+        f" {away['times_d']:.3g} x the tokens of the largest run, {away['tokens_per_parameter']:.3g} tokens a parameter"
+        f" (at most {away['most_tokens_per_parameter']:.3g} in the ladder). {width}"
     )
 
 
-def variance_table(table: RunTable, tasks: Sequence[Task], target: str | None, last: int) -> tuple[list[str], list[list[Any]], list[str]]:
+def variance_table(
+    table: RunTable, tasks: Sequence[Task], target: str | None, last: int
+) -> tuple[list[str], list[list[Any]], list[str]]:
     """Columns, rows and notes on noise."""
     run = largest_run(table)
     noise, seeds = variance(run, tasks, last), seed_noise(table, tasks)
-    errors = score_target(table, tasks, TwoStepSettings(starts="paper"), only_target(table, target)) if target or table.targets else None
+    errors = (
+        score_target(table, tasks, TwoStepSettings(starts="paper"), only_target(table, target))
+        if target or table.targets
+        else None
+    )
     columns = [
         "task",
         "loss SD",
@@ -99,11 +128,22 @@ def variance_table(table: RunTable, tasks: Sequence[Task], target: str | None, l
         row = errors[place] if errors else None
         shares = [None, None, None] if row is None else [_share(row.step_1), _share(row.step_2), _share(row.relative)]
         rows.append(
-            [task.title, each.loss_sd, 100 * each.loss_cv, each.accuracy_sd, 100 * each.accuracy_cv, _share(pair[0]), _share(pair[1]), *shares]
+            [
+                task.title,
+                each.loss_sd,
+                100 * each.loss_cv,
+                each.accuracy_sd,
+                100 * each.accuracy_cv,
+                _share(pair[0]),
+                _share(pair[1]),
+                *shares,
+            ]
         )
     notes = [f"The last {last} checkpoints of {run.name}. Errors are those of the paper's estimator at the target."]
     if errors:
-        notes += [f"{key} and error of {error}: r = {r:.2f}, p = {p:.3f}" for key, error, r, p in correlations(noise, errors)]
+        notes += [
+            f"{key} and error of {error}: r = {r:.2f}, p = {p:.3f}" for key, error, r, p in correlations(noise, errors)
+        ]
     return columns, rows, notes
 
 
@@ -112,7 +152,8 @@ class Card:
     """How well a benchmark can be predicted.
 
     Attributes:
-        checkpoint_noise, run_noise, question_noise: standard deviations of accuracy in points; None where nothing tells.
+        checkpoint_noise, run_noise, question_noise: standard deviations of accuracy in points; None where nothing
+            tells.
         signal: how far accuracy rises over the ladder, in points.
         error_1, error_2: fit errors of the steps, %.
         advice: what to do about it.
@@ -139,15 +180,25 @@ def cards(forecaster: Forecaster) -> list[Card]:
         finals = [run.final_value(run.accuracy(task), 5) for run in table.ladder]
         signal = 100 * (max(finals) - min(finals))
         questions = 100 * math.sqrt(max(finals) * (1 - max(finals)) / task.n_instances) if task.n_instances else None
-        parts = {"checkpoints": 100 * each.accuracy_sd, "runs": 100 * seeds[task.name][1] if seeds else None, "questions": questions}
+        parts = {
+            "checkpoints": 100 * each.accuracy_sd,
+            "runs": 100 * seeds[task.name][1] if seeds else None,
+            "questions": questions,
+        }
         known = {name: value for name, value in parts.items() if value is not None}
         total = math.sqrt(sum(value**2 for value in known.values()))
         found.append(
             Card(
-                task.title, 100 * each.accuracy_sd, parts["runs"], questions, signal, 100 * report.error_1,
-                None if report.error_2 is None else 100 * report.error_2, _advice(signal, total, known, report.flags, max(finals) - task.chance),
+                task.title,
+                100 * each.accuracy_sd,
+                parts["runs"],
+                questions,
+                signal,
+                100 * report.error_1,
+                None if report.error_2 is None else 100 * report.error_2,
+                _advice(signal, total, known, report.flags, max(finals) - task.chance),
             )
-        )  # fmt: skip
+        )
     return found
 
 

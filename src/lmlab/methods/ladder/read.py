@@ -38,7 +38,8 @@ class ReferenceEntry(Config):
 
 
 def read_table(path: Path) -> RunTable:
-    """Read a configuration of the reference (JSON), a run table (CSV or Parquet), or a folder that `lmlab ladder collect` wrote.
+    """Read a configuration of the reference (JSON), a run table (CSV or Parquet), or a folder that `lmlab ladder
+    collect` wrote.
 
     Raises:
         UserError: the file is missing or broken; the message says where.
@@ -53,7 +54,9 @@ def read_table(path: Path) -> RunTable:
         case ".csv":
             columns = _read_csv(path)
         case _:
-            raise UserError(f"'{path}': a run table is a .csv or .parquet file, or the .json configuration of the reference.")
+            raise UserError(
+                f"'{path}': a run table is a .csv or .parquet file, or the .json configuration of the reference."
+            )
     return _from_own_table(columns, path)
 
 
@@ -61,7 +64,8 @@ def read_reference_config(path: Path, roots: Sequence[Path] = ()) -> RunTable:
     """Read a configuration of the reference and the files that it lists; the order of its entries does not matter.
 
     Arguments:
-        roots: folders from which paths start, besides the working directory and the configuration's own folder. No path may leave these.
+        roots: folders from which paths start, besides the working directory and the configuration's own folder. No path
+            may leave these.
     """
     data = read_json(path)
     if not isinstance(data, dict) or not data:
@@ -77,7 +81,9 @@ def read_reference_config(path: Path, roots: Sequence[Path] = ()) -> RunTable:
         if entry.mode == "train":
             for key in ("n", "flops"):
                 if getattr(entry, key) is None:
-                    raise UserError(f"'{path}', entry '{name}': the key '{name}.{key}' is required for a run that is fitted.")
+                    raise UserError(
+                        f"'{path}', entry '{name}': the key '{name}.{key}' is required for a run that is fitted."
+                    )
         files = [file for each in entry.paths for file in _resolve(each, folders, f"'{path}', {name}.paths")]
         for file in files:
             label = name if entry.mode == "eval" and len(files) == 1 else file.stem
@@ -90,8 +96,16 @@ def read_reference_config(path: Path, roots: Sequence[Path] = ()) -> RunTable:
 def _named_once(runs: list[Run], external: Mapping[str, Mapping[str, float]]) -> RunTable:
     """Files of the same name in several folders get the folder's name too."""
     names = [run.name for run in runs]
-    renamed = [replace(run, name=f"{Path(run.source).parent.name}/{run.name}") if names.count(run.name) > 1 else run for run in runs]
-    return RunTable(tuple(sorted(renamed, key=lambda run: (run.n if math.isfinite(run.n) else math.inf, run.final_tokens, run.name))), external)
+    renamed = [
+        replace(run, name=f"{Path(run.source).parent.name}/{run.name}") if names.count(run.name) > 1 else run
+        for run in runs
+    ]
+    return RunTable(
+        tuple(
+            sorted(renamed, key=lambda run: (run.n if math.isfinite(run.n) else math.inf, run.final_tokens, run.name))
+        ),
+        external,
+    )
 
 
 def _check_modes(runs: list[Run], path: Path) -> list[Run]:
@@ -99,13 +113,21 @@ def _check_modes(runs: list[Run], path: Path) -> list[Run]:
     for run in runs:
         key = str(Path(run.source).resolve())
         if modes.setdefault(key, run.mode) != run.mode:
-            raise UserError(f"'{path}': '{run.source}' is listed both as a run that is fitted and as a target.", "Leave it out of one of them.")
+            raise UserError(
+                f"'{path}': '{run.source}' is listed both as a run that is fitted and as a target.",
+                "Leave it out of one of them.",
+            )
     unique = {str(Path(run.source).resolve()): run for run in runs}
     return list(unique.values())
 
 
 def read_csv_run(
-    path: Path, n: float, flops_per_token: float | None, mode: Literal["train", "eval"] = "train", name: str | None = None, size: str = ""
+    path: Path,
+    n: float,
+    flops_per_token: float | None,
+    mode: Literal["train", "eval"] = "train",
+    name: str | None = None,
+    size: str = "",
 ) -> Run:
     """Read one run of a CSV file, one checkpoint a row, as Weights & Biases exports it.
 
@@ -141,9 +163,8 @@ def _tokens(columns: Mapping[str, Floats], path: Path) -> Floats:
     missing = [key for key in (STEP, BATCH) if key not in columns]
     if missing:
         raise UserError(
-            f"'{path}' does not tell how many tokens were seen: the column '{TOKENS}' is missing, and so {'is' if len(missing) == 1 else 'are'} "
-            + " and ".join(f"'{key}'" for key in missing)
-            + ".",
+            f"'{path}' does not tell how many tokens were seen: the column '{TOKENS}' is missing, and so"
+            f" {'is' if len(missing) == 1 else 'are'} " + " and ".join(f"'{key}'" for key in missing) + ".",
             f"Add '{TOKENS}', or both '{STEP}' and '{BATCH}'.",
         )
     return columns[STEP] * columns[BATCH]
@@ -165,7 +186,10 @@ def _in_order(run: Run) -> Run:
             first, second = values[place], values[place + 1]
             if first != second and not (math.isnan(first) and math.isnan(second)):
                 rows = f"rows {run.rows[place]} and {run.rows[place + 1]}"
-                raise UserError(f"'{where}', {rows}: two checkpoints of {run.tokens[place]:.0f} tokens differ in '{key}'.", "Remove one of them.")
+                raise UserError(
+                    f"'{where}', {rows}: two checkpoints of {run.tokens[place]:.0f} tokens differ in '{key}'.",
+                    "Remove one of them.",
+                )
     if len(same):
         console.print(f"'{where}': {len(same)} repeated rows were dropped.", markup=False)
         run = run.keep(np.setdiff1d(np.arange(len(run)), same + 1))
@@ -176,17 +200,27 @@ def _resolve(pattern: str, folders: Sequence[Path], where: str) -> list[Path]:
     """The files that a path or a pattern means, below one of the folders."""
     for folder in folders:
         base = Path(pattern) if Path(pattern).is_absolute() else folder / pattern
-        found = sorted(base.parent.glob(base.name)) if any(sign in base.name for sign in "*?[") else [base] if base.is_file() else []
+        found = (
+            sorted(base.parent.glob(base.name))
+            if any(sign in base.name for sign in "*?[")
+            else [base]
+            if base.is_file()
+            else []
+        )
         if not found and any(sign in str(base.parent) for sign in "*?["):
             found = sorted(folder.glob(pattern)) if not Path(pattern).is_absolute() else []
         for file in found:
             if not any(file.resolve().is_relative_to(root) for root in folders):
                 raise UserError(
-                    f"{where}: '{pattern}' leads out of {', '.join(map(str, dict.fromkeys(folders)))}.", "Move the files, or add --root DIR."
+                    f"{where}: '{pattern}' leads out of {', '.join(map(str, dict.fromkeys(folders)))}.",
+                    "Move the files, or add --root DIR.",
                 )
         if found:
             return found
-    raise UserError(f"{where}: '{pattern}' matches no file.", "Paths start from the working directory or the configuration's folder.")
+    raise UserError(
+        f"{where}: '{pattern}' matches no file.",
+        "Paths start from the working directory or the configuration's folder.",
+    )
 
 
 def _read_external(value: Any, path: Path, folders: Sequence[Path]) -> dict[str, Mapping[str, float]]:
@@ -250,7 +284,9 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         raise UserError(f"No such file: '{path}'.") from None
     except Exception as error:  # pyarrow raises errors of its own
         raise UserError(f"'{path}' is not a readable Parquet file ({str(error).splitlines()[0]}).") from None
-    return {name: ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names}
+    return {
+        name: ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
+    }
 
 
 def _from_own_table(columns: dict[str, list[str]], path: Path) -> RunTable:
@@ -260,11 +296,15 @@ def _from_own_table(columns: dict[str, list[str]], path: Path) -> RunTable:
     places: dict[str, list[int]] = {}
     for place, name in enumerate(columns["run"]):
         places.setdefault(name.removeprefix("'"), []).append(place)
-    metrics = {key: _numbers(values) for key, values in columns.items() if key not in _OWN and not key.startswith(_METADATA)}
+    metrics = {
+        key: _numbers(values) for key, values in columns.items() if key not in _OWN and not key.startswith(_METADATA)
+    }
     return RunTable(tuple(_own_run(name, rows, columns, metrics, path) for name, rows in places.items()))
 
 
-def _own_run(name: str, rows: list[int], columns: Mapping[str, list[str]], metrics: Mapping[str, Floats], path: Path) -> Run:
+def _own_run(
+    name: str, rows: list[int], columns: Mapping[str, list[str]], metrics: Mapping[str, Floats], path: Path
+) -> Run:
     def one(key: str) -> str:
         values = {columns[key][row] for row in rows} if key in columns else {""}
         if len(values) > 1:
@@ -322,7 +362,9 @@ def write_table(table: RunTable, path: Path) -> Path:
         with atomic_file(path) as file:
             parquet.write_table(pyarrow.Table.from_pylist(rows), file)
         return path
-    return write_csv(path, [*_OWN, *(f"{_METADATA}{key}" for key in facts), *keys], [list(row.values()) for row in rows])
+    return write_csv(
+        path, [*_OWN, *(f"{_METADATA}{key}" for key in facts), *keys], [list(row.values()) for row in rows]
+    )
 
 
 def _rows_of(run: Run, keys: Sequence[str], facts: Sequence[str]) -> Iterable[dict[str, Any]]:

@@ -24,9 +24,17 @@ def published_ladder(shared: Path) -> RunTable:
     for path in sorted((folder / "runs").glob("*xC*.csv")):
         size = path.stem.split("-")[0]
         if size in _SIZES:
-            runs.append(read_csv_run(path, models[size]["n_non_embedding"], models[size]["flops_per_token"], size=models[size]["label"]))
+            runs.append(
+                read_csv_run(
+                    path, models[size]["n_non_embedding"], models[size]["flops_per_token"], size=models[size]["label"]
+                )
+            )
     target = read_csv_run(
-        folder / "runs" / "peteish7_eval_anneal.csv", models["7B"]["n_non_embedding"], models["7B"]["flops_per_token"], "eval", "7B-4T"
+        folder / "runs" / "peteish7_eval_anneal.csv",
+        models["7B"]["n_non_embedding"],
+        models["7B"]["flops_per_token"],
+        "eval",
+        "7B-4T",
     )
     runs.sort(key=lambda run: (run.n, run.final_tokens, run.name))
     return RunTable((*runs, replace(target, size="7B")))

@@ -1,4 +1,6 @@
-"""A page about a ladder: forecasts, curves with bands, warnings, distance, the predictability of each benchmark, and the next run."""
+"""A page about a ladder: forecasts, curves with bands, warnings, distance, the predictability of each benchmark, and
+the next run.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section
 _BAND_POINTS = 40
 
 
-def write_report(forecaster: Forecaster, n: float, d: float, flops: float | None, measured: Run | None, level: float, output: Path) -> list[Path]:
+def write_report(
+    forecaster: Forecaster, n: float, d: float, flops: float | None, measured: Run | None, level: float, output: Path
+) -> list[Path]:
     """Write the page, and the table of forecasts beside it as CSV and LaTeX."""
     predictions = forecaster.predict_all(n, d, level, flops)
     rows = prediction_rows(forecaster, predictions, measured)
@@ -45,24 +49,54 @@ def write_report(forecaster: Forecaster, n: float, d: float, flops: float | None
         _how_section(forecaster),
     ]
     runs = len(forecaster.table.ladder)
-    subtitle = f"Estimator {forecaster.ensemble.settings.name}, {runs} runs, a target of {_count(n)} parameters and {_count(d)} tokens"
-    page = Page("What the ladder predicts", subtitle, [each for each in sections if each], datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    subtitle = (
+        f"Estimator {forecaster.ensemble.settings.name}, {runs} runs, a target of {_count(n)} parameters and"
+        f" {_count(d)} tokens"
+    )
+    page = Page(
+        "What the ladder predicts",
+        subtitle,
+        [each for each in sections if each],
+        datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
     beside = [output.with_suffix(".csv"), output.with_suffix(".tex")]
     for path in beside:
         tables.write(path, PREDICTION_COLUMNS, rows)
     return [page.write(output), *beside]
 
 
-def _forecast_section(forecaster: Forecaster, predictions: Sequence[Prediction], rows: list[list[Any]], measured: Run | None) -> Section:
+def _forecast_section(
+    forecaster: Forecaster, predictions: Sequence[Prediction], rows: list[list[Any]], measured: Run | None
+) -> Section:
     level = predictions[0].level
     titles = [task.title for task in forecaster.tasks]
-    blocks: list[Any] = [Figure(_interval_figure(forecaster, predictions, measured), f"Forecasts with {level:.0%} intervals.", "Forecast accuracies")]
+    blocks: list[Any] = [
+        Figure(
+            _interval_figure(forecaster, predictions, measured),
+            f"Forecasts with {level:.0%} intervals.",
+            "Forecast accuracies",
+        )
+    ]
     if measured is not None:
         actual = [measured_accuracy(forecaster, task, measured) for task in forecaster.tasks]
-        inside = [value is not None and each.lo <= value <= each.hi for value, each in zip(actual, predictions, strict=True)]
-        error = float(np.mean([abs(each.accuracy - value) * 100 for value, each in zip(actual, predictions, strict=True) if value is not None]))
+        inside = [
+            value is not None and each.lo <= value <= each.hi for value, each in zip(actual, predictions, strict=True)
+        ]
+        error = float(
+            np.mean(
+                [
+                    abs(each.accuracy - value) * 100
+                    for value, each in zip(actual, predictions, strict=True)
+                    if value is not None
+                ]
+            )
+        )
         width = float(np.mean([100 * (each.hi - each.lo) for each in predictions]))
-        facts = {"Mean error": f"{error:.2f} points", "Outcomes inside": f"{sum(inside)} of {len(inside)}", "Mean width": f"{width:.1f} points"}
+        facts = {
+            "Mean error": f"{error:.2f} points",
+            "Outcomes inside": f"{sum(inside)} of {len(inside)}",
+            "Mean width": f"{width:.1f} points",
+        }
         blocks.insert(0, Facts(facts))
     blocks.append(Table(PREDICTION_COLUMNS[:-1], [row[:-1] for row in rows], "Accuracies in %; errors in points."))
     shares = [
@@ -88,30 +122,50 @@ def _interval_figure(forecaster: Forecaster, predictions: Sequence[Prediction], 
     bars = {"array": [100 * each.hi - value for each, value in zip(predictions, values, strict=True)]}
     bars["arrayminus"] = [value - 100 * each.lo for each, value in zip(predictions, values, strict=True)]
     figure.add_trace(
-        go.Scatter(x=values, y=titles, mode="markers", name="forecast", error_x={"type": "data", "thickness": 2, **bars}, marker={"size": 9})
+        go.Scatter(
+            x=values,
+            y=titles,
+            mode="markers",
+            name="forecast",
+            error_x={"type": "data", "thickness": 2, **bars},
+            marker={"size": 9},
+        )
     )
     if measured is not None:
         outcomes = [measured_accuracy(forecaster, task, measured) for task in forecaster.tasks]
         places = [None if value is None else 100 * value for value in outcomes]
-        figure.add_trace(go.Scatter(x=places, y=titles, mode="markers", name="measured", marker={"symbol": "diamond", "size": 10}))
+        figure.add_trace(
+            go.Scatter(x=places, y=titles, mode="markers", name="measured", marker={"symbol": "diamond", "size": 10})
+        )
     figure.update_layout(
-        height=120 + 38 * len(titles), xaxis={"title": "accuracy, %"}, yaxis={"autorange": "reversed"}, showlegend=measured is not None
+        height=120 + 38 * len(titles),
+        xaxis={"title": "accuracy, %"},
+        yaxis={"autorange": "reversed"},
+        showlegend=measured is not None,
     )
     return figure
 
 
-def _curves_section(forecaster: Forecaster, n: float, d: float, flops: float | None, measured: Run | None, level: float) -> Section:
+def _curves_section(
+    forecaster: Forecaster, n: float, d: float, flops: float | None, measured: Run | None, level: float
+) -> Section:
     """Both steps of the first chain for each task."""
     chain = forecaster.ensemble.chains[0]
     replicates = forecaster.ensemble.replicates[0] if forecaster.ensemble.replicates else None
     blocks: list[Any] = []
     for place, task in enumerate(forecaster.tasks):
         figures = [
-            Figure(_first_step_figure(forecaster, chain, place, n, d, flops, measured, level), "The law along runs of one size; the target's dashed.")
+            Figure(
+                _first_step_figure(forecaster, chain, place, n, d, flops, measured, level),
+                "The law along runs of one size; the target's dashed.",
+            )
         ]
         if chain.second is not None:
             figures.append(
-                Figure(_second_step_figure(chain, replicates, place, level), "Checkpoints of all runs, and the fitted curve with its band.")
+                Figure(
+                    _second_step_figure(chain, replicates, place, level),
+                    "Checkpoints of all runs, and the fitted curve with its band.",
+                )
             )
         blocks.append(figures if place == 0 else Details(task.title, figures))
     first, rest = blocks[0], blocks[1:]
@@ -120,7 +174,14 @@ def _curves_section(forecaster: Forecaster, n: float, d: float, flops: float | N
 
 
 def _first_step_figure(
-    forecaster: Forecaster, chain: Chain, place: int, n: float, d: float, flops: float | None, measured: Run | None, level: float
+    forecaster: Forecaster,
+    chain: Chain,
+    place: int,
+    n: float,
+    d: float,
+    flops: float | None,
+    measured: Run | None,
+    level: float,
 ) -> Any:
     series = []
     runs = forecaster.table.paper.ladder.runs
@@ -128,14 +189,20 @@ def _first_step_figure(
     known = {name: float(value) for name, value in zip(chain.points.names, y_R, strict=True)}
     for size in sorted({run.n for run in runs}):
         mine = [run for run in runs if run.n == size and run.name in known]
-        series.append(Series(mine[0].size or _count(size), [run.final_tokens for run in mine], [known[run.name] for run in mine]))
+        series.append(
+            Series(mine[0].size or _count(size), [run.final_tokens for run in mine], [known[run.name] for run in mine])
+        )
     tokens = np.geomspace(min(run.final_tokens for run in runs), d * 1.05, _BAND_POINTS)
     x_3K = np.stack([logs(n, each, flops) for each in tokens], axis=1)
     low, high = _band(forecaster, x_3K, place, level)
-    series.append(Series(f"law at {_count(n)}", tokens.tolist(), chain.loss(x_3K)[0, place].tolist(), (low, high), dashed=True))
+    series.append(
+        Series(f"law at {_count(n)}", tokens.tolist(), chain.loss(x_3K)[0, place].tolist(), (low, high), dashed=True)
+    )
     if measured is not None and chain.settings.chained:
         task = forecaster.tasks[place]
-        series.append(Series("measured", [measured.final_tokens], [float(measured.intermediate(task, chain.settings.x)[-1])]))
+        series.append(
+            Series("measured", [measured.final_tokens], [float(measured.intermediate(task, chain.settings.x)[-1])])
+        )
     label = units(chain.settings.x) if chain.settings.chained else "accuracy"
     return line_chart(series, "tokens", f"{name_of(chain.settings)} ({label})", log_x=True)
 
@@ -158,10 +225,16 @@ def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, leve
     low, high = curve, curve
     if replicates is not None:
         low, high = np.quantile(replicates.accuracy_of(loss_STK)[:, place], (0.5 - level / 2, 0.5 + level / 2), axis=0)
-    figure = line_chart([Series("curve", grid.tolist(), curve.tolist(), (low.tolist(), high.tolist()))], units(chain.settings.x), "accuracy")
+    figure = line_chart(
+        [Series("curve", grid.tolist(), curve.tolist(), (low.tolist(), high.tolist()))],
+        units(chain.settings.x),
+        "accuracy",
+    )
     chosen = np.linspace(0, len(losses) - 1, min(400, len(losses))).astype(int)
     marks = {"size": 4, "opacity": 0.35}
-    figure.add_scatter(x=losses[chosen].tolist(), y=accuracies[chosen].tolist(), mode="markers", name="checkpoints", marker=marks)
+    figure.add_scatter(
+        x=losses[chosen].tolist(), y=accuracies[chosen].tolist(), mode="markers", name="checkpoints", marker=marks
+    )
     return figure
 
 
@@ -174,7 +247,9 @@ def _trust_section(forecaster: Forecaster, predictions: Sequence[Prediction]) ->
     ]
     blocks: list[Any] = []
     if flagged:
-        blocks.append(Table(["task", "what to look at"], flagged, "Parameters that the runs do not determine, and other doubts."))
+        blocks.append(
+            Table(["task", "what to look at"], flagged, "Parameters that the runs do not determine, and other doubts.")
+        )
     else:
         blocks.append(Note("No parameter is at a bound, no start disagrees with another.", "good"))
     if forecaster.calibration is not None:
@@ -182,15 +257,29 @@ def _trust_section(forecaster: Forecaster, predictions: Sequence[Prediction]) ->
         coverage = forecaster.calibration.coverage(predictions[0].level)
         blocks += _backtest_blocks(forecaster, results, coverage, predictions[0].level)
     else:
-        blocks.append(Note("The ladder is too small for backtests: the width of the intervals rests on its noise alone.", "warning"))
+        blocks.append(
+            Note(
+                "The ladder is too small for backtests: the width of the intervals rests on its noise alone.", "warning"
+            )
+        )
     return Section("How far to trust it", blocks)
 
 
-def _backtest_blocks(forecaster: Forecaster, results: Sequence[SplitResult], coverage: dict[str, float], level: float) -> list[Any]:
+def _backtest_blocks(
+    forecaster: Forecaster, results: Sequence[SplitResult], coverage: dict[str, float], level: float
+) -> list[Any]:
     rows: list[list[Any]] = [
-        [each.split.name, len(each.split.fitted), float(each.errors_TQ.mean()), f"{coverage[each.split.name]:.0%}"] for each in results
+        [each.split.name, len(each.split.fitted), float(each.errors_TQ.mean()), f"{coverage[each.split.name]:.0%}"]
+        for each in results
     ]
-    rows.append(["mean", None, float(np.mean([each.errors_TQ.mean() for each in results])), f"{np.mean(list(coverage.values())):.0%}"])
+    rows.append(
+        [
+            "mean",
+            None,
+            float(np.mean([each.errors_TQ.mean() for each in results])),
+            f"{np.mean(list(coverage.values())):.0%}",
+        ]
+    )
     table = Table(
         ["split", "runs fitted", "mean error, points", f"inside {level:.0%} intervals"],
         rows,
@@ -210,13 +299,22 @@ def _backtest_blocks(forecaster: Forecaster, results: Sequence[SplitResult], cov
         log_x=True,
     )
     chart.update_traces(mode="markers", marker={"size": 7})
-    return [table, Figure(chart, "Each point is a run that was predicted from smaller or shorter ones.", "Error by distance")]
+    return [
+        table,
+        Figure(chart, "Each point is a run that was predicted from smaller or shorter ones.", "Error by distance"),
+    ]
 
 
 def _cards_section(forecaster: Forecaster) -> Section:
     columns = ["task", "checkpoints", "runs", "questions", "signal", "step 1, %", "step 2, %", "advice"]
-    rows = [[c.task, c.checkpoint_noise, c.run_noise, c.question_noise, c.signal, c.error_1, c.error_2, c.advice] for c in cards(forecaster)]
-    intro = "Noise of accuracy in points (standard deviations), how far accuracy rises over the ladder, and how well both steps fit."
+    rows = [
+        [c.task, c.checkpoint_noise, c.run_noise, c.question_noise, c.signal, c.error_1, c.error_2, c.advice]
+        for c in cards(forecaster)
+    ]
+    intro = (
+        "Noise of accuracy in points (standard deviations), how far accuracy rises over the ladder, and how well both"
+        " steps fit."
+    )
     return Section("Which benchmarks can be predicted", [Table(columns, rows)], intro)
 
 
@@ -227,20 +325,36 @@ def _next_section(forecaster: Forecaster, n: float, d: float, flops: float | Non
     spent = sum(run.flops for run in forecaster.table.ladder)
     found = next_runs(chain, n, d, flops, ladder_flops=spent)[:6]
     rows = [
-        [_count(each.n), f"{each.multiple:g}xC", _count(each.d), f"{each.flops:.3g}", f"{each.flops / spent:.1%}", f"{1 - each.variance_left:.1%}"]
+        [
+            _count(each.n),
+            f"{each.multiple:g}xC",
+            _count(each.d),
+            f"{each.flops:.3g}",
+            f"{each.flops / spent:.1%}",
+            f"{1 - each.variance_left:.1%}",
+        ]
         for each in found
     ]
     columns = ["N", "length", "tokens", "FLOPs", "of the ladder's cost", "less variance"]
     blocks: list[Any] = [
         Table(
-            columns, rows, "The best first: what a further run would take from the variance of the predicted loss, for its cost.", align=["right"] * 6
+            columns,
+            rows,
+            "The best first: what a further run would take from the variance of the predicted loss, for its cost.",
+            align=["right"] * 6,
         )
     ]
     if chain.settings.law == "nd":
-        best = [compute_optimal(report.first, 6 * n * d) for report in forecaster.step_reports()[forecaster.ensemble.chains.index(chain)]]
+        best = [
+            compute_optimal(report.first, 6 * n * d)
+            for report in forecaster.step_reports()[forecaster.ensemble.chains.index(chain)]
+        ]
         sizes, tokens = np.median([each[0] for each in best]), np.median([each[1] for each in best])
         best_size, best_tokens = _count(float(sizes)), _count(float(tokens))
-        text = f"The target's compute would be spent best on about {best_size} parameters and {best_tokens} tokens (median over tasks)."
+        text = (
+            f"The target's compute would be spent best on about {best_size} parameters and {best_tokens} tokens (median"
+            " over tasks)."
+        )
         blocks.append(Paragraph(text))
     return Section("Which run to add", blocks)
 
@@ -248,8 +362,14 @@ def _next_section(forecaster: Forecaster, n: float, d: float, flops: float | Non
 def _how_section(forecaster: Forecaster) -> Section:
     rows, sentences = parameter_rows(forecaster)
     table = Table(PARAMETER_COLUMNS, [row[:-1] for row in rows])
-    facts = {"Data": forecaster.table.ladder.digest[:12], "Seed": str(forecaster.seed), "Replicates": str(_replicates(forecaster))}
-    return Section("How it was computed", [Facts(facts), Paragraph("\n\n".join(sentences)), Details("All parameters", [table])])
+    facts = {
+        "Data": forecaster.table.ladder.digest[:12],
+        "Seed": str(forecaster.seed),
+        "Replicates": str(_replicates(forecaster)),
+    }
+    return Section(
+        "How it was computed", [Facts(facts), Paragraph("\n\n".join(sentences)), Details("All parameters", [table])]
+    )
 
 
 def _replicates(forecaster: Forecaster) -> int:

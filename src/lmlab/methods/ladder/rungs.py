@@ -72,7 +72,12 @@ def chosen_rungs(plan: LadderPlan, names: Sequence[str] = ()) -> list[Rung]:
 
 
 def train_rungs(
-    plan: LadderPlan, directory: Path, names: Sequence[str] = (), workers: int | None = None, backend: Backend = "processes", gpus: float = 0
+    plan: LadderPlan,
+    directory: Path,
+    names: Sequence[str] = (),
+    workers: int | None = None,
+    backend: Backend = "processes",
+    gpus: float = 0,
 ) -> None:
     """Train the runs of a plan that are not finished, several at once, each with its share of the cores.
 
@@ -82,8 +87,12 @@ def train_rungs(
     workers = min(max(workers or num_cores(), 1 if world().size == 1 else 2), len(chosen))
     threads = max(1, num_cores() // workers) if backend == "processes" else 0
     jobs = [
-        _Job(rung.name, rung.seed, plan.stage(rung), str((directory / rung.name).resolve()), _facts(plan, rung), threads)
-        for rung in sorted(chosen, key=lambda rung: -rung.flops)  # the longest first, so that none is left alone at the end
+        _Job(
+            rung.name, rung.seed, plan.stage(rung), str((directory / rung.name).resolve()), _facts(plan, rung), threads
+        )
+        for rung in sorted(
+            chosen, key=lambda rung: -rung.flops
+        )  # the longest first, so that none is left alone at the end
     ]
     with progress("rungs", len(jobs), "runs") as advance:
         for number, _ in fan_out(_train, jobs, workers, backend, gpus):
@@ -121,7 +130,8 @@ def _train(job: _Job) -> None:
 
 
 def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
-    """The run table of folders: runs that `train_rungs` made, run directories with a stage `train`, run tables, and CSV files of one run.
+    """The run table of folders: runs that `train_rungs` made, run directories with a stage `train`, run tables, and CSV
+    files of one run.
 
     Arguments:
         target: names of runs that are targets.
@@ -131,7 +141,11 @@ def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
         if not path.exists():
             raise UserError(f"No such file or directory: '{path}'.")
         if path.is_dir():
-            found = [collect_run(each.parent) for each in sorted(path.rglob("stage.json")) if (each.parent / "metrics.jsonl").exists()]
+            found = [
+                collect_run(each.parent)
+                for each in sorted(path.rglob("stage.json"))
+                if (each.parent / "metrics.jsonl").exists()
+            ]
             runs += [run for run in found if run is not None]
         elif path.suffix == ".csv" and TOKENS in path.read_text("utf-8", "replace").partition("\n")[0]:
             runs.append(read_csv_run(path, math.nan, None))
@@ -139,7 +153,8 @@ def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
             runs += RunTable.read(path).runs
     if not runs:
         raise UserError(
-            f"No run was found in {', '.join(map(str, paths))}.", "Runs need a stage 'train' that was measured (evaluate_every, questions or tasks)."
+            f"No run was found in {', '.join(map(str, paths))}.",
+            "Runs need a stage 'train' that was measured (evaluate_every, questions or tasks).",
         )
     named = {run.name: run for run in runs}
     if len(named) < len(runs):
@@ -163,7 +178,11 @@ def _published_name(key: str) -> str:
 
 def collect_run(stage: Path) -> Run | None:
     """One run from the directory of its stage `train`; None where nothing was measured."""
-    rows = [row for row in read_metrics(stage / "metrics.jsonl") if any(key.endswith("/bits_per_byte") or key == "heldout_loss" for key in row)]
+    rows = [
+        row
+        for row in read_metrics(stage / "metrics.jsonl")
+        if any(key.endswith("/bits_per_byte") or key == "heldout_loss" for key in row)
+    ]
     if not rows:
         return None
     record = read_json(stage / "stage.json")["content"]["config"]
@@ -174,8 +193,16 @@ def collect_run(stage: Path) -> Run | None:
         raise UserError(f"'{stage}': the run started from another model, so that its size is not in its configuration.")
     seq_len, trainer = record["seq_len"], record["trainer"]
     schedule = ScheduleConfig.model_validate(trainer["schedule"])
-    total = trainer["steps"] or math.ceil((trainer["tokens"] or 0) / (trainer["batch_size"] * seq_len)) or int(rows[-1]["step"])
-    keys = [key for key in rows[-1] if ("/" in key and not key.startswith(("loss/", "heldout_loss/"))) or key == "heldout_loss"]
+    total = (
+        trainer["steps"]
+        or math.ceil((trainer["tokens"] or 0) / (trainer["batch_size"] * seq_len))
+        or int(rows[-1]["step"])
+    )
+    keys = [
+        key
+        for key in rows[-1]
+        if ("/" in key and not key.startswith(("loss/", "heldout_loss/"))) or key == "heldout_loss"
+    ]
     metrics = {_published_name(key): np.array([row.get(key, math.nan) for row in rows], dtype=float) for key in keys}
     peak = trainer["optimizer"]["learning_rate"]
     last = learning_rate_factor(schedule, total - 1, total, trainer["batch_size"] * seq_len) * peak
@@ -189,7 +216,8 @@ def collect_run(stage: Path) -> Run | None:
         size=facts.get("size", ""),
         step=np.array([row["step"] for row in rows], dtype=float),
         planned_tokens=float(total * trainer["batch_size"] * seq_len),
-        # A schedule that ends above a share of the peak on purpose is finished all the same: rates are kept where they tell something.
+        # A schedule that ends above a share of the peak on purpose is finished all the same: rates are kept where they
+        # tell something.
         lr=rates if last <= 0.15 * peak else None,
         lr_peak=peak,
         seed=facts.get("seed"),

@@ -16,17 +16,20 @@ class TwoStepSettings(Config):
     """One way from (N, D) to an accuracy.
 
     Attributes:
-        x: the quantity between the steps: `bpb` (task loss), `c4`, `taskce`, `validation` (mean of all validation sets), or a column.
+        x: the quantity between the steps: `bpb` (task loss), `c4`, `taskce`, `validation` (mean of all validation
+            sets), or a column.
         law: of the first step; `single` and `power` lead straight to the accuracy and have no second step.
         delta: where Huber's loss of the first step becomes linear, in logarithms; None for least squares.
-        starts: `paper` is the reference's single start with its bounds and optimiser, `grid` takes the best of at least 24.
+        starts: `paper` is the reference's single start with its bounds and optimiser, `grid` takes the best of at least
+            24.
         shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
         last: checkpoints whose mean stands for a run, at most those of its last tenth.
         accuracy_law: of the second step.
         moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
             and the share at a run's beginning that is left out.
         anchor: append the point (loss 0, accuracy 1).
-        weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy (`binomial`).
+        weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy
+            (`binomial`).
         runs: `paper` leaves out runs below 1xC and repeated ones.
     """
 
@@ -93,5 +96,7 @@ PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     "single": (TwoStepSettings(law="single"),),
     "power": (TwoStepSettings(law="power"),),
     "c4": (TwoStepSettings(x="c4"),),
-    "taskce": (TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1),),
+    "taskce": (
+        TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1),
+    ),
 }

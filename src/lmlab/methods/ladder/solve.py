@@ -1,4 +1,5 @@
-"""Many small non-linear least-squares problems at once, with bounds, weights and Huber's loss: Levenberg and Marquardt's method.
+"""Many small non-linear least-squares problems at once, with bounds, weights and Huber's loss: Levenberg and
+Marquardt's method.
 
 Legend: B problems, K points, P parameters.
 """
@@ -20,7 +21,9 @@ _PROBLEMS_AT_ONCE = 4_000_000  # numbers in a Jacobian
 
 @dataclass(frozen=True)
 class Solution:
-    """Parameters [B, P], cost [B] (half the weighted sum, as Huber's loss defines it), and whether each problem converged [B]."""
+    """Parameters [B, P], cost [B] (half the weighted sum, as Huber's loss defines it), and whether each problem
+    converged [B].
+    """
 
     parameters: Floats
     cost: Floats
@@ -58,8 +61,22 @@ def solve(
     parts = []
     for first in range(0, count, chunk):
         numbers = np.arange(first, min(first + chunk, count))
-        parts.append(_solve(residuals, start_BP[numbers], lower_P, upper_P, weights[numbers], delta, max_iterations, tolerance, numbers))
-    return Solution(*(np.concatenate(each) for each in zip(*((p.parameters, p.cost, p.converged) for p in parts), strict=True)))
+        parts.append(
+            _solve(
+                residuals,
+                start_BP[numbers],
+                lower_P,
+                upper_P,
+                weights[numbers],
+                delta,
+                max_iterations,
+                tolerance,
+                numbers,
+            )
+        )
+    return Solution(
+        *(np.concatenate(each) for each in zip(*((p.parameters, p.cost, p.converged) for p in parts), strict=True))
+    )
 
 
 def _solve(
@@ -80,7 +97,9 @@ def _solve(
     stalled = np.zeros(len(parameters), dtype=int)
     active = np.arange(len(parameters))
     for _ in range(max_iterations):
-        step = _step(r[active], j[active], weights_BK[active], delta, damping[active], parameters[active], lower_P, upper_P)
+        step = _step(
+            r[active], j[active], weights_BK[active], delta, damping[active], parameters[active], lower_P, upper_P
+        )
         trial = np.clip(parameters[active] + step, lower_P, upper_P)
         trial_r, trial_j = residuals(trial, numbers[active])
         trial_cost = (weights_BK[active] * huber(trial_r, delta)).sum(1)
@@ -90,7 +109,12 @@ def _solve(
         damping[active] = np.where(better, damping[active] / 4, damping[active] * 8).clip(1e-12, 1e12)
         stalled[active] = np.where(better & ~small, 0, stalled[active] + 1)
         chosen = active[better]
-        parameters[chosen], r[chosen], j[chosen], cost[chosen] = trial[better], trial_r[better], trial_j[better], trial_cost[better]
+        parameters[chosen], r[chosen], j[chosen], cost[chosen] = (
+            trial[better],
+            trial_r[better],
+            trial_j[better],
+            trial_cost[better],
+        )
         active = active[(stalled[active] < 5) & (damping[active] < 1e11)]
         if not len(active):
             break
@@ -99,7 +123,16 @@ def _solve(
     return Solution(parameters, cost, converged)
 
 
-def _step(r: Floats, j: Floats, weights: Floats, delta: float, damping: Floats, parameters: Floats, lower: Floats, upper: Floats) -> Floats:
+def _step(
+    r: Floats,
+    j: Floats,
+    weights: Floats,
+    delta: float,
+    damping: Floats,
+    parameters: Floats,
+    lower: Floats,
+    upper: Floats,
+) -> Floats:
     if np.isfinite(delta):
         weights = weights * np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))
     weighted = j * weights[:, :, None]

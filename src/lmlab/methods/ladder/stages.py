@@ -1,4 +1,6 @@
-"""The stages `ladder` (train small runs, forecast a larger model before it is trained) and `ladder_outcome` (set the outcome beside it)."""
+"""The stages `ladder` (train small runs, forecast a larger model before it is trained) and `ladder_outcome` (set the
+outcome beside it).
+"""
 
 from __future__ import annotations
 
@@ -96,9 +98,15 @@ class Ladder(Stage[LadderConfig]):
         n, d = _target(config)
         return {
             "runs": ", ".join(rung.name for rung in rungs),
-            "arithmetic": f"{short(total)}FLOP, {total / (d * flops_per_token(config.target.model, config.seq_len)):.0%} of the target's",
+            "arithmetic": (
+                f"{short(total)}FLOP, {total / (d * flops_per_token(config.target.model, config.seq_len)):.0%} of the"
+                " target's"
+            ),
             "target": f"N = {n:,.0f}, D = {d:,.0f}",
-            "time": f"about {duration(total / gemm_flops(str(device), select_dtype('auto', device)) / _TYPICAL_UTILISATION)}",
+            "time": (
+                "about"
+                f" {duration(total / gemm_flops(str(device), select_dtype('auto', device)) / _TYPICAL_UTILISATION)}"
+            ),
         }
 
     def run(self, config: LadderConfig, context: StageContext) -> dict[str, Any]:
@@ -109,7 +117,13 @@ class Ladder(Stage[LadderConfig]):
         table = collect([context.directory / "rungs"])
         write_table(table, context.directory / "runs.csv")
         n, d = _target(config)
-        found = forecast(table, ladder_task(context.inputs["questions"], config.limit), n, d, flops_per_token(config.target.model, config.seq_len))
+        found = forecast(
+            table,
+            ladder_task(context.inputs["questions"], config.limit),
+            n,
+            d,
+            flops_per_token(config.target.model, config.seq_len),
+        )
         write_json(context.directory / "forecast.json", found)
         return {**found, "runs": len(table), "ladder_flops": sum(run.flops for run in table)}
 
@@ -117,8 +131,9 @@ class Ladder(Stage[LadderConfig]):
         """The forecast."""
         accuracy, loss = results["accuracy"], results["heldout_loss"]
         return (
-            f"{results['runs']} runs forecast an accuracy of {accuracy['value']:.1%} [{accuracy['lo']:.1%}, {accuracy['hi']:.1%}] and a held-out "
-            f"loss of {loss['value']:.3f} [{loss['lo']:.3f}, {loss['hi']:.3f}] nats a token."
+            f"{results['runs']} runs forecast an accuracy of {accuracy['value']:.1%} [{accuracy['lo']:.1%},"
+            f" {accuracy['hi']:.1%}] and a held-out loss of {loss['value']:.3f} [{loss['lo']:.3f}, {loss['hi']:.3f}]"
+            " nats a token."
         )
 
     def report(self, config: LadderConfig, results: dict[str, Any], directory: Path) -> list[Section]:
@@ -126,19 +141,30 @@ class Ladder(Stage[LadderConfig]):
         table = RunTable.read(directory / "runs.csv")
         columns = ["run", "N", "tokens", "held-out loss", "bits per byte of the answer", "accuracy"]
         rows: list[list[Any]] = [
-            [run.name, int(run.n), int(run.final_tokens), *(round(float(run.metrics[key][-1]), 4) for key in (VALIDATION, _BPB, _ACCURACY))]
+            [
+                run.name,
+                int(run.n),
+                int(run.final_tokens),
+                *(round(float(run.metrics[key][-1]), 4) for key in (VALIDATION, _BPB, _ACCURACY)),
+            ]
             for run in table
         ]
         blocks: list[Any] = [
-            Figure(_loss_curves(table), "Held-out loss of the small runs while they were trained.", "Losses of the ladder"),
-            Figure(_accuracy_points(table), "Accuracy against the bits per byte of the right answer, every measurement of every run.", "Second step"),
+            Figure(
+                _loss_curves(table), "Held-out loss of the small runs while they were trained.", "Losses of the ladder"
+            ),
+            Figure(
+                _accuracy_points(table),
+                "Accuracy against the bits per byte of the right answer, every measurement of every run.",
+                "Second step",
+            ),
             Table(columns, rows, "The last measurement of each run."),
             *_flag_notes(results),
         ]
         intro = (
-            f"Small models were trained first, and forecast the large one at {_time(results['made'])}, before its training began: "
-            "a law of parameters and tokens for the loss, and a curve from loss to accuracy. They cost "
-            f"{results['ladder_flops'] / results['target_flops']:.0%} of its compute."
+            f"Small models were trained first, and forecast the large one at {_time(results['made'])}, before its"
+            " training began: a law of parameters and tokens for the loss, and a curve from loss to accuracy. They"
+            f" cost {results['ladder_flops'] / results['target_flops']:.0%} of its compute."
         )
         return [Section("Ladder", blocks, intro)]
 
@@ -162,13 +188,16 @@ class LadderOutcome(Stage[OutcomeConfig]):
         run = collect_run(model)
         if run is None or _ACCURACY not in run.metrics or VALIDATION not in run.metrics:
             raise UserError(
-                f"'{model}' was not measured on the questions and the held-out text.", "Give its stage 'train' the keys questions and heldout_tokens."
+                f"'{model}' was not measured on the questions and the held-out text.",
+                "Give its stage 'train' the keys questions and heldout_tokens.",
             )
         n, d = run.n, run.final_tokens
         as_planned = abs(n / found["n"] - 1) < _SAME and abs(d / found["d"] - 1) < _SAME
         if not as_planned:
             task = Task.model_validate(found["task"])
-            found = forecast(RunTable.read(ladder / "runs.csv"), task, n, d, run.flops_per_token) | {"made": found["made"]}
+            found = forecast(RunTable.read(ladder / "runs.csv"), task, n, d, run.flops_per_token) | {
+                "made": found["made"]
+            }
         started = read_record(model)["started"]
         rows = {}
         for name, key in (("accuracy", _ACCURACY), ("heldout_loss", VALIDATION)):
@@ -190,8 +219,9 @@ class LadderOutcome(Stage[OutcomeConfig]):
         """Forecast and outcome."""
         accuracy, loss = results["accuracy"], results["heldout_loss"]
         return (
-            f"accuracy {accuracy['outcome']:.1%}, forecast {accuracy['value']:.1%} [{accuracy['lo']:.1%}, {accuracy['hi']:.1%}]; "
-            f"held-out loss {loss['outcome']:.3f}, forecast {loss['value']:.3f} [{loss['lo']:.3f}, {loss['hi']:.3f}]."
+            f"accuracy {accuracy['outcome']:.1%}, forecast {accuracy['value']:.1%} [{accuracy['lo']:.1%},"
+            f" {accuracy['hi']:.1%}]; held-out loss {loss['outcome']:.3f}, forecast {loss['value']:.3f}"
+            f" [{loss['lo']:.3f}, {loss['hi']:.3f}]."
         )
 
     def headline(self, results: dict[str, Any]) -> dict[str, str]:
@@ -203,18 +233,28 @@ class LadderOutcome(Stage[OutcomeConfig]):
         """The table, and a sentence that tells whether it was a forecast."""
         percent = f"{results['level']:.0%} interval"
         rows: list[list[Any]] = []
-        for title, key, digits, scale in (("held-out loss, nats a token", "heldout_loss", 3, 1.0), ("accuracy, %", "accuracy", 1, 100.0)):
+        for title, key, digits, scale in (
+            ("held-out loss, nats a token", "heldout_loss", 3, 1.0),
+            ("accuracy, %", "accuracy", 1, 100.0),
+        ):
             each = results[key]
             low, high, value, outcome, *others = (
-                f"{each[name] * scale:.{digits}f}" for name in ("lo", "hi", "value", "outcome", "carry_forward", "log_linear")
+                f"{each[name] * scale:.{digits}f}"
+                for name in ("lo", "hi", "value", "outcome", "carry_forward", "log_linear")
             )
             rows.append([title, value, f"{low} to {high}", outcome, "inside" if each["inside"] else "outside", *others])
         if not results["as_planned"]:
             note = Note(
-                "The model was not trained as the forecast said. The figures are those of the same small runs for its own size and length.", "warning"
+                "The model was not trained as the forecast said. The figures are those of the same small runs for its"
+                " own size and length.",
+                "warning",
             )
         elif results["before"]:
-            note = Note(f"The forecast was made at {_time(results['made'])}; the training began at {_time(results['training_started'])}.", "good")
+            note = Note(
+                f"The forecast was made at {_time(results['made'])}; the training began at"
+                f" {_time(results['training_started'])}.",
+                "good",
+            )
         else:
             began, made = _time(results["training_started"]), _time(results["made"])
             note = Note(f"The training began at {began}, before the forecast of {made}: this is no forecast.", "bad")
@@ -234,7 +274,9 @@ def ladder_task(questions: Path, limit: int) -> Task:
 
 
 def forecast(table: RunTable, task: Task, n: float, d: float, flops: float | None) -> dict[str, Any]:
-    """Accuracy and held-out loss at a target with their intervals, beside two simpler forecasts, and when this was computed."""
+    """Accuracy and held-out loss at a target with their intervals, beside two simpler forecasts, and when this was
+    computed.
+    """
     accuracy_model = TwoStep("recommended").fit(table, task)
     predicted = accuracy_model.predict(n, d, _LEVEL, flops_per_token=flops)
     loss_model: Forecaster = TwoStep(TwoStepSettings(x=VALIDATION, delta=1e-2)).fit(table, task, calibrated=False)

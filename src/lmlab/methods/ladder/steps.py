@@ -1,4 +1,6 @@
-"""Each step alone, as a pure function of arrays: `LossLaw("nd").fit(n, d, loss)`, `AccuracyLaw("sigmoid").fit(loss, accuracy)`."""
+"""Each step alone, as a pure function of arrays: `LossLaw("nd").fit(n, d, loss)`, `AccuracyLaw("sigmoid").fit(loss,
+accuracy)`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ class LossLaw:
     converged: bool | None = None
 
     def fit(
-        self, n: ArrayLike, d: ArrayLike, loss: ArrayLike, flops: ArrayLike | None = None, starts: str = "grid", delta: float | None = 1e-3
+        self,
+        n: ArrayLike,
+        d: ArrayLike,
+        loss: ArrayLike,
+        flops: ArrayLike | None = None,
+        starts: str = "grid",
+        delta: float | None = 1e-3,
     ) -> LossLaw:
         """Fit it to one point a run, all [R].
 
@@ -43,8 +51,14 @@ class LossLaw:
             UserError: fewer points than parameters, or values that are not positive.
         """
         x_3R, y = _logs(n, d, flops), np.asarray(loss, dtype=float)
-        if x_3R.shape[1] < len(FORMS[self.form].names) or not np.isfinite(x_3R).all() or not (np.isfinite(y) & (y > 0)).all():
-            raise UserError(f"{FORMS[self.form].formula} needs {len(FORMS[self.form].names)} points with positive, finite values.")
+        if (
+            x_3R.shape[1] < len(FORMS[self.form].names)
+            or not np.isfinite(x_3R).all()
+            or not (np.isfinite(y) & (y > 0)).all()
+        ):
+            raise UserError(
+                f"{FORMS[self.form].formula} needs {len(FORMS[self.form].names)} points with positive, finite values."
+            )
         found = fit_first_step(self.form, x_3R, y[None], None, delta, starts)
         values = first_step_values(self.form, found.parameters_BP, x_3R)[0]
         names = dict(zip(FORMS[self.form].names, map(float, found.parameters_BP[0]), strict=True))
@@ -66,7 +80,9 @@ class AccuracyLaw:
     error: float | None = None
     converged: bool | None = None
 
-    def fit(self, loss: ArrayLike, accuracy: ArrayLike, chance: float = 0.25, anchor: bool = True, starts: str = "grid") -> AccuracyLaw:
+    def fit(
+        self, loss: ArrayLike, accuracy: ArrayLike, chance: float = 0.25, anchor: bool = True, starts: str = "grid"
+    ) -> AccuracyLaw:
         """Fit it to checkpoints, both [K]; `anchor` appends the point (loss 0, accuracy 1).
 
         Raises:
@@ -78,15 +94,17 @@ class AccuracyLaw:
         found = fit_second_step(self.form, x[None], y[None], np.array([chance]), None, anchor, starts)
         values = acc.value_and_gradient(self.form, found.parameters_BP, x[None])[0][0]
         names = dict(zip(acc.NAMES[self.form], map(float, found.parameters_BP[0]), strict=True))
-        return AccuracyLaw(self.form, names, float(np.abs(values / np.maximum(y, 1e-9) - 1).mean()), bool(found.converged_B[0]))
+        return AccuracyLaw(
+            self.form, names, float(np.abs(values / np.maximum(y, 1e-9) - 1).mean()), bool(found.converged_B[0])
+        )
 
     def predict(self, loss: ArrayLike) -> Floats:
         """The accuracy at some losses, within 0 and 1."""
         if self.parameters is None:
             raise UserError("The curve has not been fitted.")
-        value = acc.value_and_gradient(self.form, np.array([list(self.parameters.values())]), np.atleast_1d(np.asarray(loss, dtype=float))[None])[0][
-            0
-        ]
+        value = acc.value_and_gradient(
+            self.form, np.array([list(self.parameters.values())]), np.atleast_1d(np.asarray(loss, dtype=float))[None]
+        )[0][0]
         return np.clip(value, 0.0, 1.0)
 
 

@@ -85,7 +85,8 @@ class Run:
         return None
 
     def final_value(self, values: Floats, last: int) -> float:
-        """The mean of the last values, though of none before the last tenth of the run: earlier ones are not those of a finished run.
+        """The mean of the last values, though of none before the last tenth of the run: earlier ones are not those of a
+        finished run.
 
         Arguments:
             values: [K], one for each checkpoint.
@@ -107,7 +108,9 @@ class Run:
 
     def weighted(self, keys: Sequence[str], task: Task) -> Floats:
         """The weighted sum of several columns, [K]."""
-        return np.asarray(sum(share * self.column(key, task) for key, share in zip(keys, task.shares, strict=True)), dtype=float)
+        return np.asarray(
+            sum(share * self.column(key, task) for key, share in zip(keys, task.shares, strict=True)), dtype=float
+        )
 
     def accuracy(self, task: Task, variant: Literal["rc", "mc"] = "rc") -> Floats:
         """[K] accuracy, 0 to 1."""
@@ -207,7 +210,10 @@ class RunTable:
 
     @property
     def paper(self) -> RunTable:
-        """The runs of 1xC and longer, where every size has such runs, without repeated ones: those that the paper fits. Targets are kept."""
+        """The runs of 1xC and longer, where every size has such runs, without repeated ones: those that the paper fits.
+
+        Targets are kept.
+        """
         sizes = {run.n for run in self.runs if run.mode == "train"}
         shortest = 1.0 if sizes <= {run.n for run in self.runs if run.mode == "train" and run.multiple >= 1} else 0.0
         seen, chosen = set(), []

@@ -11,7 +11,17 @@ from lmlab.files import write_json, write_text
 from lmlab.methods.ladder.read import write_csv
 
 Cell = str | int | float | None
-_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def text_of(cell: Cell) -> str:
@@ -32,7 +42,15 @@ def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def to_latex(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A LaTeX table with booktabs; texts are escaped."""
     body = [" & ".join(escape_latex(text_of(cell)) for cell in row) + r" \\" for row in [columns, *rows]]
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+        r"\toprule",
+        body[0],
+        r"\midrule",
+        *body[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,10 @@ from lmlab.methods.ladder.tasks import Task
 
 @dataclass(frozen=True)
 class TargetError:
-    """One task's errors; relative ones are signed shares, `absolute` is in points. The first step's are None for a law without it."""
+    """One task's errors; relative ones are signed shares, `absolute` is in points.
+
+    The first step's are None for a law without it.
+    """
 
     task: str
     loss_predicted: float | None
@@ -87,11 +90,16 @@ def only_target(table: RunTable, name: str | None) -> Run:
         return table[name]
     if len(table.targets) != 1:
         names = ", ".join(run.name for run in table.targets) or "none"
-        raise UserError(f"One target is needed; the table has: {names}.", "Name it with --target, or mark it when runs are collected.")
+        raise UserError(
+            f"One target is needed; the table has: {names}.",
+            "Name it with --target, or mark it when runs are collected.",
+        )
     return table.targets[0]
 
 
-def target_point(table: RunTable, name: str | None, n: float | None, d: str | None) -> tuple[float, float, float | None, Run | None]:
+def target_point(
+    table: RunTable, name: str | None, n: float | None, d: str | None
+) -> tuple[float, float, float | None, Run | None]:
     """N, D and FLOPs a token of what is predicted, and the measured run where it is one of the table.
 
     Raises:
@@ -102,6 +110,8 @@ def target_point(table: RunTable, name: str | None, n: float | None, d: str | No
     if n is None and d is None and (name is not None or table.targets):
         run = only_target(table, name)
         if not math.isfinite(run.n):
-            raise UserError(f"The number of parameters of '{run.name}' is not known.", "Give -n and -d, or n in the configuration.")
+            raise UserError(
+                f"The number of parameters of '{run.name}' is not known.", "Give -n and -d, or n in the configuration."
+            )
         return run.n, run.final_tokens, run.flops_per_token, run
     raise UserError("What is to be predicted? Give both -n and -d, or --target.", "For instance: -n 7e9 -d 4T")

@@ -1,4 +1,6 @@
-"""Benchmarks: which columns of a run hold a task's loss and accuracy, how they are weighted, and what a guess scores."""
+"""Benchmarks: which columns of a run hold a task's loss and accuracy, how they are weighted, and what a guess
+scores.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class Task(Config):
         name: as commands call it; `display_name` is what tables show.
         loss_keys: columns of the task loss, bits per byte of the right answer.
         accuracy_keys: columns of the accuracy in ranked-classification form, 0 to 1.
-        soft_keys, soft_log_keys: columns of the probability of the right answer among the options, and of its logarithm.
+        soft_keys, soft_log_keys: columns of the probability of the right answer among the options, and of its
+            logarithm.
         mc_accuracy_keys: columns of the accuracy where a letter is answered.
         chance: accuracy of a guess.
         n_instances: number of questions; None where it is not known.
@@ -81,13 +84,19 @@ class TaskRegistry:
         """A task by its name; a stem such as `hellaswag` is enough where it is unique."""
         if name in self._tasks:
             return self._tasks[name]
-        near = [task for key, task in self._tasks.items() if key.startswith(name) or task.display_name.lower() == name.lower()]
+        near = [
+            task
+            for key, task in self._tasks.items()
+            if key.startswith(name) or task.display_name.lower() == name.lower()
+        ]
         if len(near) == 1:
             return near[0]
         raise UserError(f"There is no task '{name}'. {did_you_mean(name, self._tasks)}")
 
     def select(self, names: str | Sequence[str] | None = None) -> list[Task]:
-        """Tasks by a list of names, or by the name of a set: `main` (the paper's eight), `main+` (with BoolQ and WinoGrande), `all`."""
+        """Tasks by a list of names, or by the name of a set: `main` (the paper's eight), `main+` (with BoolQ and
+        WinoGrande), `all`.
+        """
         names = [each.strip() for each in names.split(",")] if isinstance(names, str) else list(names or ["main"])
         found: dict[str, Task] = {}
         for name in names:
@@ -130,7 +139,9 @@ class TaskRegistry:
         if not isinstance(data, dict) or not data:
             raise UserError(f"'{path}' must hold a mapping of task names to tasks.")
         rows = {name: fields if isinstance(fields, dict) else {} for name, fields in data.items()}
-        return cls(validate(Task, {"name": name, **fields}, f"'{path}', task '{name}'") for name, fields in rows.items())
+        return cls(
+            validate(Task, {"name": name, **fields}, f"'{path}', task '{name}'") for name, fields in rows.items()
+        )
 
 
 _MMLU = ("stem", "humanities", "social_sciences", "other")
@@ -138,7 +149,14 @@ _MMLU_WEIGHTS = (0.215, 0.335, 0.219, 0.231)  # proportional to test questions
 
 
 def _olmes(
-    stem: str, title: str, chance: float, questions: int, main: bool = False, metric: str = "len_norm", parts: Sequence[str] = (), mc: str = "acc"
+    stem: str,
+    title: str,
+    chance: float,
+    questions: int,
+    main: bool = False,
+    metric: str = "len_norm",
+    parts: Sequence[str] = (),
+    mc: str = "acc",
 ) -> Task:
     split = stem.rpartition("_")[2]
     stems = [f"mmlu_{part}_{split}" for part in parts] or [stem]

@@ -1,4 +1,6 @@
-"""Noise: how a benchmark's figures vary between checkpoints and between runs, and what that says about its predictions."""
+"""Noise: how a benchmark's figures vary between checkpoints and between runs, and what that says about its
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb") ->
     rows = []
     for task in tasks:
         loss, accuracy = run.intermediate(task, x)[-last:], run.accuracy(task)[-last:]
-        rows.append(Noise(task.name, *(float(each) for values in (loss, accuracy) for each in (values.std(), values.std() / values.mean()))))
+        rows.append(
+            Noise(
+                task.name,
+                *(float(each) for values in (loss, accuracy) for each in (values.std(), values.std() / values.mean())),
+            )
+        )
     return rows
 
 
@@ -41,7 +48,10 @@ def largest_run(table: RunTable) -> Run:
 
 
 def correlations(noise: Sequence[Noise], errors: Sequence[TargetError]) -> list[tuple[str, str, float, float]]:
-    """Pearson's correlations of noise with the three relative errors: noise, error, r, p. Empty for fewer than three tasks."""
+    """Pearson's correlations of noise with the three relative errors: noise, error, r, p.
+
+    Empty for fewer than three tasks.
+    """
     if len(noise) < 3:
         return []
     found = []
@@ -55,7 +65,9 @@ def correlations(noise: Sequence[Noise], errors: Sequence[TargetError]) -> list[
 
 
 def seed_noise(table: RunTable, tasks: Sequence[Task]) -> dict[str, tuple[float, float]] | None:
-    """Between repeated runs: standard deviation of the logarithm of the task loss, and of accuracy; None where no run is repeated."""
+    """Between repeated runs: standard deviation of the logarithm of the task loss, and of accuracy; None where no run
+    is repeated.
+    """
     pairs = repeated_runs(table)
     if not pairs:
         return None
@@ -65,7 +77,15 @@ def seed_noise(table: RunTable, tasks: Sequence[Task]) -> dict[str, tuple[float,
         losses, accuracies = [], []
         for names in pairs:
             one, two = (table[name] for name in names)
-            losses.append(np.log(one.final_value(one.intermediate(task, "bpb"), last) / two.final_value(two.intermediate(task, "bpb"), last)))
+            losses.append(
+                np.log(
+                    one.final_value(one.intermediate(task, "bpb"), last)
+                    / two.final_value(two.intermediate(task, "bpb"), last)
+                )
+            )
             accuracies.append(one.final_value(one.accuracy(task), last) - two.final_value(two.accuracy(task), last))
-        found[task.name] = (float(np.sqrt(np.mean(np.square(losses)) / 2)), float(np.sqrt(np.mean(np.square(accuracies)) / 2)))
+        found[task.name] = (
+            float(np.sqrt(np.mean(np.square(losses)) / 2)),
+            float(np.sqrt(np.mean(np.square(accuracies)) / 2)),
+        )
     return found

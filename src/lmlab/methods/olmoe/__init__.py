@@ -1,4 +1,6 @@
-"""OLMoE (Muennighoff et al. 2024): what routers do, measured; dense models upcycled to mixtures of experts; design choices compared at toy scale."""
+"""OLMoE (Muennighoff et al. 2024): what routers do, measured; dense models upcycled to mixtures of experts; design
+choices compared at toy scale.
+"""
 
 from lmlab.methods.olmoe.ablation import AblationConfig, Choice, compare, run_ablation, train_variant
 from lmlab.methods.olmoe.collect import collect, load_routed, watch

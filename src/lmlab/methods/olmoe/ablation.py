@@ -1,4 +1,6 @@
-"""Design choices compared at toy scale: one YAML file gives the table of Muennighoff et al. 2024 (sections 3 and 4), with seeds and significance."""
+"""Design choices compared at toy scale: one YAML file gives the table of Muennighoff et al. 2024 (sections 3 and 4),
+with seeds and significance.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ class AblationConfig(Config):
         settings = {**self.model, **changes}
         if isinstance(self.model.get("moe"), dict) and isinstance(changes.get("moe"), dict):
             settings["moe"] = {**self.model["moe"], **changes["moe"]}
-        return validate(ModelConfig, {key: value for key, value in settings.items() if value is not None}, f"variant '{variant}'")
+        return validate(
+            ModelConfig, {key: value for key, value in settings.items() if value is not None}, f"variant '{variant}'"
+        )
 
     def trainer_of(self, variant: str) -> TrainerConfig:
         """The loop of a variant."""
@@ -98,7 +102,11 @@ class Job:
 
 
 def run_ablation(
-    config: AblationConfig, directory: Path, workers: int = 1, only: Sequence[str] = (), told: Callable[[Job, dict[str, Any]], None] | None = None
+    config: AblationConfig,
+    directory: Path,
+    workers: int = 1,
+    only: Sequence[str] = (),
+    told: Callable[[Job, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train every variant with every seed, and compare; what is finished is not done again, what was cut off goes on.
 
@@ -108,8 +116,8 @@ def run_ablation(
         told: called with each result as it comes.
 
     Returns:
-        `results`: variant -> list of results by seed, of those that are finished; `comparisons`: rows of the table. The same is written to
-        `results.json`, and as a page to `report.html`.
+        `results`: variant -> list of results by seed, of those that are finished; `comparisons`: rows of the table. The
+        same is written to `results.json`, and as a page to `report.html`.
     """
     for name in only:
         if name not in config.variants:
@@ -139,7 +147,11 @@ def train_variant(job: Job) -> dict[str, Any]:
         return result
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    config, loop, corpus = job.config.model_of(job.variant), job.config.trainer_of(job.variant), ByteCorpus(job.config.texts)
+    config, loop, corpus = (
+        job.config.model_of(job.variant),
+        job.config.trainer_of(job.variant),
+        ByteCorpus(job.config.texts),
+    )
     steps = loop.num_steps(job.config.seq_len)
     if steps is None:
         raise UserError("trainer.epochs: rows are drawn at random, so give the length in steps or tokens.")
@@ -158,7 +170,9 @@ def train_variant(job: Job) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure(model: Transformer, corpus: ByteCorpus, length: int) -> dict[str, Any]:
-    """Validation loss in nats a byte, in the mean of domains and by domain, and the highest expert load of each layer over its mean."""
+    """Validation loss in nats a byte, in the mean of domains and by domain, and the highest expert load of each layer
+    over its mean.
+    """
     model.eval()
     ids_BT, domains_B = corpus.validation_windows(length)
     labels_BT = torch.cat((ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], -100)), 1)
@@ -178,7 +192,8 @@ def measure(model: Transformer, corpus: ByteCorpus, length: int) -> dict[str, An
 
 
 def compare(choice: Choice, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Each variant of a choice against its first, seed by seed: the mean difference, its 95 % interval and p of a paired t-test.
+    """Each variant of a choice against its first, seed by seed: the mean difference, its 95 % interval and p of a
+    paired t-test.
 
     With one common seed there is a difference and no significance.
     """
@@ -188,7 +203,12 @@ def compare(choice: Choice, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
     rows = []
     for name in choice.variants[1:]:
         differences = np.array([each["loss"] - base[each["seed"]] for each in results[name] if each["seed"] in base])
-        row: dict[str, Any] = {"choice": choice.title, "variant": name, "against": choice.variants[0], "seeds": len(differences)}
+        row: dict[str, Any] = {
+            "choice": choice.title,
+            "variant": name,
+            "against": choice.variants[0],
+            "seeds": len(differences),
+        }
         row |= {"difference": float(differences.mean()) if len(differences) else None, "interval": None, "p": None}
         if len(differences) > 1:
             error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
@@ -213,15 +233,28 @@ def _page(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> 
     results = {name: each for name, each in found["results"].items() if each}
     losses = {name: [result["loss"] for result in each] for name, each in results.items()}
     rows = [
-        [name, each[0]["parameters"], each[0]["active_parameters"], len(each), float(np.mean(losses[name])), _deviation(losses[name]), _load(each)]
+        [
+            name,
+            each[0]["parameters"],
+            each[0]["active_parameters"],
+            len(each),
+            float(np.mean(losses[name])),
+            _deviation(losses[name]),
+            _load(each),
+        ]
         for name, each in results.items()
     ]
     table = Table(
-        ["variant", "parameters", "active", "seeds", "loss (nats a byte)", "deviation", "highest load"], rows, "Validation, mean of domains"
+        ["variant", "parameters", "active", "seeds", "loss (nats a byte)", "deviation", "highest load"],
+        rows,
+        "Validation, mean of domains",
     )
-    bars = bar_chart(list(results), {"loss": [float(np.mean(each)) for each in losses.values()]}, None, "nats a byte", None)
+    bars = bar_chart(
+        list(results), {"loss": [float(np.mean(each)) for each in losses.values()]}, None, "nats a byte", None
+    )
     compared = [
-        [row["choice"], row["variant"], row["against"], row["difference"], _interval(row["interval"]), row["p"]] for row in found["comparisons"]
+        [row["choice"], row["variant"], row["against"], row["difference"], _interval(row["interval"]), row["p"]]
+        for row in found["comparisons"]
     ]
     curves = []
     for name, each in results.items():
@@ -235,7 +268,14 @@ def _page(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> 
             [Table(["choice", "variant", "against", "difference", "95 % interval", "p"], compared)],
             "Differences of validation loss, seed by seed; p is that of a paired t-test.",
         ),
-        Section("Learning", [FigureBlock(line_chart(curves, "step", "training loss (nats a byte)"), "Training loss of the first seed.")]),
+        Section(
+            "Learning",
+            [
+                FigureBlock(
+                    line_chart(curves, "step", "training loss (nats a byte)"), "Training loss of the first seed."
+                )
+            ],
+        ),
     ]
     return Page("Design choices", f"{len(results)} variants, {len(config.seeds)} seeds", sections)
 

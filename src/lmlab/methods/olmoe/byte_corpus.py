@@ -1,6 +1,8 @@
-"""Toy training on bytes: windows drawn evenly from domains, and a fixed validation (specification of the ablations at toy scale).
+"""Toy training on bytes: windows drawn evenly from domains, and a fixed validation (specification of the ablations at
+toy scale).
 
-A model reads raw UTF-8 bytes, without marks. The first nine tenths of the records of each domain are learned from, the last tenth is measured on.
+A model reads raw UTF-8 bytes, without marks. The first nine tenths of the records of each domain are learned from, the
+last tenth is measured on.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ class ByteCorpus:
             for part, records in ((self.train, texts[domain][:cut]), (self.validation, texts[domain][cut:])):
                 part[domain] = np.frombuffer("\n".join(records).encode(), np.uint8)
                 if len(part[domain]) < shortest:
-                    raise UserError(f"The domain '{domain}' of '{directory}' has too little text to learn from and to measure.", "Add records.")
+                    raise UserError(
+                        f"The domain '{domain}' of '{directory}' has too little text to learn from and to measure.",
+                        "Add records.",
+                    )
 
     def validation_windows(self, length: int, per_domain: int = 16) -> tuple[Tensor, Tensor]:
         """Evenly spaced windows of each domain, [domains * per_domain, length], and the numbers of their domains."""
@@ -78,4 +83,9 @@ class ByteWindows:
         start = int(random.integers(len(text) - self._length + 1))
         ids = text[start : start + self._length].astype(np.int64)
         zeros = np.zeros(self._length, np.int64)
-        return {"input_ids": ids, "labels": np.append(ids[1:], -100), "document_ids": zeros, "domain_ids": zeros + domain}
+        return {
+            "input_ids": ids,
+            "labels": np.append(ids[1:], -100),
+            "document_ids": zeros,
+            "domain_ids": zeros + domain,
+        }

@@ -1,4 +1,5 @@
-"""Collecting routing traces: from lmlab's models, and from mixtures of experts of `transformers` by hooks on their routers.
+"""Collecting routing traces: from lmlab's models, and from mixtures of experts of `transformers` by hooks on their
+routers.
 
 Shapes: B batch, T tokens, L layers, k experts for each token.
 """
@@ -34,7 +35,14 @@ class Routed:
         vocab_size: token ids must be below it.
     """
 
-    def __init__(self, run: Callable[[Tensor], Routing], layers: Sequence[int], num_experts: int, vocab_size: int, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        run: Callable[[Tensor], Routing],
+        layers: Sequence[int],
+        num_experts: int,
+        vocab_size: int,
+        max_seq_len: int,
+    ) -> None:
         self.run, self.layers, self.num_experts = run, tuple(layers), num_experts
         self.vocab_size, self.max_seq_len = vocab_size, max_seq_len
 
@@ -49,14 +57,18 @@ def watch(model: Transformer | nn.Module) -> Routed:
 
 
 def load_routed(directory: Path, dtype: torch.dtype = torch.float32) -> Routed:
-    """The model in a directory: by lmlab where it knows the family, else by `transformers` (Mixtral, Qwen-MoE and others)."""
+    """The model in a directory: by lmlab where it knows the family, else by `transformers` (Mixtral, Qwen-MoE and
+    others).
+    """
     if read_settings(directory).get("model_type") in {"lmlab", *(family.model_type for family in FAMILIES)}:
         return watch(from_pretrained(directory, dtype=dtype))
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
         raise missing_extra("transformers", "hf", "Models of other families") from None
-    return watch(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, use_safetensors=True).eval())
+    return watch(
+        AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, use_safetensors=True).eval()
+    )
 
 
 @torch.no_grad()
@@ -79,7 +91,8 @@ def collect(
         total: number of sequences, for the progress line.
 
     Raises:
-        UserError: a layer has no router, a token id is not in the vocabulary, or a sequence is too long; the place is named.
+        UserError: a layer has no router, a token id is not in the vocabulary, or a sequence is too long; the place is
+            named.
     """
     routed = model if isinstance(model, Routed) else watch(model)
     kept = routed.layers if layers is None else tuple(layers)
@@ -101,7 +114,14 @@ def collect(
         raise UserError("There are no tokens to trace.")
     domain = np.zeros(0, np.int64) if domain_S is None else np.asarray(domain_S)
     return RoutingTrace(
-        np.concatenate(ids), np.concatenate(experts), routed.num_experts, kept, tuple(domains), domain, np.concatenate(predicted), about or {}
+        np.concatenate(ids),
+        np.concatenate(experts),
+        routed.num_experts,
+        kept,
+        tuple(domains),
+        domain,
+        np.concatenate(predicted),
+        about or {},
     )
 
 
@@ -109,9 +129,15 @@ def _check(ids_BT: Tensor, routed: Routed, before: int) -> None:
     wrong = (ids_BT < 0) | (ids_BT >= routed.vocab_size)
     if bool(wrong.any()):
         row, place = (int(each) for each in wrong.nonzero()[0])
-        raise UserError(f"Sequence {before + row}, place {place}: token id {int(ids_BT[row, place])} is not below vocab_size {routed.vocab_size}.")
+        raise UserError(
+            f"Sequence {before + row}, place {place}: token id {int(ids_BT[row, place])} is not below vocab_size"
+            f" {routed.vocab_size}."
+        )
     if ids_BT.shape[1] > routed.max_seq_len:
-        raise UserError(f"Sequences of {ids_BT.shape[1]} tokens are longer than the model's {routed.max_seq_len}.", "Lower the length.")
+        raise UserError(
+            f"Sequences of {ids_BT.shape[1]} tokens are longer than the model's {routed.max_seq_len}.",
+            "Lower the length.",
+        )
 
 
 def _watch_ours(model: Transformer) -> Routed:
@@ -133,11 +159,25 @@ def _watch_ours(model: Transformer) -> Routed:
 
 def _watch_theirs(model: nn.Module) -> Routed:
     config: Any = model.config
-    names = [name for name, module in model.named_modules() if _ROUTER.search(name) and "router" in type(module).__name__.lower()]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if _ROUTER.search(name) and "router" in type(module).__name__.lower()
+    ]
     k = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None)
-    experts = next((getattr(config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, key, None)), None)
+    experts = next(
+        (
+            getattr(config, key)
+            for key in ("num_experts", "num_local_experts", "n_routed_experts")
+            if getattr(config, key, None)
+        ),
+        None,
+    )
     if not names or k is None or experts is None:
-        raise UserError(f"{type(model).__name__} has no routers that are known here.", "Name a mixture of experts, such as Mixtral or Qwen-MoE.")
+        raise UserError(
+            f"{type(model).__name__} has no routers that are known here.",
+            "Name a mixture of experts, such as Mixtral or Qwen-MoE.",
+        )
     layers = [int(re.findall(r"\.(\d+)\.", name)[0]) for name in names]
     modules = dict(model.named_modules())
 
@@ -159,7 +199,9 @@ def _watch_theirs(model: nn.Module) -> Routed:
 
 
 def _indices(output: Any, k: int) -> Tensor:
-    """The chosen experts, most probable first, of what a router gives: logits, weights and indices in any order, or logits alone."""
+    """The chosen experts, most probable first, of what a router gives: logits, weights and indices in any order, or
+    logits alone.
+    """
     parts = output if isinstance(output, tuple) else (output,)
     indices = next((part for part in parts if part.dtype in (torch.int64, torch.int32) and part.shape[-1] == k), None)
     if indices is None:

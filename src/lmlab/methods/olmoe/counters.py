@@ -38,7 +38,10 @@ def read_counters(path: Path, *, allow_pickle: bool = False) -> Any:
         UserError: it was not asked for, or the file is missing, damaged, or holds anything else.
     """
     if not allow_pickle:
-        raise UserError(f"'{path}' is a pickle, which lmlab does not open unasked.", "If you trust where it comes from, set allow_pickle.")
+        raise UserError(
+            f"'{path}' is a pickle, which lmlab does not open unasked.",
+            "If you trust where it comes from, set allow_pickle.",
+        )
     if not path.exists():
         raise UserError(f"There is no file '{path}'.")
     try:

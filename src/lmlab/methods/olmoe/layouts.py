@@ -56,8 +56,9 @@ _CORE = {
 def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer:
     """Read a checkpoint of OLMo (`config.yaml`, `model.safetensors`) or OLMo-core (`config.json`, `model.safetensors`).
 
-    Of OLMo-core both layouts of experts are read: of its dropless layer, and of its layer with capacities, whose gates and ups are transposed.
-    Swapped gates and ups cannot be seen from shapes: look at the loss on real text after a conversion.
+    Of OLMo-core both layouts of experts are read: of its dropless layer, and of its layer with capacities, whose gates
+    and ups are transposed. Swapped gates and ups cannot be seen from shapes: look at the loss on real text after a
+    conversion.
 
     Arguments:
         config: the shape; by default that of the directory's configuration.
@@ -68,7 +69,10 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
     """
     path = directory / _WEIGHTS
     if not path.exists():
-        raise UserError(f"'{directory}' has no {_WEIGHTS}; other files of weights are pickles, which lmlab does not open.", "Save it as safetensors.")
+        raise UserError(
+            f"'{directory}' has no {_WEIGHTS}; other files of weights are pickles, which lmlab does not open.",
+            "Save it as safetensors.",
+        )
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -80,7 +84,9 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
             config = _olmo_config(file) if kind == "olmo" else _core_config(file)
         except (KeyError, TypeError, AttributeError) as error:
             lacks = f"lacks the key {error}" if isinstance(error, KeyError) else f"has a key of another kind ({error})"
-            raise UserError(f"'{file}' is no configuration of {'OLMo' if kind == 'olmo' else 'OLMo-core'}: it {lacks}.") from None
+            raise UserError(
+                f"'{file}' is no configuration of {'OLMo' if kind == 'olmo' else 'OLMo-core'}: it {lacks}."
+            ) from None
     with torch.device("meta"):
         model = Transformer(config)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
@@ -95,9 +101,15 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
         if name in tensors and tensors[name].shape != shape
     ]
     if problems:
-        stored, wanted = (each.get(_table(kind)["embedding.weight"]) for each in ({n: t.shape for n, t in tensors.items()}, expected))
+        stored, wanted = (
+            each.get(_table(kind)["embedding.weight"]) for each in ({n: t.shape for n, t in tensors.items()}, expected)
+        )
         padded = stored is not None and wanted is not None and stored[0] > wanted[0]
-        remedy = f"The vocabulary is padded: set the size of the embedding to {stored[0]}." if stored is not None and padded else None
+        remedy = (
+            f"The vocabulary is padded: set the size of the embedding to {stored[0]}."
+            if stored is not None and padded
+            else None
+        )
         raise LmlabError(f"'{path}' does not fit its configuration: " + "; ".join(sorted(problems)) + ".", remedy)
     weights = {name: _read(name, config, kind, tensors.__getitem__) for name in shapes}
     model.load_state_dict({name: tensor.contiguous() for name, tensor in weights.items()}, assign=True)
@@ -138,7 +150,9 @@ def _read(name: str, config: ModelConfig, kind: Kind, get: Callable[[str], Tenso
         part = ("query", "key", "value").index(stem.split(".")[1])
         return get(f"transformer.blocks.{layer}.att_proj.weight").split(heads)[part]
     if kind == "olmo" and stem in ("ffn.up.weight", "ffn.gate.weight"):
-        return get(f"transformer.blocks.{layer}.ff_proj.weight").chunk(2)[0 if stem == "ffn.up.weight" else 1]  # up comes first
+        return get(f"transformer.blocks.{layer}.ff_proj.weight").chunk(2)[
+            0 if stem == "ffn.up.weight" else 1
+        ]  # up comes first
     moe = config.moe
     assert moe is not None, name
     if stem == "ffn.router.weight":
@@ -155,9 +169,13 @@ def _write(ours: Mapping[str, Tensor], config: ModelConfig, layer: int | None, k
     by_stem = {_stem(name): tensor for name, tensor in ours.items()}
     found = {_table(kind)[stem].format(i=layer): tensor for stem, tensor in by_stem.items() if stem in _table(kind)}
     if kind == "olmo" and layer is not None:
-        found[f"transformer.blocks.{layer}.att_proj.weight"] = torch.cat([by_stem[f"attention.{part}.weight"] for part in ("query", "key", "value")])
+        found[f"transformer.blocks.{layer}.att_proj.weight"] = torch.cat(
+            [by_stem[f"attention.{part}.weight"] for part in ("query", "key", "value")]
+        )
         if "ffn.up.weight" in by_stem:
-            found[f"transformer.blocks.{layer}.ff_proj.weight"] = torch.cat((by_stem["ffn.up.weight"], by_stem["ffn.gate.weight"]))
+            found[f"transformer.blocks.{layer}.ff_proj.weight"] = torch.cat(
+                (by_stem["ffn.up.weight"], by_stem["ffn.gate.weight"])
+            )
     if "ffn.experts.gate_up" in by_stem:
         prefix, (gate, up, down) = _expert_names(kind, layer)
         halves = by_stem["ffn.experts.gate_up"].chunk(2, 1)
@@ -176,7 +194,9 @@ def _expert_names(kind: Kind, layer: int | None) -> tuple[str, tuple[str, str, s
 
 
 def _has_capacities(directory: Path) -> bool | None:
-    """Whether the experts are those of OLMo-core's layer with capacities (`name: default`); None where the configuration does not say."""
+    """Whether the experts are those of OLMo-core's layer with capacities (`name: default`); None where the
+    configuration does not say.
+    """
     if not (directory / "config.json").exists():
         return None
     found = read_json(directory / "config.json")
@@ -184,8 +204,11 @@ def _has_capacities(directory: Path) -> bool | None:
     return None if "name" not in moe else moe["name"] != "dropless"
 
 
-def _as_dropless(tensors: Mapping[str, Tensor], d_model: int, moe: MoEConfig, transposed: bool | None) -> dict[str, Tensor]:
-    """Gates and ups as [E F, D], where they may be [E D, F]: by their shapes, or where D = F by what the configuration says.
+def _as_dropless(
+    tensors: Mapping[str, Tensor], d_model: int, moe: MoEConfig, transposed: bool | None
+) -> dict[str, Tensor]:
+    """Gates and ups as [E F, D], where they may be [E D, F]: by their shapes, or where D = F by what the configuration
+    says.
 
     Raises:
         UserError: neither tells.
@@ -197,7 +220,9 @@ def _as_dropless(tensors: Mapping[str, Tensor], d_model: int, moe: MoEConfig, tr
             continue
         if d_model == inner and transposed is None:
             remedy = "Set model.block.feed_forward_moe.name in config.json to 'dropless' or 'default'."
-            raise UserError(f"{name}: experts are as wide as the model, so that shapes do not tell which layout they have.", remedy)
+            raise UserError(
+                f"{name}: experts are as wide as the model, so that shapes do not tell which layout they have.", remedy
+            )
         if d_model != inner or transposed:
             found[name] = tensor.view(experts, d_model, inner).transpose(1, 2).reshape(experts * inner, d_model)
     return found
@@ -209,14 +234,23 @@ def _expected(config: ModelConfig, shapes: Mapping[str, Any], kind: Kind) -> dic
         empty = {name: torch.empty(shape) for name, shape in shapes.items()}
         found: dict[str, Tensor] = {}
         for layer in [*range(config.num_layers), None]:
-            found |= _write({name: tensor for name, tensor in empty.items() if _layer_of(name) == layer}, config, layer, kind)
+            found |= _write(
+                {name: tensor for name, tensor in empty.items() if _layer_of(name) == layer}, config, layer, kind
+            )
     return {name: tensor.shape for name, tensor in found.items()}
 
 
 def _olmo_config(path: Path) -> ModelConfig:
     found = load_yaml(path)
     model = found.get("model", found)
-    refused = {"clip_qkv": None, "alibi": False, "rope": True, "include_bias": False, "layer_norm_type": "rms", "weight_tying": False}
+    refused = {
+        "clip_qkv": None,
+        "alibi": False,
+        "rope": True,
+        "include_bias": False,
+        "layer_norm_type": "rms",
+        "weight_tying": False,
+    }
     problems = [f"{key} = {model[key]}" for key, value in refused.items() if key in model and model[key] != value]
     if problems:
         raise UserError(f"'{path}': lmlab does not support " + "; ".join(problems) + ".")
@@ -236,7 +270,10 @@ def _olmo_config(path: Path) -> ModelConfig:
         "tie_embeddings": False,
     }
     if experts:
-        data |= {"ffn": "moe", "moe": {"num_experts": experts, "top_k": model.get("moe_top_k", 2), "expert_hidden_size": inner}}
+        data |= {
+            "ffn": "moe",
+            "moe": {"num_experts": experts, "top_k": model.get("moe_top_k", 2), "expert_hidden_size": inner},
+        }
     else:
         data["d_ff"] = inner
     return validate(ModelConfig, data, f"'{path}'")
@@ -265,7 +302,14 @@ def _core_config(path: Path) -> ModelConfig:
     }
     if moe:
         router = moe.get("router") or {}
-        data |= {"ffn": "moe", "moe": {"num_experts": moe["num_experts"], "top_k": router.get("top_k", 1), "expert_hidden_size": moe["hidden_size"]}}
+        data |= {
+            "ffn": "moe",
+            "moe": {
+                "num_experts": moe["num_experts"],
+                "top_k": router.get("top_k", 1),
+                "expert_hidden_size": moe["hidden_size"],
+            },
+        }
     else:
         data["d_ff"] = block["feed_forward"]["hidden_size"]
     return validate(ModelConfig, data, f"'{path}'")

@@ -1,4 +1,6 @@
-"""A page about what routers do: load, domains, vocabulary, co-activation, saturation, beside the published figures of OLMoE and Mixtral."""
+"""A page about what routers do: load, domains, vocabulary, co-activation, saturation, beside the published figures of
+OLMoE and Mixtral.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,24 @@ from typing import Any
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.olmoe.statistics import Figure, RoutingStatistics, Tokens, most_coactivated, router_saturation, vocab_by_expert
+from lmlab.methods.olmoe.statistics import (
+    Figure,
+    RoutingStatistics,
+    Tokens,
+    most_coactivated,
+    router_saturation,
+    vocab_by_expert,
+)
 from lmlab.methods.olmoe.trace import RoutingTrace
 from lmlab.reports import Block, Cell, Details, Facts, Note, Page, Section, Series, Table, heat_map, line_chart
 from lmlab.reports import Figure as Chart
 
 _TITLES: dict[Tokens, str] = {"input": "input token", "predicted": "predicted next token", "target": "true next token"}
-_PUBLISHED_KINDS: dict[Tokens, str] = {"input": "input", "predicted": "predicted_output", "target": "ground_truth_output"}
+_PUBLISHED_KINDS: dict[Tokens, str] = {
+    "input": "input",
+    "predicted": "predicted_output",
+    "target": "ground_truth_output",
+}
 _MOST_TOKENS = 8
 
 
@@ -35,21 +48,29 @@ def analyse(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace] | None = No
         "top_k": trace.top_k,
         "domains": list(trace.domains),
         "load": {str(k): {name: _json(each) for name, each in statistics.load(k).items()} for k in statistics.ks},
-        "load_by_domain": {str(k): {name: _json(each) for name, each in statistics.load(k, True).items()} for k in statistics.ks},
+        "load_by_domain": {
+            str(k): {name: _json(each) for name, each in statistics.load(k, True).items()} for k in statistics.ks
+        },
         "domain_specialization": {str(k): _json(statistics.domain_specialization(k)) for k in statistics.ks},
         "coactivation": {
             name: {str(layer): _json(statistics.coactivation(layer, name)) for layer in trace.layers}  # type: ignore[arg-type]
             for name in statistics.pair_counts
         },
         "vocab_specialization": {
-            kind: {str(k): {key: each.tolist() for key, each in statistics.vocab_specialization(k, kind).items()} for k in statistics.ks}
+            kind: {
+                str(k): {key: each.tolist() for key, each in statistics.vocab_specialization(k, kind).items()}
+                for k in statistics.ks
+            }
             for kind in statistics.occurrences
         },
-        "information": {str(k): {name: each.tolist() for name, each in statistics.information(k).items()} for k in statistics.ks},
+        "information": {
+            str(k): {name: each.tolist() for name, each in statistics.information(k).items()} for k in statistics.ks
+        },
     }
     if earlier:
         found["saturation"] = {
-            name: {str(k): _json(router_saturation(each, trace, k, groups)) for k in statistics.ks} for name, each in earlier.items()
+            name: {str(k): _json(router_saturation(each, trace, k, groups)) for k in statistics.ks}
+            for name, each in earlier.items()
         }
     return found
 
@@ -66,7 +87,8 @@ def routing_page(
 
     Arguments:
         earlier: traces of earlier checkpoints, by name.
-        published: a folder with `published_router_saturation.csv` and `published_vocab_specialization.csv`, drawn beside.
+        published: a folder with `published_router_saturation.csv` and `published_vocab_specialization.csv`, drawn
+            beside.
         decode: the text of a token id; by default its number.
     """
     statistics = RoutingStatistics.of(trace)
@@ -111,9 +133,16 @@ def _load_section(statistics: RoutingStatistics) -> Section:
     by_domain = statistics.load(statistics.top_k, True)["max_over_mean"]
     lines = [_line("all", layers, load["max_over_mean"])]
     if len(statistics.domains) > 1:
-        lines += [Series(name, list(layers), by_domain.value[number].tolist()) for number, name in enumerate(statistics.domains)]
+        lines += [
+            Series(name, list(layers), by_domain.value[number].tolist())
+            for number, name in enumerate(statistics.domains)
+        ]
     blocks: list[Block] = [
-        Table(["layer", "highest", "lowest", "entropy", "above 2x", "below half", "unused"], rows, "Loads of experts over the mean of their layer"),
+        Table(
+            ["layer", "highest", "lowest", "entropy", "above 2x", "below half", "unused"],
+            rows,
+            "Loads of experts over the mean of their layer",
+        ),
         Chart(line_chart(lines, "layer", "highest load over the mean"), "The load of the most used expert. 1 is even."),
     ]
     dead = [str(layer) for place, layer in enumerate(layers) if load["n_experts_dead"].value[place]]
@@ -127,15 +156,35 @@ def _domain_section(statistics: RoutingStatistics) -> Section:
     even, names = k / statistics.num_experts, [str(expert) for expert in range(statistics.num_experts)]
     blocks: list[Block] = []
     for place in _shown(statistics.layers):
-        chart = heat_map(np.round(100 * figure.value[:, place], 1).tolist(), names, list(statistics.domains), "expert", "domain", "% of tokens")
+        chart = heat_map(
+            np.round(100 * figure.value[:, place], 1).tolist(),
+            names,
+            list(statistics.domains),
+            "expert",
+            "domain",
+            "% of tokens",
+        )
         error = 100 * np.nan_to_num(figure.half_width[:, place]).max()
-        blocks.append(Chart(chart, f"Layer {statistics.layers[place]}. Even: {even:.1%}. The widest interval is ±{error:.1f} points."))
+        blocks.append(
+            Chart(
+                chart,
+                f"Layer {statistics.layers[place]}. Even: {even:.1%}. The widest interval is ±{error:.1f} points.",
+            )
+        )
     information = statistics.information(k)
     rows: list[list[Cell]] = [
-        [str(layer), *(float(information[name][place]) for name in ("domain", "token") if name in information), _widest(information, place)]
+        [
+            str(layer),
+            *(float(information[name][place]) for name in ("domain", "token") if name in information),
+            _widest(information, place),
+        ]
         for place, layer in enumerate(statistics.layers)
     ]
-    columns = ["layer", *(f"bits of {name}" for name in ("domain", "token") if name in information), "largest divergence of domains (bits)"]
+    columns = [
+        "layer",
+        *(f"bits of {name}" for name in ("domain", "token") if name in information),
+        "largest divergence of domains (bits)",
+    ]
     blocks.append(Table(columns, rows, "What an expert tells about the domain and the token it serves"))
     return Section("Domains", blocks, f"Share of each domain's tokens that have an expert among their {k}.")
 
@@ -153,15 +202,35 @@ def _vocabulary_section(statistics: RoutingStatistics, published: Path | None, d
             found = statistics.vocab_specialization(k, kind)
             if k == 1:
                 value, half = 100 * found["macro"], 100 * np.nan_to_num(found["macro_half_width"])
-                lines.append(Series(_TITLES[kind], layers, value.tolist(), ((value - half).tolist(), (value + half).tolist())))
+                lines.append(
+                    Series(_TITLES[kind], layers, value.tolist(), ((value - half).tolist(), (value + half).tolist()))
+                )
             means = [100 * float(np.nanmean(found[name])) for name in ("macro", "macro_min10", "micro")]
             rows.append([_TITLES[kind], str(k), *means, int(found["ids"][0]), int(found["ids_min10"][0])])
     for kind in statistics.occurrences:
         lines += _published_vocabulary(published, kind)
-    blocks.append(Chart(line_chart(lines, "layer", "specialisation at k = 1 (%)"), "Mean over token ids; dashed: OLMoE-1B-7B as published."))
-    columns = ["token", "k", "mean over ids", "ids with 10 or more", "weighted by occurrences", "ids", "of them 10 or more"]
     blocks.append(
-        Table(columns, rows, "Mean of layers, in percent. Ids that occur once count as fully specialised at k = 1, which lifts the first mean.")
+        Chart(
+            line_chart(lines, "layer", "specialisation at k = 1 (%)"),
+            "Mean over token ids; dashed: OLMoE-1B-7B as published.",
+        )
+    )
+    columns = [
+        "token",
+        "k",
+        "mean over ids",
+        "ids with 10 or more",
+        "weighted by occurrences",
+        "ids",
+        "of them 10 or more",
+    ]
+    blocks.append(
+        Table(
+            columns,
+            rows,
+            "Mean of layers, in percent. Ids that occur once count as fully specialised at k = 1, which lifts the first"
+            " mean.",
+        )
     )
     last = len(layers) - 1
     lists = vocab_by_expert(statistics.token_counts["input", 1][last], statistics.occurrences["input"])
@@ -171,7 +240,9 @@ def _vocabulary_section(statistics: RoutingStatistics, published: Path | None, d
         if tokens
     ]
     caption = f"Layer {layers[last]}: input tokens with 10 or more occurrences"
-    blocks.append(Details("Tokens of each expert", [Table(["expert", "tokens, and the share that goes to it"], shown, caption)]))
+    blocks.append(
+        Details("Tokens of each expert", [Table(["expert", "tokens, and the share that goes to it"], shown, caption)])
+    )
     return Section("Vocabulary", blocks, "Share of a token id's occurrences that go to its most frequent expert.")
 
 
@@ -183,9 +254,22 @@ def _coactivation_section(statistics: RoutingStatistics) -> Section:
         figure = statistics.coactivation(statistics.layers[place])
         experts = most_coactivated(figure.value)
         names = [str(expert) for expert in experts]
-        chart = heat_map(np.round(100 * figure.value[np.ix_(experts, experts)]).tolist(), names, names, "chosen too", "expert", "% of its tokens")
-        blocks.append(Chart(chart, f"Layer {statistics.layers[place]}: the experts that are chosen together most often."))
-    return Section("Co-activation", blocks, "Of the tokens of one expert, the share that another one has too. All pairs of a token count.")
+        chart = heat_map(
+            np.round(100 * figure.value[np.ix_(experts, experts)]).tolist(),
+            names,
+            names,
+            "chosen too",
+            "expert",
+            "% of its tokens",
+        )
+        blocks.append(
+            Chart(chart, f"Layer {statistics.layers[place]}: the experts that are chosen together most often.")
+        )
+    return Section(
+        "Co-activation",
+        blocks,
+        "Of the tokens of one expert, the share that another one has too. All pairs of a token count.",
+    )
 
 
 def _saturation_section(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace], published: Path | None) -> Section:
@@ -193,9 +277,14 @@ def _saturation_section(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace]
     for k in sorted({1, trace.top_k}):
         lines = [_line(name, trace.layers, router_saturation(each, trace, k), 100.0) for name, each in earlier.items()]
         lines += _published_saturation(published, k)
-        caption = f"k = {k}. By chance it is {k / trace.num_experts:.1%}. Dashed: OLMoE-1B-7B as published, at shares of its pretraining."
+        caption = (
+            f"k = {k}. By chance it is {k / trace.num_experts:.1%}. Dashed: OLMoE-1B-7B as published, at shares of its"
+            " pretraining."
+        )
         blocks.append(Chart(line_chart(lines, "layer", "saturation (%)"), caption))
-    return Section("Saturation", blocks, "Share of each token's first k experts that an earlier checkpoint had chosen already.")
+    return Section(
+        "Saturation", blocks, "Share of each token's first k experts that an earlier checkpoint had chosen already."
+    )
 
 
 def _published_saturation(folder: Path | None, k: int) -> list[Series]:
@@ -203,7 +292,9 @@ def _published_saturation(folder: Path | None, k: int) -> list[Series]:
     found: dict[str, list[tuple[float, float]]] = {}
     for row in _rows(folder, "published_router_saturation.csv"):
         if int(row["k"]) == (1 if k == 1 else 8):
-            found.setdefault(f"OLMoE at {row['percent_of_pretraining']} %", []).append((float(row["layer"]), float(row["saturation_percent"])))
+            found.setdefault(f"OLMoE at {row['percent_of_pretraining']} %", []).append(
+                (float(row["layer"]), float(row["saturation_percent"]))
+            )
     return [_dashed(name, points) for name, points in found.items()]
 
 

@@ -44,7 +44,11 @@ class Upcycle(Stage[UpcycleStageConfig]):
         sparse = make_sparse(start.load(), config)
         kind = save_pretrained(sparse, context.directory / "model", companions=start.tokenizer_directory)
         shape = sparse.config
-        return {"model_type": kind, "parameters": shape.num_parameters(), "active_parameters": shape.num_parameters(active=True)}
+        return {
+            "model_type": kind,
+            "parameters": shape.num_parameters(),
+            "active_parameters": shape.num_parameters(active=True),
+        }
 
     def summary(self, results: dict[str, Any]) -> str:
         """Sizes."""
@@ -89,17 +93,25 @@ class Routing(Stage[RoutingConfig]):
         chosen = [rows[number * len(rows) // count] for number in range(count)]
         ids_ST = np.stack([row["input_ids"] for row in chosen])
         domain_S = [int(np.bincount(row["domain_ids"]).argmax()) for row in chosen]
-        places = {"trace": context.inputs["model"]} | {name: context.inputs[f"earlier.{name}.model"] for name in config.earlier}
+        places = {"trace": context.inputs["model"]} | {
+            name: context.inputs[f"earlier.{name}.model"] for name in config.earlier
+        }
         traces = {}
         for name, place in places.items():
             routed = watch(Start.find(place).load())
-            traces[name] = collect(routed, batches_of(ids_ST, config.batch_size), domains=corpus.domains, domain_S=domain_S, total=count)
+            traces[name] = collect(
+                routed, batches_of(ids_ST, config.batch_size), domains=corpus.domains, domain_S=domain_S, total=count
+            )
             traces[name].save(context.directory / f"{name}.npz")
         final = traces.pop("trace")
         figures = analyse(final, traces)
         write_json(context.directory / "routing.json", figures)
         load = figures["load"][str(final.top_k)]
-        return {"tokens": figures["tokens"], "max_load": load["max_over_mean"]["value"], "entropy": load["normalised_entropy"]["value"]}
+        return {
+            "tokens": figures["tokens"],
+            "max_load": load["max_over_mean"]["value"],
+            "entropy": load["normalised_entropy"]["value"],
+        }
 
     def summary(self, results: dict[str, Any]) -> str:
         """Loads."""

@@ -1,7 +1,9 @@
-"""What a router does, from counts that are added up stream-wise: saturation, co-activation, domain and vocabulary specialisation, load.
+"""What a router does, from counts that are added up stream-wise: saturation, co-activation, domain and vocabulary
+specialisation, load.
 
-Section numbers are those of Muennighoff et al. 2024, where these measurements are defined. Counts are kept apart for groups of sequences, so that
-every figure has a confidence interval by the jackknife over groups: the figure is computed again without each group in turn.
+Section numbers are those of Muennighoff et al. 2024, where these measurements are defined. Counts are kept apart for
+groups of sequences, so that every figure has a confidence interval by the jackknife over groups: the figure is computed
+again without each group in turn.
 
 Shapes: G groups, D domains, L layers, E experts, k experts for each token, V token ids.
 """
@@ -27,7 +29,9 @@ _NORMAL_95 = 1.959964
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured array with the half-widths of its 95 % confidence intervals, which are not-a-number with fewer than two groups."""
+    """A measured array with the half-widths of its 95 % confidence intervals, which are not-a-number with fewer than
+    two groups.
+    """
 
     value: Array
     half_width: Array
@@ -64,7 +68,13 @@ class RoutingStatistics:
     """
 
     def __init__(
-        self, num_experts: int, top_k: int, layers: tuple[int, ...], domains: tuple[str, ...], vocab_size: int = 0, groups: int = 20
+        self,
+        num_experts: int,
+        top_k: int,
+        layers: tuple[int, ...],
+        domains: tuple[str, ...],
+        vocab_size: int = 0,
+        groups: int = 20,
     ) -> None:
         self.num_experts, self.top_k, self.layers, self.domains = num_experts, top_k, layers, domains
         self.groups, self.vocab_size = groups, vocab_size
@@ -72,7 +82,10 @@ class RoutingStatistics:
         shape = (groups, len(domains), len(layers), num_experts)
         self.tokens_GD = np.zeros(shape[:2], np.int64)
         self.expert_counts = {k: np.zeros(shape, np.int64) for k in self.ks}
-        self.pair_counts = {name: np.zeros((groups, len(layers), num_experts, num_experts), np.int64) for name in ("all", "adjacent_rank")}
+        self.pair_counts = {
+            name: np.zeros((groups, len(layers), num_experts, num_experts), np.int64)
+            for name in ("all", "adjacent_rank")
+        }
         self.token_counts: dict[tuple[Tokens, int], Array] = {}
         self.occurrences: dict[Tokens, Array] = {}
         self._sequences = 0
@@ -80,15 +93,22 @@ class RoutingStatistics:
     @classmethod
     def of(cls, trace: RoutingTrace, groups: int = 20, vocabulary: bool = True) -> RoutingStatistics:
         """The counts of a trace."""
-        highest = max(int(trace.input_ids_ST.max(initial=0)), -1 if trace.predicted_ids_ST is None else int(trace.predicted_ids_ST.max(initial=0)))
-        found = cls(trace.num_experts, trace.top_k, trace.layers, trace.domains, highest + 1 if vocabulary else 0, groups)
+        highest = max(
+            int(trace.input_ids_ST.max(initial=0)),
+            -1 if trace.predicted_ids_ST is None else int(trace.predicted_ids_ST.max(initial=0)),
+        )
+        found = cls(
+            trace.num_experts, trace.top_k, trace.layers, trace.domains, highest + 1 if vocabulary else 0, groups
+        )
         for start in range(0, len(trace.input_ids_ST), _CHUNK):
             part = slice(start, start + _CHUNK)
             predicted = None if trace.predicted_ids_ST is None else trace.predicted_ids_ST[part]
             found.update(trace.input_ids_ST[part], trace.expert_ids_STLk[part], trace.domain_S[part], predicted)
         return found
 
-    def update(self, input_ids_ST: Ints, expert_ids_STLk: Ints, domain_S: Ints, predicted_ids_ST: Ints | None = None) -> None:
+    def update(
+        self, input_ids_ST: Ints, expert_ids_STLk: Ints, domain_S: Ints, predicted_ids_ST: Ints | None = None
+    ) -> None:
         """Count some sequences."""
         group_S = (self._sequences + np.arange(len(input_ids_ST))) % self.groups
         self._sequences += len(input_ids_ST)
@@ -97,7 +117,11 @@ class RoutingStatistics:
         for place in range(len(self.layers)):
             experts_STk = expert_ids_STLk[:, :, place].astype(np.int64)
             for k in self.ks:
-                np.add.at(self.expert_counts[k][:, :, place], (group_S[:, None, None], domain_S[:, None, None], experts_STk[..., :k]), 1)
+                np.add.at(
+                    self.expert_counts[k][:, :, place],
+                    (group_S[:, None, None], domain_S[:, None, None], experts_STk[..., :k]),
+                    1,
+                )
             self._count_pairs(place, group_S, experts_STk)
         if self.vocab_size:
             self._count_tokens(input_ids_ST, expert_ids_STLk, predicted_ids_ST)
@@ -124,7 +148,9 @@ class RoutingStatistics:
             if kind not in self.occurrences:
                 self.occurrences[kind] = np.zeros(self.vocab_size, np.int64)
                 for k in self.ks:
-                    self.token_counts[kind, k] = np.zeros((len(self.layers), self.vocab_size, self.num_experts), np.int32)
+                    self.token_counts[kind, k] = np.zeros(
+                        (len(self.layers), self.vocab_size, self.num_experts), np.int32
+                    )
             flat = ids.reshape(-1).astype(np.int64)
             self.occurrences[kind] += np.bincount(flat, minlength=self.vocab_size)
             for place in range(len(self.layers)):
@@ -132,11 +158,16 @@ class RoutingStatistics:
                 for k in self.ks:
                     codes = (flat[:, None] * self.num_experts + chosen[:, :k]).reshape(-1)
                     counted = np.bincount(codes, minlength=self.vocab_size * self.num_experts)
-                    self.token_counts[kind, k][place] += counted.reshape(self.vocab_size, self.num_experts).astype(np.int32)
+                    self.token_counts[kind, k][place] += counted.reshape(self.vocab_size, self.num_experts).astype(
+                        np.int32
+                    )
 
     def merge(self, other: RoutingStatistics) -> None:
         """Add counts of other sequences of the same model; the domains must be the same."""
-        mine, theirs = ((each.num_experts, each.top_k, each.layers, each.domains, each.vocab_size, each.groups) for each in (self, other))
+        mine, theirs = (
+            (each.num_experts, each.top_k, each.layers, each.domains, each.vocab_size, each.groups)
+            for each in (self, other)
+        )
         if mine != theirs:
             raise UserError("Counts of different models, layers, domains or vocabularies cannot be added.")
         self.tokens_GD += other.tokens_GD
@@ -150,7 +181,8 @@ class RoutingStatistics:
         self._sequences += other._sequences
 
     def coactivation(self, layer: int, pairs: Literal["all", "adjacent_rank"] = "all") -> Figure:
-        """CA(i, j) = N_ij / N_i: of the tokens that chose expert i, the share that chose j too, [E, E], 0 on the diagonal (section 5.2).
+        """CA(i, j) = N_ij / N_i: of the tokens that chose expert i, the share that chose j too, [E, E], 0 on the
+        diagonal (section 5.2).
 
         Arguments:
             pairs: `adjacent_rank` counts only experts that follow each other in rank, as the published heat maps do.
@@ -167,9 +199,13 @@ class RoutingStatistics:
         return Figure.of(rate, both)
 
     def domain_specialization(self, k: int) -> Figure:
-        """DS(i, D) = N_iD / N_D: the share of a domain's tokens that have expert i among their first k, [D, L, E] (section 5.3)."""
+        """DS(i, D) = N_iD / N_D: the share of a domain's tokens that have expert i among their first k, [D, L, E]
+        (section 5.3).
+        """
         experts = _of_k(self.expert_counts, k)
-        counts = np.concatenate((experts, np.broadcast_to(self.tokens_GD[:, :, None, None], (*experts.shape[:3], 1))), 3)
+        counts = np.concatenate(
+            (experts, np.broadcast_to(self.tokens_GD[:, :, None, None], (*experts.shape[:3], 1))), 3
+        )
         return Figure.of(lambda total: total[..., :-1] / np.maximum(total[..., -1:], 1), counts)
 
     def load(self, k: int, by_domain: bool = False) -> dict[str, Figure]:
@@ -185,14 +221,17 @@ class RoutingStatistics:
     def vocab_specialization(self, k: int, tokens: Tokens = "input", min_count: int = 1) -> dict[str, Array]:
         """`vocab_summary` of each layer, [L]."""
         if tokens not in self.occurrences:
-            raise UserError(f"The trace has no {tokens} tokens.", "Collect it with predicted tokens." if tokens == "predicted" else None)
+            raise UserError(
+                f"The trace has no {tokens} tokens.",
+                "Collect it with predicted tokens." if tokens == "predicted" else None,
+            )
         counts = self.token_counts[tokens, k if k in self.ks else _unknown(k, self.ks)]
         layers = [vocab_summary(layer, self.occurrences[tokens], min_count) for layer in counts]
         return {name: np.array([each[name] for each in layers]) for name in layers[0]}
 
     def information(self, k: int) -> dict[str, Array]:
-        """Mutual information in bits of expert and domain, and of expert and input token, of each layer, [L]; and the Jensen-Shannon divergence
-        between the experts of each two domains, [L, D, D]."""
+        """Mutual information in bits of expert and domain, and of expert and input token, of each layer, [L]; and the
+        Jensen-Shannon divergence between the experts of each two domains, [L, D, D]."""
         by_domain = _of_k(self.expert_counts, k).sum(0).transpose(1, 0, 2)
         found = {"domain": np.array([mutual_information(layer) for layer in by_domain])}
         if ("input", k) in self.token_counts:
@@ -202,14 +241,18 @@ class RoutingStatistics:
 
 
 def router_saturation(trace: RoutingTrace, final: RoutingTrace, k: int, groups: int = 20) -> Figure:
-    """RS(t, k): the mean over tokens of |S_t(k) and S_T(k)| / k, with S the first k experts of the trace and of the final one, [L] (section 5.1).
+    """RS(t, k): the mean over tokens of |S_t(k) and S_T(k)| / k, with S the first k experts of the trace and of the
+    final one, [L] (section 5.1).
 
     Raises:
         UserError: the traces are not of the same tokens.
     """
     same_tokens(trace, final)
     if not 1 <= k <= min(trace.top_k, final.top_k):
-        raise UserError(f"Saturation of k = {k} needs traces with as many experts for each token; they have {trace.top_k} and {final.top_k}.")
+        raise UserError(
+            f"Saturation of k = {k} needs traces with as many experts for each token; they have {trace.top_k} and"
+            f" {final.top_k}."
+        )
     counts = np.zeros((groups, len(trace.layers) + 1))
     for number, (mine, theirs) in enumerate(zip(trace.expert_ids_STLk, final.expert_ids_STLk, strict=True)):
         both = (mine[..., :k, None] == theirs[..., None, :k]).any(-1).sum((0, 2))
@@ -236,15 +279,22 @@ def vocab_specialization(trace: RoutingTrace, k: int, tokens: Tokens = "input", 
 
 def cross_layer_routing(trace: RoutingTrace, first: int, second: int) -> Array:
     """How many tokens have expert i first in one layer and j first in another, [E, E]."""
-    a, b = (trace.expert_ids_STLk[:, :, trace.layer_index(layer), 0].reshape(-1).astype(np.int64) for layer in (first, second))
+    a, b = (
+        trace.expert_ids_STLk[:, :, trace.layer_index(layer), 0].reshape(-1).astype(np.int64)
+        for layer in (first, second)
+    )
     counts = np.bincount(a * trace.num_experts + b, minlength=trace.num_experts**2)
     return counts.reshape(trace.num_experts, trace.num_experts)
 
 
-def token_probabilities(trace: RoutingTrace, layer: int, domain: str, k: int | None = None, min_count: int = 8) -> tuple[Ints, Array]:
-    """How a layer routes the token ids of a domain: the share of each expert among the choices for the id, whose rows sum to 1.
+def token_probabilities(
+    trace: RoutingTrace, layer: int, domain: str, k: int | None = None, min_count: int = 8
+) -> tuple[Ints, Array]:
+    """How a layer routes the token ids of a domain: the share of each expert among the choices for the id, whose rows
+    sum to 1.
 
-    Histograms of these shares by domain show whether tokens have experts of their own (close to 0 and 1) or are spread (close to 1 / E).
+    Histograms of these shares by domain show whether tokens have experts of their own (close to 0 and 1) or are spread
+    (close to 1 / E).
 
     Arguments:
         k: count the first k experts of each token; by default all.
@@ -271,8 +321,9 @@ def load_summary(counts: Array) -> dict[str, Array]:
     """How evenly experts are used, from counts [..., E].
 
     Returns:
-        `max_over_mean`, `min_over_mean`, `normalised_entropy` (of loads, over that of equal ones), `n_experts_over_2x` and
-        `n_experts_under_half` (experts beyond twice, and below half of the mean), and `n_experts_dead` (without a token), each [...].
+        `max_over_mean`, `min_over_mean`, `normalised_entropy` (of loads, over that of equal ones), `n_experts_over_2x`
+        and `n_experts_under_half` (experts beyond twice, and below half of the mean), and `n_experts_dead` (without a
+        token), each [...].
     """
     counts = np.asarray(counts, float)
     loads = counts / np.maximum(counts.mean(-1, keepdims=True), 1e-12)
@@ -290,13 +341,15 @@ def load_summary(counts: Array) -> dict[str, Array]:
 
 
 def vocab_summary(counts_VE: Array, occurrences_V: Array, min_count: int = 1) -> dict[str, float]:
-    """v(x) = max_i N_xi / N_x: the share of a token id's occurrences that went to its most frequent expert (section 5.4).
+    """v(x) = max_i N_xi / N_x: the share of a token id's occurrences that went to its most frequent expert (section
+    5.4).
 
     Ids that occur once score 1 at k = 1, which lifts the plain mean: read it together with the other two.
 
     Returns:
-        `macro`, the mean over token ids with at least `min_count` occurrences (the paper's figure, with 1), and `macro_half_width`, that of its
-        95 % interval over ids; `macro_min10`, over those with 10; `micro`, weighted by occurrences; `ids`, `ids_min10`: how many there are.
+        `macro`, the mean over token ids with at least `min_count` occurrences (the paper's figure, with 1), and
+        `macro_half_width`, that of its 95 % interval over ids; `macro_min10`, over those with 10; `micro`, weighted by
+        occurrences; `ids`, `ids_min10`: how many there are.
     """
     most_V = counts_VE.max(1)
     seen, often = occurrences_V >= max(1, min_count), occurrences_V >= 10
@@ -331,13 +384,17 @@ def mutual_information(counts: Array) -> float:
 
 
 def jensen_shannon(first: Array, second: Array) -> float:
-    """The divergence of two distributions given by counts, in bits: 0 where they are equal, 1 where they share nothing."""
+    """The divergence of two distributions given by counts, in bits: 0 where they are equal, 1 where they share
+    nothing.
+    """
     p, q = (np.asarray(each, float) / max(1.0, float(np.sum(each))) for each in (first, second))
     return mutual_information(np.stack((p, q)) / 2) if p.sum() and q.sum() else math.nan
 
 
 def most_coactivated(coactivation: Array, count: int = 16) -> list[int]:
-    """The experts that are met first when pairs are listed by descending co-activation: those of the paper's heat maps."""
+    """The experts that are met first when pairs are listed by descending co-activation: those of the paper's
+    heat maps.
+    """
     order = np.argsort(-coactivation, axis=None, kind="stable")
     found: dict[int, None] = {}
     for i, j in zip(*np.unravel_index(order, coactivation.shape), strict=True):

@@ -1,4 +1,6 @@
-"""Texts for traces: tokenised, joined by domain, cut to sequences of one length; the last remainder is dropped (Muennighoff et al. 2024)."""
+"""Texts for traces: tokenised, joined by domain, cut to sequences of one length; the last remainder is dropped
+(Muennighoff et al. 2024).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class CutTexts:
     domain_S: NDArray[np.int64]
 
 
-def cut_texts(location: str, tokenizer: str, length: int, most: int, text_field: str = "text", domain_field: str | None = None) -> CutTexts:
+def cut_texts(
+    location: str, tokenizer: str, length: int, most: int, text_field: str = "text", domain_field: str | None = None
+) -> CutTexts:
     """Read texts and cut each domain to at most `most` sequences.
 
     Raises:
@@ -44,14 +48,20 @@ def cut_texts(location: str, tokenizer: str, length: int, most: int, text_field:
         elif len(kept.setdefault(each.domain, [])) < length * most:
             kept[each.domain] += encode(each.text)
     if rejects:
-        console.print(f"{len(rejects)} records were set aside; the first: {rejects[0].where}: {rejects[0].reason}", style="yellow", markup=False)
+        console.print(
+            f"{len(rejects)} records were set aside; the first: {rejects[0].where}: {rejects[0].reason}",
+            style="yellow",
+            markup=False,
+        )
     domains, rows, numbers = tuple(sorted(kept)), [], []
     for number, domain in enumerate(domains):
         count = min(most, len(kept[domain]) // length)
         rows += [kept[domain][place * length : (place + 1) * length] for place in range(count)]
         numbers += [number] * count
     if not rows:
-        raise UserError(f"The texts at '{location}' do not fill one sequence of {length} tokens.", "Lower --length, or add text.")
+        raise UserError(
+            f"The texts at '{location}' do not fill one sequence of {length} tokens.", "Lower --length, or add text."
+        )
     return CutTexts(np.array(rows, np.int64), domains, np.array(numbers, np.int64))
 
 
@@ -67,5 +77,8 @@ def _encoder(tokenizer: str) -> Callable[[str], list[int]]:
     if tokenizer == BYTES:
         return lambda text: list(text.encode())
     if not (Path(tokenizer) / "tokenizer.json").exists():
-        raise UserError(f"'{tokenizer}' has no tokenizer.", "Name its directory with --tokenizer, or --tokenizer bytes for a model of raw bytes.")
+        raise UserError(
+            f"'{tokenizer}' has no tokenizer.",
+            "Name its directory with --tokenizer, or --tokenizer bytes for a model of raw bytes.",
+        )
     return Tokenizer.load(Path(tokenizer)).encode

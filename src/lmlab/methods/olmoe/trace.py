@@ -51,11 +51,16 @@ class RoutingTrace:
             object.__setattr__(self, "domain_S", np.zeros(len(self.input_ids_ST), np.int64))
         shape = (*self.input_ids_ST.shape, len(self.layers))
         if self.expert_ids_STLk.shape[:3] != shape or self.domain_S.shape != shape[:1]:
-            raise LmlabError(f"A trace of {shape[:2]} tokens and {shape[2]} layers cannot have experts of shape {self.expert_ids_STLk.shape}.")
+            raise LmlabError(
+                f"A trace of {shape[:2]} tokens and {shape[2]} layers cannot have experts of shape"
+                f" {self.expert_ids_STLk.shape}."
+            )
         if self.predicted_ids_ST is not None and self.predicted_ids_ST.shape != self.input_ids_ST.shape:
             raise LmlabError("A trace's predicted tokens must have the shape of its tokens.")
         if self.expert_ids_STLk.size and int(self.expert_ids_STLk.max()) >= self.num_experts:
-            raise LmlabError(f"The trace names expert {int(self.expert_ids_STLk.max())}, but there are {self.num_experts}.")
+            raise LmlabError(
+                f"The trace names expert {int(self.expert_ids_STLk.max())}, but there are {self.num_experts}."
+            )
 
     @property
     def top_k(self) -> int:
@@ -86,7 +91,9 @@ class RoutingTrace:
             "domains": np.array(self.domains),
         }
         if self.predicted_ids_ST is not None:
-            arrays["predicted_ids"] = self.predicted_ids_ST.astype(np.uint16 if self.predicted_ids_ST.max(initial=0) < 2**16 else np.uint32)
+            arrays["predicted_ids"] = self.predicted_ids_ST.astype(
+                np.uint16 if self.predicted_ids_ST.max(initial=0) < 2**16 else np.uint32
+            )
         header = {"num_experts": self.num_experts, "layers": self.layers, "token_hash": self.token_hash, **self.about}
         with atomic_file(path) as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
@@ -110,14 +117,19 @@ class RoutingTrace:
             with np.load(path, allow_pickle=False) as stored:
                 return cls._from_arrays(path, stored, step, num_experts)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"'{path}' is not a routing trace or is damaged ({error}).", "Collect it again with: lmlab olmoe trace") from None
+            raise UserError(
+                f"'{path}' is not a routing trace or is damaged ({error}).", "Collect it again with: lmlab olmoe trace"
+            ) from None
 
     @classmethod
     def _from_arrays(cls, path: Path, stored: Any, step: str | None, num_experts: int | None) -> RoutingTrace:
         names = [name for name in stored.files if name.startswith("expert_ids")]
         name = f"expert_ids_{step}" if step else "expert_ids"
         if "input_ids" not in stored.files or name not in names:
-            raise UserError(f"'{path}' has no array '{name}'; it has: {', '.join(stored.files)}.", "Name one of its checkpoints, such as step600.")
+            raise UserError(
+                f"'{path}' has no array '{name}'; it has: {', '.join(stored.files)}.",
+                "Name one of its checkpoints, such as step600.",
+            )
         header = json.loads(str(stored["header"])) if "header" in stored.files else {}
         experts = stored[name]
         known = ("num_experts", "layers", "token_hash")
@@ -133,9 +145,11 @@ class RoutingTrace:
         )
 
     @classmethod
-    def from_reference_jsonl(cls, paths: Sequence[Path], num_experts: int, layers: Sequence[int] | None = None) -> RoutingTrace:
-        """Read traces of OLMoE's published form, one file a domain: each line has `input_ids [T]`, `predicted_token_ids [T]` and
-        `exp_ids [T][k][L]`, in which the layer comes last.
+    def from_reference_jsonl(
+        cls, paths: Sequence[Path], num_experts: int, layers: Sequence[int] | None = None
+    ) -> RoutingTrace:
+        """Read traces of OLMoE's published form, one file a domain: each line has `input_ids [T]`, `predicted_token_ids
+        [T]` and `exp_ids [T][k][L]`, in which the layer comes last.
 
         Raises:
             UserError: a line is not such a record; the file and the line are named.
@@ -160,7 +174,15 @@ class RoutingTrace:
             raise UserError("The files hold no records.")
         stacked = np.stack(experts)
         names = tuple(path.name.split(".")[0] for path in paths)
-        return cls(np.stack(ids), stacked, num_experts, tuple(layers or range(stacked.shape[2])), names, np.array(domains), np.stack(predicted))
+        return cls(
+            np.stack(ids),
+            stacked,
+            num_experts,
+            tuple(layers or range(stacked.shape[2])),
+            names,
+            np.array(domains),
+            np.stack(predicted),
+        )
 
 
 def same_tokens(first: RoutingTrace, second: RoutingTrace) -> None:
@@ -170,9 +192,15 @@ def same_tokens(first: RoutingTrace, second: RoutingTrace) -> None:
         UserError: they are not, so they cannot be compared.
     """
     if first.token_hash != second.token_hash:
-        raise UserError("The traces are of different tokens, so their experts cannot be compared.", "Trace both checkpoints on the same texts.")
+        raise UserError(
+            "The traces are of different tokens, so their experts cannot be compared.",
+            "Trace both checkpoints on the same texts.",
+        )
     if first.layers != second.layers or first.num_experts != second.num_experts:
-        raise UserError("The traces are of different layers or numbers of experts.", "Trace the same layers of checkpoints of one model.")
+        raise UserError(
+            "The traces are of different layers or numbers of experts.",
+            "Trace the same layers of checkpoints of one model.",
+        )
 
 
 def concatenate(traces: Iterable[RoutingTrace]) -> RoutingTrace:

@@ -1,4 +1,5 @@
-"""Sparse upcycling (Komatsuzaki et al. 2022; Muennighoff et al. 2024, section 4.1.5): a dense model becomes a mixture of experts.
+"""Sparse upcycling (Komatsuzaki et al. 2022; Muennighoff et al. 2024, section 4.1.5): a dense model becomes a mixture
+of experts.
 
 Shapes: D model width, F inner width of the dense network, E experts, f inner width of an expert.
 """
@@ -23,10 +24,12 @@ class UpcycleConfig(Config):
         num_experts: E.
         top_k: experts for each token.
         noise: share of the entries of each expert that are replaced by draws from N(0, 0.02), so that experts differ.
-        preserve_function: divide the chosen probabilities by their sum, so that the model computes what the dense one did. Without, as in the paper,
-            the output of a block is smaller by the sum of the chosen probabilities (about 0.54 for 2 of 8).
-        split: cut the inner units of the dense network into so many slices, each of which makes E / split experts, scaled so that their sum is kept.
-            The slices of one copy share their router's first row, so that they are chosen together; top_k must be a multiple of split.
+        preserve_function: divide the chosen probabilities by their sum, so that the model computes what the dense one
+            did. Without, as in the paper, the output of a block is smaller by the sum of the chosen probabilities
+            (about 0.54 for 2 of 8).
+        split: cut the inner units of the dense network into so many slices, each of which makes E / split experts,
+            scaled so that their sum is kept. The slices of one copy share their router's first row, so that they are
+            chosen together; top_k must be a multiple of split.
         seed: of the router and the noise.
     """
 
@@ -40,9 +43,13 @@ class UpcycleConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> UpcycleConfig:
         if self.num_experts % self.split or self.top_k % self.split:
-            raise ValueError(f"num_experts {self.num_experts} and top_k {self.top_k} must be multiples of split {self.split}.")
+            raise ValueError(
+                f"num_experts {self.num_experts} and top_k {self.top_k} must be multiples of split {self.split}."
+            )
         if self.preserve_function and self.top_k == 1:
-            raise ValueError("preserve_function with top_k 1 makes every weight 1, so the router would learn nothing; raise top_k.")
+            raise ValueError(
+                "preserve_function with top_k 1 makes every weight 1, so the router would learn nothing; raise top_k."
+            )
         return self
 
 
@@ -59,14 +66,20 @@ def upcycle(dense: Transformer, config: UpcycleConfig) -> Transformer:
     if "moe" in before.ffn_kinds:
         raise UserError("The model is a mixture of experts already.", "Name a dense one.")
     if before.d_ff % config.split:
-        raise UserError(f"The inner width {before.d_ff} is not a multiple of split {config.split}.", "Choose a divisor.")
+        raise UserError(
+            f"The inner width {before.d_ff} is not a multiple of split {config.split}.", "Choose a divisor."
+        )
     moe = {
         "num_experts": config.num_experts,
         "top_k": config.top_k,
         "expert_hidden_size": before.d_ff // config.split,
         "norm_topk_prob": config.preserve_function,
     }
-    shape = validate(ModelConfig, before.model_dump() | {"ffn": "moe", "moe": moe, "d_ff": before.d_ff // config.split}, "the upcycled model")
+    shape = validate(
+        ModelConfig,
+        before.model_dump() | {"ffn": "moe", "moe": moe, "d_ff": before.d_ff // config.split},
+        "the upcycled model",
+    )
     with torch.device("meta"):
         sparse = Transformer(shape)
     weights = {name: tensor.clone() for name, tensor in dense.named_parameters() if ".ffn." not in name}

@@ -1,10 +1,22 @@
-"""Data selection by perceived quality (Wettig et al. 2024): judge pairs of texts, train a rater, rate a corpus, sample from it by rating."""
+"""Data selection by perceived quality (Wettig et al. 2024): judge pairs of texts, train a rater, rate a corpus, sample
+from it by rating.
+"""
 
 from lmlab.methods.qurating.bradley_terry import fit_bradley_terry, wins_of
 from lmlab.methods.qurating.excerpting import Excerpt, ExcerptConfig, excerpt, excerpts, group_length
 from lmlab.methods.qurating.fit_weights import FittedWeights, fit_weights, propose_weights
 from lmlab.methods.qurating.inclusion import exact_inclusion, inclusion_probability
-from lmlab.methods.qurating.judge import EndpointJudge, Judged, JudgePairs, LocalJudge, OfflineJudge, Question, Verdict, grade, make_judge
+from lmlab.methods.qurating.judge import (
+    EndpointJudge,
+    Judged,
+    JudgePairs,
+    LocalJudge,
+    OfflineJudge,
+    Question,
+    Verdict,
+    grade,
+    make_judge,
+)
 from lmlab.methods.qurating.judgment_rows import JudgmentRows, encode_groups
 from lmlab.methods.qurating.judgments import Judgment, read_judgments, write_judgments
 from lmlab.methods.qurating.keys import keyed_gumbel, keyed_uniform

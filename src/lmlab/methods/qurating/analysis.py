@@ -77,7 +77,13 @@ class Analysis:
         return cls(**read_json(path)) if path.exists() else None
 
 
-def analyse(table: Tabular, manifest: Manifest | None, selection: SelectionConfig | None, settings: AnalysisConfig, text: str = "text") -> Analysis:
+def analyse(
+    table: Tabular,
+    manifest: Manifest | None,
+    selection: SelectionConfig | None,
+    settings: AnalysisConfig,
+    text: str = "text",
+) -> Analysis:
     """Look into an annotated corpus and a choice from it; of large corpora, at `max_rows` rows spread evenly.
 
     Arguments:
@@ -111,12 +117,16 @@ def analyse(table: Tabular, manifest: Manifest | None, selection: SelectionConfi
         if settings.clusters:
             found.topics = _topics(texts, z, chosen, settings.clusters)
         ids = rows[id] if id else rows["#place"].tolist()
-        found.extremes = [each for name in criteria for each in _extremes(name, ratings[name], ids, domains, texts, settings.examples)]
+        found.extremes = [
+            each for name in criteria for each in _extremes(name, ratings[name], ids, domains, texts, settings.examples)
+        ]
     return found
 
 
 def _sample(rated: RatedTable, names: Sequence[str], limit: int) -> dict[str, Any]:
-    """Columns of rows that are spread evenly over the corpus; `#place` is each one's number and `#total` the number of all rows."""
+    """Columns of rows that are spread evenly over the corpus; `#place` is each one's number and `#total` the number of
+    all rows.
+    """
     total = sum(chunk.num_rows for chunk in rated.chunks(["length"]))
     wanted = np.arange(total) if total <= limit else np.linspace(0, total - 1, limit).astype(np.int64)
     found: dict[str, Any] = {name: [] for name in names}
@@ -130,7 +140,11 @@ def _sample(rated: RatedTable, names: Sequence[str], limit: int) -> dict[str, An
         start += chunk.num_rows
     for name in names:
         parts = found[name]
-        found[name] = np.concatenate(parts) if parts and isinstance(parts[0], np.ndarray) else [value for part in parts for value in part]
+        found[name] = (
+            np.concatenate(parts)
+            if parts and isinstance(parts[0], np.ndarray)
+            else [value for part in parts for value in part]
+        )
     return found | {"#place": wanted, "#total": total}
 
 
@@ -155,7 +169,10 @@ def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _main(z: dict[str, NDArray[np.float64]], selection: SelectionConfig | None) -> NDArray[np.float64]:
     """The normalised rating that was selected by; without one the mean of all."""
-    weights = {name.removesuffix(_AVERAGE): weight for name, weight in (selection.metrics if selection is not None else {}).items()}
+    weights = {
+        name.removesuffix(_AVERAGE): weight
+        for name, weight in (selection.metrics if selection is not None else {}).items()
+    }
     weights = {name: weight for name, weight in weights.items() if name in z} or dict.fromkeys(z, 1.0)
     return _standard(np.sum([weight * z[name] for name, weight in weights.items()], axis=0))
 
@@ -167,8 +184,14 @@ def _histogram(values: NDArray[np.float64], domains: Sequence[str], chosen: NDAr
     low, high = np.quantile(values[finite], [0.001, 0.999])
     edges = np.linspace(low, max(high, low + 1e-9), _BINS)
     labels = np.array(domains)
-    by_domain = {name: np.histogram(values[finite & (labels == name)], edges)[0].tolist() for name in sorted(set(domains))}
-    return {"edges": edges.tolist(), "domains": by_domain, "chosen": np.histogram(values[finite & chosen], edges)[0].tolist()}
+    by_domain = {
+        name: np.histogram(values[finite & (labels == name)], edges)[0].tolist() for name in sorted(set(domains))
+    }
+    return {
+        "edges": edges.tolist(),
+        "domains": by_domain,
+        "chosen": np.histogram(values[finite & chosen], edges)[0].tolist(),
+    }
 
 
 def _correlations(columns: Sequence[NDArray[np.float64]]) -> list[list[float | None]]:
@@ -188,21 +211,31 @@ def _deviation(chunks: Any, ratings: NDArray[np.float64]) -> float | None:
     return float(np.mean(several) / spread) if several and spread else None
 
 
-def _topics(texts: Sequence[str], z: dict[str, NDArray[np.float64]], chosen: NDArray[np.bool_], count: int) -> list[dict[str, Any]]:
+def _topics(
+    texts: Sequence[str], z: dict[str, NDArray[np.float64]], chosen: NDArray[np.bool_], count: int
+) -> list[dict[str, Any]]:
     clusters = cluster_texts(texts, count)
     found = []
     for number, terms in enumerate(clusters.terms):
         mine = clusters.labels == number
         if not mine.any():
             continue
-        ratings = {name: float(np.nanmean(values[mine])) if np.isfinite(values[mine]).any() else None for name, values in z.items()}
+        ratings = {
+            name: float(np.nanmean(values[mine])) if np.isfinite(values[mine]).any() else None
+            for name, values in z.items()
+        }
         shares = {"share": float(mine.mean()), "chosen": float(mine[chosen].mean()) if chosen.any() else None}
         found.append({"terms": terms, "rows": int(mine.sum()), "z": ratings, **shares})
     return sorted(found, key=lambda topic: -topic["rows"])
 
 
 def _extremes(
-    name: str, ratings: NDArray[np.float64], ids: Sequence[Any], domains: Sequence[str], texts: Sequence[str], count: int
+    name: str,
+    ratings: NDArray[np.float64],
+    ids: Sequence[Any],
+    domains: Sequence[str],
+    texts: Sequence[str],
+    count: int,
 ) -> list[dict[str, Any]]:
     return [
         vars(Extreme(name, domain, place, float(ratings[row]), str(ids[row]), texts[row][:600]))

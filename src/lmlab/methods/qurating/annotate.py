@@ -1,7 +1,8 @@
-"""Rating a corpus on the disk: by any number of processes, that share the work through leases and go on where others were cut off.
+"""Rating a corpus on the disk: by any number of processes, that share the work through leases and go on where others
+were cut off.
 
-The corpus is cut into blocks of rows. A block is rated at once and written whole, so that a resumed annotation is bit-equal to one that was never
-stopped.
+The corpus is cut into blocks of rows. A block is rated at once and written whole, so that a resumed annotation is
+bit-equal to one that was never stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Annotation:
         rater: directory of a rater.
         out: folder that receives a Parquet file for each file of the corpus.
         text, id: fields; without ids rows get their file's name and their number.
-        input_ids: field with token ids that may be used in place of the text, if they were made by the rater's tokenizer.
+        input_ids: field with token ids that may be used in place of the text, if they were made by the rater's
+            tokenizer.
         ids_tokenizer: directory of the tokenizer that made them.
         block: rows that are rated at once.
         columns: input columns that are kept; None for all.
@@ -69,7 +71,8 @@ class _Job:
 
 
 def annotate(job: Annotation, workers: int = 1, backend: Backend = "processes", gpus: float = 0) -> dict[str, Any]:
-    """Annotate a corpus; returns counts. Run it again after a kill, or at the same time on other machines that see the folder.
+    """Annotate a corpus; returns counts. Run it again after a kill, or at the same time on other machines that see the
+    folder.
 
     Under `torchrun` each process calls it with one worker.
 
@@ -83,7 +86,9 @@ def annotate(job: Annotation, workers: int = 1, backend: Backend = "processes", 
     Path(job.out).mkdir(parents=True, exist_ok=True)
     if workers <= 1:
         return _work(_Job(job, 0))
-    results = [result for _, result in fan_out(_work, [_Job(job, number) for number in range(workers)], workers, backend, gpus)]
+    results = [
+        result for _, result in fan_out(_work, [_Job(job, number) for number in range(workers)], workers, backend, gpus)
+    ]
     return max(results, key=lambda found: found["rows"]) | {"rated": sum(found["rated"] for found in results)}
 
 
@@ -107,7 +112,9 @@ class _Worker:
         self._num_blocks: dict[int, int] = {}
 
     def _agree(self) -> None:
-        """Hold what the first worker wrote against one's own; the precision that was chosen automatically is the first one's."""
+        """Hold what the first worker wrote against one's own; the precision that was chosen automatically is the first
+        one's.
+        """
         path, own = self.out / "annotation.json", self._state()
         _write_once(path, own)
         known = read_json(path)
@@ -115,13 +122,29 @@ class _Worker:
             self.rater.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[known["precision"]]
             own = self._state()
         if known["key"] != own["key"]:
-            raise UserError(f"'{self.out}' holds the annotation of another corpus, or by another rater.", "Choose another folder.")
+            raise UserError(
+                f"'{self.out}' holds the annotation of another corpus, or by another rater.", "Choose another folder."
+            )
 
     def _state(self) -> dict[str, Any]:
         rater, job = self.rater, self.job
         precision = "bf16" if rater.dtype == torch.bfloat16 else "fp32"
-        parts = [job.corpus, job.text, job.id, job.input_ids, job.block, job.columns, rater.fingerprint, precision, self.names]
-        hashes = {"rater": rater.fingerprint, "tokenizer": rater.tokenizer.fingerprint, "criteria": list(rater.criteria)}
+        parts = [
+            job.corpus,
+            job.text,
+            job.id,
+            job.input_ids,
+            job.block,
+            job.columns,
+            rater.fingerprint,
+            precision,
+            self.names,
+        ]
+        hashes = {
+            "rater": rater.fingerprint,
+            "tokenizer": rater.tokenizer.fingerprint,
+            "criteria": list(rater.criteria),
+        }
         return {"key": sha256_json(parts), "done": False, "files": self.names, "precision": precision, **hashes}
 
     def run(self) -> dict[str, Any]:
@@ -166,7 +189,11 @@ class _Worker:
                 continue
             keep = self.job.columns
             kept = record if keep is None else {column: record[column] for column in keep if column in record}
-            row = {**kept, _TEXT: field(record, self.job.text), _IDS: field(record, self.job.input_ids) if self.job.input_ids else None}
+            row = {
+                **kept,
+                _TEXT: field(record, self.job.text),
+                _IDS: field(record, self.job.input_ids) if self.job.input_ids else None,
+            }
             if self.job.id is None and "id" not in row:
                 row["id"] = f"{name}:{place}"
             yield row
@@ -185,16 +212,21 @@ class _Worker:
     def _encoder(self) -> Callable[[list[dict[str, Any]]], list[Sequence[int]]]:
         job, own = self.job, self.rater.tokenizer
         if job.input_ids is not None:
-            same = job.ids_tokenizer is not None and Tokenizer.load(Path(job.ids_tokenizer)).fingerprint == own.fingerprint
+            same = (
+                job.ids_tokenizer is not None and Tokenizer.load(Path(job.ids_tokenizer)).fingerprint == own.fingerprint
+            )
             if same:
                 return lambda rows: [row.get(_IDS) or [] for row in rows]
             if not self._has_text():
                 raise TokenizerMismatch(
-                    f"The ids in '{job.input_ids}' were not made by the rater's tokenizer, and there is no text in '{job.text}'.",
+                    f"The ids in '{job.input_ids}' were not made by the rater's tokenizer, and there is no text in"
+                    f" '{job.text}'.",
                     "Name the tokenizer that made them if it is the same (ids_tokenizer), or give a corpus with texts.",
                 )
             _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenised again", job.input_ids)
-        return lambda rows: list(own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows]))
+        return lambda rows: list(
+            own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows])
+        )
 
     def _has_text(self) -> bool:
         return isinstance(next(iter(self._rows(0)), {}).get(_TEXT), str)
@@ -244,10 +276,17 @@ class _Worker:
         try:
             schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise LmlabError(f"Records of '{target.name}' hold values of kinds that do not fit one column: {error}.", "Keep fewer columns.") from None
+            raise LmlabError(
+                f"Records of '{target.name}' hold values of kinds that do not fit one column: {error}.",
+                "Keep fewer columns.",
+            ) from None
         with atomic_file(target) as file, pq.ParquetWriter(file, schema) as writer:
             for part in parts:
-                writer.write_table(pq.read_table(part).cast(schema) if pq.read_schema(part) == schema else _promote(pq.read_table(part), schema))
+                writer.write_table(
+                    pq.read_table(part).cast(schema)
+                    if pq.read_schema(part) == schema
+                    else _promote(pq.read_table(part), schema)
+                )
 
     def _summary(self) -> dict[str, Any]:
         rows = tokens = empty = 0
@@ -290,7 +329,9 @@ def _document_row(document: Document | Reject) -> dict[str, Any]:
 def _arrow(rows: list[dict[str, Any]], criteria: Sequence[str]) -> pa.Table:
     """Rows as a table; scores are float32, averages float64."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    kinds = {f"{name}_chunks": pa.list_(pa.float32()) for name in criteria} | {f"{name}_average": pa.float64() for name in criteria}
+    kinds = {f"{name}_chunks": pa.list_(pa.float32()) for name in criteria} | {
+        f"{name}_average": pa.float64() for name in criteria
+    }
     kinds |= {"chunk_lengths": pa.list_(pa.int64()), "length": pa.int64()}
     arrays = []
     for column in columns:
@@ -298,10 +339,15 @@ def _arrow(rows: list[dict[str, Any]], criteria: Sequence[str]) -> pa.Table:
         try:
             arrays.append(pa.array(values, kinds.get(column)))
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            raise UserError(f"The field '{column}' holds values of several kinds.", "Name the columns to keep without it.") from None
+            raise UserError(
+                f"The field '{column}' holds values of several kinds.", "Name the columns to keep without it."
+            ) from None
     return pa.Table.from_arrays(arrays, names=columns)
 
 
 def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [table.column(each.name).cast(each.type) if each.name in table.column_names else pa.nulls(len(table), each.type) for each in schema]
+    columns = [
+        table.column(each.name).cast(each.type) if each.name in table.column_names else pa.nulls(len(table), each.type)
+        for each in schema
+    ]
     return pa.Table.from_arrays(columns, schema=schema)

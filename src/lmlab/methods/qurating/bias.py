@@ -41,7 +41,9 @@ class GroupBias:
         return asdict(self)
 
 
-def bias_report(z: ArrayLike, chosen: ArrayLike, groups: Sequence[Any], replicates: int = 1000, seed: int = 0) -> list[GroupBias]:
+def bias_report(
+    z: ArrayLike, chosen: ArrayLike, groups: Sequence[Any], replicates: int = 1000, seed: int = 0
+) -> list[GroupBias]:
     """Mean rating and rate of selection of each group, the largest group first.
 
     Arguments:
@@ -62,10 +64,25 @@ def bias_report(z: ArrayLike, chosen: ArrayLike, groups: Sequence[Any], replicat
         own, picked = ratings[mine], taken[mine]
         rate = float(picked.mean())
         rates = rng.binomial(len(own), rate, replicates) / len(own)  # the bootstrap of a share
-        draws = rng.normal(own.mean(), own.std() / np.sqrt(len(own)), replicates) if len(own) > 5000 else _means(own, replicates, rng)
+        draws = (
+            rng.normal(own.mean(), own.std() / np.sqrt(len(own)), replicates)
+            if len(own) > 5000
+            else _means(own, replicates, rng)
+        )
         ratios = np.divide(rates, overall_draws, out=np.full(replicates, np.nan), where=overall_draws > 0)
         ratio = rate / overall if overall else float("nan")
-        found.append(GroupBias(str(names[number]), len(own), float(own.mean()), _interval(draws), rate, _interval(rates), ratio, _interval(ratios)))
+        found.append(
+            GroupBias(
+                str(names[number]),
+                len(own),
+                float(own.mean()),
+                _interval(draws),
+                rate,
+                _interval(rates),
+                ratio,
+                _interval(ratios),
+            )
+        )
     return found
 
 

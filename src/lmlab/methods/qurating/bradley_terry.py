@@ -1,4 +1,6 @@
-"""Scores of items from comparisons alone, without a look at the texts: the maximum of the Bradley-Terry likelihood, by Newton's method."""
+"""Scores of items from comparisons alone, without a look at the texts: the maximum of the Bradley-Terry likelihood, by
+Newton's method.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def fit_bradley_terry(wins: ArrayLike, ridge: float = 0.0, tolerance: float = 1e
         ridge: strength of a normal prior around 0; above 0 it makes any comparisons fit.
 
     Raises:
-        Disconnected: without a prior, some items were never compared with the rest, or won or lost all comparisons with it: no finite scores fit.
+        Disconnected: without a prior, some items were never compared with the rest, or won or lost all comparisons with
+            it: no finite scores fit.
         UserError: the matrix is not square, or holds negative numbers.
     """
     w = np.array(wins, np.float64)
@@ -36,7 +39,9 @@ def fit_bradley_terry(wins: ArrayLike, ridge: float = 0.0, tolerance: float = 1e
         p = _sigmoid(u[:, None] - u[None, :])  # p[i, j] = P(i beats j)
         gradient = won - (n * p).sum(1) - ridge * u
         curvature = n * p * (1 - p)
-        hessian = np.diag(curvature.sum(1) + ridge) - curvature + (0 if ridge else 1 / count)  # the constant direction is free without a prior
+        hessian = (
+            np.diag(curvature.sum(1) + ridge) - curvature + (0 if ridge else 1 / count)
+        )  # the constant direction is free without a prior
         step = np.linalg.solve(hessian, gradient)
         u = u + step * min(1.0, 4.0 / max(1e-300, float(np.abs(step).max())))
         u -= u.mean()
@@ -68,9 +73,15 @@ def _check_connected(w: NDArray[np.float64]) -> None:
     weak = int(connected_components(w + w.T > 0, directed=False)[0])
     strong = int(connected_components(w > 0, directed=True, connection="strong")[0])
     if weak > 1:
-        raise Disconnected(f"The comparisons fall into {weak} sets of items that were never compared.", "Compare across them, or give a ridge.")
+        raise Disconnected(
+            f"The comparisons fall into {weak} sets of items that were never compared.",
+            "Compare across them, or give a ridge.",
+        )
     if strong > 1:
-        raise Disconnected("Some items won or lost all their comparisons with the others, so that their scores are infinite.", "Give a ridge.")
+        raise Disconnected(
+            "Some items won or lost all their comparisons with the others, so that their scores are infinite.",
+            "Give a ridge.",
+        )
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,16 +22,23 @@ def domain_budgets(domains: Sequence[str], tokens: Sequence[int], config: Select
     """
     total, asked = sum(tokens), config.tokens
     if asked > total:
-        raise BudgetExceedsCorpus(f"{asked:,} tokens are asked for, and the corpus has {total:,}.", "Ask for fewer, or add text.")
+        raise BudgetExceedsCorpus(
+            f"{asked:,} tokens are asked for, and the corpus has {total:,}.", "Ask for fewer, or add text."
+        )
     if config.domains == "proportional":
         return [asked * each // total if total else 0 for each in tokens]
     weights = config.domains
     for name in weights:
         if name not in domains:
-            raise UserError(f"There is no domain '{name}' in the column '{config.domain}'. {did_you_mean(name, domains)}")
+            raise UserError(
+                f"There is no domain '{name}' in the column '{config.domain}'. {did_you_mean(name, domains)}"
+            )
     whole = sum((Fraction(weight) for weight in weights.values()), Fraction(0))
     budgets = [int(asked * Fraction(weights.get(name, 0)) / whole) for name in domains]
     for name, budget, each in zip(domains, budgets, tokens, strict=True):
         if budget > each:
-            raise BudgetExceedsCorpus(f"The domain '{name}' is to give {budget:,} tokens, and has {each:,}.", "Lower its weight, or ask for fewer.")
+            raise BudgetExceedsCorpus(
+                f"The domain '{name}' is to give {budget:,} tokens, and has {each:,}.",
+                "Lower its weight, or ask for fewer.",
+            )
     return budgets

@@ -31,14 +31,22 @@ class Clusters:
         return " ".join(self.terms[number][:4]) or f"topic {number}"
 
 
-def cluster_texts(texts: Sequence[str], clusters: int = 25, dimensions: int = 128, iterations: int = 20, seed: int = 42, top: int = 10) -> Clusters:
+def cluster_texts(
+    texts: Sequence[str], clusters: int = 25, dimensions: int = 128, iterations: int = 20, seed: int = 42, top: int = 10
+) -> Clusters:
     """Find topics; terms that begin with a digit are one term."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
-    vectorizer = TfidfVectorizer(tokenizer=_terms, token_pattern=None, stop_words="english", max_features=50_000, min_df=2 if len(texts) > 50 else 1)
+    vectorizer = TfidfVectorizer(
+        tokenizer=_terms,
+        token_pattern=None,
+        stop_words="english",
+        max_features=50_000,
+        min_df=2 if len(texts) > 50 else 1,
+    )
     try:
         vectors = vectorizer.fit_transform(texts)
     except ValueError:  # no terms at all

@@ -1,4 +1,6 @@
-"""Excerpts of documents for a judge: all members of a group are equally long, so that length cannot decide (QuRating, section 3 and appendix A)."""
+"""Excerpts of documents for a judge: all members of a group are equally long, so that length cannot decide (QuRating,
+section 3 and appendix A).
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Excerpt:
 
 
 def group_length(documents: Sequence[Document], config: ExcerptConfig) -> int:
-    """The length that the excerpts of a group have in common, drawn from the seed and the members' ids, in whatever order they are."""
+    """The length that the excerpts of a group have in common, drawn from the seed and the members' ids, in whatever
+    order they are.
+    """
     name = "\n".join(sorted(document.id for document in documents))
     low, high = config.tokens
     if _uniform(config.seed, "longest", name) < config.p_max:
@@ -59,7 +63,9 @@ def group_length(documents: Sequence[Document], config: ExcerptConfig) -> int:
 
 
 def excerpt(document: Document, length: int, tokenizer: Tokenizer, config: ExcerptConfig) -> Excerpt:
-    """The excerpt of a document: all of it if it is not longer than the longest, else a window whose start is drawn from the seed and the id."""
+    """The excerpt of a document: all of it if it is not longer than the longest, else a window whose start is drawn
+    from the seed and the id.
+    """
     longest = config.tokens[1]
     text = document.text
     most = _CHARACTERS_A_TOKEN * longest
@@ -74,7 +80,9 @@ def excerpt(document: Document, length: int, tokenizer: Tokenizer, config: Excer
     return Excerpt(document.id, decode_window(tokenizer, window), document.domain, start, length)
 
 
-def excerpts(documents: Sequence[Document], tokenizer: Tokenizer, config: ExcerptConfig | None = None, k: int = 2) -> list[list[Excerpt]]:
+def excerpts(
+    documents: Sequence[Document], tokenizer: Tokenizer, config: ExcerptConfig | None = None, k: int = 2
+) -> list[list[Excerpt]]:
     """Excerpts of groups of `k` adjacent documents; documents that do not fill a group at the end are left out.
 
     Raises:

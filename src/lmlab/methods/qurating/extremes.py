@@ -23,7 +23,9 @@ class Extreme:
     text: str
 
 
-def extremes(criterion: str, ratings: Any, ids: Sequence[Any], domains: Sequence[str], count: int = 3) -> list[tuple[str, str, int]]:
+def extremes(
+    criterion: str, ratings: Any, ids: Sequence[Any], domains: Sequence[str], count: int = 3
+) -> list[tuple[str, str, int]]:
     """Which rows to read: (domain, place, number of the row), a few of each."""
     values = np.asarray(ratings, np.float64)
     labels = np.array(domains)
@@ -32,7 +34,11 @@ def extremes(criterion: str, ratings: Any, ids: Sequence[Any], domains: Sequence
         rows = np.flatnonzero((labels == domain) & np.isfinite(values))
         rows = rows[np.argsort(values[rows], kind="stable")]
         middle = len(rows) // 2
-        for place, chosen in (("highest", rows[::-1][:count]), ("median", rows[middle : middle + count]), ("lowest", rows[:count])):
+        for place, chosen in (
+            ("highest", rows[::-1][:count]),
+            ("median", rows[middle : middle + count]),
+            ("lowest", rows[:count]),
+        ):
             found += [(domain, place, int(row)) for row in chosen]
     return found
 

@@ -1,6 +1,8 @@
-"""Weights of criteria, or of domains, from small training runs (Meta-rater, Zhuang et al. 2025; for domains RegMix, Liu et al. 2024).
+"""Weights of criteria, or of domains, from small training runs (Meta-rater, Zhuang et al. 2025; for domains RegMix, Liu
+et al. 2024).
 
-Each run trains on text chosen with other weights. A regression of the runs' losses on their weights says which weights would do best.
+Each run trains on text chosen with other weights. A regression of the runs' losses on their weights says which weights
+would do best.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ class FittedWeights:
     Attributes:
         weights: the best ones by the chosen regression; equal ones if none is better than the mean of all runs.
         model: the regression with the lowest error.
-        errors: root mean squared error of each regression on runs that it has not seen; `mean` predicts the mean of the others.
+        errors: root mean squared error of each regression on runs that it has not seen; `mean` predicts the mean of the
+            others.
         rank_correlation: Spearman's, between losses and what the chosen regression predicted without seeing them.
-        loss, equal_loss, best_run_loss: predicted for `weights`, predicted for equal weights, and the lowest that was measured.
+        loss, equal_loss, best_run_loss: predicted for `weights`, predicted for equal weights, and the lowest that was
+            measured.
         reliable: a regression beats the mean.
     """
 
@@ -44,7 +48,9 @@ class FittedWeights:
 
 
 def propose_weights(count: int, runs: int, seed: int = 0) -> Floats:
-    """Weights for runs to train, [runs, count]: equal ones, each name alone, and then a uniform draw of all weights that sum to 1."""
+    """Weights for runs to train, [runs, count]: equal ones, each name alone, and then a uniform draw of all weights
+    that sum to 1.
+    """
     if runs < 1 or count < 2:
         raise UserError("Weights are proposed for at least two names and one run.")
     fixed = np.concatenate([np.full((1, count), 1 / count), np.eye(count)])[:runs]
@@ -54,8 +60,9 @@ def propose_weights(count: int, runs: int, seed: int = 0) -> Floats:
 def fit_weights(weights: ArrayLike, losses: ArrayLike, names: Sequence[str], seed: int = 0) -> FittedWeights:
     """Regress losses on weights and look for the weights with the lowest predicted loss.
 
-    The regression is chosen by its error on left-out runs (each alone up to 40 runs, else ten groups): linear, quadratic, or boosted trees. The
-    result is the mean of the 100 best of 20,000 uniform draws, of the runs' own weights and of equal ones.
+    The regression is chosen by its error on left-out runs (each alone up to 40 runs, else ten groups): linear,
+    quadratic, or boosted trees. The result is the mean of the 100 best of 20,000 uniform draws, of the runs' own
+    weights and of equal ones.
 
     Arguments:
         weights: [runs, names], 0 or more; each run's are divided by their sum.
@@ -77,14 +84,18 @@ def fit_weights(weights: ArrayLike, losses: ArrayLike, names: Sequence[str], see
     equal_N = np.full(len(names), 1 / len(names))
     if best == "mean":
         mean = float(loss_R.mean())
-        return FittedWeights(tuple(names), tuple(equal_N.tolist()), best, errors, 0.0, mean, mean, float(loss_R.min()), False)
+        return FittedWeights(
+            tuple(names), tuple(equal_N.tolist()), best, errors, 0.0, mean, mean, float(loss_R.min()), False
+        )
     regression = regressions[best]().fit(w_RN, loss_R)
     draws = np.random.default_rng(seed).dirichlet(np.ones(len(names)), _CANDIDATES)
     candidates = np.concatenate([draws, w_RN, equal_N[None]])
     chosen_N = candidates[np.argsort(regression.predict(candidates), kind="stable")[:_BEST]].mean(0)
     loss, equal = (float(value) for value in regression.predict(np.stack([chosen_N, equal_N])))
     correlation = float(spearmanr(predicted[best], loss_R).statistic)
-    return FittedWeights(tuple(names), tuple(chosen_N.tolist()), best, errors, correlation, loss, equal, float(loss_R.min()), True)
+    return FittedWeights(
+        tuple(names), tuple(chosen_N.tolist()), best, errors, correlation, loss, equal, float(loss_R.min()), True
+    )
 
 
 def _check(w_RN: Floats, loss_R: Floats, names: Sequence[str]) -> None:
@@ -94,10 +105,14 @@ def _check(w_RN: Floats, loss_R: Floats, names: Sequence[str]) -> None:
     if not usable_R.all():
         raise UserError(f"Run {int(usable_R.argmin()) + 1}: weights must be 0 or more, and one of them above 0.")
     if not np.isfinite(loss_R).all():
-        raise UserError(f"Run {int(np.flatnonzero(~np.isfinite(loss_R))[0]) + 1}: the loss is not a finite number.", "Leave the run out.")
+        raise UserError(
+            f"Run {int(np.flatnonzero(~np.isfinite(loss_R))[0]) + 1}: the loss is not a finite number.",
+            "Leave the run out.",
+        )
     if len(loss_R) < len(names) + 2:
         raise UserError(
-            f"{len(loss_R)} runs say nothing about {len(names)} weights.", f"Train {len(names) + 2} at least; several for each name are better."
+            f"{len(loss_R)} runs say nothing about {len(names)} weights.",
+            f"Train {len(names) + 2} at least; several for each name are better.",
         )
     if np.ptp(loss_R) == 0:
         raise UserError("All runs have the same loss.", "Are the losses those of the runs?")
@@ -131,5 +146,7 @@ def _regressions(seed: int) -> dict[str, Callable[[], Any]]:
         "mean": DummyRegressor,
         "linear": lambda: RidgeCV(strengths),
         "quadratic": lambda: make_pipeline(PolynomialFeatures(2, include_bias=False), RidgeCV(strengths)),
-        "boosted trees": lambda: GradientBoostingRegressor(max_depth=3, learning_rate=0.05, n_estimators=150, subsample=0.8, random_state=seed),
+        "boosted trees": lambda: GradientBoostingRegressor(
+            max_depth=3, learning_rate=0.05, n_estimators=150, subsample=0.8, random_state=seed
+        ),
     }

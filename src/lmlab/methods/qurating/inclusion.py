@@ -1,7 +1,7 @@
 """How likely each row is to be chosen, before anything is drawn.
 
-Gumbel top-k is an exponential race: row i finishes at a time of rate exp(z_i / tau), and those that finish before a common time t are chosen. For
-many rows t is sharp, and solves sum_i length_i (1 - exp(-t exp(z_i / tau))) = budget.
+Gumbel top-k is an exponential race: row i finishes at a time of rate exp(z_i / tau), and those that finish before a
+common time t are chosen. For many rows t is sharp, and solves sum_i length_i (1 - exp(-t exp(z_i / tau))) = budget.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def check_temperature(tau: float) -> float:
         BadTemperature: it is negative or not a number.
     """
     if math.isnan(tau) or tau < 0:
-        raise BadTemperature(f"The temperature tau is {tau}; it must be 0 or more.", "To choose the lowest ratings use --invert.")
+        raise BadTemperature(
+            f"The temperature tau is {tau}; it must be 0 or more.", "To choose the lowest ratings use --invert."
+        )
     return tau
 
 
@@ -46,7 +48,9 @@ def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: 
     z_N, length_N = np.asarray(z, np.float64), np.asarray(lengths, np.float64)
     total = float(length_N.sum())
     if budget > total:
-        raise BudgetExceedsCorpus(f"{budget:,.0f} tokens are asked for, and the corpus has {total:,.0f}.", "Ask for fewer.")
+        raise BudgetExceedsCorpus(
+            f"{budget:,.0f} tokens are asked for, and the corpus has {total:,.0f}.", "Ask for fewer."
+        )
     if budget <= 0 or not len(z_N):
         return np.zeros(len(z_N))
     if budget == total:
@@ -79,7 +83,8 @@ def _log_time(logit_N: Floats, length_N: Floats, budget: float) -> float:
 
 
 def exact_inclusion(z: ArrayLike, count: int, tau: float = 1.0) -> Floats:
-    """P(row i is among the `count` chosen), by going through all ordered choices (Plackett-Luce), for each row; for at most 9 rows.
+    """P(row i is among the `count` chosen), by going through all ordered choices (Plackett-Luce), for each row; for at
+    most 9 rows.
 
     Raises:
         ValueError: too many rows, or more are chosen than there are.
@@ -87,7 +92,10 @@ def exact_inclusion(z: ArrayLike, count: int, tau: float = 1.0) -> Floats:
     check_temperature(tau)
     z_N = np.asarray(z, np.float64)
     if len(z_N) > _LARGEST_EXACT or count > len(z_N):
-        raise ValueError(f"exact inclusion is for at most {_LARGEST_EXACT} rows and at most all of them, not for {count} of {len(z_N)}")
+        raise ValueError(
+            f"exact inclusion is for at most {_LARGEST_EXACT} rows and at most all of them, not for {count} of"
+            f" {len(z_N)}"
+        )
     if tau == 0:
         return _of_the_best(z_N, np.ones(len(z_N)), count)
     weight_N = np.exp((z_N - z_N.max()) / tau)

@@ -70,7 +70,12 @@ class EndpointJudge:
     """
 
     def __init__(
-        self, endpoint: Endpoint, mode: Mode = "logprobs", generations: int = 20, cache: Path | None = None, backend: Backend | None = None
+        self,
+        endpoint: Endpoint,
+        mode: Mode = "logprobs",
+        generations: int = 20,
+        cache: Path | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.endpoint, self.mode, self.cache, self.backend = endpoint, mode, cache, backend
         self.generations = generations if mode == "votes" else 1
@@ -83,15 +88,27 @@ class EndpointJudge:
         if self.mode == "logprobs":
             first = {"n": 1, "temperature": 1.0, "max_tokens": 1, "top_logprobs": _TOP}
         requests = (each.criterion.pair_request(each.text_a, each.text_b, **first) for each in questions)
-        self._run(requests, lambda number, reply: tallies[number].add(reply, self.mode, questions[number].criterion.wording.labels))
+        self._run(
+            requests,
+            lambda number, reply: tallies[number].add(reply, self.mode, questions[number].criterion.wording.labels),
+        )
         missing = [
-            (number, sample) for number, tally in enumerate(tallies) if tally.status == "ok" for sample in range(tally.answers, self.generations)
+            (number, sample)
+            for number, tally in enumerate(tallies)
+            if tally.status == "ok"
+            for sample in range(tally.answers, self.generations)
         ]
         if missing and self.mode == "votes":
             single = {"n": 1, "temperature": 1.0, "max_tokens": _VOTE_TOKENS}
-            again = (questions[n].criterion.pair_request(questions[n].text_a, questions[n].text_b, sample=s, **single) for n, s in missing)
+            again = (
+                questions[n].criterion.pair_request(questions[n].text_a, questions[n].text_b, sample=s, **single)
+                for n, s in missing
+            )
             self._run(
-                again, lambda place, reply: tallies[missing[place][0]].add(reply, "votes", questions[missing[place][0]].criterion.wording.labels)
+                again,
+                lambda place, reply: tallies[missing[place][0]].add(
+                    reply, "votes", questions[missing[place][0]].criterion.wording.labels
+                ),
             )
         for number, tally in enumerate(tallies):
             take(number, tally.verdict())
@@ -206,7 +223,8 @@ class JudgePairs:
     Arguments:
         judge: who answers.
         criteria: one or several.
-        both_orders: show each pair in both orders; else one order counts for both, and a preference for a place does not cancel.
+        both_orders: show each pair in both orders; else one order counts for both, and a preference for a place does
+            not cancel.
     """
 
     def __init__(self, judge: Judge, criteria: Criterion | Sequence[Criterion], both_orders: bool = True) -> None:
@@ -219,7 +237,11 @@ class JudgePairs:
         whole = [[_as_excerpt(text) for text in group] for group in groups]
         found.skipped = sum(len(group) < 2 for group in whole)
         kept = [group for group in whole if len(group) >= 2]
-        votes = {(g, c.name): np.full((2, len(group), len(group)), MISSING) for g, group in enumerate(kept) for c in self.criteria}
+        votes = {
+            (g, c.name): np.full((2, len(group), len(group)), MISSING)
+            for g, group in enumerate(kept)
+            for c in self.criteria
+        }
         places, questions = [], []
         for g, group in enumerate(kept):
             texts = [each.text for each in group]
@@ -242,7 +264,10 @@ class JudgePairs:
                 advance(1)
 
         self.judge.ask(questions, take)
-        found.judgments = [self._judgment(group, {each.name: votes[g, each.name] for each in self.criteria}) for g, group in enumerate(kept)]
+        found.judgments = [
+            self._judgment(group, {each.name: votes[g, each.name] for each in self.criteria})
+            for g, group in enumerate(kept)
+        ]
         return found
 
     def _orders(self, k: int) -> Iterator[tuple[int, int]]:
@@ -302,14 +327,18 @@ def grade(
             if found:
                 scores[number].append(float(found[1]))
 
-    requests = [criterion.single_request(each.text, n=generations, temperature=1.0, max_tokens=_VOTE_TOKENS) for each in texts]
+    requests = [
+        criterion.single_request(each.text, n=generations, temperature=1.0, max_tokens=_VOTE_TOKENS) for each in texts
+    ]
     answer(endpoint, requests, take, cache, backend)
     return [Graded(each.document, each.text, tuple(values)) for each, values in zip(texts, scores, strict=True)]
 
 
-def make_judge(text: str, mode: Mode = "logprobs", generations: int = 20, cache: Path | None = None, **options: Any) -> Judge:
-    """The judge that a text names: `offline`, `exact:DIRECTORY` (a local model's exact label log-probabilities), or an endpoint such as
-    `openai:MODEL`, `local:DIRECTORY`, `mock:NAME`.
+def make_judge(
+    text: str, mode: Mode = "logprobs", generations: int = 20, cache: Path | None = None, **options: Any
+) -> Judge:
+    """The judge that a text names: `offline`, `exact:DIRECTORY` (a local model's exact label log-probabilities), or an
+    endpoint such as `openai:MODEL`, `local:DIRECTORY`, `mock:NAME`.
 
     Raises:
         UserError: no such judge, or a wrong option.
@@ -320,5 +349,7 @@ def make_judge(text: str, mode: Mode = "logprobs", generations: int = 20, cache:
     if kind == "exact" and rest:
         return LocalJudge(Path(rest))
     if not rest:
-        raise UserError(f"There is no judge '{text}'.", "Use offline, exact:DIRECTORY, openai:MODEL or local:DIRECTORY.")
+        raise UserError(
+            f"There is no judge '{text}'.", "Use offline, exact:DIRECTORY, openai:MODEL or local:DIRECTORY."
+        )
     return EndpointJudge(Endpoint.named(text, **options), mode, generations, cache)

@@ -1,4 +1,6 @@
-"""Judged texts as rows for the trainer: whole groups are packed into rows, in which texts do not see each other, so that little is padding."""
+"""Judged texts as rows for the trainer: whole groups are packed into rows, in which texts do not see each other, so
+that little is padding.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ class EncodedGroup:
 
 
 def encode_groups(
-    judgments: Sequence[Judgment], criteria: Sequence[str], tokenizer: Tokenizer, max_tokens: int, confidence: float = 0.5
+    judgments: Sequence[Judgment],
+    criteria: Sequence[str],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    confidence: float = 0.5,
 ) -> tuple[list[EncodedGroup], dict[str, int]]:
     """Groups that have a label to learn from, encoded; and how many were left out, by reason.
 
@@ -71,7 +77,9 @@ def encode_groups(
         if not all(map(len, encoded)):
             dropped["an empty text"] += 1
             continue
-        groups.append(EncodedGroup(tuple(encoded), np.stack(np.triu_indices(judgment.k, 1), 1), labels, _votes(judgment)))
+        groups.append(
+            EncodedGroup(tuple(encoded), np.stack(np.triu_indices(judgment.k, 1), 1), labels, _votes(judgment))
+        )
     for name, sizes in seen.items():
         if not any(size >= confidence - _SLACK for size in sizes):
             raise _none_confident(name, sizes, confidence)
@@ -103,14 +111,15 @@ def _none_confident(name: str, sizes: Sequence[float], confidence: float) -> NoC
     counts = np.histogram(sizes, _BINS, (0, 1))[0]
     bars = ", ".join(f"{number / _BINS:.1f}: {count}" for number, count in enumerate(counts))
     return NoConfidentPairs(
-        f"No judgment by '{name}' has |2y - 1| >= {confidence:g}; of {len(sizes)} labels there are, by |2y - 1| from: {bars}.",
+        f"No judgment by '{name}' has |2y - 1| >= {confidence:g}; of {len(sizes)} labels there are, by |2y - 1| from:"
+        f" {bars}.",
         "Judge more pairs or more different texts, ask more votes, or lower the confidence.",
     )
 
 
 class JudgmentRows:
-    """Rows by number. A row is `input_ids` and `document_ids` [T] (-1 for padding), `ends` [M] (the last place of each text), `pairs` [P, 2]
-    (numbers of texts in the row) and `labels` [P, C] (-100 where there is nothing to learn).
+    """Rows by number. A row is `input_ids` and `document_ids` [T] (-1 for padding), `ends` [M] (the last place of each
+    text), `pairs` [P, 2] (numbers of texts in the row) and `labels` [P, C] (-100 where there is nothing to learn).
 
     Arguments:
         row_tokens: T; by default twice the longest group, at least.

@@ -1,7 +1,7 @@
 """Judgments on the disk, in the layout of the published data sets, in the flat layout, and single grades.
 
-A row has the `texts` of a group and, for each criterion, matrices [k][k] of votes for the first and the second text (`{c}_votes_a`, `{c}_votes_b`)
-and of soft labels (`{c}_average`, [a][b] = P(b is better than a), -100 where missing).
+A row has the `texts` of a group and, for each criterion, matrices [k][k] of votes for the first and the second text
+(`{c}_votes_a`, `{c}_votes_b`) and of soft labels (`{c}_average`, [a][b] = P(b is better than a), -100 where missing).
 """
 
 from __future__ import annotations
@@ -60,21 +60,28 @@ class Judgment:
             if name in self.votes:
                 row[f"{name}_votes_a"], row[f"{name}_votes_b"] = (votes.tolist() for votes in self.votes[name])
             row[f"{name}{_AVERAGE}"] = matrix.tolist()
-        return row | {"ids": list(self.ids), "domains": list(self.domains), "prompts": json.dumps(dict(self.prompts), sort_keys=True)}
+        return row | {
+            "ids": list(self.ids),
+            "domains": list(self.domains),
+            "prompts": json.dumps(dict(self.prompts), sort_keys=True),
+        }
 
 
 def check_labels(matrix: Any, k: int, where: str) -> Matrix:
     """The matrix in float64.
 
     Raises:
-        BadJudgment: it is not [k, k], has values that are no probabilities, or P + P^T differs from 1 by more than 1e-3; -100 is exempt.
+        BadJudgment: it is not [k, k], has values that are no probabilities, or P + P^T differs from 1 by more than
+            1e-3; -100 is exempt.
     """
     try:
         labels = np.array(matrix, np.float64)
     except (TypeError, ValueError):
         raise BadJudgment(f"{where}: the labels are no matrix of numbers.") from None
     if labels.shape != (k, k):
-        raise BadJudgment(f"{where}: the labels are {' x '.join(map(str, labels.shape))} for {k} texts.", f"They must be {k} x {k}.")
+        raise BadJudgment(
+            f"{where}: the labels are {' x '.join(map(str, labels.shape))} for {k} texts.", f"They must be {k} x {k}."
+        )
     np.fill_diagonal(labels, MISSING)
     known = labels != MISSING
     if not ((labels[known] >= 0) & (labels[known] <= 1)).all():
@@ -82,7 +89,9 @@ def check_labels(matrix: Any, k: int, where: str) -> Matrix:
     wrong = known & known.T & (np.abs(labels + labels.T - 1) > _SLACK)
     if wrong.any():
         i, j = np.argwhere(wrong)[0]
-        raise BadJudgment(f"{where}: P[{i}][{j}] = {labels[i, j]:g} and P[{j}][{i}] = {labels[j, i]:g} do not add up to 1.")
+        raise BadJudgment(
+            f"{where}: P[{i}][{j}] = {labels[i, j]:g} and P[{j}][{i}] = {labels[j, i]:g} do not add up to 1."
+        )
     return labels
 
 
@@ -101,7 +110,10 @@ def read_judgments(location: str | Path) -> Iterator[Judgment]:
         elif "comparisons_avg" in record:
             yield _flat(record, f"{where} (row {number})")
         else:
-            raise UserError(f"'{where}' is no judgment: it has neither 'texts' nor 'comparisons_avg'.", f"It has: {', '.join(record)}.")
+            raise UserError(
+                f"'{where}' is no judgment: it has neither 'texts' nor 'comparisons_avg'.",
+                f"It has: {', '.join(record)}.",
+            )
 
 
 def _published(record: dict[str, Any], where: str) -> Judgment:
@@ -139,14 +151,22 @@ def write_judgments(judgments: Sequence[Judgment], path: Path) -> None:
 
 
 def flat_rows(judgments: Sequence[Judgment], name: str) -> Iterator[dict[str, Any]]:
-    """The flat layout of one criterion: a row for each pair, with the shares of votes for the second text in both orders."""
+    """The flat layout of one criterion: a row for each pair, with the shares of votes for the second text in both
+    orders.
+    """
     for number, judgment in enumerate(judgments):
         ids = judgment.ids or tuple(f"{number}-{place}" for place in range(judgment.k))
         for i, j in combinations(range(judgment.k), 2):
             row = {"index_a": ids[i], "index_b": ids[j], "texts_a": judgment.texts[i], "texts_b": judgment.texts[j]}
             forward, backward = (_share(judgment, name, *place) for place in ((i, j), (j, i)))
             average = float(judgment.average[name][i, j])
-            yield {**row, "comparisons_forward": forward, "comparisons_backward": backward, "comparisons_avg": average, "criterion": name}
+            yield {
+                **row,
+                "comparisons_forward": forward,
+                "comparisons_backward": backward,
+                "comparisons_avg": average,
+                "criterion": name,
+            }
 
 
 def _share(judgment: Judgment, name: str, i: int, j: int) -> float:

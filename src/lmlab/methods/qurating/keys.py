@@ -1,7 +1,8 @@
-"""Keyed noise: a row's Gumbel variable depends on its id and the seed alone, so that selections do not depend on order, shards or workers.
+"""Keyed noise: a row's Gumbel variable depends on its id and the seed alone, so that selections do not depend on order,
+shards or workers.
 
-Ids are hashed to 64 bits, mixed with the seed by splitmix64 (Steele et al. 2014), and the 53 highest bits make a number between 0 and 1, never
-either.
+Ids are hashed to 64 bits, mixed with the seed by splitmix64 (Steele et al. 2014), and the 53 highest bits make a number
+between 0 and 1, never either.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def mix(x: U64) -> U64:
 
 
 def hash_ids(ids: Any) -> U64:
-    """The 64 bits of each id: a non-negative integer itself; of a text the first 8 bytes, little-endian, of BLAKE2b (digest of 8) of its UTF-8.
+    """The 64 bits of each id: a non-negative integer itself; of a text the first 8 bytes, little-endian, of BLAKE2b
+    (digest of 8) of its UTF-8.
 
     Raises:
         UserError: an id is negative, missing, or neither an integer nor text.
@@ -48,7 +50,9 @@ def _hash(value: Any) -> int:
         return int.from_bytes(blake2b(value.encode(), digest_size=8).digest(), "little")
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= _MASK:
         return int(value)
-    raise UserError(f"The row id {value!r} is neither a non-negative integer nor text.", "Name another column of ids, or none.")
+    raise UserError(
+        f"The row id {value!r} is neither a non-negative integer nor text.", "Name another column of ids, or none."
+    )
 
 
 def uniforms(id64: U64, seed: int) -> Floats:

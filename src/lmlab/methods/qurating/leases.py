@@ -1,4 +1,6 @@
-"""Leases of pieces of work: many processes share a folder, each takes a piece that nobody has, and takes over those whose holders have died."""
+"""Leases of pieces of work: many processes share a folder, each takes a piece that nobody has, and takes over those
+whose holders have died.
+"""
 
 from __future__ import annotations
 

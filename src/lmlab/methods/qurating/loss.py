@@ -20,7 +20,9 @@ def kept_labels(labels: Tensor, confidence: float = 0.5) -> Tensor:
     return (labels != MISSING) & (distance >= confidence / 2 - _SLACK)
 
 
-def pair_loss(difference_PC: Tensor, labels_PC: Tensor, confidence: float = 0.5, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def pair_loss(
+    difference_PC: Tensor, labels_PC: Tensor, confidence: float = 0.5, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Sum of the terms of kept labels, and their number.
 
     Arguments:

@@ -22,7 +22,12 @@ _SHARD_TOKENS = 500_000_000
 
 
 def materialize(
-    table: Tabular, manifest: Manifest, out: Path, columns: Sequence[str] | None = None, shard_tokens: int = _SHARD_TOKENS, kind: str = "parquet"
+    table: Tabular,
+    manifest: Manifest,
+    out: Path,
+    columns: Sequence[str] | None = None,
+    shard_tokens: int = _SHARD_TOKENS,
+    kind: str = "parquet",
 ) -> list[Path]:
     """Write the chosen rows, in the order of the corpus, to shards named `N-of-M`.
 
@@ -54,7 +59,9 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table | None:
     return pa.concat_tables(parts, promote_options="permissive") if parts else None
 
 
-def chosen_rows(rated: RatedTable, manifest: Manifest, columns: Sequence[str]) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+def chosen_rows(
+    rated: RatedTable, manifest: Manifest, columns: Sequence[str]
+) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
     """The chosen rows of the corpus, some at a time and in its order, with their tokens."""
     shard_names = np.array(manifest.table.column("shard").to_pylist(), dtype=object)
     row_numbers, lengths = (np.asarray(manifest.table.column(name)) for name in ("row", "length"))
@@ -81,8 +88,11 @@ def _write(table: pa.Table | None, out: Path, number: int, count: int, kind: str
     return path
 
 
-def order_rows(table: Tabular, metric: str, *, tau: float = 0.0, seed: int = 42, descending: bool = False, id: str | None = None) -> pa.Table:
-    """The order of a curriculum: rows by their key, normalised rating / tau + noise (the bare rating for tau 0), low to high.
+def order_rows(
+    table: Tabular, metric: str, *, tau: float = 0.0, seed: int = 42, descending: bool = False, id: str | None = None
+) -> pa.Table:
+    """The order of a curriculum: rows by their key, normalised rating / tau + noise (the bare rating for tau 0), low to
+    high.
 
     Arguments:
         tau: temperature of the sample that the rows come from (QuRating, section 6.3).
@@ -99,7 +109,10 @@ def order_rows(table: Tabular, metric: str, *, tau: float = 0.0, seed: int = 42,
     chunks = list(rated.chunks(paths))
     ratings = np.concatenate([as_floats(chunk.columns[metric], metric) for chunk in chunks]) if chunks else np.zeros(0)
     if bad := int((~np.isfinite(ratings)).sum()):
-        raise NonFiniteRating(f"{bad:,} rows have a rating in '{metric}' that is null, not a number, or infinite.", "Leave them out first.")
+        raise NonFiniteRating(
+            f"{bad:,} rows have a rating in '{metric}' that is null, not a number, or infinite.",
+            "Leave them out first.",
+        )
     ids: Any = [value for chunk in chunks for value in chunk.columns[id].to_pylist()] if id else np.arange(len(ratings))
     moments = exact_moments(lambda: iter([ratings]))
     keys = standardize(ratings, moments) if moments.std else np.zeros(len(ratings))
@@ -111,16 +124,28 @@ def order_rows(table: Tabular, metric: str, *, tau: float = 0.0, seed: int = 42,
 
 
 def write_ordered(
-    table: Tabular, metric: str, out: Path, *, tau: float = 0.0, seed: int = 42, descending: bool = False, id: str | None = None, kind: str = "jsonl"
+    table: Tabular,
+    metric: str,
+    out: Path,
+    *,
+    tau: float = 0.0,
+    seed: int = 42,
+    descending: bool = False,
+    id: str | None = None,
+    kind: str = "jsonl",
 ) -> Path:
     """Write all rows in the order of a curriculum to one file; see `order_rows`."""
     rated = RatedTable(table)
     order = order_rows(table, metric, tau=tau, seed=seed, descending=descending, id=id)
-    whole = pa.concat_tables([pa.table(dict(chunk.columns)) for chunk in rated.chunks(rated.columns)], promote_options="permissive")
+    whole = pa.concat_tables(
+        [pa.table(dict(chunk.columns)) for chunk in rated.chunks(rated.columns)], promote_options="permissive"
+    )
     return _write(whole.take(order.column("row")), out, 0, 1, kind)
 
 
-def filter_rows(table: Tabular, minimum: dict[str, float], maximum: dict[str, float], out: Path, kind: str = "parquet") -> dict[str, int]:
+def filter_rows(
+    table: Tabular, minimum: dict[str, float], maximum: dict[str, float], out: Path, kind: str = "parquet"
+) -> dict[str, int]:
     """Write the rows whose columns are within bounds; rows without a finite value there are not.
 
     Returns:

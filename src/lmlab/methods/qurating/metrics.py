@@ -22,10 +22,12 @@ def pair_metrics(difference_PC: Floats, labels_PC: Floats, criteria: Sequence[st
     Arguments:
         difference_PC: score of the second text less that of the first.
         labels_PC: P(the second is better), -100 where missing.
-        votes: behind each label, for the accuracy that the best rater could reach against such noisy labels (`ceiling`).
+        votes: behind each label, for the accuracy that the best rater could reach against such noisy labels
+            (`ceiling`).
 
     Returns:
-        name -> `at` (by threshold m: `pairs`, `accuracy`, `cross_entropy`, `ceiling`) and `calibration_error` of sigmoid(difference).
+        name -> `at` (by threshold m: `pairs`, `accuracy`, `cross_entropy`, `ceiling`) and `calibration_error` of
+        sigmoid(difference).
     """
     columns = {name: slice(number, number + 1) for number, name in enumerate(criteria)} | {"overall": slice(None)}
     found = {}
@@ -50,11 +52,18 @@ def _figures(d: Floats, y: Floats, threshold: float, votes: int) -> dict[str, An
 
         spread = np.sqrt(np.maximum(y * (1 - y), 0.25 / votes) / votes)
         ceiling = float(norm.cdf(np.abs(y - 0.5) / spread).mean())
-    return {"pairs": len(d), "accuracy": float(((d >= 0) == (y >= 0.5)).mean()), "cross_entropy": float(entropy.mean()), "ceiling": ceiling}
+    return {
+        "pairs": len(d),
+        "accuracy": float(((d >= 0) == (y >= 0.5)).mean()),
+        "cross_entropy": float(entropy.mean()),
+        "ceiling": ceiling,
+    }
 
 
 def calibration_error(d: Floats, y: Floats) -> float | None:
-    """Expected calibration error: the mean, over ten bins of sigmoid(d), of |mean prediction - mean label|, weighted by pairs."""
+    """Expected calibration error: the mean, over ten bins of sigmoid(d), of |mean prediction - mean label|, weighted by
+    pairs.
+    """
     if not len(d):
         return None
     p = 1 / (1 + np.exp(-np.clip(d, -500, 500)))

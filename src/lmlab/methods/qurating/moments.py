@@ -1,4 +1,6 @@
-"""Mean and population standard deviation of a stream: merged by Chan's rule, or exact, so that they do not depend on the order of rows."""
+"""Mean and population standard deviation of a stream: merged by Chan's rule, or exact, so that they do not depend on
+the order of rows.
+"""
 
 from __future__ import annotations
 

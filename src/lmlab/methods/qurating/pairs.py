@@ -20,8 +20,9 @@ class PairConfig(ExcerptConfig):
     """Which documents are compared, and what of them is shown.
 
     Attributes:
-        design: `adjacent` groups documents as they come; `random` goes through them in random orders, again and again; `cross_domain` and
-            `within_domain` compare documents of different and of one domain; `active` takes the random pairs of which a rater is least sure.
+        design: `adjacent` groups documents as they come; `random` goes through them in random orders, again and again;
+            `cross_domain` and `within_domain` compare documents of different and of one domain; `active` takes the
+            random pairs of which a rater is least sure.
         n: groups.
         k: texts of a group, all of which are compared with each other.
     """
@@ -31,7 +32,9 @@ class PairConfig(ExcerptConfig):
     k: int = Field(default=2, ge=2)
 
 
-def make_groups(documents: Sequence[Document], config: PairConfig, ratings: Mapping[str, float] | None = None) -> list[list[Document]]:
+def make_groups(
+    documents: Sequence[Document], config: PairConfig, ratings: Mapping[str, float] | None = None
+) -> list[list[Document]]:
     """Groups of documents to compare; fewer than asked for where `adjacent` runs out of documents.
 
     Arguments:
@@ -46,7 +49,9 @@ def make_groups(documents: Sequence[Document], config: PairConfig, ratings: Mapp
     rng = np.random.default_rng([config.seed, 7])
     match config.design:
         case "adjacent":
-            return [unique[start : start + config.k] for start in range(0, len(unique) - config.k + 1, config.k)][: config.n]
+            return [unique[start : start + config.k] for start in range(0, len(unique) - config.k + 1, config.k)][
+                : config.n
+            ]
         case "random":
             return _take(_random(unique, config.k, rng), config.n)
         case "active":
@@ -60,7 +65,9 @@ def make_groups(documents: Sequence[Document], config: PairConfig, ratings: Mapp
         case "cross_domain":
             by_domain = list(_by_domain(unique).values())
             if len(by_domain) < config.k:
-                raise UserError(f"There are {len(by_domain)} domains for groups of {config.k}.", "Use the design random.")
+                raise UserError(
+                    f"There are {len(by_domain)} domains for groups of {config.k}.", "Use the design random."
+                )
             return [_across(by_domain, config.k, rng) for _ in range(config.n)]
 
 
@@ -74,7 +81,9 @@ def components(groups: Sequence[Sequence[str]]) -> int:
     if not edges:
         return len(names)
     rows, columns = np.array(edges).T
-    return int(connected_components(coo_matrix((np.ones(len(rows)), (rows, columns)), (len(names),) * 2), directed=False)[0])
+    return int(
+        connected_components(coo_matrix((np.ones(len(rows)), (rows, columns)), (len(names),) * 2), directed=False)[0]
+    )
 
 
 def _random(documents: Sequence[Document], k: int, rng: np.random.Generator) -> Iterator[list[Document]]:
@@ -84,14 +93,19 @@ def _random(documents: Sequence[Document], k: int, rng: np.random.Generator) -> 
             yield [documents[number] for number in order[start : start + k]]
 
 
-def _active(documents: Sequence[Document], config: PairConfig, rng: np.random.Generator, ratings: Mapping[str, float] | None) -> list[list[Document]]:
+def _active(
+    documents: Sequence[Document], config: PairConfig, rng: np.random.Generator, ratings: Mapping[str, float] | None
+) -> list[list[Document]]:
     if ratings is None:
         raise UserError("The design active needs ratings.", "Rate the documents with an earlier rater first.")
     known = [document for document in documents if document.id in ratings]
     if len(known) < config.k:
         raise UserError(f"Only {len(known)} of the documents have ratings.")
     pool = _take(_random(known, config.k, rng), _POOL * config.n)
-    spread = [max(ratings[document.id] for document in group) - min(ratings[document.id] for document in group) for group in pool]
+    spread = [
+        max(ratings[document.id] for document in group) - min(ratings[document.id] for document in group)
+        for group in pool
+    ]
     return [pool[number] for number in np.argsort(spread, kind="stable")[: config.n]]
 
 

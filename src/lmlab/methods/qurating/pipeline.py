@@ -1,4 +1,6 @@
-"""One file that describes a whole run: its sections become the stages of a recipe, which are skipped when nothing that they depend on has changed."""
+"""One file that describes a whole run: its sections become the stages of a recipe, which are skipped when nothing that
+they depend on has changed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ class CorpusSection(Config):
 
 
 class JudgeSection(Config):
-    """Who judges: `backend` is `offline`, `exact`, `openai` or `local`; `model` its model. The others are those of the stage."""
+    """Who judges: `backend` is `offline`, `exact`, `openai` or `local`; `model` its model.
+
+    The others are those of the stage.
+    """
 
     backend: str = "offline"
     model: str | None = None
@@ -104,7 +109,9 @@ def pipeline_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     file = validate(QualityFile, dict(data), where)
     q = file.quality
     if q.annotate.dtype not in _DTYPES:
-        raise UserError(f"{where}: quality.annotate.dtype: '{q.annotate.dtype}' is unknown.", "Use bfloat16, float32 or auto.")
+        raise UserError(
+            f"{where}: quality.annotate.dtype: '{q.annotate.dtype}' is unknown.", "Use bfloat16, float32 or auto."
+        )
     stages = {
         "documents": {"kind": "collect", "sources": [_source(q.corpus)], **KEEP_ALL},
         **_tokenizer(q.corpus),
@@ -170,4 +177,11 @@ def _selection(q: QualitySection) -> dict[str, Any]:
     whole = q.select.domains == "none"
     domains = {"domain": None} if whole else {"domain": "domain", "domains": q.select.domains}
     report = q.report.model_dump(mode="json")
-    return {"kind": "quality_select", "annotated": "ratings", "documents": "documents", **chosen, **domains, "report": report}
+    return {
+        "kind": "quality_select",
+        "annotated": "ratings",
+        "documents": "documents",
+        **chosen,
+        **domains,
+        "report": report,
+    }

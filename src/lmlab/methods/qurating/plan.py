@@ -1,7 +1,7 @@
 """What a selection will be like, computed exactly from the ratings before anything is drawn or written.
 
-Rows are counted in fine bins of normalised rating, for each domain (and each other label that is asked for), so that a plan of any corpus needs
-little memory.
+Rows are counted in fine bins of normalised rating, for each domain (and each other label that is asked for), so that a
+plan of any corpus needs little memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SelectionPlan:
-    """What one temperature will choose from ratings with these moments, if they are normal and lengths do not depend on them: for a first look.
+    """What one temperature will choose from ratings with these moments, if they are normal and lengths do not depend on
+    them: for a first look.
 
     Attributes:
         moments: of the ratings.
@@ -78,8 +79,8 @@ class Outlook:
         effective_rows: exp of the entropy of softmax(z / tau): how many rows share the chance of being the first.
         deciles: expected share in the chosen tokens of each tenth of the corpus's tokens by rating, lowest first.
         domains: of each domain.
-        overlap: share of the chosen tokens that another temperature chooses too, with the same seed: keyed noise makes both races of one
-            exponential variable a row, so that the chance of both is the smaller of the two.
+        overlap: share of the chosen tokens that another temperature chooses too, with the same seed: keyed noise makes
+            both races of one exponential variable a row, so that the chance of both is the smaller of the two.
     """
 
     tau: float
@@ -124,12 +125,18 @@ def tau_name(tau: float) -> str:
 
 
 def plan_selection(
-    table: Tabular, config: SelectionConfig, taus: Sequence[float] = TAUS, *, measure: Measure | None = None, text: str = "text"
+    table: Tabular,
+    config: SelectionConfig,
+    taus: Sequence[float] = TAUS,
+    *,
+    measure: Measure | None = None,
+    text: str = "text",
 ) -> Plan:
     """What a selection will be like at several temperatures; nothing is drawn, and texts are not read.
 
     Raises:
-        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus: as `select`; more tokens than the corpus has are not an
+        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus: as `select`; more tokens than
+            the corpus has are not an
         error.
     """
     rated = RatedTable(table)
@@ -140,7 +147,9 @@ def plan_selection(
     asked = min(config.tokens, found.num_tokens)
     budgets = domain_budgets(found.domains, found.domain_tokens, config.model_copy(update={"tokens": asked}))
     chances = {tau: bins.chances(budgets, tau) for tau in taus}
-    corpus = {name: tokens / max(1, found.num_tokens) for name, tokens in zip(found.domains, found.domain_tokens, strict=True)}
+    corpus = {
+        name: tokens / max(1, found.num_tokens) for name, tokens in zip(found.domains, found.domain_tokens, strict=True)
+    }
     outlooks = [bins.outlook(tau, chances, found) for tau in taus]
     repeats = max(1.0, config.tokens / max(1, found.num_tokens))
     return Plan(config.tokens, found.num_tokens, found.num_rows, repeats, corpus, outlooks)
@@ -182,16 +191,23 @@ class _Bins:
             if tau == 0:
                 tokens = self.tokens[domain]
                 above = np.cumsum(tokens[::-1])[::-1] - tokens
-                found[domain] = np.clip(np.divide(budget - above, tokens, out=np.zeros(len(tokens)), where=tokens > 0), 0, 1)
+                found[domain] = np.clip(
+                    np.divide(budget - above, tokens, out=np.zeros(len(tokens)), where=tokens > 0), 0, 1
+                )
             else:
-                found[domain, some] = inclusion_probability(self.z[domain, some], self.tokens[domain, some], budget, tau)
+                found[domain, some] = inclusion_probability(
+                    self.z[domain, some], self.tokens[domain, some], budget, tau
+                )
         return found
 
     def outlook(self, tau: float, chances: dict[float, Floats], found: Scan) -> Outlook:
         chance = chances[tau]
         chosen = self.tokens * chance
         total, rows = float(chosen.sum()), float((self.rows * chance).sum())
-        overlap = {tau_name(other): float((self.tokens * np.minimum(chance, their)).sum() / max(total, 1e-300)) for other, their in chances.items()}
+        overlap = {
+            tau_name(other): float((self.tokens * np.minimum(chance, their)).sum() / max(total, 1e-300))
+            for other, their in chances.items()
+        }
         return Outlook(
             tau,
             total,

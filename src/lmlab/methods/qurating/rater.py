@@ -1,4 +1,6 @@
-"""The rater: a language model's body with one linear scalar for each criterion, read at the last real token (QuRating, section 3.3)."""
+"""The rater: a language model's body with one linear scalar for each criterion, read at the last real token (QuRating,
+section 3.3).
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ class Rater:
         batch_tokens: int | None = None,
     ) -> None:
         if model.config.num_labels != len(criteria):
-            raise CriteriaMismatch(f"The rater has {model.config.num_labels} scalars, and {len(criteria)} criteria are named: {', '.join(criteria)}.")
+            raise CriteriaMismatch(
+                f"The rater has {model.config.num_labels} scalars, and {len(criteria)} criteria are named:"
+                f" {', '.join(criteria)}."
+            )
         self.device = select_device(device)
         self.dtype = select_dtype(precision, self.device)
         self.model, self.tokenizer, self.criteria = model.to(self.device).eval(), tokenizer, tuple(criteria)
@@ -85,35 +90,48 @@ class Rater:
         if named is None:
             if model.config.num_labels != len(DEFAULT_CRITERIA) and criteria is None:
                 raise CriteriaMismatch(
-                    f"'{directory}' does not name its {model.config.num_labels} criteria.", 'Put "criteria": [...] in its config.json.'
+                    f"'{directory}' does not name its {model.config.num_labels} criteria.",
+                    'Put "criteria": [...] in its config.json.',
                 )
             named = list(criteria or DEFAULT_CRITERIA)
             _log.warning("'%s' does not name its criteria: they are taken for %s", directory, ", ".join(named))
         if criteria is not None and list(criteria) != list(named):
-            raise CriteriaMismatch(f"The rater has the criteria {', '.join(named)}; asked for are {', '.join(criteria)}.", "Ask for those it has.")
+            raise CriteriaMismatch(
+                f"The rater has the criteria {', '.join(named)}; asked for are {', '.join(criteria)}.",
+                "Ask for those it has.",
+            )
         if "segment" in settings:
             options.setdefault("segment", settings["segment"])
         return cls(model, Tokenizer.load(directory), named, **options)
 
     def save(self, directory: Path) -> None:
-        """Write a directory that `transformers` reads as a model for sequence classification, with the names of the criteria."""
-        save_pretrained(self.model, directory, tokens={"pad_token_id": self.tokenizer.eos_id, "eos_token_id": self.tokenizer.eos_id})
+        """Write a directory that `transformers` reads as a model for sequence classification, with the names of the
+        criteria.
+        """
+        save_pretrained(
+            self.model, directory, tokens={"pad_token_id": self.tokenizer.eos_id, "eos_token_id": self.tokenizer.eos_id}
+        )
         self.tokenizer.save(directory)
         names = {str(number): name for number, name in enumerate(self.criteria)}
         labels = {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
         settings = read_json(directory / "config.json")
-        write_json(directory / "config.json", settings | labels | {"criteria": list(self.criteria), "segment": self.segment})
+        write_json(
+            directory / "config.json", settings | labels | {"criteria": list(self.criteria), "segment": self.segment}
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of weights, shape, tokenizer and criteria."""
         shape = self.model.config.model_dump(mode="json")
-        return sha256_json([weights_fingerprint(self.model), shape, self.tokenizer.fingerprint, self.criteria, self.segment])
+        return sha256_json(
+            [weights_fingerprint(self.model), shape, self.tokenizer.fingerprint, self.criteria, self.segment]
+        )
 
     def score_ids(self, segments: Sequence[Ids]) -> Scores:
         """Scores of token sequences of 1 to `max_seq_len` tokens, [N, C]; long ones are computed together.
 
-        Rows are padded on the right, where causal attention cannot see: what is read at the last real token does not depend on the batch.
+        Rows are padded on the right, where causal attention cannot see: what is read at the last real token does not
+        depend on the batch.
         """
         found = np.zeros((len(segments), len(self.criteria)), np.float32)
         order = sorted(range(len(segments)), key=lambda number: -len(segments[number]))
@@ -141,7 +159,9 @@ class Rater:
         return [ids[start : start + self.segment] for start in range(0, len(ids), self.segment)]
 
     def rate_ids(self, documents: Sequence[Ids]) -> Iterator[tuple[list[int], Scores]]:
-        """For each document the lengths of its segments and their scores, [segments, C]; none for a document without tokens."""
+        """For each document the lengths of its segments and their scores, [segments, C]; none for a document without
+        tokens.
+        """
         pieces = [self.segments(ids) for ids in documents]
         scores = self.score_ids([piece for document in pieces for piece in document])
         place = 0
@@ -150,16 +170,24 @@ class Rater:
             place += len(document)
 
     def rate(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Ratings of whole texts, [N, C]: averages over segments, weighted by their lengths; NaN for a text without tokens."""
-        found = [weighted_mean(lengths, scores) for lengths, scores in self.rate_ids(self.tokenizer.encode_batch(list(texts)))]
+        """Ratings of whole texts, [N, C]: averages over segments, weighted by their lengths; NaN for a text without
+        tokens.
+        """
+        found = [
+            weighted_mean(lengths, scores)
+            for lengths, scores in self.rate_ids(self.tokenizer.encode_batch(list(texts)))
+        ]
         return np.array(found).reshape(len(texts), len(self.criteria))
 
     def reward(self, texts: Sequence[str], weights: Sequence[float] | None = None) -> list[float]:
         """One number a text, the weighted sum of its ratings: a reward function for post-training."""
         return (self.rate(texts) @ np.asarray(weights if weights is not None else np.ones(len(self.criteria)))).tolist()
 
-    def annotate(self, rows: Iterable[dict[str, Any]], text: str = "text", batch: int = 256) -> Iterator[dict[str, Any]]:
-        """Rows with their annotation beside their own columns; see `lmlab.methods.qurating.annotate` for corpora on the disk.
+    def annotate(
+        self, rows: Iterable[dict[str, Any]], text: str = "text", batch: int = 256
+    ) -> Iterator[dict[str, Any]]:
+        """Rows with their annotation beside their own columns; see `lmlab.methods.qurating.annotate` for corpora on the
+        disk.
 
         Arguments:
             text: the column of texts.
@@ -180,7 +208,9 @@ def weighted_mean(lengths: Sequence[int], scores: Scores) -> NDArray[np.float64]
 
 
 def annotation(criteria: Sequence[str], lengths: Sequence[int], scores: Scores) -> dict[str, Any]:
-    """The columns of the published layout: `{c}_chunks`, `{c}_average`, `chunk_lengths`, `length`; averages of an empty text are null."""
+    """The columns of the published layout: `{c}_chunks`, `{c}_average`, `chunk_lengths`, `length`; averages of an empty
+    text are null.
+    """
     mean = weighted_mean(lengths, scores)
     found: dict[str, Any] = {}
     for column, name in enumerate(criteria):

@@ -38,28 +38,59 @@ _BIASED = 0.1
 def judgment_sections(figures: dict[str, Any]) -> list[Section]:
     """Effects of order, confidence of labels, missing labels by domain."""
     rows = [
-        [name, each["labels"], each["position_bias"], each["swap_consistency"], sum(each["confidence"][5:]) / max(1, each["labels"])]
+        [
+            name,
+            each["labels"],
+            each["position_bias"],
+            each["swap_consistency"],
+            sum(each["confidence"][5:]) / max(1, each["labels"]),
+        ]
         for name, each in figures["criteria"].items()
     ]
     blocks: list[Block] = [
         Facts({"Groups": f"{figures['groups']:,}", "Questions": f"{figures['questions']:,}"}),
         Paragraph(f"The judge: {figures['judge']}."),
-        Table(["criterion", "labels", "position bias", "same winner in both orders", "share with |2y - 1| ≥ 0.5"], rows, "Judgments by criterion."),
+        Table(
+            ["criterion", "labels", "position bias", "same winner in both orders", "share with |2y - 1| ≥ 0.5"],
+            rows,
+            "Judgments by criterion.",
+        ),
     ]
     if any(abs(each["position_bias"] or 0) > _BIASED for each in figures["criteria"].values()):
         blocks.append(
-            Note("The judge leans to one place. Both orders cancel this in the labels to first order, at the price of weaker labels.", "warning")
+            Note(
+                "The judge leans to one place. Both orders cancel this in the labels to first order, at the price of"
+                " weaker labels.",
+                "warning",
+            )
         )
-    curves = [Series(name, [n / 10 + 0.05 for n in range(10)], each["confidence"]) for name, each in figures["criteria"].items()]
+    curves = [
+        Series(name, [n / 10 + 0.05 for n in range(10)], each["confidence"])
+        for name, each in figures["criteria"].items()
+    ]
     if curves:
-        blocks.append(Figure(line_chart(curves, "|2y - 1|", "labels"), "How sure the labels are.", "Histogram of confidence"))
-    if figures["missing"]:
-        lost = [[each["criterion"], each["domain"], each["reason"], each["questions"], each["questions"] / each["of"]] for each in figures["missing"]]
         blocks.append(
-            Table(["criterion", "domain", "reason", "questions", "share"], lost, "Questions without a verdict: compare the shares of domains.")
+            Figure(line_chart(curves, "|2y - 1|", "labels"), "How sure the labels are.", "Histogram of confidence")
+        )
+    if figures["missing"]:
+        lost = [
+            [each["criterion"], each["domain"], each["reason"], each["questions"], each["questions"] / each["of"]]
+            for each in figures["missing"]
+        ]
+        blocks.append(
+            Table(
+                ["criterion", "domain", "reason", "questions", "share"],
+                lost,
+                "Questions without a verdict: compare the shares of domains.",
+            )
         )
     if figures["connected_sets"] > 1:
-        blocks.append(Paragraph(f"The comparisons fall into {figures['connected_sets']:,} sets of texts that were never compared with each other."))
+        blocks.append(
+            Paragraph(
+                f"The comparisons fall into {figures['connected_sets']:,} sets of texts that were never compared with"
+                " each other."
+            )
+        )
     return [Section("Judgments", blocks)]
 
 
@@ -75,15 +106,35 @@ def rater_sections(results: dict[str, Any]) -> list[Section]:
     }
     blocks: list[Block] = [Facts(facts)]
     if results["dropped"]:
-        blocks.append(Paragraph("Left out: " + ", ".join(f"{count:,} groups with {reason}" for reason, count in results["dropped"].items()) + "."))
+        blocks.append(
+            Paragraph(
+                "Left out: "
+                + ", ".join(f"{count:,} groups with {reason}" for reason, count in results["dropped"].items())
+                + "."
+            )
+        )
     if "metrics" in results:
         rows = [
-            [name, f"m ≥ {m}", at["pairs"], at["accuracy"], at["ceiling"], at["cross_entropy"], each["calibration_error"] if m == "0" else None]
+            [
+                name,
+                f"m ≥ {m}",
+                at["pairs"],
+                at["accuracy"],
+                at["ceiling"],
+                at["cross_entropy"],
+                each["calibration_error"] if m == "0" else None,
+            ]
             for name, each in results["metrics"].items()
             for m, at in each["at"].items()
         ]
         columns = ["criterion", "confidence", "labels", "accuracy", "ceiling", "cross-entropy", "calibration error"]
-        blocks.append(Table(columns, rows, "On held-out groups. The ceiling is what a perfect rater would reach against votes as noisy as these."))
+        blocks.append(
+            Table(
+                columns,
+                rows,
+                "On held-out groups. The ceiling is what a perfect rater would reach against votes as noisy as these.",
+            )
+        )
     return [Section("Rater", blocks)]
 
 
@@ -101,18 +152,37 @@ def rating_blocks(found: Analysis) -> list[Block]:
         if not each["edges"]:
             continue
         middles = [(a + b) / 2 for a, b in zip(each["edges"], each["edges"][1:], strict=False)]
-        curves = [Series(domain or "all", middles, _shares(counts)) for domain, counts in each["domains"].items() if sum(counts)]
+        curves = [
+            Series(domain or "all", middles, _shares(counts))
+            for domain, counts in each["domains"].items()
+            if sum(counts)
+        ]
         if sum(each["chosen"]):
             curves.append(Series("chosen", middles, _shares(each["chosen"]), dashed=True))
-        blocks.append(Figure(line_chart(curves, "rating", "share of rows"), f"Ratings by {name.replace('_', ' ')}.", f"Ratings by {name}"))
+        blocks.append(
+            Figure(
+                line_chart(curves, "rating", "share of rows"),
+                f"Ratings by {name.replace('_', ' ')}.",
+                f"Ratings by {name}",
+            )
+        )
     labels = [*found.criteria, "log length"]
     matrix = [[float("nan") if value is None else value for value in row] for row in found.correlations]
     if matrix:
-        blocks.append(Figure(heat_map(matrix, labels, labels, "", "", "correlation"), "Correlations of ratings with each other and with length."))
+        blocks.append(
+            Figure(
+                heat_map(matrix, labels, labels, "", "", "correlation"),
+                "Correlations of ratings with each other and with length.",
+            )
+        )
     spread: list[list[Cell]] = [[name, value] for name, value in found.segment_deviation.items() if value is not None]
     if spread:
         blocks.append(
-            Table(["criterion", "deviation of segments"], spread, "How much segments of one document differ, in standard deviations of the corpus.")
+            Table(
+                ["criterion", "deviation of segments"],
+                spread,
+                "How much segments of one document differ, in standard deviations of the corpus.",
+            )
         )
     return blocks
 
@@ -123,7 +193,12 @@ def selection_sections(directory: Path, found: Analysis | None, context_name: st
     title = f"Selection: {context_name}" if context_name else "Selection"
     sections = [Section(title, selection_blocks(report) + plan_blocks(plan))]
     if found is not None:
-        sections.append(Section(f"{title}, what it did", rating_blocks(found) + topic_blocks(found) + bias_blocks(found) + extreme_blocks(found)))
+        sections.append(
+            Section(
+                f"{title}, what it did",
+                rating_blocks(found) + topic_blocks(found) + bias_blocks(found) + extreme_blocks(found),
+            )
+        )
     return sections
 
 
@@ -141,18 +216,33 @@ def selection_blocks(report: dict[str, Any]) -> list[Block]:
         "Mean z": "-" if report["mean_z"] is None else f"{report['mean_z']:+.2f}",
     }
     rows = [
-        [name or "all", each["of_rows"], each["rows"], each["of_tokens"] / max(1, report["of_tokens"]), each["tokens"] / max(1, report["tokens"])]
+        [
+            name or "all",
+            each["of_rows"],
+            each["rows"],
+            each["of_tokens"] / max(1, report["of_tokens"]),
+            each["tokens"] / max(1, report["tokens"]),
+        ]
         for name, each in report["domains"].items()
     ]
     blocks: list[Block] = [
         Facts(facts),
         Paragraph(f"Noise: {report['noise']}."),
         Figure(funnel_chart(steps), "Documents that remain.", "Funnel"),
-        Table(["domain", "documents", "chosen", "share of the corpus's tokens", "share of the chosen tokens"], rows, "Domains before and after."),
+        Table(
+            ["domain", "documents", "chosen", "share of the corpus's tokens", "share of the chosen tokens"],
+            rows,
+            "Domains before and after.",
+        ),
     ]
     moved = max((abs(row[3] - row[4]) for row in rows), default=0.0)
     if report["config"]["domain"] is None:
-        blocks.append(Note("Documents were chosen from all domains at once, so that the shares of domains may have moved.", "warning"))
+        blocks.append(
+            Note(
+                "Documents were chosen from all domains at once, so that the shares of domains may have moved.",
+                "warning",
+            )
+        )
     elif moved > 0.01:
         blocks.append(Note(f"The share of a domain has moved by {moved:.1%} of the tokens.", "warning"))
     return [*blocks, Note(CAUTION, "info")]
@@ -167,13 +257,27 @@ def plan_blocks(plan: dict[str, Any]) -> list[Block]:
     overlap = [[each["overlap"][name] for name in names] for each in outlooks]
     blocks: list[Block] = [
         Table(
-            ["setting", "mean z", "rows", "effective rows"], [[*row[:2], round(row[2]), round(row[3])] for row in rows], "Expected, by temperature."
+            ["setting", "mean z", "rows", "effective rows"],
+            [[*row[:2], round(row[2]), round(row[3])] for row in rows],
+            "Expected, by temperature.",
         ),
-        Figure(line_chart(curves, "decile of rating", "share of the chosen tokens"), "Where the chosen tokens come from, by temperature."),
-        Figure(heat_map(overlap, names, names, "", "", "overlap"), "Share of the row's choice that the column's shares, with one seed."),
+        Figure(
+            line_chart(curves, "decile of rating", "share of the chosen tokens"),
+            "Where the chosen tokens come from, by temperature.",
+        ),
+        Figure(
+            heat_map(overlap, names, names, "", "", "overlap"),
+            "Share of the row's choice that the column's shares, with one seed.",
+        ),
     ]
     if plan["repeats"] > 1:
-        blocks.insert(0, Note(f"The corpus does not fill the budget: its rows have to be repeated {plan['repeats']:.2f} times.", "warning"))
+        blocks.insert(
+            0,
+            Note(
+                f"The corpus does not fill the budget: its rows have to be repeated {plan['repeats']:.2f} times.",
+                "warning",
+            ),
+        )
     return [Details("The plan: what other temperatures would choose", blocks)]
 
 
@@ -182,10 +286,22 @@ def topic_blocks(found: Analysis) -> list[Block]:
     if not found.topics:
         return []
     rows = [
-        [" ".join(each["terms"][:6]), each["rows"], each["share"], each["chosen"], *(each["z"][name] for name in found.criteria)]
+        [
+            " ".join(each["terms"][:6]),
+            each["rows"],
+            each["share"],
+            each["chosen"],
+            *(each["z"][name] for name in found.criteria),
+        ]
         for each in found.topics
     ]
-    columns = ["topic", "documents", "share of the corpus", "share of the choice", *(f"z, {name.replace('_', ' ')}" for name in found.criteria)]
+    columns = [
+        "topic",
+        "documents",
+        "share of the corpus",
+        "share of the choice",
+        *(f"z, {name.replace('_', ' ')}" for name in found.criteria),
+    ]
     return [Table(columns, rows, "Topics by their strongest terms.")]
 
 
@@ -216,7 +332,11 @@ def extreme_blocks(found: Analysis) -> list[Block]:
         Details(
             f"Highest, median and lowest by {name.replace('_', ' ')}",
             [
-                Sample("", each["text"], f"{each['domain'] or 'all'}, {each['place']}: {each['id']}, rating {each['rating']:.3f}")
+                Sample(
+                    "",
+                    each["text"],
+                    f"{each['domain'] or 'all'}, {each['place']}: {each['id']}, rating {each['rating']:.3f}",
+                )
                 for each in found.extremes
                 if each["criterion"] == name
             ],
@@ -228,12 +348,18 @@ def extreme_blocks(found: Analysis) -> list[Block]:
 
 def comparison_sections(results: dict[str, Any], verdict: str) -> list[Section]:
     """Whether the choice helped."""
-    rows = [[domain, each["uniform"], each["chosen"], each["difference"], each["error"]] for domain, each in results["domains"].items()]
+    rows = [
+        [domain, each["uniform"], each["chosen"], each["difference"], each["error"]]
+        for domain, each in results["domains"].items()
+    ]
     columns = ["held-out domain", "uniform", "chosen", "difference", "standard error"]
     gone = results["mean_difference"]
     kind: NoteKind = "info" if abs(gone) <= 2 * results["error"] else "good" if gone < 0 else "bad"
     table = Table(
-        columns, rows, "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not over seeds."
+        columns,
+        rows,
+        "Bits per byte of two models, trained on equally many tokens; lower is better. Errors are over documents, not"
+        " over seeds.",
     )
     return [Section("Did the choice help?", [Note(verdict, kind), table], rank=0)]
 

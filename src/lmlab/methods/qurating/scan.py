@@ -1,4 +1,6 @@
-"""The first pass over a table: checks rows, counts domains, and keeps what later passes need, without texts, in a compact file."""
+"""The first pass over a table: checks rows, counts domains, and keeps what later passes need, without texts, in a
+compact file.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +64,17 @@ class Scan:
         return sum(self.domain_tokens)
 
     def rows(self) -> Iterator[NDArray[Any]]:
-        """The rows as structured arrays: `position`, `id64`, `length`, `domain`, a column `r0`, `r1`, ... for each rating, `sd` and `cap`."""
+        """The rows as structured arrays: `position`, `id64`, `length`, `domain`, a column `r0`, `r1`, ... for each
+        rating, `sd` and `cap`.
+        """
         with open(self.folder / "rows.bin", "rb") as file:
             while len(part := np.fromfile(file, self.kind, _ROWS)):
                 yield part
 
 
-def scan(table: RatedTable, config: SelectionConfig, folder: Path, measure: Measure | None = None, text: str = "text") -> Scan:
+def scan(
+    table: RatedTable, config: SelectionConfig, folder: Path, measure: Measure | None = None, text: str = "text"
+) -> Scan:
     """Read the columns that a selection needs, once.
 
     Arguments:
@@ -103,7 +109,10 @@ def scan(table: RatedTable, config: SelectionConfig, folder: Path, measure: Meas
         moments = exact_moments(partial(_column, found, f"r{number}"))
         found.moments[name] = moments
         if config.normalize and moments.count and moments.std == 0:
-            raise ZeroVariance(f"All {moments.count:,} ratings in '{name}' are {moments.mean:g}.", "Choose another column, or normalize: false.")
+            raise ZeroVariance(
+                f"All {moments.count:,} ratings in '{name}' are {moments.mean:g}.",
+                "Choose another column, or normalize: false.",
+            )
     return found
 
 
@@ -120,13 +129,17 @@ class _LengthColumn:
             self.columns = [path]
         elif table.has("input_ids"):
             _log.warning("there is no column '%s': 'input_ids' are counted", path)
-            self.columns, self._measure = ["input_ids"], lambda ids: np.asarray(pc.fill_null(pc.list_value_length(ids), 0)).astype(np.int64)
+            self.columns, self._measure = (
+                ["input_ids"],
+                lambda ids: np.asarray(pc.fill_null(pc.list_value_length(ids), 0)).astype(np.int64),
+            )
         elif measure is not None and table.has(text):
             _log.warning("there is no column '%s': texts are tokenised", path)
             self.columns, self._measure = [text], measure
         else:
             raise UserError(
-                f"There is neither a column '{path}' nor 'input_ids'.", "Name the column of lengths, or give a tokenizer that counts the texts."
+                f"There is neither a column '{path}' nor 'input_ids'.",
+                "Name the column of lengths, or give a tokenizer that counts the texts.",
             )
 
     def of(self, chunk: Chunk) -> NDArray[np.int64]:
@@ -183,7 +196,9 @@ class _Reader:
         else:
             ids = chunk.columns[config.id]
             if ids.null_count:
-                raise UserError(f"{ids.null_count:,} rows have no id in '{config.id}'.", "Name another column of ids, or none.")
+                raise UserError(
+                    f"{ids.null_count:,} rows have no id in '{config.id}'.", "Name another column of ids, or none."
+                )
             found.integer_ids = pa.types.is_integer(ids.type)
             rows["id64"] = hash_ids(np.asarray(ids) if found.integer_ids else ids.to_pylist())
         rows = rows[kept]
@@ -215,15 +230,23 @@ class _Reader:
         while len(found.firsts) < len(found.shards):
             found.firsts.append(self._position)
         found.domains = list(self._labels)
-        found.domain_tokens, found.domain_rows, found.cap_labels = self._tokens.tolist(), self._rows.tolist(), len(self._caps)
+        found.domain_tokens, found.domain_rows, found.cap_labels = (
+            self._tokens.tolist(),
+            self._rows.tolist(),
+            len(self._caps),
+        )
         empty, nonfinite = self._bad_counts["no tokens"], self._bad_counts["non-finite ratings"]
         if empty and not config.skip_empty:
             raise EmptyDocument(
-                f"{empty:,} rows have no tokens: {', '.join(self._bad['no tokens'])}{' ...' * (empty > _SHOWN)}.", "Use --skip-empty."
+                f"{empty:,} rows have no tokens: {', '.join(self._bad['no tokens'])}{' ...' * (empty > _SHOWN)}.",
+                "Use --skip-empty.",
             )
         if nonfinite and not config.drop_nonfinite:
             some = ", ".join(self._bad["non-finite ratings"]) + " ..." * (nonfinite > _SHOWN)
-            raise NonFiniteRating(f"{nonfinite:,} rows have a rating that is null, not a number, or infinite: {some}.", "Use --drop-nonfinite.")
+            raise NonFiniteRating(
+                f"{nonfinite:,} rows have a rating that is null, not a number, or infinite: {some}.",
+                "Use --drop-nonfinite.",
+            )
         counts = {"filtered": self._filtered, "no tokens": empty, "non-finite ratings": nonfinite}
         found.dropped = {reason: count for reason, count in counts.items() if count}
 
@@ -244,13 +267,16 @@ def _check_ids(found: Scan, table: RatedTable, path: str) -> None:
     """Look for two equal hashes, some ranges of them at a time so that memory stays bounded."""
     ranges = -(-found.num_rows // _SORTED_AT_ONCE)
     for number in range(ranges):
-        parts = [rows["id64"] if ranges == 1 else rows["id64"][rows["id64"] % ranges == number] for rows in found.rows()]
+        parts = [
+            rows["id64"] if ranges == 1 else rows["id64"][rows["id64"] % ranges == number] for rows in found.rows()
+        ]
         ids = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
         ids.sort()
         twice = np.unique(ids[1:][ids[1:] == ids[:-1]])
         if len(twice):
             raise DuplicateIds(
-                f"{len(twice):,} ids in '{path}' are given to several rows, such as {_spell(found, table, path, twice[:_SHOWN])}.",
+                f"{len(twice):,} ids in '{path}' are given to several rows, such as"
+                f" {_spell(found, table, path, twice[:_SHOWN])}.",
                 "Rows with one id would share their noise: make ids unique, or name another column.",
             )
 

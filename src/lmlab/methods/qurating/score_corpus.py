@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from lmlab.data import Reject, record_source
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import atomic_file
-from lmlab.methods.qurating.scorers import DSIR, GradeRegression, LinearClassifier, ensemble_buckets, log_likelihoods, tiers
+from lmlab.methods.qurating.scorers import (
+    DSIR,
+    GradeRegression,
+    LinearClassifier,
+    ensemble_buckets,
+    log_likelihoods,
+    tiers,
+)
 from lmlab.methods.qurating.table import Chunk, RatedTable, as_floats
 
 KINDS = ("ppl", "dsir", "linear", "classifier", "buckets")
@@ -35,7 +42,8 @@ def score_corpus(
     columns: Sequence[str] = (),
     id: str | None = None,
 ) -> int:
-    """Write Parquet files with the column `{name}_average`; `buckets` adds `{name}_tier` too. Returns the number of rows.
+    """Write Parquet files with the column `{name}_average`; `buckets` adds `{name}_tier` too. Returns the number of
+    rows.
 
     Raises:
         UserError: an unknown kind, or what it needs is not given.
@@ -67,7 +75,9 @@ def score_corpus(
         parts = []
         for chunk in rated.chunks(list(dict.fromkeys([*own, *([text] if kind in ("ppl", "dsir", "linear") else [])]))):
             if chunk.shard == shard:
-                scored = pa.table({column: chunk.columns[column] for column in own}).append_column(f"{name}_average", pa.array(score(chunk)))
+                scored = pa.table({column: chunk.columns[column] for column in own}).append_column(
+                    f"{name}_average", pa.array(score(chunk))
+                )
                 parts.append(scored)
                 count += len(scored)
         _write(parts, out, shard)
@@ -85,7 +95,9 @@ def _write_buckets(rated: RatedTable, out: Path, name: str, columns: Sequence[st
         for chunk in rated.chunks(rated.columns):
             if chunk.shard == shard:
                 stop = start + chunk.num_rows
-                table = pa.table(dict(chunk.columns)).append_column(f"{name}_average", pa.array(bucket[start:stop].astype(np.float64)))
+                table = pa.table(dict(chunk.columns)).append_column(
+                    f"{name}_average", pa.array(bucket[start:stop].astype(np.float64))
+                )
                 parts.append(table.append_column(f"{name}_tier", pa.array(labels[start:stop])))
                 start = stop
         _write(parts, out, shard)
@@ -93,7 +105,9 @@ def _write_buckets(rated: RatedTable, out: Path, name: str, columns: Sequence[st
 
 
 def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str) -> GradeRegression:
-    known = {str(record["index"]): float(record["average"]) for record in _records(grades) if float(record["average"]) >= 0}
+    known = {
+        str(record["index"]): float(record["average"]) for record in _records(grades) if float(record["average"]) >= 0
+    }
     rows, targets = [], []
     for chunk in rated.chunks([rated.require(id), *map(rated.require, features)]):
         x = _features(chunk, features)
@@ -102,7 +116,9 @@ def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str
                 rows.append(x[place])
                 targets.append(known[str(key)])
     if len(rows) < 2:
-        raise UserError(f"Only {len(rows)} rows have a grade in '{grades}'.", "Its field 'index' must hold the ids of rows.")
+        raise UserError(
+            f"Only {len(rows)} rows have a grade in '{grades}'.", "Its field 'index' must hold the ids of rows."
+        )
     return GradeRegression.fit(np.array(rows), targets)
 
 

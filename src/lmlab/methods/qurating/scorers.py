@@ -1,8 +1,9 @@
-"""Other signals of quality, each a column `{name}_average` like a rating, so that they share selection, plan and report.
+"""Other signals of quality, each a column `{name}_average` like a rating, so that they share selection, plan and
+report.
 
-`perplexity` is the mean log-likelihood of a language model; `dsir` the importance weight of hashed n-grams (Xie et al. 2023); `linear` a classifier
-of hashed
-n-grams (as DCLM); `classifier` a rater's or an encoder's head regressed on grades (as FineWeb-Edu); `buckets` ensembles of scorers (as Nemotron-CC).
+`perplexity` is the mean log-likelihood of a language model; `dsir` the importance weight of hashed n-grams (Xie et al.
+2023); `linear` a classifier of hashed n-grams (as DCLM); `classifier` a rater's or an encoder's head regressed on
+grades (as FineWeb-Edu); `buckets` ensembles of scorers (as Nemotron-CC).
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class DSIR:
         return cls(logs[0] - logs[1])
 
     def score(self, texts: Sequence[str]) -> Floats:
-        """The weight of each text; the key of DSIR is this and a standard Gumbel variable: select it with tau 1 and without normalising."""
+        """The weight of each text; the key of DSIR is this and a standard Gumbel variable: select it with tau 1 and
+        without normalising.
+        """
         return np.asarray(hashed_counts(texts, len(self.log_ratio)) @ self.log_ratio)
 
 
@@ -108,7 +111,12 @@ class LinearClassifier:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         used = np.flatnonzero(self.weights)
-        values = {"buckets": len(self.weights), "bias": self.bias, "columns": used.tolist(), "weights": self.weights[used].tolist()}
+        values = {
+            "buckets": len(self.weights),
+            "bias": self.bias,
+            "columns": used.tolist(),
+            "weights": self.weights[used].tolist(),
+        }
         write_json(path, {"kind": "linear", **values})
 
     @classmethod
@@ -131,7 +139,9 @@ class GradeRegression:
         """Learn from graded texts; features are [N, D]."""
         x, y = np.asarray(features, np.float64), np.asarray(grades, np.float64)
         center = x.mean(0)
-        weights = np.linalg.solve((x - center).T @ (x - center) + ridge * np.eye(x.shape[1]), (x - center).T @ (y - y.mean()))
+        weights = np.linalg.solve(
+            (x - center).T @ (x - center) + ridge * np.eye(x.shape[1]), (x - center).T @ (y - y.mean())
+        )
         return cls(weights, float(y.mean() - center @ weights))
 
     def score(self, features: Floats) -> Floats:
@@ -142,7 +152,9 @@ class GradeRegression:
 def percentile_buckets(values: Floats, buckets: int = _PERCENTILES) -> NDArray[np.int64]:
     """The bucket, from 0, of the rank of each value; equal values share one."""
     order = np.sort(values)
-    return np.minimum(np.searchsorted(order, values, side="right") - 1, len(values) - 1) * buckets // max(1, len(values))
+    return (
+        np.minimum(np.searchsorted(order, values, side="right") - 1, len(values) - 1) * buckets // max(1, len(values))
+    )
 
 
 def ensemble_buckets(scores: Floats, buckets: int = _PERCENTILES) -> NDArray[np.int64]:

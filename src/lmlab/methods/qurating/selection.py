@@ -1,7 +1,9 @@
-"""Choosing rows by threshold: passes over a compact file find, for each domain, the key above which its budget is spent.
+"""Choosing rows by threshold: passes over a compact file find, for each domain, the key above which its budget is
+spent.
 
-Noise makes top-k a sample: the rows with the largest z / tau + Gumbel are a sample without replacement with the probabilities softmax(z / tau)
-(Plackett-Luce, QuRating section 4). Such a choice maximises the mean rating less tau times its Kullback-Leibler divergence from the corpus.
+Noise makes top-k a sample: the rows with the largest z / tau + Gumbel are a sample without replacement with the
+probabilities softmax(z / tau) (Plackett-Luce, QuRating section 4). Such a choice maximises the mean rating less tau
+times its Kullback-Leibler divergence from the corpus.
 """
 
 from __future__ import annotations
@@ -68,16 +70,25 @@ class Manifest:
         return cls(pq.read_table(path))
 
 
-def select(table: Tabular, config: SelectionConfig | None = None, *, measure: Measure | None = None, text: str = "text", **options: Any) -> Manifest:
+def select(
+    table: Tabular,
+    config: SelectionConfig | None = None,
+    *,
+    measure: Measure | None = None,
+    text: str = "text",
+    **options: Any,
+) -> Manifest:
     """Choose rows of a table up to a number of tokens.
 
     Arguments:
         table: a location, a table of Arrow, or a mapping of columns; see `RatedTable`. Texts are not read.
-        config: the settings; or give them by name as `options`: `select(path, metric="educational_value_average", mode="sample", tokens=10**9)`.
+        config: the settings; or give them by name as `options`: `select(path, metric="educational_value_average",
+            mode="sample", tokens=10**9)`.
         measure: counts the tokens of texts where there are no lengths.
 
     Raises:
-        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus, BadTemperature: as their names say.
+        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus, BadTemperature: as their names
+            say.
         UserError: a column is missing or a setting is wrong.
     """
     chosen = config or validate(SelectionConfig, options, "the selection")
@@ -88,9 +99,12 @@ def select(table: Tabular, config: SelectionConfig | None = None, *, measure: Me
         return _choose(rated, found, Keys(found, chosen))
 
 
-def select_mixture(table: Tabular, config: SelectionConfig, *, measure: Measure | None = None, text: str = "text") -> Manifest:
-    """Choose by several ratings in turns: each column of `weights` takes its best row that is not yet taken, one after the other, until the budget
-    of a domain is spent. Keys are those of the column that took the row; noise is the same for all columns.
+def select_mixture(
+    table: Tabular, config: SelectionConfig, *, measure: Measure | None = None, text: str = "text"
+) -> Manifest:
+    """Choose by several ratings in turns: each column of `weights` takes its best row that is not yet taken, one after
+    the other, until the budget of a domain is spent. Keys are those of the column that took the row; noise is the same
+    for all columns.
 
     Raises:
         UserError: fewer than two columns; and as `select`.
@@ -98,7 +112,10 @@ def select_mixture(table: Tabular, config: SelectionConfig, *, measure: Measure 
     metrics = list(config.weights)
     if len(metrics) < 2:
         raise UserError("A mixture needs at least two columns of ratings.", "Give --weights A=1,B=1.")
-    parts = [select(table, config.model_copy(update={"weights": {}, "metric": name}), measure=measure, text=text) for name in metrics]
+    parts = [
+        select(table, config.model_copy(update={"weights": {}, "metric": name}), measure=measure, text=text)
+        for name in metrics
+    ]
     budgets = {name: each["budget"] for name, each in parts[0].report["domains"].items()}
     columns = [part.table.to_pydict() for part in parts]
     taken, kept = set[tuple[str, int]](), list[tuple[int, int]]()
@@ -108,20 +125,42 @@ def select_mixture(table: Tabular, config: SelectionConfig, *, measure: Measure 
         while spent < budget and idle < len(queues):
             which = turn % len(queues)
             turn += 1
-            place = next((place for place in queues[which] if (columns[which]["shard"][place], columns[which]["row"][place]) not in taken), None)
+            place = next(
+                (
+                    place
+                    for place in queues[which]
+                    if (columns[which]["shard"][place], columns[which]["row"][place]) not in taken
+                ),
+                None,
+            )
             idle = idle + 1 if place is None else 0
             if place is not None:
                 taken.add((columns[which]["shard"][place], columns[which]["row"][place]))
                 kept.append((which, place))
                 spent += columns[which]["length"][place]
-    tables = [part.table.take(pa.array([place for other, place in kept if other == which], pa.int64())) for which, part in enumerate(parts)]
-    chosen = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().sort_by([("key", "descending")])
+    tables = [
+        part.table.take(pa.array([place for other, place in kept if other == which], pa.int64()))
+        for which, part in enumerate(parts)
+    ]
+    chosen = (
+        pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().sort_by([("key", "descending")])
+    )
     counts = {name: int((np.array(chosen.column("domain").to_pylist()) == name).sum()) for name in budgets}
     lengths = np.asarray(chosen.column("length"))
     labels = np.array(chosen.column("domain").to_pylist(), dtype=object)
-    domains = {name: each | {"rows": counts[name], "tokens": int(lengths[labels == name].sum())} for name, each in parts[0].report["domains"].items()}
+    domains = {
+        name: each | {"rows": counts[name], "tokens": int(lengths[labels == name].sum())}
+        for name, each in parts[0].report["domains"].items()
+    }
     turns = {name: len(each) for name, each in zip(metrics, tables, strict=True)}
-    report = {**parts[0].report, "rows": len(chosen), "tokens": int(lengths.sum()), "mean_z": None, "domains": domains, "turns": turns}
+    report = {
+        **parts[0].report,
+        "rows": len(chosen),
+        "tokens": int(lengths.sum()),
+        "mean_z": None,
+        "domains": domains,
+        "turns": turns,
+    }
     return Manifest(chosen, report | {"config": config.model_dump(mode="json")})
 
 
@@ -139,8 +178,12 @@ class Keys:
 
     def __init__(self, found: Scan, config: SelectionConfig) -> None:
         self.found, self.config = found, config
-        self._columns = [(f"r{number}", found.moments[name], weight) for number, (name, weight) in enumerate(config.metrics.items())]
-        self.moments = exact_moments(lambda: (self._combined(rows) for rows in found.rows())) if self._columns else Moments()
+        self._columns = [
+            (f"r{number}", found.moments[name], weight) for number, (name, weight) in enumerate(config.metrics.items())
+        ]
+        self.moments = (
+            exact_moments(lambda: (self._combined(rows) for rows in found.rows())) if self._columns else Moments()
+        )
 
     def _combined(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         if len(self._columns) == 1:
@@ -218,7 +261,9 @@ def _capped(found: Scan, keys: Keys) -> NDArray[np.bool_]:
     """Which rows are among the first so many, by key, of their label."""
     most = next(iter(keys.config.cap_duplicates.values()))
     parts = [(rows["cap"], row_keys, rows["id64"]) for rows, row_keys in keys.all()]
-    label, key, id64 = (np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 3
+    label, key, id64 = (
+        (np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 3
+    )
     order = np.lexsort((id64, -key, label))
     starts = np.r_[True, label[order][1:] != label[order][:-1]] if len(order) else np.zeros(0, bool)
     place = np.arange(len(order))

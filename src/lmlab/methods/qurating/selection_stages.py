@@ -68,7 +68,10 @@ class SelectStageConfig(Config):
     def selection(self, tokens: int, seed: int) -> SelectionConfig:
         """The settings of the choice."""
         own = set(SelectionConfig.model_fields) & set(type(self).model_fields)
-        values = {name: getattr(self, name) for name in own} | {"tokens": tokens, "seed": self.seed if self.seed is not None else seed}
+        values = {name: getattr(self, name) for name in own} | {
+            "tokens": tokens,
+            "seed": self.seed if self.seed is not None else seed,
+        }
         return validate(SelectionConfig, values, "the selection")
 
 
@@ -96,7 +99,10 @@ class QualitySelect(Stage[SelectStageConfig]):
 
     def summary(self, results: dict[str, Any]) -> str:
         """Sizes."""
-        return f"{results['rows']:,} of {results['of_rows']:,} documents, {short(results['tokens'])} of {short(results['of_tokens'])} tokens."
+        return (
+            f"{results['rows']:,} of {results['of_rows']:,} documents, {short(results['tokens'])} of"
+            f" {short(results['of_tokens'])} tokens."
+        )
 
     def report(self, config: SelectStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Plan, funnel, criteria, topics, bias, extremes."""
@@ -113,7 +119,12 @@ def _write_documents(rows: Path, manifest: Manifest, config: SelectStageConfig, 
         for part, _ in chosen_rows(rated, manifest, names):
             for row in part.to_pylist():
                 domain = row.get(config.domain or "") or "text"
-                yield {"id": str(row.get(config.id or "")), "text": row[config.text], "domain": str(domain), "group": str(row.get("group") or "")}
+                yield {
+                    "id": str(row.get(config.id or "")),
+                    "text": row[config.text],
+                    "domain": str(domain),
+                    "group": str(row.get("group") or ""),
+                }
 
     write_jsonl(directory / "train.jsonl", documents())
 
@@ -122,7 +133,8 @@ class CompareConfig(Config):
     """Evaluations of models that were trained on different choices of equally many tokens.
 
     Attributes:
-        chosen, uniform: stages `evaluate`: of the model trained on the choice, and of the one trained on documents taken at random.
+        chosen, uniform: stages `evaluate`: of the model trained on the choice, and of the one trained on documents
+            taken at random.
     """
 
     chosen: Input
@@ -136,13 +148,25 @@ class QualityCompare(Stage[CompareConfig]):
 
     def run(self, config: CompareConfig, context: StageContext) -> dict[str, Any]:
         """Compare."""
-        found = {name: by_domain(list(read_rows([context.inputs[name] / "documents-model.jsonl"]))) for name in ("chosen", "uniform")}
+        found = {
+            name: by_domain(list(read_rows([context.inputs[name] / "documents-model.jsonl"])))
+            for name in ("chosen", "uniform")
+        }
         domains: dict[str, Any] = {}
         for domain, rows in found["chosen"].items():
             pairs = list(zip(*pair_rows(rows, found["uniform"].get(domain, [])), strict=True))
-            gained = ratio([mine["bits"] - theirs["bits"] for mine, theirs in pairs], [mine["bytes"] for mine, _ in pairs])
-            each = {name: bits_per_byte([pair[side] for pair in pairs]).value for side, name in enumerate(("chosen", "uniform"))}
-            domains[domain] = each | {"difference": gained.value, "error": gained.standard_error or 0.0, "documents": len(pairs)}
+            gained = ratio(
+                [mine["bits"] - theirs["bits"] for mine, theirs in pairs], [mine["bytes"] for mine, _ in pairs]
+            )
+            each = {
+                name: bits_per_byte([pair[side] for pair in pairs]).value
+                for side, name in enumerate(("chosen", "uniform"))
+            }
+            domains[domain] = each | {
+                "difference": gained.value,
+                "error": gained.standard_error or 0.0,
+                "documents": len(pairs),
+            }
         mean = float(np.mean([each["difference"] for each in domains.values()]))
         error = float(np.sqrt(sum(each["error"] ** 2 for each in domains.values()))) / len(domains)
         results = {"domains": domains, "mean_difference": mean, "error": error}

@@ -18,7 +18,8 @@ class SelectionConfig(Config):
     """What is chosen, and how.
 
     Attributes:
-        mode: `sample` adds noise to normalised ratings, `top_k` and `bottom_k` take the highest and lowest, `uniform` asks no ratings.
+        mode: `sample` adds noise to normalised ratings, `top_k` and `bottom_k` take the highest and lowest, `uniform`
+            asks no ratings.
         metric: the column of ratings.
         weights: several columns with weights in its place: their normalised ratings are added up.
         tau: temperature of the sample, in standard deviations: 0 is top-k, infinity uniform.
@@ -27,9 +28,11 @@ class SelectionConfig(Config):
         domain: a column of labels, each of which is chosen from on its own.
         domains: `proportional` keeps the labels' shares of tokens; or weights of labels.
         invert: the lowest first.
-        id, length: columns. Without a column of ids (`id`, if none is named) rows are known by their number; without lengths `input_ids` are counted.
+        id, length: columns. Without a column of ids (`id`, if none is named) rows are known by their number; without
+            lengths `input_ids` are counted.
         minimum, maximum: bounds of columns; rows beyond them are left out before anything else.
-        uncertainty: a column that is subtracted `penalty` times from the normalised rating, such as the standard deviation over raters.
+        uncertainty: a column that is subtracted `penalty` times from the normalised rating, such as the standard
+            deviation over raters.
         cap_duplicates: at most so many rows of each label of a column, the ones with the highest keys.
         drop_nonfinite, skip_empty: leave such rows out, and count them, in place of an error.
     """
@@ -70,7 +73,9 @@ class SelectionConfig(Config):
             raise ValueError(f"the mode {self.mode} needs a metric.")
         if isinstance(self.domains, dict) and self.domain is None:
             raise ValueError("weights of domains need the column 'domain'.")
-        if isinstance(self.domains, dict) and (min(self.domains.values(), default=0) < 0 or sum(self.domains.values()) <= 0):
+        if isinstance(self.domains, dict) and (
+            min(self.domains.values(), default=0) < 0 or sum(self.domains.values()) <= 0
+        ):
             raise ValueError("weights of domains must be 0 or more, and one of them more.")
         if len(self.cap_duplicates) > 1 or any(count < 1 for count in self.cap_duplicates.values()):
             raise ValueError("cap_duplicates takes one column, and at least 1 row of each label.")
@@ -92,4 +97,6 @@ class SelectionConfig(Config):
             return "uniform: ratings play no part"
         if not self.noise:
             return "no noise: plain " + ("bottom-k" if (self.mode == "bottom_k") != self.invert else "top-k")
-        return f"Gumbel noise of {self.tau * math.pi / math.sqrt(6):.2f} standard deviations of the ratings" + (", inverted" if self.invert else "")
+        return f"Gumbel noise of {self.tau * math.pi / math.sqrt(6):.2f} standard deviations of the ratings" + (
+            ", inverted" if self.invert else ""
+        )

@@ -1,4 +1,6 @@
-"""Stages of recipes: `quality_judge` compares excerpts, `quality_rater` learns from the judgments, `quality_annotate` rates documents."""
+"""Stages of recipes: `quality_judge` compares excerpts, `quality_rater` learns from the judgments, `quality_annotate`
+rates documents.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ class JudgeConfig(Config):
     """Who judges, and how.
 
     Attributes:
-        judge: `offline` (a rule, for rehearsals), `exact:DIRECTORY` (a local model's exact label probabilities), or an endpoint: `openai:MODEL`,
-            `local:DIRECTORY`, ...
+        judge: `offline` (a rule, for rehearsals), `exact:DIRECTORY` (a local model's exact label probabilities), or an
+            endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
         mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
         orders: show each pair in both orders, or in one.
         base_url, key_env, concurrency, max_cost_usd, price: of an endpoint.
@@ -106,8 +108,17 @@ class QualityJudge(Stage[JudgeStageConfig]):
 
     def plan(self, config: JudgeStageConfig) -> dict[str, str]:
         """The number of questions."""
-        questions = config.pairs.n * math.comb(config.pairs.k, 2) * (2 if config.judge.orders == "both" else 1) * len(config.criteria)
-        return {"judge": config.judge.judge, "questions": f"at most {questions:,}", "criteria": ", ".join(config.criteria)}
+        questions = (
+            config.pairs.n
+            * math.comb(config.pairs.k, 2)
+            * (2 if config.judge.orders == "both" else 1)
+            * len(config.criteria)
+        )
+        return {
+            "judge": config.judge.judge,
+            "questions": f"at most {questions:,}",
+            "criteria": ", ".join(config.criteria),
+        }
 
     def run(self, config: JudgeStageConfig, context: StageContext) -> dict[str, Any]:
         """Judge."""
@@ -135,16 +146,23 @@ def judge_documents(
     directory: Path,
     ratings: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Compare excerpts of documents and write `judgments.parquet` and `judging.json` to a directory; returns the latter's figures."""
+    """Compare excerpts of documents and write `judgments.parquet` and `judging.json` to a directory; returns the
+    latter's figures.
+    """
     groups = make_groups(documents, pairs, ratings)
     excerpts = [group_excerpts(group, tokenizer, pairs) for group in groups]
-    who = make_judge(judge.judge, judge.mode, judge.generations, directory / "replies.sqlite", **judge.endpoint_options())
+    who = make_judge(
+        judge.judge, judge.mode, judge.generations, directory / "replies.sqlite", **judge.endpoint_options()
+    )
     judging = JudgePairs(who, criteria, judge.orders == "both")
     total = len(groups) * pairs.k * (pairs.k - 1) * len(criteria) // (1 if judge.orders == "both" else 2)
     with progress("judge", total, "questions") as advance:
         found = judging.run(excerpts, advance)
     write_judgments(found.judgments, directory / JUDGMENTS)
-    figures = judging_figures(found, who.generations) | {"judge": who.name, "connected_sets": components([each.ids for each in found.judgments])}
+    figures = judging_figures(found, who.generations) | {
+        "judge": who.name,
+        "connected_sets": components([each.ids for each in found.judgments]),
+    }
     write_json(directory / "judging.json", figures)
     return figures
 
@@ -153,14 +171,33 @@ def judging_figures(found: Judged, generations: int) -> dict[str, Any]:
     """What there is to know of a judging: effects of order, histograms of confidence, missing labels by domain."""
     criteria: dict[str, Any] = {}
     for name in found.judgments[0].average if found.judgments else ():
-        matrices = [preference(*judgment.votes[name], generations) for judgment in found.judgments if name in judgment.votes]
+        matrices = [
+            preference(*judgment.votes[name], generations) for judgment in found.judgments if name in judgment.votes
+        ]
         effects = order_effects(matrices)
-        labels = [abs(2 * y - 1) for judgment in found.judgments for row in judgment.average[name].tolist() for y in row if y >= 0]
-        counts = [sum(low <= size < low + 0.1 or (low > 0.85 and size == 1) for size in labels) // 2 for low in (number / 10 for number in range(10))]
+        labels = [
+            abs(2 * y - 1)
+            for judgment in found.judgments
+            for row in judgment.average[name].tolist()
+            for y in row
+            if y >= 0
+        ]
+        counts = [
+            sum(low <= size < low + 0.1 or (low > 0.85 and size == 1) for size in labels) // 2
+            for low in (number / 10 for number in range(10))
+        ]
         bias = None if math.isnan(effects.position_bias) else effects.position_bias
         same = None if math.isnan(effects.swap_consistency) else effects.swap_consistency
-        criteria[name] = {"labels": len(labels) // 2, "position_bias": bias, "swap_consistency": same, "confidence": counts}
-    missing = [{"criterion": c, "domain": d, "reason": r, "questions": n, "of": found.asked[c, d]} for (c, d, r), n in sorted(found.missing.items())]
+        criteria[name] = {
+            "labels": len(labels) // 2,
+            "position_bias": bias,
+            "swap_consistency": same,
+            "confidence": counts,
+        }
+    missing = [
+        {"criterion": c, "domain": d, "reason": r, "questions": n, "of": found.asked[c, d]}
+        for (c, d, r), n in sorted(found.missing.items())
+    ]
     return {
         "groups": len(found.judgments),
         "questions": sum(found.asked.values()),
@@ -177,7 +214,8 @@ class RaterStageConfig(Config):
     Attributes:
         judgments: a stage `quality_judge`, or a file or folder of judgments in a published layout.
         tokenizer: of a rater from scratch.
-        init: a language model (a directory or a stage `train` or `export`) whose body and tokenizer the rater takes over.
+        init: a language model (a directory or a stage `train` or `export`) whose body and tokenizer the rater takes
+            over.
         rater: how it is trained.
     """
 
@@ -212,7 +250,10 @@ class QualityRater(Stage[RaterStageConfig]):
         if "metrics" not in results:
             return f"{results['pairs']:,} pairs."
         at = results["metrics"]["overall"]["at"]["0.5"]
-        return f"{results['pairs']:,} pairs; accuracy {at['accuracy'] or 0:.1%} on {at['pairs']:,} confident held-out labels."
+        return (
+            f"{results['pairs']:,} pairs; accuracy {at['accuracy'] or 0:.1%} on {at['pairs']:,} confident held-out"
+            " labels."
+        )
 
     def report(self, config: RaterStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Accuracy by confidence."""
@@ -249,14 +290,22 @@ class QualityAnnotate(Stage[AnnotateConfig]):
         corpus = documents_path(context.inputs["documents"])
         rater = context.inputs["rater"]
         job = Annotation(
-            str(corpus), str(rater), str(context.directory / "rows"), config.text, config.id, block=config.block, precision=config.precision
+            str(corpus),
+            str(rater),
+            str(context.directory / "rows"),
+            config.text,
+            config.id,
+            block=config.block,
+            precision=config.precision,
         )
         found = annotate(job, config.workers, config.backend)
         return found | {"criteria": list(Rater.from_pretrained(rater).criteria)}
 
     def summary(self, results: dict[str, Any]) -> str:
         """Sizes."""
-        return f"{results['rows']:,} documents, {short(results['tokens'])} tokens" + (f", {results['empty']:,} empty." if results["empty"] else ".")
+        return f"{results['rows']:,} documents, {short(results['tokens'])} tokens" + (
+            f", {results['empty']:,} empty." if results["empty"] else "."
+        )
 
     def report(self, config: AnnotateConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Distributions, correlations."""

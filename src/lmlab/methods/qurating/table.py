@@ -20,7 +20,9 @@ from lmlab.methods.qurating.token_counts import parse_tokens, share_of
 from lmlab.storage import open_raw
 
 _ROWS = 2**18
-Tabular = str | Path | Sequence[str | Path] | Mapping[str, Any] | Any  # the last is a table of Arrow, which has no types
+Tabular = (
+    str | Path | Sequence[str | Path] | Mapping[str, Any] | Any
+)  # the last is a table of Arrow, which has no types
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class RatedTable:
     """Rows with ids, lengths, domains and ratings, in one or several shards.
 
     Arguments:
-        table: a location of the data layer (file, glob, folder or URL of JSON lines, Parquet or Arrow), several of them, a table of Arrow, or a
-            mapping of columns.
+        table: a location of the data layer (file, glob, folder or URL of JSON lines, Parquet or Arrow), several of
+            them, a table of Arrow, or a mapping of columns.
 
     Attributes:
         shards: their names, relative to the folder that holds them all.
@@ -63,7 +65,9 @@ class RatedTable:
             self.shards, self._files = ["memory"], [""]
         else:
             places = [table] if isinstance(table, str | Path) else list(table)
-            found = [(source, file) for source in (record_source(str(place)) for place in places) for file in source.files()]
+            found = [
+                (source, file) for source in (record_source(str(place)) for place in places) for file in source.files()
+            ]
             self._sources, self._files = [source for source, _ in found], [file for _, file in found]
             self.shards = relative_names(self._files)
 
@@ -143,10 +147,16 @@ class RatedTable:
 
 
 def relative_names(files: Sequence[str]) -> list[str]:
-    """Names of files relative to the folder that holds them all, with `/`, so that they do not change when the folder is moved."""
+    """Names of files relative to the folder that holds them all, with `/`, so that they do not change when the folder
+    is moved.
+    """
     if len(files) == 1:
         return [files[0].rpartition("/")[2]]
-    common = os.path.commonpath([file.rpartition("/")[0] or "." for file in files]) if not any("://" in file for file in files) else ""
+    common = (
+        os.path.commonpath([file.rpartition("/")[0] or "." for file in files])
+        if not any("://" in file for file in files)
+        else ""
+    )
     return [Path(os.path.relpath(file, common)).as_posix() if common else file.split("://", 1)[-1] for file in files]
 
 
@@ -205,4 +215,6 @@ def budget_of(tokens: str | float, table: Tabular, length: str = "length") -> in
         return parse_tokens(tokens)
     rated = RatedTable(table)
     rated.require(length)
-    return int(share * sum(int(np.nansum(as_floats(chunk.columns[length], length))) for chunk in rated.chunks([length])))
+    return int(
+        share * sum(int(np.nansum(as_floats(chunk.columns[length], length))) for chunk in rated.chunks([length]))
+    )

@@ -1,4 +1,6 @@
-"""The key above which a domain's budget is spent, found by histograms of keys with sums of tokens, finer and finer, in bounded memory."""
+"""The key above which a domain's budget is spent, found by histograms of keys with sums of tokens, finer and finer, in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class KeyedRows(Protocol):
 
 
 class _Level:
-    """One division of the keys of each domain into bins; `crossing` is the bin in which the budget is spent, -1 for none.
+    """One division of the keys of each domain into bins; `crossing` is the bin in which the budget is spent, -1 for
+    none.
 
     The number of a bin rises with the key, whatever rounding does, so that bins and not their edges decide.
     """
@@ -39,11 +42,14 @@ class _Level:
         return np.clip((keys - self.low[domain]) * self.scale[domain], 0, self.bins - 1).astype(np.int64)
 
 
-def find_thresholds(source: KeyedRows, budgets_D: NDArray[np.int64], domains: int, allowed: Bools | None) -> tuple[NDArray[Any], Floats, Bools]:
+def find_thresholds(
+    source: KeyedRows, budgets_D: NDArray[np.int64], domains: int, allowed: Bools | None
+) -> tuple[NDArray[Any], Floats, Bools]:
     """The rows above the thresholds of their domains and those of the bins in which budgets are spent.
 
     Returns:
-        the rows, their keys, and whether each is above; of the others, the best are to be taken until the budget is spent.
+        the rows, their keys, and whether each is above; of the others, the best are to be taken until the budget is
+        spent.
     """
     levels: list[_Level] = []
     left_D, open_D = budgets_D.copy(), budgets_D > 0
@@ -99,7 +105,9 @@ def _range(source: KeyedRows, levels: list[_Level], domains: int, allowed: Bools
     return np.where(seen, low_D, 0), np.where(seen, high_D, 0)
 
 
-def _histogram(source: KeyedRows, levels: list[_Level], level: _Level, domains: int, allowed: Bools | None) -> tuple[Any, Any]:
+def _histogram(
+    source: KeyedRows, levels: list[_Level], level: _Level, domains: int, allowed: Bools | None
+) -> tuple[Any, Any]:
     size = domains * level.bins
     tokens, counts = np.zeros(size), np.zeros(size, np.int64)
     for rows, keys in _passes(source, allowed):
@@ -111,7 +119,9 @@ def _histogram(source: KeyedRows, levels: list[_Level], level: _Level, domains: 
     return tokens.astype(np.int64).reshape(domains, -1), counts.reshape(domains, -1)
 
 
-def _collect(source: KeyedRows, levels: list[_Level], open_D: Bools, allowed: Bools | None) -> tuple[NDArray[Any], Floats, Bools]:
+def _collect(
+    source: KeyedRows, levels: list[_Level], open_D: Bools, allowed: Bools | None
+) -> tuple[NDArray[Any], Floats, Bools]:
     parts = []
     for rows, keys in _passes(source, allowed):
         above, inside = _place(levels, keys, rows["domain"])

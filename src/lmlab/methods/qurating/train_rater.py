@@ -41,7 +41,8 @@ class RaterConfig(Config):
     """How a rater is trained; the defaults are the paper's, apart from the size.
 
     Attributes:
-        size: shape of a model from scratch, where no trained one is given; its `vocab_size` and `num_labels` follow from tokenizer and criteria.
+        size: shape of a model from scratch, where no trained one is given; its `vocab_size` and `num_labels` follow
+            from tokenizer and criteria.
         max_tokens: of a text.
         batch_pairs: pairs of a step, on average: rows hold whole groups.
         row_tokens: of a packed row.
@@ -79,7 +80,9 @@ class TrainedRater:
 
 
 def rater_step(confidence: float = 0.5, temperature: float = 1.0) -> Callable[[Any, Batch], StepOutput]:
-    """The step function: Bradley-Terry terms of the kept labels of packed rows (`JudgmentRows`), their number, and the share that is right."""
+    """The step function: Bradley-Terry terms of the kept labels of packed rows (`JudgmentRows`), their number, and the
+    share that is right.
+    """
 
     def step(model: Transformer, batch: Batch) -> StepOutput:
         difference_BPC = pair_differences(model, batch)
@@ -98,7 +101,9 @@ def pair_differences(model: Transformer, batch: Batch) -> torch.Tensor:
     scores_BMC = out.scores_BC
     assert scores_BMC is not None
     index_BP2 = batch["pairs"]
-    first, second = (scores_BMC.gather(1, index_BP2[..., side, None].expand(-1, -1, scores_BMC.shape[2])) for side in (0, 1))
+    first, second = (
+        scores_BMC.gather(1, index_BP2[..., side, None].expand(-1, -1, scores_BMC.shape[2])) for side in (0, 1)
+    )
     return second - first
 
 
@@ -148,7 +153,11 @@ def train_rater(
         NoConfidentPairs: there is nothing to learn for a criterion.
         UserError: the judgments lack a criterion, or the batch does not fit the processes.
     """
-    train, valid = (list(judgments), list(heldout)) if heldout is not None else split_groups(judgments, config.validation, config.seed)
+    train, valid = (
+        (list(judgments), list(heldout))
+        if heldout is not None
+        else split_groups(judgments, config.validation, config.seed)
+    )
     groups, dropped = encode_groups(train, criteria, tokenizer, config.max_tokens, config.confidence)
     rows = JudgmentRows(groups, config.row_tokens)
     valid_groups = encode_groups(valid, criteria, tokenizer, config.max_tokens, 0.0)[0] if valid else []
@@ -167,8 +176,18 @@ def train_rater(
     whole = Transformer(model.config)
     load_weights(whole, whole_tensors(trainer.model), str(directory))
     rater = Rater(whole, tokenizer, criteria, segment=config.max_tokens, device=settings.device, precision="fp32")
-    results = {"training": summary, "groups": len(groups), "pairs": rows.num_pairs, "held_out_groups": len(valid_groups), "dropped": dropped}
-    results |= {"padding": rows.padding_fraction, "criteria": list(criteria), "tokens_read_per_second": summary["tokens_per_second"]}
+    results = {
+        "training": summary,
+        "groups": len(groups),
+        "pairs": rows.num_pairs,
+        "held_out_groups": len(valid_groups),
+        "dropped": dropped,
+    }
+    results |= {
+        "padding": rows.padding_fraction,
+        "criteria": list(criteria),
+        "tokens_read_per_second": summary["tokens_per_second"],
+    }
     if valid_rows is not None:
         results["metrics"] = measure(rater, valid_groups, criteria)
     if where.is_main:
@@ -193,7 +212,12 @@ def measure(rater: Rater, groups: Sequence[EncodedGroup], criteria: Sequence[str
 def _network(config: RaterConfig, tokenizer: Tokenizer, num_labels: int, init: Path | None) -> Transformer:
     if init is not None:
         return from_pretrained(init, num_labels=num_labels, seed=config.seed)
-    size = {"max_seq_len": config.max_tokens, "vocab_size": tokenizer.vocab_size, "num_labels": num_labels, **config.size}
+    size = {
+        "max_seq_len": config.max_tokens,
+        "vocab_size": tokenizer.vocab_size,
+        "num_labels": num_labels,
+        **config.size,
+    }
     return Transformer(ModelConfig(**size)).initialize(config.seed)
 
 
@@ -204,7 +228,9 @@ def _trainer_config(config: RaterConfig, rows: JudgmentRows) -> TrainerConfig:
     given: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch,
-        "optimizer": OptimizerConfig(name="adamw", learning_rate=config.lr, weight_decay=config.weight_decay).model_dump(),
+        "optimizer": (
+            OptimizerConfig(name="adamw", learning_rate=config.lr, weight_decay=config.weight_decay).model_dump()
+        ),
         "schedule": config.schedule.model_dump(),
         "evaluate_every": max(1, steps // config.evaluations),
         "keep_best": "heldout_error",

@@ -1,4 +1,6 @@
-"""From what a judge says to soft labels: the share of votes in both orders, so that a preference for a place cancels (QuRating, section 3.1)."""
+"""From what a judge says to soft labels: the share of votes in both orders, so that a preference for a place cancels
+(QuRating, section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _LEADING = re.compile(r"(the answer is|answer\s*:|option)(?![a-z0-9])\s*:?\s*", 
 
 
 def parse_vote(text: str, labels: Sequence[str] = ("A", "B")) -> int | None:
-    """The number of the label that an answer gives; None for a void vote: both labels, a label twice, another sentence, an unclosed thought."""
+    """The number of the label that an answer gives; None for a void vote: both labels, a label twice, another sentence,
+    an unclosed thought.
+    """
     answer = _THINKING.sub("", unicodedata.normalize("NFKC", text))
     if "<think>" in answer.lower():
         return None
@@ -65,10 +69,12 @@ def preference(votes_a: ArrayLike, votes_b: ArrayLike, generations: int) -> Floa
 
 
 def soft_labels(votes_a: ArrayLike, votes_b: ArrayLike, generations: int) -> Floats:
-    """P[i, j], the probability that text j is better than text i, from the votes of both orders; -100 where either is missing, and on the diagonal.
+    """P[i, j], the probability that text j is better than text i, from the votes of both orders; -100 where either is
+    missing, and on the diagonal.
 
     Arguments:
-        votes_a, votes_b: [k, k], how many chose the first and the second text when i was shown first and j second; negative for missing.
+        votes_a, votes_b: [k, k], how many chose the first and the second text when i was shown first and j second;
+            negative for missing.
         generations: G, how many were asked for.
     """
     p = preference(votes_a, votes_b, generations)
