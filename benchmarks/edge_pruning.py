@@ -54,8 +54,8 @@ def lmlab_step(batch: int, length: int, steps: int, recompute: bool) -> dict[str
     """
     from lmlab.hardware import reuse_memory
     from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, EdgePruningConfig, MaskedModel, make_examples
-    from lmlab.methods.edge_pruning.gates import Gates
-    from lmlab.methods.edge_pruning.prune import PruningStep
+    from lmlab.methods.edge_pruning.masking.gates import Gates
+    from lmlab.methods.edge_pruning.search.prune import PruningStep
     from lmlab.models import ModelConfig, Transformer
 
     reuse_memory()
@@ -190,8 +190,8 @@ def tracr(arguments: argparse.Namespace) -> None:
         ranking,
         search,
     )
-    from lmlab.methods.edge_pruning.prune import decide, train_gates
-    from lmlab.methods.edge_pruning.tracr import EMBEDDINGS
+    from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS
+    from lmlab.methods.edge_pruning.search.prune import decide, train_gates
     from lmlab.progress import console
 
     console.quiet = True
@@ -302,7 +302,7 @@ def induction(arguments: argparse.Namespace) -> None:
         ranking,
         search,
     )
-    from lmlab.methods.edge_pruning.tasks import induction_row
+    from lmlab.methods.edge_pruning.examples.tasks import induction_row
     from lmlab.models.taps import Recorder
     from lmlab.progress import console
 
@@ -382,7 +382,7 @@ def ioi(arguments: argparse.Namespace) -> None:
     from lmlab.files import write_json, write_jsonl
     from lmlab.hardware import reuse_memory
     from lmlab.methods.edge_pruning import Ends, FindConfig, areas, curve, generate, measure, ranking, search, top_edges
-    from lmlab.methods.edge_pruning.load import load
+    from lmlab.methods.edge_pruning.examples.load import load
 
     reuse_memory()
     torch.set_num_threads(arguments.threads)

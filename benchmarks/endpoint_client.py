@@ -83,7 +83,8 @@ def _serve_instantly(pipe: multiprocessing.connection.Connection) -> None:
 
 def _serve_model(pipe: multiprocessing.connection.Connection) -> None:
     from lmlab.data import TULU_TEMPLATE, Tokenizer
-    from lmlab.endpoints.server import ServedModel, background
+    from lmlab.endpoints.engine.served import ServedModel
+    from lmlab.endpoints.server import background
     from lmlab.models import ModelConfig, Transformer
 
     tokenizer = Tokenizer.train(["0 1 2 3 4 5 6 7 8 9"], 260).with_chat_template(TULU_TEMPLATE)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lmlab.methods.ladder import TaskRegistry, TwoStep, backtest, fit_chain, preset, score, splits, target_values
-from lmlab.methods.ladder.reference_data import published_ladder
+from lmlab.methods.ladder.tables.reference_data import published_ladder
 
 _SHOWN = ("N <= 370M to 760M", "N <= 760M to 1.3B")
 

@@ -17,8 +17,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain, logs, mean_logit, splits, target_values
-from lmlab.methods.ladder.backtest import SplitResult, combine, predict_split, score
-from lmlab.methods.ladder.reference_data import published_ladder
+from lmlab.methods.ladder.analysis.backtest import SplitResult, combine, predict_split, score
+from lmlab.methods.ladder.tables.reference_data import published_ladder
 
 _TIE = 0.05
 _SETS = (

@@ -20,7 +20,7 @@ import numpy as np
 
 from lmlab.evals import Evaluator, Settings, find_tasks, run_task, task_figures
 from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain
-from lmlab.methods.ladder.reference_data import published_ladder
+from lmlab.methods.ladder.tables.reference_data import published_ladder
 
 _TASKS = {
     "arc_easy_test_rc_5shot": "arc_easy_test_5shot",

@@ -32,7 +32,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     from lmlab.methods.olmoe import UpcycleConfig, upcycle
-    from lmlab.methods.olmoe.texts import cut_texts
+    from lmlab.methods.olmoe.routing.texts import cut_texts
     from lmlab.models import from_pretrained
 
     texts = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/texts")

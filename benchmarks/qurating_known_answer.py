@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 from lmlab.data import Document, JsonlSource, Tokenizer
 from lmlab.methods.qurating import Judgment, Rater, RaterConfig, select, soft_labels, train_rater
-from lmlab.methods.qurating.metrics import pair_metrics
+from lmlab.methods.qurating.rating.metrics import pair_metrics
 
 SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared"))
 CRITERIA = ("clean", "expertise")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from lmlab.methods.qurating import Rater, rater_step
-from lmlab.methods.qurating.judgment_rows import EncodedGroup, JudgmentRows
+from lmlab.methods.qurating.rating.judgment_rows import EncodedGroup, JudgmentRows
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 from lmlab.train import OptimizerConfig, Optimizers, language_model_step
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lmlab.data import TokenizedCorpus, TokenizedItem, Tokenizer, write_shards
-from lmlab.stages.inspect import inspect_data, write_inspection
+from lmlab.inspection import inspect_data, write_inspection
 
 
 @pytest.fixture

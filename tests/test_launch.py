@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from lmlab.files import read_json
-from lmlab.stages.slurm import SlurmJob
+from lmlab.launch.slurm import SlurmJob
 
 
 def test_the_script_is_valid_shell_and_says_what_was_asked_for(lmlab, recipe, tmp_path):

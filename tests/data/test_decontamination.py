@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.data import CollectConfig, Decontamination, Document, collect
-from lmlab.evals import find_tasks, olmes, own_texts
+from lmlab.evals import find_tasks, own_texts
+from lmlab.evals.tasks import olmes
 from lmlab.files import read_jsonl
 from lmlab.runs import Recipe, run_recipe
 

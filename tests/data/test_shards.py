@@ -96,11 +96,13 @@ def test_finished_shards_are_kept_and_changed_ones_made_again(tmp_path):
 def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path):
     write_documents(tmp_path / "documents.jsonl", 3000)
     small_tokenizer().save(tmp_path / "tokenizer")
-    script = (
-        "import sys; from pathlib import Path; from lmlab.data import Tokenizer, tokenize_documents\nif __name__ =="
-        " '__main__':\n    root = Path(sys.argv[1])\n    tokenize_documents(root / 'documents.jsonl',"
-        " Tokenizer.load(root / 'tokenizer'), root / sys.argv[2], 4000, workers=2)\n"
-    )
+    script = """\
+import sys; from pathlib import Path; from lmlab.data import Tokenizer, tokenize_documents
+if __name__ == '__main__':
+    root = Path(sys.argv[1])
+    tokenizer = Tokenizer.load(root / 'tokenizer')
+    tokenize_documents(root / 'documents.jsonl', tokenizer, root / sys.argv[2], 4000, workers=2)
+"""
     (tmp_path / "job.py").write_text(script)
 
     def start(name):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmlab.data import TULU_TEMPLATE, Tokenizer
-from lmlab.endpoints.served import ServedModel
+from lmlab.endpoints.engine.served import ServedModel
 from lmlab.models import ModelConfig, Transformer, from_pretrained, save_pretrained
 
 TEXT = "It was the best of times, it was the worst of times, été, straße, 数 and 日本語. def f(x): return x + 1\n" * 3

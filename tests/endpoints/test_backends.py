@@ -27,7 +27,7 @@ from lmlab.endpoints import (
     read_batch,
     write_batch,
 )
-from lmlab.endpoints.local import LocalBackend
+from lmlab.endpoints.engine.local import LocalBackend
 from lmlab.endpoints.server import background
 from lmlab.errors import UserError
 
@@ -66,7 +66,7 @@ def local(model_directory):
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("lmlab.endpoints.client.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("lmlab.endpoints.client.client.random.uniform", lambda low, high: 0.0)
 
 
 def same(ours, theirs):
@@ -230,13 +230,13 @@ def test_answers_come_from_synchronous_code_too(model_directory):
 
 @pytest.mark.parametrize("package", ["httpx", "tenacity"])
 def test_a_missing_package_is_one_sentence_that_names_the_extra(package):
-    code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "from lmlab.endpoints import Client, Endpoint\n"
-        "from lmlab.errors import UserError\n"
-        "try: Client(Endpoint(model='m'))\n"
-        "except UserError as error: print(error)\n"
-    )
+    code = f"""\
+import sys; sys.modules[{package!r}] = None
+from lmlab.endpoints import Client, Endpoint
+from lmlab.errors import UserError
+try: Client(Endpoint(model='m'))
+except UserError as error: print(error)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"needs the package '{package}'" in done.stdout and "pip install 'lmlab[judge]'" in done.stdout
 

@@ -17,7 +17,7 @@ import pytest
 from faulty import FaultyEndpoint, running
 
 from lmlab.endpoints import BudgetExceeded, ChatRequest, Client, Endpoint, EndpointUnavailable, Price, Reply, ReplyCache
-from lmlab.endpoints.transport import retry_after
+from lmlab.endpoints.client.transport import retry_after
 from lmlab.errors import UserError
 
 
@@ -44,7 +44,7 @@ def served():
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("lmlab.endpoints.client.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("lmlab.endpoints.client.client.random.uniform", lambda low, high: 0.0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

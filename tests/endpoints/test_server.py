@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from lmlab.data import Tokenizer
-from lmlab.endpoints.prefixes import Prefixes
-from lmlab.endpoints.server import ServedModel, ServerConfig, background
+from lmlab.endpoints.engine.prefixes import Prefixes
+from lmlab.endpoints.engine.served import ServedModel
+from lmlab.endpoints.server import ServerConfig, background
 from lmlab.errors import UserError
 from lmlab.models import DecodingConfig, KVCache, ModelConfig, Transformer, generate
 

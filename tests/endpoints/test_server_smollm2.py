@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from lmlab.data import Tokenizer
-from lmlab.endpoints.server import ServedModel, background
+from lmlab.endpoints.engine.served import ServedModel
+from lmlab.endpoints.server import background
 from lmlab.models import from_pretrained
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lmlab.evals import compression
-from lmlab.evals.compression import xz_bits, xz_bits_after
+from lmlab.evals.baselines import compression
+from lmlab.evals.baselines.compression import xz_bits, xz_bits_after
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 

@@ -18,7 +18,7 @@ from lmlab.evals.generation import (
     token_f1,
 )
 from lmlab.evals.run import task_figures
-from lmlab.evals.tasks import Task, read_task
+from lmlab.evals.tasks.task import Task, read_task
 from lmlab.models import GenerationConfig, ModelConfig, Transformer, generate
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmlab.evals import ngram
-from lmlab.evals.ngram import MAX_ORDER, ByteNGram, modified_discounts
+from lmlab.evals.baselines import ngram
+from lmlab.evals.baselines.ngram import MAX_ORDER, ByteNGram, modified_discounts
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 ORDERS = range(1, MAX_ORDER + 1)

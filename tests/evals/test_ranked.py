@@ -10,7 +10,7 @@ import pytest
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals import ModelScorer, Question, chance_level, option_scores, question_row, rank_questions, ranked_figures
-from lmlab.evals.questions import encode_pairs, read_questions
+from lmlab.evals.tasks.questions import encode_pairs, read_questions
 from lmlab.models import ModelConfig, Transformer
 
 

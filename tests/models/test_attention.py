@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.models import KVCache
-from lmlab.models.attention import AttentionContext
-from lmlab.models.backends import attend
-from lmlab.models.visibility import Visibility, document_starts
+from lmlab.models.attention.attention import AttentionContext
+from lmlab.models.attention.backends import attend
+from lmlab.models.attention.visibility import Visibility, document_starts
 
 
 def close(actual, expected, tolerance=1e-5):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lmlab.cli import app
 from lmlab.errors import LmlabError, UserError
 from lmlab.models import convert, from_pretrained, save_pretrained
-from lmlab.models.pickles import read_pickle
+from lmlab.models.formats.pickles import read_pickle
 
 
 @pytest.fixture

@@ -346,6 +346,6 @@ def test_published_shapes_have_the_published_number_of_parameters(name):
 
 
 def _settings(config, family):
-    from lmlab.models.families import to_settings
+    from lmlab.models.formats.families import to_settings
 
     return to_settings(config, family)

@@ -8,7 +8,7 @@ import transformers
 
 from lmlab.errors import UserError
 from lmlab.models import GenerationConfig, KVCache, generate, save_pretrained, stream
-from lmlab.models.sampling import draw, keep_likely
+from lmlab.models.generation.sampling import draw, keep_likely
 
 PROMPTS = [[5, 9, 2, 40, 17, 3], [8], [1, 1, 60, 22], [33, 7]]
 

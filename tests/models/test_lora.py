@@ -21,9 +21,9 @@ from lmlab.models import (
     save_pretrained,
     unmerge_lora,
 )
-from lmlab.models.attention import AttentionContext
+from lmlab.models.attention.attention import AttentionContext
+from lmlab.models.attention.visibility import Visibility
 from lmlab.models.lora import adapters
-from lmlab.models.visibility import Visibility
 
 peft = pytest.importorskip("peft", reason="needs the package 'peft'")
 transformers = pytest.importorskip("transformers", reason="needs the package 'transformers'")

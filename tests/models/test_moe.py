@@ -30,8 +30,8 @@ from lmlab.models import (
     router_z_loss,
     save_pretrained,
 )
-from lmlab.models.experts import run_experts
-from lmlab.models.router import choose_experts, choose_tokens, pairs_of_experts, pairs_of_tokens
+from lmlab.models.moe.experts import run_experts
+from lmlab.models.moe.router import choose_experts, choose_tokens, pairs_of_experts, pairs_of_tokens
 
 TINY = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/olmoe/tiny")
 needs_tiny = pytest.mark.skipif(not TINY.exists(), reason="needs the trained miniature (LMLAB_SHARED)")

@@ -7,8 +7,8 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from lmlab.chat import Conversation
 from lmlab.cli import app
+from lmlab.commands.chat import Conversation
 from lmlab.data import Tokenizer
 from lmlab.models import GenerationConfig, KVCache, from_pretrained, generate
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from conftest import random_model
 from lmlab.models import KVCache, ModelConfig, RopeScaling, Transformer, from_pretrained, save_pretrained
-from lmlab.models.attention import AttentionContext
-from lmlab.models.visibility import Visibility
+from lmlab.models.attention.attention import AttentionContext
+from lmlab.models.attention.visibility import Visibility
 
 ALL = ["llama", "qwen2", "qwen3", "olmo2", "olmoe", "gpt2", "opt", "no_family"]
 

@@ -9,7 +9,7 @@ from moe_worker import SPARSE, sparse_trainer
 
 from lmlab.errors import LmlabError
 from lmlab.models import ModelConfig, Transformer, load_balancing_loss
-from lmlab.models.router_losses import RouterAccounts
+from lmlab.models.moe.losses import RouterAccounts
 from lmlab.train import (
     DPOConfig,
     KTOConfig,

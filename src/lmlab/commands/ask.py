@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmlab.commands.shared import example
+from lmlab.commandline.options import example
 from lmlab.errors import UserError
 
 app = typer.Typer()
@@ -65,7 +65,7 @@ def ask(
 ) -> None:
     """Ask a model many things, each paid for once: a run that was cut off goes on where it was."""
     from lmlab import endpoints
-    from lmlab.endpoints.request_files import read_requests
+    from lmlab.endpoints.client.request_files import read_requests
 
     settings = {
         "base_url": base_url,
@@ -102,7 +102,7 @@ def ask(
 
 def _run(place: Any, asked: list[tuple[Any, Any]], out: Path, kept: Path | None) -> None:
     from lmlab import endpoints
-    from lmlab.endpoints.request_files import reply_row
+    from lmlab.endpoints.client.request_files import reply_row
     from lmlab.files import write_jsonl
     from lmlab.progress import progress
 

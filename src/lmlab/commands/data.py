@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab.commands.shared import DomainField, IdField, TextField, example, fields_of
+from lmlab.commandline.options import DomainField, IdField, TextField, example, fields_of
 
 app = typer.Typer(no_args_is_help=True, help="Look at data.")
 
@@ -39,7 +39,7 @@ def data_inspect(
     from rich.console import Console
 
     from lmlab.data import Tokenizer
-    from lmlab.stages.inspect import inspect_data, print_inspection, write_inspection
+    from lmlab.inspection import inspect_data, print_inspection, write_inspection
 
     fields = fields_of(text_field, id_field, domain_field)
     found = inspect_data(path, Tokenizer.load(tokenizer) if tokenizer else None, documents, fields)

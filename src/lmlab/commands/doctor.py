@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lmlab.commands.shared import example
+from lmlab.commandline.options import example
 
 app = typer.Typer()
 

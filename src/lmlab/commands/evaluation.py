@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmlab.commands.shared import DryRun, Redo, example, print_table, run_stages
+from lmlab.commandline.options import DryRun, Redo, example, print_table, run_stages
 from lmlab.errors import UserError, missing_extra
 
 app = typer.Typer(
@@ -118,7 +118,8 @@ def list_tasks(
     """List the tasks that can be named, with split, shots, metric, chance and licence; then short names and groups."""
     from rich.table import Table
 
-    from lmlab.evals import known_tasks, main_metric, olmes
+    from lmlab.evals import known_tasks, main_metric
+    from lmlab.evals.tasks import olmes
 
     known = known_tasks()
     if not known:
@@ -150,7 +151,7 @@ def compare(
     """Test whether the second model differs from the first on the same questions: paired bootstrap, and McNemar's test
     of accuracies.
     """
-    from lmlab.stages.compare import compare_evaluations, comparison_table, write_comparison
+    from lmlab.evals.compare_runs import compare_evaluations, comparison_table, write_comparison
 
     found = compare_evaluations(first, second)
     print_table(comparison_table(found))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab.commands.shared import DryRun, Out, Set, example
+from lmlab.commandline.options import DryRun, Out, Set, example
 from lmlab.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Start recipes on clusters: one on many machines, or many at once.")
@@ -47,8 +47,8 @@ def launch_slurm(
 ) -> None:
     """Write a submission script that runs a recipe on many machines; submit it with sbatch."""
     from lmlab.files import write_text
+    from lmlab.launch.slurm import SlurmJob
     from lmlab.runs import Recipe
-    from lmlab.stages.slurm import SlurmJob
 
     name = Recipe.load(recipe, set_ or []).name
     directory = (out or Path("runs") / name).resolve()
@@ -93,8 +93,8 @@ def launch_sweep(
     from rich.console import Console
     from rich.table import Table
 
+    from lmlab.launch.sweep import plan_sweep, run_sweep
     from lmlab.runs import Recipe
-    from lmlab.stages.sweep import plan_sweep, run_sweep
 
     if backend not in ("processes", "ray"):
         raise UserError(f"Unknown backend '{backend}'.", "Use processes or ray.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmlab.commands.shared import example
+from lmlab.commandline.options import example
 from lmlab.errors import UserError
 
 app = typer.Typer()
@@ -62,7 +62,7 @@ def generate(
     """Continue prompts with a model and print the texts."""
     import json
 
-    from lmlab.chat import printable
+    from lmlab.commands.chat import printable
     from lmlab.models import GenerationConfig, stream
     from lmlab.stages.generate import complete_texts, generation_config
 
@@ -130,7 +130,7 @@ def chat(
 
     Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short.
     """
-    from lmlab.chat import Conversation, printable
+    from lmlab.commands.chat import Conversation, printable
     from lmlab.models import GenerationConfig
     from lmlab.stages.generate import generation_config
 

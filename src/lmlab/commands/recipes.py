@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmlab.commands.shared import (
+from lmlab.commandline.options import (
     DomainField,
     DryRun,
     IdField,

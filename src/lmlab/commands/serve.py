@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lmlab.commandline.options import example
 from lmlab.commands.models import Adapter, Precision, load_model
-from lmlab.commands.shared import example
 from lmlab.errors import missing_extra
 
 app = typer.Typer()
@@ -67,12 +67,13 @@ def serve(
     from dataclasses import replace
 
     from lmlab.data import ChatConfig, chat_tokenizer
+    from lmlab.endpoints.engine.served import ServedModel
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
     directory, network, tokenizer = load_model(model, precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
-    served = server.ServedModel(name or model.resolve().name, directory, network, tokenizer, max_batch, max_queue)
+    served = ServedModel(name or model.resolve().name, directory, network, tokenizer, max_batch, max_queue)
 
     def ready(address: str) -> None:
         print(

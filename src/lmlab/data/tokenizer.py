@@ -13,7 +13,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from lmlab.data.chat_template import ChatTemplate, Message
+from lmlab.data.chat.template import ChatTemplate, Message
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json, write_text
 

@@ -68,11 +68,11 @@ def make_backend(endpoint: Endpoint) -> Backend:
         assert endpoint.replies is not None
         return MockBackend(read_script(endpoint.replies), endpoint.model)
     if endpoint.backend == "local":
-        from lmlab.endpoints.local import LocalBackend
+        from lmlab.endpoints.engine.local import LocalBackend
 
         return LocalBackend.load(Path(endpoint.model), endpoint.precision)
     try:
-        from lmlab.endpoints.transport import HttpBackend
+        from lmlab.endpoints.client.transport import HttpBackend
     except ModuleNotFoundError as error:
         if error.name == "httpx":
             raise missing_extra("httpx", "judge", "A client of an HTTP endpoint") from None
@@ -89,7 +89,7 @@ def identity_of(endpoint: Endpoint) -> str:
     if endpoint.backend == "mock":
         return f"mock:{endpoint.model}"
     if endpoint.backend == "local":
-        from lmlab.endpoints.local import local_identity
+        from lmlab.endpoints.engine.local import local_identity
 
         return local_identity(Path(endpoint.model), endpoint.precision)
     return endpoint.model

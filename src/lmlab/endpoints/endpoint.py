@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import Config, validate
-from lmlab.endpoints.costs import Price
+from lmlab.endpoints.client.costs import Price
 from lmlab.errors import UserError, did_you_mean
 
 _BACKENDS = ("openai", "local", "replay", "mock")

@@ -17,8 +17,8 @@ from lmlab.errors import UserError
 from lmlab.evals.evaluator import Evaluator
 from lmlab.evals.perplexity import sliding_windows
 from lmlab.evals.prefix_sharing import Window
-from lmlab.evals.questions import fit_window
 from lmlab.evals.scoring import score_all
+from lmlab.evals.tasks.questions import fit_window
 from lmlab.models import GenerationConfig, generate
 
 _BATCH = 16

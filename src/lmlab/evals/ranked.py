@@ -20,9 +20,9 @@ from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals.measurement import Measurement, bootstrapped, mean
 from lmlab.evals.prefix_sharing import Window
-from lmlab.evals.questions import Question, TooLong, encode_pairs, fit_window
 from lmlab.evals.rows import Row
 from lmlab.evals.scoring import Score, Scorer
+from lmlab.evals.tasks.questions import Question, TooLong, encode_pairs, fit_window
 
 Normalization = Literal["none", "characters", "bytes", "tokens", "unconditional"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "characters", "bytes", "tokens", "unconditional")

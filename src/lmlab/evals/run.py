@@ -15,11 +15,11 @@ from lmlab.evals.evaluator import Evaluator
 from lmlab.evals.generation import Prompt, TextMetric, Writing, answer_prompts, best_agreement, text_figures
 from lmlab.evals.measurement import Measurement
 from lmlab.evals.perplexity import measure_documents
-from lmlab.evals.questions import Question, TooLong
 from lmlab.evals.ranked import chance_level, rank_questions, ranked_figures, ranked_values
 from lmlab.evals.rows import Row, RowFile
 from lmlab.evals.scoring import ModelScorer
-from lmlab.evals.tasks import Task
+from lmlab.evals.tasks.questions import Question, TooLong
+from lmlab.evals.tasks.task import Task
 from lmlab.progress import progress
 from lmlab.train import Evaluation
 

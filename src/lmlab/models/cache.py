@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmlab.models.attention.visibility import Visibility, padding_mask
 from lmlab.models.config import ModelConfig
-from lmlab.models.visibility import Visibility, padding_mask
 
 
 class KVCache:

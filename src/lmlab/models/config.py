@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from lmlab.config import Config
 from lmlab.errors import did_you_mean
-from lmlab.models.moe_config import MoEConfig
+from lmlab.models.moe.config import MoEConfig
 
 
 class RopeScaling(Config):

@@ -22,23 +22,29 @@ from torch.utils.checkpoint import checkpoint
 
 from lmlab.errors import UserError
 from lmlab.gemm import linear
-from lmlab.models.attention import Attention, AttentionContext
-from lmlab.models.backends import Backend
+from lmlab.models.attention.attention import Attention, AttentionContext
+from lmlab.models.attention.backends import Backend
+from lmlab.models.attention.rope import rotary_table
+from lmlab.models.attention.visibility import (
+    Visibility,
+    document_starts,
+    padding_mask,
+    padding_starts,
+    visibility_of_all,
+)
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
-from lmlab.models.experts import Experts
 from lmlab.models.feed_forward import FeedForward
 from lmlab.models.linear import Linear
 from lmlab.models.loss import Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets
-from lmlab.models.moe import MoE
+from lmlab.models.moe.experts import Experts
+from lmlab.models.moe.layer import MoE
+from lmlab.models.moe.losses import RouterAccounts, RouterLosses
+from lmlab.models.moe.router import RouterOutput
 from lmlab.models.norm import make_norm
-from lmlab.models.rope import rotary_table
-from lmlab.models.router import RouterOutput
-from lmlab.models.router_losses import RouterAccounts, RouterLosses
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
-from lmlab.models.visibility import Visibility, document_starts, padding_mask, padding_starts, visibility_of_all
 
 
 @dataclass(frozen=True)

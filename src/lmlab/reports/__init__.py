@@ -7,45 +7,6 @@ A page with one figure:
     page.write(Path("report.html"))
 """
 
-from lmlab.reports.blocks import (
-    Block,
-    Cell,
-    Code,
-    Details,
-    Facts,
-    Figure,
-    Graph,
-    Note,
-    Paragraph,
-    Sample,
-    Table,
-    Tokens,
-)
-from lmlab.reports.figures import Series, bar_chart, funnel_chart, heat_map, line_chart
-from lmlab.reports.formats import format_bytes, format_duration, format_number
-from lmlab.reports.page import Page, Section
+import lazy_loader
 
-__all__ = [
-    "Block",
-    "Cell",
-    "Code",
-    "Details",
-    "Facts",
-    "Figure",
-    "Graph",
-    "Note",
-    "Page",
-    "Paragraph",
-    "Sample",
-    "Section",
-    "Series",
-    "Table",
-    "Tokens",
-    "bar_chart",
-    "format_bytes",
-    "format_duration",
-    "format_number",
-    "funnel_chart",
-    "heat_map",
-    "line_chart",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,21 +2,6 @@
 were cut off.
 """
 
-from lmlab.runs.recipe import Recipe, RecipeStage
-from lmlab.runs.runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe
-from lmlab.runs.stage import NO_INFLUENCE, Input, Stage, StageContext, find_stage
+import lazy_loader
 
-__all__ = [
-    "NO_INFLUENCE",
-    "Input",
-    "PlannedStage",
-    "Recipe",
-    "RecipeStage",
-    "Stage",
-    "StageContext",
-    "find_stage",
-    "plan_stages",
-    "print_plan",
-    "read_record",
-    "run_recipe",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

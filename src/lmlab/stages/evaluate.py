@@ -30,7 +30,7 @@ from lmlab.evals import (
     task_figures,
     task_summary,
 )
-from lmlab.evals.questions import TooLong
+from lmlab.evals.tasks.questions import TooLong
 from lmlab.fan_out import Backend, fan_out
 from lmlab.hardware import reuse_memory
 from lmlab.reports import Section

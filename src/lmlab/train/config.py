@@ -11,7 +11,7 @@ from lmlab.config import Config
 from lmlab.distributed import World
 from lmlab.errors import UserError
 from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.parallel import ParallelConfig
+from lmlab.train.parallelism.parallel import ParallelConfig
 from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.trackers import TrackerName
 

@@ -28,7 +28,7 @@ from lmlab.train.config import TrainerConfig
 from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import Optimizers
-from lmlab.train.parallel import clip_gradients, parallelize, synchronize_gradients
+from lmlab.train.parallelism.parallel import clip_gradients, parallelize, synchronize_gradients
 from lmlab.train.schedule import decay_ends, learning_rate_factor
 from lmlab.train.step import Evaluation, FollowedStep, StepFunction, StepSums, micro_batches
 

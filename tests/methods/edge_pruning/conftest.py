@@ -17,7 +17,7 @@ from lmlab.methods.edge_pruning import (
     load_tracr,
     make_examples,
 )
-from lmlab.methods.edge_pruning.tracr import EMBEDDINGS
+from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS
 from lmlab.models import ModelConfig, Transformer
 
 GPT2 = {

@@ -13,7 +13,7 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
-from lmlab.methods.edge_pruning.formats import (
+from lmlab.methods.edge_pruning.graph.formats import (
     read_eap_ig,
     read_edge_list,
     to_dot,
@@ -21,7 +21,7 @@ from lmlab.methods.edge_pruning.formats import (
     write_eap_ig,
     write_edge_list,
 )
-from lmlab.methods.edge_pruning.page import circuit_page, graph_block
+from lmlab.methods.edge_pruning.report import circuit_page, graph_block
 
 
 @pytest.fixture

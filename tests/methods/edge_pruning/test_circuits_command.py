@@ -13,7 +13,7 @@ import torch
 
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.methods.edge_pruning import Circuit, EdgePruningConfig
-from lmlab.methods.edge_pruning.prune import train_gates
+from lmlab.methods.edge_pruning.search.prune import train_gates
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 _SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared")) / "data" / "tracr"
@@ -243,17 +243,25 @@ def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network,
 def test_two_processes_end_with_the_same_gates_also_where_each_holds_half_of_the_weights(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom lmlab.methods.edge_pruning import *\nfrom"
-        " lmlab.methods.edge_pruning.prune import train_gates\nfrom lmlab.models import ModelConfig, Transformer\nfrom"
-        " lmlab.distributed import world\nmodel = Transformer(ModelConfig(vocab_size=61, num_layers=2, d_model=32,"
-        " num_heads=4, num_kv_heads=2, init_std=0.3)).initialize(0)\nfrom lmlab.train import ParallelConfig,"
-        " parallelize\nif sys.argv[2] == 'shared':\n    parallelize(model.requires_grad_(False), ParallelConfig(),"
-        " world(), torch.device('cpu'), torch.float32)\ng = torch.Generator().manual_seed(0)\nclean, corrupted ="
-        " torch.randint(0, 61, (2, 8, 6), generator=g).tolist()\ntask = Counterfactuals(MaskedModel(model,"
-        " CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))\ngates = train_gates(task,"
-        " EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))\nfound ="
-        " [list(gates.edges.shape), round(gates.edges.sum().item(), 3),"
-        " int(gates.num_steps)]\nPath(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))\n"
+        """\
+import sys, torch
+from pathlib import Path
+from lmlab.methods.edge_pruning import *
+from lmlab.methods.edge_pruning.search.prune import train_gates
+from lmlab.models import ModelConfig, Transformer
+from lmlab.distributed import world
+shape = dict(num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, init_std=0.3)
+model = Transformer(ModelConfig(vocab_size=61, **shape)).initialize(0)
+from lmlab.train import ParallelConfig, parallelize
+if sys.argv[2] == 'shared':
+    parallelize(model.requires_grad_(False), ParallelConfig(), world(), torch.device('cpu'), torch.float32)
+g = torch.Generator().manual_seed(0)
+clean, corrupted = torch.randint(0, 61, (2, 8, 6), generator=g).tolist()
+task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), make_examples(clean, corrupted, [[5]] * 8))
+gates = train_gates(task, EdgePruningConfig(target=0.5, steps=6, batch_size=8), 0, Path(sys.argv[1]))
+found = [list(gates.edges.shape), round(gates.edges.sum().item(), 3), int(gates.num_steps)]
+Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))
+"""
     )
     found = []
     for kind in ("whole", "shared"):

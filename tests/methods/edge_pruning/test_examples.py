@@ -10,7 +10,7 @@ import torch
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import TASKS, generate, read_examples
-from lmlab.methods.edge_pruning.tasks import IOI_TEMPLATES, value_of
+from lmlab.methods.edge_pruning.examples.tasks import IOI_TEMPLATES, value_of
 
 _WORDS = (
     "So When Mary and John went to the store, Sarah gave a ring to Paul. True and False or not True is False ( True )"

@@ -21,7 +21,7 @@ from lmlab.methods.edge_pruning import (
     generate,
     plan,
 )
-from lmlab.methods.edge_pruning.load import load
+from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.models import PRESETS, ModelConfig
 
 _CLOSE = {"gpt2": 1e-10, "llama": 1e-9}

@@ -26,8 +26,8 @@ from lmlab.methods.edge_pruning import (
     stability,
     top_edges,
 )  # fmt: skip
-from lmlab.methods.edge_pruning.gates import Gates
-from lmlab.methods.edge_pruning.prune import decide
+from lmlab.methods.edge_pruning.masking.gates import Gates
+from lmlab.methods.edge_pruning.search.prune import decide
 
 
 def test_figures_of_the_whole_model_and_of_nothing(network, task_of):

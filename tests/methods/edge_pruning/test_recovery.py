@@ -23,8 +23,8 @@ from lmlab.methods.edge_pruning import (
     ranking,
     search,
 )
-from lmlab.methods.edge_pruning.gates import Gates, probability_open
-from lmlab.methods.edge_pruning.prune import PruningStep, train_gates
+from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
+from lmlab.methods.edge_pruning.search.prune import PruningStep, train_gates
 
 PROGRAMS = ["xproportion", "reverse"]
 

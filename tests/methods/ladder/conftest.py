@@ -11,7 +11,7 @@ import pytest
 from known_laws import MULTIPLES, SIZES, true_accuracy, true_loss
 
 from lmlab.methods.ladder import Run, RunTable, Task, TaskRegistry
-from lmlab.methods.ladder.reference_data import published_ladder
+from lmlab.methods.ladder.tables.reference_data import published_ladder
 
 SHARED = Path(os.environ.get("LMLAB_SHARED", Path(__file__).parents[4] / "shared"))
 FOLDER = SHARED / "data" / "ladder"

@@ -11,10 +11,10 @@ import pytest
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder import Run, RunTable, TaskRegistry, TwoStep, TwoStepSettings, fit_chain, logs
-from lmlab.methods.ladder.diagnose import check_identifiable, distance, report_step
-from lmlab.methods.ladder.points import check, collect_points, mismatches
-from lmlab.methods.ladder.read import read_csv_run, read_reference_config, read_table, write_csv, write_table
-from lmlab.methods.ladder.tables import to_latex
+from lmlab.methods.ladder.analysis.diagnose import check_identifiable, distance, report_step
+from lmlab.methods.ladder.fitting.points import check, collect_points, mismatches
+from lmlab.methods.ladder.tables.read import read_csv_run, read_reference_config, read_table, write_csv, write_table
+from lmlab.methods.ladder.tables.write import to_latex
 
 LOSS, ACCURACY = "eval/downstream_bpb/piqa_val_rc_5shot_bpb", "eval/downstream/piqa_val_rc_5shot_len_norm"
 PIQA = TaskRegistry.builtin()["piqa_val_5shot"]

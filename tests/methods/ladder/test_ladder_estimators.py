@@ -20,8 +20,8 @@ from lmlab.methods.ladder import (
     preset,
     target_values,
 )
-from lmlab.methods.ladder.present import cards
-from lmlab.methods.ladder.variance import seed_noise
+from lmlab.methods.ladder.analysis.present import cards
+from lmlab.methods.ladder.analysis.variance import seed_noise
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_the_recommended_estimator_beats_the_papers_at_7b_with_intervals_that_ho
 def test_columns_that_are_missing_change_the_recommended_estimator_with_a_notice(published, main_tasks, capsys):
     from dataclasses import replace
 
-    from lmlab.methods.ladder.forecast import available
+    from lmlab.methods.ladder.fitting.forecast import available
 
     bare = RunTable(
         tuple(

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain, logs, splits
-from lmlab.methods.ladder.ablate import ablate
-from lmlab.methods.ladder.backtest import predict_split
-from lmlab.methods.ladder.diagnose import report_step
-from lmlab.methods.ladder.points import collect_points
-from lmlab.methods.ladder.target import mean_errors, score_target
-from lmlab.methods.ladder.variance import correlations, largest_run, variance
+from lmlab.methods.ladder.analysis.ablate import ablate
+from lmlab.methods.ladder.analysis.backtest import predict_split
+from lmlab.methods.ladder.analysis.diagnose import report_step
+from lmlab.methods.ladder.analysis.variance import correlations, largest_run, variance
+from lmlab.methods.ladder.fitting.points import collect_points
+from lmlab.methods.ladder.tables.target import mean_errors, score_target
 
 PAPER = TwoStepSettings(starts="paper")
 VARIANTS = {
@@ -203,9 +203,9 @@ def test_multiple_choice_curves_from_a_large_run(folder):
     """The accuracies of the 7B model where it answers with a letter, from its checkpoints between steps 170k
     and 450k.
     """
-    from lmlab.methods.ladder.fit import fit_second_step
-    from lmlab.methods.ladder.points import moving_average
-    from lmlab.methods.ladder.read import read_csv_run
+    from lmlab.methods.ladder.fitting.fit import fit_second_step
+    from lmlab.methods.ladder.fitting.points import moving_average
+    from lmlab.methods.ladder.tables.read import read_csv_run
 
     large = read_csv_run(folder / "runs" / "peteish7_eval_full.csv", 6_887_575_552, 49_412_071_424)
     target = read_csv_run(folder / "runs" / "peteish7_eval_anneal.csv", 6_887_575_552, 49_412_071_424)

@@ -9,7 +9,7 @@ import yaml
 
 from lmlab.files import read_json
 from lmlab.methods.ladder import LadderPlan, RunTable, collect, size_of, train_rungs
-from lmlab.methods.ladder.rungs import VALIDATION
+from lmlab.methods.ladder.rungs.train import VALIDATION
 from lmlab.models import ModelConfig
 
 SMALL = {"vocab_size": 400, "num_layers": 1, "num_heads": 2, "max_seq_len": 256}

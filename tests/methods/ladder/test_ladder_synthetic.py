@@ -9,9 +9,9 @@ import pytest
 from known_laws import LAW, true_accuracy, true_loss
 
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, fit_chain, logs
-from lmlab.methods.ladder import accuracy as acc
-from lmlab.methods.ladder.fit import fit_first_step
-from lmlab.methods.ladder.laws import FORMS, value_and_gradient
+from lmlab.methods.ladder.fitting import accuracy as acc
+from lmlab.methods.ladder.fitting.fit import fit_first_step
+from lmlab.methods.ladder.fitting.laws import FORMS, value_and_gradient
 
 N, D = 6_887_575_552.0, 3_945_065_873_408.0
 POINTS = {

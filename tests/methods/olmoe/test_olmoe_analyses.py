@@ -38,7 +38,7 @@ from lmlab.methods.olmoe import (
     vocab_summary,
     watch,
 )
-from lmlab.methods.olmoe.statistics import Figure
+from lmlab.methods.olmoe.routing.statistics import Figure
 from lmlab.models import ModelConfig, MoEConfig, Transformer, from_pretrained
 
 DATA = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/olmoe")

@@ -19,15 +19,15 @@ import pytest
 from lmlab.data import Loader, Tokenizer
 from lmlab.errors import UserError
 from lmlab.methods.qurating import Rater, select
-from lmlab.methods.qurating.analysis import AnalysisConfig, analyse
-from lmlab.methods.qurating.annotate import Annotation, annotate
-from lmlab.methods.qurating.bias import bias_report
+from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
+from lmlab.methods.qurating.analysis.bias import bias_report
+from lmlab.methods.qurating.analysis.score_corpus import score_corpus
+from lmlab.methods.qurating.analysis.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
 from lmlab.methods.qurating.leases import Leases
-from lmlab.methods.qurating.materialize import filter_rows, materialize, order_rows, write_ordered
 from lmlab.methods.qurating.problems import NonFiniteRating, TokenizerMismatch
-from lmlab.methods.qurating.score_corpus import score_corpus
-from lmlab.methods.qurating.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
-from lmlab.methods.qurating.settings import SelectionConfig
+from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.selecting.materialize import filter_rows, materialize, order_rows, write_ordered
+from lmlab.methods.qurating.selecting.settings import SelectionConfig
 
 
 @pytest.fixture
@@ -111,11 +111,17 @@ def test_an_annotation_that_was_cut_off_goes_on_bit_for_bit(place: Path, monkeyp
 @pytest.mark.slow
 def test_a_killed_process_loses_one_block_and_its_lease_is_taken_over(place: Path) -> None:
     annotate(job(place, "whole"))
-    code = (
-        "import time\nfrom lmlab.methods.qurating.annotate import *\nfrom lmlab.methods.qurating.rater import"
-        " Rater\noriginal = Rater.rate_ids\ndef slow(self, documents):\n    time.sleep(0.3)\n    return original(self,"
-        f" documents)\nRater.rate_ids = slow\nannotate({job(place, 'killed')!r})\n"
-    )
+    code = f"""\
+import time
+from lmlab.methods.qurating.rating.annotate import *
+from lmlab.methods.qurating.rating.rater import Rater
+original = Rater.rate_ids
+def slow(self, documents):
+    time.sleep(0.3)
+    return original(self, documents)
+Rater.rate_ids = slow
+annotate({job(place, "killed")!r})
+"""
     process = subprocess.Popen([sys.executable, "-c", code])
     while not len(list((place / "killed" / ".parts").glob("*.parquet"))) >= 2:
         time.sleep(0.05)
@@ -254,7 +260,7 @@ def test_scorers_of_n_grams_prefer_what_looks_like_the_target(kind: str, tmp_pat
 
 
 def test_dsir_is_the_ratio_of_two_bags_of_hashed_words() -> None:
-    from lmlab.methods.qurating.scorers import DSIR, hashed_counts
+    from lmlab.methods.qurating.analysis.scorers import DSIR, hashed_counts
 
     model = DSIR.fit(["a b", "a"], ["b c"], 50)
     target, raw = (np.asarray(hashed_counts(texts, 50).sum(0)).ravel() + 1 for texts in (["a b", "a"], ["b c"]))
@@ -277,7 +283,7 @@ def test_perplexity_is_the_mean_log_likelihood_of_transformers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lmlab.methods.qurating.scorers import log_likelihoods
+    from lmlab.methods.qurating.analysis.scorers import log_likelihoods
     from lmlab.models import ModelConfig, Transformer, save_pretrained
 
     model = Transformer(

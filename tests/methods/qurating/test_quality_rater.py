@@ -28,7 +28,7 @@ from lmlab.methods.qurating import (
     train_rater,
 )
 from lmlab.methods.qurating.problems import CriteriaMismatch, NoConfidentPairs
-from lmlab.methods.qurating.train_rater import split_groups
+from lmlab.methods.qurating.rating.train_rater import split_groups
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 

@@ -11,8 +11,8 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import Field
 
 from lmlab.data.documents import Document, Reject
-from lmlab.data.mds import MDSError, samples
 from lmlab.data.sources.files import FileSource, unreadable
+from lmlab.data.sources.mds import MDSError, samples
 from lmlab.errors import LmlabError, missing_extra
 from lmlab.storage import open_binary, open_raw, without_compression
 

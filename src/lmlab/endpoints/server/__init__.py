@@ -1,7 +1,5 @@
 """Our own models by the OpenAI protocol."""
 
-from lmlab.endpoints.served import ServedModel
-from lmlab.endpoints.server.app import ServerConfig, create_app
-from lmlab.endpoints.server.run import background, bind, serve, server_config
+import lazy_loader
 
-__all__ = ["ServedModel", "ServerConfig", "background", "bind", "create_app", "serve", "server_config"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

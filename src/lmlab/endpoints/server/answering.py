@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
-from lmlab.endpoints.engine import EngineFailed, Growth, Job
-from lmlab.endpoints.served import ServedModel
+from lmlab.endpoints.client.token_log import TokenLog
+from lmlab.endpoints.engine.engine import EngineFailed, Growth, Job
+from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server.answers import usage
 from lmlab.endpoints.server.errors import ApiError
 from lmlab.endpoints.server.forms import Form
-from lmlab.endpoints.token_log import TokenLog
 from lmlab.models import Completion
 
 

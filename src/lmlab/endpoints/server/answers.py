@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmlab.data import Tokenizer
-from lmlab.endpoints.engine import Job
-from lmlab.endpoints.token_log import Token, spelling
+from lmlab.endpoints.client.token_log import Token, spelling
+from lmlab.endpoints.engine.engine import Job
 from lmlab.models import PromptScores
 
 _LEAST = -9999.0  # in place of minus infinity, which JSON lacks

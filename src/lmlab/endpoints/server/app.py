@@ -21,8 +21,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lmlab.data import Tokenizer
-from lmlab.endpoints.engine import Busy, EngineFailed, Job
-from lmlab.endpoints.served import ServedModel
+from lmlab.endpoints.engine.engine import Busy, EngineFailed, Job
+from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server.answering import events, whole
 from lmlab.endpoints.server.bodies import B, ChatBody, CompletionBody, parse
 from lmlab.endpoints.server.errors import ApiError, json_response

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lmlab.data import Tokenizer
+from lmlab.endpoints.client.token_log import TextOffsets, Token
 from lmlab.endpoints.server.answers import chat_log_probs, completion_log_probs, prompt_tokens
-from lmlab.endpoints.token_log import TextOffsets, Token
 from lmlab.models import PromptScores
 
 

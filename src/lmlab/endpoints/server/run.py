@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from lmlab.endpoints.served import ServedModel
+from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server.app import ServerConfig, create_app
 from lmlab.errors import UserError
 

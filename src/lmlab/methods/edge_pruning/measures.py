@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning.clean import clean, writes_constants
-from lmlab.methods.edge_pruning.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
+from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which the Mechanistic Interpretability Benchmark measures (Mueller et al. 2025)."""

@@ -13,12 +13,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from lmlab.config import Config
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.files import sha256_file, write_jsonl
-from lmlab.methods.edge_pruning.circuit import Circuit
-from lmlab.methods.edge_pruning.find import FindConfig, find_circuit, ranking
-from lmlab.methods.edge_pruning.load import load
+from lmlab.methods.edge_pruning.examples.load import load
+from lmlab.methods.edge_pruning.examples.tasks import generate
+from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.measures import Ends, areas, curve, measure
-from lmlab.methods.edge_pruning.page import circuit_page
-from lmlab.methods.edge_pruning.tasks import generate
+from lmlab.methods.edge_pruning.report import circuit_page
+from lmlab.methods.edge_pruning.search.find import FindConfig, find_circuit, ranking
 from lmlab.progress import console
 from lmlab.reports import Section
 from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext

@@ -12,14 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.methods.ladder import tables
-from lmlab.methods.ladder.backtest import SplitResult, backtest
-from lmlab.methods.ladder.chain import Chain
-from lmlab.methods.ladder.design import compute_optimal, next_runs
-from lmlab.methods.ladder.diagnose import name_of, units
-from lmlab.methods.ladder.forecast import Forecaster, Prediction
-from lmlab.methods.ladder.points import logs
-from lmlab.methods.ladder.present import (
+from lmlab.methods.ladder.analysis.backtest import SplitResult, backtest
+from lmlab.methods.ladder.analysis.design import compute_optimal, next_runs
+from lmlab.methods.ladder.analysis.diagnose import name_of, units
+from lmlab.methods.ladder.analysis.present import (
     PARAMETER_COLUMNS,
     PREDICTION_COLUMNS,
     cards,
@@ -28,7 +24,11 @@ from lmlab.methods.ladder.present import (
     parameter_rows,
     prediction_rows,
 )
-from lmlab.methods.ladder.table import Floats, Run
+from lmlab.methods.ladder.fitting.chain import Chain
+from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
+from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.tables import write as tables
+from lmlab.methods.ladder.tables.table import Floats, Run
 from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
 
 _BAND_POINTS = 40

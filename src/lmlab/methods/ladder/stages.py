@@ -16,14 +16,14 @@ from lmlab.errors import UserError
 from lmlab.evals import read_questions
 from lmlab.files import read_json, write_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
-from lmlab.methods.ladder.baselines import carry_forward, log_linear
-from lmlab.methods.ladder.forecast import Forecaster, TwoStep
-from lmlab.methods.ladder.plan import LadderPlan, flops_per_token, parse_length, size_of
-from lmlab.methods.ladder.read import write_table
-from lmlab.methods.ladder.rungs import VALIDATION, collect, collect_run, question_task, train_rungs
-from lmlab.methods.ladder.settings import TwoStepSettings
-from lmlab.methods.ladder.table import RunTable
-from lmlab.methods.ladder.tasks import Task
+from lmlab.methods.ladder.analysis.baselines import carry_forward, log_linear
+from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.rungs.plan import LadderPlan, flops_per_token, parse_length, size_of
+from lmlab.methods.ladder.rungs.train import VALIDATION, collect, collect_run, question_task, train_rungs
+from lmlab.methods.ladder.tables.read import write_table
+from lmlab.methods.ladder.tables.table import RunTable
+from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
 from lmlab.progress import duration, short
 from lmlab.reports import Facts, Figure, Note, Section, Series, Table, line_chart

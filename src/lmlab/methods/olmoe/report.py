@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.olmoe.statistics import (
+from lmlab.methods.olmoe.routing.statistics import (
     Figure,
     RoutingStatistics,
     Tokens,
@@ -20,7 +20,7 @@ from lmlab.methods.olmoe.statistics import (
     router_saturation,
     vocab_by_expert,
 )
-from lmlab.methods.olmoe.trace import RoutingTrace
+from lmlab.methods.olmoe.routing.trace import RoutingTrace
 from lmlab.reports import Block, Cell, Details, Facts, Note, Page, Section, Series, Table, heat_map, line_chart
 from lmlab.reports import Figure as Chart
 

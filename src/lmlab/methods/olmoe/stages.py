@@ -11,11 +11,11 @@ from pydantic import Field, PositiveInt
 from lmlab.config import Config
 from lmlab.data import PackedRows, TokenizedCorpus
 from lmlab.files import write_json
-from lmlab.methods.olmoe.collect import batches_of, collect, watch
 from lmlab.methods.olmoe.report import analyse, routing_page
-from lmlab.methods.olmoe.trace import RoutingTrace
-from lmlab.methods.olmoe.upcycle import UpcycleConfig
-from lmlab.methods.olmoe.upcycle import upcycle as make_sparse
+from lmlab.methods.olmoe.routing.collect import batches_of, collect, watch
+from lmlab.methods.olmoe.routing.trace import RoutingTrace
+from lmlab.methods.olmoe.upcycling import UpcycleConfig
+from lmlab.methods.olmoe.upcycling import upcycle as make_sparse
 from lmlab.models import save_pretrained
 from lmlab.progress import short
 from lmlab.reports import Section

@@ -15,10 +15,10 @@ from lmlab.endpoints import Backend, Endpoint, Reply, answer
 from lmlab.errors import UserError
 from lmlab.evals import Window
 from lmlab.files import sha256_json
-from lmlab.methods.qurating.excerpting import Excerpt
 from lmlab.methods.qurating.judgments import Judgment, Matrix
 from lmlab.methods.qurating.offline import prefers_second
 from lmlab.methods.qurating.prompts import Criterion
+from lmlab.methods.qurating.rating.excerpting import Excerpt
 from lmlab.methods.qurating.votes import MISSING, label_masses, parse_vote, soft_labels
 
 Mode = Literal["votes", "logprobs"]

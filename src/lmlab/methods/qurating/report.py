@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lmlab.files import read_json
-from lmlab.methods.qurating.analysis import Analysis, AnalysisConfig, analyse
-from lmlab.methods.qurating.bias import CAUTION
+from lmlab.methods.qurating.analysis.analyse import Analysis, AnalysisConfig, analyse
+from lmlab.methods.qurating.analysis.bias import CAUTION
 from lmlab.progress import short
 from lmlab.reports import (
     Block,

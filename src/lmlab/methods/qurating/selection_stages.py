@@ -12,15 +12,15 @@ from pydantic import Field, model_validator
 from lmlab.config import Config, validate
 from lmlab.evals import bits_per_byte, by_domain, pair_rows, ratio, read_rows
 from lmlab.files import write_json, write_jsonl
-from lmlab.methods.qurating.analysis import Analysis, AnalysisConfig, analyse
-from lmlab.methods.qurating.materialize import chosen_rows
-from lmlab.methods.qurating.plan import plan_selection
+from lmlab.methods.qurating.analysis.analyse import Analysis, AnalysisConfig, analyse
 from lmlab.methods.qurating.report import comparison_sections, selection_sections
-from lmlab.methods.qurating.selection import Manifest, select
-from lmlab.methods.qurating.settings import Mode, SelectionConfig
+from lmlab.methods.qurating.selecting.materialize import chosen_rows
+from lmlab.methods.qurating.selecting.plan import plan_selection
+from lmlab.methods.qurating.selecting.selection import Manifest, select
+from lmlab.methods.qurating.selecting.settings import Mode, SelectionConfig
+from lmlab.methods.qurating.selecting.table import RatedTable, budget_of
+from lmlab.methods.qurating.selecting.token_counts import share_of
 from lmlab.methods.qurating.stages import rows_of
-from lmlab.methods.qurating.table import RatedTable, budget_of
-from lmlab.methods.qurating.token_counts import share_of
 from lmlab.progress import short
 from lmlab.reports import Section
 from lmlab.runs import Input, Stage, StageContext

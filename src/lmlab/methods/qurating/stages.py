@@ -16,15 +16,15 @@ from lmlab.endpoints import Price
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.files import write_json
-from lmlab.methods.qurating.annotate import Annotation, annotate
-from lmlab.methods.qurating.excerpting import group_excerpts
 from lmlab.methods.qurating.judge import Judged, JudgePairs, Mode, make_judge
 from lmlab.methods.qurating.judgments import read_judgments, write_judgments
-from lmlab.methods.qurating.pairs import PairConfig, components, make_groups
 from lmlab.methods.qurating.prompts import Criterion, criterion, load_wording
-from lmlab.methods.qurating.rater import Rater
+from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.rating.excerpting import group_excerpts
+from lmlab.methods.qurating.rating.pairs import PairConfig, components, make_groups
+from lmlab.methods.qurating.rating.rater import Rater
+from lmlab.methods.qurating.rating.train_rater import RaterConfig, train_rater
 from lmlab.methods.qurating.report import annotation_sections, judgment_sections, rater_sections
-from lmlab.methods.qurating.train_rater import RaterConfig, train_rater
 from lmlab.methods.qurating.votes import order_effects, preference
 from lmlab.progress import progress, short
 from lmlab.reports import Section
@@ -338,7 +338,7 @@ def model_directory(path: Path) -> Path:
 
 
 def _ratings(path: Path, name: str) -> dict[str, float]:
-    from lmlab.methods.qurating.table import RatedTable
+    from lmlab.methods.qurating.selecting.table import RatedTable
 
     found: dict[str, float] = {}
     for chunk in RatedTable(rows_of(path)).chunks(["id", f"{name}_average"]):

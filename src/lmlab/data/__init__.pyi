@@ -1,0 +1,92 @@
+from .chat.conversations import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
+from .chat.encoding import ChatConfig, chat_template, chat_tokenizer, encode_for_answer
+from .chat.preferences import KTORows, PreferenceRows, example_row
+from .chat.template import TULU_TEMPLATE, ChatTemplate
+from .collecting.collect import KEEP_ALL, CollectConfig, collect
+from .collecting.decontamination import Contamination, Decontamination
+from .documents import Document, Reject, Source, read_documents
+from .loader import Batch, Loader, Rows
+from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
+from .packing import PackedRows, Packing, best_fit
+from .shards import TokenizedCorpus, TokenizedItem, write_shards
+from .sources import (
+    ArrowSource,
+    JsonlSource,
+    MDSSource,
+    ParquetSource,
+    PythonLibrarySource,
+    RecordSource,
+    SourceConfig,
+    TextSource,
+    TokenizedSource,
+    WebDatasetSource,
+    choose_kind,
+    record_source,
+    source_settings,
+)
+from .sources.docstrings import conversation_records, docstring_questions, preference_records
+from .sources.mds import MDSShard, MDSWriter, read_mds_index
+from .tokenize import tokenize_documents
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "KEEP_ALL",
+    "TULU_TEMPLATE",
+    "ArrowSource",
+    "Batch",
+    "ChatConfig",
+    "ChatEncoder",
+    "ChatTemplate",
+    "CollectConfig",
+    "Contamination",
+    "Decontamination",
+    "Document",
+    "Example",
+    "JsonlSource",
+    "KTOExample",
+    "KTORows",
+    "Loader",
+    "MDSShard",
+    "MDSSource",
+    "MDSWriter",
+    "Mixture",
+    "MixtureOrder",
+    "MixtureSource",
+    "PackedRows",
+    "Packing",
+    "ParquetSource",
+    "Phase",
+    "PreferencePair",
+    "PreferenceRows",
+    "PythonLibrarySource",
+    "RecordSource",
+    "Reject",
+    "Rows",
+    "Share",
+    "Source",
+    "SourceConfig",
+    "TextSource",
+    "TokenizedCorpus",
+    "TokenizedItem",
+    "TokenizedSource",
+    "Tokenizer",
+    "WebDatasetSource",
+    "best_fit",
+    "chat_template",
+    "chat_tokenizer",
+    "choose_kind",
+    "collect",
+    "conversation_records",
+    "docstring_questions",
+    "encode_for_answer",
+    "encode_records",
+    "example_row",
+    "preference_records",
+    "read_documents",
+    "read_mds_index",
+    "read_records",
+    "record_source",
+    "source_settings",
+    "tokenize_documents",
+    "write_shards",
+]

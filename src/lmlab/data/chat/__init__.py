@@ -1,0 +1,1 @@
+"""Conversations and preferences: templates, tokens with masks, rows for tuning."""

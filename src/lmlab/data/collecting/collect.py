@@ -1,0 +1,334 @@
+"""From sources to clean, deduplicated, split documents, with an account of everything that was dropped and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lmlab.config import Config
+from lmlab.data.collecting.decontamination import Decontamination
+from lmlab.data.collecting.dedup import NUM_PERMUTATIONS, NearDuplicates, signature
+from lmlab.data.collecting.spool import Spool, read_range
+from lmlab.data.documents import Reject, Source
+from lmlab.errors import UserError
+from lmlab.fan_out import fan_out
+from lmlab.files import atomic_file, write_json
+from lmlab.progress import progress
+
+_PART_BYTES = 2**26
+_ENOUGH_TO_JUDGE = 1000
+_NAMED_GROUPS = 1000
+
+
+class CollectConfig(Config):
+    """How documents are chosen.
+
+    Attributes:
+        min_bytes: shorter documents are dropped.
+        max_bytes: longer documents are dropped; null for no limit.
+        exact_duplicates: `drop` or `keep` documents of the same words.
+        near_duplicate_threshold: Jaccard similarity from which documents count as near-duplicates; null finds exact
+            ones only.
+        heldout_fraction: share of the bytes that is held out of training, in whole groups.
+        max_reject_fraction: stop when a larger share of the records cannot be read.
+    """
+
+    min_bytes: int = Field(default=200, ge=0)
+    max_bytes: int | None = Field(default=1_000_000, gt=0)
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    near_duplicate_threshold: float | None = Field(default=0.8, gt=0, lt=1)
+    heldout_fraction: float = Field(default=0.08, ge=0, lt=1)
+    max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+
+    @property
+    def longest(self) -> float:
+        """Bytes of the longest document that is kept."""
+        return math.inf if self.max_bytes is None else self.max_bytes
+
+
+KEEP_ALL: Mapping[str, Any] = {
+    "min_bytes": 0,
+    "max_bytes": None,
+    "exact_duplicates": "keep",
+    "near_duplicate_threshold": None,
+    "heldout_fraction": 0,
+}
+"""Settings of `CollectConfig` by which every document that can be read is kept for training."""
+
+
+def collect(
+    sources: Sequence[Source],
+    config: CollectConfig,
+    seed: int,
+    directory: Path,
+    workers: int | None = None,
+    evaluations: Decontamination | None = None,
+) -> dict[str, Any]:
+    """Read all sources and write `train.jsonl`, `heldout.jsonl`, `dropped.jsonl`, `rejects.jsonl` and `collect.json` to
+    `directory`.
+
+    Documents wait on the disk, not in memory, which holds about 50 bytes of each, and 36 more to find near-duplicates.
+
+    Held-out documents are deduplicated first, so that of two similar documents on both sides of the split the training
+    one is dropped: what is measured on held-out text is not memory.
+
+    Arguments:
+        workers: processes that compute the signatures of near-duplicates; by default one a core.
+        evaluations: texts that training must not see.
+
+    Returns:
+        counts of documents and bytes by domain: read, dropped by reason, training, held out.
+
+    Raises:
+        UserError: no documents, too many rejects, or nothing left for training.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove_remains(directory)
+    spool = Spool(directory / ".documents.tmp", seed)
+    try:
+        rejects = _read_all(sources, config, spool, directory)
+        heldout = _choose_heldout(spool, config.heldout_fraction)
+        order = np.concatenate([np.flatnonzero(heldout), np.flatnonzero(~heldout)])
+        near = None
+        if config.near_duplicate_threshold is not None:
+            near = NearDuplicates(
+                _signatures(spool, config, directory, workers), order, config.near_duplicate_threshold
+            )
+        sieve = _Sieve(spool, config, order, heldout, near, evaluations)
+        report = sieve.write(directory)
+        if near is not None:
+            near.close()
+    finally:
+        spool.remove()
+        _remove_remains(directory)
+    report = {"read": _by_domain(spool, np.arange(len(spool))), "rejects": rejects, **report}
+    write_json(directory / "collect.json", report)
+    return report
+
+
+def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, directory: Path) -> int:
+    """Put all documents into the spool and list the rejects; return their number."""
+    rejects, first = 0, None
+    with progress("read", None, "documents") as advance, atomic_file(directory / "rejects.jsonl", "w") as listed:
+        for item in (item for source in sources for item in source.read()):
+            reject = item if isinstance(item, Reject) else spool.add(item)
+            if reject is not None:
+                rejects, first = rejects + 1, first or reject
+                listed.write(json.dumps({"where": reject.where, "reason": reject.reason}, ensure_ascii=True) + "\n")
+                if len(spool) + rejects >= _ENOUGH_TO_JUDGE and rejects > config.max_reject_fraction * (
+                    len(spool) + rejects
+                ):
+                    break
+            advance(note=f"{rejects} rejected" if rejects else "")
+    if first is not None and rejects > config.max_reject_fraction * (len(spool) + rejects):
+        raise UserError(
+            f"{rejects} of {len(spool) + rejects} records cannot be read; the first is {first.where}: {first.reason}.",
+            "Mend the source (rejects.jsonl lists them), or raise max_reject_fraction.",
+        )
+    spool.finish()
+    if not len(spool):
+        raise UserError("The corpus is empty: the sources hold no document.", "Check the paths of the sources.")
+    return rejects
+
+
+def _choose_heldout(spool: Spool, fraction: float) -> NDArray[np.bool_]:
+    """For each document whether it is held out: whole groups, in the order of their numbers, until each kind of group
+    (by the domains it spans) has its share of the text."""
+    keys, group_of = np.unique(spool.groups, return_inverse=True)
+    sizes = np.bincount(group_of, spool.characters.astype(float)).astype(np.int64)
+    spans = np.unique(np.stack([group_of.astype(np.uint64), spool.domain_ids], 1), axis=0)
+    strata = np.zeros(len(keys), np.uint64)
+    np.add.at(
+        strata,
+        spans[:, 0].astype(np.int64),
+        np.array([_number(name) for name in spool.domains], np.uint64)[spans[:, 1].astype(np.int64)],
+    )
+    chosen = np.zeros(len(keys), bool)
+    for stratum in np.unique(strata):
+        groups = np.flatnonzero(strata == stratum)
+        left = fraction * int(sizes[groups].sum())
+        for group in groups.tolist():  # np.unique has sorted them by number
+            if sizes[group] <= left:
+                chosen[group] = True
+                left -= int(sizes[group])
+    found: NDArray[np.bool_] = chosen[group_of]
+    return found
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A range of the spool whose signatures go to one file."""
+
+    spool: Path
+    start: int
+    end: int
+    target: Path
+    sizes: tuple[int, float]
+
+
+def _signatures(spool: Spool, config: CollectConfig, directory: Path, workers: int | None) -> list[Path]:
+    """Files with the signatures of all documents, made by several processes if there is much text."""
+    limits = (config.min_bytes, config.longest)
+    parts = [
+        _Part(spool.path, start, end, directory / f".signatures-{number:05d}.tmp", limits)
+        for number, (start, end) in enumerate(spool.ranges(_PART_BYTES))
+    ]
+    with progress("find near-duplicates", parts[-1].end, "B") as advance:
+        for index, _ in fan_out(_write_signatures, parts, workers):
+            advance(parts[index].end - parts[index].start)
+    return [part.target for part in parts]
+
+
+def _write_signatures(part: _Part) -> None:
+    blank = np.zeros(NUM_PERMUTATIONS, np.uint32)
+    with open(part.target, "wb") as file:
+        for document in read_range(part.spool, part.start, part.end):
+            fits = part.sizes[0] <= len(document.text.encode()) <= part.sizes[1]
+            file.write((signature(document.text) if fits else blank).tobytes())
+
+
+class _Sieve:
+    """Decides on one document after the other, held-out ones first, and writes what becomes of it."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        config: CollectConfig,
+        order: NDArray[np.int64],
+        heldout: NDArray[np.bool_],
+        near: NearDuplicates | None,
+        evaluations: Decontamination | None,
+    ) -> None:
+        self._evaluations = evaluations
+        self._spool, self._config, self._order, self._heldout, self._near = spool, config, order, heldout, near
+        self._first_equal = _first_equal(spool.digests[order])
+        self._kept = np.zeros(len(order), bool)
+        self._instead: dict[int, int] = {}
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Write all files; return the account."""
+        outcomes: dict[str, array[int]] = {}
+        groups: set[str] = set()
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(atomic_file(directory / f"{name}.jsonl"))
+                for name in ("train", "heldout", "dropped")
+            }
+            advance = stack.enter_context(progress("choose", len(self._order), "documents"))
+            for place, number in enumerate(self._order.tolist()):
+                split = "heldout" if self._heldout[number] else "train"
+                reason, details = self._judge(place, number)
+                if reason is None:
+                    line = self._spool.line(number)
+                    files[split].write(line)
+                    if split == "heldout" and len(groups) <= _NAMED_GROUPS:
+                        groups.add(json.loads(line)["group"])
+                else:
+                    document = self._spool.document(number)
+                    row = {"id": document.id, "domain": document.domain, "reason": reason, **details}
+                    files["dropped"].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                outcomes.setdefault(reason or split, array("q")).append(number)
+                advance()
+            if "train" not in outcomes:
+                dropped = sum(len(numbers) for name, numbers in outcomes.items() if name != "heldout")
+                raise UserError(
+                    f"No document is left for training: {len(self._order)} read, {dropped} dropped,"
+                    f" {len(outcomes.get('heldout', ()))} held out.",
+                    "Lower min_bytes or heldout_fraction, or add sources.",
+                )
+        counted = {
+            name: _by_domain(self._spool, np.frombuffer(numbers, np.int64)) for name, numbers in outcomes.items()
+        }
+        splits = {split: counted.pop(split, {"documents": {}, "bytes": {}}) for split in ("train", "heldout")}
+        held = np.frombuffer(outcomes.get("heldout", array("q")), np.int64)
+        named = {
+            "heldout_groups": sorted(groups)[:_NAMED_GROUPS],
+            "num_heldout_groups": len(np.unique(self._spool.groups[held])),
+        }
+        return {"dropped": counted, **splits, **named}
+
+    def _judge(self, place: int, number: int) -> tuple[str | None, dict[str, Any]]:
+        """Why a document is dropped, and what belongs to that; None if it is kept."""
+        size = int(self._spool.sizes[number])
+        if size < self._config.min_bytes:
+            return "too short", {"bytes": size}
+        if size > self._config.longest:
+            return "too long", {"bytes": size}
+        if self._evaluations is not None and not self._heldout[number]:
+            found = self._evaluations.find(self._spool.document(number).text)
+            if found is not None:
+                return "text of an evaluation", {"evaluation": found.source, "words": found.words}
+        if self._config.exact_duplicates == "keep":
+            return self._judge_similar(place, number)
+        first = int(self._first_equal[place])
+        first = self._instead.get(first, first)
+        if self._kept[first]:
+            return self._repeats("exact duplicate", number, int(self._order[first]), 1.0)
+        reason, details = self._judge_similar(place, number)
+        if reason is None:
+            self._kept[place] = True
+            self._instead[first] = place
+            if first == place:
+                del self._instead[first]
+        return reason, details
+
+    def _judge_similar(self, place: int, number: int) -> tuple[str | None, dict[str, Any]]:
+        """The same as regards near-duplicates alone."""
+        if self._near is None:
+            return None, {}
+        found = self._near.find(place)
+        if found is not None:
+            return self._repeats(
+                "near-duplicate" if found.similarity < 1 else "exact duplicate", number, found.of, found.similarity
+            )
+        self._near.keep(place)
+        return None, {}
+
+    def _repeats(self, reason: str, number: int, of: int, similarity: float) -> tuple[str, dict[str, Any]]:
+        if self._heldout[of] and not self._heldout[number]:
+            reason = "near or exact duplicate of held-out text"
+        return reason, {"duplicate_of": self._spool.document(of).id, "similarity": similarity}
+
+
+def _first_equal(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each row the first that is equal to it."""
+    by_digest = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
+    ordered = digests[by_digest]
+    starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(1)]))
+    first = np.empty(len(digests), np.int64)
+    first[by_digest] = np.repeat(by_digest[starts], np.diff(np.append(starts, len(digests))))
+    return first
+
+
+def _by_domain(spool: Spool, numbers: NDArray[np.int64]) -> dict[str, Any]:
+    domains, sizes = spool.domain_ids[numbers].astype(np.int64), spool.sizes[numbers].astype(float)
+    documents, size = (
+        np.bincount(domains, minlength=len(spool.domains)),
+        np.bincount(domains, sizes, minlength=len(spool.domains)),
+    )
+    present = [number for number in range(len(spool.domains)) if documents[number]]
+    return {
+        "documents": {spool.domains[number]: int(documents[number]) for number in present},
+        "bytes": {spool.domains[number]: int(size[number]) for number in present},
+    }
+
+
+def _remove_remains(directory: Path) -> None:
+    """Remove what waits on the disk, also of an attempt that was killed."""
+    for path in [directory / ".documents.tmp", *directory.glob(".signatures-*.tmp")]:
+        path.unlink(missing_ok=True)

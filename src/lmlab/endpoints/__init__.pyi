@@ -1,0 +1,34 @@
+from .backends import Backend, MockBackend, ReplayBackend, Transient, make_backend
+from .client.batch import export_replies, read_batch, write_batch
+from .client.cache import ReplyCache
+from .client.client import Client, EndpointUnavailable, answer
+from .client.costs import BudgetExceeded, Price, load_price
+from .client.estimates import Estimate, estimate
+from .endpoint import Endpoint
+from .protocol import ChatRequest, Choice, Reply, TokenLogProb, Usage
+
+__all__ = [
+    "Backend",
+    "BudgetExceeded",
+    "ChatRequest",
+    "Choice",
+    "Client",
+    "Endpoint",
+    "EndpointUnavailable",
+    "Estimate",
+    "MockBackend",
+    "Price",
+    "ReplayBackend",
+    "Reply",
+    "ReplyCache",
+    "TokenLogProb",
+    "Transient",
+    "Usage",
+    "answer",
+    "estimate",
+    "export_replies",
+    "load_price",
+    "make_backend",
+    "read_batch",
+    "write_batch",
+]

@@ -1,0 +1,1 @@
+"""Asking any OpenAI-compatible endpoint: limits, retries, a cache of replies, costs."""

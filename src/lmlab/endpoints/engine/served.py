@@ -1,0 +1,93 @@
+"""A model with all that is needed to answer requests: network, tokenizer, end tokens, and the engine that runs it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmlab.data import Tokenizer, encode_for_answer
+from lmlab.endpoints.engine.engine import Engine
+from lmlab.errors import UserError
+from lmlab.hardware import select_device, select_dtype
+from lmlab.models import DecodingConfig, Transformer, end_token_ids, from_pretrained
+
+_SEED_BITS = 62
+
+
+class ServedModel:
+    """A model that answers.
+
+    Arguments:
+        name: by which requests ask for it.
+        directory: where its weights came from; tells its end tokens.
+        max_rows, max_waiting: as of `Engine`.
+
+    Raises:
+        UserError: the model is one that writes no text.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        network: Transformer,
+        tokenizer: Tokenizer,
+        max_rows: int | None = None,
+        max_waiting: int = 128,
+    ) -> None:
+        if network.config.num_labels is not None:
+            raise UserError(f"'{directory}' holds a model that gives scalars and writes no text.")
+        if network.config.moe is not None and network.config.moe.router == "expert_choice":
+            raise UserError(
+                f"'{directory}' holds a model with router expert_choice, which cannot generate: its experts choose"
+                " among later tokens too."
+            )
+        self.name, self.network, self.tokenizer = name, network, tokenizer
+        self.eos_ids = tuple(sorted({*end_token_ids(directory), tokenizer.eos_id}))
+        self.engine = Engine(network, tokenizer.decode, max_rows, max_waiting)
+
+    @classmethod
+    def load(cls, directory: Path, precision: str = "fp32") -> ServedModel:
+        """Read a model and its tokenizer from a directory.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        device = select_device()
+        network = from_pretrained(directory, device, select_dtype(precision, device))
+        return cls(str(directory), directory, network, Tokenizer.load(directory))
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest prompt and answer together."""
+        return self.network.config.max_seq_len
+
+    def most_new_tokens(self, prompt_length: int, num_samples: int) -> int:
+        """The longest continuation that the context and the memory have room for, but at least one token."""
+        return max(1, min(self.max_seq_len, self.engine.max_slots // num_samples) - prompt_length)
+
+    def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """A conversation as a prompt. What is spelt like a special token in a message stays text.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or it refuses the messages.
+        """
+        return encode_for_answer(self.tokenizer, messages)
+
+    def config(
+        self, *, seed: int | None, top_p: float | None, logit_bias: dict[str, float] | None, **settings: Any
+    ) -> DecodingConfig:
+        """Settings of a request; without a seed its draws are its own."""
+        return DecodingConfig(
+            seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
+            top_p=None if top_p is None or top_p >= 1 else top_p,
+            logit_bias=tuple((int(token), bias) for token, bias in (logit_bias or {}).items()),
+            eos_ids=self.eos_ids,
+            **settings,
+        )
+
+    def close(self) -> None:
+        """End the engine."""
+        self.engine.close()

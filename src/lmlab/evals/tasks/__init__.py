@@ -1,0 +1,1 @@
+"""What is asked: tasks as files of requests, the built-in catalogue, and questions made from text."""

@@ -1,0 +1,1 @@
+"""Many machines or many runs: Slurm jobs, sweeps."""

@@ -1,0 +1,60 @@
+from .examples.examples import Examples, make_examples, read_examples
+from .examples.tasks import TASKS, generate
+from .examples.tracr import TracrProgram, is_tracr, load_tracr
+from .graph.circuit import Circuit
+from .graph.clean import clean, writes_constants
+from .graph.graph import CircuitGraph, GraphOptions
+from .masking.activations import Activations, capture
+from .masking.counterfactuals import Counterfactuals
+from .masking.masked import Inputs, MaskedModel
+from .measures import Ends, areas, auroc, completeness, curve, measure, minimality, overlap, stability, top_edges
+from .search.baselines import acdc, attribute, exact_effects, random_scores
+from .search.find import METHODS, FindConfig, find_circuit, ranking, search
+from .search.plan import Plan, plan
+from .search.prune import EdgePruningConfig, Found, find_by_pruning, polish
+
+__all__ = [
+    "METHODS",
+    "TASKS",
+    "Activations",
+    "Circuit",
+    "CircuitGraph",
+    "Counterfactuals",
+    "EdgePruningConfig",
+    "Ends",
+    "Examples",
+    "FindConfig",
+    "Found",
+    "GraphOptions",
+    "Inputs",
+    "MaskedModel",
+    "Plan",
+    "TracrProgram",
+    "acdc",
+    "areas",
+    "attribute",
+    "auroc",
+    "capture",
+    "clean",
+    "completeness",
+    "curve",
+    "exact_effects",
+    "find_by_pruning",
+    "find_circuit",
+    "generate",
+    "is_tracr",
+    "load_tracr",
+    "make_examples",
+    "measure",
+    "minimality",
+    "overlap",
+    "plan",
+    "polish",
+    "random_scores",
+    "ranking",
+    "read_examples",
+    "search",
+    "stability",
+    "top_edges",
+    "writes_constants",
+]

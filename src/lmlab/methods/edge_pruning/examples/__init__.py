@@ -1,0 +1,1 @@
+"""Prompts with their corrupted twins, and the tasks that make them."""

@@ -1,0 +1,134 @@
+"""A circuit: some edges of a graph, how they were found, and what was measured. Kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlab.config import validate
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, GraphOptions
+from lmlab.methods.edge_pruning.masking.activations import Ablation
+from lmlab.models import ModelConfig
+
+FORMAT, VERSION = "lmlab-circuit", 1
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Edges of a graph.
+
+    Attributes:
+        kept_E: True for those of the circuit.
+        scores_E: by what all edges are ranked, if they are.
+        ablation: what pruned edges carry.
+        about: what else is known: model and its hash, task and its hash, method, settings, seed, warnings.
+        metrics: what was measured.
+    """
+
+    graph: CircuitGraph
+    kept_E: Tensor
+    ablation: Ablation
+    scores_E: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_edges(self) -> int:
+        """Edges of the circuit."""
+        return int(self.kept_E.sum())
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the graph's edges that it does without."""
+        return 1 - self.num_edges / self.graph.num_edges
+
+    @property
+    def edges(self) -> list[tuple[str, str]]:
+        """Writer and reader of each edge."""
+        return self.graph.edges(self.kept_E)
+
+    def __and__(self, other: Circuit) -> Circuit:
+        return self._with(self.kept_E & self._same_graph(other).kept_E)
+
+    def __or__(self, other: Circuit) -> Circuit:
+        return self._with(self.kept_E | self._same_graph(other).kept_E)
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        return self._with(self.kept_E & ~self._same_graph(other).kept_E)
+
+    def _with(self, kept_E: Tensor) -> Circuit:
+        return replace(self, kept_E=kept_E, metrics={})
+
+    def _same_graph(self, other: Circuit) -> Circuit:
+        ours, theirs = (each.graph.describe()["hash"] for each in (self, other))
+        if ours != theirs:
+            raise UserError(
+                f"The circuits belong to different graphs ({ours} and {theirs}), so their edges cannot be compared."
+            )
+        return other
+
+    def save(self, path: Path) -> None:
+        """Write the circuit."""
+        scores = None if self.scores_E is None else [float(f"{each:.6g}") for each in self.scores_E.tolist()]
+        shape = self.graph.config.model_dump(mode="json", exclude_none=True)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.about,
+            "ablation": self.ablation,
+            "graph": {**self.graph.describe(), "embedding_names": self.graph.embedding_names, "shape": shape},
+            "num_edges": self.num_edges,
+            "edge_sparsity": self.sparsity,
+            "metrics": self.metrics,
+            "edges": [list(edge) for edge in self.edges],
+            "scores": scores,
+        }
+        write_json(path, content)
+
+    @staticmethod
+    def load(path: Path) -> Circuit:
+        """Read a circuit.
+
+        Raises:
+            UserError: the file is not one, or its edges are not those of its graph.
+        """
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"'{path}' is not a circuit of lmlab.", "Other formats are read by: lmlab circuits convert")
+        if content.get("version") != VERSION:
+            raise UserError(f"'{path}' has version {content.get('version')} of the format; this lmlab reads {VERSION}.")
+        try:
+            about_graph, edges = content["graph"], content["edges"]
+            config = validate(ModelConfig, about_graph["shape"], f"'{path}', graph.shape")
+            options = validate(GraphOptions, about_graph["options"], f"'{path}', graph.options")
+            names = [name for name in about_graph["embedding_names"]]
+            ablation, scores = content["ablation"], content.get("scores")
+        except (KeyError, TypeError) as error:
+            raise UserError(f"'{path}' lacks {error} of a circuit.") from None
+        graph = CircuitGraph(config, options, names)
+        scores_E = None if scores is None else torch.tensor(scores)
+        if scores_E is not None and len(scores_E) != graph.num_edges:
+            raise UserError(f"'{path}' has scores of {len(scores_E):,} edges; its graph has {graph.num_edges:,}.")
+        known = ("format", "version", "ablation", "graph", "num_edges", "edge_sparsity", "metrics", "edges", "scores")
+        about = {key: value for key, value in content.items() if key not in known}
+        return Circuit(graph, graph.mask(edges, f"'{path}'"), ablation, scores_E, about, content.get("metrics", {}))
+
+    def require(self, **now: str) -> None:
+        """See that the circuit was made for the model, the graph and the tokenizer of now, by their hashes.
+
+        Raises:
+            UserError: one differs; both hashes are named.
+        """
+        then = {"graph_hash": self.graph.describe()["hash"], **self.about}
+        for key, value in now.items():
+            if then.get(key) not in (None, value):
+                raise UserError(
+                    f"The circuit was made for another {key.removesuffix('_hash')} (hash {then[key]}, now {value})."
+                )

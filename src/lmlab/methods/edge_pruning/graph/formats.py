@@ -1,0 +1,182 @@
+"""Circuits for other programs: GraphML and DOT to draw, edge lists of the reference implementation, the JSON of EAP-IG
+and of the benchmark MIB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json, write_text
+from lmlab.methods.edge_pruning.graph.circuit import Circuit
+from lmlab.methods.edge_pruning.graph.graph import OUTPUT, CircuitGraph
+
+_PART = re.compile(r"\.([qkv])$")
+_COLOURS = {"q": "#b8527a", "k": "#3f7f93", "v": "#4f8a4f"}
+_THEIR_NAMES = {OUTPUT: "logits"}
+_ALIASES = {"token_embeds": "tok_embeds"}
+
+
+def node_of(reader: str, graph: CircuitGraph) -> tuple[str, str]:
+    """The part of the network that a reader belongs to, and which of its inputs (`q`, `k`, `v`, or nothing).
+
+    Keys and values that several heads share belong to a part of their own, `a0.kv0`.
+    """
+    match = _PART.search(reader)
+    if match is None:
+        return reader, ""
+    node, part = reader[: match.start()], match[1]
+    if graph.one_writer:
+        return node.partition(".")[0], part
+    shared = part != "q" and graph.config.num_kv_heads < graph.config.num_heads
+    return (node.replace(".h", ".kv") if shared else node), part
+
+
+def shared_inputs(graph: CircuitGraph) -> list[tuple[str, str]]:
+    """Which heads use which shared keys and values: (`a0.kv0`, `a0.h0`) and so on; none where each head has its own."""
+    config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
+    if share == 1 or graph.one_writer:
+        return []
+    return [
+        (f"a{layer}.kv{head // share}", f"a{layer}.h{head}")
+        for layer in range(config.num_layers)
+        for head in range(config.num_heads)
+    ]
+
+
+def to_graphml(circuit: Circuit, path: Path) -> None:
+    """Write GraphML: a node for each part of the network; edges have `input` (q, k, v) and `score`."""
+    nodes = sorted({name for writer, reader in circuit.edges for name in (writer, node_of(reader, circuit.graph)[0])})
+    lines = [
+        '<?xml version="1.0" encoding="UTF-8"?>',
+        '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">',
+        '<key id="input" for="edge" attr.name="input" attr.type="string"/>',
+        '<key id="score" for="edge" attr.name="score" attr.type="double"/>',
+        '<graph edgedefault="directed">',
+        *(f"<node id={quoteattr(name)}/>" for name in nodes),
+    ]
+    for number, ((writer, reader), score) in enumerate(zip(circuit.edges, _scores(circuit), strict=True)):
+        node, part = node_of(reader, circuit.graph)
+        data = f'<data key="input">{part}</data>' + ("" if score is None else f'<data key="score">{score:.6g}</data>')
+        lines.append(f'<edge id="e{number}" source={quoteattr(writer)} target={quoteattr(node)}>{data}</edge>')
+    links = [(a, b) for a, b in shared_inputs(circuit.graph) if a in nodes and b in nodes]
+    lines += [
+        f'<edge source={quoteattr(a)} target={quoteattr(b)}><data key="input">shared</data></edge>' for a, b in links
+    ]
+    write_text(path, "\n".join([*lines, "</graph>", "</graphml>", ""]))
+
+
+def to_dot(circuit: Circuit, path: Path) -> None:
+    """Write DOT for Graphviz: edges to queries, keys and values in different colours."""
+    lines = ["digraph circuit {", "  rankdir=BT; node [shape=box, fontname=Helvetica];"]
+    for (writer, reader), score in zip(circuit.edges, _scores(circuit), strict=True):
+        node, part = node_of(reader, circuit.graph)
+        settings = [f'color="{_COLOURS[part]}"', f'label="{part}"'] if part else []
+        settings += [] if score is None else [f'tooltip="{score:.4g}"']
+        lines.append(f'  "{writer}" -> "{node}" [{", ".join(settings)}];')
+    nodes = {name for writer, reader in circuit.edges for name in (writer, node_of(reader, circuit.graph)[0])}
+    lines += [f'  "{a}" -> "{b}" [style=dashed];' for a, b in shared_inputs(circuit.graph) if a in nodes and b in nodes]
+    write_text(path, "\n".join([*lines, "}", ""]))
+
+
+def _scores(circuit: Circuit) -> list[float | None]:
+    return [None] * circuit.num_edges if circuit.scores_E is None else circuit.scores_E[circuit.kept_E].tolist()
+
+
+def write_edge_list(circuit: Circuit, path: Path) -> None:
+    """Write the list of [from, to] that the reference implementation reads."""
+    write_json(path, [list(edge) for edge in circuit.edges])
+
+
+def read_edge_list(path: Path, graph: CircuitGraph) -> Tensor:
+    """Read such a list, [E].
+
+    Raises:
+        UserError: it is none, or has edges that the graph does not.
+    """
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(edge, list) and len(edge) == 2 for edge in found):
+        raise UserError(f"'{path}' is not a list of pairs [from, to].")
+    return graph.mask(([_ALIASES.get(a, a), b] for a, b in found), f"'{path}'")
+
+
+def write_eap_ig(circuit: Circuit, path: Path) -> None:
+    """Write the JSON of EAP-IG and MIB. Edges to a shared key or value head are written for every query head of its
+    group, embeddings are joined.
+
+    Raises:
+        UserError: experts or whole attention layers are writers, which the format does not know.
+    """
+    graph = circuit.graph
+    if graph.one_writer or graph.options.moe == "expert":
+        raise UserError(
+            "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."
+        )
+    config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
+    scores = torch.where(circuit.kept_E, 1.0, 0.0) if circuit.scores_E is None else circuit.scores_E
+    edges: dict[str, dict[str, Any]] = {}
+    for number, (writer, reader) in enumerate(graph.edges()):
+        for name in _their_readers(reader, share):
+            key = f"{'input' if writer in graph.embedding_names else writer}->{name}"
+            score, kept = float(scores[number]), bool(circuit.kept_E[number])
+            if key in edges:
+                score, kept = max(score, edges[key]["score"]), kept or edges[key]["in_graph"]
+            edges[key] = {"score": score, "in_graph": kept}
+    used = {
+        name
+        for key, each in edges.items()
+        if each["in_graph"]
+        for name in (key.split("->")[0], re.sub("<.>", "", key.split("->")[1]))
+    }
+    names = ["input", *(writer for writer in graph.writers if writer not in graph.embedding_names), "logits"]
+    shape = {
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "parallel_attn_mlp": False,
+        "d_model": config.d_model,
+    }
+    write_json(path, {"cfg": shape, "nodes": {name: {"in_graph": name in used} for name in names}, "edges": edges})
+
+
+def _their_readers(reader: str, share: int) -> Iterable[str]:
+    match = _PART.search(reader)
+    if match is None:
+        return [_THEIR_NAMES.get(reader, reader)]
+    node, part = reader[: match.start()], match[1]
+    if part == "q":
+        return [f"{node}<q>"]
+    layer, _, head = node.partition(".h")
+    return [f"{layer}.h{int(head) * share + n}<{part}>" for n in range(share)]
+
+
+def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
+    """Read such a file: which edges are kept, and scores, [E] each. Of edges that are one here, the highest counts.
+
+    Raises:
+        UserError: it is none, or was made for another shape.
+    """
+    found = read_json(path)
+    if not isinstance(found, Mapping) or not {"cfg", "edges"} <= set(found):
+        raise UserError(f"'{path}' is not a graph of EAP-IG (cfg or edges are missing).")
+    config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
+    if (found["cfg"].get("n_layers"), found["cfg"].get("n_heads")) != (config.num_layers, config.num_heads):
+        raise UserError(
+            f"'{path}' is for {found['cfg'].get('n_layers')} layers of {found['cfg'].get('n_heads')} heads, not for"
+            " this model."
+        )
+    kept_E, scores_E = torch.zeros(graph.num_edges, dtype=torch.bool), torch.zeros(graph.num_edges)
+    for number, (writer, reader) in enumerate(graph.edges()):
+        source = "input" if writer in graph.embedding_names else writer
+        each = [found["edges"].get(f"{source}->{name}") for name in _their_readers(reader, share)]
+        if None in each:
+            raise UserError(f"'{path}' lacks the edge {source} -> {reader}.")
+        kept_E[number] = any(one["in_graph"] for one in each)
+        scores_E[number] = max(float(one["score"]) for one in each)
+    return kept_E, scores_E

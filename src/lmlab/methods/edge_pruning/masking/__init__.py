@@ -1,0 +1,1 @@
+"""The model with edges switched: gates, cached activations, counterfactual passes."""

@@ -1,0 +1,162 @@
+"""Examples as a masked model sees them: what it is compared with, and what takes the place of pruned edges, computed
+once.
+
+Shapes: B examples, T tokens, P positions, V tokens among which the model chooses, E edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning.examples.examples import Examples
+from lmlab.methods.edge_pruning.masking.activations import Ablation, Activations, capture, mean_of, nothing_like
+from lmlab.methods.edge_pruning.masking.masked import Inputs, MaskedModel
+
+_SAME = 1e-7
+_CACHE_BYTES = 4 * 2**30
+
+
+class Counterfactuals:
+    """A task on a model.
+
+    Arguments:
+        masked: the model.
+        examples: the task.
+        ablation: what a pruned edge carries: the writer's output on the corrupted input (`interchange`), nothing
+            (`zero`), or its mean over all corrupted inputs and positions (`mean`).
+        batch_size: examples at once, where all are gone through.
+        cache_bytes: keep the activations of all examples up to so much memory; beyond, they are computed again for each
+            batch.
+
+    Raises:
+        UserError: clean and corrupted inputs differ in shape, or the corruption changes nothing.
+    """
+
+    def __init__(
+        self,
+        masked: MaskedModel,
+        examples: Examples,
+        ablation: Ablation = "interchange",
+        batch_size: int = 16,
+        cache_bytes: int = _CACHE_BYTES,
+    ) -> None:
+        if examples.clean.shape != examples.corrupted.shape:
+            raise UserError(
+                f"Clean inputs have the shape {tuple(examples.clean.shape)}, corrupted ones"
+                f" {tuple(examples.corrupted.shape)}."
+            )
+        self.masked, self.examples, self.ablation, self.batch_size = masked, examples, ablation, batch_size
+        self.device = masked.model.embedding.weight.device
+        vocab = masked.graph.config.vocab_size
+        if int(max(examples.clean.max(), examples.corrupted.max())) >= vocab:
+            raise UserError(
+                f"The examples hold tokens beyond the model's vocabulary of {vocab:,}.",
+                "Make them with the tokenizer of this model.",
+            )
+        first = self._compute(torch.arange(min(batch_size, len(examples))))
+        self._fixed: Activations | None = None
+        if ablation == "zero":
+            self._fixed = nothing_like(first[0])
+        elif ablation == "mean":
+            parts = [
+                capture(masked.model, masked.graph, examples.corrupted[index].to(self.device))
+                for index in self.batches()
+            ]
+            self._fixed = mean_of(Activations.concatenate(parts), examples.real.to(self.device))
+        size = (
+            (first[0].num_bytes + first[2].numel() * first[2].itemsize) / min(batch_size, len(examples)) * len(examples)
+        )
+        self._cached = None
+        if size <= cache_bytes:
+            parts_ = [self._compute(index) for index in self.batches()]
+            replaced = Activations.concatenate([part[0] for part in parts_])
+            scales = tuple(torch.cat(each) for each in zip(*(part[1] for part in parts_), strict=True))
+            self._cached = (replaced, scales, torch.cat([part[2] for part in parts_]))
+
+    @torch.no_grad()
+    def _compute(self, index_B: Tensor) -> tuple[Activations, tuple[Tensor, ...], Tensor]:
+        """What takes the place of pruned edges, the scales of the clean run, and the outputs of the whole model."""
+        masked, examples = self.masked, self.examples
+        clean, corrupted = examples.clean[index_B].to(self.device), examples.corrupted[index_B].to(self.device)
+        seen = capture(masked.model, masked.graph, clean)
+        replaced = capture(masked.model, masked.graph, corrupted)
+        last_BTD = seen.streams[-1]
+        index = examples.positions[index_B].to(self.device)[..., None].expand(-1, -1, last_BTD.shape[-1])
+        return replaced, seen.scales, self.outputs(masked.model.read_out(last_BTD.gather(1, index)))
+
+    def outputs(self, logits_BPV: Tensor) -> Tensor:
+        """Log-probabilities among the answers, or for `mse` the outputs themselves, [B, P, V]."""
+        chosen = logits_BPV if self.examples.answer_ids is None else logits_BPV[..., list(self.examples.answer_ids)]
+        return chosen if self.examples.distance == "mse" else chosen.log_softmax(-1)
+
+    def _parts(self, index_B: Tensor) -> tuple[Activations, tuple[Tensor, ...], Tensor]:
+        if self._cached is None:
+            replaced, scales, full = self._compute(index_B)
+        else:
+            place = index_B.to(self.device)
+            replaced, scales, full = (
+                self._cached[0].rows(place),
+                tuple(each[place] for each in self._cached[1]),
+                self._cached[2][place],
+            )
+        return self._fixed or replaced, scales, full
+
+    def full(self, index_B: Tensor) -> Tensor:
+        """What the whole model gives, as `outputs`."""
+        return self._parts(index_B)[2]
+
+    def inputs(self, index_B: Tensor) -> Inputs:
+        """The examples of these numbers, for masked passes."""
+        replaced, scales, _ = self._parts(index_B)
+        return Inputs(
+            self.examples.clean[index_B].to(self.device),
+            replaced,
+            scales,
+            self.examples.positions[index_B].to(self.device),
+        )
+
+    def distance(self, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
+        """How far a circuit's outputs are from the whole model's: KL in nats, or the squared error, a mean over
+        positions, [B].
+        """
+        ours, full = self.outputs(logits_BPV), self.full(index_B)
+        if self.examples.distance == "mse":
+            each_BP = (ours - full).square().mean(-1)
+        else:
+            each_BP = torch.nn.functional.kl_div(ours, full, reduction="none", log_target=True).sum(-1)
+        weights_BP = self.examples.weights[index_B].to(each_BP)
+        return (each_BP * weights_BP).sum(1) / weights_BP.sum(1)
+
+    def batches(self, size: int | None = None) -> Iterator[Tensor]:
+        """The numbers of all examples in batches."""
+        yield from torch.arange(len(self.examples)).split(size or self.batch_size)
+
+    @torch.no_grad()
+    def run(self, z_E: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers and logits of all examples under one set of masks, [E]."""
+        for index_B in self.batches():
+            yield index_B, self.masked(self.inputs(index_B), z_E[None].to(self.device))
+
+    def mean_distance(self, z_E: Tensor) -> float:
+        """The mean distance of a circuit over all examples."""
+        return float(torch.cat([self.distance(logits, index) for index, logits in self.run(z_E.float())]).mean())
+
+    @cached_property
+    def empty_distance(self) -> float:
+        """That of the circuit without edges.
+
+        Raises:
+            UserError: it is 0.
+        """
+        found = self.mean_distance(torch.zeros(self.masked.graph.num_edges))
+        if not found > _SAME:
+            raise UserError(
+                f"The corrupted inputs do not change the output (the empty circuit's distance is {found:.1e}).",
+                "Corrupt what the answer depends on, or use another ablation.",
+            )
+        return found

@@ -1,0 +1,174 @@
+"""A frozen model whose every part reads a masked sum of earlier outputs (Bhaskar et al. 2024, eq. 1).
+
+With y_w what writer w gives in this pass, c_w what takes its place on a pruned edge, and z the mask of the edge from w
+to a reader, the reader gets sum_w z y_w + (1 - z) c_w, computed as base + sum_w z d_w with d_w = y_w - c_w and base =
+sum_w c_w: the residual stream of the ablated run.
+
+Shapes: B examples, T tokens, D model width, E edges, R readers, N heads, K key-value heads, H width of a head, n
+writers, M = T D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Group
+from lmlab.methods.edge_pruning.graph.store import Store
+from lmlab.methods.edge_pruning.masking.activations import Activations, capture
+from lmlab.models import Transformer
+from lmlab.models.attention.attention import AttentionContext
+from lmlab.models.transformer import Block
+
+_ADDS_UP = 1e-4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Examples, ready for masked passes.
+
+    Attributes:
+        clean_BT: their tokens, padded on the right.
+        replaced: what takes the place of pruned edges.
+        scales: those of frozen norms, from the clean run.
+        positions_BP: where logits are wanted, [B, P].
+    """
+
+    clean_BT: Tensor
+    replaced: Activations
+    scales: tuple[Tensor, ...]
+    positions_BP: Tensor
+
+
+class MaskedModel:
+    """A model and its graph.
+
+    Arguments:
+        model: it is frozen; its own sub-layers compute everything.
+        recompute: activation checkpointing: compute each sub-layer again in the backward pass.
+    """
+
+    def __init__(self, model: Transformer, graph: CircuitGraph, recompute: bool = False) -> None:
+        self.model, self.graph, self.recompute = model.eval().requires_grad_(False), graph, recompute
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        z_BE: Tensor,
+        *,
+        embeddings: tuple[Tensor, ...] | None = None,
+        measured: Store | None = None,
+        store: Store | None = None,
+        first_group: int = 0,
+    ) -> Tensor:
+        """The logits of a masked pass.
+
+        Arguments:
+            z_BE: masks, [B, E], or [1, E] for all examples alike.
+            embeddings: in place of those of the clean tokens.
+            measured: gradients of masks are taken with what that pass has written.
+            store: receives what is written, in place of a new memory.
+            first_group: begin at this group of readers; the store holds what those before it have written.
+
+        Returns:
+            [B, P, V].
+        """
+        found, context = self.model.embeddings(inputs.clean_BT)
+        found = embeddings or found
+        batch, length, width = found[0].shape
+        store = store or self.new_store(inputs, measured)
+        embedded = [y - c for y, c in zip(found, inputs.replaced.embeddings, strict=True)]
+        if self.graph.options.embedding_nodes:
+            store.write(0, torch.stack(embedded, 1).flatten(2))
+        always_BTD = None if self.graph.options.embedding_nodes else sum(embedded)
+        z_BE = z_BE.to(found[0].dtype).expand(batch, -1)
+        for group, stream in list(zip(self.graph.groups, inputs.replaced.streams, strict=True))[first_group:]:
+            base_BTD = stream if always_BTD is None else stream + always_BTD
+            base_BM = base_BTD.expand(batch, length, width).reshape(batch, -1)
+            z_BRw = z_BE[:, group.first_edge : group.first_edge + group.num_edges].view(
+                batch, len(group.readers), group.reads
+            )
+            if group.kind == "output":
+                read_BTD = store.last_read(z_BRw, base_BM).view(batch, length, width)
+                index = inputs.positions_BP[..., None].expand(-1, -1, width)
+                return self.model.read_out(read_BTD.gather(1, index))
+            step = _Attention if group.kind == "attention" else _FeedForward
+            store.step(z_BRw, base_BM, step(self, group, inputs, context), len(group.writes))
+        raise AssertionError("a graph ends with its output")
+
+    def new_store(self, inputs: Inputs, measured: Store | None = None) -> Store:
+        """Memory for a pass over such inputs."""
+        like = inputs.replaced.streams[0]
+        batch, length = inputs.clean_BT.shape
+        written = None if measured is None else measured.written_BWM
+        return Store(batch, len(self.graph.writers), length * like.shape[-1], like, self.recompute, written)
+
+    def ones(self) -> Tensor:
+        """The masks of the whole graph, [1, E]."""
+        return self.model.embedding.weight.new_ones(1, self.graph.num_edges)
+
+    @torch.no_grad()
+    def check(self, input_ids_BT: Tensor) -> None:
+        """See that writers add up to the residual stream.
+
+        Raises:
+            UserError: they do not to 1e-4.
+        """
+        seen = capture(self.model, self.graph, input_ids_BT)
+        for layer in range(self.graph.config.num_layers):
+            parts_BTD = _written(self.model.block(layer), self.graph, seen.heads[layer], bias=True).sum(2)
+            added_BTD = seen.streams[2 * layer + 1] - seen.streams[2 * layer]
+            error = float((parts_BTD - added_BTD).norm() / (added_BTD.norm() + 1e-9))
+            if error > _ADDS_UP:
+                raise UserError(
+                    f"The heads of layer {layer} do not add up to the attention's output (relative error {error:.1e}).",
+                    "Set the graph option post_norm to block, or run the model in fp32.",
+                )
+
+
+def _written(block: Block, graph: CircuitGraph, heads: Tensor, bias: bool) -> Tensor:
+    """What heads (or the attention as one) write, [B, T, n, D]."""
+    if graph.one_writer:
+        return heads[:, :, None]
+    return block.write_heads(heads, bias)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    masked: MaskedModel
+    group: Group
+    inputs: Inputs
+    context: AttentionContext
+
+    def __call__(self, read_BRM: Tensor) -> Tensor:
+        graph, layer = self.masked.graph, self.group.layer
+        config, block, replaced = graph.config, self.masked.model.block(layer), self.inputs.replaced
+        parts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        read_BRTD = read_BRM.view(*read_BRM.shape[:2], -1, config.d_model)
+        query, key, value = (part.transpose(1, 2) for part in read_BRTD.split(parts, 1))
+        heads_BTNH = block.heads(query, self.context, key, value)
+        if graph.one_writer:
+            heads_BTNH = block.write_attention(heads_BTNH)
+        elif config.norm_position == "reordered":
+            heads_BTNH = heads_BTNH * self.inputs.scales[layer]
+        out_BTnD = _written(block, graph, heads_BTNH - replaced.heads[layer], bias=not replaced.biased)
+        return out_BTnD.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class _FeedForward:
+    masked: MaskedModel
+    group: Group
+    inputs: Inputs
+    context: AttentionContext
+
+    def __call__(self, read_B1M: Tensor) -> Tensor:
+        block, replaced = self.masked.model.block(self.group.layer), self.inputs.replaced.ffns[self.group.layer]
+        read_BTD = read_B1M.view(read_B1M.shape[0], -1, self.masked.graph.config.d_model)
+        if replaced.dim() == 3:
+            out_BTD, _ = block.feed_forward(read_BTD, self.context)
+            return (out_BTD - replaced).flatten(1)[:, None]
+        return (block.expert_outputs(read_BTD) - replaced).transpose(1, 2).flatten(2)

@@ -1,0 +1,1 @@
+"""Finding a circuit: trained gates, attributions, ACDC."""

@@ -1,0 +1,167 @@
+"""Other ways to find a circuit, by the same masked pass: attribution of edges, their exact effects, ACDC, random edges.
+
+Shapes: B examples, E edges, P positions, V tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning.graph.clean import served
+from lmlab.methods.edge_pruning.graph.graph import Group
+from lmlab.methods.edge_pruning.graph.store import Store
+from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.measures import logit_difference
+from lmlab.progress import progress
+
+Attribution = Literal["eap", "eap-ig", "mask-ig"]
+
+
+def attribute(task: Counterfactuals, method: Attribution = "eap", steps: int = 5) -> Tensor:
+    """First-order scores of all edges: what the metric loses when the edge is pruned, a mean over examples.
+
+    The metric is the logit difference; without answers, how far the output has gone from the empty circuit's to the
+    whole model's.
+
+    Arguments:
+        method: `eap`: the gradient at the whole model (Syed et al. 2023). `eap-ig`: that gradient taken on inputs
+            between the corrupted and the clean embeddings, times what the clean run writes (Hanna et al. 2024, eq. 4).
+            `mask-ig`: the mean gradient of masks at levels between 0 and 1.
+        steps: of the integrated gradients.
+
+    Returns:
+        [E]; positive where an edge helps.
+    """
+    total_E = torch.zeros(task.masked.graph.num_edges, dtype=torch.float64)
+    with progress(method, len(task.examples), "examples") as advance:
+        for index_B in task.batches():
+            total_E += _attribute(task, index_B, method, steps).double().cpu()
+            advance(len(index_B))
+    if not bool(total_E.isfinite().all()):
+        raise UserError("The scores are not finite.", "Run the model in fp32.")
+    return total_E / len(task.examples)
+
+
+def _attribute(task: Counterfactuals, index_B: Tensor, method: Attribution, steps: int) -> Tensor:
+    masked, inputs = task.masked, task.inputs(index_B)
+    direction = None if task.examples.has_answers else _direction(task, index_B)
+
+    def gradient(level: float, embeddings: tuple[Tensor, ...] | None = None, measured: Store | None = None) -> Tensor:
+        z = (masked.ones() * level).requires_grad_()
+        logits = masked(inputs, z, embeddings=embeddings, measured=measured)
+        value = (
+            logit_difference(task, logits, index_B).sum()
+            if direction is None
+            else (task.outputs(logits) * direction).sum()
+        )
+        (found,) = torch.autograd.grad(value, z)
+        return found[0]
+
+    if method == "eap":
+        return gradient(1.0)
+    if method == "mask-ig":
+        return sum((gradient((k + 1) / steps) for k in range(steps)), torch.zeros(())) / steps
+    with torch.no_grad():
+        store = masked.new_store(inputs)
+        masked(inputs, masked.ones(), store=store)
+        clean, _ = masked.model.embeddings(inputs.clean_BT)
+    total = torch.zeros(())
+    for k in range(steps):
+        between = tuple(c + (k / steps) * (y - c) for y, c in zip(clean, inputs.replaced.embeddings, strict=True))
+        total = total + gradient(1.0, between, store)
+    return total / steps
+
+
+@torch.no_grad()
+def _direction(task: Counterfactuals, index_B: Tensor) -> Tensor:
+    """From the outputs of the empty circuit to those of the model, [B, P, V]; for distributions, by which
+    log-probabilities are weighted.
+    """
+    masked = task.masked
+    empty, full = task.outputs(masked(task.inputs(index_B), 0 * masked.ones())), task.full(index_B)
+    away = full - empty if task.examples.distance == "mse" else full.exp() - empty.exp()
+    return away * task.examples.weights[index_B].to(away)[..., None]
+
+
+@torch.no_grad()
+def exact_effects(task: Counterfactuals, rows: int = 64) -> Tensor:
+    """The rise of the distance when each edge alone is taken from the whole model, [E].
+
+    Arguments:
+        rows: edges times examples of one pass.
+    """
+    edges = task.masked.graph.num_edges
+    effects_E = torch.zeros(edges, dtype=torch.float64)
+    with progress("exact effects", edges * len(task.examples), "passes") as advance:
+        for index_B in task.batches(min(rows, task.batch_size)):
+            count = max(1, rows // len(index_B))
+            for numbers in torch.arange(edges).split(count):
+                repeated = index_B.repeat(len(numbers))
+                z = task.masked.ones().repeat(len(repeated), 1)
+                z[torch.arange(len(repeated)), numbers.repeat_interleave(len(index_B))] = 0.0
+                distance = task.distance(task.masked(task.inputs(repeated), z), repeated)
+                effects_E[numbers] += distance.view(len(numbers), -1).sum(1).double().cpu()
+                advance(len(repeated))
+    return effects_E / len(task.examples)
+
+
+@torch.no_grad()
+def acdc(task: Counterfactuals, threshold: float) -> tuple[Tensor, Tensor]:
+    """Automatic circuit discovery (Conmy et al. 2023): from the output back, take out each edge unless the distance
+    rises by the threshold or more.
+
+    Each trial computes only what lies behind the edge.
+
+    Returns:
+        the edges kept, and by how much the distance rose at each trial, [E] each.
+    """
+    graph, masked = task.masked.graph, task.masked
+    kept_E, rise_E = torch.ones(graph.num_edges, dtype=torch.bool), torch.zeros(graph.num_edges)
+    batches = [(index, task.inputs(index)) for index in task.batches()]
+    stores = [masked.new_store(inputs) for _, inputs in batches]
+
+    def distance(first_group: int) -> float:
+        z = kept_E[None].to(masked.model.embedding.weight)
+        parts = [
+            task.distance(masked(inputs, z, store=store, first_group=first_group), index)
+            for (index, inputs), store in zip(batches, stores, strict=True)
+        ]
+        return float(torch.cat(parts).mean())
+
+    current = distance(0)
+    with progress("acdc", graph.num_edges, "edges") as advance:
+        for number, group in reversed(list(enumerate(graph.groups))):
+            for reader in range(len(group.readers)):
+                first = group.first_edge + reader * group.reads
+                edges = range(first + group.reads - 1, first - 1, -1)
+                if not _is_read(task, kept_E, group, reader):
+                    kept_E[first : first + group.reads] = False
+                    advance(group.reads)
+                    continue
+                for edge in edges:
+                    kept_E[edge] = False
+                    without = distance(number)
+                    rise_E[edge] = without - current
+                    if without - current < threshold:
+                        current = without
+                    else:
+                        kept_E[edge] = True
+                    advance(1)
+    return kept_E, rise_E
+
+
+def _is_read(task: Counterfactuals, kept_E: Tensor, group: Group, reader: int) -> bool:
+    """Whether anyone reads what follows from a reader."""
+    graph = task.masked.graph
+    return group.kind == "output" or bool(
+        torch.isin(graph.edge_writers[kept_E], torch.tensor(served(graph, group, reader))).any()
+    )
+
+
+def random_scores(task: Counterfactuals, seed: int = 0) -> Tensor:
+    """Scores without any meaning, [E]."""
+    return torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(seed))

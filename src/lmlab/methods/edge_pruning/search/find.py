@@ -1,0 +1,206 @@
+"""All ways to find a circuit, behind one function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from lmlab.config import Config, flatten, validate
+from lmlab.distributed import world
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json
+from lmlab.methods.edge_pruning.graph.circuit import Circuit
+from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
+from lmlab.methods.edge_pruning.graph.graph import GraphOptions
+from lmlab.methods.edge_pruning.masking.activations import Ablation
+from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.measures import Ends, measure, top_edges
+from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
+from lmlab.methods.edge_pruning.search.prune import PAPER, EdgePruningConfig, Found, find_by_pruning
+from lmlab.train import weights_fingerprint
+
+Method = Literal["edge-pruning", "node-pruning", "eap", "eap-ig", "mask-ig", "exact", "acdc", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class FindConfig(Config):
+    """What to find, and how.
+
+    Attributes:
+        target: edge sparsity.
+        num_edges: in its place, how many edges the circuit has before it is cleaned.
+        price: of edge-pruning and node-pruning, in place of the Lagrangian that holds a target: what an edge costs
+            (`EdgePruningConfig`).
+        threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
+        ig_steps: of integrated gradients.
+        preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
+        pruning: further settings of edge-pruning and node-pruning.
+        warm_start: begin edge-pruning from the scores of `eap-ig`.
+    """
+
+    method: Method = "edge-pruning"
+    ablation: Ablation = "interchange"
+    graph: GraphOptions = GraphOptions()
+    target: float | None = Field(default=None, gt=0)
+    num_edges: PositiveInt | None = None
+    price: PositiveFloat | None = None
+    threshold: PositiveFloat = 0.01
+    ig_steps: PositiveInt = 5
+    warm_start: bool = False
+    preset: Literal["default", "paper"] = "default"
+    pruning: dict[str, object] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> FindConfig:
+        if self.target is not None and self.price is not None:
+            raise ValueError("give either target or price: a price decides itself how many edges are worth it.")
+        return self
+
+    def pruning_config(self, edges: int) -> EdgePruningConfig:
+        """The settings of the training for a graph of so many edges.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        settings: dict[str, object] = dict(PAPER) if self.preset == "paper" else {}
+        if self.method == "node-pruning":
+            settings["node_gates"] = "only"
+        target = self.target if self.num_edges is None else 1 - self.num_edges / edges
+        if self.price is not None:
+            settings["price"] = self.price
+        elif target is not None:
+            settings["target"] = target
+        else:
+            settings["price"] = 0.01
+        if self.num_edges is not None:
+            settings["num_edges"] = self.num_edges
+        return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
+
+
+def ranking(method: str, scores_E: Tensor) -> Tensor:
+    """By what the edges of a method are ranked, higher is more, [E]: gates and trials by their scores, first-order
+    effects by their size.
+    """
+    return scores_E if method in ("edge-pruning", "node-pruning", "acdc") else scores_E.abs()
+
+
+def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None) -> Found:
+    """Find a circuit by any method.
+
+    Arguments:
+        directory: where edge-pruning keeps checkpoints to go on from.
+
+    Raises:
+        UserError: a size is needed and not given, or the corruption changes nothing.
+    """
+    edges, _ = task.masked.graph.num_edges, task.empty_distance
+    if config.method == "edge-pruning" or config.method == "node-pruning":
+        warm = attribute(task, "eap-ig", config.ig_steps).abs() if config.warm_start else None
+        return find_by_pruning(task, config.pruning_config(edges), seed, directory, warm)
+    if config.method == "acdc":
+        kept_E, rise_E = acdc(task, config.threshold * task.empty_distance)
+        scores_E = rise_E + kept_E.float() * float(rise_E.abs().max() + 1)  # the edges that were kept come first
+        if config.num_edges is None and config.target is None:
+            return Found(
+                clean(task.masked.graph, kept_E, task.ablation, writes_constants(task.masked.model)),
+                scores_E,
+                int(kept_E.sum()),
+            )
+    elif config.method == "exact":
+        scores_E = exact_effects(task)
+    elif config.method == "random":
+        scores_E = random_scores(task, seed)
+    else:
+        scores_E = attribute(task, config.method, config.ig_steps)
+    if config.num_edges is None and config.target is None:
+        raise UserError(
+            f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges."
+        )
+    if config.num_edges is None and (config.target or 0) >= 1:
+        raise UserError(
+            f"A target of {config.target} leaves no edges to the method {config.method}.",
+            "Give the share of edges to prune, such as 0.98; only the gates of edge-pruning and node-pruning can be"
+            " pushed beyond 1.",
+        )
+    count = config.num_edges or round((1 - (config.target or 0)) * edges)
+    if not 1 <= count <= edges:
+        raise UserError(
+            f"A circuit of {count:,} edges was asked for; the graph has {edges:,}.",
+            "Give another --target or --num-edges.",
+        )
+    return Found(top_edges(task, ranking(config.method, scores_E), count), scores_E, count)
+
+
+def find_circuit(
+    task: Counterfactuals,
+    config: FindConfig,
+    seed: int = 0,
+    directory: Path | None = None,
+    force: bool = False,
+    model_hash: str | None = None,
+) -> Circuit:
+    """Find a circuit, and measure it.
+
+    Arguments:
+        directory: where edge-pruning keeps checkpoints; another search cannot go on from there.
+        force: go on though the model cannot do the task.
+        model_hash: of the weights, where they are spread over processes; else it is computed.
+
+    Raises:
+        UserError: the model cannot do the task, or the directory is that of another search.
+    """
+    ends = Ends.of(task)
+    ends.require_ability(force)
+    graph = task.masked.graph
+    model_hash = model_hash or weights_fingerprint(task.masked.model)[:16]
+    about = {
+        "method": config.method,
+        "seed": seed,
+        "settings": config.model_dump(mode="json"),
+        "model_hash": model_hash,
+    }
+    about |= {"data_hash": task.examples.fingerprint, "examples": len(task.examples)}
+    if directory is not None:
+        require_same_run(directory, {**about, "graph": graph.describe()["hash"], "ablation": task.ablation})
+    found = search(task, config, seed, directory)
+    figures = measure(task, found.kept_E)
+    metrics = {
+        "circuit": {**figures, "faithfulness": ends.faithfulness(figures)},
+        "full": ends.full,
+        "empty": ends.empty,
+        "edges_before_cleaning": found.num_raw,
+    }
+    warnings = [*graph.warnings(), *found.warnings]
+    return Circuit(
+        graph,
+        found.kept_E,
+        task.ablation,
+        found.scores_E,
+        {**about, "warnings": warnings, "converged": found.converged},
+        metrics,
+    )
+
+
+def require_same_run(directory: Path, now: dict[str, object]) -> None:
+    """Note what a directory is for, or see that it is for the same.
+
+    Raises:
+        UserError: it is for another search; what differs is listed.
+    """
+    path = directory / "search.json"
+    if not path.exists():
+        if world().is_main:
+            write_json(path, now)
+        return
+    then = flatten(read_json(path))
+    differing = [
+        f"{key} ({then.get(key)}, now {value})" for key, value in flatten(now).items() if then.get(key) != value
+    ]
+    if differing:
+        raise UserError(
+            f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.",
+            "Name another directory with --run.",
+        )

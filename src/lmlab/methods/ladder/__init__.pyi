@@ -1,0 +1,62 @@
+from .analysis.ablate import Ablation, ablate
+from .analysis.backtest import Split, SplitResult, backtest, mean_logit, score, splits
+from .analysis.compare import Difference, compare
+from .analysis.design import NextRun, compute_optimal, next_runs
+from .analysis.variance import Noise, variance
+from .fitting.chain import Chain, fit_chain
+from .fitting.forecast import Forecaster, Prediction, TwoStep, bootstrap
+from .fitting.points import check, logs, target_values
+from .fitting.settings import PRESETS, EstimatorSettings, TwoStepSettings, preset
+from .fitting.steps import AccuracyLaw, LossLaw
+from .rungs.plan import LadderPlan, Rung, flops_per_token, size_of
+from .rungs.train import collect, train_rungs
+from .tables.read import write_table
+from .tables.table import Run, RunTable
+from .tables.target import TargetError, score_target
+from .tables.tasks import Task, TaskRegistry
+
+__all__ = [
+    "PRESETS",
+    "Ablation",
+    "AccuracyLaw",
+    "Chain",
+    "Difference",
+    "EstimatorSettings",
+    "Forecaster",
+    "LadderPlan",
+    "LossLaw",
+    "NextRun",
+    "Noise",
+    "Prediction",
+    "Run",
+    "RunTable",
+    "Rung",
+    "Split",
+    "SplitResult",
+    "TargetError",
+    "Task",
+    "TaskRegistry",
+    "TwoStep",
+    "TwoStepSettings",
+    "ablate",
+    "backtest",
+    "bootstrap",
+    "check",
+    "collect",
+    "compare",
+    "compute_optimal",
+    "fit_chain",
+    "flops_per_token",
+    "logs",
+    "mean_logit",
+    "next_runs",
+    "preset",
+    "score",
+    "score_target",
+    "size_of",
+    "splits",
+    "target_values",
+    "train_rungs",
+    "variance",
+    "write_table",
+]

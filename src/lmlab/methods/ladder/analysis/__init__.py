@@ -1,0 +1,1 @@
+"""What surrounds a fit: backtests, ablations, comparisons, diagnoses, the next run."""

@@ -1,0 +1,55 @@
+"""Fewer runs: how the error at a target grows when parts of the ladder are left out (Bhagia et al. 2024, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.target import TargetError, score_target
+from lmlab.methods.ladder.tables.tasks import Task
+
+_FEWEST_RUNS = 4
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A part of the ladder, its cost in FLOPs, and the errors at the target."""
+
+    name: str
+    runs: tuple[str, ...]
+    flops: float
+    errors: tuple[TargetError, ...]
+
+
+def ablate(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings, target: Run) -> list[Ablation]:
+    """Sizes up to one, lengths up to one, and the cheapest runs.
+
+    Raises:
+        UserError: the ladder has fewer than four runs.
+    """
+    ladder = table.paper.ladder if settings.runs == "paper" else table.ladder
+    if len(ladder) < _FEWEST_RUNS:
+        raise UserError(f"{len(ladder)} runs are too few to leave some out.", f"The ladder needs {_FEWEST_RUNS}.")
+    parts: list[tuple[str, RunTable]] = []
+    for n in sorted({run.n for run in ladder}):
+        size = next(run.size or f"{run.n:.3g}" for run in ladder if run.n == n)
+        parts.append((f"N <= {size}", ladder.where(max_n=n)))
+    parts += [
+        (f"xC <= {length:g}", ladder.where(max_multiple=length)) for length in sorted({run.multiple for run in ladder})
+    ]
+    cheapest = sorted(ladder, key=lambda run: run.flops)
+    for count in range(_FEWEST_RUNS, len(ladder) + 1):
+        parts.append((f"{count} cheapest", ladder.where(names=[run.name for run in cheapest[:count]])))
+    return [
+        Ablation(
+            name,
+            tuple(run.name for run in part),
+            sum(run.flops for run in part),
+            tuple(score_target(part, tasks, settings, target)),
+        )
+        for name, part in parts
+        if len(part) >= _FEWEST_RUNS
+    ]

@@ -1,0 +1,226 @@
+"""Results as rows for tables: predictions, noise, and the card of each benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmlab.methods.ladder.analysis.diagnose import formula, name_of, units
+from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, variance
+from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.target import only_target, score_target
+from lmlab.methods.ladder.tables.tasks import Task
+
+PREDICTION_COLUMNS = ["task", "loss", "accuracy, %", "from", "to", "measured, %", "error, points", "notes"]
+PARAMETER_COLUMNS = ["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %"]
+_LITTLE_SIGNAL = 3.0  # times the noise
+
+
+def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> list[list[Any]]:
+    """Rows for `PREDICTION_COLUMNS`; the last is the mean error where the target was measured."""
+    rows: list[list[Any]] = []
+    errors = []
+    for task, each in zip(forecaster.tasks, predictions, strict=True):
+        actual = measured_accuracy(forecaster, task, measured)
+        error = None if actual is None else 100 * abs(each.accuracy - actual)
+        errors += [] if error is None else [error]
+        notes = "; ".join(each.diagnostics["flags"])
+        rows.append(
+            [
+                task.title,
+                each.loss,
+                *(round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)),
+                _percent(actual),
+                _rounded(error),
+                notes,
+            ]
+        )
+    if errors:
+        rows.append(["mean", None, None, None, None, None, round(float(np.mean(errors)), 2), ""])
+    return rows
+
+
+def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
+    """Rows for `PARAMETER_COLUMNS` and notes, task by task for each chain; and each chain's formula with units and a
+    worked number.
+    """
+    rows: list[list[Any]] = []
+    largest = largest_run(forecaster.table)
+    sentences = []
+    for member, reports in zip(forecaster.ensemble.settings.members, forecaster.step_reports(), strict=True):
+        for task, report in zip(forecaster.tasks, reports, strict=True):
+            first, second = (
+                ", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second)
+            )
+            error_2 = None if report.error_2 is None else 100 * report.error_2
+            rows.append(
+                [
+                    task.title,
+                    name_of(member),
+                    first,
+                    second or None,
+                    100 * report.error_1,
+                    error_2,
+                    "; ".join(report.flags),
+                ]
+            )
+        worked = formula(reports[0].first, member, largest.n, largest.final_tokens, units(member.x))
+        sentences.append(f"{name_of(member)}, {forecaster.tasks[0].title}: {worked}")
+    return rows, sentences
+
+
+def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> float | None:
+    """What was measured at the target, if it was."""
+    if run is None or not all(key in run.metrics for key in task.accuracy_keys):
+        return None
+    member = forecaster.ensemble.settings.members[0]
+    return run.final_value(run.accuracy(task, "mc" if member.accuracy_law == "mc" else "rc"), member.last)
+
+
+def distance_sentence(prediction: Prediction) -> str:
+    """How far the target is, in words."""
+    away = prediction.diagnostics["distance"]
+    level = f"{prediction.level:.0%}"
+    width = f"Intervals are to hold {level} of outcomes" + (
+        ", and are calibrated on backtests."
+        if prediction.calibrated
+        else "; the ladder is too small to calibrate them."
+    )
+    return (
+        f"{away['kind'].capitalize()}: {away['times_compute']:.3g} x the compute, {away['times_n']:.3g} x the size and"
+        f" {away['times_d']:.3g} x the tokens of the largest run, {away['tokens_per_parameter']:.3g} tokens a parameter"
+        f" (at most {away['most_tokens_per_parameter']:.3g} in the ladder). {width}"
+    )
+
+
+def variance_table(
+    table: RunTable, tasks: Sequence[Task], target: str | None, last: int
+) -> tuple[list[str], list[list[Any]], list[str]]:
+    """Columns, rows and notes on noise."""
+    run = largest_run(table)
+    noise, seeds = variance(run, tasks, last), seed_noise(table, tasks)
+    errors = (
+        score_target(table, tasks, TwoStepSettings(starts="paper"), only_target(table, target))
+        if target or table.targets
+        else None
+    )
+    columns = [
+        "task",
+        "loss SD",
+        "loss CV, %",
+        "accuracy SD",
+        "accuracy CV, %",
+        "between runs: loss, %",
+        "accuracy, points",
+        "step 1, %",
+        "step 2, %",
+        "chained, %",
+    ]
+    rows: list[list[Any]] = []
+    for place, (task, each) in enumerate(zip(tasks, noise, strict=True)):
+        pair = seeds[task.name] if seeds else (None, None)
+        row = errors[place] if errors else None
+        shares = [None, None, None] if row is None else [_share(row.step_1), _share(row.step_2), _share(row.relative)]
+        rows.append(
+            [
+                task.title,
+                each.loss_sd,
+                100 * each.loss_cv,
+                each.accuracy_sd,
+                100 * each.accuracy_cv,
+                _share(pair[0]),
+                _share(pair[1]),
+                *shares,
+            ]
+        )
+    notes = [f"The last {last} checkpoints of {run.name}. Errors are those of the paper's estimator at the target."]
+    if errors:
+        notes += [
+            f"{key} and error of {error}: r = {r:.2f}, p = {p:.3f}" for key, error, r, p in correlations(noise, errors)
+        ]
+    return columns, rows, notes
+
+
+@dataclass(frozen=True)
+class Card:
+    """How well a benchmark can be predicted.
+
+    Attributes:
+        checkpoint_noise, run_noise, question_noise: standard deviations of accuracy in points; None where nothing
+            tells.
+        signal: how far accuracy rises over the ladder, in points.
+        error_1, error_2: fit errors of the steps, %.
+        advice: what to do about it.
+    """
+
+    task: str
+    checkpoint_noise: float
+    run_noise: float | None
+    question_noise: float | None
+    signal: float
+    error_1: float
+    error_2: float | None
+    advice: str
+
+
+def cards(forecaster: Forecaster) -> list[Card]:
+    """A card for each task."""
+    table = forecaster.table
+    noise = variance(largest_run(table), forecaster.tasks)
+    seeds = seed_noise(table, forecaster.tasks)
+    reports = forecaster.step_reports()[0]
+    found = []
+    for task, each, report in zip(forecaster.tasks, noise, reports, strict=True):
+        finals = [run.final_value(run.accuracy(task), 5) for run in table.ladder]
+        signal = 100 * (max(finals) - min(finals))
+        questions = 100 * math.sqrt(max(finals) * (1 - max(finals)) / task.n_instances) if task.n_instances else None
+        parts = {
+            "checkpoints": 100 * each.accuracy_sd,
+            "runs": 100 * seeds[task.name][1] if seeds else None,
+            "questions": questions,
+        }
+        known = {name: value for name, value in parts.items() if value is not None}
+        total = math.sqrt(sum(value**2 for value in known.values()))
+        found.append(
+            Card(
+                task.title,
+                100 * each.accuracy_sd,
+                parts["runs"],
+                questions,
+                signal,
+                100 * report.error_1,
+                None if report.error_2 is None else 100 * report.error_2,
+                _advice(signal, total, known, report.flags, max(finals) - task.chance),
+            )
+        )
+    return found
+
+
+def _advice(signal: float, noise: float, parts: dict[str, float], flags: Sequence[str], above_chance: float) -> str:
+    if above_chance < 0.03:
+        return "at chance: follow the loss, not the accuracy"
+    if signal < _LITTLE_SIGNAL * noise:
+        worst = max(parts, key=lambda name: parts[name])
+        remedy = {"questions": "add questions", "runs": "repeat runs", "checkpoints": "average more checkpoints"}[worst]
+        return f"noise hides the signal: {remedy}, or follow the loss"
+    if any("not determined" in flag or "at its bound" in flag for flag in flags):
+        return "predictable in part: the law has a parameter that these runs do not determine"
+    return "predictable"
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else round(100 * value, 1)
+
+
+def _share(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,91 @@
+"""Noise: how a benchmark's figures vary between checkpoints and between runs, and what that says about its
+predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import pearsonr
+
+from lmlab.methods.ladder.fitting.intervals import repeated_runs
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.target import TargetError
+from lmlab.methods.ladder.tables.tasks import Task
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Population standard deviations and coefficients of variation over the last checkpoints of one run."""
+
+    task: str
+    loss_sd: float
+    loss_cv: float
+    accuracy_sd: float
+    accuracy_cv: float
+
+
+def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb") -> list[Noise]:
+    """The spread over the last checkpoints of a run (Bhagia et al. 2024, section 6)."""
+    rows = []
+    for task in tasks:
+        loss, accuracy = run.intermediate(task, x)[-last:], run.accuracy(task)[-last:]
+        rows.append(
+            Noise(
+                task.name,
+                *(float(each) for values in (loss, accuracy) for each in (values.std(), values.std() / values.mean())),
+            )
+        )
+    return rows
+
+
+def largest_run(table: RunTable) -> Run:
+    """The run with the most compute."""
+    return max(table.ladder, key=lambda run: run.flops)
+
+
+def correlations(noise: Sequence[Noise], errors: Sequence[TargetError]) -> list[tuple[str, str, float, float]]:
+    """Pearson's correlations of noise with the three relative errors: noise, error, r, p.
+
+    Empty for fewer than three tasks.
+    """
+    if len(noise) < 3:
+        return []
+    found = []
+    for key in ("loss_sd", "loss_cv", "accuracy_sd", "accuracy_cv"):
+        for error in ("step_1", "step_2", "relative"):
+            values = [getattr(row, error) for row in errors]
+            if all(value is not None for value in values):
+                r, p = pearsonr([getattr(row, key) for row in noise], np.abs(values))
+                found.append((key, error, float(r), float(p)))
+    return found
+
+
+def seed_noise(table: RunTable, tasks: Sequence[Task]) -> dict[str, tuple[float, float]] | None:
+    """Between repeated runs: standard deviation of the logarithm of the task loss, and of accuracy; None where no run
+    is repeated.
+    """
+    pairs = repeated_runs(table)
+    if not pairs:
+        return None
+    last = TwoStepSettings().last
+    found = {}
+    for task in tasks:
+        losses, accuracies = [], []
+        for names in pairs:
+            one, two = (table[name] for name in names)
+            losses.append(
+                np.log(
+                    one.final_value(one.intermediate(task, "bpb"), last)
+                    / two.final_value(two.intermediate(task, "bpb"), last)
+                )
+            )
+            accuracies.append(one.final_value(one.accuracy(task), last) - two.final_value(two.accuracy(task), last))
+        found[task.name] = (
+            float(np.sqrt(np.mean(np.square(losses)) / 2)),
+            float(np.sqrt(np.mean(np.square(accuracies)) / 2)),
+        )
+    return found

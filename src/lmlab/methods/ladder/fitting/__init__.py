@@ -1,0 +1,1 @@
+"""The laws and their fit: loss and accuracy as chains, with intervals."""

@@ -1,0 +1,168 @@
+"""A fitted chain of both steps, for several tasks and, for intervals, many replicates at once.
+
+Legend: S replicates, T tasks, R runs, G groups of checkpoints (runs and external models), K checkpoints, B = S T
+problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmlab.methods.ladder.fitting import accuracy as acc
+from lmlab.methods.ladder.fitting.fit import StepFit, first_step_values, fit_first_step, fit_second_step
+from lmlab.methods.ladder.fitting.points import Points, collect_points, thin
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.tables.table import Floats, RunTable
+from lmlab.methods.ladder.tables.tasks import Task
+
+_REPLICATE_ITERATIONS = 60
+_ACCURACY_RANGE = (1e-6, 1 - 1e-6)
+
+
+@dataclass(frozen=True)
+class Resample:
+    """What replicates change.
+
+    Attributes:
+        weights_SG: how much each run and external model weighs.
+        factor_STR: what the first step's values are multiplied by, for the noise between repeated runs.
+    """
+
+    weights_SG: Floats
+    factor_STR: Floats
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A fitted chain; S is 1 unless it was fitted to replicates.
+
+    Attributes:
+        first: the first step, [S T] problems; `second` is None where the law leads straight to the accuracy.
+    """
+
+    settings: TwoStepSettings
+    tasks: tuple[Task, ...]
+    points: Points
+    first: StepFit
+    second: StepFit | None
+
+    def loss(self, x_3K: Floats) -> Floats:
+        """The quantity between the steps at ln N, ln D, ln C; [S, T, K]."""
+        values = first_step_values(self.settings.law, self.first.parameters_BP, x_3K)
+        return values.reshape(-1, len(self.tasks), values.shape[1])
+
+    def accuracy_of(self, loss_STK: Floats) -> Floats:
+        """The second step, [S, T, K], within 0 and 1."""
+        if self.second is None:
+            value = loss_STK
+        else:
+            flat = np.broadcast_to(loss_STK, (len(self.second.parameters_BP) // len(self.tasks), *loss_STK.shape[1:]))
+            flat = flat.reshape(-1, loss_STK.shape[-1])
+            value = acc.value_and_gradient(self.settings.accuracy_law, self.second.parameters_BP, flat)[0]
+            value = value.reshape(-1, len(self.tasks), loss_STK.shape[-1])
+        return np.clip(value, *_ACCURACY_RANGE)
+
+    def accuracy(self, x_3K: Floats) -> Floats:
+        """The chained prediction, [S, T, K]."""
+        return self.accuracy_of(self.loss(x_3K))
+
+
+def fit_chain(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> Chain:
+    """Fit one chain to a ladder."""
+    chosen = table.paper if settings.runs == "paper" else table
+    return fit_points(collect_points(chosen, tasks, settings), tasks, settings)
+
+
+def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Chain:
+    """Fit one chain to points."""
+    chance_T = np.array([task.chance for task in tasks])
+    y_TR = points.y_TR if settings.chained else points.accuracy_TR
+    first = fit_first_step(settings.law, points.x_3R, y_TR, None, settings.delta, settings.starts, chance_T)
+    if settings.shrink and settings.law == "nd":
+        first = fit_first_step(
+            settings.law,
+            points.x_3R,
+            y_TR,
+            None,
+            settings.delta,
+            "grid",
+            chance_T,
+            settings.shrink,
+            _centre(first.parameters_BP, len(tasks)),
+        )
+    if not settings.chained:
+        return Chain(settings, tuple(tasks), points, first, None)
+    weights = checkpoint_weights(points, tasks, settings)
+    second = fit_second_step(
+        settings.accuracy_law, points.loss_TK, points.accuracy_TK, chance_T, weights, settings.anchor, settings.starts
+    )
+    return Chain(settings, tuple(tasks), points, first, second)
+
+
+def refit(chain: Chain, resample: Resample) -> Chain:
+    """Fit a chain again to replicates of its points, starting from its parameters."""
+    settings, tasks, points = chain.settings, chain.tasks, chain.points
+    count = len(resample.weights_SG)
+    chance_B = np.tile([task.chance for task in tasks], count)
+    y_TR = points.y_TR if settings.chained else points.accuracy_TR
+    y_BR = (y_TR[None] * resample.factor_STR).reshape(-1, y_TR.shape[1])
+    weights_BR = np.repeat(resample.weights_SG[:, : y_TR.shape[1]], len(tasks), axis=0)
+    starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
+    centre = _centre(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law == "nd" else None
+    first = fit_first_step(
+        settings.law,
+        points.x_3R,
+        y_BR,
+        weights_BR,
+        settings.delta,
+        starts_BSP,
+        chance_B,
+        settings.shrink if centre is not None else 0.0,
+        None if centre is None else np.tile(centre, (count, 1)),
+        _REPLICATE_ITERATIONS,
+    )
+    if chain.second is None:
+        return Chain(settings, tasks, points, first, None)
+    thinned, counts_K = thin(points)
+    base = checkpoint_weights(thinned, tasks, settings) * (1.0 if settings.weighting == "runs" else counts_K)
+    weights_BK = (resample.weights_SG[:, None, thinned.run_K] * base[None]).reshape(-1, len(thinned.run_K))
+    loss_BK, accuracy_BK = (np.tile(each, (count, 1)) for each in (thinned.loss_TK, thinned.accuracy_TK))
+    second = fit_second_step(
+        settings.accuracy_law,
+        loss_BK,
+        accuracy_BK,
+        chance_B,
+        weights_BK,
+        settings.anchor,
+        np.tile(chain.second.parameters_BP, (count, 1))[:, None],
+    )
+    return Chain(settings, tasks, points, first, second)
+
+
+def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Floats:
+    """Weights of the second step's points, mean 1; [T, K]."""
+    weights = np.ones(points.loss_TK.shape)
+    if settings.weighting == "runs":
+        weights /= np.bincount(points.run_K)[points.run_K]
+    elif settings.weighting == "binomial":
+        weights /= points.accuracy_TK * (1 - points.accuracy_TK)
+    return np.asarray(weights / weights.mean(1, keepdims=True))
+
+
+def _centre(parameters_BP: Floats, num_tasks: int) -> Floats:
+    """Medians of alpha and beta over the tasks, for each problem; [B, 2]."""
+    exponents = np.maximum(parameters_BP[:, 2:4], 1e-3).reshape(-1, num_tasks, 2)
+    return np.repeat(np.exp(np.median(np.log(exponents), axis=1)), num_tasks, axis=0)
+
+
+def _near_starts(first: StepFit) -> Floats:
+    """The best parameters and, if another start came to other ones that are as good, those; [T, 2, P]."""
+    best = first.parameters_BP[:, None]
+    if first.others_BSP is None:
+        return best
+    distance = np.abs(first.others_BSP - best).sum(2)
+    other = first.others_BSP[np.arange(len(best)), distance.argmax(1)][:, None]
+    return np.concatenate([best, other], axis=1)

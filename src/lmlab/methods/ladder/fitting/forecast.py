@@ -1,0 +1,301 @@
+"""Estimators for users: fit to a table of runs, predict with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+import lmlab
+from lmlab.errors import UserError
+from lmlab.methods.ladder.analysis.diagnose import StepReport, check_identifiable, distance, name_of, report_step, union
+from lmlab.methods.ladder.fitting.intervals import (
+    Calibration,
+    Ensemble,
+    at_chance,
+    calibrate,
+    fit_ensemble,
+    inverse_logit,
+    logit,
+)
+from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings, preset
+from lmlab.methods.ladder.tables.table import C4, RunTable, validation_columns
+from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.progress import console
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A forecast for one task.
+
+    Attributes:
+        loss: the quantity between the steps of the first chain, with `loss_lo` and `loss_hi`; None where the law leads
+            straight to the accuracy.
+        accuracy: 0 to 1, with the interval from `lo` to `hi`.
+        level: what share of such intervals is to hold the outcome.
+        parts: the share of each source of uncertainty in the variance.
+        calibrated: whether the width was calibrated on backtests.
+        diagnostics: distance from the ladder, flags, and the parameters of every chain.
+    """
+
+    task: str
+    n: float
+    d: float
+    loss: float | None
+    loss_lo: float | None
+    loss_hi: float | None
+    accuracy: float
+    lo: float
+    hi: float
+    level: float
+    parts: dict[str, float]
+    calibrated: bool
+    diagnostics: dict[str, Any]
+
+    @property
+    def acc(self) -> float:
+        """The accuracy."""
+        return self.accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
+class TwoStep:
+    """A two-step estimator, not yet fitted.
+
+    Arguments:
+        estimator: a preset (`recommended`, `paper`, `flops`, `single`, `power`, `c4`, `taskce`) or settings of your
+            own.
+        replicates: for the interval's part `fit`; 0 for a point without it, which is for internal use.
+        seed: of the replicates.
+    """
+
+    def __init__(
+        self, estimator: str | EstimatorSettings | TwoStepSettings = "recommended", replicates: int = 200, seed: int = 0
+    ) -> None:
+        if isinstance(estimator, TwoStepSettings):
+            estimator = EstimatorSettings(name=name_of(estimator), members=(estimator,))
+        self.settings = preset(estimator) if isinstance(estimator, str) else estimator
+        self.replicates, self.seed = replicates, seed
+
+    def fit(self, table: RunTable, tasks: Task | Sequence[Task], calibrated: bool = True) -> Forecaster:
+        """Fit the estimator to the runs of a table.
+
+        Arguments:
+            calibrated: calibrate intervals by backtests inside the ladder, where it is large enough for them.
+
+        Raises:
+            UserError: too few runs, a missing column; the message says which.
+        """
+        chosen = [tasks] if isinstance(tasks, Task) else list(tasks)
+        if not chosen:
+            raise UserError("There is no task to fit.")
+        settings = available(self.settings, table, chosen)
+        ensemble = fit_ensemble(table, chosen, settings, self.replicates, self.seed)
+        for chain in ensemble.chains:
+            check_identifiable(chain.points, chain.settings)
+        calibration = None
+        if calibrated:
+            try:
+                calibration = calibrate(table, chosen, settings, min(60, self.replicates), self.seed)
+            except UserError:
+                calibration = None
+        return Forecaster(ensemble, calibration, table, self.seed)
+
+
+def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task]) -> EstimatorSettings:
+    """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place,
+    other chains are left out.
+
+    An estimator of one chain is left as it is: what is missing is an error then.
+    """
+    if len(settings.members) == 1:
+        return settings
+    runs = table.ladder.runs
+    has_c4 = all(C4 in run.metrics for run in runs)
+    has_soft = all(
+        task.soft_log_keys and all(key in run.metrics for key in task.soft_log_keys) for task in tasks for run in runs
+    )
+    members, weights = [], []
+    for member, weight in zip(settings.members, settings.weights or (1.0,) * len(settings.members), strict=True):
+        if member.x == "c4" and not has_c4:
+            try:
+                for run in runs:
+                    validation_columns(run)
+            except UserError:
+                continue
+            member = member.model_copy(update={"x": "validation"})
+        if member.x == "taskce" and not has_soft:
+            continue
+        members.append(member)
+        weights.append(weight)
+    if len(members) < len(settings.members):
+        left = ", ".join(name_of(member) for member in members)
+        console.print(
+            f"Some columns of the estimator '{settings.name}' are missing; it goes on with: {left}.",
+            style="yellow",
+            markup=False,
+        )
+    if not members:
+        raise UserError(f"The table has no columns for the estimator '{settings.name}'.")
+    return settings.model_copy(
+        update={"members": tuple(members), "weights": tuple(weights) if settings.weights else ()}
+    )
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """A fitted estimator.
+
+    Attributes:
+        ensemble: the chains with their replicates.
+        calibration: errors of backtests; None where intervals are not calibrated.
+        table: what it was fitted to.
+    """
+
+    ensemble: Ensemble
+    calibration: Calibration | None
+    table: RunTable
+    seed: int
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it predicts."""
+        return self.ensemble.tasks
+
+    def predict(
+        self, n: float, d: float, level: float = 0.9, task: str | None = None, flops_per_token: float | None = None
+    ) -> Prediction:
+        """Predict one task; its name is needed where several were fitted.
+
+        Arguments:
+            n, d: parameters without the input embedding, and tokens.
+            level: of the interval.
+        """
+        if task is None and len(self.tasks) > 1:
+            raise UserError("Several tasks were fitted; name one, or use predict_all.")
+        return next(each for each in self.predict_all(n, d, level, flops_per_token) if task in (None, each.task))
+
+    def predict_all(
+        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None
+    ) -> list[Prediction]:
+        """Predict all tasks."""
+        if not (n > 0 and d > 0 and math.isfinite(n) and math.isfinite(d)):
+            raise UserError(f"A target needs a positive number of parameters and of tokens, not N = {n} and D = {d}.")
+        if not 0 < level < 1:
+            raise UserError(f"The level of an interval lies between 0 and 1, not at {level}.")
+        x_3 = logs(n, d, flops_per_token or self.flops_per_token(n))
+        x_3Q = x_3[:, None]
+        point = self.ensemble.accuracy(x_3Q)[0, :, 0]
+        spread = self.ensemble.spread(x_3Q)
+        below, above = (side[:, 0] for side in spread.total)
+        normal = float(norm.ppf(0.5 + level / 2))
+        calibrated = self.calibration.factor(level) if self.calibration else normal
+        factor = np.where(
+            at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated
+        )  # backtests at chance are too easy
+        lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
+        variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
+        losses = self._losses(x_3Q, level)
+        reports = self.step_reports(x_3Q)
+        flags = union(reports, self.ensemble.settings.members)
+        away = distance(self.ensemble.chains[0].points, x_3)
+        found = []
+        for place, task in enumerate(self.tasks):
+            parts = {
+                name: float((low[place, 0] ** 2 + high[place, 0] ** 2) / variance[place, 0])
+                for name, (low, high) in spread.parts.items()
+            }
+            steps = {
+                name_of(each): asdict(report[place])
+                for each, report in zip(self.ensemble.settings.members, reports, strict=True)
+            }
+            found.append(
+                Prediction(
+                    task.name,
+                    n,
+                    d,
+                    *losses[place],
+                    float(point[place]),
+                    float(lo[place]),
+                    float(hi[place]),
+                    level,
+                    parts,
+                    self.calibration is not None,
+                    {"distance": away, "flags": list(flags[place]), "chains": steps},
+                )
+            )
+        return found
+
+    def _losses(
+        self, x_3Q: np.ndarray[Any, Any], level: float
+    ) -> list[tuple[float | None, float | None, float | None]]:
+        """The first chain's loss with an interval of the fit and of the run that is predicted."""
+        chain = self.ensemble.chains[0]
+        if not chain.settings.chained:
+            return [(None, None, None)] * len(self.tasks)
+        point = np.log(chain.loss(x_3Q)[0, :, 0])
+        sd = np.square(self.ensemble.noise_MT[0])
+        if self.ensemble.replicates:
+            values = np.log(self.ensemble.replicates[0].loss(x_3Q)[:, :, 0])
+            low, high = np.quantile(values, (0.1587, 0.8413), axis=0)
+            sd = sd + np.square((high - low) / 2)
+        reach = float(norm.ppf(0.5 + level / 2)) * np.sqrt(sd)
+        return [tuple(map(float, row)) for row in np.exp(np.stack([point, point - reach, point + reach], axis=1))]  # type: ignore[misc]
+
+    def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:
+        """Parameters, fit errors and flags: chains x tasks."""
+        return [report_step(chain, x_3Q) for chain in self.ensemble.chains]
+
+    def flops_per_token(self, n: float) -> float:
+        """Training FLOPs of a token at a size, by the ladder's own ratio to 6 N, which falls with the size."""
+        known = sorted(
+            (run.n, run.flops_per_token / (6 * run.n))
+            for run in self.table
+            if run.flops_per_token and math.isfinite(run.n)
+        )
+        if not known:
+            return 6 * n
+        return (
+            6 * n * float(np.interp(math.log(n), [math.log(size) for size, _ in known], [ratio for _, ratio in known]))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fit with everything that is needed to judge it and to make it again."""
+        return {
+            "lmlab": lmlab.__version__,
+            "data": self.table.ladder.digest,
+            "runs": [run.name for run in self.table.ladder],
+            "seed": self.seed,
+            "estimator": self.ensemble.settings.model_dump(mode="json"),
+            "calibrated": self.calibration is not None,
+            "tasks": {
+                task.name: {
+                    name_of(each): asdict(report[place])
+                    for each, report in zip(self.ensemble.settings.members, self.step_reports(), strict=True)
+                }
+                for place, task in enumerate(self.tasks)
+            },
+        }
+
+
+def bootstrap(
+    table: RunTable,
+    task: Task,
+    estimator: str | EstimatorSettings,
+    n: float,
+    d: float,
+    replicates: int = 200,
+    seed: int = 0,
+) -> np.ndarray[Any, Any]:
+    """Replicates of a predicted accuracy, [replicates]; the interval's part `fit` alone."""
+    forecaster = TwoStep(estimator, replicates, seed).fit(table, task, calibrated=False)
+    x_3Q = logs(n, d, forecaster.flops_per_token(n))[:, None]
+    return np.asarray(forecaster.ensemble.accuracy(x_3Q, forecaster.ensemble.replicates)[:, 0, 0])

@@ -1,0 +1,283 @@
+"""How far a forecast can be off: where the spread comes from, and its calibration on backtests.
+
+The parts, each as a standard deviation below and above in the logit of accuracy, are
+- fit: replicates of both steps. The first step's points (one a run) get noise of the size of the runs' residuals and of
+  the differences between repeated runs, and both steps' points are resampled by whole runs, with exponential weights
+  (Rubin 1981);
+- run: the same noise in the run that is predicted;
+- curve: how far single runs lie from the second step's curve, at least the binomial error of the questions. Where all
+  runs are at chance nothing is known of where and how steeply accuracy rises, and this part is at least half a logit;
+- form: how far other forms of the law predict otherwise.
+They are added in quadrature. Their sum is multiplied by a factor that makes intervals cover what they promise on
+backtests inside the ladder (conformal prediction with a normalised score, Lei et al. 2018); without backtests by the
+normal quantile.
+
+Legend: S replicates, T tasks, R runs, G groups, Q places that are predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from lmlab.methods.ladder.analysis.backtest import Split, mean_logit, splits
+from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
+from lmlab.methods.ladder.fitting.points import logs, target_values
+from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
+from lmlab.methods.ladder.tables.table import Floats, RunTable
+from lmlab.methods.ladder.tables.tasks import Task
+
+PARTS = ("fit", "run", "curve", "form")
+_SPREAD = norm.cdf(1.0)  # the quantile one standard deviation above the median
+_LEAST = 0.01  # logits
+_NO_SIGNAL = 0.5  # logits
+_CHANCE_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations in logits: part -> (below [T, Q], above [T, Q])."""
+
+    parts: dict[str, tuple[Floats, Floats]]
+
+    @property
+    def total(self) -> tuple[Floats, Floats]:
+        """All parts in quadrature."""
+        below, above = (np.sqrt(sum(part[side] ** 2 for part in self.parts.values())) for side in (0, 1))
+        return np.maximum(below, _LEAST), np.maximum(above, _LEAST)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Fitted chains, their replicates, the other forms, and the noise between runs.
+
+    Attributes:
+        noise_MT: standard deviation of a run's logarithm of the first step's quantity, for each chain.
+        curve_T: standard deviation of runs around the accuracy curve, in logits.
+    """
+
+    settings: EstimatorSettings
+    tasks: tuple[Task, ...]
+    chains: tuple[Chain, ...]
+    replicates: tuple[Chain, ...]
+    forms: tuple[Chain, ...]
+    noise_MT: Floats
+    curve_T: Floats
+
+    def accuracy(self, x_3Q: Floats, chains: Sequence[Chain] | None = None) -> Floats:
+        """Predicted accuracy, [S, T, Q]."""
+        return mean_logit([chain.accuracy(x_3Q) for chain in chains or self.chains], self.settings.weights)
+
+    def spread(self, x_3Q: Floats) -> Spread:
+        """Where the uncertainty at some places comes from."""
+        point = logit(self.accuracy(x_3Q)[0])
+        parts = {}
+        if self.replicates:
+            values = logit(self.accuracy(x_3Q, self.replicates))
+            low, middle, high = np.quantile(values, (1 - _SPREAD, 0.5, _SPREAD), axis=0)
+            parts["fit"] = (middle - low, high - middle)
+        parts["run"] = tuple(np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))  # type: ignore[assignment]
+        parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
+        if self.forms:
+            away = np.sqrt(np.mean([(logit(chain.accuracy(x_3Q)[0]) - point) ** 2 for chain in self.forms], axis=0))
+            parts["form"] = (away, away)
+        return Spread(parts)
+
+    def _shifted(self, x_3Q: Floats, sign: float) -> Floats:
+        values = []
+        for chain, noise in zip(self.chains, self.noise_MT, strict=True):
+            values.append(chain.accuracy_of(chain.loss(x_3Q) * np.exp(sign * noise)[None, :, None])[0])
+        return logit(mean_logit(values, self.settings.weights))
+
+
+def fit_ensemble(
+    table: RunTable,
+    tasks: Sequence[Task],
+    settings: EstimatorSettings,
+    replicates: int = 200,
+    seed: int = 0,
+    forms: Sequence[TwoStepSettings] | None = None,
+) -> Ensemble:
+    """Fit an estimator, and what its intervals need.
+
+    Arguments:
+        replicates: 0 for none; the spread then has no part `fit`.
+        forms: of the law, for the part `form`; by default those that the table has the columns for.
+    """
+    chains = tuple(fit_chain(table, tasks, member) for member in settings.members)
+    noise_MT = np.array([_run_noise(chain, table) for chain in chains])
+    copies = (
+        tuple(_replicate(chain, noise, replicates, seed) for chain, noise in zip(chains, noise_MT, strict=True))
+        if replicates
+        else ()
+    )
+    wanted = other_forms(table) if forms is None else forms
+    others = tuple(fit_chain(table, tasks, form) for form in wanted if form not in settings.members)
+    return Ensemble(settings, tuple(tasks), chains, copies, others, noise_MT, _curve_noise(chains[0], settings, chains))
+
+
+def other_forms(table: RunTable) -> list[TwoStepSettings]:
+    """The forms whose disagreement is part of the uncertainty: task loss by N and D, by FLOPs, C4 loss, and a single
+    step.
+    """
+    from lmlab.methods.ladder.tables.table import C4
+
+    forms = [TwoStepSettings(delta=1e-2), TwoStepSettings(delta=1e-2, law="flops")]
+    if all(C4 in run.metrics for run in table.ladder):
+        forms.append(TwoStepSettings(delta=1e-2, x="c4"))
+    return forms
+
+
+def _replicate(chain: Chain, noise_T: Floats, count: int, seed: int) -> Chain:
+    """The same draws for all chains of an ensemble, so that their errors go together as they do in the runs."""
+    rng = np.random.default_rng(seed)
+    runs = chain.points.y_TR.shape[1]
+    normal_STR = rng.standard_normal((count, len(chain.tasks), runs))
+    weights = rng.exponential(size=(count, chain.points.num_groups))
+    weights[:, :runs] *= runs / weights[:, :runs].sum(1, keepdims=True)
+    return refit(chain, Resample(weights, np.exp(noise_T[None, :, None] * normal_STR)))
+
+
+def _run_noise(chain: Chain, table: RunTable) -> Floats:
+    """Standard deviation between runs of one configuration, of the logarithm of the first step's quantity; [T].
+
+    Residuals of the first step and differences between repeated runs are pooled by their degrees of freedom.
+    """
+    y_TR = chain.points.y_TR if chain.settings.chained else chain.points.accuracy_TR
+    residuals = np.log(y_TR) - np.log(np.maximum(chain.loss(chain.points.x_3R)[0], 1e-6))
+    freedom = max(1, y_TR.shape[1] - chain.first.parameters_BP.shape[1])
+    total = (residuals**2).sum(1)
+    pairs = repeated_runs(table)
+    for one, two in pairs:
+        for place, task in enumerate(chain.tasks):
+            first, second = (
+                run.final_value(
+                    run.intermediate(task, chain.settings.x) if chain.settings.chained else run.accuracy(task),
+                    chain.settings.last,
+                )
+                for run in (table[one], table[two])
+            )
+            total[place] += np.log(first / second) ** 2 / 2
+    return np.asarray(np.sqrt(total / (freedom + len(pairs))))
+
+
+def repeated_runs(table: RunTable) -> list[tuple[str, str]]:
+    """Pairs of runs of the same size and length."""
+    first: dict[tuple[float, float], str] = {}
+    pairs = []
+    for run in table.ladder:
+        key = (run.n, run.multiple)
+        if key in first:
+            pairs.append((first[key], run.name))
+        first.setdefault(key, run.name)
+    return pairs
+
+
+def _curve_noise(chain: Chain, settings: EstimatorSettings, chains: Sequence[Chain]) -> Floats:
+    """How far the runs' accuracies lie from the curve at their own losses, in logits, with the binomial error at least;
+    [T].
+    """
+    actual = np.clip(chain.points.accuracy_TR, 1e-4, 1 - 1e-4)
+    curves = [
+        each.accuracy_of(each.points.y_TR[None])[0]
+        for each in chains
+        if each.second is not None and each.points.y_TR.shape == actual.shape
+    ]
+    residual = np.zeros(len(chain.tasks))
+    if curves:
+        away = logit(actual) - logit(mean_logit(curves) if len(curves) > 1 else curves[0])
+        residual = np.sqrt((away**2).sum(1) / max(1, actual.shape[1] - 3))
+    residual = np.where(at_chance(chain), np.maximum(residual, _NO_SIGNAL), residual)
+    questions = np.array([task.n_instances or np.inf for task in chain.tasks])
+    middle = actual[:, actual.shape[1] // 2]
+    return np.asarray(np.maximum(residual, 1 / np.sqrt(questions * middle * (1 - middle))))
+
+
+def at_chance(chain: Chain) -> NDArray[np.bool_]:
+    """Whether all runs are at chance, for each task; [T]."""
+    chance_T = np.array([task.chance for task in chain.tasks])
+    return np.asarray(np.quantile(chain.points.accuracy_TR, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
+
+
+def logit(accuracy: Floats) -> Floats:
+    """ln(p / (1 - p)), p kept away from 0 and 1."""
+    p = np.clip(accuracy, 1e-6, 1 - 1e-6)
+    return np.log(p) - np.log1p(-p)
+
+
+def inverse_logit(value: Floats) -> Floats:
+    """1 / (1 + exp(-x))."""
+    return np.asarray(1 / (1 + np.exp(-value)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Normalised errors of the backtests: |logit error| over the standard deviation on that side, with the split of
+    each.
+    """
+
+    scores: Floats
+    split_of: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def factor(self, level: float, without: str | None = None) -> float:
+        """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal
+        one.
+
+        The conformal one makes a share `level` of the backtests lie inside, every split weighing alike. As the splits
+        of one ladder share their runs, it is a noisy estimate, and is drawn half the way to what correct standard
+        deviations would need.
+        """
+        normal = float(norm.ppf(0.5 + level / 2))
+        return float(np.sqrt(normal * self.conformal_factor(level, without)))
+
+    def conformal_factor(self, level: float, without: str | None = None) -> float:
+        """The quantile of the backtests' scores."""
+        chosen = (
+            np.array([each != without for each in self.split_of]) if without else np.ones(len(self.scores), dtype=bool)
+        )
+        if not chosen.any():
+            return float(norm.ppf(0.5 + level / 2))
+        scores, owners = self.scores[chosen], np.array(self.split_of)[chosen]
+        counts = {name: (owners == name).sum() for name in set(owners)}
+        weights = np.array([1 / counts[name] for name in owners])
+        order = np.argsort(scores)
+        share = np.cumsum(weights[order]) / weights.sum()
+        wanted = min(1.0, level * (1 + 1 / len(scores)))
+        return float(scores[order][min(int(np.searchsorted(share, wanted)), len(scores) - 1)])
+
+    def coverage(self, level: float) -> dict[str, float]:
+        """For each split the share inside intervals that were calibrated on the other splits."""
+        owners = np.array(self.split_of)
+        return {
+            name: float((self.scores[owners == name] <= self.factor(level, without=name)).mean())
+            for name in dict.fromkeys(self.split_of)
+        }
+
+
+def calibrate(
+    table: RunTable,
+    tasks: Sequence[Task],
+    settings: EstimatorSettings,
+    replicates: int = 60,
+    seed: int = 0,
+    chosen: Sequence[Split] | None = None,
+) -> Calibration:
+    """Predict all splits of the ladder, and compare errors with their spread."""
+    scores, owners, names = [], [], []
+    for split in splits(table) if chosen is None else chosen:
+        targets = [table[name] for name in split.predicted]
+        x_3Q = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in targets], axis=1)
+        part = table.ladder.where(names=split.fitted)
+        ensemble = fit_ensemble(part, tasks, settings, replicates, seed)
+        below, above = ensemble.spread(x_3Q).total
+        actual = np.array([[target_values(run, task, settings.members[0])[1] for run in targets] for task in tasks])
+        error = logit(actual) - logit(ensemble.accuracy(x_3Q)[0])
+        scores.append((np.abs(error) / np.where(error < 0, below, above)).ravel())
+        owners += [split.name] * error.size
+        names += [f"{run.name} {task.name}" for task in tasks for run in targets]
+    return Calibration(np.concatenate(scores), tuple(owners), tuple(names))

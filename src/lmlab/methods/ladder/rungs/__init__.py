@@ -1,0 +1,1 @@
+"""Planning and training the small runs of a ladder."""

@@ -1,0 +1,274 @@
+"""Plans of ladders: which runs, how long, with which learning rate and batch (Bhagia et al. 2024, section 3 and
+appendix).
+
+A plan is data:
+
+```yaml
+name: tiny
+sizes:
+  16k: {num_layers: 2, d_model: 24, num_heads: 2, vocab_size: 512, max_seq_len: 128}
+  32k: {num_layers: 2, d_model: 40, num_heads: 2, vocab_size: 512, max_seq_len: 128}
+multiples: [1, 2, 5]
+seq_len: 128
+train: {tokens: runs/x/tokens, tokenizer: runs/x/tokenizer, questions: runs/x/questions}
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from lmlab.config import Config
+from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER
+from lmlab.models import ModelConfig
+from lmlab.train import TrainerConfig
+
+_SMALL = 1e7  # parameters below which the rules for rates and batches do not hold
+_HIGHEST_RATE = 6e-3
+_FEWEST_STEPS = 500
+
+_OLMO = {  # d_model, num_heads, num_layers, d_ff
+    "190M": (768, 12, 12, 3072),
+    "370M": (1024, 16, 16, 4096),
+    "600M": (1344, 16, 16, 5376),
+    "760M": (1536, 16, 16, 6144),
+    "1B": (2048, 16, 16, 8192),
+    "3B": (3328, 16, 16, 13_312),
+    "7B": (4096, 32, 32, 11_008),
+    "13B": (5120, 40, 40, 13_824),
+}
+
+
+def olmo_size(name: str) -> ModelConfig:
+    """A size of the published ladder, in the style of OLMo 2.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    if name not in _OLMO:
+        raise UserError(f"There is no size '{name}' in the published ladder. {did_you_mean(name, _OLMO)}")
+    d_model, num_heads, num_layers, d_ff = _OLMO[name]
+    shape = {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": d_ff}
+    padded = {"vocab_size": 100_278, "vocab_multiple": 128, "init": "truncated_normal", "output_init": "same"}
+    return ModelConfig.model_validate({"preset": "OLMo-2-1B", **padded, **shape})
+
+
+def size_of(model: ModelConfig) -> int:
+    """N: parameters that a token uses, without the input embedding, with the head even where it is tied."""
+    n = model.num_parameters(embedding=False, active=True)
+    return n + (model.padded_vocab_size * model.d_model if model.tie_embeddings and model.num_labels is None else 0)
+
+
+def flops_per_token(model: ModelConfig, seq_len: int) -> int:
+    """F: training FLOPs of a token, 2 N + 4 L d T forward and 4 (N with the input embedding) + 8 L d T backward, as the
+    paper counts them.
+    """
+    n = size_of(model)
+    attention = model.num_layers * model.d_model * seq_len
+    return 2 * n + 4 * attention + 4 * (n + model.padded_vocab_size * model.d_model) + 8 * attention
+
+
+def parse_length(text: str | float, n: float) -> float:
+    """Tokens of `1xC`, `100B`, `4T` or a number of tokens."""
+    value = str(text).strip()
+    try:
+        if value.lower().endswith("xc"):
+            return TOKENS_PER_PARAMETER * float(value[:-2]) * n
+        units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+        tokens = float(value[:-1]) * units[value[-1].upper()] if value[-1:].upper() in units else float(value)
+    except ValueError:
+        raise UserError(f"'{text}' is not a length.", "Write 2xC, 100B, 4T, or a number of tokens.") from None
+    if not tokens > 0 or not math.isfinite(tokens):
+        raise UserError(f"'{text}' is not a length: it must be above 0.")
+    return tokens
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run: its shape, N, tokens D, training FLOPs, peak learning rate, rows of a batch, steps, and seed."""
+
+    name: str
+    size: str
+    model: ModelConfig
+    n: int
+    tokens: float
+    flops: float
+    learning_rate: float
+    batch_rows: int
+    steps: int
+    seed: int = 0
+
+
+class LadderPlan(Config):
+    """A ladder to be trained.
+
+    Attributes:
+        sizes: shapes by name; the names of the published ladder need no shape.
+        multiples: lengths as multiples of 20 N tokens; or `lengths` of all sizes, such as `100B`.
+        seq_len: tokens of a row.
+        rule: `olmo` takes learning rates and batches from the size, `template` those of `trainer` for all.
+        divisor: batches are rounded to multiples of so many rows.
+        evaluations: how often a run is measured.
+        seeds: of the runs; several make replicates, which intervals use.
+        trainer: the rest of the loop: optimiser, schedule, precision.
+        train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, tasks_limit.
+    """
+
+    name: str = "ladder"
+    sizes: dict[str, ModelConfig | None] = Field(min_length=1)
+    multiples: tuple[PositiveFloat, ...] = (1, 2, 5, 10)
+    lengths: tuple[str | float, ...] = ()
+    seq_len: PositiveInt = 4096
+    rule: Literal["olmo", "template"] = "olmo"
+    divisor: PositiveInt = 64
+    evaluations: PositiveInt = 20
+    seeds: tuple[int, ...] = (0,)
+    trainer: dict[str, Any] = Field(default={})
+    train: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _check(self) -> LadderPlan:
+        for name, model in self.sizes.items():
+            if model is None and name not in _OLMO:
+                raise ValueError(f"sizes.{name} has no shape. {did_you_mean(name, _OLMO)}")
+        if not self.multiples and not self.lengths:
+            raise ValueError("give multiples or lengths.")
+        return self
+
+    def rungs(self) -> list[Rung]:
+        """All runs, the cheapest first."""
+        found = []
+        for size, shape in self.sizes.items():
+            model = shape or olmo_size(size)
+            n = size_of(model)
+            wanted = self.lengths or tuple(f"{multiple:g}xC" for multiple in self.multiples)
+            for length in wanted:
+                for seed in self.seeds:
+                    label = f"{size}-{length}" + (f"-seed{seed}" if seed != self.seeds[0] else "")
+                    found.append(self._rung(label, size, model, n, parse_length(length, n), seed))
+        return sorted(found, key=lambda rung: rung.flops)
+
+    def _rung(self, name: str, size: str, model: ModelConfig, n: int, tokens: float, seed: int) -> Rung:
+        if self.rule == "olmo":
+            rate, rows = peak_learning_rate(n, self.seq_len), batch_rows(n, self.seq_len, tokens, self.divisor)
+        else:
+            template = TrainerConfig.model_validate({"batch_size": 1, "steps": 1, **self.trainer})
+            rate, rows = template.optimizer.learning_rate, template.batch_size
+        steps = max(1, round(tokens / (rows * self.seq_len)))
+        tokens = float(steps * rows * self.seq_len)
+        return Rung(
+            name, size, model, n, tokens, tokens * flops_per_token(model, self.seq_len), rate, rows, steps, seed
+        )
+
+    def stage(self, rung: Rung) -> dict[str, Any]:
+        """The rung as a stage `train` of a recipe."""
+        trainer = dict(self.trainer)
+        if self.rule == "olmo":
+            trainer["optimizer"] = {
+                "betas": [0.9, 0.95],
+                "eps": 1e-8,
+                "weight_decay": 0.1,
+                **trainer.get("optimizer", {}),
+                "learning_rate": rung.learning_rate,
+            }
+            trainer.setdefault(
+                "schedule",
+                {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))},
+            )
+        trainer |= {
+            "steps": rung.steps,
+            "batch_size": rung.batch_rows,
+            "evaluate_every": math.ceil(rung.steps / self.evaluations),
+        }
+        trainer.setdefault("checkpoint_every", max(1, rung.steps // 4))
+        extra = {"z_loss": 1e-5, **self.train} if self.rule == "olmo" else self.train
+        return {
+            "kind": "train",
+            "seq_len": self.seq_len,
+            **extra,
+            "model": rung.model.model_dump(mode="json"),
+            "trainer": trainer,
+        }
+
+
+def peak_learning_rate(n: float, seq_len: int) -> float:
+    """The peak rate of a size: 0.0047 (N / 1.08e8)^(-1/3), a quarter of it at 4,096 tokens; at most 0.006 below ten
+    million parameters.
+    """
+    rate = 0.0047 * (n / 1.08e8) ** (-1 / 3) / (4 if seq_len >= 4096 else 1)
+    return min(rate, _HIGHEST_RATE) if n < _SMALL else rate
+
+
+def batch_rows(n: float, seq_len: int, tokens: float, divisor: int) -> int:
+    """Rows of a batch: 160 (N / 1.08e8)^(2/3) at 2,048 tokens, half of it at 4,096, rounded to the divisor; small
+    models take 500 steps at least.
+    """
+    if n < _SMALL:
+        return max(1, int(tokens / _FEWEST_STEPS / seq_len))
+    rows = 160 * (n / 1.08e8) ** (2 / 3) * 2048 / seq_len
+    return max(1, divisor * max(1, round(rows / divisor)))
+
+
+def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
+    """The plan with as many of its sizes and multiples as a budget of FLOPs pays for, the longest runs of the largest
+    sizes given up first.
+
+    Raises:
+        UserError: not even four runs can be paid.
+    """
+    multiples, sizes = (
+        sorted(plan.multiples),
+        sorted(plan.sizes, key=lambda name: size_of(plan.sizes[name] or olmo_size(name))),
+    )
+    best: LadderPlan | None = None
+    for num_sizes in range(1, len(sizes) + 1):
+        for num_multiples in range(1, len(multiples) + 1):
+            part = plan.model_copy(
+                update={
+                    "sizes": {name: plan.sizes[name] for name in sizes[:num_sizes]},
+                    "multiples": tuple(multiples[:num_multiples]),
+                }
+            )
+            rungs = part.rungs()
+            cost = sum(rung.flops for rung in rungs)
+            levels = min(num_sizes, 3) + min(num_multiples, 3)
+            if cost <= budget and len(rungs) >= 4 and (best is None or (levels, cost) > _rank(best)):
+                best = part
+    if best is None:
+        raise UserError(
+            f"A budget of {budget:.3g} FLOPs does not pay for four runs of this plan.",
+            "Add smaller sizes or shorter lengths.",
+        )
+    return best
+
+
+def _rank(plan: LadderPlan) -> tuple[int, float]:
+    return min(len(plan.sizes), 3) + min(len(plan.multiples), 3), sum(rung.flops for rung in plan.rungs())
+
+
+def node_counts(batch: int, gpus_per_node: int, most: int = 128) -> list[int]:
+    """Numbers of machines whose GPUs share a batch evenly."""
+    return [nodes for nodes in range(1, most + 1) if batch % (nodes * gpus_per_node) == 0]
+
+
+def plan_rows(plan: LadderPlan, flops_per_second: float) -> list[Mapping[str, Any]]:
+    """The runs for a table, with the hours of one device."""
+    return [
+        {
+            "run": rung.name,
+            "N": rung.n,
+            "D": int(rung.tokens),
+            "FLOPs": rung.flops,
+            "learning rate": rung.learning_rate,
+            "batch tokens": rung.batch_rows * plan.seq_len,
+            "steps": rung.steps,
+            "hours": rung.flops / flops_per_second / 3600,
+        }
+        for rung in plan.rungs()
+    ]

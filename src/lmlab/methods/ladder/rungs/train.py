@@ -1,0 +1,227 @@
+"""Training the runs of a plan through the core's recipes, and collecting what they measured."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmlab.distributed import World, imagine, world
+from lmlab.errors import UserError
+from lmlab.fan_out import Backend, fan_out, num_cores
+from lmlab.files import read_json, write_json
+from lmlab.methods.ladder.rungs.plan import LadderPlan, Rung, flops_per_token, size_of
+from lmlab.methods.ladder.tables.read import TOKENS, read_csv_run
+from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.models import ModelConfig
+from lmlab.progress import console, progress
+from lmlab.runs import Recipe, run_recipe
+from lmlab.train import learning_rate_factor, read_metrics
+from lmlab.train.schedule import ScheduleConfig
+
+VALIDATION = "eval/heldout-validation/CrossEntropyLoss"
+_FACTS = "rung.json"
+
+
+def question_task(name: str = "questions", title: str = "", chance: float = 0.25, questions: int | None = None) -> Task:
+    """A benchmark that the trainer measures under the name `name`."""
+    return Task(
+        name=name,
+        display_name=title or name,
+        loss_keys=(f"{name}/bits_per_byte",),
+        accuracy_keys=(f"{name}/accuracy",),
+        soft_keys=(f"{name}/soft",),
+        soft_log_keys=(f"{name}/log_soft",),
+        chance=chance,
+        n_instances=questions,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    seed: int
+    stage: dict[str, Any]
+    directory: str
+    facts: dict[str, Any]
+    threads: int
+
+
+def rung_recipe(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
+    """A rung as a recipe of its own, for clusters."""
+    return {"name": rung.name, "seed": rung.seed, "stages": {"model": plan.stage(rung)}}
+
+
+def chosen_rungs(plan: LadderPlan, names: Sequence[str] = ()) -> list[Rung]:
+    """The runs of these names, or all.
+
+    Raises:
+        UserError: a name that the plan does not have.
+    """
+    rungs = plan.rungs()
+    unknown = [name for name in names if name not in {rung.name for rung in rungs}]
+    if unknown:
+        raise UserError(f"The plan has no run '{unknown[0]}'.", f"It has: {', '.join(rung.name for rung in rungs)}.")
+    return [rung for rung in rungs if not names or rung.name in names]
+
+
+def train_rungs(
+    plan: LadderPlan,
+    directory: Path,
+    names: Sequence[str] = (),
+    workers: int | None = None,
+    backend: Backend = "processes",
+    gpus: float = 0,
+) -> None:
+    """Train the runs of a plan that are not finished, several at once, each with its share of the cores.
+
+    Within a job of `torchrun` the main process starts workers of their own for them.
+    """
+    chosen = chosen_rungs(plan, names)
+    workers = min(max(workers or num_cores(), 1 if world().size == 1 else 2), len(chosen))
+    threads = max(1, num_cores() // workers) if backend == "processes" else 0
+    jobs = [
+        _Job(
+            rung.name, rung.seed, plan.stage(rung), str((directory / rung.name).resolve()), _facts(plan, rung), threads
+        )
+        for rung in sorted(
+            chosen, key=lambda rung: -rung.flops
+        )  # the longest first, so that none is left alone at the end
+    ]
+    with progress("rungs", len(jobs), "runs") as advance:
+        for number, _ in fan_out(_train, jobs, workers, backend, gpus):
+            advance(1, note=jobs[number].name)
+
+
+def _facts(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
+    return {
+        "name": rung.name,
+        "size": rung.size,
+        "n": rung.n,
+        "flops_per_token": flops_per_token(rung.model, plan.seq_len),
+        "planned_tokens": rung.tokens,
+        "seed": rung.seed,
+        "context": plan.seq_len,
+    }
+
+
+def _train(job: _Job) -> None:
+    import torch
+
+    quiet, console.quiet = console.quiet, True
+    before = torch.get_num_threads()
+    if job.threads:
+        torch.set_num_threads(min(before, job.threads))
+    directory = Path(job.directory)
+    try:
+        write_json(directory / _FACTS, job.facts)
+        recipe = Recipe.parse({"name": job.name, "seed": job.seed, "stages": {"model": job.stage}}, f"run '{job.name}'")
+        with imagine(World()):  # a run of its own, whatever job this process belongs to
+            run_recipe(recipe, directory)
+    finally:
+        console.quiet = quiet
+        torch.set_num_threads(before)
+
+
+def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
+    """The run table of folders: runs that `train_rungs` made, run directories with a stage `train`, run tables, and CSV
+    files of one run.
+
+    Arguments:
+        target: names of runs that are targets.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"No such file or directory: '{path}'.")
+        if path.is_dir():
+            found = [
+                collect_run(each.parent)
+                for each in sorted(path.rglob("stage.json"))
+                if (each.parent / "metrics.jsonl").exists()
+            ]
+            runs += [run for run in found if run is not None]
+        elif path.suffix == ".csv" and TOKENS in path.read_text("utf-8", "replace").partition("\n")[0]:
+            runs.append(read_csv_run(path, math.nan, None))
+        else:
+            runs += RunTable.read(path).runs
+    if not runs:
+        raise UserError(
+            f"No run was found in {', '.join(map(str, paths))}.",
+            "Runs need a stage 'train' that was measured (evaluate_every, questions or tasks).",
+        )
+    named = {run.name: run for run in runs}
+    if len(named) < len(runs):
+        twice = next(run.name for run in runs if named[run.name] is not run)
+        raise UserError(f"Two runs are called '{twice}'.", "Rename one of their folders.")
+    return RunTable(tuple(replace(run, mode="eval") if run.name in target else run for run in runs))
+
+
+def _published_name(key: str) -> str:
+    """The column name of the published runs, where the trainer measured the same thing."""
+    if key == "heldout_loss":
+        return VALIDATION
+    task, _, figure = key.rpartition("/")
+    if not task.endswith("_rc_5shot"):
+        return key
+    accuracy = f"eval/downstream/{task}_{'acc' if task.startswith('boolq') else 'len_norm'}"
+    known = {"bits_per_byte": f"eval/downstream_bpb/{task}_bpb", "accuracy": accuracy}
+    known |= {"soft": f"eval/downstream_soft/{task}_soft", "log_soft": f"eval/downstream_soft_log/{task}_soft_log"}
+    return known.get(figure, key)
+
+
+def collect_run(stage: Path) -> Run | None:
+    """One run from the directory of its stage `train`; None where nothing was measured."""
+    rows = [
+        row
+        for row in read_metrics(stage / "metrics.jsonl")
+        if any(key.endswith("/bits_per_byte") or key == "heldout_loss" for key in row)
+    ]
+    if not rows:
+        return None
+    record = read_json(stage / "stage.json")["content"]["config"]
+    folder = stage.parent
+    facts = read_json(folder / _FACTS) if (folder / _FACTS).exists() else {}
+    model = ModelConfig.model_validate(record["model"]) if record.get("model") else None
+    if model is None:
+        raise UserError(f"'{stage}': the run started from another model, so that its size is not in its configuration.")
+    seq_len, trainer = record["seq_len"], record["trainer"]
+    schedule = ScheduleConfig.model_validate(trainer["schedule"])
+    total = (
+        trainer["steps"]
+        or math.ceil((trainer["tokens"] or 0) / (trainer["batch_size"] * seq_len))
+        or int(rows[-1]["step"])
+    )
+    keys = [
+        key
+        for key in rows[-1]
+        if ("/" in key and not key.startswith(("loss/", "heldout_loss/"))) or key == "heldout_loss"
+    ]
+    metrics = {_published_name(key): np.array([row.get(key, math.nan) for row in rows], dtype=float) for key in keys}
+    peak = trainer["optimizer"]["learning_rate"]
+    last = learning_rate_factor(schedule, total - 1, total, trainer["batch_size"] * seq_len) * peak
+    rates = np.array([row["learning_rate"] for row in rows], dtype=float)
+    return Run(
+        name=facts.get("name", folder.name),
+        n=float(facts.get("n") or size_of(model)),
+        flops_per_token=float(facts.get("flops_per_token") or flops_per_token(model, seq_len)),
+        tokens=np.array([row["step"] * trainer["batch_size"] * seq_len for row in rows], dtype=float),
+        metrics=metrics,
+        size=facts.get("size", ""),
+        step=np.array([row["step"] for row in rows], dtype=float),
+        planned_tokens=float(total * trainer["batch_size"] * seq_len),
+        # A schedule that ends above a share of the peak on purpose is finished all the same: rates are kept where they
+        # tell something.
+        lr=rates if last <= 0.15 * peak else None,
+        lr_peak=peak,
+        seed=facts.get("seed"),
+        source=os.fspath(stage),
+        rows=tuple(int(row["step"]) for row in rows),
+        metadata={"context": seq_len},
+    )

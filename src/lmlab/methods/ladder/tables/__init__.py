@@ -1,0 +1,1 @@
+"""Runs as tables: reading, tasks, targets, writing."""

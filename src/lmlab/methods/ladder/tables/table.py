@@ -1,0 +1,259 @@
+"""The table of runs: for each run its size, its tokens, and what was measured at every checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.ladder.tables.tasks import Task
+
+Floats = NDArray[np.float64]
+Mode = Literal["train", "eval"]
+
+C4 = "eval/c4_en-validation/CrossEntropyLoss"
+TOKENS_PER_PARAMETER = 20  # of one Chinchilla multiple, 1xC
+_END = 0.1
+_DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
+_FINISHED = 0.98  # of the planned tokens
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; K checkpoints in the order of their tokens.
+
+    Attributes:
+        name: its label.
+        n: parameters without the input embedding, with the head.
+        flops_per_token: training FLOPs of a token; None where unknown.
+        tokens: [K] tokens seen.
+        metrics: column -> [K] values.
+        mode: `train` for runs that are fitted, `eval` for targets.
+        planned_tokens: where the run was to end; None where unknown.
+        lr, lr_peak: [K] the learning rate, and its highest value.
+        source: the file, for messages; `rows` are the lines of its checkpoints.
+        metadata: what else is known (tokenizer, context, corpus, epochs), to notice runs that do not belong together.
+    """
+
+    name: str
+    n: float
+    flops_per_token: float | None
+    tokens: Floats
+    metrics: Mapping[str, Floats]
+    mode: Mode = "train"
+    size: str = ""
+    step: Floats | None = None
+    planned_tokens: float | None = None
+    lr: Floats | None = None
+    lr_peak: float | None = None
+    seed: int | None = None
+    source: str = ""
+    rows: tuple[int, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def final_tokens(self) -> float:
+        """Tokens of the last checkpoint, D."""
+        return float(self.tokens[-1])
+
+    @property
+    def multiple(self) -> float:
+        """D over 20 N, rounded to two digits."""
+        return float(f"{self.final_tokens / (TOKENS_PER_PARAMETER * self.n):.2g}")
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole run, 6 N D where the FLOPs of a token are not known."""
+        return (self.flops_per_token or 6 * self.n) * self.final_tokens
+
+    @property
+    def unfinished(self) -> str | None:
+        """Why the run is not finished, or None."""
+        if self.planned_tokens and self.final_tokens < _FINISHED * self.planned_tokens:
+            return f"it has seen {self.final_tokens:.4g} of {self.planned_tokens:.4g} planned tokens"
+        if self.lr is not None and self.lr_peak and len(self.lr) and self.lr[-1] > _DECAYED * self.lr_peak:
+            return f"its learning rate has decayed to {self.lr[-1] / self.lr_peak:.0%} of the peak only"
+        return None
+
+    def final_value(self, values: Floats, last: int) -> float:
+        """The mean of the last values, though of none before the last tenth of the run: earlier ones are not those of a
+        finished run.
+
+        Arguments:
+            values: [K], one for each checkpoint.
+        """
+        at_the_end = int((self.tokens >= (1 - _END) * self.final_tokens).sum())
+        return float(values[-min(last, at_the_end) :].mean())
+
+    def column(self, name: str, task: Task | None = None) -> Floats:
+        """One column, [K].
+
+        Raises:
+            UserError: there is none of this name; the message names file, task and the nearest names.
+        """
+        if name not in self.metrics:
+            near = did_you_mean(name, self.metrics) if len(self.metrics) < 30 else _nearest(name, self.metrics)
+            of = f" of task '{task.name}'" if task else ""
+            raise UserError(f"'{self.source or self.name}': the column '{name}'{of} is missing. {near}")
+        return self.metrics[name]
+
+    def weighted(self, keys: Sequence[str], task: Task) -> Floats:
+        """The weighted sum of several columns, [K]."""
+        return np.asarray(
+            sum(share * self.column(key, task) for key, share in zip(keys, task.shares, strict=True)), dtype=float
+        )
+
+    def accuracy(self, task: Task, variant: Literal["rc", "mc"] = "rc") -> Floats:
+        """[K] accuracy, 0 to 1."""
+        return self.weighted(task.accuracy_keys if variant == "rc" else task.mc_accuracy_keys, task)
+
+    def intermediate(self, task: Task, x: str) -> Floats:
+        """[K] the quantity between the two steps: `bpb`, `c4`, `taskce`, or any column."""
+        match x:
+            case "bpb":
+                return self.weighted(task.loss_keys, task)
+            case "c4":
+                return self.column(C4, task)
+            case "taskce":
+                if not task.soft_log_keys:
+                    raise UserError(f"Task '{task.name}' has no soft_log_keys, which x = taskce needs.")
+                return -self.weighted(task.soft_log_keys, task)
+            case "validation":
+                return np.asarray(np.mean([self.metrics[key] for key in validation_columns(self)], axis=0))
+            case _:
+                return self.column(x, task)
+
+    def keep(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | slice) -> Run:
+        """The same run with some of its checkpoints, in the order of `chosen`."""
+        places = np.arange(len(self))[chosen]
+        return replace(
+            self,
+            tokens=self.tokens[places],
+            metrics={key: values[places] for key, values in self.metrics.items()},
+            step=None if self.step is None else self.step[places],
+            lr=None if self.lr is None else self.lr[places],
+            rows=tuple(self.rows[place] for place in places) if self.rows else (),
+        )
+
+
+def validation_columns(run: Run) -> list[str]:
+    """The columns with cross-entropies of validation sets."""
+    found = sorted(name for name in run.metrics if name.startswith("eval/") and name.endswith("/CrossEntropyLoss"))
+    if not found:
+        raise UserError(f"'{run.source or run.name}' has no columns eval/SET/CrossEntropyLoss.")
+    return found
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """All runs of a ladder, its targets, and models that are points of the accuracy curve only.
+
+    Attributes:
+        runs: runs and targets.
+        external: metrics of other models, by name, for the second step.
+        second: runs of the second step, where they are not those of the first, as for answers by letter.
+    """
+
+    runs: tuple[Run, ...]
+    external: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    second: RunTable | None = None
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, name: str) -> Run:
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise UserError(f"There is no run '{name}'. {did_you_mean(name, [run.name for run in self.runs])}")
+
+    @property
+    def ladder(self) -> RunTable:
+        """The runs that are fitted."""
+        return replace(self, runs=tuple(run for run in self.runs if run.mode == "train"))
+
+    @property
+    def targets(self) -> tuple[Run, ...]:
+        """The runs that are predicted."""
+        return tuple(run for run in self.runs if run.mode == "eval")
+
+    def where(
+        self,
+        max_n: float = np.inf,
+        max_multiple: float = np.inf,
+        min_multiple: float = 0.0,
+        names: Sequence[str] | None = None,
+        without: Sequence[str] = (),
+    ) -> RunTable:
+        """The table with the runs up to a size and between two lengths."""
+        chosen = tuple(
+            run
+            for run in self.runs
+            if run.n <= max_n * 1.0001
+            and min_multiple <= run.multiple <= max_multiple
+            and (names is None or run.name in names)
+            and run.name not in without
+        )
+        return replace(self, runs=chosen)
+
+    @property
+    def paper(self) -> RunTable:
+        """The runs of 1xC and longer, where every size has such runs, without repeated ones: those that the paper fits.
+
+        Targets are kept.
+        """
+        sizes = {run.n for run in self.runs if run.mode == "train"}
+        shortest = 1.0 if sizes <= {run.n for run in self.runs if run.mode == "train" and run.multiple >= 1} else 0.0
+        seen, chosen = set(), []
+        for run in self.runs:
+            key = (run.n, run.multiple)
+            if run.mode == "train" and (run.multiple < shortest or key in seen or run.name.endswith("-rerun")):
+                continue
+            seen.add(key)
+            chosen.append(run)
+        return replace(self, runs=tuple(chosen))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all figures, whatever the order of runs and columns."""
+        total = hashlib.sha256()
+        for run in sorted(self.runs, key=lambda each: each.name):
+            total.update(f"{run.name} {run.n} {run.flops_per_token} {run.mode}".encode())
+            for key in sorted(run.metrics):
+                total.update(key.encode() + np.ascontiguousarray(run.metrics[key]).tobytes())
+            total.update(np.ascontiguousarray(run.tokens).tobytes())
+        total.update(repr(sorted((name, sorted(metrics.items())) for name, metrics in self.external.items())).encode())
+        return total.hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> RunTable:
+        """Read a run table (CSV or Parquet), or a reference configuration (JSON)."""
+        from lmlab.methods.ladder.tables.read import read_table
+
+        return read_table(path)
+
+    @classmethod
+    def from_reference_config(cls, path: Path) -> RunTable:
+        """Read the configuration of the reference implementation and the CSV files that it lists."""
+        from lmlab.methods.ladder.tables.read import read_reference_config
+
+        return read_reference_config(path)
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
+    return f"The nearest: {', '.join(near)}." if near else f"The file has {len(known)} other columns."

@@ -1,0 +1,117 @@
+"""Predictions beside what was measured on a target (Bhagia et al. 2024, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.fitting.chain import fit_chain
+from lmlab.methods.ladder.fitting.points import logs, target_values
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.rungs.plan import parse_length
+from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.tasks import Task
+
+
+@dataclass(frozen=True)
+class TargetError:
+    """One task's errors; relative ones are signed shares, `absolute` is in points.
+
+    The first step's are None for a law without it.
+    """
+
+    task: str
+    loss_predicted: float | None
+    loss_actual: float | None
+    step_1: float | None
+    accuracy_from_actual_loss: float | None
+    step_2: float | None
+    accuracy_predicted: float
+    accuracy_actual: float
+    absolute: float
+    relative: float
+
+
+def score_target(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings, target: Run) -> list[TargetError]:
+    """Fit one chain and compare it with a target, step by step."""
+    chain = fit_chain(table, tasks, settings)
+    x_3Q = logs(target.n, target.final_tokens, target.flops_per_token)[:, None]
+    losses = chain.loss(x_3Q)[0, :, 0]
+    predicted = chain.accuracy(x_3Q)[0, :, 0]
+    actual = np.array([target_values(target, task, settings) for task in tasks])
+    rows = []
+    from_actual = chain.accuracy_of(actual[None, :, :1])[0, :, 0]
+    for place, task in enumerate(tasks):
+        loss, accuracy = actual[place]
+        chained = settings.chained
+        rows.append(
+            TargetError(
+                task.name,
+                float(losses[place]) if chained else None,
+                float(loss) if chained else None,
+                float(losses[place] / loss - 1) if chained else None,
+                float(from_actual[place]) if chained else None,
+                float(from_actual[place] / accuracy - 1) if chained else None,
+                float(predicted[place]),
+                float(accuracy),
+                float(abs(predicted[place] - accuracy) * 100),
+                float(predicted[place] / accuracy - 1),
+            )
+        )
+    return rows
+
+
+def mean_errors(rows: Sequence[TargetError]) -> dict[str, float | None]:
+    """Means over the tasks: absolute in points, the others of absolute relative errors."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [abs(value) for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    return {
+        "absolute": mean([row.absolute for row in rows]),
+        "relative": mean([row.relative for row in rows]),
+        "step_1": mean([row.step_1 for row in rows]),
+        "step_2": mean([row.step_2 for row in rows]),
+    }
+
+
+def only_target(table: RunTable, name: str | None) -> Run:
+    """The target of that name, or the only one.
+
+    Raises:
+        UserError: there is none, or there are several and no name.
+    """
+    if name is not None:
+        return table[name]
+    if len(table.targets) != 1:
+        names = ", ".join(run.name for run in table.targets) or "none"
+        raise UserError(
+            f"One target is needed; the table has: {names}.",
+            "Name it with --target, or mark it when runs are collected.",
+        )
+    return table.targets[0]
+
+
+def target_point(
+    table: RunTable, name: str | None, n: float | None, d: str | None
+) -> tuple[float, float, float | None, Run | None]:
+    """N, D and FLOPs a token of what is predicted, and the measured run where it is one of the table.
+
+    Raises:
+        UserError: neither a target nor both N and D are given.
+    """
+    if n is not None and d is not None:
+        return n, parse_length(d, n), None, table[name] if name is not None else None
+    if n is None and d is None and (name is not None or table.targets):
+        run = only_target(table, name)
+        if not math.isfinite(run.n):
+            raise UserError(
+                f"The number of parameters of '{run.name}' is not known.", "Give -n and -d, or n in the configuration."
+            )
+        return run.n, run.final_tokens, run.flops_per_token, run
+    raise UserError("What is to be predicted? Give both -n and -d, or --target.", "For instance: -n 7e9 -d 4T")

@@ -1,0 +1,55 @@
+from .ablation import AblationConfig, Choice, compare, run_ablation, train_variant
+from .layouts import read_olmo, write_olmo
+from .report import routing_page
+from .routing.collect import collect, load_routed, watch
+from .routing.counters import read_counters
+from .routing.statistics import (
+    RoutingStatistics,
+    cross_layer_routing,
+    domain_specialization,
+    expert_coactivation,
+    jensen_shannon,
+    load_summary,
+    most_coactivated,
+    mutual_information,
+    router_saturation,
+    token_probabilities,
+    vocab_by_expert,
+    vocab_specialization,
+    vocab_summary,
+)
+from .routing.trace import RoutingTrace, concatenate, same_tokens
+from .upcycling import UpcycleConfig, upcycle
+
+__all__ = [
+    "AblationConfig",
+    "Choice",
+    "RoutingStatistics",
+    "RoutingTrace",
+    "UpcycleConfig",
+    "collect",
+    "compare",
+    "concatenate",
+    "cross_layer_routing",
+    "domain_specialization",
+    "expert_coactivation",
+    "jensen_shannon",
+    "load_routed",
+    "load_summary",
+    "most_coactivated",
+    "mutual_information",
+    "read_counters",
+    "read_olmo",
+    "router_saturation",
+    "routing_page",
+    "run_ablation",
+    "same_tokens",
+    "token_probabilities",
+    "train_variant",
+    "upcycle",
+    "vocab_by_expert",
+    "vocab_specialization",
+    "vocab_summary",
+    "watch",
+    "write_olmo",
+]

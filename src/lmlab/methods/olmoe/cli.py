@@ -1,0 +1,311 @@
+"""`lmlab olmoe`: mixtures of experts, traced, analysed, upcycled, compared and converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmlab.commandline.options import DomainField, Set, TextField, example
+from lmlab.errors import UserError
+
+if TYPE_CHECKING:
+    from lmlab.methods.olmoe.routing.trace import RoutingTrace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Mixtures of experts (OLMoE): trace and analyse routers, upcycle dense models, compare design choices.",
+)
+
+Earlier = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A trace of an earlier checkpoint on the same texts, for saturation: NAME=FILE; may be repeated.",
+        show_default=False,
+    ),
+]
+TraceFile = Annotated[Path, typer.Argument(help="A trace, as 'lmlab olmoe trace' writes it.")]
+Step = Annotated[
+    str | None,
+    typer.Option(help="For files with the experts of several checkpoints: which, as step600.", show_default=False),
+]
+
+
+@app.command(
+    epilog=example("lmlab olmoe trace models/OLMoE-1B-7B 'texts/*.jsonl.zst' --domain-field domain --out final.npz")
+)
+def trace(
+    model: Annotated[
+        Path,
+        typer.Argument(help="Directory of a mixture of experts: one of lmlab's families, or any of transformers'."),
+    ],
+    texts: Annotated[str, typer.Argument(help="Files, a glob, a folder or a URL of texts.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The trace, a .npz file.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory of a tokenizer, by default the model's; 'bytes' for a model of raw bytes.",
+            show_default=False,
+        ),
+    ] = None,
+    length: Annotated[
+        int,
+        typer.Option(min=2, help="Tokens of a sequence; texts of a domain are joined and cut, the rest is dropped."),
+    ] = 2048,
+    sequences: Annotated[int, typer.Option(min=1, help="Most sequences of a domain.")] = 102,
+    layers: Annotated[
+        list[int] | None, typer.Option("--layer", help="Only this layer; may be repeated.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 4,
+    text_field: TextField = "text",
+    domain_field: DomainField = None,
+) -> None:
+    """Run a model over texts and store which experts its routers choose for each token."""
+    from lmlab.methods.olmoe.routing.collect import batches_of, collect, load_routed
+    from lmlab.methods.olmoe.routing.texts import cut_texts
+
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}: a trace is a .npz file.")
+    routed = load_routed(model)
+    found = cut_texts(texts, tokenizer or str(model), length, sequences, text_field, domain_field)
+    traced = collect(
+        routed,
+        batches_of(found.ids_ST, batch_size),
+        layers,
+        domains=found.domains,
+        domain_S=found.domain_S.tolist(),
+        total=len(found.ids_ST),
+        about={"model": str(model), "texts": texts},
+    )
+    print(
+        f"{traced.input_ids_ST.size:,} tokens of {len(traced.domains)} domains, layers"
+        f" {', '.join(map(str, traced.layers))}: {traced.save(out)}"
+    )
+
+
+@app.command(epilog=example("lmlab olmoe analyze final.npz --earlier 10%=step-1000.npz --out routing.json"))
+def analyze(
+    trace: TraceFile,
+    earlier: Earlier = None,
+    step: Step = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="All figures as JSON, with intervals.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure load, specialisation, co-activation and saturation, with confidence intervals."""
+    from rich.table import Table
+
+    from lmlab.files import write_json
+    from lmlab.methods.olmoe.report import analyse
+    from lmlab.methods.olmoe.routing.trace import RoutingTrace
+    from lmlab.progress import console
+
+    final = RoutingTrace.load(trace, step)
+    found = analyse(final, _earlier(earlier))
+    k = str(final.top_k)
+    table = Table(title=f"{found['tokens']:,} tokens, {k} of {found['num_experts']} experts", title_justify="left")
+    names = [
+        "layer",
+        "highest load",
+        "entropy",
+        "vocabulary, k = 1",
+        *(f"saturation, {name}" for name in found.get("saturation", {})),
+    ]
+    for name in names:
+        table.add_column(name, justify="right")
+    for place, layer in enumerate(found["layers"]):
+        cells = [
+            str(layer),
+            *(_with_interval(found["load"][k][name], place) for name in ("max_over_mean", "normalised_entropy")),
+        ]
+        cells.append(f"{found['vocab_specialization']['input']['1']['macro'][place]:.3f}")
+        cells += [_with_interval(each[k], place) for each in found.get("saturation", {}).values()]
+        table.add_row(*cells)
+    console.print(table)
+    if out is not None:
+        write_json(out, found)
+        print(f"Figures: {out}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab olmoe report final.npz --earlier 10%=step-1000.npz --tokenizer models/OLMoE-1B-7B --out routing.html"
+    )
+)
+def report(
+    trace: TraceFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("routing.html"),
+    earlier: Earlier = None,
+    step: Step = None,
+    published: Annotated[
+        Path | None, typer.Option(help="Folder with published_*.csv to draw beside.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Directory of a tokenizer, or 'bytes', to show tokens as text.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a page with heat maps and curves."""
+    from lmlab.methods.olmoe.report import routing_page
+    from lmlab.methods.olmoe.routing.texts import decoder
+    from lmlab.methods.olmoe.routing.trace import RoutingTrace
+
+    final = RoutingTrace.load(trace, step)
+    decode = None if tokenizer is None else decoder(tokenizer)
+    page = routing_page(
+        final, _earlier(earlier), published=published, decode=decode, title=f"What the routers of {trace.stem} do"
+    )
+    print(f"Page: {page.write(out)}")
+
+
+@app.command(epilog=example("lmlab olmoe upcycle models/smollm2 models/smollm2-moe --num-experts 4 --top-k 2"))
+def upcycle(
+    source: Annotated[Path, typer.Argument(help="Directory of a dense model.")],
+    target: Annotated[Path, typer.Argument(help="A directory that holds no model yet.")],
+    num_experts: Annotated[int, typer.Option(min=2, help="Experts of each layer.")] = 8,
+    top_k: Annotated[int, typer.Option(min=1, help="Experts for each token.")] = 2,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of each expert's entries that are drawn anew.")
+    ] = 0.0,
+    preserve_function: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Divide the chosen probabilities by their sum, so that the model computes what it did; off as in the"
+                " paper."
+            )
+        ),
+    ] = True,
+    split: Annotated[int, typer.Option(min=1, help="Cut the dense network into so many slices.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the router and the noise.")] = 0,
+) -> None:
+    """Make a mixture of experts from a dense model."""
+    from lmlab.config import validate
+    from lmlab.methods.olmoe.upcycling import UpcycleConfig
+    from lmlab.methods.olmoe.upcycling import upcycle as make
+    from lmlab.models import convert, from_pretrained
+
+    settings = {
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "noise": noise,
+        "preserve_function": preserve_function,
+        "split": split,
+        "seed": seed,
+    }
+    sparse = make(from_pretrained(source), validate(UpcycleConfig, settings, "the options"))
+    done = convert(source, target, model=sparse)
+    print(
+        f"{done.parameters:,} parameters, {sparse.config.num_parameters(active=True):,} active, as {done.model_type}:"
+        f" {target}"
+    )
+
+
+@app.command(
+    name="convert",
+    epilog=example(
+        "lmlab olmoe convert checkpoints/olmo-step1000 models/olmoe", "lmlab olmoe convert DIR OUT --to olmo-core"
+    ),
+)
+def convert_layout(
+    source: Annotated[
+        Path, typer.Argument(help="A checkpoint of OLMo or OLMo-core as safetensors, or for --to a model directory.")
+    ],
+    target: Annotated[Path, typer.Argument(help="A directory that holds no model yet.")],
+    to: Annotated[str, typer.Option(help="hf, olmo or olmo-core.")] = "hf",
+    verify: Annotated[
+        bool, typer.Option(help="Compare the logits of what was written with those of transformers (hf).")
+    ] = False,
+) -> None:
+    """Convert between the layouts of OLMo's training codes and Hugging Face directories."""
+    from lmlab.methods.olmoe.layouts import read_olmo, write_olmo
+    from lmlab.models import compare_with_transformers, from_pretrained, save_pretrained
+
+    if to not in ("hf", "olmo", "olmo-core"):
+        raise UserError(f"--to {to}: known are hf, olmo and olmo-core.")
+    if (target / "model.safetensors").exists() or (target / "config.json").exists():
+        raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
+    if to != "hf":
+        write_olmo(from_pretrained(source), target, "olmo" if to == "olmo" else "olmo-core")
+        print(f"Weights: {target}")
+        return
+    model = read_olmo(source)
+    kind = save_pretrained(model, target)
+    print(f"{model.config.num_parameters():,} parameters as {kind}: {target}")
+    if verify:
+        import torch
+
+        ids = torch.randint(0, model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            logits = model(ids).logits_BTV
+        assert logits is not None
+        print(f"Largest difference to the logits of transformers: {compare_with_transformers(target, ids, logits):.1e}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab olmoe ablate recipes/olmoe-ablations.yaml --texts corpus/ --only fine --only dense --out runs/ablations"
+    )
+)
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The variants, a YAML file.")],
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Folder of JSON lines with text and domain, in place of the file's.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this variant; may be repeated.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory of the run; what is finished there is not done again.")
+    ] = Path("runs/ablations"),
+    set_: Set = None,
+) -> None:
+    """Train variants of a model with several seeds and compare them with significance."""
+    from lmlab.config import apply_overrides, load_yaml, validate
+    from lmlab.hardware import reuse_memory
+    from lmlab.methods.olmoe.ablation import AblationConfig, run_ablation
+
+    reuse_memory()
+    settings = apply_overrides(load_yaml(config) | ({"texts": str(texts)} if texts else {}), set_ or [])
+    found = run_ablation(
+        validate(AblationConfig, settings, f"'{config}'"),
+        out,
+        workers,
+        only or (),
+        lambda job, result: print(f"{job.variant}, seed {job.seed}: {result['loss']:.4f} nats a byte", flush=True),
+    )
+    for row in found["comparisons"]:
+        if row["difference"] is not None:
+            significance = (
+                ""
+                if row["p"] is None
+                else f", 95 % interval {row['interval'][0]:+.4f} to {row['interval'][1]:+.4f}, p = {row['p']:.3f}"
+            )
+            print(
+                f"{row['choice']}: {row['variant']} - {row['against']} = {row['difference']:+.4f} ({row['seeds']}"
+                f" seeds{significance})"
+            )
+    print(f"Results: {out / 'results.json'}\nReport: {out / 'report.html'}")
+
+
+def _earlier(named: list[str] | None) -> dict[str, RoutingTrace]:
+    from lmlab.methods.olmoe.routing.trace import RoutingTrace
+
+    found: dict[str, RoutingTrace] = {}
+    for each in named or []:
+        name, equals, path = each.partition("=")
+        if not equals:
+            raise UserError(
+                f"--earlier {each}: expected NAME=FILE, or NAME=FILE:STEP for a file with several checkpoints."
+            )
+        file, _, step = path.partition(".npz:")
+        found[name] = RoutingTrace.load(Path(f"{file}.npz"), step) if step else RoutingTrace.load(Path(path))
+    return found
+
+
+def _with_interval(figure: dict[str, list[float]], place: int) -> str:
+    half = figure["half_width"]
+    return f"{figure['value'][place]:.3f}" + (f" ± {half[place]:.3f}" if half else "")

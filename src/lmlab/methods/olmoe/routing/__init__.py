@@ -1,0 +1,1 @@
+"""Traces of what routers choose, and their statistics."""

@@ -1,0 +1,1 @@
+"""What a rating is about: bias, extremes, other scorers, weights of criteria."""

@@ -1,0 +1,243 @@
+"""What a selection did: distributions, correlations, topics, groups, and texts to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from lmlab.config import Config
+from lmlab.files import read_json, write_json, write_text
+from lmlab.methods.qurating.analysis.bias import bias_report
+from lmlab.methods.qurating.analysis.extremes import Extreme, extremes, markdown
+from lmlab.methods.qurating.selecting.clusters import cluster_texts
+from lmlab.methods.qurating.selecting.selection import Manifest
+from lmlab.methods.qurating.selecting.settings import SelectionConfig
+from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
+
+_AVERAGE = "_average"
+_BINS = 41
+_TEXT_CHARACTERS = 4000
+
+
+class AnalysisConfig(Config):
+    """What the report looks into.
+
+    Attributes:
+        clusters: topics; 0 for none.
+        groups: columns whose labels the table of bias goes by.
+        examples: texts of each kind to be read.
+        max_rows: of larger corpora, so many rows are looked at.
+    """
+
+    clusters: int = Field(default=25, ge=0)
+    groups: tuple[str, ...] = ()
+    examples: int = Field(default=3, ge=0)
+    max_rows: PositiveInt = 20_000
+
+
+@dataclass
+class Analysis:
+    """Figures for the report; everything is JSON.
+
+    Attributes:
+        criteria: columns of ratings, without `_average`.
+        histograms: by criterion the edges, and the counts by domain and of the chosen rows.
+        correlations: of criteria with each other, and with the logarithm of length.
+        segment_deviation: mean standard deviation over segments of a document, in units of the corpus's.
+        topics: by topic its terms, mean z, share of the corpus's and of the chosen rows.
+        bias: rows of `GroupBias` by column.
+        extremes: texts to read.
+    """
+
+    rows: int = 0
+    of_rows: int = 0
+    criteria: list[str] = field(default_factory=list)
+    histograms: dict[str, Any] = field(default_factory=dict)
+    correlations: list[list[float | None]] = field(default_factory=list)
+    segment_deviation: dict[str, float | None] = field(default_factory=dict)
+    topics: list[dict[str, Any]] = field(default_factory=list)
+    bias: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    extremes: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, directory: Path) -> None:
+        """Write `analysis.json` and `extremes.md`."""
+        write_json(directory / "analysis.json", vars(self))
+        write_text(directory / "extremes.md", markdown([Extreme(**each) for each in self.extremes]))
+
+    @classmethod
+    def read(cls, directory: Path) -> Analysis | None:
+        """What `write` wrote; None where there is nothing."""
+        path = directory / "analysis.json"
+        return cls(**read_json(path)) if path.exists() else None
+
+
+def analyse(
+    table: Tabular,
+    manifest: Manifest | None,
+    selection: SelectionConfig | None,
+    settings: AnalysisConfig,
+    text: str = "text",
+) -> Analysis:
+    """Look into an annotated corpus and a choice from it; of large corpora, at `max_rows` rows spread evenly.
+
+    Arguments:
+        manifest, selection: the choice and its settings; None for the corpus alone.
+        text: the column of texts, for topics and texts to read.
+    """
+    rated = RatedTable(table)
+    known = rated.columns
+    criteria = [name.removesuffix(_AVERAGE) for name in known if name.endswith(_AVERAGE)]
+    domain = selection.domain if selection is not None else ("domain" if "domain" in known else None)
+    id = (selection.id if selection is not None else None) or ("id" if "id" in known else None)
+    names = [f"{name}{_AVERAGE}" for name in criteria] + ["length"]
+    names += [name for name in (domain, id, *settings.groups) if name]
+    names += [f"{name}_chunks" for name in criteria if f"{name}_chunks" in known] + ([text] if text in known else [])
+    rows = _sample(rated, list(dict.fromkeys(names)), settings.max_rows)
+    ratings = {name: rows[f"{name}{_AVERAGE}"] for name in criteria}
+    z = {name: _standard(values) for name, values in ratings.items()}
+    domains = [str(value) for value in rows[domain]] if domain else [""] * len(rows["#place"])
+    chosen = _chosen(rows, rated, manifest)
+    found = Analysis(len(rows["#place"]), rows["#total"], criteria)
+    found.histograms = {name: _histogram(ratings[name], domains, chosen) for name in criteria}
+    found.correlations = _correlations([*ratings.values(), np.log(np.maximum(1, rows["length"]))])
+    found.segment_deviation = {name: _deviation(rows.get(f"{name}_chunks"), ratings[name]) for name in criteria}
+    main = _main(z, selection)
+    for column in settings.groups:
+        finite = np.isfinite(main)
+        groups = [value for value, keep in zip(rows[column], finite, strict=True) if keep]
+        found.bias[column] = [each.row() for each in bias_report(main[finite], chosen[finite], groups)]
+    if text in known:
+        texts = [str(value or "")[:_TEXT_CHARACTERS] for value in rows[text]]
+        if settings.clusters:
+            found.topics = _topics(texts, z, chosen, settings.clusters)
+        ids = rows[id] if id else rows["#place"].tolist()
+        found.extremes = [
+            each for name in criteria for each in _extremes(name, ratings[name], ids, domains, texts, settings.examples)
+        ]
+    return found
+
+
+def _sample(rated: RatedTable, names: Sequence[str], limit: int) -> dict[str, Any]:
+    """Columns of rows that are spread evenly over the corpus; `#place` is each one's number and `#total` the number of
+    all rows.
+    """
+    total = sum(chunk.num_rows for chunk in rated.chunks(["length"]))
+    wanted = np.arange(total) if total <= limit else np.linspace(0, total - 1, limit).astype(np.int64)
+    found: dict[str, Any] = {name: [] for name in names}
+    start = 0
+    for chunk in rated.chunks(names):
+        first, last = np.searchsorted(wanted, [start, start + chunk.num_rows])
+        for name in names:
+            column = chunk.columns[name].take(wanted[first:last] - start)
+            numeric = name.endswith(_AVERAGE) or name == "length"
+            found[name].append(as_floats(column, name) if numeric else column.to_pylist())
+        start += chunk.num_rows
+    for name in names:
+        parts = found[name]
+        found[name] = (
+            np.concatenate(parts)
+            if parts and isinstance(parts[0], np.ndarray)
+            else [value for part in parts for value in part]
+        )
+    return found | {"#place": wanted, "#total": total}
+
+
+def _chosen(rows: dict[str, Any], rated: RatedTable, manifest: Manifest | None) -> NDArray[np.bool_]:
+    if manifest is None:
+        return np.zeros(len(rows["#place"]), bool)
+    firsts: dict[str, int] = {}
+    start = 0
+    for chunk in rated.chunks(["length"]):
+        firsts.setdefault(rated.shards[chunk.shard], start)
+        start += chunk.num_rows
+    shards = manifest.table.column("shard").to_pylist()
+    places = np.array([firsts[shard] for shard in shards], np.int64) + np.asarray(manifest.table.column("row"))
+    return np.isin(rows["#place"], places)
+
+
+def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    finite = values[np.isfinite(values)]
+    spread = finite.std() if len(finite) else 0.0
+    return (values - finite.mean()) / spread if spread else np.zeros(len(values))
+
+
+def _main(z: dict[str, NDArray[np.float64]], selection: SelectionConfig | None) -> NDArray[np.float64]:
+    """The normalised rating that was selected by; without one the mean of all."""
+    weights = {
+        name.removesuffix(_AVERAGE): weight
+        for name, weight in (selection.metrics if selection is not None else {}).items()
+    }
+    weights = {name: weight for name, weight in weights.items() if name in z} or dict.fromkeys(z, 1.0)
+    return _standard(np.sum([weight * z[name] for name, weight in weights.items()], axis=0))
+
+
+def _histogram(values: NDArray[np.float64], domains: Sequence[str], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    finite = np.isfinite(values)
+    if not finite.any():
+        return {"edges": [], "domains": {}, "chosen": []}
+    low, high = np.quantile(values[finite], [0.001, 0.999])
+    edges = np.linspace(low, max(high, low + 1e-9), _BINS)
+    labels = np.array(domains)
+    by_domain = {
+        name: np.histogram(values[finite & (labels == name)], edges)[0].tolist() for name in sorted(set(domains))
+    }
+    return {
+        "edges": edges.tolist(),
+        "domains": by_domain,
+        "chosen": np.histogram(values[finite & chosen], edges)[0].tolist(),
+    }
+
+
+def _correlations(columns: Sequence[NDArray[np.float64]]) -> list[list[float | None]]:
+    kept = np.all([np.isfinite(column) for column in columns], axis=0)
+    if kept.sum() < 3:
+        return [[None] * len(columns)] * len(columns)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matrix = np.corrcoef([column[kept] for column in columns])
+    return [[None if not np.isfinite(value) else round(float(value), 4) for value in row] for row in matrix]
+
+
+def _deviation(chunks: Any, ratings: NDArray[np.float64]) -> float | None:
+    if chunks is None:
+        return None
+    spread = float(np.nanstd(ratings))
+    several = [np.std(each) for each in chunks if each is not None and len(each) > 1]
+    return float(np.mean(several) / spread) if several and spread else None
+
+
+def _topics(
+    texts: Sequence[str], z: dict[str, NDArray[np.float64]], chosen: NDArray[np.bool_], count: int
+) -> list[dict[str, Any]]:
+    clusters = cluster_texts(texts, count)
+    found = []
+    for number, terms in enumerate(clusters.terms):
+        mine = clusters.labels == number
+        if not mine.any():
+            continue
+        ratings = {
+            name: float(np.nanmean(values[mine])) if np.isfinite(values[mine]).any() else None
+            for name, values in z.items()
+        }
+        shares = {"share": float(mine.mean()), "chosen": float(mine[chosen].mean()) if chosen.any() else None}
+        found.append({"terms": terms, "rows": int(mine.sum()), "z": ratings, **shares})
+    return sorted(found, key=lambda topic: -topic["rows"])
+
+
+def _extremes(
+    name: str,
+    ratings: NDArray[np.float64],
+    ids: Sequence[Any],
+    domains: Sequence[str],
+    texts: Sequence[str],
+    count: int,
+) -> list[dict[str, Any]]:
+    return [
+        vars(Extreme(name, domain, place, float(ratings[row]), str(ids[row]), texts[row][:600]))
+        for domain, place, row in extremes(name, ratings, ids, domains, count)
+    ]

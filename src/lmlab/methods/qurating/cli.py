@@ -1,0 +1,293 @@
+"""`lmlab quality`: judge texts by pairs, train a rater, rate a corpus, choose from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.options import DryRun, Redo, Set, example
+from lmlab.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Data selection by perceived quality: judge pairs of texts, train a rater, rate a corpus, sample from it.",
+)
+
+Criteria = Annotated[
+    list[str],
+    typer.Option(
+        "--criterion",
+        metavar="NAME[=CLAUSE]",
+        help="A criterion to judge by; with a clause, or @FILE, one of your own. May be repeated.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality judge corpus/ --tokenizer models/llama --criterion educational_value --judge offline --out"
+        " judged",
+        "lmlab quality judge corpus/ --tokenizer models/llama --judge openai:NAME --base-url URL --key-env JUDGE_KEY"
+        " --max-cost-usd 5 --out judged",
+        "lmlab quality judge corpus/ --tokenizer models/llama --judge exact:models/chat --criterion 'clarity=is"
+        " clearer.' --out judged",
+    )
+)
+def judge(
+    corpus: Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")],
+    tokenizer: Annotated[
+        Path, typer.Option(help="Directory of the rater's tokenizer, by which excerpts are measured.")
+    ],
+    criterion: Criteria = ["educational_value"],  # noqa: B006
+    judge: Annotated[
+        str, typer.Option(help="offline (a rule), exact:DIRECTORY (a local model), openai:MODEL, local:DIRECTORY.")
+    ] = "offline",
+    mode: Annotated[str, typer.Option(help="logprobs or votes.")] = "logprobs",
+    generations: Annotated[int, typer.Option(min=1, help="Votes of a question, with --mode votes.")] = 20,
+    design: Annotated[str, typer.Option(help="adjacent, random, cross_domain or within_domain.")] = "adjacent",
+    n: Annotated[int, typer.Option("--pairs", "-n", min=1, help="Groups to compare.")] = 1000,
+    k: Annotated[int, typer.Option(min=2, help="Texts of a group.")] = 2,
+    tokens: Annotated[str, typer.Option(help="Shortest and longest excerpt.")] = "256,512",
+    seed: Annotated[int, typer.Option(help="Of excerpts and pairs.")] = 42,
+    base_url: Annotated[str | None, typer.Option(help="Address of the endpoint.", show_default=False)] = None,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the key.", show_default=False)
+    ] = None,
+    price: Annotated[
+        str | None, typer.Option(help="PROMPT,COMPLETION in US dollars a million tokens.", show_default=False)
+    ] = None,
+    max_cost_usd: Annotated[float | None, typer.Option(help="Ceiling of the cost.", show_default=False)] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.", show_default=False)] = None,
+    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
+    id_field: Annotated[str | None, typer.Option(help="Field with the id.", show_default=False)] = None,
+    domain_field: Annotated[str | None, typer.Option(help="Field with the domain.", show_default=False)] = None,
+    out: Out = Path("judgments"),
+) -> None:
+    """Compare excerpts by criteria and write soft labels.
+
+    Replies are kept: the same command after a kill asks only what is missing.
+    """
+    from lmlab.config import validate
+    from lmlab.data import Tokenizer
+    from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
+    from lmlab.methods.qurating.rating.pairs import PairConfig
+    from lmlab.methods.qurating.stages import JUDGMENTS, JudgeConfig, judge_documents
+
+    low, _, high = tokens.partition(",")
+    if not (low.strip().isdigit() and high.strip().isdigit()):
+        raise UserError(f"--tokens {tokens}: expected two numbers.", "Write it as 256,512.")
+    pairs = validate(
+        PairConfig, {"design": design, "n": n, "k": k, "tokens": (int(low), int(high)), "seed": seed}, "the options"
+    )
+    options = {
+        "base_url": base_url,
+        "key_env": key_env,
+        "max_cost_usd": max_cost_usd,
+        "concurrency": concurrency,
+        "price": _price(price),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = validate(JudgeConfig, {"judge": judge, "mode": mode, "generations": generations, **given}, "the options")
+    documents = documents_at(corpus, text_field, id_field, domain_field)
+    out.mkdir(parents=True, exist_ok=True)
+    found = judge_documents(documents, Tokenizer.load(tokenizer), parse_criteria(criterion), settings, pairs, out)
+    print(
+        f"{found['groups']:,} groups, {found['questions']:,} questions; {len(found['missing'])} kinds of missing"
+        " labels."
+    )
+    print(f"Judgments: {out / JUDGMENTS}\nLook at them: lmlab quality judge-report {out}")
+
+
+@app.command("judge-report", epilog=example("lmlab quality judge-report judged --out judged.html"))
+def judge_report(
+    judged: Annotated[
+        Path, typer.Argument(help="Folder that `lmlab quality judge` wrote, or judgments in a published layout.")
+    ],
+    generations: Annotated[int, typer.Option(min=1, help="Votes of a question in published judgments.")] = 20,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("judgments.html"),
+) -> None:
+    """Show how sure a judge is, what the order of texts does to it, and what labels are missing where."""
+    from lmlab.files import read_json
+    from lmlab.methods.qurating.commands.shared import print_rows
+    from lmlab.methods.qurating.judge import Judged
+    from lmlab.methods.qurating.judgments import read_judgments
+    from lmlab.methods.qurating.rating.pairs import components
+    from lmlab.methods.qurating.report import judgment_sections
+    from lmlab.methods.qurating.stages import judging_figures
+    from lmlab.reports import Page
+
+    if (judged / "judging.json").exists():
+        figures = read_json(judged / "judging.json")
+    else:
+        judgments = list(read_judgments(judged))
+        connected = components([each.ids or each.texts for each in judgments])
+        figures = judging_figures(Judged(judgments), generations) | {"judge": str(judged), "connected_sets": connected}
+    rows = [
+        [name, each["labels"], each["position_bias"], each["swap_consistency"]]
+        for name, each in figures["criteria"].items()
+    ]
+    print_rows(["criterion", "labels", "position bias", "same winner in both orders"], rows)
+    print(f"Page: {Page('Judgments', sections=judgment_sections(figures)).write(out)}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality train judged --init models/smollm2 --out rater",
+        "lmlab quality train judged --tokenizer tokenizer/ --set size.num_layers=2 --set lr=1e-3 --out rater",
+        "torchrun --nproc-per-node 8 -m lmlab quality train judged --init models/llama-1b --set trainer.precision=bf16"
+        " --out rater",
+    )
+)
+def train(
+    judgments: Annotated[
+        Path,
+        typer.Argument(help="Judgments: a folder of `judge`, or Parquet, Arrow or JSON lines in a published layout."),
+    ],
+    init: Annotated[
+        Path | None, typer.Option(help="Language model whose body the rater takes over.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer of a rater from scratch.", show_default=False)
+    ] = None,
+    heldout: Annotated[
+        Path | None,
+        typer.Option(help="Judgments to measure on, in place of a share of the others.", show_default=False),
+    ] = None,
+    set: Set = None,
+    out: Out = Path("rater"),
+) -> None:
+    """Train a rater on judgments; the settings are those of `RaterConfig`. A training that was cut off goes on."""
+    from lmlab.config import apply_overrides, validate
+    from lmlab.data import Tokenizer
+    from lmlab.distributed import joined
+    from lmlab.methods.qurating import RaterConfig, read_judgments, train_rater
+    from lmlab.methods.qurating.commands.shared import print_rows
+    from lmlab.methods.qurating.stages import judgments_of
+
+    if (init is None) == (tokenizer is None):
+        raise UserError("Give either --init, a model to start from, or --tokenizer, for a rater from scratch.")
+    config = validate(RaterConfig, apply_overrides({}, set or []), "--set")
+    found = list(read_judgments(judgments_of(judgments)))
+    if not found:
+        raise UserError(f"'{judgments}' holds no judgments.")
+    held = None if heldout is None else list(read_judgments(judgments_of(heldout)))
+    criteria = config.criteria or tuple(found[0].average)
+    with joined() as world:
+        trained = train_rater(found, criteria, Tokenizer.load(init or tokenizer or Path()), config, out, init, held)
+    if world.is_main:
+        metrics = trained.results.get("metrics", {})
+        rows = [
+            [name, m, at["pairs"], at["accuracy"], at["ceiling"]]
+            for name, each in metrics.items()
+            for m, at in each["at"].items()
+        ]
+        print_rows(["criterion", "|2y - 1| from", "labels", "accuracy", "ceiling"], rows)
+        print(f"Rater: {out / 'rater'}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality annotate corpus/ --rater rater --out rated",
+        "lmlab quality annotate 's3://bucket/corpus/*.parquet' --rater rater --backend ray --workers 16 --gpus 1 --out"
+        " /shared/rated",
+        "torchrun --nproc-per-node 8 -m lmlab quality annotate corpus/ --rater rater --out rated",
+    )
+)
+def annotate(
+    corpus: Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")],
+    rater: Annotated[Path, typer.Option(help="Directory of a rater.")],
+    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
+    id_field: Annotated[
+        str | None,
+        typer.Option(help="Field with the id; by default rows are named by file and number.", show_default=False),
+    ] = None,
+    input_ids: Annotated[
+        str | None, typer.Option(help="Field with token ids to use in place of texts.", show_default=False)
+    ] = None,
+    ids_tokenizer: Annotated[
+        Path | None, typer.Option(help="Directory of the tokenizer that made them.", show_default=False)
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the corpus to keep, by default all.", show_default=False)
+    ] = None,
+    block: Annotated[int, typer.Option(min=1, help="Rows that are rated at once and written together.")] = 1024,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; under torchrun each rank is one.")] = 1,
+    backend: Annotated[str, typer.Option(help="processes, or ray for a cluster that sees the folder.")] = "processes",
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each process, for Ray.")] = 0,
+    out: Out = Path("rated"),
+) -> None:
+    """Rate every row of a corpus. The same command goes on after a kill, and on other machines shares the work."""
+    import os
+
+    from lmlab.methods.qurating.rating.annotate import Annotation
+    from lmlab.methods.qurating.rating.annotate import annotate as run
+
+    if backend not in ("processes", "ray"):
+        raise UserError(f"Unknown back end '{backend}'.", "Use processes or ray.")
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _cuda() else "auto"
+    job = Annotation(
+        corpus,
+        str(rater),
+        str(out),
+        text_field,
+        id_field,
+        input_ids,
+        None if ids_tokenizer is None else str(ids_tokenizer),
+        block,
+        None if columns is None else tuple(columns.split(",")),
+        device,
+        precision,
+    )
+    found = run(job, workers, "ray" if backend == "ray" else "processes", gpus)
+    print(
+        f"{found['rows']:,} rows, {found['tokens']:,} tokens, {found['empty']:,} empty; {found['rated']:,} were rated"
+        " now."
+    )
+    print(f"Ratings: {out}\nPlan a choice: lmlab quality plan --in {out} --metric NAME_average --tokens N")
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality pipeline quality.yaml --out runs/quality", "lmlab quality pipeline quality.yaml --dry-run"
+    )
+)
+def pipeline(
+    file: Annotated[Path, typer.Argument(help="YAML file with a section 'quality'; see docs/methods/qurating.md.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Directory of the run \\[default: runs/quality].", show_default=False),
+    ] = None,
+    set: Set = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Judge, train, rate, choose and report, from one file. What is finished is skipped."""
+    from lmlab.commandline.options import execute
+    from lmlab.config import apply_overrides, load_yaml
+    from lmlab.methods.qurating.pipeline import pipeline_recipe
+
+    execute(pipeline_recipe(apply_overrides(load_yaml(file), set or []), f"'{file}'"), out, dry_run, redo)
+
+
+def _price(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    prompt, _, completion = text.partition(",")
+    try:
+        return {"prompt": float(prompt), "completion": float(completion)}
+    except ValueError:
+        raise UserError(f"--price {text}: expected two numbers.", "Write it as 0.15,0.60.") from None
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+import lmlab.methods.qurating.commands.selection  # noqa: E402 (adds the commands that choose)
+import lmlab.methods.qurating.commands.weights  # noqa: E402, F401 (adds those that weigh criteria)

@@ -1,0 +1,1 @@
+"""The verbs of `lmlab quality`, by subject."""

@@ -1,0 +1,417 @@
+"""`lmlab quality`: the commands that plan, choose, filter, order, score and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.qurating.cli import app
+
+In = Annotated[
+    list[Path],
+    typer.Option("--in", help="Annotated corpus: file or folder of Parquet, Arrow or JSON lines. May be repeated."),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option("--metric", "-m", help="Column of ratings, such as educational_value_average.", show_default=False),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="A=1,B=.5", help="Several columns with weights.", show_default=False),
+]
+Tokens = Annotated[str, typer.Option("--tokens", help="Budget: 500000, 1.5M, 30B, or a share such as 30%.")]
+Domain = Annotated[
+    str | None,
+    typer.Option("--domain", help="Column of labels that keep their shares; dotted paths work.", show_default=False),
+]
+DomainWeights = Annotated[
+    Path | None, typer.Option(help="YAML file of labels and weights, in place of their shares.", show_default=False)
+]
+Id = Annotated[
+    str | None,
+    typer.Option(
+        "--id", help="Column of ids, which noise is keyed by; by default id, or the row's number.", show_default=False
+    ),
+]
+Length = Annotated[str, typer.Option(help="Column of lengths in tokens.")]
+TokenizerPath = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Counts texts where there are no lengths.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]
+Invert = Annotated[bool, typer.Option("--invert", help="Prefer low ratings.")]
+Drop = Annotated[bool, typer.Option("--drop-nonfinite", help="Leave out rows without a finite rating, and count them.")]
+Skip = Annotated[bool, typer.Option("--skip-empty", help="Leave out rows without tokens, and count them.")]
+Raw = Annotated[bool, typer.Option("--no-normalize", help="Use ratings as they are, not in standard deviations.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality plan --in rated --metric educational_value_average --tokens 30B --domain source_domain"
+    )
+)
+def plan(
+    where: In,
+    tokens: Tokens,
+    metric: Metric = None,
+    weights: Weights = None,
+    domain: Domain = None,
+    domain_weights: DomainWeights = None,
+    id: Id = None,
+    length: Length = "length",
+    tokenizer: TokenizerPath = None,
+    seed: Seed = 42,
+    invert: Invert = False,
+    drop_nonfinite: Drop = False,
+    skip_empty: Skip = False,
+    no_normalize: Raw = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan as JSON.", show_default=False)] = None,
+) -> None:
+    """Show what each temperature would choose: mean rating, effective rows, deciles, domains, overlaps.
+
+    Nothing is drawn or written.
+    """
+    from lmlab.files import write_json
+    from lmlab.methods.qurating.commands.shared import print_rows
+    from lmlab.methods.qurating.selecting.plan import plan_selection
+
+    config = _config(
+        where,
+        "sample",
+        1.0,
+        tokens,
+        metric,
+        weights,
+        domain,
+        domain_weights,
+        id,
+        length,
+        seed,
+        invert,
+        drop_nonfinite,
+        skip_empty,
+        no_normalize,
+    )
+    found = plan_selection(_locations(where), config, measure=_measure(tokenizer))
+    rows = [
+        [each.name, each.mean_z, round(each.rows), round(each.effective_rows), *each.deciles] for each in found.outlooks
+    ]
+    columns = ["setting", "mean z", "rows", "effective rows", *(f"decile {number}" for number in range(1, 11))]
+    print_rows(
+        columns,
+        rows,
+        f"{found.tokens:,} of {found.corpus_tokens:,} tokens, {found.corpus_rows:,} rows; shares of the chosen tokens",
+    )
+    if domain is not None:
+        names = list(found.corpus_domains)
+        shares = [
+            ["corpus", *found.corpus_domains.values()],
+            *([each.name, *each.domains.values()] for each in found.outlooks),
+        ]
+        print_rows(["setting", *names], shares, f"Shares of tokens by {domain}")
+    names = [each.name for each in found.outlooks]
+    print_rows(
+        ["overlap with", *names],
+        [[each.name, *each.overlap.values()] for each in found.outlooks],
+        "Share of a choice that another has too",
+    )
+    if found.repeats > 1:
+        print(f"The corpus does not fill the budget: all rows would have to be repeated {found.repeats:.2f} times.")
+    if out is not None:
+        write_json(out, found.to_json())
+        print(f"Plan: {out}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality select --in rated --metric educational_value_average --mode sample --tau 2.0 --tokens 30B"
+        " --domain source_domain --out chosen",
+        "lmlab quality select --in rated --mode uniform --tokens 10% --out baseline",
+        "lmlab quality select --in rated --weights 'educational_value_average=1,facts_and_trivia_average=.5' --mode"
+        " top_k --tokens 1M --out best",
+    )
+)
+def select(
+    where: In,
+    mode: Annotated[str, typer.Option(help="sample, top_k, bottom_k, uniform, or mixture: the metrics take turns.")],
+    tokens: Tokens,
+    metric: Metric = None,
+    weights: Weights = None,
+    tau: Annotated[
+        float, typer.Option(help="Temperature of the sample, in standard deviations: 0 is top-k, inf uniform.")
+    ] = 2.0,
+    domain: Domain = None,
+    domain_weights: DomainWeights = None,
+    id: Id = None,
+    length: Length = "length",
+    tokenizer: TokenizerPath = None,
+    seed: Seed = 42,
+    invert: Invert = False,
+    drop_nonfinite: Drop = False,
+    skip_empty: Skip = False,
+    no_normalize: Raw = False,
+    cap_duplicates: Annotated[
+        list[str] | None, typer.Option(metavar="COL=1", help="Most rows of each label of a column.", show_default=False)
+    ] = None,
+    uncertainty: Annotated[
+        str | None, typer.Option(help="Column to subtract from the normalised rating.", show_default=False)
+    ] = None,
+    penalty: Annotated[float, typer.Option(min=0, help="How many times it is subtracted.")] = 1.0,
+    manifest_only: Annotated[bool, typer.Option("--manifest-only", help="Do not write texts.")] = False,
+    shard_tokens: Annotated[str, typer.Option(help="Tokens of a written shard.")] = "500M",
+    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    columns: Annotated[str | None, typer.Option(help="Columns to write, by default all.", show_default=False)] = None,
+    out: Out = Path("selection"),
+) -> None:
+    """Choose rows up to a number of tokens: manifest.parquet, selection.json, and the rows as shards N-of-M."""
+    from lmlab.files import write_json
+    from lmlab.methods.qurating.selecting.materialize import materialize
+    from lmlab.methods.qurating.selecting.selection import select as choose
+    from lmlab.methods.qurating.selecting.selection import select_mixture
+    from lmlab.methods.qurating.selecting.token_counts import parse_tokens
+
+    if format not in ("parquet", "jsonl"):
+        raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")
+    config = _config(
+        where,
+        "sample" if mode == "mixture" else mode,
+        tau,
+        tokens,
+        metric,
+        weights,
+        domain,
+        domain_weights,
+        id,
+        length,
+        seed,
+        invert,
+        drop_nonfinite,
+        skip_empty,
+        no_normalize,
+        cap_duplicates=cap_duplicates,
+        uncertainty=uncertainty,
+        penalty=penalty,
+    )
+    places = _locations(where)
+    manifest = (select_mixture if mode == "mixture" else choose)(places, config, measure=_measure(tokenizer))
+    manifest.write(out / "manifest.parquet")
+    write_json(out / "selection.json", manifest.report)
+    report = manifest.report
+    print(
+        f"{report['rows']:,} of {report['of_rows']:,} rows, {report['tokens']:,} of {report['of_tokens']:,} tokens."
+        f" {report['noise']}."
+    )
+    for reason, count in report["dropped"].items():
+        print(f"Left out: {count:,} rows ({reason}).")
+    print(f"Manifest: {out / 'manifest.parquet'}")
+    if not manifest_only:
+        written = materialize(
+            places, manifest, out, columns.split(",") if columns else None, max(1, parse_tokens(shard_tokens)), format
+        )
+        print(f"Shards: {len(written)} in {out}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality filter --in rated --min educational_value_average=0.5 --max length=4096 --out filtered"
+    )
+)
+def filter(
+    where: In,
+    minimum: Annotated[
+        list[str] | None, typer.Option("--min", metavar="COL=X", help="Least value of a column.", show_default=False)
+    ] = None,
+    maximum: Annotated[
+        list[str] | None, typer.Option("--max", metavar="COL=Y", help="Greatest value of a column.", show_default=False)
+    ] = None,
+    id: Id = None,
+    length: Length = "length",
+    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    out: Out = Path("filtered"),
+) -> None:
+    """Keep the rows whose columns are within bounds."""
+    from lmlab.methods.qurating.commands.shared import pairs_of
+    from lmlab.methods.qurating.selecting.materialize import filter_rows
+
+    bounds = pairs_of(minimum or [], "--min", float), pairs_of(maximum or [], "--max", float)
+    if not any(bounds):
+        raise UserError("There is no bound.", "Give --min COLUMN=VALUE or --max COLUMN=VALUE.")
+    found = filter_rows(_locations(where), *bounds, out, format)
+    print(
+        f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are"
+        f" not.\nShards: {out}"
+    )
+
+
+@app.command(
+    epilog=example("lmlab quality order --in chosen --metric required_expertise_average --tau 2.0 --out curriculum")
+)
+def order(
+    where: In,
+    metric: Annotated[str, typer.Option("--metric", "-m", help="Column to order by.")],
+    tau: Annotated[
+        float,
+        typer.Option(min=0, help="Temperature of the sample that the rows come from; 0 orders by the bare rating."),
+    ] = 0.0,
+    descending: Annotated[bool, typer.Option("--descending", help="High to low.")] = False,
+    id: Id = None,
+    seed: Seed = 42,
+    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "jsonl",
+    out: Out = Path("curriculum"),
+) -> None:
+    """Write rows in the order of a curriculum. Train on them with `order: {order: sequential}`."""
+    from lmlab.methods.qurating.selecting.materialize import write_ordered
+
+    path = write_ordered(_locations(where), metric, out, tau=tau, seed=seed, descending=descending, id=id, kind=format)
+    print(f"Rows in order: {path}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab quality score dsir --in corpus.parquet --target good.jsonl --out scored",
+        "lmlab quality score linear --in corpus.parquet --target good.jsonl --out scored",
+        "lmlab quality score ppl --in corpus.parquet --model models/smollm2 --out scored",
+        "lmlab quality score classifier --in rated --grades grades.jsonl --out scored",
+        "lmlab quality score buckets --in scored --columns dsir_average,linear_average --out tiers",
+    )
+)
+def score(
+    kind: Annotated[str, typer.Argument(help="ppl, dsir, linear, classifier or buckets.")],
+    where: In,
+    target: Annotated[str | None, typer.Option(help="Good texts, for dsir and linear.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Option(help="Language model, for ppl.", show_default=False)] = None,
+    grades: Annotated[
+        str | None, typer.Option(help="Graded texts (index, average), for classifier.", show_default=False)
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of scores, for buckets and classifier.", show_default=False)
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
+    id: Id = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the column NAME_average; by default the kind.", show_default=False)
+    ] = None,
+    out: Out = Path("scored"),
+) -> None:
+    """Add a column of another signal: log-likelihood, DSIR, an n-gram classifier, a regression on grades, or buckets
+    over scorers.
+    """
+    from lmlab.methods.qurating.analysis.score_corpus import score_corpus
+
+    count = score_corpus(
+        kind,
+        _locations(where),
+        out,
+        name or kind,
+        text=text_field,
+        target=target,
+        model=model,
+        grades=grades,
+        id=id,
+        columns=columns.split(",") if columns else [],
+    )
+    print(f"{count:,} rows scored.\nScores: {out}")
+
+
+@app.command(epilog=example("lmlab quality report --in rated --selection chosen --groups language --out quality.html"))
+def report(
+    where: In,
+    selection: Annotated[Path, typer.Option(help="Folder that `lmlab quality select` wrote.")],
+    groups: Annotated[
+        str | None, typer.Option(help="Columns for tables of bias, separated by commas.", show_default=False)
+    ] = None,
+    clusters: Annotated[int, typer.Option(min=0, help="Topics; 0 for none.")] = 25,
+    examples: Annotated[int, typer.Option(min=0, help="Texts to read of each kind.")] = 10,
+    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; extremes.md stands beside the selection.")] = Path(
+        "quality.html"
+    ),
+) -> None:
+    """Show what a choice did to domains, topics and groups of texts."""
+    from lmlab.config import validate
+    from lmlab.files import read_json, write_json
+    from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
+    from lmlab.methods.qurating.report import selection_page
+    from lmlab.methods.qurating.selecting.plan import plan_selection
+    from lmlab.methods.qurating.selecting.selection import Manifest
+    from lmlab.methods.qurating.selecting.settings import SelectionConfig
+
+    config = validate(
+        SelectionConfig, read_json(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
+    )
+    places = _locations(where)
+    columns = tuple(groups.split(",")) if groups else ()
+    settings = validate(AnalysisConfig, {"clusters": clusters, "groups": columns, "examples": examples}, "the options")
+    analyse(places, Manifest.read(selection / "manifest.parquet"), config, settings, text_field).write(selection)
+    write_json(selection / "plan.json", plan_selection(places, config).to_json())
+    print(
+        f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read:"
+        f" {selection / 'extremes.md'}"
+    )
+
+
+def _locations(where: list[Path]) -> list[str]:
+    return [str(path) for path in where]
+
+
+def _measure(tokenizer: Path | None) -> Any:
+    if tokenizer is None:
+        return None
+    import numpy as np
+
+    from lmlab.data import Tokenizer
+
+    own = Tokenizer.load(tokenizer)
+    return lambda texts: np.array(
+        [len(ids) for ids in own.encode_batch([text or "" for text in texts.to_pylist()])], np.int64
+    )
+
+
+def _config(
+    where: list[Path],
+    mode: str,
+    tau: float,
+    tokens: str,
+    metric: str | None,
+    weights: list[str] | None,
+    domain: str | None,
+    domain_weights: Path | None,
+    id: str | None,
+    length: str,
+    seed: int,
+    invert: bool,
+    drop: bool,
+    skip: bool,
+    raw: bool,
+    cap_duplicates: list[str] | None = None,
+    **others: Any,
+) -> Any:
+    from lmlab.config import load_yaml, validate
+    from lmlab.methods.qurating.commands.shared import pairs_of
+    from lmlab.methods.qurating.selecting.settings import SelectionConfig
+    from lmlab.methods.qurating.selecting.table import budget_of
+
+    values = {
+        "mode": mode,
+        "tau": tau,
+        "metric": metric,
+        "weights": pairs_of(weights or [], "--weights", float),
+        "domain": domain,
+        "id": id,
+        "length": length,
+        "seed": seed,
+        "invert": invert,
+        "drop_nonfinite": drop,
+        "skip_empty": skip,
+        "normalize": not raw,
+        "tokens": budget_of(tokens, _locations(where), length),
+        "cap_duplicates": pairs_of(cap_duplicates or [], "--cap-duplicates", int),
+        **others,
+    }
+    if domain_weights is not None:
+        values["domains"] = load_yaml(domain_weights)
+    return validate(SelectionConfig, values, "the options")

@@ -1,0 +1,353 @@
+"""Rating a corpus on the disk: by any number of processes, that share the work through leases and go on where others
+were cut off.
+
+The corpus is cut into blocks of rows. A block is rated at once and written whole, so that a resumed annotation is
+bit-equal to one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lmlab.data import Document, RecordSource, Reject, TextSource, Tokenizer, choose_kind, record_source
+from lmlab.data.sources.records import field
+from lmlab.errors import LmlabError, UserError
+from lmlab.fan_out import Backend, fan_out
+from lmlab.files import atomic_file, read_json, sha256_json, write_json
+from lmlab.methods.qurating.leases import Leases
+from lmlab.methods.qurating.problems import TokenizerMismatch
+from lmlab.methods.qurating.rating.rater import Rater, annotation
+from lmlab.methods.qurating.selecting.table import relative_names
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is to be annotated, and where.
+
+    Attributes:
+        corpus: a location of the data layer.
+        rater: directory of a rater.
+        out: folder that receives a Parquet file for each file of the corpus.
+        text, id: fields; without ids rows get their file's name and their number.
+        input_ids: field with token ids that may be used in place of the text, if they were made by the rater's
+            tokenizer.
+        ids_tokenizer: directory of the tokenizer that made them.
+        block: rows that are rated at once.
+        columns: input columns that are kept; None for all.
+    """
+
+    corpus: str
+    rater: str
+    out: str
+    text: str = "text"
+    id: str | None = None
+    input_ids: str | None = None
+    ids_tokenizer: str | None = None
+    block: int = 1024
+    columns: tuple[str, ...] | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class _Job:
+    annotation: Annotation
+    worker: int
+
+
+def annotate(job: Annotation, workers: int = 1, backend: Backend = "processes", gpus: float = 0) -> dict[str, Any]:
+    """Annotate a corpus; returns counts. Run it again after a kill, or at the same time on other machines that see the
+    folder.
+
+    Under `torchrun` each process calls it with one worker.
+
+    Arguments:
+        workers, backend, gpus: as in `fan_out`.
+
+    Raises:
+        TokenizerMismatch: there are only token ids, of another tokenizer.
+        UserError: the folder holds another annotation, or the corpus cannot be read.
+    """
+    Path(job.out).mkdir(parents=True, exist_ok=True)
+    if workers <= 1:
+        return _work(_Job(job, 0))
+    results = [
+        result for _, result in fan_out(_work, [_Job(job, number) for number in range(workers)], workers, backend, gpus)
+    ]
+    return max(results, key=lambda found: found["rows"]) | {"rated": sum(found["rated"] for found in results)}
+
+
+def _work(job: _Job) -> dict[str, Any]:
+    """Rate blocks until there are none, then put the files together."""
+    return _Worker(job.annotation).run()
+
+
+class _Worker:
+    def __init__(self, job: Annotation) -> None:
+        self.job, self.out = job, Path(job.out)
+        self.rater = Rater.from_pretrained(job.rater, device=job.device, precision=job.precision)
+        self.source = _source(job.corpus)
+        self.files = self.source.files()
+        self.names = relative_names(self.files)
+        self.parts = self.out / ".parts"
+        self.leases = Leases(self.out / ".leases")
+        self._agree()
+        self._encode = self._encoder()
+        self.rated = 0
+        self._num_blocks: dict[int, int] = {}
+
+    def _agree(self) -> None:
+        """Hold what the first worker wrote against one's own; the precision that was chosen automatically is the first
+        one's.
+        """
+        path, own = self.out / "annotation.json", self._state()
+        _write_once(path, own)
+        known = read_json(path)
+        if self.job.precision == "auto" and known["precision"] != own["precision"]:
+            self.rater.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[known["precision"]]
+            own = self._state()
+        if known["key"] != own["key"]:
+            raise UserError(
+                f"'{self.out}' holds the annotation of another corpus, or by another rater.", "Choose another folder."
+            )
+
+    def _state(self) -> dict[str, Any]:
+        rater, job = self.rater, self.job
+        precision = "bf16" if rater.dtype == torch.bfloat16 else "fp32"
+        parts = [
+            job.corpus,
+            job.text,
+            job.id,
+            job.input_ids,
+            job.block,
+            job.columns,
+            rater.fingerprint,
+            precision,
+            self.names,
+        ]
+        hashes = {
+            "rater": rater.fingerprint,
+            "tokenizer": rater.tokenizer.fingerprint,
+            "criteria": list(rater.criteria),
+        }
+        return {"key": sha256_json(parts), "done": False, "files": self.names, "precision": precision, **hashes}
+
+    def run(self) -> dict[str, Any]:
+        for number in range(len(self.files)):
+            if self._finished(number):
+                continue
+            for block, records in self._blocks(number):
+                self._num_blocks[number] = block + 1
+                self._try(records, number, block)
+        for number in range(len(self.files)):
+            self._finish(number)
+        return self._summary()
+
+    def _target(self, number: int) -> Path:
+        return self.out / f"{number:05d}.parquet"
+
+    def _finished(self, number: int) -> bool:
+        return self._target(number).exists()
+
+    def _blocks(self, number: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The rows of a file in blocks; records that cannot be read are rows without a text, with the reason."""
+        rows: list[dict[str, Any]] = []
+        block = 0
+        for row in self._rows(number):
+            rows.append(row)
+            if len(rows) == self.job.block:
+                yield block, rows
+                block, rows = block + 1, []
+        if rows:
+            yield block, rows
+
+    def _rows(self, number: int) -> Iterator[dict[str, Any]]:
+        file, name = self.files[number], self.names[number]
+        if isinstance(self.source, TextSource):
+            for document in TextSource(path=file).read():
+                yield {"id": name, **_document_row(document)}
+            return
+        for place, (_, record) in enumerate(self.source.records_of(file, None), 1):
+            if isinstance(record, Reject) or not isinstance(record, dict):
+                reason = record.reason if isinstance(record, Reject) else "no record with named fields"
+                yield {"id": f"{name}:{place}", "rejected": reason}
+                continue
+            keep = self.job.columns
+            kept = record if keep is None else {column: record[column] for column in keep if column in record}
+            row = {
+                **kept,
+                _TEXT: field(record, self.job.text),
+                _IDS: field(record, self.job.input_ids) if self.job.input_ids else None,
+            }
+            if self.job.id is None and "id" not in row:
+                row["id"] = f"{name}:{place}"
+            yield row
+
+    def _rate(self, rows: list[dict[str, Any]], number: int, block: int, part: Path) -> None:
+        encoded = self._encode(rows)
+        finished = []
+        for row, (lengths, scores) in zip(rows, self.rater.rate_ids(encoded), strict=True):
+            own = {key: value for key, value in row.items() if key not in (_TEXT, _IDS)}
+            finished.append(own | annotation(self.rater.criteria, lengths, scores) | {"empty": not lengths})
+        with atomic_file(part) as file:
+            pq.write_table(_arrow(finished, self.rater.criteria), file)
+        self.rated += len(rows)
+        _log.info("%s: block %d, %d rows", self.names[number], block, len(rows))
+
+    def _encoder(self) -> Callable[[list[dict[str, Any]]], list[Sequence[int]]]:
+        job, own = self.job, self.rater.tokenizer
+        if job.input_ids is not None:
+            same = (
+                job.ids_tokenizer is not None and Tokenizer.load(Path(job.ids_tokenizer)).fingerprint == own.fingerprint
+            )
+            if same:
+                return lambda rows: [row.get(_IDS) or [] for row in rows]
+            if not self._has_text():
+                raise TokenizerMismatch(
+                    f"The ids in '{job.input_ids}' were not made by the rater's tokenizer, and there is no text in"
+                    f" '{job.text}'.",
+                    "Name the tokenizer that made them if it is the same (ids_tokenizer), or give a corpus with texts.",
+                )
+            _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenised again", job.input_ids)
+        return lambda rows: list(
+            own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows])
+        )
+
+    def _has_text(self) -> bool:
+        return isinstance(next(iter(self._rows(0)), {}).get(_TEXT), str)
+
+    def _finish(self, number: int) -> None:
+        """Put the parts of a file together, once they are all there; another worker may be at the last of them."""
+        parts = [self._part(number, block) for block in range(self._num_blocks.get(number, 0))]
+        target, name = self._target(number), f"finish-{number:05d}"
+        while not target.exists():
+            if missing := [block for block, part in enumerate(parts) if not part.exists()]:
+                self._help(number, set(missing))
+            elif self.leases.take(name):
+                try:
+                    self._join(parts, target)
+                finally:
+                    self.leases.give_back(name)
+            if not target.exists():
+                time.sleep(_POLL_S)
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+    def _help(self, number: int, missing: set[int]) -> None:
+        """Rate blocks whose workers have died."""
+        for block, records in self._blocks(number):
+            if block in missing and not self._finished(number):
+                self._try(records, number, block)
+
+    def _try(self, records: list[dict[str, Any]], number: int, block: int) -> None:
+        """Rate a block that nobody has rated and nobody holds."""
+        part = self._part(number, block)
+        if part.exists() or not self.leases.take(part.stem):
+            return
+        try:
+            if not part.exists():
+                self._rate(records, number, block, part)
+        finally:
+            self.leases.give_back(part.stem)
+
+    def _part(self, number: int, block: int) -> Path:
+        return self.parts / f"{number:05d}-{block:07d}.parquet"
+
+    def _join(self, parts: Sequence[Path], target: Path) -> None:
+        if not parts:  # a file without rows
+            with atomic_file(target) as file:
+                pq.write_table(pa.table({"length": pa.array([], pa.int64()), "empty": pa.array([], pa.bool_())}), file)
+            return
+        try:
+            schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise LmlabError(
+                f"Records of '{target.name}' hold values of kinds that do not fit one column: {error}.",
+                "Keep fewer columns.",
+            ) from None
+        with atomic_file(target) as file, pq.ParquetWriter(file, schema) as writer:
+            for part in parts:
+                writer.write_table(
+                    pq.read_table(part).cast(schema)
+                    if pq.read_schema(part) == schema
+                    else _promote(pq.read_table(part), schema)
+                )
+
+    def _summary(self) -> dict[str, Any]:
+        rows = tokens = empty = 0
+        for number in range(len(self.files)):
+            table = pq.read_table(self._target(number), columns=["length", "empty"])
+            rows, tokens = rows + len(table), tokens + int(np.asarray(table.column("length")).sum())
+            empty += int(np.asarray(table.column("empty")).sum())
+        state = read_json(self.out / "annotation.json") | {"done": True, "rows": rows, "tokens": tokens, "empty": empty}
+        write_json(self.out / "annotation.json", state)
+        return {"rows": rows, "tokens": tokens, "empty": empty, "rated": self.rated}
+
+
+_TEXT, _IDS = "\0text", "\0ids"
+
+
+def _write_once(path: Path, value: Any) -> None:
+    """Write JSON unless another process has done so."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _source(location: str) -> RecordSource | TextSource:
+    if choose_kind(location) == "text":
+        return TextSource(path=location)
+    return record_source(location)
+
+
+def _document_row(document: Document | Reject) -> dict[str, Any]:
+    if isinstance(document, Reject):
+        return {"rejected": document.reason}
+    return {"text": document.text, "domain": document.domain, _TEXT: document.text}
+
+
+def _arrow(rows: list[dict[str, Any]], criteria: Sequence[str]) -> pa.Table:
+    """Rows as a table; scores are float32, averages float64."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    kinds = {f"{name}_chunks": pa.list_(pa.float32()) for name in criteria} | {
+        f"{name}_average": pa.float64() for name in criteria
+    }
+    kinds |= {"chunk_lengths": pa.list_(pa.int64()), "length": pa.int64()}
+    arrays = []
+    for column in columns:
+        values = [row.get(column) for row in rows]
+        try:
+            arrays.append(pa.array(values, kinds.get(column)))
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise UserError(
+                f"The field '{column}' holds values of several kinds.", "Name the columns to keep without it."
+            ) from None
+    return pa.Table.from_arrays(arrays, names=columns)
+
+
+def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table.column(each.name).cast(each.type) if each.name in table.column_names else pa.nulls(len(table), each.type)
+        for each in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,1 @@
+"""From ratings to a choice of documents: keys, inclusion probabilities, plans, materialization."""

@@ -1,0 +1,324 @@
+"""Choosing rows by threshold: passes over a compact file find, for each domain, the key above which its budget is
+spent.
+
+Noise makes top-k a sample: the rows with the largest z / tau + Gumbel are a sample without replacement with the
+probabilities softmax(z / tau) (Plackett-Luce, QuRating section 4). Such a choice maximises the mean rating less tau
+times its Kullback-Leibler divergence from the corpus.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lmlab.config import validate
+from lmlab.errors import UserError
+from lmlab.files import atomic_file
+from lmlab.methods.qurating.selecting.budgets import domain_budgets
+from lmlab.methods.qurating.selecting.keys import gumbels
+from lmlab.methods.qurating.selecting.moments import Moments, exact_moments, standardize
+from lmlab.methods.qurating.selecting.scan import Measure, Scan, scan
+from lmlab.methods.qurating.selecting.settings import SelectionConfig
+from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
+from lmlab.methods.qurating.selecting.threshold import find_thresholds
+
+_COLUMNS = ("id", "shard", "row", "key", "domain", "length")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows that were chosen, by falling key.
+
+    Attributes:
+        table: columns id, shard, row, key, domain, length.
+        report: counts by domain, moments, budgets, what was left out, and the settings.
+    """
+
+    table: pa.Table
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def ids(self) -> list[Any]:
+        """Of the rows, by falling key."""
+        return self.table.column("id").to_pylist()
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows."""
+        return int(np.asarray(self.table.column("length")).sum())
+
+    def write(self, path: Path) -> None:
+        """Write it as Parquet."""
+        with atomic_file(path) as file:
+            pq.write_table(self.table, file)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read what `write` wrote."""
+        return cls(pq.read_table(path))
+
+
+def select(
+    table: Tabular,
+    config: SelectionConfig | None = None,
+    *,
+    measure: Measure | None = None,
+    text: str = "text",
+    **options: Any,
+) -> Manifest:
+    """Choose rows of a table up to a number of tokens.
+
+    Arguments:
+        table: a location, a table of Arrow, or a mapping of columns; see `RatedTable`. Texts are not read.
+        config: the settings; or give them by name as `options`: `select(path, metric="educational_value_average",
+            mode="sample", tokens=10**9)`.
+        measure: counts the tokens of texts where there are no lengths.
+
+    Raises:
+        NonFiniteRating, EmptyDocument, DuplicateIds, ZeroVariance, BudgetExceedsCorpus, BadTemperature: as their names
+            say.
+        UserError: a column is missing or a setting is wrong.
+    """
+    chosen = config or validate(SelectionConfig, options, "the selection")
+    rated = RatedTable(table)
+    chosen = with_ids(chosen, rated)
+    with tempfile.TemporaryDirectory(prefix="lmlab-select-") as folder:
+        found = scan(rated, chosen, Path(folder), measure, text)
+        return _choose(rated, found, Keys(found, chosen))
+
+
+def select_mixture(
+    table: Tabular, config: SelectionConfig, *, measure: Measure | None = None, text: str = "text"
+) -> Manifest:
+    """Choose by several ratings in turns: each column of `weights` takes its best row that is not yet taken, one after
+    the other, until the budget of a domain is spent. Keys are those of the column that took the row; noise is the same
+    for all columns.
+
+    Raises:
+        UserError: fewer than two columns; and as `select`.
+    """
+    metrics = list(config.weights)
+    if len(metrics) < 2:
+        raise UserError("A mixture needs at least two columns of ratings.", "Give --weights A=1,B=1.")
+    parts = [
+        select(table, config.model_copy(update={"weights": {}, "metric": name}), measure=measure, text=text)
+        for name in metrics
+    ]
+    budgets = {name: each["budget"] for name, each in parts[0].report["domains"].items()}
+    columns = [part.table.to_pydict() for part in parts]
+    taken, kept = set[tuple[str, int]](), list[tuple[int, int]]()
+    for domain, budget in budgets.items():
+        queues = [iter([place for place, name in enumerate(each["domain"]) if name == domain]) for each in columns]
+        spent, turn, idle = 0, 0, 0
+        while spent < budget and idle < len(queues):
+            which = turn % len(queues)
+            turn += 1
+            place = next(
+                (
+                    place
+                    for place in queues[which]
+                    if (columns[which]["shard"][place], columns[which]["row"][place]) not in taken
+                ),
+                None,
+            )
+            idle = idle + 1 if place is None else 0
+            if place is not None:
+                taken.add((columns[which]["shard"][place], columns[which]["row"][place]))
+                kept.append((which, place))
+                spent += columns[which]["length"][place]
+    tables = [
+        part.table.take(pa.array([place for other, place in kept if other == which], pa.int64()))
+        for which, part in enumerate(parts)
+    ]
+    chosen = (
+        pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().sort_by([("key", "descending")])
+    )
+    counts = {name: int((np.array(chosen.column("domain").to_pylist()) == name).sum()) for name in budgets}
+    lengths = np.asarray(chosen.column("length"))
+    labels = np.array(chosen.column("domain").to_pylist(), dtype=object)
+    domains = {
+        name: each | {"rows": counts[name], "tokens": int(lengths[labels == name].sum())}
+        for name, each in parts[0].report["domains"].items()
+    }
+    turns = {name: len(each) for name, each in zip(metrics, tables, strict=True)}
+    report = {
+        **parts[0].report,
+        "rows": len(chosen),
+        "tokens": int(lengths.sum()),
+        "mean_z": None,
+        "domains": domains,
+        "turns": turns,
+    }
+    return Manifest(chosen, report | {"config": config.model_dump(mode="json")})
+
+
+def with_ids(config: SelectionConfig, rated: RatedTable) -> SelectionConfig:
+    """The settings with the column `id` for ids where there is one and no other is named."""
+    return config.model_copy(update={"id": "id"}) if config.id is None and "id" in rated.columns else config
+
+
+class Keys:
+    """The keys of all rows under some settings.
+
+    Attributes:
+        moments: of the combined rating.
+    """
+
+    def __init__(self, found: Scan, config: SelectionConfig) -> None:
+        self.found, self.config = found, config
+        self._columns = [
+            (f"r{number}", found.moments[name], weight) for number, (name, weight) in enumerate(config.metrics.items())
+        ]
+        self.moments = (
+            exact_moments(lambda: (self._combined(rows) for rows in found.rows())) if self._columns else Moments()
+        )
+
+    def _combined(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        if len(self._columns) == 1:
+            column, _, weight = self._columns[0]
+            return np.ascontiguousarray(rows[column]) * weight
+        total = np.zeros(len(rows))
+        for column, moments, weight in self._columns:
+            total += weight * (standardize(rows[column], moments) if moments.std else rows[column] - moments.mean)
+        return total
+
+    def z(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Normalised ratings as they are compared: high is good, whatever the mode."""
+        z = self._combined(rows) if self._columns else np.zeros(len(rows))
+        if self._columns and self.config.normalize and self.moments.std:
+            z = standardize(z, self.moments)
+        if self.config.uncertainty:
+            z = z - self.config.penalty * rows["sd"]
+        return -z if self.config.invert else z
+
+    def of(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Keys in float64; the largest are chosen."""
+        config = self.config
+        if config.mode == "uniform" or (config.mode == "sample" and math.isinf(config.tau)):
+            return gumbels(rows["id64"], config.seed)
+        if not config.noise:
+            return -self.z(rows) if config.mode == "bottom_k" else self.z(rows)
+        return self.z(rows) / config.tau + gumbels(rows["id64"], config.seed)
+
+    def all(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
+        """Rows and their keys."""
+        for rows in self.found.rows():
+            yield rows, self.of(rows)
+
+
+def _choose(table: RatedTable, found: Scan, keys: Keys) -> Manifest:
+    config = keys.config
+    allowed = _capped(found, keys) if config.cap_duplicates else None
+    tokens_D = found.domain_tokens if allowed is None else _tokens_of(found, allowed)
+    budgets = domain_budgets(found.domains, tokens_D, config)
+    rows, row_keys, certain = find_thresholds(keys, np.array(budgets, np.int64), len(found.domains), allowed)
+    ids = _ids(table, found, rows, config.id)
+    order = np.lexsort((ids, -row_keys))
+    rows, row_keys, ids, certain = rows[order], row_keys[order], ids[order], certain[order]
+    kept = _until_spent(rows, certain, budgets)
+    rows, row_keys, ids = rows[kept], row_keys[kept], ids[kept]
+    return Manifest(_manifest_table(found, rows, row_keys, ids), _report(found, keys, rows, budgets))
+
+
+def _until_spent(rows: NDArray[Any], certain: NDArray[np.bool_], budgets: list[int]) -> NDArray[np.bool_]:
+    """Which rows, in falling order of keys, are reached before the budget of their domain is spent."""
+    kept = np.zeros(len(rows), bool)
+    for domain, budget in enumerate(budgets):
+        where = np.flatnonzero(rows["domain"] == domain)
+        lengths = rows["length"][where]
+        kept[where] = np.cumsum(lengths) - lengths < budget
+    assert kept[certain].all(), "rows above a threshold are chosen"
+    return kept
+
+
+def _ids(table: RatedTable, found: Scan, rows: NDArray[Any], path: str | None) -> NDArray[Any]:
+    """The ids of some rows; texts are read again, as only their hashes were kept."""
+    if path is None or found.integer_ids:
+        return rows["id64"].astype(np.int64) if len(rows) == 0 or rows["id64"].max() < 2**63 else rows["id64"]
+    order = np.argsort(rows["position"])
+    positions = rows["position"][order]
+    ids = np.empty(len(rows), object)
+    for chunk in table.chunks([path]):
+        start = found.firsts[chunk.shard] + chunk.first
+        first, last = np.searchsorted(positions, [start, start + chunk.num_rows])
+        ids[order[first:last]] = chunk.columns[path].take(pa.array(positions[first:last] - start)).to_pylist()
+    return ids.astype(str) if len(ids) else ids.astype("U1")
+
+
+def _capped(found: Scan, keys: Keys) -> NDArray[np.bool_]:
+    """Which rows are among the first so many, by key, of their label."""
+    most = next(iter(keys.config.cap_duplicates.values()))
+    parts = [(rows["cap"], row_keys, rows["id64"]) for rows, row_keys in keys.all()]
+    label, key, id64 = (
+        (np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 3
+    )
+    order = np.lexsort((id64, -key, label))
+    starts = np.r_[True, label[order][1:] != label[order][:-1]] if len(order) else np.zeros(0, bool)
+    place = np.arange(len(order))
+    allowed = np.zeros(len(order), bool)
+    allowed[order] = place - np.maximum.accumulate(np.where(starts, place, 0)) < most
+    return allowed
+
+
+def _tokens_of(found: Scan, allowed: NDArray[np.bool_]) -> list[int]:
+    tokens, start = np.zeros(len(found.domains), np.int64), 0
+    for rows in found.rows():
+        kept = allowed[start : start + len(rows)]
+        np.add.at(tokens, rows["domain"][kept], rows["length"][kept])
+        start += len(rows)
+    return tokens.tolist()
+
+
+def _manifest_table(found: Scan, rows: NDArray[Any], keys: NDArray[np.float64], ids: NDArray[Any]) -> pa.Table:
+    shard = np.searchsorted(np.array(found.firsts), rows["position"], side="right") - 1
+    row = rows["position"] - np.array(found.firsts, np.int64)[shard] if len(rows) else rows["position"]
+    columns = [
+        pa.array(ids.tolist() if ids.dtype.kind == "U" else ids),
+        pa.DictionaryArray.from_arrays(pa.array(shard.astype(np.int32)), pa.array(found.shards)),
+        pa.array(row),
+        pa.array(keys),
+        pa.DictionaryArray.from_arrays(pa.array(rows["domain"]), pa.array(found.domains or [""])),
+        pa.array(rows["length"]),
+    ]
+    return pa.Table.from_arrays(columns, names=_COLUMNS)
+
+
+def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> dict[str, Any]:
+    config = keys.config
+    tokens, counts = np.zeros(len(found.domains), np.int64), np.bincount(rows["domain"], minlength=len(found.domains))
+    np.add.at(tokens, rows["domain"], rows["length"])
+    z = keys.z(rows)
+    domains = {
+        name: {
+            "rows": int(counts[d]),
+            "tokens": int(tokens[d]),
+            "budget": budgets[d],
+            "of_rows": found.domain_rows[d],
+            "of_tokens": found.domain_tokens[d],
+        }
+        for d, name in enumerate(found.domains)
+    }
+    return {
+        "rows": len(rows),
+        "tokens": int(tokens.sum()),
+        "of_rows": found.num_rows,
+        "of_tokens": found.num_tokens,
+        "noise": config.describe_noise(),
+        "mean_z": float(z.mean()) if len(z) else None,
+        "moments": {name: {"mean": moments.mean, "std": moments.std} for name, moments in found.moments.items()},
+        "dropped": found.dropped,
+        "domains": domains,
+        "config": config.model_dump(mode="json"),
+    }

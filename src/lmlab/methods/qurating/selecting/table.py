@@ -1,0 +1,220 @@
+"""Tables of rated rows, read column by column: what is not asked for is not read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lmlab.data import ParquetSource, RecordSource, Reject, record_source
+from lmlab.data.sources.records import field
+from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.qurating.selecting.token_counts import parse_tokens, share_of
+from lmlab.storage import open_raw
+
+_ROWS = 2**18
+Tabular = (
+    str | Path | Sequence[str | Path] | Mapping[str, Any] | Any
+)  # the last is a table of Arrow, which has no types
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of a shard.
+
+    Attributes:
+        shard: its number.
+        first: the number of the first row in its shard.
+        columns: arrays by the names that were asked for.
+    """
+
+    shard: int
+    first: int
+    columns: dict[str, pa.Array]
+
+    @property
+    def num_rows(self) -> int:
+        """How many."""
+        return len(next(iter(self.columns.values())))
+
+
+class RatedTable:
+    """Rows with ids, lengths, domains and ratings, in one or several shards.
+
+    Arguments:
+        table: a location of the data layer (file, glob, folder or URL of JSON lines, Parquet or Arrow), several of
+            them, a table of Arrow, or a mapping of columns.
+
+    Attributes:
+        shards: their names, relative to the folder that holds them all.
+    """
+
+    def __init__(self, table: Tabular) -> None:
+        if isinstance(table, Mapping):
+            table = pa.table(dict(table))
+        self._memory = table if isinstance(table, pa.Table) else None
+        self._sources: list[RecordSource] = []
+        if isinstance(table, pa.Table):
+            self.shards, self._files = ["memory"], [""]
+        else:
+            places = [table] if isinstance(table, str | Path) else list(table)
+            found = [
+                (source, file) for source in (record_source(str(place)) for place in places) for file in source.files()
+            ]
+            self._sources, self._files = [source for source, _ in found], [file for _, file in found]
+            self.shards = relative_names(self._files)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns, by the first shard."""
+        if self._memory is not None:
+            return list(self._memory.column_names)
+        if isinstance(self._sources[0], ParquetSource):
+            with open_raw(self._files[0]) as raw:
+                return list(pq.ParquetFile(raw).schema_arrow.names)
+        first: Any = next((record for _, record in self._sources[0].records_of(self._files[0], None)), {})
+        return list(first) if isinstance(first, dict) else []
+
+    def has(self, path: str) -> bool:
+        """Whether there is a column, or a field of one, at a dotted path."""
+        known = self.columns
+        return path in known or path.split(".")[0] in known
+
+    def require(self, path: str) -> str:
+        """The path, if it can be there.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        if not self.has(path):
+            raise UserError(f"There is no column '{path}'. {did_you_mean(path, self.columns)}")
+        return path
+
+    def chunks(self, paths: Sequence[str]) -> Iterator[Chunk]:
+        """All rows in order, with the columns at these dotted paths.
+
+        Raises:
+            UserError: a record cannot be read.
+        """
+        for shard in range(len(self.shards)):
+            first = 0
+            for columns in self._of_shard(shard, paths):
+                chunk = Chunk(shard, first, columns)
+                first += chunk.num_rows
+                yield chunk
+
+    def _of_shard(self, shard: int, paths: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+        if self._memory is not None:
+            for start in range(0, len(self._memory), _ROWS):
+                part = self._memory.slice(start, _ROWS)
+                yield {path: _descend(_whole(part, path), path) for path in paths}
+            return
+        source, file = self._sources[shard], self._files[shard]
+        if isinstance(source, ParquetSource):
+            yield from self._of_parquet(file, paths)
+            return
+        tops = sorted({path.split(".")[0] for path in paths} | set(paths))
+        records: list[Any] = []
+        for where, record in source.records_of(file, tops):
+            if isinstance(record, Reject):
+                raise UserError(f"{record.where} cannot be read: {record.reason}.", "Repair it or leave it out.")
+            if not isinstance(record, dict):
+                raise UserError(f"{where} is no record with named fields.")
+            records.append(record)
+            if len(records) == _ROWS:
+                yield _arrays(records, paths)
+                records = []
+        if records:
+            yield _arrays(records, paths)
+
+    def _of_parquet(self, file: str, paths: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+        with open_raw(file) as raw, pq.ParquetFile(raw) as parquet:
+            if parquet.metadata.num_rows == 0:
+                return
+            names = parquet.schema_arrow.names
+            for path in paths:
+                if path not in names and path.split(".")[0] not in names:
+                    raise UserError(f"'{file}' has no column '{path}'. {did_you_mean(path, names)}")
+            for batch in parquet.iter_batches(_ROWS, columns=list(paths)):
+                yield {path: _descend(_whole(batch, path), path) for path in paths}
+
+
+def relative_names(files: Sequence[str]) -> list[str]:
+    """Names of files relative to the folder that holds them all, with `/`, so that they do not change when the folder
+    is moved.
+    """
+    if len(files) == 1:
+        return [files[0].rpartition("/")[2]]
+    common = (
+        os.path.commonpath([file.rpartition("/")[0] or "." for file in files])
+        if not any("://" in file for file in files)
+        else ""
+    )
+    return [Path(os.path.relpath(file, common)).as_posix() if common else file.split("://", 1)[-1] for file in files]
+
+
+def _whole(table: Any, path: str) -> Any:
+    names = table.schema.names
+    found = table.column(path if path in names else path.split(".")[0])
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def _descend(array: Any, path: str) -> pa.Array:
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if not pa.types.is_struct(array.type):
+        return array
+    for key in path.split(".")[1:]:
+        if not pa.types.is_struct(array.type) or array.type.get_field_index(key) < 0:
+            raise UserError(f"There is no field '{path}'.")
+        array = pc.struct_field(array, key)
+    return array
+
+
+def _arrays(records: Sequence[dict[str, Any]], paths: Sequence[str]) -> dict[str, pa.Array]:
+    found = {}
+    for path in paths:
+        values = [field(record, path) for record in records]
+        if all(value is None for value in values):
+            raise UserError(f"No record has the field '{path}'.", f"The first has: {', '.join(sorted(records[0]))}.")
+        try:
+            found[path] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise UserError(f"The field '{path}' holds values of several kinds.") from None
+    return found
+
+
+def as_floats(array: pa.Array, path: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A column of numbers; null is NaN.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if pa.types.is_null(array.type):
+        return np.full(len(array), np.nan)
+    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
+        raise UserError(f"The column '{path}' holds {array.type}, not numbers.")
+    return np.asarray(pc.fill_null(pc.cast(array, pa.float64()), float("nan")))
+
+
+def budget_of(tokens: str | float, table: Tabular, length: str = "length") -> int:
+    """A number of tokens, or a share of a table's.
+
+    Raises:
+        UserError: it is neither, or there is no column of lengths to take a share of.
+    """
+    share = share_of(tokens)
+    if share is None:
+        return parse_tokens(tokens)
+    rated = RatedTable(table)
+    rated.require(length)
+    return int(
+        share * sum(int(np.nansum(as_floats(chunk.columns[length], length))) for chunk in rated.chunks([length]))
+    )

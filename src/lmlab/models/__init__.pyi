@@ -1,0 +1,73 @@
+from .cache import KVCache
+from .config import PRESETS, ModelConfig, RopeScaling
+from .formats.convert import Conversion, convert
+from .formats.families import family_of
+from .formats.hf import (
+    compare_with_transformers,
+    end_token_ids,
+    from_pretrained,
+    read_config,
+    read_settings,
+    save_pretrained,
+)
+from .formats.peft import load_lora, save_lora
+from .generation.config import DecodingConfig, GenerationConfig
+from .generation.decoding import Continuation, Decoding, PromptScores
+from .generation.generate import Completion, GrowingText, generate, stream
+from .lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
+from .loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
+from .moe.config import LoadBalancingConfig, MoEConfig, RouterZConfig
+from .moe.layer import MoE
+from .moe.losses import RouterLosses, load_balancing_loss, router_z_loss
+from .moe.router import RouterOutput
+from .transformer import Transformer, TransformerOutput, named_tensors
+
+__all__ = [
+    "IGNORE",
+    "PRESETS",
+    "Completion",
+    "Continuation",
+    "Conversion",
+    "Decoding",
+    "DecodingConfig",
+    "GenerationConfig",
+    "GrowingText",
+    "KVCache",
+    "LoRAConfig",
+    "LoadBalancingConfig",
+    "MoE",
+    "MoEConfig",
+    "ModelConfig",
+    "PromptScores",
+    "RopeScaling",
+    "RouterLosses",
+    "RouterOutput",
+    "RouterZConfig",
+    "Targets",
+    "TokenLoss",
+    "TokenScores",
+    "Transformer",
+    "TransformerOutput",
+    "add_lora",
+    "compare_with_transformers",
+    "convert",
+    "end_token_ids",
+    "family_of",
+    "from_pretrained",
+    "fused_cross_entropy",
+    "generate",
+    "load_balancing_loss",
+    "load_lora",
+    "merge_lora",
+    "named_tensors",
+    "read_config",
+    "read_settings",
+    "remove_lora",
+    "router_z_loss",
+    "save_lora",
+    "save_pretrained",
+    "score_targets",
+    "stream",
+    "token_log_probs",
+    "unmerge_lora",
+]

@@ -1,0 +1,1 @@
+"""Attention: the layer, its back ends, rotary positions, and who sees whom."""

@@ -1,0 +1,142 @@
+"""Multi-head attention: grouped key-value heads, rotary positions, QK-norm, separate query, key and value inputs.
+
+Shapes: B batch, T query tokens, S key tokens, D model width, N query heads, K key-value heads, H width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lmlab.models.attention.backends import Backend, attend, attend_with_pattern, attend_with_prefix
+from lmlab.models.attention.rope import Table, apply_rotary
+from lmlab.models.attention.visibility import Visibility
+from lmlab.models.cache import KVCache
+from lmlab.models.config import ModelConfig
+from lmlab.models.linear import Linear
+from lmlab.models.lora import full_weight
+from lmlab.models.norm import make_norm
+from lmlab.models.taps import Taps
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What all layers of one forward pass share.
+
+    Attributes:
+        visibility: which keys each query sees.
+        rotary: cosines and sines for the tokens of this pass, None without rotary positions.
+        cache: keys and values of earlier tokens.
+        backend: how attention is computed.
+        taps: listeners on intermediates.
+    """
+
+    visibility: Visibility
+    rotary: Table | None = None
+    cache: KVCache | None = None
+    backend: Backend = "auto"
+    taps: Taps | None = None
+
+    def tap(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """Show an intermediate to its listeners."""
+        return x if self.taps is None else self.taps(f"blocks.{layer}.{name}", x)
+
+    def wants(self, layer: int, name: str) -> bool:
+        """Whether anyone listens to an intermediate that is only made on demand."""
+        return self.taps is not None and self.taps.wants(f"blocks.{layer}.{name}")
+
+
+class Attention(nn.Module):
+    """Causal self-attention of one layer."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = Linear(config.d_model, width, bias=config.qkv_bias)
+        self.key = Linear(config.d_model, kv_width, bias=config.qkv_bias)
+        self.value = Linear(config.d_model, kv_width, bias=config.qkv_bias)
+        self.output = Linear(width, config.d_model, bias=config.attention_output_bias)
+        self.full_norm = config.qk_norm == "full"
+        self.query_norm = self.key_norm = None
+        if config.qk_norm != "none":
+            self.query_norm = make_norm(config, width if self.full_norm else config.head_dim)
+            self.key_norm = make_norm(config, kv_width if self.full_norm else config.head_dim)
+
+    def forward(
+        self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
+        """Attend, with the query input also serving as key and value input unless those are given.
+
+        Arguments:
+            query: [B, T, D] for all heads, or [B, T, N, D] with an input for each.
+            key, value: [B, T, D], or [B, T, K, D] with an input for each key-value head.
+
+        Returns:
+            the layer's output, [B, T, D].
+        """
+        heads_BTNH = self.heads(query, context, key, value)
+        if context.wants(self.layer, "attention.head_outputs"):
+            out_BTND = context.tap(self.layer, "attention.head_outputs", self.head_outputs(heads_BTNH))
+            out_BTD = out_BTND.sum(2)
+            return out_BTD if self.output.bias is None else out_BTD + self.output.bias
+        return self.output(heads_BTNH.flatten(2))
+
+    def heads(
+        self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
+        """What each head gathers, before the output matrix, [B, T, N, H]; arguments as in `forward`."""
+        q_BNTH = self._project(self.query, self.query_norm, query, self.num_heads)
+        k_BKTH = self._project(self.key, self.key_norm, query if key is None else key, self.num_kv_heads)
+        v_BKTH = self._project(self.value, None, query if value is None else value, self.num_kv_heads)
+        if context.rotary is not None:
+            q_BNTH, k_BKTH = apply_rotary(q_BNTH, context.rotary), apply_rotary(k_BKTH, context.rotary)
+        q_BNTH = context.tap(self.layer, "attention.query", q_BNTH)
+        k_BKTH = context.tap(self.layer, "attention.key", k_BKTH)
+        v_BKTH = context.tap(self.layer, "attention.value", v_BKTH)
+        prefix = None
+        if context.cache is not None:
+            k_BKTH, v_BKTH = (x.to(q_BNTH.dtype) for x in context.cache.update(self.layer, k_BKTH, v_BKTH))
+            prefix = context.cache.prefix
+        if context.wants(self.layer, "attention.pattern"):
+            if prefix is not None:
+                raise ValueError("the attention pattern cannot be tapped on a cache that shares a prefix")
+            out_BTNH = attend_with_pattern(
+                q_BNTH,
+                k_BKTH,
+                v_BKTH,
+                context.visibility,
+                lambda pattern: context.tap(self.layer, "attention.pattern", pattern),
+            )
+        elif prefix is not None:
+            out_BTNH = attend_with_prefix(
+                q_BNTH, k_BKTH, v_BKTH, *prefix.layer(self.layer), context.visibility, prefix.valid()
+            )
+        else:
+            out_BTNH = attend(q_BNTH, k_BKTH, v_BKTH, context.visibility, context.backend)
+        return context.tap(self.layer, "attention.heads", out_BTNH)
+
+    def head_outputs(self, heads_BTNH: Tensor) -> Tensor:
+        """What each head writes to the residual stream, [B, T, N, D]; the output's bias is not part of it."""
+        weight_DNH = full_weight(self.output).to(heads_BTNH.dtype).unflatten(1, (self.num_heads, self.head_dim))
+        return torch.einsum("btnh,dnh->btnd", heads_BTNH, weight_DNH)
+
+    def _project(self, linear: nn.Linear, norm: nn.Module | None, x: Tensor, heads: int) -> Tensor:
+        """[B, T, D], or one input a head [B, T, heads, D], to [B, heads, T, H]."""
+        if x.dim() == 3:
+            flat = linear(x)
+        else:
+            if x.shape[2] != heads:
+                raise ValueError(f"expected one input for each of {heads} heads, got {x.shape[2]}")
+            weight_NHD = full_weight(linear).to(x.dtype).unflatten(0, (heads, self.head_dim))
+            flat = torch.einsum("btnd,nhd->btnh", x, weight_NHD).flatten(2)
+            flat = flat if linear.bias is None else flat + linear.bias
+        if norm is not None and self.full_norm:
+            flat = norm(flat)
+        split = flat.unflatten(-1, (heads, self.head_dim))
+        if norm is not None and not self.full_norm:
+            split = norm(split)
+        return split.transpose(1, 2)

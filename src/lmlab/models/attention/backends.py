@@ -1,0 +1,185 @@
+"""The ways to compute attention. All give the same numbers; `attend` takes the fastest that fits, unless one is named.
+
+- `sdpa`: PyTorch's `scaled_dot_product_attention`, with a dense mask where documents or padding ask for one
+- `blocked`: blocks of queries on a CPU (`blocked_attention`)
+- `one query`: two products for the newest token of each row, on a CPU
+- `flex`: FlexAttention, compiled, whose block mask skips the work across documents
+- `varlen`: `torch.nn.attention.varlen`, documents as sequences of a flat batch; GPU, half precision
+
+Shapes: B batch, T query tokens, S key tokens, N query heads, K key-value heads, G = N / K, H width of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmlab.models.attention.blocked import blocked_attention
+from lmlab.models.attention.visibility import Visibility
+from lmlab.models.dtypes import sum_dtype
+
+Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
+
+
+def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, backend: Backend = "auto") -> Tensor:
+    """What each head gathers.
+
+    Arguments:
+        q_BNTH: queries, [B, N, T, H].
+        k_BKSH, v_BKSH: keys and values, [B, K, S, H].
+        visibility: which keys each query sees.
+        backend: how; `auto` chooses by device, type and visibility.
+
+    Returns:
+        [B, T, N, H].
+
+    Raises:
+        ValueError: the back end that was asked for cannot compute this.
+    """
+    if backend == "auto":
+        backend = _choose(q_BNTH, visibility)
+    if backend == "blocked":
+        _refuse(visibility.is_dense, "blocked", "padding between tokens")
+        return blocked_attention(q_BNTH, k_BKSH, v_BKSH, visibility.starts_BT)
+    if backend == "varlen":
+        _refuse(
+            visibility.is_dense or visibility.num_queries != visibility.num_keys,
+            "varlen",
+            "padding between tokens, or a cache",
+        )
+        return _varlen(q_BNTH, k_BKSH, v_BKSH, visibility)
+    if backend == "flex":
+        _refuse(
+            visibility.is_dense or visibility.num_queries != visibility.num_keys,
+            "flex",
+            "padding between tokens, or a cache",
+        )
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BNTH, k_BKSH, v_BKSH))
+        _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
+        return _flex(q_BNTH, k_BKSH, v_BKSH, visibility)
+    if backend == "one query":
+        return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility)
+    causal = visibility.is_causal and visibility.num_queries == visibility.num_keys
+    everything = visibility.is_causal and visibility.num_queries == 1
+    mask = None if causal or everything else visibility.mask(q_BNTH.device)
+    grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
+    out = F.scaled_dot_product_attention(
+        q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal and not everything, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
+def attend_with_pattern(
+    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, listen: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """As `attend`, by way of the explicit probabilities [B, N, T, S], which `listen` sees and may replace."""
+    group = q_BNTH.shape[1] // k_BKSH.shape[1]
+    k_BNSH, v_BNSH = k_BKSH.repeat_interleave(group, 1), v_BKSH.repeat_interleave(group, 1)
+    scores = (q_BNTH @ k_BNSH.transpose(-1, -2)).to(sum_dtype(q_BNTH)) * q_BNTH.shape[-1] ** -0.5
+    pattern = listen(scores.masked_fill(~visibility.mask(q_BNTH.device), float("-inf")).softmax(-1))
+    return (pattern.to(v_BNSH.dtype) @ v_BNSH).transpose(1, 2)
+
+
+def attend_with_prefix(
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    visibility: Visibility,
+    prefix_valid: Tensor | None,
+) -> Tensor:
+    """As `attend`, after a prefix that several rows share.
+
+    Arguments:
+        prefix_k, prefix_v: keys and values of the prefix, [P, K, L, H]; row r of the batch continues row r // (B / P).
+        prefix_valid: which of its slots are real, [P, L]; None if all are.
+    """
+    batch, heads, length, width = q_BNTH.shape
+    parents, kv_heads = prefix_k.shape[:2]
+    wide = sum_dtype(q_BNTH)
+    q = (q_BNTH * width**-0.5).reshape(parents, batch // parents, kv_heads, heads // kv_heads, length, width)
+    shared = torch.einsum("pckgth,pksh->pckgts", q, prefix_k.to(q.dtype)).to(wide)
+    if prefix_valid is not None:
+        shared = shared.masked_fill(~prefix_valid[:, None, None, None, None, :], float("-inf"))
+    own = torch.einsum("bkgth,bksh->bkgts", q.flatten(0, 1), k_BKSH).to(wide)
+    own = own.masked_fill(~visibility.mask(q.device)[:, :, None], float("-inf")).reshape(*shared.shape[:-1], -1)
+    top = torch.maximum(shared.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
+    shared, own = (shared - top).exp(), (own - top).exp()
+    total = shared.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
+    out = torch.einsum("pckgts,pksh->pckgth", shared.to(q.dtype), prefix_v.to(q.dtype)).to(wide)
+    out = out + torch.einsum("bkgts,bksh->bkgth", own.to(q.dtype).flatten(0, 1), v_BKSH).reshape(out.shape)
+    return (out / total).to(q.dtype).reshape(batch, heads, length, width).transpose(1, 2)
+
+
+def _one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    batch, heads, _, width = q_BN1H.shape
+    kv_heads, slots = k_BKSH.shape[1:3]
+    queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
+    scores = torch.bmm(queries, k_BKSH.reshape(-1, slots, width).transpose(1, 2))
+    if not visibility.is_causal:
+        hidden_B1S = ~visibility.mask(scores.device)[:, :, 0]
+        scores.view(batch, -1, slots).masked_fill_(hidden_B1S, float("-inf"))
+    return torch.bmm(scores.softmax(-1), v_BKSH.reshape(-1, slots, width)).view(batch, 1, heads, width)
+
+
+def _choose(q_BNTH: Tensor, visibility: Visibility) -> Backend:
+    if q_BNTH.device.type == "cpu":
+        if visibility.num_queries == 1 and not torch.is_grad_enabled():
+            return "one query"
+        return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "blocked"
+    if q_BNTH.device.type != "cuda" or visibility.starts_BT is None or visibility.num_queries != visibility.num_keys:
+        return "sdpa"
+    if q_BNTH.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+        return "varlen"
+    return "flex"
+
+
+def _refuse(condition: bool, backend: str, what: str) -> None:
+    if condition:
+        raise ValueError(f"the attention back end '{backend}' does not handle {what}; use 'sdpa'")
+
+
+def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, heads, length, width = q_BNTH.shape
+    borders, longest = visibility.sequences(batch, q_BNTH.device)
+    known = _varlen_parameters()
+    extra: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if heads != k_BKSH.shape[1]:
+        if "enable_gqa" in known:
+            extra["enable_gqa"] = True
+        else:
+            k_BKSH, v_BKSH = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k_BKSH, v_BKSH))
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNTH, k_BKSH, v_BKSH))
+    out: Any = varlen_attn(q, k, v, borders, borders, longest, longest, **extra)
+    return out.view(batch, length, heads, width)
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _flex(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
+    out = _flex_attention(q_BNTH.device.type)(
+        q_BNTH, k_BKSH, v_BKSH, block_mask=visibility.block_mask(q_BNTH.device), enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
+@cache
+def _flex_attention(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention

@@ -1,0 +1,90 @@
+"""Any checkpoint that lmlab reads to a Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.models.formats.hf import NATIVE, compare_with_transformers, from_pretrained, save_pretrained
+from lmlab.models.formats.peft import load_lora
+from lmlab.models.lora import remove_lora
+from lmlab.models.transformer import Transformer
+
+_TOLERANCE = 1e-4
+_CHECKED_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        model_type: a Hugging Face family, or "lmlab" when none has the model's features.
+        difference: the largest difference to the logits of `transformers`, if it was asked for.
+    """
+
+    model_type: str
+    parameters: int
+    difference: float | None = None
+
+
+def convert(
+    source: Path,
+    target: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    allow_pickle: bool = False,
+    check: bool = False,
+    adapter: Path | None = None,
+    model: Transformer | None = None,
+) -> Conversion:
+    """Read a model and write it, with its tokenizer and generation settings, as a Hugging Face directory.
+
+    Arguments:
+        source: a Hugging Face directory, one in lmlab's own format, or a GGUF file.
+        target: a directory that holds no model yet.
+        dtype: of the weights; None keeps that of the source.
+        max_shard_bytes: weights beyond this are cut into several files.
+        allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
+        model: what is written, in place of the model in `source`, from which then only the tokenizer and the settings
+            are taken.
+        adapter: LoRA adapters to fold into the weights.
+        check: compare the logits of what was written with those of `transformers`, in fp32.
+
+    Raises:
+        UserError: the target holds a model, or the source cannot be read.
+        LmlabError: the logits differ by more than 1e-4.
+    """
+    if (target / "config.json").exists():
+        raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
+    if model is None:
+        model = from_pretrained(source, dtype=dtype, allow_pickle=allow_pickle)
+    if adapter is not None:
+        load_lora(model, adapter, allow_pickle=allow_pickle)
+        remove_lora(model, merge=True)
+    model_type = save_pretrained(model, target, dtype, companions=source, max_shard_bytes=max_shard_bytes)
+    parameters = model.config.num_parameters()
+    if not check:
+        return Conversion(model_type, parameters)
+    if model_type == NATIVE:
+        raise UserError(
+            f"'{target}' was written, but no Hugging Face family has this model's features: there is nothing to compare"
+            " with."
+        )
+    if model.config.num_labels is not None:
+        raise UserError(
+            f"'{target}' was written, but the check compares next-token logits, which a model with a scalar head has"
+            " not."
+        )
+    ids = torch.randint(0, model.config.vocab_size, (2, _CHECKED_TOKENS), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = from_pretrained(target)(ids).logits_BTV
+    assert logits is not None
+    difference = compare_with_transformers(target, ids, logits)
+    if not difference <= _TOLERANCE * max(1.0, float(logits.abs().max())):
+        raise LmlabError(f"The logits of '{target}' differ by {difference:.1e} in transformers.")
+    return Conversion(model_type, parameters, difference)

@@ -1,0 +1,51 @@
+"""GGUF files, read through `transformers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import LmlabError, missing_extra
+from lmlab.models.formats.families import Settings
+
+
+def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
+    """The configuration and the de-quantised fp32 tensors of a GGUF file, by their Hugging Face names.
+
+    Raises:
+        UserError: `transformers`, `gguf` or `accelerate` is not installed.
+        LmlabError: `transformers` cannot read it.
+    """
+    _require_gguf()
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise LmlabError(f"'{file}' cannot be read: {str(error).splitlines()[0]}.") from None
+    return model.config.to_dict(), dict(model.state_dict())
+
+
+def convert_tokenizer(file: Path, directory: Path) -> Settings:
+    """Write the tokenizer of a GGUF file as a Hugging Face one; return its special token ids."""
+    _require_gguf()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    tokenizer.save_pretrained(directory)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {key: value for key, value in ids.items() if value is not None}
+
+
+def _require_gguf() -> None:
+    for module in ("transformers", "gguf", "accelerate"):
+        try:
+            __import__(module)
+        except ImportError:
+            raise missing_extra(module, "gguf", "Reading GGUF files") from None

@@ -1,0 +1,379 @@
+"""Models to and from Hugging Face directories: `config.json`, safetensors in one file or many, generation settings,
+tokenizer.
+
+A model whose features fit no family (`families`) is saved under lmlab's own names (`model_type: lmlab`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmlab.config import validate
+from lmlab.errors import LmlabError, UserError, missing_extra
+from lmlab.files import read_json, write_json
+from lmlab.models.config import ModelConfig
+from lmlab.models.formats.families import FAMILIES, Settings, family_of, find_family, from_settings, to_settings
+from lmlab.models.formats.names import Layout, Shape
+from lmlab.models.formats.pickles import read_pickle
+from lmlab.models.transformer import Transformer, named_tensors
+
+NATIVE = "lmlab"
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a checkpoint holds: `shapes` of its tensors, and how to `get` one."""
+
+    where: str
+    shapes: Mapping[str, Shape]
+    get: Callable[[str], Tensor]
+
+
+def from_pretrained(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    num_labels: int | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+) -> Transformer:
+    """Read a Hugging Face directory of a known family, a directory in lmlab's own format, or a GGUF file.
+
+    Arguments:
+        path: the directory, or a `.gguf` file (or a directory that holds nothing but one), which `transformers` reads.
+        dtype: of the weights; None keeps that of the files.
+        num_labels: give a language model a fresh scalar head with so many outputs in place of its own.
+        seed: of the fresh head.
+        allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
+
+    Returns:
+        the model in evaluation mode.
+
+    Raises:
+        UserError: a file is missing, the family is unknown, its configuration asks for what lmlab does not have, or the
+            weights are a pickle.
+        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once by the names in the file; or
+            damaged files.
+    """
+    path = Path(path)
+    if (gguf := _find_gguf(path)) is not None:
+        from lmlab.models.formats.gguf import read_gguf
+
+        settings, tensors = read_gguf(gguf)
+        config, layout = _layout(settings, gguf, num_labels)
+        stored = _Stored(
+            str(gguf), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__
+        )
+        return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
+    settings = read_settings(path)
+    config, layout = _layout(settings, path / "config.json", num_labels)
+    with ExitStack() as stack:
+        stored = _open(path, stack, allow_pickle)
+        return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
+
+
+def save_pretrained(
+    model: Transformer,
+    directory: Path,
+    dtype: torch.dtype | None = torch.float32,
+    *,
+    tokens: Mapping[str, Any] | None = None,
+    companions: Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> str:
+    """Write `config.json`, `generation_config.json` and safetensors, and carry a tokenizer along.
+
+    Arguments:
+        dtype: of the written weights; None keeps theirs.
+        tokens: `bos_token_id`, `eos_token_id`, `pad_token_id` for both configurations.
+        companions: a directory whose tokenizer, chat template and generation settings are copied; a GGUF file's
+            tokenizer is converted.
+        max_shard_bytes: weights beyond this are cut into several files with an index.
+
+    Returns:
+        the `model_type` written: a Hugging Face family, or "lmlab" when none has the model's features.
+    """
+    family = family_of(model.config)
+    directory.mkdir(parents=True, exist_ok=True)
+    given = dict(tokens or {})
+    token_ids, generation = ({}, {}) if companions is None else _copy_companions(companions, directory)
+    parameters = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    if unknown := [name for name in parameters if "lora_" in name]:
+        raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
+    layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    write_json(directory / "generation_config.json", token_ids | generation | given)
+    _write_weights(directory, layout, parameters, dtype, max_shard_bytes)
+    if family is None:
+        settings: Settings = {"model_type": NATIVE, "lmlab": model.config.model_dump()}
+    else:
+        written = dtype or next(iter(parameters.values())).dtype
+        settings = to_settings(model.config, family) | {"dtype": str(written).removeprefix("torch.")}
+    write_json(directory / "config.json", settings | dict.fromkeys(_TOKENS) | token_ids | given)
+    return str(settings["model_type"])
+
+
+def read_settings(directory: Path) -> Settings:
+    """The `config.json` of a model directory.
+
+    Raises:
+        UserError: there is none, or it does not hold a mapping.
+    """
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise UserError(
+            f"There is no model directory '{directory}'.",
+            "Give the path of a local directory; lmlab downloads nothing by itself.",
+        )
+    if not path.exists():
+        raise UserError(f"'{directory}' is not a model directory (config.json is missing).")
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"'{path}' does not hold a mapping.", "Copy or export the model again.")
+    return settings
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape of the model in a directory.
+
+    Raises:
+        UserError: there is none, its family is unknown, or it has what lmlab does not.
+    """
+    return _layout(read_settings(directory), directory / "config.json", None)[0]
+
+
+def end_token_ids(directory: Path) -> tuple[int, ...]:
+    """The tokens that end a text, by `generation_config.json`; none where it says nothing."""
+    path = directory / "generation_config.json"
+    known = read_json(path).get("eos_token_id") if path.exists() else None
+    return tuple(known) if isinstance(known, list) else () if known is None else (known,)
+
+
+def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[ModelConfig, Layout]:
+    if settings.get("model_type") == NATIVE:
+        family, config = None, validate(ModelConfig, settings.get("lmlab", {}), f"'{path}'")
+    else:
+        family = find_family(settings, f"'{path}'")
+        config = from_settings(settings, family, path)
+    if num_labels is not None:
+        config = ModelConfig.model_validate(config.model_dump() | {"num_labels": num_labels})
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(Transformer(config)).items()}
+    return config, Layout(config, family, shapes)
+
+
+def _build(
+    config: ModelConfig,
+    layout: Layout,
+    stored: _Stored,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    head_seed: int | None,
+) -> Transformer:
+    layout.take_stacked(stored.shapes)
+    names = {layout.canonical(name): name for name in stored.shapes}
+    found = {name: stored.shapes[original] for name, original in names.items()}
+    problems = layout.problems(found)
+    if head_seed is not None:
+        problems = [problem for problem in problems if problem != "missing score.weight"]
+    if problems:
+        rows = found.get(layout.locations["embedding.weight"].names[0], (0,))[0]
+        remedy = f"The vocabulary is padded: set vocab_size to {rows}." if rows > config.vocab_size else None
+        raise LmlabError(f"'{stored.where}' does not fit its configuration: " + "; ".join(problems) + ".", remedy)
+
+    def get(name: str) -> Tensor:
+        return stored.get(names[name])
+
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = {}
+    for name, location in layout.locations.items():
+        if all(each in names for each in location.names):
+            weights[name] = location.read(get).to(device, dtype).contiguous()
+    if "score.weight" not in weights and model.score is not None:
+        like = next(iter(weights.values()))
+        weights["score.weight"] = torch.empty(model.score.weight.shape, dtype=like.dtype, device=device)
+        model.load_state_dict(
+            weights, assign=True, strict=False
+        )  # what is missing was named above; experts of several layers are one tensor
+        model.initialize_parameter("score.weight", head_seed or 0)
+    else:
+        model.load_state_dict(weights, assign=True, strict=False)
+    return model.eval()
+
+
+def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> _Stored:
+    """The tensors of a directory, from one file or several, opened but not read."""
+    if (directory / _INDEX).exists():
+        return _open_files(directory, _shards(directory / _INDEX), stack)
+    if (directory / _WEIGHTS).exists():
+        return _open_files(directory, [_WEIGHTS], stack)
+    pickled = [name for name in (_PICKLE, _PICKLE_INDEX) if (directory / name).exists()]
+    if not pickled:
+        raise UserError(f"'{directory}' holds no {_WEIGHTS}.")
+    if not allow_pickle:
+        remedy = "If you trust where it comes from: lmlab convert --allow-pickle SOURCE TARGET"
+        raise UserError(f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.", remedy)
+    tensors: dict[str, Tensor] = {}
+    for name in [_PICKLE] if pickled[0] == _PICKLE else _shards(directory / _PICKLE_INDEX):
+        tensors |= read_pickle(directory / name, mmap=True)
+    return _Stored(str(directory), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
+
+
+def _shards(index: Path) -> list[str]:
+    found = read_json(index)
+    names = sorted(set(found.get("weight_map", {}).values())) if isinstance(found, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise LmlabError(f"'{index}' is not an index of weights.", "Copy or export the model again.")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise LmlabError(
+            f"'{index.parent}' lacks {len(missing)} of {len(names)} files of weights: {', '.join(missing)}.",
+            "Copy the model again.",
+        )
+    return names
+
+
+def _open_files(directory: Path, names: list[str], stack: ExitStack) -> _Stored:
+    shapes: dict[str, Shape] = {}
+    files: dict[str, Any] = {}
+    for name in names:
+        try:
+            file = stack.enter_context(safe_open(directory / name, "pt"))
+        except SafetensorError as error:
+            raise LmlabError(f"'{directory / name}' is damaged ({error}).", "Copy or export the model again.") from None
+        for tensor in file.keys():  # noqa: SIM118 (not a mapping)
+            shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
+            files[tensor] = file
+    where = str(directory / names[0]) if len(names) == 1 else str(directory)
+    return _Stored(where, shapes, lambda name: files[name].get_tensor(name))
+
+
+def _write_weights(
+    directory: Path, layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
+) -> None:
+    shards = list(_cut(layout, parameters, dtype, max_shard_bytes))
+    names = (
+        [_WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
+    for file, shard in zip(names, shards, strict=True):
+        tensors = {name: layout.write(name, parameters).to("cpu", dtype).contiguous() for name in shard}
+        temporary = directory / f".{file}.{os.getpid()}.tmp"
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            shutil.copymode(
+                directory / "generation_config.json", temporary
+            )  # the library makes it readable to its owner alone
+            os.replace(temporary, directory / file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(size for shard in shards for size in shard.values())
+        write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for stale in directory.glob("model*.safetensors*"):
+        if stale.name not in names and not (stale.name == _INDEX and len(shards) > 1):
+            stale.unlink()
+
+
+def _cut(
+    layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
+) -> Iterator[dict[str, int]]:
+    """Names and bytes of the tensors of each file."""
+    width = (dtype or next(iter(parameters.values())).dtype).itemsize
+    shard: dict[str, int] = {}
+    for name, shape in layout.shapes.items():
+        size = width * int(torch.Size(shape).numel())
+        if shard and sum(shard.values()) + size > limit:
+            yield shard
+            shard = {}
+        shard[name] = size
+    yield shard
+
+
+def _copy_companions(source: Path, directory: Path) -> tuple[Settings, Settings]:
+    """Copy the tokenizer; return the token ids of the source's configuration, and its generation settings."""
+    if (gguf := _find_gguf(source)) is not None:
+        from lmlab.models.formats.gguf import convert_tokenizer
+
+        return convert_tokenizer(gguf, directory), {}
+    if source.resolve() != directory.resolve():
+        for name in _COMPANIONS:
+            if (source / name).exists():
+                shutil.copyfile(source / name, directory / name)
+    settings, generation = read_settings(source), source / "generation_config.json"
+    token_ids = {key: settings[key] for key in _TOKENS if settings.get(key) is not None}
+    return token_ids, read_json(generation) if generation.exists() else {}
+
+
+def _find_gguf(path: Path) -> Path | None:
+    if path.suffix == ".gguf":
+        if not path.exists():
+            raise UserError(f"There is no file '{path}'.")
+        return path
+    if path.is_dir() and not (path / "config.json").exists():
+        found = sorted(path.glob("*.gguf"))
+        if len(found) > 1:
+            raise UserError(
+                f"'{path}' holds {len(found)} GGUF files: {', '.join(file.name for file in found)}.",
+                "Name one of them.",
+            )
+        return found[0] if found else None
+    return None
+
+
+def compare_with_transformers(directory: Path, input_ids_BT: Tensor, logits_BTV: Tensor) -> float:
+    """The largest difference of the logits that `transformers` computes from a saved directory, in fp32.
+
+    Arguments:
+        logits_BTV: ours, of the same ids.
+
+    Raises:
+        UserError: `transformers` is not installed.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise missing_extra("transformers", "hf", "Comparing logits") from None
+    logging.disable_progress_bar()
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return float((logits_BTV - theirs(input_ids_BT).logits).abs().max())
+
+
+__all__ = [
+    "FAMILIES",
+    "NATIVE",
+    "compare_with_transformers",
+    "family_of",
+    "from_pretrained",
+    "read_settings",
+    "save_pretrained",
+]

@@ -1,0 +1,333 @@
+"""Adapters in the directories of the `peft` library: `adapter_config.json` beside `adapter_model.safetensors`.
+
+A model of a Hugging Face family has its adapters under that family's names, so that either library reads what the other
+one wrote. Where a family stores several of our projections as one matrix (GPT-2's `c_attn`), one adapter there is one
+for each of them here, with a common A. On the way back adapters that still have a common A are written as one; others
+are laid together, A over A and B along a diagonal, and a note in the file's header keeps their ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import read_json, write_json
+from lmlab.models.formats.families import family_of
+from lmlab.models.formats.names import Layout, Shape
+from lmlab.models.formats.pickles import read_pickle
+from lmlab.models.lora import LoRALinear, adaptable, adapters, attach, freeze, trained_fully
+from lmlab.models.transformer import Transformer
+
+_PREFIX = "base_model.model."
+_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_RANKS = "lmlab_ranks"
+_PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base model's weights
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_qalora",
+)
+
+
+def save_lora(model: Transformer, directory: Path | str, *, base: str | None = None) -> None:
+    """Write the adapters of a model, and the modules that are trained beside them.
+
+    Arguments:
+        base: where the base model is, for those who read the directory.
+
+    Raises:
+        UserError: the model has no adapters.
+    """
+    directory, found = Path(directory), adapters(model)
+    if not found:
+        raise UserError("The model has no adapters to save.")
+    layout = _layout(model)
+    groups = _groups(layout, list(found))
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    parts: dict[str, list[int]] = {}
+    for stored, members in groups.items():
+        a, b, scale, parts[stored] = _lay_together(
+            [found.get(name) for name in members], [layout.rows(name) for name in members]
+        )
+        tensors |= {f"{_PREFIX}{stored}.lora_A.weight": a, f"{_PREFIX}{stored}.lora_B.weight": b}
+        ranks[stored], alphas[stored] = len(a), scale * len(a)
+    full = layout.stored_of(trained_fully(model))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors |= {_PREFIX + stored: layout.write(stored, parameters) for stored in full}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    scalar = model.config.num_labels is not None
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if scalar else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": _shortest(alpha),
+        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(name): _shortest(value) for name, value in alphas.items() if value != alpha},
+        "lora_dropout": next(iter(found.values())).dropout,
+        "target_modules": _target_modules(set(groups), layout.modules()),
+        "modules_to_save": sorted({stored.rpartition(".")[0] for stored in full}) or None,
+        "fan_in_fan_out": any(layout.locations[f"{name}.weight"].transposed for name in found),
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt"} | ({_RANKS: json.dumps(parts)} if any(len(each) > 1 for each in parts.values()) else {})
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        directory / _WEIGHTS,
+        metadata=metadata,
+    )
+    write_json(directory / _CONFIG, settings)
+
+
+def load_lora(
+    model: Transformer, directory: Path | str, *, trainable: bool = False, allow_pickle: bool = False
+) -> list[str]:
+    """Put the adapters of a directory beside the layers of a model, and its fully trained modules in the place of the
+    model's.
+
+    Arguments:
+        model: the base model, without adapters.
+        trainable: train them further: everything else is frozen. Otherwise nothing is trainable.
+        allow_pickle: also read `adapter_model.bin`, with `weights_only`.
+
+    Returns:
+        the names of the adapted layers.
+
+    Raises:
+        UserError: a file is missing, the weights are a pickle, or the adapters are of a kind that lmlab does not have.
+        LmlabError: tensors that are missing, unexpected or mis-shaped, all named at once; or a damaged file. The model
+            is unchanged then.
+    """
+    directory = Path(directory)
+    if adapters(model):
+        raise UserError("The model has adapters already.", "Fold them in or drop them with remove_lora first.")
+    settings = _read_settings(directory)
+    layout = _layout(model)
+    groups = _groups(layout, adaptable(model))
+    targets = [stored for stored in layout.modules() if _is_target(stored, settings, groups)]
+    if unsupported := [stored for stored in targets if stored not in groups]:
+        raise UserError(f"'{directory / _CONFIG}': lmlab has no adapters on {', '.join(unsupported)}.")
+    saved = [name for name in layout.shapes if _ends(name.rpartition(".")[0], settings.get("modules_to_save") or [])]
+    with ExitStack() as stack:
+        shapes, get, metadata = _open(directory, stack, allow_pickle)
+        names = {_canonical(name, layout): name for name in shapes}
+        ranks = {stored: _pattern(settings, "rank_pattern", stored, int(settings.get("r", 8))) for stored in targets}
+        problems = _problems(
+            {name: shapes[original] for name, original in names.items()}, layout, targets, saved, ranks
+        )
+        if problems:
+            raise LmlabError(f"'{directory}' does not fit the model: " + "; ".join(problems) + ".")
+        tensors = {name: get(original) for name, original in names.items()}
+    notes = json.loads(metadata.get(_RANKS, "{}"))
+    for stored in targets:
+        rank, alpha = ranks[stored], float(_pattern(settings, "alpha_pattern", stored, settings.get("lora_alpha", 8)))
+        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        a, b = tensors[f"{stored}.lora_A.weight"], tensors[f"{stored}.lora_B.weight"]
+        pieces = _take_apart(a, b, [layout.rows(name) for name in groups[stored]], notes.get(stored))
+        for name, piece in zip(groups[stored], pieces, strict=True):
+            if piece is not None:
+                adapter = attach(model, name, len(piece[0]), scale, float(settings.get("lora_dropout") or 0.0))
+                with torch.no_grad():
+                    adapter.lora_a.copy_(piece[0])
+                    adapter.lora_b.copy_(piece[1])
+    ours = [name for name, location in layout.locations.items() if set(location.names) <= set(saved)]
+    with torch.no_grad():
+        for name in ours:
+            model.get_parameter(name).copy_(layout.locations[name].read(tensors.__getitem__))
+    freeze(model, sorted({name.rpartition(".")[0] for name in ours}))
+    if not trainable:
+        model.requires_grad_(False)
+    return list(adapters(model))
+
+
+def _layout(model: Transformer) -> Layout:
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not name.endswith((".lora_a", ".lora_b"))
+    }
+    return Layout(model.config, family_of(model.config), shapes)
+
+
+def _groups(layout: Layout, names: list[str]) -> dict[str, list[str]]:
+    """Their module -> ours that it holds, of all modules that hold one of `names`."""
+    wanted = {layout.module(name) for name in names}
+    groups: dict[str, list[str]] = {}
+    for name in layout.locations:
+        stem, _, kind = name.rpartition(".")
+        if kind == "weight" and layout.module(stem) in wanted:
+            groups.setdefault(layout.module(stem), []).append(stem)
+    return groups
+
+
+def _lay_together(members: list[LoRALinear | None], rows: list[int]) -> tuple[Tensor, Tensor, float, list[int]]:
+    """A, B and scale of one adapter that does what those of its parts do (None: no adapter), and the rank of each part;
+    no ranks if A is common.
+    """
+    present = [each for each in members if each is not None]
+    scale, first = present[0].scale, present[0].lora_a.detach()
+    bs = [None if each is None else each.lora_b.detach() * (each.scale / scale) for each in members]
+    if all(each.lora_a.shape == first.shape and torch.equal(each.lora_a, first) for each in present) and len(
+        present
+    ) == len(members):
+        return first, torch.cat([b for b in bs if b is not None]), scale, []
+    ranks = [0 if each is None else each.rank for each in members]
+    b = first.new_zeros(sum(rows), sum(ranks))
+    row = column = 0
+    for each, height, rank in zip(bs, rows, ranks, strict=True):
+        if each is not None:
+            b[row : row + height, column : column + rank] = each
+        row, column = row + height, column + rank
+    return torch.cat([each.lora_a.detach() for each in present]), b, scale, ranks
+
+
+def _take_apart(a: Tensor, b: Tensor, rows: list[int], ranks: list[int] | None) -> list[tuple[Tensor, Tensor] | None]:
+    """A and B of each part, None for a part that had no adapter."""
+    if not ranks:
+        return [(a, piece) for piece in b.split(rows)]
+    pieces: list[tuple[Tensor, Tensor] | None] = []
+    column = 0
+    for piece, rank in zip(b.split(rows), ranks, strict=True):
+        pieces.append((a[column : column + rank], piece[:, column : column + rank]) if rank else None)
+        column += rank
+    return pieces
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    path = directory / _CONFIG
+    if not path.exists():
+        raise UserError(f"'{directory}' is not a directory of adapters ({_CONFIG} is missing).")
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"'{path}' does not hold a mapping.", "Copy the adapters again.")
+    problems = [f"{key} = {settings[key]}" for key in _UNSUPPORTED if settings.get(key)]
+    expected: dict[str, tuple[Any, ...]] = {
+        "peft_type": ("LORA",),
+        "bias": ("none",),
+        "init_lora_weights": _PLAIN_INITS,
+    }
+    problems += [
+        f"{key} = {settings[key]}" for key, values in expected.items() if settings.get(key, values[0]) not in values
+    ]
+    if problems:
+        raise UserError(f"'{path}': lmlab does not support " + "; ".join(problems) + ".")
+    return settings
+
+
+def _open(
+    directory: Path, stack: ExitStack, allow_pickle: bool
+) -> tuple[dict[str, Shape], Callable[[str], Tensor], dict[str, str]]:
+    path = directory / _WEIGHTS
+    if path.exists():
+        try:
+            file = stack.enter_context(safe_open(path, "pt"))
+        except SafetensorError as error:
+            raise LmlabError(f"'{path}' is damaged ({error}).", "Copy the adapters again.") from None
+        return (
+            {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()},  # noqa: SIM118
+            file.get_tensor,
+            file.metadata() or {},
+        )
+    path = directory / _PICKLE
+    if not path.exists():
+        raise UserError(f"'{directory}' holds no {_WEIGHTS}.")
+    if not allow_pickle:
+        raise UserError(
+            f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.",
+            "Allow it if you trust its source.",
+        )
+    tensors = read_pickle(path)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__, {}
+
+
+def _problems(
+    found: Mapping[str, Shape], layout: Layout, targets: list[str], saved: list[str], ranks: Mapping[str, int]
+) -> list[str]:
+    expected = {name: layout.shapes[name] for name in saved}
+    for stored in targets:
+        inputs, outputs = layout.in_and_out(stored)
+        expected |= {
+            f"{stored}.lora_A.weight": (ranks[stored], inputs),
+            f"{stored}.lora_B.weight": (outputs, ranks[stored]),
+        }
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{n} has shape {list(shape)}, not {list(expected[n])}"
+        for n, shape in found.items()
+        if n in expected and shape != expected[n]
+    ]
+    return sorted(problems)
+
+
+def _canonical(name: str, layout: Layout) -> str:
+    """A tensor's name without what the library puts around it; that of a body alone with the prefix of the complete
+    model.
+    """
+    name = name.removeprefix(_PREFIX).replace(".modules_to_save.default.", ".").replace(".default.weight", ".weight")
+    match = re.fullmatch(r"(.*)(\.lora_[AB]\.weight)", name)
+    if match is None:
+        return layout.canonical(name)
+    return layout.canonical(f"{match[1]}.weight").removesuffix(".weight") + match[2]
+
+
+def _is_target(stored: str, settings: Mapping[str, Any], groups: Mapping[str, list[str]]) -> bool:
+    targets = settings.get("target_modules") or []
+    if _matches(stored, settings.get("exclude_modules") or []):
+        return False
+    chosen = stored in groups if targets == "all-linear" else _matches(stored, targets)
+    layers = settings.get("layers_to_transform")
+    if not chosen or layers is None or isinstance(targets, str):
+        return chosen
+    number = re.search(r"\.(\d+)\.", stored)
+    return number is not None and int(number[1]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def _matches(name: str, wanted: str | list[str]) -> bool:
+    """Whether a module is meant: by a pattern for its whole name, or by ends of names."""
+    return re.fullmatch(wanted, name) is not None if isinstance(wanted, str) else _ends(name, wanted)
+
+
+def _ends(name: str, ends: list[str]) -> bool:
+    return any(f".{name}".endswith(f".{end}") for end in ends)
+
+
+def _pattern(settings: Mapping[str, Any], key: str, stored: str, default: Any) -> Any:
+    patterns = settings.get(key) or {}
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", stored)), default)
+
+
+def _target_modules(adapted: set[str], modules: list[str]) -> list[str]:
+    """The shortest ends of names that cover the adapted modules and no other."""
+    ends = set()
+    for stored in sorted(adapted):
+        parts = stored.split(".")
+        candidates = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        ends.add(next(end for end in candidates if all(name in adapted for name in modules if _ends(name, [end]))))
+    return sorted(ends)
+
+
+def _shortest(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,1 @@
+"""Decoding: sampling, batches, streams, stop strings."""

@@ -1,0 +1,365 @@
+"""A batch of continuations under way: prompts join it and rows leave it between steps (continuous batching, Yu et al.
+2022).
+
+Every row has its own settings. What it becomes does not depend on the rows beside it, apart from rounding.
+
+Shapes: R rows, T tokens, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmlab.errors import UserError
+from lmlab.gemm import fast_inference, linear
+from lmlab.models.cache import KVCache
+from lmlab.models.generation.config import DecodingConfig
+from lmlab.models.generation.sampling import draw, keep_likely
+from lmlab.models.transformer import Transformer
+
+Decode = Callable[[Sequence[int]], str]
+FinishReason = Literal["stop", "length", "repetition"]
+TopTokens = list[tuple[int, float]]
+_LONGEST_BLOCK = 64
+_SCORED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """What the model says of a prompt.
+
+    Attributes:
+        log_probs: natural-log probability of each token after those before it; None for the first, which follows
+            nothing.
+        top: the likeliest tokens at each place with their log-probabilities, best first; none for the first.
+    """
+
+    log_probs: list[float | None]
+    top: list[TopTokens]
+
+
+@dataclass(eq=False)
+class Continuation:
+    """One row: what was added to a prompt so far.
+
+    Attributes:
+        sample: which of the prompt's continuations it is.
+        ids: the new tokens, without an end token.
+        log_probs: natural-log probability of each under the model itself, that is at temperature 1, unfiltered and
+            without bias.
+        top: for each new token the likeliest ones at its place, best first; none unless they were asked for.
+        finish_reason: None as long as it goes on.
+    """
+
+    prompt: Sequence[int]
+    config: DecodingConfig
+    sample: int
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top: list[TopTokens] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    prompt_scores: PromptScores | None = None
+    last: int = -1
+    dropped: bool = False
+    _draws: np.random.Generator | None = None
+
+    def __post_init__(self) -> None:
+        seed = self.config.seed
+        if self.config.temperature > 0:
+            self._draws = np.random.default_rng([abs(seed), int(seed < 0), self.sample, *self.prompt])
+
+    @property
+    def done(self) -> bool:
+        """Whether it will not grow any more."""
+        return self.dropped or self.finish_reason is not None
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens may still come."""
+        return 0 if self.done else self.config.max_new_tokens - len(self.ids)
+
+    def uniform(self) -> float:
+        """The number in [0, 1) behind the next draw."""
+        return 0.0 if self._draws is None else self._draws.random()
+
+    def append(self, token: int, log_prob: float, top: TopTokens, decode: Decode | None) -> None:
+        """Take a token, and see whether the continuation ends with it."""
+        config, self.last = self.config, token
+        if token in config.eos_ids:
+            self.finish_reason = "stop"
+            return
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        if config.top_log_probs:
+            self.top.append(top)
+        if config.stop and decode is not None:
+            tail = self.ids[
+                -max(len(stop.encode()) for stop in config.stop) - 8 :
+            ]  # a token holds at least a byte, a special one none
+            text = decode(tail)
+            if any(stop in text for stop in config.stop):
+                self.finish_reason = "stop"
+                return
+        if config.max_repetitions is not None and _repeats(self.ids, config.max_repetitions):
+            self.finish_reason = "repetition"
+        elif len(self.ids) == config.max_new_tokens:
+            self.finish_reason = "length"
+
+
+class Decoding:
+    """A batch under way.
+
+    Arguments:
+        model: of which no copy is made; it is left in the mode that it was in.
+        decode: ids to text, for stop strings.
+        keep: called with each prompt that was read, the cache that its keys and values end in, and its row there.
+
+    Attributes:
+        rows: what stands in each row of the cache; some may be done.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        decode: Decode | None = None,
+        keep: Callable[[Sequence[int], KVCache, int], None] | None = None,
+    ) -> None:
+        self._model, self._decode, self._keep = model, decode, keep
+        self._cache: KVCache | None = None
+        self.rows: list[Continuation] = []
+
+    @property
+    def live(self) -> list[Continuation]:
+        """The rows that go on."""
+        return [row for row in self.rows if not row.done]
+
+    @property
+    def length(self) -> int:
+        """Tokens that each row takes room for: as many as the longest has."""
+        return 0 if self._cache is None else self._cache.length
+
+    def add(
+        self, asked: Sequence[tuple[Sequence[int], DecodingConfig]], cache: KVCache | None = None
+    ) -> list[list[Continuation]]:
+        """Read prompts together, choose the first token of each continuation, and let those that are not done join the
+        batch.
+
+        Arguments:
+            asked: prompts and what to do with each.
+            cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch
+                also for what is added.
+
+        Returns:
+            for each prompt its `num_samples` continuations, which grow with every `step`.
+
+        Raises:
+            UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, or stop
+                strings without `decode`.
+        """
+        check_prompts(self._model, asked, self._decode)
+        found = [
+            [Continuation(prompt, config, sample) for sample in range(config.num_samples)] for prompt, config in asked
+        ]
+        if all(config.max_new_tokens == 0 and not config.score_prompt for _, config in asked):
+            for row in (row for samples in found for row in samples):
+                row.finish_reason = "length"
+            return found
+        if not self.live:
+            self._cache, self.rows = None, []
+        with _evaluating(self._model):
+            logits, read = self._read([prompt for prompt, _ in asked], found, cache)
+            if self._keep is not None:
+                for number, (prompt, _) in enumerate(asked):
+                    self._keep(prompt, read, number)
+            new = [row for samples in found for row in samples]
+            parents = [number for number, samples in enumerate(found) for _ in samples]
+            self._choose(new, logits if parents == list(range(len(found))) else logits[parents])
+            self._join(read, new, parents)
+        return found
+
+    def read(self, tokens: Sequence[int], cache: KVCache) -> None:
+        """Read tokens of a prompt into the cache that `add` will get, so that a long prompt can be read in pieces with
+        steps between them.
+        """
+        with _evaluating(self._model):
+            self._model(torch.tensor([tokens], device=self._device), cache=cache, logits="none")
+
+    def step(self) -> None:
+        """Give every live row a further token."""
+        if self._cache is None or not self.live:
+            self._cache, self.rows = None, []
+            return
+        with _evaluating(self._model):
+            ids = torch.tensor([[row.last] for row in self.rows], device=self._device)
+            logits = self._model(ids, cache=self._cache, logits="last").logits_BTV[:, 0].float()
+            self._choose(self.rows, logits)
+            going = [place for place, row in enumerate(self.rows) if not row.done]
+            if not going:
+                self._cache, self.rows = None, []
+            elif len(going) <= 0.75 * len(self.rows):  # narrower steps are worth a copy of the cache
+                self._cache.select(going)
+                self.rows = [self.rows[place] for place in going]
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.embedding.weight.device
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], found: list[list[Continuation]], cache: KVCache | None
+    ) -> tuple[Tensor, KVCache]:
+        """Run the prompts through the model: the logits after each, and their keys and values."""
+        if cache is None:
+            room = 0 if self.rows else max(samples[0].config.max_new_tokens for samples in found)
+            longest, weight = max(map(len, prompts)), self._model.embedding.weight
+            cache = KVCache(self._model.config, len(prompts), longest + room, weight.dtype, weight.device)
+        ids_RT, valid_RT = _left_pad([prompt[cache.length :] for prompt in prompts], self._device)
+        scored = [samples for samples in found if samples[0].config.score_prompt]
+        if not scored:
+            return (
+                self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="last").logits_BTV[:, 0].float(),
+                cache,
+            )
+        hidden_RTD = self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="none").hidden_BTD
+        for number, samples in enumerate(found):
+            if samples[0].config.score_prompt:
+                scores = self._score(
+                    hidden_RTD[number, ids_RT.shape[1] - len(prompts[number]) :],
+                    prompts[number],
+                    samples[0].config.top_log_probs,
+                )
+                for row in samples:
+                    row.prompt_scores = scores
+        return self._logits(hidden_RTD[:, -1]), cache
+
+    def _score(self, hidden_TD: Tensor, prompt: Sequence[int], top: int) -> PromptScores:
+        scores = PromptScores([None], [[]])
+        targets = torch.tensor(prompt[1:], device=self._device)
+        for start in range(0, len(targets), _SCORED_AT_ONCE):
+            expected = targets[start : start + _SCORED_AT_ONCE]
+            log_probs_TV = self._logits(hidden_TD[start : start + len(expected)]).log_softmax(-1)
+            scores.log_probs.extend(log_probs_TV.gather(1, expected[:, None])[:, 0].tolist())
+            scores.top.extend(_top(log_probs_TV, [top] * len(expected)))
+        return scores
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return linear(hidden, self._model.head_weight_VD.to(hidden.dtype)).float()
+
+    def _choose(self, rows: Sequence[Continuation], logits_RV: Tensor) -> None:
+        """Choose a token for every row that is not done."""
+        chosen_R = _sample(rows, logits_RV)
+        log_z_R = logits_RV.logsumexp(-1)
+        log_probs = (logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R).tolist()
+        tops = (
+            _top(logits_RV - log_z_R[:, None], wanted)
+            if any(wanted := [row.config.top_log_probs for row in rows])
+            else [[] for _ in rows]
+        )
+        for row, token, log_prob, top in zip(rows, chosen_R.tolist(), log_probs, tops, strict=True):
+            if row.config.max_new_tokens == 0:
+                row.finish_reason = "length"
+            elif not row.done:
+                row.append(token, log_prob, top, self._decode)
+
+    def _join(self, read: KVCache, new: list[Continuation], parents: list[int]) -> None:
+        going = [place for place, row in enumerate(new) if not row.done]
+        if not going:
+            return
+        rows, sources = [new[place] for place in going], [parents[place] for place in going]
+        if not self.rows:
+            if sources != list(range(read.batch_size)):
+                read.select(sources)
+            self._cache, self.rows = read, rows
+            return
+        assert self._cache is not None
+        live = [place for place, row in enumerate(self.rows) if not row.done]
+        self.rows = [self.rows[place] for place in live] + rows
+        room = max(row.remaining for row in self.rows)
+        self._cache = KVCache.side_by_side([(self._cache, live), (read, sources)], room)
+
+
+def check_prompts(
+    model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]], decode: Decode | None
+) -> None:
+    """Refuse what cannot be continued.
+
+    Raises:
+        UserError: as `Decoding.add`.
+    """
+    if not asked or min(len(prompt) for prompt, _ in asked) == 0:
+        raise UserError("Every prompt needs at least one token.")
+    if any(config.stop and (decode is None or "" in config.stop) for _, config in asked):
+        raise UserError("Stop strings must not be empty, and they need a way to decode tokens.")
+    limit = model.config.max_seq_len
+    longest, new = max(((len(prompt), config.max_new_tokens) for prompt, config in asked), key=sum)
+    if longest + new > limit:
+        raise UserError(
+            f"The longest prompt has {longest} tokens; with {new} new ones it exceeds the model's {limit}.",
+            "Shorten the prompt or lower max_new_tokens.",
+        )
+
+
+def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:
+    """One id a row, [R]. Rows with the same settings are drawn together."""
+    if any(row.config.logit_bias for row in rows):
+        logits_RV = logits_RV.clone()
+        for place, row in enumerate(rows):
+            for token, bias in row.config.logit_bias:
+                logits_RV[place, token] += bias
+    groups: dict[tuple[float, int | None, float | None, float | None], list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.config.temperature > 0 and not row.done:
+            config = row.config
+            groups.setdefault((config.temperature, config.top_k, config.top_p, config.min_p), []).append(place)
+    chosen_R = logits_RV.argmax(-1)
+    for (temperature, top_k, top_p, min_p), places in groups.items():
+        own = logits_RV if len(places) == len(rows) else logits_RV[places]
+        uniforms = torch.tensor([rows[place].uniform() for place in places], dtype=torch.float64, device=own.device)
+        chosen_R[places] = draw(keep_likely(own / temperature, top_k, top_p, min_p), uniforms)
+    return chosen_R
+
+
+def _top(log_probs_RV: Tensor, wanted: Sequence[int]) -> list[TopTokens]:
+    """The likeliest ids of each row, as many as it wants, with their log-probabilities."""
+    most = min(max(wanted, default=0), log_probs_RV.shape[1])
+    found = log_probs_RV.topk(most, dim=-1)
+    return [
+        list(zip(ids[:k], values[:k], strict=True))
+        for k, ids, values in zip(wanted, found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
+
+
+def _repeats(ids: list[int], times: int) -> bool:
+    """Whether the tail is a block of at most 64 tokens, `times` times."""
+    sizes = range(1, min(_LONGEST_BLOCK, len(ids) // times) + 1)
+    return any(ids[-size * times : -size] == ids[-size * (times - 1) :] for size in sizes)
+
+
+def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    length = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), length, dtype=torch.long)
+    valid = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        valid[row, length - len(prompt) :] = True
+    return ids.to(device), None if bool(valid.all()) else valid.to(device)
+
+
+@contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    """Evaluation mode, no gradients, and the faster products."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        with torch.inference_mode(), fast_inference():
+            yield
+    finally:
+        if was_training:
+            model.train()

@@ -1,0 +1,1 @@
+"""Mixtures of experts: the layer, its back ends, routers and their losses."""

@@ -1,0 +1,18 @@
+from .recipe import Recipe, RecipeStage
+from .runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe
+from .stage import NO_INFLUENCE, Input, Stage, StageContext, find_stage
+
+__all__ = [
+    "NO_INFLUENCE",
+    "Input",
+    "PlannedStage",
+    "Recipe",
+    "RecipeStage",
+    "Stage",
+    "StageContext",
+    "find_stage",
+    "plan_stages",
+    "print_plan",
+    "read_record",
+    "run_recipe",
+]

@@ -1,0 +1,62 @@
+from .checkpoint import (
+    Checkpoints,
+    best_of,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    verify_checkpoint,
+    whole_tensors,
+)
+from .config import TrainerConfig
+from .cost import Estimate, estimate
+from .language_model import language_model_step, language_model_step_by_domain
+from .metrics import read_metrics
+from .optimizer import OptimizerConfig, Optimizers, ParameterGroup
+from .parallelism.parallel import ParallelConfig, parallelize
+from .routing import RoutedStep, normalized_entropy, routed, with_saturation
+from .schedule import ScheduleConfig, learning_rate_factor
+from .step import Evaluation, FollowedStep, StepFunction, StepOutput
+from .trainer import Trainer
+from .tuning.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
+from .tuning.reference import reference_log_probs, weights_fingerprint
+
+__all__ = [
+    "Checkpoints",
+    "DPOConfig",
+    "Estimate",
+    "Evaluation",
+    "FollowedStep",
+    "KTOConfig",
+    "OptimizerConfig",
+    "Optimizers",
+    "ParallelConfig",
+    "ParameterGroup",
+    "RoutedStep",
+    "ScheduleConfig",
+    "SimPOConfig",
+    "StepFunction",
+    "StepOutput",
+    "Trainer",
+    "TrainerConfig",
+    "best_of",
+    "checkpoints",
+    "dpo_step",
+    "estimate",
+    "kto_step",
+    "language_model_step",
+    "language_model_step_by_domain",
+    "learning_rate_factor",
+    "load_checkpoint",
+    "load_weights",
+    "normalized_entropy",
+    "parallelize",
+    "read_metrics",
+    "reference_log_probs",
+    "routed",
+    "sequence_log_probs",
+    "simpo_step",
+    "verify_checkpoint",
+    "weights_fingerprint",
+    "whole_tensors",
+    "with_saturation",
+]

@@ -1,0 +1,1 @@
+"""Many processes: shards of tensors, copies of data, experts."""

@@ -1,0 +1,1 @@
+"""Learning from preferences: losses and the reference model."""
