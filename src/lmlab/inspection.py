@@ -107,7 +107,7 @@ def _count(found: Inspection, documents: list[Document], tokenizer: Tokenizer | 
     encoded = (
         [document.text.encode() for document in documents]
         if tokenizer is None
-        else tokenizer.encode_batch([each.text for each in documents])
+        else tokenizer.encode_batch([each.text for each in documents], "as_text")
     )
     for document, units in zip(documents, encoded, strict=True):
         found.lengths[document.domain].append(len(units))

@@ -27,7 +27,7 @@ from .sources import (
 from .sources.docstrings import conversation_records, docstring_questions, preference_records
 from .sources.mds import MDSShard, MDSWriter, read_mds_index
 from .tokenize import tokenize_documents
-from .tokenizer import Tokenizer
+from .tokenizer import SpecialTokens, Tokenizer
 
 __all__ = [
     "KEEP_ALL",
@@ -65,6 +65,7 @@ __all__ = [
     "Share",
     "Source",
     "SourceConfig",
+    "SpecialTokens",
     "TextSource",
     "TokenizedCorpus",
     "TokenizedItem",

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmlab.data.documents import Document
 from lmlab.data.shards import ShardBuilder, TokenizedItem, hash_range, token_dtype, write_manifest
-from lmlab.data.tokenizer import Tokenizer
+from lmlab.data.tokenizer import SpecialTokens, Tokenizer
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import atomic_file, read_json
@@ -38,6 +38,7 @@ class _Unit:
     directory: str
     name: str
     tokenizer: str
+    special_tokens: SpecialTokens
     threads: int | None
 
 
@@ -48,6 +49,7 @@ def tokenize_documents(
     shard_tokens: int = 2**26,
     workers: int | None = None,
     backend: Backend = "processes",
+    special_tokens: SpecialTokens = "as_text",
 ) -> dict[str, Any]:
     """Tokenise a JSON lines file of documents as [begin] text [end] and write shards of about `shard_tokens` tokens.
 
@@ -58,6 +60,8 @@ def tokenize_documents(
         path: as `collect` writes it; a compressed one is unpacked in `directory` first.
         workers: processes, which share the cores; by default one for every four cores. One alone uses all cores by
             threads.
+        special_tokens: what special tokens become that documents spell, such as `<|endoftext|>`: text, or what
+            `transformers` makes of them.
 
     Returns:
         the manifest.
@@ -72,7 +76,7 @@ def tokenize_documents(
     workers = max(1, min(workers or num_cores() // _CORES_A_WORKER, len(ranges)))
     threads = max(1, num_cores() // workers) if workers > 1 else None
     units = [
-        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, threads)
+        _Unit(str(plain), start, end, str(directory), f"{number:05d}", tokenizer.fingerprint, special_tokens, threads)
         for number, (start, end) in enumerate(ranges)
     ]
     entries: list[dict[str, Any]] = [{} for _ in units]
@@ -121,11 +125,16 @@ def _tokenize(unit: _Unit) -> dict[str, Any]:
     tokenizer = _tokenizer(directory / "tokenizer", unit.tokenizer)
     builder = ShardBuilder(token_dtype(tokenizer))
     for batch in _batches(unit):
-        for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
+        encoded = tokenizer.encode_batch([document.text for document in batch], unit.special_tokens)
+        for document, ids in zip(batch, encoded, strict=True):
             builder.add(
                 TokenizedItem([tokenizer.bos_id, *ids, tokenizer.eos_id], document.domain, len(document.text.encode()))
             )
-    return builder.write(directory, unit.name, {"source": made_from, "tokenizer": unit.tokenizer})
+    return builder.write(directory, unit.name, {"source": made_from, **_made_by(unit)})
+
+
+def _made_by(unit: _Unit) -> dict[str, str]:
+    return {"tokenizer": unit.tokenizer, "special_tokens": unit.special_tokens}
 
 
 def _finished(directory: Path, unit: _Unit, made_from: dict[str, Any]) -> dict[str, Any] | None:
@@ -133,7 +142,7 @@ def _finished(directory: Path, unit: _Unit, made_from: dict[str, Any]) -> dict[s
     if not path.exists():
         return None
     entry: dict[str, Any] = read_json(path)
-    same = entry.get("source") == made_from and entry.get("tokenizer") == unit.tokenizer
+    same = entry.get("source") == made_from and all(entry.get(key) == value for key, value in _made_by(unit).items())
     return entry if same and all((directory / f"{unit.name}.{part}.npy").exists() for part in entry["sha256"]) else None
 
 

@@ -8,16 +8,19 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from lmlab.data.chat.template import ChatTemplate, Message
+from lmlab.data.special_tokens import Span, SpelledTokens
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
+SpecialTokens = Literal["as_text", "as_tokens"]
+"""What a special token becomes that a text spells: text like any other, or the special token."""
 
 
 class Tokenizer:
@@ -110,9 +113,14 @@ class Tokenizer:
         """SHA-256 of the tokenizer's canonical JSON."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, special_tokens: SpecialTokens = "as_tokens") -> list[int]:
+        """Ids of a text, without begin and end.
+
+        Arguments:
+            special_tokens: what a special token becomes that is spelled in the text.
+        """
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return self._spelled.encode(text) if special_tokens == "as_text" and self._holds_special(ids) else ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself; never
@@ -123,25 +131,61 @@ class Tokenizer:
             return [self.bos_id, *ids]
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, in parallel, without special tokens."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode_batch(self, texts: Sequence[str], special_tokens: SpecialTokens = "as_tokens") -> list[list[int]]:
+        """Ids of many texts, in parallel, without begin and end.
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of a text, without special tokens, and the characters [start, end) that each stands for, spaces
-        included.
+        Arguments:
+            special_tokens: what a special token becomes that is spelled in a text.
         """
-        encoding = self._untrimmed.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        found = [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if special_tokens == "as_text":
+            # few texts spell one, and of these ids alone tell: the copy that keeps them text is made when it is needed
+            for number, ids in enumerate(found):
+                if self._holds_special(ids):
+                    found[number] = self._spelled.encode(texts[number])
+        return found
+
+    def encode_with_offsets(
+        self, text: str, special: Sequence[Span] | None = None
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, without begin and end, and the characters [start, end) that each stands for, spaces
+        included.
+
+        Arguments:
+            special: the spans of the text that are special tokens, in order; None for all that are spelled. What is
+                spelled elsewhere stays text.
+        """
+        if special is None:
+            encoding = self._untrimmed.encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
+        written, places = self._spelled.write(text, special)
+        encoding = self._spelled_untrimmed.encode(written, add_special_tokens=False)
+        return encoding.ids, [(places[start], places[end]) for start, end in encoding.offsets]
 
     @cached_property
     def _untrimmed(self) -> tokenizers.Tokenizer:
-        """The tokenizer with offsets as they are; the post-processors of many leave out the spaces at a token's
-        ends.
-        """
-        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        copy.post_processor = processors.ByteLevel(trim_offsets=False)
-        return copy
+        return _untrimmed(self.backend)
+
+    @cached_property
+    def _spelled(self) -> SpelledTokens:
+        return SpelledTokens(self.backend, self.guarded_tokens)
+
+    @cached_property
+    def _spelled_untrimmed(self) -> tokenizers.Tokenizer:
+        return _untrimmed(self._spelled.backend)
+
+    @property
+    def guarded_tokens(self) -> list[str]:
+        """What text must not become unless it is meant: special tokens, and begin and end if they are not marked as
+        special."""
+        return list(dict.fromkeys([*self.special_tokens, self.bos_token, self.eos_token]))
+
+    @cached_property
+    def _guarded_ids(self) -> frozenset[int]:
+        return frozenset(self._id_of(token) for token in self.guarded_tokens)
+
+    def _holds_special(self, ids: Sequence[int]) -> bool:
+        return not self._guarded_ids.isdisjoint(ids)
 
     @cached_property
     def begin_ids(self) -> list[int]:
@@ -220,6 +264,13 @@ class Tokenizer:
                 "Set eos_token in tokenizer_config.json.",
             )
         return id
+
+
+def _untrimmed(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A tokenizer with offsets as they are; the post-processors of many leave out the spaces at a token's ends."""
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.post_processor = processors.ByteLevel(trim_offsets=False)
+    return copy
 
 
 def _token_text(value: Any) -> str | None:

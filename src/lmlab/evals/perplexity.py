@@ -27,7 +27,7 @@ def measure_documents(
     """
     windows: list[Window] = []
     owners: list[int] = []
-    encoded = tokenizer.encode_batch([document.text for document in documents])
+    encoded = tokenizer.encode_batch([document.text for document in documents], "as_text")
     for number, ids in enumerate(encoded):
         for each in sliding_windows([tokenizer.bos_id, *ids], window, stride or max(1, window // 2)):
             windows.append(each)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from lmlab.config import Config
-from lmlab.data import Tokenizer, tokenize_documents
+from lmlab.data import SpecialTokens, Tokenizer, tokenize_documents
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.progress import short
@@ -19,6 +19,8 @@ class TokenizeConfig(Config):
     """Which documents, with which tokenizer.
 
     Attributes:
+        special_tokens: what special tokens become that documents spell, such as `<|endoftext|>`: text like any other,
+            or the special tokens, as `transformers` makes them.
         shard_tokens: tokens of a shard, about.
         workers: processes, by default one for every four cores.
         backend: `ray` spreads the shards over a cluster that sees the same files.
@@ -27,6 +29,7 @@ class TokenizeConfig(Config):
     documents: Input
     tokenizer: Input
     split: Literal["train", "heldout"] = "train"
+    special_tokens: SpecialTokens = "as_text"
     shard_tokens: int = Field(default=2**26, gt=0)
     workers: Annotated[PositiveInt | None, NO_INFLUENCE] = None
     backend: Annotated[Backend, NO_INFLUENCE] = "processes"
@@ -35,7 +38,7 @@ class TokenizeConfig(Config):
 class Tokenize(Stage[TokenizeConfig]):
     """Writes shards and their manifest."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[Config]] = TokenizeConfig
 
     def run(self, config: TokenizeConfig, context: StageContext) -> dict[str, Any]:
@@ -44,7 +47,13 @@ class Tokenize(Stage[TokenizeConfig]):
         path = path / f"{config.split}.jsonl" if path.is_dir() else path
         tokenizer = Tokenizer.load(context.inputs["tokenizer"])
         manifest = tokenize_documents(
-            path, tokenizer, context.directory, config.shard_tokens, config.workers, config.backend
+            path,
+            tokenizer,
+            context.directory,
+            config.shard_tokens,
+            config.workers,
+            config.backend,
+            config.special_tokens,
         )
         if config.split == "train" and not manifest["shards"]:
             raise UserError(f"'{path}' holds no document to tokenise.", "Collect more text.")

@@ -81,4 +81,5 @@ def _encoder(tokenizer: str) -> Callable[[str], list[int]]:
             f"'{tokenizer}' has no tokenizer.",
             "Name its directory with --tokenizer, or --tokenizer bytes for a model of raw bytes.",
         )
-    return Tokenizer.load(Path(tokenizer)).encode
+    loaded = Tokenizer.load(Path(tokenizer))
+    return lambda text: loaded.encode(text, "as_text")

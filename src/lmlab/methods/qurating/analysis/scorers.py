@@ -179,7 +179,7 @@ def log_likelihoods(directory: Path, texts: Sequence[str], window: int = 1024, p
     tokenizer = Tokenizer.load(directory)
     scorer = ModelScorer(from_pretrained(directory), precision, share=False)
     size = min(window, scorer.max_seq_len - 1)
-    encoded = tokenizer.encode_batch(list(texts))
+    encoded = tokenizer.encode_batch(list(texts), "as_text")
     windows, owners = [], []
     for number, ids in enumerate(encoded):
         for start in range(0, len(ids), size):

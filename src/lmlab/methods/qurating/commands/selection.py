@@ -367,7 +367,7 @@ def _measure(tokenizer: Path | None) -> Any:
 
     own = Tokenizer.load(tokenizer)
     return lambda texts: np.array(
-        [len(ids) for ids in own.encode_batch([text or "" for text in texts.to_pylist()])], np.int64
+        [len(ids) for ids in own.encode_batch([text or "" for text in texts.to_pylist()], "as_text")], np.int64
     )
 
 

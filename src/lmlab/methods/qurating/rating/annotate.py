@@ -225,7 +225,7 @@ class _Worker:
                 )
             _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenised again", job.input_ids)
         return lambda rows: list(
-            own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows])
+            own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows], "as_text")
         )
 
     def _has_text(self) -> bool:

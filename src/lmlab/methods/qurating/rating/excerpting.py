@@ -72,7 +72,7 @@ def excerpt(document: Document, length: int, tokenizer: Tokenizer, config: Excer
     if len(text) > most:  # to save tokenising
         start = int(_uniform(config.seed, "characters", document.id) * (len(text) - most + 1))
         text = text[start : start + most]
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(text, "as_text")
     if len(ids) <= longest:
         return Excerpt(document.id, text, document.domain, 0, len(ids))
     start = int(_uniform(config.seed, "start", document.id) * (len(ids) - longest + 1))

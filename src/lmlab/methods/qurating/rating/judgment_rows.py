@@ -73,7 +73,7 @@ def encode_groups(
         if not (known & (np.abs(labels - 0.5) >= confidence / 2 - _SLACK)).any():
             dropped["no confident label"] += 1
             continue
-        encoded = [np.array(ids[:max_tokens], np.int32) for ids in tokenizer.encode_batch(judgment.texts)]
+        encoded = [np.array(ids[:max_tokens], np.int32) for ids in tokenizer.encode_batch(judgment.texts, "as_text")]
         if not all(map(len, encoded)):
             dropped["an empty text"] += 1
             continue

@@ -175,7 +175,7 @@ class Rater:
         """
         found = [
             weighted_mean(lengths, scores)
-            for lengths, scores in self.rate_ids(self.tokenizer.encode_batch(list(texts)))
+            for lengths, scores in self.rate_ids(self.tokenizer.encode_batch(list(texts), "as_text"))
         ]
         return np.array(found).reshape(len(texts), len(self.criteria))
 
@@ -194,7 +194,7 @@ class Rater:
         """
         source = iter(rows)
         while part := list(islice(source, batch)):
-            encoded = self.tokenizer.encode_batch([row[text] or "" for row in part])
+            encoded = self.tokenizer.encode_batch([row[text] or "" for row in part], "as_text")
             for row, (lengths, scores) in zip(part, self.rate_ids(encoded), strict=True):
                 yield row | annotation(self.criteria, lengths, scores)
 
