@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from lmlab.config import load_yaml
-from lmlab.files import read_json
+from lmlab.files import read_json, read_yaml
 
 _STAGES = ("documents", "tokenizer", "tokens", "heldout_tokens", "words", "ladder", "model", "outcome")
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
@@ -32,7 +31,7 @@ def main() -> None:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="lmlab-demo-seeds-"))
     out.mkdir(parents=True, exist_ok=True)
     recipe, rows = out / "recipe.yaml", []
-    whole = load_yaml(RECIPE)
+    whole = read_yaml(RECIPE)
     whole["stages"] = {name: whole["stages"][name] for name in _STAGES}
     recipe.write_text(yaml.safe_dump(whole, sort_keys=False), "utf-8")
     for seed in arguments.seeds.split(","):

@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(REFERENCE), choices=REFERENCE)
     parser.add_argument("--out", type=Path, default=Path("runs/moe-learning"))
     arguments = parser.parse_args()
-    from lmlab.config import load_yaml, validate
+    from lmlab.config import validate
+    from lmlab.files import read_yaml
     from lmlab.hardware import reuse_memory
     from lmlab.methods.olmoe import AblationConfig, run_ablation
 
     reuse_memory()
-    settings = load_yaml(Path(__file__).parents[1] / "recipes" / "olmoe-ablations.yaml")
+    settings = read_yaml(Path(__file__).parents[1] / "recipes" / "olmoe-ablations.yaml")
     settings["variants"] = {name: settings["variants"][name] for name in REFERENCE}
     settings["choices"] = [each for each in settings["choices"] if set(each["variants"]) <= set(REFERENCE)]
     settings |= {

@@ -67,7 +67,7 @@ GREEDY = ("--temperature", "0", "--max-new-tokens", "12")
 
 
 def test_a_prompt_is_continued(lmlab, directory):
-    from lmlab.commands.chat import printable
+    from lmlab.terminal import printable
 
     shown = lmlab("generate", "--model", directory, "def ", *GREEDY)
     assert (shown.code, shown.out) == (0, "def " + printable(expected(directory, "def ")[0].text) + "\n")

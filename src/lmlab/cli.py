@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+import traceback
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -13,9 +15,11 @@ from typer.core import TyperGroup
 
 from lmlab import __version__
 from lmlab.commands import ask, data, doctor, evaluation, launch, models, recipes, serve
-from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_os_error
+from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_unforeseen
+from lmlab.terminal import printable
 
 ENTRY_POINTS = "lmlab.commands"
+_DEBUG = "--debug"
 
 
 class _Commands(TyperGroup):
@@ -47,23 +51,40 @@ app.add_typer(doctor.app)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Show the traceback of an error; also LMLAB_DEBUG=1. May stand last.")
+    ] = False,
+) -> None:
     if version:
         print(f"lmlab {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
-    """Run the command line; errors for the user are printed without a traceback."""
+    """Run the command line; errors are printed without a traceback unless it is asked for."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    debug = _debugging()
     try:
         app(standalone_mode=True)
-    except LmlabError as error:
-        _fail(error)
     except BrokenPipeError:
         os._exit(0)
-    except OSError as error:
-        _fail(from_os_error(error))
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _fail(from_unforeseen(error))
+
+
+def _debugging() -> bool:
+    """Whether tracebacks are wanted. The option may stand behind the command, where the message suggests it."""
+    arguments = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if _DEBUG in arguments:
+        sys.argv = [sys.argv[0], *(each for each in arguments if each != _DEBUG), *sys.argv[1 + len(arguments) :]]
+    return _DEBUG in arguments or os.environ.get("LMLAB_DEBUG", "0") not in ("", "0")
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -73,7 +94,7 @@ def _terminate(number: int, frame: Any) -> None:
 def _fail(error: LmlabError) -> None:
     kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
     rank = os.environ.get("RANK", "0")
-    print(f"{kind}{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
+    print(f"{kind}{'' if rank == '0' else f' (process {rank})'}: {printable(str(error))}", file=sys.stderr)
     raise SystemExit(error.exit_code)
 
 

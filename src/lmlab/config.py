@@ -1,4 +1,4 @@
-"""Configuration is data: YAML files, dotted overrides, and validation whose errors name the field and the nearest known
+"""Configuration is data: dotted overrides, and validation whose errors name the field and the nearest known
 key.
 """
 
@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin, overload
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lmlab.errors import UserError, did_you_mean
+from lmlab.parsing import kind_of, parse_yaml
 
 
 class Config(BaseModel):
@@ -22,60 +21,6 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as users expect it: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML; an error names the file, the line and the column."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', error)}.") from None
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping."""
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"No such file: '{path}'.") from None
-    except IsADirectoryError:
-        raise UserError(f"'{path}' is a directory; a YAML file is needed.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from None
-    value = parse_yaml(text, f"'{path}'")
-    if not isinstance(value, dict):
-        raise UserError(f"'{path}' must hold a mapping of keys to values, not {_kind(value)}.")
-    return value
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -97,7 +42,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         elif isinstance(target, dict):
             target[keys[-1]] = new
         else:
-            raise UserError(f"--set {path}: '{'.'.join(keys[:-1])}' is {_kind(target)} and has no keys.")
+            raise UserError(f"--set {path}: '{'.'.join(keys[:-1])}' is {kind_of(target)} and has no keys.")
     return result
 
 
@@ -112,7 +57,7 @@ def _descend(target: Any, key: str, path: str) -> Any:
     if isinstance(target, list):
         return target[_index(target, key, path)]
     if not isinstance(target, dict):
-        raise UserError(f"--set {path}: {_kind(target)} has no key '{key}'.")
+        raise UserError(f"--set {path}: {kind_of(target)} has no key '{key}'.")
     if target.get(key) is None:
         target[key] = {}
     return target[key]
@@ -130,34 +75,34 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    names = {dict: "a mapping", list: "a list", str: f"the text '{value}'", bool: f"{value}".lower()}
-    return names.get(type(value), str(value))
-
-
-def validate(model: type[C], data: Any, where: str) -> C:
-    """Validate `data` as `model`; all problems at once in one `UserError`, each with its dotted field and a suggestion.
+@overload
+def validate(kind: type[C], data: Any, where: str) -> C: ...
+@overload
+def validate(kind: Any, data: Any, where: str) -> Any: ...
+def validate(kind: Any, data: Any, where: str) -> Any:
+    """Validate `data` as `kind`; all problems at once in one `UserError`, each with its dotted field and a suggestion.
 
     Arguments:
+        kind: a configuration, or any other type that pydantic knows, such as a union of configurations.
         where: what `data` is, for the message: a file and the section within it.
     """
     try:
-        return model.model_validate(data)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind.model_validate(data)
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        lines = [_explain(model, problem) for problem in error.errors()]
+        lines = [_explain(_models_in(kind), problem) for problem in error.errors()]
         if len(lines) == 1:
             raise UserError(f"{where}: {lines[0]}") from None
         raise UserError(f"{where}: {len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
+def _explain(models: list[type[BaseModel]], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location)
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key '{field}'. {did_you_mean(location[-1], _known_keys(model, location[:-1]))}"
+            return f"unknown key '{field}'. {did_you_mean(location[-1], _known_keys(models, location[:-1]))}"
         case "missing":
             return f"the key '{field}' is required."
         case "value_error":
@@ -165,15 +110,14 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
             return f"{field}: {message}" if field else message
         case _:
             message = problem["msg"][0].lower() + problem["msg"][1:]
-            got = _kind(problem["input"])
+            got = kind_of(problem["input"])
             return f"{field}: {message}, got {got}."
 
 
-def _known_keys(model: type[BaseModel], location: list[str]) -> set[str]:
+def _known_keys(models: list[type[BaseModel]], location: list[str]) -> set[str]:
     """The keys that are legal at a location; parts of the location that are list indices or union tags are
     passed over.
     """
-    models = [model]
     for part in location:
         inner = [
             nested

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
@@ -40,9 +41,44 @@ class Interrupted(LmlabError):
     exit_code = EXIT_INTERRUPTED
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Name what is under way, for the message of an error that nobody foresaw: "the stage 'model' (train)"."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise
+
+
+def from_unforeseen(error: Exception) -> LmlabError:
+    """The sentence for an exception that no code of lmlab has turned into one: what happened, and what was being done.
+
+    What the system refuses, memory that ran out and text that no encoding has are told as such; everything else is our
+    fault.
+    """
+    if isinstance(error, LmlabError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return from_os_error(error)
+    where = f" in {', '.join(dict.fromkeys(reversed(notes)))}" if (notes := getattr(error, "__notes__", None)) else ""
+    if isinstance(error, MemoryError):
+        return LmlabError(f"The memory does not suffice{where}.", "Lower batch sizes or lengths, or use fewer workers.")
+    if isinstance(error, UnicodeEncodeError):
+        return UserError(
+            f"A name or text that is not UTF-8 is met{where}: {error.object[: error.end]!r:.200}.",
+            "Rename or convert it.",
+        )
+    first = next(iter(str(error).splitlines()), "")
+    return LmlabError(
+        f"lmlab failed{where}: {type(error).__name__}{': ' if first else ''}{first:.300}",
+        "This is a fault of lmlab's or of a library. Run it again with --debug for the traceback, and report it.",
+    )
+
+
+def did_you_mean(word: object, known: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word, or the list of known words when nothing is near."""
-    candidates = sorted(known)
+    word, candidates = str(word), sorted(map(str, known))
     nearest = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if nearest:
         return f"Did you mean '{nearest[0]}'?"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, hashes, JSON and JSON lines."""
+"""Files that are either whole or not there: atomic writes, hashes, JSON, JSON lines and YAML."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
+from lmlab.parsing import MAX_JSON_BYTES, MAX_YAML_BYTES, decode_utf8, parse_json, parse_yaml, require_mapping
 from lmlab.storage import open_binary, undamaged
 
 
@@ -72,14 +73,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is a `UserError` that names it."""
+def read_json(path: Path, allow_nan: bool = False) -> Any:
+    """Read a JSON file; a missing or broken one is a `UserError` that names it (`lmlab.parsing.parse_json`)."""
+    return parse_json(_read_bounded(path, MAX_JSON_BYTES), f"'{path}'", allow_nan)
+
+
+def read_mapping(path: Path, allow_nan: bool = False) -> dict[str, Any]:
+    """Read a JSON file whose top level is a mapping of keys to values; anything else is a `UserError`."""
+    return require_mapping(read_json(path, allow_nan), f"'{path}'")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping (`lmlab.parsing.parse_yaml`)."""
+    text = decode_utf8(_read_bounded(path, MAX_YAML_BYTES), f"'{path}'")
+    return require_mapping(parse_yaml(text, f"'{path}'"), f"'{path}'")
+
+
+def _read_bounded(path: Path, most: int) -> bytes:
     try:
-        return json.loads(path.read_text("utf-8"))
+        with open(path, "rb") as file:
+            return file.read(most + 1)  # one more than is taken, so that parsing refuses it
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not valid JSON: {error}.") from None
+    except IsADirectoryError:
+        raise UserError(f"'{path}' is a directory where a file is needed.") from None
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -92,19 +109,18 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSON lines file that lmlab wrote; a broken line is a `UserError` that names it."""
+def read_jsonl(path: Path, allow_nan: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON lines file, each a mapping; anything else is a `UserError` that names file and line."""
     try:
         file = open_binary(path)
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
     with file, undamaged(path):
-        for number, line in enumerate(file, 1):
+        lines = iter(lambda: file.readline(MAX_JSON_BYTES + 1), b"")
+        for number, line in enumerate(lines, 1):
             if line.strip():
-                try:
-                    yield json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise UserError(f"'{path}', line {number}: not valid JSON ({error}).") from None
+                where = f"'{path}', line {number}"
+                yield require_mapping(parse_json(line, where, allow_nan), where)
 
 
 def sha256_file(path: Path) -> str:

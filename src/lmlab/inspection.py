@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from lmlab.config import validate
 from lmlab.data import Document, Reject, SourceConfig, TokenizedCorpus, Tokenizer, read_documents, source_settings
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.progress import progress
 from lmlab.reports import Block, Cell, Facts, Figure, Page, Paragraph, Section, Table, Tokens, bar_chart, format_bytes
+from lmlab.terminal import Terminal, markup, printable
 
 _SHOWN_CHARACTERS = 300
 _SHOWN_TOKENS = 200
@@ -91,7 +91,7 @@ def inspect_data(
     else:
         settings = source_settings(path, fields or {})
         found.what = f"source of kind {settings['kind']}"
-        documents = TypeAdapter(SourceConfig).validate_python(settings).read()
+        documents = validate(SourceConfig, settings, f"'{path}'").read()
     with progress("read", None, "documents") as advance:
         for batch in _batches(documents, 64):
             _count(found, [each for each in batch if isinstance(each, Document)], tokenizer, num_shown)
@@ -156,9 +156,9 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def print_inspection(found: Inspection, console: Console) -> None:
+def print_inspection(found: Inspection, console: Terminal) -> None:
     """Print tables and the beginnings of documents."""
-    console.print(f"[bold]{escape(found.place)}[/bold]: {found.what}")
+    console.print(markup("[bold]{}[/bold]: {}", found.place, found.what))
     columns = ["domain", *_columns(found)]
     table = RichTable(box=box.SIMPLE)
     for name in _PRINTED:
@@ -168,20 +168,21 @@ def print_inspection(found: Inspection, console: Console) -> None:
             f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
             for cell in row
         ]
-        table.add_row(*(escape(cells[name]) for name in _PRINTED))
+        table.add_row(*(cells[name] for name in _PRINTED))
     console.print(table)
-    border = "[dim]|[/dim]" if found.unit == "tokens" else ""
+    border = markup("[dim]|[/dim]") if found.unit == "tokens" else Text()
     for each in found.shown:
-        text, left = "", _SHOWN_CHARACTERS
+        text, left = Text(), _SHOWN_CHARACTERS
         for piece in each.pieces:
-            text += (border if text else "") + escape(piece[:left])
+            text += (border if text else Text()) + Text(printable(piece[:left]))
             left -= len(piece)
             if left <= 0:
-                text += " [dim]...[/dim]"
+                text += markup(" [dim]...[/dim]")
                 break
-        console.print(f"[bold]{escape(each.id)}[/bold] ({escape(each.domain)})\n{text}\n", soft_wrap=True)
+        console.print(markup("[bold]{}[/bold] ({})", each.id, each.domain))
+        console.print(text, end="\n\n", soft_wrap=True)
     for reason, count in found.set_aside.most_common():
-        console.print(f"set aside: {count:,} x {escape(reason)}, such as {escape(found.examples[reason])}")
+        console.print(f"set aside: {count:,} x {reason}, such as {found.examples[reason]}")
 
 
 def write_inspection(found: Inspection, path: Path) -> Path:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+from lmlab.terminal import Terminal, printable
+
+console = Terminal(stderr=True)
 
 Advance = Callable[..., None]
 _LINE_INTERVAL_S = 5.0
@@ -41,18 +42,18 @@ def progress(label: str, total: float | None, unit: str, start: float = 0) -> It
 @contextmanager
 def _bar(label: str, total: float | None, unit: str, start: float) -> Iterator[Advance]:
     columns = (
-        TextColumn("  [bold]{task.description}"),
+        TextColumn("  {task.description}", style="bold", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[amount]}"),
-        TextColumn("[cyan]{task.fields[rate]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TextColumn("{task.fields[rate]}", style="cyan", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bar:
-        task: TaskID = bar.add_task(label, total=total, completed=int(start), amount="", rate="", note="")
+        task: TaskID = bar.add_task(printable(label), total=total, completed=int(start), amount="", rate="", note="")
         done = start
 
         def advance(amount: float = 1, note: str = "") -> None:
@@ -60,7 +61,11 @@ def _bar(label: str, total: float | None, unit: str, start: float) -> Iterator[A
             done += amount
             rate = (done - start) / max(time.monotonic() - began, 1e-9)
             bar.update(
-                task, completed=done, amount=_amount(done, total, unit), rate=f"{short(rate)} {unit}/s", note=note
+                task,
+                completed=done,
+                amount=_amount(done, total, unit),
+                rate=f"{short(rate)} {unit}/s",
+                note=printable(note),
             )
 
         yield advance
@@ -82,7 +87,7 @@ class _Lines:
             rate = (self.done - self.start) / max(now - self.began, 1e-9)
             left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
             text = f"  {self.label}: {_amount(self.done, self.total, self.unit)}, {short(rate)} {self.unit}/s{left}"
-            print(f"{text}{'  ' + note if note else ''}", file=sys.stderr, flush=True)
+            print(printable(f"{text}{'  ' + note if note else ''}"), file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         if self.any:

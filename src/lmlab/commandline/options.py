@@ -34,6 +34,8 @@ DomainField = Annotated[
 ]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
+_PIPED_WIDTH = 240  # columns of a file or pipe, which need not fit a screen
+
 
 def example(*lines: str) -> str:
     return "Example:\n\n" + "\n\n".join(f"  [bold]{line}[/bold]" for line in lines)
@@ -41,10 +43,10 @@ def example(*lines: str) -> str:
 
 def print_table(table: Any) -> None:
     """Print a table of `rich`; what is not a terminal gets it as wide as it is."""
-    from rich.console import Console
+    from lmlab.terminal import Terminal
 
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=240)).print(table)
+    terminal = Terminal()
+    (terminal if terminal.is_terminal else Terminal(width=_PIPED_WIDTH)).print(table)
 
 
 def fields_of(text_field: str, id_field: str | None, domain_field: str | None) -> dict[str, str]:

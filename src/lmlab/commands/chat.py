@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 
 from lmlab.data import Tokenizer
@@ -69,8 +68,3 @@ class Conversation:
         self._cache.crop(min(same, self._cache.length, len(ids) - 1))
         self._read = ids
         return self._cache
-
-
-def printable(text: str) -> str:
-    """Text without the control characters by which a model could command a terminal; line ends and tabs stay."""
-    return "".join(character for character in text if character in "\n\t" or unicodedata.category(character) != "Cc")

@@ -15,13 +15,12 @@ def doctor() -> None:
     import importlib.util
 
     import torch
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from lmlab.hardware import environment, gemm_flops, select_device
     from lmlab.progress import short
     from lmlab.reports import format_bytes
+    from lmlab.terminal import Terminal
 
     found = environment()
     table = Table(show_header=False)
@@ -51,5 +50,5 @@ def doctor() -> None:
     for extra, modules in extras.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         told = f"missing {', '.join(missing)}: pip install 'lmlab[{extra}]'" if missing else "installed"
-        table.add_row(f"extra '{extra}'", escape(told))
-    Console().print(table)
+        table.add_row(f"extra '{extra}'", told)
+    Terminal().print(table)

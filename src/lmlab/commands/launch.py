@@ -90,11 +90,11 @@ def launch_sweep(
     dry_run: DryRun = False,
 ) -> None:
     """Run a recipe many times with different settings. Finished runs are skipped, those that were cut off go on."""
-    from rich.console import Console
     from rich.table import Table
 
     from lmlab.launch.sweep import plan_sweep, run_sweep
     from lmlab.runs import Recipe
+    from lmlab.terminal import Terminal
 
     if backend not in ("processes", "ray"):
         raise UserError(f"Unknown backend '{backend}'.", "Use processes or ray.")
@@ -112,4 +112,4 @@ def launch_sweep(
             stage.stage.summary(row["results"][stage.name]) for stage in stages if stage.kind in ("train", "evaluate")
         ]
         table.add_row(each.name, "\n".join(told) or "done")
-    Console().print(table)
+    Terminal().print(table)

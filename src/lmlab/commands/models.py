@@ -62,9 +62,9 @@ def generate(
     """Continue prompts with a model and print the texts."""
     import json
 
-    from lmlab.commands.chat import printable
     from lmlab.models import GenerationConfig, stream
     from lmlab.stages.generate import complete_texts, generation_config
+    from lmlab.terminal import printable
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     directory, network, tokenizer = load_model(model, precision, adapter)
@@ -130,9 +130,10 @@ def chat(
 
     Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short.
     """
-    from lmlab.commands.chat import Conversation, printable
+    from lmlab.commands.chat import Conversation
     from lmlab.models import GenerationConfig
     from lmlab.stages.generate import generation_config
+    from lmlab.terminal import printable
 
     directory, network, tokenizer = load_model(model, precision, adapter)
     settings = GenerationConfig(

@@ -127,9 +127,10 @@ def train(
 
     `torchrun -m lmlab train ...` shares the work.
     """
-    from lmlab.config import apply_overrides, load_yaml
+    from lmlab.config import apply_overrides
+    from lmlab.files import read_yaml
 
-    settings = apply_overrides(load_yaml(config), set_ or [])
+    settings = apply_overrides(read_yaml(config), set_ or [])
     seed = settings.pop("seed", 0)
     with planning_for(processes, per_machine, dry_run):
         run_stages(config.stem, {"model": {"kind": "train", **settings}}, out, None, dry_run, redo, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from lmlab.data.tokenizer import SpecialTokens, Tokenizer
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import atomic_file, read_json
+from lmlab.parsing import json_value
 from lmlab.progress import progress, short
 from lmlab.storage import open_binary, undamaged
 
@@ -161,7 +161,7 @@ def _batches(unit: _Unit) -> Iterator[list[Document]]:
             line = file.readline()
             if line.strip():
                 try:
-                    batch.append(Document(**json.loads(line)))
+                    batch.append(Document(**json_value(line)))
                 except (TypeError, ValueError):
                     raise UserError(
                         f"'{unit.path}', byte {place}: not a document; it needs the keys id, text, domain and group.",

@@ -17,6 +17,7 @@ from lmlab.data.chat.template import ChatTemplate, Message
 from lmlab.data.special_tokens import Span, SpelledTokens
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json, write_text
+from lmlab.parsing import json_value
 
 END_OF_TEXT = "<|endoftext|>"
 SpecialTokens = Literal["as_text", "as_tokens"]
@@ -250,7 +251,7 @@ class Tokenizer:
     @cached_property
     def _byte_alphabet(self) -> dict[str, int] | None:
         """The characters that stand for bytes in a byte-level tokenizer; None for one of another kind."""
-        if '"ByteLevel"' not in json.dumps(json.loads(self.backend.to_str())["decoder"]):
+        if '"ByteLevel"' not in json.dumps(json_value(self.backend.to_str())["decoder"]):
             return None
         plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         moved = [byte for byte in range(256) if byte not in plain]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lmlab.files import sha256_json
+from lmlab.parsing import json_value
 
 Status = Literal["ok", "content_filter", "context_length_exceeded", "rejected", "failed"]
 FINAL: tuple[Status, ...] = ("ok", "content_filter", "context_length_exceeded")
@@ -147,7 +148,7 @@ class Reply:
 
     @classmethod
     def from_json(cls, text: str) -> Reply:
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(json_value(text))
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Reply:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from lmlab.errors import UserError
@@ -79,7 +78,7 @@ def comparison_table(found: dict[str, list[Comparison]]) -> TerminalTable:
     """For the terminal."""
     table = TerminalTable(*_COLUMNS, box=SIMPLE_HEAD)
     for row in _table_rows(found):
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(str(cell) for cell in row))
     return table
 
 

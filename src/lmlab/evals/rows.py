@@ -11,6 +11,7 @@ from typing import Any
 
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
+from lmlab.parsing import json_value
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
             if not line.endswith(b"\n"):
                 continue
             try:
-                row = json.loads(line)
+                row = json_value(line, allow_nan=True)
             except ValueError:
                 row = None
             if not isinstance(row, dict) or "id" not in row:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lmlab.config import parse_yaml
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import fan_out, num_cores
 from lmlab.files import read_json, write_json
+from lmlab.parsing import parse_yaml
 from lmlab.progress import console, progress
 
 
@@ -92,9 +92,7 @@ def run_sweep(
             failed += error is not None
             advance(1, note=f"{failed} failed" if failed else "")
             if error:
-                console.print(
-                    f"{run.name} failed: {error} (see {run.directory / 'log.txt'})", style="red", markup=False
-                )
+                console.print(f"{run.name} failed: {error} (see {run.directory / 'log.txt'})", style="red")
     write_json(out / "sweep.json", rows)
     if failed:
         raise LmlabError(

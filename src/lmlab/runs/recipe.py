@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from lmlab.config import Config, apply_overrides, load_yaml, validate
+from lmlab.config import Config, apply_overrides, validate
 from lmlab.errors import UserError, did_you_mean
+from lmlab.files import read_yaml
 from lmlab.runs.stage import Stage, find_stage, input_fields
 
 
@@ -112,7 +113,7 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"'{path}' extends itself by way of {' and '.join(repr(str(each)) for each in readers)}.",
             "Remove one 'extends'.",
         )
-    data = load_yaml(path)
+    data = read_yaml(path)
     base = data.pop("extends", None)
     if base is None:
         return data

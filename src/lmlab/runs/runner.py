@@ -23,12 +23,13 @@ from rich.table import Table
 
 from lmlab.config import flatten
 from lmlab.distributed import from_main, joined
-from lmlab.errors import EXIT_FAILURE, Interrupted, UserError
+from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
 from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
 from lmlab.runs.recipe import Recipe, RecipeStage
 from lmlab.runs.stage import StageContext, influences
+from lmlab.terminal import markup
 
 _RECORD = "stage.json"
 _NAMED_FILES, _SHOWN_FILES = 5000, 3
@@ -189,9 +190,9 @@ def _run_stage(
     title = f"{number} {entry.name}" + (f" ({entry.kind})" if entry.kind != entry.name else "")
     if planned.state == "done":
         record = read_json(path / _RECORD)
-        console.print(f"[dim]{title}: done before. {entry.stage.summary(record['results'])}")
+        console.print(markup("[dim]{}: done before. {}", title, entry.stage.summary(record["results"])))
         return dict(record["results"])
-    console.print(f"[bold]{title}[/bold]" + (" [dim]goes on[/dim]" if planned.state == "unfinished" else ""))
+    console.print(markup("[bold]{}[/bold]" + " [dim]goes on[/dim]" * (planned.state == "unfinished"), title))
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     record = {
@@ -207,12 +208,13 @@ def _run_stage(
     context = _context(entry, recipe, run, {each.entry.name: each for each in before})
     start = time.monotonic()
     try:
-        if entry.stage.distributed:
-            from_main("go")
-            results = entry.stage.run(entry.config, context)
-        else:
-            with _telling_the_others():
+        with doing(f"the stage '{entry.name}' ({entry.kind})"):
+            if entry.stage.distributed:
+                from_main("go")
                 results = entry.stage.run(entry.config, context)
+            else:
+                with _telling_the_others():
+                    results = entry.stage.run(entry.config, context)
         from_main("done")
     except KeyboardInterrupt:
         raise Interrupted(
@@ -224,7 +226,7 @@ def _run_stage(
         path / _RECORD,
         {**record, "state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results},
     )
-    console.print(f"  [green]done[/green] in {duration(seconds)}. {entry.stage.summary(results)}")
+    console.print(markup("  [green]done[/green] in {}. {}", duration(seconds), entry.stage.summary(results)))
     return results
 
 

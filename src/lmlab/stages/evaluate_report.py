@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from lmlab.reports import Details, Figure, Note, Section, Table, bar_chart
@@ -104,7 +103,7 @@ def terminal_table(results: dict[str, Any]) -> TerminalTable:
     for place in used:
         table.add_column(columns[place], justify="left" if columns[place] in ("metric", "left out") else "right")
     for name, row in rows.items():
-        table.add_row(escape(name), *(row[place] for place in used))
+        table.add_row(name, *(row[place] for place in used))
     return table
 
 

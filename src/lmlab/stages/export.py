@@ -16,6 +16,7 @@ from lmlab.progress import console
 from lmlab.reports import Facts, Section
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.evaluate import model_directory
+from lmlab.terminal import markup
 
 
 class ExportConfig(Config):
@@ -46,7 +47,7 @@ class Export(Stage[ExportConfig]):
             model, directory, tokens={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         )
         tokenizer.save(directory, model.config.max_seq_len)
-        console.print("  [dim]reloading with transformers")
+        console.print(markup("  [dim]reloading with transformers"))
         inputs = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(config.check_text)]])
         with torch.no_grad():
             logits = model(inputs).logits_BTV

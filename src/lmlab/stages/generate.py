@@ -15,6 +15,7 @@ from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Input, Stage, StageContext
 from lmlab.stages.evaluate import model_directory
+from lmlab.terminal import markup
 
 
 class GenerateConfig(GenerationConfig):
@@ -42,7 +43,7 @@ class Generate(Stage[GenerateConfig]):
         """Sample continuations of each prompt."""
         directory = model_directory(context.inputs["model"])
         model, tokenizer = from_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
-        console.print(f"  [dim]{len(config.prompts)} prompts, up to {config.max_new_tokens} tokens each")
+        console.print(markup("  [dim]{} prompts, up to {} tokens each", len(config.prompts), config.max_new_tokens))
         settings = generation_config(config, directory, tokenizer, context.seed)
         found = complete_texts(model, tokenizer, config.prompts, settings)
         pairs = [

@@ -10,6 +10,7 @@ from lmlab.config import Config
 from lmlab.data import Tokenizer, read_documents
 from lmlab.progress import console
 from lmlab.runs import Input, Stage, StageContext
+from lmlab.terminal import markup
 
 
 class TrainTokenizerConfig(Config):
@@ -32,7 +33,7 @@ class TrainTokenizer(Stage[TrainTokenizerConfig]):
     def run(self, config: TrainTokenizerConfig, context: StageContext) -> dict[str, Any]:
         """Train and save."""
         path = context.inputs["documents"]
-        console.print("  [dim]learning merges")
+        console.print(markup("  [dim]learning merges"))
         tokenizer = Tokenizer.train(
             (document.text for document in read_documents(path / "train.jsonl" if path.is_dir() else path)),
             config.vocab_size,

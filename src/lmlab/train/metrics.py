@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmlab.errors import UserError
 from lmlab.files import write_jsonl
+from lmlab.parsing import ParseError, json_value
 from lmlab.train.trackers import TrackerName, open_trackers
 
 
@@ -48,13 +50,30 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows; a last line that a kill cut short is left out."""
+    """All whole rows; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text("utf-8").splitlines():
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json_value(line, allow_nan=True)
+        except ParseError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise _damaged(path, number, str(error)) from None
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise _damaged(path, number, "it has no number of a step")
+        rows.append(row)
     return rows
+
+
+def _damaged(path: Path, number: int, why: str) -> UserError:
+    return UserError(
+        f"'{path}', line {number} is not a row of metrics: {why}.",
+        "Remove that line: figures of its step are lost, the training is not.",
+    )

@@ -132,7 +132,7 @@ class RoutedStep:
         elif kind not in self._said:
             self._said.add(kind)
             layers = ", ".join(str(layer) for layer, wrong in zip(self._layers, which_L.tolist(), strict=True) if wrong)
-            console.print(f"Warning: the routers of layers {layers} {what}.", style="yellow", markup=False)
+            console.print(f"Warning: the routers of layers {layers} {what}.", style="yellow")
 
     def _check_size(self, losses: RouterLosses) -> None:
         moe = self.config.moe
@@ -149,9 +149,7 @@ class RoutedStep:
                 f"a micro-batch of {int(losses.num_tokens)} tokens is few for {moe.num_experts} experts, so loads are"
                 " noisy"
             )
-            console.print(
-                f"Warning: {text}; set load_balancing_loss.granularity: global_batch.", style="yellow", markup=False
-            )
+            console.print(f"Warning: {text}; set load_balancing_loss.granularity: global_batch.", style="yellow")
 
 
 def routed(step: StepFunction, model: ModelConfig, losses: bool = True) -> StepFunction:

@@ -189,7 +189,7 @@ class Trainer:
         try:
             self.checkpoints.wait()
         except Exception as error:  # the one that ended the training is the one to be raised
-            console.print(f"The last checkpoint could not be written: {error}", style="yellow", markup=False)
+            console.print(f"The last checkpoint could not be written: {error}", style="yellow")
 
     def _batches(self, count: int) -> Iterator[Batch]:
         """The next batches; the time that the loop waits for them is counted."""

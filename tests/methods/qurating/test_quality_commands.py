@@ -64,11 +64,11 @@ def pipeline_file(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(folder: Path) -> Path:
     """A pipeline that has run, from nothing."""
-    from lmlab.config import load_yaml
+    from lmlab.files import read_yaml
     from lmlab.methods.qurating.pipeline import pipeline_recipe
     from lmlab.runs import run_recipe
 
-    run_recipe(pipeline_recipe(load_yaml(pipeline_file(folder)), "quality.yaml"), folder / "run", False)
+    run_recipe(pipeline_recipe(read_yaml(pipeline_file(folder)), "quality.yaml"), folder / "run", False)
     return folder / "run"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmlab.config import load_yaml
 from lmlab.errors import UserError
+from lmlab.files import read_yaml
 from lmlab.methods.qurating import fit_weights, propose_weights
 
 NAMES = ["education", "style", "facts"]
@@ -102,7 +102,7 @@ def test_the_commands_from_proposal_to_weights(lmlab: Any, tmp_path: Path) -> No
         and "1 of 20 runs have no 'loss' yet" in shown.out + shown.err
         and "--weights education=" in shown.out
     )
-    found = load_yaml(tmp_path / "weights.yaml")
+    found = read_yaml(tmp_path / "weights.yaml")
     assert [found[name] for name in NAMES] == pytest.approx([0.6, 0.1, 0.3], abs=0.05)
     assert lmlab("quality", "fit-weights", tmp_path / "runs.jsonl").out.splitlines()[-1] == shown.out.splitlines()[-2]
 

@@ -24,6 +24,7 @@ from lmlab.data.documents import Reject, Source
 from lmlab.errors import UserError
 from lmlab.fan_out import fan_out
 from lmlab.files import atomic_file, write_json
+from lmlab.parsing import json_value
 from lmlab.progress import progress
 
 _PART_BYTES = 2**26
@@ -237,7 +238,7 @@ class _Sieve:
                     line = self._spool.line(number)
                     files[split].write(line)
                     if split == "heldout" and len(groups) <= _NAMED_GROUPS:
-                        groups.add(json.loads(line)["group"])
+                        groups.add(json_value(line)["group"])
                 else:
                     document = self._spool.document(number)
                     row = {"id": document.id, "domain": document.domain, "reason": reason, **details}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.data.documents import Document, Reject
+from lmlab.parsing import json_value
 
 
 class Spool:
@@ -93,7 +94,7 @@ class Spool:
 
     def document(self, number: int) -> Document:
         """A document."""
-        return Document(**json.loads(self.line(number)))
+        return Document(**json_value(self.line(number)))
 
     def ranges(self, size: int) -> Iterator[tuple[int, int]]:
         """First and last byte of parts of at least `size` bytes, cut between documents."""
@@ -119,4 +120,4 @@ def read_range(path: Path, start: int, end: int) -> Iterable[Document]:
         while start < end:
             line = file.readline()
             start += len(line)
-            yield Document(**json.loads(line))
+            yield Document(**json_value(line))

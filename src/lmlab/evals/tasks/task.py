@@ -22,13 +22,13 @@ from typing import Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from lmlab.config import Config, load_yaml, validate
+from lmlab.config import Config, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.evals.generation import Prompt, TextMetric, read_prompts
 from lmlab.evals.ranked import Normalization
 from lmlab.evals.tasks import olmes
 from lmlab.evals.tasks.questions import Question, read_questions
-from lmlab.files import sha256_file, sha256_json
+from lmlab.files import read_yaml, sha256_file, sha256_json
 
 T = TypeVar("T")
 _LABEL = re.compile(r"^\s*[\w ]{1,20}:\s*")
@@ -159,7 +159,7 @@ def read_task(path: Path) -> Task:
     Raises:
         UserError: the file is not a task, or its requests are missing.
     """
-    task = validate(Task, load_yaml(path), f"'{path}'")
+    task = validate(Task, read_yaml(path), f"'{path}'")
     requests = path.parent / task.requests
     if not requests.is_file():
         raise UserError(f"'{path}': the requests '{requests}' do not exist.")

@@ -514,7 +514,7 @@ def _task(loaded: Loaded, config: FindConfig, batch_size: int, recompute: bool, 
     console.quiet = not world().is_main
     task, lines = loaded.task(config.ablation, config.graph, batch_size, recompute, examples)
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
     return task
 
 

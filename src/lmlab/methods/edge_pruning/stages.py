@@ -98,7 +98,7 @@ class FindCircuit(Stage[CircuitConfig]):
             loaded = load(model, examples, split, device=config.device)
             tasks[split], lines = loaded.task(config.ablation, config.graph, config.batch_size, config.recompute)
         for line in lines:
-            console.print(line, markup=False)
+            console.print(line)
         circuit = find_circuit(tasks["train"], settings, context.seed, context.directory / "search", config.force)
         ends, figures = Ends.of(tasks["test"]), measure(tasks["test"], circuit.kept_E)
         metrics = {

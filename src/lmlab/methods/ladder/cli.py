@@ -496,11 +496,12 @@ def _shape(name: str) -> Any:
 
 
 def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
-    from lmlab.config import load_yaml, validate
+    from lmlab.config import validate
+    from lmlab.files import read_yaml
     from lmlab.methods.ladder.rungs.plan import LadderPlan
 
     if path is not None:
-        return validate(LadderPlan, load_yaml(path), f"'{path}'")
+        return validate(LadderPlan, read_yaml(path), f"'{path}'")
     data = {
         "name": "published ladder",
         "sizes": dict.fromkeys(sizes.split(",")),

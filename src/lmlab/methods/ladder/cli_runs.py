@@ -11,8 +11,6 @@ from lmlab.errors import UserError
 if TYPE_CHECKING:
     from lmlab.methods.ladder import EstimatorSettings, RunTable, Task
 
-_PIPED_WIDTH = 160  # characters, where the output is not a terminal
-
 
 def read_runs(path: Path | None, config: Path | None, roots: list[Path] | None, second: Path | None) -> RunTable:
     """The table of an argument or an option, with other runs for the second step where they are given."""
@@ -95,22 +93,19 @@ def show(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None, title: str, details: Any = None
 ) -> None:
     """Print a table, its notes below; write it too where a path is given."""
-    import sys
-
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from lmlab.commandline.options import print_table
     from lmlab.methods.ladder.tables.write import text_of, write
 
-    shown = Table(title=escape(title), title_justify="left")
+    shown = Table(title=title, title_justify="left")
     noted = len(columns) - (columns[-1] == "notes")
     for number, column in enumerate(columns[:noted]):
         numeric = any(isinstance(row[number], int | float) for row in rows)
-        shown.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(escape(text_of(cell)) for cell in row[:noted]))
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(shown)
+        shown.add_row(*(text_of(cell) for cell in row[:noted]))
+    print_table(shown)
     for row in rows if noted < len(columns) else ():
         if row[-1]:
             print(f"{row[0]}: {row[-1]}.")

@@ -264,12 +264,13 @@ def ablate(
     set_: Set = None,
 ) -> None:
     """Train variants of a model with several seeds and compare them with significance."""
-    from lmlab.config import apply_overrides, load_yaml, validate
+    from lmlab.config import apply_overrides, validate
+    from lmlab.files import read_yaml
     from lmlab.hardware import reuse_memory
     from lmlab.methods.olmoe.ablation import AblationConfig, run_ablation
 
     reuse_memory()
-    settings = apply_overrides(load_yaml(config) | ({"texts": str(texts)} if texts else {}), set_ or [])
+    settings = apply_overrides(read_yaml(config) | ({"texts": str(texts)} if texts else {}), set_ or [])
     found = run_ablation(
         validate(AblationConfig, settings, f"'{config}'"),
         out,

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lmlab.config import load_yaml, validate
+from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import read_json
+from lmlab.files import read_json, read_yaml
 from lmlab.models import ModelConfig, MoEConfig, Transformer, named_tensors
 
 Kind = Literal["olmo", "olmo-core"]
@@ -241,7 +241,7 @@ def _expected(config: ModelConfig, shapes: Mapping[str, Any], kind: Kind) -> dic
 
 
 def _olmo_config(path: Path) -> ModelConfig:
-    found = load_yaml(path)
+    found = read_yaml(path)
     model = found.get("model", found)
     refused = {
         "clip_qkv": None,

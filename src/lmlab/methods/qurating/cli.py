@@ -267,10 +267,11 @@ def pipeline(
 ) -> None:
     """Judge, train, rate, choose and report, from one file. What is finished is skipped."""
     from lmlab.commandline.options import execute
-    from lmlab.config import apply_overrides, load_yaml
+    from lmlab.config import apply_overrides
+    from lmlab.files import read_yaml
     from lmlab.methods.qurating.pipeline import pipeline_recipe
 
-    execute(pipeline_recipe(apply_overrides(load_yaml(file), set or []), f"'{file}'"), out, dry_run, redo)
+    execute(pipeline_recipe(apply_overrides(read_yaml(file), set or []), f"'{file}'"), out, dry_run, redo)
 
 
 def _price(text: str | None) -> dict[str, float] | None:

@@ -23,6 +23,7 @@ from lmlab.errors import UserError
 from lmlab.files import atomic_file
 from lmlab.methods.qurating.problems import BadJudgment
 from lmlab.methods.qurating.votes import MISSING
+from lmlab.parsing import json_value
 
 Matrix = NDArray[np.float64]
 _SLACK = 1e-3
@@ -128,7 +129,7 @@ def _published(record: dict[str, Any], where: str) -> Judgment:
         pair = record.get(f"{name}_votes_a"), record.get(f"{name}_votes_b")
         if pair[0] is not None and pair[1] is not None:
             votes[name] = (np.array(pair[0], np.float64), np.array(pair[1], np.float64))
-    prompts = json.loads(record.get("prompts") or "{}")
+    prompts = json_value(record.get("prompts") or "{}")
     return Judgment(texts, average, votes, tuple(record.get("ids") or ()), tuple(record.get("domains") or ()), prompts)
 
 

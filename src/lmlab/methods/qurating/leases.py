@@ -10,6 +10,8 @@ import socket
 import time
 from pathlib import Path
 
+from lmlab.parsing import json_value
+
 PATIENCE_S = 120.0
 
 
@@ -58,7 +60,7 @@ class Leases:
         try:
             if time.time() - path.stat().st_mtime > self.patience_s:
                 return True
-            host, pid, _ = json.loads(path.read_text())["holder"].rsplit("-", 2)
+            host, pid, _ = json_value(path.read_text())["holder"].rsplit("-", 2)
         except (FileNotFoundError, ValueError, KeyError):
             return False
         return host == socket.gethostname() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()

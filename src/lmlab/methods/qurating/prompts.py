@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from lmlab.config import Config, load_yaml, validate
+from lmlab.config import Config, validate
 from lmlab.endpoints import ChatRequest
 from lmlab.errors import UserError
-from lmlab.files import sha256_json
+from lmlab.files import read_yaml, sha256_json
 
 _BUILT_IN = Path(__file__).parent / "prompts" / "v1.yaml"
 DEFAULT_CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
@@ -35,7 +35,7 @@ class Wording(Config):
 @lru_cache
 def load_wording(path: Path = _BUILT_IN) -> Wording:
     """Read a file of prompts; the built-in one by default."""
-    return validate(Wording, load_yaml(path), f"'{path}'")
+    return validate(Wording, read_yaml(path), f"'{path}'")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
 from lmlab.models.lora import LoRALinear, adaptable, adapters, attach, freeze, trained_fully
 from lmlab.models.transformer import Transformer
+from lmlab.parsing import json_value
 
 _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -140,7 +141,7 @@ def load_lora(
         if problems:
             raise LmlabError(f"'{directory}' does not fit the model: " + "; ".join(problems) + ".")
         tensors = {name: get(original) for name, original in names.items()}
-    notes = json.loads(metadata.get(_RANKS, "{}"))
+    notes = json_value(metadata.get(_RANKS, "{}"))
     for stored in targets:
         rank, alpha = ranks[stored], float(_pattern(settings, "alpha_pattern", stored, settings.get("lora_alpha", 8)))
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

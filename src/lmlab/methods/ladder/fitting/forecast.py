@@ -139,9 +139,7 @@ def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task
     if len(members) < len(settings.members):
         left = ", ".join(name_of(member) for member in members)
         console.print(
-            f"Some columns of the estimator '{settings.name}' are missing; it goes on with: {left}.",
-            style="yellow",
-            markup=False,
+            f"Some columns of the estimator '{settings.name}' are missing; it goes on with: {left}.", style="yellow"
         )
     if not members:
         raise UserError(f"The table has no columns for the estimator '{settings.name}'.")

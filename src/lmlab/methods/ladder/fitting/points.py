@@ -196,14 +196,12 @@ def check(
         kept = _without_bad_rows(run, tasks, x, drop_bad_rows)
         reason = kept.unfinished
         if run.mode == "train" and reason and not allow_unfinished:
-            console.print(
-                f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow", markup=False
-            )
+            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow")
             continue
         runs.append(kept)
     checked = replace(table, runs=tuple(runs))
     for warning in mismatches(checked):
-        console.print(f"Warning: {warning}", style="yellow", markup=False)
+        console.print(f"Warning: {warning}", style="yellow")
     return checked
 
 
@@ -229,9 +227,7 @@ def _without_bad_rows(run: Run, tasks: Sequence[Task], x: Sequence[str], drop: b
         return run
     if bad.all():
         raise UserError(f"'{run.source or run.name}': no usable row is left.")
-    console.print(
-        f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow", markup=False
-    )
+    console.print(f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow")
     return run.keep(~bad)
 
 

@@ -178,7 +178,7 @@ def _in_order(run: Run) -> Run:
         raise UserError(f"'{where}', row {run.rows[bad[0]]}: the number of tokens is not a number, or is negative.")
     order: NDArray[np.int64] = np.argsort(run.tokens, kind="stable")
     if (np.diff(order) < 0).any():
-        console.print(f"'{where}': rows were sorted by tokens.", markup=False)
+        console.print(f"'{where}': rows were sorted by tokens.")
     run = run.keep(order)
     same = np.flatnonzero(np.diff(run.tokens) == 0)
     for place in same:
@@ -191,7 +191,7 @@ def _in_order(run: Run) -> Run:
                     "Remove one of them.",
                 )
     if len(same):
-        console.print(f"'{where}': {len(same)} repeated rows were dropped.", markup=False)
+        console.print(f"'{where}': {len(same)} repeated rows were dropped.")
         run = run.keep(np.setdiff1d(np.arange(len(run)), same + 1))
     return run
 

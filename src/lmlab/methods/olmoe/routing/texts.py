@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
+from lmlab.config import validate
 from lmlab.data import Document, Reject, SourceConfig, Tokenizer, source_settings
 from lmlab.errors import UserError
 from lmlab.progress import console
@@ -39,7 +38,7 @@ def cut_texts(
     """
     encode = _encoder(tokenizer)
     fields = {"text_field": text_field} | ({"domain_field": domain_field} if domain_field else {})
-    source: Any = TypeAdapter(SourceConfig).validate_python(source_settings(location, fields))
+    source = validate(SourceConfig, source_settings(location, fields), f"'{location}'")
     kept: dict[str, list[int]] = {}
     rejects: list[Reject] = []
     for each in source.read():
@@ -49,9 +48,7 @@ def cut_texts(
             kept[each.domain] += encode(each.text)
     if rejects:
         console.print(
-            f"{len(rejects)} records were set aside; the first: {rejects[0].where}: {rejects[0].reason}",
-            style="yellow",
-            markup=False,
+            f"{len(rejects)} records were set aside; the first: {rejects[0].where}: {rejects[0].reason}", style="yellow"
         )
     domains, rows, numbers = tuple(sorted(kept)), [], []
     for number, domain in enumerate(domains):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
+from lmlab.parsing import json_value
 
 Ints = NDArray[np.integer[Any]]
 _MOST_BYTES = 2**36
@@ -130,7 +131,7 @@ class RoutingTrace:
                 f"'{path}' has no array '{name}'; it has: {', '.join(stored.files)}.",
                 "Name one of its checkpoints, such as step600.",
             )
-        header = json.loads(str(stored["header"])) if "header" in stored.files else {}
+        header = json_value(str(stored["header"])) if "header" in stored.files else {}
         experts = stored[name]
         known = ("num_experts", "layers", "token_hash")
         return cls(
@@ -159,7 +160,7 @@ class RoutingTrace:
         for number, path in enumerate(paths):
             for line_number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
                 try:
-                    record = json.loads(line)
+                    record = json_value(line)
                     chosen = np.asarray(record["exp_ids"], np.int64)
                     row = np.asarray(record["input_ids"], np.int64)
                     if chosen.ndim != 3 or len(chosen) != len(row) or (ids and len(row) != len(ids[0])):

@@ -390,7 +390,8 @@ def _config(
     cap_duplicates: list[str] | None = None,
     **others: Any,
 ) -> Any:
-    from lmlab.config import load_yaml, validate
+    from lmlab.config import validate
+    from lmlab.files import read_yaml
     from lmlab.methods.qurating.commands.shared import pairs_of
     from lmlab.methods.qurating.selecting.settings import SelectionConfig
     from lmlab.methods.qurating.selecting.table import budget_of
@@ -413,5 +414,5 @@ def _config(
         **others,
     }
     if domain_weights is not None:
-        values["domains"] = load_yaml(domain_weights)
+        values["domains"] = read_yaml(domain_weights)
     return validate(SelectionConfig, values, "the options")

@@ -11,15 +11,13 @@ from lmlab.errors import UserError
 
 def documents_at(location: str, text_field: str, id_field: str | None, domain_field: str | None) -> list[Any]:
     """All documents at a location of the data layer; records that cannot be read are counted and told."""
-    from pydantic import TypeAdapter
-
     from lmlab.commandline.options import fields_of
+    from lmlab.config import validate
     from lmlab.data import Document, SourceConfig, source_settings
     from lmlab.progress import console
 
-    source: Any = TypeAdapter(SourceConfig).validate_python(
-        source_settings(location, fields_of(text_field, id_field, domain_field))
-    )
+    settings = source_settings(location, fields_of(text_field, id_field, domain_field))
+    source = validate(SourceConfig, settings, f"'{location}'")
     documents, rejects = list[Any](), list[Any]()
     for item in source.read():
         (documents if isinstance(item, Document) else rejects).append(item)
@@ -27,7 +25,6 @@ def documents_at(location: str, text_field: str, id_field: str | None, domain_fi
         console.print(
             f"{len(rejects):,} records cannot be read, the first: {rejects[0].where}: {rejects[0].reason}",
             style="yellow",
-            markup=False,
         )
     return documents
 
@@ -64,18 +61,17 @@ def pairs_of(texts: Sequence[str], option: str, kind: type) -> dict[str, Any]:
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
     """Print a table."""
-    from rich.markup import escape
     from rich.table import Table
 
     from lmlab.commandline.options import print_table
 
-    table = Table(title=escape(title) or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(
-            escape(column), justify="right" if any(isinstance(row[number], int | float) for row in rows) else "left"
+            column, justify="right" if any(isinstance(row[number], int | float) for row in rows) else "left"
         )
     for row in rows:
-        table.add_row(*(escape(_text(cell)) for cell in row))
+        table.add_row(*(_text(cell) for cell in row))
     print_table(table)
 
 

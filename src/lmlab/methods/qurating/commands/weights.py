@@ -126,7 +126,5 @@ def _read_runs(path: Path, target: str) -> tuple[list[str], list[list[float]], l
                 f"'{path}', run {number}: every column must hold a number.", "Remove columns that are no weights."
             ) from None
     if waiting:
-        console.print(
-            f"{waiting} of {len(rows)} runs have no '{target}' yet; they are left out.", style="yellow", markup=False
-        )
+        console.print(f"{waiting} of {len(rows)} runs have no '{target}' yet; they are left out.", style="yellow")
     return names, weights, losses
