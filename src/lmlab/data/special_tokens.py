@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from lmlab.errors import UserError
+from lmlab.parsing import json_value
 
 Span = tuple[int, int]
 
@@ -36,7 +37,7 @@ class SpelledTokens:
         # keeps free of characters. The names never reach an id or a file, so that results do not depend on them.
         secret = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
         self._renamed = {name: f"{secret}{name}{secret}" for name in names}
-        description = json.loads(backend.to_str())
+        description = json_value(backend.to_str())
         for token in description["added_tokens"]:
             if token["content"] in self._renamed:
                 token |= {"content": self._renamed[token["content"]], "normalized": False}
