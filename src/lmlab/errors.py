@@ -10,20 +10,24 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from lmlab.redaction import redact
+
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 class LmlabError(Exception):
-    """A failure with a message for the user: one clear sentence, and a remedy where there is one."""
+    """A failure with a message for the user: one clear sentence, and a remedy where there is one. Secrets of the
+    locations that they name are hidden.
+    """
 
     exit_code = EXIT_FAILURE
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        self.message = redact(message)
+        self.remedy = None if remedy is None else redact(remedy)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.remedy}" if self.remedy else self.message
