@@ -53,7 +53,9 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        needs_x, needs_weight, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        # beside a frozen weight the input is not needed again, which is most of what an adapter's training would keep
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)  # type: ignore[arg-type]
         return _onednn(x, weight, bias)
 
     @staticmethod

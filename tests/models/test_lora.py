@@ -23,7 +23,7 @@ from lmlab.models import (
 )
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.visibility import Visibility
-from lmlab.models.lora import adapters
+from lmlab.models.lora.adapt import adapters
 
 peft = pytest.importorskip("peft", reason="needs the package 'peft'")
 transformers = pytest.importorskip("transformers", reason="needs the package 'transformers'")
@@ -282,14 +282,14 @@ def test_all_wrong_tensors_are_named_at_once_and_nothing_changes(make_model, tmp
         ({"use_dora": True}, "use_dora = True"),
         ({"bias": "all", "peft_type": "LOHA"}, "peft_type = LOHA; bias = all"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = pissa"),
-        ({"target_modules": ["embed_tokens"]}, "no adapters on model.embed_tokens"),
+        ({"target_modules": ["embed_tokens"]}, "missing model.embed_tokens.lora_embedding_A"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(make_model, tmp_path, changes, expected):
     save_lora(adapted(make_model("llama")), tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(LmlabError, match=expected):
         load_lora(make_model("llama"), tmp_path)
 
 

@@ -36,14 +36,20 @@ class CountingRows:
 
 
 def counting_trainer(
-    directory: Path, config: TrainerConfig, meta: bool = False, step_function: Any = None, **options: Any
+    directory: Path,
+    config: TrainerConfig,
+    meta: bool = False,
+    step_function: Any = None,
+    model: Any = None,
+    **options: Any,
 ) -> Trainer:
     """A trainer of this process's share; with `meta` the weights are filled after they were spread."""
     place = world()
     loader = Loader(CountingRows(), config.batch_size, 3, place.rank, place.size)
-    with torch.device("meta" if meta else "cpu"):
-        model = Transformer(COUNTING)
-    model = model if meta else model.initialize(0)
+    if model is None:
+        with torch.device("meta" if meta else "cpu"):
+            model = Transformer(COUNTING)
+        model = model if meta else model.initialize(0)
     step_function = step_function or language_model_step_by_domain(["even", "odd"])
     options = {"tokens_per_row": 16, "materialize": lambda model: model.initialize(0), **options}
     return Trainer(model, step_function, loader, config, directory, **options)

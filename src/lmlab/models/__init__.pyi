@@ -14,7 +14,8 @@ from .formats.peft import load_lora, save_lora
 from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.generate import Completion, GrowingText, generate, stream
-from .lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
+from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
+from .lora.config import LoRAConfig
 from .loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
 from .moe.config import LoadBalancingConfig, MoEConfig, RouterZConfig
 from .moe.layer import MoE

@@ -317,7 +317,13 @@ class Transformer(nn.Module):
         shared = None
         if inputs_embeds_BTD is not None:
             x_BTD = inputs_embeds_BTD
-        elif labels_BT is not None and self.head is None and taps is None and not torch.compiler.is_compiling():
+        elif (
+            labels_BT is not None
+            and self.head is None
+            and taps is None
+            and self.embedding.weight.requires_grad  # a frozen table has no gradient to share, but perhaps an adapter
+            and not torch.compiler.is_compiling()
+        ):
             assert input_ids_BT is not None
             shared = SharedGradient()
             x_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)

@@ -25,6 +25,7 @@ from lmlab.errors import UserError
 from lmlab.files import write_json, write_jsonl
 from lmlab.reports import Facts, Figure, Section, Series, line_chart
 from lmlab.runs import Input, Stage, StageContext
+from lmlab.stages.adapters import Adapters, export_adapters, note_adapters
 from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 from lmlab.stages.start import Start
 from lmlab.stages.training import (
@@ -34,6 +35,7 @@ from lmlab.stages.training import (
     heldout_evaluation,
     loop_curves,
     plan_training,
+    planned_model,
     routing_curves,
     series,
     training_facts,
@@ -87,6 +89,7 @@ class PreferConfig(Config):
         tokenizer: by default that of `start`.
         heldout_fraction: share of the records that is measured and not learned from.
         max_reject_fraction: stop when a larger share of the records cannot be used.
+        lora: train low-rank adapters beside the weights of `start`, which stay as they are.
         router_losses: learn from the losses of the routers of mixtures of experts too; OLMoE was adapted without.
     """
 
@@ -98,6 +101,7 @@ class PreferConfig(Config):
     seq_len: PositiveInt
     heldout_fraction: float = Field(default=0.05, ge=0, lt=1)
     max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
+    lora: Adapters | None = None
     router_losses: bool = False
     trainer: TrainerConfig
 
@@ -110,7 +114,9 @@ class Prefer(Stage[PreferConfig]):
 
     def plan(self, config: PreferConfig) -> dict[str, str]:
         """The method and the length."""
-        return {"method": config.method.kind} | plan_training(None, config.seq_len, config.trainer)
+        return {"method": config.method.kind} | plan_training(
+            planned_model(None, config.start), 2 * config.seq_len, config.trainer, config.lora
+        )
 
     def depends_on(self, config: PreferConfig) -> Any:
         """The files of a source, and the template."""
@@ -133,7 +139,7 @@ class Prefer(Stage[PreferConfig]):
             _score(start, [rows, heldout], config, context.directory / "reference")
         loader = Loader(rows, config.trainer.batch_size, context.seed, place.rank, place.size)
         trainer = Trainer(
-            build_network(start.model, start, context.seed),
+            build_network(start.model, start, context.seed, config.lora),
             routed(step, start.model, config.router_losses),
             loader,
             config.trainer.in_steps(2 * config.seq_len, len(rows)),
@@ -141,13 +147,18 @@ class Prefer(Stage[PreferConfig]):
             heldout_evaluation(step, heldout, config.trainer.rows_at_once) if heldout else None,
             tokens_per_row=2 * config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
-            start=start.checkpoint,
+            start=start.checkpoint if config.lora is None else None,
         )
         if place.is_main:
             tokenizer.save(context.directory / "model", start.model.max_seq_len)
             write_json(context.directory / "checkpoints" / "model.json", start.model.model_dump(mode="json"))
+            if config.lora is not None:
+                note_adapters(start, config.lora, context.directory)
         summary = trainer.fit()
-        export_model(trainer.model, start.model, tokenizer, context.directory / "model")
+        if config.lora is not None:
+            export_adapters(trainer.model, start, config.lora, context.seed, tokenizer, context.directory)
+        else:
+            export_model(trainer.model, start.model, tokenizer, context.directory / "model")
         counts = {"pairs": len(rows), "heldout": len(heldout) if heldout else 0, "rejects": rejects}
         return {**summary, **counts, **final_figures(context.directory)}
 

@@ -18,6 +18,7 @@ from lmlab.models import ModelConfig
 from lmlab.progress import short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
 from lmlab.runs import Input, Stage, StageContext
+from lmlab.stages.adapters import Adapters, check_adapters, export_adapters, note_adapters
 from lmlab.stages.start import Start
 from lmlab.stages.training import (
     build_network,
@@ -26,6 +27,7 @@ from lmlab.stages.training import (
     heldout_evaluation,
     loop_curves,
     plan_training,
+    planned_model,
     routing_curves,
     series,
     training_facts,
@@ -35,6 +37,7 @@ from lmlab.train import (
     Evaluation,
     Trainer,
     TrainerConfig,
+    flops_per_token,
     language_model_step_by_domain,
     read_metrics,
     routed,
@@ -70,6 +73,7 @@ class TrainConfig(Config):
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a
             model's directory.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
+        lora: train low-rank adapters beside the weights of `start`, which stay as they are.
         z_loss: coefficient of the z-loss.
         router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe`
             says.
@@ -90,6 +94,7 @@ class TrainConfig(Config):
     model: ModelConfig | None = None
     start: Input | None = None
     start_optimizer: bool = False
+    lora: Adapters | None = None
     seq_len: PositiveInt
     z_loss: float = Field(default=0.0, ge=0)
     router_losses: bool = True
@@ -107,6 +112,7 @@ class TrainConfig(Config):
             raise ValueError("trainer.epochs belongs to one source; give the length of a mixture in steps or tokens.")
         if self.start_optimizer and self.start is None:
             raise ValueError("start_optimizer needs 'start'.")
+        check_adapters(self.lora, self.start, self.start_optimizer)
         return self
 
 
@@ -123,7 +129,7 @@ class Train(Stage[TrainConfig]):
 
     def plan(self, config: TrainConfig) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
-        return plan_training(config.model, config.seq_len, config.trainer)
+        return plan_training(planned_model(config.model, config.start), config.seq_len, config.trainer, config.lora)
 
     def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start."""
@@ -151,27 +157,33 @@ class Train(Stage[TrainConfig]):
         place = world()
         loader = Loader(mixture, loop.batch_size, data_seed, place.rank, place.size, shuffle=False)
         trainer = Trainer(
-            build_network(model_config, start, context.seed),
+            build_network(model_config, start, context.seed, config.lora),
             routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),
             loader,
             loop,
             context.directory,
             _evaluation(config, context, tokenizer),
-            model_config.flops_per_token(config.seq_len),
+            flops_per_token(model_config, config.seq_len, config.lora),
             tokens_per_row=config.seq_len,
             materialize=lambda model: model.initialize(context.seed),
-            start=start.checkpoint if start else None,
+            start=start.checkpoint if start and config.lora is None else None,
             start_optimizer=config.start_optimizer,
         )
         if place.is_main:
             tokenizer.save(context.directory / "model", model_config.max_seq_len)
             write_json(context.directory / "checkpoints" / "model.json", model_config.model_dump(mode="json"))
+            if config.lora is not None:
+                note_adapters(cast(Start, start), config.lora, context.directory)
         summary = trainer.fit()
-        export_model(trainer.model, model_config, tokenizer, context.directory / "model")
+        if config.lora is not None:
+            export_adapters(trainer.model, cast(Start, start), config.lora, context.seed, tokenizer, context.directory)
+        else:
+            export_model(trainer.model, model_config, tokenizer, context.directory / "model")
         plan = mixture.plan()
         return {
             **summary,
             "parameters": model_config.num_parameters(),
+            "trained_parameters": sum(each.numel() for each in trainer.optimizers.parameters.values()),
             "active_parameters": model_config.num_parameters(active=True),
             **final_figures(context.directory),
             "epochs": round(max(share.epochs for share in plan), 3),

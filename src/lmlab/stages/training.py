@@ -14,9 +14,10 @@ import torch
 from lmlab.data import Rows, Tokenizer
 from lmlab.distributed import world
 from lmlab.hardware import gemm_flops, select_device, select_dtype
-from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.models import LoRAConfig, ModelConfig, Transformer, save_pretrained
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
+from lmlab.stages.adapters import Adapters, adapted
 from lmlab.stages.start import Start
 from lmlab.train import Evaluation, StepFunction, TrainerConfig, estimate, load_weights, read_metrics, whole_tensors
 
@@ -25,7 +26,18 @@ _BANDWIDTH_WITHIN = 400 * 10**9  # bytes a second of a GPU's NVLink, in collecti
 _BANDWIDTH_BETWEEN = 50 * 10**9  # and of its network port of 400 Gbit/s
 
 
-def plan_training(model: ModelConfig | None, seq_len: int, trainer: TrainerConfig) -> dict[str, str]:
+def planned_model(model: ModelConfig | None, start: str | None) -> ModelConfig | None:
+    """The model that will be trained: the one that is asked for, else that in the directory `start`; None where an
+    earlier stage will make it.
+    """
+    if model is not None or start is None or not Path(start).exists():
+        return model
+    return Start.find(Path(start)).model
+
+
+def plan_training(
+    model: ModelConfig | None, seq_len: int, trainer: TrainerConfig, lora: LoRAConfig | None = None
+) -> dict[str, str]:
     """Length, parameters, arithmetic, memory, communication and time: label -> text.
 
     Without a model, the length alone.
@@ -36,14 +48,16 @@ def plan_training(model: ModelConfig | None, seq_len: int, trainer: TrainerConfi
         if steps is None
         else f"{steps * trainer.batch_size * seq_len:,} tokens in {steps:,} steps"
     )
-    return {"length": length} | ({} if model is None else _plan_model(model, seq_len, trainer, steps))
+    return {"length": length} | ({} if model is None else _plan_model(model, seq_len, trainer, steps, lora))
 
 
-def _plan_model(model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps: int | None) -> dict[str, str]:
+def _plan_model(
+    model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps: int | None, lora: LoRAConfig | None
+) -> dict[str, str]:
     place = world()
     device = select_device(trainer.device)
     dtype = select_dtype(trainer.precision, device)
-    needs = estimate(model, seq_len, trainer, place, dtype)
+    needs = estimate(model, seq_len, trainer, place, dtype, lora)
     peak = gemm_flops(str(device), dtype)
     seconds = needs.flops * (steps or 1) / peak / _TYPICAL_UTILISATION
     parts = [
@@ -55,7 +69,8 @@ def _plan_model(model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps:
     if needs.gathered:
         parts.append((needs.gathered, "gathered weights"))
     rows = {
-        "parameters": f"{model.num_parameters():,} ({model.num_parameters(embedding=False):,} without embeddings)",
+        "parameters": f"{model.num_parameters():,} ({model.num_parameters(embedding=False):,} without embeddings)"
+        + (f", {needs.trained:,} of adapters are trained" if lora else ""),
         "arithmetic": f"{short(needs.flops)}FLOP a step" + (" and process" if place.size > 1 else ""),
         "memory": (
             f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts)
@@ -81,8 +96,13 @@ def _plan_model(model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps:
     return rows
 
 
-def build_network(config: ModelConfig, start: Start | None, seed: int) -> Transformer:
-    """The network with its weights; on the meta device, to be filled later, where many processes each hold a share."""
+def build_network(config: ModelConfig, start: Start | None, seed: int, lora: Adapters | None = None) -> Transformer:
+    """The network with its weights, and adapters if they are asked for; on the meta device, to be filled later, where
+    many processes each hold a share.
+    """
+    if lora is not None:
+        assert start is not None
+        return adapted(start, config, lora, seed)
     if start is not None and start.checkpoint is None:
         return start.load(config)
     if world().size == 1:

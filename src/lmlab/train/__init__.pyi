@@ -8,7 +8,7 @@ from .checkpoint import (
     whole_tensors,
 )
 from .config import TrainerConfig
-from .cost import Estimate, estimate
+from .cost import Estimate, estimate, flops_per_token
 from .language_model import language_model_step, language_model_step_by_domain
 from .metrics import read_metrics
 from .optimizer import OptimizerConfig, Optimizers, ParameterGroup
@@ -42,6 +42,7 @@ __all__ = [
     "checkpoints",
     "dpo_step",
     "estimate",
+    "flops_per_token",
     "kto_step",
     "language_model_step",
     "language_model_step_by_domain",

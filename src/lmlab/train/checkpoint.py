@@ -28,6 +28,7 @@ from lmlab.distributed import control_group, from_all, from_main, world
 from lmlab.errors import LmlabError
 from lmlab.files import read_json, sha256_file, write_json
 from lmlab.models import named_tensors
+from lmlab.models.lora.adapt import adapters
 from lmlab.train.mirror import Mirror
 from lmlab.train.optimizer import Optimizers
 
@@ -78,7 +79,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         from_main(None)
-        tensors = _named(named_tensors(model), optimizers.state_tensors())
+        tensors = _named(saved_tensors(model), optimizers.state_tensors())
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         settings: dict[str, Any] = {
             "storage_writer": writer,
@@ -149,6 +150,17 @@ class Checkpoints:
         return Path(saved[-1]) if saved else None
 
 
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: everything, but of one with adapters not the frozen weights, which are those
+    of its base.
+    """
+    tensors = named_tensors(model)
+    if not adapters(model):
+        return tensors
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in tensors.items() if name not in frozen}
+
+
 def best_of(states: Mapping[Path, Mapping[str, Any]], best_by: str | None) -> Path | None:
     """The checkpoint whose figure `best_by` is the lowest."""
     rated = [(state["figures"][best_by], path) for path, state in states.items() if best_by in state.get("figures", {})]
@@ -171,7 +183,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None 
     state = verify_checkpoint(path)
     reader = HuggingFaceStorageReader(str(path))
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    own = named_tensors(model)
+    own = saved_tensors(model)
     weights = {name.removeprefix(_MODEL): tuple(each.size) for name, each in saved.items() if name.startswith(_MODEL)}
     _check_fit(own, weights, str(path))
     wanted: dict[str, Tensor] = {_MODEL + name: tensor.detach() for name, tensor in own.items()}
@@ -205,12 +217,13 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors put together from all processes, in the main process's memory; empty in the others.
+    """The model's tensors, of one with adapters those that are trained, put together from all processes in the main
+    process's memory; empty in the others.
 
     All must call it.
     """
     whole = {}
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in saved_tensors(model).items():
         full = tensor.detach()
         full = full.full_tensor() if isinstance(full, DTensor) else full
         if world().is_main:
@@ -220,7 +233,7 @@ def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy weights into the model; every missing, unexpected and mis-shaped tensor is named in one error."""
-    own = named_tensors(model)
+    own = saved_tensors(model)
     _check_fit(own, {name: tuple(tensor.shape) for name, tensor in weights.items()}, where)
     with torch.no_grad():
         for name, tensor in own.items():

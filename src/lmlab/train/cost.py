@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from lmlab.distributed import World
-from lmlab.models import ModelConfig
+from lmlab.models import LoRAConfig, ModelConfig, MoEConfig, Transformer, add_lora
+from lmlab.models.lora.adapt import thin_pairs
+from lmlab.models.lora.layers import LowRank
 from lmlab.train.config import TrainerConfig
 
 _FP32 = 4
+_SAME_INPUT = {"key": "query", "value": "query", "up": "gate"}  # layers that read one tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Estimate:
         reduce_bytes: received in a step to sum gradients, within a group that shares a copy and between the copies.
         network_bytes: what of both comes over the network: its part of what the machine receives.
         flops: arithmetic of a step.
+        trained: parameters that are trained, over all processes.
     """
 
     weights: int
@@ -36,6 +41,7 @@ class Estimate:
     reduce_bytes: int
     network_bytes: int
     flops: float
+    trained: int
 
     @property
     def memory(self) -> int:
@@ -48,34 +54,80 @@ class Estimate:
         return self.gather_bytes + self.reduce_bytes
 
 
-def estimate(model: ModelConfig, seq_len: int, config: TrainerConfig, world: World, dtype: torch.dtype) -> Estimate:
+@dataclass(frozen=True)
+class _Adapters:
+    """What adapters add to a model.
+
+    Attributes:
+        parameters, active: all that is trained, and what of it one token uses.
+        beside: what comes to the model's own parameters.
+        matrices: of these, what belongs to two-dimensional weights.
+        kept: numbers that each token leaves for the backward pass: low-rank products, and inputs of frozen layers that
+            are kept for the adapters alone. Negative where less is kept than by a training of all weights.
+        stacks: numbers of the experts' matrices that are formed anew in each forward pass.
+    """
+
+    parameters: int
+    active: int
+    beside: int
+    matrices: int
+    kept: int
+    stacks: int
+
+
+def flops_per_token(model: ModelConfig, seq_len: int, lora: LoRAConfig | None = None) -> float:
+    """Arithmetic of training on one token: forward and backward pass. Frozen weights get no gradient, which saves a
+    third of their products.
+    """
+    whole = model.flops_per_token(seq_len)
+    return (
+        whole if lora is None else whole - model.flops_per_token(0, backward=False) + 6 * _adapters(model, lora).active
+    )
+
+
+def estimate(
+    model: ModelConfig,
+    seq_len: int,
+    config: TrainerConfig,
+    world: World,
+    dtype: torch.dtype,
+    lora: LoRAConfig | None = None,
+) -> Estimate:
     """Estimate one training step of a process.
 
     The factors are those of ring algorithms: to gather n bytes among s processes each receives n (s - 1) / s, to sum
     them for everyone twice that.
+
+    Arguments:
+        lora: adapters that are trained in place of the model's weights.
     """
+    added = None if lora is None else _adapters(model, lora)
     replicas, shards = config.parallel.layout(world)
-    parameters, width = model.num_parameters(), dtype.itemsize
-    moments = 2 * parameters - (model.num_parameters(embedding=False) if config.optimizer.name == "muon" else 0)
+    parameters, width = model.num_parameters() + (added.beside if added else 0), dtype.itemsize
+    trained = added.parameters if added else parameters
+    # Muon keeps one moment of a matrix where the others keep two
+    by_muon = added.matrices if added else model.num_parameters(embedding=False)
+    moments = 2 * trained - (by_muon if config.optimizer.name == "muon" else 0)
     rows = min(config.rows_at_once, max(1, config.batch_size // world.size))
     micro_batches = max(1, config.batch_size // world.size // rows)
     outside = 2 * model.vocab_size * model.d_model if not model.tie_embeddings else model.vocab_size * model.d_model
     block = max(0, parameters - outside) // model.num_layers
     gathered = 0 if world.size == 1 else width * (outside + 2 * block)
-    received = parameters * (shards - 1) // shards
+    received, summed = (count * (shards - 1) // shards for count in (parameters, trained))
     gather = width * micro_batches * (1 if config.parallel.gather_once else 2) * received
-    scatter = _FP32 * micro_batches * received
-    between_copies = _FP32 * 2 * parameters // shards * (replicas - 1) // replicas
+    scatter = _FP32 * micro_batches * summed
+    between_copies = _FP32 * 2 * trained // shards * (replicas - 1) // replicas
     return Estimate(
         weights=_FP32 * parameters // shards,
-        gradients=_FP32 * parameters // shards,
+        gradients=_FP32 * trained // shards,
         optimizer=_FP32 * moments // shards,
         gathered=gathered,
-        activations=_activations(model, rows * seq_len, config.recompute_blocks, width),
+        activations=_activations(model, rows * seq_len, config.recompute_blocks, width, added),
         gather_bytes=gather,
         reduce_bytes=scatter + between_copies,
         network_bytes=_over_network(world, shards, gather + scatter, between_copies),
-        flops=model.flops_per_token(seq_len) * config.batch_size * seq_len / world.size,
+        flops=flops_per_token(model, seq_len, lora) * config.batch_size * seq_len / world.size,
+        trained=trained,
     )
 
 
@@ -89,11 +141,70 @@ def _over_network(world: World, shards: int, within_copy: int, between_copies: i
     return spread + between_copies // max(1, world.local_size // shards)
 
 
-def _activations(model: ModelConfig, tokens: int, recompute_blocks: int, width: int) -> int:
+def _expert_width(moe: MoEConfig) -> int:
+    """Inner numbers that a token leaves in a mixture of experts."""
+    return moe.top_k * moe.expert_hidden_size + moe.num_shared_experts * moe.expert_hidden_size
+
+
+def _activations(
+    model: ModelConfig, tokens: int, recompute_blocks: int, width: int, added: _Adapters | None = None
+) -> int:
     """Inputs of products, queries, keys, values and gates of each block; of a block that is computed again only its
     input.
     """
-    kept = 8 * model.d_model + 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + 4 * model.d_ff
+    attention = 8 * model.d_model + 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    inner = [
+        model.d_ff if kind == "dense" or model.moe is None else _expert_width(model.moe) for kind in model.ffn_kinds
+    ]
+    kept = attention + 4 * sum(inner) // len(inner)
     again = len(range(0, model.num_layers, recompute_blocks)) if recompute_blocks else 0
     whole = model.num_layers - again + (1 if again else 0)
-    return width * tokens * (whole * kept + again * model.d_model)
+    if added is None:
+        return width * tokens * (whole * kept + again * model.d_model)
+    share = whole / model.num_layers
+    per_token = max(0, whole * kept + round(share * added.kept)) + again * model.d_model
+    return width * tokens * per_token + round(share * added.stacks) * _FP32
+
+
+@lru_cache(maxsize=8)
+def _adapters(model: ModelConfig, lora: LoRAConfig) -> _Adapters:
+    """Counted on a network without memory."""
+    with torch.device("meta"):
+        network = Transformer(model)
+    add_lora(network, lora)
+    parameters = active = matrices = kept = stacks = 0
+    inputs_kept: set[tuple[str, str]] = set()
+    for name, pair in thin_pairs(network).items():
+        size = pair.lora_a.numel() + pair.lora_b.numel()
+        parameters += size
+        matrices += size if pair.lora_a.dim() == 2 else 0
+        if isinstance(pair, LowRank):
+            assert model.moe is not None
+            active += size * model.moe.top_k // model.moe.num_experts
+            stacks += pair.lora_a.shape[0] * pair.lora_a.shape[-1] * pair.lora_b.shape[-2]
+            continue
+        active += size
+        kept += pair.rank
+        if name.startswith("blocks."):
+            block, _, leaf = name.rpartition(".")
+            inputs_kept.add((block, _SAME_INPUT.get(leaf, leaf)))
+            # dropout copies its input, and keeps a mask of one byte a number
+            kept += round(pair.lora_a.shape[-1] * 1.5) if pair.dropout else 0
+    for number in range(model.num_layers):
+        attention, ffn = f"blocks.{number}.attention", f"blocks.{number}.ffn"
+        for place, inputs in (
+            ((attention, "query"), model.d_model),
+            ((attention, "output"), model.num_heads * model.head_dim),
+            *(
+                (((ffn, "gate"), model.d_model), ((ffn, "down"), model.d_ff))
+                if model.ffn_kinds[number] == "dense"
+                else ()
+            ),
+        ):
+            kept -= 0 if place in inputs_kept else inputs
+    fully = sum(
+        parameter.numel()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
+    )
+    return _Adapters(parameters + fully, active + fully, parameters, matrices, kept, stacks)

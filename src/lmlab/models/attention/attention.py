@@ -16,7 +16,7 @@ from lmlab.models.attention.visibility import Visibility
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig
 from lmlab.models.linear import Linear
-from lmlab.models.lora import full_weight
+from lmlab.models.lora.adapt import full_weight
 from lmlab.models.norm import make_norm
 from lmlab.models.taps import Taps
 

@@ -10,7 +10,7 @@ import torch
 from lmlab.errors import LmlabError, UserError
 from lmlab.models.formats.hf import NATIVE, compare_with_transformers, from_pretrained, save_pretrained
 from lmlab.models.formats.peft import load_lora
-from lmlab.models.lora import remove_lora
+from lmlab.models.lora.adapt import remove_lora
 from lmlab.models.transformer import Transformer
 
 _TOLERANCE = 1e-4

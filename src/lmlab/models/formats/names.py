@@ -149,6 +149,11 @@ class Layout:
         """Their name of the module that holds the weight of one of our modules."""
         return self.locations[f"{ours}.weight"].names[0].removesuffix(".weight")
 
+    def stacked(self, ours: str) -> str:
+        """Their name, within a model, of the parameter that stacks one of our experts' matrices."""
+        table = {} if self._family is None else self._family.stacked or {}
+        return self._prefix + (_fill(ours, table) or ours)
+
     def modules(self) -> list[str]:
         """Their names of all modules with a weight."""
         return [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]

@@ -26,8 +26,17 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_json, write_json
 from lmlab.models.formats.families import family_of
 from lmlab.models.formats.names import Layout, Shape
+from lmlab.models.formats.peft_beside import (
+    expected_shapes,
+    read_beside,
+    short_targets,
+    wanted_beside,
+    write_beside,
+)
 from lmlab.models.formats.pickles import read_pickle
-from lmlab.models.lora import LoRALinear, adaptable, adapters, attach, freeze, trained_fully
+from lmlab.models.lora.adapt import STACKED, adaptable, adapters, attach, freeze, thin_pairs, trained_fully
+from lmlab.models.lora.layers import LoRALinear
+from lmlab.models.moe.experts import Experts
 from lmlab.models.transformer import Transformer
 from lmlab.parsing import json_value
 
@@ -39,7 +48,6 @@ _UNSUPPORTED = (
     "use_dora",
     "lora_bias",
     "layer_replication",
-    "target_parameters",
     "trainable_token_indices",
     "alora_invocation_tokens",
     "use_qalora",
@@ -55,10 +63,12 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
     Raises:
         UserError: the model has no adapters.
     """
-    directory, found = Path(directory), adapters(model)
-    if not found:
+    directory = Path(directory)
+    if not adapters(model):
         raise UserError("The model has no adapters to save.")
+    found = {name: each for name, each in adapters(model).items() if isinstance(each, LoRALinear)}
     layout = _layout(model)
+    pairs = thin_pairs(model)
     groups = _groups(layout, list(found))
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -70,6 +80,11 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
         )
         tensors |= {f"{_PREFIX}{stored}.lora_A.weight": a, f"{_PREFIX}{stored}.lora_B.weight": b}
         ranks[stored], alphas[stored] = len(a), scale * len(a)
+    beside, more = write_beside(model, layout)
+    tensors |= {_PREFIX + name: tensor for name, tensor in more.items()}
+    for place in beside:
+        ranks[place.key], alphas[place.key] = pairs[place.ours].rank, pairs[place.ours].scale * pairs[place.ours].rank
+    of_experts = short_targets(beside, [layout.stacked(name) for name in _stacks(model)])
     full = layout.stored_of(trained_fully(model))
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {_PREFIX + stored: layout.write(stored, parameters) for stored in full}
@@ -83,8 +98,12 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
         "lora_alpha": _shortest(alpha),
         "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {re.escape(name): _shortest(value) for name, value in alphas.items() if value != alpha},
-        "lora_dropout": next(iter(found.values())).dropout,
-        "target_modules": _target_modules(set(groups), layout.modules()),
+        # peft has no dropout beside stacked parameters, and refuses to read one
+        "lora_dropout": 0.0 if of_experts else max(each.dropout for each in pairs.values()),
+        "target_modules": _target_modules(
+            set(groups) | {place.key for place in beside if not place.of_experts}, layout.modules()
+        ),
+        "target_parameters": of_experts or None,
         "modules_to_save": sorted({stored.rpartition(".")[0] for stored in full}) or None,
         "fan_in_fan_out": any(layout.locations[f"{name}.weight"].transposed for name in found),
         "bias": "none",
@@ -126,8 +145,13 @@ def load_lora(
         raise UserError("The model has adapters already.", "Fold them in or drop them with remove_lora first.")
     settings = _read_settings(directory)
     layout = _layout(model)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     groups = _groups(layout, adaptable(model))
     targets = [stored for stored in layout.modules() if _is_target(stored, settings, groups)]
+    beside = wanted_beside(
+        model, layout, lambda stored: _is_target(stored, settings, groups), settings.get("target_parameters") or []
+    )
+    targets = [stored for stored in targets if stored not in {place.key for place in beside}]
     if unsupported := [stored for stored in targets if stored not in groups]:
         raise UserError(f"'{directory / _CONFIG}': lmlab has no adapters on {', '.join(unsupported)}.")
     saved = [name for name in layout.shapes if _ends(name.rpartition(".")[0], settings.get("modules_to_save") or [])]
@@ -135,9 +159,29 @@ def load_lora(
         shapes, get, metadata = _open(directory, stack, allow_pickle)
         names = {_canonical(name, layout): name for name in shapes}
         ranks = {stored: _pattern(settings, "rank_pattern", stored, int(settings.get("r", 8))) for stored in targets}
+        sizes = {
+            place.key: _pattern(settings, "rank_pattern", place.key, int(settings.get("r", 8))) for place in beside
+        }
+        expected = {
+            name: shape
+            for place in beside
+            for name, shape in expected_shapes(model, layout, place, sizes[place.key]).items()
+        }
+        # peft may store an adapted table itself as well
+        copies = {f"{place.key}.base_layer.weight": place.key for place in beside if not place.of_experts}
         problems = _problems(
-            {name: shapes[original] for name, original in names.items()}, layout, targets, saved, ranks
+            {name: shapes[original] for name, original in names.items() if name not in copies},
+            layout,
+            targets,
+            saved,
+            ranks,
+            expected,
         )
+        problems += [
+            f"{name} differs from the model's"
+            for name, key in copies.items()
+            if name in names and not torch.equal(get(names[name]), layout.write(f"{key}.weight", parameters))
+        ]
         if problems:
             raise LmlabError(f"'{directory}' does not fit the model: " + "; ".join(problems) + ".")
         tensors = {name: get(original) for name, original in names.items()}
@@ -153,6 +197,9 @@ def load_lora(
                 with torch.no_grad():
                     adapter.lora_a.copy_(piece[0])
                     adapter.lora_b.copy_(piece[1])
+    for place in beside:
+        alpha = float(_pattern(settings, "alpha_pattern", place.key, settings.get("lora_alpha", 8)))
+        read_beside(model, place, settings, sizes[place.key], alpha, tensors)
     ours = [name for name, location in layout.locations.items() if set(location.names) <= set(saved)]
     with torch.no_grad():
         for name in ours:
@@ -160,7 +207,13 @@ def load_lora(
     freeze(model, sorted({name.rpartition(".")[0] for name in ours}))
     if not trainable:
         model.requires_grad_(False)
-    return list(adapters(model))
+    return list(thin_pairs(model))
+
+
+def _stacks(model: Transformer) -> list[str]:
+    """Our names of all stacked matrices of experts."""
+    found = [name for name, module in model.named_modules() if isinstance(module, Experts)]
+    return [f"{name}.{matrix}" for name in found for matrix in STACKED]
 
 
 def _layout(model: Transformer) -> Layout:
@@ -264,9 +317,14 @@ def _open(
 
 
 def _problems(
-    found: Mapping[str, Shape], layout: Layout, targets: list[str], saved: list[str], ranks: Mapping[str, int]
+    found: Mapping[str, Shape],
+    layout: Layout,
+    targets: list[str],
+    saved: list[str],
+    ranks: Mapping[str, int],
+    beside: Mapping[str, Shape],
 ) -> list[str]:
-    expected = {name: layout.shapes[name] for name in saved}
+    expected = dict(beside) | {name: layout.shapes[name] for name in saved}
     for stored in targets:
         inputs, outputs = layout.in_and_out(stored)
         expected |= {

@@ -66,7 +66,9 @@ def spread_experts(model: nn.Module, mesh: DeviceMesh) -> None:
     for mixture in model.mixtures:
         for name, parameter in list(mixture.experts.named_parameters()):
             spread = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
-            setattr(mixture.experts, name, nn.Parameter(spread, requires_grad=parameter.requires_grad))
+            owner, _, leaf = name.rpartition(".")  # adapters stand one module deeper
+            module = mixture.experts.get_submodule(owner)
+            setattr(module, leaf, nn.Parameter(spread, requires_grad=parameter.requires_grad))
         mixture.experts.spread = exchange
 
 
