@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,3 +255,28 @@ def test_every_help_shows_an_example(lmlab, command):
     shown = lmlab(command, "--help")
     assert shown.code == 0
     assert f"lmlab {command}" in shown.out.split("Example")[1]
+
+
+def test_a_report_needs_neither_the_sources_nor_the_directory_that_the_run_was_started_from(
+    lmlab, recipe, library, tmp_path, monkeypatch
+):
+    source = shutil.copytree(library, tmp_path / "start" / "library")
+    monkeypatch.chdir(source.parent)
+
+    def only_text(data):
+        stages = {name: data["stages"][name] for name in ("documents", "tokenizer", "tokens")}
+        stages["documents"]["sources"] = [{"kind": "text", "path": "library/*.py", "domain": "[/bad] :smile: \x1b[2J"}]
+        data["stages"] = stages | {"report": {"kind": "report", "title": "The report"}}
+
+    path, out = recipe(only_text), tmp_path / "run"
+    assert lmlab("run", path, "--out", out).code == 0
+    for file in source.iterdir():
+        os.utime(file)
+    again = lmlab("run", path, "--out", out)
+    assert again.code == 0 and again.err.count("done before") == 4
+    assert "[/bad] :smile: [2J" in (out / "report.html").read_text("utf-8").replace("\x1b", "")
+    shutil.rmtree(source)
+    monkeypatch.chdir(tmp_path)
+    (out / "report.html").unlink()
+    assert lmlab("report", out).code == 0
+    assert "The report" in (out / "report.html").read_text("utf-8")

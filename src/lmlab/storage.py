@@ -63,13 +63,12 @@ def find_files(location: str, suffixes: Sequence[str] = ()) -> list[str]:
     return found
 
 
-def describe(location: str) -> list[Any]:
-    """The size of a file and what tells its versions apart (a time or a tag), for deciding whether work must be done
-    again.
+def remote_version(location: str) -> list[Any]:
+    """The size of a remote file and what tells its versions apart: its tag, or a time where there is none.
+
+    Raises:
+        UserError: it cannot be reached.
     """
-    if not is_url(location):
-        stat = Path(location).stat()
-        return [stat.st_size, stat.st_mtime_ns]
     try:
         system, path = file_system(location)
         found = system.info(path)

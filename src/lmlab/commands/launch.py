@@ -107,7 +107,7 @@ def launch_sweep(
     rows = run_sweep(recipe, set_ or [], runs, out, workers, backend, gpus)  # type: ignore[arg-type]
     table = Table("run", "result")
     for each, row in zip(runs, rows, strict=True):
-        stages = Recipe.load(each.directory / "recipe.yaml").stages
+        stages = Recipe.stored(each.directory).stages
         told = [
             stage.stage.summary(row["results"][stage.name]) for stage in stages if stage.kind in ("train", "evaluate")
         ]

@@ -23,7 +23,6 @@ from lmlab.commandline.options import (
     run_recipe_file,
     run_stages,
 )
-from lmlab.errors import UserError
 
 app = typer.Typer()
 
@@ -138,15 +137,16 @@ def train(
 
 @app.command(epilog=example("lmlab report runs/demo"))
 def report(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
-    """Write a run's report.html again from what its stages stored."""
-    from lmlab.runs import Recipe, plan_stages
+    """Write a run's report.html again from what its stages stored; their sources need not be there."""
+    from dataclasses import replace
+
+    from lmlab.runs import Recipe, stored_stages
     from lmlab.stages.report import write_report
 
-    if not (run / "recipe.yaml").exists():
-        raise UserError(f"'{run}' is not the directory of a run (recipe.yaml is missing).")
-    recipe = Recipe.load(run / "recipe.yaml")
-    stages = [each for each in plan_stages(recipe, run) if not each.entry.stage.reads_all_stages]
+    recipe = Recipe.stored(run)
+    reported = tuple(each for each in recipe.stages if not each.stage.reads_all_stages)
     titles = [each.config.title for each in recipe.stages if each.kind == "report"]  # type: ignore[attr-defined]
+    stages = stored_stages(replace(recipe, stages=reported), run)
     print(write_report(titles[0] if titles else recipe.name, run, stages))
 
 

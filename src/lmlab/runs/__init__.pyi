@@ -1,5 +1,5 @@
 from .recipe import Recipe, RecipeStage
-from .runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe
+from .runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe, stored_stages
 from .stage import NO_INFLUENCE, Input, Stage, StageContext, find_stage
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "print_plan",
     "read_record",
     "run_recipe",
+    "stored_stages",
 ]

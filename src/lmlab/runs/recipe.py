@@ -23,6 +23,8 @@ from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_yaml
 from lmlab.runs.stage import Stage, find_stage, input_fields
 
+_STORED = "recipe.yaml"  # what a run keeps of its recipe
+
 
 class _RecipeConfig(Config):
     name: str
@@ -73,8 +75,24 @@ class Recipe:
         return cls.parse(apply_overrides(data, prefixed), f"'{path}'")
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], where: str) -> Recipe:
+    def stored(cls, run: Path) -> Recipe:
+        """The recipe of a run as it was carried out, from the run's directory alone: where its stages once read from is
+        not looked for, and no stage has inputs.
+
+        Raises:
+            UserError: `run` is no directory of a run, or this version of lmlab does not know its recipe.
+        """
+        path = run / _STORED
+        if not path.is_file():
+            raise UserError(f"'{run}' is not the directory of a run ({_STORED} is missing).")
+        return cls.parse(read_yaml(path), f"'{path}'", find_inputs=False)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str, find_inputs: bool = True) -> Recipe:
         """Validate a recipe given as a mapping.
+
+        Arguments:
+            find_inputs: look for what its stages read from.
 
         Raises:
             UserError: unknown keys or kinds, wrong types, inputs that are neither a path nor an earlier stage; the
@@ -96,7 +114,10 @@ class Recipe:
                 stage.config_type, {key: value for key, value in settings.items() if key != "kind"}, place
             )
             earlier = {each.name for each in stages}
-            inputs = {key: _resolve(value, key, earlier, place) for key, value in input_fields(config).items()}
+            inputs = {
+                key: _resolve(value, key, earlier, place)
+                for key, value in (input_fields(config).items() if find_inputs else ())
+            }
             stages.append(RecipeStage(name, kind, stage, config, inputs))
         return cls(recipe.name, recipe.seed, recipe.description, tuple(stages))
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from rich.table import Table
 
 from lmlab.config import flatten
+from lmlab.digests import content_digests
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
 from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, write_text
@@ -41,7 +42,7 @@ class PlannedStage:
     what has changed.
 
     Attributes:
-        files: what it reads from outside the run: path -> a digest of its size and version.
+        files: what it reads from outside the run: path -> a digest of its size and content.
     """
 
     entry: RecipeStage
@@ -183,6 +184,18 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
     return planned
 
 
+def stored_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
+    """The stages of a run as their records have them: nothing that they read from is looked at.
+
+    Raises:
+        UserError: one of them has not finished.
+    """
+    records = {each.name: read_record(directory / each.name) for each in recipe.stages}
+    return [
+        PlannedStage(each, directory / each.name, records[each.name]["fingerprint"], "done") for each in recipe.stages
+    ]
+
+
 def _run_stage(
     planned: PlannedStage, recipe: Recipe, run: Path, number: str, before: list[PlannedStage]
 ) -> dict[str, Any]:
@@ -299,10 +312,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _files_of(path: Path) -> list[tuple[str, int, int]]:
-    """The files at or below a path, each with its size and time."""
+def _files_of(path: Path) -> list[tuple[str, int, str]]:
+    """The files at or below a path, each with its size and a digest of its content."""
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    return [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    found = zip(files, content_digests(files), strict=True)
+    return [(str(each), each.stat().st_size, digest) for each, digest in found]
 
 
 def _digests(value: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -72,8 +73,8 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
         )
     )
     shown.append(Section("Environment", [_environment(manifest["environment"])]))
-    subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}"
-    return Page(title, subtitle, shown, generated=manifest["created"]).write(run / "report.html")
+    subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}, started {manifest['created']}"
+    return Page(title, subtitle, shown, generated=time.strftime("%Y-%m-%dT%H:%M:%S%z")).write(run / "report.html")
 
 
 def _glance(headlines: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[Block]:

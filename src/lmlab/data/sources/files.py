@@ -9,8 +9,9 @@ from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data.documents import Document, Reject
+from lmlab.digests import describe
 from lmlab.errors import LmlabError
-from lmlab.storage import describe, find_files, open_binary
+from lmlab.storage import find_files, open_binary
 
 
 class FileSource(Config):
@@ -35,7 +36,7 @@ class FileSource(Config):
         return find_files(self.path, self.suffixes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The configuration with every file's name, size and version."""
+        """The configuration with every file's name, size and digest."""
         return {**self.model_dump(), "files": [[path, *describe(path)] for path in self.files()]}
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from lmlab.config import Config
 from lmlab.data.documents import Document, Reject
+from lmlab.digests import content_digests
 from lmlab.errors import UserError
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
@@ -61,8 +62,10 @@ class PythonLibrarySource(Config):
         return Path(self.path).expanduser() if self.path else Path(sysconfig.get_paths()["stdlib"])
 
     def fingerprint(self) -> dict[str, Any]:
-        """The configuration with the Python version and every file's name and size."""
-        files = [(str(path.relative_to(self.root)), path.stat().st_size) for path in self._files()]
+        """The configuration with the Python version and every file's name, size and digest."""
+        paths = self._files()
+        named = zip(paths, content_digests(paths), strict=True)
+        files = [(str(path.relative_to(self.root)), path.stat().st_size, digest) for path, digest in named]
         return {**self.model_dump(), "python": platform.python_version(), "files": files}
 
     def read(self) -> Iterator[Document | Reject]:
