@@ -7,13 +7,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers import processors
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 pytest.importorskip("lm_eval", reason="the package lm-eval is not installed")
 
 from lmlab.data import Tokenizer
 from lmlab.evals import Evaluator
-from lmlab.evals.harness import run_harness
+from lmlab.evals.harness import HarnessModel, run_harness
+from lmlab.evals.scoring import score_all
+from lmlab.evals.tasks.questions import encode_pairs, fit_window
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 RANKED = """
@@ -66,9 +69,6 @@ def place(tmp_path_factory):
     for name, text in (("colours", RANKED), ("prose", ROLLING), ("echo", WRITING)):
         (directory / f"{name}.yaml").write_text(text.format(data=data))
     tokenizer = Tokenizer.train([json.dumps(row) for row in rows] * 10, 300)
-    tokenizer.backend.post_processor = (
-        processors.ByteLevel()
-    )  # the harness would score a begin token that a tokenizer puts there by itself
     model = Transformer(ModelConfig(vocab_size=300, num_layers=2, d_model=32, num_heads=2, max_seq_len=64)).initialize(
         5
     )
@@ -109,3 +109,80 @@ def test_the_command_prints_the_table_of_the_harness(lmlab, place, monkeypatch, 
     assert json.loads((tmp_path / "found.json").read_text())["n-samples"]["colours"]["effective"] == 3
     done = lmlab(*arguments, "--tasks", "nothing_such")
     assert (done.code, "has no task 'nothing_such'" in done.err) == (2, True)
+
+
+TEXTS = ["the cat sat on the mat and the dog sat on the log", "they had the other: a b c, aa bb  cc\nand so on"]
+
+
+def _tokenizer(kind):
+    """Tokenizers whose tokens cross the place where a context ends: with and without words, by bytes and by spaces."""
+    if kind == "unigram":
+        backend = tokenizers.Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<s>", "</s>", "<unk>"], unk_token="<unk>")
+    else:
+        backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<s>", "</s>", "<unk>"])
+    if kind == "bytes":
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    elif kind in ("sentencepiece", "unigram"):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        backend.decoder = decoders.Metaspace()
+    elif kind == "old sentencepiece":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.train_from_iterator(TEXTS * 20, trainer)
+    if kind != "no words":
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return Tokenizer(backend, "<s>", "</s>")
+
+
+PAIRS = [
+    ("the cat s", "at on the mat"),
+    ("the cat ", "sat"),
+    ("the cat", " sat"),
+    ("the cat  \n", "and the dog"),
+    ("th", "e other: a"),
+    ("a", "a bb"),
+    ("aa b", "b  cc"),
+    ("", "the dog"),
+    ("", " the dog"),
+    ("", "<s>the dog"),
+    ("<s>the cat", " sat on"),
+    ("the cat sat on the mat and " * 8, "the dog sat"),
+]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "no words", "sentencepiece", "old sentencepiece", "unigram"])
+def test_continuations_and_texts_are_scored_as_the_harness_scores_them(tmp_path, kind):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = _tokenizer(kind)
+    model = Transformer(
+        ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=2, max_seq_len=40)
+    ).initialize(3)
+    save_pretrained(model, tmp_path)
+    tokenizer.save(tmp_path, 40)
+    theirs = HFLM(str(tmp_path), device="cpu", dtype="float32", batch_size=4)
+    ours = HarnessModel(str(tmp_path), device="cpu", precision="fp32")
+
+    def asked(kind, arguments):
+        return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
+
+    def scored(context, continuation):
+        return not context or theirs._encode_pair(context, continuation)[1]  # the harness refuses what adds no token
+
+    pairs = [pair for pair in PAIRS if scored(*pair)]
+    assert len(pairs) > 7
+    expected = theirs.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+    assert [each[0] for each in ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)] == pytest.approx(
+        [each[0] for each in expected], abs=2e-4
+    )
+    windows = [fit_window(window, 40, "truncate", "it")[0] for window in encode_pairs(ours.tokenizer, pairs)]
+    found = score_all(ours.evaluator.scorer, windows)
+    assert [each.log_prob for each in found] == pytest.approx([each[0] for each in expected], abs=2e-4)
+    assert [each.greedy for each in found] == [each[1] for each in expected]
+    texts = asked("loglikelihood_rolling", [(text,) for text in [*TEXTS, "<s>the cat", TEXTS[0] * 5, "a"]])
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(
+        theirs.loglikelihood_rolling(texts, disable_tqdm=True), abs=1e-3
+    )

@@ -69,9 +69,10 @@ class HarnessModel(TemplateLM):
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids, with what the tokenizer puts before every text unless that is refused."""
+        """Token ids, with what the tokenizer puts before every text unless that is refused or spelled there."""
         ids = self.tokenizer.encode(string)
-        return ids if add_special_tokens is False else [*self.tokenizer.begin_ids, *ids]
+        spelled = add_special_tokens is None and string.startswith(self.tokenizer.bos_token)
+        return ids if add_special_tokens is False or spelled else [*self.tokenizer.begin_ids, *ids]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
@@ -85,12 +86,12 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the model's length that do not overlap in what they
-        score.
+        score. The harness also scores the begin token that a tokenizer puts before every text.
         """
         windows: list[Window] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            ids = [self.prefix_token_id, *self.tokenizer.encode(request.args[0])]
+            ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
             for window in sliding_windows(ids, self.max_length, self.max_length):
                 windows.append(window)
                 owners.append(number)

@@ -69,9 +69,11 @@ def read_questions(path: Path) -> list[Question]:
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Window]:
     """Tokens of contexts with their continuations, of which the continuation's are scored.
 
-    As EleutherAI's harness does it: spaces at the end of a context go to its continuation, both are encoded together,
-    and what the joined text has beyond the context's own number of tokens is the continuation. What the tokenizer puts
-    before every text stands there; an empty context is the begin token.
+    As EleutherAI's harness does it: spaces at the end of a context go to its continuation, and what the joined text has
+    beyond the context's own number of tokens is the continuation. It stands behind the context as it is encoded alone,
+    also where the joined text merges the two into other tokens. What the tokenizer puts before every text stands there
+    unless the text spells it itself. An empty context is the begin token, which is not scored where the continuation
+    spells it.
     """
     moved = []
     for context, continuation in pairs:
@@ -81,8 +83,13 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     joined = tokenizer.encode_batch([context + continuation for context, continuation in moved])
     windows = []
     for (context, _), alone, ids in zip(moved, contexts, joined, strict=True):
-        before = tokenizer.begin_ids or ([] if context else [tokenizer.bos_id])
-        windows.append(Window([*before, *ids], len(ids) - len(alone)))
+        scored = ids[len(alone) :]
+        if context:
+            before = [] if context.startswith(tokenizer.bos_token) else tokenizer.begin_ids
+        else:
+            before = [tokenizer.bos_id]
+            scored = scored[1:] if scored[:1] == before else scored
+        windows.append(Window([*before, *alone, *scored], len(scored)))
     return windows
 
 
