@@ -38,6 +38,7 @@ from lmlab.models.attention.visibility import Visibility, document_starts, paddi
 from lmlab.models.moe.config import MoEConfig
 from lmlab.models.moe.experts import run_experts
 from lmlab.models.moe.router import pairs_of_tokens
+from lmlab.train.trainer import compile_network
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _OPERATION = {"fp32": 2e-5, "bf16": 1.5e-2}
@@ -278,8 +279,7 @@ def _models(session: Session, compiled: bool) -> None:
                 with session.attempt(table, row):
                     model = Transformer(config).initialize(0).train().to(session.device)
                     if compiled:
-                        torch.compiler.reset()
-                        model.compile()
+                        compile_network(model)
                     model.recompute_blocks = 1 if rows_name == "packed" and dtype_name == "bf16" else 0
                     moved = {key: value.to(session.device) for key, value in batch.items()}
                     found = _loss_and_gradients(model, moved, dtype)

@@ -1,10 +1,11 @@
 """Training steps: tokens/s and utilization, beside `transformers`' Llama with the same step around it.
 
 Both have fp32 weights, autocast to bf16, clipping at 1, fused AdamW, and rows of one document each. lmlab's rows name
-their documents, as those of its loader do. Compiled, `transformers` has its layers and its loss compiled, which gives
-what compiling the whole gives, in less time. Utilization is that of the model's operations (6 a parameter and token,
-the head included, and causal attention; what recomputation repeats does not count) over the card's data sheet, and over
-what a product of 8,192 x 8,192 reaches here.
+their documents, as those of its loader do. Compiled, lmlab is so as by `compile: true` of its trainer, block by block;
+`transformers` has its layers and its loss compiled, which gives what compiling the whole gives, in less time.
+
+Utilization is that of the model's operations (6 a parameter and token, the head included, and causal attention; what
+recomputation repeats does not count) over the card's data sheet, and over what a product of 8,192 x 8,192 reaches here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lmlab.models import ModelConfig
 from lmlab.train import language_model_step
 from lmlab.train.optimizer import OptimizerConfig, Optimizers
 from lmlab.train.parallelism.parallel import clip_gradients
+from lmlab.train.trainer import compile_network
 
 _CASES = (  # size, tokens of a row, rows, recompute, seconds that both contenders take; what is worth most first
     ("1B", 2048, 8, False, 60),
@@ -106,7 +108,7 @@ def ours(
     model.recompute_blocks = int(recompute)
     optimizers = Optimizers(model, OptimizerConfig(learning_rate=1e-4))
     if compiled:
-        compile_as_the_trainer_does(model)
+        compile_network(model)
 
     def step() -> Tensor:
         with torch.autocast(session.device.type, torch.bfloat16):
@@ -120,12 +122,6 @@ def ours(
         return output.loss_sum.detach() / output.count
 
     return step
-
-
-def compile_as_the_trainer_does(model: nn.Module) -> None:
-    """`compile: true` of the trainer."""
-    torch.compiler.reset()
-    model.compile()
 
 
 def theirs(

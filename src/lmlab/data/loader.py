@@ -42,6 +42,7 @@ class Loader:
 
     Attributes:
         num_rows: how many rows there are.
+        pin_memory: build batches in memory from which a GPU copies while it computes.
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -68,6 +69,7 @@ class Loader:
             workers,
         )
         self.num_rows = len(rows)
+        self.pin_memory = False
         self._sequence = _shuffled(rows, seed) if shuffle else rows
         self._limit = None if shuffle else self.num_rows
         self._next_row = 0
@@ -113,7 +115,8 @@ class Loader:
 
     def _build(self, first: int) -> Batch:
         rows = [self._sequence[index] for index in range(first + self.rank, first + self.batch_size, self.world_size)]
-        return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+        batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+        return {key: value.pin_memory() for key, value in batch.items()} if self.pin_memory else batch
 
 
 def _shuffled(rows: Rows, seed: int) -> Any:

@@ -165,32 +165,23 @@ class _FusedCrossEntropy(torch.autograd.Function):
         tokens = hidden_TD.new_zeros(hidden_TD.shape[0], dtype=wide)
         for start in range(0, hidden_TD.shape[0], block):
             h, y = hidden_TD[start : start + block], labels_T[start : start + block]
-            keep = y != IGNORE
+            keep_T1 = (y != IGNORE)[:, None]
             target = y.clamp(min=0)[:, None]
-            logits = mm(h, weight.t()).to(wide)
+            logits = mm(h, weight.t())
             if vocab_size is not None and vocab_size < logits.shape[1]:
                 logits[:, vocab_size:] = float("-inf")
-            top = logits.amax(-1, keepdim=True)
-            target_logit = logits.gather(1, target)
-            exponentials = logits.sub_(top).exp_()
-            sums = exponentials.sum(-1, keepdim=True)
-            log_z = sums.log() + top
-            losses = (log_z - target_logit).squeeze(1) * keep
-            tokens[start : start + block] = losses
-            total += losses.sum()
+            with_gradient = needs_hidden or needs_weight
+            compute = _loss_on_cpu if logits.device.type == "cpu" else _loss_on_gpu
+            losses_T1, log_z_T1, grad_logits = compute(logits, target, keep_T1, z_loss, with_gradient)
+            tokens[start : start + block] = losses_T1.squeeze(1)
+            total += losses_T1.sum()
             if z_loss:
-                z_total += (log_z.square().squeeze(1) * keep).sum() * z_loss
-            if needs_hidden or needs_weight:
-                # d(lse - target)/dlogit = p - 1[target]; d(c lse^2)/dlogit = 2 c lse p
-                scale = keep[:, None] * (1 + 2 * z_loss * log_z) / sums if z_loss else keep[:, None] / sums
-                grad_logits = exponentials.mul_(scale)
-                grad_logits.scatter_add_(1, target, -keep[:, None].to(wide))
-                grad_logits = grad_logits.to(h.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[start : start + block] = mm(grad_logits, weight)
-                if needs_weight:
-                    product = mm(grad_logits.t(), h)
-                    grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
+                z_total += (log_z_T1.square() * keep_T1).sum() * z_loss
+            if grad_hidden is not None:
+                grad_hidden[start : start + block] = mm(grad_logits, weight)
+            if needs_weight:
+                product = mm(grad_logits.t(), h)
+                grad_weight = product.to(weight_VD.dtype) if grad_weight is None else grad_weight.add_(product)
         ctx.gradients, ctx.shared = (grad_hidden, grad_weight), shared  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(z_total, tokens)
         return total + z_total, z_total, tokens
@@ -205,6 +196,40 @@ class _FusedCrossEntropy(torch.autograd.Function):
         if ctx.shared is not None:  # type: ignore[attr-defined]
             ctx.shared.of_head, grad_weight = grad_weight, None  # type: ignore[attr-defined]
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+_Loss = tuple[Tensor, Tensor, Tensor]  # losses and log-denominators in fp32 at least, [T, 1], and d loss / d logits
+
+
+def _loss_on_cpu(logits: Tensor, target: Tensor, keep_T1: Tensor, z_loss: float, with_gradient: bool) -> _Loss:
+    """In place, so that a block of logits stays in the cache."""
+    dtype, logits = logits.dtype, logits.to(sum_dtype(logits))
+    top = logits.amax(-1, keepdim=True)
+    target_logit = logits.gather(1, target)
+    exponentials = logits.sub_(top).exp_()
+    sums = exponentials.sum(-1, keepdim=True)
+    log_z = sums.log() + top
+    if with_gradient:
+        # d(lse - target)/dlogit = p - 1[target]; d(c lse^2)/dlogit = 2 c lse p
+        exponentials.mul_(keep_T1 * (1 + 2 * z_loss * log_z) / sums if z_loss else keep_T1 / sums)
+        exponentials.scatter_add_(1, target, -keep_T1.to(exponentials.dtype))
+    return (log_z - target_logit) * keep_T1, log_z, exponentials.to(dtype)
+
+
+def _loss_on_gpu(logits: Tensor, target: Tensor, keep_T1: Tensor, z_loss: float, with_gradient: bool) -> _Loss:
+    """In as few passes over memory as there are kernels for: one gives log-probabilities in fp32 from logits of any
+    type, and the next their exponentials in the type of the logits.
+    """
+    log_p = torch.log_softmax(logits, -1, dtype=sum_dtype(logits))
+    log_p_target = log_p.gather(1, target)
+    log_z = logits.gather(1, target) - log_p_target
+    if with_gradient:
+        factor = keep_T1 * (1 + 2 * z_loss * log_z) if z_loss else keep_T1.to(log_p.dtype)
+        torch.exp(log_p, out=logits)
+        logits.mul_(factor)
+        # the difference in fp32, for p is near 1 where the model is sure
+        logits.scatter_(1, target, (log_p_target.exp() * factor - keep_T1.to(log_p.dtype)).to(logits.dtype))
+    return -log_p_target * keep_T1, log_z, logits
 
 
 class _TokenLogProbs(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from lmlab.errors import UserError
 from lmlab.gemm import linear
 from lmlab.models.attention.attention import Attention, AttentionContext
-from lmlab.models.attention.backends import Backend
+from lmlab.models.attention.backends import Backend, is_half
 from lmlab.models.attention.rope import rotary_table
 from lmlab.models.attention.visibility import (
     Visibility,
@@ -455,6 +455,8 @@ class Transformer(nn.Module):
         rotary = None
         if self.config.positions == "rotary":
             rotary = rotary_table(self.config, position_ids, compute_dtype(x_BTD))
+        if self.attention_backend == "auto":
+            visibility.prepare(len(x_BTD), x_BTD.device, is_half(compute_dtype(x_BTD)))
         return AttentionContext(visibility, rotary, cache, self.attention_backend, taps), position_ids
 
 

@@ -80,6 +80,7 @@ class Trainer:
             raise ValueError("a length in tokens needs tokens_per_row")
         self.total_steps = steps
         self.tokens_per_step = tokens_per_row and tokens_per_row * config.batch_size
+        loader.pin_memory = self.device.type == "cuda"
         self.step_function, self.evaluate, self.flops_per_token = step_function, evaluate, flops_per_token
         self.model = self._prepare(model, materialize)
         self.optimizers = Optimizers(self.model, config.optimizer)
@@ -116,10 +117,7 @@ class Trainer:
             model = model.to_empty(device=self.device)
             materialize(model)
         if config.compile:
-            # a graph that was compiled for another network of this process has given wrong gradients
-            torch.compiler.reset()
-            for module in getattr(model, "blocks", [model]) if self.world.size > 1 else [model]:
-                module.compile()
+            compile_network(model)
         return model
 
     def fit(self) -> dict[str, Any]:
@@ -359,6 +357,15 @@ class Trainer:
             "utilisation": self._utilisation(rate),
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
+
+
+def compile_network(model: nn.Module) -> None:
+    """Have `torch.compile` translate a network's blocks, which are alike and so are translated once for all; a network
+    without blocks as a whole.
+    """
+    torch.compiler.reset()  # a graph that was compiled for another network of this process has given wrong gradients
+    for module in getattr(model, "blocks", [model]):
+        module.compile()
 
 
 def _every(interval: int | None, step: int) -> bool:

@@ -19,10 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from lmlab.models.attention.blocked import blocked_attention
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.dtypes import sum_dtype
+
+_VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions of PyTorch
 
 Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
 
@@ -129,6 +132,11 @@ def _one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visib
     return torch.bmm(scores.softmax(-1), v_BKSH.reshape(-1, slots, width)).view(batch, 1, heads, width)
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether a GPU's fused attention over documents computes in this type."""
+    return dtype in (torch.bfloat16, torch.float16)
+
+
 def _choose(q_BNTH: Tensor, visibility: Visibility) -> Backend:
     if q_BNTH.device.type == "cpu":
         if visibility.num_queries == 1 and not torch.is_grad_enabled():
@@ -136,9 +144,7 @@ def _choose(q_BNTH: Tensor, visibility: Visibility) -> Backend:
         return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "blocked"
     if q_BNTH.device.type != "cuda" or visibility.starts_BT is None or visibility.num_queries != visibility.num_keys:
         return "sdpa"
-    if q_BNTH.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
-        return "varlen"
-    return "flex"
+    return "varlen" if is_half(q_BNTH.dtype) else "flex"
 
 
 def _refuse(condition: bool, backend: str, what: str) -> None:
@@ -147,27 +153,17 @@ def _refuse(condition: bool, backend: str, what: str) -> None:
 
 
 def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     batch, heads, length, width = q_BNTH.shape
     borders, longest = visibility.sequences(batch, q_BNTH.device)
-    known = _varlen_parameters()
-    extra: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    extra: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _VARLEN_KNOWS else {"is_causal": True}
     if heads != k_BKSH.shape[1]:
-        if "enable_gqa" in known:
+        if "enable_gqa" in _VARLEN_KNOWS:
             extra["enable_gqa"] = True
         else:
             k_BKSH, v_BKSH = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k_BKSH, v_BKSH))
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BNTH, k_BKSH, v_BKSH))
     out: Any = varlen_attn(q, k, v, borders, borders, longest, longest, **extra)
     return out.view(batch, length, heads, width)
-
-
-@cache
-def _varlen_parameters() -> frozenset[str]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _flex(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
@@ -178,8 +174,15 @@ def _flex(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility
     return out.transpose(1, 2)
 
 
-@cache
 def _flex_attention(device: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    # within a graph that is being compiled it is compiled with it
+    return flex_attention if device != "cuda" or torch.compiler.is_compiling() else _compiled_flex_attention()
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)

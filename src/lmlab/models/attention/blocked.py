@@ -140,37 +140,36 @@ def _plan(q: Tensor, k: Tensor, starts: Tensor | None) -> list[_Block]:
     global _last_plan
     batch, length, offset = q.shape[0], q.shape[2], k.shape[2] - q.shape[2]
     if starts is None:
-        return [block for block in _row_blocks(slice(0, batch), [0] * length, offset, q.dtype)]
-    key = (offset, q.dtype)
+        return [block for block in _row_blocks(slice(0, batch), [0] * length, offset, q)]
+    key = (offset, q.dtype, q.device)
     if _last_plan is not None and _last_plan[0]() is starts and _last_plan[1] == key:
         return _last_plan[2]
     rows = starts.tolist()
     if len(rows) == 1 or all(row == rows[0] for row in rows[1:]):
-        blocks = list(_row_blocks(slice(0, batch), rows[0], offset, q.dtype))
+        blocks = list(_row_blocks(slice(0, batch), rows[0], offset, q))
     else:
         blocks = [
-            block
-            for index, row in enumerate(rows)
-            for block in _row_blocks(slice(index, index + 1), row, offset, q.dtype)
+            block for index, row in enumerate(rows) for block in _row_blocks(slice(index, index + 1), row, offset, q)
         ]
     _last_plan = (weakref.ref(starts), key, blocks)
     return blocks
 
 
-def _row_blocks(rows: slice, starts: list[int], offset: int, dtype: torch.dtype) -> Iterator[_Block]:
+def _row_blocks(rows: slice, starts: list[int], offset: int, like: Tensor) -> Iterator[_Block]:
+    dtype, device = like.dtype, like.device
     for start in range(0, len(starts), _BLOCK):
         stop = min(start + _BLOCK, len(starts))
         first, last = starts[start], offset + stop
         if starts[stop - 1] == first:  # one document: only the causal triangle is masked
-            mask = _triangle(stop - start, dtype)
+            mask = _triangle(stop - start, like)
         else:
-            keys = torch.arange(first, last)
-            hidden = (keys > torch.arange(offset + start, last)[:, None]) | (
-                keys < torch.tensor(starts[start:stop])[:, None]
+            keys = torch.arange(first, last, device=device)
+            hidden = (keys > torch.arange(offset + start, last, device=device)[:, None]) | (
+                keys < torch.tensor(starts[start:stop], device=device)[:, None]
             )
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
         yield _Block(rows, start, stop, first, last, mask)
 
 
-def _triangle(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((size, size), float("-inf"), dtype=dtype).triu_(1)
+def _triangle(size: int, like: Tensor) -> Tensor:
+    return torch.full((size, size), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)

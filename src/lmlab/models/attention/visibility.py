@@ -63,6 +63,20 @@ class Visibility:
             self._sequences = borders.int(), int(borders.diff().max())
         return self._sequences
 
+    def prepare(self, batch: int, device: torch.device, half: bool) -> None:
+        """Make what a GPU's back end for documents needs now, and once: its sizes are known on the device alone, and
+        blocks that were compiled must not wait for them.
+
+        Arguments:
+            half: whether attention is computed in half precision.
+        """
+        if device.type != "cuda" or self.starts_BT is None or self.num_queries != self.num_keys:
+            return
+        if half:
+            self.sequences(batch, device)
+        else:
+            self.block_mask(device)
+
     def block_mask(self, device: torch.device) -> Any:
         """FlexAttention's mask of blocks."""
         from torch.nn.attention.flex_attention import create_block_mask

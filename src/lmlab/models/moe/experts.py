@@ -83,6 +83,8 @@ def run_experts(
         return _reference(x_MD, pairs, gate_up_EGD, down_EDF, activation)
     if x_MD.device.type == "cpu" and x_MD.itemsize == 2:
         pairs = _fill_up(pairs)
+    if x_MD.device.type != "cpu" and chosen == "grouped_mm":  # cast once, not again in the backward pass
+        gate_up_EGD, down_EDF = gate_up_EGD.to(x_MD.dtype), down_EDF.to(x_MD.dtype)
     function = _Grouped if chosen == "grouped_mm" else _Loop
     out: Tensor = function.apply(x_MD, pairs.weights_P, gate_up_EGD, down_EDF, pairs, activation)
     return out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmlab.models.moe.config import MoEConfig
-from lmlab.models.moe.router import RouterOutput
+from lmlab.models.moe.router import RouterOutput, count
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ def count_choices(indices: Sequence[Tensor], num_experts: int, mask_BT: Tensor |
     """
     wide = torch.float32 if indices[0].device.type == "mps" else torch.float64
     if mask_BT is None:
-        counts = [torch.bincount(each.flatten(), minlength=num_experts) for each in indices]
-        tokens = indices[0].new_tensor(indices[0].shape[:-1].numel())
+        counts = [count(each.flatten(), num_experts) for each in indices]
+        tokens = torch.full((), indices[0].shape[:-1].numel(), device=indices[0].device)
     else:
         weights = mask_BT.to(wide)[..., None].expand(indices[0].shape).flatten()
-        counts = [torch.bincount(each.flatten(), weights, minlength=num_experts) for each in indices]
+        counts = [weights.new_zeros(num_experts).index_add_(0, each.flatten(), weights) for each in indices]
         tokens = mask_BT.sum()
     return torch.stack(counts).to(wide), tokens.to(wide)
 

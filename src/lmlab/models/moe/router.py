@@ -53,6 +53,14 @@ class Pairs:
     starts_M: Tensor
 
 
+def count(numbers: Tensor, size: int) -> Tensor:
+    """How often each number below `size` comes, [size]."""
+    if numbers.device.type == "cpu":
+        return torch.bincount(numbers, minlength=size)
+    # a GPU would have to tell the largest number before `bincount` could make room for its result
+    return torch.zeros(size, dtype=torch.long, device=numbers.device).scatter_add_(0, numbers, torch.ones_like(numbers))
+
+
 def choose_experts(probabilities: Tensor, config: MoEConfig, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k experts with the highest scores for each token, in descending order, equal ones by number.
 
@@ -75,7 +83,7 @@ def pairs_of_tokens(weights_Mk: Tensor, indices_Mk: Tensor, config: MoEConfig) -
     """Every pair that tokens chose; with a capacity, for each expert the most probable ones up to it."""
     (tokens, k), chosen_P = indices_Mk.shape, indices_Mk.flatten()
     weights_P = weights_Mk.flatten()
-    counts_E = torch.bincount(chosen_P, minlength=config.num_experts)
+    counts_E = count(chosen_P, config.num_experts)
     if config.capacity_factor is None:
         order_P = chosen_P.argsort(stable=True)
         places_P = torch.empty_like(order_P)
@@ -127,7 +135,7 @@ def pairs_of_experts(weights_GEC: Tensor, indices_GEC: Tensor, length: int) -> P
 
 
 def _pairs(tokens_P: Tensor, weights_P: Tensor, counts_E: Tensor, tokens: int) -> Pairs:
-    by_token = torch.bincount(tokens_P, minlength=tokens)
+    by_token = count(tokens_P, tokens)
     return Pairs(tokens_P, weights_P, counts_E, tokens_P.argsort(stable=True), by_token.cumsum(0) - by_token)
 
 
