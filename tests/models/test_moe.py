@@ -183,6 +183,31 @@ def test_sequences_are_balanced_one_by_one_and_padding_is_left_out():
     assert float(router_z_loss([logits], mask_BT=mask)) == pytest.approx(float(flat.logsumexp(-1).square().mean()))
 
 
+def test_documents_of_a_packed_row_are_balanced_as_if_each_had_a_row(make_model):
+    """A model's own loss on packed rows is that on the same documents apart; 3 is alone in its row, -1 is padding."""
+    moe = {
+        "num_experts": 8,
+        "top_k": 3,
+        "expert_hidden_size": 24,
+        "load_balancing_loss": {"coef": 1.0, "granularity": "sequence"},
+        "router_z_loss": None,
+    }
+    model = make_model("olmoe", moe=moe).train()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 61, (2, 12), generator=generator)
+    documents = torch.tensor([[0] * 5 + [1] * 7, [3] * 9 + [-1] * 3])
+    packed = model(ids, labels_BT=ids, document_ids_BT=documents).router_losses.load_balancing
+    apart = [
+        model(part[None], labels_BT=part[None]).router_losses.load_balancing
+        for part in (ids[0, :5], ids[0, 5:], ids[1, :9])
+    ]
+    torch.testing.assert_close(packed, torch.stack(apart).mean())
+    rows = model(ids, labels_BT=ids).router_losses.load_balancing
+    assert not torch.allclose(packed, rows, rtol=1e-3)
+    packed.backward()
+    assert float(model.mixtures[0].router.weight.grad.abs().sum()) > 0
+
+
 @pytest.mark.parametrize(
     ("settings", "dtype", "tolerance"),
     [

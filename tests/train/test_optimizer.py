@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
+from lmlab.errors import UserError
 from lmlab.models import ModelConfig, Transformer
 from lmlab.train import OptimizerConfig, Optimizers
 
@@ -29,3 +31,22 @@ def test_rmsprop_takes_the_steps_of_torch_and_its_state_comes_back():
             ours.load_state_tensors(state)
     for mine, expected in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_labels": 3}, {"tie_embeddings": False, "positions": "learned"}])
+def test_muon_trains_the_matrices_of_blocks_and_no_other(changes):
+    model = Transformer(ModelConfig(vocab_size=20, num_layers=2, d_model=8, num_heads=2, **changes)).initialize(0)
+    optimizers = Optimizers(model, OptimizerConfig(name="muon"))
+    ids = torch.arange(12).view(2, 6)
+    output = model(ids) if "num_labels" in changes else model(ids, labels_BT=ids)
+    (output.scores_BC.sum() if "num_labels" in changes else output.loss.mean).backward()
+    optimizers.step()
+    by_muon = {key.removesuffix(".momentum_buffer") for key in optimizers.state_tensors() if "momentum" in key}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    assert by_muon == {name for name in matrices if name.startswith("blocks.")}
+    assert matrices - by_muon >= {"score.weight" if "num_labels" in changes else "embedding.weight"}
+
+
+def test_muon_without_a_matrix_to_train_is_refused():
+    with pytest.raises(UserError, match="AdamW would train everything"):
+        Optimizers(torch.nn.Linear(3, 4), OptimizerConfig(name="muon"))

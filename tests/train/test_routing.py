@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from counting import counting_trainer
 from moe_worker import SPARSE, sparse_trainer
 
+import lmlab
 from lmlab.errors import LmlabError
 from lmlab.models import ModelConfig, Transformer, load_balancing_loss
 from lmlab.models.moe.losses import RouterAccounts
@@ -16,6 +20,7 @@ from lmlab.train import (
     RoutedStep,
     StepOutput,
     TrainerConfig,
+    WrappedStep,
     dpo_step,
     kto_step,
     language_model_step,
@@ -24,6 +29,7 @@ from lmlab.train import (
     routed,
     with_saturation,
 )
+from lmlab.train.step import after_step
 
 SETTINGS = {"steps": 3, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 3}
 
@@ -256,6 +262,44 @@ def test_what_a_step_function_does_after_each_step_is_logged(tmp_path):
 
     counting_trainer(tmp_path, TrainerConfig(**SETTINGS, micro_batch_size=2), step_function=Counted()).fit()
     assert [row["done"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_step_function_within_others_is_told_of_each_step():
+    """Gates or temperatures that follow steps count on a mixture of experts as on a dense model."""
+
+    class Counting(WrappedStep):
+        steps = 0
+
+        def close_step(self, model) -> dict[str, float]:
+            self.steps += 1
+            return {"steps": float(self.steps)}
+
+    inner = Counting(language_model_step)
+    step = WrappedStep(routed(WrappedStep(inner), SPARSE))
+    assert isinstance(step.step, RoutedStep)
+    model = sparse()
+    for number in (1, 2):
+        step(model, batch(seed=number))
+        figures = after_step(step, model)
+        assert figures["steps"] == number and "routing/max_load" in figures
+    assert after_step(language_model_step, model) == {}
+
+
+def test_every_step_function_with_one_inside_passes_it_on():
+    """A class of the package that takes a step function and is one itself derives from WrappedStep."""
+    package = Path(lmlab.__file__).parent
+    wrappers = []
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            methods = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+            annotations = [ast.unparse(each) for each in ast.walk(methods.get("__init__", ast.Pass())) if each]
+            if "__call__" in methods and any(text == "StepFunction" for text in annotations):
+                wrappers.append(node.name)
+                bases = [ast.unparse(base) for base in node.bases]
+                assert node.name == "WrappedStep" or "WrappedStep" in bases, f"{path}: {node.name}"
+    assert {"WrappedStep", "RoutedStep"} <= set(wrappers)
 
 
 @pytest.mark.slow

@@ -349,7 +349,9 @@ class Transformer(nn.Module):
                 routers.append(routed)
         routing: dict[str, Any] = {"routers": tuple(routers)}
         if routers and self.training and torch.is_grad_enabled():
-            routing["router_losses"] = self.router_accounts.losses(routers, _real(attention_mask_BT, document_ids_BT))
+            routing["router_losses"] = self.router_accounts.losses(
+                routers, _real(attention_mask_BT, document_ids_BT), document_ids_BT
+            )
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
         if taps is not None:
             hidden_BTD = taps("final", hidden_BTD)

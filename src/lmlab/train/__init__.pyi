@@ -15,7 +15,7 @@ from .optimizer import OptimizerConfig, Optimizers, ParameterGroup
 from .parallelism.parallel import ParallelConfig, parallelize
 from .routing import RoutedStep, normalized_entropy, routed, with_saturation
 from .schedule import ScheduleConfig, learning_rate_factor
-from .step import Evaluation, FollowedStep, StepFunction, StepOutput
+from .step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
 from .trainer import Trainer
 from .tuning.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
 from .tuning.reference import reference_log_probs, weights_fingerprint
@@ -38,6 +38,7 @@ __all__ = [
     "StepOutput",
     "Trainer",
     "TrainerConfig",
+    "WrappedStep",
     "best_of",
     "checkpoints",
     "dpo_step",

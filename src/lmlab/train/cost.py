@@ -12,6 +12,7 @@ from lmlab.models import LoRAConfig, ModelConfig, MoEConfig, Transformer, add_lo
 from lmlab.models.lora.adapt import thin_pairs
 from lmlab.models.lora.layers import LowRank
 from lmlab.train.config import TrainerConfig
+from lmlab.train.optimizer import is_block_matrix
 
 _FP32 = 4
 _SAME_INPUT = {"key": "query", "value": "query", "up": "gate"}  # layers that read one tensor
@@ -61,7 +62,7 @@ class _Adapters:
     Attributes:
         parameters, active: all that is trained, and what of it one token uses.
         beside: what comes to the model's own parameters.
-        matrices: of these, what belongs to two-dimensional weights.
+        matrices: what of it Muon trains.
         kept: numbers that each token leaves for the backward pass: low-rank products, and inputs of frozen layers that
             are kept for the adapters alone. Negative where less is kept than by a training of all weights.
         stacks: numbers of the experts' matrices that are formed anew in each forward pass.
@@ -106,7 +107,7 @@ def estimate(
     parameters, width = model.num_parameters() + (added.beside if added else 0), dtype.itemsize
     trained = added.parameters if added else parameters
     # Muon keeps one moment of a matrix where the others keep two
-    by_muon = added.matrices if added else model.num_parameters(embedding=False)
+    by_muon = added.matrices if added else _block_matrices(model)
     moments = 2 * trained - (by_muon if config.optimizer.name == "muon" else 0)
     rows = min(config.rows_at_once, max(1, config.batch_size // world.size))
     micro_batches = max(1, config.batch_size // world.size // rows)
@@ -167,6 +168,14 @@ def _activations(
 
 
 @lru_cache(maxsize=8)
+def _block_matrices(model: ModelConfig) -> int:
+    """How many parameters Muon trains."""
+    with torch.device("meta"):
+        network = Transformer(model)
+    return sum(each.numel() for name, each in network.named_parameters() if is_block_matrix(name, each))
+
+
+@lru_cache(maxsize=8)
 def _adapters(model: ModelConfig, lora: LoRAConfig) -> _Adapters:
     """Counted on a network without memory."""
     with torch.device("meta"):
@@ -177,7 +186,7 @@ def _adapters(model: ModelConfig, lora: LoRAConfig) -> _Adapters:
     for name, pair in thin_pairs(network).items():
         size = pair.lora_a.numel() + pair.lora_b.numel()
         parameters += size
-        matrices += size if pair.lora_a.dim() == 2 else 0
+        matrices += size if is_block_matrix(f"{name}.lora_a", pair.lora_a) else 0
         if isinstance(pair, LowRank):
             assert model.moe is not None
             active += size * model.moe.top_k // model.moe.num_experts

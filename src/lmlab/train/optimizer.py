@@ -15,6 +15,9 @@ from lmlab.errors import UserError
 Name = Literal["adamw", "muon", "rmsprop"]
 
 
+_IN_BLOCK = re.compile(r"(^|\.)blocks\.\d+\.")
+
+
 class ParameterGroup(Config):
     """Settings of the parameters whose names hold a pattern.
 
@@ -151,7 +154,7 @@ def _assign(model: nn.Module, config: OptimizerConfig) -> list[tuple[Tensor, str
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
-        kind = config.name if config.name != "muon" or _is_block_matrix(name, parameter) else "adamw"
+        kind = config.name if config.name != "muon" or is_block_matrix(name, parameter) else "adamw"
         rate, decay = config.learning_rate, config.weight_decay if parameter.dim() >= 2 else 0.0
         if group is not None:
             if group.optimizer == "muon" and parameter.dim() != 2:
@@ -170,8 +173,16 @@ def _assign(model: nn.Module, config: OptimizerConfig) -> list[tuple[Tensor, str
             )
     if not chosen:
         raise UserError("optimizer.groups: every parameter is frozen; nothing is left to train.")
+    if config.name == "muon" and not any(kind == "muon" for _, _, kind, *_ in chosen):
+        raise UserError(
+            "optimizer.name muon: no matrix of a block is trained here, so that AdamW would train everything.",
+            "Set optimizer.name to adamw.",
+        )
     return chosen
 
 
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() == 2 and "embedding" not in name and not name.startswith("head.")
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon is meant for a parameter: a matrix of one of the repeated blocks. Tables, heads and scores map
+    between unlike spaces; stacks of matrices are none (Jordan et al. 2024).
+    """
+    return parameter.dim() == 2 and _IN_BLOCK.search(name) is not None

@@ -18,7 +18,7 @@ from lmlab.data import Batch
 from lmlab.distributed import sum_over_all
 from lmlab.models import ModelConfig, RouterLosses, Transformer, TransformerOutput
 from lmlab.progress import console
-from lmlab.train.step import Evaluation, StepFunction, StepOutput
+from lmlab.train.step import Evaluation, StepFunction, StepOutput, WrappedStep
 
 _STEPS_UNTIL_DEAD = 100  # steps without a token
 _HIGHEST_LOAD = 8.0  # relative to the mean
@@ -26,7 +26,7 @@ _HIGHEST_LOSS = 2.0  # of load balancing in the convention olmoe
 _FIRST_STEPS = 100
 
 
-class RoutedStep:
+class RoutedStep(WrappedStep):
     """A step function to which the losses of the model's routers are added, and which tells how experts are used.
 
     Per step it gives, beside the figures of the inner step function:
@@ -47,7 +47,8 @@ class RoutedStep:
     """
 
     def __init__(self, step: StepFunction, model: ModelConfig, losses: bool = True) -> None:
-        self.step, self.config, self.losses = step, model, losses
+        super().__init__(step)
+        self.config, self.losses = model, losses
         self._layers = [number for number, kind in enumerate(model.ffn_kinds) if kind == "moe"]
         self._counts_LE: Tensor | None = None
         self._balancing: list[Tensor] = []
@@ -72,8 +73,8 @@ class RoutedStep:
         total = torch.stack([each.total for each in found]).sum() if self.losses else 0.0
         return replace(output, loss_sum=output.loss_sum + total * output.count, sums=sums)
 
-    def after_step(self, model: Transformer) -> Mapping[str, float]:
-        """Close a step: tell the model, and give the figures of loads."""
+    def close_step(self, model: Transformer) -> Mapping[str, float]:
+        """Tell the model, and give the figures of loads."""
         if self._counts_LE is None:
             return {}
         counts_LE, self._counts_LE = sum_over_all(self._counts_LE), None

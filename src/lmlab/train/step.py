@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,6 +40,38 @@ class FollowedStep(Protocol):
     def after_step(self, model: Any) -> Mapping[str, float]:
         """Further figures to log of the step."""
         ...
+
+
+def after_step(step: StepFunction, model: Any) -> Mapping[str, float]:
+    """What a step function does after each step of the optimizer, if anything; its figures."""
+    return step.after_step(model) if isinstance(step, FollowedStep) else {}
+
+
+class WrappedStep:
+    """Base of every step function around another one: what follows a step of the optimizer reaches the inner one,
+    whatever the outer one does.
+
+    Subclasses extend `__call__`, and `close_step` in place of `after_step`.
+
+    Arguments:
+        step: the inner step function.
+    """
+
+    def __init__(self, step: StepFunction) -> None:
+        self.step = step
+
+    def __call__(self, model: Any, batch: Batch) -> StepOutput:
+        """The loss of a micro-batch."""
+        return self.step(model, batch)
+
+    def close_step(self, model: Any) -> Mapping[str, float]:
+        """What this one does after each step of the optimizer; further figures to log."""
+        return {}
+
+    @final
+    def after_step(self, model: Any) -> Mapping[str, float]:
+        """Close the step in the inner step function, then in this one; the figures of both."""
+        return {**after_step(self.step, model), **self.close_step(model)}
 
 
 Evaluation = Callable[[Any], dict[str, float]]

@@ -30,7 +30,7 @@ from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import Optimizers
 from lmlab.train.parallelism.parallel import clip_gradients, parallelize, synchronize_gradients
 from lmlab.train.schedule import decay_ends, learning_rate_factor
-from lmlab.train.step import Evaluation, FollowedStep, StepFunction, StepSums, micro_batches
+from lmlab.train.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
 
 
 class Trainer:
@@ -240,8 +240,7 @@ class Trainer:
             raise self._not_finite(loss, norm)
         self.optimizers.step()
         self.optimizers.zero_grad()
-        if isinstance(self.step_function, FollowedStep):
-            figures |= self.step_function.after_step(self.model)
+        figures |= after_step(self.step_function, self.model)
         synchronize(self.device)
         seconds = time.perf_counter() - start
         num_tokens = self.world.size * (

@@ -16,7 +16,8 @@ class LoadBalancingConfig(Config):
     Attributes:
         coef: its weight in what is learned.
         granularity: over what loads are counted: a `micro_batch` of one process (as OLMoE was trained), the
-            `global_batch` (all processes and the micro-batches of the step so far), or each `sequence`.
+            `global_batch` (all processes and the micro-batches of the step so far), or each `sequence`: in packed
+            rows each document.
         convention: `olmoe` is 1 when loads are equal; `transformers` is top_k then, and pools all layers before it
             multiplies.
     """

@@ -54,8 +54,15 @@ class RouterAccounts:
         """Forget the step."""
         self.counts_of_step = None
 
-    def losses(self, routers: Sequence[RouterOutput], mask_BT: Tensor | None) -> RouterLosses:
-        """The losses of one forward pass."""
+    def losses(
+        self, routers: Sequence[RouterOutput], mask_BT: Tensor | None, document_ids_BT: Tensor | None = None
+    ) -> RouterLosses:
+        """The losses of one forward pass.
+
+        Arguments:
+            mask_BT: False (or 0) leaves a token out.
+            document_ids_BT: of packed rows; where loads are counted by sequence, each document is one.
+        """
         moe = self._config
         assert moe is not None
         logits, indices = [each.logits_BTE for each in routers], [each.indices for each in routers]
@@ -73,6 +80,7 @@ class RouterAccounts:
                 convention=moe.load_balancing_loss.convention,
                 by_sequence=granularity == "sequence",
                 mask_BT=mask_BT,
+                document_ids_BT=document_ids_BT,
                 shares_LE=(
                     self._global_shares(counts_LE, num_tokens, moe.top_k) if granularity == "global_batch" else None
                 ),
@@ -96,6 +104,7 @@ def load_balancing_loss(
     convention: Literal["olmoe", "transformers"] = "olmoe",
     by_sequence: bool = False,
     mask_BT: Tensor | None = None,
+    document_ids_BT: Tensor | None = None,
     shares_LE: Tensor | None = None,
 ) -> Tensor:
     """The load-balancing loss over layers.
@@ -109,10 +118,13 @@ def load_balancing_loss(
         logits, indices: of each layer, [B, T, E] and [B, T, k].
         by_sequence: compute it for each sequence, and take the mean.
         mask_BT: False (or 0) leaves a token out.
+        document_ids_BT: of packed rows: each document of a row is a sequence of its own, as if it had a row to itself.
         shares_LE: n_i / (k T) over more tokens than these, to go with the P of these (`olmoe`).
     """
     num_experts, k = logits[0].shape[-1], indices[0].shape[-1]
     mask = None if mask_BT is None else mask_BT.to(logits[0].dtype)
+    if by_sequence and document_ids_BT is not None:
+        return _by_document(logits, indices, document_ids_BT, mask_BT)
     probabilities_LGE = torch.stack([_mean(each.softmax(-1), mask, by_sequence) for each in logits])
     if shares_LE is not None:
         shares_LGE = shares_LE[:, None].to(probabilities_LGE.dtype)
@@ -125,6 +137,35 @@ def load_balancing_loss(
         return loss_G.mean()
     real_G = mask.any(1)
     return (loss_G * real_G).sum() / real_G.sum().clamp(min=1)
+
+
+def _by_document(
+    logits: Sequence[Tensor], indices: Sequence[Tensor], document_ids_BT: Tensor, mask_BT: Tensor | None
+) -> Tensor:
+    """The mean over documents of each one's loss in the convention `olmoe`; tokens without a document count nowhere."""
+    num_experts, k = logits[0].shape[-1], indices[0].shape[-1]
+    rows_B1 = torch.arange(len(document_ids_BT), device=document_ids_BT.device)[:, None]
+    keys_BT = rows_B1 * (document_ids_BT.max() + 2) + document_ids_BT + 1
+    numbers, groups_M = torch.unique(keys_BT, return_inverse=True)
+    groups_M, real_M = groups_M.flatten(), (document_ids_BT >= 0).flatten()
+    if mask_BT is not None:
+        real_M = real_M & mask_BT.bool().flatten()
+    weights_M = real_M.to(logits[0].dtype)
+    sizes_G = weights_M.new_zeros(len(numbers)).index_add(0, groups_M, weights_M)
+
+    def means(x_BTE: Tensor) -> Tensor:
+        x_ME = x_BTE.flatten(0, 1) * weights_M[:, None]
+        sums_GE = x_ME.new_zeros(len(numbers), num_experts).index_add(0, groups_M, x_ME)
+        return sums_GE / sizes_G[:, None].clamp(min=1)
+
+    loss_LG = torch.stack(
+        [
+            num_experts * (means(_choices(chosen, num_experts).to(logit.dtype)) / k * means(logit.softmax(-1))).sum(-1)
+            for logit, chosen in zip(logits, indices, strict=True)
+        ]
+    )
+    real_G = sizes_G > 0
+    return (loss_LG.mean(0) * real_G).sum() / real_G.sum().clamp(min=1)
 
 
 def router_z_loss(logits: Sequence[Tensor], *, mask_BT: Tensor | None = None) -> Tensor:
