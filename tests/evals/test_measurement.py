@@ -37,12 +37,12 @@ def test_mcnemar_is_the_binomial_test_of_disagreements():
     found = compare_values("accuracy", first, second)
     assert (found.only_first, found.only_second) == (5, 15)
     assert found.p_value == pytest.approx(stats.binomtest(15, 20).pvalue)
-    assert found.difference == pytest.approx(10 / 60)
+    assert found.difference.value == pytest.approx(10 / 60)
 
 
 def test_equal_models_do_not_differ():
     found = compare_values("accuracy", [1, 0, 1], [1, 0, 1])
-    assert (found.difference, found.p_value, found.interval) == (0, 1, (0, 0))
+    assert (found.difference.value, found.p_value, found.difference.bounds) == (0, 1, (0, 0))
 
 
 def test_a_paired_bootstrap_agrees_with_the_paired_t_test():
@@ -53,7 +53,7 @@ def test_a_paired_bootstrap_agrees_with_the_paired_t_test():
     test = stats.ttest_rel(second, first)
     assert found.p_value == pytest.approx(test.pvalue, abs=0.02)
     low, high = test.confidence_interval()
-    assert found.interval == pytest.approx((low, high), abs=0.003)
+    assert found.difference.bounds == pytest.approx((low, high), abs=0.003)
     assert found.only_first is None
 
 

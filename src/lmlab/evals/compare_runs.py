@@ -85,7 +85,7 @@ def comparison_table(found: dict[str, list[Comparison]]) -> TerminalTable:
 def write_comparison(found: dict[str, list[Comparison]], first: Path, second: Path, path: Path) -> Path:
     """A page with the same table."""
     told = [
-        f"{name}: {'better' if (each.difference > 0) == (each.metric != 'bits_per_byte') else 'worse'} by"
+        f"{name}: {'better' if (each.difference.value > 0) == (each.metric != 'bits_per_byte') else 'worse'} by"
         f" {each.metric.replace('_', ' ')}"
         for name, comparisons in found.items()
         for each in comparisons
@@ -127,7 +127,8 @@ def _table_rows(found: dict[str, list[Comparison]]) -> list[list[Any]]:
     for name, comparisons in found.items():
         for each in comparisons:
             alone = "" if each.only_first is None else f"{each.only_first} / {each.only_second}"
-            error = "" if each.standard_error is None else f" ± {each.standard_error:.3f}"
+            gap = each.difference
+            error = "" if gap.standard_error is None else f" ± {gap.standard_error:.3f}"
             rows.append(
                 [
                     name,
@@ -136,8 +137,8 @@ def _table_rows(found: dict[str, list[Comparison]]) -> list[list[Any]]:
                     " / ".join(map(str, each.left_out)) if any(each.left_out) else "",
                     f"{each.first:.3f}",
                     f"{each.second:.3f}",
-                    f"{each.difference:+.3f}{error}",
-                    f"{each.interval[0]:+.3f} to {each.interval[1]:+.3f}",
+                    f"{gap.value:+.3f}{error}",
+                    f"{gap.low:+.3f} to {gap.high:+.3f}",
                     f"{each.p_value:.3f}" if each.p_value >= 0.001 else "< 0.001",
                     alone,
                 ]

@@ -23,10 +23,10 @@ from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.rows import Row
 from lmlab.evals.scoring import Score, Scorer
 from lmlab.evals.tasks.questions import Question, TooLong, encode_pairs, fit_window
+from lmlab.stats import calibration_error
 
 Normalization = Literal["none", "characters", "bytes", "tokens", "unconditional"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "characters", "bytes", "tokens", "unconditional")
-_BINS = 10
 
 
 def rank_questions(
@@ -156,7 +156,7 @@ def ranked_figures(rows: Sequence[Row], normalization: Normalization) -> dict[st
         "log_soft": mean(np.log(gold)),
         "cross_entropy": mean(-np.log(gold)),
         "calibration_error": bootstrapped(
-            lambda chosen: _calibration_error(confidence[chosen], right[normalization][chosen]), len(rows)
+            lambda chosen: calibration_error(confidence[chosen], right[normalization][chosen]), len(rows)
         ),
         **{f"accuracy/{name}": mean(values) for name, values in right.items() if name != normalization},
     }
@@ -192,9 +192,3 @@ def _gold_bits(row: Row) -> float:
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     exponentials = np.exp(scores - scores.max())
     return exponentials / exponentials.sum()
-
-
-def _calibration_error(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(right))

@@ -38,8 +38,8 @@ from lmlab.methods.olmoe import (
     vocab_summary,
     watch,
 )
-from lmlab.methods.olmoe.routing.statistics import Figure
 from lmlab.models import ModelConfig, MoEConfig, Transformer, from_pretrained
+from lmlab.stats import jackknife
 
 DATA = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/olmoe")
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the stored routing data (LMLAB_SHARED)")
@@ -219,10 +219,10 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say():
     random, hits = np.random.default_rng(0), 0
     for _ in range(400):
         counts = np.stack([random.binomial(50, 0.3, 20), np.full(20, 50)], 1)
-        figure = Figure.of(lambda total: total[:1] / total[1], counts)
+        figure = jackknife(lambda total: total[:1] / total[1], counts)
         hits += abs(figure.value[0] - 0.3) <= figure.half_width[0]
     assert 0.91 < hits / 400 < 0.98
-    assert np.isnan(Figure.of(lambda total: total, counts[:1]).half_width).all()
+    assert np.isnan(jackknife(lambda total: total, counts[:1]).half_width).all()
 
 
 def test_information_and_divergence_by_hand():

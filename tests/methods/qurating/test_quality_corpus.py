@@ -23,7 +23,6 @@ from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.analysis.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
-from lmlab.methods.qurating.leases import Leases
 from lmlab.methods.qurating.problems import NonFiniteRating, TokenizerMismatch
 from lmlab.methods.qurating.rating.annotate import Annotation, annotate
 from lmlab.methods.qurating.selecting.materialize import filter_rows, materialize, order_rows, write_ordered
@@ -139,18 +138,6 @@ def test_processes_share_the_work(place: Path) -> None:
     assert annotate(job(place, "two"), workers=2)["rated"] == 60
     for name in ("00000.parquet", "00001.parquet"):
         assert pq.read_table(place / "one" / name).equals(pq.read_table(place / "two" / name))
-
-
-def test_a_lease_is_for_one_until_it_is_abandoned(tmp_path: Path) -> None:
-    mine, other = Leases(tmp_path), Leases(tmp_path, patience_s=0.2)
-    assert mine.take("a") and not other.take("a")
-    time.sleep(0.3)
-    mine.renew("a")
-    assert not other.take("a")
-    time.sleep(0.3)
-    assert other.take("a") and not mine.take("a")
-    other.give_back("a")
-    assert mine.take("a")
 
 
 def test_another_rater_s_folder_is_refused(place: Path, tokenizer: Tokenizer) -> None:
@@ -329,7 +316,7 @@ def test_the_bias_table_shows_a_planted_dialect() -> None:
     p = inclusion_probability(z, table["length"], 6000, 1.0)
     truth = p[dialect == "planted"].mean() / p.mean()
     planted = next(each for each in bias_report(z, chosen, dialect.tolist()) if each.group == "planted")
-    assert planted.ratio_interval[0] <= truth <= planted.ratio_interval[1] and planted.ratio_interval[1] < 0.8
+    assert planted.ratio.low <= truth <= planted.ratio.high < 0.8
     config = SelectionConfig(mode="sample", metric="r_average", tau=1.0, tokens=6000)
     found = analyse(
         {**table, "text": ["x y"] * count},
@@ -337,7 +324,7 @@ def test_the_bias_table_shows_a_planted_dialect() -> None:
         config,
         AnalysisConfig(clusters=0, groups=("dialect",), examples=1),
     )
-    assert [row["ratio"] for row in found.bias["dialect"] if row["group"] == "planted"] == [
-        pytest.approx(planted.ratio)
+    assert [row["ratio"]["value"] for row in found.bias["dialect"] if row["group"] == "planted"] == [
+        pytest.approx(planted.ratio.value)
     ]
-    assert planted.mean_z == pytest.approx(-0.8 / rating.std(), abs=0.1)
+    assert planted.mean_z.value == pytest.approx(-0.8 / rating.std(), abs=0.1)

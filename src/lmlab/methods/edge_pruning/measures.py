@@ -17,6 +17,7 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.stats import overlap_test
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which the Mechanistic Interpretability Benchmark measures (Mueller et al. 2025)."""
@@ -196,8 +197,6 @@ def auroc(scores_E: Tensor, truth_E: Tensor) -> float:
 
 def overlap(a_E: Tensor, b_E: Tensor) -> dict[str, float]:
     """How far two circuits agree, and the probability that random ones of their sizes share as many edges."""
-    from scipy.stats import hypergeom
-
     both, either, sizes = int((a_E & b_E).sum()), int((a_E | b_E).sum()), (int(a_E.sum()), int(b_E.sum()))
     return {
         "edges_a": sizes[0],
@@ -206,7 +205,7 @@ def overlap(a_E: Tensor, b_E: Tensor) -> dict[str, float]:
         "jaccard": both / either if either else 1.0,
         "share_of_smaller": both / min(sizes) if min(sizes) else 0.0,
         "expected_by_chance": sizes[0] * sizes[1] / len(a_E),
-        "p": float(hypergeom.sf(both - 1, len(a_E), *sizes)),
+        "p": overlap_test(both, *sizes, len(a_E)),
     }
 
 

@@ -30,6 +30,7 @@ from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables import write as tables
 from lmlab.methods.ladder.tables.table import Floats, Run
 from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
+from lmlab.stats import percentiles
 
 _BAND_POINTS = 40
 
@@ -212,7 +213,7 @@ def _band(forecaster: Forecaster, x_3K: Floats, place: int, level: float) -> tup
     if not replicates:
         point = forecaster.ensemble.chains[0].loss(x_3K)[0, place].tolist()
         return point, point
-    low, high = np.quantile(replicates[0].loss(x_3K)[:, place], (0.5 - level / 2, 0.5 + level / 2), axis=0)
+    low, high = percentiles(replicates[0].loss(x_3K)[:, place], level)
     return low.tolist(), high.tolist()
 
 
@@ -224,7 +225,7 @@ def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, leve
     curve = chain.accuracy_of(loss_STK)[0, place]
     low, high = curve, curve
     if replicates is not None:
-        low, high = np.quantile(replicates.accuracy_of(loss_STK)[:, place], (0.5 - level / 2, 0.5 + level / 2), axis=0)
+        low, high = percentiles(replicates.accuracy_of(loss_STK)[:, place], level)
     figure = line_chart(
         [Series("curve", grid.tolist(), curve.tolist(), (low.tolist(), high.tolist()))],
         units(chain.settings.x),

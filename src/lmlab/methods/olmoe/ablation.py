@@ -4,7 +4,6 @@ with seeds and significance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
+from lmlab import stats
 from lmlab.config import Config, validate
 from lmlab.data import Loader
 from lmlab.errors import UserError, did_you_mean
@@ -197,8 +197,6 @@ def compare(choice: Choice, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
     With one common seed there is a difference and no significance.
     """
-    from scipy.stats import t as student
-
     base = {each["seed"]: each["loss"] for each in results[choice.variants[0]]}
     rows = []
     for name in choice.variants[1:]:
@@ -211,10 +209,8 @@ def compare(choice: Choice, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
         }
         row |= {"difference": float(differences.mean()) if len(differences) else None, "interval": None, "p": None}
         if len(differences) > 1:
-            error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-            half = float(student.ppf(0.975, len(differences) - 1)) * error
-            row["interval"] = [row["difference"] - half, row["difference"] + half]
-            row["p"] = float(2 * student.sf(abs(row["difference"]) / error, len(differences) - 1)) if error else 0.0
+            row["interval"] = list(stats.t_interval(differences).bounds)
+            row["p"] = stats.t_test(differences)
         rows.append(row)
     return rows
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.olmoe.routing.statistics import (
-    Figure,
     RoutingStatistics,
     Tokens,
     most_coactivated,
@@ -23,6 +22,7 @@ from lmlab.methods.olmoe.routing.statistics import (
 from lmlab.methods.olmoe.routing.trace import RoutingTrace
 from lmlab.reports import Block, Cell, Details, Facts, Note, Page, Section, Series, Table, heat_map, line_chart
 from lmlab.reports import Figure as Chart
+from lmlab.stats import Interval
 
 _TITLES: dict[Tokens, str] = {"input": "input token", "predicted": "predicted next token", "target": "true next token"}
 _PUBLISHED_KINDS: dict[Tokens, str] = {
@@ -110,12 +110,12 @@ def routing_page(
     return Page(title, "Intervals are 95 % confidence intervals by the jackknife over groups of sequences.", sections)
 
 
-def _json(figure: Figure) -> dict[str, Any]:
+def _json(figure: Interval[Any]) -> dict[str, Any]:
     half_width = [None] if np.isnan(figure.half_width).all() else figure.half_width.tolist()
     return {"value": figure.value.tolist(), "half_width": half_width if half_width != [None] else None}
 
 
-def _line(name: str, layers: Sequence[int], figure: Figure, scale: float = 1.0) -> Series:
+def _line(name: str, layers: Sequence[int], figure: Interval[Any], scale: float = 1.0) -> Series:
     value, half = figure.value * scale, np.nan_to_num(figure.half_width * scale)
     return Series(name, list(layers), value.tolist(), ((value - half).tolist(), (value + half).tolist()))
 

@@ -313,11 +313,11 @@ def bias_blocks(found: Analysis) -> list[Block]:
             [
                 each["group"],
                 each["rows"],
-                each["mean_z"],
-                _interval(each["mean_z_interval"]),
-                each["rate"],
-                each["ratio"],
-                _interval(each["ratio_interval"]),
+                each["mean_z"]["value"],
+                _interval(each["mean_z"]),
+                each["rate"]["value"],
+                each["ratio"]["value"],
+                _interval(each["ratio"]),
             ]
             for each in groups
         ]
@@ -374,6 +374,6 @@ def _shares(counts: Sequence[int]) -> list[float]:
     return [count / total for count in counts]
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    low, high = bounds
+def _interval(interval: dict[str, float]) -> str:
+    low, high = interval["low"], interval["high"]
     return "-" if math.isnan(low) or not np.isfinite(high) else f"{low:.2f} to {high:.2f}"

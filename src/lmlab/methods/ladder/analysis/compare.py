@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import logit
 from lmlab.methods.ladder.fitting.points import logs
+from lmlab.stats import normal_cdf, normal_quantile
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,22 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         points.append(p)
         slopes.append(p * (1 - p))
         parts = each.ensemble.spread(x_3Q).parts
-        factor = each.calibration.factor(level) if each.calibration else float(norm.ppf(0.5 + level / 2))
+        factor = each.calibration.factor(level) if each.calibration else normal_quantile(level)
         own = [((parts[name][0] + parts[name][1]) / 2) ** 2 for name in ("fit", "run", "curve") if name in parts]
         spreads.append(factor**2 * np.sum(own, axis=0)[:, 0])
         forms.append(np.array([logit(chain.accuracy(x_3Q)[0, :, 0]) - logit(p) for chain in each.ensemble.forms]))
     difference = points[1] - points[0]
     variance = spreads[0] * slopes[0] ** 2 + spreads[1] * slopes[1] ** 2
     if len(forms[0]) and len(forms[0]) == len(forms[1]):
-        variance += np.mean((forms[1] * slopes[1] - forms[0] * slopes[0]) ** 2, axis=0) * norm.ppf(0.5 + level / 2) ** 2
+        variance += np.mean((forms[1] * slopes[1] - forms[0] * slopes[0]) ** 2, axis=0) * normal_quantile(level) ** 2
     reach = np.sqrt(variance)
-    z = norm.ppf(0.5 + level / 2)
+    z = normal_quantile(level)
     rows = [
-        _row(task.name, float(points[0][k]), float(points[1][k]), float(difference[k]), float(reach[k]), float(z))
+        _row(task.name, float(points[0][k]), float(points[1][k]), float(difference[k]), float(reach[k]), z)
         for k, task in enumerate(a.tasks)
     ]
     together = float(np.sqrt(variance.mean() / len(rows)))
-    rows.append(
-        _row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), together, float(z))
-    )
+    rows.append(_row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), together, z))
     return rows
 
 
@@ -81,5 +79,5 @@ def _row(name: str, a: float, b: float, difference: float, reach: float, z: floa
         difference,
         difference - reach,
         difference + reach,
-        float(norm.cdf(difference / max(reach / z, 1e-12))),
+        normal_cdf(difference / max(reach / z, 1e-12)),
     )

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 import lmlab
 from lmlab.errors import UserError
@@ -27,6 +26,9 @@ from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSett
 from lmlab.methods.ladder.tables.table import C4, RunTable, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
+from lmlab.stats import normal_quantile, percentiles
+
+_ONE_DEVIATION = 0.6826  # the share within one standard deviation, as rounded when the published forecasts were made
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Forecaster:
         point = self.ensemble.accuracy(x_3Q)[0, :, 0]
         spread = self.ensemble.spread(x_3Q)
         below, above = (side[:, 0] for side in spread.total)
-        normal = float(norm.ppf(0.5 + level / 2))
+        normal = normal_quantile(level)
         calibrated = self.calibration.factor(level) if self.calibration else normal
         factor = np.where(
             at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated
@@ -243,9 +245,9 @@ class Forecaster:
         sd = np.square(self.ensemble.noise_MT[0])
         if self.ensemble.replicates:
             values = np.log(self.ensemble.replicates[0].loss(x_3Q)[:, :, 0])
-            low, high = np.quantile(values, (0.1587, 0.8413), axis=0)
+            low, high = percentiles(values, _ONE_DEVIATION)
             sd = sd + np.square((high - low) / 2)
-        reach = float(norm.ppf(0.5 + level / 2)) * np.sqrt(sd)
+        reach = normal_quantile(level) * np.sqrt(sd)
         return [tuple(map(float, row)) for row in np.exp(np.stack([point, point - reach, point + reach], axis=1))]  # type: ignore[misc]
 
     def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from lmlab.methods.ladder.analysis.backtest import Split, mean_logit, splits
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
@@ -30,9 +29,10 @@ from lmlab.methods.ladder.fitting.points import logs, target_values
 from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.stats import normal_quantile, percentiles
 
 PARTS = ("fit", "run", "curve", "form")
-_SPREAD = norm.cdf(1.0)  # the quantile one standard deviation above the median
+_ONE_DEVIATION = 0.6826894921370859  # of a normal figure lie within one standard deviation of the median
 _LEAST = 0.01  # logits
 _NO_SIGNAL = 0.5  # logits
 _CHANCE_MARGIN = 0.02
@@ -78,7 +78,7 @@ class Ensemble:
         parts = {}
         if self.replicates:
             values = logit(self.accuracy(x_3Q, self.replicates))
-            low, middle, high = np.quantile(values, (1 - _SPREAD, 0.5, _SPREAD), axis=0)
+            middle, (low, high) = np.median(values, axis=0), percentiles(values, _ONE_DEVIATION)
             parts["fit"] = (middle - low, high - middle)
         parts["run"] = tuple(np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))  # type: ignore[assignment]
         parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
@@ -232,7 +232,7 @@ class Calibration:
         of one ladder share their runs, it is a noisy estimate, and is drawn half the way to what correct standard
         deviations would need.
         """
-        normal = float(norm.ppf(0.5 + level / 2))
+        normal = normal_quantile(level)
         return float(np.sqrt(normal * self.conformal_factor(level, without)))
 
     def conformal_factor(self, level: float, without: str | None = None) -> float:
@@ -241,7 +241,7 @@ class Calibration:
             np.array([each != without for each in self.split_of]) if without else np.ones(len(self.scores), dtype=bool)
         )
         if not chosen.any():
-            return float(norm.ppf(0.5 + level / 2))
+            return normal_quantile(level)
         scores, owners = self.scores[chosen], np.array(self.split_of)[chosen]
         counts = {name: (owners == name).sum() for name in set(owners)}
         weights = np.array([1 / counts[name] for name in owners])

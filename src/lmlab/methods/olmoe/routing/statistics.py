@@ -11,8 +11,6 @@ Shapes: G groups, D domains, L layers, E experts, k experts for each token, V to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,38 +18,11 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.olmoe.routing.trace import Ints, RoutingTrace, same_tokens
+from lmlab.stats import Interval, jackknife, normal_quantile, standard_error
 
 Array = NDArray[Any]
 Tokens = Literal["input", "predicted", "target"]
 _CHUNK = 64  # sequences that are counted at once
-_NORMAL_95 = 1.959964
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured array with the half-widths of its 95 % confidence intervals, which are not-a-number with fewer than
-    two groups.
-    """
-
-    value: Array
-    half_width: Array
-
-    @classmethod
-    def of(cls, function: Callable[[Array], Array], counts_G: Array) -> Figure:
-        """A function of summed counts, with its jackknife interval.
-
-        Arguments:
-            counts_G: counts by group, [G, ...]; groups without anything are left out.
-        """
-        counts_G = counts_G[counts_G.reshape(len(counts_G), -1).any(1)]
-        total = counts_G.sum(0)
-        value = np.asarray(function(total), float)
-        groups = len(counts_G)
-        if groups < 2:
-            return cls(value, np.full_like(value, np.nan))
-        without = np.stack([function(total - part) for part in counts_G])
-        variance = (groups - 1) / groups * ((without - without.mean(0)) ** 2).sum(0)
-        return cls(value, _NORMAL_95 * np.sqrt(variance))
 
 
 class RoutingStatistics:
@@ -180,7 +151,7 @@ class RoutingStatistics:
             self.occurrences[kind] = self.occurrences[kind] + counts if kind in self.occurrences else counts.copy()
         self._sequences += other._sequences
 
-    def coactivation(self, layer: int, pairs: Literal["all", "adjacent_rank"] = "all") -> Figure:
+    def coactivation(self, layer: int, pairs: Literal["all", "adjacent_rank"] = "all") -> Interval[Array]:
         """CA(i, j) = N_ij / N_i: of the tokens that chose expert i, the share that chose j too, [E, E], 0 on the
         diagonal (section 5.2).
 
@@ -196,9 +167,9 @@ class RoutingStatistics:
             np.fill_diagonal(shares, 0.0)
             return shares
 
-        return Figure.of(rate, both)
+        return jackknife(rate, both)
 
-    def domain_specialization(self, k: int) -> Figure:
+    def domain_specialization(self, k: int) -> Interval[Array]:
         """DS(i, D) = N_iD / N_D: the share of a domain's tokens that have expert i among their first k, [D, L, E]
         (section 5.3).
         """
@@ -206,15 +177,15 @@ class RoutingStatistics:
         counts = np.concatenate(
             (experts, np.broadcast_to(self.tokens_GD[:, :, None, None], (*experts.shape[:3], 1))), 3
         )
-        return Figure.of(lambda total: total[..., :-1] / np.maximum(total[..., -1:], 1), counts)
+        return jackknife(lambda total: total[..., :-1] / np.maximum(total[..., -1:], 1), counts)
 
-    def load(self, k: int, by_domain: bool = False) -> dict[str, Figure]:
+    def load(self, k: int, by_domain: bool = False) -> dict[str, Interval[Array]]:
         """`load_summary` of each layer, [L], or of each domain and layer, [D, L]."""
         counts = _of_k(self.expert_counts, k)
         counts = counts if by_domain else counts.sum(1)
 
-        def one(name: str) -> Figure:
-            return Figure.of(lambda total: load_summary(total)[name], counts)
+        def one(name: str) -> Interval[Array]:
+            return jackknife(lambda total: load_summary(total)[name], counts)
 
         return {name: one(name) for name in load_summary(counts[0])}
 
@@ -240,7 +211,7 @@ class RoutingStatistics:
         return found
 
 
-def router_saturation(trace: RoutingTrace, final: RoutingTrace, k: int, groups: int = 20) -> Figure:
+def router_saturation(trace: RoutingTrace, final: RoutingTrace, k: int, groups: int = 20) -> Interval[Array]:
     """RS(t, k): the mean over tokens of |S_t(k) and S_T(k)| / k, with S the first k experts of the trace and of the
     final one, [L] (section 5.1).
 
@@ -258,7 +229,7 @@ def router_saturation(trace: RoutingTrace, final: RoutingTrace, k: int, groups: 
         both = (mine[..., :k, None] == theirs[..., None, :k]).any(-1).sum((0, 2))
         counts[number % groups, :-1] += both
         counts[number % groups, -1] += len(mine)
-    return Figure.of(lambda total: total[:-1] / (k * max(total[-1], 1)), counts)
+    return jackknife(lambda total: total[:-1] / (k * max(total[-1], 1)), counts)
 
 
 def expert_coactivation(trace: RoutingTrace, layer: int, pairs: Literal["all", "adjacent_rank"] = "all") -> Array:
@@ -354,10 +325,10 @@ def vocab_summary(counts_VE: Array, occurrences_V: Array, min_count: int = 1) ->
     most_V = counts_VE.max(1)
     seen, often = occurrences_V >= max(1, min_count), occurrences_V >= 10
     shares = most_V[seen] / occurrences_V[seen]
-    error = float(shares.std(ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
+    error = standard_error(shares)
     return {
         "macro": float(shares.mean()) if len(shares) else math.nan,
-        "macro_half_width": _NORMAL_95 * error,
+        "macro_half_width": math.nan if error is None else normal_quantile(0.95) * error,
         "macro_min10": float((most_V[often] / occurrences_V[often]).mean()) if often.any() else math.nan,
         "micro": float(most_V.sum() / max(1, occurrences_V.sum())),
         "ids": int(seen.sum()),

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lmlab.stats import Interval, percentile_interval, resampled_means
+
 CAUTION = (
     "Ratings carry the social, dialectal and regional preferences of the judge and of the texts that it learned from. "
     "They measure neither literary nor social value, and are not fit for the study of groups of people."
 )
+
+_MANY = 5000  # rows of a group whose mean is as good as normal: its bootstrap is drawn from that law
 
 
 @dataclass(frozen=True)
@@ -24,17 +28,15 @@ class GroupBias:
         mean_z: mean of the normalised ratings.
         rate: share of the rows that were chosen.
         ratio: that over the share of all rows.
-        mean_z_interval, rate_interval, ratio_interval: of 95 %, by bootstrap over rows.
+
+    Intervals are of 95 %, by bootstrap over rows.
     """
 
     group: str
     rows: int
-    mean_z: float
-    mean_z_interval: tuple[float, float]
-    rate: float
-    rate_interval: tuple[float, float]
-    ratio: float
-    ratio_interval: tuple[float, float]
+    mean_z: Interval[float]
+    rate: Interval[float]
+    ratio: Interval[float]
 
     def row(self) -> dict[str, Any]:
         """For JSON."""
@@ -66,8 +68,8 @@ def bias_report(
         rates = rng.binomial(len(own), rate, replicates) / len(own)  # the bootstrap of a share
         draws = (
             rng.normal(own.mean(), own.std() / np.sqrt(len(own)), replicates)
-            if len(own) > 5000
-            else _means(own, replicates, rng)
+            if len(own) > _MANY
+            else resampled_means(own, replicates, rng)
         )
         ratios = np.divide(rates, overall_draws, out=np.full(replicates, np.nan), where=overall_draws > 0)
         ratio = rate / overall if overall else float("nan")
@@ -75,24 +77,9 @@ def bias_report(
             GroupBias(
                 str(names[number]),
                 len(own),
-                float(own.mean()),
-                _interval(draws),
-                rate,
-                _interval(rates),
-                ratio,
-                _interval(ratios),
+                percentile_interval(float(own.mean()), draws),
+                percentile_interval(rate, rates),
+                percentile_interval(ratio, ratios),
             )
         )
     return found
-
-
-def _means(values: Any, replicates: int, rng: np.random.Generator) -> Any:
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(replicates)])
-
-
-def _interval(draws: Any) -> tuple[float, float]:
-    finite = draws[np.isfinite(draws)]
-    if not len(finite):
-        return float("nan"), float("nan")
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)

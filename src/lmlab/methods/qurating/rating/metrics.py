@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.methods.qurating.votes import MISSING
+from lmlab.stats import calibration_error
 
 Floats = NDArray[np.float64]
 THRESHOLDS = (0.0, 0.5, 0.8)
-_BINS = 10
 _SLACK = 1e-9
 
 
@@ -36,7 +36,7 @@ def pair_metrics(difference_PC: Floats, labels_PC: Floats, criteria: Sequence[st
         known = y != MISSING
         d, y = d[known], y[known]
         at = {f"{m:g}": _figures(d, y, m, votes) for m in THRESHOLDS}
-        found[name] = {"at": at, "calibration_error": calibration_error(d, y)}
+        found[name] = {"at": at, "calibration_error": calibration_error(_sigmoid(d), y) if len(d) else None}
     return found
 
 
@@ -60,14 +60,5 @@ def _figures(d: Floats, y: Floats, threshold: float, votes: int) -> dict[str, An
     }
 
 
-def calibration_error(d: Floats, y: Floats) -> float | None:
-    """Expected calibration error: the mean, over ten bins of sigmoid(d), of |mean prediction - mean label|, weighted by
-    pairs.
-    """
-    if not len(d):
-        return None
-    p = 1 / (1 + np.exp(-np.clip(d, -500, 500)))
-    place = np.minimum((p * _BINS).astype(int), _BINS - 1)
-    count = np.bincount(place, minlength=_BINS)
-    gap = np.abs(np.bincount(place, p, _BINS) - np.bincount(place, y, _BINS))
-    return float(gap[count > 0].sum() / len(d))
+def _sigmoid(d: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(d, -500, 500))))
