@@ -278,9 +278,12 @@ def test_costs_are_not_guessed(served):
 
 def test_a_claim_of_a_living_process_is_respected_and_that_of_a_dead_one_is_not(tmp_path):
     ours, theirs = ReplyCache(tmp_path / "cache"), ReplyCache(tmp_path / "cache")
-    assert ours.claim("k") and ours.claim("k") and not theirs.claim("k")
+    claim = ours.claim("k")
+    assert claim is not None and ours.claim("k") is None and theirs.claim("k") is None
     ours.put("k", "m", Reply("ok"))
-    assert not theirs.claim("k") and theirs.get("k") == Reply("ok")
+    assert claim.release() and theirs.claim("k") is None and theirs.get("k") == Reply("ok")
+    given_back = ours.claim("failed")
+    assert given_back is not None and given_back.release() and theirs.claim("failed") is not None
     code = (
         "from pathlib import Path; from lmlab.endpoints import ReplyCache; assert"
         f" ReplyCache(Path({str(tmp_path / 'cache')!r})).claim('dead')"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from lmlab.endpoints.protocol import Reply
 from lmlab.errors import UserError
+from lmlab.leases import Lease, Leases, SqliteStore
 
 _SCHEMA = """
 create table if not exists replies (
     key text primary key, model text not null, reply text not null, cost_usd real, at real not null
-);
-create table if not exists claims (key text primary key, owner text not null, until real not null);
+)
 """
 
 
@@ -25,64 +22,50 @@ class ReplyCache:
     """Replies by the key of their request.
 
     A reply is committed before anyone hears of it, so a killed process loses only what was still under way. Who is
-    about to send a request claims its key first; a claim ends with the reply, with its owner's process (on one
-    machine), or when its lease runs out.
+    about to send a request claims its key first: a lease (`lmlab.leases`), which is renewed for as long as the request
+    takes.
 
     Arguments:
         path: the file; None keeps replies in memory, for as long as this object lives.
-        lease_s: how long a claim holds without its owner being heard of.
     """
 
-    def __init__(self, path: Path | None, lease_s: float = 900.0) -> None:
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
-        self._lease_s = lease_s
+    def __init__(self, path: Path | None) -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._database = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
             _write_ahead(self._database)
             self._database.execute("pragma synchronous=normal")
-            self._database.executescript(_SCHEMA)
+            self._database.execute(_SCHEMA)
+            self._store = SqliteStore(path)
         except sqlite3.DatabaseError as error:
             raise UserError(
                 f"'{path}' cannot be used as a cache of replies: {error}.", "Name another file, or move this one away."
             ) from None
+        self._leases = Leases(self._store)
 
     def get(self, key: str) -> Reply | None:
         row = self._database.execute("select reply from replies where key = ?", (key,)).fetchone()
         return None if row is None else Reply.from_json(row[0])
 
     def put(self, key: str, model: str, reply: Reply) -> None:
-        """Keep a reply and end the claim on it, in one transaction."""
-        self._database.execute("begin immediate")
+        """Keep a reply."""
         self._database.execute(
             "insert or replace into replies values (?, ?, ?, ?, ?)",
             (key, model, reply.to_json(), reply.cost_usd, time.time()),
         )
-        self._database.execute("delete from claims where key = ?", (key,))
-        self._database.execute("commit")
 
-    def claim(self, key: str) -> bool:
-        """Whether the request is now ours to send, also if it was already; False while another owner has it, or once
-        its reply is here.
+    def claim(self, key: str) -> Lease | None:
+        """The lease of a request that is now ours to send; None while it is somebody's, or once its reply is here.
+
+        Give the lease back after the reply was put.
         """
-        self._database.execute("begin immediate")
-        try:
-            if self._database.execute("select 1 from replies where key = ?", (key,)).fetchone():
-                return False
-            row = self._database.execute("select owner, until from claims where key = ?", (key,)).fetchone()
-            if row is not None and row[0] != self._owner and row[1] > time.time() and _alive(row[0]):
-                return False
-            self._database.execute(
-                "insert or replace into claims values (?, ?, ?)", (key, self._owner, time.time() + self._lease_s)
-            )
-            return True
-        finally:
-            self._database.execute("commit")
-
-    def release(self, key: str) -> None:
-        """Give up a claim without a reply."""
-        self._database.execute("delete from claims where key = ? and owner = ?", (key, self._owner))
+        lease = self._leases.acquire(key)
+        # Between a look for the reply and the claim, its former holder may have put it and given the lease back.
+        if lease is not None and self._database.execute("select 1 from replies where key = ?", (key,)).fetchone():
+            lease.release()
+            return None
+        return lease
 
     def spent(self, model: str) -> float:
         """US dollars paid for the replies of a model that are kept here."""
@@ -99,20 +82,9 @@ class ReplyCache:
         return self._database.execute("select count(*) from replies").fetchone()[0]
 
     def close(self) -> None:
+        self._leases.close()
+        self._store.close()
         self._database.close()
-
-
-def _alive(owner: str) -> bool:
-    host, process, _ = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return True  # of another machine only the lease tells
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _write_ahead(database: sqlite3.Connection, patience_s: float = 60.0) -> None:

@@ -61,9 +61,7 @@ class Client:
         self.endpoint = endpoint
         self._attempts = _retrying(endpoint, self._tell)
         self._backend, self._owns_backend = backend or make_backend(endpoint), backend is None
-        self._cache = ReplyCache(
-            cache, lease_s=max(900.0, 2 * (endpoint.total_timeout_s or endpoint.timeout_s) + _LONGEST_WAIT_S)
-        )
+        self._cache = ReplyCache(cache)
         self.purse = Purse(endpoint.price, endpoint.max_cost_usd, self._cache.spent(self._backend.identity))
         self._limit = AdaptiveLimit(endpoint.concurrency)
         self._requests, self._tokens = Pacer(endpoint.requests_per_minute), Pacer(endpoint.tokens_per_minute)
@@ -135,11 +133,9 @@ class Client:
 
     async def _answer(self, key: str, request: ChatRequest) -> Reply:
         while (reply := self._cache.get(key)) is None:
-            if self._cache.claim(key):
-                try:
+            if (claim := self._cache.claim(key)) is not None:
+                with claim:
                     return await self._ask(key, request)
-                finally:
-                    self._cache.release(key)
             await asyncio.sleep(_CLAIM_POLL_S)
         return replace(reply, attempts=0, cost_usd=None if reply.cost_usd is None else 0.0)
 
@@ -161,7 +157,6 @@ class Client:
     async def _attempt(self, key: str, request: ChatRequest) -> Reply:
         async with self._limit:
             await self._pace(request)
-            self._cache.claim(key)
             reserved = await self.purse.reserve(request)
             spent, at_risk, sent_at = 0.0, reserved, time.monotonic()
             try:

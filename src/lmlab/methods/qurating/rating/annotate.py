@@ -26,7 +26,7 @@ from lmlab.data.sources.records import field
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import Backend, fan_out
 from lmlab.files import atomic_file, read_json, sha256_json, write_json
-from lmlab.methods.qurating.leases import Leases
+from lmlab.leases import FolderStore, Lease, Leases
 from lmlab.methods.qurating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import Rater, annotation
 from lmlab.methods.qurating.selecting.table import relative_names
@@ -105,7 +105,7 @@ class _Worker:
         self.files = self.source.files()
         self.names = relative_names(self.files)
         self.parts = self.out / ".parts"
-        self.leases = Leases(self.out / ".leases")
+        self.leases = Leases(FolderStore(self.out / ".leases"))
         self._agree()
         self._encode = self._encoder()
         self.rated = 0
@@ -148,6 +148,12 @@ class _Worker:
         return {"key": sha256_json(parts), "done": False, "files": self.names, "precision": precision, **hashes}
 
     def run(self) -> dict[str, Any]:
+        try:
+            return self._run()
+        finally:
+            self.leases.close()
+
+    def _run(self) -> dict[str, Any]:
         for number in range(len(self.files)):
             if self._finished(number):
                 continue
@@ -238,32 +244,36 @@ class _Worker:
         while not target.exists():
             if missing := [block for block, part in enumerate(parts) if not part.exists()]:
                 self._help(number, set(missing))
-            elif self.leases.take(name):
-                try:
-                    self._join(parts, target)
-                finally:
-                    self.leases.give_back(name)
+            elif (lease := self.leases.acquire(name)) is not None:
+                with lease:
+                    if not target.exists():
+                        self._join(parts, target)
             if not target.exists():
                 time.sleep(_POLL_S)
         for part in parts:
             part.unlink(missing_ok=True)
 
     def _help(self, number: int, missing: set[int]) -> None:
-        """Rate blocks whose workers have died."""
+        """Rate blocks whose workers have died; the file is read again only if there are such."""
+        leases = {block: self.leases.acquire(self._part(number, block).stem) for block in sorted(missing)}
+        if not any(leases.values()):
+            return
         for block, records in self._blocks(number):
-            if block in missing and not self._finished(number):
-                self._try(records, number, block)
+            if (lease := leases.get(block)) is not None:
+                self._rate_held(lease, records, number, block)
 
     def _try(self, records: list[dict[str, Any]], number: int, block: int) -> None:
         """Rate a block that nobody has rated and nobody holds."""
         part = self._part(number, block)
-        if part.exists() or not self.leases.take(part.stem):
-            return
-        try:
-            if not part.exists():
+        if not part.exists() and (lease := self.leases.acquire(part.stem)) is not None:
+            self._rate_held(lease, records, number, block)
+
+    def _rate_held(self, lease: Lease, records: list[dict[str, Any]], number: int, block: int) -> None:
+        """Rate a block that is ours, unless it was rated, or its file finished, before it became so."""
+        part = self._part(number, block)
+        with lease:
+            if not part.exists() and not self._finished(number):
                 self._rate(records, number, block, part)
-        finally:
-            self.leases.give_back(part.stem)
 
     def _part(self, number: int, block: int) -> Path:
         return self.parts / f"{number:05d}-{block:07d}.parquet"
