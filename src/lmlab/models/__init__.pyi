@@ -1,5 +1,6 @@
 from .cache import KVCache
 from .config import PRESETS, ModelConfig, RopeScaling
+from .fingerprint import weights_fingerprint
 from .formats.convert import Conversion, convert
 from .formats.families import family_of
 from .formats.hf import (
@@ -21,7 +22,10 @@ from .moe.config import LoadBalancingConfig, MoEConfig, RouterZConfig
 from .moe.layer import MoE
 from .moe.losses import RouterLosses, load_balancing_loss, router_z_loss
 from .moe.router import RouterOutput
-from .transformer import Transformer, TransformerOutput, named_tensors
+from .output import TransformerOutput
+from .prompt_tuning import PromptTuned
+from .soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
+from .transformer import Transformer, named_tensors
 
 __all__ = [
     "IGNORE",
@@ -40,10 +44,12 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "PromptScores",
+    "PromptTuned",
     "RopeScaling",
     "RouterLosses",
     "RouterOutput",
     "RouterZConfig",
+    "SoftPrompt",
     "Targets",
     "TokenLoss",
     "TokenScores",
@@ -59,6 +65,7 @@ __all__ = [
     "generate",
     "load_balancing_loss",
     "load_lora",
+    "load_soft_prompt",
     "merge_lora",
     "named_tensors",
     "read_config",
@@ -67,8 +74,10 @@ __all__ = [
     "router_z_loss",
     "save_lora",
     "save_pretrained",
+    "save_soft_prompt",
     "score_targets",
     "stream",
     "token_log_probs",
     "unmerge_lora",
+    "weights_fingerprint",
 ]

@@ -17,7 +17,9 @@ from lmlab.models.config import ModelConfig
 class KVCache:
     """Keys and values of the tokens seen so far, for every layer. For inference: no gradient flows through it.
 
-    Slots are filled from the left; padding, where there is any, is remembered and never attended to.
+    Slots are filled from the left. Padding, where there is any, is remembered and never attended to; tokens that were
+    given no position (-1), such as those of a soft prompt, are remembered and not counted for the positions of later
+    ones.
 
     Arguments:
         config: the model's configuration.
@@ -38,6 +40,7 @@ class KVCache:
         self._config = config
         self._keys, self._values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         self._valid_BS: Tensor | None = None  # None as long as there is no padding
+        self._placed_BS: Tensor | None = None  # which slots have a position; None as long as none was given explicitly
         self.length = 0
         self.prefix: KVCache | None = None
 
@@ -56,12 +59,13 @@ class KVCache:
         """Whether some slots of this cache hold padding."""
         return self._valid_BS is not None
 
-    def extend(self, num_new: int, valid_BT: Tensor | None = None) -> None:
+    def extend(self, num_new: int, valid_BT: Tensor | None = None, position_ids_BT: Tensor | None = None) -> None:
         """Claim slots for new tokens, which the layers then `update`.
 
         Arguments:
             num_new: T.
             valid_BT: False marks padding; None means that all are real.
+            position_ids_BT: explicit positions, if there are any; -1 for none.
 
         Raises:
             ValueError: the slots do not suffice.
@@ -70,9 +74,13 @@ class KVCache:
         if new > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens; {new} were asked for")
         if valid_BT is not None and self._valid_BS is None and not bool(valid_BT.all()):
-            self._valid_BS = torch.ones(self.batch_size, self.max_length, dtype=torch.bool, device=self._keys.device)
+            self._valid_BS = self._all_slots()
         if self._valid_BS is not None:
             self._valid_BS[:, self.length : new] = True if valid_BT is None else valid_BT
+        if position_ids_BT is not None and self._placed_BS is None:
+            self._placed_BS = self._all_slots()
+        if self._placed_BS is not None:
+            self._placed_BS[:, self.length : new] = True if position_ids_BT is None else position_ids_BT >= 0
         self.length = new
 
     def update(self, layer: int, key_BKTH: Tensor, value_BKTH: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,20 +95,30 @@ class KVCache:
         return self._keys[layer, :, :, : self.length], self._values[layer, :, :, : self.length]
 
     def positions(self, num_new: int) -> Tensor:
-        """Positions [B or 1, num_new] of the newest tokens: how many real tokens stand before each in its row."""
+        """Positions [B or 1, num_new] of the newest tokens: how many real tokens with a position stand before each in
+        its row.
+        """
         before: Tensor | int = 0
-        if self.prefix is not None:
-            before = self.prefix.real_lengths().repeat_interleave(self.batch_size // self.prefix.batch_size)[:, None]
-        if self._valid_BS is None:
-            return torch.arange(self.length - num_new, self.length, device=self._keys.device)[None] + before
-        counts = self._valid_BS[:, : self.length].long().cumsum(1) - 1
-        return counts[:, self.length - num_new :].clamp(min=0) + before
+        if self.prefix is not None and self.prefix.length:
+            counts_P = self.prefix._counts().expand(self.prefix.batch_size, -1)[:, -1]
+            before = counts_P.repeat_interleave(self.batch_size // self.prefix.batch_size)[:, None]
+        return (self._counts()[:, self.length - num_new :] - 1).clamp(min=0) + before
 
     def real_lengths(self) -> Tensor:
         """Number of real tokens of each row, [B]."""
         if self._valid_BS is None:
             return torch.full((self.batch_size,), self.length, device=self._keys.device)
         return self._valid_BS[:, : self.length].sum(1)
+
+    def _counts(self) -> Tensor:
+        """How many real tokens with a position stand up to each slot in use, [B or 1, length]."""
+        counted = [each[:, : self.length] for each in (self._valid_BS, self._placed_BS) if each is not None]
+        if not counted:
+            return torch.arange(1, self.length + 1, device=self._keys.device)[None]
+        return (counted[0] & counted[-1]).long().cumsum(1)
+
+    def _all_slots(self) -> Tensor:
+        return torch.ones(self.batch_size, self.max_length, dtype=torch.bool, device=self._keys.device)
 
     def visibility(self, num_new: int) -> Visibility:
         """What the newest tokens see of this cache's own slots."""
@@ -133,6 +151,7 @@ class KVCache:
         index = torch.tensor(rows, device=self._keys.device)
         self._keys, self._values = self._keys[:, index], self._values[:, index]
         self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
+        self._placed_BS = None if self._placed_BS is None else self._placed_BS[index]
 
     def copy_of(self, row: int, start: int, stop: int, room: int = 0) -> KVCache:
         """A cache of one row with the tokens of these slots, and `room` free ones; they must be the row's first real
@@ -149,6 +168,9 @@ class KVCache:
             self._keys[:, row, :, start:stop],
             self._values[:, row, :, start:stop],
         )
+        if self._placed_BS is not None:
+            copied._placed_BS = copied._all_slots()
+            copied._placed_BS[0, :length] = self._placed_BS[row, start:stop]
         copied.length = length
         return copied
 
@@ -170,14 +192,19 @@ class KVCache:
         length, first = max(int(each.max()) for each in lengths if len(each)), parts[0][0]
         joined = cls(first._config, sum(map(len, lengths)), length + room, first._keys.dtype, first._keys.device)
         joined._keys[:, :, :, :length] = joined._values[:, :, :, :length] = 0  # what is hidden must still be a number
+        joined.extend(length, torch.arange(length, device=first._keys.device) >= length - torch.cat(lengths)[:, None])
+        if any(cache._placed_BS is not None for cache, _ in parts):
+            joined._placed_BS = joined._all_slots()
         start = 0
         for cache, rows in parts:
             stop, kept = start + len(rows), min(length, cache.length)
             index = torch.tensor(list(rows), dtype=torch.long, device=first._keys.device)
             for mine, theirs in ((joined._keys, cache._keys), (joined._values, cache._values)):
                 mine[:, start:stop, :, length - kept : length] = theirs[:, index, :, cache.length - kept : cache.length]
+            if joined._placed_BS is not None and cache._placed_BS is not None:
+                placed = cache._placed_BS[index, cache.length - kept : cache.length]
+                joined._placed_BS[start:stop, length - kept : length] = placed
             start = stop
-        joined.extend(length, torch.arange(length, device=first._keys.device) >= length - torch.cat(lengths)[:, None])
         return joined
 
     def fork(self, copies: int, max_length: int) -> KVCache:

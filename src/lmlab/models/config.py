@@ -10,6 +10,8 @@ from lmlab.config import Config
 from lmlab.errors import did_you_mean
 from lmlab.models.moe.config import MoEConfig
 
+NormPosition = Literal["pre", "post", "reordered"]
+
 
 class RopeScaling(Config):
     """How rotary frequencies are changed to reach further than the pretraining length.
@@ -49,7 +51,7 @@ class RopeScaling(Config):
 
 
 class ModelConfig(Config):
-    """A decoder-only transformer, described by features and not by family name.
+    """A transformer, described by features and not by family name.
 
     Sizes left out take the usual defaults: `num_kv_heads = num_heads`, `head_dim = d_model / num_heads`, and `d_ff` of
     4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 64 for a gated feed-forward network, or that of an expert
@@ -64,6 +66,10 @@ class ModelConfig(Config):
         norm_weight: norms scale what they normalise; without, LayerNorm is non-parametric (OLMo 1).
         qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
         causal: a token sees itself and those before it; without, all tokens of its text.
+        token_types: rows of a table that is added by the type of each token, as BERT tells two texts apart; 0 for none.
+        embedding_norm: normalise the sum of all embeddings before the first layer (BERT).
+        lm_head: next-token logits; without, hidden states alone, as encoders have.
+        pooler: a layer with tanh on the hidden state of each row's first token (BERT).
         position_offset: rows at the start of a learned table that no position uses (2 in OPT).
         ffn: the kind of every layer, or one kind for each layer.
         num_labels: k scalars at the last real token in place of the language-model head.
@@ -85,7 +91,7 @@ class ModelConfig(Config):
     d_ff: PositiveInt
     max_seq_len: PositiveInt = 2048
     norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
-    norm_position: Literal["pre", "post", "reordered"] = "pre"
+    norm_position: NormPosition = "pre"
     norm_eps: PositiveFloat = 1e-5
     norm_bias: bool = False
     norm_weight: bool = True
@@ -95,7 +101,11 @@ class ModelConfig(Config):
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: RopeScaling | None = None
     causal: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    token_types: NonNegativeInt = 0
+    embedding_norm: bool = False
+    lm_head: bool = True
+    pooler: bool = False
+    activation: Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu"] = "silu"
     gated: bool = True
     ffn: Literal["dense", "moe"] | tuple[Literal["dense", "moe"], ...] = "dense"
     moe: MoEConfig | None = None
@@ -169,7 +179,7 @@ class ModelConfig(Config):
         """The number of parameters.
 
         Arguments:
-            embedding: False leaves out the input and position tables (and a tied head with them).
+            embedding: False leaves out the tables of tokens, positions and types (and a tied head with them).
             active: count only the experts that one token uses.
         """
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -189,27 +199,34 @@ class ModelConfig(Config):
         ):  # one set of experts was counted for every layer
             total -= max(0, self.ffn_kinds.count("moe") - 1) * self._experts(self.moe.num_experts)
         total += norm if self.norm_position != "post" else 0
+        total += norm if self.embedding_norm else 0
+        total += d * d + d if self.pooler else 0
         if self.num_labels is not None:
             total += self.num_labels * d
-        elif not self.tie_embeddings:
+        elif self.has_own_head:
             total += self.padded_vocab_size * d
         if embedding:
-            total += self.padded_vocab_size * d + (
-                (self.max_seq_len + self.position_offset) * d if self.positions == "learned" else 0
-            )
+            positions = self.max_seq_len + self.position_offset if self.positions == "learned" else 0
+            total += (self.padded_vocab_size + positions + self.token_types) * d
         return total
 
+    @property
+    def has_own_head(self) -> bool:
+        """Whether next-token logits come from a matrix that is not the table of tokens."""
+        return self.lm_head and not self.tie_embeddings and self.num_labels is None
+
     def flops_per_token(self, seq_len: int, backward: bool = True) -> float:
-        """Floating-point operations of one token in a sequence of `seq_len`: matrix products and causal attention, the
-        head included.
+        """Floating-point operations of one token in a sequence of `seq_len`: matrix products and attention, the head
+        included.
 
         A multiplication and an addition count as two; the backward pass costs twice the forward one (Kaplan et al.
-        2020, table 1, with the attention term halved because a causal query meets half the keys). Of experts only those
-        that a token uses count.
+        2020, table 1, with the attention term halved in causal order, where a query meets half the keys). Of experts
+        only those that a token uses count.
         """
         matrices = sum(self._attention_matrices + self._ffn_matrices(kind, active=True) for kind in self.ffn_kinds)
-        matrices += self.d_model * (self.num_labels or self.padded_vocab_size)
-        forward = 2 * matrices + 2 * self.num_layers * self.num_heads * self.head_dim * seq_len
+        matrices += self.d_model * (self.num_labels or self.padded_vocab_size * self.lm_head)
+        keys = seq_len / 2 if self.causal else seq_len
+        forward = 2 * matrices + 4 * self.num_layers * self.num_heads * self.head_dim * keys
         return float(forward * (3 if backward else 1))
 
     @property

@@ -2,162 +2,49 @@
 
 - residual blocks with RMSNorm or LayerNorm before, after, or on the way out of each sub-layer
 - rotary (scaled or not), learned or no positions, restarting at every packed document
+- causal, or every token sees its whole text (encoders); packed documents do not see each other
 - grouped key-value heads, optional QK-norm; dense or mixture-of-experts feed-forward, gated or plain
-- token ids or embeddings in; hidden states, logits, a fused loss or k scalars out
-- packed documents do not see each other
+- token ids or embeddings in, after a soft prompt if there is one; hidden states, logits, a fused loss or k scalars out
 
 Shapes: B batch, T tokens, S keys, D model width, V vocabulary, C scalars.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from lmlab.errors import UserError
 from lmlab.gemm import linear
-from lmlab.models.attention.attention import Attention, AttentionContext
+from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.backends import Backend, is_half
 from lmlab.models.attention.rope import rotary_table
-from lmlab.models.attention.visibility import (
-    Visibility,
-    document_starts,
-    padding_mask,
-    padding_starts,
-    visibility_of_all,
-)
+from lmlab.models.attention.visibility import Visibility
+from lmlab.models.block import Block
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
-from lmlab.models.feed_forward import FeedForward
+from lmlab.models.initialize import draw
 from lmlab.models.linear import Linear
-from lmlab.models.loss import Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets
+from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
-from lmlab.models.moe.losses import RouterAccounts, RouterLosses
+from lmlab.models.moe.losses import RouterAccounts
 from lmlab.models.moe.router import RouterOutput
 from lmlab.models.norm import make_norm
+from lmlab.models.output import TransformerOutput, at_first_real, at_last_real, at_positions
+from lmlab.models.parts import part
+from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
-
-
-@dataclass(frozen=True)
-class TransformerOutput:
-    """What a forward pass gives.
-
-    Attributes:
-        hidden_BTD: final hidden states, after the last norm.
-        logits_BTV: next-token logits if asked for, [B, T, V], or [B, 1, V] for the last position only.
-        loss: summed cross-entropy of the labels if labels were given.
-        token_scores: of the targets if targets were given.
-        scores_BC: the scalars at the last real token of each row, for a model with `num_labels`; [B, N, C] at chosen
-            positions. In fp32.
-        routers: what the router of each mixture-of-experts layer decided, in order.
-        router_losses: their losses, while the model is trained (in training mode, with gradients).
-    """
-
-    hidden_BTD: Tensor
-    logits_BTV: Tensor | None = None
-    loss: TokenLoss | None = None
-    token_scores: TokenScores | None = None
-    scores_BC: Tensor | None = None
-    routers: tuple[RouterOutput, ...] = ()
-    router_losses: RouterLosses | None = None
-
-
-class Block(nn.Module):
-    """One layer: attention, then a feed-forward network, each around the residual stream."""
-
-    def __init__(self, config: ModelConfig, layer: int, experts: Experts | None = None) -> None:
-        super().__init__()
-        self.layer, self.norm_position = layer, config.norm_position
-        self.attention_norm = make_norm(config, config.d_model)
-        self.attention = Attention(config, layer)
-        self.ffn_norm = make_norm(config, config.d_model)
-        self.ffn = MoE(config, layer, experts) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
-
-    def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
-        """Map the residual stream [B, T, D] to the next layer's; also give what a router decided."""
-        x_BTD = context.tap(self.layer, "input", x_BTD)
-        read_BTD = self.attention_norm(x_BTD) if self.norm_position == "pre" else x_BTD
-        written_BTD = self.attention(context.tap(self.layer, "attention.input", read_BTD), context)
-        if self.norm_position == "reordered":
-            written_BTD = self.attention_norm(written_BTD)
-        x_BTD = x_BTD + context.tap(self.layer, "attention.output", written_BTD)
-        if self.norm_position == "post":
-            x_BTD = self.attention_norm(x_BTD)
-        x_BTD = context.tap(self.layer, "middle", x_BTD)
-        written_BTD, routed = self.feed_forward(x_BTD, context)
-        x_BTD = x_BTD + context.tap(self.layer, "ffn.output", written_BTD)
-        if self.norm_position == "post":
-            x_BTD = self.ffn_norm(x_BTD)
-        return context.tap(self.layer, "output", x_BTD), routed
-
-    def heads(
-        self, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
-    ) -> Tensor:
-        """What each head gathers, [B, T, N, H], when it reads these in place of one residual stream; shapes as in
-        `Attention.heads`.
-        """
-        reads = (query, key, value)
-        if self.norm_position == "pre":
-            reads = tuple(None if each is None else self.attention_norm(each) for each in reads)  # type: ignore[assignment]
-        return self.attention.heads(reads[0], context, reads[1], reads[2])
-
-    def write_heads(self, heads_BTNH: Tensor, bias: bool = False) -> Tensor:
-        """What each head adds to the residual stream, [B, T, N, D], up to the scale of a norm that follows.
-
-        Arguments:
-            bias: give each head an equal share of the output matrix's bias.
-        """
-        out_BTND = self.attention.head_outputs(heads_BTNH)
-        if self.norm_position == "reordered":
-            assert isinstance(self.attention_norm.weight, Tensor)
-            return out_BTND * self.attention_norm.weight.to(out_BTND.dtype)
-        if bias and self.attention.output.bias is not None:
-            return out_BTND + self.attention.output.bias / out_BTND.shape[2]
-        return out_BTND
-
-    def merge_heads(self, heads_BTNH: Tensor) -> Tensor:
-        """The attention's output, [B, T, D], before a norm that follows."""
-        out_BTD: Tensor = self.attention.output(heads_BTNH.flatten(2))
-        return out_BTD
-
-    def write_attention(self, heads_BTNH: Tensor) -> Tensor:
-        """What the attention adds to the residual stream, [B, T, D]."""
-        out_BTD = self.merge_heads(heads_BTNH)
-        return self.attention_norm(out_BTD) if self.norm_position == "reordered" else out_BTD
-
-    def feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
-        """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router
-        decided.
-        """
-        read_BTD = self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD
-        written_BTD, routed = self._feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
-        return (self.ffn_norm(written_BTD) if self.norm_position == "reordered" else written_BTD), routed
-
-    def expert_outputs(self, x_BTD: Tensor) -> Tensor:
-        """As `feed_forward`, what each expert of a mixture adds, [B, T, E, D]."""
-        assert isinstance(self.ffn, MoE) and self.norm_position != "reordered"
-        return self.ffn.expert_outputs(self.ffn_norm(x_BTD) if self.norm_position == "pre" else x_BTD)
-
-    def _feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
-        if isinstance(self.ffn, MoE):
-            out: tuple[Tensor, RouterOutput] = self.ffn(x_BTD)
-            return out
-        if context.wants(self.layer, "ffn.hidden"):
-            return self.ffn.down(context.tap(self.layer, "ffn.hidden", self.ffn.hidden(x_BTD))), None
-        return self.ffn(x_BTD), None
+from lmlab.models.tokens import Tokens
 
 
 class Transformer(nn.Module):
-    """A decoder-only transformer: a language model, or with `num_labels` a model that gives k scalars.
+    """A transformer: a language model, with `num_labels` a model that gives k scalars, without `lm_head` an encoder.
 
     Construct it under `torch.device("meta")` to get shapes without memory; `to_empty` and `initialize` then fill the
     weights.
@@ -178,14 +65,16 @@ class Transformer(nn.Module):
         self.position_embedding = None
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, config.d_model)
+        self.token_type_embedding = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
+        self.embedding_norm = make_norm(config, config.d_model) if config.embedding_norm else None
         self.blocks = nn.ModuleList()
         for layer in range(config.num_layers):
             self.blocks.append(Block(config, layer, self._experts_for_all_layers()))
         self.router_accounts = RouterAccounts(config.moe)
         self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
-        untied = not config.tie_embeddings and config.num_labels is None
-        self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if untied else None
+        self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if config.has_own_head else None
         self.score = None if config.num_labels is None else Linear(config.d_model, config.num_labels, bias=False)
+        self.pooler = Linear(config.d_model, config.d_model) if config.pooler else None
 
     def block(self, layer: int) -> Block:
         """One layer."""
@@ -216,44 +105,15 @@ class Transformer(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            self._draw(name, parameter, generator)
+            draw(name, parameter, self.config, generator)
         for buffer in self.buffers():
             buffer.zero_()
         return self
 
+    @torch.no_grad()
     def initialize_parameter(self, name: str, seed: int) -> None:
         """Draw one parameter afresh, as `initialize` does, and leave the others: for a new head on a trained model."""
-        with torch.no_grad():
-            self._draw(name, self.get_parameter(name), torch.Generator().manual_seed(seed))
-
-    def _draw(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        config, std = self.config, self.config.init_std
-        if parameter.dim() < 2:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            return
-        if name.endswith(("attention.output.weight", "ffn.down.weight", "shared.down.weight", "experts.down")):
-            if config.init == "mitchell":
-                std = (2 * parameter.shape[-1] * (_layer_number(name) + 1)) ** -0.5
-            elif config.output_init == "zero":
-                parameter.zero_()
-                return
-            elif config.output_init == "depth_scaled":
-                std /= math.sqrt(2 * config.num_layers)
-        elif config.init == "mitchell":
-            std = parameter.shape[-1] ** -0.5
-        if config.init in ("truncated_normal", "mitchell"):
-            drawn = torch.empty(parameter.shape)
-            nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
-        else:
-            drawn = torch.randn(parameter.shape, generator=generator) * std
-        if isinstance(parameter, DTensor):  # every process draws the whole and keeps its share
-            parameter.copy_(
-                distribute_tensor(
-                    drawn.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-                )
-            )
-        else:
-            parameter.copy_(drawn)
+        draw(name, self.get_parameter(name), self.config, torch.Generator().manual_seed(seed))
 
     def set_rope(self, theta: float | None = None, scaling: RopeScaling | None = None) -> None:
         """Change the base of the rotary frequencies, or how they are scaled, from the next forward pass on; None leaves
@@ -271,6 +131,8 @@ class Transformer(nn.Module):
         input_ids_BT: Tensor | None = None,
         *,
         inputs_embeds_BTD: Tensor | None = None,
+        soft_prompt: SoftPrompt | None = None,
+        token_type_ids_BT: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
         attention_mask_BT: Tensor | None = None,
@@ -288,9 +150,13 @@ class Transformer(nn.Module):
         Arguments:
             input_ids_BT: token ids, [B, T].
             inputs_embeds_BTD: embeddings in place of ids, [B, T, D].
-            position_ids_BT: explicit positions; by default they count from 0 in every document, or go on from the
-                cache. -1 gives a token no
-                position: nothing is added from a learned table, nothing is rotated.
+            soft_prompt: vectors before each text. Everything that is given or returned by position speaks of the text
+                alone, except taps and `routers`, which see the prompt too. A cache must be empty: it takes the prompt
+                in, and what follows goes on without it.
+            token_type_ids_BT: rows of the table of token types; by default 0 everywhere.
+            position_ids_BT: explicit positions of the text; by default they count from 0 in every document, or go on
+                from the cache, or follow those of the soft prompt. -1 gives a token no position: nothing is added from
+                a learned table, nothing is rotated.
             document_ids_BT: for packed rows, which document each token belongs to; tokens see only their own document.
                 -1 marks padding, which routers' losses leave out.
             attention_mask_BT: False (or 0) marks padding that no token may see.
@@ -309,83 +175,77 @@ class Transformer(nn.Module):
             taps: listeners on intermediates (`lmlab.models.taps`).
 
         Raises:
-            ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, or more
-                tokens than a learned table has.
+            ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, more
+                tokens than a learned table has, or a soft prompt that does not fit or would stand within the text.
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
-        shared = None
-        if inputs_embeds_BTD is not None:
-            x_BTD = inputs_embeds_BTD
-        elif (
-            labels_BT is not None
-            and self.head is None
-            and taps is None
-            and self.embedding.weight.requires_grad  # a frozen table has no gradient to share, but perhaps an adapter
-            and not torch.compiler.is_compiling()
-        ):
-            assert input_ids_BT is not None
-            shared = SharedGradient()
-            x_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)
-        else:
-            x_BTD = self.embedding(input_ids_BT)
-        context, position_ids_BT = self._context(
-            x_BTD, position_ids_BT, document_ids_BT, attention_mask_BT, visible_BTS, cache, taps
-        )
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
-        x_BTD = x_BTD.to(compute_dtype(x_BTD))
-        if taps is not None:
-            taps.bind(self.config.num_layers)
-            x_BTD = taps("embedding", x_BTD)
-        routers: list[RouterOutput] = []
-        recompute = self.recompute_blocks if torch.is_grad_enabled() and taps is None and cache is None else 0
-        for number, block in enumerate(self.blocks):
-            if recompute and number % recompute == 0:
-                x_BTD, routed = checkpoint(block, x_BTD, context, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_BTD, routed = block(x_BTD, context)
-            if routed is not None:
-                routers.append(routed)
-        routing: dict[str, Any] = {"routers": tuple(routers)}
+        # a table that is both input and output gets one gradient; a tap may come between the lookup and the loss
+        ties = labels_BT is not None and self.head is None and taps is None and not torch.compiler.is_compiling()
+        # a frozen table has no gradient to share, but perhaps an adapter
+        ties = ties and input_ids_BT is not None and self.embedding.weight.requires_grad
+        shared = SharedGradient() if ties else None
+        x_BTD = self._embed(input_ids_BT, shared) if inputs_embeds_BTD is None else inputs_embeds_BTD
+        valid_BT = None if attention_mask_BT is None else attention_mask_BT.bool()
+        tokens = Tokens(x_BTD, self.config.causal, document_ids_BT, valid_BT, position_ids_BT, token_type_ids_BT)
+        text = None
+        if soft_prompt is not None and soft_prompt.length:
+            _check_before_text(cache, visible_BTS)
+            tokens, text = soft_prompt.before(tokens)
+        visibility, position_ids_BT = self._look_around(tokens, visible_BTS, cache)
+        context = self._context(tokens.x_BTD, visibility, position_ids_BT, cache, taps)
+        x_BTD, routers = self._run_blocks(self._enter(tokens, position_ids_BT, taps), context)
+        hidden_BTD = self._leave(x_BTD, taps)
+        hidden_BTD = hidden_BTD if text is None else text.of_text(hidden_BTD)
+        router_losses = None
         if routers and self.training and torch.is_grad_enabled():
-            routing["router_losses"] = self.router_accounts.losses(
-                routers, _real(attention_mask_BT, document_ids_BT), document_ids_BT
-            )
-        hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
-        if taps is not None:
-            hidden_BTD = taps("final", hidden_BTD)
+            router_losses = self.router_accounts.losses(routers, tokens.real(), tokens.document_ids_BT)
         if self.score is not None:
-            pooled = (
-                _last_real(hidden_BTD, attention_mask_BT) if scores_at_BN is None else _at(hidden_BTD, scores_at_BN)
-            )
-            with torch.autocast(pooled.device.type, enabled=False):
-                scores_BC = linear(pooled.float(), self.score.weight.float())
-            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, **routing)
-        loss = None
-        if labels_BT is not None:
-            weight = self.embedding.weight if self.head is None else self.head.weight
-            loss = fused_cross_entropy(
-                hidden_BTD, weight, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared
-            )
-        scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
-        which = logits or ("all" if labels_BT is None and targets is None else "none")
-        return TransformerOutput(hidden_BTD, self._logits(hidden_BTD, which), loss, scores, **routing)
+            scores_BC = self._scores(hidden_BTD, self.score, valid_BT, scores_at_BN)
+            return TransformerOutput(hidden_BTD, scores_BC=scores_BC, routers=routers, router_losses=router_losses)
+        if not self.config.lm_head and (labels_BT is not None or targets is not None or logits not in (None, "none")):
+            raise ValueError("a model without lm_head gives hidden states, and neither logits nor losses")
+        loss = None if labels_BT is None else self._loss(hidden_BTD, labels_BT, z_loss, shared)
+        token_scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
+        logits = logits or ("all" if labels_BT is None and targets is None and self.config.lm_head else "none")
+        return TransformerOutput(
+            hidden_BTD,
+            None if logits == "none" else self._logits(hidden_BTD[:, -1:] if logits == "last" else hidden_BTD),
+            loss,
+            token_scores,
+            pooled_BD=None if self.pooler is None else self.pool(at_first_real(hidden_BTD, valid_BT)),
+            routers=routers,
+            router_losses=router_losses,
+        )
 
+    @part
+    def pool(self, hidden: Tensor) -> Tensor:
+        """What the pooler makes of hidden states of first tokens, [..., D]: `pooled_BD`, for the documents of packed
+        rows.
+        """
+        if self.pooler is None:
+            raise ValueError("the model has no pooler")
+        pooled: Tensor = self.pooler(hidden)
+        return pooled.tanh()
+
+    @part
     def embeddings(self, input_ids_BT: Tensor) -> tuple[tuple[Tensor, ...], AttentionContext]:
         """What the tables of tokens and, if there is one, of positions write, [B, T, D] each, and what all blocks share
         of the pass.
         """
-        tokens_BTD = self.embedding(input_ids_BT)
-        context, position_ids_BT = self._context(tokens_BTD, None, None, None, None, None, None)
+        x_BTD = self.embedding(input_ids_BT)
+        visibility, position_ids_BT = self._look_around(Tokens(x_BTD, self.config.causal), None, None)
+        context = self._context(x_BTD, visibility, position_ids_BT, None, None)
+        if self.token_type_embedding is not None or self.embedding_norm is not None:
+            raise UserError("The tables of this model do not add up to its residual stream: it normalises their sum.")
         if self.position_embedding is None:
-            return (tokens_BTD,), context
-        return (tokens_BTD, self._embed_positions(position_ids_BT).to(tokens_BTD.dtype).expand_as(tokens_BTD)), context
+            return (x_BTD,), context
+        return (x_BTD, self._embed_positions(position_ids_BT).to(x_BTD.dtype).expand_as(x_BTD)), context
 
+    @part
     def read_out(self, x_BTD: Tensor) -> Tensor:
         """The logits [B, T, V] of a residual stream after the last block."""
-        hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
-        return linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype))
+        return self._logits(self._leave(x_BTD, None))
 
     def end_step(self, counts_LE: Tensor) -> None:
         """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases
@@ -399,117 +259,139 @@ class Transformer(nn.Module):
             if mixture.bias_E is not None:
                 mixture.update_bias(counts_E)
 
-    def _logits(self, hidden_BTD: Tensor, which: Literal["all", "last", "none"]) -> Tensor | None:
-        if which == "none":
-            return None
-        hidden = hidden_BTD[:, -1:] if which == "last" else hidden_BTD
-        return linear(hidden, self.head_weight_VD.to(hidden.dtype))
+    def _embed(self, input_ids_BT: Tensor | None, shared: SharedGradient | None) -> Tensor:
+        """The tokens' rows of the table, [B, T, D]."""
+        assert input_ids_BT is not None
+        if shared is not None:
+            return embed_tied(input_ids_BT, self.embedding.weight, shared)
+        embedded_BTD: Tensor = self.embedding(input_ids_BT)
+        return embedded_BTD
 
-    def _embed_positions(self, position_ids_BT: Tensor) -> Tensor:
-        assert self.position_embedding is not None
-        embedded = self.position_embedding(position_ids_BT.clamp(min=0) + self.config.position_offset)
-        return embedded * (position_ids_BT >= 0)[..., None]
+    def _look_around(
+        self, tokens: Tokens, visible_BTS: Tensor | None, cache: KVCache | None
+    ) -> tuple[Visibility, Tensor]:
+        """What each token sees, and the positions [B or 1, T]. A cache makes room for the tokens."""
+        explicit_BT = tokens.position_ids_BT
+        if visible_BTS is not None and (
+            tokens.document_ids_BT is not None or tokens.valid_BT is not None or explicit_BT is None
+        ):
+            raise ValueError(
+                "visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT"
+            )
+        if cache is not None:
+            self._check_generates()
+            if tokens.document_ids_BT is not None:
+                raise ValueError("a cache holds one document a row; document_ids_BT cannot be combined with it")
+            cache.extend(tokens.length, tokens.valid_BT, explicit_BT)
+        if visible_BTS is not None:
+            visibility = Visibility(tokens.length, visible_BTS.shape[2], mask_BTS=visible_BTS[:, None])
+        else:
+            visibility = tokens.visibility if cache is None else cache.visibility(tokens.length)
+        if explicit_BT is not None:
+            return visibility, explicit_BT
+        if cache is not None:
+            return visibility, cache.positions(tokens.length)
+        table = self.config.max_seq_len
+        if self.config.positions == "learned" and tokens.document_ids_BT is None and tokens.length > table:
+            raise ValueError(f"{tokens.length} tokens do not fit the model's table of {table} positions")
+        return visibility, tokens.positions()
 
-    def _context(
-        self,
-        x_BTD: Tensor,
-        position_ids: Tensor | None,
-        document_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        visible_BTS: Tensor | None,
-        cache: KVCache | None,
-        taps: Taps | None,
-    ) -> tuple[AttentionContext, Tensor]:
-        if cache is not None and self.config.moe is not None and self.config.moe.router == "expert_choice":
+    def _check_generates(self) -> None:
+        """Refuse a cache where a token depends on later ones."""
+        if self.config.moe is not None and self.config.moe.router == "expert_choice":
             raise UserError(
                 "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also"
                 " later ones.",
                 "Generate with a model whose router is token_choice.",
             )
-        if cache is not None and not self.config.causal:
+        if not self.config.causal:
             raise UserError("A model that is not causal cannot generate: every token sees the whole text.")
-        length = x_BTD.shape[1]
-        valid = None if attention_mask is None else attention_mask.bool()
-        if cache is not None:
-            if document_ids is not None:
-                raise ValueError("a cache holds one document a row; document_ids_BT cannot be combined with it")
-            cache.extend(length, valid)
-            visibility, default_positions = cache.visibility(length), cache.positions(length)
-        else:
-            visibility, default_positions = _see(x_BTD, document_ids, valid)
-            if not self.config.causal:
-                visibility = visibility_of_all(length, document_ids, valid, x_BTD.device)
-        if visible_BTS is not None:
-            if document_ids is not None or valid is not None or position_ids is None:
-                raise ValueError(
-                    "visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT"
-                )
-            visibility = Visibility(length, visible_BTS.shape[2], mask_BTS=visible_BTS[:, None])
-        if position_ids is None:
-            position_ids = default_positions
-            if (
-                self.config.positions == "learned"
-                and cache is None
-                and document_ids is None
-                and length > self.config.max_seq_len
-            ):
-                raise ValueError(f"{length} tokens do not fit the model's table of {self.config.max_seq_len} positions")
+
+    def _context(
+        self,
+        x_BTD: Tensor,
+        visibility: Visibility,
+        position_ids_BT: Tensor,
+        cache: KVCache | None,
+        taps: Taps | None,
+    ) -> AttentionContext:
+        """What all blocks share."""
         rotary = None
         if self.config.positions == "rotary":
-            rotary = rotary_table(self.config, position_ids, compute_dtype(x_BTD))
+            rotary = rotary_table(self.config, position_ids_BT, compute_dtype(x_BTD))
         if self.attention_backend == "auto":
             visibility.prepare(len(x_BTD), x_BTD.device, is_half(compute_dtype(x_BTD)))
-        return AttentionContext(visibility, rotary, cache, self.attention_backend, taps), position_ids
+        return AttentionContext(visibility, rotary, cache, self.attention_backend, taps)
+
+    def _enter(self, tokens: Tokens, position_ids_BT: Tensor, taps: Taps | None) -> Tensor:
+        """The residual stream before the first block: the sum of all embeddings."""
+        x_BTD = tokens.x_BTD
+        if self.token_type_embedding is not None:
+            types_BT = tokens.type_ids_BT
+            if types_BT is None:
+                types_BT = torch.zeros_like(position_ids_BT)
+            x_BTD = x_BTD + self.token_type_embedding(types_BT).to(x_BTD.dtype)
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self._embed_positions(position_ids_BT).to(x_BTD.dtype)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        x_BTD = x_BTD.to(compute_dtype(x_BTD))
+        if taps is None:
+            return x_BTD
+        taps.bind(self.config.num_layers)
+        return taps("embedding", x_BTD)
+
+    def _embed_positions(self, position_ids_BT: Tensor) -> Tensor:
+        """Rows of the table of positions, and zeros for tokens without a position."""
+        assert self.position_embedding is not None
+        embedded = self.position_embedding(position_ids_BT.clamp(min=0) + self.config.position_offset)
+        return embedded * (position_ids_BT >= 0)[..., None]
+
+    def _run_blocks(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[RouterOutput, ...]]:
+        """The residual stream after the last block, and what routers decided."""
+        routers: list[RouterOutput] = []
+        # a block that is computed again would show its intermediates, and write to the cache, twice
+        twice = torch.is_grad_enabled() and context.taps is None and context.cache is None
+        recompute = self.recompute_blocks if twice else 0
+        for number, block in enumerate(self.blocks):
+            if recompute and number % recompute == 0:
+                x_BTD, routed = checkpoint(block, x_BTD, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BTD, routed = block(x_BTD, context)
+            if routed is not None:
+                routers.append(routed)
+        return x_BTD, tuple(routers)
+
+    def _leave(self, x_BTD: Tensor, taps: Taps | None) -> Tensor:
+        """The final hidden states of the residual stream after the last block."""
+        hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        return hidden_BTD if taps is None else taps("final", hidden_BTD)
+
+    def _scores(self, hidden_BTD: Tensor, score: Linear, valid_BT: Tensor | None, index_BN: Tensor | None) -> Tensor:
+        """The scalars, [B, C] or [B, N, C]; in fp32, as a regression needs more digits than bf16 has."""
+        read = at_last_real(hidden_BTD, valid_BT) if index_BN is None else at_positions(hidden_BTD, index_BN)
+        with torch.autocast(read.device.type, enabled=False):
+            return linear(read.float(), score.weight.float())
+
+    def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor, z_loss: float, shared: SharedGradient | None) -> TokenLoss:
+        # the whole matrix, whose padded rows get no probability: a slice of a shared table would be another tensor
+        weight_VD = self.embedding.weight if self.head is None else self.head.weight
+        return fused_cross_entropy(
+            hidden_BTD, weight_VD, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared
+        )
+
+    def _logits(self, hidden_BTD: Tensor) -> Tensor:
+        return linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype))
+
+
+def _check_before_text(cache: KVCache | None, visible_BTS: Tensor | None) -> None:
+    """Refuse a soft prompt that would not stand before the text."""
+    if visible_BTS is not None:
+        raise ValueError("visible_BTS says nothing of the slots of a soft prompt; the two cannot be combined")
+    if cache is not None and (cache.length or cache.prefix is not None):
+        raise ValueError("a soft prompt stands before the text: give it with the first tokens, to an empty cache")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a model by name, those that serve in several places once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _layer_number(name: str) -> int:
-    """Of a parameter; 0 for experts that all layers share."""
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" else 0
-
-
-def _real(attention_mask_BT: Tensor | None, document_ids_BT: Tensor | None) -> Tensor | None:
-    """Which tokens are not padding; None if none is marked as such."""
-    if document_ids_BT is None:
-        return attention_mask_BT
-    real_BT = document_ids_BT >= 0
-    if real_BT.device.type == "cpu" and bool(real_BT.all()):
-        return attention_mask_BT
-    return real_BT if attention_mask_BT is None else real_BT & attention_mask_BT.bool()
-
-
-def _see(x_BTD: Tensor, document_ids: Tensor | None, valid: Tensor | None) -> tuple[Visibility, Tensor]:
-    """What tokens see without a cache, and their positions."""
-    length = x_BTD.shape[1]
-    index = torch.arange(length, device=x_BTD.device)[None]
-    if document_ids is not None:
-        if valid is not None:  # padding is a document of its own
-            document_ids = document_ids.masked_fill(~valid, -1)
-        starts = document_starts(document_ids)
-        return Visibility(length, length, starts), index - starts
-    if valid is None:
-        return Visibility(length, length), index
-    positions = (valid.long().cumsum(1) - 1).clamp(min=0)
-    starts_or_none = padding_starts(valid) if x_BTD.device.type == "cpu" and not torch.compiler.is_compiling() else None
-    if starts_or_none is not None:
-        return Visibility(length, length, starts_or_none), positions
-    return Visibility(length, length, mask_BTS=padding_mask(valid, length)), positions
-
-
-def _last_real(hidden_BTD: Tensor, attention_mask_BT: Tensor | None) -> Tensor:
-    """The hidden state of each row's last real token, [B, D], with padding on either side."""
-    if attention_mask_BT is None:
-        return hidden_BTD[:, -1]
-    index = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
-    last = (attention_mask_BT.bool() * index).amax(1)
-    return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), last]
-
-
-def _at(hidden_BTD: Tensor, index_BN: Tensor) -> Tensor:
-    """The hidden states at chosen positions, [B, N, D]."""
-    return hidden_BTD.gather(1, index_BN[..., None].expand(-1, -1, hidden_BTD.shape[2]))

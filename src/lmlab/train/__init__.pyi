@@ -18,7 +18,7 @@ from .schedule import ScheduleConfig, learning_rate_factor
 from .step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
 from .trainer import Trainer
 from .tuning.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
-from .tuning.reference import reference_log_probs, weights_fingerprint
+from .tuning.reference import reference_log_probs
 
 __all__ = [
     "Checkpoints",
@@ -58,7 +58,6 @@ __all__ = [
     "sequence_log_probs",
     "simpo_step",
     "verify_checkpoint",
-    "weights_fingerprint",
     "whole_tensors",
     "with_saturation",
 ]

@@ -49,33 +49,21 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
         backend = _choose(q_BNTH, visibility)
     if backend == "blocked":
         _refuse(visibility.is_dense, "blocked", "padding between tokens")
-        return blocked_attention(q_BNTH, k_BKSH, v_BKSH, visibility.starts_BT)
-    if backend == "varlen":
-        _refuse(
-            visibility.is_dense or visibility.num_queries != visibility.num_keys,
-            "varlen",
-            "padding between tokens, or a cache",
+        return blocked_attention(
+            q_BNTH, k_BKSH, v_BKSH, visibility.starts_BT, visibility.stops_BT, causal=visibility.causal
         )
+    if backend in ("varlen", "flex"):
+        continues = visibility.num_queries != visibility.num_keys
+        _refuse(visibility.is_dense or continues, backend, "padding between tokens, or a cache")
+    if backend == "varlen":
         return _varlen(q_BNTH, k_BKSH, v_BKSH, visibility)
     if backend == "flex":
-        _refuse(
-            visibility.is_dense or visibility.num_queries != visibility.num_keys,
-            "flex",
-            "padding between tokens, or a cache",
-        )
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BNTH, k_BKSH, v_BKSH))
         _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
         return _flex(q_BNTH, k_BKSH, v_BKSH, visibility)
     if backend == "one query":
         return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility)
-    causal = visibility.is_causal and visibility.num_queries == visibility.num_keys
-    everything = visibility.is_causal and visibility.num_queries == 1
-    mask = None if causal or everything else visibility.mask(q_BNTH.device)
-    grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
-    out = F.scaled_dot_product_attention(
-        q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal and not everything, enable_gqa=grouped
-    )
-    return out.transpose(1, 2)
+    return _sdpa(q_BNTH, k_BKSH, v_BKSH, visibility)
 
 
 def attend_with_pattern(
@@ -121,12 +109,24 @@ def attend_with_prefix(
     return (out / total).to(q.dtype).reshape(batch, heads, length, width).transpose(1, 2)
 
 
+def _sdpa(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    # without a mask PyTorch takes its fastest kernel; its own causal order counts from the first key, not from the last
+    sees_all = visibility.is_plain and (not visibility.causal or visibility.num_queries == 1)
+    triangle = visibility.is_plain and visibility.causal and visibility.num_queries == visibility.num_keys
+    mask = None if sees_all or triangle else visibility.mask(q_BNTH.device)
+    grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
+    out = F.scaled_dot_product_attention(
+        q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=triangle and not sees_all, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
 def _one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
     batch, heads, _, width = q_BN1H.shape
     kv_heads, slots = k_BKSH.shape[1:3]
     queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
     scores = torch.bmm(queries, k_BKSH.reshape(-1, slots, width).transpose(1, 2))
-    if not visibility.is_causal:
+    if not visibility.is_plain:
         hidden_B1S = ~visibility.mask(scores.device)[:, :, 0]
         scores.view(batch, -1, slots).masked_fill_(hidden_B1S, float("-inf"))
     return torch.bmm(scores.softmax(-1), v_BKSH.reshape(-1, slots, width)).view(batch, 1, heads, width)
@@ -155,7 +155,9 @@ def _refuse(condition: bool, backend: str, what: str) -> None:
 def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
     batch, heads, length, width = q_BNTH.shape
     borders, longest = visibility.sequences(batch, q_BNTH.device)
-    extra: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _VARLEN_KNOWS else {"is_causal": True}
+    extra: dict[str, Any] = {"is_causal": visibility.causal}
+    if "window_size" in _VARLEN_KNOWS:  # newer releases of PyTorch: tokens to the left and to the right, -1 for all
+        extra = {"window_size": (-1, 0 if visibility.causal else -1)}
     if heads != k_BKSH.shape[1]:
         if "enable_gqa" in _VARLEN_KNOWS:
             extra["enable_gqa"] = True

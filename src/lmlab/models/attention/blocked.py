@@ -1,4 +1,4 @@
-"""Attention on a CPU, a block of queries at a time, over the keys that the block can see and no others.
+"""Attention on a CPU, a block of queries at a time, over the keys that the block can see and no others; causal or not.
 
 On CPUs the batched matrix products of plain PyTorch are faster than its fused attention kernel, forward and backward,
 and blocks let causal order and the borders of packed documents save the work outside them. Probabilities are computed
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from lmlab.models.dtypes import sum_dtype
 
-_BLOCK = 128
+_BLOCK = 128  # queries: products are large enough to be fast, and little is computed above the diagonal
 
 
 @dataclass(frozen=True)
 class _Block:
     """Queries `start:stop` of rows `rows` see keys `first:last`, but for what `mask` (added to the last scores) takes
-    away.
+    away; None if it takes nothing.
     """
 
     rows: slice
@@ -33,30 +33,40 @@ class _Block:
     stop: int
     first: int
     last: int
-    mask_ts: Tensor
+    mask_ts: Tensor | None
 
 
-def blocked_attention(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, starts_BT: Tensor | None) -> Tensor:
-    """Causal attention from each query's first visible key.
+def blocked_attention(
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    starts_BT: Tensor | None,
+    stops_BT: Tensor | None = None,
+    *,
+    causal: bool = True,
+) -> Tensor:
+    """Attention of each query over one run of keys.
 
     Arguments:
         q_BNTH: queries, [B, N, T, H]; the last T of S tokens.
         k_BKSH, v_BKSH: keys and values, [B, K, S, H], N a multiple of K.
         starts_BT: first visible key of each query, None for 0.
+        stops_BT: without causal order, the key after the last visible one; None for S. Runs do not overlap.
+        causal: a query sees no key after its own.
 
     Returns:
         what each head gathers, [B, T, N, H].
     """
-    out: Tensor = _attention(q_BNTH, k_BKSH, v_BKSH, starts_BT)
+    out: Tensor = _attention(q_BNTH, k_BKSH, v_BKSH, starts_BT, stops_BT, causal)
     return out
 
 
 @torch.library.custom_op("lmlab::blocked_attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool) -> Tensor:
     batch, heads, length, width = q.shape
     k, v = k.contiguous(), v.contiguous()
     out = q.new_empty(batch, length, heads, width)
-    for block in _plan(q, k, starts):
+    for block in _plan(q, k, starts, stops, causal):
         queries, keys, values = _operands(q, k, v, block)
         gathered = torch.bmm(_probabilities(queries, keys, block), values)
         target = _per_group(out, block, k.shape[1])
@@ -65,20 +75,21 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
 
 
 @torch.library.custom_op("lmlab::blocked_attention_backward", mutates_args=())
 def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     width, kv_heads = q.shape[-1], k.shape[1]
     k, v = k.contiguous(), v.contiguous()
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    # a key is seen from many blocks: sums of so many terms are kept in fp32
     grad_k, grad_v = (torch.zeros_like(x, dtype=sum_dtype(x)) for x in (k, v))
     grad_heads = grad_q.unflatten(1, (kv_heads, -1))
-    for block in _plan(q, k, starts):
+    for block in _plan(q, k, starts, stops, causal):
         queries, keys, values = _operands(q, k, v, block)
         grads = _per_group(grad, block, kv_heads).reshape(queries.shape)
         probabilities = _probabilities(queries, keys, block)
@@ -93,7 +104,9 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         torch.empty_like(k, memory_format=torch.contiguous_format),
@@ -102,11 +115,12 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> t
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.causal = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return *_attention_backward(grad, *ctx.saved_tensors), None
+    return *_attention_backward(grad, *ctx.saved_tensors, ctx.causal), None, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_save)
@@ -122,8 +136,9 @@ def _operands(q: Tensor, k: Tensor, v: Tensor, block: _Block) -> tuple[Tensor, T
 
 def _probabilities(queries: Tensor, keys: Tensor, block: _Block) -> Tensor:
     scores = torch.bmm(queries, keys.transpose(1, 2))
-    tokens, masked = block.mask_ts.shape
-    scores.view(scores.shape[0], -1, tokens, scores.shape[-1])[..., -masked:].add_(block.mask_ts)
+    if block.mask_ts is not None:
+        tokens, masked = block.mask_ts.shape
+        scores.view(scores.shape[0], -1, tokens, scores.shape[-1])[..., -masked:].add_(block.mask_ts)
     return scores.softmax(-1)  # in bf16 too, the kernel sums in fp32
 
 
@@ -135,40 +150,62 @@ def _per_group(x_BTNH: Tensor, block: _Block, kv_heads: int) -> Tensor:
 _last_plan: tuple[weakref.ref[Tensor], tuple[object, ...], list[_Block]] | None = None
 
 
-def _plan(q: Tensor, k: Tensor, starts: Tensor | None) -> list[_Block]:
+def _plan(q: Tensor, k: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool) -> list[_Block]:
     """The blocks of one forward pass; all its layers share the tensor `starts`, so the last plan is kept."""
     global _last_plan
-    batch, length, offset = q.shape[0], q.shape[2], k.shape[2] - q.shape[2]
+    batch, length, num_keys = q.shape[0], q.shape[2], k.shape[2]
+    make = _causal_blocks if causal else _run_blocks
     if starts is None:
-        return [block for block in _row_blocks(slice(0, batch), [0] * length, offset, q)]
-    key = (offset, q.dtype, q.device)
+        return list(make(slice(0, batch), [0] * length, [num_keys] * length, num_keys - length, q))
+    key = (num_keys - length, q.dtype, q.device, causal)
     if _last_plan is not None and _last_plan[0]() is starts and _last_plan[1] == key:
         return _last_plan[2]
-    rows = starts.tolist()
-    if len(rows) == 1 or all(row == rows[0] for row in rows[1:]):
-        blocks = list(_row_blocks(slice(0, batch), rows[0], offset, q))
+    first = starts.tolist()
+    last = first if stops is None else stops.tolist()
+    rows = list(zip(first, last, strict=True))
+    if all(row == rows[0] for row in rows[1:]):  # rows that are cut alike are computed together
+        blocks = list(make(slice(0, batch), *rows[0], num_keys - length, q))
     else:
         blocks = [
-            block for index, row in enumerate(rows) for block in _row_blocks(slice(index, index + 1), row, offset, q)
+            block
+            for index, row in enumerate(rows)
+            for block in make(slice(index, index + 1), *row, num_keys - length, q)
         ]
     _last_plan = (weakref.ref(starts), key, blocks)
     return blocks
 
 
-def _row_blocks(rows: slice, starts: list[int], offset: int, like: Tensor) -> Iterator[_Block]:
-    dtype, device = like.dtype, like.device
+def _causal_blocks(rows: slice, starts: list[int], _: list[int], offset: int, like: Tensor) -> Iterator[_Block]:
     for start in range(0, len(starts), _BLOCK):
         stop = min(start + _BLOCK, len(starts))
         first, last = starts[start], offset + stop
         if starts[stop - 1] == first:  # one document: only the causal triangle is masked
             mask = _triangle(stop - start, like)
         else:
-            keys = torch.arange(first, last, device=device)
-            hidden = (keys > torch.arange(offset + start, last, device=device)[:, None]) | (
-                keys < torch.tensor(starts[start:stop], device=device)[:, None]
+            keys = torch.arange(first, last, device=like.device)
+            hidden = (keys > torch.arange(offset + start, last, device=like.device)[:, None]) | (
+                keys < torch.tensor(starts[start:stop], device=like.device)[:, None]
             )
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+            mask = _hiding(hidden, like)
         yield _Block(rows, start, stop, first, last, mask)
+
+
+def _run_blocks(rows: slice, starts: list[int], stops: list[int], _: int, like: Tensor) -> Iterator[_Block]:
+    for start in range(0, len(starts), _BLOCK):
+        stop = min(start + _BLOCK, len(starts))
+        first, last = starts[start], stops[stop - 1]
+        mask = None
+        if starts[stop - 1] != first:  # several documents
+            keys = torch.arange(first, last, device=like.device)
+            hidden = (keys < torch.tensor(starts[start:stop], device=like.device)[:, None]) | (
+                keys >= torch.tensor(stops[start:stop], device=like.device)[:, None]
+            )
+            mask = _hiding(hidden, like)
+        yield _Block(rows, start, stop, first, last, mask)
+
+
+def _hiding(hidden: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
 
 
 def _triangle(size: int, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from lmlab.gemm import fast_inference, linear
 from lmlab.models.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.sampling import draw, keep_likely
+from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
 Decode = Callable[[Sequence[int]], str]
 FinishReason = Literal["stop", "length", "repetition"]
 TopTokens = list[tuple[int, float]]
-_LONGEST_BLOCK = 64
-_SCORED_AT_ONCE = 64
+_LONGEST_BLOCK = 64  # tokens: longer loops than a paragraph are text
+_SCORED_AT_ONCE = 64  # places of a prompt whose logits over the whole vocabulary are in memory together
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,10 @@ class Decoding:
         return 0 if self._cache is None else self._cache.length
 
     def add(
-        self, asked: Sequence[tuple[Sequence[int], DecodingConfig]], cache: KVCache | None = None
+        self,
+        asked: Sequence[tuple[Sequence[int], DecodingConfig]],
+        cache: KVCache | None = None,
+        soft_prompt: SoftPrompt | None = None,
     ) -> list[list[Continuation]]:
         """Read prompts together, choose the first token of each continuation, and let those that are not done join the
         batch.
@@ -155,6 +159,7 @@ class Decoding:
             asked: prompts and what to do with each.
             cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch
                 also for what is added.
+            soft_prompt: vectors before the prompts, one row for all or one for each; not with a cache.
 
         Returns:
             for each prompt its `num_samples` continuations, which grow with every `step`.
@@ -163,7 +168,7 @@ class Decoding:
             UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, or stop
                 strings without `decode`.
         """
-        check_prompts(self._model, asked, self._decode)
+        check_prompts(self._model, asked, self._decode, soft_prompt)
         found = [
             [Continuation(prompt, config, sample) for sample in range(config.num_samples)] for prompt, config in asked
         ]
@@ -174,8 +179,10 @@ class Decoding:
         if not self.live:
             self._cache, self.rows = None, []
         with _evaluating(self._model):
-            logits, read = self._read([prompt for prompt, _ in asked], found, cache)
-            if self._keep is not None:
+            logits, read = self._read([prompt for prompt, _ in asked], found, cache, soft_prompt)
+            if (
+                self._keep is not None and soft_prompt is None
+            ):  # keys after a soft prompt do not belong to the ids alone
                 for number, (prompt, _) in enumerate(asked):
                     self._keep(prompt, read, number)
             new = [row for samples in found for row in samples]
@@ -212,21 +219,23 @@ class Decoding:
         return self._model.embedding.weight.device
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], found: list[list[Continuation]], cache: KVCache | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        found: list[list[Continuation]],
+        cache: KVCache | None,
+        soft_prompt: SoftPrompt | None,
     ) -> tuple[Tensor, KVCache]:
         """Run the prompts through the model: the logits after each, and their keys and values."""
         if cache is None:
             room = 0 if self.rows else max(samples[0].config.max_new_tokens for samples in found)
             longest, weight = max(map(len, prompts)), self._model.embedding.weight
+            longest += 0 if soft_prompt is None else soft_prompt.length
             cache = KVCache(self._model.config, len(prompts), longest + room, weight.dtype, weight.device)
         ids_RT, valid_RT = _left_pad([prompt[cache.length :] for prompt in prompts], self._device)
         scored = [samples for samples in found if samples[0].config.score_prompt]
         if not scored:
-            return (
-                self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="last").logits_BTV[:, 0].float(),
-                cache,
-            )
-        hidden_RTD = self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, logits="none").hidden_BTD
+            return self._run(ids_RT, valid_RT, cache, soft_prompt, "last").logits_BTV[:, 0].float(), cache
+        hidden_RTD = self._run(ids_RT, valid_RT, cache, soft_prompt, "none").hidden_BTD
         for number, samples in enumerate(found):
             if samples[0].config.score_prompt:
                 scores = self._score(
@@ -237,6 +246,16 @@ class Decoding:
                 for row in samples:
                     row.prompt_scores = scores
         return self._logits(hidden_RTD[:, -1]), cache
+
+    def _run(
+        self,
+        ids_RT: Tensor,
+        valid_RT: Tensor | None,
+        cache: KVCache,
+        soft_prompt: SoftPrompt | None,
+        logits: Literal["last", "none"],
+    ) -> Any:
+        return self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, soft_prompt=soft_prompt, logits=logits)
 
     def _score(self, hidden_TD: Tensor, prompt: Sequence[int], top: int) -> PromptScores:
         scores = PromptScores([None], [[]])
@@ -285,7 +304,10 @@ class Decoding:
 
 
 def check_prompts(
-    model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]], decode: Decode | None
+    model: Transformer,
+    asked: Sequence[tuple[Sequence[int], DecodingConfig]],
+    decode: Decode | None,
+    soft_prompt: SoftPrompt | None = None,
 ) -> None:
     """Refuse what cannot be continued.
 
@@ -298,9 +320,11 @@ def check_prompts(
         raise UserError("Stop strings must not be empty, and they need a way to decode tokens.")
     limit = model.config.max_seq_len
     longest, new = max(((len(prompt), config.max_new_tokens) for prompt, config in asked), key=sum)
-    if longest + new > limit:
+    before = soft_prompt.length if soft_prompt is not None and soft_prompt.positions else 0
+    if before + longest + new > limit:
+        behind = f" behind a soft prompt of {before} vectors" if before else ""
         raise UserError(
-            f"The longest prompt has {longest} tokens; with {new} new ones it exceeds the model's {limit}.",
+            f"The longest prompt has {longest} tokens{behind}; with {new} new ones it exceeds the model's {limit}.",
             "Shorten the prompt or lower max_new_tokens.",
         )
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from lmlab.models.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, GenerationConfig
 from lmlab.models.generation.decoding import Continuation, Decode, Decoding, FinishReason, PromptScores, TopTokens
+from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
-_UNFINISHED = "\ufffd"
+_UNFINISHED = "\ufffd"  # what decoders write for the bytes of half a character
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def generate(
     config: GenerationConfig | Sequence[GenerationConfig] | None = None,
     *,
     decode: Decode | None = None,
+    soft_prompt: SoftPrompt | None = None,
 ) -> list[list[Completion]]:
     """Continue prompts of token ids.
 
@@ -54,6 +56,7 @@ def generate(
         prompts: one list of ids each, of any lengths, none empty.
         config: how, for all prompts or for each one.
         decode: ids to text, for stop strings and for `Completion.text`.
+        soft_prompt: vectors before the prompts, one row for all or one for each.
 
     Returns:
         for each prompt its `num_samples` completions.
@@ -65,7 +68,8 @@ def generate(
     config = config or GenerationConfig()
     configs = [config] * len(prompts) if isinstance(config, GenerationConfig) else config
     decoding = Decoding(model, decode)
-    found = decoding.add([(prompt, _for_decoding(each)) for prompt, each in zip(prompts, configs, strict=True)])
+    asked = [(prompt, _for_decoding(each)) for prompt, each in zip(prompts, configs, strict=True)]
+    found = decoding.add(asked, soft_prompt=soft_prompt)
     while decoding.live:
         decoding.step()
     return [[Completion.of(row, decode) for row in samples] for samples in found]
@@ -77,6 +81,8 @@ def stream(
     config: GenerationConfig,
     decode: Decode,
     cache: KVCache | None = None,
+    *,
+    soft_prompt: SoftPrompt | None = None,
 ) -> Iterator[str]:
     """Continue one prompt and yield its text as it grows; half a character or what may begin a stop string is held
     back.
@@ -84,9 +90,12 @@ def stream(
     Arguments:
         cache: keys and values of the first tokens of the prompt, to which those of the others are added; one row, with
             room for all.
+        soft_prompt: vectors before the prompt; not with a cache.
     """
     decoding = Decoding(model, decode)
-    ((row,),) = decoding.add([(prompt, _for_decoding(config.model_copy(update={"num_samples": 1})))], cache)
+    ((row,),) = decoding.add(
+        [(prompt, _for_decoding(config.model_copy(update={"num_samples": 1})))], cache, soft_prompt
+    )
     text = GrowingText(row, decode)
     while True:
         if piece := text.grow():

@@ -21,6 +21,7 @@ from lmlab.config import Config
 from lmlab.distributed import World, sum_over_all
 from lmlab.errors import UserError
 from lmlab.models import Transformer
+from lmlab.models.parts import give_runner
 from lmlab.train.parallelism.experts import spread_experts
 
 
@@ -89,22 +90,20 @@ def parallelize(
         mesh = mesh["shard"] if mesh.size(0) == 1 else mesh
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, **settings)
-        _gather_for(block, "heads", "write_heads", "merge_heads", "write_attention", "feed_forward", "expert_outputs")
+        _gather_for_parts(block)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    _gather_for(model, "embeddings", "read_out")
-    if isinstance(model, Transformer):
-        model.router_accounts.sum_counts = sum_over_all
+    _gather_for_parts(model)
     for module in model.modules():
+        if isinstance(module, Transformer):
+            module.router_accounts.sum_counts = sum_over_all
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _gather_for(module: nn.Module, *methods: str) -> None:
+def _gather_for_parts(module: nn.Module) -> None:
     """Gather the weights of a module for its parts that are called by themselves, too."""
-    for name in methods:
-        if hasattr(module, name):
-            register_fsdp_forward_method(module, name)
+    register_fsdp_forward_method(module, give_runner(module))
 
 
 def _spread_experts(
@@ -148,8 +147,11 @@ def synchronize_gradients(model: nn.Module, config: ParallelConfig, last: bool) 
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: the entries of its lists of modules, outermost first."""
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            return list(child)
+    """The repeated parts of a network: the entries of its outermost list of modules."""
+    level = [model]
+    while level:
+        children = [child for module in level for child in module.children()]
+        if found := next((child for child in children if isinstance(child, nn.ModuleList)), None):
+            return list(found)
+        level = children
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,25 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from lmlab.data import KTORows, PreferenceRows
 from lmlab.files import atomic_file, sha256_json, write_json
 from lmlab.hardware import select_device, select_dtype
-from lmlab.models import Transformer
+from lmlab.models import Transformer, weights_fingerprint
 from lmlab.progress import progress
 from lmlab.train.tuning.preference import sequence_log_probs
 
 _ROWS_A_FILE = 1024
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights with their names, shapes and types."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def reference_log_probs(

@@ -19,8 +19,8 @@ from lmlab.methods.edge_pruning.masking.activations import Ablation
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.masked import MaskedModel
 from lmlab.methods.edge_pruning.search.plan import plan
-from lmlab.models import Transformer, from_pretrained
-from lmlab.train import ParallelConfig, parallelize, weights_fingerprint
+from lmlab.models import Transformer, from_pretrained, weights_fingerprint
+from lmlab.train import ParallelConfig, parallelize
 
 
 @dataclass(frozen=True)

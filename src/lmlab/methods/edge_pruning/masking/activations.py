@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
-from lmlab.models import Transformer
+from lmlab.models import Transformer, surgery
 from lmlab.models.taps import Recorder
 
 Ablation = Literal["interchange", "zero", "mean"]
@@ -109,13 +109,13 @@ def capture(model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor) -> Ac
         if graph.one_writer:
             found = seen[name + "attention.output"]
         elif reordered:
-            written_BTD = block.merge_heads(found)
+            written_BTD = surgery.merge_heads(block, found)
             scales.append((written_BTD.square().mean(-1, keepdim=True) + graph.config.norm_eps).rsqrt()[..., None])
             found = found * scales[-1]
         heads.append(found)
         streams += [seen[name + "input"], seen[name + "middle"]]
         apart = graph.groups[2 * layer + 1].writes[0] != f"m{layer}"
-        ffns.append(block.expert_outputs(streams[-1]) if apart else seen[name + "ffn.output"])
+        ffns.append(surgery.expert_outputs(block, streams[-1]) if apart else seen[name + "ffn.output"])
     streams.append(seen[f"blocks.{layers[-1]}.output"])
     embeddings, _ = model.embeddings(input_ids_BT)
     return Activations(embeddings, tuple(heads), tuple(ffns), tuple(streams), tuple(scales))

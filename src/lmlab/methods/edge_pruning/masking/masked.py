@@ -19,9 +19,9 @@ from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Group
 from lmlab.methods.edge_pruning.graph.store import Store
 from lmlab.methods.edge_pruning.masking.activations import Activations, capture
-from lmlab.models import Transformer
+from lmlab.models import Transformer, surgery
 from lmlab.models.attention.attention import AttentionContext
-from lmlab.models.transformer import Block
+from lmlab.models.block import Block
 
 _ADDS_UP = 1e-4
 
@@ -133,7 +133,7 @@ def _written(block: Block, graph: CircuitGraph, heads: Tensor, bias: bool) -> Te
     """What heads (or the attention as one) write, [B, T, n, D]."""
     if graph.one_writer:
         return heads[:, :, None]
-    return block.write_heads(heads, bias)
+    return surgery.write_heads(block, heads, bias)
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ class _Attention:
         parts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         read_BRTD = read_BRM.view(*read_BRM.shape[:2], -1, config.d_model)
         query, key, value = (part.transpose(1, 2) for part in read_BRTD.split(parts, 1))
-        heads_BTNH = block.heads(query, self.context, key, value)
+        heads_BTNH = surgery.heads(block, query, self.context, key, value)
         if graph.one_writer:
-            heads_BTNH = block.write_attention(heads_BTNH)
+            heads_BTNH = surgery.write_attention(block, heads_BTNH)
         elif config.norm_position == "reordered":
             heads_BTNH = heads_BTNH * self.inputs.scales[layer]
         out_BTnD = _written(block, graph, heads_BTNH - replaced.heads[layer], bias=not replaced.biased)
@@ -169,6 +169,6 @@ class _FeedForward:
         block, replaced = self.masked.model.block(self.group.layer), self.inputs.replaced.ffns[self.group.layer]
         read_BTD = read_B1M.view(read_B1M.shape[0], -1, self.masked.graph.config.d_model)
         if replaced.dim() == 3:
-            out_BTD, _ = block.feed_forward(read_BTD, self.context)
+            out_BTD, _ = surgery.feed_forward(block, read_BTD, self.context)
             return (out_BTD - replaced).flatten(1)[:, None]
-        return (block.expert_outputs(read_BTD) - replaced).transpose(1, 2).flatten(2)
+        return (surgery.expert_outputs(block, read_BTD) - replaced).transpose(1, 2).flatten(2)

@@ -20,7 +20,7 @@ from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.measures import Ends, measure, top_edges
 from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
 from lmlab.methods.edge_pruning.search.prune import PAPER, EdgePruningConfig, Found, find_by_pruning
-from lmlab.train import weights_fingerprint
+from lmlab.models import weights_fingerprint
 
 Method = Literal["edge-pruning", "node-pruning", "eap", "eap-ig", "mask-ig", "exact", "acdc", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -23,8 +23,7 @@ from lmlab.gemm import fast_inference
 from lmlab.hardware import select_device, select_dtype
 from lmlab.methods.qurating.problems import CriteriaMismatch
 from lmlab.methods.qurating.prompts import DEFAULT_CRITERIA
-from lmlab.models import Transformer, from_pretrained, read_settings, save_pretrained
-from lmlab.train import weights_fingerprint
+from lmlab.models import Transformer, from_pretrained, read_settings, save_pretrained, weights_fingerprint
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = {"cpu": 512, "cuda": 131_072}

@@ -1,0 +1,63 @@
+"""One layer of the transformer.
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lmlab.models.attention.attention import Attention, AttentionContext
+from lmlab.models.config import ModelConfig, NormPosition
+from lmlab.models.feed_forward import FeedForward
+from lmlab.models.moe.experts import Experts
+from lmlab.models.moe.layer import MoE
+from lmlab.models.moe.router import RouterOutput
+from lmlab.models.norm import make_norm
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward network, each with a norm before, on the way out, or after (`norm_position`).
+
+    Arguments:
+        layer: its number, from 0.
+        experts: those of another layer that serve this one too.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, experts: Experts | None = None) -> None:
+        super().__init__()
+        self.layer, self.norm_position = layer, config.norm_position
+        self.attention_norm = make_norm(config, config.d_model)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = make_norm(config, config.d_model)
+        self.ffn = MoE(config, layer, experts) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
+        """Map the residual stream [B, T, D] to the next layer's; also give what a router decided."""
+        x_BTD = context.tap(self.layer, "input", x_BTD)
+        read_BTD = context.tap(self.layer, "attention.input", self.norm_if("pre", self.attention_norm, x_BTD))
+        written_BTD = self.norm_if("reordered", self.attention_norm, self.attention(read_BTD, context))
+        x_BTD = x_BTD + context.tap(self.layer, "attention.output", written_BTD)
+        x_BTD = context.tap(self.layer, "middle", self.norm_if("post", self.attention_norm, x_BTD))
+
+        read_BTD = context.tap(self.layer, "ffn.input", self.norm_if("pre", self.ffn_norm, x_BTD))
+        written_BTD, routed = self.feed_forward(read_BTD, context)
+        written_BTD = self.norm_if("reordered", self.ffn_norm, written_BTD)
+        x_BTD = x_BTD + context.tap(self.layer, "ffn.output", written_BTD)
+        return context.tap(self.layer, "output", self.norm_if("post", self.ffn_norm, x_BTD)), routed
+
+    def norm_if(self, position: NormPosition, norm: nn.Module, x_BTD: Tensor) -> Tensor:
+        """The normalised x if norms stand at this position, else x."""
+        return norm(x_BTD) if self.norm_position == position else x_BTD
+
+    def feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
+        """What the feed-forward network makes of what it reads, before a norm on the way out; and what a router
+        decided.
+        """
+        if isinstance(self.ffn, MoE):
+            out: tuple[Tensor, RouterOutput] = self.ffn(x_BTD)
+            return out
+        if context.wants(self.layer, "ffn.hidden"):
+            return self.ffn.down(context.tap(self.layer, "ffn.hidden", self.ffn.hidden(x_BTD))), None
+        # unless somebody looks, the inner activations need not be kept for the backward pass
+        return self.ffn(x_BTD), None

@@ -1,0 +1,213 @@
+"""Soft prompts: vectors that stand before a text in place of tokens.
+
+Learned ones steer a frozen model (prompt tuning, Lester et al. 2021; `prompt_tuning`); summary vectors stand for a text
+that the model has read before (AutoCompressors, Chevalier et al. 2023, section 3).
+
+Shapes: B batch, P vectors of a prompt, T tokens of the text, S slots of a row with both, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import atomic_file
+from lmlab.models.fingerprint import weights_fingerprint
+from lmlab.models.output import at_positions
+from lmlab.models.tokens import Tokens
+
+_FORMAT = "lmlab soft prompt 1"
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """Vectors before a text, used like embeddings of tokens.
+
+    Attributes:
+        vectors_BPD: one prompt for each row, [B, P, D], or one for all, [1, P, D]. P may be 0.
+        positions: the vectors take the first positions, and the text those after them. Without, the vectors have no
+            position (nothing is added from a learned table, nothing is rotated) and the text counts from 0, as in
+            AutoCompressors with learned positions.
+        valid_BP: False for padding before a prompt that is shorter than others of the batch; None if there is none.
+    """
+
+    vectors_BPD: Tensor
+    positions: bool = True
+    valid_BP: Tensor | None = None
+
+    @staticmethod
+    def of(prompts: Sequence[Tensor], *, positions: bool = True) -> SoftPrompt:
+        """The prompts [P, D] of several rows, of any lengths."""
+        longest = max(len(prompt) for prompt in prompts)
+        padded = [torch.cat((prompt.new_zeros(longest - len(prompt), prompt.shape[1]), prompt)) for prompt in prompts]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
+        valid = torch.arange(longest, device=lengths.device) >= longest - lengths[:, None]
+        return SoftPrompt(torch.stack(padded), positions, None if bool(valid.all()) else valid)
+
+    @property
+    def length(self) -> int:
+        """P, padding included."""
+        return self.vectors_BPD.shape[1]
+
+    def before(self, tokens: Tokens) -> tuple[Tokens, TextPlaces]:
+        """The rows with the prompt before each text, and where the text's own tokens then stand.
+
+        In a row that is padded on the left, the prompt stands between the padding and the text, so that padding stays
+        at the ends of rows; in a packed row, it stands before each document, which then gives what it gives alone.
+
+        Raises:
+            ValueError: the prompt has another width than the model, or another number of rows than the batch.
+        """
+        rows, width = len(tokens.x_BTD), tokens.x_BTD.shape[2]
+        if self.vectors_BPD.dim() != 3 or self.vectors_BPD.shape[2] != width or len(self.vectors_BPD) not in (1, rows):
+            raise ValueError(
+                f"a soft prompt for {rows} rows of width {width} is [1 or {rows}, P, {width}], not"
+                f" {list(self.vectors_BPD.shape)}"
+            )
+        if not self.positions or tokens.position_ids_BT is not None:
+            tokens = replace(tokens, position_ids_BT=tokens.positions().expand(rows, -1))
+        if tokens.document_ids_BT is None and tokens.valid_BT is None and self.valid_BP is None:
+            return self._at_the_front(tokens), TextPlaces(self.length)
+        return self._before_each_text(tokens)
+
+    def _at_the_front(self, tokens: Tokens) -> Tokens:
+        """All rows are texts without padding."""
+        x_BTD = tokens.x_BTD
+        vectors_BPD = self.vectors_BPD.to(x_BTD.dtype).expand(len(x_BTD), -1, -1)
+        position_ids_BS = types_BS = None
+        if tokens.position_ids_BT is not None:
+            position_ids_BS = torch.cat((self._position_ids(x_BTD).expand(len(x_BTD), -1), tokens.position_ids_BT), 1)
+        if tokens.type_ids_BT is not None:
+            types = tokens.type_ids_BT
+            types_BS = torch.cat((types.new_zeros(len(x_BTD), self.length), types.expand(len(x_BTD), -1)), 1)
+        x_BSD = torch.cat((vectors_BPD, x_BTD), 1)
+        return replace(tokens, x_BTD=x_BSD, position_ids_BT=position_ids_BS, type_ids_BT=types_BS)
+
+    def _before_each_text(self, tokens: Tokens) -> tuple[Tokens, TextPlaces]:
+        x_BTD, length = tokens.x_BTD, self.length
+        rows, text_length, device = len(x_BTD), tokens.length, x_BTD.device
+        texts_BT, begins_BT = _texts(tokens)
+        slot_BT = torch.arange(text_length, device=device) + length * begins_BT.cumsum(1)
+        slots = text_length + length * int(begins_BT.sum(1).max())
+        # which of [prompt; text] stands in each slot; what is left over is padding, which may be any vector
+        source_BS = torch.zeros(rows, slots, dtype=torch.long, device=device)
+        text_BS = torch.full((rows, slots), -1, dtype=texts_BT.dtype, device=device)
+        source_BS.scatter_(1, slot_BT, (length + torch.arange(text_length, device=device)).expand(rows, -1))
+        text_BS.scatter_(1, slot_BT, texts_BT)
+        row_N, begin_N = begins_BT.nonzero(as_tuple=True)
+        place_NP = slot_BT[row_N, begin_N][:, None] - length + torch.arange(length, device=device)
+        source_BS[row_N[:, None], place_NP] = torch.arange(length, device=device)
+        of_prompt_NP = texts_BT[row_N, begin_N][:, None].expand(-1, length)
+        if self.valid_BP is not None:
+            of_prompt_NP = of_prompt_NP.masked_fill(~self.valid_BP.expand(rows, -1)[row_N], -1)
+        text_BS[row_N[:, None], place_NP] = of_prompt_NP
+
+        def take(of_prompt_BP: Tensor, of_text_BT: Tensor) -> Tensor:
+            return torch.cat((of_prompt_BP.expand(rows, -1), of_text_BT.expand(rows, -1)), 1).gather(1, source_BS)
+
+        both_BSD = torch.cat((self.vectors_BPD.to(x_BTD.dtype).expand(rows, -1, -1), x_BTD), 1)
+        position_ids, types = tokens.position_ids_BT, tokens.type_ids_BT
+        packed = tokens.document_ids_BT is not None
+        lengthened = replace(
+            tokens,
+            x_BTD=at_positions(both_BSD, source_BS),
+            document_ids_BT=text_BS if packed else None,
+            valid_BT=None if packed else text_BS >= 0,
+            position_ids_BT=None if position_ids is None else take(self._position_ids(x_BTD), position_ids),
+            type_ids_BT=None if types is None else take(types.new_zeros(1, length), types),
+        )
+        return lengthened, TextPlaces(length, slot_BT)
+
+    def _position_ids(self, like: Tensor) -> Tensor:
+        """Of the prompt's own slots, [B or 1, P]."""
+        if not self.positions:
+            return torch.full((1, self.length), -1, device=like.device)
+        if self.valid_BP is None:
+            return torch.arange(self.length, device=like.device)[None]
+        return (self.valid_BP.long().cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class TextPlaces:
+    """Where the tokens of the text stand in rows that a soft prompt has lengthened.
+
+    Attributes:
+        first: the slot of the first token, where all follow it.
+        slot_BT: the slot of each token, where they do not.
+    """
+
+    first: int
+    slot_BT: Tensor | None = None
+
+    def of_text(self, x_BSD: Tensor) -> Tensor:
+        """What belongs to the text, [B, T, D]."""
+        return x_BSD[:, self.first :] if self.slot_BT is None else at_positions(x_BSD, self.slot_BT)
+
+
+def _texts(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The number of the text that each token belongs to, -1 for padding, and where texts begin; both [B, T]."""
+    if tokens.document_ids_BT is None:
+        if tokens.valid_BT is None:
+            texts_BT = torch.zeros(tokens.x_BTD.shape[:2], dtype=torch.long, device=tokens.x_BTD.device)
+        else:
+            texts_BT = tokens.valid_BT.long() - 1
+        real_BT = texts_BT >= 0
+        return texts_BT, real_BT & (real_BT.cumsum(1) == 1)  # padding between tokens begins no second text
+    texts_BT = tokens.document_ids_BT.expand(len(tokens.x_BTD), -1)
+    if tokens.valid_BT is not None:
+        texts_BT = texts_BT.masked_fill(~tokens.valid_BT, -1)
+    begins_BT = texts_BT >= 0
+    begins_BT[:, 1:] &= texts_BT[:, 1:] != texts_BT[:, :-1]
+    return texts_BT, begins_BT
+
+
+def save_soft_prompt(prompt: SoftPrompt, path: Path | str, model: nn.Module) -> None:
+    """Write a prompt as safetensors, with the fingerprint of the model whose vectors they are."""
+    tensors = {"vectors": prompt.vectors_BPD.detach().cpu().contiguous()}
+    if prompt.valid_BP is not None:
+        tensors["valid"] = prompt.valid_BP.cpu().contiguous()
+    about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": _fingerprint(model)}
+    with atomic_file(Path(path)) as file:
+        file.write(save(tensors, about))
+
+
+def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
+    """Read a prompt, onto the device of the model that it was made for.
+
+    Raises:
+        UserError: there is no such file, it holds no soft prompt, or it was made for other weights.
+        LmlabError: it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no soft prompt '{path}'.")
+    try:
+        with safe_open(path, "pt") as file:
+            about, names = file.metadata() or {}, list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy or make the soft prompt again.") from None
+    if about.get("format") != _FORMAT or "vectors" not in tensors:
+        raise UserError(f"'{path}' holds no soft prompt of lmlab.")
+    if about["model"] != _fingerprint(model):
+        raise UserError(
+            f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
+            "Load the model that it was made for, or make the soft prompt again.",
+        )
+    device = next(model.parameters()).device
+    valid = tensors.get("valid")
+    return SoftPrompt(
+        tensors["vectors"].to(device), about["positions"] == "true", None if valid is None else valid.to(device)
+    )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of a model, whichever precision it was read in."""
+    return weights_fingerprint(model, torch.bfloat16)
