@@ -40,12 +40,14 @@ class SpelledTokens:
         description = json_value(backend.to_str())
         for token in description["added_tokens"]:
             if token["content"] in self._renamed:
+                # a normalizer may change a name beyond recognition; what strips blanks around it stays
                 token |= {"content": self._renamed[token["content"]], "normalized": False}
         _rename_in_model(description["model"], self._renamed)
         description["truncation"] = description["padding"] = None
         self.backend = tokenizers.Tokenizer.from_str(json.dumps(description))
+        there = {token.content for token in self.backend.get_added_tokens_decoder().values()}
         self.backend.add_special_tokens(  # begin and end are in the vocabulary of some, and no special tokens there
-            [tokenizers.AddedToken(new, normalized=False) for new in self._renamed.values()]
+            [tokenizers.AddedToken(new, normalized=False) for new in self._renamed.values() if new not in there]
         )
         for name in self._renamed:
             if len(name) == 1:  # without it the vocabulary would lack the character
@@ -55,10 +57,9 @@ class SpelledTokens:
                     "Allow it with special_tokens: as_tokens.",
                 )
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is a special token."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts in which nothing is a special token."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def write(self, text: str, real: Sequence[Span]) -> tuple[str, list[int]]:
         """A text for `backend` in which some spans are special tokens, and for each of its characters, and its end,

@@ -1,11 +1,11 @@
-"""Byte-level BPE tokenizers: trained here or read from any `tokenizer.json`."""
+"""Tokenizers: byte-level BPE trained here, or any that `tokenizers` has, from its files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from lmlab.data.chat.template import ChatTemplate, Message
 from lmlab.data.special_tokens import Span, SpelledTokens
+from lmlab.data.tokenizer_files import read_tokenizer
 from lmlab.errors import UserError
-from lmlab.files import read_json, write_json, write_text
+from lmlab.files import write_json, write_text
 from lmlab.parsing import json_value
 
 END_OF_TEXT = "<|endoftext|>"
@@ -29,21 +30,31 @@ class Tokenizer:
 
     A document is encoded as [begin] tokens [end]; in the tokenizers trained here one token, `<|endoftext|>`, serves as
     both.
+
+    Arguments:
+        bos_token: the begin mark; None for a tokenizer that has none, whose end mark then serves.
+        eos_token: the end mark.
+        chat_template: one Jinja source, or several by name, of which `default` is meant where none is named.
+        add_bos: the begin mark goes before every prompt.
+        special_tokens: further ones by name, such as `unk_token`, for chat templates.
     """
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        bos_token: str,
+        bos_token: str | None,
         eos_token: str,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         add_bos: bool = False,
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.backend, self._add_bos = backend, add_bos
-        specials = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": eos_token}
-        self.chat_template = None if chat_template is None else ChatTemplate(chat_template, specials)
-        self.bos_token, self.eos_token = bos_token, eos_token
-        self.bos_id, self.eos_id = self._id_of(bos_token), self._id_of(eos_token)
+        named = {"bos_token": bos_token, "eos_token": eos_token}
+        self.named_tokens = {**(special_tokens or {}), **{name: text for name, text in named.items() if text}}
+        templates = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        self.chat_template = ChatTemplate(templates, self.named_tokens) if templates else None
+        self.bos_token, self.eos_token = bos_token or eos_token, eos_token
+        self.bos_id, self.eos_id = self._id_of(self.bos_token), self._id_of(eos_token)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -66,42 +77,38 @@ class Tokenizer:
         backend.train_from_iterator(texts, trainer)
         begin = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
         backend.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=begin)
-        return cls(backend, END_OF_TEXT, END_OF_TEXT)
+        return cls(backend, END_OF_TEXT, END_OF_TEXT, special_tokens={"pad_token": END_OF_TEXT})
 
     @classmethod
-    def load(cls, directory: Path) -> Tokenizer:
-        """Read `tokenizer.json` and, for the special tokens, `tokenizer_config.json`.
+    def load(cls, directory: Path | str) -> Tokenizer:
+        """Read `tokenizer.json`, and what stands beside it about special tokens and chat templates.
+
+        Whatever the files hold, the tokenizer neither truncates nor pads.
 
         Raises:
-            UserError: a file is missing or is not a tokenizer.
+            UserError: a file is missing, is not a tokenizer's, or contradicts another.
         """
-        path = directory / "tokenizer.json"
-        if not path.exists():
-            raise UserError(f"'{directory}' holds no tokenizer.json.")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for malformed files
-            raise UserError(f"'{path}' is not a tokenizer: {error}.") from None
-        settings_path = directory / "tokenizer_config.json"
-        settings = read_json(settings_path) if settings_path.exists() else {}
-        eos = _token_text(settings.get("eos_token")) or END_OF_TEXT
-        bos = _token_text(settings.get("bos_token")) or eos
-        return cls(backend, bos, eos, _chat_template(directory, settings), bool(settings.get("add_bos_token")))
+        files = read_tokenizer(Path(directory))
+        names = dict(files.special_tokens)
+        bos, eos = names.pop("bos_token", None), names.pop("eos_token", END_OF_TEXT)
+        return cls(files.backend, bos, eos, files.templates, files.add_bos, names)
 
-    def save(self, directory: Path, max_seq_len: int | None = None) -> None:
+    def save(self, directory: Path | str, max_seq_len: int | None = None) -> None:
         """Write the tokenizer in the layout that `transformers.AutoTokenizer` reads."""
+        directory = Path(directory)
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "pad_token": self.eos_token,
+            **self.named_tokens,
             "clean_up_tokenization_spaces": False,
         }
+        if self._add_bos:
+            settings["add_bos_token"] = True
         if max_seq_len is not None:
             settings["model_max_length"] = max_seq_len
-        if self.chat_template is not None:
-            write_text(directory / "chat_template.jinja", self.chat_template.source)
+        for name, source in (self.chat_template.sources if self.chat_template else {}).items():
+            folder = directory if name == "default" else directory / "additional_chat_templates"
+            write_text(folder / f"{'chat_template' if name == 'default' else name}.jinja", source)
         write_json(directory / "tokenizer_config.json", settings)
 
     @property
@@ -121,7 +128,9 @@ class Tokenizer:
             special_tokens: what a special token becomes that is spelled in the text.
         """
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return self._spelled.encode(text) if special_tokens == "as_text" and self._holds_special(ids) else ids
+        if special_tokens == "as_text" and self._spells_special(text, ids):
+            return self._spelled.encode_batch([text])[0]
+        return ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself; never
@@ -141,9 +150,10 @@ class Tokenizer:
         found = [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         if special_tokens == "as_text":
             # few texts spell one, and of these ids alone tell: the copy that keeps them text is made when it is needed
-            for number, ids in enumerate(found):
-                if self._holds_special(ids):
-                    found[number] = self._spelled.encode(texts[number])
+            spelled = [number for number, ids in enumerate(found) if self._spells_special(texts[number], ids)]
+            kept = self._spelled.encode_batch([texts[number] for number in spelled]) if spelled else []
+            for number, ids in zip(spelled, kept, strict=True):
+                found[number] = ids
         return found
 
     def encode_with_offsets(
@@ -185,8 +195,19 @@ class Tokenizer:
     def _guarded_ids(self) -> frozenset[int]:
         return frozenset(self._id_of(token) for token in self.guarded_tokens)
 
-    def _holds_special(self, ids: Sequence[int]) -> bool:
-        return not self._guarded_ids.isdisjoint(ids)
+    def _spells_special(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether special tokens among the ids come from their names in the text."""
+        found = self._guarded_ids.intersection(ids)
+        # what the vocabulary lacks becomes the unknown token, without its name
+        return bool(found - {self._unknown}) or (bool(found) and str(self.backend.id_to_token(self._unknown)) in text)
+
+    @cached_property
+    def _unknown(self) -> int:
+        """The token that the model puts for what its vocabulary lacks; -1 for none."""
+        model = json_value(self.backend.to_str())["model"]
+        name = model.get("unk_token")
+        found = self.backend.token_to_id(name) if name else model.get("unk_id")  # Unigram names an id
+        return -1 if found is None else int(found)
 
     @cached_property
     def begin_ids(self) -> list[int]:
@@ -201,15 +222,19 @@ class Tokenizer:
             key=lambda text: (-len(text), text),
         )
 
-    def with_chat_template(self, source: str) -> Tokenizer:
-        """The same tokenizer with another chat template.
+    def with_chat_template(self, source: str | Mapping[str, str]) -> Tokenizer:
+        """The same tokenizer with another chat template, or several by name.
 
         Raises:
             UserError: the source is not a template.
         """
-        return Tokenizer(self.backend, self.bos_token, self.eos_token, source, self._add_bos)
+        named = dict(self.named_tokens)
+        bos, eos = named.pop("bos_token", None), named.pop("eos_token")
+        return Tokenizer(self.backend, bos, eos, source, self._add_bos, named)
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
         """Ids of a conversation by the tokenizer's chat template (`ChatTemplate.render`).
 
         Raises:
@@ -220,7 +245,7 @@ class Tokenizer:
                 "The tokenizer has no chat template.",
                 "Use a model that was tuned to chat, or put a chat_template.jinja beside it.",
             )
-        return self.encode(self.chat_template.render(messages, add_generation_prompt))
+        return self.encode(self.chat_template.render(messages, add_generation_prompt, **variables))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""

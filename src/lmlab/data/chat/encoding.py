@@ -5,6 +5,7 @@ turns.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class ChatConfig(Config):
     Attributes:
         max_len: longest example in tokens; a longer conversation loses its last turns, each as a whole.
         learn: every turn of the assistant, or the last one only.
-        special_tokens: what special tokens that are spelt in a message become: `as_text` keeps them text, so that no
+        special_tokens: what special tokens that are spelled in a message become: `as_text` keeps them text, so that no
             content can end a turn; `as_tokens` makes them special tokens, as `transformers` does.
         template: `tulu`, or the path of a Jinja file, in place of the tokenizer's own chat template.
         text: how a prompt and a completion that are plain text are read: `chat` as a turn of the user and one of the
@@ -83,7 +84,7 @@ class EncodedText:
 
 
 def encode_for_answer(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation that the assistant is to go on with. Special tokens that are spelt in a message stay text.
+    """Ids of a conversation that the assistant is to go on with; special tokens spelled in a message stay text.
 
     Raises:
         UserError: the tokenizer has no chat template, or it refuses the messages.
@@ -93,8 +94,9 @@ def encode_for_answer(tokenizer: Tokenizer, messages: Sequence[Message]) -> list
             "The tokenizer has no chat template.",
             "Use a model that was tuned to chat, or put a chat_template.jinja beside it.",
         )
-    cut, messages = _guard(tokenizer, ChatConfig(), tokenizer.chat_template.source, list(messages))
-    return _encode(tokenizer, tokenizer.chat_template.render(messages), cut)[0]
+    config = ChatConfig()
+    cut, messages = _guard(tokenizer, config, [*tokenizer.chat_template.sources.values()], list(messages))
+    return _encode(tokenizer, config, tokenizer.chat_template.render(messages), cut)[0]
 
 
 def encode_conversation(
@@ -120,7 +122,7 @@ def encode_conversation(
         raise BadRecord("messages, but the tokenizer has no chat template (chat.template gives it one)")
     if not any(message["role"] == "assistant" for message in messages[first:]):
         raise BadRecord("no turn of the assistant")
-    cut, messages = _guard(tokenizer, config, tokenizer.chat_template.source, list(messages))
+    cut, messages = _guard(tokenizer, config, [*tokenizer.chat_template.sources.values()], list(messages))
     ends = [len(messages)]
     if not whole:
         ends += [
@@ -130,7 +132,7 @@ def encode_conversation(
         ]
     for end in ends:
         ids, offsets = _encode(
-            tokenizer, tokenizer.chat_template.render(messages[:end], add_generation_prompt=False), cut
+            tokenizer, config, tokenizer.chat_template.render(messages[:end], add_generation_prompt=False), cut
         )
         if config.max_len is None or len(ids) <= config.max_len:
             break
@@ -150,9 +152,9 @@ def encode_completion(tokenizer: Tokenizer, config: ChatConfig, prompt: str, com
     Raises:
         BadRecord: too long.
     """
-    cut, (prompt, completion) = _guard(tokenizer, config, "", [prompt, completion])
-    begin = tokenizer.begin_ids + _encode(tokenizer, prompt, cut)[0] or [tokenizer.bos_id]
-    answer = [*_encode(tokenizer, completion, cut)[0], tokenizer.eos_id]
+    cut, (prompt, completion) = _guard(tokenizer, config, [], [prompt, completion])
+    begin = tokenizer.begin_ids + _encode(tokenizer, config, prompt, cut)[0] or [tokenizer.bos_id]
+    answer = [*_encode(tokenizer, config, completion, cut)[0], tokenizer.eos_id]
     if config.max_len is not None and len(begin) + len(answer) > config.max_len:
         raise BadRecord(f"too long: {len(begin) + len(answer)} tokens, more than max_len {config.max_len}")
     return EncodedText(begin + answer, [0] * len(begin) + [1] * len(answer), _without(completion, cut))
@@ -162,7 +164,7 @@ def _spans(template: ChatTemplate, messages: Sequence[Message], first: int, lear
     """The rendered conversation and where its learned turns are."""
     turns = [number for number in range(len(messages)) if messages[number]["role"] == "assistant"]
     learned = [number for number in turns if number >= first][-1 if learn == "last" else 0 :]
-    if template.has_generation_blocks:
+    if template.has_generation_blocks():
         text, spans = template.render_with_spans(messages)
         if len(learned) == len(turns):
             return text, spans
@@ -184,8 +186,8 @@ def _spans(template: ChatTemplate, messages: Sequence[Message], first: int, lear
     return text, spans
 
 
-def _guard(tokenizer: Tokenizer, config: ChatConfig, source: str, value: Any) -> tuple[str | None, Any]:
-    """Put a character that occurs nowhere else into each special token that is spelt in a value; give it and
+def _guard(tokenizer: Tokenizer, config: ChatConfig, sources: Sequence[str], value: Any) -> tuple[str | None, Any]:
+    """Put a character that occurs nowhere else into each special token that is spelled in a value; give it and
     the value.
     """
     texts = strings(value)
@@ -193,11 +195,13 @@ def _guard(tokenizer: Tokenizer, config: ChatConfig, source: str, value: Any) ->
         token in text for text in texts for token in tokenizer.special_tokens
     ):
         return None, value
-    cut = next(mark for mark in map(chr, range(0xE000, 0xF8FF)) if not any(mark in text for text in [source, *texts]))
-    spelt = "|".join(
+    used = [*sources, *texts]
+    cut = next(mark for mark in map(chr, range(0xE000, 0xF8FF)) if not any(mark in text for text in used))
+    # looked ahead, so that names that overlap are all cut
+    spelled = "|".join(
         f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokenizer.special_tokens if len(token) > 1
     )
-    return cut, _substitute(re.compile(spelt), cut, value)
+    return cut, _substitute(re.compile(spelled), cut, value)
 
 
 def strings(value: Any) -> list[str]:
@@ -223,19 +227,19 @@ def _without(text: str, cut: str | None) -> str:
     return text if cut is None else text.replace(cut, "")
 
 
-def _encode(tokenizer: Tokenizer, text: str, cut: str | None) -> tuple[list[int], list[Span]]:
-    """Ids and the characters that each stands for; the characters `cut` part the text into pieces that are encoded on
-    their own.
-    """
-    ids: list[int] = []
-    offsets: list[Span] = []
-    position = 0
-    for piece in [text] if cut is None else text.split(cut):
-        piece_ids, piece_offsets = tokenizer.encode_with_offsets(piece)
-        ids += piece_ids
-        offsets += [(position + start, position + stop) for start, stop in piece_offsets]
-        position += len(piece) + 1
-    return ids, offsets
+def _encode(tokenizer: Tokenizer, config: ChatConfig, text: str, cut: str | None) -> tuple[list[int], list[Span]]:
+    """Ids of a rendered conversation, and the characters that each stands for; `cut` keeps spelled tokens text."""
+    if config.special_tokens == "as_tokens":
+        return tokenizer.encode_with_offsets(text)
+    names = re.compile("|".join(map(re.escape, sorted(tokenizer.guarded_tokens, key=len, reverse=True))))
+    real = [match.span() for match in names.finditer(text)]
+    if cut is None:
+        return tokenizer.encode_with_offsets(text, real)
+    cuts = [match.start() for match in re.finditer(cut, text)]
+    meant = [(start - (gone := bisect_left(cuts, start)), end - gone) for start, end in real]
+    ids, offsets = tokenizer.encode_with_offsets(text.replace(cut, ""), meant)
+    places = [place - number for number, place in enumerate(cuts)]  # of the cuts in the text without them
+    return ids, [(start + bisect_right(places, start), end + bisect_left(places, end)) for start, end in offsets]
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:

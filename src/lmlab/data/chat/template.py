@@ -1,23 +1,18 @@
 """Chat templates: messages to the text that a model was tuned on, by the tokenizer's own Jinja template, in a
-sandbox.
+sandbox. What is rendered is what `transformers` renders.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template
 
-from lmlab.errors import UserError
+from lmlab.data.chat.sandbox import MARK, OutOfBounds, TemplateEnvironment
+from lmlab.errors import UserError, did_you_mean
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -38,65 +33,100 @@ TULU_TEMPLATE = """\
 tokenizer can serve.
 """
 
-_MARK = "generation_mark"
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"
+# the names that a message's reasoning goes by; templates read the first, some the second
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """A template of the kind that `transformers` stores with a tokenizer.
+    """A template of the kind that `transformers` stores with a tokenizer, or several by name.
+
+    Of several `default` is meant, or `tool_use` where there are tools.
 
     Arguments:
-        source: Jinja source.
-        special_tokens: variables such as `bos_token` and `eos_token`.
+        sources: Jinja source, or several by name.
+        special_tokens: variables such as `bos_token` and `eos_token`; what is not given is undefined.
 
     Raises:
-        UserError: the source is not a template.
+        UserError: a source is not a template, or of several none is the default.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self.source = source
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
-        )
-        environment.globals |= {
-            "raise_exception": _refuse,
-            "strftime_now": lambda format: datetime.now().strftime(format),
-        }
-        environment.filters["tojson"] = _to_json
-        try:
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise UserError(f"The tokenizer's chat template is broken: {error}.") from None
+    def __init__(self, sources: str | Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        self.sources = {_DEFAULT: sources} if isinstance(sources, str) else dict(sources)
+        if _DEFAULT not in self.sources:
+            raise UserError(
+                f"The tokenizer has several chat templates, and none is the default: {', '.join(self.sources)}.",
+                "Put the one that is meant beside it as chat_template.jinja.",
+            )
+        self._environment = TemplateEnvironment()
+        self._templates = {name: self._compiled(source) for name, source in self.sources.items()}
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+    @property
+    def source(self) -> str:
+        """The source of the default."""
+        return self.sources[_DEFAULT]
+
+    def named(self, name: str) -> ChatTemplate:
+        """One of several as the only one.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if name not in self.sources:
+            raise UserError(f"The tokenizer has no chat template '{name}'. {did_you_mean(name, self.sources)}")
+        return ChatTemplate(self.sources[name], self._special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
         """The text of a conversation.
 
         Arguments:
-            messages: each with `role` and `content`. Content is put in as it is: if it spells a special token, it
-                becomes one.
+            messages: each with `role`, and with `content` unless it has `tool_calls`. Content is put in as it is: if it
+                spells a special token, it becomes one.
             add_generation_prompt: end with what opens the assistant's answer.
-            variables: further ones that the template reads, such as `tools`.
+            tools: JSON schemas of functions that the assistant may call.
+            documents: with `title` and `text`, for templates of retrieval.
+            variables: further ones that the template reads, such as `enable_thinking`.
 
         Raises:
-            UserError: the template refuses the messages.
+            UserError: the template refuses the messages, or does not come to an end.
         """
         for number, message in enumerate(messages):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            if (
+                not isinstance(message, Mapping)
+                or not isinstance(message.get("role"), str)
+                or ("content" not in message and not message.get("tool_calls"))
+            ):
                 raise UserError(f"Message {number + 1} needs the keys 'role' (text) and 'content'.")
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-                **variables,
-            )
+            with self._environment.bounded():
+                return self._template(tools).render(
+                    {
+                        **self._special_tokens,
+                        **_plain(variables),
+                        "messages": [_with_reasoning(_plain(message)) for message in messages],
+                        "tools": _plain(tools),
+                        "documents": _plain(documents),
+                        "add_generation_prompt": add_generation_prompt,
+                    }
+                )
+        except OutOfBounds as error:
+            raise UserError(f"The tokenizer's chat template does not come to an end: {error}.") from None
         except Exception as error:  # a template is a program from outside: it can fail in any way
-            raise UserError(f"The tokenizer's chat template refuses these messages: {error}.") from None
+            reason = str(error) or type(error).__name__
+            raise UserError(f"The tokenizer's chat template refuses these messages: {reason}.") from None
 
-    @cached_property
-    def has_generation_blocks(self) -> bool:
+    def has_generation_blocks(self, tools: Any = None) -> bool:
         """Whether the template says itself, by `{% generation %}` blocks, what the assistant writes."""
-        return re.search(r"\{%[-+]?\s*generation\b", self.source) is not None
+        source = self.sources[self._name(tools)]
+        return re.search(r"\{%[-+]?\s*generation\b", source) is not None
 
     def render_with_spans(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any
@@ -107,7 +137,7 @@ class ChatTemplate:
             UserError: the template refuses the messages.
         """
         mark = f"\x00{secrets.token_hex(8)}\x00"
-        opened = self.render(messages, add_generation_prompt, **variables, **{_MARK: mark})
+        opened = self.render(messages, add_generation_prompt, **(variables | {MARK: mark}))
         text, spans = "", []
         for number, piece in enumerate(opened.split(mark)):
             if number % 2:
@@ -115,32 +145,33 @@ class ChatTemplate:
             text += piece
         return text, [span for span in spans if span[0] < span[1]]
 
+    def _compiled(self, source: str) -> Template:
+        try:
+            with self._environment.bounded():
+                return self._environment.from_string(source)
+        except Exception as error:  # as above
+            raise UserError(f"The tokenizer's chat template is broken: {error}.") from None
 
-class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}`: its text, between marks if the variable `generation_mark` is given."""
+    def _name(self, tools: Any) -> str:
+        return _WITH_TOOLS if tools is not None and _WITH_TOOLS in self.sources else _DEFAULT
 
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        mark = nodes.Output(
-            [
-                nodes.CondExpr(
-                    nodes.Test(nodes.Name(_MARK, "load"), "defined", [], [], None, None),
-                    nodes.Name(_MARK, "load"),
-                    None,
-                )
-            ]
-        )
-        return nodes.Scope([mark, *body, mark]).set_lineno(line)
+    def _template(self, tools: Any) -> Template:
+        return self._templates[self._name(tools)]
 
 
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
+def _plain(value: Any) -> Any:
+    """A copy of JSON values in which nothing has methods that do anything."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return f"<{type(value).__name__}>"
 
 
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False, **options: Any
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys, **options)
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """Without keys of no value, and with the reasoning by all names that templates read."""
+    message = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
