@@ -27,7 +27,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from lmlab.data import Document, JsonlSource, Tokenizer
-from lmlab.methods.qurating import Judgment, Rater, RaterConfig, select, soft_labels, train_rater
+from lmlab.judging import Judgment, soft_labels
+from lmlab.methods.qurating import Rater, RaterConfig, select, train_rater
 from lmlab.methods.qurating.rating.metrics import pair_metrics
 
 SHARED = Path(os.environ.get("LMLAB_SHARED", "../shared"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lmlab.data import Tokenizer
-from lmlab.methods.qurating import Judgment, Rater
+from lmlab.judging import Judgment
+from lmlab.methods.qurating import Rater
 from lmlab.models import ModelConfig, Transformer
 
 WORDS = (

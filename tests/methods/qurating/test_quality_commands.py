@@ -65,7 +65,7 @@ def pipeline_file(folder: Path) -> Path:
 def finished(folder: Path) -> Path:
     """A pipeline that has run, from nothing."""
     from lmlab.files import read_yaml
-    from lmlab.methods.qurating.pipeline import pipeline_recipe
+    from lmlab.methods.qurating.commands.pipeline import pipeline_recipe
     from lmlab.runs import run_recipe
 
     run_recipe(pipeline_recipe(read_yaml(pipeline_file(folder)), "quality.yaml"), folder / "run", False)

@@ -16,8 +16,8 @@ from quality_parts import make_rater, pair, sentence
 
 from lmlab.data import Tokenizer
 from lmlab.files import read_json, write_json
+from lmlab.judging import Judgment
 from lmlab.methods.qurating import (
-    Judgment,
     JudgmentRows,
     Rater,
     RaterConfig,
@@ -145,7 +145,8 @@ from pathlib import Path
 from lmlab.data import Loader, Tokenizer
 from lmlab.distributed import joined, world
 from lmlab.files import write_json
-from lmlab.methods.qurating import JudgmentRows, encode_groups, rater_step, read_judgments
+from lmlab.judging import read_judgments
+    from lmlab.methods.qurating import JudgmentRows, encode_groups, rater_step
 from lmlab.models import ModelConfig, Transformer
 from lmlab.train import OptimizerConfig, Trainer, TrainerConfig, whole_tensors
 
@@ -170,7 +171,7 @@ with joined():
 
 @pytest.mark.slow
 def test_two_processes_with_unequal_kept_counts_learn_as_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    from lmlab.methods.qurating import write_judgments
+    from lmlab.judging import write_judgments
     from lmlab.train import read_metrics
 
     rng = np.random.default_rng(0)
@@ -261,7 +262,7 @@ def test_a_judgments_folder_in_the_published_layout_trains_and_the_rater_comes_b
         )
     (tmp_path / "judgments").mkdir()
     (tmp_path / "judgments" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from lmlab.methods.qurating import read_judgments
+    from lmlab.judging import read_judgments
 
     judgments = list(read_judgments(tmp_path / "judgments"))
     trained = train_rater(judgments, ("style",), tokenizer, small_config(validation=0.2), tmp_path / "out")

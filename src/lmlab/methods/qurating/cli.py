@@ -73,8 +73,9 @@ def judge(
     from lmlab.config import validate
     from lmlab.data import Tokenizer
     from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
+    from lmlab.methods.qurating.config import QualityJudgeConfig
+    from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
     from lmlab.methods.qurating.rating.pairs import PairConfig
-    from lmlab.methods.qurating.stages import JUDGMENTS, JudgeConfig, judge_documents
 
     low, _, high = tokens.partition(",")
     if not (low.strip().isdigit() and high.strip().isdigit()):
@@ -90,7 +91,9 @@ def judge(
         "price": _price(price),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    settings = validate(JudgeConfig, {"judge": judge, "mode": mode, "generations": generations, **given}, "the options")
+    settings = validate(
+        QualityJudgeConfig, {"judge": judge, "mode": mode, "generations": generations, **given}, "the options"
+    )
     documents = documents_at(corpus, text_field, id_field, domain_field)
     out.mkdir(parents=True, exist_ok=True)
     found = judge_documents(documents, Tokenizer.load(tokenizer), parse_criteria(criterion), settings, pairs, out)
@@ -111,12 +114,9 @@ def judge_report(
 ) -> None:
     """Show how sure a judge is, what the order of texts does to it, and what labels are missing where."""
     from lmlab.files import read_json
+    from lmlab.judging import Judged, components, read_judgments, summarize
     from lmlab.methods.qurating.commands.shared import print_rows
-    from lmlab.methods.qurating.judge import Judged
-    from lmlab.methods.qurating.judgments import read_judgments
-    from lmlab.methods.qurating.rating.pairs import components
     from lmlab.methods.qurating.report import judgment_sections
-    from lmlab.methods.qurating.stages import judging_figures
     from lmlab.reports import Page
 
     if (judged / "judging.json").exists():
@@ -124,7 +124,7 @@ def judge_report(
     else:
         judgments = list(read_judgments(judged))
         connected = components([each.ids or each.texts for each in judgments])
-        figures = judging_figures(Judged(judgments), generations) | {"judge": str(judged), "connected_sets": connected}
+        figures = summarize(Judged(judgments), generations) | {"judge": str(judged), "connected_sets": connected}
     rows = [
         [name, each["labels"], each["position_bias"], each["swap_consistency"]]
         for name, each in figures["criteria"].items()
@@ -163,7 +163,8 @@ def train(
     from lmlab.config import apply_overrides, validate
     from lmlab.data import Tokenizer
     from lmlab.distributed import joined
-    from lmlab.methods.qurating import RaterConfig, read_judgments, train_rater
+    from lmlab.judging import read_judgments
+    from lmlab.methods.qurating import RaterConfig, train_rater
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.methods.qurating.stages import judgments_of
 
@@ -269,7 +270,7 @@ def pipeline(
     from lmlab.commandline.options import execute
     from lmlab.config import apply_overrides
     from lmlab.files import read_yaml
-    from lmlab.methods.qurating.pipeline import pipeline_recipe
+    from lmlab.methods.qurating.commands.pipeline import pipeline_recipe
 
     execute(pipeline_recipe(apply_overrides(read_yaml(file), set or []), f"'{file}'"), out, dry_run, redo)
 

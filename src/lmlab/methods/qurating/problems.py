@@ -25,10 +25,6 @@ class DuplicateIds(UserError):
     """Two rows have one id, and would share their noise."""
 
 
-class BadJudgment(UserError):
-    """A matrix of judgments is not square, or not of probabilities of opposite events."""
-
-
 class NoConfidentPairs(UserError):
     """No judgment of a criterion is confident enough to be learned from."""
 
@@ -43,7 +39,3 @@ class TokenizerMismatch(UserError):
 
 class BadTemperature(UserError, ValueError):
     """A temperature is negative or not a number."""
-
-
-class Disconnected(UserError):
-    """Items that were never compared, even through others, have no common scale."""

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from lmlab.files import read_json
-from lmlab.methods.qurating.analysis.analyse import Analysis, AnalysisConfig, analyse
+from lmlab.methods.qurating.analysis.analyse import Analysis, analyse
 from lmlab.methods.qurating.analysis.bias import CAUTION
+from lmlab.methods.qurating.config import AnalysisConfig
 from lmlab.progress import short
 from lmlab.reports import (
     Block,
@@ -42,6 +43,7 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
             name,
             each["labels"],
             each["position_bias"],
+            each.get("position_bias_error"),
             each["swap_consistency"],
             sum(each["confidence"][5:]) / max(1, each["labels"]),
         ]
@@ -51,7 +53,7 @@ def judgment_sections(figures: dict[str, Any]) -> list[Section]:
         Facts({"Groups": f"{figures['groups']:,}", "Questions": f"{figures['questions']:,}"}),
         Paragraph(f"The judge: {figures['judge']}."),
         Table(
-            ["criterion", "labels", "position bias", "same winner in both orders", "share with |2y - 1| ≥ 0.5"],
+            ["criterion", "labels", "position bias", "±", "same winner in both orders", "share with |2y - 1| ≥ 0.5"],
             rows,
             "Judgments by criterion.",
         ),

@@ -1,104 +1,47 @@
 """Stages of recipes: `quality_judge` compares excerpts, `quality_rater` learns from the judgments, `quality_annotate`
-rates documents.
+rates documents, `quality_select` chooses among them, `quality_compare` says whether the choice helped.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import Field, PositiveInt, model_validator
+import numpy as np
 
 from lmlab.config import Config
 from lmlab.data import Document, Tokenizer, read_documents
-from lmlab.endpoints import Price
-from lmlab.errors import UserError
-from lmlab.fan_out import Backend
-from lmlab.files import write_json
-from lmlab.methods.qurating.judge import Judged, JudgePairs, Mode, make_judge
-from lmlab.methods.qurating.judgments import read_judgments, write_judgments
-from lmlab.methods.qurating.prompts import Criterion, criterion, load_wording
+from lmlab.evals import bits_per_byte, by_domain, pair_rows, ratio, read_rows
+from lmlab.files import write_json, write_jsonl
+from lmlab.judging import read_judgments
+from lmlab.methods.qurating.analysis.analyse import Analysis, analyse
+from lmlab.methods.qurating.config import (
+    AnnotateConfig,
+    CompareConfig,
+    JudgeStageConfig,
+    RaterStageConfig,
+    SelectStageConfig,
+)
 from lmlab.methods.qurating.rating.annotate import Annotation, annotate
-from lmlab.methods.qurating.rating.excerpting import group_excerpts
-from lmlab.methods.qurating.rating.pairs import PairConfig, components, make_groups
+from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
 from lmlab.methods.qurating.rating.rater import Rater
-from lmlab.methods.qurating.rating.train_rater import RaterConfig, train_rater
-from lmlab.methods.qurating.report import annotation_sections, judgment_sections, rater_sections
-from lmlab.methods.qurating.votes import order_effects, preference
-from lmlab.progress import progress, short
+from lmlab.methods.qurating.rating.train_rater import train_rater
+from lmlab.methods.qurating.report import (
+    annotation_sections,
+    comparison_sections,
+    judgment_sections,
+    rater_sections,
+    selection_sections,
+)
+from lmlab.methods.qurating.selecting.materialize import chosen_rows
+from lmlab.methods.qurating.selecting.plan import plan_selection
+from lmlab.methods.qurating.selecting.selection import Manifest, select
+from lmlab.methods.qurating.selecting.table import RatedTable, budget_of
+from lmlab.progress import short
 from lmlab.reports import Section
-from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext
-
-JUDGMENTS = "judgments.parquet"
-
-
-class JudgeConfig(Config):
-    """Who judges, and how.
-
-    Attributes:
-        judge: `offline` (a rule, for rehearsals), `exact:DIRECTORY` (a local model's exact label probabilities), or an
-            endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
-        mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
-        orders: show each pair in both orders, or in one.
-        base_url, key_env, concurrency, max_cost_usd, price: of an endpoint.
-    """
-
-    judge: str = "offline"
-    mode: Mode = "logprobs"
-    generations: PositiveInt = 20
-    orders: Literal["both", "one"] = "both"
-    base_url: str | None = None
-    key_env: str | None = None
-    concurrency: PositiveInt | None = None
-    max_cost_usd: float | None = None
-    price: Price | None = None
-
-    def endpoint_options(self) -> dict[str, Any]:
-        """Those of an endpoint that are set."""
-        names = ("base_url", "key_env", "concurrency", "max_cost_usd", "price")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-class CriterionConfig(Config):
-    """A criterion of your own: its clause, or the file that holds it. For a built-in one neither."""
-
-    clause: str | None = None
-    file: Path | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> CriterionConfig:
-        if self.clause is not None and self.file is not None:
-            raise ValueError("give either clause or file.")
-        return self
-
-    def make(self, name: str, wording: Path | None = None) -> Criterion:
-        """The criterion."""
-        try:
-            clause = self.clause if self.file is None else self.file.read_text("utf-8")
-        except FileNotFoundError:
-            raise UserError(f"The clause of '{name}' is to be in '{self.file}', which is not there.") from None
-        return criterion(name, clause, load_wording() if wording is None else load_wording(wording))
-
-
-class JudgeStageConfig(Config):
-    """Which excerpts are compared by whom.
-
-    Attributes:
-        documents: a stage that collects, or a file of documents.
-        tokenizer: a tokenizer's directory or stage, by which excerpts are measured: the rater's.
-        criteria: by name.
-        prompts: a file of prompts in place of the built-in one.
-        ratings: a stage `quality_annotate` whose ratings the design `active` goes by.
-    """
-
-    documents: Input
-    tokenizer: Input
-    criteria: dict[str, CriterionConfig] = Field(min_length=1)
-    judge: JudgeConfig = JudgeConfig()
-    pairs: PairConfig = PairConfig()
-    prompts: Path | None = None
-    ratings: Input | None = None
+from lmlab.runs import Stage, StageContext
 
 
 class QualityJudge(Stage[JudgeStageConfig]):
@@ -137,100 +80,6 @@ class QualityJudge(Stage[JudgeStageConfig]):
         return judgment_sections(results)
 
 
-def judge_documents(
-    documents: list[Document],
-    tokenizer: Tokenizer,
-    criteria: list[Criterion],
-    judge: JudgeConfig,
-    pairs: PairConfig,
-    directory: Path,
-    ratings: dict[str, float] | None = None,
-) -> dict[str, Any]:
-    """Compare excerpts of documents and write `judgments.parquet` and `judging.json` to a directory; returns the
-    latter's figures.
-    """
-    groups = make_groups(documents, pairs, ratings)
-    excerpts = [group_excerpts(group, tokenizer, pairs) for group in groups]
-    who = make_judge(
-        judge.judge, judge.mode, judge.generations, directory / "replies.sqlite", **judge.endpoint_options()
-    )
-    judging = JudgePairs(who, criteria, judge.orders == "both")
-    total = len(groups) * pairs.k * (pairs.k - 1) * len(criteria) // (1 if judge.orders == "both" else 2)
-    with progress("judge", total, "questions") as advance:
-        found = judging.run(excerpts, advance)
-    write_judgments(found.judgments, directory / JUDGMENTS)
-    figures = judging_figures(found, who.generations) | {
-        "judge": who.name,
-        "connected_sets": components([each.ids for each in found.judgments]),
-    }
-    write_json(directory / "judging.json", figures)
-    return figures
-
-
-def judging_figures(found: Judged, generations: int) -> dict[str, Any]:
-    """What there is to know of a judging: effects of order, histograms of confidence, missing labels by domain."""
-    criteria: dict[str, Any] = {}
-    for name in found.judgments[0].average if found.judgments else ():
-        matrices = [
-            preference(*judgment.votes[name], generations) for judgment in found.judgments if name in judgment.votes
-        ]
-        effects = order_effects(matrices)
-        labels = [
-            abs(2 * y - 1)
-            for judgment in found.judgments
-            for row in judgment.average[name].tolist()
-            for y in row
-            if y >= 0
-        ]
-        counts = [
-            sum(low <= size < low + 0.1 or (low > 0.85 and size == 1) for size in labels) // 2
-            for low in (number / 10 for number in range(10))
-        ]
-        bias = None if math.isnan(effects.position_bias) else effects.position_bias
-        same = None if math.isnan(effects.swap_consistency) else effects.swap_consistency
-        criteria[name] = {
-            "labels": len(labels) // 2,
-            "position_bias": bias,
-            "swap_consistency": same,
-            "confidence": counts,
-        }
-    missing = [
-        {"criterion": c, "domain": d, "reason": r, "questions": n, "of": found.asked[c, d]}
-        for (c, d, r), n in sorted(found.missing.items())
-    ]
-    return {
-        "groups": len(found.judgments),
-        "questions": sum(found.asked.values()),
-        "skipped_groups": found.skipped,
-        "identical_groups": found.identical,
-        "criteria": criteria,
-        "missing": missing,
-    }
-
-
-class RaterStageConfig(Config):
-    """What a rater learns from.
-
-    Attributes:
-        judgments: a stage `quality_judge`, or a file or folder of judgments in a published layout.
-        tokenizer: of a rater from scratch.
-        init: a language model (a directory or a stage `train` or `export`) whose body and tokenizer the rater takes
-            over.
-        rater: how it is trained.
-    """
-
-    judgments: Input
-    tokenizer: Input | None = None
-    init: Input | None = None
-    rater: RaterConfig = RaterConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> RaterStageConfig:
-        if (self.tokenizer is None) == (self.init is None):
-            raise ValueError("give either init, a model to start from, or tokenizer, for a rater from scratch.")
-        return self
-
-
 class QualityRater(Stage[RaterStageConfig]):
     """Writes rater/, a directory that transformers reads, and rater.json."""
 
@@ -258,26 +107,6 @@ class QualityRater(Stage[RaterStageConfig]):
     def report(self, config: RaterStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
         """Accuracy by confidence."""
         return rater_sections(results)
-
-
-class AnnotateConfig(Config):
-    """Which documents, by which rater.
-
-    Attributes:
-        documents: a stage that collects, or a corpus of the data layer.
-        rater: a stage `quality_rater`, or a rater's directory.
-        block: documents that are rated at once.
-        workers, backend: as in `lmlab.fan_out`.
-    """
-
-    documents: Input
-    rater: Input
-    text: str = "text"
-    id: str | None = None
-    block: PositiveInt = 1024
-    precision: str = "auto"
-    workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
-    backend: Annotated[Backend, NO_INFLUENCE] = "processes"
 
 
 class QualityAnnotate(Stage[AnnotateConfig]):
@@ -312,6 +141,114 @@ class QualityAnnotate(Stage[AnnotateConfig]):
         return annotation_sections(directory / "rows")
 
 
+class QualitySelect(Stage[SelectStageConfig]):
+    """Writes manifest.parquet, train.jsonl with the chosen documents, heldout.jsonl, plan.json and selection.json."""
+
+    config_type: ClassVar[type[Config]] = SelectStageConfig
+
+    def run(self, config: SelectStageConfig, context: StageContext) -> dict[str, Any]:
+        """Plan, choose, write."""
+        rows = rows_of(context.inputs["annotated"])
+        settings = config.selection(budget_of(config.tokens, rows), context.seed)
+        plan = plan_selection(rows, settings)
+        write_json(context.directory / "plan.json", plan.to_json())
+        manifest = select(rows, settings)
+        manifest.write(context.directory / "manifest.parquet")
+        write_json(context.directory / "selection.json", manifest.report)
+        _write_documents(rows, manifest, config, context.directory)
+        if config.documents is not None:
+            shutil.copyfile(context.inputs["documents"] / "heldout.jsonl", context.directory / "heldout.jsonl")
+        if config.report is not None:
+            analyse(rows, manifest, settings, config.report, config.text).write(context.directory)
+        keys = ("rows", "tokens", "of_rows", "of_tokens", "noise", "mean_z", "dropped")
+        return {key: manifest.report[key] for key in keys} | {"repeats": plan.repeats}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Sizes."""
+        return (
+            f"{results['rows']:,} of {results['of_rows']:,} documents, {short(results['tokens'])} of"
+            f" {short(results['of_tokens'])} tokens."
+        )
+
+    def report(self, config: SelectStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """Plan, funnel, criteria, topics, bias, extremes."""
+        return selection_sections(directory, Analysis.read(directory), context_name=directory.name)
+
+
+def _write_documents(rows: Path, manifest: Manifest, config: SelectStageConfig, directory: Path) -> None:
+    """The chosen rows as documents, in the order of the corpus."""
+    rated = RatedTable(rows)
+    known = rated.columns
+    names = [name for name in (config.id, config.text, config.domain, "group") if name and name in known]
+
+    def documents() -> Any:
+        for part, _ in chosen_rows(rated, manifest, names):
+            for row in part.to_pylist():
+                domain = row.get(config.domain or "") or "text"
+                yield {
+                    "id": str(row.get(config.id or "")),
+                    "text": row[config.text],
+                    "domain": str(domain),
+                    "group": str(row.get("group") or ""),
+                }
+
+    write_jsonl(directory / "train.jsonl", documents())
+
+
+class QualityCompare(Stage[CompareConfig]):
+    """Writes comparison.json: bits per byte of both by domain, paired by document, and whether the choice helped."""
+
+    config_type: ClassVar[type[Config]] = CompareConfig
+
+    def run(self, config: CompareConfig, context: StageContext) -> dict[str, Any]:
+        """Compare."""
+        found = {
+            name: by_domain(list(read_rows([context.inputs[name] / "documents-model.jsonl"])))
+            for name in ("chosen", "uniform")
+        }
+        domains: dict[str, Any] = {}
+        for domain, rows in found["chosen"].items():
+            pairs = list(zip(*pair_rows(rows, found["uniform"].get(domain, [])), strict=True))
+            gained = ratio(
+                [mine["bits"] - theirs["bits"] for mine, theirs in pairs], [mine["bytes"] for mine, _ in pairs]
+            )
+            each = {
+                name: bits_per_byte([pair[side] for pair in pairs]).value
+                for side, name in enumerate(("chosen", "uniform"))
+            }
+            domains[domain] = each | {
+                "difference": gained.value,
+                "error": gained.standard_error or 0.0,
+                "documents": len(pairs),
+            }
+        mean = float(np.mean([each["difference"] for each in domains.values()]))
+        error = float(np.sqrt(sum(each["error"] ** 2 for each in domains.values()))) / len(domains)
+        results = {"domains": domains, "mean_difference": mean, "error": error}
+        write_json(context.directory / "comparison.json", results)
+        return results
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """The verdict."""
+        return verdict(results)
+
+    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+        """The difference."""
+        return {"Choice against uniform": f"{results['mean_difference']:+.3f} bits a byte"}
+
+    def report(self, config: CompareConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+        """The table."""
+        return comparison_sections(results, verdict(results))
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """Whether the choice helped, in a sentence."""
+    mean, error = results["mean_difference"], results["error"]
+    figure = f"{mean:+.3f} ± {error:.3f} bits a byte, mean over domains, one seed"
+    if abs(mean) <= 2 * error:
+        return f"The choice made no difference that the held-out text can show: {figure}."
+    return f"The choice {'helped' if mean < 0 else 'hurt'}: {figure}."
+
+
 def documents_path(path: Path) -> Path:
     """The training documents of a stage that collects, or the path itself."""
     return path / "train.jsonl" if (path / "train.jsonl").exists() else path
@@ -338,8 +275,6 @@ def model_directory(path: Path) -> Path:
 
 
 def _ratings(path: Path, name: str) -> dict[str, float]:
-    from lmlab.methods.qurating.selecting.table import RatedTable
-
     found: dict[str, float] = {}
     for chunk in RatedTable(rows_of(path)).chunks(["id", f"{name}_average"]):
         ids, values = (chunk.columns[column].to_pylist() for column in ("id", f"{name}_average"))

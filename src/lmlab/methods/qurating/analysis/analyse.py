@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
 from lmlab.files import read_json, write_json, write_text
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.extremes import Extreme, extremes, markdown
+from lmlab.methods.qurating.config import AnalysisConfig
 from lmlab.methods.qurating.selecting.clusters import cluster_texts
 from lmlab.methods.qurating.selecting.selection import Manifest
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
@@ -23,22 +22,6 @@ from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_float
 _AVERAGE = "_average"
 _BINS = 41
 _TEXT_CHARACTERS = 4000
-
-
-class AnalysisConfig(Config):
-    """What the report looks into.
-
-    Attributes:
-        clusters: topics; 0 for none.
-        groups: columns whose labels the table of bias goes by.
-        examples: texts of each kind to be read.
-        max_rows: of larger corpora, so many rows are looked at.
-    """
-
-    clusters: int = Field(default=25, ge=0)
-    groups: tuple[str, ...] = ()
-    examples: int = Field(default=3, ge=0)
-    max_rows: PositiveInt = 20_000
 
 
 @dataclass

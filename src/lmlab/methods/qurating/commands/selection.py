@@ -334,7 +334,8 @@ def report(
     """Show what a choice did to domains, topics and groups of texts."""
     from lmlab.config import validate
     from lmlab.files import read_json, write_json
-    from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
+    from lmlab.methods.qurating.analysis.analyse import analyse
+    from lmlab.methods.qurating.config import AnalysisConfig
     from lmlab.methods.qurating.report import selection_page
     from lmlab.methods.qurating.selecting.plan import plan_selection
     from lmlab.methods.qurating.selecting.selection import Manifest

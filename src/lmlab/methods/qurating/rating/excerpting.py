@@ -50,6 +50,11 @@ class Excerpt:
     start: int
     length: int
 
+    @property
+    def id(self) -> str:
+        """That of the document, by which judgments name it."""
+        return self.document
+
 
 def group_length(documents: Sequence[Document], config: ExcerptConfig) -> int:
     """The length that the excerpts of a group have in common, drawn from the seed and the members' ids, in whatever

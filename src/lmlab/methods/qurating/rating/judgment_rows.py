@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from lmlab.data import Tokenizer, best_fit
 from lmlab.errors import UserError
-from lmlab.methods.qurating.judgments import Judgment
+from lmlab.judging import MISSING, Judgment
 from lmlab.methods.qurating.problems import NoConfidentPairs
-from lmlab.methods.qurating.votes import MISSING
 
 _SLACK = 1e-9
 _BINS = 10

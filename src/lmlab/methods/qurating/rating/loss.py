@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmlab.methods.qurating.votes import MISSING
+from lmlab.judging import MISSING
 
 _SLACK = 1e-9
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.methods.qurating.votes import MISSING
+from lmlab.judging import MISSING
 from lmlab.stats import calibration_error
 
 Floats = NDArray[np.float64]

@@ -71,21 +71,6 @@ def make_groups(
             return [_across(by_domain, config.k, rng) for _ in range(config.n)]
 
 
-def components(groups: Sequence[Sequence[str]]) -> int:
-    """The number of sets of items that are connected by comparisons; a common scale of all items needs one."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    names = {name: number for number, name in enumerate(sorted({name for group in groups for name in group}))}
-    edges = [(names[group[0]], names[name]) for group in groups for name in group[1:]]
-    if not edges:
-        return len(names)
-    rows, columns = np.array(edges).T
-    return int(
-        connected_components(coo_matrix((np.ones(len(rows)), (rows, columns)), (len(names),) * 2), directed=False)[0]
-    )
-
-
 def _random(documents: Sequence[Document], k: int, rng: np.random.Generator) -> Iterator[list[Document]]:
     while True:
         order = rng.permutation(len(documents))

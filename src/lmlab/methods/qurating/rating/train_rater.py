@@ -10,22 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
 from lmlab.data import Batch, Loader, Tokenizer
 from lmlab.distributed import from_main, world
 from lmlab.files import read_json, write_json
-from lmlab.methods.qurating.judgments import Judgment
+from lmlab.judging import MISSING, Judgment
+from lmlab.methods.qurating.config import RaterConfig
 from lmlab.methods.qurating.rating.judgment_rows import EncodedGroup, JudgmentRows, encode_groups
 from lmlab.methods.qurating.rating.loss import pair_loss
 from lmlab.methods.qurating.rating.metrics import pair_metrics
 from lmlab.methods.qurating.rating.rater import Rater
-from lmlab.methods.qurating.votes import MISSING
 from lmlab.models import ModelConfig, Transformer, from_pretrained
 from lmlab.train import (
     OptimizerConfig,
-    ScheduleConfig,
     StepOutput,
     Trainer,
     TrainerConfig,
@@ -35,40 +32,6 @@ from lmlab.train import (
     load_weights,
     whole_tensors,
 )
-
-
-class RaterConfig(Config):
-    """How a rater is trained; the defaults are the paper's, apart from the size.
-
-    Attributes:
-        size: shape of a model from scratch, where no trained one is given; its `vocab_size` and `num_labels` follow
-            from tokenizer and criteria.
-        max_tokens: of a text.
-        batch_pairs: pairs of a step, on average: rows hold whole groups.
-        row_tokens: of a packed row.
-        confidence: labels with |2y - 1| below it are not learned.
-        label_temperature: sigmoid(logit(y) / T) is learned.
-        criteria: learn only these.
-        validation: share of the groups that is held out, whole documents.
-        evaluations: how often the held-out groups are measured; the best checkpoint is kept.
-        trainer: further settings of the loop.
-    """
-
-    size: dict[str, Any] = Field(default={"num_layers": 2, "d_model": 128, "num_heads": 4})
-    max_tokens: PositiveInt = 512
-    batch_pairs: PositiveInt = 512
-    row_tokens: PositiveInt = 2048
-    confidence: float = Field(default=0.5, ge=0, le=1)
-    label_temperature: float = Field(default=1.0, gt=0)
-    criteria: tuple[str, ...] = ()
-    lr: float = Field(default=5e-5, gt=0)
-    epochs: float = Field(default=2.0, gt=0)
-    schedule: ScheduleConfig = ScheduleConfig(kind="linear", warmup_fraction=0.1, final_fraction=0.0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    validation: float = Field(default=0.1, ge=0, lt=1)
-    evaluations: PositiveInt = 4
-    trainer: dict[str, Any] = Field(default={})
-    seed: int = 0
 
 
 @dataclass(frozen=True)

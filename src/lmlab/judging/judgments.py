@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from lmlab.data import Reject, record_source
 from lmlab.errors import UserError
 from lmlab.files import atomic_file
-from lmlab.methods.qurating.problems import BadJudgment
-from lmlab.methods.qurating.votes import MISSING
+from lmlab.judging.votes import MISSING
 from lmlab.parsing import json_value
 
 Matrix = NDArray[np.float64]
 _SLACK = 1e-3
 _AVERAGE = "_average"
+
+
+class BadJudgment(UserError):
+    """A matrix of judgments is not square, or not of probabilities of opposite events."""
 
 
 @dataclass(frozen=True)

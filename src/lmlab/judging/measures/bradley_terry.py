@@ -4,15 +4,19 @@ Newton's method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.qurating.problems import Disconnected
 
-_STEPS = 200
+_STEPS = 200  # Newton needs about ten; the rest is for matrices close to having no maximum
+
+
+class Disconnected(UserError):
+    """Items that were never compared, even through others, have no common scale."""
 
 
 def fit_bradley_terry(wins: ArrayLike, ridge: float = 0.0, tolerance: float = 1e-12) -> NDArray[np.float64]:
@@ -65,6 +69,21 @@ def wins_of(preferences: Any, groups: Any, count: int) -> NDArray[np.float64]:
                 wins[items[j], items[i]] += labels[i][j]
                 wins[items[i], items[j]] += 1 - labels[i][j]
     return wins
+
+
+def components(groups: Sequence[Sequence[str]]) -> int:
+    """The number of sets of items that are connected by comparisons; a common scale of all items needs one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    names = {name: number for number, name in enumerate(sorted({name for group in groups for name in group}))}
+    edges = [(names[group[0]], names[name]) for group in groups for name in group[1:]]
+    if not edges:
+        return len(names)
+    rows, columns = np.array(edges).T
+    return int(
+        connected_components(coo_matrix((np.ones(len(rows)), (rows, columns)), (len(names),) * 2), directed=False)[0]
+    )
 
 
 def _check_connected(w: NDArray[np.float64]) -> None:

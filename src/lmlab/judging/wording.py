@@ -11,9 +11,6 @@ from lmlab.endpoints import ChatRequest
 from lmlab.errors import UserError
 from lmlab.files import read_yaml, sha256_json
 
-_BUILT_IN = Path(__file__).parent / "prompts" / "v1.yaml"
-DEFAULT_CRITERIA = ("writing_style", "required_expertise", "facts_and_trivia", "educational_value")
-
 
 class Wording(Config):
     """The words of a judge's prompts.
@@ -21,7 +18,7 @@ class Wording(Config):
     Attributes:
         pair, single: templates with {clause}, and {first}, {second}, {text_a}, {text_b} or {text}.
         labels: of the first and the second text.
-        criteria: the clause of each built-in criterion.
+        criteria: the clause of each criterion that the file knows.
     """
 
     version: int
@@ -33,8 +30,8 @@ class Wording(Config):
 
 
 @lru_cache
-def load_wording(path: Path = _BUILT_IN) -> Wording:
-    """Read a file of prompts; the built-in one by default."""
+def load_wording(path: Path) -> Wording:
+    """Read a file of prompts."""
     return validate(Wording, read_yaml(path), f"'{path}'")
 
 
@@ -59,33 +56,32 @@ class Criterion:
     def pair_request(self, text_a: str, text_b: str, **options: object) -> ChatRequest:
         """The question which of two texts is the better one."""
         first, second = (f"Option {label}" for label in self.wording.labels)
-        content = _fill(self.wording.pair, clause=self.clause, first=first, second=second, text_a=text_a, text_b=text_b)
+        content = fill(self.wording.pair, clause=self.clause, first=first, second=second, text_a=text_a, text_b=text_b)
         return self._request(content, options)
 
     def single_request(self, text: str, **options: object) -> ChatRequest:
         """The question for a grade of one text."""
-        return self._request(_fill(self.wording.single, clause=self.clause, text=text), options)
+        return self._request(fill(self.wording.single, clause=self.clause, text=text), options)
 
     def _request(self, content: str, options: dict[str, object]) -> ChatRequest:
         messages = ({"role": "system", "content": self.wording.system}, {"role": "user", "content": content})
         return ChatRequest(messages, **options)  # type: ignore[arg-type]
 
 
-def criterion(name: str, clause: str | None = None, wording: Wording | None = None) -> Criterion:
-    """A built-in criterion by its name, or one of your own with its clause.
+def make_criterion(name: str, clause: str | None, wording: Wording) -> Criterion:
+    """A criterion that the wording knows by its name, or one of your own with its clause.
 
     Raises:
         UserError: a name of your own without a clause, or a name that cannot be one of columns.
     """
-    words = wording or load_wording()
     if not name.replace("_", "").isalnum():
         raise UserError(f"'{name}' cannot name a criterion.", "Use letters, digits and underscores.")
-    if clause is None and name not in words.criteria:
-        raise UserError(f"The criterion '{name}' needs a clause.", f"Built in are: {', '.join(words.criteria)}.")
-    return Criterion(name, " ".join((clause or words.criteria[name]).split()), words)
+    if clause is None and name not in wording.criteria:
+        raise UserError(f"The criterion '{name}' needs a clause.", f"Built in are: {', '.join(wording.criteria)}.")
+    return Criterion(name, " ".join((clause or wording.criteria[name]).split()), wording)
 
 
-def _fill(template: str, **values: str) -> str:
+def fill(template: str, **values: str) -> str:
     """Fill a template in one pass, so that braces in texts are left as they are."""
     parts = []
     rest = template

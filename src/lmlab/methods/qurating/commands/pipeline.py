@@ -12,9 +12,8 @@ from pydantic import Field
 from lmlab.config import Config, validate
 from lmlab.data import KEEP_ALL, source_settings
 from lmlab.errors import UserError
-from lmlab.methods.qurating.analysis.analyse import AnalysisConfig
+from lmlab.methods.qurating.config import AnalysisConfig, CriterionConfig
 from lmlab.methods.qurating.rating.pairs import PairConfig
-from lmlab.methods.qurating.stages import CriterionConfig
 from lmlab.runs import Recipe
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,33 +78,3 @@ def soft_labels(votes_a: ArrayLike, votes_b: ArrayLike, generations: int) -> Flo
     p = preference(votes_a, votes_b, generations)
     both = (p + 1 - p.T) / 2
     return np.where(np.isnan(both), MISSING, both)
-
-
-@dataclass(frozen=True)
-class OrderEffects:
-    """How much the order of texts changes a judge's mind.
-
-    Attributes:
-        pairs: that were judged in both orders.
-        position_bias: mean of (p[i, j] + p[j, i] - 1) / 2: above zero for a judge that likes the second place.
-        swap_consistency: share of pairs with the same winner in both orders.
-    """
-
-    pairs: int
-    position_bias: float
-    swap_consistency: float
-
-
-def order_effects(preferences: Sequence[Any]) -> OrderEffects:
-    """The effects over matrices of `preference`."""
-    forward, backward = [], []
-    for p in preferences:
-        for i, j in zip(*np.triu_indices(len(p), 1), strict=True):
-            if np.isfinite(p[i, j]) and np.isfinite(p[j, i]):
-                forward.append(p[i, j])
-                backward.append(p[j, i])
-    if not forward:
-        return OrderEffects(0, float("nan"), float("nan"))
-    there, back = np.array(forward), np.array(backward)
-    same = np.sign(there - 0.5) == np.sign(0.5 - back)
-    return OrderEffects(len(there), float((there + back - 1).mean() / 2), float(same.mean()))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import re
 
+from lmlab.judging import JudgeOptions, Question, RuleJudge
+
 _WORD = re.compile(r"[^\W\d_]+")
 _EXPLAINING = frozenset(
     (
@@ -62,3 +64,12 @@ def utility(text: str, criterion: str) -> float:
 def prefers_second(text_a: str, text_b: str, criterion: str) -> float:
     """The probability that the second text is the better one."""
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, utility(text_b, criterion) - utility(text_a, criterion)))))
+
+
+def offline_judge(text: str = "offline", options: JudgeOptions | None = None) -> RuleJudge:
+    """The judge `offline`: the rule, for whatever criterion is asked."""
+
+    def prefers(question: Question) -> float:
+        return prefers_second(question.text_a, question.text_b, question.criterion.name)
+
+    return RuleJudge(prefers, "offline: a rule over words and signs")

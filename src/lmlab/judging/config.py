@@ -1,0 +1,54 @@
+"""Who judges, and how: the settings of a recipe's section or of a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from lmlab.config import Config
+from lmlab.endpoints import Price
+from lmlab.judging.judge import Judge
+
+Mode = Literal["logprobs", "votes"]
+
+
+class JudgeConfig(Config):
+    """Who judges, and how.
+
+    Attributes:
+        judge: the name of an entry point of the group `lmlab.judges`, and what it needs: `exact:DIRECTORY` (a local
+            model's exact label probabilities), or an endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
+        mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
+        orders: show each pair in both orders, or in one.
+        base_url, key_env, concurrency, max_cost_usd, price: of an endpoint.
+    """
+
+    judge: str
+    mode: Mode = "logprobs"
+    generations: PositiveInt = 20
+    orders: Literal["both", "one"] = "both"
+    base_url: str | None = None
+    key_env: str | None = None
+    concurrency: PositiveInt | None = None
+    max_cost_usd: float | None = None
+    price: Price | None = None
+
+    def endpoint_options(self) -> dict[str, Any]:
+        """Those of an endpoint that are set."""
+        names = ("base_url", "key_env", "concurrency", "max_cost_usd", "price")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def make(self, cache: Path | None = None) -> Judge:
+        """The judge.
+
+        Arguments:
+            cache: file of the replies of an endpoint: nothing is paid for twice.
+
+        Raises:
+            UserError: there is no such judge, or a wrong option.
+        """
+        from lmlab.judging.judges.find import make_judge
+
+        return make_judge(self.judge, self.mode, self.generations, cache, **self.endpoint_options())

@@ -1,0 +1,220 @@
+"""Settings of the method's stages: who judges which excerpts, how raters learn, what is rated, chosen and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lmlab.config import Config, validate
+from lmlab.errors import UserError
+from lmlab.fan_out import Backend
+from lmlab.judging import Criterion, JudgeConfig, load_wording
+from lmlab.methods.qurating.rating.criteria import criterion
+from lmlab.methods.qurating.rating.pairs import PairConfig
+from lmlab.methods.qurating.selecting.settings import Mode, SelectionConfig
+from lmlab.methods.qurating.selecting.token_counts import share_of
+from lmlab.runs import NO_INFLUENCE, Input
+from lmlab.train import ScheduleConfig
+
+
+class QualityJudgeConfig(JudgeConfig):
+    """Who judges, and how: by default the rule `offline`, for rehearsals."""
+
+    judge: str = "offline"
+
+
+class CriterionConfig(Config):
+    """A criterion of your own: its clause, or the file that holds it. For a built-in one neither."""
+
+    clause: str | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> CriterionConfig:
+        if self.clause is not None and self.file is not None:
+            raise ValueError("give either clause or file.")
+        return self
+
+    def make(self, name: str, wording: Path | None = None) -> Criterion:
+        """The criterion."""
+        try:
+            clause = self.clause if self.file is None else self.file.read_text("utf-8")
+        except FileNotFoundError:
+            raise UserError(f"The clause of '{name}' is to be in '{self.file}', which is not there.") from None
+        return criterion(name, clause, None if wording is None else load_wording(wording))
+
+
+class JudgeStageConfig(Config):
+    """Which excerpts are compared by whom.
+
+    Attributes:
+        documents: a stage that collects, or a file of documents.
+        tokenizer: a tokenizer's directory or stage, by which excerpts are measured: the rater's.
+        criteria: by name.
+        prompts: a file of prompts in place of the built-in one.
+        ratings: a stage `quality_annotate` whose ratings the design `active` goes by.
+    """
+
+    documents: Input
+    tokenizer: Input
+    criteria: dict[str, CriterionConfig] = Field(min_length=1)
+    judge: QualityJudgeConfig = QualityJudgeConfig()
+    pairs: PairConfig = PairConfig()
+    prompts: Path | None = None
+    ratings: Input | None = None
+
+
+class RaterConfig(Config):
+    """How a rater is trained; the defaults are the paper's, apart from the size.
+
+    Attributes:
+        size: shape of a model from scratch, where no trained one is given; its `vocab_size` and `num_labels` follow
+            from tokenizer and criteria.
+        max_tokens: of a text.
+        batch_pairs: pairs of a step, on average: rows hold whole groups.
+        row_tokens: of a packed row.
+        confidence: labels with |2y - 1| below it are not learned.
+        label_temperature: sigmoid(logit(y) / T) is learned.
+        criteria: learn only these.
+        validation: share of the groups that is held out, whole documents.
+        evaluations: how often the held-out groups are measured; the best checkpoint is kept.
+        trainer: further settings of the loop.
+    """
+
+    size: dict[str, Any] = Field(default={"num_layers": 2, "d_model": 128, "num_heads": 4})
+    max_tokens: PositiveInt = 512
+    batch_pairs: PositiveInt = 512
+    row_tokens: PositiveInt = 2048
+    confidence: float = Field(default=0.5, ge=0, le=1)
+    label_temperature: float = Field(default=1.0, gt=0)
+    criteria: tuple[str, ...] = ()
+    lr: float = Field(default=5e-5, gt=0)
+    epochs: float = Field(default=2.0, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig(kind="linear", warmup_fraction=0.1, final_fraction=0.0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    evaluations: PositiveInt = 4
+    trainer: dict[str, Any] = Field(default={})
+    seed: int = 0
+
+
+class RaterStageConfig(Config):
+    """What a rater learns from.
+
+    Attributes:
+        judgments: a stage `quality_judge`, or a file or folder of judgments in a published layout.
+        tokenizer: of a rater from scratch.
+        init: a language model (a directory or a stage `train` or `export`) whose body and tokenizer the rater takes
+            over.
+        rater: how it is trained.
+    """
+
+    judgments: Input
+    tokenizer: Input | None = None
+    init: Input | None = None
+    rater: RaterConfig = RaterConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RaterStageConfig:
+        if (self.tokenizer is None) == (self.init is None):
+            raise ValueError("give either init, a model to start from, or tokenizer, for a rater from scratch.")
+        return self
+
+
+class AnnotateConfig(Config):
+    """Which documents, by which rater.
+
+    Attributes:
+        documents: a stage that collects, or a corpus of the data layer.
+        rater: a stage `quality_rater`, or a rater's directory.
+        block: documents that are rated at once.
+        workers, backend: as in `lmlab.fan_out`.
+    """
+
+    documents: Input
+    rater: Input
+    text: str = "text"
+    id: str | None = None
+    block: PositiveInt = 1024
+    precision: str = "auto"
+    workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
+    backend: Annotated[Backend, NO_INFLUENCE] = "processes"
+
+
+class AnalysisConfig(Config):
+    """What the report looks into.
+
+    Attributes:
+        clusters: topics; 0 for none.
+        groups: columns whose labels the table of bias goes by.
+        examples: texts of each kind to be read.
+        max_rows: of larger corpora, so many rows are looked at.
+    """
+
+    clusters: int = Field(default=25, ge=0)
+    groups: tuple[str, ...] = ()
+    examples: int = Field(default=3, ge=0)
+    max_rows: PositiveInt = 20_000
+
+
+class SelectStageConfig(Config):
+    """What is chosen of annotated documents.
+
+    Attributes:
+        annotated: a stage `quality_annotate`, or an annotated corpus.
+        documents: a stage that collects, whose held-out documents go along.
+        tokens: a number, or a share of the corpus such as `30%`.
+        domain: the column of domains; None chooses from all documents at once.
+        report: what the report looks into; None for nothing beyond the funnel.
+
+    The others are those of `SelectionConfig`.
+    """
+
+    annotated: Input
+    documents: Input | None = None
+    mode: Mode
+    metric: str | None = None
+    weights: dict[str, float] = Field(default={})
+    tau: float = Field(default=2.0, allow_inf_nan=True)
+    tokens: str | float
+    domain: str | None = "domain"
+    domains: Literal["proportional"] | dict[str, float] = "proportional"
+    normalize: bool = True
+    invert: bool = False
+    seed: int | None = None
+    id: str | None = "id"
+    text: str = "text"
+    cap_duplicates: dict[str, int] = Field(default={})
+    minimum: dict[str, float] = Field(default={})
+    maximum: dict[str, float] = Field(default={})
+    drop_nonfinite: bool = True
+    skip_empty: bool = True
+    report: AnalysisConfig | None = AnalysisConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SelectStageConfig:
+        share_of(self.tokens)
+        return self
+
+    def selection(self, tokens: int, seed: int) -> SelectionConfig:
+        """The settings of the choice."""
+        own = set(SelectionConfig.model_fields) & set(type(self).model_fields)
+        values = {name: getattr(self, name) for name in own} | {
+            "tokens": tokens,
+            "seed": self.seed if self.seed is not None else seed,
+        }
+        return validate(SelectionConfig, values, "the selection")
+
+
+class CompareConfig(Config):
+    """Evaluations of models that were trained on different choices of equally many tokens.
+
+    Attributes:
+        chosen, uniform: stages `evaluate`: of the model trained on the choice, and of the one trained on documents
+            taken at random.
+    """
+
+    chosen: Input
+    uniform: Input

@@ -1,0 +1,42 @@
+"""Excerpts of documents to judgments on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmlab.data import Document, Tokenizer
+from lmlab.files import write_json
+from lmlab.judging import Criterion, JudgeConfig, JudgePairs, components, summarize, write_judgments
+from lmlab.methods.qurating.rating.excerpting import group_excerpts
+from lmlab.methods.qurating.rating.pairs import PairConfig, make_groups
+from lmlab.progress import progress
+
+JUDGMENTS = "judgments.parquet"
+
+
+def judge_documents(
+    documents: list[Document],
+    tokenizer: Tokenizer,
+    criteria: list[Criterion],
+    judge: JudgeConfig,
+    pairs: PairConfig,
+    directory: Path,
+    ratings: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Compare excerpts of documents and write `judgments.parquet` and `judging.json` to a directory; returns the
+    latter's figures.
+    """
+    groups = make_groups(documents, pairs, ratings)
+    excerpts = [group_excerpts(group, tokenizer, pairs) for group in groups]
+    who = judge.make(directory / "replies.sqlite")
+    judging = JudgePairs(who, criteria, judge.orders == "both")
+    with progress("judge", judging.num_questions(excerpts), "questions") as advance:
+        found = judging.run(excerpts, advance)
+    write_judgments(found.judgments, directory / JUDGMENTS)
+    figures = summarize(found, who.generations) | {
+        "judge": who.name,
+        "connected_sets": components([each.ids for each in found.judgments]),
+    }
+    write_json(directory / "judging.json", figures)
+    return figures
