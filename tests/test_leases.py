@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -189,12 +190,17 @@ def test_two_processes_never_hold_one_piece(
 
 
 def test_what_cannot_be_renewed_is_no_longer_held(tmp_path: Path) -> None:
-    leases = Leases(FolderStore(tmp_path / "leases"), SHORT_S)
+    """A store out of reach: another process might be told that the lease ran out."""
+    leases = Leases(SqliteStore(tmp_path / "leases", wait_s=0.01), SHORT_S)
     lease = leases.acquire("piece")
     assert lease is not None and lease.held
-    os.rename(tmp_path / "leases", tmp_path / "gone")
-    time.sleep(1.2 * SHORT_S)
-    assert not lease.held
+    with contextlib.closing(sqlite3.connect(tmp_path / "leases", isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        time.sleep(1.5 * SHORT_S)
+        assert not lease.held
+        other.execute("rollback")
+    time.sleep(SHORT_S)
+    assert lease.held and lease.release(), "nobody has taken it in between"
 
 
 def test_leases_that_are_closed_are_given_back(make: Callable[[], Store]) -> None:
