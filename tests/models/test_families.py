@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from conftest import random_model
@@ -133,12 +133,20 @@ def random_ids(config: ModelConfig, rows: int = 3) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],  # shrinking takes minutes, and says no more
+)
 @given(data=st.data())
 @torch.no_grad()
 def test_logits_equal_those_of_transformers_for_every_combination_of_features(family, data):
     config = ModelConfig(**data.draw(STRATEGIES[family]))
     model, ids = perturbed(Transformer(config).initialize(1)), random_ids(config)
+    dynamic = config.rope_scaling is not None and config.rope_scaling.type == "dynamic"
     with TemporaryDirectory() as name:
         directory = Path(name)
         assert save_pretrained(model, directory) == family
@@ -151,8 +159,14 @@ def test_logits_equal_those_of_transformers_for_every_combination_of_features(fa
         left, right = torch.arange(LENGTH) >= LENGTH - lengths, torch.arange(LENGTH) < lengths
         for mask in (left, right):
             positions = {} if family == "opt" else {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-            expected = theirs(ids * mask, attention_mask=mask.long(), **positions).logits
-            close(model(ids * mask, attention_mask_BT=mask).logits_BTV[mask], expected[mask])
+            found = model(ids * mask, attention_mask_BT=mask).logits_BTV
+            if dynamic:  # there, a row's frequencies depend on the rows beside it
+                for row in range(3):
+                    alone = load_theirs(directory)(ids[row][mask[row]][None]).logits[0]
+                    close(found[row][mask[row]], alone)
+            else:
+                expected = theirs(ids * mask, attention_mask=mask.long(), **positions).logits
+                close(found[mask], expected[mask])
 
         theirs = load_theirs(directory)  # afresh: with dynamic scaling its frequencies depend on what it has seen
         cache, past, parts = KVCache(config, 3, LENGTH), None, ([], [])
@@ -346,6 +360,6 @@ def test_published_shapes_have_the_published_number_of_parameters(name):
 
 
 def _settings(config, family):
-    from lmlab.models.formats.families import to_settings
+    from lmlab.models.formats.settings import to_settings
 
     return to_settings(config, family)

@@ -92,7 +92,7 @@ def test_an_unknown_model_type_is_a_user_error(model_type, make_model, tmp_path)
     ("changes", "message"),
     [
         ({"hidden_act": "mish"}, "hidden_act = mish"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, "rotary scaling of type longrope"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 8.0}}, "rotary scaling of type ntk"),
         ({"hidden_act": "mish", "partial_rotary_factor": 0.5}, "hidden_act = mish; partial_rotary_factor"),
         ({"hidden_size": "wide"}, "d_model"),
     ],

@@ -73,7 +73,10 @@ class ModelScorer:
 
     def score(self, windows: Sequence[Window]) -> Iterator[tuple[int, Score]]:
         """The number of each window and its score, in any order, as they come."""
-        for group in share_prefixes(windows) if self.share else without_sharing(windows):
+        scaling = self.model.config.rope_scaling
+        # where the rotation of a token depends on how long its text is, texts have no beginning in common
+        share = self.share and not (scaling is not None and scaling.depends_on_length)
+        for group in share_prefixes(windows) if share else without_sharing(windows):
             prefix = self._read_prefix(windows[group.trees[0].members[0]].ids[: group.prefix]) if group.prefix else None
             waiting = list(_batches(windows, group, self._budget(group.prefix)))[::-1]
             while waiting:

@@ -1,8 +1,7 @@
 from .cache import KVCache
-from .config import PRESETS, ModelConfig, RopeScaling
+from .config import ModelConfig, RopeScaling
 from .fingerprint import weights_fingerprint
 from .formats.convert import Conversion, convert
-from .formats.families import family_of
 from .formats.hf import (
     compare_with_transformers,
     end_token_ids,
@@ -12,6 +11,7 @@ from .formats.hf import (
     save_pretrained,
 )
 from .formats.peft import load_lora, save_lora
+from .formats.settings import family_of
 from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.generate import Completion, GrowingText, generate, stream
@@ -23,6 +23,7 @@ from .moe.layer import MoE
 from .moe.losses import RouterLosses, load_balancing_loss, router_z_loss
 from .moe.router import RouterOutput
 from .output import TransformerOutput
+from .presets import PRESETS
 from .prompt_tuning import PromptTuned
 from .soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
 from .transformer import Transformer, named_tensors

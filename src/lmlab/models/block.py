@@ -17,7 +17,8 @@ from lmlab.models.norm import make_norm
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward network, each with a norm before, on the way out, or after (`norm_position`).
+    """Attention, then a feed-forward network, each with a norm before, on the way out, both, or after
+    (`norm_position`).
 
     Arguments:
         layer: its number, from 0.
@@ -27,28 +28,42 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, experts: Experts | None = None) -> None:
         super().__init__()
         self.layer, self.norm_position = layer, config.norm_position
+        self.parallel, self.multiplier = config.parallel_residual, config.residual_multiplier
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = Attention(config, layer)
         self.ffn_norm = make_norm(config, config.d_model)
         self.ffn = MoE(config, layer, experts) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
+        both = config.norm_position == "both"
+        self.attention_out_norm = make_norm(config, config.d_model) if both else None
+        self.ffn_out_norm = make_norm(config, config.d_model) if both else None
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
         """Map the residual stream [B, T, D] to the next layer's; also give what a router decided."""
-        x_BTD = context.tap(self.layer, "input", x_BTD)
-        read_BTD = context.tap(self.layer, "attention.input", self.norm_if("pre", self.attention_norm, x_BTD))
-        written_BTD = self.norm_if("reordered", self.attention_norm, self.attention(read_BTD, context))
+        x_BTD = entered_BTD = context.tap(self.layer, "input", x_BTD)
+        read_BTD = context.tap(self.layer, "attention.input", self.read(self.attention_norm, x_BTD))
+        written_BTD = self.attention(read_BTD, context)
+        written_BTD = self.written(written_BTD, self.attention_norm, self.attention_out_norm)
         x_BTD = x_BTD + context.tap(self.layer, "attention.output", written_BTD)
         x_BTD = context.tap(self.layer, "middle", self.norm_if("post", self.attention_norm, x_BTD))
 
-        read_BTD = context.tap(self.layer, "ffn.input", self.norm_if("pre", self.ffn_norm, x_BTD))
-        written_BTD, routed = self.feed_forward(read_BTD, context)
-        written_BTD = self.norm_if("reordered", self.ffn_norm, written_BTD)
+        read_BTD = self.read(self.ffn_norm, entered_BTD if self.parallel else x_BTD)
+        written_BTD, routed = self.feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
+        written_BTD = self.written(written_BTD, self.ffn_norm, self.ffn_out_norm)
         x_BTD = x_BTD + context.tap(self.layer, "ffn.output", written_BTD)
         return context.tap(self.layer, "output", self.norm_if("post", self.ffn_norm, x_BTD)), routed
 
     def norm_if(self, position: NormPosition, norm: nn.Module, x_BTD: Tensor) -> Tensor:
         """The normalised x if norms stand at this position, else x."""
         return norm(x_BTD) if self.norm_position == position else x_BTD
+
+    def read(self, norm: nn.Module, x_BTD: Tensor) -> Tensor:
+        """What a sub-layer reads of the residual stream."""
+        return norm(x_BTD) if self.norm_position in ("pre", "both") else x_BTD
+
+    def written(self, x_BTD: Tensor, norm: nn.Module, out_norm: nn.Module | None) -> Tensor:
+        """What a sub-layer adds to the residual stream, given what its last matrix makes."""
+        x_BTD = self.norm_if("reordered", norm, x_BTD) if out_norm is None else out_norm(x_BTD)
+        return x_BTD if self.multiplier == 1 else x_BTD * self.multiplier
 
     def feed_forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
         """What the feed-forward network makes of what it reads, before a norm on the way out; and what a router

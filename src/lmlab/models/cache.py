@@ -124,7 +124,32 @@ class KVCache:
         """What the newest tokens see of this cache's own slots."""
         if self._valid_BS is None:
             return Visibility(num_new, self.length)
-        return Visibility(num_new, self.length, mask_BTS=padding_mask(self._valid_BS[:, : self.length], num_new))
+        valid_BS = self._valid_BS[:, : self.length]
+        return Visibility(
+            num_new, self.length, mask_BTS=padding_mask(valid_BS, num_new), key_positions_BS=self.places()
+        )
+
+    def places(self) -> Tensor:
+        """Where the token of each slot in use stands in this cache's part of its text, [B or 1, length]."""
+        return self._counts() - 1
+
+    def seen_by(self, positions_BT: Tensor | None, window: int | None) -> Tensor | None:
+        """Which slots of this cache, a shared prefix, tokens that continue it see, [B or P, T or 1, length]; None for
+        all.
+
+        Arguments:
+            positions_BT: of those tokens.
+            window: how many keys they see at most, their own included.
+        """
+        valid_BS = self.valid()
+        seen = None if valid_BS is None else valid_BS[:, None]
+        if window is None:
+            return seen
+        assert positions_BT is not None
+        places_BS = self.places()
+        places_BS = places_BS.repeat_interleave(max(1, len(positions_BT) // len(places_BS)), 0)
+        near = places_BS[:, None] > positions_BT[:, :, None] - window
+        return near if seen is None else near & seen.repeat_interleave(max(1, len(near) // len(seen)), 0)
 
     def valid(self) -> Tensor | None:
         """Which slots in use hold real tokens, [B, length]; None if all do."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from lmlab.config import Config
 from lmlab.errors import did_you_mean
 from lmlab.models.moe.config import MoEConfig
+from lmlab.models.presets import PRESETS
 
-NormPosition = Literal["pre", "post", "reordered"]
+Width = Annotated[int, Field(gt=0, le=2**20)]
+"""Of a layer: sizes beyond these are mistakes, and would take all memory before anything else is looked at."""
+_Layers = Annotated[int, Field(gt=0, le=4096)]
+_Heads = Annotated[int, Field(gt=0, le=2**14)]
+_Vocabulary = Annotated[int, Field(gt=0, le=2**26)]
+_Length = Annotated[int, Field(gt=0, le=2**31)]
+_Fraction = Annotated[float, Field(gt=0, le=1)]
+_MOST_PARAMETERS = 10**14
+_MOST_EXPERTS = 2**18  # over all layers
+
+NormPosition = Literal["pre", "post", "reordered", "both"]
 
 
 class RopeScaling(Config):
@@ -21,25 +32,34 @@ class RopeScaling(Config):
     - `yarn`: low frequencies are divided by `factor`, high ones kept, a ramp between; attention is sharpened (Peng et
       al. 2023).
     - `llama3`: the same idea with bounds in wavelengths (Llama 3.1).
+    - `longrope`: each frequency is divided by a number of its own, one list for texts up to `original_max_seq_len` and
+      one for longer ones (Ding et al. 2024).
+
+    `dynamic` and `longrope` depend on the length of a text: on that of its own row or packed document, whatever stands
+    beside it.
 
     Attributes:
         original_max_seq_len: the length of pretraining.
+        short_factor, long_factor: longrope: the divisors, one for each pair of rotated dimensions.
         beta_fast, beta_slow: YaRN: rotations over the original length above which a frequency is kept, and below which
             it is divided.
-        attention_factor: YaRN: what cosines and sines are multiplied by; 0.1 ln(factor) + 1 by default.
+        attention_factor: YaRN and longrope: what cosines and sines are multiplied by; by default 0.1 ln(factor) + 1,
+            and sqrt(1 + ln(factor) / ln(original_max_seq_len)).
         truncate: YaRN: round the ends of the ramp to whole dimensions.
         low_freq_factor, high_freq_factor: llama3: the original length over these gives the bounds of the ramp.
     """
 
-    type: Literal["linear", "dynamic", "yarn", "llama3"]
+    type: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
     factor: PositiveFloat
-    original_max_seq_len: PositiveInt | None = None
+    original_max_seq_len: _Length | None = None
     beta_fast: PositiveFloat = 32.0
     beta_slow: PositiveFloat = 1.0
     attention_factor: NonNegativeFloat | None = None
     truncate: bool = True
     low_freq_factor: PositiveFloat = 1.0
     high_freq_factor: PositiveFloat = 4.0
+    short_factor: tuple[PositiveFloat, ...] | None = None
+    long_factor: tuple[PositiveFloat, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> RopeScaling:
@@ -47,7 +67,18 @@ class RopeScaling(Config):
             raise ValueError(f"rope_scaling of type {self.type} needs original_max_seq_len.")
         if self.type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError("rope_scaling of type llama3 needs low_freq_factor < high_freq_factor.")
+        if (self.type == "longrope") != (self.short_factor is not None) or (self.short_factor is None) != (
+            self.long_factor is None
+        ):
+            raise ValueError(
+                "short_factor and long_factor go together, with rope_scaling of type longrope and no other."
+            )
         return self
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the rotation of a token depends on how long its text is."""
+        return self.type in ("dynamic", "longrope")
 
 
 class ModelConfig(Config):
@@ -62,9 +93,23 @@ class ModelConfig(Config):
         vocab_multiple: rows of the embedding and the head are rounded up to a multiple of this; the added ones never
             get probability.
         norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x))
-            (OLMo 2).
+            (OLMo 2); `both`: x + norm(f(norm(x))), with a norm of its own each time (Gemma 2).
         norm_weight: norms scale what they normalise; without, LayerNorm is non-parametric (OLMo 1).
+        norm_offset: norms multiply by 1 + weight (Gemma).
         qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
+        rotary_layers: for each layer whether it rotates queries and keys (SmolLM3 does not in every fourth); by default
+            all do.
+        partial_rotary_factor: the part of each head that is rotated.
+        attention: the kind of every layer, or one for each: `full`, or `sliding`, where a token sees itself and the
+            `sliding_window` - 1 tokens before it.
+        sliding_rope_theta: base of the rotary frequencies of sliding layers, which are not scaled then (Gemma 3, OLMo
+            3); by default they are those of all layers.
+        attention_scale: what scores are multiplied by, 1 / sqrt(head_dim) by default.
+        attention_soft_cap, logit_soft_cap: c: scores, or logits, x become c tanh(x / c) (Gemma 2).
+        clip_qkv: queries, keys and values are cut to this absolute value, after a norm over the full projection.
+        parallel_residual: x + attention(norm(x)) + ffn(norm'(x)) (GPT-NeoX).
+        embedding_scale, residual_multiplier, logit_scale: factors of what the table of tokens gives, of what each
+            sub-layer adds, and of the final hidden states of a language model (Gemma, Granite).
         causal: a token sees itself and those before it; without, all tokens of its text.
         token_types: rows of a table that is added by the type of each token, as BERT tells two texts apart; 0 for none.
         embedding_norm: normalise the sum of all embeddings before the first layer (BERT).
@@ -81,31 +126,41 @@ class ModelConfig(Config):
             num_layers) (`depth_scaled`, Radford et al. 2019, section 2.3), or `zero`.
     """
 
-    vocab_size: PositiveInt
-    vocab_multiple: PositiveInt = 1
-    num_layers: PositiveInt
-    d_model: PositiveInt
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt
-    head_dim: PositiveInt
-    d_ff: PositiveInt
-    max_seq_len: PositiveInt = 2048
+    vocab_size: _Vocabulary
+    vocab_multiple: Width = 1
+    num_layers: _Layers
+    d_model: Width
+    num_heads: _Heads
+    num_kv_heads: _Heads
+    head_dim: _Heads
+    d_ff: Width
+    max_seq_len: _Length = 2048
     norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
     norm_position: NormPosition = "pre"
     norm_eps: PositiveFloat = 1e-5
     norm_bias: bool = False
     norm_weight: bool = True
+    norm_offset: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
     positions: Literal["rotary", "learned", "none"] = "rotary"
-    position_offset: NonNegativeInt = 0
+    position_offset: int = Field(default=0, ge=0, le=2**20)
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: RopeScaling | None = None
+    rotary_layers: tuple[bool, ...] | None = None
+    partial_rotary_factor: _Fraction = 1.0
     causal: bool = True
-    token_types: NonNegativeInt = 0
+    token_types: int = Field(default=0, ge=0, le=2**20)
     embedding_norm: bool = False
     lm_head: bool = True
     pooler: bool = False
     activation: Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu"] = "silu"
+    attention: Literal["full", "sliding"] | tuple[Literal["full", "sliding"], ...] = "full"
+    sliding_window: _Length | None = None
+    sliding_rope_theta: PositiveFloat | None = None
+    attention_scale: PositiveFloat | None = None
+    attention_soft_cap: PositiveFloat | None = None
+    clip_qkv: PositiveFloat | None = None
+    parallel_residual: bool = False
     gated: bool = True
     ffn: Literal["dense", "moe"] | tuple[Literal["dense", "moe"], ...] = "dense"
     moe: MoEConfig | None = None
@@ -113,7 +168,11 @@ class ModelConfig(Config):
     attention_output_bias: bool = False
     ffn_bias: bool = False
     tie_embeddings: bool = True
-    num_labels: PositiveInt | None = None
+    embedding_scale: PositiveFloat = 1.0
+    residual_multiplier: PositiveFloat = 1.0
+    logit_scale: PositiveFloat = 1.0
+    logit_soft_cap: PositiveFloat | None = None
+    num_labels: Width | None = None
     init: Literal["normal", "truncated_normal", "mitchell"] = "normal"
     output_init: Literal["same", "depth_scaled", "zero"] = "depth_scaled"
     init_std: PositiveFloat = Field(default=0.02, le=1.0)
@@ -149,21 +208,72 @@ class ModelConfig(Config):
     def _check(self) -> ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}.")
-        if self.positions == "rotary" and self.head_dim % 2:
-            raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}.")
-        if self.positions != "rotary" and self.rope_scaling is not None:
-            raise ValueError(f"rope_scaling needs rotary positions, not {self.positions}.")
+        self._check_rotary()
+        self._check_attention()
         if self.norm == "none" and (self.norm_bias or self.qk_norm != "none"):
             raise ValueError("norm: none has no bias and no qk_norm.")
         if self.norm == "rmsnorm" and self.norm_bias:
             raise ValueError("rmsnorm has no bias; set norm_bias to false, or norm to layernorm.")
         if not self.norm_weight and (self.norm != "layernorm" or self.norm_bias):
             raise ValueError("norm_weight: false needs norm: layernorm and norm_bias: false.")
+        if self.norm_offset and self.norm != "rmsnorm":
+            raise ValueError("norm_offset needs norm: rmsnorm.")
+        if self.parallel_residual and self.norm_position != "pre":
+            raise ValueError(f"parallel_residual needs norm_position pre, not {self.norm_position}.")
         if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
             raise ValueError(f"ffn lists {len(self.ffn)} kinds for {self.num_layers} layers.")
         if "moe" in self.ffn_kinds and (self.moe is None or not self.gated or self.ffn_bias):
             raise ValueError("ffn: moe needs the section moe, gated: true and ffn_bias: false.")
+        if self.moe is not None and self.num_layers * self.moe.num_experts > _MOST_EXPERTS:
+            raise ValueError(f"{self.num_layers} layers of {self.moe.num_experts} experts are too many to build.")
+        if (count := self.num_parameters()) > _MOST_PARAMETERS:
+            raise ValueError(f"the model would have {count:.1e} parameters, more than any machine holds.")
         return self
+
+    def _check_rotary(self) -> None:
+        scaling = self.rope_scaling
+        if self.positions != "rotary":
+            for name in ("rope_scaling", "rotary_layers", "sliding_rope_theta"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs rotary positions, not {self.positions}.")
+            if self.partial_rotary_factor != 1:
+                raise ValueError(f"partial_rotary_factor needs rotary positions, not {self.positions}.")
+            return
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            part = (
+                "" if self.partial_rotary_factor == 1 else f" times partial_rotary_factor {self.partial_rotary_factor}"
+            )
+            raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}{part}.")
+        if self.rotary_layers is not None and len(self.rotary_layers) != self.num_layers:
+            raise ValueError(f"rotary_layers has {len(self.rotary_layers)} entries for {self.num_layers} layers.")
+        if scaling is not None and scaling.type == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_scaling of type yarn needs rope_theta above 1, got {self.rope_theta}.")
+        if scaling is not None and scaling.type == "dynamic" and self.rotary_dim < 4:
+            raise ValueError("rope_scaling of type dynamic needs more than one pair of rotated dimensions.")
+        if scaling is not None and scaling.short_factor is not None and scaling.long_factor is not None:
+            pairs = self.rotary_dim // 2
+            for name, given in (("short_factor", scaling.short_factor), ("long_factor", scaling.long_factor)):
+                if len(given) != pairs:
+                    raise ValueError(f"rope_scaling: {name} has {len(given)} numbers for {pairs} pairs of dimensions.")
+
+    def _check_attention(self) -> None:
+        if isinstance(self.attention, tuple) and len(self.attention) != self.num_layers:
+            raise ValueError(f"attention lists {len(self.attention)} kinds for {self.num_layers} layers.")
+        if "sliding" in self.attention_kinds:
+            if self.sliding_window is None:
+                raise ValueError("attention: sliding needs sliding_window.")
+            if not self.causal:
+                raise ValueError("attention: sliding needs causal: true.")
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def attention_kinds(self) -> tuple[Literal["full", "sliding"], ...]:
+        """The kind of each layer's attention."""
+        return self.attention if isinstance(self.attention, tuple) else (self.attention,) * self.num_layers
 
     @property
     def ffn_kinds(self) -> tuple[Literal["dense", "moe"], ...]:
@@ -185,7 +295,10 @@ class ModelConfig(Config):
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         norm = d * (self.norm_weight + self.norm_bias) if self.norm != "none" else 0
         layer = (
-            2 * norm + self._attention_matrices + (attention + 2 * kv) * self.qkv_bias + d * self.attention_output_bias
+            (4 if self.norm_position == "both" else 2) * norm
+            + self._attention_matrices
+            + (attention + 2 * kv) * self.qkv_bias
+            + d * self.attention_output_bias
         )
         layer += {"none": 0, "head": 2 * self.head_dim, "full": attention + kv}[self.qk_norm] * (
             self.norm_weight + self.norm_bias
@@ -225,8 +338,12 @@ class ModelConfig(Config):
         """
         matrices = sum(self._attention_matrices + self._ffn_matrices(kind, active=True) for kind in self.ffn_kinds)
         matrices += self.d_model * (self.num_labels or self.padded_vocab_size * self.lm_head)
-        keys = seq_len / 2 if self.causal else seq_len
-        forward = 2 * matrices + 4 * self.num_layers * self.num_heads * self.head_dim * keys
+        window = min(seq_len, self.sliding_window or seq_len)
+        seen = {
+            "full": seq_len / 2 if self.causal else seq_len,
+            "sliding": window - window**2 / (2 * seq_len),
+        }  # keys of a query, on average
+        forward = 2 * matrices + 4 * self.num_heads * self.head_dim * sum(seen[kind] for kind in self.attention_kinds)
         return float(forward * (3 if backward else 1))
 
     @property
@@ -243,117 +360,7 @@ class ModelConfig(Config):
         return 3 * self.d_model * self.moe.expert_hidden_size * count if self.moe is not None else 0
 
 
-_LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "silu", "gated": True}
-_GPT = {
-    "norm": "layernorm",
-    "norm_bias": True,
-    "positions": "learned",
-    "gated": False,
-    "qkv_bias": True,
-    "attention_output_bias": True,
-    "ffn_bias": True,
-    "num_layers": 12,
-    "d_model": 768,
-    "num_heads": 12,
-    "d_ff": 3072,
-}
-
-_OLMOE = {
-    **_LLAMA,
-    "vocab_size": 50_304,
-    "num_layers": 16,
-    "d_model": 2048,
-    "num_heads": 16,
-    "max_seq_len": 4096,
-    "qk_norm": "full",
-    "tie_embeddings": False,
-    "init": "truncated_normal",
-    "output_init": "same",
-}
-_OLMOE_TINY = {**_OLMOE, "vocab_size": 264, "num_layers": 4, "d_model": 128, "num_heads": 4, "max_seq_len": 512}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "gpt2": {**_GPT, "vocab_size": 50_257, "max_seq_len": 1024, "activation": "gelu_tanh"},
-    "opt-125m": {**_GPT, "vocab_size": 50_272, "max_seq_len": 2048, "position_offset": 2, "activation": "relu"},
-    "SmolLM2-135M": {
-        **_LLAMA,
-        "vocab_size": 49_152,
-        "num_layers": 30,
-        "d_model": 576,
-        "num_heads": 9,
-        "num_kv_heads": 3,
-        "d_ff": 1536,
-        "max_seq_len": 8192,
-        "rope_theta": 100_000.0,
-    },
-    "Llama-3.2-1B": {
-        **_LLAMA,
-        "vocab_size": 128_256,
-        "num_layers": 16,
-        "d_model": 2048,
-        "num_heads": 32,
-        "num_kv_heads": 8,
-        "head_dim": 64,
-        "d_ff": 8192,
-        "max_seq_len": 131_072,
-        "rope_theta": 500_000.0,
-        "rope_scaling": {
-            "type": "llama3",
-            "factor": 32.0,
-            "original_max_seq_len": 8192,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-        },
-    },
-    "Qwen3-0.6B": {
-        **_LLAMA,
-        "vocab_size": 151_936,
-        "num_layers": 28,
-        "d_model": 1024,
-        "num_heads": 16,
-        "num_kv_heads": 8,
-        "head_dim": 128,
-        "d_ff": 3072,
-        "max_seq_len": 40_960,
-        "rope_theta": 1_000_000.0,
-        "norm_eps": 1e-6,
-        "qk_norm": "head",
-    },
-    "OLMo-2-1B": {
-        **_LLAMA,
-        "vocab_size": 100_352,
-        "num_layers": 16,
-        "d_model": 2048,
-        "num_heads": 16,
-        "d_ff": 8192,
-        "max_seq_len": 4096,
-        "rope_theta": 500_000.0,
-        "norm_eps": 1e-6,
-        "norm_position": "reordered",
-        "qk_norm": "full",
-        "tie_embeddings": False,
-    },
-    "OLMoE-1B-7B": {
-        **_OLMOE,
-        "ffn": "moe",
-        "moe": {
-            "num_experts": 64,
-            "top_k": 8,
-            "expert_hidden_size": 1024,
-            "load_balancing_loss": {"coef": 0.01, "granularity": "micro_batch", "convention": "olmoe"},
-            "router_z_loss": {"coef": 0.001, "divide_by_top_k": True},
-        },
-    },
-    "OLMo-1B-dense-twin": {**_OLMOE, "d_ff": 8192},
-    "OLMoE-tiny": {**_OLMOE_TINY, "ffn": "moe", "moe": {"num_experts": 16, "top_k": 4, "expert_hidden_size": 64}},
-    "OLMoE-tiny-dense-twin": {**_OLMOE_TINY, "d_ff": 256},
-}
-"""Published shapes, by the names of their checkpoints; a dense twin has the active width of its sparse model.
-Those called tiny read bytes.
-"""
-
-
 def _preset(name: Any) -> dict[str, Any]:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"there is no preset '{name}'. {did_you_mean(str(name), PRESETS)}")
     return PRESETS[name]

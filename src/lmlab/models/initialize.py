@@ -20,7 +20,7 @@ def draw(name: str, parameter: Tensor, config: ModelConfig, generator: torch.Gen
     The numbers are drawn on the CPU, so that they are the same on every device.
     """
     if parameter.dim() < 2:
-        parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        parameter.fill_(1.0 if name.endswith("norm.weight") and not config.norm_offset else 0.0)
         return
     std = _standard_deviation(name, parameter, config)
     if std == 0:

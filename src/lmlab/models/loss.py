@@ -12,9 +12,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lmlab.gemm import linear, mm
 from lmlab.models.dtypes import sum_dtype
+from lmlab.models.soft_cap import cap
 from lmlab.models.tied_embedding import SharedGradient
 
 IGNORE = -100
+
 _BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache
 _SMALLEST_BLOCK = 512
 
@@ -50,6 +52,7 @@ def fused_cross_entropy(
     vocab_size: int | None = None,
     block_size: int | None = None,
     shared: SharedGradient | None = None,
+    soft_cap: float | None = None,
 ) -> TokenLoss:
     """Cross-entropy of `labels` under softmax(hidden @ weight.T), gradients included, without the full logits.
 
@@ -65,6 +68,7 @@ def fused_cross_entropy(
         block_size: tokens a block; by default about 1 Mi logits, and not so few that the sums of gradients cost more
             than the products.
         shared: leave the gradient of the matrix there, for the lookup that the matrix also serves (`tied_embedding`).
+        soft_cap: c, where logits x become c tanh(x / c).
     """
     flat_labels = labels.reshape(-1)
     total, z_total, tokens = _FusedCrossEntropy.apply(
@@ -75,6 +79,7 @@ def fused_cross_entropy(
         vocab_size,
         block_size or _block_size(weight_VD),
         shared,
+        soft_cap,
     )
     return TokenLoss(total, (flat_labels != IGNORE).sum(), z_total, tokens.view(labels.shape))
 
@@ -101,20 +106,26 @@ class TokenScores:
 
 @torch.no_grad()
 def score_targets(
-    hidden_BTD: Tensor, weight_VD: Tensor, targets: Targets, *, block_size: int | None = None
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    targets: Targets,
+    *,
+    block_size: int | None = None,
+    soft_cap: float | None = None,
 ) -> TokenScores:
     """Probabilities of chosen tokens after chosen positions, a block of them at a time; no gradients.
 
     Arguments:
         hidden_BTD: final hidden states.
         weight_VD: the output matrix without rows that only pad the vocabulary.
+        soft_cap: c, where logits x become c tanh(x / c).
     """
     hidden_ND = hidden_BTD[targets.row_N, targets.position_N]
     weight = weight_VD.to(hidden_ND.dtype)
     log_probs, greedy = [], []
     block = block_size or _block_size(weight)
     for h, label in zip(hidden_ND.split(block), targets.label_N.split(block), strict=True):
-        logits = linear(h, weight).to(sum_dtype(h))
+        logits = cap(linear(h, weight).to(sum_dtype(h)), soft_cap)
         found = logits.gather(1, label[:, None]).squeeze(1)
         log_probs.append(found - logits.logsumexp(-1))
         greedy.append(found >= logits.amax(-1))
@@ -125,7 +136,13 @@ def score_targets(
 
 
 def token_log_probs(
-    hidden: Tensor, weight_VD: Tensor, labels: Tensor, *, vocab_size: int | None = None, block_size: int | None = None
+    hidden: Tensor,
+    weight_VD: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Natural-log probabilities of each label, shaped as `labels`, with gradients; ignored labels give 0.
 
@@ -135,7 +152,7 @@ def token_log_probs(
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     return _TokenLogProbs.apply(
-        flat, weight_VD, labels.reshape(-1), vocab_size, block_size or _block_size(weight_VD)
+        flat, weight_VD, labels.reshape(-1), vocab_size, block_size or _block_size(weight_VD), soft_cap
     ).view(labels.shape)
 
 
@@ -155,6 +172,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         vocab_size: int | None,
         block: int,
         shared: SharedGradient | None,
+        soft_cap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         weight = weight_VD.to(hidden_TD.dtype)
@@ -168,6 +186,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
             keep_T1 = (y != IGNORE)[:, None]
             target = y.clamp(min=0)[:, None]
             logits = mm(h, weight.t())
+            slopes = None
+            if soft_cap is not None:
+                logits = cap(logits.to(wide), soft_cap)
+                slopes = 1 - (logits / soft_cap).square()  # of c tanh(x / c)
             if vocab_size is not None and vocab_size < logits.shape[1]:
                 logits[:, vocab_size:] = float("-inf")
             with_gradient = needs_hidden or needs_weight
@@ -177,6 +199,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
             total += losses_T1.sum()
             if z_loss:
                 z_total += (log_z_T1.square() * keep_T1).sum() * z_loss
+            if slopes is not None:
+                grad_logits = grad_logits.mul_(slopes)
+            grad_logits = grad_logits.to(h.dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + block] = mm(grad_logits, weight)
             if needs_weight:
@@ -195,7 +220,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ctx.gradients = None  # type: ignore[attr-defined]
         if ctx.shared is not None:  # type: ignore[attr-defined]
             ctx.shared.of_head, grad_weight = grad_weight, None  # type: ignore[attr-defined]
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 _Loss = tuple[Tensor, Tensor, Tensor]  # losses and log-denominators in fp32 at least, [T, 1], and d loss / d logits
@@ -235,18 +260,24 @@ def _loss_on_gpu(logits: Tensor, target: Tensor, keep_T1: Tensor, z_loss: float,
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, vocab_size: int | None, block: int
+        ctx: FunctionCtx,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        labels_T: Tensor,
+        vocab_size: int | None,
+        block: int,
+        soft_cap: float | None,
     ) -> Tensor:
         weight = weight_VD[:vocab_size].to(hidden_TD.dtype)
         wide = sum_dtype(hidden_TD)
         log_z_T, log_probs_T = (hidden_TD.new_empty(len(labels_T), dtype=wide) for _ in range(2))
         for start in range(0, len(labels_T), block):
             part = slice(start, start + block)
-            logits = mm(hidden_TD[part], weight.t()).to(wide)
+            logits = cap(mm(hidden_TD[part], weight.t()).to(wide), soft_cap)
             log_z_T[part] = logits.logsumexp(-1)
             log_probs_T[part] = logits.gather(1, labels_T[part].clamp(min=0)[:, None]).squeeze(1) - log_z_T[part]
         ctx.save_for_backward(hidden_TD, weight_VD, labels_T, log_z_T)
-        ctx.vocab_size, ctx.block = vocab_size, block  # type: ignore[attr-defined]
+        ctx.vocab_size, ctx.block, ctx.soft_cap = vocab_size, block, soft_cap  # type: ignore[attr-defined]
         return log_probs_T.masked_fill_(labels_T == IGNORE, 0.0)
 
     @staticmethod
@@ -262,10 +293,13 @@ class _TokenLogProbs(torch.autograd.Function):
             part = slice(start, start + ctx.block)  # type: ignore[attr-defined]
             h, g = hidden_TD[part], grad_T[part, None]
             # d log p[target] / d logit = 1[target] - p
-            grad_logits = mm(h, weight.t()).to(log_z_T.dtype).sub_(log_z_T[part, None]).exp_().mul_(-g)
-            grad_logits = grad_logits.scatter_add_(1, labels_T[part].clamp(min=0)[:, None], g).to(h.dtype)
+            logits = cap(mm(h, weight.t()).to(log_z_T.dtype), ctx.soft_cap)  # type: ignore[attr-defined]
+            slopes = None if ctx.soft_cap is None else 1 - (logits / ctx.soft_cap).square()  # type: ignore[attr-defined]
+            grad_logits = logits.sub_(log_z_T[part, None]).exp_().mul_(-g)
+            grad_logits = grad_logits.scatter_add_(1, labels_T[part].clamp(min=0)[:, None], g)
+            grad_logits = (grad_logits if slopes is None else grad_logits.mul_(slopes)).to(h.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = mm(grad_logits, weight)
             if grad_weight is not None:
                 grad_weight[: len(weight)] += mm(grad_logits.t(), h)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

@@ -20,19 +20,38 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-        if not torch.is_grad_enabled():
-            normalised, _ = _normalise(x, self.eps)
-            return normalised.mul_(self.weight.to(x.dtype))
-        out: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
-        return out
+        return _rms_norm(x, self.weight, self.eps)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """The same, times 1 + weight (Gemma); the product too is computed in fp32 at least."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        wide = sum_dtype(x)
+        return _rms_norm(x.to(wide), 1 + self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    if not torch.is_grad_enabled():
+        normalised, _ = _normalise(x, eps)
+        return normalised.mul_(weight.to(x.dtype))
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    return out
+
+
+def norm_factor(norm: nn.Module) -> Tensor:
+    """What a norm multiplies what it has normalised by."""
+    assert isinstance(norm.weight, Tensor)
+    return 1 + norm.weight if isinstance(norm, OffsetRMSNorm) else norm.weight
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The configuration's normalisation over the last dimension of size `width`."""
     if config.norm == "rmsnorm":
-        return RMSNorm(width, eps=config.norm_eps)
+        return (OffsetRMSNorm if config.norm_offset else RMSNorm)(width, eps=config.norm_eps)
     if config.norm == "none":
         return nn.Identity()
     return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias)

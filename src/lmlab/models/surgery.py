@@ -15,6 +15,7 @@ from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.router import RouterOutput
+from lmlab.models.norm import norm_factor
 from lmlab.models.parts import part
 
 
@@ -60,8 +61,7 @@ def write_heads(block: Block, heads_BTNH: Tensor, bias: bool = False) -> Tensor:
     out_BTND = block.attention.head_outputs(heads_BTNH)
     if block.norm_position == "reordered":
         # of the norm only its weight acts on each head alone; the scale depends on their sum
-        assert isinstance(block.attention_norm.weight, Tensor)
-        return out_BTND * block.attention_norm.weight.to(out_BTND.dtype)
+        return out_BTND * norm_factor(block.attention_norm).to(out_BTND.dtype)
     if bias and block.attention.output.bias is not None:
         return out_BTND + block.attention.output.bias / out_BTND.shape[2]
     return out_BTND

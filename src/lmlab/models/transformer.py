@@ -37,6 +37,7 @@ from lmlab.models.moe.router import RouterOutput
 from lmlab.models.norm import make_norm
 from lmlab.models.output import TransformerOutput, at_first_real, at_last_real, at_positions
 from lmlab.models.parts import part
+from lmlab.models.soft_cap import cap
 from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.taps import Taps
 from lmlab.models.tied_embedding import SharedGradient, embed_tied
@@ -53,6 +54,8 @@ class Transformer(nn.Module):
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
         recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed
             again there (Chen et al. 2016): 1 for all of them, 0 for none.
+        read_as: the family (`model_type`) of the directory it was read from, in whose form it and its adapters are
+            written again.
         router_accounts: the losses of routers, and what they need to know of the step so far.
     """
 
@@ -61,6 +64,7 @@ class Transformer(nn.Module):
         self.config = config
         self.attention_backend: Backend = "auto"
         self.recompute_blocks = 0
+        self.read_as: str | None = None
         self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
         self.position_embedding = None
         if config.positions == "learned":
@@ -193,7 +197,8 @@ class Transformer(nn.Module):
             _check_before_text(cache, visible_BTS)
             tokens, text = soft_prompt.before(tokens)
         visibility, position_ids_BT = self._look_around(tokens, visible_BTS, cache)
-        context = self._context(tokens.x_BTD, visibility, position_ids_BT, cache, taps)
+        starts_BT = None if tokens.document_ids_BT is None else visibility.starts_BT
+        context = self._context(tokens.x_BTD, visibility, position_ids_BT, cache, taps, starts_BT)
         x_BTD, routers = self._run_blocks(self._enter(tokens, position_ids_BT, taps), context)
         hidden_BTD = self._leave(x_BTD, taps)
         hidden_BTD = hidden_BTD if text is None else text.of_text(hidden_BTD)
@@ -206,11 +211,15 @@ class Transformer(nn.Module):
         if not self.config.lm_head and (labels_BT is not None or targets is not None or logits not in (None, "none")):
             raise ValueError("a model without lm_head gives hidden states, and neither logits nor losses")
         loss = None if labels_BT is None else self._loss(hidden_BTD, labels_BT, z_loss, shared)
-        token_scores = None if targets is None else score_targets(hidden_BTD, self.head_weight_VD, targets)
+        token_scores = (
+            None
+            if targets is None
+            else score_targets(hidden_BTD, self.head_weight_VD, targets, soft_cap=self.config.logit_soft_cap)
+        )
         logits = logits or ("all" if labels_BT is None and targets is None and self.config.lm_head else "none")
         return TransformerOutput(
             hidden_BTD,
-            None if logits == "none" else self._logits(hidden_BTD[:, -1:] if logits == "last" else hidden_BTD),
+            None if logits == "none" else self.logits_of(hidden_BTD[:, -1:] if logits == "last" else hidden_BTD),
             loss,
             token_scores,
             pooled_BD=None if self.pooler is None else self.pool(at_first_real(hidden_BTD, valid_BT)),
@@ -233,7 +242,7 @@ class Transformer(nn.Module):
         """What the tables of tokens and, if there is one, of positions write, [B, T, D] each, and what all blocks share
         of the pass.
         """
-        x_BTD = self.embedding(input_ids_BT)
+        x_BTD = self._embed(input_ids_BT, None)
         visibility, position_ids_BT = self._look_around(Tokens(x_BTD, self.config.causal), None, None)
         context = self._context(x_BTD, visibility, position_ids_BT, None, None)
         if self.token_type_embedding is not None or self.embedding_norm is not None:
@@ -245,7 +254,7 @@ class Transformer(nn.Module):
     @part
     def read_out(self, x_BTD: Tensor) -> Tensor:
         """The logits [B, T, V] of a residual stream after the last block."""
-        return self._logits(self._leave(x_BTD, None))
+        return self.logits_of(self._leave(x_BTD, None))
 
     def end_step(self, counts_LE: Tensor) -> None:
         """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases
@@ -260,12 +269,15 @@ class Transformer(nn.Module):
                 mixture.update_bias(counts_E)
 
     def _embed(self, input_ids_BT: Tensor | None, shared: SharedGradient | None) -> Tensor:
-        """The tokens' rows of the table, [B, T, D]."""
+        """The tokens' rows of the table, [B, T, D], times `embedding_scale`, which has their type, as in Gemma."""
         assert input_ids_BT is not None
+        embedded_BTD: Tensor
         if shared is not None:
-            return embed_tied(input_ids_BT, self.embedding.weight, shared)
-        embedded_BTD: Tensor = self.embedding(input_ids_BT)
-        return embedded_BTD
+            embedded_BTD = embed_tied(input_ids_BT, self.embedding.weight, shared)
+        else:
+            embedded_BTD = self.embedding(input_ids_BT)
+        scale = self.config.embedding_scale
+        return embedded_BTD if scale == 1 else embedded_BTD * torch.tensor(scale, dtype=embedded_BTD.dtype)
 
     def _look_around(
         self, tokens: Tokens, visible_BTS: Tensor | None, cache: KVCache | None
@@ -284,7 +296,13 @@ class Transformer(nn.Module):
                 raise ValueError("a cache holds one document a row; document_ids_BT cannot be combined with it")
             cache.extend(tokens.length, tokens.valid_BT, explicit_BT)
         if visible_BTS is not None:
-            visibility = Visibility(tokens.length, visible_BTS.shape[2], mask_BTS=visible_BTS[:, None])
+            places_BS, keys = explicit_BT, visible_BTS.shape[2]
+            assert places_BS is not None
+            if cache is not None and keys > tokens.length:
+                held = cache.places()[:, : keys - tokens.length].expand(len(places_BS), -1)
+                places_BS = torch.cat((held, places_BS), 1)
+            visibility = Visibility(tokens.length, keys, mask_BTS=visible_BTS[:, None], key_positions_BS=places_BS)
+            visibility.is_tree = True
         else:
             visibility = tokens.visibility if cache is None else cache.visibility(tokens.length)
         if explicit_BT is not None:
@@ -314,14 +332,44 @@ class Transformer(nn.Module):
         position_ids_BT: Tensor,
         cache: KVCache | None,
         taps: Taps | None,
+        starts_BT: Tensor | None = None,
     ) -> AttentionContext:
-        """What all blocks share."""
-        rotary = None
-        if self.config.positions == "rotary":
-            rotary = rotary_table(self.config, position_ids_BT, compute_dtype(x_BTD))
+        """What all blocks share; `starts_BT` says where each token's document begins, None if a row is one text."""
+        config, dtype = self.config, compute_dtype(x_BTD)
+        rotary = sliding_rotary = None
+        if config.positions == "rotary":
+            self._check_length(position_ids_BT, visibility, cache)
+            rotary = rotary_table(config, position_ids_BT, dtype, starts_BT=starts_BT)
+            if config.sliding_rope_theta is not None and "sliding" in config.attention_kinds:
+                sliding_rotary = rotary_table(config, position_ids_BT, dtype, sliding=True)
         if self.attention_backend == "auto":
-            visibility.prepare(len(x_BTD), x_BTD.device, is_half(compute_dtype(x_BTD)))
-        return AttentionContext(visibility, rotary, cache, self.attention_backend, taps)
+            half = is_half(dtype) and config.attention_soft_cap is None
+            for kind in set(config.attention_kinds):
+                window = config.sliding_window if kind == "sliding" else None
+                seen = visibility if window is None else visibility.within(window, x_BTD.device)
+                seen.prepare(len(x_BTD), x_BTD.device, half)
+        return AttentionContext(
+            visibility, rotary, sliding_rotary, cache, self.attention_backend, taps, position_ids_BT
+        )
+
+    def _check_length(self, position_ids_BT: Tensor, visibility: Visibility, cache: KVCache | None) -> None:
+        """Refuse passes that would need one token's rotation for several lengths of its text.
+
+        Raises:
+            UserError: earlier tokens have the rotation of short texts and these that of long ones (LongRoPE), or
+                branches of a tree would share a beginning.
+        """
+        scaling, tree = self.config.rope_scaling, visibility.is_tree
+        if scaling is None or not scaling.depends_on_length or (cache is None and not tree):
+            return
+        original = scaling.original_max_seq_len or 0
+        longest, first = int(position_ids_BT.amax()) + 1, int(position_ids_BT[:, 0].amin())
+        if longest > original and (tree or (scaling.type == "longrope" and 0 < first <= original)):
+            raise UserError(
+                f"The model's rope_scaling ({scaling.type}) rotates all tokens of a text of more than {original} tokens"
+                f" in another way, so one of {longest} cannot go on from what was kept of a shorter one.",
+                f"Keep the text within {original} tokens, or read it at once.",
+            )
 
     def _enter(self, tokens: Tokens, position_ids_BT: Tensor, taps: Taps | None) -> Tensor:
         """The residual stream before the first block: the sum of all embeddings."""
@@ -365,6 +413,8 @@ class Transformer(nn.Module):
     def _leave(self, x_BTD: Tensor, taps: Taps | None) -> Tensor:
         """The final hidden states of the residual stream after the last block."""
         hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        if self.config.logit_scale != 1 and self.score is None:  # here, so that logits, losses and scores all have it
+            hidden_BTD = hidden_BTD * self.config.logit_scale
         return hidden_BTD if taps is None else taps("final", hidden_BTD)
 
     def _scores(self, hidden_BTD: Tensor, score: Linear, valid_BT: Tensor | None, index_BN: Tensor | None) -> Tensor:
@@ -377,11 +427,18 @@ class Transformer(nn.Module):
         # the whole matrix, whose padded rows get no probability: a slice of a shared table would be another tensor
         weight_VD = self.embedding.weight if self.head is None else self.head.weight
         return fused_cross_entropy(
-            hidden_BTD, weight_VD, labels_BT, z_loss=z_loss, vocab_size=self.config.vocab_size, shared=shared
+            hidden_BTD,
+            weight_VD,
+            labels_BT,
+            z_loss=z_loss,
+            vocab_size=self.config.vocab_size,
+            shared=shared,
+            soft_cap=self.config.logit_soft_cap,
         )
 
-    def _logits(self, hidden_BTD: Tensor) -> Tensor:
-        return linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype))
+    def logits_of(self, hidden_BTD: Tensor) -> Tensor:
+        """The logits [..., V] of final hidden states [..., D]."""
+        return cap(linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype)), self.config.logit_soft_cap)
 
 
 def _check_before_text(cache: KVCache | None, visible_BTS: Tensor | None) -> None:

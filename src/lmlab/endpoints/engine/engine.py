@@ -154,6 +154,8 @@ class Engine:
         self.model, self._decode = model, decode
         self.max_rows, self.max_waiting = max_rows or _MAX_ROWS.get(device, 16), max_waiting
         self._max_read, self.max_slots = _MAX_READ.get(device, 4096), _slots_that_fit(model)
+        scaling = model.config.rope_scaling
+        self._piecewise = scaling is None or not scaling.depends_on_length
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -236,6 +238,8 @@ class Engine:
         by piece.
         """
         begun = None
+        if not self._piecewise:  # the rotation of the first tokens depends on how many follow
+            return None
         if self._shared(job):
             begun = self._prefixes.find(job.prompt, job.config.max_new_tokens)
             job.cached_tokens = 0 if begun is None else begun.length
@@ -307,7 +311,7 @@ class Engine:
 
     def _shared(self, job: Job) -> int:
         """How many tokens of a job's prompt need not be read, because an earlier one began with them."""
-        return 0 if job.config.score_prompt else self._prefixes.shared(job.prompt)
+        return 0 if job.config.score_prompt or not self._piecewise else self._prefixes.shared(job.prompt)
 
     def _better_alone(self, job: Job, admitted: list[Job]) -> bool:
         """Whether a job has, or will have after these, a beginning that need not be read; such a job is read on its

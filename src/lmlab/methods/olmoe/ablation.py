@@ -179,7 +179,12 @@ def measure(model: Transformer, corpus: ByteCorpus, length: int) -> dict[str, An
     losses, counts = [], []
     for ids, labels in zip(ids_BT.split(16), labels_BT.split(16), strict=True):
         output = model(ids, logits="none")
-        losses.append(-token_log_probs(output.hidden_BTD, model.head_weight_VD, labels).sum(1) / (length - 1))
+        losses.append(
+            -token_log_probs(output.hidden_BTD, model.head_weight_VD, labels, soft_cap=model.config.logit_soft_cap).sum(
+                1
+            )
+            / (length - 1)
+        )
         counts.append([each.tokens_per_expert_E for each in output.routers])
     loss_B = torch.cat(losses)
     by_domain = {name: float(loss_B[domains_B == number].mean()) for number, name in enumerate(corpus.domains)}

@@ -28,16 +28,20 @@ class AttentionContext:
     Attributes:
         visibility: which keys each query sees.
         rotary: cosines and sines for the tokens of this pass, None without rotary positions.
+        sliding_rotary: those of layers with a sliding window, where they have their own.
         cache: keys and values of earlier tokens.
         backend: how attention is computed.
         taps: listeners on intermediates.
+        positions_BT: where each token of this pass stands in its text.
     """
 
     visibility: Visibility
     rotary: Table | None = None
+    sliding_rotary: Table | None = None
     cache: KVCache | None = None
     backend: Backend = "auto"
     taps: Taps | None = None
+    positions_BT: Tensor | None = None
 
     def tap(self, layer: int, name: str, x: Tensor) -> Tensor:
         """Show an intermediate to its listeners."""
@@ -54,6 +58,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        self.window = config.sliding_window if config.attention_kinds[layer] == "sliding" else None
+        self.rotates = config.rotary_layers is None or config.rotary_layers[layer]
+        self.soft_cap, self.clip = config.attention_soft_cap, config.clip_qkv
+        # every way to compute attention divides by the root of the head's width; queries carry what differs
+        self.query_scale = None if config.attention_scale is None else config.attention_scale * config.head_dim**0.5
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.query = Linear(config.d_model, width, bias=config.qkv_bias)
@@ -92,8 +101,14 @@ class Attention(nn.Module):
         q_BNTH = self._project(self.query, self.query_norm, query, self.num_heads)
         k_BKTH = self._project(self.key, self.key_norm, query if key is None else key, self.num_kv_heads)
         v_BKTH = self._project(self.value, None, query if value is None else value, self.num_kv_heads)
-        if context.rotary is not None:
-            q_BNTH, k_BKTH = apply_rotary(q_BNTH, context.rotary), apply_rotary(k_BKTH, context.rotary)
+        visibility, rotary = context.visibility, context.rotary
+        if self.window is not None:
+            visibility = visibility.within(self.window, q_BNTH.device)
+            rotary = context.sliding_rotary or rotary
+        if rotary is not None and self.rotates:
+            q_BNTH, k_BKTH = apply_rotary(q_BNTH, rotary), apply_rotary(k_BKTH, rotary)
+        if self.query_scale is not None:
+            q_BNTH = q_BNTH * self.query_scale
         q_BNTH = context.tap(self.layer, "attention.query", q_BNTH)
         k_BKTH = context.tap(self.layer, "attention.key", k_BKTH)
         v_BKTH = context.tap(self.layer, "attention.value", v_BKTH)
@@ -108,15 +123,17 @@ class Attention(nn.Module):
                 q_BNTH,
                 k_BKTH,
                 v_BKTH,
-                context.visibility,
+                visibility,
                 lambda pattern: context.tap(self.layer, "attention.pattern", pattern),
+                self.soft_cap,
             )
         elif prefix is not None:
+            seen = prefix.seen_by(context.positions_BT, self.window)
             out_BTNH = attend_with_prefix(
-                q_BNTH, k_BKTH, v_BKTH, *prefix.layer(self.layer), context.visibility, prefix.valid()
+                q_BNTH, k_BKTH, v_BKTH, *prefix.layer(self.layer), visibility, seen, self.soft_cap
             )
         else:
-            out_BTNH = attend(q_BNTH, k_BKTH, v_BKTH, context.visibility, context.backend)
+            out_BTNH = attend(q_BNTH, k_BKTH, v_BKTH, visibility, context.backend, self.soft_cap)
         return context.tap(self.layer, "attention.heads", out_BTNH)
 
     def head_outputs(self, heads_BTNH: Tensor) -> Tensor:
@@ -136,6 +153,8 @@ class Attention(nn.Module):
             flat = flat if linear.bias is None else flat + linear.bias
         if norm is not None and self.full_norm:
             flat = norm(flat)
+        if self.clip is not None:
+            flat = flat.clamp(-self.clip, self.clip)
         split = flat.unflatten(-1, (heads, self.head_dim))
         if norm is not None and not self.full_norm:
             split = norm(split)

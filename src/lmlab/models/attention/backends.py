@@ -24,13 +24,21 @@ from torch.nn.attention.varlen import varlen_attn
 from lmlab.models.attention.blocked import blocked_attention
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.dtypes import sum_dtype
+from lmlab.models.soft_cap import cap
 
 _VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions of PyTorch
 
 Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
 
 
-def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, backend: Backend = "auto") -> Tensor:
+def attend(
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    visibility: Visibility,
+    backend: Backend = "auto",
+    soft_cap: float | None = None,
+) -> Tensor:
     """What each head gathers.
 
     Arguments:
@@ -38,6 +46,7 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
         k_BKSH, v_BKSH: keys and values, [B, K, S, H].
         visibility: which keys each query sees.
         backend: how; `auto` chooses by device, type and visibility.
+        soft_cap: c, where scores x become c tanh(x / c).
 
     Returns:
         [B, T, N, H].
@@ -46,33 +55,47 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibilit
         ValueError: the back end that was asked for cannot compute this.
     """
     if backend == "auto":
-        backend = _choose(q_BNTH, visibility)
+        backend = _choose(q_BNTH, visibility, soft_cap)
     if backend == "blocked":
         _refuse(visibility.is_dense, "blocked", "padding between tokens")
         return blocked_attention(
-            q_BNTH, k_BKSH, v_BKSH, visibility.starts_BT, visibility.stops_BT, causal=visibility.causal
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
+            visibility.starts_BT,
+            visibility.stops_BT,
+            causal=visibility.causal,
+            soft_cap=soft_cap,
         )
     if backend in ("varlen", "flex"):
         continues = visibility.num_queries != visibility.num_keys
         _refuse(visibility.is_dense or continues, backend, "padding between tokens, or a cache")
     if backend == "varlen":
+        _refuse(soft_cap is not None, "varlen", "capped scores")
         return _varlen(q_BNTH, k_BKSH, v_BKSH, visibility)
     if backend == "flex":
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BNTH, k_BKSH, v_BKSH))
         _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
-        return _flex(q_BNTH, k_BKSH, v_BKSH, visibility)
+        return _flex(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
     if backend == "one query":
-        return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility)
+        return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
+    if soft_cap is not None:  # PyTorch's attention has none
+        return attend_with_pattern(q_BNTH, k_BKSH, v_BKSH, visibility, lambda pattern: pattern, soft_cap)
     return _sdpa(q_BNTH, k_BKSH, v_BKSH, visibility)
 
 
 def attend_with_pattern(
-    q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, listen: Callable[[Tensor], Tensor]
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    visibility: Visibility,
+    listen: Callable[[Tensor], Tensor],
+    soft_cap: float | None = None,
 ) -> Tensor:
     """As `attend`, by way of the explicit probabilities [B, N, T, S], which `listen` sees and may replace."""
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     k_BNSH, v_BNSH = k_BKSH.repeat_interleave(group, 1), v_BKSH.repeat_interleave(group, 1)
-    scores = (q_BNTH @ k_BNSH.transpose(-1, -2)).to(sum_dtype(q_BNTH)) * q_BNTH.shape[-1] ** -0.5
+    scores = cap((q_BNTH @ k_BNSH.transpose(-1, -2)).to(sum_dtype(q_BNTH)) * q_BNTH.shape[-1] ** -0.5, soft_cap)
     pattern = listen(scores.masked_fill(~visibility.mask(q_BNTH.device), float("-inf")).softmax(-1))
     return (pattern.to(v_BNSH.dtype) @ v_BNSH).transpose(1, 2)
 
@@ -84,22 +107,25 @@ def attend_with_prefix(
     prefix_k: Tensor,
     prefix_v: Tensor,
     visibility: Visibility,
-    prefix_valid: Tensor | None,
+    prefix_visible: Tensor | None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """As `attend`, after a prefix that several rows share.
 
     Arguments:
         prefix_k, prefix_v: keys and values of the prefix, [P, K, L, H]; row r of the batch continues row r // (B / P).
-        prefix_valid: which of its slots are real, [P, L]; None if all are.
+        prefix_visible: which of its slots each query sees, [B or P, T or 1, L]; None if all.
     """
     batch, heads, length, width = q_BNTH.shape
     parents, kv_heads = prefix_k.shape[:2]
     wide = sum_dtype(q_BNTH)
     q = (q_BNTH * width**-0.5).reshape(parents, batch // parents, kv_heads, heads // kv_heads, length, width)
     shared = torch.einsum("pckgth,pksh->pckgts", q, prefix_k.to(q.dtype)).to(wide)
-    if prefix_valid is not None:
-        shared = shared.masked_fill(~prefix_valid[:, None, None, None, None, :], float("-inf"))
-    own = torch.einsum("bkgth,bksh->bkgts", q.flatten(0, 1), k_BKSH).to(wide)
+    shared = cap(shared, soft_cap)
+    if prefix_visible is not None:
+        seen = prefix_visible.reshape(parents, -1, *prefix_visible.shape[1:])
+        shared = shared.masked_fill(~seen[:, :, None, None], float("-inf"))
+    own = cap(torch.einsum("bkgth,bksh->bkgts", q.flatten(0, 1), k_BKSH).to(wide), soft_cap)
     own = own.masked_fill(~visibility.mask(q.device)[:, :, None], float("-inf")).reshape(*shared.shape[:-1], -1)
     top = torch.maximum(shared.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
     shared, own = (shared - top).exp(), (own - top).exp()
@@ -121,11 +147,16 @@ def _sdpa(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility
     return out.transpose(1, 2)
 
 
-def _one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+def _one_query(
+    q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, soft_cap: float | None
+) -> Tensor:
     batch, heads, _, width = q_BN1H.shape
+    if visibility.window is not None and visibility.unwindowed.is_plain:
+        k_BKSH, v_BKSH = (x[:, :, -visibility.window :] for x in (k_BKSH, v_BKSH))  # the window and nothing else
+        visibility = Visibility(1, k_BKSH.shape[2])
     kv_heads, slots = k_BKSH.shape[1:3]
     queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
-    scores = torch.bmm(queries, k_BKSH.reshape(-1, slots, width).transpose(1, 2))
+    scores = cap(torch.bmm(queries, k_BKSH.reshape(-1, slots, width).transpose(1, 2)), soft_cap)
     if not visibility.is_plain:
         hidden_B1S = ~visibility.mask(scores.device)[:, :, 0]
         scores.view(batch, -1, slots).masked_fill_(hidden_B1S, float("-inf"))
@@ -137,14 +168,19 @@ def is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.bfloat16, torch.float16)
 
 
-def _choose(q_BNTH: Tensor, visibility: Visibility) -> Backend:
+def _choose(q_BNTH: Tensor, visibility: Visibility, soft_cap: float | None) -> Backend:
     if q_BNTH.device.type == "cpu":
         if visibility.num_queries == 1 and not torch.is_grad_enabled():
             return "one query"
         return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "blocked"
-    if q_BNTH.device.type != "cuda" or visibility.starts_BT is None or visibility.num_queries != visibility.num_keys:
+    if q_BNTH.device.type != "cuda" or visibility.is_dense or visibility.num_queries != visibility.num_keys:
         return "sdpa"
-    return "varlen" if is_half(q_BNTH.dtype) else "flex"
+    if soft_cap is not None:
+        return "flex"
+    if visibility.starts_BT is None:
+        return "sdpa"
+    windowed = visibility.window is not None and "window_size" not in _VARLEN_KNOWS
+    return "varlen" if is_half(q_BNTH.dtype) and not windowed else "flex"
 
 
 def _refuse(condition: bool, backend: str, what: str) -> None:
@@ -154,10 +190,12 @@ def _refuse(condition: bool, backend: str, what: str) -> None:
 
 def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
     batch, heads, length, width = q_BNTH.shape
-    borders, longest = visibility.sequences(batch, q_BNTH.device)
+    borders, longest = visibility.unwindowed.sequences(batch, q_BNTH.device)
+    before = -1 if visibility.window is None else visibility.window - 1
+    _refuse(before >= 0 and "window_size" not in _VARLEN_KNOWS, "varlen", "sliding windows in this version of PyTorch")
     extra: dict[str, Any] = {"is_causal": visibility.causal}
     if "window_size" in _VARLEN_KNOWS:  # newer releases of PyTorch: tokens to the left and to the right, -1 for all
-        extra = {"window_size": (-1, 0 if visibility.causal else -1)}
+        extra = {"window_size": (before, 0 if visibility.causal else -1)}
     if heads != k_BKSH.shape[1]:
         if "enable_gqa" in _VARLEN_KNOWS:
             extra["enable_gqa"] = True
@@ -168,12 +206,25 @@ def _varlen(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibili
     return out.view(batch, length, heads, width)
 
 
-def _flex(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+def _flex(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, soft_cap: float | None) -> Tensor:
     grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
     out = _flex_attention(q_BNTH.device.type)(
-        q_BNTH, k_BKSH, v_BKSH, block_mask=visibility.block_mask(q_BNTH.device), enable_gqa=grouped
+        q_BNTH,
+        k_BKSH,
+        v_BKSH,
+        score_mod=None if soft_cap is None else _capped(soft_cap),
+        block_mask=visibility.block_mask(q_BNTH.device),
+        enable_gqa=grouped,
     )
     return out.transpose(1, 2)
+
+
+@cache  # one function a cap, so that all layers share what was compiled
+def _capped(soft_cap: float) -> Callable[..., Tensor]:
+    def score(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return cap(score, soft_cap)
+
+    return score
 
 
 def _flex_attention(device: str) -> Any:

@@ -44,44 +44,69 @@ def blocked_attention(
     stops_BT: Tensor | None = None,
     *,
     causal: bool = True,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Attention of each query over one run of keys.
 
     Arguments:
         q_BNTH: queries, [B, N, T, H]; the last T of S tokens.
         k_BKSH, v_BKSH: keys and values, [B, K, S, H], N a multiple of K.
-        starts_BT: first visible key of each query, None for 0.
+        starts_BT: first visible key of each query, [B, T], or [1, T] for all rows; None for 0.
         stops_BT: without causal order, the key after the last visible one; None for S. Runs do not overlap.
         causal: a query sees no key after its own.
+        soft_cap: c, where scores x become c tanh(x / c).
 
     Returns:
         what each head gathers, [B, T, N, H].
     """
-    out: Tensor = _attention(q_BNTH, k_BKSH, v_BKSH, starts_BT, stops_BT, causal)
+    out: Tensor = _attention(q_BNTH, k_BKSH, v_BKSH, starts_BT, stops_BT, causal, soft_cap)
     return out
 
 
 @torch.library.custom_op("lmlab::blocked_attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool) -> Tensor:
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor | None,
+    stops: Tensor | None,
+    causal: bool,
+    soft_cap: float | None,
+) -> Tensor:
     batch, heads, length, width = q.shape
     k, v = k.contiguous(), v.contiguous()
     out = q.new_empty(batch, length, heads, width)
     for block in _plan(q, k, starts, stops, causal):
         queries, keys, values = _operands(q, k, v, block)
-        gathered = torch.bmm(_probabilities(queries, keys, block), values)
+        gathered = torch.bmm(_probabilities(queries, keys, block, soft_cap)[0], values)
         target = _per_group(out, block, k.shape[1])
         target.copy_(gathered.view(target.shape[0], target.shape[1], target.shape[2], -1, width))
     return out
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor | None,
+    stops: Tensor | None,
+    causal: bool,
+    soft_cap: float | None,
+) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
 
 
 @torch.library.custom_op("lmlab::blocked_attention_backward", mutates_args=())
 def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor | None,
+    stops: Tensor | None,
+    causal: bool,
+    soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width, kv_heads = q.shape[-1], k.shape[1]
     k, v = k.contiguous(), v.contiguous()
@@ -92,11 +117,13 @@ def _attention_backward(
     for block in _plan(q, k, starts, stops, causal):
         queries, keys, values = _operands(q, k, v, block)
         grads = _per_group(grad, block, kv_heads).reshape(queries.shape)
-        probabilities = _probabilities(queries, keys, block)
+        probabilities, slopes = _probabilities(queries, keys, block, soft_cap)
         seen = (block.rows, slice(None), slice(block.first, block.last))
         grad_v[seen].flatten(0, 1).add_(torch.bmm(probabilities.transpose(1, 2), grads))
         grad_scores = torch.bmm(grads, values.transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, q.dtype)
+        if slopes is not None:
+            grad_scores = grad_scores.mul_(slopes)
         grad_k[seen].flatten(0, 1).add_(torch.bmm(grad_scores.transpose(1, 2), queries))
         target = grad_heads[block.rows, :, :, block.start : block.stop]
         torch.mul(torch.bmm(grad_scores, keys).view(target.shape), width**-0.5, out=target)
@@ -105,7 +132,14 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor | None,
+    stops: Tensor | None,
+    causal: bool,
+    soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
@@ -115,12 +149,12 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.causal = inputs
+    *tensors, ctx.causal, ctx.soft_cap = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return *_attention_backward(grad, *ctx.saved_tensors, ctx.causal), None, None, None
+    return *_attention_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.soft_cap), None, None, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_save)
@@ -134,12 +168,18 @@ def _operands(q: Tensor, k: Tensor, v: Tensor, block: _Block) -> tuple[Tensor, T
     return queries, k[seen].flatten(0, 1), v[seen].flatten(0, 1)
 
 
-def _probabilities(queries: Tensor, keys: Tensor, block: _Block) -> Tensor:
-    scores = torch.bmm(queries, keys.transpose(1, 2))
+def _probabilities(
+    queries: Tensor, keys: Tensor, block: _Block, soft_cap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """The probabilities [bK, G t, s], and the slopes of capped scores, 1 - tanh^2, None without a cap."""
+    scores, slopes = torch.bmm(queries, keys.transpose(1, 2)), None
+    if soft_cap is not None:
+        bent = scores.div_(soft_cap).tanh_()
+        slopes, scores = 1 - bent.square(), bent * soft_cap
     if block.mask_ts is not None:
         tokens, masked = block.mask_ts.shape
         scores.view(scores.shape[0], -1, tokens, scores.shape[-1])[..., -masked:].add_(block.mask_ts)
-    return scores.softmax(-1)  # in bf16 too, the kernel sums in fp32
+    return scores.softmax(-1), slopes  # in bf16 too, the kernel sums in fp32
 
 
 def _per_group(x_BTNH: Tensor, block: _Block, kv_heads: int) -> Tensor:
@@ -147,19 +187,20 @@ def _per_group(x_BTNH: Tensor, block: _Block, kv_heads: int) -> Tensor:
     return x_BTNH[block.rows, block.start : block.stop].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
 
 
-_last_plan: tuple[weakref.ref[Tensor], tuple[object, ...], list[_Block]] | None = None
+_PLANS = 2  # of layers with and without a sliding window
+_last_plans: list[tuple[weakref.ref[Tensor], tuple[object, ...], list[_Block]]] = []
 
 
 def _plan(q: Tensor, k: Tensor, starts: Tensor | None, stops: Tensor | None, causal: bool) -> list[_Block]:
-    """The blocks of one forward pass; all its layers share the tensor `starts`, so the last plan is kept."""
-    global _last_plan
+    """The blocks of one forward pass; its layers of a kind share the tensor `starts`, so the last plans are kept."""
     batch, length, num_keys = q.shape[0], q.shape[2], k.shape[2]
     make = _causal_blocks if causal else _run_blocks
     if starts is None:
         return list(make(slice(0, batch), [0] * length, [num_keys] * length, num_keys - length, q))
-    key = (num_keys - length, q.dtype, q.device, causal)
-    if _last_plan is not None and _last_plan[0]() is starts and _last_plan[1] == key:
-        return _last_plan[2]
+    key = (batch, num_keys - length, q.dtype, q.device, causal)
+    for known, made_for, blocks in _last_plans:
+        if known() is starts and made_for == key:
+            return blocks
     first = starts.tolist()
     last = first if stops is None else stops.tolist()
     rows = list(zip(first, last, strict=True))
@@ -171,7 +212,8 @@ def _plan(q: Tensor, k: Tensor, starts: Tensor | None, stops: Tensor | None, cau
             for index, row in enumerate(rows)
             for block in make(slice(index, index + 1), *row, num_keys - length, q)
         ]
-    _last_plan = (weakref.ref(starts), key, blocks)
+    _last_plans.insert(0, (weakref.ref(starts), key, blocks))
+    del _last_plans[_PLANS:]
     return blocks
 
 

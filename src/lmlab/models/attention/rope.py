@@ -15,25 +15,54 @@ from lmlab.models.config import ModelConfig, RopeScaling
 Table = tuple[Tensor, Tensor]
 
 
-def rotary_table(config: ModelConfig, position_ids_BT: Tensor, dtype: torch.dtype) -> Table:
+def rotary_table(
+    config: ModelConfig,
+    position_ids_BT: Tensor,
+    dtype: torch.dtype,
+    *,
+    starts_BT: Tensor | None = None,
+    sliding: bool = False,
+) -> Table:
     """Cosines and sines of the rotation angles.
 
     Arguments:
         config: gives the width of a head, theta and the scaling.
         position_ids_BT: positions, integers [B, T]; -1 means no position, which rotates nothing.
         dtype: type of the result; the angles themselves are computed in fp32.
+        starts_BT: where the document of each token starts in its row; None if a row is one text.
+        sliding: those of layers with a sliding window, where they have their own (`sliding_rope_theta`).
 
     Returns:
-        cosines and sines, each [B, 1, T, head_dim / 2], to be used with `apply_rotary`.
+        cosines and sines, each [B, 1, T, rotary_dim / 2], to be used with `apply_rotary`.
     """
     positions = position_ids_BT.clamp(min=0)
-    frequencies, factor = _frequencies(config, positions)
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if sliding and config.sliding_rope_theta is not None:
+        theta, scaling = config.sliding_rope_theta, None
+    lengths = text_lengths(positions, starts_BT) if scaling is not None and scaling.depends_on_length else positions
+    frequencies, factor = _frequencies(config.rotary_dim, theta, scaling, lengths)
     angles = positions[:, None, :, None].float() * frequencies
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
+def text_lengths(position_ids_BT: Tensor, starts_BT: Tensor | None = None) -> Tensor:
+    """How long the text of each token is so far, [B, 1], or [B, T] in rows of several documents: its last position and
+    one.
+    """
+    if starts_BT is None:
+        return position_ids_BT.amax(1, keepdim=True) + 1
+    last_BT = torch.zeros_like(position_ids_BT).scatter_reduce(1, starts_BT, position_ids_BT, "amax")
+    return last_BT.gather(1, starts_BT) + 1
+
+
 def apply_rotary(x_BNTH: Tensor, table: Table) -> Tensor:
-    """Rotate each pair (i, i + H/2) of every head by its position's angle; shapes [B, heads, T, H] in and out."""
+    """Rotate each pair (i, i + R/2) of the first R dimensions of every head by its position's angle, R twice the width
+    of the table; shapes [B, heads, T, H] in and out.
+    """
+    rotated_width = 2 * table[0].shape[-1]
+    if rotated_width < x_BNTH.shape[-1]:
+        first = apply_rotary(x_BNTH[..., :rotated_width].contiguous(), table)
+        return torch.cat((first, x_BNTH[..., rotated_width:]), -1)
     if not torch.is_grad_enabled():
         return _rotate(x_BNTH, *table)
     rotated: Tensor = _Rotate.apply(x_BNTH, *table)
@@ -65,13 +94,20 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def _frequencies(config: ModelConfig, positions: Tensor) -> tuple[Tensor, float]:
-    """Angles a position, [head_dim / 2] in fp32, and the factor on cosines and sines."""
-    width, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
+def _frequencies(width: int, theta: float, scaling: RopeScaling | None, lengths: Tensor) -> tuple[Tensor, float]:
+    """Angles a position in fp32, and the factor on cosines and sines.
+
+    Arguments:
+        width: R, of the rotated part of a head.
+        lengths: of the text of each token, [B, 1] or [B, T], for scalings that depend on it.
+
+    Returns:
+        [R / 2], or [B, 1, 1 or T, R / 2] where they depend on the text.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=lengths.device) / width
     if scaling is not None and scaling.type == "dynamic":
         original = float(scaling.original_max_seq_len or 0)
-        length = (positions.max() + 1).clamp(min=int(original)).float()
+        length = lengths.clamp(min=int(original)).float()[:, None, :, None]
         grown = theta * (scaling.factor * length / original - (scaling.factor - 1)) ** (width / (width - 2))
         return 1.0 / grown**exponents, 1.0
     frequencies = 1.0 / theta**exponents
@@ -81,7 +117,18 @@ def _frequencies(config: ModelConfig, positions: Tensor) -> tuple[Tensor, float]
         return frequencies / scaling.factor, 1.0
     if scaling.type == "llama3":
         return _llama3(frequencies, scaling), 1.0
+    if scaling.type == "longrope":
+        return _longrope(frequencies, scaling, lengths)
     return _yarn(frequencies, scaling, width, theta)
+
+
+def _longrope(frequencies: Tensor, scaling: RopeScaling, lengths: Tensor) -> tuple[Tensor, float]:
+    original = scaling.original_max_seq_len or 0
+    short, long = (frequencies / frequencies.new_tensor(each) for each in (scaling.short_factor, scaling.long_factor))
+    factor = scaling.attention_factor
+    if factor is None:
+        factor = math.sqrt(1 + math.log(scaling.factor) / math.log(original)) if scaling.factor > 1 else 1.0
+    return torch.where((lengths > original)[:, None, :, None], long, short), factor
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

@@ -25,6 +25,13 @@ class Visibility:
         mask_BTS: a mask in place of runs, [B, 1, T, S], or [B, 1, 1, S] if all queries see the same; True = attend.
         causal: a query sees no key after its own.
         stops_BT: without causal order, the key after the last visible one; given with `starts_BT`.
+        key_positions_BS: where each key stands in its text, [B, S], if that is not its slot: what the width of a window
+            is measured in; with a mask only.
+
+    Attributes:
+        is_tree: tokens see each other as the caller says, and one may stand in several texts.
+        window: how many keys a query sees at most, its own included (`within`); None for all.
+        unwindowed: the same without the window.
     """
 
     def __init__(
@@ -36,11 +43,16 @@ class Visibility:
         *,
         causal: bool = True,
         stops_BT: Tensor | None = None,
+        key_positions_BS: Tensor | None = None,
     ) -> None:
         assert (stops_BT is None) == (causal or starts_BT is None)
         self.num_queries, self.num_keys, self.causal = num_queries, num_keys, causal
         self.starts_BT, self.stops_BT = starts_BT, stops_BT
-        self._mask_BTS = mask_BTS
+        self._mask_BTS, self._key_positions_BS = mask_BTS, key_positions_BS
+        self.is_tree = False
+        self.window: int | None = None
+        self.unwindowed = self
+        self._within: dict[int, Visibility] = {}
         self._sequences: tuple[Tensor, int] | None = None
         self._block_mask: Any = None
         self.is_dense = mask_BTS is not None
@@ -49,6 +61,30 @@ class Visibility:
     def is_plain(self) -> bool:
         """Whether nothing but causal order, if that, hides keys."""
         return self.starts_BT is None and not self.is_dense
+
+    def within(self, window: int, device: torch.device) -> Visibility:
+        """The same, in causal order, with a window: of those keys a query sees the last `window`, its own included."""
+        assert self.causal
+        if window >= self.num_keys and self._key_positions_BS is None:
+            return self
+        if window not in self._within:
+            self._within[window] = self._windowed(window, device)
+        return self._within[window]
+
+    def _windowed(self, window: int, device: torch.device) -> Visibility:
+        slots_S = torch.arange(self.num_keys, device=device)
+        if self.is_dense:
+            places_BS = slots_S[None] if self._key_positions_BS is None else self._key_positions_BS
+            queries_BT = places_BS[:, self.num_keys - self.num_queries :]
+            near = places_BS[:, None, :] > queries_BT[:, :, None] - window
+            found = Visibility(self.num_queries, self.num_keys, mask_BTS=self.mask(device) & near[:, None])
+        else:
+            starts_BT = (slots_S[self.num_keys - self.num_queries :] - window + 1).clamp(min=0)[None]
+            if self.starts_BT is not None:
+                starts_BT = torch.maximum(starts_BT, self.starts_BT)
+            found = Visibility(self.num_queries, self.num_keys, starts_BT)
+        found.window, found.unwindowed = window, self
+        return found
 
     def mask(self, device: torch.device) -> Tensor:
         """The mask [B or 1, 1, T or 1, S], True = attend; it is made when first asked for, and kept."""
@@ -88,7 +124,7 @@ class Visibility:
         if device.type != "cuda" or self.starts_BT is None or self.num_queries != self.num_keys:
             return
         if half:
-            self.sequences(batch, device)
+            self.unwindowed.sequences(batch, device)
         else:
             self.block_mask(device)
 
@@ -110,8 +146,13 @@ class Visibility:
             def run(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 return (k >= starts[b, q]) & (k < stops[b, q])  # type: ignore[index]
 
-            rows = None if starts is None else starts.shape[0]
-            mask = causal if starts is None else document if stops is None else run
+            def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return (k <= q) & (k >= starts[0, q])  # type: ignore[index]
+
+            # starts that hold for all rows are those of a window over rows of one text
+            alike = self.window is not None and starts is not None and len(starts) == 1
+            rows = None if starts is None or alike else starts.shape[0]
+            mask = causal if starts is None else window if alike else document if stops is None else run
             self._block_mask = create_block_mask(mask, rows, None, self.num_queries, self.num_keys, device=device)
         return self._block_mask
 

@@ -1,80 +1,42 @@
-"""Hugging Face architectures as tables: the features each has, what its configuration calls them, and what it calls
+"""Hugging Face architectures as a table: the features each has, what its configuration calls them, and what it calls
 each tensor.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from lmlab.config import validate
-from lmlab.errors import UserError, did_you_mean
 from lmlab.models.config import ModelConfig
+from lmlab.models.formats.family import Family, Settings
+from lmlab.models.formats.layer_kinds import (
+    read_all_windows,
+    read_layer_types,
+    read_layers_without_positions,
+    read_sparse_layers,
+    windows_of_qwen,
+    write_layers_without_positions,
+    write_sparse_layers,
+)
 
-Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one Hugging Face architecture maps to lmlab's features.
-
-    Attributes:
-        model_type: its name in `config.json`.
-        language_model, classifier: the names of its classes; the classifier holds a scalar head.
-        prefix: of the tensors of its body.
-        features: what every model of the family has, by our names of configuration fields.
-        keys: their key for each of our fields that varies (dotted: `moe.top_k`). Fields that share a key must agree.
-        defaults: values of our fields whose keys are absent.
-        constants: keys that must have this value where present, and are written.
-        names: our tensor names to theirs, without `.weight` and `.bias`; `{i}` stands for the layer.
-        experts: our stacked matrices of experts to theirs, laid end to end along the output; `{e}` stands for an
-            expert.
-        stacked: our stacked matrices to tensors that some of their checkpoints hold in place of those.
-        transposed: ends of our names whose matrices they store transposed.
-        fused: their names of tensors that hold several of ours, laid end to end along the output.
-        equal_keys: keys that must have the same value as another one.
-        other_keys: second names of keys.
-        fits: what else a configuration must satisfy.
-    """
-
-    model_type: str
-    language_model: str
-    classifier: str | None
-    prefix: str
-    features: Settings
-    keys: dict[str, str]
-    defaults: Settings
-    constants: Settings
-    names: dict[str, str]
-    transposed: tuple[str, ...] = ()
-    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    equal_keys: dict[str, str] = field(default_factory=dict)
-    other_keys: dict[str, str] = field(default_factory=dict)
-    experts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    stacked: dict[str, str] = field(default_factory=dict)
-    fits: Callable[[ModelConfig], bool] = lambda config: True
-
-
-_VALUES: dict[str, dict[Any, Any]] = {
-    "activation": {
-        "silu": "silu",
-        "swish": "silu",
-        "gelu": "gelu",
-        "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "relu": "relu",
-    },
-    "norm_position": {True: "pre", False: "post"},  # OPT's do_layer_norm_before
+_PLAIN: Settings = {
+    "token_types": 0,
+    "embedding_norm": False,
+    "lm_head": True,
+    "pooler": False,
+    "norm_weight": True,
+    "norm_offset": False,
+    "rotary_layers": None,
+    "attention_scale": None,
+    "attention_soft_cap": None,
+    "clip_qkv": None,
+    "parallel_residual": False,
+    "embedding_scale": 1.0,
+    "residual_multiplier": 1.0,
+    "logit_scale": 1.0,
+    "logit_soft_cap": None,
 }
-"""For the fields whose values have other names there: theirs to ours."""
-
-_LLAMA_FEATURES = {
+_LLAMA_FEATURES: Settings = {
+    **_PLAIN,
     "norm": "rmsnorm",
     "norm_bias": False,
-    "norm_weight": True,
     "norm_position": "pre",
     "qk_norm": "none",
     "positions": "rotary",
@@ -95,7 +57,14 @@ _LLAMA_KEYS = {
     "tie_embeddings": "tie_word_embeddings",
     "init_std": "initializer_range",
 }
+_LLAMA_DEFAULTS: Settings = {"norm_eps": 1e-6, "tie_embeddings": False, "max_seq_len": 2048}
+_NO_BIAS: Settings = {"qkv_bias": False, "attention_output_bias": False, "ffn_bias": False}
 _ATTENTION_BIAS = {"qkv_bias": "attention_bias", "attention_output_bias": "attention_bias"}
+_EXPERT_KEYS = {
+    "moe.num_experts": "num_experts",
+    "moe.top_k": "num_experts_per_tok",
+    "moe.norm_topk_prob": "norm_topk_prob",
+}
 _LLAMA_NAMES = {
     "embedding": "embed_tokens",
     "final_norm": "norm",
@@ -113,32 +82,142 @@ _QK_NORM_NAMES = {
     "blocks.{i}.attention.query_norm": "layers.{i}.self_attn.q_norm",
     "blocks.{i}.attention.key_norm": "layers.{i}.self_attn.k_norm",
 }
-_GPT_FEATURES = {
+_REORDERED_NAMES = {
+    "blocks.{i}.attention_norm": "layers.{i}.post_attention_layernorm",
+    "blocks.{i}.ffn_norm": "layers.{i}.post_feedforward_layernorm",
+}
+_BOTH_NORMS_NAMES = {
+    "blocks.{i}.attention_out_norm": "layers.{i}.post_attention_layernorm",
+    "blocks.{i}.ffn_norm": "layers.{i}.pre_feedforward_layernorm",
+    "blocks.{i}.ffn_out_norm": "layers.{i}.post_feedforward_layernorm",
+}
+_ROUTER_NAMES = {"blocks.{i}.ffn.router": "layers.{i}.mlp.gate"}
+_EXPERTS = {
+    "blocks.{i}.ffn.experts.gate_up": ("layers.{i}.mlp.experts.{e}.gate_proj", "layers.{i}.mlp.experts.{e}.up_proj"),
+    "blocks.{i}.ffn.experts.down": ("layers.{i}.mlp.experts.{e}.down_proj",),
+}
+_STACKED = {
+    "blocks.{i}.ffn.experts.gate_up": "layers.{i}.mlp.experts.gate_up_proj",
+    "blocks.{i}.ffn.experts.down": "layers.{i}.mlp.experts.down_proj",
+}
+_GPT_FEATURES: Settings = {
+    **_PLAIN,
     "norm": "layernorm",
     "norm_bias": True,
-    "norm_weight": True,
     "qk_norm": "none",
     "positions": "learned",
     "gated": False,
     "ffn": "dense",
 }
-_NO_WINDOW = {"use_sliding_window": False}
+_BIASES: Settings = {"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}
+
+
+def _without(table: Settings, *names: str) -> Settings:
+    return {key: value for key, value in table.items() if key not in names}
 
 
 def _whole_heads(config: ModelConfig) -> bool:
     return config.head_dim * config.num_heads == config.d_model
 
 
+def _plain_heads(config: ModelConfig) -> bool:
+    return _whole_heads(config) and config.num_kv_heads == config.num_heads
+
+
 def _plain_experts(config: ModelConfig) -> bool:
     moe = config.moe
     assert moe is not None
     dropless = moe.router == "token_choice" and moe.capacity_factor is None and moe.bias_update_rate is None
-    return _whole_heads(config) and dropless and not moe.num_shared_experts and not moe.share_across_layers
+    return dropless and not moe.num_shared_experts and not moe.share_across_layers
 
 
-def _plain_heads(config: ModelConfig) -> bool:
-    return _whole_heads(config) and config.num_kv_heads == config.num_heads
+def _scaled_embedding(config: ModelConfig) -> bool:
+    return config.embedding_scale == config.d_model**0.5
 
+
+def _read_gemma(settings: Settings, data: Settings, problems: list[str]) -> None:
+    if isinstance(data.get("d_model"), int) and data["d_model"] > 0:
+        data["embedding_scale"] = data["d_model"] ** 0.5
+    if settings.get("use_bidirectional_attention"):
+        problems.append("use_bidirectional_attention")
+    if settings.get("hidden_act") == "gelu" and settings.get("model_type") == "gemma":
+        data["activation"] = "gelu_tanh"  # as its first files mean it
+
+
+def _read_gemma2(settings: Settings, data: Settings, problems: list[str]) -> None:
+    _read_gemma(settings, data, problems)
+    read_layer_types(settings, data, problems)
+    scalar = settings.get("query_pre_attn_scalar", 256)
+    if not isinstance(scalar, int | float) or scalar <= 0:
+        problems.append(f"query_pre_attn_scalar = {scalar}")
+    else:
+        data["attention_scale"] = scalar**-0.5
+    for ours, theirs, default in (
+        ("attention_soft_cap", "attn_logit_softcapping", 50.0),
+        ("logit_soft_cap", "final_logit_softcapping", 30.0),
+    ):
+        if settings.get("model_type") == "gemma2":
+            data[ours] = settings.get(theirs, default)
+        elif ours == "logit_soft_cap":
+            data[ours] = settings.get(theirs)
+
+
+def _query_scalar(config: ModelConfig) -> int:
+    return round((config.attention_scale or config.head_dim**-0.5) ** -2)
+
+
+def _write_gemma2(config: ModelConfig) -> Settings:
+    caps: Settings = {"final_logit_softcapping": config.logit_soft_cap, "attn_logit_softcapping": None}
+    caps["attn_logit_softcapping"] = config.attention_soft_cap
+    return {"query_pre_attn_scalar": _query_scalar(config), **caps}
+
+
+def _fits_gemma2(config: ModelConfig) -> bool:
+    scale = config.attention_scale or config.head_dim**-0.5
+    exact = _query_scalar(config) ** -0.5 == scale  # the key holds a whole number
+    return _scaled_embedding(config) and exact and config.d_model % config.num_heads == 0
+
+
+def _read_granite(settings: Settings, data: Settings, problems: list[str]) -> None:
+    for ours, theirs in (
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_multiplier", "residual_multiplier"),
+        ("attention_scale", "attention_multiplier"),
+    ):
+        data[ours] = settings.get(theirs, 1.0)
+    divisor = settings.get("logits_scaling", 1.0)
+    if not isinstance(divisor, int | float) or divisor <= 0:
+        problems.append(f"logits_scaling = {divisor}")
+    else:
+        data["logit_scale"] = 1 / divisor
+
+
+def _write_granite(config: ModelConfig) -> Settings:
+    return {
+        "embedding_multiplier": config.embedding_scale,
+        "residual_multiplier": config.residual_multiplier,
+        "attention_multiplier": config.attention_scale or config.head_dim**-0.5,
+        "logits_scaling": 1 / config.logit_scale,
+    }
+
+
+_GEMMA_FEATURES = {
+    **_without(_LLAMA_FEATURES, "embedding_scale"),
+    "norm_offset": True,
+    "ffn_bias": False,
+}
+_GEMMA2_FEATURES = {
+    **_without(_GEMMA_FEATURES, "attention_scale", "attention_soft_cap", "logit_soft_cap"),
+    "norm_position": "both",
+}
+_GEMMA_DEFAULTS: Settings = {
+    "norm_eps": 1e-6,
+    "tie_embeddings": True,
+    "head_dim": 256,
+    "activation": "gelu_tanh",
+    "max_seq_len": 8192,
+}
+_GEMMA2_KEYS = {**_LLAMA_KEYS, **_ATTENTION_BIAS, "activation": "hidden_activation"}
 
 FAMILIES = (
     Family(
@@ -148,21 +227,36 @@ FAMILIES = (
         "model.",
         _LLAMA_FEATURES,
         _LLAMA_KEYS | _ATTENTION_BIAS | {"ffn_bias": "mlp_bias"},
-        {"norm_eps": 1e-6, "tie_embeddings": False},
+        _LLAMA_DEFAULTS,
         {},
         _LLAMA_NAMES,
         fits=lambda config: config.d_model % config.num_heads == 0,
+    ),
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        "MistralForSequenceClassification",
+        "model.",
+        _LLAMA_FEATURES | _NO_BIAS,
+        _LLAMA_KEYS,
+        {**_LLAMA_DEFAULTS, "num_kv_heads": 8, "max_seq_len": 131_072},
+        {},
+        _LLAMA_NAMES,
+        windows="all",
+        read=read_all_windows(default=4096),
     ),
     Family(
         "qwen2",
         "Qwen2ForCausalLM",
         "Qwen2ForSequenceClassification",
         "model.",
-        {**_LLAMA_FEATURES, "qkv_bias": True, "attention_output_bias": False, "ffn_bias": False},
+        {**_LLAMA_FEATURES, **_NO_BIAS, "qkv_bias": True},
         _LLAMA_KEYS,
-        {"norm_eps": 1e-6, "tie_embeddings": False},
-        _NO_WINDOW,
+        {**_LLAMA_DEFAULTS, "num_kv_heads": 32, "max_seq_len": 32_768},
+        {},
         _LLAMA_NAMES,
+        windows="layers",
+        read=windows_of_qwen,
     ),
     Family(
         "qwen3",
@@ -171,9 +265,72 @@ FAMILIES = (
         "model.",
         {**_LLAMA_FEATURES, "qk_norm": "head", "ffn_bias": False},
         _LLAMA_KEYS | _ATTENTION_BIAS,
-        {"norm_eps": 1e-6, "tie_embeddings": False, "head_dim": 128},
-        _NO_WINDOW,
+        {**_LLAMA_DEFAULTS, "head_dim": 128, "num_kv_heads": 32, "max_seq_len": 32_768},
+        {},
         _LLAMA_NAMES | _QK_NORM_NAMES,
+        windows="layers",
+        read=windows_of_qwen,
+    ),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        "SmolLM3ForSequenceClassification",
+        "model.",
+        _without(_LLAMA_FEATURES, "rotary_layers"),
+        _LLAMA_KEYS | _ATTENTION_BIAS | {"ffn_bias": "mlp_bias"},
+        {**_LLAMA_DEFAULTS, "tie_embeddings": True, "num_kv_heads": 4, "max_seq_len": 32_768},
+        {},
+        _LLAMA_NAMES,
+        windows="layers",
+        rope_theta=2e6,
+        read=read_layers_without_positions,
+        write=write_layers_without_positions,
+    ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        "Phi3ForSequenceClassification",
+        "model.",
+        _LLAMA_FEATURES | _NO_BIAS,
+        _LLAMA_KEYS,
+        {**_LLAMA_DEFAULTS, "norm_eps": 1e-5, "max_seq_len": 4096},
+        {},
+        _without(
+            _LLAMA_NAMES,
+            *(f"blocks.{{i}}.attention.{part}" for part in ("query", "key", "value")),
+            "blocks.{i}.ffn.gate",
+            "blocks.{i}.ffn.up",
+        ),
+        fused={
+            "layers.{i}.self_attn.qkv_proj": (
+                "blocks.{i}.attention.query",
+                "blocks.{i}.attention.key",
+                "blocks.{i}.attention.value",
+            ),
+            "layers.{i}.mlp.gate_up_proj": ("blocks.{i}.ffn.gate", "blocks.{i}.ffn.up"),
+        },
+        windows="all",
+        partial=("partial_rotary_factor", 1.0),
+        scalings=("longrope",),
+        read=read_all_windows(default=None),
+        fits=_whole_heads,
+    ),
+    Family(
+        "olmo",
+        "OlmoForCausalLM",
+        "OlmoForSequenceClassification",
+        "model.",
+        {
+            **_without(_LLAMA_FEATURES, "clip_qkv"),
+            "norm": "layernorm",
+            "norm_weight": False,
+            "norm_eps": 1e-5,
+            "ffn_bias": False,
+        },
+        {**_without(_LLAMA_KEYS, "norm_eps"), **_ATTENTION_BIAS, "clip_qkv": "clip_qkv"},
+        _without(_LLAMA_DEFAULTS, "norm_eps"),
+        {},
+        _without(_LLAMA_NAMES, "final_norm", "blocks.{i}.attention_norm", "blocks.{i}.ffn_norm"),
     ),
     Family(
         "olmo2",
@@ -182,63 +339,228 @@ FAMILIES = (
         "model.",
         {**_LLAMA_FEATURES, "norm_position": "reordered", "qk_norm": "full", "ffn_bias": False},
         _LLAMA_KEYS | _ATTENTION_BIAS,
-        {"norm_eps": 1e-5, "tie_embeddings": False},
+        {**_LLAMA_DEFAULTS, "norm_eps": 1e-5},
         {},
-        _LLAMA_NAMES
-        | _QK_NORM_NAMES
-        | {
-            "blocks.{i}.attention_norm": "layers.{i}.post_attention_layernorm",
-            "blocks.{i}.ffn_norm": "layers.{i}.post_feedforward_layernorm",
-        },
+        _LLAMA_NAMES | _QK_NORM_NAMES | _REORDERED_NAMES,
+    ),
+    Family(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        "Olmo3ForSequenceClassification",
+        "model.",
+        {**_LLAMA_FEATURES, "norm_position": "reordered", "qk_norm": "full", "ffn_bias": False},
+        _LLAMA_KEYS | _ATTENTION_BIAS,
+        {**_LLAMA_DEFAULTS, "norm_eps": 1e-5},
+        {},
+        _LLAMA_NAMES | _QK_NORM_NAMES | _REORDERED_NAMES,
+        windows="layers",
+        rope_theta=5e5,
+        rope_of_kinds=True,
+        read=read_layer_types,
+    ),
+    Family(
+        "granite",
+        "GraniteForCausalLM",
+        None,
+        "model.",
+        _without(_LLAMA_FEATURES, "embedding_scale", "residual_multiplier", "attention_scale", "logit_scale"),
+        _LLAMA_KEYS | _ATTENTION_BIAS | {"ffn_bias": "mlp_bias"},
+        _LLAMA_DEFAULTS,
+        {},
+        _LLAMA_NAMES,
+        read=_read_granite,
+        write=_write_granite,
+        fits=_whole_heads,
+    ),
+    Family(
+        "gemma",
+        "GemmaForCausalLM",
+        "GemmaForSequenceClassification",
+        "model.",
+        _GEMMA_FEATURES,
+        _LLAMA_KEYS | _ATTENTION_BIAS,
+        {**_GEMMA_DEFAULTS, "num_kv_heads": 16},
+        {},
+        _LLAMA_NAMES,
+        read=_read_gemma,
+        fits=lambda config: _scaled_embedding(config) and config.activation != "gelu",
+    ),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        "Gemma2ForSequenceClassification",
+        "model.",
+        {**_GEMMA2_FEATURES, "qk_norm": "none"},
+        _GEMMA2_KEYS,
+        {**_GEMMA_DEFAULTS, "num_kv_heads": 4},
+        {},
+        _LLAMA_NAMES | _BOTH_NORMS_NAMES,
+        windows="layers",
+        read=_read_gemma2,
+        write=_write_gemma2,
+        fits=_fits_gemma2,
+    ),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "Gemma3TextForSequenceClassification",
+        "model.",
+        {**_GEMMA2_FEATURES, "qk_norm": "head", "attention_soft_cap": None},
+        _GEMMA2_KEYS,
+        {**_GEMMA_DEFAULTS, "num_kv_heads": 4, "max_seq_len": 131_072},
+        {"attn_logit_softcapping": None},
+        _LLAMA_NAMES | _QK_NORM_NAMES | _BOTH_NORMS_NAMES,
+        windows="layers",
+        rope_theta=1e6,
+        rope_of_kinds=True,
+        read=_read_gemma2,
+        write=_write_gemma2,
+        fits=_fits_gemma2,
     ),
     Family(
         "olmoe",
         "OlmoeForCausalLM",
         None,
         "model.",
-        {**_LLAMA_FEATURES, "qk_norm": "full", "ffn": "moe", "ffn_bias": False},
+        {**_without(_LLAMA_FEATURES, "clip_qkv"), "qk_norm": "full", "ffn": "moe", "ffn_bias": False},
         {
-            **_LLAMA_KEYS,
+            **_without(_LLAMA_KEYS, "d_ff"),
             **_ATTENTION_BIAS,
-            "moe.num_experts": "num_experts",
+            **_EXPERT_KEYS,
+            "moe.expert_hidden_size": "intermediate_size",
+            "clip_qkv": "clip_qkv",
+        },
+        {
+            **_LLAMA_DEFAULTS,
+            "norm_eps": 1e-5,
+            "max_seq_len": 4096,
+            "moe.num_experts": 64,
+            "moe.top_k": 8,
+            "moe.norm_topk_prob": False,
+        },
+        {},
+        _LLAMA_NAMES | _QK_NORM_NAMES | _ROUTER_NAMES,
+        other_keys={"num_local_experts": "num_experts"},
+        experts=_EXPERTS,
+        stacked=_STACKED,
+        fits=lambda config: _plain_experts(config) and _whole_heads(config),
+    ),
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        "MixtralForSequenceClassification",
+        "model.",
+        {**_LLAMA_FEATURES, **_NO_BIAS, "ffn": "moe", "moe.norm_topk_prob": True},
+        {
+            **_without(_LLAMA_KEYS, "d_ff"),
+            "moe.num_experts": "num_local_experts",
             "moe.top_k": "num_experts_per_tok",
             "moe.expert_hidden_size": "intermediate_size",
-            "moe.norm_topk_prob": "norm_topk_prob",
         },
-        {"norm_eps": 1e-5, "tie_embeddings": False, "moe.num_experts": 64, "moe.top_k": 8, "moe.norm_topk_prob": False},
-        {"clip_qkv": None},
-        _LLAMA_NAMES
-        | _QK_NORM_NAMES
-        | {
-            "blocks.{i}.ffn.router": "layers.{i}.mlp.gate",
+        {
+            **_LLAMA_DEFAULTS,
+            "norm_eps": 1e-5,
+            "num_kv_heads": 8,
+            "max_seq_len": 131_072,
+            "moe.num_experts": 8,
+            "moe.top_k": 2,
         },
-        other_keys={"num_local_experts": "num_experts"},
+        {},
+        _LLAMA_NAMES | {"blocks.{i}.ffn.router": "layers.{i}.block_sparse_moe.gate"},
+        other_keys={"num_experts": "num_local_experts"},
         experts={
             "blocks.{i}.ffn.experts.gate_up": (
-                "layers.{i}.mlp.experts.{e}.gate_proj",
-                "layers.{i}.mlp.experts.{e}.up_proj",
+                "layers.{i}.block_sparse_moe.experts.{e}.w1",
+                "layers.{i}.block_sparse_moe.experts.{e}.w3",
             ),
-            "blocks.{i}.ffn.experts.down": ("layers.{i}.mlp.experts.{e}.down_proj",),
+            "blocks.{i}.ffn.experts.down": ("layers.{i}.block_sparse_moe.experts.{e}.w2",),
         },
-        stacked={
-            "blocks.{i}.ffn.experts.gate_up": "layers.{i}.mlp.experts.gate_up_proj",
-            "blocks.{i}.ffn.experts.down": "layers.{i}.mlp.experts.down_proj",
-        },
+        windows="all",
+        rope_theta=1e6,
+        read=read_all_windows(default=None),
         fits=_plain_experts,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeForSequenceClassification",
+        "model.",
+        {**_without(_LLAMA_FEATURES, "ffn"), "qk_norm": "head", "ffn_bias": False},
+        {**_LLAMA_KEYS, **_ATTENTION_BIAS, **_EXPERT_KEYS, "moe.expert_hidden_size": "moe_intermediate_size"},
+        {
+            **_LLAMA_DEFAULTS,
+            "num_kv_heads": 4,
+            "max_seq_len": 32_768,
+            "moe.num_experts": 128,
+            "moe.top_k": 8,
+            "moe.norm_topk_prob": False,
+            "moe.expert_hidden_size": 768,
+        },
+        {},
+        _LLAMA_NAMES | _QK_NORM_NAMES | _ROUTER_NAMES,
+        other_keys={"num_local_experts": "num_experts"},
+        experts=_EXPERTS,
+        stacked=_STACKED,
+        windows="all",
+        read=read_sparse_layers,
+        write=write_sparse_layers,
+        fits=lambda config: config.moe is not None and "moe" in config.ffn_kinds and _plain_experts(config),
+    ),
+    Family(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        "GPTNeoXForSequenceClassification",
+        "gpt_neox.",
+        {
+            **_without(_GPT_FEATURES, "parallel_residual"),
+            "norm_position": "pre",
+            "positions": "rotary",
+            "ffn_bias": True,
+        },
+        {
+            **_without(_LLAMA_KEYS, "num_kv_heads", "head_dim"),
+            **_ATTENTION_BIAS,
+            "norm_eps": "layer_norm_eps",
+            "parallel_residual": "use_parallel_residual",
+        },
+        {
+            "norm_eps": 1e-5,
+            "tie_embeddings": False,
+            "activation": "gelu",
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "parallel_residual": True,
+            "max_seq_len": 2048,
+        },
+        {},
+        {
+            "embedding": "embed_in",
+            "final_norm": "final_layer_norm",
+            "blocks.{i}.attention_norm": "layers.{i}.input_layernorm",
+            "blocks.{i}.ffn_norm": "layers.{i}.post_attention_layernorm",
+            "blocks.{i}.attention.output": "layers.{i}.attention.dense",
+            "blocks.{i}.ffn.up": "layers.{i}.mlp.dense_h_to_4h",
+            "blocks.{i}.ffn.down": "layers.{i}.mlp.dense_4h_to_h",
+        },
+        fused={
+            "layers.{i}.attention.query_key_value": (
+                "blocks.{i}.attention.query",
+                "blocks.{i}.attention.key",
+                "blocks.{i}.attention.value",
+            )
+        },
+        interleaved=True,
+        head="embed_out",
+        renamed={"lm_head.": "embed_out."},
+        partial=("rotary_pct", 0.25),
+        fits=_plain_heads,
     ),
     Family(
         "gpt2",
         "GPT2LMHeadModel",
         "GPT2ForSequenceClassification",
         "transformer.",
-        {
-            **_GPT_FEATURES,
-            "norm_position": "pre",
-            "position_offset": 0,
-            "qkv_bias": True,
-            "attention_output_bias": True,
-            "ffn_bias": True,
-        },
+        {**_GPT_FEATURES, **_BIASES, "norm_position": "pre", "position_offset": 0},
         {
             "vocab_size": "vocab_size",
             "num_layers": "n_layer",
@@ -251,7 +573,7 @@ FAMILIES = (
             "tie_embeddings": "tie_word_embeddings",
             "init_std": "initializer_range",
         },
-        {"norm_eps": 1e-5, "tie_embeddings": True, "activation": "gelu_tanh"},
+        {"norm_eps": 1e-5, "tie_embeddings": True, "activation": "gelu_tanh", "max_seq_len": 1024},
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         {
             "embedding": "wte",
@@ -294,13 +616,7 @@ FAMILIES = (
             "tie_embeddings": "tie_word_embeddings",
             "init_std": "init_std",
         },
-        {
-            "activation": "relu",
-            "tie_embeddings": True,
-            "qkv_bias": True,
-            "attention_output_bias": True,
-            "ffn_bias": True,
-        },
+        {**_BIASES, "activation": "relu", "tie_embeddings": True, "max_seq_len": 2048},
         {"layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False},
         {
             "embedding": "embed_tokens",
@@ -319,162 +635,3 @@ FAMILIES = (
         fits=_plain_heads,
     ),
 )
-
-
-def family_of(config: ModelConfig) -> Family | None:
-    """The Hugging Face family that can express this configuration, None if there is none."""
-    return next((family for family in FAMILIES if _expresses(family, config)), None)
-
-
-def find_family(settings: Settings, where: str) -> Family:
-    """The family of a `config.json`.
-
-    Raises:
-        UserError: its `model_type` is not one that lmlab knows.
-    """
-    model_type = settings.get("model_type")
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None:
-        known = [family.model_type for family in FAMILIES]
-        raise UserError(
-            f"{where}: the model type '{model_type}' is not supported. {did_you_mean(str(model_type), known)}"
-        )
-    return family
-
-
-def to_settings(config: ModelConfig, family: Family) -> Settings:
-    """The content of `config.json`, without token ids."""
-    settings: Settings = {
-        "architectures": [family.classifier if config.num_labels else family.language_model],
-        "model_type": family.model_type,
-    }
-    settings |= {theirs: _theirs(ours, _get(config, ours)) for ours, theirs in family.keys.items()} | family.constants
-    if config.num_labels is not None:
-        labels = {str(index): f"LABEL_{index}" for index in range(config.num_labels)}
-        settings |= {"id2label": labels, "label2id": {name: int(index) for index, name in labels.items()}}
-    settings |= {key: settings[other] for key, other in family.equal_keys.items()}
-    if config.positions == "rotary":
-        rope = _rope_to_settings(config)
-        if (
-            config.rope_scaling is not None and config.rope_scaling.type == "dynamic"
-        ):  # there, the length from which theta grows
-            settings["max_position_embeddings"] = config.rope_scaling.original_max_seq_len
-        settings |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
-        settings["rope_scaling"] = (
-            None
-            if rope["rope_type"] == "default"
-            else {key: value for key, value in rope.items() if key != "rope_theta"}
-        )
-    return settings
-
-
-def from_settings(settings: Settings, family: Family, path: Path) -> ModelConfig:
-    """The configuration that a `config.json` describes.
-
-    Raises:
-        UserError: it asks for what lmlab does not have, or a value is impossible; all problems at once.
-    """
-    expected = family.constants | {key: settings.get(other) for key, other in family.equal_keys.items()}
-    problems = [f"{key} = {settings[key]}" for key, value in expected.items() if settings.get(key, value) != value]
-    data: Settings = {}
-    settings = {family.other_keys.get(key, key): value for key, value in settings.items()}
-    for ours, theirs in family.keys.items():
-        value = settings.get(theirs)
-        if value is None:
-            value = family.defaults.get(ours)
-        elif ours in _VALUES:
-            if value not in _VALUES[ours]:
-                problems.append(f"{theirs} = {value}")
-            value = _VALUES[ours].get(value)
-        if value is not None:
-            _set(data, ours, value)
-    if family.features["positions"] == "rotary":
-        _rope_from_settings(settings, data, problems)
-    if problems:
-        raise UserError(f"'{path}': lmlab's {family.model_type} does not support " + "; ".join(problems) + ".")
-    if str((settings.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
-        data["num_labels"] = settings.get("num_labels") or len(settings.get("id2label") or (0, 1))
-    return validate(ModelConfig, {**family.features, **data}, f"'{path}'")
-
-
-def _expresses(family: Family, config: ModelConfig) -> bool:
-    if not config.causal or any(getattr(config, name) != value for name, value in family.features.items()):
-        return False
-    if not family.fits(config) or (config.num_labels is not None and family.classifier is None):
-        return False
-    shared: Settings = {}
-    return all(
-        shared.setdefault(theirs, _get(config, ours)) == _get(config, ours) for ours, theirs in family.keys.items()
-    )
-
-
-def _get(config: ModelConfig, dotted: str) -> Any:
-    value: Any = config
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _set(data: Settings, dotted: str, value: Any) -> None:
-    *parents, name = dotted.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-    data[name] = value
-
-
-def _theirs(ours: str, value: Any) -> Any:
-    return next(theirs for theirs, mine in _VALUES[ours].items() if mine == value) if ours in _VALUES else value
-
-
-def _rope_to_settings(config: ModelConfig) -> Settings:
-    scaling = config.rope_scaling
-    rope: Settings = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if scaling is None:
-        return rope
-    rope |= {"rope_type": scaling.type, "factor": scaling.factor}
-    if scaling.type in ("yarn", "llama3"):
-        rope["original_max_position_embeddings"] = scaling.original_max_seq_len
-    if scaling.type == "llama3":
-        rope |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
-    if scaling.type == "yarn":
-        rope |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
-        if scaling.attention_factor is not None:
-            rope["attention_factor"] = scaling.attention_factor
-    return rope
-
-
-def _rope_from_settings(settings: Settings, data: Settings, problems: list[str]) -> None:
-    """Read both the older keys (`rope_theta`, `rope_scaling`) and the newer one (`rope_parameters`)."""
-    rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    parameters = settings.get("rope_parameters") or {}
-    data["rope_theta"] = (
-        rope.get("rope_theta") or parameters.get("rope_theta") or settings.get("rope_theta") or 10_000.0
-    )
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor", settings.get("partial_rotary_factor") or 1.0) != 1.0:
-        problems.append("partial_rotary_factor")
-    if kind == "default":
-        return
-    if kind not in ("linear", "dynamic", "yarn", "llama3"):
-        problems.append(f"rotary scaling of type {kind}")
-        return
-    length = settings.get("max_position_embeddings")
-    original = rope.get("original_max_position_embeddings") or length
-    factor = rope.get("factor") or (length / original if length and original else 1.0)
-    scaling: Settings = {"type": kind, "factor": factor}
-    if kind == "dynamic":
-        scaling["original_max_seq_len"] = length
-        if length is not None:
-            data["max_seq_len"] = round(length * factor)
-    elif kind != "linear":
-        scaling["original_max_seq_len"] = original
-        known = (
-            ("beta_fast", "beta_slow", "truncate", "attention_factor")
-            if kind == "yarn"
-            else ("low_freq_factor", "high_freq_factor")
-        )
-        scaling |= {key: rope[key] for key in known if rope.get(key) is not None}
-    if kind == "yarn" and rope.get("attention_factor") is None and rope.get("mscale") and rope.get("mscale_all_dim"):
-        grown = math.log(max(factor, 1.0))
-        scaling["attention_factor"] = (0.1 * rope["mscale"] * grown + 1) / (0.1 * rope["mscale_all_dim"] * grown + 1)
-    data["rope_scaling"] = scaling

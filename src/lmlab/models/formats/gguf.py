@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import LmlabError, missing_extra
-from lmlab.models.formats.families import Settings
+from lmlab.models.formats.family import Settings
 
 
 def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:

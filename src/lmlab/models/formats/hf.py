@@ -6,6 +6,7 @@ A model whose features fit no family (`families`) is saved under lmlab's own nam
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,14 @@ from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import read_json, write_json
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.families import FAMILIES, Settings, family_of, find_family, from_settings, to_settings
+from lmlab.models.formats.families import FAMILIES
+from lmlab.models.formats.family import Settings
 from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
+from lmlab.models.formats.settings import family_of, find_family, from_settings, to_settings
 from lmlab.models.transformer import Transformer, named_tensors
+
+_log = logging.getLogger(__name__)
 
 NATIVE = "lmlab"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -118,7 +123,7 @@ def save_pretrained(
     Returns:
         the `model_type` written: a Hugging Face family, or "lmlab" when none has the model's features.
     """
-    family = family_of(model.config)
+    family = family_of(model.config, model.read_as)
     directory.mkdir(parents=True, exist_ok=True)
     given = dict(tokens or {})
     token_ids, generation = ({}, {}) if companions is None else _copy_companions(companions, directory)
@@ -163,7 +168,14 @@ def read_config(directory: Path) -> ModelConfig:
     Raises:
         UserError: there is none, its family is unknown, or it has what lmlab does not.
     """
-    return _layout(read_settings(directory), directory / "config.json", None)[0]
+    config, layout = _layout(read_settings(directory), directory / "config.json", None)
+    if config.tie_embeddings and any((directory / name).exists() for name in (_INDEX, _WEIGHTS)):
+        with ExitStack() as stack:
+            stored = _open(directory, stack, allow_pickle=False)
+            names = {layout.canonical(name): name for name in stored.shapes}
+            if _head_differs(config, layout, names, stored):
+                return ModelConfig.model_validate(config.model_dump() | {"tie_embeddings": False})
+    return config
 
 
 def end_token_ids(directory: Path) -> tuple[int, ...]:
@@ -181,9 +193,12 @@ def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[Mod
         config = from_settings(settings, family, path)
     if num_labels is not None:
         config = ModelConfig.model_validate(config.model_dump() | {"num_labels": num_labels})
+    return config, Layout(config, family, _shapes(config))
+
+
+def _shapes(config: ModelConfig) -> dict[str, Shape]:
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(Transformer(config)).items()}
-    return config, Layout(config, family, shapes)
+        return {name: tuple(tensor.shape) for name, tensor in named_tensors(Transformer(config)).items()}
 
 
 def _build(
@@ -196,6 +211,15 @@ def _build(
 ) -> Transformer:
     layout.take_stacked(stored.shapes)
     names = {layout.canonical(name): name for name in stored.shapes}
+    if head_seed is None and _head_differs(config, layout, names, stored):
+        _log.warning(
+            "'%s' says that the head is the embedding (tie_word_embeddings), but holds another (%s), which is kept.",
+            stored.where,
+            layout.head,
+        )
+        config = ModelConfig.model_validate(config.model_dump() | {"tie_embeddings": False})
+        layout = Layout(config, layout.family, _shapes(config))
+        layout.take_stacked(stored.shapes)
     found = {name: stored.shapes[original] for name, original in names.items()}
     problems = layout.problems(found)
     if head_seed is not None:
@@ -203,7 +227,9 @@ def _build(
     if problems:
         rows = found.get(layout.locations["embedding.weight"].names[0], (0,))[0]
         remedy = f"The vocabulary is padded: set vocab_size to {rows}." if rows > config.vocab_size else None
-        raise LmlabError(f"'{stored.where}' does not fit its configuration: " + "; ".join(problems) + ".", remedy)
+        if problems == [f"missing {layout.head}"]:
+            remedy = "If its head is the embedding, set tie_word_embeddings to true in config.json."
+        raise LmlabError(f"'{stored.where}' does not fit its configuration: " + _some(problems) + ".", remedy)
 
     def get(name: str) -> Tensor:
         return stored.get(names[name])
@@ -223,7 +249,32 @@ def _build(
         model.initialize_parameter("score.weight", head_seed or 0)
     else:
         model.load_state_dict(weights, assign=True, strict=False)
+    model.read_as = None if layout.family is None else layout.family.model_type
     return model.eval()
+
+
+def _head_differs(config: ModelConfig, layout: Layout, names: dict[str, str], stored: _Stored) -> bool:
+    """Whether a file holds a head of its own although the configuration says that the embedding is the head.
+
+    Where it holds the head alone, that is the embedding too, as in `transformers`.
+    """
+    head, embedding = layout.head, layout.locations["embedding.weight"].names[0]
+    if not config.tie_embeddings or config.num_labels is not None or head not in names:
+        return False
+    if embedding not in names:
+        names[embedding] = names.pop(head)
+        return False
+    if stored.shapes[names[head]] != stored.shapes[names[embedding]]:
+        return True
+    one, other = stored.get(names[head]), stored.get(names[embedding])
+    wide = torch.promote_types(one.dtype, other.dtype)
+    return not torch.equal(one.to(wide), other.to(wide))
+
+
+def _some(problems: list[str], most: int = 12) -> str:
+    """The first of a list that may have one entry for every layer of another model."""
+    rest = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> _Stored:
@@ -363,7 +414,8 @@ def compare_with_transformers(directory: Path, input_ids_BT: Tensor, logits_BTV:
     except ImportError:
         raise missing_extra("transformers", "hf", "Comparing logits") from None
     logging.disable_progress_bar()
-    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    # the fused kernels there leave the caps on scores out
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         return float((logits_BTV - theirs(input_ids_BT).logits).abs().max())
 

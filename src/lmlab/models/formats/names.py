@@ -5,7 +5,7 @@ stores.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.families import Family
+from lmlab.models.formats.family import Family
 
 Shape = tuple[int, ...]
 _MIXED = "Export the model again in one layout."
@@ -27,6 +27,8 @@ class Location:
     Attributes:
         names: the tensor; for experts one of each, which we stack.
         part: first and last + 1 along the output of a tensor that holds several of ours.
+        turn: in a tensor that holds the parts of one head after the other: which part of how many, and the number of
+            heads.
         transposed: it is stored as [in, out].
         stacked: `names` are those of the experts, so many for each, laid end to end along the output; 0 where there are
             none.
@@ -34,6 +36,7 @@ class Location:
 
     names: tuple[str, ...]
     part: tuple[int, int] | None = None
+    turn: tuple[int, int, int] | None = None
     transposed: bool = False
     stacked: int = 0
 
@@ -44,8 +47,15 @@ class Location:
             return torch.stack(
                 [torch.cat(tensors[first : first + self.stacked]) for first in range(0, len(tensors), self.stacked)]
             )
-        tensor = tensors[0] if self.part is None else tensors[0][..., slice(*self.part)]
-        return tensor.t() if self.transposed else tensor
+        tensor = tensors[0].t() if self.transposed and tensors[0].dim() == 2 else tensors[0]
+        return self.cut(tensor)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Our rows of a tensor whose first dimension is the output."""
+        if self.turn is not None:
+            index, count, heads = self.turn
+            return tensor.unflatten(0, (heads, count, -1))[:, index].flatten(0, 1)
+        return tensor if self.part is None else tensor[slice(*self.part)]
 
 
 class Layout:
@@ -56,17 +66,18 @@ class Layout:
         shapes: of our parameters, by our names.
 
     Attributes:
+        family: of the names.
         locations: where each of our parameters is.
         shapes: of their tensors, in the order of our parameters.
     """
 
     def __init__(self, config: ModelConfig, family: Family | None, shapes: Mapping[str, Shape]) -> None:
-        self._prefix, self._family = "" if family is None else family.prefix, family
+        self._prefix, self.family = "" if family is None else family.prefix, family
         self._rows = None if family is None else config.vocab_size
         shapes = {name: self._trimmed(name, shape) for name, shape in shapes.items()}
         self._own_shapes = shapes
         self.locations = {
-            name: Location((name,)) if family is None else _locate(name, shapes, family) for name in shapes
+            name: Location((name,)) if family is None else _locate(name, shapes, family, config) for name in shapes
         }
         self._index()
 
@@ -80,8 +91,10 @@ class Layout:
             if location.transposed:
                 shape = shape[::-1]
             for stored in location.names:
-                before = self.shapes.get(stored)
-                self.shapes[stored] = shape if before is None else (*shape[:-1], before[-1] + shape[-1])
+                before, along = self.shapes.get(stored), len(shape) - 1 if location.transposed else 0
+                if before is not None:
+                    shape = (*shape[:along], before[along] + shape[along], *shape[along + 1 :])
+                self.shapes[stored] = shape
                 self._sources.setdefault(stored, []).append(name)
 
     def take_stacked(self, found: Iterable[str]) -> None:
@@ -90,11 +103,11 @@ class Layout:
         Raises:
             LmlabError: it holds some matrices both ways.
         """
-        if self._family is None or not self._family.stacked:
+        if self.family is None or not self.family.stacked:
             return
         found = set(found)
         for name, location in self.locations.items():
-            stacked = _fill(name, self._family.stacked)
+            stacked = _fill(name, self.family.stacked)
             if location.stacked and stacked is not None and self._prefix + stacked in found:
                 if both := [each for each in location.names if each in found]:
                     raise LmlabError(
@@ -111,6 +124,9 @@ class Layout:
         """
         if stored in self.shapes:
             return stored
+        for beginning, name in (self.family.renamed if self.family is not None else {}).items():
+            if stored.startswith(beginning):
+                return name + stored.removeprefix(beginning)
         parts = self._prefix.split(".")
         candidates = (".".join(parts[:count]) + "." + stored for count in range(1, len(parts)))
         return next((name for name in candidates if name in self.shapes), stored)
@@ -121,9 +137,7 @@ class Layout:
         """
         problems = [f"missing {name}" for name in self.shapes if name not in found]
         unexpected = [
-            name
-            for name in found
-            if name not in self.shapes and not name.endswith(_IGNORED) and name != "lm_head.weight"
+            name for name in found if name not in self.shapes and not name.endswith(_IGNORED) and name != self.head
         ]
         problems += [f"unexpected {name}" for name in unexpected]
         problems += [
@@ -141,9 +155,27 @@ class Layout:
             if location.stacked:
                 expert, part = divmod(location.names.index(stored), location.stacked)
                 tensor = tensor[expert].chunk(location.stacked)[part]
-            tensor = tensor[: self._trimmed(name, tuple(tensor.shape))[0]]
-            parts.append(tensor.t() if location.transposed else tensor)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            parts.append(tensor[: self._trimmed(name, tuple(tensor.shape))[0]])
+        joined = self.join(stored, parts)
+        return joined.t() if location.transposed and joined.dim() == 2 else joined
+
+    def join(self, stored: str, parts: Sequence[Tensor]) -> Tensor:
+        """One of their tensors from all its parts, the output first."""
+        if len(parts) == 1:
+            return parts[0]
+        turn = self.locations[self._sources[stored][0]].turn
+        if turn is None:
+            return torch.cat(list(parts))
+        return torch.stack([part.unflatten(0, (turn[2], -1)) for part in parts], 1).flatten(0, 2)
+
+    def split(self, stored: str, tensor: Tensor) -> list[Tensor]:
+        """The parts of one of their tensors, the output first, in the order of our parameters."""
+        return [self.locations[name].cut(tensor) for name in self._sources[stored]]
+
+    @property
+    def head(self) -> str:
+        """Their name of the matrix that gives logits."""
+        return "head.weight" if self.family is None else f"{self.family.head}.weight"
 
     def module(self, ours: str) -> str:
         """Their name of the module that holds the weight of one of our modules."""
@@ -151,7 +183,7 @@ class Layout:
 
     def stacked(self, ours: str) -> str:
         """Their name, within a model, of the parameter that stacks one of our experts' matrices."""
-        table = {} if self._family is None else self._family.stacked or {}
+        table = {} if self.family is None else self.family.stacked or {}
         return self._prefix + (_fill(ours, table) or ours)
 
     def modules(self) -> list[str]:
@@ -160,8 +192,7 @@ class Layout:
 
     def rows(self, ours: str) -> int:
         """The outputs of one of our linear layers."""
-        part = self.locations[f"{ours}.weight"].part
-        return self.in_and_out(self.module(ours))[1] if part is None else part[1] - part[0]
+        return self._own_shapes[f"{ours}.weight"][0]
 
     def in_and_out(self, stored: str) -> tuple[int, int]:
         """Inputs and outputs of one of their linear layers."""
@@ -196,9 +227,9 @@ def _fill(ours: str, table: Mapping[str, str]) -> str | None:
     return None if target is None else target.replace("{i}", "" if number is None else number[1])
 
 
-def _locate(name: str, shapes: Mapping[str, Shape], family: Family) -> Location:
+def _locate(name: str, shapes: Mapping[str, Shape], family: Family, config: ModelConfig) -> Location:
     if name in ("head.weight", "score.weight"):
-        return Location(("lm_head.weight" if name == "head.weight" else name,))
+        return Location((f"{family.head}.weight" if name == "head.weight" else name,))
     stem, _, kind = name.rpartition(".")
     transposed = kind == "weight" and stem.endswith(family.transposed)
     for fused, parts in family.fused.items():
@@ -208,10 +239,12 @@ def _locate(name: str, shapes: Mapping[str, Shape], family: Family) -> Location:
                 layer = match[1]
                 before = [shapes[f"{other.format(i=layer)}.{kind}"][0] for other in parts[: parts.index(part)]]
                 span = (sum(before), sum(before) + shapes[name][0])
-                return Location((f"{family.prefix}{fused.format(i=layer)}.{kind}",), span, transposed)
+                turn = (parts.index(part), len(parts), config.num_heads) if family.interleaved else None
+                stored = f"{family.prefix}{fused.format(i=layer)}.{kind}"
+                return Location((stored,), span, turn, transposed)
     module = _module_name(stem, family)
     if module is not None:
-        return Location((f"{family.prefix}{module}.{kind}",), None, transposed)
+        return Location((f"{family.prefix}{module}.{kind}",), transposed=transposed)
     experts = family.experts[re.sub(r"\.\d+\.", ".{i}.", name, count=1)]
     layer = re.search(r"\.(\d+)\.", name)
     assert layer is not None

@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import read_json, write_json
-from lmlab.models.formats.families import family_of
+from lmlab.files import write_json
 from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.peft_beside import (
     expected_shapes,
@@ -33,25 +32,18 @@ from lmlab.models.formats.peft_beside import (
     wanted_beside,
     write_beside,
 )
+from lmlab.models.formats.peft_settings import CONFIG, read_adapter_settings
 from lmlab.models.formats.pickles import read_pickle
-from lmlab.models.lora.adapt import STACKED, adaptable, adapters, attach, freeze, thin_pairs, trained_fully
+from lmlab.models.formats.settings import family_of
+from lmlab.models.lora.adapt import STACKED, adaptable, adapters, attach, freeze, thin_pairs, trained_fully, untie
 from lmlab.models.lora.layers import LoRALinear
 from lmlab.models.moe.experts import Experts
 from lmlab.models.transformer import Transformer
 from lmlab.parsing import json_value
 
 _PREFIX = "base_model.model."
-_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _RANKS = "lmlab_ranks"
-_PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base model's weights
-_UNSUPPORTED = (
-    "use_dora",
-    "lora_bias",
-    "layer_replication",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-    "use_qalora",
-)
 
 
 def save_lora(model: Transformer, directory: Path | str, *, base: str | None = None) -> None:
@@ -75,9 +67,7 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
     alphas: dict[str, float] = {}
     parts: dict[str, list[int]] = {}
     for stored, members in groups.items():
-        a, b, scale, parts[stored] = _lay_together(
-            [found.get(name) for name in members], [layout.rows(name) for name in members]
-        )
+        a, b, scale, parts[stored] = _lay_together(layout, stored, members, found)
         tensors |= {f"{_PREFIX}{stored}.lora_A.weight": a, f"{_PREFIX}{stored}.lora_B.weight": b}
         ranks[stored], alphas[stored] = len(a), scale * len(a)
     beside, more = write_beside(model, layout)
@@ -85,9 +75,13 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
     for place in beside:
         ranks[place.key], alphas[place.key] = pairs[place.ours].rank, pairs[place.ours].scale * pairs[place.ours].rank
     of_experts = short_targets(beside, [layout.stacked(name) for name in _stacks(model)])
-    full = layout.stored_of(trained_fully(model))
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    trained, parameters = trained_fully(model), {name: each.detach() for name, each in model.named_parameters()}
+    full = layout.stored_of(trained)
     tensors |= {_PREFIX + stored: layout.write(stored, parameters) for stored in full}
+    if model.head is None and model.score is None and "embedding.weight" in trained:
+        # peft wraps the table alone: to move the head with it, both are named and stored
+        tensors[_PREFIX + layout.head] = layout.write(layout.stored_of(["embedding.weight"])[0], parameters).clone()
+        full.append(layout.head)
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     scalar = model.config.num_labels is not None
     settings = {
@@ -118,7 +112,7 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
         directory / _WEIGHTS,
         metadata=metadata,
     )
-    write_json(directory / _CONFIG, settings)
+    write_json(directory / CONFIG, settings)
 
 
 def load_lora(
@@ -143,21 +137,28 @@ def load_lora(
     directory = Path(directory)
     if adapters(model):
         raise UserError("The model has adapters already.", "Fold them in or drop them with remove_lora first.")
-    settings = _read_settings(directory)
+    settings = read_adapter_settings(directory)
     layout = _layout(model)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     groups = _groups(layout, adaptable(model))
+    table = layout.stored_of(["embedding.weight"])[0]
+    tied = model.head is None and model.score is None
     targets = [stored for stored in layout.modules() if _is_target(stored, settings, groups)]
     beside = wanted_beside(
         model, layout, lambda stored: _is_target(stored, settings, groups), settings.get("target_parameters") or []
     )
     targets = [stored for stored in targets if stored not in {place.key for place in beside}]
     if unsupported := [stored for stored in targets if stored not in groups]:
-        raise UserError(f"'{directory / _CONFIG}': lmlab has no adapters on {', '.join(unsupported)}.")
-    saved = [name for name in layout.shapes if _ends(name.rpartition(".")[0], settings.get("modules_to_save") or [])]
+        raise UserError(f"'{directory / CONFIG}': lmlab has no adapters on {', '.join(unsupported)}.")
+    saves = settings.get("modules_to_save") or []
+    # as in peft, any end of a name, also within a word
+    saved = [name for name in layout.shapes if name.rpartition(".")[0].endswith(tuple(saves))]
     with ExitStack() as stack:
         shapes, get, metadata = _open(directory, stack, allow_pickle)
         names = {_canonical(name, layout): name for name in shapes}
+        parts = tied and _parts_table_and_head(names, get, table, layout.head)
+        if tied and layout.head in names:
+            saved.append(layout.head)
         ranks = {stored: _pattern(settings, "rank_pattern", stored, int(settings.get("r", 8))) for stored in targets}
         sizes = {
             place.key: _pattern(settings, "rank_pattern", place.key, int(settings.get("r", 8))) for place in beside
@@ -190,7 +191,7 @@ def load_lora(
         rank, alpha = ranks[stored], float(_pattern(settings, "alpha_pattern", stored, settings.get("lora_alpha", 8)))
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
         a, b = tensors[f"{stored}.lora_A.weight"], tensors[f"{stored}.lora_B.weight"]
-        pieces = _take_apart(a, b, [layout.rows(name) for name in groups[stored]], notes.get(stored))
+        pieces = _take_apart(a, layout.split(f"{stored}.weight", b), notes.get(stored))
         for name, piece in zip(groups[stored], pieces, strict=True):
             if piece is not None:
                 adapter = attach(model, name, len(piece[0]), scale, float(settings.get("lora_dropout") or 0.0))
@@ -200,6 +201,9 @@ def load_lora(
     for place in beside:
         alpha = float(_pattern(settings, "alpha_pattern", place.key, settings.get("lora_alpha", 8)))
         read_beside(model, place, settings, sizes[place.key], alpha, tensors)
+    if parts:
+        untie(model)
+        layout = _layout(model)
     ours = [name for name, location in layout.locations.items() if set(location.names) <= set(saved)]
     with torch.no_grad():
         for name in ours:
@@ -222,7 +226,7 @@ def _layout(model: Transformer) -> Layout:
         for name, parameter in model.named_parameters()
         if not name.endswith((".lora_a", ".lora_b"))
     }
-    return Layout(model.config, family_of(model.config), shapes)
+    return Layout(model.config, family_of(model.config, model.read_as), shapes)
 
 
 def _groups(layout: Layout, names: list[str]) -> dict[str, list[str]]:
@@ -236,58 +240,52 @@ def _groups(layout: Layout, names: list[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _lay_together(members: list[LoRALinear | None], rows: list[int]) -> tuple[Tensor, Tensor, float, list[int]]:
-    """A, B and scale of one adapter that does what those of its parts do (None: no adapter), and the rank of each part;
-    no ranks if A is common.
+def _lay_together(
+    layout: Layout, stored: str, names: list[str], found: Mapping[str, LoRALinear]
+) -> tuple[Tensor, Tensor, float, list[int]]:
+    """A, B and scale of one adapter that does what those of its parts do, of which some may have none, and the rank of
+    each part; no ranks if A is common.
     """
+    members = [found.get(name) for name in names]
     present = [each for each in members if each is not None]
     scale, first = present[0].scale, present[0].lora_a.detach()
     bs = [None if each is None else each.lora_b.detach() * (each.scale / scale) for each in members]
-    if all(each.lora_a.shape == first.shape and torch.equal(each.lora_a, first) for each in present) and len(
-        present
-    ) == len(members):
-        return first, torch.cat([b for b in bs if b is not None]), scale, []
+    whole = [b for b in bs if b is not None]
+    common = all(each.lora_a.shape == first.shape and torch.equal(each.lora_a, first) for each in present)
+    if common and len(present) == len(members):
+        return first, layout.join(f"{stored}.weight", whole), scale, []
     ranks = [0 if each is None else each.rank for each in members]
-    b = first.new_zeros(sum(rows), sum(ranks))
-    row = column = 0
-    for each, height, rank in zip(bs, rows, ranks, strict=True):
-        if each is not None:
-            b[row : row + height, column : column + rank] = each
-        row, column = row + height, column + rank
-    return torch.cat([each.lora_a.detach() for each in present]), b, scale, ranks
+    blocks, column = [], 0
+    for name, b, rank in zip(names, bs, ranks, strict=True):
+        block = first.new_zeros(layout.rows(name), sum(ranks))
+        if b is not None:
+            block[:, column : column + rank] = b
+        blocks.append(block)
+        column += rank
+    a = torch.cat([each.lora_a.detach() for each in present])
+    return a, layout.join(f"{stored}.weight", blocks), scale, ranks
 
 
-def _take_apart(a: Tensor, b: Tensor, rows: list[int], ranks: list[int] | None) -> list[tuple[Tensor, Tensor] | None]:
+def _take_apart(a: Tensor, bs: list[Tensor], ranks: list[int] | None) -> list[tuple[Tensor, Tensor] | None]:
     """A and B of each part, None for a part that had no adapter."""
     if not ranks:
-        return [(a, piece) for piece in b.split(rows)]
+        return [(a, b) for b in bs]
     pieces: list[tuple[Tensor, Tensor] | None] = []
     column = 0
-    for piece, rank in zip(b.split(rows), ranks, strict=True):
-        pieces.append((a[column : column + rank], piece[:, column : column + rank]) if rank else None)
+    for b, rank in zip(bs, ranks, strict=True):
+        pieces.append((a[column : column + rank], b[:, column : column + rank]) if rank else None)
         column += rank
     return pieces
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
-    path = directory / _CONFIG
-    if not path.exists():
-        raise UserError(f"'{directory}' is not a directory of adapters ({_CONFIG} is missing).")
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"'{path}' does not hold a mapping.", "Copy the adapters again.")
-    problems = [f"{key} = {settings[key]}" for key in _UNSUPPORTED if settings.get(key)]
-    expected: dict[str, tuple[Any, ...]] = {
-        "peft_type": ("LORA",),
-        "bias": ("none",),
-        "init_lora_weights": _PLAIN_INITS,
-    }
-    problems += [
-        f"{key} = {settings[key]}" for key, values in expected.items() if settings.get(key, values[0]) not in values
-    ]
-    if problems:
-        raise UserError(f"'{path}': lmlab does not support " + "; ".join(problems) + ".")
-    return settings
+def _parts_table_and_head(names: dict[str, str], get: Callable[[str], Tensor], table: str, head: str) -> bool:
+    """Whether adapters of a model whose table is its head make them two: `peft` replaces the one and leaves the other,
+    unless the file holds both, and the same.
+    """
+    same = table in names and head in names and torch.equal(get(names[table]), get(names[head]))
+    if same:
+        del names[head]
+    return not same and (table in names or head in names)
 
 
 def _open(
@@ -324,7 +322,9 @@ def _problems(
     ranks: Mapping[str, int],
     beside: Mapping[str, Shape],
 ) -> list[str]:
-    expected = dict(beside) | {name: layout.shapes[name] for name in saved}
+    expected = dict(beside) | {name: layout.shapes[name] for name in saved if name in layout.shapes}
+    if layout.head in saved:
+        expected[layout.head] = layout.shapes[layout.stored_of(["embedding.weight"])[0]]
     for stored in targets:
         inputs, outputs = layout.in_and_out(stored)
         expected |= {

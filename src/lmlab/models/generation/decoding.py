@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.gemm import fast_inference, linear
+from lmlab.gemm import fast_inference
 from lmlab.models.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.sampling import draw, keep_likely
@@ -268,7 +268,7 @@ class Decoding:
         return scores
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return linear(hidden, self._model.head_weight_VD.to(hidden.dtype)).float()
+        return self._model.logits_of(hidden).float()
 
     def _choose(self, rows: Sequence[Continuation], logits_RV: Tensor) -> None:
         """Choose a token for every row that is not done."""
@@ -318,6 +318,7 @@ def check_prompts(
         raise UserError("Every prompt needs at least one token.")
     if any(config.stop and (decode is None or "" in config.stop) for _, config in asked):
         raise UserError("Stop strings must not be empty, and they need a way to decode tokens.")
+    _check_reach(model, asked)
     limit = model.config.max_seq_len
     longest, new = max(((len(prompt), config.max_new_tokens) for prompt, config in asked), key=sum)
     before = soft_prompt.length if soft_prompt is not None and soft_prompt.positions else 0
@@ -327,6 +328,21 @@ def check_prompts(
             f"The longest prompt has {longest} tokens{behind}; with {new} new ones it exceeds the model's {limit}.",
             "Shorten the prompt or lower max_new_tokens.",
         )
+
+
+def _check_reach(model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]]) -> None:
+    """Refuse continuations that would cross the length at which LongRoPE rotates all tokens in another way."""
+    scaling = model.config.rope_scaling
+    if scaling is None or scaling.type != "longrope":
+        return
+    border = scaling.original_max_seq_len or 0
+    for prompt, config in asked:
+        if len(prompt) <= border < len(prompt) + config.max_new_tokens:
+            raise UserError(
+                f"A prompt of {len(prompt)} tokens with {config.max_new_tokens} new ones crosses {border} tokens, where"
+                " the model's rotary positions change for the whole text (longrope).",
+                f"Lower max_new_tokens to {border - len(prompt)}, or give a prompt of more than {border} tokens.",
+            )
 
 
 def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:

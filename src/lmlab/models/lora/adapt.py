@@ -15,6 +15,7 @@ from lmlab.models.lora.config import LoRAConfig
 from lmlab.models.lora.layers import Adapted, LoRAEmbedding, LoRAExperts, LoRALinear, LowRank, ThinPair
 from lmlab.models.moe.experts import Experts
 
+_BESIDE = "_trained_beside_adapters"
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 STACKED = ("gate_up", "down")  # the matrices of experts
 
@@ -74,7 +75,8 @@ def remove_lora(model: nn.Module, *, merge: bool) -> None:
     for adapter in adapters(model).values():
         if merge:
             if isinstance(adapter, LoRAEmbedding) and not adapter.foldable:
-                _untie(cast(Any, model), adapter)
+                untie(cast(Any, model))
+                adapter.foldable = True
             adapter.merge()
         else:
             adapter.unmerge()
@@ -82,6 +84,7 @@ def remove_lora(model: nn.Module, *, merge: bool) -> None:
         plain.train(adapter.training)
         _replace(model, adapter, plain)
     model.requires_grad_(True)
+    vars(model).pop(_BESIDE, None)
 
 
 def adapters(model: nn.Module) -> dict[str, Adapted]:
@@ -162,14 +165,14 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _untie(model: Any, embedding: LoRAEmbedding) -> None:
-    """Give the output a matrix of its own: the table without the adapter."""
+def untie(model: Any) -> None:
+    """Give the output a matrix of its own: a copy of the table, without an adapter that stands beside it."""
+    embedding = model.embedding
     with torch.device("meta"):
         head = Linear(embedding.embedding_dim, embedding.num_embeddings, bias=False)
     head.weight = nn.Parameter(embedding.weight.detach().clone())
     model.head = head
     model.config = model.config.model_copy(update={"tie_embeddings": False})
-    embedding.foldable = True
 
 
 def freeze(model: nn.Module, except_modules: list[str]) -> None:
@@ -180,14 +183,18 @@ def freeze(model: nn.Module, except_modules: list[str]) -> None:
         pair.lora_b.requires_grad_(True)
     for name in except_modules:
         model.get_submodule(name).requires_grad_(True)
+    vars(model)[_BESIDE] = tuple(except_modules)  # they go with the adapters, also where nothing is trained any more
 
 
 def trained_fully(model: nn.Module) -> list[str]:
-    """The names of the trainable parameters that are not adapters'."""
+    """The names of the parameters that belong to adapters and are none: those trained beside them, and those that are
+    trainable now.
+    """
+    beside = tuple(f"{name}." for name in vars(model).get(_BESIDE, ()))
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.endswith((".lora_a", ".lora_b"))
+        if (parameter.requires_grad or name.startswith(beside)) and not name.endswith((".lora_a", ".lora_b"))
     ]
 
 

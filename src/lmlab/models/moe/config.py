@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
 
@@ -72,11 +72,11 @@ class MoEConfig(Config):
             device.
     """
 
-    num_experts: PositiveInt
+    num_experts: int = Field(gt=0, le=2**14)
     top_k: PositiveInt
-    expert_hidden_size: PositiveInt
+    expert_hidden_size: int = Field(gt=0, le=2**20)
     norm_topk_prob: bool = False
-    num_shared_experts: NonNegativeInt = 0
+    num_shared_experts: int = Field(default=0, ge=0, le=2**10)
     shared_expert_combine: Literal["add", "weighted_mean"] = "add"
     share_across_layers: bool = False
     router: Literal["token_choice", "expert_choice"] = "token_choice"

@@ -59,7 +59,7 @@ def sequence_log_probs(
     do not count.
     """
     hidden_BTD = model(input_ids_BT, document_ids_BT=document_ids_BT, logits="none").hidden_BTD
-    log_probs_BT = token_log_probs(hidden_BTD, model.head_weight_VD, labels_BT)
+    log_probs_BT = token_log_probs(hidden_BTD, model.head_weight_VD, labels_BT, soft_cap=model.config.logit_soft_cap)
     return log_probs_BT.sum(1), (labels_BT != IGNORE).sum(1)
 
 

@@ -210,6 +210,11 @@ def _check(config: ModelConfig, options: GraphOptions) -> None:
         raise UserError(
             "The residual stream of a model with norm_position post is no sum of outputs, so it has no edges to prune."
         )
+    if config.norm_position == "both" or config.parallel_residual or config.residual_multiplier != 1:
+        raise UserError(
+            "Circuits are found in models whose sub-layers are added to the residual stream one after the other and as"
+            " they are; this one has norm_position both, parallel_residual or residual_multiplier."
+        )
     if config.num_labels is not None:
         raise UserError("The model gives scalars (num_labels); circuits are found in language models.")
     if config.norm_position == "reordered" and config.norm != "rmsnorm" and options.post_norm == "frozen":
