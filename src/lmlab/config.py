@@ -23,6 +23,45 @@ class Config(BaseModel):
 C = TypeVar("C", bound=BaseModel)
 
 
+class _NoInfluenceMarker:
+    pass
+
+
+NO_INFLUENCE = _NoInfluenceMarker()
+"""Marks a field, in `Annotated`, that says how work is done and not what comes out: it may change between two
+attempts.
+"""
+
+
+def influences(config: BaseModel) -> dict[str, Any]:
+    """The configuration as JSON, without the fields, at any depth, that do not change the results."""
+    found: dict[str, Any] = _without_marked(config, config.model_dump(mode="json"))
+    return found
+
+
+def _without_marked(value: Any, dumped: Any) -> Any:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            name: _without_marked(getattr(value, name), each)
+            for name, each in dumped.items()
+            if name not in fields or not any(isinstance(mark, _NoInfluenceMarker) for mark in field_marks(fields[name]))
+        }
+    if isinstance(value, Mapping):
+        return {name: _without_marked(each, dumped[str(name)]) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_marked(each, part) for each, part in zip(value, dumped, strict=True)]
+    return dumped
+
+
+def field_marks(info: Any) -> list[Any]:
+    """What a field, or an alternative of its type, is annotated with."""
+    marks = list(info.metadata)
+    for argument in getattr(info.annotation, "__args__", ()):
+        marks += getattr(argument, "__metadata__", ())
+    return marks
+
+
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return `data` with `a.b.c=value` overrides applied; the values are parsed as YAML, list items are addressed by
     number.

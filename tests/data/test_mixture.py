@@ -167,3 +167,33 @@ def test_shuffled_rows_go_on_for_ever_and_ordered_ones_end(rows):
     assert len(list(Loader(_mixture(rows, 22, web=1), 4, 0, shuffle=False))) == 5
     with pytest.raises(UserError, match="cannot be shared evenly by 3 processes"):
         Loader(rows["web"], 4, 1, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("order", "goes_on"),
+    [
+        (None, True),
+        (MixtureOrder(order="sequential"), False),
+        (
+            MixtureOrder(
+                phases=(Phase(until=0.5, weights={"web": 1}), Phase(until=1.0, weights={"web": 1, "code": 1}))
+            ),
+            False,
+        ),
+    ],
+    ids=["shuffled", "sequential", "phases"],
+)
+def test_a_longer_training_goes_on_only_where_the_rows_read_stay_what_they_were(rows, order, goes_on):
+    short, long = (_mixture(rows, size, order, web=1, code=1) for size in (80, 120))
+    assert (_sources(short, 0, 60) == _sources(long, 0, 60)) == goes_on
+    state = {"next_row": 60, "seed": 0, "num_rows": 80}
+    loader = Loader(long, 4, 0, shuffle=False)
+    if goes_on:
+        loader.restore(state)
+        again = Loader(short, 4, 0, shuffle=False)
+        again.restore(state)
+        np.testing.assert_array_equal(next(iter(loader))["input_ids"], next(iter(again))["input_ids"])
+    else:
+        with pytest.raises(UserError, match="would have been others"):
+            loader.restore(state)
+        loader.restore({**state, "next_row": 40})  # the first 40 rows are those of `web` either way

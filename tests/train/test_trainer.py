@@ -257,7 +257,7 @@ def test_groups_by_name_have_their_own_settings_and_may_be_frozen(tmp_path):
         for group in optimizer.param_groups
     }
     assert found == {("AdamW", 5e-3, 0.0), ("AdamW", 1e-3, 0.0), ("AdamW", 1e-3, 0.1), ("Muon", 1e-3, 0.3)}
-    _trainer(tmp_path, steps=25, optimizer=OptimizerConfig(groups=groups)).fit()
+    _trainer(tmp_path, steps=25, schedule=ScheduleConfig(replan=0.5), optimizer=OptimizerConfig(groups=groups)).fit()
     with pytest.raises(UserError, match="'nothing' matches no parameter"):
         _trainer(tmp_path / "b", optimizer=OptimizerConfig(groups=(ParameterGroup(match="nothing"),)))
     with pytest.raises(UserError, match="which is no matrix"):

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Lengthened(Protocol):
+    """Rows of a whole training, whose number may change before it goes on."""
+
+    def begins_as(self, num_rows: int, count: int) -> bool:
+        """Whether the first `count` rows would be the same if there were `num_rows` in all."""
+        ...
 
 
 class Loader:
@@ -68,7 +77,7 @@ class Loader:
             seed,
             workers,
         )
-        self.num_rows = len(rows)
+        self.num_rows, self._rows = len(rows), rows
         self.pin_memory = False
         self._sequence = _shuffled(rows, seed) if shuffle else rows
         self._limit = None if shuffle else self.num_rows
@@ -85,12 +94,28 @@ class Loader:
             UserError: the state belongs to other data or another seed.
         """
         for key, value in (("seed", self.seed), ("num_rows", self.num_rows)):
-            if state[key] != value:
+            if state[key] != value and not (key == "num_rows" and self._longer(state)):
                 raise UserError(
                     f"The loader's saved state has {key} {state[key]}, the data now has {value}.",
                     "Restore the data, or start a new run.",
                 )
         self._next_row = state["next_row"]
+
+    def _longer(self, state: dict[str, int]) -> bool:
+        """Whether the rows are those of the same training of another length.
+
+        Raises:
+            UserError: they are, but the rows read so far would have been others.
+        """
+        if self._limit is None or not isinstance(self._rows, Lengthened):
+            return False
+        if not self._rows.begins_as(state["num_rows"], state["next_row"]):
+            raise UserError(
+                f"The order of the data depends on the length of the training: with {self.num_rows} rows in place of"
+                f" {state['num_rows']}, the first {state['next_row']} would have been others.",
+                "Keep the length, or start a new run with --out; a shuffled mixture without phases goes on.",
+            )
+        return True
 
     @property
     def epoch(self) -> float:

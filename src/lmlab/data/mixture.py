@@ -98,6 +98,7 @@ class _Stretch:
     start: int
     end: int
     sources: Sequence[int]
+    weights: Sequence[float]
     drawn: Any
     before: Sequence[int]
 
@@ -135,7 +136,8 @@ class Mixture:
         self._numbers = [
             np.array([self.domains.index(domain) for domain in each.corpus.domains]) for each in self._rows
         ]
-        self._stretches = self._plan([sources[name] for name in self.names], order)
+        self._sources, self._order = [sources[name] for name in self.names], order
+        self._stretches = self._plan(num_rows)
         self._counts = [self._given(self._stretches[-1], number, num_rows) for number in range(len(self.names))]
         self._refuse_repeats(sources)
         self._sequences = [_sequence(each, seed + number, order.order) for number, each in enumerate(self._rows)]
@@ -155,6 +157,18 @@ class Mixture:
         stretch = next(each for each in self._stretches if index < each.end)
         return _draw(stretch, index - stretch.start)
 
+    def begins_as(self, num_rows: int, count: int) -> bool:
+        """Whether the first `count` rows would be the same in a mixture of `num_rows` rows."""
+
+        def begun(stretches: list[_Stretch]) -> list[Any]:
+            return [
+                (each.start, min(each.end, count), each.sources, each.weights)
+                for each in stretches
+                if each.start < count
+            ]
+
+        return begun(self._stretches) == begun(self._plan(num_rows))
+
     def plan(self) -> list[Share]:
         """What each source gives, in order."""
         parts = zip(self.names, self._rows, self._counts, strict=True)
@@ -163,11 +177,12 @@ class Mixture:
             for name, rows, count in parts
         ]
 
-    def _plan(self, sources: list[MixtureSource], order: MixtureOrder) -> list[_Stretch]:
+    def _plan(self, num_rows: int) -> list[_Stretch]:
+        sources, order = self._sources, self._order
         weights = _weights(self.names, sources, self.seq_len)
         everyone = range(len(sources))
         if order.order == "sequential":
-            ends = np.round(np.cumsum(weights) * self._num_rows).astype(int).tolist()
+            ends = np.round(np.cumsum(weights) * num_rows).astype(int).tolist()
             parts = [(end, {number: 1.0}) for number, end in zip(everyone, ends, strict=True)]
         elif order.phases:
             for phase in order.phases:
@@ -178,18 +193,19 @@ class Mixture:
                     )
             parts = [
                 (
-                    round(phase.until * self._num_rows),
+                    round(phase.until * num_rows),
                     {self.names.index(name): weight for name, weight in phase.weights.items()},
                 )
                 for phase in order.phases
             ]
         else:
-            parts = [(self._num_rows, dict(zip(everyone, weights, strict=True)))]
+            parts = [(num_rows, dict(zip(everyone, weights, strict=True)))]
         stretches: list[_Stretch] = []
         start, before = 0, [0] * len(sources)
         for end, shares in parts:
             if end > start:
-                stretch = _Stretch(start, end, list(shares), _alternate(list(shares), list(shares.values())), before)
+                names, parts_of = list(shares), list(shares.values())
+                stretch = _Stretch(start, end, names, parts_of, _alternate(names, parts_of), before)
                 stretches.append(stretch)
                 before = [self._given(stretch, number, end) for number in everyone]
                 start = end

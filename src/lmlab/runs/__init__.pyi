@@ -1,9 +1,8 @@
 from .recipe import Recipe, RecipeStage
 from .runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe, stored_stages
-from .stage import NO_INFLUENCE, Input, Stage, StageContext, find_stage
+from .stage import Input, Stage, StageContext, find_stage
 
 __all__ = [
-    "NO_INFLUENCE",
     "Input",
     "PlannedStage",
     "Recipe",

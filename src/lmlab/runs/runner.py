@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.table import Table
 
-from lmlab.config import flatten
+from lmlab.config import flatten, influences
 from lmlab.digests import content_digests
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
@@ -29,7 +29,7 @@ from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, wr
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
 from lmlab.runs.recipe import Recipe, RecipeStage
-from lmlab.runs.stage import StageContext, influences
+from lmlab.runs.stage import StageContext
 from lmlab.terminal import markup
 
 _RECORD = "stage.json"
@@ -43,6 +43,8 @@ class PlannedStage:
 
     Attributes:
         files: what it reads from outside the run: path -> a digest of its size and content.
+        content: what the fingerprint is of.
+        note: how it goes on with other settings, if it does.
     """
 
     entry: RecipeStage
@@ -51,6 +53,8 @@ class PlannedStage:
     state: str
     changes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Any]:
@@ -171,17 +175,30 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
         record = read_json(path / _RECORD) if (path / _RECORD).exists() else None
         files = _digests([*outside.values(), depends_on])
         changes: tuple[str, ...] = ()
+        note = _going_on(entry, record, content, path)
         if record is None:
             state = "new"
         elif record["fingerprint"] == fingerprint:
             state = "done" if record["state"] == "done" else "unfinished"
         elif entry.stage.reads_all_stages:
             state = "new"
+        elif note:
+            state = "unfinished"
         else:
             state = "changed"
             changes = (*_differences(record["content"], content), *_changed_files(record.get("files", {}), files))
-        planned.append(PlannedStage(entry, path, fingerprint, state, changes, files))
+        planned.append(PlannedStage(entry, path, fingerprint, state, changes, files, content, note))
     return planned
+
+
+def _going_on(entry: RecipeStage, record: Any, content: Mapping[str, Any], path: Path) -> str:
+    """How a stage goes on whose configuration alone has changed; nothing if it cannot, or need not."""
+    if record is None:
+        return ""
+    before = record["content"]
+    if before.get("config") == content["config"] or {**before, "config": None} != {**content, "config": None}:
+        return ""
+    return entry.stage.continues(entry.config, before["config"], record["state"] == "done", path) or ""
 
 
 def stored_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
@@ -206,13 +223,15 @@ def _run_stage(
         console.print(markup("[dim]{}: done before. {}", title, entry.stage.summary(record["results"])))
         return dict(record["results"])
     console.print(markup("[bold]{}[/bold]" + " [dim]goes on[/dim]" * (planned.state == "unfinished"), title))
+    if planned.note:
+        console.print(markup("  {}", planned.note))
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     record = {
         "name": entry.name,
         "kind": entry.kind,
         "fingerprint": planned.fingerprint,
-        "content": {"config": influences(entry.config), "seed": recipe.seed, "version": entry.stage.version},
+        "content": planned.content,
         "files": planned.files,
         "state": "unfinished",
         "started": _now(),
@@ -261,6 +280,7 @@ def print_plan(recipe: Recipe, directory: Path) -> None:
         text = "\n".join(f"{label}: {value}" for label, value in rows.items())
         if each.changes:
             text += "\nchanged: " + "; ".join(each.changes)
+        text += f"\n{each.note}" if each.note else ""
         table.add_row(each.entry.name, each.entry.kind, each.state, text)
     console.print(table)
 

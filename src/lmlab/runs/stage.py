@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from lmlab.config import Config
+from lmlab.config import Config, field_marks
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json, write_json
 from lmlab.reports import Section
@@ -28,15 +28,6 @@ class _InputMarker:
 Input = Annotated[str, _InputMarker()]
 """A field that names an earlier stage of the recipe, or else is a path."""
 
-
-class _NoInfluenceMarker:
-    pass
-
-
-NO_INFLUENCE = _NoInfluenceMarker()
-"""Marks a field, in `Annotated`, that says how work is done and not what comes out: it may change between two
-attempts.
-"""
 
 C = TypeVar("C", bound=Config)
 
@@ -97,6 +88,20 @@ class Stage(ABC, Generic[C]):
         """Whatever else the results depend on (files that are read), for JSON."""
         return None
 
+    def continues(self, config: C, before: Mapping[str, Any], finished: bool, directory: Path) -> str | None:
+        """Whether what an attempt with another configuration left can be gone on with: a sentence that says how, or
+        None where the stage has to begin anew.
+
+        Arguments:
+            before: the earlier configuration (`influences`).
+            finished: it was done.
+            directory: where its work is.
+
+        Raises:
+            UserError: going on would change what was done; the remedy says which setting allows it.
+        """
+        return None
+
     def summary(self, results: dict[str, Any]) -> str:
         """One line for the terminal."""
         return ""
@@ -124,21 +129,11 @@ def input_fields(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        if isinstance(value, str) and any(isinstance(mark, _InputMarker) for mark in _metadata(info)):
+        if isinstance(value, str) and any(isinstance(mark, _InputMarker) for mark in field_marks(info)):
             found[name] = value
         else:
             found |= {f"{name}.{inner}": each for inner, each in _nested_inputs(value).items()}
     return found
-
-
-def influences(config: Config) -> dict[str, Any]:
-    """The configuration as JSON, without the fields that do not change the results."""
-    without = {
-        name
-        for name, info in type(config).model_fields.items()
-        if any(isinstance(mark, _NoInfluenceMarker) for mark in _metadata(info))
-    }
-    return config.model_dump(mode="json", exclude=without)
 
 
 def _nested_inputs(value: Any) -> dict[str, str]:
@@ -146,10 +141,3 @@ def _nested_inputs(value: Any) -> dict[str, str]:
         return input_fields(value)
     parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     return {f"{name}.{inner}": each for name, part in parts for inner, each in _nested_inputs(part).items()}
-
-
-def _metadata(info: Any) -> list[Any]:
-    marks = list(info.metadata)
-    for argument in getattr(info.annotation, "__args__", ()):
-        marks += getattr(argument, "__metadata__", ())
-    return marks

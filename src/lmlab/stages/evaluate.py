@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lmlab.config import Config
+from lmlab.config import NO_INFLUENCE, Config
 from lmlab.data import read_documents
 from lmlab.distributed import world
 from lmlab.errors import UserError
@@ -34,7 +34,7 @@ from lmlab.evals.tasks.questions import TooLong
 from lmlab.fan_out import Backend, fan_out
 from lmlab.hardware import reuse_memory
 from lmlab.reports import Section
-from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext, read_record
+from lmlab.runs import Input, Stage, StageContext, read_record
 from lmlab.stages.evaluate_report import comparison_section, headline_of, summary_of, tasks_section
 
 Figures = dict[str, dict[str, Any]]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
+from lmlab.config import Config, influences
 from lmlab.data import (
     ChatConfig,
     ChatEncoder,
@@ -30,6 +30,7 @@ from lmlab.stages.records import Records, check_rejects, is_heldout, records_fin
 from lmlab.stages.start import Start
 from lmlab.stages.training import (
     build_network,
+    continues_training,
     export_model,
     final_figures,
     heldout_evaluation,
@@ -119,8 +120,13 @@ class Prefer(Stage[PreferConfig]):
         )
 
     def depends_on(self, config: PreferConfig) -> Any:
-        """The files of a source, and the template."""
-        return records_fingerprint(config.records, config.chat)
+        """The files of a source, and the template; for KTO the micro-batch, over which it estimates a divergence."""
+        found = records_fingerprint(config.records, config.chat)
+        return [found, config.trainer.rows_at_once] if config.method.kind == "kto" else found
+
+    def continues(self, config: PreferConfig, before: Mapping[str, Any], finished: bool, directory: Path) -> str | None:
+        """With another length, schedule or precision, where that leaves what was trained as it is."""
+        return continues_training(config.trainer, 2 * config.seq_len, before, influences(config), finished, directory)
 
     def run(self, config: PreferConfig, context: StageContext) -> dict[str, Any]:
         """Encode, score by the reference, and train."""

@@ -6,13 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
+from lmlab.config import NO_INFLUENCE, Config
 from lmlab.data import SpecialTokens, Tokenizer, tokenize_documents
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.progress import short
 from lmlab.reports import Section, Table
-from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext
+from lmlab.runs import Input, Stage, StageContext
 
 
 class TokenizeConfig(Config):

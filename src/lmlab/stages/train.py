@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from lmlab.config import Config
+from lmlab.config import Config, influences
 from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
@@ -22,6 +23,7 @@ from lmlab.stages.adapters import Adapters, check_adapters, export_adapters, not
 from lmlab.stages.start import Start
 from lmlab.stages.training import (
     build_network,
+    continues_training,
     export_model,
     final_figures,
     heldout_evaluation,
@@ -124,12 +126,21 @@ class Train(Stage[TrainConfig]):
     distributed: ClassVar[bool] = True
 
     def depends_on(self, config: TrainConfig) -> Any:
-        """The requests of the tasks."""
-        return {task.name: task.fingerprint() for task in find_tasks(config.tasks)} or None
+        """The requests of the tasks; and the micro-batch, where experts' loads are counted over it."""
+        found: dict[str, Any] = {task.name: task.fingerprint() for task in find_tasks(config.tasks)}
+        model = planned_model(config.model, config.start)
+        balancing = model.moe.load_balancing_loss if model is not None and model.moe is not None else None
+        if config.router_losses and balancing is not None and balancing.granularity == "micro_batch":
+            found["micro_batch_size"] = config.trainer.rows_at_once
+        return found or None
 
     def plan(self, config: TrainConfig) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
         return plan_training(planned_model(config.model, config.start), config.seq_len, config.trainer, config.lora)
+
+    def continues(self, config: TrainConfig, before: Mapping[str, Any], finished: bool, directory: Path) -> str | None:
+        """With another length, schedule or precision, where that leaves what was trained as it is."""
+        return continues_training(config.trainer, config.seq_len, before, influences(config), finished, directory)
 
     def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start."""

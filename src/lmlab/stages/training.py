@@ -4,24 +4,39 @@ the export, the report.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lmlab.config import flatten
 from lmlab.data import Rows, Tokenizer
 from lmlab.distributed import world
+from lmlab.files import read_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, save_pretrained
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
 from lmlab.stages.adapters import Adapters, adapted
 from lmlab.stages.start import Start
-from lmlab.train import Evaluation, StepFunction, TrainerConfig, estimate, load_weights, read_metrics, whole_tensors
+from lmlab.train import (
+    Evaluation,
+    Plan,
+    StepFunction,
+    TrainerConfig,
+    checkpoints,
+    estimate,
+    go_on,
+    load_weights,
+    read_metrics,
+    whole_tensors,
+)
 
 _TYPICAL_UTILISATION = 0.35
+_LENGTHS = ("trainer.steps", "trainer.tokens", "trainer.epochs")
+_MAY_CHANGE = (*_LENGTHS, "trainer.schedule.", "trainer.precision")
 _BANDWIDTH_WITHIN = 400 * 10**9  # bytes a second of a GPU's NVLink, in collectives
 _BANDWIDTH_BETWEEN = 50 * 10**9  # and of its network port of 400 Gbit/s
 
@@ -94,6 +109,45 @@ def _plan_model(
             f" {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
         )
     return rows
+
+
+def continues_training(
+    trainer: TrainerConfig,
+    seq_len: int,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    finished: bool,
+    place: Path,
+) -> str | None:
+    """Whether a training that was begun with other settings goes on with these: a sentence that says how.
+
+    Its length and its schedule may change as `lmlab.train.plan` says, and the precision.
+
+    Arguments:
+        seq_len: tokens of a row.
+        before, after: the configurations of the stage (`influences`), with the loop's under `trainer`.
+        finished: it had reached its end; there is something to go on with only if it becomes longer.
+        place: the stage's directory.
+
+    Raises:
+        UserError: what was trained would have been trained otherwise.
+    """
+    old, new = flatten(before), flatten(after)
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not all(name.startswith(_MAY_CHANGE) for name in changed):
+        return None
+    longer = [name for name in changed if name in _LENGTHS]
+    if finished and not longer:
+        return None
+    steps, newest = trainer.num_steps(seq_len), next(reversed(checkpoints(place / "checkpoints")), None)
+    how = ""
+    if steps is not None and newest is not None:
+        state = read_json(newest / "state.json")
+        if finished and steps <= state["step"]:
+            return None
+        wanted = Plan(trainer.schedule, steps, seq_len * trainer.batch_size)
+        how = go_on(Plan.of(state["plan"]), wanted, state["step"])[1]
+    return "; ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed) + f". {how}".rstrip(". ") + "."
 
 
 def build_network(config: ModelConfig, start: Start | None, seed: int, lora: Adapters | None = None) -> Transformer:

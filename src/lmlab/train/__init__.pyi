@@ -7,12 +7,13 @@ from .checkpoint import (
     verify_checkpoint,
     whole_tensors,
 )
-from .config import TrainerConfig
+from .config import OptimizerConfig, ParallelConfig, ParameterGroup, TrainerConfig
 from .cost import Estimate, estimate, flops_per_token
 from .language_model import language_model_step, language_model_step_by_domain
 from .metrics import read_metrics
-from .optimizer import OptimizerConfig, Optimizers, ParameterGroup
-from .parallelism.parallel import ParallelConfig, parallelize
+from .optimizer import Optimizers
+from .parallelism.parallel import parallelize
+from .plan import Plan, go_on
 from .routing import RoutedStep, normalized_entropy, routed, with_saturation
 from .schedule import ScheduleConfig, learning_rate_factor
 from .step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
@@ -31,6 +32,7 @@ __all__ = [
     "Optimizers",
     "ParallelConfig",
     "ParameterGroup",
+    "Plan",
     "RoutedStep",
     "ScheduleConfig",
     "SimPOConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "dpo_step",
     "estimate",
     "flops_per_token",
+    "go_on",
     "kto_step",
     "language_model_step",
     "language_model_step_by_domain",

@@ -3,65 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor, nn
 
-from lmlab.config import Config
 from lmlab.errors import UserError
-
-Name = Literal["adamw", "muon", "rmsprop"]
-
+from lmlab.train.config import OptimizerConfig, ParameterGroup
 
 _IN_BLOCK = re.compile(r"(^|\.)blocks\.\d+\.")
-
-
-class ParameterGroup(Config):
-    """Settings of the parameters whose names hold a pattern.
-
-    Attributes:
-        match: a regular expression, searched in names such as `blocks.0.attention.query.weight`.
-        learning_rate, weight_decay, optimizer: in place of the optimizer's own.
-        frozen: they are not trained.
-    """
-
-    match: str
-    learning_rate: PositiveFloat | None = None
-    weight_decay: float | None = Field(default=None, ge=0)
-    optimizer: Name | None = None
-    frozen: bool = False
-
-    @field_validator("match")
-    @classmethod
-    def _check(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"'{value}' is not a regular expression ({error}).") from None
-        return value
-
-
-class OptimizerConfig(Config):
-    """Which optimizer, with what settings.
-
-    Attributes:
-        name: `adamw` or `rmsprop` for everything, or `muon` (Jordan et al. 2024) for the matrices of the blocks with
-            AdamW for the rest.
-        learning_rate: the highest rate, for AdamW and for Muon alike (Muon's updates are scaled to AdamW's size, Liu et
-            al. 2025, section 2.2).
-        weight_decay: on matrices only; norms and biases have none.
-        groups: exceptions; a parameter belongs to the first group that matches it.
-    """
-
-    name: Name = "adamw"
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    groups: tuple[ParameterGroup, ...] = ()
 
 
 class Optimizers:

@@ -12,27 +12,38 @@ from lmlab.config import Config
 
 
 class ScheduleConfig(Config):
-    """The course of the learning rate.
+    """The course of the learning rate."""
 
-    Attributes:
-        kind: after the warm-up, `cosine` or `linear` decay to the end, `wsd` (constant, then linear decay over the last
-            part), or `constant`.
-        warmup_fraction: share of the training over which the rate rises linearly from zero.
-        warmup_tokens: the same in tokens, in place of the fraction.
-        decay_fraction: share of what has been trained by the end of a decay over which `wsd` decays.
-        decay_tokens: the same in tokens, in place of the fraction.
-        decay_ends: where `wsd` ends its decays, as shares of the training; after all but the last the rate is the
-            highest again at once (WSD-S, Wen et al. 2024), and the checkpoint at each end is kept.
-        final_fraction: last learning rate as a share of the highest.
-    """
-
-    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
-    warmup_tokens: PositiveInt | None = None
-    decay_fraction: float = Field(default=0.2, gt=0, le=1)
-    decay_tokens: PositiveInt | None = None
-    decay_ends: tuple[float, ...] = (1.0,)
-    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        default="cosine",
+        description="after the warm-up, cosine or linear decay to the end, wsd (constant, then linear decay over the"
+        " last part), or constant",
+    )
+    warmup_fraction: float = Field(
+        default=0.02, ge=0, lt=1, description="share of the training over which the rate rises linearly from zero"
+    )
+    warmup_tokens: PositiveInt | None = Field(default=None, description="the same in tokens, in place of the fraction")
+    decay_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="share of what has been trained by the end of a decay over which wsd decays",
+    )
+    decay_tokens: PositiveInt | None = Field(default=None, description="the same in tokens, in place of the fraction")
+    decay_ends: tuple[float, ...] = Field(
+        default=(1.0,),
+        description="where wsd ends its decays, as shares of the training; after all but the last the rate is the"
+        " highest again at once (WSD-S, Wen et al. 2024), and the checkpoint at each end is kept",
+    )
+    final_fraction: float = Field(default=0.1, ge=0, le=1, description="last learning rate as a share of the highest")
+    replan: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="for a training that goes on though its rates would have been others under the new plan: from its"
+        " checkpoint the rate goes, over a new warm-up, to this share of the highest, and then on as kind says over the"
+        " steps that are left",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
@@ -45,15 +56,21 @@ class ScheduleConfig(Config):
 
 
 def learning_rate_factor(
-    config: ScheduleConfig, step: int, total_steps: int, tokens_per_step: int | None = None
+    config: ScheduleConfig,
+    step: int,
+    total_steps: int,
+    tokens_per_step: int | None = None,
+    warmup: float | None = None,
 ) -> float:
     """The factor on the highest learning rate at `step`, counted from 0; the last step of a decay is just above
     `final_fraction`.
 
     Arguments:
         tokens_per_step: needed where the schedule is given in tokens.
+        warmup: steps of the warm-up, in place of what the schedule says.
     """
-    warmup = _span(config.warmup_tokens, config.warmup_fraction, total_steps, tokens_per_step)
+    if warmup is None:
+        warmup = warmup_steps(config, total_steps, tokens_per_step)
     if step < warmup:
         return (step + 1) / (math.floor(warmup) + 1)
     end = float(total_steps)
@@ -73,6 +90,11 @@ def learning_rate_factor(
 def decay_ends(config: ScheduleConfig, total_steps: int) -> list[int]:
     """The numbers of steps after which a decay of `wsd` is complete."""
     return [max(1, round(end * total_steps)) for end in config.decay_ends]
+
+
+def warmup_steps(config: ScheduleConfig, total_steps: int, tokens_per_step: int | None = None) -> float:
+    """How many steps the warm-up takes."""
+    return _span(config.warmup_tokens, config.warmup_fraction, total_steps, tokens_per_step)
 
 
 def _span(tokens: int | None, fraction: float, steps: float, tokens_per_step: int | None) -> float:

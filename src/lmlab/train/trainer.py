@@ -29,7 +29,7 @@ from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import Optimizers
 from lmlab.train.parallelism.parallel import clip_gradients, parallelize, synchronize_gradients
-from lmlab.train.schedule import decay_ends, learning_rate_factor
+from lmlab.train.plan import Plan, go_on
 from lmlab.train.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
 
 
@@ -79,7 +79,7 @@ class Trainer:
         if steps is None:
             raise ValueError("a length in tokens needs tokens_per_row")
         self.total_steps = steps
-        self.tokens_per_step = tokens_per_row and tokens_per_row * config.batch_size
+        self.plan = Plan(config.schedule, steps, tokens_per_row and tokens_per_row * config.batch_size)
         loader.pin_memory = self.device.type == "cuda"
         self.step_function, self.evaluate, self.flops_per_token = step_function, evaluate, flops_per_token
         self.model = self._prepare(model, materialize)
@@ -178,7 +178,7 @@ class Trainer:
         row |= self._figures
         if log and (last or evaluates or self.step == 1 or _every(self.config.log_every, self.step)):
             log.write(row)
-        pinned = self.step in decay_ends(self.config.schedule, self.total_steps)[:-1]
+        pinned = self.step in self.plan.pinned
         if last or self._is_best() or pinned or _every(self.config.checkpoint_every, self.step):
             self._checkpoint(pinned=pinned)
 
@@ -213,7 +213,7 @@ class Trainer:
         start = time.perf_counter()
         self.model.train()
         torch.manual_seed(self._seed())
-        factor = learning_rate_factor(self.config.schedule, self.step, self.total_steps, self.tokens_per_step)
+        factor = self.plan.factor(self.step)
         self.optimizers.set_factor(factor)
         sums = StepSums(self.device)
         parts = list(micro_batches(batch, self.rows_at_once))
@@ -305,8 +305,10 @@ class Trainer:
 
     def _checkpoint(self, pinned: bool = False) -> None:
         start = time.perf_counter()
-        state = {"loader": self._read, "tokens": self.tokens, "seconds": self.seconds, "total_steps": self.total_steps}
+        state = {"loader": self._read, "tokens": self.tokens, "seconds": self.seconds, "plan": self.plan.record()}
         state |= {
+            "rows_at_once": self.rows_at_once,
+            "precision": _name(self.dtype),
             "figures": {name: value for name, value in self._figures.items() if math.isfinite(value)},
             "best": self._best if math.isfinite(self._best) else None,
             "unfinished": self._unfinished,
@@ -322,16 +324,27 @@ class Trainer:
                 load_checkpoint(path, self.model, self.optimizers if with_optimizer else None)
             return
         state = load_checkpoint(latest, self.model, self.optimizers)
-        if state["step"] > self.total_steps:
-            raise UserError(
-                f"'{latest}' is at step {state['step']}, beyond the {self.total_steps} steps asked for.",
-                "Raise steps, or start a new run with --out.",
-            )
+        self.plan, how = go_on(Plan.of(state["plan"]), self.plan, state["step"])
+        for line in (how, *self._changes(state)):
+            if line and self.world.is_main:
+                console.print(line, markup=False)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.loader.restore(state["loader"])
         self._read = state["loader"]
         self._best = math.inf if state["best"] is None else state["best"]
         self._unfinished = state.get("unfinished")
+
+    def _changes(self, state: dict[str, Any]) -> list[str]:
+        """What is computed in another way than before the checkpoint."""
+        lines, since = [], f"from step {state['step']} on"
+        if state["precision"] != _name(self.dtype):
+            lines.append(f"The precision is {_name(self.dtype)} {since}; before it was {state['precision']}.")
+        if state["rows_at_once"] != self.rows_at_once:
+            lines.append(
+                f"Micro-batches have {self.rows_at_once} rows {since}; before they had {state['rows_at_once']}."
+                " Gradients are the same but for rounding, and for what is counted over a micro-batch."
+            )
+        return lines
 
     def _utilisation(self, tokens_per_second: float) -> float | None:
         if self.flops_per_token is None:
@@ -350,7 +363,7 @@ class Trainer:
             "checkpoint_pause_seconds": round(self.paused, 3),
             "device": str(self.device),
             "processes": self.world.size,
-            "precision": "bf16" if self.dtype == torch.bfloat16 else "fp32",
+            "precision": _name(self.dtype),
             "gemm_peak_flops": gemm_flops(str(self.device), self.dtype),
             "achieved_flops": rate * self.flops_per_token if self.flops_per_token else None,
             "utilisation": self._utilisation(rate),
@@ -365,6 +378,10 @@ def compile_network(model: nn.Module) -> None:
     torch.compiler.reset()  # a graph that was compiled for another network of this process has given wrong gradients
     for module in getattr(model, "blocks", [model]):
         module.compile()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 def _every(interval: int | None, step: int) -> bool:

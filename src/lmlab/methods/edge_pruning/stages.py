@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from lmlab.config import Config
+from lmlab.config import NO_INFLUENCE, Config
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.files import sha256_file, write_jsonl
 from lmlab.methods.edge_pruning.examples.load import load
@@ -21,7 +21,7 @@ from lmlab.methods.edge_pruning.report import circuit_page
 from lmlab.methods.edge_pruning.search.find import FindConfig, find_circuit, ranking
 from lmlab.progress import console
 from lmlab.reports import Section
-from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext
+from lmlab.runs import Input, Stage, StageContext
 
 _EXAMPLES, _CIRCUIT = "examples.jsonl", "circuit.json"
 

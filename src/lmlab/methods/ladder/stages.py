@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
+from lmlab.config import NO_INFLUENCE, Config
 from lmlab.errors import UserError
 from lmlab.evals import read_questions
 from lmlab.files import read_json, write_json
@@ -27,7 +27,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
 from lmlab.progress import duration, short
 from lmlab.reports import Facts, Figure, Note, Section, Series, Table, line_chart
-from lmlab.runs import NO_INFLUENCE, Input, Stage, StageContext, read_record
+from lmlab.runs import Input, Stage, StageContext, read_record
 
 _LEVEL = 0.9
 _TYPICAL_UTILISATION = 0.2  # of small models

@@ -8,65 +8,20 @@ default (Zhao et al. 2023, section 3.2.2).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from lmlab.config import Config
 from lmlab.distributed import World, sum_over_all
 from lmlab.errors import UserError
 from lmlab.models import Transformer
 from lmlab.models.parts import give_runner
+from lmlab.train.config import ParallelConfig
 from lmlab.train.parallelism.experts import spread_experts
-
-
-class ParallelConfig(Config):
-    """How several processes share one training; with one process it has no effect.
-
-    Attributes:
-        kind: `data`, `fsdp` or `hybrid`.
-        shard_size: processes that share one copy in `hybrid`; by default those of a machine.
-        expert_parallel: processes among which the experts of each layer are spread, with `fsdp`; the tokens travel.
-            What else the model has, and the experts over the groups of so many processes, is shared as without.
-        gather_once: keep a block's weights after the forward pass until its backward pass, in place of gathering them
-            twice.
-    """
-
-    kind: Literal["data", "fsdp", "hybrid"] = "fsdp"
-    shard_size: PositiveInt | None = None
-    gather_once: bool = False
-    expert_parallel: PositiveInt = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> ParallelConfig:
-        if self.shard_size is not None and self.kind != "hybrid":
-            raise ValueError(f"shard_size belongs to the kind hybrid, not to {self.kind}.")
-        if self.expert_parallel > 1 and self.kind != "fsdp":
-            raise ValueError(f"expert_parallel {self.expert_parallel} belongs to the kind fsdp, not to {self.kind}.")
-        return self
-
-    def layout(self, world: World) -> tuple[int, int]:
-        """Replicas, and the processes that share each.
-
-        Raises:
-            UserError: the processes cannot be laid out so.
-        """
-        match self.kind:
-            case "data":
-                return world.size, 1
-            case "fsdp":
-                return 1, world.size
-        shard = self.shard_size or world.local_size
-        if world.size % shard:
-            raise UserError(
-                f"parallel.shard_size {shard} does not divide the {world.size} processes.", "Choose a divisor."
-            )
-        return world.size // shard, shard
 
 
 def parallelize(
