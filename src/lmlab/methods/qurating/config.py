@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lmlab.config import Config, validate
+from lmlab.config import NO_INFLUENCE, Config, validate
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.judging import Criterion, JudgeConfig, load_wording
@@ -15,7 +15,7 @@ from lmlab.methods.qurating.rating.criteria import criterion
 from lmlab.methods.qurating.rating.pairs import PairConfig
 from lmlab.methods.qurating.selecting.settings import Mode, SelectionConfig
 from lmlab.methods.qurating.selecting.token_counts import share_of
-from lmlab.runs import NO_INFLUENCE, Input
+from lmlab.runs import Input
 from lmlab.train import ScheduleConfig
 
 
