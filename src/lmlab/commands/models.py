@@ -19,9 +19,17 @@ ModelDirectory = Annotated[Path, typer.Option("--model", help="Directory of a mo
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+_OWN = "By default what the model's generation_config.json says, else "
+Temperature = Annotated[float | None, typer.Option(min=0, help=f"0 is greedy. {_OWN}0.8; 0.7 in a chat.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
-TopP = Annotated[float, typer.Option(min=0.001, max=1, help="Sample among the tokens that hold this probability.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=1, help=f"Sample among the tokens that hold this probability. {_OWN}0.95."),
+]
+Penalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", min=0.01, help=f"Above 1, tokens of the text come again less often. {_OWN}1."),
+]
 MinP = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Sample among tokens with this share of the greatest one.", show_default=False),
@@ -42,11 +50,12 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
     model: ModelDirectory,
     adapter: Adapter = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 100,
-    temperature: Temperature = 0.8,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Most tokens to add. {_OWN}100.")] = None,
+    temperature: Temperature = None,
     top_k: TopK = None,
-    top_p: TopP = 0.95,
+    top_p: TopP = None,
     min_p: MinP = None,
+    repetition_penalty: Penalty = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
     stop: Stop = None,
     max_repetitions: Annotated[
@@ -68,12 +77,16 @@ def generate(
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     directory, network, tokenizer = load_model(model, precision, adapter)
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
+        **_sampling(directory, {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}, given),
         num_samples=num_samples,
         stop=tuple(stop or ()),
         max_repetitions=max_repetitions,
@@ -117,11 +130,12 @@ def chat(
     model: ModelDirectory,
     adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    temperature: Temperature = 0.7,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Most tokens of an answer. {_OWN}512.")] = None,
+    temperature: Temperature = None,
     top_k: TopK = None,
-    top_p: TopP = 0.95,
+    top_p: TopP = None,
     min_p: MinP = None,
+    repetition_penalty: Penalty = None,
     stop: Stop = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     precision: Precision = "fp32",
@@ -136,15 +150,17 @@ def chat(
     from lmlab.terminal import printable
 
     directory, network, tokenizer = load_model(model, precision, adapter)
-    settings = GenerationConfig(
-        max_new_tokens=min(max_new_tokens, network.config.max_seq_len // 2),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    sampling = _sampling(directory, {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}, given)
+    sampling["max_new_tokens"] = min(sampling["max_new_tokens"], network.config.max_seq_len // 2)
+    settings = GenerationConfig(**sampling, stop=tuple(stop or ()), seed=seed)
     conversation = Conversation(network, tokenizer, generation_config(settings, directory, tokenizer), system)
     at_terminal = sys.stdin.isatty()
     while True:
@@ -219,6 +235,13 @@ def convert(
         "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
     )
     print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")
+
+
+def _sampling(directory: Path, usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, else what the model's makers say, else what is usual."""
+    from lmlab.models import generation_defaults
+
+    return usual | generation_defaults(directory) | {key: value for key, value in given.items() if value is not None}
 
 
 def load_model(path: Path, precision: str, adapter: Path | None) -> Any:

@@ -4,7 +4,6 @@ from .fingerprint import weights_fingerprint
 from .formats.convert import Conversion, convert
 from .formats.hf import (
     compare_with_transformers,
-    end_token_ids,
     from_pretrained,
     read_config,
     read_settings,
@@ -14,6 +13,7 @@ from .formats.peft import load_lora, save_lora
 from .formats.settings import family_of
 from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
+from .generation.defaults import end_token_ids, generation_defaults
 from .generation.generate import Completion, GrowingText, generate, stream
 from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
@@ -64,6 +64,7 @@ __all__ = [
     "from_pretrained",
     "fused_cross_entropy",
     "generate",
+    "generation_defaults",
     "load_balancing_loss",
     "load_lora",
     "load_soft_prompt",

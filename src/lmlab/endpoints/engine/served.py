@@ -11,7 +11,7 @@ from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.endpoints.engine.engine import Engine
 from lmlab.errors import UserError
 from lmlab.hardware import select_device, select_dtype
-from lmlab.models import DecodingConfig, Transformer, end_token_ids, from_pretrained
+from lmlab.models import DecodingConfig, Transformer, end_token_ids, from_pretrained, generation_defaults
 
 _SEED_BITS = 62
 
@@ -46,6 +46,9 @@ class ServedModel:
             )
         self.name, self.network, self.tokenizer = name, network, tokenizer
         self.eos_ids = tuple(sorted({*end_token_ids(directory), tokenizer.eos_id}))
+        defaults = generation_defaults(directory)
+        self.max_new_tokens: int | None = defaults.pop("max_new_tokens", None)
+        self._sampling: dict[str, Any] = {"temperature": 1.0} | defaults
         self.engine = Engine(network, tokenizer.decode, max_rows, max_waiting)
 
     @classmethod
@@ -65,8 +68,11 @@ class ServedModel:
         return self.network.config.max_seq_len
 
     def most_new_tokens(self, prompt_length: int, num_samples: int) -> int:
-        """The longest continuation that the context and the memory have room for, but at least one token."""
-        return max(1, min(self.max_seq_len, self.engine.max_slots // num_samples) - prompt_length)
+        """The longest continuation that the context, the memory and `generation_config.json` have room for, but at
+        least one token.
+        """
+        room = max(1, min(self.max_seq_len, self.engine.max_slots // num_samples) - prompt_length)
+        return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
     def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation as a prompt. What is spelt like a special token in a message stays text.
@@ -79,13 +85,16 @@ class ServedModel:
     def config(
         self, *, seed: int | None, top_p: float | None, logit_bias: dict[str, float] | None, **settings: Any
     ) -> DecodingConfig:
-        """Settings of a request; without a seed its draws are its own."""
+        """Settings of a request; what it leaves open (None) is as `generation_config.json` says. Without a seed its
+        draws are its own.
+        """
+        asked = {key: value for key, value in settings.items() if value is not None}
+        sampling = self._sampling | ({} if top_p is None else {"top_p": None if top_p >= 1 else top_p}) | asked
         return DecodingConfig(
             seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
-            top_p=None if top_p is None or top_p >= 1 else top_p,
             logit_bias=tuple((int(token), bias) for token, bias in (logit_bias or {}).items()),
             eos_ids=self.eos_ids,
-            **settings,
+            **sampling,
         )
 
     def close(self) -> None:

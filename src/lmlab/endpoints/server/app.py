@@ -187,10 +187,11 @@ class _Server:
                 )
         return self.model.config(
             max_new_tokens=max_new_tokens,
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=body.temperature,
             top_p=body.top_p,
             top_k=body.top_k,
             min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
             num_samples=body.n or 1,
             seed=body.seed,
             stop=body.stops,

@@ -35,13 +35,16 @@ class ResponseFormat(_Body):
 
 
 class _Sampling(_Body):
-    """What both kinds of requests have; `top_k` and `min_p` are not OpenAI's, but other servers take them too."""
+    """What both kinds of requests have; `top_k`, `min_p` and `repetition_penalty` are not OpenAI's, but other servers
+    take them too.
+    """
 
     model: str
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: PositiveInt | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     n: int | None = Field(default=None, ge=1, le=_MOST_SAMPLES)
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: int | None = None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError, missing_extra
-from lmlab.files import read_json, write_json
+from lmlab.files import read_json, read_mapping, write_json
 from lmlab.models.config import ModelConfig
 from lmlab.models.formats.families import FAMILIES
 from lmlab.models.formats.family import Settings
@@ -176,13 +176,6 @@ def read_config(directory: Path) -> ModelConfig:
             if _head_differs(config, layout, names, stored):
                 return ModelConfig.model_validate(config.model_dump() | {"tie_embeddings": False})
     return config
-
-
-def end_token_ids(directory: Path) -> tuple[int, ...]:
-    """The tokens that end a text, by `generation_config.json`; none where it says nothing."""
-    path = directory / "generation_config.json"
-    known = read_json(path).get("eos_token_id") if path.exists() else None
-    return tuple(known) if isinstance(known, list) else () if known is None else (known,)
 
 
 def _layout(settings: Settings, path: Path, num_labels: int | None) -> tuple[ModelConfig, Layout]:
@@ -380,7 +373,7 @@ def _copy_companions(source: Path, directory: Path) -> tuple[Settings, Settings]
                 shutil.copyfile(source / name, directory / name)
     settings, generation = read_settings(source), source / "generation_config.json"
     token_ids = {key: settings[key] for key in _TOKENS if settings.get(key) is not None}
-    return token_ids, read_json(generation) if generation.exists() else {}
+    return token_ids, read_mapping(generation) if generation.exists() else {}
 
 
 def _find_gguf(path: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import Config
 
@@ -14,6 +14,8 @@ class GenerationConfig(Config):
         max_new_tokens: most tokens to add.
         temperature: 0 is greedy.
         top_k, top_p, min_p: which tokens may be drawn (`keep_likely`).
+        repetition_penalty: logits of tokens that the prompt or the continuation holds are divided by it where they are
+            positive, and multiplied where they are negative, before anything else (Keskar et al. 2019, section 4.1).
         num_samples: continuations of each prompt.
         seed: of the draws. A draw depends on the seed, the prompt and the number of the sample, and not on the rest of
             the batch.
@@ -27,6 +29,7 @@ class GenerationConfig(Config):
     top_k: PositiveInt | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
     min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: PositiveFloat = 1.0
     num_samples: PositiveInt = 1
     seed: int = 0
     eos_ids: tuple[int, ...] = ()

@@ -21,7 +21,7 @@ from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
 from lmlab.models.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
-from lmlab.models.generation.sampling import draw, keep_likely
+from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
@@ -347,11 +347,14 @@ def _check_reach(model: Transformer, asked: Sequence[tuple[Sequence[int], Decodi
 
 def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:
     """One id a row, [R]. Rows with the same settings are drawn together."""
-    if any(row.config.logit_bias for row in rows):
+    if any(row.config.logit_bias or row.config.repetition_penalty != 1 for row in rows):
         logits_RV = logits_RV.clone()
         for place, row in enumerate(rows):
             for token, bias in row.config.logit_bias:
                 logits_RV[place, token] += bias
+            if row.config.repetition_penalty != 1:
+                held = torch.tensor([*row.prompt, *row.ids], device=logits_RV.device)
+                penalize(logits_RV[place], held, row.config.repetition_penalty)
     groups: dict[tuple[float, int | None, float | None, float | None], list[int]] = {}
     for place, row in enumerate(rows):
         if row.config.temperature > 0 and not row.done:

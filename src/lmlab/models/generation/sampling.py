@@ -33,6 +33,18 @@ def keep_likely(
     return logits
 
 
+def penalize(logits_V: Tensor, held_T: Tensor, penalty: float) -> None:
+    """Make tokens that a text holds already less likely, in place (Keskar et al. 2019, section 4.1).
+
+    Arguments:
+        held_T: the ids of the text; one that comes several times counts once.
+        penalty: positive logits are divided by it, and negative ones multiplied.
+    """
+    held_T = held_T.unique()
+    values_T = logits_V[held_T]
+    logits_V[held_T] = torch.where(values_T < 0, values_T * penalty, values_T / penalty)
+
+
 def draw(logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """One id a row, [B], by inverting the cumulative distribution at a uniform number in [0, 1)."""
     cumulative = logits_BV.double().softmax(-1).cumsum(-1)
