@@ -23,9 +23,10 @@ from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.analysis.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
-from lmlab.methods.qurating.problems import NonFiniteRating, TokenizerMismatch
 from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.selecting.materialize import filter_rows, materialize, order_rows, write_ordered
+from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 
 

@@ -27,7 +27,7 @@ from lmlab.methods.qurating import (
     rater_step,
     train_rater,
 )
-from lmlab.methods.qurating.problems import CriteriaMismatch, NoConfidentPairs
+from lmlab.methods.qurating.rating.problems import CriteriaMismatch, NoConfidentPairs
 from lmlab.methods.qurating.rating.train_rater import split_groups
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
@@ -146,7 +146,7 @@ from lmlab.data import Loader, Tokenizer
 from lmlab.distributed import joined, world
 from lmlab.files import write_json
 from lmlab.judging import read_judgments
-    from lmlab.methods.qurating import JudgmentRows, encode_groups, rater_step
+from lmlab.methods.qurating import JudgmentRows, encode_groups, rater_step
 from lmlab.models import ModelConfig, Transformer
 from lmlab.train import OptimizerConfig, Trainer, TrainerConfig, whole_tensors
 

@@ -22,7 +22,9 @@ from lmlab.methods.qurating import (
     select,
     select_mixture,
 )
-from lmlab.methods.qurating.problems import (
+from lmlab.methods.qurating.selecting.keys import mix
+from lmlab.methods.qurating.selecting.plan import SelectionPlan, plan_selection
+from lmlab.methods.qurating.selecting.problems import (
     BadTemperature,
     BudgetExceedsCorpus,
     DuplicateIds,
@@ -30,8 +32,6 @@ from lmlab.methods.qurating.problems import (
     NonFiniteRating,
     ZeroVariance,
 )
-from lmlab.methods.qurating.selecting.keys import mix
-from lmlab.methods.qurating.selecting.plan import SelectionPlan, plan_selection
 
 RATINGS = np.array([2, 1, 0.5, 0, -0.5, -1.5])
 INCLUSION = {

@@ -27,7 +27,7 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import Backend, fan_out
 from lmlab.files import atomic_file, read_json, sha256_json, write_json
 from lmlab.leases import FolderStore, Lease, Leases
-from lmlab.methods.qurating.problems import TokenizerMismatch
+from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import Rater, annotation
 from lmlab.methods.qurating.selecting.table import relative_names
 

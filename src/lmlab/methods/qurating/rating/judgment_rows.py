@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lmlab.data import Tokenizer, best_fit
 from lmlab.errors import UserError
 from lmlab.judging import MISSING, Judgment
-from lmlab.methods.qurating.problems import NoConfidentPairs
+from lmlab.methods.qurating.rating.problems import NoConfidentPairs
 
 _SLACK = 1e-9
 _BINS = 10

@@ -21,8 +21,8 @@ from lmlab.errors import UserError
 from lmlab.files import read_json, sha256_json, write_json
 from lmlab.gemm import fast_inference
 from lmlab.hardware import select_device, select_dtype
-from lmlab.methods.qurating.problems import CriteriaMismatch
 from lmlab.methods.qurating.rating.criteria import DEFAULT_CRITERIA
+from lmlab.methods.qurating.rating.problems import CriteriaMismatch
 from lmlab.models import Transformer, from_pretrained, read_settings, save_pretrained, weights_fingerprint
 
 _log = logging.getLogger(__name__)

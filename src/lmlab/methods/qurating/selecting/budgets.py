@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.methods.qurating.problems import BudgetExceedsCorpus
+from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 
 

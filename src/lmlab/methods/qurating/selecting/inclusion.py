@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmlab.methods.qurating.problems import BadTemperature, BudgetExceedsCorpus
+from lmlab.methods.qurating.selecting.problems import BadTemperature, BudgetExceedsCorpus
 
 Floats = NDArray[np.float64]
 _LARGEST_EXACT = 9

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.qurating.problems import DuplicateIds, EmptyDocument, NonFiniteRating, ZeroVariance
 from lmlab.methods.qurating.selecting.keys import hash_ids
 from lmlab.methods.qurating.selecting.moments import Moments, exact_moments
+from lmlab.methods.qurating.selecting.problems import DuplicateIds, EmptyDocument, NonFiniteRating, ZeroVariance
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.table import Chunk, RatedTable, as_floats
 

@@ -1,4 +1,4 @@
-"""What can be wrong with judgments, ratings and budgets, each with a name that programs can catch."""
+"""What can be wrong with ratings and budgets, each with a name that programs can catch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,6 @@ class EmptyDocument(UserError):
 
 class DuplicateIds(UserError):
     """Two rows have one id, and would share their noise."""
-
-
-class NoConfidentPairs(UserError):
-    """No judgment of a criterion is confident enough to be learned from."""
-
-
-class CriteriaMismatch(UserError):
-    """A rater and a request name other criteria."""
-
-
-class TokenizerMismatch(UserError):
-    """Token ids were made by another tokenizer than the rater's."""
 
 
 class BadTemperature(UserError, ValueError):
