@@ -226,7 +226,7 @@ BAD_EXAMPLES = {
     "message 1 is not an object": {"messages": ["hi"]},
     "role of message 1": {"messages": [{"content": "hi"}]},
     "content of message 2": said("hi", None),
-    "content of message 1": said([{"type": "text", "text": "hi"}]),
+    "content of message 1 holds a part that is no text, of type 'image'": said([{"type": "image", "url": "x"}]),
     "no turn of the assistant": said("hi"),
     "message 1, a turn of the assistant, is empty": said(" ", role="assistant"),
     "refuses these messages: unknown role oracle": {"messages": [{"role": "oracle", "content": "x"}, *CONVERSATION]},

@@ -4,19 +4,31 @@ turns.
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 
 from lmlab.config import Config
+from lmlab.data.chat.forms import FIELDS
+from lmlab.data.chat.messages import (
+    BadRecord,
+    Conversation,
+    TooLong,
+    argument_texts,
+    strings,
+    with_parsed_arguments,
+)
 from lmlab.data.chat.template import TULU_TEMPLATE, ChatTemplate, Message, Span
+from lmlab.data.chat.turns import TurnSpans, find_turns, stop_of
 from lmlab.data.tokenizer import Tokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, did_you_mean
 
 
 class ChatConfig(Config):
@@ -24,31 +36,51 @@ class ChatConfig(Config):
 
     Attributes:
         max_len: longest example in tokens; a longer conversation loses its last turns, each as a whole.
-        learn: every turn of the assistant, or the last one only.
+        learn: every turn of the assistant in one example, the last one only, or `split`: every turn, each in an example
+            of its own with all that comes before it.
         special_tokens: what special tokens that are spelled in a message become: `as_text` keeps them text, so that no
             content can end a turn; `as_tokens` makes them special tokens, as `transformers` does.
-        template: `tulu`, or the path of a Jinja file, in place of the tokenizer's own chat template.
+        template: `tulu`, the path of a Jinja file, or the name of one of the tokenizer's templates, in place of its
+            default.
+        variables: what the template reads beside the conversation, such as `enable_thinking`.
+        empty_thinking: whether a block of thinking in which nothing is thought, which a template puts before answers,
+            is learned.
         text: how a prompt and a completion that are plain text are read: `chat` as a turn of the user and one of the
             assistant, `plain` as one text; `auto` is `chat` where the tokenizer has a chat template.
+        fields: other names of the records' fields, as dotted paths: `{prompt: body.question, completion: answer}`.
     """
 
     max_len: PositiveInt | None = None
-    learn: Literal["all", "last"] = "all"
+    learn: Literal["all", "last", "split"] = "all"
     special_tokens: Literal["as_text", "as_tokens"] = "as_text"
     template: str | None = None
+    variables: dict[str, Any] = {}
+    empty_thinking: Literal["ignored", "learned"] = "ignored"
     text: Literal["auto", "chat", "plain"] = "auto"
+    fields: dict[str, str] = {}
+
+    @field_validator("fields")
+    @classmethod
+    def _known(cls, fields: dict[str, str]) -> dict[str, str]:
+        for name in fields:
+            if name not in FIELDS:
+                raise ValueError(f"no field is called '{name}'. {did_you_mean(name, FIELDS)}")
+        return fields
 
 
 def chat_template(config: ChatConfig) -> str | None:
-    """The source of the template that is asked for; None for the tokenizer's own.
+    """The source of the template that is asked for; None for one of the tokenizer's own.
 
     Raises:
         UserError: there is no such file.
     """
     if config.template is None or config.template == "tulu":
         return config.template and TULU_TEMPLATE
+    path = Path(config.template).expanduser()
+    if not path.exists() and re.fullmatch(r"\w+", config.template):
+        return None
     try:
-        return Path(config.template).expanduser().read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"chat.template '{config.template}' cannot be read ({error}).", "Name a Jinja file, or take 'tulu'."
@@ -62,11 +94,15 @@ def chat_tokenizer(tokenizer: Tokenizer, config: ChatConfig) -> Tokenizer:
         UserError: the template cannot be read, or is broken.
     """
     source = chat_template(config)
+    if source is None and config.template is not None:
+        if tokenizer.chat_template is None or config.template not in tokenizer.chat_template.sources:
+            known = [] if tokenizer.chat_template is None else [*tokenizer.chat_template.sources]
+            raise UserError(
+                f"chat.template '{config.template}' is no file, and no template of the tokenizer.",
+                did_you_mean(config.template, ["tulu", *known]),
+            )
+        source = tokenizer.chat_template.sources[config.template]
     return tokenizer if source is None else tokenizer.with_chat_template(source)
-
-
-class BadRecord(Exception):
-    """A record that cannot be learned from, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,40 +112,49 @@ class EncodedText:
     Attributes:
         ids, mask: of equal length.
         learned: the text of the learned tokens.
+        turns: of the assistant that are learned.
+        stopped: of these, those that end with a token that ends generation.
+        left_out: turns that are learned no more because the conversation was too long.
     """
 
     ids: list[int]
     mask: list[int]
     learned: str
+    turns: int = 1
+    stopped: int = 1
+    left_out: int = 0
 
 
-def encode_for_answer(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def encode_for_answer(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
+) -> list[int]:
     """Ids of a conversation that the assistant is to go on with; special tokens spelled in a message stay text.
 
     Raises:
         UserError: the tokenizer has no chat template, or it refuses the messages.
     """
-    if tokenizer.chat_template is None:
+    template = tokenizer.chat_template
+    if template is None:
         raise UserError(
             "The tokenizer has no chat template.",
             "Use a model that was tuned to chat, or put a chat_template.jinja beside it.",
         )
     config = ChatConfig()
-    cut, messages = _guard(tokenizer, config, [*tokenizer.chat_template.sources.values()], list(messages))
-    return _encode(tokenizer, config, tokenizer.chat_template.render(messages), cut)[0]
+    cut, (guarded, tools) = _guard(tokenizer, config, [list(messages), tools])
+    return _encode(tokenizer, config, template.render(guarded, tools=tools), cut)[0]
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, config: ChatConfig, messages: Sequence[Message], first: int = 0, whole: bool = False
+    tokenizer: Tokenizer, config: ChatConfig, conversation: Conversation, first: int = 0, whole: bool = False
 ) -> EncodedText:
     """Encode a conversation by the tokenizer's chat template.
 
-    A turn of the assistant is what `{% generation %}` blocks enclose; in a template without them it is the text between
-    the rendering of all messages before it, with generation prompt, and that of all messages up to it. A token that
-    lies partly in a turn belongs to it.
+    What is learned of a turn is told in `turns.py`. A token that lies partly in a turn belongs to it. Every turn that
+    is learned ends with a token that ends generation: the template's own; where it has none, the special token that
+    opens what follows; and if nothing special follows the last turn either, the end token.
 
     Arguments:
-        messages: checked messages (`role` and `content` are text).
+        conversation: checked.
         first: only turns from this message on are learned.
         whole: refuse a conversation that is too long in place of shortening it.
 
@@ -120,99 +165,141 @@ def encode_conversation(
     """
     if tokenizer.chat_template is None:
         raise BadRecord("messages, but the tokenizer has no chat template (chat.template gives it one)")
-    if not any(message["role"] == "assistant" for message in messages[first:]):
-        raise BadRecord("no turn of the assistant")
-    cut, messages = _guard(tokenizer, config, [*tokenizer.chat_template.sources.values()], list(messages))
-    ends = [len(messages)]
+    turns = conversation.learned_turns(first)
+    if not turns:
+        weighed = any(message["role"] == "assistant" for message in conversation.messages[first:])
+        raise BadRecord("every turn of the assistant has weight 0" if weighed else "no turn of the assistant")
+    conversation = _readable(tokenizer.chat_template, config, conversation)
+    cut, guarded = _guard(tokenizer, config, [conversation.messages, conversation.tools, conversation.documents])
+    conversation = Conversation(guarded[0], conversation.weights, guarded[1], guarded[2])
+    ends = [len(conversation.messages)]
     if not whole:
-        ends += [
-            number + 1
-            for number in reversed(range(first, len(messages) - 1))
-            if messages[number]["role"] == "assistant"
-        ]
+        ends += [number + 1 for number in reversed(turns) if number + 1 < ends[0]]
     for end in ends:
-        ids, offsets = _encode(
-            tokenizer, config, tokenizer.chat_template.render(messages[:end], add_generation_prompt=False), cut
-        )
-        if config.max_len is None or len(ids) <= config.max_len:
-            break
-    else:
-        what = "as a whole" if whole else "up to the end of the first answer"
-        raise BadRecord(f"too long: {len(ids)} tokens {what}, more than max_len {config.max_len}")
-    text, spans = _spans(tokenizer.chat_template, messages[:end], first, config.learn)
-    mask = [int(any(begin < max(stop, start + 1) and start < end for begin, end in spans)) for start, stop in offsets]
-    if 1 not in mask[1:]:
-        raise BadRecord("the template shows nothing of the assistant's turns")
-    return EncodedText(ids, mask, _without("".join(text[begin:end] for begin, end in spans), cut))
+        learned = [number for number in turns if number < end]
+        found = _encode_turns(tokenizer, config, conversation.upto(end), learned, cut, len(turns) - len(learned))
+        if config.max_len is None or len(found.ids) <= config.max_len:
+            return found
+    what = "as a whole" if whole else "up to the end of the first answer"
+    raise TooLong(f"too long: {len(found.ids)} tokens {what}, more than max_len {config.max_len}")
 
 
 def encode_completion(tokenizer: Tokenizer, config: ChatConfig, prompt: str, completion: str) -> EncodedText:
     """Encode [begin] prompt completion [end]; the completion and the end token are learned.
 
     Raises:
-        BadRecord: too long.
+        TooLong: more than `max_len` tokens.
     """
-    cut, (prompt, completion) = _guard(tokenizer, config, [], [prompt, completion])
-    begin = tokenizer.begin_ids + _encode(tokenizer, config, prompt, cut)[0] or [tokenizer.bos_id]
-    answer = [*_encode(tokenizer, config, completion, cut)[0], tokenizer.eos_id]
+    begin = tokenizer.begin_ids + tokenizer.encode(prompt, config.special_tokens) or [tokenizer.bos_id]
+    answer = [*tokenizer.encode(completion, config.special_tokens), tokenizer.eos_id]
     if config.max_len is not None and len(begin) + len(answer) > config.max_len:
-        raise BadRecord(f"too long: {len(begin) + len(answer)} tokens, more than max_len {config.max_len}")
-    return EncodedText(begin + answer, [0] * len(begin) + [1] * len(answer), _without(completion, cut))
+        raise TooLong(f"too long: {len(begin) + len(answer)} tokens, more than max_len {config.max_len}")
+    return EncodedText(begin + answer, [0] * len(begin) + [1] * len(answer), completion)
 
 
-def _spans(template: ChatTemplate, messages: Sequence[Message], first: int, learn: str) -> tuple[str, list[Span]]:
-    """The rendered conversation and where its learned turns are."""
-    turns = [number for number in range(len(messages)) if messages[number]["role"] == "assistant"]
-    learned = [number for number in turns if number >= first][-1 if learn == "last" else 0 :]
-    if template.has_generation_blocks():
-        text, spans = template.render_with_spans(messages)
-        if len(learned) == len(turns):
-            return text, spans
-        if len(spans) != len(turns):
-            raise BadRecord(
-                f"the template's generation blocks ({len(spans)}) are not the assistant's turns ({len(turns)})"
-            )
-        return text, [span for number, span in zip(turns, spans, strict=True) if number in learned]
-    text, spans = template.render(messages, add_generation_prompt=False), []
-    for number in learned:
-        before = template.render(messages[:number], add_generation_prompt=True)
-        upto = template.render(messages[: number + 1], add_generation_prompt=False)
-        if not (upto.startswith(before) and text.startswith(upto)):
-            raise BadRecord(
-                f"the template is not prefix-preserving: what comes before message {number + 1}, or itself, changes"
-                " with what follows"
-            )
-        spans.append((len(before), len(upto)))
-    return text, spans
+def _encode_turns(
+    tokenizer: Tokenizer,
+    config: ChatConfig,
+    conversation: Conversation,
+    learned: list[int],
+    cut: str | None,
+    left_out: int,
+) -> EncodedText:
+    assert tokenizer.chat_template is not None
+    render = partial(
+        tokenizer.chat_template.render, tools=conversation.tools, documents=conversation.documents, **config.variables
+    )
+    if config.learn != "all":
+        learned = learned[-1:]
+    turns = find_turns(tokenizer.chat_template, conversation, learned, config.variables)
+    if config.empty_thinking == "ignored":
+        turns = turns.without_empty_thinking()
+    ids, offsets = _encode(tokenizer, config, turns.text, cut)
+    inside = [_inside(offsets, span) for span in turns.spans]
+    stops = {*tokenizer.special_ids, tokenizer.eos_id}
+    ends = [stop_of(turns.text, ids, offsets, numbers, stops) for numbers in inside]
+    open_end = bool(ends) and ends[-1] is None and not turns.text[turns.spans[-1][1] :].strip()
+    if open_end and (following := _what_follows(tokenizer, render, conversation, turns)):
+        turns = turns.with_end(following)
+        ids, offsets = _encode(tokenizer, config, turns.text, cut)
+        inside = [_inside(offsets, span) for span in turns.spans]
+        ends[-1] = inside[-1][-1]
+    elif open_end:
+        ends[-1] = len(ids)
+        ids = [*ids, tokenizer.eos_id]
+    mask = [0] * len(ids)
+    for numbers, end in zip(inside, ends, strict=True):
+        for number in numbers:
+            mask[number] = 1
+        if end is not None and numbers:  # what stands between a turn and the token that ends it
+            mask[numbers[-1] + 1 : end + 1] = [1] * (end - numbers[-1])
+    if 1 not in mask[1:]:
+        raise BadRecord("the template shows nothing of the assistant's turns")
+    text = "".join(turns.text[begin:end] for begin, end in turns.spans)
+    stopped = sum(end is not None for end in ends)
+    return EncodedText(ids, mask, text if cut is None else text.replace(cut, ""), len(turns.spans), stopped, left_out)
 
 
-def _guard(tokenizer: Tokenizer, config: ChatConfig, sources: Sequence[str], value: Any) -> tuple[str | None, Any]:
+def _inside(offsets: Sequence[Span], span: Span) -> list[int]:
+    """The numbers of the tokens that lie in a span, at least partly."""
+    begin, end = span
+    return [number for number, (start, stop) in enumerate(offsets) if begin < max(stop, start + 1) and start < end]
+
+
+def _what_follows(tokenizer: Tokenizer, render: Any, conversation: Conversation, turns: TurnSpans) -> str:
+    """The special token with which the user's next turn would open; nothing if there is none.
+
+    In GLM's form turns do not end: the next speaker's marker is what stops the model.
+    """
+    try:
+        longer = render([*conversation.messages, {"role": "user", "content": "?"}], add_generation_prompt=False)
+    except UserError:
+        return ""
+    if not longer.startswith(turns.text):
+        return ""
+    found = re.match(rf"\s*({_names(tokenizer).pattern})", longer[len(turns.text) :])
+    return found[0] if found else ""
+
+
+def _names(tokenizer: Tokenizer) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokenizer.guarded_tokens, key=len, reverse=True))))
+
+
+def _readable(template: ChatTemplate, config: ChatConfig, conversation: Conversation) -> Conversation:
+    """With arguments of tool calls in the form that the template wants: some put JSON text as it is, some write it as a
+    text within JSON, and want objects.
+    """
+    texts = list(argument_texts(conversation.messages))
+    if not texts:
+        return conversation
+    parsed = Conversation(
+        with_parsed_arguments(conversation.messages), conversation.weights, conversation.tools, conversation.documents
+    )
+    variables = {"tools": conversation.tools, "documents": conversation.documents, **config.variables}
+    try:
+        rendered = template.render(conversation.messages, add_generation_prompt=False, **variables)
+    except UserError:
+        return parsed
+    twice = any(json.dumps(text, ensure_ascii=False) in rendered for text in texts)
+    return parsed if twice else conversation
+
+
+def _guard(tokenizer: Tokenizer, config: ChatConfig, value: Any) -> tuple[str | None, Any]:
     """Put a character that occurs nowhere else into each special token that is spelled in a value; give it and
     the value.
     """
     texts = strings(value)
     if config.special_tokens == "as_tokens" or not any(
-        token in text for text in texts for token in tokenizer.special_tokens
+        token in text for text in texts for token in tokenizer.guarded_tokens
     ):
         return None, value
-    used = [*sources, *texts]
+    used = [*(tokenizer.chat_template.sources.values() if tokenizer.chat_template else ()), *texts]
     cut = next(mark for mark in map(chr, range(0xE000, 0xF8FF)) if not any(mark in text for text in used))
     # looked ahead, so that names that overlap are all cut
     spelled = "|".join(
-        f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokenizer.special_tokens if len(token) > 1
+        f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokenizer.guarded_tokens if len(token) > 1
     )
     return cut, _substitute(re.compile(spelled), cut, value)
-
-
-def strings(value: Any) -> list[str]:
-    """All texts in a JSON value."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list):
-        return []
-    return [text for each in value for text in strings(each)]
 
 
 def _substitute(pattern: re.Pattern[str], cut: str, value: Any) -> Any:
@@ -223,16 +310,11 @@ def _substitute(pattern: re.Pattern[str], cut: str, value: Any) -> Any:
     return [_substitute(pattern, cut, each) for each in value] if isinstance(value, list) else value
 
 
-def _without(text: str, cut: str | None) -> str:
-    return text if cut is None else text.replace(cut, "")
-
-
 def _encode(tokenizer: Tokenizer, config: ChatConfig, text: str, cut: str | None) -> tuple[list[int], list[Span]]:
     """Ids of a rendered conversation, and the characters that each stands for; `cut` keeps spelled tokens text."""
     if config.special_tokens == "as_tokens":
         return tokenizer.encode_with_offsets(text)
-    names = re.compile("|".join(map(re.escape, sorted(tokenizer.guarded_tokens, key=len, reverse=True))))
-    real = [match.span() for match in names.finditer(text)]
+    real = [match.span() for match in _names(tokenizer).finditer(text)]
     if cut is None:
         return tokenizer.encode_with_offsets(text, real)
     cuts = [match.start() for match in re.finditer(cut, text)]
@@ -240,23 +322,3 @@ def _encode(tokenizer: Tokenizer, config: ChatConfig, text: str, cut: str | None
     ids, offsets = tokenizer.encode_with_offsets(text.replace(cut, ""), meant)
     places = [place - number for number, place in enumerate(cuts)]  # of the cuts in the text without them
     return ids, [(start + bisect_right(places, start), end + bisect_left(places, end)) for start, end in offsets]
-
-
-def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """The messages, if they are such.
-
-    Raises:
-        BadRecord: not a list of messages with text, or the assistant says nothing.
-    """
-    if not isinstance(messages, list):
-        raise BadRecord("the messages are not a list")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise BadRecord(f"message {number} is not an object")
-        if not isinstance(message.get("role"), str):
-            raise BadRecord(f"the role of message {number} is not text")
-        if not isinstance(message.get("content"), str):
-            raise BadRecord(f"the content of message {number} is not text")
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise BadRecord(f"message {number}, a turn of the assistant, is empty")
-    return messages

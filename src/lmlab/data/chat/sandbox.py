@@ -27,7 +27,7 @@ from jinja2.visitor import NodeTransformer
 
 MAX_STEPS = 10**6  # of loops and calls: a thousand for each of a thousand messages
 MAX_SIZE = 2**24  # characters or items of one value: several times the longest context there is
-MAX_SECONDS = 10.0  # of processor time: templates take milliseconds
+MAX_SECONDS = 5.0  # of processor time: templates take milliseconds
 MAX_NUMBER = 10**6  # that sets the size of something, such as a width
 MARK = "generation_mark"
 _SIZED_FILTERS = {"to_json", "batch", "slice"}
