@@ -92,8 +92,7 @@ def _serve_model(pipe: multiprocessing.connection.Connection) -> None:
         ModelConfig(vocab_size=260, num_layers=2, d_model=64, num_heads=2, max_seq_len=512)
     ).initialize(0)
     with (
-        tempfile.TemporaryDirectory() as directory,
-        background(ServedModel("m", Path(directory), network, tokenizer, max_rows=32)) as url,
+        background(ServedModel("m", network, tokenizer, max_rows=32)) as url,
     ):
         pipe.send(url)
         pipe.recv()

@@ -7,7 +7,7 @@ import torch
 
 from lmlab.data import TULU_TEMPLATE, Tokenizer
 from lmlab.endpoints.engine.served import ServedModel
-from lmlab.models import ModelConfig, Transformer, from_pretrained, save_pretrained
+from lmlab.models import ModelConfig, Transformer, end_token_ids, from_pretrained, save_pretrained
 
 TEXT = "It was the best of times, it was the worst of times, été, straße, 数 and 日本語. def f(x): return x + 1\n" * 3
 
@@ -36,8 +36,7 @@ def make_served(model_directory: Path):
     """The model, ready to be served as `small`; arguments as of `ServedModel`."""
 
     def make(**options) -> ServedModel:
-        return ServedModel(
-            "small", model_directory, from_pretrained(model_directory), Tokenizer.load(model_directory), **options
-        )
+        network, tokenizer = from_pretrained(model_directory), Tokenizer.load(model_directory)
+        return ServedModel("small", network, tokenizer, end_token_ids(model_directory), **options)
 
     return make

@@ -372,7 +372,7 @@ def test_models_that_write_no_text_are_refused(tmp_path):
             ModelConfig(vocab_size=260, num_layers=1, d_model=16, num_heads=2, max_seq_len=8, **changes)
         )
         with pytest.raises(UserError, match=word):
-            ServedModel("x", tmp_path, model, tokenizer)
+            ServedModel("x", model, tokenizer)
 
 
 @pytest.mark.parametrize(

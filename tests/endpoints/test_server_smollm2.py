@@ -12,7 +12,7 @@ import transformers
 from lmlab.data import Tokenizer
 from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server import background
-from lmlab.models import from_pretrained
+from lmlab.models import end_token_ids, from_pretrained
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ TOKENS = 12
 def test_concurrent_chats_have_the_tokens_and_the_log_probabilities_of_transformers(smollm2):
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2).eval()
-    served = ServedModel("smollm2", smollm2, from_pretrained(smollm2), Tokenizer.load(smollm2))
+    served = ServedModel("smollm2", from_pretrained(smollm2), Tokenizer.load(smollm2), end_token_ids(smollm2))
 
     def ask(question):
         messages = [{"role": "user", "content": question}]

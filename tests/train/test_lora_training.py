@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lmlab.stages.start import Start
 from lora_worker import adapter_trainer
 from safetensors.torch import load_file
 
@@ -18,7 +19,6 @@ from lmlab.distributed import World
 from lmlab.errors import Interrupted
 from lmlab.files import read_json
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora, from_pretrained, load_lora, save_pretrained
-from lmlab.stages.start import Start
 from lmlab.train import Optimizers, TrainerConfig, checkpoints, estimate, flops_per_token, read_metrics, whole_tensors
 
 _LOOP = {

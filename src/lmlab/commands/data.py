@@ -36,12 +36,12 @@ def data_inspect(
     ] = None,
 ) -> None:
     """Show documents, tokens, lengths, domains, and what is set aside and why."""
-    from lmlab.data import Tokenizer
     from lmlab.inspection import inspect_data, print_inspection, write_inspection
+    from lmlab.runs import Vocabulary
     from lmlab.terminal import Terminal
 
     fields = fields_of(text_field, id_field, domain_field)
-    found = inspect_data(path, Tokenizer.load(tokenizer) if tokenizer else None, documents, fields)
+    found = inspect_data(path, Vocabulary.find(tokenizer).load() if tokenizer else None, documents, fields)
     print_inspection(found, Terminal())
     if out is not None:
         print(f"Page: {write_inspection(found, out)}")

@@ -185,10 +185,9 @@ def harness(
     from lmlab.evals.evaluator import Evaluator
     from lmlab.evals.harness import run_harness
     from lmlab.files import write_json
-    from lmlab.stages.evaluate import model_directory
 
     reuse_memory()
-    evaluator = Evaluator.load(model_directory(model), precision=precision)
+    evaluator = Evaluator.load(model, precision=precision)
     found = run_harness(
         evaluator, [name.strip() for name in tasks.split(",") if name.strip()], limit, num_fewshot, include
     )
@@ -205,12 +204,12 @@ def harness(
 
 def _print_tasks(directory: Path, model: str | None) -> None:
     from lmlab.distributed import world
-    from lmlab.runs import read_record
-    from lmlab.stages.evaluate_report import terminal_table
+    from lmlab.runs import StageRecord
+    from lmlab.stages.evaluate_report import EvaluateResults, terminal_table
 
-    results = read_record(directory)["results"]
-    if results["tasks"] and world().is_main:
+    results = StageRecord.finished_in(directory).read_results(EvaluateResults)
+    if results.tasks and world().is_main:
         if model is not None:
             print(model)
         print_table(terminal_table(results))
-        print(f"Computed by {results['scorer']}. ± is one standard error.")
+        print(f"Computed by {results.scorer}. ± is one standard error.")

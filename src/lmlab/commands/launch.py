@@ -93,7 +93,7 @@ def launch_sweep(
     from rich.table import Table
 
     from lmlab.launch.sweep import plan_sweep, run_sweep
-    from lmlab.runs import Recipe
+    from lmlab.runs import Recipe, StageRecord
     from lmlab.terminal import Terminal
 
     if backend not in ("processes", "ray"):
@@ -104,12 +104,14 @@ def launch_sweep(
     if dry_run:
         print("\n".join(f"{each.directory}  {' '.join(each.overrides)}" for each in runs))
         return
-    rows = run_sweep(recipe, set_ or [], runs, out, workers, backend, gpus)  # type: ignore[arg-type]
+    run_sweep(recipe, set_ or [], runs, out, workers, backend, gpus)  # type: ignore[arg-type]
     table = Table("run", "result")
-    for each, row in zip(runs, rows, strict=True):
+    for each in runs:
         stages = Recipe.stored(each.directory).stages
-        told = [
-            stage.stage.summary(row["results"][stage.name]) for stage in stages if stage.kind in ("train", "evaluate")
-        ]
+        told = []
+        for entry in stages:
+            if entry.kind in ("train", "evaluate"):
+                record = StageRecord.read(each.directory / entry.name)
+                told.append(entry.stage.summary(record.read_results(entry.stage.results_type)))
         table.add_row(each.name, "\n".join(told) or "done")
     Terminal().print(table)

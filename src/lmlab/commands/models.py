@@ -15,7 +15,9 @@ from lmlab.errors import UserError
 app = typer.Typer()
 
 
-ModelDirectory = Annotated[Path, typer.Option("--model", help="Directory of a model.")]
+ModelDirectory = Annotated[
+    Path, typer.Option("--model", help="A model's directory, GGUF file, checkpoint, stage or run.")
+]
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)
 ]
@@ -76,7 +78,7 @@ def generate(
     from lmlab.terminal import printable
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    directory, network, tokenizer = load_model(model, precision, adapter)
+    found, network, tokenizer = load_model(model, precision, adapter)
     given = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -86,13 +88,13 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }
     settings = GenerationConfig(
-        **_sampling(directory, {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}, given),
+        **_sampling(found, {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}, given),
         num_samples=num_samples,
         stop=tuple(stop or ()),
         max_repetitions=max_repetitions,
         seed=seed,
     )
-    settings = generation_config(settings, directory, tokenizer)
+    settings = generation_config(settings, found, tokenizer)
     if len(texts) == num_samples == 1 and not json_lines:
         print(texts[0], end="", flush=True)
         for piece in stream(network, tokenizer.encode_prompt(texts[0]), settings, tokenizer.decode):
@@ -149,7 +151,7 @@ def chat(
     from lmlab.stages.generate import generation_config
     from lmlab.terminal import printable
 
-    directory, network, tokenizer = load_model(model, precision, adapter)
+    found, network, tokenizer = load_model(model, precision, adapter)
     given = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -158,10 +160,10 @@ def chat(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    sampling = _sampling(directory, {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}, given)
+    sampling = _sampling(found, {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}, given)
     sampling["max_new_tokens"] = min(sampling["max_new_tokens"], network.config.max_seq_len // 2)
     settings = GenerationConfig(**sampling, stop=tuple(stop or ()), seed=seed)
-    conversation = Conversation(network, tokenizer, generation_config(settings, directory, tokenizer), system)
+    conversation = Conversation(network, tokenizer, generation_config(settings, found, tokenizer), system)
     at_terminal = sys.stdin.isatty()
     while True:
         if at_terminal:
@@ -192,9 +194,7 @@ def chat(
     )
 )
 def convert(
-    source: Annotated[
-        Path, typer.Argument(help="A Hugging Face directory, a train stage, a training checkpoint, or a GGUF file.")
-    ],
+    source: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
     target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
     adapter: Adapter = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
@@ -210,56 +210,43 @@ def convert(
     import torch
 
     from lmlab.models import convert as convert_model
-    from lmlab.stages.evaluate import model_directory
-    from lmlab.stages.start import Start
+    from lmlab.runs import Model
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "keep": None}
     if dtype not in dtypes:
         raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}.")
-    limit = _bytes(max_shard_size)
-    directory, model = model_directory(source), None
-    if (source / "state.json").exists():
-        start = Start.find(source)
-        directory, model = start.tokenizer_directory, start.load()
+    limit, found = _bytes(max_shard_size), Model.find(source)
     done = convert_model(
-        directory,
+        found.source,
         target,
         dtypes[dtype],
         max_shard_bytes=limit,
         allow_pickle=allow_pickle,
         check=check,
         adapter=adapter,
-        model=model,
+        model=found.load() if found.form == "checkpoint" else None,
     )
-    found = (
+    compared = (
         "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
     )
-    print(f"{target}: {done.model_type}, {done.parameters:,} parameters{found}")
+    print(f"{target}: {done.model_type}, {done.parameters:,} parameters{compared}")
 
 
-def _sampling(directory: Path, usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _sampling(found: Any, usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What was asked for, else what the model's makers say, else what is usual."""
-    from lmlab.models import generation_defaults
-
-    return usual | generation_defaults(directory) | {key: value for key, value in given.items() if value is not None}
+    return usual | found.generation_defaults() | {key: value for key, value in given.items() if value is not None}
 
 
-def load_model(path: Path, precision: str, adapter: Path | None) -> Any:
-    """The directory of a model, the model with its adapters folded in, and its tokenizer."""
-    from lmlab.data import Tokenizer
+def load_model(path: Path, precision: str, adapter: Path | None) -> tuple[Any, Any, Any]:
+    """A model by its place, its network with adapters folded in, and its tokenizer."""
     from lmlab.hardware import reuse_memory, select_device, select_dtype
-    from lmlab.models import from_pretrained, load_lora, remove_lora
-    from lmlab.stages.evaluate import model_directory
+    from lmlab.runs import Model
 
     if precision not in ("fp32", "bf16", "auto"):
         raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16 or auto.")
     reuse_memory()
-    directory, device = model_directory(path), select_device()
-    network = from_pretrained(directory, device, select_dtype(precision, device))
-    if adapter is not None:
-        load_lora(network, adapter)
-        remove_lora(network, merge=True)
-    return directory, network, Tokenizer.load(directory)
+    device, found = select_device(), Model.find(path)
+    return found, found.load(device, select_dtype(precision, device), adapter=adapter), found.tokenizer()
 
 
 def _bytes(text: str) -> int:

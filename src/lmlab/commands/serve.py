@@ -71,9 +71,17 @@ def serve(
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
-    directory, network, tokenizer = load_model(model, precision, adapter)
+    found, network, tokenizer = load_model(model, precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
-    served = ServedModel(name or model.resolve().name, directory, network, tokenizer, max_batch, max_queue)
+    served = ServedModel(
+        name or model.resolve().name,
+        network,
+        tokenizer,
+        found.end_token_ids(),
+        found.generation_defaults(),
+        max_batch,
+        max_queue,
+    )
 
     def ready(address: str) -> None:
         print(

@@ -6,7 +6,15 @@ from .generation import Prompt
 from .measurement import Measurement, bootstrapped, mean, ratio
 from .perplexity import bits_per_byte, measure_documents, perplexity_figures
 from .prefix_sharing import Window
-from .ranked import by_domain, chance_level, option_scores, question_row, rank_questions, ranked_figures
+from .ranked import (
+    accuracy_by_domain,
+    by_domain,
+    chance_level,
+    option_scores,
+    question_row,
+    rank_questions,
+    ranked_figures,
+)
 from .rows import Row, read_rows
 from .run import (
     Settings,
@@ -38,6 +46,7 @@ __all__ = [
     "Settings",
     "Task",
     "Window",
+    "accuracy_by_domain",
     "bits_per_byte",
     "bootstrapped",
     "build_next_line_items",

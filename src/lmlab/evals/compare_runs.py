@@ -12,7 +12,7 @@ from rich.table import Table as TerminalTable
 from lmlab.errors import UserError
 from lmlab.evals import Comparison, Row, Task, compare_values, main_metric, pair_rows, question_values, read_rows
 from lmlab.reports import Note, Page, Section, Table
-from lmlab.runs import read_record
+from lmlab.runs import StageRecord
 
 
 def compare_evaluations(first: Path, second: Path) -> dict[str, list[Comparison]]:
@@ -59,7 +59,7 @@ def _rows_of(run: Path) -> dict[str, _Answers]:
     for directory in [run, *sorted(run.iterdir())] if run.is_dir() else []:
         if not (directory / "tasks").is_dir():
             continue
-        for name, said in read_record(directory)["results"]["tasks"].items():
+        for name, said in StageRecord.finished_in(directory).results["tasks"].items():
             if name in found:
                 raise UserError(
                     f"'{run}' holds several evaluations of task '{name}'.", f"Name the stage, such as {directory}."

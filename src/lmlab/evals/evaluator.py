@@ -15,7 +15,8 @@ from lmlab.errors import UserError, missing_extra
 from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.scoring import ModelScorer, Score, Scorer
 from lmlab.hardware import select_device, select_dtype
-from lmlab.models import Transformer, from_pretrained, read_config
+from lmlab.models import Transformer, read_config
+from lmlab.runs import Model
 
 _TOKENS_A_BATCH = 2048
 _DEFAULT_WINDOW = 2048
@@ -35,22 +36,24 @@ class Evaluator:
     model: Transformer | None = None
 
     @classmethod
-    def load(cls, directory: Path, device: str = "auto", precision: str = "auto") -> Evaluator:
-        """From a Hugging Face directory. An architecture that lmlab does not have is run by `transformers`, and the
-        scorer's description says so.
+    def load(cls, place: Model | str | Path, device: str = "auto", precision: str = "auto") -> Evaluator:
+        """From wherever `Model.find` finds one.
+
+        An architecture that lmlab does not have is run by `transformers`, and the scorer's description says so.
 
         Raises:
             UserError: there is no model, or nobody knows its architecture.
         """
-        place = select_device(device)
-        dtype = select_dtype(precision, place)
-        if (directory / "config.json").exists():
+        found = place if isinstance(place, Model) else Model.find(place)
+        where = select_device(device)
+        dtype = select_dtype(precision, where)
+        if found.form == "directory":
             try:
-                read_config(directory)
+                read_config(found.path)
             except UserError as reason:
-                return cls(TransformersScorer(_load_other(directory, place, dtype, reason)), Tokenizer.load(directory))
-        model = from_pretrained(directory, place, dtype)
-        return cls(ModelScorer(model, precision), Tokenizer.load(directory), model)
+                return cls(TransformersScorer(_load_other(found.path, where, dtype, reason)), found.tokenizer())
+        model = found.load(where, dtype)
+        return cls(ModelScorer(model, precision), found.tokenizer(), model)
 
 
 class TransformersScorer:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,3 +193,10 @@ def _gold_bits(row: Row) -> float:
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     exponentials = np.exp(scores - scores.max())
     return exponentials / exponentials.sum()
+
+
+def accuracy_by_domain(rows: Sequence[Row]) -> dict[str, Any]:
+    """Accuracy by bytes over all rows, and for each domain."""
+    groups = {"all": list(rows)} | by_domain(rows)
+    figures = {name: ranked_figures(found, "bytes").get("accuracy") for name, found in groups.items()}
+    return {name: asdict(value) for name, value in figures.items() if value is not None}

@@ -26,7 +26,7 @@ from .output import TransformerOutput
 from .presets import PRESETS
 from .prompt_tuning import PromptTuned
 from .soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
-from .transformer import Transformer, named_tensors
+from .transformer import Transformer, named_tensors, with_scalar_head
 
 __all__ = [
     "IGNORE",
@@ -82,4 +82,5 @@ __all__ = [
     "token_log_probs",
     "unmerge_lora",
     "weights_fingerprint",
+    "with_scalar_head",
 ]

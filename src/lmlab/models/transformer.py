@@ -452,3 +452,14 @@ def _check_before_text(cache: KVCache | None, visible_BTS: Tensor | None) -> Non
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a model by name, those that serve in several places once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def with_scalar_head(model: Transformer, num_labels: int, seed: int) -> Transformer:
+    """A model of the same body with a fresh scalar head in place of its own."""
+    config = ModelConfig.model_validate(model.config.model_dump() | {"num_labels": num_labels})
+    headed = Transformer(config).initialize(seed)
+    body = {name: weight for name, weight in model.state_dict().items() if not name.startswith(("head.", "score."))}
+    missing, unexpected = headed.load_state_dict(body, strict=False)
+    assert not unexpected and all(name.startswith("score.") for name in missing)
+    headed.initialize_parameter("score.weight", seed)
+    return headed

@@ -1,18 +1,43 @@
+from .artifacts import ADAPTERS, Artifact, Documents, Model, Questions, Tokens, Vocabulary
 from .recipe import Recipe, RecipeStage
-from .runner import PlannedStage, plan_stages, print_plan, read_record, run_recipe, stored_stages
-from .stage import Input, Stage, StageContext, find_stage
+from .record import Results, StageRecord
+from .runner import PlannedStage, plan_stages, print_plan, run_recipe, stored_stages
+from .stage import (
+    DocumentsInput,
+    Input,
+    ModelInput,
+    QuestionsInput,
+    Stage,
+    StageContext,
+    TokensInput,
+    VocabularyInput,
+    find_stage,
+)
 
 __all__ = [
+    "ADAPTERS",
+    "Artifact",
+    "Documents",
+    "DocumentsInput",
     "Input",
+    "Model",
+    "ModelInput",
     "PlannedStage",
+    "Questions",
+    "QuestionsInput",
     "Recipe",
     "RecipeStage",
+    "Results",
     "Stage",
     "StageContext",
+    "StageRecord",
+    "Tokens",
+    "TokensInput",
+    "Vocabulary",
+    "VocabularyInput",
     "find_stage",
     "plan_stages",
     "print_plan",
-    "read_record",
     "run_recipe",
     "stored_stages",
 ]

@@ -21,7 +21,7 @@ import yaml
 from lmlab.config import Config, apply_overrides, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_yaml
-from lmlab.runs.stage import Stage, find_stage, input_fields
+from lmlab.runs.stage import InputField, Stage, find_stage, input_fields
 
 _STORED = "recipe.yaml"  # what a run keeps of its recipe
 
@@ -41,7 +41,7 @@ class RecipeStage:
 
     name: str
     kind: str
-    stage: Stage[Any]
+    stage: Stage[Any, Any]
     config: Config
     inputs: Mapping[str, str | Path]
 
@@ -113,7 +113,7 @@ class Recipe:
             config = validate(
                 stage.config_type, {key: value for key, value in settings.items() if key != "kind"}, place
             )
-            earlier = {each.name for each in stages}
+            earlier = {each.name: each for each in stages}
             inputs = {
                 key: _resolve(value, key, earlier, place)
                 for key, value in (input_fields(config).items() if find_inputs else ())
@@ -180,8 +180,17 @@ def _merged(base: Any, changes: Any) -> Any:
     return {**base, **{key: _merged(base.get(key), value) for key, value in changes.items()}}
 
 
-def _resolve(value: str, key: str, earlier: set[str], place: str) -> str | Path:
+def _resolve(field: InputField, key: str, earlier: Mapping[str, RecipeStage], place: str) -> str | Path:
+    value, wanted = field.value, field.artifact
     if value in earlier:
+        stage = earlier[value]
+        if wanted is not None and wanted not in stage.stage.gives:
+            given = " and ".join(each.called for each in stage.stage.gives) or "nothing that another stage reads"
+            fits = [name for name, each in earlier.items() if wanted in each.stage.gives]
+            raise UserError(
+                f"{place}: {key}: {wanted.called} is needed, and the stage '{value}' ({stage.kind}) gives {given}.",
+                f"Name {' or '.join(fits)}." if fits else "Add a stage before it that does.",
+            )
         return value
     path = Path(value).expanduser()
     if path.exists():

@@ -25,14 +25,15 @@ from lmlab.config import flatten, influences
 from lmlab.digests import content_digests
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
-from lmlab.files import read_json, remove_leftovers, sha256_json, write_json, write_text
+from lmlab.files import remove_leftovers, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
 from lmlab.runs.recipe import Recipe, RecipeStage
+from lmlab.runs.record import NAME as RECORD
+from lmlab.runs.record import Results, StageRecord
 from lmlab.runs.stage import StageContext
 from lmlab.terminal import markup
 
-_RECORD = "stage.json"
 _NAMED_FILES, _SHOWN_FILES = 5000, 3
 
 
@@ -57,7 +58,7 @@ class PlannedStage:
     note: str = ""
 
 
-def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Results]:
     """Run all stages that are not done; return each stage's results by name.
 
     Under `torchrun` every process calls it: the main one leads, the others join in the stages that are distributed.
@@ -73,7 +74,7 @@ def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str,
         return _lead(recipe, directory, redo) if world.is_main else _follow(recipe, directory)
 
 
-def _lead(recipe: Recipe, directory: Path, redo: bool) -> dict[str, Any]:
+def _lead(recipe: Recipe, directory: Path, redo: bool) -> dict[str, Results]:
     """What the main process does: everything."""
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")
@@ -88,16 +89,16 @@ def _lead(recipe: Recipe, directory: Path, redo: bool) -> dict[str, Any]:
         with _telling_the_others():
             planned = _prepare(recipe, directory, redo)
         from_main([each.state for each in planned])
-        results: dict[str, Any] = {}
+        results: dict[str, Results] = {}
         for number, each in enumerate(planned, 1):
             results[each.entry.name] = _run_stage(
                 each, recipe, directory, f"[{number}/{len(planned)}]", planned[: number - 1]
             )
-        write_json(directory / "results.json", results)
+        write_json(directory / "results.json", {name: found.to_json() for name, found in results.items()})
         return results
 
 
-def _follow(recipe: Recipe, directory: Path) -> dict[str, Any]:
+def _follow(recipe: Recipe, directory: Path) -> dict[str, Results]:
     """What the other processes do: their part of the stages that all run together."""
     states = _ask_main()
     for entry, state in zip(recipe.stages, states, strict=True):
@@ -172,21 +173,21 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
         fingerprint = sha256_json(content)
         fingerprints[entry.name] = fingerprint
         path = directory / entry.name
-        record = read_json(path / _RECORD) if (path / _RECORD).exists() else None
+        record = StageRecord.read(path) if (path / RECORD).exists() else None
         files = _digests([*outside.values(), depends_on])
         changes: tuple[str, ...] = ()
         note = _going_on(entry, record, content, path)
         if record is None:
             state = "new"
-        elif record["fingerprint"] == fingerprint:
-            state = "done" if record["state"] == "done" else "unfinished"
+        elif record.fingerprint == fingerprint:
+            state = record.state
         elif entry.stage.reads_all_stages:
             state = "new"
         elif note:
             state = "unfinished"
         else:
             state = "changed"
-            changes = (*_differences(record["content"], content), *_changed_files(record.get("files", {}), files))
+            changes = (*_differences(record.content, content), *_changed_files(record.files, files))
         planned.append(PlannedStage(entry, path, fingerprint, state, changes, files, content, note))
     return planned
 
@@ -207,36 +208,32 @@ def stored_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
     Raises:
         UserError: one of them has not finished.
     """
-    records = {each.name: read_record(directory / each.name) for each in recipe.stages}
-    return [
-        PlannedStage(each, directory / each.name, records[each.name]["fingerprint"], "done") for each in recipe.stages
-    ]
+    records = {each.name: StageRecord.finished_in(directory / each.name) for each in recipe.stages}
+    return [PlannedStage(each, directory / each.name, records[each.name].fingerprint, "done") for each in recipe.stages]
 
 
-def _run_stage(
-    planned: PlannedStage, recipe: Recipe, run: Path, number: str, before: list[PlannedStage]
-) -> dict[str, Any]:
+def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, before: list[PlannedStage]) -> Results:
     entry, path = planned.entry, planned.directory
     title = f"{number} {entry.name}" + (f" ({entry.kind})" if entry.kind != entry.name else "")
     if planned.state == "done":
-        record = read_json(path / _RECORD)
-        console.print(markup("[dim]{}: done before. {}", title, entry.stage.summary(record["results"])))
-        return dict(record["results"])
+        results: Results = StageRecord.read(path).read_results(entry.stage.results_type)
+        console.print(markup("[dim]{}: done before. {}", title, entry.stage.summary(results)))
+        return results
     console.print(markup("[bold]{}[/bold]" + " [dim]goes on[/dim]" * (planned.state == "unfinished"), title))
     if planned.note:
         console.print(markup("  {}", planned.note))
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    record = {
-        "name": entry.name,
-        "kind": entry.kind,
-        "fingerprint": planned.fingerprint,
-        "content": planned.content,
-        "files": planned.files,
-        "state": "unfinished",
-        "started": _now(),
-    }
-    write_json(path / _RECORD, record)
+    record = StageRecord(
+        name=entry.name,
+        kind=entry.kind,
+        fingerprint=planned.fingerprint,
+        content=dict(planned.content),
+        files=dict(planned.files),
+        state="unfinished",
+        started=_now(),
+    )
+    record.write(path)
     context = _context(entry, recipe, run, {each.entry.name: each for each in before})
     start = time.monotonic()
     try:
@@ -254,20 +251,10 @@ def _run_stage(
             "Run the same command again to go on.",
         ) from None
     seconds = time.monotonic() - start
-    write_json(
-        path / _RECORD,
-        {**record, "state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results},
-    )
+    done = {"state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results.to_json()}
+    record.model_copy(update=done).write(path)
     console.print(markup("  [green]done[/green] in {}. {}", duration(seconds), entry.stage.summary(results)))
     return results
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a finished stage."""
-    record: dict[str, Any] = read_json(path / _RECORD)
-    if record.get("state") != "done":
-        raise UserError(f"The stage in '{path}' has not finished.")
-    return record
 
 
 def print_plan(recipe: Recipe, directory: Path) -> None:

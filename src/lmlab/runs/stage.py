@@ -11,25 +11,47 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 from lmlab.config import Config, field_marks
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json, write_json
 from lmlab.reports import Section
+from lmlab.runs.artifacts import Artifact, Documents, Model, Questions, Tokens, Vocabulary
+from lmlab.runs.record import Results, StageRecord
 
 ENTRY_POINTS = "lmlab.stages"
 
 
-class _InputMarker:
-    pass
+@dataclass(frozen=True)
+class InputMarker:
+    """Marks a field, in `Annotated`, as an input, and says what is looked for there."""
+
+    artifact: type[Artifact] | None = None
 
 
-Input = Annotated[str, _InputMarker()]
+Input = Annotated[str, InputMarker()]
 """A field that names an earlier stage of the recipe, or else is a path."""
+
+ModelInput = Annotated[str, InputMarker(Model)]
+"""An input where a model is looked for: a stage that has one, or whatever `Model.find` takes."""
+
+DocumentsInput = Annotated[str, InputMarker(Documents)]
+"""An input where documents are looked for."""
+
+TokensInput = Annotated[str, InputMarker(Tokens)]
+"""An input where tokenized text is looked for."""
+
+VocabularyInput = Annotated[str, InputMarker(Vocabulary)]
+"""An input where a tokenizer is looked for."""
+
+QuestionsInput = Annotated[str, InputMarker(Questions)]
+"""An input where ranked questions are looked for."""
 
 
 C = TypeVar("C", bound=Config)
+R = TypeVar("R", bound=Results)
+A = TypeVar("A", bound=Artifact)
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,18 @@ class StageContext:
     run: Path
     stages: Mapping[str, Any] = field(default_factory=dict)
 
+    def find(self, kind: type[A], field: str) -> A:
+        """What stands behind an input, such as `context.find(Model, "model")`.
+
+        Raises:
+            UserError: there is nothing of this kind.
+        """
+        return kind.find(self.inputs[field])
+
+    def results_of(self, field: str, kind: type[R]) -> R:
+        """The results of the finished stage behind an input."""
+        return StageRecord.finished_in(self.inputs[field]).read_results(kind)
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """Compute a JSON value, or read it if an earlier attempt of this stage already did."""
         path = self.directory / "parts" / f"{name}.json"
@@ -60,11 +94,13 @@ class StageContext:
         return value
 
 
-class Stage(ABC, Generic[C]):
-    """One kind of stage.
+class Stage(ABC, Generic[C, R]):
+    """One kind of stage, `Stage[its configuration, its results]`.
 
     Class attributes:
-        config_type: the configuration; its `Input` fields are the stage's inputs.
+        config_type, results_type: the two, taken from the base class as it is written; `Input` fields of the
+            configuration are the stage's inputs.
+        gives: what later stages find in its directory.
         version: raised when the same configuration gives another result.
         reads_all_stages: it summarises all stages before it, and is simply run again when one of them has changed.
         distributed: all processes of the job run it together; the others are run by the main process while the rest
@@ -72,13 +108,24 @@ class Stage(ABC, Generic[C]):
     """
 
     config_type: ClassVar[type[Config]]
+    results_type: ClassVar[type[Results]]
+    gives: ClassVar[tuple[type[Artifact], ...]] = ()
     version: ClassVar[int] = 1
     reads_all_stages: ClassVar[bool] = False
     distributed: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for base in getattr(cls, "__orig_bases__", ()):
+            for kind in get_args(base):
+                if isinstance(kind, type) and issubclass(kind, Config):
+                    cls.config_type = kind
+                elif isinstance(kind, type) and issubclass(kind, Results):
+                    cls.results_type = kind
+
     @abstractmethod
-    def run(self, config: C, context: StageContext) -> dict[str, Any]:
-        """Do the work, resuming what an earlier attempt left in the directory; return results for JSON."""
+    def run(self, config: C, context: StageContext) -> R:
+        """Do the work, resuming what an earlier attempt left in the directory."""
 
     def plan(self, config: C) -> dict[str, str]:
         """What the stage will do, for `--dry-run`: label -> text."""
@@ -102,41 +149,50 @@ class Stage(ABC, Generic[C]):
         """
         return None
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: R) -> str:
         """One line for the terminal."""
         return ""
 
-    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+    def headline(self, results: R) -> dict[str, str]:
         """The figures for the top of the report: label -> value."""
         return {}
 
-    def report(self, config: C, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: C, results: R, directory: Path) -> list[Section]:
         """Sections for the run's report."""
         return []
 
 
-def find_stage(kind: str, where: str) -> Stage[Any]:
+def find_stage(kind: str, where: str) -> Stage[Any, Any]:
     """The stage called `kind`; an unknown one is a `UserError` with the nearest name."""
     known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in known:
         raise UserError(f"{where}: unknown kind of stage '{kind}'. {did_you_mean(kind, known)}")
-    stage: Stage[Any] = known[kind].load()()
+    stage: Stage[Any, Any] = known[kind].load()()
     return stage
 
 
-def input_fields(config: Config) -> dict[str, str]:
-    """The stage's inputs that are set, at any depth: dotted field -> stage name or path."""
-    found: dict[str, str] = {}
+@dataclass(frozen=True)
+class InputField:
+    """An input that is set: the name of an earlier stage or a path, and what is looked for there."""
+
+    value: str
+    artifact: type[Artifact] | None
+
+
+def input_fields(config: Config) -> dict[str, InputField]:
+    """The stage's inputs that are set, at any depth, by their dotted fields."""
+    found: dict[str, InputField] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        if isinstance(value, str) and any(isinstance(mark, _InputMarker) for mark in field_marks(info)):
-            found[name] = value
+        marks = [mark for mark in field_marks(info) if isinstance(mark, InputMarker)]
+        if isinstance(value, str) and marks:
+            found[name] = InputField(value, marks[0].artifact)
         else:
             found |= {f"{name}.{inner}": each for inner, each in _nested_inputs(value).items()}
     return found
 
 
-def _nested_inputs(value: Any) -> dict[str, str]:
+def _nested_inputs(value: Any) -> dict[str, InputField]:
     if isinstance(value, Config):
         return input_fields(value)
     parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()

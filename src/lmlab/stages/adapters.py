@@ -12,7 +12,7 @@ from lmlab.data import Tokenizer
 from lmlab.distributed import world
 from lmlab.files import write_json
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora, remove_lora, save_lora, save_pretrained
-from lmlab.stages.start import ADAPTERS, Start
+from lmlab.runs import ADAPTERS, Model
 from lmlab.train import load_weights, whole_tensors
 
 
@@ -31,16 +31,16 @@ class Adapters(LoRAConfig):
         return LoRAConfig.model_validate({name: getattr(self, name) for name in LoRAConfig.model_fields})
 
 
-def adapted(start: Start, config: ModelConfig, lora: Adapters, seed: int) -> Transformer:
+def adapted(start: Model, config: ModelConfig, lora: Adapters, seed: int) -> Transformer:
     """The network of `start` with new adapters beside its frozen weights."""
-    model = start.load(config)
+    model = start.load()
     add_lora(model, lora, seed)
     return model
 
 
-def note_adapters(start: Start, lora: Adapters, directory: Path) -> None:
+def note_adapters(start: Model, lora: Adapters, directory: Path) -> None:
     """Write beside a stage's checkpoints, which hold adapters alone, what they belong to."""
-    base, place = start.directory.resolve(), (directory / "checkpoints").resolve()
+    base, place = start.path.resolve(), (directory / "checkpoints").resolve()
     inside = base.is_relative_to(directory.resolve().parent)  # within the run, which may be moved as a whole
     write_json(
         place / ADAPTERS,
@@ -49,15 +49,15 @@ def note_adapters(start: Start, lora: Adapters, directory: Path) -> None:
 
 
 def export_adapters(
-    model: nn.Module, start: Start, lora: Adapters, seed: int, tokenizer: Tokenizer, directory: Path
+    model: nn.Module, start: Model, lora: Adapters, seed: int, tokenizer: Tokenizer, directory: Path
 ) -> None:
     """Write `adapters/`, and if asked `model/`, as one process sees them."""
     trained = whole_tensors(model)
     if not world().is_main:
         return
-    copy = adapted(start, start.model, lora, seed)
+    copy = adapted(start, start.config, lora, seed)
     load_weights(copy, trained, str(directory))
-    save_lora(copy, directory / "adapters", base=str(start.directory))
+    save_lora(copy, directory / "adapters", base=str(start.path))
     if lora.merge:
         remove_lora(copy, merge=True)
         tokens = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}

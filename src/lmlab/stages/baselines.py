@@ -6,16 +6,15 @@ import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data import read_documents
-from lmlab.evals import ByteNGram, Measurement, question_row, ratio, read_questions, xz_bits, xz_bits_after
+from lmlab.evals import ByteNGram, Measurement, accuracy_by_domain, question_row, ratio, xz_bits, xz_bits_after
 from lmlab.progress import progress
-from lmlab.runs import Input, Stage, StageContext
-from lmlab.stages.evaluate import accuracy_by_domain
+from lmlab.runs import Documents, DocumentsInput, Questions, QuestionsInput, Results, Stage, StageContext
 
 
 class BaselinesConfig(Config):
@@ -27,27 +26,34 @@ class BaselinesConfig(Config):
             stream.
     """
 
-    documents: Input
-    task: Input | None = None
+    documents: DocumentsInput
+    task: QuestionsInput | None = None
     order: int = Field(default=6, ge=1, le=7)
     xz_after_training_text: bool = True
 
 
-class Baselines(Stage[BaselinesConfig]):
-    """Writes only its results."""
+class BaselinesResults(Results):
+    """Of each baseline: `bits_per_byte` by domain, and `accuracy` where there are questions."""
 
-    config_type: ClassVar[type[Config]] = BaselinesConfig
+    order: int
+    baselines: dict[str, dict[str, Any]]
+
+
+class Baselines(Stage[BaselinesConfig, BaselinesResults]):
+    """Writes only its results."""
 
     def plan(self, config: BaselinesConfig) -> dict[str, str]:
         """The baselines."""
         return {"baselines": f"byte {config.order}-gram, xz -9e"}
 
-    def run(self, config: BaselinesConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: BaselinesConfig, context: StageContext) -> BaselinesResults:
         """Fit and score."""
         texts: dict[str, dict[str, list[bytes]]] = {}
-        for split in ("train", "heldout"):
+        source = context.find(Documents, "documents")
+        splits: tuple[Literal["train"], Literal["heldout"]] = ("train", "heldout")
+        for split in splits:
             texts[split] = defaultdict(list)
-            for document in read_documents(context.inputs["documents"] / f"{split}.jsonl"):
+            for document in read_documents(source.split(split)):
                 texts[split][document.domain].append(document.text.encode())
         domains = sorted(texts["heldout"])
         with ThreadPoolExecutor() as pool:
@@ -77,19 +83,18 @@ class Baselines(Stage[BaselinesConfig]):
                     if values:
                         results[name] = {"bits_per_byte": values}
         if config.task is not None:
-            path = context.inputs["task"]
             rows = [
                 question_row(
                     item, [-math.log(2) * model.score(text.encode(), before.encode()) for before, text in item.pairs()]
                 )
-                for item in read_questions(path / "task.jsonl" if path.is_dir() else path)
+                for item in context.find(Questions, "task").read()
             ]
             results["n-gram"]["accuracy"] = accuracy_by_domain(rows)
-        return {"order": config.order, "baselines": results}
+        return BaselinesResults(order=config.order, baselines=results)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: BaselinesResults) -> str:
         """Bits per byte."""
         return "; ".join(
             f"{name} " + ", ".join(f"{domain} {value['value']:.3f}" for domain, value in found["bits_per_byte"].items())
-            for name, found in results["baselines"].items()
+            for name, found in results.baselines.items()
         )

@@ -6,12 +6,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from lmlab.config import Config
 from lmlab.data import CollectConfig, Decontamination, SourceConfig, collect
 from lmlab.evals import Task, find_tasks, own_texts
 from lmlab.progress import short
 from lmlab.reports import Details, Figure, Paragraph, Section, Table, funnel_chart
-from lmlab.runs import Stage, StageContext
+from lmlab.runs import Artifact, Documents, Results, Stage, StageContext
 
 
 class CollectStageConfig(CollectConfig):
@@ -30,10 +29,43 @@ class CollectStageConfig(CollectConfig):
         return find_tasks(self.decontaminate) if self.decontaminate else []
 
 
-class Collect(Stage[CollectStageConfig]):
+class Counts(Results):
+    """Documents and bytes, by domain."""
+
+    documents: dict[str, int]
+    bytes: dict[str, int]
+
+
+class Decontaminated(Results):
+    """Which tasks training text is free of.
+
+    Attributes:
+        questions: texts of the tasks that were looked for.
+        too_short: those that are too short to be looked for.
+    """
+
+    tasks: list[str]
+    questions: int
+    too_short: int
+
+
+class CollectResults(Results):
+    """What was read, dropped (by reason) and kept."""
+
+    read: Counts
+    dropped: dict[str, Counts]
+    train: Counts
+    heldout: Counts
+    heldout_groups: list[str]
+    num_heldout_groups: int
+    rejects: int
+    decontamination: Decontaminated | None = None
+
+
+class Collect(Stage[CollectStageConfig, CollectResults]):
     """Writes train.jsonl, heldout.jsonl, dropped.jsonl and rejects.jsonl."""
 
-    config_type: ClassVar[type[Config]] = CollectStageConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (Documents,)
 
     def plan(self, config: CollectStageConfig) -> dict[str, str]:
         """The sources."""
@@ -50,11 +82,12 @@ class Collect(Stage[CollectStageConfig]):
         tasks = [task.fingerprint() for task in config.tasks()]
         return [*(source.fingerprint() for source in config.sources), *tasks]
 
-    def run(self, config: CollectStageConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: CollectStageConfig, context: StageContext) -> CollectResults:
         """Collect."""
         tasks = config.tasks()
         if not tasks:
-            return collect(config.sources, config, context.seed, context.directory)
+            found = collect(config.sources, config, context.seed, context.directory)
+            return CollectResults.model_validate(found)
         evaluations = Decontamination(text for task in tasks for text in own_texts(task))
         found = collect(config.sources, config, context.seed, context.directory, evaluations=evaluations)
         counts = {
@@ -62,44 +95,44 @@ class Collect(Stage[CollectStageConfig]):
             "questions": evaluations.num_names,
             "too_short": len(evaluations.too_short),
         }
-        return found | {"decontamination": counts}
+        return CollectResults.model_validate(found | {"decontamination": counts})
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: CollectResults) -> str:
         """Documents and bytes of both splits."""
-        return f"{_count(results['train'])} for training, {_count(results['heldout'])} held out."
+        return f"{_count(results.train)} for training, {_count(results.heldout)} held out."
 
-    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+    def headline(self, results: CollectResults) -> dict[str, str]:
         """The size of the training text."""
-        return {"Training text": f"{short(sum(results['train']['bytes'].values()))}B"}
+        return {"Training text": f"{short(sum(results.train.bytes.values()))}B"}
 
-    def report(self, config: CollectStageConfig, results: dict[str, Any], directory: Any) -> list[Section]:
+    def report(self, config: CollectStageConfig, results: CollectResults, directory: Any) -> list[Section]:
         """The funnel, and a table by domain."""
-        domains = sorted(results["read"]["documents"])
-        left = sum(results["read"]["documents"].values())
+        domains = sorted(results.read.documents)
+        left = sum(results.read.documents.values())
         steps = [("read", left)]
-        for reason, counts in results["dropped"].items():
-            left -= sum(counts["documents"].values())
+        for reason, counts in results.dropped.items():
+            left -= sum(counts.documents.values())
             steps.append((f"without {reason}", left))
-        steps.append(("for training", sum(results["train"]["documents"].values())))
-        names = {"read": results["read"], **{f"dropped: {key}": value for key, value in results["dropped"].items()}}
-        names |= {"training": results["train"], "held out": results["heldout"]}
-        rows = [
+        steps.append(("for training", sum(results.train.documents.values())))
+        names = {"read": results.read, **{f"dropped: {key}": value for key, value in results.dropped.items()}}
+        names |= {"training": results.train, "held out": results.heldout}
+        rows: list[list[Any]] = [
             [
                 label,
-                *(counts["documents"].get(domain, 0) for domain in domains),
-                *(counts["bytes"].get(domain, 0) for domain in domains),
+                *(counts.documents.get(domain, 0) for domain in domains),
+                *(counts.bytes.get(domain, 0) for domain in domains),
             ]
             for label, counts in names.items()
         ]
         columns = ["", *(f"{domain}, documents" for domain in domains), *(f"{domain}, bytes" for domain in domains)]
         note = (
-            f"{results['rejects']} records could not be read. Dropped documents and rejects are listed in the run's"
+            f"{results.rejects} records could not be read. Dropped documents and rejects are listed in the run's"
             " directory."
         )
-        if searched := results.get("decontamination"):
+        if searched := results.decontamination:
             note += (
-                f" Training documents with text of {searched['questions']:,} questions of"
-                f" {', '.join(searched['tasks'])} were dropped; {searched['too_short']:,} of these questions are too"
+                f" Training documents with text of {searched.questions:,} questions of"
+                f" {', '.join(searched.tasks)} were dropped; {searched.too_short:,} of these questions are too"
                 " short to be looked for."
             )
         return [
@@ -109,8 +142,8 @@ class Collect(Stage[CollectStageConfig]):
                     Figure(funnel_chart(steps), "Documents that remain after each step.", "Funnel of documents"),
                     Table(columns, rows, "Documents and bytes by domain"),
                     Details(
-                        f"Held-out groups ({results['num_heldout_groups']:,})",
-                        [Paragraph(", ".join(results["heldout_groups"]) or "none")],
+                        f"Held-out groups ({results.num_heldout_groups:,})",
+                        [Paragraph(", ".join(results.heldout_groups) or "none")],
                     ),
                 ],
                 note,
@@ -118,5 +151,5 @@ class Collect(Stage[CollectStageConfig]):
         ]
 
 
-def _count(split: dict[str, Any]) -> str:
-    return f"{sum(split['documents'].values()):,} documents ({short(sum(split['bytes'].values()))}B)"
+def _count(split: Counts) -> str:
+    return f"{sum(split.documents.values()):,} documents ({short(sum(split.bytes.values()))}B)"

@@ -4,13 +4,13 @@ without data of one's own.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from lmlab.config import Config
 from lmlab.data import PythonLibrarySource, conversation_records, preference_records
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
-from lmlab.runs import Stage, StageContext
+from lmlab.runs import Results, Stage, StageContext
 
 
 class DocstringQuestionsConfig(Config):
@@ -26,16 +26,20 @@ class DocstringQuestionsConfig(Config):
     source: PythonLibrarySource = PythonLibrarySource()
 
 
-class DocstringQuestions(Stage[DocstringQuestionsConfig]):
-    """Writes records.jsonl."""
+class RecordsResults(Results):
+    """How many."""
 
-    config_type: ClassVar[type[Config]] = DocstringQuestionsConfig
+    records: int
+
+
+class DocstringQuestions(Stage[DocstringQuestionsConfig, RecordsResults]):
+    """Writes records.jsonl."""
 
     def depends_on(self, config: DocstringQuestionsConfig) -> Any:
         """The files of the source."""
         return config.source.fingerprint()
 
-    def run(self, config: DocstringQuestionsConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: DocstringQuestionsConfig, context: StageContext) -> RecordsResults:
         """Ask."""
         records = (
             conversation_records(config.source)
@@ -47,8 +51,8 @@ class DocstringQuestions(Stage[DocstringQuestionsConfig]):
             raise UserError(
                 f"'{config.source.root}' has no docstrings to ask about.", "Name another folder of Python sources."
             )
-        return {"records": count}
+        return RecordsResults(records=count)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: RecordsResults) -> str:
         """How many."""
-        return f"{results['records']:,} records."
+        return f"{results.records:,} records."

@@ -19,12 +19,12 @@ from lmlab.evals import (
     Row,
     Settings,
     Task,
+    accuracy_by_domain,
     bits_per_byte,
     by_domain,
     chance_level,
     find_tasks,
     main_metric,
-    ranked_figures,
     run_documents,
     run_task,
     task_figures,
@@ -34,8 +34,19 @@ from lmlab.evals.tasks.questions import TooLong
 from lmlab.fan_out import Backend, fan_out
 from lmlab.hardware import reuse_memory
 from lmlab.reports import Section
-from lmlab.runs import Input, Stage, StageContext, read_record
-from lmlab.stages.evaluate_report import comparison_section, headline_of, summary_of, tasks_section
+from lmlab.runs import (
+    Documents,
+    DocumentsInput,
+    Input,
+    Model,
+    ModelInput,
+    Questions,
+    QuestionsInput,
+    Stage,
+    StageContext,
+)
+from lmlab.stages.baselines import BaselinesResults
+from lmlab.stages.evaluate_report import EvaluateResults, comparison_section, headline_of, summary_of, tasks_section
 
 Figures = dict[str, dict[str, Any]]
 
@@ -58,15 +69,15 @@ class EvaluateConfig(Config):
         workers, backend: over how many processes the tasks are spread, each with its own copy of the model.
     """
 
-    model: Input
+    model: ModelInput
     title: Annotated[str | None, NO_INFLUENCE] = None
     tasks: list[str] = Field(default=[])
     limit: PositiveInt | None = None
     too_long: TooLong = "error"
     unconditional: bool = False
-    documents: Input | None = None
+    documents: DocumentsInput | None = None
     split: Literal["train", "heldout"] = "heldout"
-    task: Input | None = None
+    task: QuestionsInput | None = None
     baselines: Input | None = None
     window: PositiveInt = 256
     stride: PositiveInt | None = None
@@ -86,11 +97,10 @@ class EvaluateConfig(Config):
         return self
 
 
-class Evaluate(Stage[EvaluateConfig]):
+class Evaluate(Stage[EvaluateConfig, EvaluateResults]):
     """Writes rows: tasks/TASK.jsonl, and documents-NAME.jsonl and questions-NAME.jsonl (NAME: model, untrained)."""
 
     version: ClassVar[int] = 2
-    config_type: ClassVar[type[Config]] = EvaluateConfig
     distributed: ClassVar[bool] = True
 
     def depends_on(self, config: EvaluateConfig) -> Any:
@@ -102,12 +112,12 @@ class Evaluate(Stage[EvaluateConfig]):
         tasks = find_tasks(config.tasks)
         return {"tasks": ", ".join(task.name for task in tasks)} if tasks else {}
 
-    def run(self, config: EvaluateConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: EvaluateConfig, context: StageContext) -> EvaluateResults:
         """Measure the model, then the untrained one; what a killed attempt measured is kept."""
         self._spread(config, context)
         if world().size == 1:
             reuse_memory()
-        evaluator = Evaluator.load(model_directory(context.inputs["model"]), config.device, config.precision)
+        evaluator = Evaluator.load(context.find(Model, "model"), config.device, config.precision)
         if config.documents is not None and config.window > evaluator.scorer.max_seq_len:
             raise UserError(
                 f"window {config.window} is longer than the model's max_seq_len {evaluator.scorer.max_seq_len}.",
@@ -123,14 +133,14 @@ class Evaluate(Stage[EvaluateConfig]):
                 )
         chance = measured["model"].pop("chance", None) if measured else None
         if config.baselines is not None:
-            measured |= read_record(context.inputs["baselines"])["results"]["baselines"]
-        return {"scorer": evaluator.scorer.description, "tasks": tasks, "measured": measured, "chance": chance}
+            measured |= context.results_of("baselines", BaselinesResults).baselines
+        return EvaluateResults(scorer=evaluator.scorer.description, tasks=tasks, measured=measured, chance=chance)
 
     def _spread(self, config: EvaluateConfig, context: StageContext) -> None:
         """Have workers measure the tasks, each its share, before this process reads the model."""
         if config.workers == 1 or world().size > 1:
             return
-        model = str(model_directory(context.inputs["model"]))
+        model = context.find(Model, "model")
         settings = Settings(config.limit, config.too_long, config.unconditional)
         jobs = [
             _Job(model, config.device, config.precision, task, settings, path, (number, config.workers))
@@ -161,16 +171,15 @@ class Evaluate(Stage[EvaluateConfig]):
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if config.documents is not None:
-            path = context.inputs["documents"]
-            documents = list(read_documents(path / f"{config.split}.jsonl" if path.is_dir() else path))
+            documents = list(read_documents(context.find(Documents, "documents").split(config.split)))
             place = context.directory / f"documents-{name}.jsonl"
             rows = run_documents(evaluator, documents, config.window, config.stride, place, f"perplexity, {name}")
             found["bits_per_byte"] = {domain: asdict(bits_per_byte(each)) for domain, each in by_domain(rows).items()}
         if config.task is not None:
-            path = context.inputs["task"]
+            path = context.find(Questions, "task").path
             task = Task(
                 name=f"questions-{name}",
-                requests=str(path / "task.jsonl" if path.is_dir() else path),
+                requests=str(path),
                 normalization="bytes",
             )
             ranked = run_task(
@@ -189,19 +198,19 @@ class Evaluate(Stage[EvaluateConfig]):
                 }
         return found
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: EvaluateResults) -> str:
         """The model's figures."""
         return summary_of(results)
 
-    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+    def headline(self, results: EvaluateResults) -> dict[str, str]:
         """Accuracy, and bits per byte by domain."""
         return headline_of(results)
 
-    def report(self, config: EvaluateConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: EvaluateConfig, results: EvaluateResults, directory: Path) -> list[Section]:
         """Tables and figures with standard errors."""
         where = f" of {config.title}" if config.title else ""
-        sections = [tasks_section(results, where)] if results["tasks"] else []
-        return sections + ([comparison_section(results, where)] if results["measured"] else [])
+        sections = [tasks_section(results, where)] if results.tasks else []
+        return sections + ([comparison_section(results, where)] if results.measured else [])
 
 
 def _place(context: StageContext, task: Task) -> Path:
@@ -212,7 +221,7 @@ def _place(context: StageContext, task: Task) -> Path:
 class _Job:
     """A worker's share of a task."""
 
-    model: str
+    model: Model
     device: str
     precision: str
     task: Task
@@ -227,9 +236,9 @@ def _run_job(job: _Job) -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, device: str, precision: str) -> Evaluator:
+def _loaded(model: Model, device: str, precision: str) -> Evaluator:
     """A worker reads the model once for all its jobs."""
-    return Evaluator.load(Path(model), device, precision)
+    return Evaluator.load(model, device, precision)
 
 
 def _untrained(evaluator: Evaluator, config: EvaluateConfig, seed: int) -> Evaluator:
@@ -242,13 +251,6 @@ def _untrained(evaluator: Evaluator, config: EvaluateConfig, seed: int) -> Evalu
     return evaluator
 
 
-def accuracy_by_domain(rows: Sequence[Row]) -> dict[str, Any]:
-    """Accuracy by bytes over all rows, and for each domain."""
-    groups = {"all": list(rows)} | by_domain(rows)
-    figures = {name: ranked_figures(found, "bytes").get("accuracy") for name, found in groups.items()}
-    return {name: asdict(value) for name, value in figures.items() if value is not None}
-
-
 def _by_domain(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     """The main figure in each domain, where there are several."""
     domains = by_domain([row for row in rows if not row.get("skipped")])
@@ -257,8 +259,3 @@ def _by_domain(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     main = main_metric(task, rows)
     figures = {name: task_figures(task, found).get(main) for name, found in domains.items()}
     return {name: asdict(value) for name, value in figures.items() if value is not None}
-
-
-def model_directory(path: Path) -> Path:
-    """The model below a train stage's directory, or the path itself."""
-    return path / "model" if (path / "model" / "config.json").exists() else path

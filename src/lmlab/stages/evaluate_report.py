@@ -8,8 +8,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from lmlab.reports import Details, Figure, Note, Section, Table, bar_chart
+from lmlab.runs import Results
 
 Figures = dict[str, dict[str, Any]]
+
+
+class EvaluateResults(Results):
+    """Figures of the tasks, and of the model beside its baselines, by name and domain."""
+
+    scorer: str
+    tasks: dict[str, dict[str, Any]]
+    measured: dict[str, dict[str, Any]]
+    chance: dict[str, float] | None
+
 
 _NAMES = {
     "accuracy": "accuracy",
@@ -28,10 +39,10 @@ _TASK_NOTE = (
 )
 
 
-def summary_of(results: dict[str, Any]) -> str:
+def summary_of(results: EvaluateResults) -> str:
     """One line: the main figure of each task, bits per byte by domain, accuracy."""
-    parts = [f"{name} {value_text(found)}" for name, found in results["tasks"].items()]
-    found = results["measured"].get("model", {})
+    parts = [f"{name} {value_text(found)}" for name, found in results.tasks.items()]
+    found = results.measured.get("model", {})
     parts += [
         f"{domain} {value['value']:.3f} bits per byte" for domain, value in found.get("bits_per_byte", {}).items()
     ]
@@ -39,17 +50,17 @@ def summary_of(results: dict[str, Any]) -> str:
         value = found["accuracy"]["all"]
         parts.append(
             f"ranked accuracy {value['value']:.1%} ± {value['standard_error'] or 0:.1%} (chance"
-            f" {results['chance']['all']:.0%})"
+            f" {(results.chance or {})['all']:.0%})"
         )
     return "; ".join(parts)
 
 
-def headline_of(results: dict[str, Any]) -> dict[str, str]:
+def headline_of(results: EvaluateResults) -> dict[str, str]:
     """The figures for the top of the report."""
     facts = {}
-    if (average := average_accuracy(results["tasks"])) is not None:
+    if (average := average_accuracy(results.tasks)) is not None:
         facts["Average accuracy"] = f"{average:.1%}"
-    found = results["measured"].get("model", {})
+    found = results.measured.get("model", {})
     facts |= {
         f"Bits per byte, {domain}": f"{value['value']:.3f}" for domain, value in found.get("bits_per_byte", {}).items()
     }
@@ -80,9 +91,9 @@ def value_text(found: dict[str, Any], name: str | None = None) -> str:
     return f"{value['value'] * scale:.{digits}f}{error}{unit}"
 
 
-def terminal_table(results: dict[str, Any]) -> TerminalTable:
+def terminal_table(results: EvaluateResults) -> TerminalTable:
     """The tasks of one model; columns that say nothing are left out."""
-    tasks = results["tasks"]
+    tasks = results.tasks
     rows = {
         name: [
             f"{found['questions']:,}",
@@ -115,9 +126,9 @@ def _beside(found: dict[str, Any]) -> str:
     )
 
 
-def tasks_section(results: dict[str, Any], where: str = "") -> Section:
+def tasks_section(results: EvaluateResults, where: str = "") -> Section:
     """Benchmarks: a chart of accuracies, a table of all figures, domains of each task."""
-    tasks: Figures = results["tasks"]
+    tasks: Figures = results.tasks
     blocks: list[Any] = [_left_out_note(tasks)] if any(_left_out(found) for found in tasks.values()) else []
     ranked = {name: found for name, found in tasks.items() if found["metric"] == "accuracy" and found["figures"]}
     if ranked:
@@ -139,7 +150,7 @@ def tasks_section(results: dict[str, Any], where: str = "") -> Section:
     blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
     used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
     note = _TASK_NOTE.format(normalizations=f"as it is (none) or divided by {', '.join(used)}" if used else "as it is")
-    return Section(f"Benchmarks{where}", blocks, f"Computed by {results['scorer']}. {note}", rank=1)
+    return Section(f"Benchmarks{where}", blocks, f"Computed by {results.scorer}. {note}", rank=1)
 
 
 def _table(tasks: Figures) -> Table:
@@ -217,17 +228,17 @@ def _domains(name: str, found: dict[str, Any]) -> Details:
     )
 
 
-def comparison_section(results: dict[str, Any], where: str = "") -> Section:
+def comparison_section(results: EvaluateResults, where: str = "") -> Section:
     """Bits per byte and accuracy on held-out text, beside the baselines."""
     blocks: list[Any] = []
-    measured = results["measured"]
+    measured = results.measured
     bits = {name: found["bits_per_byte"] for name, found in measured.items() if "bits_per_byte" in found}
     if bits:
         verdict = _verdict(bits)
         blocks += [*([verdict] if verdict else []), *_comparison(bits, "bits per byte", None, 3)]
     accuracy = {name: found["accuracy"] for name, found in measured.items() if "accuracy" in found}
     if accuracy:
-        blocks += _comparison(accuracy, "accuracy", ("chance", results["chance"]["all"]), 3)
+        blocks += _comparison(accuracy, "accuracy", ("chance", (results.chance or {})["all"]), 3)
     intro = (
         "Measured on held-out text that no training document repeats. "
         "± is one standard error: over documents for bits per byte, over questions for accuracy."

@@ -11,31 +11,41 @@ from pydantic import PositiveFloat
 from lmlab.config import Config
 from lmlab.data import Tokenizer
 from lmlab.errors import LmlabError, UserError
-from lmlab.models import compare_with_transformers, family_of, from_pretrained, save_pretrained
+from lmlab.models import compare_with_transformers, family_of, save_pretrained
 from lmlab.progress import console
 from lmlab.reports import Facts, Section
-from lmlab.runs import Input, Stage, StageContext
-from lmlab.stages.evaluate import model_directory
+from lmlab.runs import Artifact, Model, ModelInput, Results, Stage, StageContext, Vocabulary
 from lmlab.terminal import markup
 
 
 class ExportConfig(Config):
     """Which model, and how large the difference of logits in fp32 may be."""
 
-    model: Input
+    model: ModelInput
     tolerance: PositiveFloat = 1e-4
     check_text: str = "def main(arguments):\n    return 0\n"
 
 
-class Export(Stage[ExportConfig]):
+class ExportResults(Results):
+    """What was written, and how far its logits are from those of `transformers`."""
+
+    model_type: str
+    architecture: str
+    largest_difference: float
+
+
+class Export(Stage[ExportConfig, ExportResults]):
     """Writes hf/: config.json, generation_config.json, model.safetensors and the tokenizer."""
 
-    config_type: ClassVar[type[Config]] = ExportConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (
+        Model,
+        Vocabulary,
+    )
 
-    def run(self, config: ExportConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: ExportConfig, context: StageContext) -> ExportResults:
         """Export, reload with `transformers`, compare ids and logits."""
-        source = model_directory(context.inputs["model"])
-        model, tokenizer = from_pretrained(source), Tokenizer.load(source)
+        source = context.find(Model, "model")
+        model, tokenizer = source.load(), source.tokenizer()
         family = family_of(model.config)
         if family is None:
             raise UserError(
@@ -59,20 +69,20 @@ class Export(Stage[ExportConfig]):
                 f"The exported model's logits differ by {difference:.2e} in transformers, more than"
                 f" {config.tolerance:.0e}."
             )
-        return {"model_type": model_type, "architecture": family.language_model, "largest_difference": difference}
+        return ExportResults(model_type=model_type, architecture=family.language_model, largest_difference=difference)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: ExportResults) -> str:
         """The check's outcome."""
         return (
-            f"{results['architecture']}: logits equal in transformers (largest difference"
-            f" {results['largest_difference']:.1e})."
+            f"{results.architecture}: logits equal in transformers (largest difference"
+            f" {results.largest_difference:.1e})."
         )
 
-    def report(self, config: ExportConfig, results: dict[str, Any], directory: Any) -> list[Section]:
+    def report(self, config: ExportConfig, results: ExportResults, directory: Any) -> list[Section]:
         """The check's outcome."""
         facts = {
-            "Architecture": results["architecture"],
-            "Largest logit difference": f"{results['largest_difference']:.1e}",
+            "Architecture": results.architecture,
+            "Largest logit difference": f"{results.largest_difference:.1e}",
         }
         intro = "The model as a Hugging Face directory, reloaded with transformers and compared in fp32."
         return [Section("Export", [Facts(facts | {"Directory": f"{directory.name}/hf"})], intro)]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from lmlab.config import Config
 from lmlab.data import Tokenizer
 from lmlab.hardware import select_device
-from lmlab.models import Completion, GenerationConfig, Transformer, end_token_ids, from_pretrained, generate
+from lmlab.models import Completion, GenerationConfig, Transformer, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
-from lmlab.runs import Input, Stage, StageContext
-from lmlab.stages.evaluate import model_directory
+from lmlab.runs import Model, ModelInput, Results, Stage, StageContext
 from lmlab.terminal import markup
 
 
@@ -26,41 +23,54 @@ class GenerateConfig(GenerationConfig):
         eos_ids: further tokens that end a text, beside those of the model.
     """
 
-    model: Input
+    model: ModelInput
     prompts: list[str] = Field(min_length=1)
     temperature: float = Field(default=0.8, ge=0)
     top_p: float | None = Field(default=0.95, gt=0, le=1)
     device: str = "auto"
 
 
-class Generate(Stage[GenerateConfig]):
+class Completed(Results):
+    """A prompt and one continuation."""
+
+    prompt: str
+    completion: str | None
+    finish_reason: str
+
+
+class GenerateResults(Results):
+    """The draws of each prompt, in order."""
+
+    samples: list[Completed]
+
+
+class Generate(Stage[GenerateConfig, GenerateResults]):
     """Writes only its results."""
 
     version: ClassVar[int] = 3
-    config_type: ClassVar[type[Config]] = GenerateConfig
 
-    def run(self, config: GenerateConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: GenerateConfig, context: StageContext) -> GenerateResults:
         """Sample continuations of each prompt."""
-        directory = model_directory(context.inputs["model"])
-        model, tokenizer = from_pretrained(directory, select_device(config.device)), Tokenizer.load(directory)
+        model = context.find(Model, "model")
+        network, tokenizer = model.load(select_device(config.device)), model.tokenizer()
         console.print(markup("  [dim]{} prompts, up to {} tokens each", len(config.prompts), config.max_new_tokens))
-        settings = generation_config(config, directory, tokenizer, context.seed)
-        found = complete_texts(model, tokenizer, config.prompts, settings)
+        settings = generation_config(config, model, tokenizer, context.seed)
+        found = complete_texts(network, tokenizer, config.prompts, settings)
         pairs = [
             (prompt, each) for prompt, completions in zip(config.prompts, found, strict=True) for each in completions
         ]
-        return {
-            "samples": [
-                {"prompt": prompt, "completion": each.text, "finish_reason": each.finish_reason}
+        return GenerateResults(
+            samples=[
+                Completed(prompt=prompt, completion=each.text, finish_reason=each.finish_reason)
                 for prompt, each in pairs
             ]
-        }
+        )
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: GenerateResults) -> str:
         """How many."""
-        return f"{len(results['samples'])} samples."
+        return f"{len(results.samples)} samples."
 
-    def report(self, config: GenerateConfig, results: dict[str, Any], directory: Any) -> list[Section]:
+    def report(self, config: GenerateConfig, results: GenerateResults, directory: Any) -> list[Section]:
         """The samples."""
         limits = [
             f"{name} {value}"
@@ -74,7 +84,7 @@ class Generate(Stage[GenerateConfig]):
         return [
             Section(
                 "Samples",
-                [Sample(sample["prompt"], sample["completion"]) for sample in results["samples"]],
+                [Sample(sample.prompt, sample.completion or "") for sample in results.samples],
                 intro,
                 rank=3,
             )
@@ -82,10 +92,10 @@ class Generate(Stage[GenerateConfig]):
 
 
 def generation_config(
-    settings: GenerationConfig, directory: Path, tokenizer: Tokenizer, seed: int = 0
+    settings: GenerationConfig, model: Model, tokenizer: Tokenizer, seed: int = 0
 ) -> GenerationConfig:
-    """The settings with the end tokens of a model directory added, and a seed added to theirs."""
-    ends = {*settings.eos_ids, *end_token_ids(directory), tokenizer.eos_id}
+    """The settings with the end tokens of a model added, and a seed added to theirs."""
+    ends = {*settings.eos_ids, *model.end_token_ids(), tokenizer.eos_id}
     data = settings.model_dump(include=set(GenerationConfig.model_fields))
     return GenerationConfig(**data | {"eos_ids": tuple(ends), "seed": settings.seed + seed})
 

@@ -24,11 +24,11 @@ from lmlab.distributed import wait_for_all, world
 from lmlab.errors import UserError
 from lmlab.files import write_json, write_jsonl
 from lmlab.reports import Facts, Figure, Section, Series, line_chart
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import Artifact, Model, ModelInput, Stage, StageContext, Vocabulary, VocabularyInput
 from lmlab.stages.adapters import Adapters, export_adapters, note_adapters
 from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
-from lmlab.stages.start import Start
 from lmlab.stages.training import (
+    TrainingResults,
     build_network,
     continues_training,
     export_model,
@@ -95,8 +95,8 @@ class PreferConfig(Config):
     """
 
     records: Records
-    start: Input
-    tokenizer: Input | None = None
+    start: ModelInput
+    tokenizer: VocabularyInput | None = None
     method: Method = DPO()
     chat: ChatConfig = ChatConfig()
     seq_len: PositiveInt
@@ -107,10 +107,21 @@ class PreferConfig(Config):
     trainer: TrainerConfig
 
 
-class Prefer(Stage[PreferConfig]):
+class PreferResults(TrainingResults):
+    """The training, and how many records were learned from, measured on, and set aside."""
+
+    pairs: int
+    heldout_pairs: int
+    rejects: int
+
+
+class Prefer(Stage[PreferConfig, PreferResults]):
     """Writes metrics.jsonl, checkpoints/, reference/, rejects.jsonl and the trained model as model/."""
 
-    config_type: ClassVar[type[Config]] = PreferConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (
+        Model,
+        Vocabulary,
+    )
     distributed: ClassVar[bool] = True
 
     def plan(self, config: PreferConfig) -> dict[str, str]:
@@ -128,15 +139,15 @@ class Prefer(Stage[PreferConfig]):
         """With another length, schedule or precision, where that leaves what was trained as it is."""
         return continues_training(config.trainer, 2 * config.seq_len, before, influences(config), finished, directory)
 
-    def run(self, config: PreferConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: PreferConfig, context: StageContext) -> PreferResults:
         """Encode, score by the reference, and train."""
-        start = Start.find(context.inputs["start"])
+        start = context.find(Model, "start")
         tokenizer = chat_tokenizer(
-            Tokenizer.load(context.inputs["tokenizer"] if config.tokenizer else start.tokenizer_directory), config.chat
+            context.find(Vocabulary, "tokenizer").load() if config.tokenizer else start.tokenizer(), config.chat
         )
-        if config.seq_len > start.model.max_seq_len:
+        if config.seq_len > start.config.max_seq_len:
             raise UserError(
-                f"seq_len {config.seq_len} is longer than the model's max_seq_len {start.model.max_seq_len}.",
+                f"seq_len {config.seq_len} is longer than the model's max_seq_len {start.config.max_seq_len}.",
                 "Lower it.",
             )
         rows, heldout, rejects = _rows(config, context, tokenizer)
@@ -145,8 +156,8 @@ class Prefer(Stage[PreferConfig]):
             _score(start, [rows, heldout], config, context.directory / "reference")
         loader = Loader(rows, config.trainer.batch_size, context.seed, place.rank, place.size)
         trainer = Trainer(
-            build_network(start.model, start, context.seed, config.lora),
-            routed(step, start.model, config.router_losses),
+            build_network(start.config, start, context.seed, config.lora),
+            routed(step, start.config, config.router_losses),
             loader,
             config.trainer.in_steps(2 * config.seq_len, len(rows)),
             context.directory,
@@ -156,25 +167,30 @@ class Prefer(Stage[PreferConfig]):
             start=start.checkpoint if config.lora is None else None,
         )
         if place.is_main:
-            tokenizer.save(context.directory / "model", start.model.max_seq_len)
-            write_json(context.directory / "checkpoints" / "model.json", start.model.model_dump(mode="json"))
+            tokenizer.save(context.directory / "model", start.config.max_seq_len)
+            write_json(context.directory / "checkpoints" / "model.json", start.config.model_dump(mode="json"))
             if config.lora is not None:
                 note_adapters(start, config.lora, context.directory)
         summary = trainer.fit()
         if config.lora is not None:
             export_adapters(trainer.model, start, config.lora, context.seed, tokenizer, context.directory)
         else:
-            export_model(trainer.model, start.model, tokenizer, context.directory / "model")
-        counts = {"pairs": len(rows), "heldout": len(heldout) if heldout else 0, "rejects": rejects}
-        return {**summary, **counts, **final_figures(context.directory)}
+            export_model(trainer.model, start.config, tokenizer, context.directory / "model")
+        return PreferResults(
+            **{**summary, **final_figures(context.directory)},
+            pairs=len(rows),
+            heldout_pairs=len(heldout) if heldout else 0,
+            rejects=rejects,
+        )
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: PreferResults) -> str:
         """Loss, and what is preferred on held-out records."""
-        shown = {"heldout_loss": "held-out loss", "heldout_accuracies": "held-out accuracy"}
-        heldout = [f"{title} {results[name]:.3f}" for name, title in shown.items() if name in results]
-        return ", ".join([f"{results['pairs']:,} examples, loss {results['final_loss']:.3f}", *heldout]) + "."
+        shown = {"loss": "held-out loss", "accuracies": "held-out accuracy"}
+        figures = [(title, results.heldout(name)) for name, title in shown.items()]
+        heldout = [f"{title} {value:.3f}" for title, value in figures if value is not None]
+        return ", ".join([f"{results.pairs:,} examples, loss {results.final_loss:.3f}", *heldout]) + "."
 
-    def report(self, config: PreferConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: PreferConfig, results: PreferResults, directory: Path) -> list[Section]:
         """Curves."""
         rows = read_metrics(directory / "metrics.jsonl")
         blocks: list[Any] = [Facts(training_facts(results))]
@@ -236,7 +252,7 @@ def _rows(config: PreferConfig, context: StageContext, tokenizer: Tokenizer) -> 
     )
 
 
-def _score(start: Start, parts: list[Rows | None], config: PreferConfig, directory: Path) -> None:
+def _score(start: Model, parts: list[Rows | None], config: PreferConfig, directory: Path) -> None:
     """Give all rows the reference's figures: the main process computes what is not on the disk, the others then read
     it.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import PositiveInt
 
@@ -13,13 +13,13 @@ from lmlab.data import Document, read_documents
 from lmlab.errors import UserError
 from lmlab.evals import Question, build_next_line_items, build_next_word_items
 from lmlab.files import write_jsonl
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import Documents, DocumentsInput, Questions, Results, Stage, StageContext
 
 
 class QuestionTaskConfig(Config):
     """Which documents, and how many questions of each domain."""
 
-    documents: Input
+    documents: DocumentsInput
     split: Literal["train", "heldout"] = "heldout"
     items_per_domain: PositiveInt = 200
 
@@ -27,29 +27,35 @@ class QuestionTaskConfig(Config):
 C = TypeVar("C", bound=QuestionTaskConfig)
 
 
-class QuestionTask(Stage[C]):
+class QuestionsResults(Results):
+    """Questions by domain."""
+
+    items: dict[str, int]
+
+
+class QuestionTask(Stage[C, QuestionsResults]):
     """Writes task.jsonl."""
+
+    gives: ClassVar[tuple[type[Artifact], ...]] = (Questions,)
 
     @abstractmethod
     def draw(self, config: C, documents: list[Document], seed: int) -> list[Question]:
         """The questions."""
 
-    def run(self, config: C, context: StageContext) -> dict[str, Any]:
+    def run(self, config: C, context: StageContext) -> QuestionsResults:
         """Draw the questions."""
-        path = context.inputs["documents"]
-        items = self.draw(
-            config, list(read_documents(path / f"{config.split}.jsonl" if path.is_dir() else path)), context.seed
-        )
+        path = context.find(Documents, "documents").split(config.split)
+        items = self.draw(config, list(read_documents(path)), context.seed)
         if not items:
             raise UserError(
                 "The held-out documents are too few or too short for a single question.", "Raise heldout_fraction."
             )
         write_jsonl(context.directory / "task.jsonl", (item.model_dump() for item in items))
-        return {"items": dict(Counter(item.domain for item in items))}
+        return QuestionsResults(items=dict(Counter(item.domain for item in items)))
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: QuestionsResults) -> str:
         """Questions by domain."""
-        return ", ".join(f"{number} questions from {domain}" for domain, number in results["items"].items()) + "."
+        return ", ".join(f"{number} questions from {domain}" for domain, number in results.items.items()) + "."
 
 
 class NextLineTaskConfig(QuestionTaskConfig):
@@ -61,8 +67,6 @@ class NextLineTaskConfig(QuestionTaskConfig):
 
 class NextLineTask(QuestionTask[NextLineTaskConfig]):
     """Which of four lines follows."""
-
-    config_type: ClassVar[type[Config]] = NextLineTaskConfig
 
     def draw(self, config: NextLineTaskConfig, documents: list[Document], seed: int) -> list[Question]:
         """The questions."""
@@ -83,8 +87,6 @@ class NextWordTaskConfig(QuestionTaskConfig):
 
 class NextWordTask(QuestionTask[NextWordTaskConfig]):
     """Which of four words follows."""
-
-    config_type: ClassVar[type[Config]] = NextWordTaskConfig
 
     def draw(self, config: NextWordTaskConfig, documents: list[Document], seed: int) -> list[Question]:
         """The questions."""

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from lmlab.config import Config
 from lmlab.files import read_json
 from lmlab.reports import Block, Code, Details, Facts, Page, Section, Table, format_bytes, format_duration
-from lmlab.runs import PlannedStage, Stage, StageContext, read_record
+from lmlab.runs import PlannedStage, Results, Stage, StageContext, StageRecord
 
 
 class ReportConfig(Config):
@@ -21,20 +21,26 @@ class ReportConfig(Config):
     title: str = "lmlab run"
 
 
-class Report(Stage[ReportConfig]):
+class ReportResults(Results):
+    """The page."""
+
+    path: str
+    bytes: int
+
+
+class Report(Stage[ReportConfig, ReportResults]):
     """Writes report.html at the top of the run."""
 
-    config_type: ClassVar[type[Config]] = ReportConfig
     reads_all_stages = True
 
-    def run(self, config: ReportConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: ReportConfig, context: StageContext) -> ReportResults:
         """Write the page."""
         path = write_report(config.title, context.run, list(context.stages.values()))
-        return {"path": path.name, "bytes": path.stat().st_size}
+        return ReportResults(path=path.name, bytes=path.stat().st_size)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: ReportResults) -> str:
         """Where it is."""
-        return f"{results['path']} ({format_bytes(results['bytes'])})."
+        return f"{results.path} ({format_bytes(results.bytes)})."
 
 
 def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
@@ -43,19 +49,20 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
     sections: list[tuple[str, Section]] = []
     times: list[list[Any]] = []
     for each in stages:
-        record = read_record(each.directory)
-        if headline := each.entry.stage.headline(record["results"]):
+        record = StageRecord.finished_in(each.directory)
+        results = record.read_results(each.entry.stage.results_type)
+        if headline := each.entry.stage.headline(results):
             headlines.setdefault(each.entry.kind, {})[each.entry.name] = headline
         sections += [
             (each.entry.name, section)
-            for section in each.entry.stage.report(each.entry.config, record["results"], each.directory)
+            for section in each.entry.stage.report(each.entry.config, results, each.directory)
         ]
         times.append(
             [
                 each.entry.name,
                 each.entry.kind,
-                format_duration(record["seconds"]),
-                each.entry.stage.summary(record["results"]),
+                format_duration(record.seconds or 0.0),
+                each.entry.stage.summary(results),
             ]
         )
     manifest = read_json(run / "manifest.json")

@@ -7,12 +7,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
-from lmlab.data import SpecialTokens, Tokenizer, tokenize_documents
+from lmlab.data import SpecialTokens, tokenize_documents
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.progress import short
 from lmlab.reports import Section, Table
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import (
+    Artifact,
+    Documents,
+    DocumentsInput,
+    Results,
+    Stage,
+    StageContext,
+    Tokens,
+    Vocabulary,
+    VocabularyInput,
+)
 
 
 class TokenizeConfig(Config):
@@ -26,8 +36,8 @@ class TokenizeConfig(Config):
         backend: `ray` spreads the shards over a cluster that sees the same files.
     """
 
-    documents: Input
-    tokenizer: Input
+    documents: DocumentsInput
+    tokenizer: VocabularyInput
     split: Literal["train", "heldout"] = "train"
     special_tokens: SpecialTokens = "as_text"
     shard_tokens: int = Field(default=2**26, gt=0)
@@ -35,17 +45,26 @@ class TokenizeConfig(Config):
     backend: Annotated[Backend, NO_INFLUENCE] = "processes"
 
 
-class Tokenize(Stage[TokenizeConfig]):
+class TokenizeResults(Results):
+    """Documents, tokens and bytes of each domain."""
+
+    counts: dict[str, dict[str, int]]
+    shards: int
+
+
+class Tokenize(Stage[TokenizeConfig, TokenizeResults]):
     """Writes shards and their manifest."""
 
     version: ClassVar[int] = 3
-    config_type: ClassVar[type[Config]] = TokenizeConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (
+        Tokens,
+        Vocabulary,
+    )
 
-    def run(self, config: TokenizeConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: TokenizeConfig, context: StageContext) -> TokenizeResults:
         """Tokenise."""
-        path = context.inputs["documents"]
-        path = path / f"{config.split}.jsonl" if path.is_dir() else path
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        path = context.find(Documents, "documents").split(config.split)
+        tokenizer = context.find(Vocabulary, "tokenizer").load()
         manifest = tokenize_documents(
             path,
             tokenizer,
@@ -57,20 +76,20 @@ class Tokenize(Stage[TokenizeConfig]):
         )
         if config.split == "train" and not manifest["shards"]:
             raise UserError(f"'{path}' holds no document to tokenise.", "Collect more text.")
-        return {"counts": manifest["counts"], "shards": len(manifest["shards"])}
+        return TokenizeResults(counts=manifest["counts"], shards=len(manifest["shards"]))
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: TokenizeResults) -> str:
         """Tokens and compression."""
-        if not results["counts"]:
+        if not results.counts:
             return "no document."
-        tokens, size = (sum(counts[key] for counts in results["counts"].values()) for key in ("tokens", "bytes"))
+        tokens, size = (sum(counts[key] for counts in results.counts.values()) for key in ("tokens", "bytes"))
         return f"{short(tokens)} tokens, {size / tokens:.2f} bytes a token."
 
-    def report(self, config: TokenizeConfig, results: dict[str, Any], directory: Any) -> list[Section]:
+    def report(self, config: TokenizeConfig, results: TokenizeResults, directory: Any) -> list[Section]:
         """Tokens by domain."""
-        rows = [
+        rows: list[list[Any]] = [
             [domain, c["documents"], c["tokens"], c["bytes"], round(c["bytes"] / c["tokens"], 3)]
-            for domain, c in results["counts"].items()
+            for domain, c in results.counts.items()
         ]
         title = "Training tokens" if config.split == "train" else "Held-out tokens"
         return [Section(title, [Table(["domain", "documents", "tokens", "bytes", "bytes a token"], rows)])]

@@ -15,7 +15,7 @@ from lmlab.errors import UserError
 from lmlab.files import atomic_file
 from lmlab.progress import progress, short
 from lmlab.reports import Note, Section, Table
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import Artifact, Results, Stage, StageContext, Tokens, Vocabulary, VocabularyInput
 from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 
 
@@ -32,7 +32,7 @@ class TokenizeChatConfig(Config):
     """
 
     records: Records
-    tokenizer: Input
+    tokenizer: VocabularyInput
     chat: ChatConfig = ChatConfig()
     split: Literal["train", "heldout"] = "train"
     heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -40,48 +40,58 @@ class TokenizeChatConfig(Config):
     shard_tokens: int = Field(default=2**26, gt=0)
 
 
-class TokenizeChat(Stage[TokenizeChatConfig]):
+class ChatResults(Results):
+    """Examples and tokens of each domain; records that were read, and those set aside."""
+
+    counts: dict[str, dict[str, int]]
+    read: int
+    rejects: int
+
+
+class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
     """Writes shards, their manifest, and rejects.jsonl."""
 
-    config_type: ClassVar[type[Config]] = TokenizeChatConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (
+        Tokens,
+        Vocabulary,
+    )
 
     def depends_on(self, config: TokenizeChatConfig) -> Any:
         """The files of a source, and the template."""
         return records_fingerprint(config.records, config.chat)
 
-    def run(self, config: TokenizeChatConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: TokenizeChatConfig, context: StageContext) -> ChatResults:
         """Encode."""
-        tokenizer = chat_tokenizer(Tokenizer.load(context.inputs["tokenizer"]), config.chat)
+        tokenizer = chat_tokenizer(context.find(Vocabulary, "tokenizer").load(), config.chat)
         counts = {"read": 0, "rejects": 0}
         with atomic_file(context.directory / "rejects.jsonl", "w") as rejects:
             items = _items(config, context, tokenizer, counts, rejects)
             manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
         if config.split == "train" and not manifest["shards"]:
             raise UserError("The records hold nothing to learn from.", "See rejects.jsonl for the reasons.")
-        return {"counts": manifest["counts"], **counts}
+        return ChatResults(counts=manifest["counts"], **counts)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: ChatResults) -> str:
         """Examples and tokens."""
-        if not results["counts"]:
+        if not results.counts:
             return "no example."
         examples, tokens, learned = (
-            sum(counts[key] for counts in results["counts"].values())
-            for key in ("documents", "tokens", "learned_tokens")
+            sum(counts[key] for counts in results.counts.values()) for key in ("documents", "tokens", "learned_tokens")
         )
         return (
             f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned;"
-            f" {results['rejects']:,} set aside."
+            f" {results.rejects:,} set aside."
         )
 
-    def report(self, config: TokenizeChatConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: TokenizeChatConfig, results: ChatResults, directory: Path) -> list[Section]:
         """Examples by domain."""
-        rows = [[domain, c["documents"], c["tokens"], c["learned_tokens"]] for domain, c in results["counts"].items()]
+        rows: list[list[Any]] = [
+            [domain, c["documents"], c["tokens"], c["learned_tokens"]] for domain, c in results.counts.items()
+        ]
         blocks: list[Any] = [Table(["domain", "examples", "tokens", "learned tokens"], rows)]
-        if results["rejects"]:
+        if results.rejects:
             blocks.append(
-                Note(
-                    f"{results['rejects']:,} of {results['read']:,} records are set aside in rejects.jsonl.", "warning"
-                )
+                Note(f"{results.rejects:,} of {results.read:,} records are set aside in rejects.jsonl.", "warning")
             )
         return [Section("Conversations" if config.split == "train" else "Held-out conversations", blocks)]
 

@@ -18,10 +18,22 @@ from lmlab.files import write_json
 from lmlab.models import ModelConfig
 from lmlab.progress import short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import (
+    Artifact,
+    Model,
+    ModelInput,
+    Questions,
+    QuestionsInput,
+    Stage,
+    StageContext,
+    Tokens,
+    TokensInput,
+    Vocabulary,
+    VocabularyInput,
+)
 from lmlab.stages.adapters import Adapters, check_adapters, export_adapters, note_adapters
-from lmlab.stages.start import Start
 from lmlab.stages.training import (
+    TrainingResults,
     build_network,
     continues_training,
     export_model,
@@ -50,7 +62,7 @@ from lmlab.train import (
 class MixtureInput(MixtureSource):
     """A source of a mixture: tokenised text, and its part."""
 
-    tokens: Input
+    tokens: TokensInput
 
 
 class TrainConfig(Config):
@@ -81,20 +93,20 @@ class TrainConfig(Config):
             says.
     """
 
-    tokens: Input | None = None
+    tokens: TokensInput | None = None
     mixture: dict[str, MixtureInput] = Field(default={})
     order: MixtureOrder = MixtureOrder()
     data_seed: NonNegativeInt = 0
     packing: Packing = "concat"
     max_epochs: PositiveFloat = 4.0
-    tokenizer: Input | None = None
-    heldout_tokens: Input | None = None
+    tokenizer: VocabularyInput | None = None
+    heldout_tokens: TokensInput | None = None
     heldout_rows: PositiveInt = 64
     tasks: list[str] = Field(default=[])
     tasks_limit: PositiveInt = 100
-    questions: Input | None = None
+    questions: QuestionsInput | None = None
     model: ModelConfig | None = None
-    start: Input | None = None
+    start: ModelInput | None = None
     start_optimizer: bool = False
     lora: Adapters | None = None
     seq_len: PositiveInt
@@ -118,11 +130,23 @@ class TrainConfig(Config):
         return self
 
 
-class Train(Stage[TrainConfig]):
+class TrainResults(TrainingResults):
+    """The training, the size of the model, and what each source gave."""
+
+    parameters: int
+    trained_parameters: int
+    active_parameters: int
+    sources: list[dict[str, Any]]
+
+
+class Train(Stage[TrainConfig, TrainResults]):
     """Writes metrics.jsonl, checkpoints/ and the trained model as model/."""
 
     version: ClassVar[int] = 2
-    config_type: ClassVar[type[Config]] = TrainConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (
+        Model,
+        Vocabulary,
+    )
     distributed: ClassVar[bool] = True
 
     def depends_on(self, config: TrainConfig) -> Any:
@@ -142,14 +166,14 @@ class Train(Stage[TrainConfig]):
         """With another length, schedule or precision, where that leaves what was trained as it is."""
         return continues_training(config.trainer, config.seq_len, before, influences(config), finished, directory)
 
-    def run(self, config: TrainConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: TrainConfig, context: StageContext) -> TrainResults:
         """Train from the newest checkpoint, or from the start."""
         rows, sources, tokenizer = _rows(config, context)
         loop = config.trainer.in_steps(config.seq_len, sum(map(len, rows.values())))
         data_seed = context.seed + config.data_seed
         mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, data_seed, config.order)
-        start = Start.find(context.inputs["start"]) if config.start else None
-        model_config = config.model or cast(Start, start).model
+        start = context.find(Model, "start") if config.start else None
+        model_config = config.model or cast(Model, start).config
         if tokenizer.vocab_size > model_config.vocab_size:
             raise UserError(
                 f"model.vocab_size {model_config.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}.",
@@ -160,9 +184,9 @@ class Train(Stage[TrainConfig]):
                 f"seq_len {config.seq_len} is longer than the model's max_seq_len {model_config.max_seq_len}.",
                 "Lower it.",
             )
-        if config.start_optimizer and cast(Start, start).checkpoint is None:
+        if config.start_optimizer and cast(Model, start).checkpoint is None:
             raise UserError(
-                f"start_optimizer: '{cast(Start, start).directory}' holds weights, but no optimizer's state.",
+                f"start_optimizer: '{cast(Model, start).path}' holds weights, but no optimizer's state.",
                 "Name a stage 'train'.",
             )
         place = world()
@@ -184,44 +208,42 @@ class Train(Stage[TrainConfig]):
             tokenizer.save(context.directory / "model", model_config.max_seq_len)
             write_json(context.directory / "checkpoints" / "model.json", model_config.model_dump(mode="json"))
             if config.lora is not None:
-                note_adapters(cast(Start, start), config.lora, context.directory)
+                note_adapters(cast(Model, start), config.lora, context.directory)
         summary = trainer.fit()
         if config.lora is not None:
-            export_adapters(trainer.model, cast(Start, start), config.lora, context.seed, tokenizer, context.directory)
+            export_adapters(trainer.model, cast(Model, start), config.lora, context.seed, tokenizer, context.directory)
         else:
             export_model(trainer.model, model_config, tokenizer, context.directory / "model")
         plan = mixture.plan()
-        return {
-            **summary,
-            "parameters": model_config.num_parameters(),
-            "trained_parameters": sum(each.numel() for each in trainer.optimizers.parameters.values()),
-            "active_parameters": model_config.num_parameters(active=True),
-            **final_figures(context.directory),
-            "epochs": round(max(share.epochs for share in plan), 3),
-            "sources": [asdict(share) for share in plan],
-        }
+        epochs = {"epochs": round(max(share.epochs for share in plan), 3)}
+        return TrainResults(
+            **{**summary, **final_figures(context.directory), **epochs},
+            parameters=model_config.num_parameters(),
+            trained_parameters=sum(each.numel() for each in trainer.optimizers.parameters.values()),
+            active_parameters=model_config.num_parameters(active=True),
+            sources=[asdict(share) for share in plan],
+        )
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: TrainResults) -> str:
         """Loss and speed."""
-        loss = f"loss {results['final_loss']:.3f}" + (
-            f", held out {results['heldout_loss']:.3f}" if "heldout_loss" in results else ""
+        loss = f"loss {results.final_loss:.3f}" + (
+            f", held out {heldout:.3f}" if (heldout := results.heldout("loss")) is not None else ""
         )
-        return (
-            f"{loss}, {results['tokens_per_second']:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
-        )
+        return f"{loss}, {results.tokens_per_second:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
 
-    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+    def headline(self, results: TrainResults) -> dict[str, str]:
         """Size, tokens, held-out loss, speed."""
-        heldout = {"Held-out loss": f"{results['heldout_loss']:.3f}"} if "heldout_loss" in results else {}
+        loss = results.heldout("loss")
+        heldout = {} if loss is None else {"Held-out loss": f"{loss:.3f}"}
         return {
-            "Parameters": short(results["parameters"]) + _active(results),
-            "Training tokens": short(results["tokens"]),
+            "Parameters": short(results.parameters) + _active(results),
+            "Training tokens": short(results.tokens),
             **heldout,
-            "Tokens a second": f"{results['tokens_per_second']:,.0f}",
+            "Tokens a second": f"{results.tokens_per_second:,.0f}",
             "Of GEMM peak": utilisation(results),
         }
 
-    def report(self, config: TrainConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: TrainConfig, results: TrainResults, directory: Path) -> list[Section]:
         """Curves, and what each source gave."""
         rows = read_metrics(directory / "metrics.jsonl")
         steps = [row["step"] for row in rows]
@@ -232,7 +254,7 @@ class Train(Stage[TrainConfig]):
                 Series("held out", [row["step"] for row in heldout], [row["heldout_loss"] for row in heldout])
             )
         blocks: list[Any] = [
-            Facts(training_facts(results) | {"Epochs": f"{results['epochs']:.2f}"}),
+            Facts(training_facts(results) | {"Epochs": f"{results.epochs:.2f}"}),
             Figure(line_chart(losses, "step", "loss (nats a token)"), "Loss of the logged steps.", "Loss curve"),
         ]
         by_domain = [
@@ -254,22 +276,18 @@ class Train(Stage[TrainConfig]):
                         line_chart(curves, "step", title), f"Tasks while the model learns: {title}.", f"Tasks: {title}"
                     )
                 )
-        if len(results["sources"]) > 1:
+        if len(results.sources) > 1:
             table = [
                 [each["name"], each["rows"], each["tokens"], f"{each['share']:.1%}", f"{each['epochs']:.2f}"]
-                for each in results["sources"]
+                for each in results.sources
             ]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
         return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows), rank=4)]
 
 
-def _active(results: dict[str, Any]) -> str:
+def _active(results: TrainResults) -> str:
     """How many parameters a token uses, where that is not all of them."""
-    return (
-        f", {short(results['active_parameters'])} active"
-        if results["active_parameters"] < results["parameters"]
-        else ""
-    )
+    return f", {short(results.active_parameters)} active" if results.active_parameters < results.parameters else ""
 
 
 def _rows(
@@ -278,12 +296,12 @@ def _rows(
     """The packed rows of each source, its part, and the tokenizer of all."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
-        places = {"tokens": context.inputs["tokens"]}
+        places = {"tokens": context.find(Tokens, "tokens").path}
     else:
         sources = dict(config.mixture)
-        places = {name: context.inputs[f"mixture.{name}.tokens"] for name in sources}
+        places = {name: context.find(Tokens, f"mixture.{name}.tokens").path for name in sources}
     rows = {}
-    tokenizer = Tokenizer.load(context.inputs["tokenizer"]) if config.tokenizer else None
+    tokenizer = context.find(Vocabulary, "tokenizer").load() if config.tokenizer else None
     for name, source in sources.items():
         corpus = TokenizedCorpus(places[name], verify=world().is_main)
         tokenizer = tokenizer or corpus.tokenizer
@@ -296,13 +314,11 @@ def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer
     """All that is measured while the model learns."""
     parts: list[Evaluation] = []
     if config.heldout_tokens:
-        parts.append(with_saturation(_heldout_loss(context.inputs["heldout_tokens"], config, tokenizer)))
+        parts.append(with_saturation(_heldout_loss(context.find(Tokens, "heldout_tokens").path, config, tokenizer)))
     tasks = find_tasks(config.tasks)
     if config.questions is not None:
-        path = context.inputs["questions"]
-        tasks.append(
-            Task(name="questions", requests=str(path / "task.jsonl" if path.is_dir() else path), normalization="bytes")
-        )
+        path = context.find(Questions, "questions").path
+        tasks.append(Task(name="questions", requests=str(path), normalization="bytes"))
     if tasks:
         parts.append(
             evaluation_during_training(

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 
 from lmlab.config import flatten
 from lmlab.data import Rows, Tokenizer
 from lmlab.distributed import world
+from lmlab.errors import UserError
 from lmlab.files import read_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, save_pretrained
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
+from lmlab.runs import Model, Results
 from lmlab.stages.adapters import Adapters, adapted
-from lmlab.stages.start import Start
 from lmlab.train import (
     Evaluation,
     Plan,
@@ -41,13 +43,47 @@ _BANDWIDTH_WITHIN = 400 * 10**9  # bytes a second of a GPU's NVLink, in collecti
 _BANDWIDTH_BETWEEN = 50 * 10**9  # and of its network port of 400 Gbit/s
 
 
+class TrainingResults(Results):
+    """What every training tells: the summary of the loop, and the last figures that it logged.
+
+    Further fields are figures on held-out rows after the last step: `heldout_loss`, `heldout_accuracies` and the like.
+
+    Attributes:
+        seconds: of the loop, over all attempts; `data_wait_seconds` and `checkpoint_pause_seconds` are parts of it.
+        utilisation: share of the measured GEMM peak; None where the arithmetic of a step is not known.
+        final_loss: mean of the last ten logged losses, in nats a token.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    steps: int
+    tokens: int
+    epochs: float
+    seconds: float
+    tokens_per_second: float
+    data_wait_seconds: float
+    checkpoint_pause_seconds: float
+    device: str
+    processes: int
+    precision: str
+    gemm_peak_flops: float
+    achieved_flops: float | None
+    utilisation: float | None
+    peak_memory_bytes: int | None
+    final_loss: float
+
+    def heldout(self, figure: str) -> float | None:
+        """A figure on held-out rows after the last step, such as `loss`; None where it was not measured."""
+        return (self.model_extra or {}).get(f"heldout_{figure}")
+
+
 def planned_model(model: ModelConfig | None, start: str | None) -> ModelConfig | None:
     """The model that will be trained: the one that is asked for, else that in the directory `start`; None where an
     earlier stage will make it.
     """
     if model is not None or start is None or not Path(start).exists():
         return model
-    return Start.find(Path(start)).model
+    return Model.find(start).config
 
 
 def plan_training(
@@ -150,7 +186,7 @@ def continues_training(
     return "; ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed) + f". {how}".rstrip(". ") + "."
 
 
-def build_network(config: ModelConfig, start: Start | None, seed: int, lora: Adapters | None = None) -> Transformer:
+def build_network(config: ModelConfig, start: Model | None, seed: int, lora: Adapters | None = None) -> Transformer:
     """The network with its weights, and adapters if they are asked for; on the meta device, to be filled later, where
     many processes each hold a share.
     """
@@ -158,7 +194,13 @@ def build_network(config: ModelConfig, start: Start | None, seed: int, lora: Ada
         assert start is not None
         return adapted(start, config, lora, seed)
     if start is not None and start.checkpoint is None:
-        return start.load(config)
+        if config != start.config:
+            changed = [name for name, value in config if value != getattr(start.config, name)]
+            raise UserError(
+                f"The model in '{start.path}' differs from the one that is asked for in: {', '.join(changed)}.",
+                "Leave out 'model'.",
+            )
+        return start.load()
     if world().size == 1:
         return Transformer(config).initialize(seed)
     with torch.device("meta"):
@@ -205,24 +247,24 @@ def final_figures(directory: Path) -> dict[str, float]:
     return {"final_loss": sum(losses) / len(losses), **heldout}
 
 
-def utilisation(results: dict[str, Any]) -> str:
+def utilisation(results: TrainingResults) -> str:
     """The share of the GEMM peak, as text."""
-    return f"{results['utilisation']:.0%}" if results["utilisation"] else "unknown"
+    return f"{results.utilisation:.0%}" if results.utilisation else "unknown"
 
 
-def training_facts(results: dict[str, Any]) -> dict[str, str]:
+def training_facts(results: TrainingResults) -> dict[str, str]:
     """Figures of a training for the report."""
     return {
-        "Final loss": f"{results['final_loss']:.3f} nats",
-        "Training time": format_duration(results["seconds"]),
-        "Waiting for data": f"{results['data_wait_seconds'] / max(results['seconds'], 1e-9):.2%}",
-        "Checkpoint pauses": format_duration(results["checkpoint_pause_seconds"]),
+        "Final loss": f"{results.final_loss:.3f} nats",
+        "Training time": format_duration(results.seconds),
+        "Waiting for data": f"{results.data_wait_seconds / max(results.seconds, 1e-9):.2%}",
+        "Checkpoint pauses": format_duration(results.checkpoint_pause_seconds),
         "Device": (
-            f"{results['device']}, {results['precision']}"
-            + (f", {results['processes']} processes" if results["processes"] > 1 else "")
+            f"{results.device}, {results.precision}"
+            + (f", {results.processes} processes" if results.processes > 1 else "")
         ),
-        "GEMM peak": f"{short(results['gemm_peak_flops'])}FLOP/s",
-        "Peak memory": format_bytes(results["peak_memory_bytes"]) if results["peak_memory_bytes"] else "unknown",
+        "GEMM peak": f"{short(results.gemm_peak_flops)}FLOP/s",
+        "Peak memory": format_bytes(results.peak_memory_bytes) if results.peak_memory_bytes else "unknown",
     }
 
 

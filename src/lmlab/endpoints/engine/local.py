@@ -14,6 +14,9 @@ from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, TokenLogProb, U
 from lmlab.errors import UserError
 from lmlab.files import sha256_file, sha256_json
 from lmlab.models import Completion
+from lmlab.runs import Model
+
+_WEIGHTS_AND_SETTINGS = (".json", ".safetensors", ".jinja")
 
 
 class LocalBackend:
@@ -28,13 +31,13 @@ class LocalBackend:
         self.model, self.identity = model, identity
 
     @classmethod
-    def load(cls, directory: Path, precision: str = "fp32") -> LocalBackend:
+    def load(cls, place: str | Path, precision: str = "fp32") -> LocalBackend:
         """Read a model's directory; replies are kept under the hash of its files, wherever it lies.
 
         Raises:
             UserError: there is no model that can be read.
         """
-        return cls(ServedModel.load(_model_directory(directory), precision), local_identity(directory, precision))
+        return cls(ServedModel.load(place, precision), local_identity(place, precision))
 
     async def send(self, request: ChatRequest) -> Reply:
         """Answer a request.
@@ -98,18 +101,12 @@ class LocalBackend:
         )
 
 
-def local_identity(directory: Path, precision: str) -> str:
+def local_identity(place: str | Path, precision: str) -> str:
     """The precision and the hash of a model's files.
 
     Raises:
         UserError: there is no model.
     """
-    directory = _model_directory(directory)
-    if not (directory / "config.json").exists():
-        raise UserError(f"'{directory}' holds no model.")
-    files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
-    return f"local:{precision}:{sha256_json({path.name: sha256_file(path) for path in files})}"
-
-
-def _model_directory(path: Path) -> Path:
-    return path / "model" if (path / "model" / "config.json").exists() else path
+    path = Model.find(place).path
+    files = [path] if path.is_file() else [each for each in path.iterdir() if each.suffix in _WEIGHTS_AND_SETTINGS]
+    return f"local:{precision}:{sha256_json({each.name: sha256_file(each) for each in sorted(files)})}"

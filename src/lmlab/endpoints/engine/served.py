@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.endpoints.engine.engine import Engine
 from lmlab.errors import UserError
 from lmlab.hardware import select_device, select_dtype
-from lmlab.models import DecodingConfig, Transformer, end_token_ids, from_pretrained, generation_defaults
+from lmlab.models import DecodingConfig, Transformer
+from lmlab.runs import Model
 
 _SEED_BITS = 62
 
@@ -21,7 +22,8 @@ class ServedModel:
 
     Arguments:
         name: by which requests ask for it.
-        directory: where its weights came from; tells its end tokens.
+        end_token_ids: further tokens that end an answer, beside the tokenizer's.
+        defaults: settings of sampling that hold where a request names none (`generation_defaults`).
         max_rows, max_waiting: as of `Engine`.
 
     Raises:
@@ -31,36 +33,37 @@ class ServedModel:
     def __init__(
         self,
         name: str,
-        directory: Path,
         network: Transformer,
         tokenizer: Tokenizer,
+        end_token_ids: Sequence[int] = (),
+        defaults: Mapping[str, Any] | None = None,
         max_rows: int | None = None,
         max_waiting: int = 128,
     ) -> None:
         if network.config.num_labels is not None:
-            raise UserError(f"'{directory}' holds a model that gives scalars and writes no text.")
+            raise UserError(f"'{name}' is a model that gives scalars and writes no text.")
         if network.config.moe is not None and network.config.moe.router == "expert_choice":
             raise UserError(
-                f"'{directory}' holds a model with router expert_choice, which cannot generate: its experts choose"
+                f"'{name}' is a model with router expert_choice, which cannot generate: its experts choose"
                 " among later tokens too."
             )
         self.name, self.network, self.tokenizer = name, network, tokenizer
-        self.eos_ids = tuple(sorted({*end_token_ids(directory), tokenizer.eos_id}))
-        defaults = generation_defaults(directory)
+        self.eos_ids = tuple(sorted({*end_token_ids, tokenizer.eos_id}))
+        defaults = dict(defaults or {})
         self.max_new_tokens: int | None = defaults.pop("max_new_tokens", None)
         self._sampling: dict[str, Any] = {"temperature": 1.0} | defaults
         self.engine = Engine(network, tokenizer.decode, max_rows, max_waiting)
 
     @classmethod
-    def load(cls, directory: Path, precision: str = "fp32") -> ServedModel:
-        """Read a model and its tokenizer from a directory.
+    def load(cls, place: str | Path, precision: str = "fp32") -> ServedModel:
+        """Read a model and its tokenizer from wherever `Model.find` finds one.
 
         Raises:
             UserError: there is none, or it cannot be read.
         """
-        device = select_device()
-        network = from_pretrained(directory, device, select_dtype(precision, device))
-        return cls(str(directory), directory, network, Tokenizer.load(directory))
+        device, found = select_device(), Model.find(place)
+        network = found.load(device, select_dtype(precision, device))
+        return cls(str(place), network, found.tokenizer(), found.end_token_ids(), found.generation_defaults())
 
     @property
     def max_seq_len(self) -> int:

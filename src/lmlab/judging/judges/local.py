@@ -7,28 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals import ModelScorer, Window
 from lmlab.judging.judge import Question, Verdict
 from lmlab.judging.judges.find import JudgeOptions
 from lmlab.judging.votes import MISSING
-from lmlab.models import from_pretrained
+from lmlab.runs import Model
 
 
 class LocalJudge:
     """A model of lmlab in this process, by the exact log-probabilities of both labels.
 
     Arguments:
-        directory: of a model with a chat template.
+        place: of a model with a chat template (`Model.find`).
     """
 
     generations = 1
 
-    def __init__(self, directory: Path, precision: str = "auto") -> None:
-        self.tokenizer = Tokenizer.load(directory)
-        self.scorer = ModelScorer(from_pretrained(directory), precision)
-        self.name = f"{directory.name}, exact log-probabilities"
+    def __init__(self, place: str | Path, precision: str = "auto") -> None:
+        found = Model.find(place)
+        self.tokenizer = found.tokenizer()
+        self.scorer = ModelScorer(found.load(), precision)
+        self.name = f"{Path(place).name}, exact log-probabilities"
 
     def compare(self, questions: Sequence[Question], take: Callable[[int, Verdict], None]) -> None:
         """Score both labels after each question."""

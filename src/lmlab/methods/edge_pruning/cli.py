@@ -428,11 +428,12 @@ def make_data(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
     """Make examples of a task: clean and corrupted prompts of equal length, with single-token answers."""
-    from lmlab.data.tokenizer import Tokenizer
     from lmlab.files import write_jsonl
     from lmlab.methods.edge_pruning import generate
+    from lmlab.runs import Vocabulary
 
-    print(f"{write_jsonl(out, generate(task, Tokenizer.load(tokenizer), count, seed, split, shots))} examples: {out}")
+    rows = generate(task, Vocabulary.find(tokenizer).load(), count, seed, split, shots)
+    print(f"{write_jsonl(out, rows)} examples: {out}")
 
 
 @app.command(
@@ -471,9 +472,9 @@ def convert(
     else:
         if model is None:
             raise UserError("--from needs --model, whose graph the edges belong to.")
-        from lmlab.models import read_config
+        from lmlab.runs import Model as FoundModel
 
-        graph = CircuitGraph(read_config(model))
+        graph = CircuitGraph(FoundModel.find(model).config)
         kept_E, scores_E = (read_edge_list(source, graph), None) if from_ == "edge-list" else read_eap_ig(source, graph)
         Circuit(graph, kept_E, ablation, scores_E, {"method": from_, "model": str(model), "warnings": []}).save(out)  # type: ignore[arg-type]
     print(f"Written: {out}")

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
-from lmlab.data.tokenizer import Tokenizer
 from lmlab.files import sha256_file, write_jsonl
 from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.methods.edge_pruning.examples.tasks import generate
@@ -21,7 +20,7 @@ from lmlab.methods.edge_pruning.report import circuit_page
 from lmlab.methods.edge_pruning.search.find import FindConfig, find_circuit, ranking
 from lmlab.progress import console
 from lmlab.reports import Section
-from lmlab.runs import Input, Stage, StageContext
+from lmlab.runs import Input, ModelInput, Results, Stage, StageContext, Vocabulary, VocabularyInput
 
 _EXAMPLES, _CIRCUIT = "examples.jsonl", "circuit.json"
 
@@ -36,30 +35,35 @@ class CircuitExamplesConfig(Config):
     """
 
     task: str
-    tokenizer: Input
+    tokenizer: VocabularyInput
     splits: dict[str, PositiveInt] = {"train": 200, "validation": 200, "test": 200}
     shots: NonNegativeInt = 3
 
 
-class CircuitExamples(Stage[CircuitExamplesConfig]):
+class ExamplesResults(Results):
+    """How many, and the first prompt."""
+
+    examples: int
+    first: str
+
+
+class CircuitExamples(Stage[CircuitExamplesConfig, ExamplesResults]):
     """Writes examples.jsonl with all splits."""
 
-    config_type: ClassVar[type[Config]] = CircuitExamplesConfig
-
-    def run(self, config: CircuitExamplesConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: CircuitExamplesConfig, context: StageContext) -> ExamplesResults:
         """Make the examples."""
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        tokenizer = context.find(Vocabulary, "tokenizer").load()
         splits = config.splits.items()
         rows = [
             row
             for split, count in splits
             for row in generate(config.task, tokenizer, count, context.seed, split, config.shots)
         ]
-        return {"examples": write_jsonl(context.directory / _EXAMPLES, rows), "first": str(rows[0]["clean"])}
+        return ExamplesResults(examples=write_jsonl(context.directory / _EXAMPLES, rows), first=str(rows[0]["clean"]))
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: ExamplesResults) -> str:
         """How many."""
-        return f"{results['examples']} examples, such as: {results['first']}"
+        return f"{results.examples} examples, such as: {results.first}"
 
 
 class CircuitConfig(FindConfig):
@@ -73,7 +77,7 @@ class CircuitConfig(FindConfig):
         recompute: activation checkpointing.
     """
 
-    model: Input
+    model: ModelInput
     examples: Input
     batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
     curve: bool = True
@@ -82,15 +86,23 @@ class CircuitConfig(FindConfig):
     force: bool = Field(default=False)
 
 
-class FindCircuit(Stage[CircuitConfig]):
+class CircuitResults(Results):
+    """Size of the circuit and its figures on the split `test`; others are those of `measure` and of the curve."""
+
+    model_config = ConfigDict(extra="allow")
+
+    edges: int
+    edge_sparsity: float
+    faithfulness: float
+    curve: list[dict[str, Any]] | None = None
+
+
+class FindCircuit(Stage[CircuitConfig, CircuitResults]):
     """Writes circuit.json; edge-pruning goes on from its checkpoints in search/."""
 
-    config_type: ClassVar[type[Config]] = CircuitConfig
-
-    def run(self, config: CircuitConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: CircuitConfig, context: StageContext) -> CircuitResults:
         """Find and measure."""
         model, examples = context.inputs["model"], context.inputs["examples"]
-        model = model / "model" if (model / "model" / "config.json").exists() else model
         examples = examples / _EXAMPLES if examples.is_dir() else examples
         settings = FindConfig.model_validate({name: getattr(config, name) for name in FindConfig.model_fields})
         tasks = {}
@@ -106,23 +118,23 @@ class FindCircuit(Stage[CircuitConfig]):
             "full": ends.full,
             "empty": ends.empty,
         }
-        results: dict[str, Any] = {"edges": circuit.num_edges, "edge_sparsity": circuit.sparsity, **metrics["circuit"]}
+        found: dict[str, Any] = dict(metrics["circuit"])
         if config.curve and circuit.scores_E is not None:
             rows = curve(tasks["test"], ranking(config.method, circuit.scores_E), ends)
-            results |= {"curve": rows, **areas(rows)}
+            found |= {"curve": rows, **areas(rows)}
         about = {**circuit.about, "model": str(config.model), "data_file_hash": sha256_file(examples)}
         replace(circuit, metrics=metrics, about=about).save(context.directory / _CIRCUIT)
-        return results
+        return CircuitResults(**{**found, "edges": circuit.num_edges, "edge_sparsity": circuit.sparsity})
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: CircuitResults) -> str:
         """Size and faithfulness."""
-        sparse = 100 * results["edge_sparsity"]
+        sparse = 100 * results.edge_sparsity
         return (
-            f"{results['edges']:,} edges, {sparse:.2f} % sparse, faithfulness {results['faithfulness']:.3f} on the test"
+            f"{results.edges:,} edges, {sparse:.2f} % sparse, faithfulness {results.faithfulness:.3f} on the test"
             " split."
         )
 
-    def report(self, config: CircuitConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: CircuitConfig, results: CircuitResults, directory: Path) -> list[Section]:
         """The sections of a circuit's page."""
         circuit = Circuit.load(directory / _CIRCUIT)
-        return list(circuit_page(circuit, {config.method: results["curve"]} if "curve" in results else None).sections)
+        return list(circuit_page(circuit, {config.method: results.curve} if results.curve else None).sections)

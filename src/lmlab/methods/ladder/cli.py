@@ -488,10 +488,10 @@ def flops_command(
 def _shape(name: str) -> Any:
     from lmlab.methods.ladder.rungs.plan import olmo_size
 
-    if Path(name).is_dir():
-        from lmlab.models import read_config
+    if Path(name).exists():
+        from lmlab.runs import Model
 
-        return read_config(Path(name))
+        return Model.find(name).config
     return olmo_size(name)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -27,7 +27,17 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
 from lmlab.progress import duration, short
 from lmlab.reports import Facts, Figure, Note, Section, Series, Table, line_chart
-from lmlab.runs import Input, Stage, StageContext, read_record
+from lmlab.runs import (
+    Input,
+    ModelInput,
+    QuestionsInput,
+    Results,
+    Stage,
+    StageContext,
+    StageRecord,
+    TokensInput,
+    VocabularyInput,
+)
 
 _LEVEL = 0.9
 _TYPICAL_UTILISATION = 0.2  # of small models
@@ -55,10 +65,10 @@ class LadderConfig(Config):
         workers: runs that are trained at once.
     """
 
-    tokens: Input
-    tokenizer: Input
-    heldout_tokens: Input
-    questions: Input
+    tokens: TokensInput
+    tokenizer: VocabularyInput
+    heldout_tokens: TokensInput
+    questions: QuestionsInput
     sizes: dict[str, ModelConfig] = Field(min_length=2)
     lengths: tuple[str | float, ...] = Field(min_length=2)
     seq_len: PositiveInt
@@ -85,10 +95,47 @@ class LadderConfig(Config):
         )
 
 
-class Ladder(Stage[LadderConfig]):
-    """Writes rungs/ (a run directory for each), runs.csv, and forecast.json with the time at which it was made."""
+class Forecast(Results):
+    """A forecast with its interval, and what two simpler ones say.
 
-    config_type: ClassVar[type[Config]] = LadderConfig
+    Attributes:
+        carry_forward: the figure of the best small run.
+        log_linear: the line in the logarithm of compute.
+    """
+
+    value: float
+    lo: float
+    hi: float
+    carry_forward: float
+    log_linear: float
+
+
+class Outcome(Forecast):
+    """A forecast beside what came of it."""
+
+    outcome: float
+    inside: bool
+
+
+class LadderResults(Results):
+    """What was forecast, when, and from which runs; `n` parameters and `d` tokens are those of the target."""
+
+    made: str
+    n: float
+    d: float
+    level: float
+    target_flops: float
+    task: dict[str, Any]
+    accuracy: Forecast
+    heldout_loss: Forecast
+    prediction: dict[str, Any]
+    fit: dict[str, Any]
+    runs: int
+    ladder_flops: float
+
+
+class Ladder(Stage[LadderConfig, LadderResults]):
+    """Writes rungs/ (a run directory for each), runs.csv, and forecast.json with the time at which it was made."""
 
     def plan(self, config: LadderConfig) -> dict[str, str]:
         """Runs, arithmetic and time."""
@@ -109,7 +156,7 @@ class Ladder(Stage[LadderConfig]):
             ),
         }
 
-    def run(self, config: LadderConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: LadderConfig, context: StageContext) -> LadderResults:
         """Train what is missing, fit, and forecast."""
         places = {key: str(context.inputs[key]) for key in ("tokens", "tokenizer", "heldout_tokens", "questions")}
         plan = config.plan(places).model_copy(update={"seeds": (context.seed,)})
@@ -125,18 +172,18 @@ class Ladder(Stage[LadderConfig]):
             flops_per_token(config.target.model, config.seq_len),
         )
         write_json(context.directory / "forecast.json", found)
-        return {**found, "runs": len(table), "ladder_flops": sum(run.flops for run in table)}
+        return LadderResults(**found, runs=len(table), ladder_flops=sum(run.flops for run in table))
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: LadderResults) -> str:
         """The forecast."""
-        accuracy, loss = results["accuracy"], results["heldout_loss"]
+        accuracy, loss = results.accuracy, results.heldout_loss
         return (
-            f"{results['runs']} runs forecast an accuracy of {accuracy['value']:.1%} [{accuracy['lo']:.1%},"
-            f" {accuracy['hi']:.1%}] and a held-out loss of {loss['value']:.3f} [{loss['lo']:.3f}, {loss['hi']:.3f}]"
+            f"{results.runs} runs forecast an accuracy of {accuracy.value:.1%} [{accuracy.lo:.1%},"
+            f" {accuracy.hi:.1%}] and a held-out loss of {loss.value:.3f} [{loss.lo:.3f}, {loss.hi:.3f}]"
             " nats a token."
         )
 
-    def report(self, config: LadderConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: LadderConfig, results: LadderResults, directory: Path) -> list[Section]:
         """The runs and the curves."""
         table = RunTable.read(directory / "runs.csv")
         columns = ["run", "N", "tokens", "held-out loss", "bits per byte of the answer", "accuracy"]
@@ -162,9 +209,9 @@ class Ladder(Stage[LadderConfig]):
             *_flag_notes(results),
         ]
         intro = (
-            f"Small models were trained first, and forecast the large one at {_time(results['made'])}, before its"
+            f"Small models were trained first, and forecast the large one at {_time(results.made)}, before its"
             " training began: a law of parameters and tokens for the loss, and a curve from loss to accuracy. They"
-            f" cost {results['ladder_flops'] / results['target_flops']:.0%} of its compute."
+            f" cost {results.ladder_flops / results.target_flops:.0%} of its compute."
         )
         return [Section("Ladder", blocks, intro)]
 
@@ -173,15 +220,27 @@ class OutcomeConfig(Config):
     """A stage `ladder`, and the model that it forecast."""
 
     ladder: Input
-    model: Input
+    model: ModelInput
 
 
-class LadderOutcome(Stage[OutcomeConfig]):
+class OutcomeResults(Results):
+    """Forecast and outcome; `before` says whether it was a forecast, `as_planned` whether of this model."""
+
+    made: str
+    training_started: str
+    before: bool
+    as_planned: bool
+    n: float
+    d: float
+    level: float
+    accuracy: Outcome
+    heldout_loss: Outcome
+
+
+class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
     """Compares what was forecast with what was measured at the end of training."""
 
-    config_type: ClassVar[type[Config]] = OutcomeConfig
-
-    def run(self, config: OutcomeConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: OutcomeConfig, context: StageContext) -> OutcomeResults:
         """Read both."""
         ladder, model = context.inputs["ladder"], context.inputs["model"]
         found = read_json(ladder / "forecast.json")
@@ -198,65 +257,65 @@ class LadderOutcome(Stage[OutcomeConfig]):
             found = forecast(RunTable.read(ladder / "runs.csv"), task, n, d, run.flops_per_token) | {
                 "made": found["made"]
             }
-        started = read_record(model)["started"]
-        rows = {}
+        started = StageRecord.finished_in(model).started
+        rows: dict[str, Any] = {}
         for name, key in (("accuracy", _ACCURACY), ("heldout_loss", VALIDATION)):
             outcome = float(run.metrics[key][-1])
             rows[name] = found[name] | {"outcome": outcome, "inside": found[name]["lo"] <= outcome <= found[name]["hi"]}
         before = datetime.fromisoformat(found["made"]) <= datetime.fromisoformat(started)
-        return {
-            "made": found["made"],
-            "training_started": started,
-            "before": before,
-            "as_planned": as_planned,
-            "n": n,
-            "d": d,
-            "level": _LEVEL,
+        return OutcomeResults(
+            made=found["made"],
+            training_started=started,
+            before=before,
+            as_planned=as_planned,
+            n=n,
+            d=d,
+            level=_LEVEL,
             **rows,
-        }
-
-    def summary(self, results: dict[str, Any]) -> str:
-        """Forecast and outcome."""
-        accuracy, loss = results["accuracy"], results["heldout_loss"]
-        return (
-            f"accuracy {accuracy['outcome']:.1%}, forecast {accuracy['value']:.1%} [{accuracy['lo']:.1%},"
-            f" {accuracy['hi']:.1%}]; held-out loss {loss['outcome']:.3f}, forecast {loss['value']:.3f}"
-            f" [{loss['lo']:.3f}, {loss['hi']:.3f}]."
         )
 
-    def headline(self, results: dict[str, Any]) -> dict[str, str]:
-        """Forecast beside outcome."""
-        accuracy = results["accuracy"]
-        return {"Accuracy, forecast": f"{accuracy['value']:.1%}", "Accuracy, outcome": f"{accuracy['outcome']:.1%}"}
+    def summary(self, results: OutcomeResults) -> str:
+        """Forecast and outcome."""
+        accuracy, loss = results.accuracy, results.heldout_loss
+        return (
+            f"accuracy {accuracy.outcome:.1%}, forecast {accuracy.value:.1%} [{accuracy.lo:.1%},"
+            f" {accuracy.hi:.1%}]; held-out loss {loss.outcome:.3f}, forecast {loss.value:.3f}"
+            f" [{loss.lo:.3f}, {loss.hi:.3f}]."
+        )
 
-    def report(self, config: OutcomeConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def headline(self, results: OutcomeResults) -> dict[str, str]:
+        """Forecast beside outcome."""
+        accuracy = results.accuracy
+        return {"Accuracy, forecast": f"{accuracy.value:.1%}", "Accuracy, outcome": f"{accuracy.outcome:.1%}"}
+
+    def report(self, config: OutcomeConfig, results: OutcomeResults, directory: Path) -> list[Section]:
         """The table, and a sentence that tells whether it was a forecast."""
-        percent = f"{results['level']:.0%} interval"
+        percent = f"{results.level:.0%} interval"
         rows: list[list[Any]] = []
         for title, key, digits, scale in (
             ("held-out loss, nats a token", "heldout_loss", 3, 1.0),
             ("accuracy, %", "accuracy", 1, 100.0),
         ):
-            each = results[key]
+            each = getattr(results, key)
             low, high, value, outcome, *others = (
-                f"{each[name] * scale:.{digits}f}"
+                f"{getattr(each, name) * scale:.{digits}f}"
                 for name in ("lo", "hi", "value", "outcome", "carry_forward", "log_linear")
             )
-            rows.append([title, value, f"{low} to {high}", outcome, "inside" if each["inside"] else "outside", *others])
-        if not results["as_planned"]:
+            rows.append([title, value, f"{low} to {high}", outcome, "inside" if each.inside else "outside", *others])
+        if not results.as_planned:
             note = Note(
                 "The model was not trained as the forecast said. The figures are those of the same small runs for its"
                 " own size and length.",
                 "warning",
             )
-        elif results["before"]:
+        elif results.before:
             note = Note(
-                f"The forecast was made at {_time(results['made'])}; the training began at"
-                f" {_time(results['training_started'])}.",
+                f"The forecast was made at {_time(results.made)}; the training began at"
+                f" {_time(results.training_started)}.",
                 "good",
             )
         else:
-            began, made = _time(results["training_started"]), _time(results["made"])
+            began, made = _time(results.training_started), _time(results.made)
             note = Note(f"The training began at {began}, before the forecast of {made}: this is no forecast.", "bad")
         columns = ["", "forecast", percent, "outcome", "", "best small run", "line in log compute"]
         caption = "Forecast and outcome. The last two columns are what simpler forecasts would have said."
@@ -319,13 +378,13 @@ def _accuracy_points(table: RunTable) -> Any:
     return line_chart(series, "bits per byte of the right answer", "accuracy")
 
 
-def _flag_notes(results: dict[str, Any]) -> list[Any]:
-    away = results["prediction"]["diagnostics"]["distance"]
+def _flag_notes(results: LadderResults) -> list[Any]:
+    away = results.prediction["diagnostics"]["distance"]
     facts = {
         "Target's compute": f"{away['times_compute']:.1f} x the largest run",
         "Target's size": f"{away['times_n']:.1f} x",
         "Target's tokens": f"{away['times_d']:.1f} x",
         "Tokens a parameter": f"{away['tokens_per_parameter']:.2g}",
     }
-    flags = results["prediction"]["diagnostics"]["flags"]
+    flags = results.prediction["diagnostics"]["flags"]
     return [Facts(facts), *([Note("Of the fit: " + "; ".join(flags) + ".", "warning")] if flags else [])]

@@ -184,7 +184,8 @@ def upcycle(
     from lmlab.config import validate
     from lmlab.methods.olmoe.upcycling import UpcycleConfig
     from lmlab.methods.olmoe.upcycling import upcycle as make
-    from lmlab.models import convert, from_pretrained
+    from lmlab.models import convert
+    from lmlab.runs import Model
 
     settings = {
         "num_experts": num_experts,
@@ -194,8 +195,9 @@ def upcycle(
         "split": split,
         "seed": seed,
     }
-    sparse = make(from_pretrained(source), validate(UpcycleConfig, settings, "the options"))
-    done = convert(source, target, model=sparse)
+    found = Model.find(source)
+    sparse = make(found.load(), validate(UpcycleConfig, settings, "the options"))
+    done = convert(found.source, target, model=sparse)
     print(
         f"{done.parameters:,} parameters, {sparse.config.num_parameters(active=True):,} active, as {done.model_type}:"
         f" {target}"
@@ -220,14 +222,15 @@ def convert_layout(
 ) -> None:
     """Convert between the layouts of OLMo's training codes and Hugging Face directories."""
     from lmlab.methods.olmoe.layouts import read_olmo, write_olmo
-    from lmlab.models import compare_with_transformers, from_pretrained, save_pretrained
+    from lmlab.models import compare_with_transformers, save_pretrained
+    from lmlab.runs import Model
 
     if to not in ("hf", "olmo", "olmo-core"):
         raise UserError(f"--to {to}: known are hf, olmo and olmo-core.")
     if (target / "model.safetensors").exists() or (target / "config.json").exists():
         raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
     if to != "hf":
-        write_olmo(from_pretrained(source), target, "olmo" if to == "olmo" else "olmo-core")
+        write_olmo(Model.find(source).load(), target, "olmo" if to == "olmo" else "olmo-core")
         print(f"Weights: {target}")
         return
     model = read_olmo(source)

@@ -71,11 +71,11 @@ def judge(
     Replies are kept: the same command after a kill asks only what is missing.
     """
     from lmlab.config import validate
-    from lmlab.data import Tokenizer
     from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
     from lmlab.methods.qurating.config import QualityJudgeConfig
     from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
     from lmlab.methods.qurating.rating.pairs import PairConfig
+    from lmlab.runs import Vocabulary
 
     low, _, high = tokens.partition(",")
     if not (low.strip().isdigit() and high.strip().isdigit()):
@@ -96,7 +96,8 @@ def judge(
     )
     documents = documents_at(corpus, text_field, id_field, domain_field)
     out.mkdir(parents=True, exist_ok=True)
-    found = judge_documents(documents, Tokenizer.load(tokenizer), parse_criteria(criterion), settings, pairs, out)
+    words = Vocabulary.find(tokenizer).load()
+    found = judge_documents(documents, words, parse_criteria(criterion), settings, pairs, out)
     print(
         f"{found['groups']:,} groups, {found['questions']:,} questions; {len(found['missing'])} kinds of missing"
         " labels."
@@ -161,12 +162,12 @@ def train(
 ) -> None:
     """Train a rater on judgments; the settings are those of `RaterConfig`. A training that was cut off goes on."""
     from lmlab.config import apply_overrides, validate
-    from lmlab.data import Tokenizer
     from lmlab.distributed import joined
     from lmlab.judging import read_judgments
     from lmlab.methods.qurating import RaterConfig, train_rater
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.methods.qurating.stages import judgments_of
+    from lmlab.runs import Model, Vocabulary
 
     if (init is None) == (tokenizer is None):
         raise UserError("Give either --init, a model to start from, or --tokenizer, for a rater from scratch.")
@@ -177,7 +178,9 @@ def train(
     held = None if heldout is None else list(read_judgments(judgments_of(heldout)))
     criteria = config.criteria or tuple(found[0].average)
     with joined() as world:
-        trained = train_rater(found, criteria, Tokenizer.load(init or tokenizer or Path()), config, out, init, held)
+        start = None if init is None else Model.find(init)
+        words = start.tokenizer() if start else Vocabulary.find(tokenizer or Path()).load()
+        trained = train_rater(found, criteria, words, config, out, start, held)
     if world.is_main:
         metrics = trained.results.get("metrics", {})
         rows = [

@@ -15,7 +15,7 @@ from lmlab.methods.qurating.rating.criteria import criterion
 from lmlab.methods.qurating.rating.pairs import PairConfig
 from lmlab.methods.qurating.selecting.settings import Mode, SelectionConfig
 from lmlab.methods.qurating.selecting.token_counts import share_of
-from lmlab.runs import Input
+from lmlab.runs import Input, ModelInput, VocabularyInput
 from lmlab.train import ScheduleConfig
 
 
@@ -58,7 +58,7 @@ class JudgeStageConfig(Config):
     """
 
     documents: Input
-    tokenizer: Input
+    tokenizer: VocabularyInput
     criteria: dict[str, CriterionConfig] = Field(min_length=1)
     judge: QualityJudgeConfig = QualityJudgeConfig()
     pairs: PairConfig = PairConfig()
@@ -112,8 +112,8 @@ class RaterStageConfig(Config):
     """
 
     judgments: Input
-    tokenizer: Input | None = None
-    init: Input | None = None
+    tokenizer: VocabularyInput | None = None
+    init: ModelInput | None = None
     rater: RaterConfig = RaterConfig()
 
     @model_validator(mode="after")

@@ -115,7 +115,7 @@ def rater_sections(results: dict[str, Any]) -> list[Section]:
                 + "."
             )
         )
-    if "metrics" in results:
+    if results["metrics"] is not None:
         rows = [
             [
                 name,

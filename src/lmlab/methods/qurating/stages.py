@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lmlab.config import Config
-from lmlab.data import Document, Tokenizer, read_documents
+from lmlab.data import Document, read_documents
 from lmlab.evals import bits_per_byte, by_domain, pair_rows, ratio, read_rows
 from lmlab.files import write_json, write_jsonl
 from lmlab.judging import read_judgments
@@ -41,13 +40,24 @@ from lmlab.methods.qurating.selecting.selection import Manifest, select
 from lmlab.methods.qurating.selecting.table import RatedTable, budget_of
 from lmlab.progress import short
 from lmlab.reports import Section
-from lmlab.runs import Stage, StageContext
+from lmlab.runs import Artifact, Documents, Model, Results, Stage, StageContext, Vocabulary
 
 
-class QualityJudge(Stage[JudgeStageConfig]):
+class JudgingResults(Results):
+    """What was asked, by criterion the effects of order and how sure the judge was, and what labels are missing."""
+
+    judge: str
+    groups: int
+    questions: int
+    skipped_groups: int
+    identical_groups: int
+    connected_sets: int
+    criteria: dict[str, dict[str, Any]]
+    missing: list[dict[str, Any]]
+
+
+class QualityJudge(Stage[JudgeStageConfig, JudgingResults]):
     """Writes judgments.parquet and judging.json; replies are kept in replies.sqlite."""
-
-    config_type: ClassVar[type[Config]] = JudgeStageConfig
 
     def plan(self, config: JudgeStageConfig) -> dict[str, str]:
         """The number of questions."""
@@ -63,58 +73,80 @@ class QualityJudge(Stage[JudgeStageConfig]):
             "criteria": ", ".join(config.criteria),
         }
 
-    def run(self, config: JudgeStageConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: JudgeStageConfig, context: StageContext) -> JudgingResults:
         """Judge."""
         documents = documents_of(context.inputs["documents"])
         ratings = None if config.ratings is None else _ratings(context.inputs["ratings"], next(iter(config.criteria)))
-        tokenizer = Tokenizer.load(context.inputs["tokenizer"])
+        tokenizer = context.find(Vocabulary, "tokenizer").load()
         criteria = [each.make(name, config.prompts) for name, each in config.criteria.items()]
-        return judge_documents(documents, tokenizer, criteria, config.judge, config.pairs, context.directory, ratings)
+        found = judge_documents(documents, tokenizer, criteria, config.judge, config.pairs, context.directory, ratings)
+        return JudgingResults(**found)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: JudgingResults) -> str:
         """Pairs."""
-        return f"{results['groups']:,} groups, {results['questions']:,} questions to {results['judge']}."
+        return f"{results.groups:,} groups, {results.questions:,} questions to {results.judge}."
 
-    def report(self, config: JudgeStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: JudgeStageConfig, results: JudgingResults, directory: Path) -> list[Section]:
         """Effects of order, confidence, missing labels."""
-        return judgment_sections(results)
+        return judgment_sections(results.to_json())
 
 
-class QualityRater(Stage[RaterStageConfig]):
+class RaterResults(Results):
+    """What was learned from, how fast, and accuracy on held-out judgments by criterion."""
+
+    training: dict[str, Any]
+    groups: int
+    pairs: int
+    held_out_groups: int
+    dropped: dict[str, int]
+    padding: float
+    criteria: list[str]
+    tokens_read_per_second: float
+    metrics: dict[str, Any] | None = None
+
+
+class QualityRater(Stage[RaterStageConfig, RaterResults]):
     """Writes rater/, a directory that transformers reads, and rater.json."""
 
-    config_type: ClassVar[type[Config]] = RaterStageConfig
     distributed: ClassVar[bool] = True
 
-    def run(self, config: RaterStageConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: RaterStageConfig, context: StageContext) -> RaterResults:
         """Train."""
         judgments = list(read_judgments(judgments_of(context.inputs["judgments"])))
-        init = model_directory(context.inputs["init"]) if config.init is not None else None
-        tokenizer = Tokenizer.load(init if init is not None else context.inputs["tokenizer"])
+        init = context.find(Model, "init") if config.init is not None else None
+        tokenizer = init.tokenizer() if init is not None else context.find(Vocabulary, "tokenizer").load()
         criteria = config.rater.criteria or tuple(judgments[0].average if judgments else ())
-        return train_rater(judgments, criteria, tokenizer, config.rater, context.directory, init).results
+        found = train_rater(judgments, criteria, tokenizer, config.rater, context.directory, init).results
+        return RaterResults(**found)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: RaterResults) -> str:
         """Accuracy."""
-        if "metrics" not in results:
-            return f"{results['pairs']:,} pairs."
-        at = results["metrics"]["overall"]["at"]["0.5"]
+        if results.metrics is None:
+            return f"{results.pairs:,} pairs."
+        at = results.metrics["overall"]["at"]["0.5"]
         return (
-            f"{results['pairs']:,} pairs; accuracy {at['accuracy'] or 0:.1%} on {at['pairs']:,} confident held-out"
-            " labels."
+            f"{results.pairs:,} pairs; accuracy {at['accuracy'] or 0:.1%} on {at['pairs']:,} confident held-out labels."
         )
 
-    def report(self, config: RaterStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: RaterStageConfig, results: RaterResults, directory: Path) -> list[Section]:
         """Accuracy by confidence."""
-        return rater_sections(results)
+        return rater_sections(results.to_json())
 
 
-class QualityAnnotate(Stage[AnnotateConfig]):
+class AnnotateResults(Results):
+    """Sizes; `rated` by the attempt that finished."""
+
+    rows: int
+    tokens: int
+    empty: int
+    rated: int
+    criteria: list[str]
+
+
+class QualityAnnotate(Stage[AnnotateConfig, AnnotateResults]):
     """Writes a Parquet file for each file of documents, with `{criterion}_average` and `{criterion}_chunks`."""
 
-    config_type: ClassVar[type[Config]] = AnnotateConfig
-
-    def run(self, config: AnnotateConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: AnnotateConfig, context: StageContext) -> AnnotateResults:
         """Annotate."""
         corpus = documents_path(context.inputs["documents"])
         rater = context.inputs["rater"]
@@ -128,25 +160,38 @@ class QualityAnnotate(Stage[AnnotateConfig]):
             precision=config.precision,
         )
         found = annotate(job, config.workers, config.backend)
-        return found | {"criteria": list(Rater.from_pretrained(rater).criteria)}
+        return AnnotateResults(**found, criteria=list(Rater.from_pretrained(rater).criteria))
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: AnnotateResults) -> str:
         """Sizes."""
-        return f"{results['rows']:,} documents, {short(results['tokens'])} tokens" + (
-            f", {results['empty']:,} empty." if results["empty"] else "."
+        return f"{results.rows:,} documents, {short(results.tokens)} tokens" + (
+            f", {results.empty:,} empty." if results.empty else "."
         )
 
-    def report(self, config: AnnotateConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: AnnotateConfig, results: AnnotateResults, directory: Path) -> list[Section]:
         """Distributions, correlations."""
         return annotation_sections(directory / "rows")
 
 
-class QualitySelect(Stage[SelectStageConfig]):
+class SelectionResults(Results):
+    """Sizes of the choice and of the corpus, and how often rows are repeated."""
+
+    rows: int
+    tokens: int
+    of_rows: int
+    of_tokens: int
+    noise: str
+    mean_z: float | None
+    dropped: dict[str, int]
+    repeats: float
+
+
+class QualitySelect(Stage[SelectStageConfig, SelectionResults]):
     """Writes manifest.parquet, train.jsonl with the chosen documents, heldout.jsonl, plan.json and selection.json."""
 
-    config_type: ClassVar[type[Config]] = SelectStageConfig
+    gives: ClassVar[tuple[type[Artifact], ...]] = (Documents,)
 
-    def run(self, config: SelectStageConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: SelectStageConfig, context: StageContext) -> SelectionResults:
         """Plan, choose, write."""
         rows = rows_of(context.inputs["annotated"])
         settings = config.selection(budget_of(config.tokens, rows), context.seed)
@@ -161,16 +206,16 @@ class QualitySelect(Stage[SelectStageConfig]):
         if config.report is not None:
             analyse(rows, manifest, settings, config.report, config.text).write(context.directory)
         keys = ("rows", "tokens", "of_rows", "of_tokens", "noise", "mean_z", "dropped")
-        return {key: manifest.report[key] for key in keys} | {"repeats": plan.repeats}
+        return SelectionResults(**{key: manifest.report[key] for key in keys}, repeats=plan.repeats)
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: SelectionResults) -> str:
         """Sizes."""
         return (
-            f"{results['rows']:,} of {results['of_rows']:,} documents, {short(results['tokens'])} of"
-            f" {short(results['of_tokens'])} tokens."
+            f"{results.rows:,} of {results.of_rows:,} documents, {short(results.tokens)} of"
+            f" {short(results.of_tokens)} tokens."
         )
 
-    def report(self, config: SelectStageConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: SelectStageConfig, results: SelectionResults, directory: Path) -> list[Section]:
         """Plan, funnel, criteria, topics, bias, extremes."""
         return selection_sections(directory, Analysis.read(directory), context_name=directory.name)
 
@@ -195,12 +240,18 @@ def _write_documents(rows: Path, manifest: Manifest, config: SelectStageConfig, 
     write_jsonl(directory / "train.jsonl", documents())
 
 
-class QualityCompare(Stage[CompareConfig]):
+class ComparisonResults(Results):
+    """Bits per byte of both by domain, and their difference with its standard error."""
+
+    domains: dict[str, dict[str, float]]
+    mean_difference: float
+    error: float
+
+
+class QualityCompare(Stage[CompareConfig, ComparisonResults]):
     """Writes comparison.json: bits per byte of both by domain, paired by document, and whether the choice helped."""
 
-    config_type: ClassVar[type[Config]] = CompareConfig
-
-    def run(self, config: CompareConfig, context: StageContext) -> dict[str, Any]:
+    def run(self, config: CompareConfig, context: StageContext) -> ComparisonResults:
         """Compare."""
         found = {
             name: by_domain(list(read_rows([context.inputs[name] / "documents-model.jsonl"])))
@@ -223,26 +274,26 @@ class QualityCompare(Stage[CompareConfig]):
             }
         mean = float(np.mean([each["difference"] for each in domains.values()]))
         error = float(np.sqrt(sum(each["error"] ** 2 for each in domains.values()))) / len(domains)
-        results = {"domains": domains, "mean_difference": mean, "error": error}
-        write_json(context.directory / "comparison.json", results)
+        results = ComparisonResults(domains=domains, mean_difference=mean, error=error)
+        write_json(context.directory / "comparison.json", results.to_json())
         return results
 
-    def summary(self, results: dict[str, Any]) -> str:
+    def summary(self, results: ComparisonResults) -> str:
         """The verdict."""
         return verdict(results)
 
-    def headline(self, results: dict[str, Any]) -> dict[str, str]:
+    def headline(self, results: ComparisonResults) -> dict[str, str]:
         """The difference."""
-        return {"Choice against uniform": f"{results['mean_difference']:+.3f} bits a byte"}
+        return {"Choice against uniform": f"{results.mean_difference:+.3f} bits a byte"}
 
-    def report(self, config: CompareConfig, results: dict[str, Any], directory: Path) -> list[Section]:
+    def report(self, config: CompareConfig, results: ComparisonResults, directory: Path) -> list[Section]:
         """The table."""
-        return comparison_sections(results, verdict(results))
+        return comparison_sections(results.to_json(), verdict(results))
 
 
-def verdict(results: dict[str, Any]) -> str:
+def verdict(results: ComparisonResults) -> str:
     """Whether the choice helped, in a sentence."""
-    mean, error = results["mean_difference"], results["error"]
+    mean, error = results.mean_difference, results.error
     figure = f"{mean:+.3f} ± {error:.3f} bits a byte, mean over domains, one seed"
     if abs(mean) <= 2 * error:
         return f"The choice made no difference that the held-out text can show: {figure}."
@@ -267,11 +318,6 @@ def judgments_of(path: Path) -> Path:
 def rows_of(path: Path) -> Path:
     """The annotated rows of a stage, or the path itself."""
     return path / "rows" if (path / "rows").is_dir() else path
-
-
-def model_directory(path: Path) -> Path:
-    """The model of a stage, or the directory itself."""
-    return path if (path / "config.json").exists() else path / "model"
 
 
 def _ratings(path: Path, name: str) -> dict[str, float]:

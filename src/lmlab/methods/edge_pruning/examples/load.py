@@ -19,7 +19,8 @@ from lmlab.methods.edge_pruning.masking.activations import Ablation
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.masked import MaskedModel
 from lmlab.methods.edge_pruning.search.plan import plan
-from lmlab.models import Transformer, from_pretrained, weights_fingerprint
+from lmlab.models import Transformer, weights_fingerprint
+from lmlab.runs import Model, Vocabulary
 from lmlab.train import ParallelConfig, parallelize
 
 
@@ -104,20 +105,15 @@ def load(
         return Loaded(
             program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped, _hash(program.model)
         )
-    if not model.exists():
-        raise UserError(
-            f"There is no model directory '{model}'.",
-            "Give the path of a local directory; lmlab downloads nothing by itself.",
-        )
+    source = Model.find(model)
     if data is None:
         raise UserError(
             "There are no examples.",
             "Give --data FILE; make one with: lmlab circuits data ioi --tokenizer DIR --out FILE",
         )
-    words = tokenizer or model
-    reader = Tokenizer.load(words) if (words / "tokenizer.json").exists() else None
+    reader = source.tokenizer_if_any() if tokenizer is None else Vocabulary.find(tokenizer).load()
     examples, dropped = read_examples(data, reader, split, drop_mismatched, first_token)
-    network = from_pretrained(model, dtype=torch.float32)
+    network = source.load()
     fingerprint = _hash(network)
     if shard:
         parallelize(network.requires_grad_(False), ParallelConfig(), world(), place, torch.float32)

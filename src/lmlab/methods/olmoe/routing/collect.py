@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError, missing_extra
 from lmlab.methods.olmoe.routing.trace import RoutingTrace
-from lmlab.models import Transformer, from_pretrained
+from lmlab.models import Transformer
 from lmlab.models.formats.families import FAMILIES
 from lmlab.models.formats.hf import read_settings
 from lmlab.progress import progress
+from lmlab.runs import Model
 
 Routing = tuple[list[Tensor], Tensor]  # experts of each layer, [B, T, k], and the most probable next tokens, [B, T]
 _ROUTER = re.compile(r"(router|gate)$", re.IGNORECASE)
@@ -56,12 +57,13 @@ def watch(model: Transformer | nn.Module) -> Routed:
     return _watch_ours(model) if isinstance(model, Transformer) else _watch_theirs(model)
 
 
-def load_routed(directory: Path, dtype: torch.dtype = torch.float32) -> Routed:
-    """The model in a directory: by lmlab where it knows the family, else by `transformers` (Mixtral, Qwen-MoE and
-    others).
-    """
-    if read_settings(directory).get("model_type") in {"lmlab", *(family.model_type for family in FAMILIES)}:
-        return watch(from_pretrained(directory, dtype=dtype))
+def load_routed(place: str | Path, dtype: torch.dtype = torch.float32) -> Routed:
+    """The model at a place (`Model.find`): by lmlab where it knows the family, else by `transformers`."""
+    found = Model.find(place)
+    directory = found.path
+    known = {"lmlab", *(family.model_type for family in FAMILIES)}
+    if found.form != "directory" or read_settings(directory).get("model_type") in known:
+        return watch(found.load(dtype=dtype))
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:

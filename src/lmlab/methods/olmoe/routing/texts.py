@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.config import validate
-from lmlab.data import Document, Reject, SourceConfig, Tokenizer, source_settings
+from lmlab.data import Document, Reject, SourceConfig, source_settings
 from lmlab.errors import UserError
 from lmlab.progress import console
+from lmlab.runs import Vocabulary
 
 BYTES = "bytes"
 
@@ -66,7 +67,7 @@ def decoder(tokenizer: str) -> Callable[[int], str]:
     """The text of a token id."""
     if tokenizer == BYTES:
         return lambda token: bytes([token]).decode("utf-8", "backslashreplace") if token < 256 else f"token {token}"
-    loaded = Tokenizer.load(Path(tokenizer))
+    loaded = Vocabulary.find(tokenizer).load()
     return lambda token: loaded.decode([token])
 
 
@@ -78,5 +79,5 @@ def _encoder(tokenizer: str) -> Callable[[str], list[int]]:
             f"'{tokenizer}' has no tokenizer.",
             "Name its directory with --tokenizer, or --tokenizer bytes for a model of raw bytes.",
         )
-    loaded = Tokenizer.load(Path(tokenizer))
+    loaded = Vocabulary.find(tokenizer).load()
     return lambda text: loaded.encode(text, "as_text")

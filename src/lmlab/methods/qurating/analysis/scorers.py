@@ -167,17 +167,17 @@ def tiers(bucket: NDArray[np.int64], buckets: int = _PERCENTILES) -> list[str]:
     return [TIERS[place] for place in np.minimum(bucket * len(TIERS) // buckets, len(TIERS) - 1)]
 
 
-def log_likelihoods(directory: Path, texts: Sequence[str], window: int = 1024, precision: str = "auto") -> Floats:
+def log_likelihoods(place: str | Path, texts: Sequence[str], window: int = 1024, precision: str = "auto") -> Floats:
     """Mean log-likelihood of a token, in nats, under a language model, of each text; NaN for a text without tokens.
 
     Each token is predicted from those before it in its window; the first of a window from the begin token.
     """
-    from lmlab.data import Tokenizer
     from lmlab.evals import ModelScorer, Window
-    from lmlab.models import from_pretrained
+    from lmlab.runs import Model
 
-    tokenizer = Tokenizer.load(directory)
-    scorer = ModelScorer(from_pretrained(directory), precision, share=False)
+    found = Model.find(place)
+    tokenizer = found.tokenizer()
+    scorer = ModelScorer(found.load(), precision, share=False)
     size = min(window, scorer.max_seq_len - 1)
     encoded = tokenizer.encode_batch(list(texts), "as_text")
     windows, owners = [], []

@@ -364,9 +364,9 @@ def _measure(tokenizer: Path | None) -> Any:
         return None
     import numpy as np
 
-    from lmlab.data import Tokenizer
+    from lmlab.runs import Vocabulary
 
-    own = Tokenizer.load(tokenizer)
+    own = Vocabulary.find(tokenizer).load()
     return lambda texts: np.array(
         [len(ids) for ids in own.encode_batch([text or "" for text in texts.to_pylist()], "as_text")], np.int64
     )

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lmlab.data import Document, RecordSource, Reject, TextSource, Tokenizer, choose_kind, record_source
+from lmlab.data import Document, RecordSource, Reject, TextSource, choose_kind, record_source
 from lmlab.data.sources.records import field
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import Backend, fan_out
@@ -30,6 +30,7 @@ from lmlab.leases import FolderStore, Lease, Leases
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import Rater, annotation
 from lmlab.methods.qurating.selecting.table import relative_names
+from lmlab.runs import Vocabulary
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5
@@ -218,9 +219,8 @@ class _Worker:
     def _encoder(self) -> Callable[[list[dict[str, Any]]], list[Sequence[int]]]:
         job, own = self.job, self.rater.tokenizer
         if job.input_ids is not None:
-            same = (
-                job.ids_tokenizer is not None and Tokenizer.load(Path(job.ids_tokenizer)).fingerprint == own.fingerprint
-            )
+            made_by = None if job.ids_tokenizer is None else Vocabulary.find(job.ids_tokenizer).load()
+            same = made_by is not None and made_by.fingerprint == own.fingerprint
             if same:
                 return lambda rows: [row.get(_IDS) or [] for row in rows]
             if not self._has_text():

@@ -20,7 +20,8 @@ from lmlab.methods.qurating.rating.judgment_rows import EncodedGroup, JudgmentRo
 from lmlab.methods.qurating.rating.loss import pair_loss
 from lmlab.methods.qurating.rating.metrics import pair_metrics
 from lmlab.methods.qurating.rating.rater import Rater
-from lmlab.models import ModelConfig, Transformer, from_pretrained
+from lmlab.models import ModelConfig, Transformer
+from lmlab.runs import Model
 from lmlab.train import (
     OptimizerConfig,
     StepOutput,
@@ -101,7 +102,7 @@ def train_rater(
     tokenizer: Tokenizer,
     config: RaterConfig,
     directory: Path,
-    init: Path | None = None,
+    init: Model | None = None,
     heldout: Sequence[Judgment] | None = None,
 ) -> TrainedRater:
     """Train a rater in a directory, going on from what an earlier attempt left there, and write it to `rater/`.
@@ -172,9 +173,9 @@ def measure(rater: Rater, groups: Sequence[EncodedGroup], criteria: Sequence[str
     return pair_metrics(np.concatenate(differences), np.concatenate(labels), criteria, votes)
 
 
-def _network(config: RaterConfig, tokenizer: Tokenizer, num_labels: int, init: Path | None) -> Transformer:
+def _network(config: RaterConfig, tokenizer: Tokenizer, num_labels: int, init: Model | None) -> Transformer:
     if init is not None:
-        return from_pretrained(init, num_labels=num_labels, seed=config.seed)
+        return init.load(num_labels=num_labels, seed=config.seed)
     size = {
         "max_seq_len": config.max_tokens,
         "vocab_size": tokenizer.vocab_size,

@@ -1,0 +1,91 @@
+"""What a run keeps of each stage: `stage.json`, with its configuration, fingerprint, state and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from lmlab.config import validate
+from lmlab.errors import UserError
+from lmlab.files import read_json, write_json
+
+NAME = "stage.json"
+
+
+class Results(BaseModel):
+    """What a stage found, as fields: what it returns, what `results.json` holds, and what its report is made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def to_json(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return self.model_dump(mode="json")
+
+
+R = TypeVar("R", bound=Results)
+
+
+class StageRecord(BaseModel):
+    """One stage of a run.
+
+    Attributes:
+        content: what the fingerprint is made of, as far as a changed recipe is explained by it.
+        files: what was read from outside the run: path -> a digest of its size and version.
+        seconds: the time of the attempt that finished it.
+        results: as JSON; `read_results` gives them their type.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    name: str
+    kind: str
+    fingerprint: str
+    content: dict[str, Any]
+    files: dict[str, str] = {}
+    state: Literal["unfinished", "done"]
+    started: str
+    finished: str | None = None
+    seconds: float | None = None
+    results: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The record in a stage's directory.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        path = directory / NAME
+        if not path.is_file():
+            raise UserError(f"'{directory}' is not the directory of a stage: it has no {NAME}.")
+        data = read_json(path)
+        if not isinstance(data, Mapping):
+            raise UserError(f"'{path}' is damaged: it does not hold a record.", "Remove the stage's directory.")
+        return validate(cls, data, f"'{path}'")
+
+    @classmethod
+    def finished_in(cls, directory: Path) -> Self:
+        """The record of a finished stage.
+
+        Raises:
+            UserError: it has not finished, or as `read`.
+        """
+        record = cls.read(directory)
+        if record.state != "done":
+            raise UserError(f"The stage in '{directory}' has not finished.")
+        return record
+
+    def write(self, directory: Path) -> None:
+        """Store the record in the stage's directory."""
+        write_json(directory / NAME, self.model_dump(mode="json"))
+
+    def read_results(self, kind: type[R]) -> R:
+        """The results with their type.
+
+        Raises:
+            UserError: they are those of another version of lmlab, or damaged.
+        """
+        return validate(kind, self.results, f"the results of stage '{self.name}'")
