@@ -333,7 +333,7 @@ def test_a_command_without_stages_is_stopped_by_a_sentence_too(tmp_path, number)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("generate", "x", "--model", "nowhere"), "no model directory"),
+        (("generate", "x", "--model", "nowhere"), "nothing at 'nowhere', where a model is needed"),
         (("eval", "--model", "nowhere"), "Nothing to measure"),
         (("eval", "--model", "nowhere", "--task", "none.jsonl"), "nowhere"),
         (("report", "nowhere"), "not the directory of a run"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import PositiveInt
 
@@ -13,7 +13,7 @@ from lmlab.data import Document, read_documents
 from lmlab.errors import UserError
 from lmlab.evals import Question, build_next_line_items, build_next_word_items
 from lmlab.files import write_jsonl
-from lmlab.runs import Documents, DocumentsInput, Questions, Results, Stage, StageContext
+from lmlab.runs import Artifact, Documents, DocumentsInput, Questions, Results, Stage, StageContext
 
 
 class QuestionTaskConfig(Config):
