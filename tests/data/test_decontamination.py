@@ -96,7 +96,7 @@ def test_a_recipe_names_the_tasks(tmp_path):
     }
     recipe = {"name": "clean", "stages": {"documents": stage, "report": {"kind": "report"}}}
     results = run_recipe(Recipe.parse(recipe, "the test"), tmp_path / "run")
-    assert results["documents"]["decontamination"] == {"tasks": ["animals"], "questions": 3, "too_short": 1}
+    assert results["documents"].decontamination.to_json() == {"tasks": ["animals"], "questions": 3, "too_short": 1}
     assert [row["evaluation"] for row in read_jsonl(tmp_path / "run" / "documents" / "dropped.jsonl")] == ["animals/0"]
     assert "3 questions of animals" in (tmp_path / "run" / "report.html").read_text()
 

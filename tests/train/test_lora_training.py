@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lmlab.stages.start import Start
 from lora_worker import adapter_trainer
 from safetensors.torch import load_file
 
@@ -19,6 +18,7 @@ from lmlab.distributed import World
 from lmlab.errors import Interrupted
 from lmlab.files import read_json
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora, from_pretrained, load_lora, save_pretrained
+from lmlab.runs import Model
 from lmlab.train import Optimizers, TrainerConfig, checkpoints, estimate, flops_per_token, read_metrics, whole_tensors
 
 _LOOP = {
@@ -206,9 +206,9 @@ def test_stages_write_adapters_and_the_model_with_them(lmlab, base, tmp_path, lo
         with torch.no_grad():
             expected = beside(ids).logits_BTV
             torch.testing.assert_close(from_pretrained(place / "model")(ids).logits_BTV, expected, atol=1e-5, rtol=1e-5)
-            found = Start.find(newest)
+            found = Model.find(newest)
             torch.testing.assert_close(found.load()(ids).logits_BTV, expected, atol=1e-5, rtol=1e-5)
-            assert found.load().config == found.model
+            assert found.load().config == found.config
             assert not torch.allclose(from_pretrained(start)(ids).logits_BTV, expected, atol=1e-3)
     results = read_json(tmp_path / "run" / "results.json")
     assert results["tuned"]["trained_parameters"] < results["tuned"]["parameters"] / 4

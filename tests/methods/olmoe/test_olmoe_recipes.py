@@ -52,11 +52,11 @@ def recipe_of(settings: Mapping[str, Any], directory: Path) -> Recipe:
 
 def test_the_demo_with_a_sparse_twin_goes_from_text_to_routing_and_a_report(demo_with_experts, tmp_path):
     results = run_recipe(recipe_of(demo_with_experts, tmp_path), tmp_path)
-    assert results["sparse"]["parameters"] > results["sparse"]["active_parameters"]
+    assert results["sparse"].parameters > results["sparse"].active_parameters
     sparse, upcycled = (from_pretrained(tmp_path / name / "model") for name in ("sparse", "upcycled"))
     assert sparse.config.moe.num_experts == 16 and upcycled.config.moe.norm_topk_prob
     rows = [json.loads(line) for line in (tmp_path / "sparse" / "metrics.jsonl").read_text().splitlines()]
-    assert results["sparse"]["heldout_loss"] == rows[-1]["heldout_loss"]
+    assert results["sparse"].heldout("loss") == rows[-1]["heldout_loss"]
     assert "routing_saturation" in rows[-1] and "load_balancing_loss" in rows[0]
     assert RoutingTrace.load(tmp_path / "routing" / "trace.npz").top_k == 4
     page = (tmp_path / "report.html").read_text()
