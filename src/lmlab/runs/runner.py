@@ -192,14 +192,14 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
     return planned
 
 
-def _going_on(entry: RecipeStage, record: Any, content: Mapping[str, Any], path: Path) -> str:
+def _going_on(entry: RecipeStage, record: StageRecord | None, content: Mapping[str, Any], path: Path) -> str:
     """How a stage goes on whose configuration alone has changed; nothing if it cannot, or need not."""
     if record is None:
         return ""
-    before = record["content"]
+    before = record.content
     if before.get("config") == content["config"] or {**before, "config": None} != {**content, "config": None}:
         return ""
-    return entry.stage.continues(entry.config, before["config"], record["state"] == "done", path) or ""
+    return entry.stage.continues(entry.config, before["config"], record.state == "done", path) or ""
 
 
 def stored_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
