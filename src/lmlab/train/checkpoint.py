@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor
 
-from lmlab.distributed import control_group, from_all, from_main, world
-from lmlab.errors import LmlabError
+from lmlab.distributed import control_group, from_all, from_main, wait_for_all, world
+from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_json, sha256_file, write_json
 from lmlab.models import named_tensors
 from lmlab.models.lora.adapt import adapters
+from lmlab.progress import console, short
+from lmlab.train.limits import is_disk_full
 from lmlab.train.mirror import Mirror
 from lmlab.train.optimizer import Optimizers
 
@@ -38,6 +41,10 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 warnings.filterwarnings(
     "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
 )  # one process is no mishap
+
+
+class DamagedCheckpoint(LmlabError):
+    """A checkpoint's file is missing or is not what was written."""
 
 
 class Checkpoints:
@@ -72,7 +79,11 @@ class Checkpoints:
     def save(
         self, step: int, model: nn.Module, optimizers: Optimizers, state: Mapping[str, Any], *, pinned: bool = False
     ) -> None:
-        """Write the checkpoint of `step`, and remove those that need not be kept; in the background if that is set."""
+        """Write the checkpoint of `step`, and remove those that need not be kept; in the background if that is set.
+
+        Raises:
+            LmlabError: the disk is full. The checkpoints before it are whole.
+        """
         self.wait()
         temporary = self.directory / f".step-{step:08d}.tmp"
         if world().is_main:
@@ -87,13 +98,51 @@ class Checkpoints:
             "no_dist": not dist.is_initialized(),
         }
         record = {"step": step, "pinned": pinned, "processes": world().size, **state}
+        size = sum(each.numel() * each.element_size() for each in tensors.values()) // world().size
+        with self._told_if_full(temporary, step, size):
+            self._write(temporary, step, record, tensors, settings, size)
+
+    def _write(
+        self,
+        temporary: Path,
+        step: int,
+        record: dict[str, Any],
+        tensors: dict[str, Tensor],
+        settings: dict[str, Any],
+        size: int,
+    ) -> None:
         if self.in_background:
             written = async_save(tensors, **settings)
             assert isinstance(written, Future)
-            self._pending = self._thread.submit(self._finish, temporary, step, record, written)
+            self._pending = self._thread.submit(self._finish_behind, temporary, step, record, written, size)
         else:
             save(tensors, **settings)
             self._finish(temporary, step, record, None)
+
+    def _finish_behind(
+        self, temporary: Path, step: int, record: dict[str, Any], written: Future[Any], size: int
+    ) -> None:
+        with self._told_if_full(temporary, step, size):
+            self._finish(temporary, step, record, written)
+
+    @contextmanager
+    def _told_if_full(self, temporary: Path, step: int, size: int) -> Iterator[None]:
+        """Say what a checkpoint needs where the disk has no room for it, and take away what was written of it."""
+        try:
+            yield
+        except BaseException as error:  # what PyTorch's checkpointing raises is no Exception
+            if not is_disk_full(error):
+                raise
+            free = shutil.disk_usage(self.directory).free
+            shutil.rmtree(temporary, ignore_errors=True)
+            whole = checkpoints(self.directory)
+            kept = f"that of step {int(whole[-1].name.removeprefix('step-'))} is whole" if whole else "none was written"
+            raise LmlabError(
+                f"The disk of '{self.directory}' is full, or a limit on files is reached: the checkpoint of step {step}"
+                f" needs {_size(size)}, {_size(free)} were free; {kept}.",
+                "Free some space, lower trainer.keep_checkpoints, or move the run's directory to a larger disk, and run"
+                " the same command again: it goes on from there.",
+            ) from error
 
     def _finish(self, temporary: Path, step: int, record: dict[str, Any], written: Future[Any] | None) -> None:
         if written is not None:
@@ -119,11 +168,11 @@ class Checkpoints:
             self._retain()
 
     def _retain(self) -> None:
-        saved = checkpoints(self.directory)
-        states = {path: read_json(path / "state.json") for path in saved}
+        states = _readable(checkpoints(self.directory))
+        saved = list(states)  # a damaged one stays where it is: removing it is for the user
         kept = (
             set(saved[-self.keep :])
-            | {path for path in saved if states[path]["pinned"]}
+            | {path for path in saved if states[path].get("pinned")}
             | {best_of(states, self.best_by)}
         )
         for path in saved:
@@ -142,6 +191,45 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
+    def load_newest(self, model: nn.Module, optimizers: Optimizers) -> dict[str, Any] | None:
+        """Restore the newest checkpoint that is whole, in place; return its state, or None if there is none at all.
+
+        Damaged ones after it are set aside under another name, which is said.
+
+        Raises:
+            LmlabError: there are some, and none is whole; or it does not fit the model.
+        """
+        self.latest()
+        names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
+        saved = [self.directory / name for name in sorted(from_main(names), reverse=True) if _NAME.fullmatch(name)]
+        damaged: dict[Path, str] = {}
+        for path in saved:
+            try:
+                state = load_checkpoint(path, model, optimizers)
+            except DamagedCheckpoint as error:
+                damaged[path] = error.message
+                continue
+            if world().is_main:
+                for each, why in damaged.items():
+                    aside = each.with_name(f"{each.name}.damaged")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.replace(each, aside)
+                    console.print(
+                        f"{why} It is set aside as '{aside.name}'; training goes on from the checkpoint before it, of"
+                        f" step {state['step']}.",
+                        style="yellow",
+                    )
+            wait_for_all()
+            return state
+        if damaged:
+            other = ", or remove them all to take those of the mirror" if self._mirror is not None else ""
+            first = next(iter(damaged.values()))
+            raise LmlabError(
+                f"None of the {len(damaged)} checkpoints in '{self.directory}' is whole. {first}",
+                f"Copy one back from elsewhere{other}; remove the folder to begin anew at step 0.",
+            )
+        return None
+
     def latest(self) -> Path | None:
         """The newest checkpoint, from the mirror if there is none here."""
         if world().is_main and self._mirror is not None and not checkpoints(self.directory):
@@ -159,6 +247,19 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
         return tensors
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in tensors.items() if name not in frozen}
+
+
+def _readable(saved: list[Path]) -> dict[Path, dict[str, Any]]:
+    """The states of those checkpoints that have one."""
+    found = {}
+    for path in saved:
+        try:
+            state = read_json(path / "state.json")
+        except UserError:
+            continue
+        if isinstance(state, dict):
+            found[path] = state
+    return found
 
 
 def best_of(states: Mapping[Path, Mapping[str, Any]], best_by: str | None) -> Path | None:
@@ -203,17 +304,29 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """Compare every file of a checkpoint with its hash; return its state. The processes share the work.
 
     Raises:
-        LmlabError: a file is missing or damaged.
+        DamagedCheckpoint: a file is missing or damaged.
     """
-    state: dict[str, Any] = read_json(path / "state.json")
+    try:
+        state: dict[str, Any] = read_json(path / "state.json")
+    except UserError as error:
+        raise DamagedCheckpoint(f"The checkpoint '{path}' is damaged: {error.message}", _remedy(path)) from None
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and isinstance(state.get("files"), dict)):
+        raise DamagedCheckpoint(
+            f"The checkpoint '{path}' is damaged: its state.json is not what was written.", _remedy(path)
+        )
     names = sorted(state["files"])[world().rank :: world().size]
     damaged = [name for name in names if not (path / name).exists() or sha256_file(path / name) != state["files"][name]]
     for name in (name for part in from_all(damaged) for name in part):
-        raise LmlabError(
-            f"The checkpoint file '{path / name}' is damaged or missing.",
-            f"Remove '{path}' and run again: training goes on from the checkpoint before it.",
-        )
+        raise DamagedCheckpoint(f"The checkpoint file '{path / name}' is damaged or missing.", _remedy(path))
     return state
+
+
+def _size(count: int) -> str:
+    return f"{short(count)}B"
+
+
+def _remedy(path: Path) -> str:
+    return f"Remove '{path}' and run again: the checkpoint before it is taken."
 
 
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,25 @@ from torch.distributed.tensor import DTensor
 from lmlab.data import Batch, Loader
 from lmlab.distributed import world
 from lmlab.errors import Interrupted, LmlabError, UserError
-from lmlab.hardware import gemm_flops, peak_memory_bytes, select_device, select_dtype, synchronize
-from lmlab.progress import console, progress
+from lmlab.hardware import gemm_flops, memory_bytes, peak_memory_bytes, select_device, select_dtype, synchronize
+from lmlab.models import Transformer
+from lmlab.models.lora.adapt import adapters
+from lmlab.progress import console, progress, short
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.config import TrainerConfig
+from lmlab.train.cost import estimate
 from lmlab.train.interrupt import Stopped, StopRequest
+from lmlab.train.limits import KillWatch, is_out_of_memory
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimizer import Optimizers
 from lmlab.train.parallelism.parallel import clip_gradients, parallelize, synchronize_gradients
 from lmlab.train.plan import Plan, go_on
 from lmlab.train.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
+
+_LESS_MEMORY = (
+    "Lower trainer.micro_batch_size (the result is the same), or set trainer.recompute_blocks to 1; then run the same"
+    " command again: it goes on from the newest checkpoint."
+)
 
 
 class Trainer:
@@ -97,6 +106,7 @@ class Trainer:
         self._figures: dict[str, float] = {}  # of the last step, if it was evaluated
         self._best = math.inf
         self._read = loader.state()  # of the last whole step
+        self._whole = True  # no step of the optimizer is under way
         self._unfinished: dict[str, Any] | None = None  # its row, if its evaluation was stopped
 
     def _prepare(self, model: nn.Module, materialize: Callable[[Any], Any] | None) -> nn.Module:
@@ -128,8 +138,19 @@ class Trainer:
 
         Raises:
             Interrupted: stopped by a signal; a checkpoint was written.
-            LmlabError: the loss or the gradient is not finite.
+            LmlabError: the loss or the gradient is not finite; memory or disk are full.
         """
+        watch = KillWatch(self.directory)
+        if self.world.is_main:
+            watch.begin(_LESS_MEMORY)
+        try:
+            with self._told_if_out_of_memory():
+                return self._fit()
+        finally:
+            if self.world.is_main:
+                watch.end()
+
+    def _fit(self) -> dict[str, Any]:
         self._resume()
         total = self.total_steps
         log = (
@@ -181,6 +202,51 @@ class Trainer:
         pinned = self.step in self.plan.pinned
         if last or self._is_best() or pinned or _every(self.config.checkpoint_every, self.step):
             self._checkpoint(pinned=pinned)
+
+    @contextmanager
+    def _told_if_out_of_memory(self) -> Iterator[None]:
+        """Say what is needed where memory does not suffice. Weights are changed by whole steps alone, so that the
+        checkpoints are good, and one of the last step is added if that can be.
+        """
+        try:
+            yield
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            needs = self._needs()
+        self.optimizers.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise LmlabError(
+            f"Out of memory on {self.device} at step {self.step + 1}, with micro-batches of {self.rows_at_once} rows."
+            f"{needs} {self._save_before_the_end()}",
+            _LESS_MEMORY,
+        )
+
+    def _needs(self) -> str:
+        """What the training needs on paper, and what there is."""
+        device = self.device
+        there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()
+        of = f" of {short(there)}B" if there else ""
+        tokens = self.plan.tokens_per_step
+        if not isinstance(self.model, Transformer) or tokens is None or adapters(self.model):
+            return ""
+        row = tokens // self.config.batch_size
+        needs = estimate(self.model.config, row, self.config, self.world, self.dtype)
+        return f" On paper it needs {short(needs.memory)}B{of}, {short(needs.activations)}B of it for them."
+
+    def _save_before_the_end(self) -> str:
+        saved = checkpoints(self.directory / "checkpoints")
+        newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        if self._whole and self.world.size == 1 and self.step > newest:
+            try:
+                self._checkpoint()
+                self.checkpoints.wait()
+                newest = self.step
+            except MemoryError:  # there is not even enough for that; the one before it stays
+                pass
+        return f"The checkpoint of step {newest} is whole." if newest else "No step was made yet."
 
     def _settle(self) -> None:
         """After an error: let the checkpoint that is being written be finished, and say so if it cannot be."""
@@ -238,7 +304,9 @@ class Trainer:
         norm = self._clip(count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(loss, norm)
+        self._whole = False
         self.optimizers.step()
+        self._whole = True
         self.optimizers.zero_grad()
         figures |= after_step(self.step_function, self.model)
         synchronize(self.device)
@@ -317,13 +385,12 @@ class Trainer:
         self.paused += time.perf_counter() - start
 
     def _resume(self) -> None:
-        latest = self.checkpoints.latest()
-        if latest is None:
+        state = self.checkpoints.load_newest(self.model, self.optimizers)
+        if state is None:
             path, with_optimizer = self._start
             if path is not None:
                 load_checkpoint(path, self.model, self.optimizers if with_optimizer else None)
             return
-        state = load_checkpoint(latest, self.model, self.optimizers)
         self.plan, how = go_on(Plan.of(state["plan"]), self.plan, state["step"])
         for line in (how, *self._changes(state)):
             if line and self.world.is_main:
