@@ -7,22 +7,37 @@ import os
 import signal
 import sys
 import traceback
-from importlib.metadata import entry_points
+from functools import lru_cache
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from lmlab import __version__
+from lmlab import __version__, plugins
 from lmlab.commands import ask, data, doctor, evaluation, launch, models, recipes, serve
 from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_unforeseen
 from lmlab.terminal import printable
 
-ENTRY_POINTS = "lmlab.commands"
 _DEBUG = "--debug"
 
 
 class _Commands(TyperGroup):
+    """The commands of the core, and those of the methods, which are loaded when they are called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All of them; the methods have a panel of their own."""
+        return [*super().list_commands(ctx), *_methods()]
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """A command; of a method only what the list of commands shows."""
+        return _shown(name) if name in _methods() else super().get_command(ctx, name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """What is called."""
+        if args and args[0] in _methods():
+            return args[0], _loaded(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Typer would end it with a bare "Aborted" and another exit code on a signal."""
         try:
@@ -45,9 +60,32 @@ for part in (recipes, models, serve, ask):
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(data.app, name="data")
 app.add_typer(launch.app, name="launch")
-for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-    app.add_typer(point.load(), name=point.name, rich_help_panel="Methods")
 app.add_typer(doctor.app)
+
+
+@lru_cache(maxsize=1)
+def _methods() -> dict[str, plugins.Method]:
+    """The methods by their commands."""
+    return {method.command: method for method in plugins.methods().values()}
+
+
+@lru_cache(maxsize=64)
+def _shown(command: str) -> Any:
+    """A method's line in the list of commands, which its manifest tells."""
+    method = _methods()[command]
+    line = TyperGroup(name=command, help=method.help, short_help=method.help, rich_help_panel="Methods")
+    line.rich_markup_mode = "rich"
+    return line
+
+
+def _loaded(command: str) -> Any:
+    """A method's commands."""
+    method = _methods()[command]
+    application = plugins.load(method.cli)
+    application.info.name, application.info.help = command, method.help
+    found = typer.main.get_command(application)
+    found.name = command
+    return found
 
 
 @app.callback(invoke_without_command=True)

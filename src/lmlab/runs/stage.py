@@ -1,7 +1,6 @@
 """A stage: one step of a recipe, with a configuration, inputs, an output directory, and a section of the report.
 
-Stages are found through the entry-point group `lmlab.stages`, so that methods (and other packages) add their own
-without touching the core.
+Stages are found by `lmlab.plugins`, so that methods (and other packages) add their own without touching the core.
 """
 
 from __future__ import annotations
@@ -9,18 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
+from lmlab import plugins
 from lmlab.config import Config, field_marks
-from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json, write_json
 from lmlab.reports import Section
 from lmlab.runs.artifacts import Artifact, Documents, Model, Questions, Tokens, Vocabulary
 from lmlab.runs.record import Results, StageRecord
-
-ENTRY_POINTS = "lmlab.stages"
 
 
 @dataclass(frozen=True)
@@ -164,10 +160,7 @@ class Stage(ABC, Generic[C, R]):
 
 def find_stage(kind: str, where: str) -> Stage[Any, Any]:
     """The stage called `kind`; an unknown one is a `UserError` with the nearest name."""
-    known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if kind not in known:
-        raise UserError(f"{where}: unknown kind of stage '{kind}'. {did_you_mean(kind, known)}")
-    stage: Stage[Any, Any] = known[kind].load()()
+    stage: Stage[Any, Any] = plugins.find("stages", kind, "kind of stage", where)()
     return stage
 
 

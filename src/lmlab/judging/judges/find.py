@@ -9,15 +9,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from lmlab.errors import UserError, did_you_mean
+from lmlab import plugins
 from lmlab.judging.config import Mode
 from lmlab.judging.judge import Judge
-
-ENTRY_POINTS = "lmlab.judges"
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,5 @@ def make_judge(
         UserError: no such judge, or a wrong option.
     """
     kind = text.partition(":")[0]
-    known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if kind not in known:
-        raise UserError(f"There is no judge '{text}'.", did_you_mean(kind, known))
-    make: JudgeMaker = known[kind].load()
+    make: JudgeMaker = plugins.find("judges", kind, "judge", f"'{text}'")
     return make(text, JudgeOptions(mode, generations, cache, endpoint))

@@ -1,0 +1,96 @@
+"""What methods and other packages add to lmlab, found by entry points and loaded only when it is used.
+
+A method is one entry point in the group `lmlab.methods`, its manifest: a `Method` of strings. From it come its command,
+its stages and whatever else it registers (document sources, kinds of tasks, judges), and its rows in tables. A package
+that only adds one thing registers that in a group of its own, such as `lmlab.stages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from lmlab.errors import UserError, did_you_mean
+
+Group = Literal["stages", "sources", "tasks", "judges", "detectors"]
+
+_METHODS = "lmlab.methods"
+
+
+@dataclass(frozen=True)
+class Method:
+    """The manifest of a method: strings only, so that reading it loads nothing else.
+
+    Attributes:
+        title: its name in tables.
+        question: the question that it answers for a user.
+        paper: authors and year; `url` leads to it.
+        command: `lmlab COMMAND`; `cli` is where its Typer application is, and `help` what `lmlab --help` says of it.
+        page: its page below docs/.
+        published: a figure of the paper; `reached` is ours, measured as the page says.
+        extras: optional dependencies of lmlab that it needs (`pip install 'lmlab[EXTRA]'`).
+        stages, sources, tasks, judges, detectors: kinds that it registers: name -> "module:attribute".
+    """
+
+    title: str
+    question: str
+    paper: str
+    url: str
+    command: str
+    cli: str
+    help: str
+    page: str
+    published: str = ""
+    reached: str = ""
+    extras: tuple[str, ...] = ()
+    stages: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    judges: Mapping[str, str] = field(default_factory=dict)
+    detectors: Mapping[str, str] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=1)
+def methods() -> dict[str, Method]:
+    """The manifests of all installed methods by their packages' names, in the order of their commands."""
+    found = {point.name: point.load() for point in entry_points(group=_METHODS)}
+    return dict(sorted(found.items(), key=lambda each: each[1].command))
+
+
+def known(group: Group) -> list[str]:
+    """The names that are registered in a group."""
+    return sorted(_places(group))
+
+
+def find(group: Group, name: str, called: str, where: str) -> Any:
+    """What is registered under a name.
+
+    Arguments:
+        called: what it is, for the message: "kind of stage".
+        where: the place in the user's files that names it.
+
+    Raises:
+        UserError: nothing is, with the nearest name.
+    """
+    places = _places(group)
+    if name not in places:
+        raise UserError(f"{where}: unknown {called} '{name}'. {did_you_mean(name, places)}")
+    return load(places[name])
+
+
+def load(place: str) -> Any:
+    """The object at "module:attribute"."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@lru_cache(maxsize=8)
+def _places(group: Group) -> dict[str, str]:
+    places = {point.name: point.value for point in entry_points(group=f"lmlab.{group}")}
+    for method in methods().values():
+        places |= getattr(method, group)
+    return places
