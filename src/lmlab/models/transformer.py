@@ -209,7 +209,9 @@ class Transformer(nn.Module):
             scores_BC = self._scores(hidden_BTD, self.score, valid_BT, scores_at_BN)
             return TransformerOutput(hidden_BTD, scores_BC=scores_BC, routers=routers, router_losses=router_losses)
         if not self.config.lm_head and (labels_BT is not None or targets is not None or logits not in (None, "none")):
-            raise ValueError("a model without lm_head gives hidden states, and neither logits nor losses")
+            raise UserError(
+                "The model is an encoder: it gives hidden states, and neither next-token logits nor losses."
+            )
         loss = None if labels_BT is None else self._loss(hidden_BTD, labels_BT, z_loss, shared)
         token_scores = (
             None

@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.models.formats.hf import NATIVE, compare_with_transformers, from_pretrained, save_pretrained
+from lmlab.models.formats.hf import (
+    NATIVE,
+    compare_with_transformers,
+    from_pretrained,
+    read_settings,
+    save_pretrained,
+)
 from lmlab.models.formats.peft import load_lora
 from lmlab.models.lora.adapt import remove_lora
 from lmlab.models.transformer import Transformer
@@ -23,7 +29,8 @@ class Conversion:
 
     Attributes:
         model_type: a Hugging Face family, or "lmlab" when none has the model's features.
-        difference: the largest difference to the logits of `transformers`, if it was asked for.
+        difference: the largest difference to the logits of `transformers`, or of an encoder to its hidden states, if it
+            was asked for.
     """
 
     model_type: str
@@ -53,11 +60,12 @@ def convert(
         model: what is written, in place of the model in `source`, from which then only the tokenizer and the settings
             are taken.
         adapter: LoRA adapters to fold into the weights.
-        check: compare the logits of what was written with those of `transformers`, in fp32.
+        check: compare the logits of what was written (of an encoder: its hidden states) with those of `transformers`,
+            in fp32.
 
     Raises:
         UserError: the target holds a model, or the source cannot be read.
-        LmlabError: the logits differ by more than 1e-4.
+        LmlabError: these differ by more than 1e-4.
     """
     if (target / "config.json").exists():
         raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
@@ -80,11 +88,20 @@ def convert(
             f"'{target}' was written, but the check compares next-token logits, which a model with a scalar head has"
             " not."
         )
-    ids = torch.randint(0, model.config.vocab_size, (2, _CHECKED_TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        0,
+        model.config.vocab_size,
+        (2, min(_CHECKED_TOKENS, model.config.max_seq_len)),
+        generator=torch.Generator().manual_seed(0),
+    )
+    if (padding := read_settings(target).get("pad_token_id")) is not None:
+        ids[ids == padding] = (padding + 1) % model.config.vocab_size  # RoBERTa takes it for padding wherever it stands
     with torch.no_grad():
-        logits = from_pretrained(target)(ids).logits_BTV
-    assert logits is not None
-    difference = compare_with_transformers(target, ids, logits)
-    if not difference <= _TOLERANCE * max(1.0, float(logits.abs().max())):
-        raise LmlabError(f"The logits of '{target}' differ by {difference:.1e} in transformers.")
+        output = from_pretrained(target)(ids)
+    hidden = output.logits_BTV is None
+    ours = output.hidden_BTD if output.logits_BTV is None else output.logits_BTV
+    difference = compare_with_transformers(target, ids, ours, hidden=hidden)
+    if not difference <= _TOLERANCE * max(1.0, float(ours.abs().max())):
+        what = "hidden states" if hidden else "logits"
+        raise LmlabError(f"The {what} of '{target}' differ by {difference:.1e} in transformers.")
     return Conversion(model_type, parameters, difference)

@@ -5,7 +5,8 @@ each tensor.
 from __future__ import annotations
 
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.family import Family, Settings
+from lmlab.models.formats.encoders import ENCODERS
+from lmlab.models.formats.family import PLAIN, Family, Settings
 from lmlab.models.formats.layer_kinds import (
     read_all_windows,
     read_layer_types,
@@ -16,25 +17,8 @@ from lmlab.models.formats.layer_kinds import (
     write_sparse_layers,
 )
 
-_PLAIN: Settings = {
-    "token_types": 0,
-    "embedding_norm": False,
-    "lm_head": True,
-    "pooler": False,
-    "norm_weight": True,
-    "norm_offset": False,
-    "rotary_layers": None,
-    "attention_scale": None,
-    "attention_soft_cap": None,
-    "clip_qkv": None,
-    "parallel_residual": False,
-    "embedding_scale": 1.0,
-    "residual_multiplier": 1.0,
-    "logit_scale": 1.0,
-    "logit_soft_cap": None,
-}
 _LLAMA_FEATURES: Settings = {
-    **_PLAIN,
+    **PLAIN,
     "norm": "rmsnorm",
     "norm_bias": False,
     "norm_position": "pre",
@@ -101,7 +85,7 @@ _STACKED = {
     "blocks.{i}.ffn.experts.down": "layers.{i}.mlp.experts.down_proj",
 }
 _GPT_FEATURES: Settings = {
-    **_PLAIN,
+    **PLAIN,
     "norm": "layernorm",
     "norm_bias": True,
     "qk_norm": "none",
@@ -634,4 +618,5 @@ FAMILIES = (
         equal_keys={"word_embed_proj_dim": "hidden_size"},
         fits=_plain_heads,
     ),
+    *ENCODERS,
 )

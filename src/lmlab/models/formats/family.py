@@ -11,6 +11,26 @@ from lmlab.models.config import ModelConfig
 Settings = dict[str, Any]
 Windows = Literal["none", "all", "layers"]
 
+PLAIN: Settings = {
+    "causal": True,
+    "token_types": 0,
+    "embedding_norm": False,
+    "lm_head": True,
+    "pooler": False,
+    "norm_weight": True,
+    "norm_offset": False,
+    "rotary_layers": None,
+    "attention_scale": None,
+    "attention_soft_cap": None,
+    "clip_qkv": None,
+    "parallel_residual": False,
+    "embedding_scale": 1.0,
+    "residual_multiplier": 1.0,
+    "logit_scale": 1.0,
+    "logit_soft_cap": None,
+}
+"""What no architecture has unless its row of the table says so."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -33,6 +53,7 @@ class Family:
         interleaved: fused matrices hold the parts of one head after the other.
         head: their name of the head.
         renamed: beginnings of names of tensors in some checkpoints, to those of the table.
+        unread: beginnings of names of tensors that lmlab leaves in the file, such as the heads of encoders.
         equal_keys: keys that must have the same value as another one.
         other_keys: second names of keys.
         windows: which layers may have sliding windows: `none`; `all` or none; or any, by `layer_types`.
@@ -59,6 +80,7 @@ class Family:
     interleaved: bool = False
     head: str = "lm_head"
     renamed: dict[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     equal_keys: dict[str, str] = field(default_factory=dict)
     other_keys: dict[str, str] = field(default_factory=dict)
     experts: dict[str, tuple[str, ...]] = field(default_factory=dict)

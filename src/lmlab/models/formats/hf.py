@@ -138,7 +138,7 @@ def save_pretrained(
     else:
         written = dtype or next(iter(parameters.values())).dtype
         settings = to_settings(model.config, family) | {"dtype": str(written).removeprefix("torch.")}
-    write_json(directory / "config.json", settings | dict.fromkeys(_TOKENS) | token_ids | given)
+    write_json(directory / "config.json", dict.fromkeys(_TOKENS) | settings | token_ids | given)
     return str(settings["model_type"])
 
 
@@ -213,6 +213,10 @@ def _build(
         config = ModelConfig.model_validate(config.model_dump() | {"tie_embeddings": False})
         layout = Layout(config, layout.family, _shapes(config))
         layout.take_stacked(stored.shapes)
+    if config.pooler and layout.family is not None and "pooler.dense.weight" not in names:
+        # config.json does not say whether there is one
+        config = ModelConfig.model_validate(config.model_dump() | {"pooler": False})
+        layout = Layout(config, layout.family, _shapes(config))
     found = {name: stored.shapes[original] for name, original in names.items()}
     problems = layout.problems(found)
     if head_seed is not None:
@@ -392,25 +396,28 @@ def _find_gguf(path: Path) -> Path | None:
     return None
 
 
-def compare_with_transformers(directory: Path, input_ids_BT: Tensor, logits_BTV: Tensor) -> float:
+def compare_with_transformers(directory: Path, input_ids_BT: Tensor, ours: Tensor, *, hidden: bool = False) -> float:
     """The largest difference of the logits that `transformers` computes from a saved directory, in fp32.
 
     Arguments:
-        logits_BTV: ours, of the same ids.
+        ours: our logits of the same ids, [B, T, V].
+        hidden: compare final hidden states, [B, T, D], in place of logits, as encoders give.
 
     Raises:
         UserError: `transformers` is not installed.
     """
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
-        raise missing_extra("transformers", "hf", "Comparing logits") from None
+        raise missing_extra("transformers", "hf", "Comparing with transformers") from None
     logging.disable_progress_bar()
+    auto = AutoModel if hidden else AutoModelForCausalLM
     # the fused kernels there leave the caps on scores out
-    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = auto.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        return float((logits_BTV - theirs(input_ids_BT).logits).abs().max())
+        output = theirs(input_ids_BT)
+        return float((ours - (output.last_hidden_state if hidden else output.logits)).abs().max())
 
 
 __all__ = [

@@ -17,7 +17,8 @@ from lmlab.models.formats.family import Family
 
 Shape = tuple[int, ...]
 _MIXED = "Export the model again in one layout."
-_IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+# buffers that older versions of transformers wrote: what they hold follows from the configuration
+_IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".position_ids")
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,11 @@ class Layout:
 
     def canonical(self, stored: str) -> str:
         """Their name of a tensor as a complete model would have it: some checkpoints hold the body alone, without its
-        prefix.
+        prefix, or with another; files that were made from TensorFlow's call the weights of norms gamma and beta.
         """
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if stored.endswith(old):
+                stored = stored.removesuffix(old) + new
         if stored in self.shapes:
             return stored
         for beginning, name in (self.family.renamed if self.family is not None else {}).items():
@@ -135,9 +139,15 @@ class Layout:
         """Every missing, unexpected and mis-shaped tensor of a checkpoint whose tensors have these (canonical) names
         and shapes.
         """
+        unread = () if self.family is None else self.family.unread
         problems = [f"missing {name}" for name in self.shapes if name not in found]
         unexpected = [
-            name for name in found if name not in self.shapes and not name.endswith(_IGNORED) and name != self.head
+            name
+            for name in found
+            if name not in self.shapes
+            and not name.endswith(_IGNORED)
+            and not name.startswith(unread)
+            and name != self.head
         ]
         problems += [f"unexpected {name}" for name in unexpected]
         problems += [
