@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
@@ -39,6 +40,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+# A shared machine is slow at times, which is no fault of what is tested
+hypothesis.settings.register_profile("lmlab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("lmlab")
 
 
 @dataclass

@@ -280,3 +280,32 @@ def test_a_report_needs_neither_the_sources_nor_the_directory_that_the_run_was_s
     (out / "report.html").unlink()
     assert lmlab("report", out).code == 0
     assert "The report" in (out / "report.html").read_text("utf-8")
+
+
+def test_a_run_keeps_no_secrets(lmlab, recipe, tmp_path):
+    def with_secret(key):
+        def change(data):
+            stages = {name: data["stages"][name] for name in ("documents", "tokenizer", "tokens")}
+            stages["documents"]["sources"][0]["tests"] = False
+            title = f"Of s3://me:{key}@bucket/x"
+            data["stages"] = stages | {"report": {"kind": "report", "title": title}}
+            data["description"] = f"What https://host/x?X-Amz-Signature={key}&n=3 has."
+
+        return change
+
+    out, secret = tmp_path / "run", "sEcr3t-of-mine"
+    first = lmlab("run", recipe(with_secret(secret)), "--out", out)
+    assert first.code == 0, first.err
+    assert not [path.name for path in out.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert "***@" in (out / "recipe.yaml").read_text() and "***@" in (out / "report.html").read_text("utf-8")
+    again = lmlab("run", recipe(with_secret("another")), "--out", out)  # a new key is no new configuration
+    assert again.code == 0 and again.err.count("done before") == 4
+
+
+def test_a_stored_recipe_whose_source_had_secrets_asks_for_them(lmlab, recipe, tmp_path):
+    def change(data):
+        data["stages"] = {"documents": data["stages"]["documents"]}
+        data["stages"]["documents"]["sources"] = [{"kind": "text", "path": "s3://***@bucket/x.txt"}]
+
+    found = lmlab("run", recipe(change), "--out", tmp_path / "run")
+    assert found.code == 2 and "stored without its secrets" in found.err and "environment" in found.err

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 from lmlab.redaction import redact
 
@@ -43,6 +47,61 @@ class Interrupted(LmlabError):
     """Stopped on request (Ctrl-C or SIGTERM) with everything saved."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+_DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, RuntimeError, TypeError, ValueError)
+_DAMAGE_OF_LIBRARIES = {"BadZipFile", "SafetensorError", "error", "LZMAError", "ZstdError", "ArrowException"}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def reads(what: str) -> Callable[[F], F]:
+    """Decorate a function that reads a file or directory of the user's, which may be damaged in any way.
+
+    What a missing key, a wrong type or a damaged file makes fail in it is a `UserError` that names the first path among
+    its arguments. Where a reader can say more, it raises errors of its own, which pass. `--debug` shows the cause.
+
+    Arguments:
+        what: the file ought to hold, such as "a circuit".
+    """
+
+    def decorate(read: F) -> F:
+        if inspect.isgeneratorfunction(read):
+
+            @functools.wraps(read)
+            def iterated(*arguments: Any, **named: Any) -> Iterator[Any]:
+                with _damage(what, [*arguments, *named.values()]):
+                    yield from read(*arguments, **named)
+
+            return cast(F, iterated)
+
+        @functools.wraps(read)
+        def called(*arguments: Any, **named: Any) -> Any:
+            with _damage(what, [*arguments, *named.values()]):
+                return read(*arguments, **named)
+
+        return cast(F, called)
+
+    return decorate
+
+
+@contextmanager
+def _damage(what: str, arguments: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if type(error) is LmlabError:
+            raise UserError(error.message, error.remedy) from error  # what is read is the user's
+        of_library = type(error).__name__ in _DAMAGE_OF_LIBRARIES or (isinstance(error, OSError) and not error.errno)
+        if isinstance(error, LmlabError | MemoryError | UnicodeEncodeError) or "OutOfMemory" in type(error).__name__:
+            raise
+        if not of_library and not isinstance(error, _DAMAGE):
+            raise
+        paths = [each for kind in (os.PathLike, str) for each in arguments if isinstance(each, kind)]
+        path = paths[0] if paths else "it"
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        if isinstance(error, KeyError):
+            reason = f"the key {error} is missing"
+        raise UserError(f"'{path}' is not {what}, or is damaged ({reason:.300}).", "Write or copy it again.") from error
 
 
 @contextmanager
@@ -116,5 +175,7 @@ def from_os_error(error: OSError) -> LmlabError:
             return UserError(f"{place} is a file where a directory is needed.", "Choose another directory with --out.")
         case errno.EISDIR:
             return UserError(f"{place} is a directory where a file is needed.")
+        case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL:
+            return UserError(f"{place:.300} is no usable path: {error.strerror}.")
         case _:
             return LmlabError(f"{error.strerror or error} ({place}).")

@@ -20,6 +20,7 @@ from typing import IO, Any
 import fsspec
 
 from lmlab.errors import UserError, missing_extra
+from lmlab.redaction import HIDDEN
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _BUFFER_BYTES = 2**20
@@ -207,6 +208,11 @@ def file_system(location: str) -> tuple[Any, str]:
     Raises:
         UserError: no such file system, or its package is not installed.
     """
+    if f"{HIDDEN}@" in location or f"={HIDDEN}" in location:
+        raise UserError(
+            f"'{location}' was stored without its secrets.",
+            "Run the recipe that has them, or let the environment hold them (AWS_ACCESS_KEY_ID and the like).",
+        )
     protocol = location.partition("://")[0]
     try:
         system, path = fsspec.core.url_to_fs(location)

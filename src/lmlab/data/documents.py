@@ -55,9 +55,11 @@ class Source(Protocol):
 def read_documents(path: Path) -> Iterator[Document]:
     """Yield the documents of a JSON lines file that `collect` wrote."""
     for number, row in enumerate(read_jsonl(path), 1):
-        try:
-            yield Document(**row)
-        except TypeError:
+        if not {"id", "text"} <= set(row) <= {"id", "text", "domain", "group"} or not all(
+            isinstance(value, str) for value in row.values()
+        ):
             raise UserError(
-                f"'{path}', line {number}: not a document; it needs the keys id, text, domain and group."
-            ) from None
+                f"'{path}', line {number}: not a document; it needs the keys id, text, domain and group, with texts.",
+                "Name a file that a stage collect wrote, or tokenize yours first: lmlab tokenize --help",
+            )
+        yield Document(**row)

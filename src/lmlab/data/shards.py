@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lmlab.data.documents import Document, Reject
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
-from lmlab.files import atomic_file, read_json, sha256_file, write_json
+from lmlab.files import atomic_file, read_mapping, sha256_file, write_json
 
 FORMAT = 2
 Kind = Literal["documents", "examples"]
@@ -181,7 +181,7 @@ class TokenizedCorpus:
                 f"'{directory}' holds no tokenised corpus (manifest.json is missing).",
                 "Write one with: lmlab tokenize --help",
             )
-        self.manifest = read_json(path)
+        self.manifest = read_mapping(path)
         found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
         if found != FORMAT:
             raise UserError(f"'{path}' has format {found}; this version reads format {FORMAT}.", "Tokenise it again.")

@@ -15,7 +15,7 @@ from lmlab.data.shards import ShardBuilder, TokenizedItem, hash_range, token_dty
 from lmlab.data.tokenizer import SpecialTokens, Tokenizer
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
-from lmlab.files import atomic_file, read_json
+from lmlab.files import atomic_file, read_mapping
 from lmlab.parsing import json_value
 from lmlab.progress import progress, short
 from lmlab.storage import open_binary, undamaged
@@ -141,7 +141,7 @@ def _finished(directory: Path, unit: _Unit, made_from: dict[str, Any]) -> dict[s
     path = directory / f"{unit.name}.json"
     if not path.exists():
         return None
-    entry: dict[str, Any] = read_json(path)
+    entry: dict[str, Any] = read_mapping(path)
     same = entry.get("source") == made_from and all(entry.get(key) == value for key, value in _made_by(unit).items())
     return entry if same and all((directory / f"{unit.name}.{part}.npy").exists() for part in entry["sha256"]) else None
 

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from lmlab.data.chat.template import ChatTemplate, Message
 from lmlab.data.special_tokens import Span, SpelledTokens
 from lmlab.data.tokenizer_files import read_tokenizer
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 from lmlab.files import write_json, write_text
 from lmlab.parsing import json_value
 
@@ -80,6 +80,7 @@ class Tokenizer:
         return cls(backend, END_OF_TEXT, END_OF_TEXT, special_tokens={"pad_token": END_OF_TEXT})
 
     @classmethod
+    @reads("the directory of a tokenizer")
     def load(cls, directory: Path | str) -> Tokenizer:
         """Read `tokenizer.json`, and what stands beside it about special tokens and chat templates.
 

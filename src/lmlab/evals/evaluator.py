@@ -105,7 +105,7 @@ def _load_other(directory: Path, device: torch.device, dtype: torch.dtype, reaso
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # it checks configurations by errors of many kinds
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{reason.message} Nor can transformers load it: {told}", reason.remedy) from None
     return model.to(device).eval()

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmlab.data import Reject, record_source
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file
 from lmlab.judging.votes import MISSING
 from lmlab.parsing import json_value
@@ -99,6 +99,7 @@ def check_labels(matrix: Any, k: int, where: str) -> Matrix:
     return labels
 
 
+@reads("a file of judgments")
 def read_judgments(location: str | Path) -> Iterator[Judgment]:
     """Judgments from a file or folder (Parquet, Arrow, JSON lines) in the published or the flat layout.
 

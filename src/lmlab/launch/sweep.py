@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import fan_out, num_cores
-from lmlab.files import read_json, write_json
+from lmlab.files import read_mapping, write_json
 from lmlab.parsing import parse_yaml
 from lmlab.progress import console, progress
+from lmlab.redaction import redact_all
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def run_sweep(
     with progress("runs", len(runs), "runs") as advance:
         for index, error in fan_out(_run, jobs, workers=workers or 1, backend=backend, gpus=gpus):
             run = runs[index]
-            results = read_json(run.directory / "results.json") if error is None else None
+            results = read_mapping(run.directory / "results.json") if error is None else None
             rows[index] = {
                 "name": run.name,
-                "overrides": run.overrides,
+                "overrides": redact_all(run.overrides),
                 "state": "failed" if error else "done",
                 "error": error,
                 "results": results,

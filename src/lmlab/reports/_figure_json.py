@@ -10,6 +10,8 @@ from lmlab.reports._style import house_template
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+from lmlab.redaction import redact
+
 # Plotly renders a subset of HTML in every label. Tags without attributes that only format text may pass.
 _BARE_TAG = re.compile(r"</?(?:b|i|em|strong|sub|sup|s|u|br|extra)\s*/?>", re.IGNORECASE)
 _UNSAFE_IN_SCRIPT = {
@@ -42,7 +44,7 @@ def escape_json(text: str) -> str:
 
 def escape_label(text: str) -> str:
     """Return plain text as Plotly label markup that shows it as it is."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return redact(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def neutralise(value: Any) -> Any:

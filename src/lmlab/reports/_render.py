@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lmlab.redaction import redact, redact_all
 from lmlab.reports._figure_json import escape_json, figure_json
 from lmlab.reports._palette import light_to_dark
 from lmlab.reports._scripts import resource, scripts_for
@@ -62,6 +63,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: redact(value) if type(value) is str else value,  # a page is passed on
     )
     environment.globals["template_of"] = _template_of
     environment.globals["columns_of"] = columns_of
@@ -86,7 +88,7 @@ def _graph_json(graph: Graph) -> Markup:
         "weight": graph.weight,
         "links": graph.links,
     }
-    return Markup(escape_json(json.dumps(content, allow_nan=False)))
+    return Markup(escape_json(json.dumps(redact_all(content), allow_nan=False)))
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 from lmlab.files import read_json
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Artifact(ABC):
     called: ClassVar[str]
 
     @classmethod
+    @reads("what is looked for there")
     def find(cls, place: str | Path) -> Self:
         """What lies at a place: the thing itself, the directory of a stage that gives it, or a run with one such stage.
 

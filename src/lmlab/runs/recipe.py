@@ -21,6 +21,7 @@ import yaml
 from lmlab.config import Config, apply_overrides, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_yaml
+from lmlab.redaction import redact_all
 from lmlab.runs.stage import InputField, Stage, find_stage, input_fields
 
 _STORED = "recipe.yaml"  # what a run keeps of its recipe
@@ -122,10 +123,10 @@ class Recipe:
         return cls(recipe.name, recipe.seed, recipe.description, tuple(stages))
 
     def to_yaml(self) -> str:
-        """The recipe with every default spelled out."""
+        """The recipe with every default spelled out, and without the secrets of locations."""
         stages = {each.name: {"kind": each.kind, **each.config.model_dump(mode="json")} for each in self.stages}
         data = {"name": self.name, "seed": self.seed, "description": self.description, "stages": stages}
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+        return yaml.safe_dump(redact_all(data), sort_keys=False, allow_unicode=True, width=120)
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:

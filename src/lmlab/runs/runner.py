@@ -28,6 +28,7 @@ from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
 from lmlab.files import remove_leftovers, sha256_json, write_json, write_text
 from lmlab.hardware import environment
 from lmlab.progress import console, duration
+from lmlab.redaction import redact, redact_all
 from lmlab.runs.recipe import Recipe, RecipeStage
 from lmlab.runs.record import NAME as RECORD
 from lmlab.runs.record import Results, StageRecord
@@ -94,7 +95,8 @@ def _lead(recipe: Recipe, directory: Path, redo: bool) -> dict[str, Results]:
             results[each.entry.name] = _run_stage(
                 each, recipe, directory, f"[{number}/{len(planned)}]", planned[: number - 1]
             )
-        write_json(directory / "results.json", {name: found.to_json() for name, found in results.items()})
+        found = {name: each.to_json() for name, each in results.items()}
+        write_json(directory / "results.json", redact_all(found))
         return results
 
 
@@ -159,11 +161,11 @@ def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
             key: fingerprints[value] if isinstance(value, str) else sha256_json(outside[key])
             for key, value in entry.inputs.items()
         }
-        depends_on = entry.stage.depends_on(entry.config)
+        depends_on = redact_all(entry.stage.depends_on(entry.config))  # a new key is no new source
         content: dict[str, Any] = {
             "kind": entry.kind,
             "version": entry.stage.version,
-            "config": influences(entry.config),
+            "config": redact_all(influences(entry.config)),
             "inputs": inputs,
             "seed": recipe.seed,
             "depends_on": sha256_json(depends_on),
@@ -251,7 +253,8 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
             "Run the same command again to go on.",
         ) from None
     seconds = time.monotonic() - start
-    done = {"state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": results.to_json()}
+    told = redact_all(results.to_json())
+    done = {"state": "done", "finished": _now(), "seconds": round(seconds, 2), "results": told}
     record.model_copy(update=done).write(path)
     console.print(markup("  [green]done[/green] in {}. {}", duration(seconds), entry.stage.summary(results)))
     return results
@@ -278,7 +281,7 @@ def _write_manifest(recipe: Recipe, planned: list[PlannedStage], directory: Path
         directory / "manifest.json",
         {
             "name": recipe.name,
-            "description": recipe.description,
+            "description": redact(recipe.description),
             "seed": recipe.seed,
             "created": _now(),
             "environment": environment(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmlab.config import Config
-from lmlab.files import read_json
+from lmlab.files import read_mapping
 from lmlab.reports import Block, Code, Details, Facts, Page, Section, Table, format_bytes, format_duration
 from lmlab.runs import PlannedStage, Results, Stage, StageContext, StageRecord
 
@@ -65,7 +65,7 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
                 each.entry.stage.summary(results),
             ]
         )
-    manifest = read_json(run / "manifest.json")
+    manifest = read_mapping(run / "manifest.json")
     shown = _told_apart(sections)
     shown.sort(key=lambda section: section.rank)
     if headlines:

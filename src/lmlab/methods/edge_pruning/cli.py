@@ -390,7 +390,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a page with the graph to explore, or the graph for other programs."""
-    from lmlab.files import read_json
+    from lmlab.files import read_mapping
     from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.edge_pruning.graph.formats import to_dot, to_graphml
     from lmlab.methods.edge_pruning.report import circuit_page
@@ -398,7 +398,7 @@ def report(
     found = Circuit.load(circuit)
     drawn = None
     if curves is not None:
-        content = read_json(curves)
+        content = read_mapping(curves)
         if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
             raise UserError(
                 f"'{curves}' holds no curves.",

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from lmlab.config import NO_INFLUENCE, Config
 from lmlab.errors import UserError
 from lmlab.evals import read_questions
-from lmlab.files import read_json, write_json
+from lmlab.files import read_mapping, write_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.methods.ladder.analysis.baselines import carry_forward, log_linear
 from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep
@@ -243,7 +243,7 @@ class LadderOutcome(Stage[OutcomeConfig, OutcomeResults]):
     def run(self, config: OutcomeConfig, context: StageContext) -> OutcomeResults:
         """Read both."""
         ladder, model = context.inputs["ladder"], context.inputs["model"]
-        found = read_json(ladder / "forecast.json")
+        found = read_mapping(ladder / "forecast.json")
         run = collect_run(model)
         if run is None or _ACCURACY not in run.metrics or VALIDATION not in run.metrics:
             raise UserError(

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmlab.config import validate
-from lmlab.errors import LmlabError, UserError
-from lmlab.files import read_json, read_yaml
+from lmlab.errors import LmlabError, UserError, reads
+from lmlab.files import read_mapping, read_yaml
 from lmlab.models import ModelConfig, MoEConfig, Transformer, named_tensors
 
 Kind = Literal["olmo", "olmo-core"]
@@ -53,6 +53,7 @@ _CORE = {
 }
 
 
+@reads("a model in a layout of OLMo")
 def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer:
     """Read a checkpoint of OLMo (`config.yaml`, `model.safetensors`) or OLMo-core (`config.json`, `model.safetensors`).
 
@@ -199,7 +200,7 @@ def _has_capacities(directory: Path) -> bool | None:
     """
     if not (directory / "config.json").exists():
         return None
-    found = read_json(directory / "config.json")
+    found = read_mapping(directory / "config.json")
     moe = ((found.get("model", found).get("block") or {}).get("feed_forward_moe")) or {}
     return None if "name" not in moe else moe["name"] != "dropless"
 
@@ -279,10 +280,11 @@ def _olmo_config(path: Path) -> ModelConfig:
     return validate(ModelConfig, data, f"'{path}'")
 
 
+@reads("a configuration of OLMo-core")
 def _core_config(path: Path) -> ModelConfig:
     if not path.exists():
         raise UserError(f"'{path.parent}' has no config.json.")
-    found = read_json(path)
+    found = read_mapping(path)
     model = found.get("model", found)
     block = model["block"]
     attention, moe, norm = block["attention"], block.get("feed_forward_moe"), block.get("layer_norm") or {}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.options import DryRun, Redo, Set, example
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,24 +114,27 @@ def judge_report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("judgments.html"),
 ) -> None:
     """Show how sure a judge is, what the order of texts does to it, and what labels are missing where."""
-    from lmlab.files import read_json
+    from lmlab.files import read_mapping
     from lmlab.judging import Judged, components, read_judgments, summarize
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.methods.qurating.report import judgment_sections
     from lmlab.reports import Page
 
     if (judged / "judging.json").exists():
-        figures = read_json(judged / "judging.json")
+        figures = read_mapping(judged / "judging.json")
     else:
         judgments = list(read_judgments(judged))
         connected = components([each.ids or each.texts for each in judgments])
         figures = summarize(Judged(judgments), generations) | {"judge": str(judged), "connected_sets": connected}
-    rows = [
-        [name, each["labels"], each["position_bias"], each["swap_consistency"]]
-        for name, each in figures["criteria"].items()
-    ]
-    print_rows(["criterion", "labels", "position bias", "same winner in both orders"], rows)
-    print(f"Page: {Page('Judgments', sections=judgment_sections(figures)).write(out)}")
+
+    @reads("what a judging found")
+    def show(path: Path) -> None:
+        shown = ("labels", "position_bias", "swap_consistency")
+        rows = [[name, *(each[key] for key in shown)] for name, each in figures["criteria"].items()]
+        print_rows(["criterion", "labels", "position bias", "same winner in both orders"], rows)
+        print(f"Page: {Page('Judgments', sections=judgment_sections(figures)).write(out)}")
+
+    show(judged)
 
 
 @app.command(

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.files import read_json
+from lmlab.errors import reads
+from lmlab.files import read_mapping
 from lmlab.methods.qurating.analysis.analyse import Analysis, analyse
 from lmlab.methods.qurating.analysis.bias import CAUTION
 from lmlab.methods.qurating.config import AnalysisConfig
@@ -189,9 +190,10 @@ def rating_blocks(found: Analysis) -> list[Block]:
     return blocks
 
 
+@reads("a selection")
 def selection_sections(directory: Path, found: Analysis | None, context_name: str = "") -> list[Section]:
     """The plan, the funnel, domains, ratings, topics, bias, texts to read."""
-    report, plan = read_json(directory / "selection.json"), read_json(directory / "plan.json")
+    report, plan = read_mapping(directory / "selection.json"), read_mapping(directory / "plan.json")
     title = f"Selection: {context_name}" if context_name else "Selection"
     sections = [Section(title, selection_blocks(report) + plan_blocks(plan))]
     if found is not None:

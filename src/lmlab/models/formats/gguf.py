@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmlab.errors import LmlabError, missing_extra
+from lmlab.errors import LmlabError, missing_extra, reads
 from lmlab.models.formats.family import Settings
 
 
+@reads("a GGUF file")
 def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
     """The configuration and the de-quantised fp32 tensors of a GGUF file, by their Hugging Face names.
 

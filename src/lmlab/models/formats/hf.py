@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.config import validate
-from lmlab.errors import LmlabError, UserError, missing_extra
-from lmlab.files import read_json, read_mapping, write_json
+from lmlab.errors import LmlabError, UserError, missing_extra, reads
+from lmlab.files import read_mapping, write_json
 from lmlab.models.config import ModelConfig
 from lmlab.models.formats.families import FAMILIES
 from lmlab.models.formats.family import Settings
@@ -58,6 +59,7 @@ class _Stored:
     get: Callable[[str], Tensor]
 
 
+@reads("the directory of a model")
 def from_pretrained(
     path: Path | str,
     device: torch.device | str = "cpu",
@@ -142,6 +144,25 @@ def save_pretrained(
     return str(settings["model_type"])
 
 
+class _Settings(BaseModel):
+    """The forms of the settings that any family has, as far as they are there; what they mean, families know."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_theta: float | None = None
+    vocab_size: int | None = Field(None, gt=0, lt=1 << 31)
+    max_position_embeddings: int | None = Field(None, gt=0, lt=1 << 40)
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | list[int] | None = None
+    id2label: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
 def read_settings(directory: Path) -> Settings:
     """The `config.json` of a model directory.
 
@@ -156,12 +177,12 @@ def read_settings(directory: Path) -> Settings:
         )
     if not path.exists():
         raise UserError(f"'{directory}' is not a model directory (config.json is missing).")
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"'{path}' does not hold a mapping.", "Copy or export the model again.")
+    settings = read_mapping(path)
+    validate(_Settings, settings, f"'{path}'")
     return settings
 
 
+@reads("the directory of a model")
 def read_config(directory: Path) -> ModelConfig:
     """The shape of the model in a directory.
 
@@ -293,7 +314,7 @@ def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> _Stored:
 
 
 def _shards(index: Path) -> list[str]:
-    found = read_json(index)
+    found = read_mapping(index)
     names = sorted(set(found.get("weight_map", {}).values())) if isinstance(found, dict) else []
     if not names or any(Path(name).name != name for name in names):
         raise LmlabError(f"'{index}' is not an index of weights.", "Copy or export the model again.")

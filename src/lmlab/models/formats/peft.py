@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import write_json
 from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.peft_beside import (
@@ -115,6 +115,7 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
     write_json(directory / CONFIG, settings)
 
 
+@reads("a directory of adapters that fit")
 def load_lora(
     model: Transformer, directory: Path | str, *, trainable: bool = False, allow_pickle: bool = False
 ) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.files import read_json
+from lmlab.files import read_mapping
 from lmlab.methods.edge_pruning.examples.examples import NONE, Examples
 from lmlab.models import ModelConfig, Transformer
 
@@ -42,14 +42,14 @@ def load_tracr(directory: Path) -> TracrProgram:
     Raises:
         UserError: a file is missing or not what it should be.
     """
-    settings = read_json(directory / "config.json")
+    settings = read_mapping(directory / "config.json")
     weights, cases = (_arrays(directory / name) for name in ("weights.npz", "cases.npz"))
     try:
         model = _model(settings, weights)
         examples = _examples(settings, cases)
     except KeyError as error:
         raise UserError(f"'{directory}' lacks {error} of a compiled program.") from None
-    truth = read_json(directory / "ground_truth.json") if (directory / "ground_truth.json").exists() else {}
+    truth = read_mapping(directory / "ground_truth.json") if (directory / "ground_truth.json").exists() else {}
     known = {
         key.removesuffix("_ablation"): [(a, b) for a, b in value["edges"]]
         for key, value in truth.items()

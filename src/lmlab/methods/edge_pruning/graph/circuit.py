@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lmlab.config import validate
-from lmlab.errors import UserError
-from lmlab.files import read_json, write_json
+from lmlab.errors import UserError, reads
+from lmlab.files import read_mapping, write_json
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, GraphOptions
 from lmlab.methods.edge_pruning.masking.activations import Ablation
 from lmlab.models import ModelConfig
@@ -93,13 +93,14 @@ class Circuit:
         write_json(path, content)
 
     @staticmethod
+    @reads("a circuit")
     def load(path: Path) -> Circuit:
         """Read a circuit.
 
         Raises:
             UserError: the file is not one, or its edges are not those of its graph.
         """
-        content = read_json(path)
+        content = read_mapping(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"'{path}' is not a circuit of lmlab.", "Other formats are read by: lmlab circuits convert")
         if content.get("version") != VERSION:

@@ -13,8 +13,8 @@ from xml.sax.saxutils import quoteattr
 import torch
 from torch import Tensor
 
-from lmlab.errors import UserError
-from lmlab.files import read_json, write_json, write_text
+from lmlab.errors import UserError, reads
+from lmlab.files import read_json, read_mapping, write_json, write_text
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.graph import OUTPUT, CircuitGraph
 
@@ -95,6 +95,7 @@ def write_edge_list(circuit: Circuit, path: Path) -> None:
     write_json(path, [list(edge) for edge in circuit.edges])
 
 
+@reads("a list of edges")
 def read_edge_list(path: Path, graph: CircuitGraph) -> Tensor:
     """Read such a list, [E].
 
@@ -156,13 +157,14 @@ def _their_readers(reader: str, share: int) -> Iterable[str]:
     return [f"{layer}.h{int(head) * share + n}<{part}>" for n in range(share)]
 
 
+@reads("a graph of EAP-IG")
 def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
     """Read such a file: which edges are kept, and scores, [E] each. Of edges that are one here, the highest counts.
 
     Raises:
         UserError: it is none, or was made for another shape.
     """
-    found = read_json(path)
+    found = read_mapping(path)
     if not isinstance(found, Mapping) or not {"cfg", "edges"} <= set(found):
         raise UserError(f"'{path}' is not a graph of EAP-IG (cfg or edges are missing).")
     config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads

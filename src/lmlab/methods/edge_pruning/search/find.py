@@ -11,7 +11,7 @@ from torch import Tensor
 from lmlab.config import Config, flatten, validate
 from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.files import read_json, write_json
+from lmlab.files import read_mapping, write_json
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.graph.graph import GraphOptions
@@ -195,7 +195,7 @@ def require_same_run(directory: Path, now: dict[str, object]) -> None:
         if world().is_main:
             write_json(path, now)
         return
-    then = flatten(read_json(path))
+    then = flatten(read_mapping(path))
     differing = [
         f"{key} ({then.get(key)}, now {value})" for key, value in flatten(now).items() if then.get(key) != value
     ]

@@ -14,7 +14,7 @@ import numpy as np
 from lmlab.distributed import World, imagine, world
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
-from lmlab.files import read_json, write_json
+from lmlab.files import read_mapping, write_json
 from lmlab.methods.ladder.rungs.plan import LadderPlan, Rung, flops_per_token, size_of
 from lmlab.methods.ladder.tables.read import TOKENS, read_csv_run
 from lmlab.methods.ladder.tables.table import Run, RunTable
@@ -185,9 +185,9 @@ def collect_run(stage: Path) -> Run | None:
     ]
     if not rows:
         return None
-    record = read_json(stage / "stage.json")["content"]["config"]
+    record = read_mapping(stage / "stage.json")["content"]["config"]
     folder = stage.parent
-    facts = read_json(folder / _FACTS) if (folder / _FACTS).exists() else {}
+    facts = read_mapping(folder / _FACTS) if (folder / _FACTS).exists() else {}
     model = ModelConfig.model_validate(record["model"]) if record.get("model") else None
     if model is None:
         raise UserError(f"'{stage}': the run started from another model, so that its size is not in its configuration.")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
 from lmlab.config import Config, validate
-from lmlab.errors import UserError, did_you_mean, missing_extra
+from lmlab.errors import UserError, did_you_mean, missing_extra, reads
 from lmlab.files import atomic_file, read_json
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.progress import console
@@ -60,6 +60,7 @@ def read_table(path: Path) -> RunTable:
     return _from_own_table(columns, path)
 
 
+@reads("a configuration of runs")
 def read_reference_config(path: Path, roots: Sequence[Path] = ()) -> RunTable:
     """Read a configuration of the reference and the files that it lists; the order of its entries does not matter.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lmlab.files import read_json
+from lmlab.files import read_mapping
 from lmlab.methods.ladder.tables.read import read_csv_run
 from lmlab.methods.ladder.tables.table import RunTable
 
@@ -19,7 +19,7 @@ def published_ladder(shared: Path) -> RunTable:
         shared: the folder with `data/ladder/models.json` and `data/ladder/runs/`.
     """
     folder = shared / "data" / "ladder"
-    models = read_json(folder / "models.json")
+    models = read_mapping(folder / "models.json")
     runs = []
     for path in sorted((folder / "runs").glob("*xC*.csv")):
         size = path.stem.split("-")[0]

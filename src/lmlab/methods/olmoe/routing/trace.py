@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.errors import LmlabError, UserError
+from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import atomic_file
 from lmlab.parsing import json_value
 
@@ -101,6 +101,7 @@ class RoutingTrace:
         return path
 
     @classmethod
+    @reads("a routing trace")
     def load(cls, path: Path, step: str | None = None, num_experts: int | None = None) -> RoutingTrace:
         """Read a trace; no pickle is opened, and sizes are looked at before memory is taken.
 

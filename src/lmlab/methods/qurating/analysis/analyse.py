@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.files import read_json, write_json, write_text
+from lmlab.errors import reads
+from lmlab.files import read_mapping, write_json, write_text
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.extremes import Extreme, extremes, markdown
 from lmlab.methods.qurating.config import AnalysisConfig
@@ -54,10 +55,11 @@ class Analysis:
         write_text(directory / "extremes.md", markdown([Extreme(**each) for each in self.extremes]))
 
     @classmethod
+    @reads("an analysis of a selection")
     def read(cls, directory: Path) -> Analysis | None:
         """What `write` wrote; None where there is nothing."""
         path = directory / "analysis.json"
-        return cls(**read_json(path)) if path.exists() else None
+        return cls(**read_mapping(path)) if path.exists() else None
 
 
 def analyse(

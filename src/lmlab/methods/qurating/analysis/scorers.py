@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.files import read_json, write_json
+from lmlab.files import read_mapping, write_json
 
 Floats = NDArray[np.float64]
 BUCKETS = 10_000
@@ -122,7 +122,7 @@ class LinearClassifier:
     @classmethod
     def load(cls, path: Path) -> LinearClassifier:
         """Read what `save` wrote."""
-        found = read_json(path)
+        found = read_mapping(path)
         weights = np.zeros(found["buckets"])
         weights[found["columns"]] = found["weights"]
         return cls(weights, found["bias"])

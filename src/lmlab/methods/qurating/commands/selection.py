@@ -333,7 +333,7 @@ def report(
 ) -> None:
     """Show what a choice did to domains, topics and groups of texts."""
     from lmlab.config import validate
-    from lmlab.files import read_json, write_json
+    from lmlab.files import read_mapping, write_json
     from lmlab.methods.qurating.analysis.analyse import analyse
     from lmlab.methods.qurating.config import AnalysisConfig
     from lmlab.methods.qurating.report import selection_page
@@ -342,7 +342,7 @@ def report(
     from lmlab.methods.qurating.selecting.settings import SelectionConfig
 
     config = validate(
-        SelectionConfig, read_json(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
+        SelectionConfig, read_mapping(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
     )
     places = _locations(where)
     columns = tuple(groups.split(",")) if groups else ()

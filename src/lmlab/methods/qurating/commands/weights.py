@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.options import example
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 from lmlab.methods.qurating.cli import app
 
 Seed = Annotated[int, typer.Option(min=0, help="Of the draws.")]
@@ -95,6 +95,7 @@ def fit(
         print(f"Weights: {out}")
 
 
+@reads("a table of runs")
 def _read_runs(path: Path, target: str) -> tuple[list[str], list[list[float]], list[float]]:
     """Names, weights and losses; runs whose loss is still missing are left out and told."""
     from lmlab.files import read_jsonl

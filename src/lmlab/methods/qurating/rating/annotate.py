@@ -25,7 +25,7 @@ from lmlab.data import Document, RecordSource, Reject, TextSource, choose_kind, 
 from lmlab.data.sources.records import field
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import Backend, fan_out
-from lmlab.files import atomic_file, read_json, sha256_json, write_json
+from lmlab.files import atomic_file, read_mapping, sha256_json, write_json
 from lmlab.leases import FolderStore, Lease, Leases
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import Rater, annotation
@@ -118,7 +118,7 @@ class _Worker:
         """
         path, own = self.out / "annotation.json", self._state()
         _write_once(path, own)
-        known = read_json(path)
+        known = read_mapping(path)
         if self.job.precision == "auto" and known["precision"] != own["precision"]:
             self.rater.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[known["precision"]]
             own = self._state()
@@ -304,7 +304,12 @@ class _Worker:
             table = pq.read_table(self._target(number), columns=["length", "empty"])
             rows, tokens = rows + len(table), tokens + int(np.asarray(table.column("length")).sum())
             empty += int(np.asarray(table.column("empty")).sum())
-        state = read_json(self.out / "annotation.json") | {"done": True, "rows": rows, "tokens": tokens, "empty": empty}
+        state = read_mapping(self.out / "annotation.json") | {
+            "done": True,
+            "rows": rows,
+            "tokens": tokens,
+            "empty": empty,
+        }
         write_json(self.out / "annotation.json", state)
         return {"rows": rows, "tokens": tokens, "empty": empty, "rated": self.rated}
 

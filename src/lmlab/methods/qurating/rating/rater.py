@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from lmlab.data import Tokenizer
-from lmlab.errors import UserError
-from lmlab.files import read_json, sha256_json, write_json
+from lmlab.errors import UserError, reads
+from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.gemm import fast_inference
 from lmlab.hardware import select_device, select_dtype
 from lmlab.methods.qurating.rating.criteria import DEFAULT_CRITERIA
@@ -68,6 +68,7 @@ class Rater:
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(self.device.type, 8192)
 
     @classmethod
+    @reads("the directory of a rater")
     def from_pretrained(cls, directory: Path | str, criteria: Sequence[str] | None = None, **options: Any) -> Rater:
         """Read a rater: a Hugging Face directory of a model for sequence classification with `score.weight`.
 
@@ -113,7 +114,7 @@ class Rater:
         self.tokenizer.save(directory)
         names = {str(number): name for number, name in enumerate(self.criteria)}
         labels = {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
-        settings = read_json(directory / "config.json")
+        settings = read_mapping(directory / "config.json")
         write_json(
             directory / "config.json", settings | labels | {"criteria": list(self.criteria), "segment": self.segment}
         )

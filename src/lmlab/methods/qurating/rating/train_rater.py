@@ -13,7 +13,7 @@ import torch
 
 from lmlab.data import Batch, Loader, Tokenizer
 from lmlab.distributed import from_main, world
-from lmlab.files import read_json, write_json
+from lmlab.files import read_mapping, write_json
 from lmlab.judging import MISSING, Judgment
 from lmlab.methods.qurating.config import RaterConfig
 from lmlab.methods.qurating.rating.judgment_rows import EncodedGroup, JudgmentRows, encode_groups
@@ -216,5 +216,5 @@ def _evaluate(model: Transformer, rows: JudgmentRows, confidence: float) -> dict
 
 
 def _best(directory: Path, key: str | None) -> Path | None:
-    found = {path: read_json(path / "state.json") for path in checkpoints(directory / "checkpoints")}
+    found = {path: read_mapping(path / "state.json") for path in checkpoints(directory / "checkpoints")}
     return best_of(found, key) if key else None

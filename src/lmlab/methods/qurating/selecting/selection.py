@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmlab.config import validate
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file
 from lmlab.methods.qurating.selecting.budgets import domain_budgets
 from lmlab.methods.qurating.selecting.keys import gumbels
@@ -65,6 +65,7 @@ class Manifest:
             pq.write_table(self.table, file)
 
     @classmethod
+    @reads("the manifest of a selection")
     def read(cls, path: Path) -> Manifest:
         """Read what `write` wrote."""
         return cls(pq.read_table(path))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from lmlab.data import ParquetSource, RecordSource, Reject, record_source
 from lmlab.data.sources.records import field
-from lmlab.errors import UserError, did_you_mean
+from lmlab.errors import UserError, did_you_mean, reads
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens, share_of
 from lmlab.storage import open_raw
 
@@ -77,8 +77,7 @@ class RatedTable:
         if self._memory is not None:
             return list(self._memory.column_names)
         if isinstance(self._sources[0], ParquetSource):
-            with open_raw(self._files[0]) as raw:
-                return list(pq.ParquetFile(raw).schema_arrow.names)
+            return _parquet_columns(self._files[0])
         first: Any = next((record for _, record in self._sources[0].records_of(self._files[0], None)), {})
         return list(first) if isinstance(first, dict) else []
 
@@ -134,6 +133,7 @@ class RatedTable:
         if records:
             yield _arrays(records, paths)
 
+    @reads("a Parquet file")
     def _of_parquet(self, file: str, paths: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         with open_raw(file) as raw, pq.ParquetFile(raw) as parquet:
             if parquet.metadata.num_rows == 0:
@@ -144,6 +144,12 @@ class RatedTable:
                     raise UserError(f"'{file}' has no column '{path}'. {did_you_mean(path, names)}")
             for batch in parquet.iter_batches(_ROWS, columns=list(paths)):
                 yield {path: _descend(_whole(batch, path), path) for path in paths}
+
+
+@reads("a Parquet file")
+def _parquet_columns(file: str) -> list[str]:
+    with open_raw(file) as raw:
+        return list(pq.ParquetFile(raw).schema_arrow.names)
 
 
 def relative_names(files: Sequence[str]) -> list[str]:
