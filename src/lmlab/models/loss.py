@@ -18,7 +18,7 @@ from lmlab.models.tied_embedding import SharedGradient
 IGNORE = -100
 
 _BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache
-_SMALLEST_BLOCK = 512
+_SMALLEST_BLOCK = 512  # tokens: below, adding up the gradient of the matrix costs more than the products
 
 
 @dataclass(frozen=True)

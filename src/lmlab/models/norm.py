@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import sum_dtype
 
-_SMALLEST_DIVISOR = 1e-3
+_SMALLEST_DIVISOR = 1e-3  # of a weight by which an output is divided again: `_RMSNorm` says why
 
 
 class RMSNorm(nn.RMSNorm):

@@ -20,12 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from lmlab.errors import UserError
 from lmlab.gemm import linear
 from lmlab.models.attention.attention import AttentionContext
-from lmlab.models.attention.backends import Backend, is_half
-from lmlab.models.attention.rope import rotary_table
-from lmlab.models.attention.visibility import Visibility
+from lmlab.models.attention.backends import Backend
 from lmlab.models.block import Block
 from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
+from lmlab.models.context import check_before_text, context_of, look_around
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.initialize import draw
 from lmlab.models.linear import Linear
@@ -194,11 +193,13 @@ class Transformer(nn.Module):
         tokens = Tokens(x_BTD, self.config.causal, document_ids_BT, valid_BT, position_ids_BT, token_type_ids_BT)
         text = None
         if soft_prompt is not None and soft_prompt.length:
-            _check_before_text(cache, visible_BTS)
+            check_before_text(cache, visible_BTS)
             tokens, text = soft_prompt.before(tokens)
-        visibility, position_ids_BT = self._look_around(tokens, visible_BTS, cache)
+        visibility, position_ids_BT = look_around(self.config, tokens, visible_BTS, cache)
         starts_BT = None if tokens.document_ids_BT is None else visibility.starts_BT
-        context = self._context(tokens.x_BTD, visibility, position_ids_BT, cache, taps, starts_BT)
+        context = context_of(
+            self.config, self.attention_backend, tokens.x_BTD, visibility, position_ids_BT, cache, taps, starts_BT
+        )
         x_BTD, routers = self._run_blocks(self._enter(tokens, position_ids_BT, taps), context)
         hidden_BTD = self._leave(x_BTD, taps)
         hidden_BTD = hidden_BTD if text is None else text.of_text(hidden_BTD)
@@ -245,8 +246,8 @@ class Transformer(nn.Module):
         of the pass.
         """
         x_BTD = self._embed(input_ids_BT, None)
-        visibility, position_ids_BT = self._look_around(Tokens(x_BTD, self.config.causal), None, None)
-        context = self._context(x_BTD, visibility, position_ids_BT, None, None)
+        visibility, position_ids_BT = look_around(self.config, Tokens(x_BTD, self.config.causal), None, None)
+        context = context_of(self.config, self.attention_backend, x_BTD, visibility, position_ids_BT, None, None)
         if self.token_type_embedding is not None or self.embedding_norm is not None:
             raise UserError("The tables of this model do not add up to its residual stream: it normalises their sum.")
         if self.position_embedding is None:
@@ -280,98 +281,6 @@ class Transformer(nn.Module):
             embedded_BTD = self.embedding(input_ids_BT)
         scale = self.config.embedding_scale
         return embedded_BTD if scale == 1 else embedded_BTD * torch.tensor(scale, dtype=embedded_BTD.dtype)
-
-    def _look_around(
-        self, tokens: Tokens, visible_BTS: Tensor | None, cache: KVCache | None
-    ) -> tuple[Visibility, Tensor]:
-        """What each token sees, and the positions [B or 1, T]. A cache makes room for the tokens."""
-        explicit_BT = tokens.position_ids_BT
-        if visible_BTS is not None and (
-            tokens.document_ids_BT is not None or tokens.valid_BT is not None or explicit_BT is None
-        ):
-            raise ValueError(
-                "visible_BTS takes the place of document_ids_BT and attention_mask_BT, and needs position_ids_BT"
-            )
-        if cache is not None:
-            self._check_generates()
-            if tokens.document_ids_BT is not None:
-                raise ValueError("a cache holds one document a row; document_ids_BT cannot be combined with it")
-            cache.extend(tokens.length, tokens.valid_BT, explicit_BT)
-        if visible_BTS is not None:
-            places_BS, keys = explicit_BT, visible_BTS.shape[2]
-            assert places_BS is not None
-            if cache is not None and keys > tokens.length:
-                held = cache.places()[:, : keys - tokens.length].expand(len(places_BS), -1)
-                places_BS = torch.cat((held, places_BS), 1)
-            visibility = Visibility(tokens.length, keys, mask_BTS=visible_BTS[:, None], key_positions_BS=places_BS)
-            visibility.is_tree = True
-        else:
-            visibility = tokens.visibility if cache is None else cache.visibility(tokens.length)
-        if explicit_BT is not None:
-            return visibility, explicit_BT
-        if cache is not None:
-            return visibility, cache.positions(tokens.length)
-        table = self.config.max_seq_len
-        if self.config.positions == "learned" and tokens.document_ids_BT is None and tokens.length > table:
-            raise ValueError(f"{tokens.length} tokens do not fit the model's table of {table} positions")
-        return visibility, tokens.positions()
-
-    def _check_generates(self) -> None:
-        """Refuse a cache where a token depends on later ones."""
-        if self.config.moe is not None and self.config.moe.router == "expert_choice":
-            raise UserError(
-                "A model with router expert_choice cannot generate: experts choose among all tokens of a text, also"
-                " later ones.",
-                "Generate with a model whose router is token_choice.",
-            )
-        if not self.config.causal:
-            raise UserError("A model that is not causal cannot generate: every token sees the whole text.")
-
-    def _context(
-        self,
-        x_BTD: Tensor,
-        visibility: Visibility,
-        position_ids_BT: Tensor,
-        cache: KVCache | None,
-        taps: Taps | None,
-        starts_BT: Tensor | None = None,
-    ) -> AttentionContext:
-        """What all blocks share; `starts_BT` says where each token's document begins, None if a row is one text."""
-        config, dtype = self.config, compute_dtype(x_BTD)
-        rotary = sliding_rotary = None
-        if config.positions == "rotary":
-            self._check_length(position_ids_BT, visibility, cache)
-            rotary = rotary_table(config, position_ids_BT, dtype, starts_BT=starts_BT)
-            if config.sliding_rope_theta is not None and "sliding" in config.attention_kinds:
-                sliding_rotary = rotary_table(config, position_ids_BT, dtype, sliding=True)
-        if self.attention_backend == "auto":
-            half = is_half(dtype) and config.attention_soft_cap is None
-            for kind in set(config.attention_kinds):
-                window = config.sliding_window if kind == "sliding" else None
-                seen = visibility if window is None else visibility.within(window, x_BTD.device)
-                seen.prepare(len(x_BTD), x_BTD.device, half)
-        return AttentionContext(
-            visibility, rotary, sliding_rotary, cache, self.attention_backend, taps, position_ids_BT
-        )
-
-    def _check_length(self, position_ids_BT: Tensor, visibility: Visibility, cache: KVCache | None) -> None:
-        """Refuse passes that would need one token's rotation for several lengths of its text.
-
-        Raises:
-            UserError: earlier tokens have the rotation of short texts and these that of long ones (LongRoPE), or
-                branches of a tree would share a beginning.
-        """
-        scaling, tree = self.config.rope_scaling, visibility.is_tree
-        if scaling is None or not scaling.depends_on_length or (cache is None and not tree):
-            return
-        original = scaling.original_max_seq_len or 0
-        longest, first = int(position_ids_BT.amax()) + 1, int(position_ids_BT[:, 0].amin())
-        if longest > original and (tree or (scaling.type == "longrope" and 0 < first <= original)):
-            raise UserError(
-                f"The model's rope_scaling ({scaling.type}) rotates all tokens of a text of more than {original} tokens"
-                f" in another way, so one of {longest} cannot go on from what was kept of a shorter one.",
-                f"Keep the text within {original} tokens, or read it at once.",
-            )
 
     def _enter(self, tokens: Tokens, position_ids_BT: Tensor, taps: Taps | None) -> Tensor:
         """The residual stream before the first block: the sum of all embeddings."""
@@ -441,14 +350,6 @@ class Transformer(nn.Module):
     def logits_of(self, hidden_BTD: Tensor) -> Tensor:
         """The logits [..., V] of final hidden states [..., D]."""
         return cap(linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype)), self.config.logit_soft_cap)
-
-
-def _check_before_text(cache: KVCache | None, visible_BTS: Tensor | None) -> None:
-    """Refuse a soft prompt that would not stand before the text."""
-    if visible_BTS is not None:
-        raise ValueError("visible_BTS says nothing of the slots of a soft prompt; the two cannot be combined")
-    if cache is not None and (cache.length or cache.prefix is not None):
-        raise ValueError("a soft prompt stands before the text: give it with the first tokens, to an empty cache")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
