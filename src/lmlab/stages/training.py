@@ -37,6 +37,7 @@ from lmlab.train import (
 )
 
 _TYPICAL_UTILISATION = 0.35
+_BUSY = 0.25  # of the cores, by others, before a training: its speed is then not what the machine gives
 _LENGTHS = ("trainer.steps", "trainer.tokens", "trainer.epochs")
 _MAY_CHANGE = (*_LENGTHS, "trainer.schedule.", "trainer.precision")
 _BANDWIDTH_WITHIN = 400 * 10**9  # bytes a second of a GPU's NVLink, in collectives
@@ -50,6 +51,7 @@ class TrainingResults(Results):
 
     Attributes:
         seconds: of the loop, over all attempts; `data_wait_seconds` and `checkpoint_pause_seconds` are parts of it.
+        load_before: share of the cores that other work kept busy when it began; None where that is not told.
         utilisation: share of the measured GEMM peak; None where the arithmetic of a step is not known.
         final_loss: mean of the last ten logged losses, in nats a token.
     """
@@ -68,6 +70,7 @@ class TrainingResults(Results):
     precision: str
     gemm_peak_flops: float
     achieved_flops: float | None
+    load_before: float | None = None
     utilisation: float | None
     peak_memory_bytes: int | None
     final_loss: float
@@ -248,8 +251,11 @@ def final_figures(directory: Path) -> dict[str, float]:
 
 
 def utilisation(results: TrainingResults) -> str:
-    """The share of the GEMM peak, as text."""
-    return f"{results.utilisation:.0%}" if results.utilisation else "unknown"
+    """The share of the GEMM peak, as text, marked where other work had the machine busy."""
+    if not results.utilisation:
+        return "unknown"
+    busy = (results.load_before or 0.0) > _BUSY
+    return f"{results.utilisation:.0%}" + (", on a busy machine" if busy else "")
 
 
 def training_facts(results: TrainingResults) -> dict[str, str]:
@@ -264,6 +270,7 @@ def training_facts(results: TrainingResults) -> dict[str, str]:
             + (f", {results.processes} processes" if results.processes > 1 else "")
         ),
         "GEMM peak": f"{short(results.gemm_peak_flops)}FLOP/s",
+        "Load before": "unknown" if results.load_before is None else f"{results.load_before:.0%} of the cores",
         "Peak memory": format_bytes(results.peak_memory_bytes) if results.peak_memory_bytes else "unknown",
     }
 

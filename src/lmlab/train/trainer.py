@@ -21,7 +21,15 @@ from torch.distributed.tensor import DTensor
 from lmlab.data import Batch, Loader
 from lmlab.distributed import world
 from lmlab.errors import Interrupted, LmlabError, UserError
-from lmlab.hardware import gemm_flops, memory_bytes, peak_memory_bytes, select_device, select_dtype, synchronize
+from lmlab.hardware import (
+    gemm_flops,
+    machine_load,
+    memory_bytes,
+    peak_memory_bytes,
+    select_device,
+    select_dtype,
+    synchronize,
+)
 from lmlab.models import Transformer
 from lmlab.models.lora.adapt import adapters
 from lmlab.progress import console, progress, short
@@ -106,6 +114,7 @@ class Trainer:
         self._figures: dict[str, float] = {}  # of the last step, if it was evaluated
         self._best = math.inf
         self._read = loader.state()  # of the last whole step
+        self._load: float | None = None
         self._whole = True  # no step of the optimizer is under way
         self._unfinished: dict[str, Any] | None = None  # its row, if its evaluation was stopped
 
@@ -140,6 +149,7 @@ class Trainer:
             Interrupted: stopped by a signal; a checkpoint was written.
             LmlabError: the loss or the gradient is not finite; memory or disk are full.
         """
+        self._load = machine_load()  # before this training adds its own
         watch = KillWatch(self.directory)
         if self.world.is_main:
             watch.begin(_LESS_MEMORY)
@@ -431,6 +441,7 @@ class Trainer:
             "device": str(self.device),
             "processes": self.world.size,
             "precision": _name(self.dtype),
+            "load_before": None if self._load is None else round(self._load, 3),
             "gemm_peak_flops": gemm_flops(str(self.device), self.dtype),
             "achieved_flops": rate * self.flops_per_token if self.flops_per_token else None,
             "utilisation": self._utilisation(rate),
