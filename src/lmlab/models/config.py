@@ -336,15 +336,23 @@ class ModelConfig(Config):
         2020, table 1, with the attention term halved in causal order, where a query meets half the keys). Of experts
         only those that a token uses count.
         """
-        matrices = sum(self._attention_matrices + self._ffn_matrices(kind, active=True) for kind in self.ffn_kinds)
-        matrices += self.d_model * (self.num_labels or self.padded_vocab_size * self.lm_head)
         window = min(seq_len, self.sliding_window or seq_len)
         seen = {
             "full": seq_len / 2 if self.causal else seq_len,
             "sliding": window - window**2 / (2 * seq_len),
         }  # keys of a query, on average
-        forward = 2 * matrices + 4 * self.num_heads * self.head_dim * sum(seen[kind] for kind in self.attention_kinds)
+        forward = 2 * self.active_matrices + 4 * self.num_heads * self.head_dim * sum(
+            seen[kind] for kind in self.attention_kinds
+        )
         return float(forward * (3 if backward else 1))
+
+    @property
+    def active_matrices(self) -> int:
+        """The numbers in all matrices that a token is multiplied with, the head included; of experts only those that it
+        uses.
+        """
+        blocks = sum(self._attention_matrices + self._ffn_matrices(kind, active=True) for kind in self.ffn_kinds)
+        return blocks + self.d_model * (self.num_labels or self.padded_vocab_size * self.lm_head)
 
     @property
     def _attention_matrices(self) -> int:

@@ -81,9 +81,7 @@ def flops_per_token(model: ModelConfig, seq_len: int, lora: LoRAConfig | None = 
     third of their products.
     """
     whole = model.flops_per_token(seq_len)
-    return (
-        whole if lora is None else whole - model.flops_per_token(0, backward=False) + 6 * _adapters(model, lora).active
-    )
+    return whole if lora is None else whole - 2 * model.active_matrices + 6 * _adapters(model, lora).active
 
 
 def estimate(
