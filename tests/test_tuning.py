@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow
@@ -195,13 +197,21 @@ def _store(kind, folder):
     if kind == "arrow":
         pytest.importorskip("datasets").Dataset.from_list(_PAIRS).save_to_disk(str(folder / "saved"))
         return str(folder / "saved")
+    if kind == "webdataset":
+        with tarfile.open(folder / "chats-0.tar", "w") as archive:
+            for number, row in enumerate(_PAIRS):
+                data = json.dumps(row).encode()
+                member = tarfile.TarInfo(f"{number:04d}.json")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        return {"kind": "webdataset", "path": str(folder / "*.tar")}
     _write(folder / "chats.jsonl", _PAIRS)
     return {"url": f"file://{folder}/chats.jsonl", "source": {"kind": "jsonl", "path": f"file://{folder}/*.jsonl"}}[
         kind
     ]
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "url", "source"])
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "webdataset", "url", "source"])
 def test_conversations_come_from_every_kind_of_source(lmlab, base, tmp_path, kind):
     (tmp_path / "data").mkdir()
     stage = {"kind": "tokenize_chat", "records": _store(kind, tmp_path / "data"), "tokenizer": str(base)}
@@ -213,6 +223,30 @@ def test_conversations_come_from_every_kind_of_source(lmlab, base, tmp_path, kin
     found = [corpus.shards[0].tokens[start:end] for start, end in itertools.pairwise([0, *corpus.shards[0].ends])]
     expected = [corpus.tokenizer.encode_chat(row["messages"], add_generation_prompt=False) for row in _PAIRS]
     assert [each.tolist() for each in found] == expected
+
+
+def test_the_stage_checks_what_is_learned_and_says_so(lmlab, base, tmp_path):
+    rows = [
+        *_PAIRS,
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+        {"messages": [*_PAIRS[0]["messages"], *_ask("sky"), {"role": "assistant", "content": "no", "weight": 0}]},
+        {"question": "a", "answer": "b " * 400},
+        {"text": "no conversation"},
+    ]  # fmt: skip
+    data = _write(tmp_path / "chats.jsonl", rows)
+    stage = {"kind": "tokenize_chat", "records": str(data), "tokenizer": str(base), "max_reject_fraction": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "stages": {"tokens": {**stage, "chat": {"max_len": 200}}}}))
+    shown = lmlab("run", path, "--out", tmp_path / "run")
+    assert shown.code == 0, shown.err
+    results = json.loads((tmp_path / "run" / "tokens" / "stage.json").read_text())["results"]
+    expected = {"turns": len(_PAIRS) + 2, "turns_stopped": len(_PAIRS) + 2, "turns_not_learned": 1, "rejects": 2}
+    assert {name: results[name] for name in expected} == expected
+    assert results["shortest_prompt"] > 0
+    said = " ".join((shown.out + shown.err).split())
+    assert f"in {len(_PAIRS) + 2} turns, of which {len(_PAIRS) + 2} end with a stop token; 1 turns of weight 0" in said
+    rejects = [json.loads(line)["reason"] for line in (tmp_path / "run/tokens/rejects.jsonl").open()]
+    assert "too long" in rejects[0] and "its fields: text" in rejects[1]
 
 
 def test_a_damaged_file_of_conversations_is_a_sentence(lmlab, base, tmp_path):

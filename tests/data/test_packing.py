@@ -119,3 +119,42 @@ def test_a_million_documents_are_packed_in_seconds():
     assert time.perf_counter() - start < 20
     filled = np.bincount(rows, lengths)
     assert filled.max() <= 2048 and filled.mean() > 0.99 * 2048
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    conversations=st.lists(
+        st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5), min_size=1, max_size=12
+    ),
+    seq_len=st.integers(2, 40),
+    packing=st.sampled_from([None, "best_fit", "single"]),
+)
+def test_answers_are_learned_whole_and_with_all_that_comes_before_them(
+    tmp_path_factory, conversations, seq_len, packing
+):
+    directory = tmp_path_factory.mktemp("shards")
+    counter, items, fitting = iter(range(10**6)), [], []
+    shortened = left_out = 0
+    for turns in conversations:
+        ids, mask, ends = [], [], []
+        for prompt, answer in turns:
+            ids += [next(counter) for _ in range(prompt + answer)]
+            mask += [0] * prompt + [1] * answer
+            ends.append(len(ids))
+        items.append(TokenizedItem(ids, "chat", 1, mask))
+        fits = [end for end in ends if end <= seq_len + 1]
+        shortened += 0 < len(fits) < len(ends)
+        left_out += not fits
+        upto = fits[-1] if fits else 0
+        fitting += [(id, tuple(ids[:place])) for place, id in enumerate(ids[:upto]) if mask[place]]
+    write_shards(items, small_tokenizer(), directory, shard_tokens=97, kind="examples")
+    corpus = TokenizedCorpus(directory)
+    if not fitting:
+        with pytest.raises(UserError, match="No conversation of"):
+            PackedRows(corpus, seq_len, packing)
+        return
+    rows = PackedRows(corpus, seq_len, packing)
+    assert sorted(_labelled(rows)) == sorted(fitting)
+    assert (rows.shortened, rows.left_out) == (shortened, left_out)
+    with pytest.raises(UserError, match="packing: concat would cut between prompt and answer"):
+        PackedRows(corpus, seq_len, "concat")

@@ -29,16 +29,35 @@ class PackedRows:
         packing: `concat` lays documents end to end and cuts them to rows; the last tokens that do not fill one are left
             out. `best_fit` cuts only what is longer than a row and fits the pieces whole into rows, longest first, each
             where it leaves the least room (Ding et al. 2024). `single` has one document, or piece of one, in a row.
+            None is `concat` for documents and `best_fit` for conversations, which are never cut so that an answer is
+            learned without its prompt: one that is longer than a row loses its last answers, each as a whole.
         domains: take only the documents of these.
 
+    Attributes:
+        shortened: conversations that lose answers.
+        left_out: conversations whose first answer does not fit.
+
     Raises:
-        UserError: the corpus is shorter than one row, or has not one of the domains.
+        UserError: the corpus is shorter than one row, has not one of the domains, or holds conversations, which cannot
+            be laid end to end.
     """
 
     def __init__(
-        self, corpus: TokenizedCorpus, seq_len: int, packing: Packing = "concat", domains: Sequence[str] | None = None
+        self,
+        corpus: TokenizedCorpus,
+        seq_len: int,
+        packing: Packing | None = None,
+        domains: Sequence[str] | None = None,
     ) -> None:
+        chats = corpus.kind == "examples"
+        packing = packing or ("best_fit" if chats else "concat")
+        if chats and packing == "concat":
+            raise UserError(
+                f"'{corpus.directory}' holds conversations, which packing: concat would cut between prompt and answer.",
+                "Set packing: best_fit, or single.",
+            )
         self.corpus, self.seq_len, self.packing = corpus, seq_len, packing
+        self.shortened = self.left_out = 0
         self._documents = _index(corpus, domains)
         lengths = self._documents[:, 2]
         self.num_tokens = int(lengths.sum())
@@ -46,11 +65,16 @@ class PackedRows:
             self._ends = np.cumsum(lengths)
             self._num_rows = max(0, self.num_tokens - 1) // seq_len
         else:
-            self._pieces = _cut(lengths, seq_len)
+            self._pieces = self._whole_answers() if chats else _cut(lengths, seq_len)
             rows = best_fit(self._pieces[:, 2], seq_len) if packing == "best_fit" else np.arange(len(self._pieces))
             self._pieces = self._pieces[np.argsort(rows, kind="stable")]
             self._num_rows = int(rows.max(initial=-1)) + 1
             self._first = np.searchsorted(np.sort(rows), np.arange(self._num_rows + 1))
+        if self._num_rows == 0 and self.left_out:
+            raise UserError(
+                f"No conversation of '{corpus.directory}' has its first answer within a row of seq_len {seq_len}.",
+                "Raise seq_len.",
+            )
         if self._num_rows == 0:
             raise UserError(
                 f"The corpus '{corpus.directory}' has {self.num_tokens} tokens, less than one row of seq_len"
@@ -60,6 +84,21 @@ class PackedRows:
 
     def __len__(self) -> int:
         return self._num_rows
+
+    def _whole_answers(self) -> Ints:
+        """Document, offset and length of every conversation up to its last answer that fits a row, [pieces, 3]."""
+        lengths = np.maximum(self._documents[:, 2] - 1, 0)  # the last token predicts nothing
+        for number in np.flatnonzero(lengths > self.seq_len).tolist():
+            shard, start, total, _ = self._documents[number].tolist()
+            mask = self.corpus.shards[shard].mask
+            learned = np.ones(total, bool) if mask is None else mask[start : start + total] != 0
+            ends = np.flatnonzero(learned & ~np.append(learned[1:], False))  # the last token of each answer
+            ends = ends[(ends > 0) & (ends <= self.seq_len)]
+            lengths[number] = ends[-1] if len(ends) else 0
+            self.shortened += len(ends) > 0
+            self.left_out += len(ends) == 0
+        kept = np.flatnonzero(lengths)
+        return np.stack([kept, np.zeros_like(kept), lengths[kept]], 1)
 
     @property
     def padding_fraction(self) -> float:

@@ -18,6 +18,7 @@ from lmlab.data import (
     ParquetSource,
     RecordSource,
     Reject,
+    WebDatasetSource,
     chat_template,
     read_records,
     record_source,
@@ -53,8 +54,9 @@ Records = Annotated[
     | Annotated[JsonlSource, Tag("jsonl")]
     | Annotated[ParquetSource, Tag("parquet")]
     | Annotated[ArrowSource, Tag("arrow")]
-    | Annotated[MDSSource, Tag("mds")],
-    Discriminator(_kind, "records", "expected a path, or a source of kind jsonl, parquet, arrow or mds"),
+    | Annotated[MDSSource, Tag("mds")]
+    | Annotated[WebDatasetSource, Tag("webdataset")],
+    Discriminator(_kind, "records", "expected a path, or a source of kind jsonl, parquet, arrow, mds or webdataset"),
     BeforeValidator(_locate),
 ]
 """A field that names records: an earlier stage, a path, a glob, a URL, or a source of records with its settings."""

@@ -10,7 +10,7 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import Field
 
 from lmlab.config import Config
-from lmlab.data import ChatConfig, ChatEncoder, Reject, TokenizedItem, Tokenizer, chat_tokenizer, write_shards
+from lmlab.data import ChatConfig, ChatEncoder, Example, Reject, TokenizedItem, Tokenizer, chat_tokenizer, write_shards
 from lmlab.errors import UserError
 from lmlab.files import atomic_file
 from lmlab.progress import progress, short
@@ -18,13 +18,22 @@ from lmlab.reports import Note, Section, Table
 from lmlab.runs import Artifact, Results, Stage, StageContext, Tokens, Vocabulary, VocabularyInput
 from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
 
+_CHECKS = {
+    "turns": "turns of the assistant that are learned",
+    "turns_stopped": "of these, with the token that ends generation",
+    "turns_not_learned": "turns of the assistant of weight 0",
+    "turns_too_long": "turns that are left out, beyond max_len",
+    "shortest_prompt": "tokens before the first that is learned, at least",
+}
+"""What every set of conversations is checked for, by the names of the results."""
+
 
 class TokenizeChatConfig(Config):
     """Which conversations, with which tokenizer.
 
     Attributes:
-        records: with `messages`, or with `prompt` and `completion`: files of JSON lines, Parquet, Arrow, MDS or
-            WebDataset.
+        records: conversations, or prompts with their answers, in one of the usual forms (docs/recipes.md): an earlier
+            stage, a file, folder, glob or URL, or a source of records.
         tokenizer: for messages one with a chat template, or `chat.template` gives it one.
         split: the records that are held out, or the others.
         heldout_fraction: share of the records that is held out.
@@ -41,11 +50,16 @@ class TokenizeChatConfig(Config):
 
 
 class ChatResults(Results):
-    """Examples and tokens of each domain; records that were read, and those set aside."""
+    """Examples and tokens of each domain; records that were read, and those set aside; what was checked (`_CHECKS`)."""
 
     counts: dict[str, dict[str, int]]
     read: int
     rejects: int
+    turns: int
+    turns_stopped: int
+    turns_not_learned: int
+    turns_too_long: int
+    shortest_prompt: int
 
 
 class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
@@ -55,6 +69,7 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
         Tokens,
         Vocabulary,
     )
+    version: ClassVar[int] = 2
 
     def depends_on(self, config: TokenizeChatConfig) -> Any:
         """The files of a source, and the template."""
@@ -63,7 +78,7 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
     def run(self, config: TokenizeChatConfig, context: StageContext) -> ChatResults:
         """Encode."""
         tokenizer = chat_tokenizer(context.find(Vocabulary, "tokenizer").load(), config.chat)
-        counts = {"read": 0, "rejects": 0}
+        counts = dict.fromkeys(("read", "rejects", *_CHECKS), 0)
         with atomic_file(context.directory / "rejects.jsonl", "w") as rejects:
             items = _items(config, context, tokenizer, counts, rejects)
             manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
@@ -79,8 +94,10 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
             sum(counts[key] for counts in results.counts.values()) for key in ("documents", "tokens", "learned_tokens")
         )
         return (
-            f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned;"
-            f" {results.rejects:,} set aside."
+            f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned, in"
+            f" {results.turns:,} turns, of which {results.turns_stopped:,} end with a stop token;"
+            f" {results.turns_not_learned:,} turns of weight 0, {results.turns_too_long:,} beyond max_len;"
+            f" {results.rejects:,} records set aside."
         )
 
     def report(self, config: TokenizeChatConfig, results: ChatResults, directory: Path) -> list[Section]:
@@ -89,11 +106,32 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
             [domain, c["documents"], c["tokens"], c["learned_tokens"]] for domain, c in results.counts.items()
         ]
         blocks: list[Any] = [Table(["domain", "examples", "tokens", "learned tokens"], rows)]
+        checks = [[what, getattr(results, name)] for name, what in _CHECKS.items()]
+        blocks.append(Table(["check", "number"], checks, "What is learned"))
+        if results.turns_stopped < results.turns:
+            blocks.append(
+                Note(
+                    f"{results.turns - results.turns_stopped:,} of {results.turns:,} turns do not end with a token that"
+                    " ends generation, as the template puts none there.",
+                    "warning",
+                )
+            )
         if results.rejects:
             blocks.append(
                 Note(f"{results.rejects:,} of {results.read:,} records are set aside in rejects.jsonl.", "warning")
             )
         return [Section("Conversations" if config.split == "train" else "Held-out conversations", blocks)]
+
+
+def _check(example: Example, counts: dict[str, int]) -> None:
+    """Count what holds for an example; it must hold that every learned token has something before it."""
+    first = example.mask.index(1)
+    assert first > 0, "an answer without its prompt"
+    counts["turns"] += example.turns
+    counts["turns_stopped"] += example.stopped
+    counts["turns_not_learned"] += example.unlearned
+    counts["turns_too_long"] += example.left_out
+    counts["shortest_prompt"] = min(first, counts["shortest_prompt"] or first)
 
 
 def _items(
@@ -107,13 +145,15 @@ def _items(
             if is_heldout(number, config.heldout_fraction, context.seed) != (config.split == "heldout"):
                 continue
             counts["read"] += 1
-            found = item if isinstance(item, Reject) else encoder.example(item[1], item[0])
+            found = item if isinstance(item, Reject) else encoder.examples(item[1], item[0])
             if isinstance(found, Reject):
                 first = first or found
                 counts["rejects"] += 1
                 rejects.write(json.dumps({"where": found.where, "reason": found.reason}, ensure_ascii=False) + "\n")
                 check_rejects(counts["rejects"], counts["read"], config.max_reject_fraction, first, final=False)
             else:
-                yield TokenizedItem(found.ids, found.domain, found.size, found.mask)
+                for example in found:
+                    _check(example, counts)
+                    yield TokenizedItem(example.ids, example.domain, example.size, example.mask)
     if first is not None:
         check_rejects(counts["rejects"], counts["read"], config.max_reject_fraction, first)

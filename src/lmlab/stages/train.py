@@ -131,11 +131,13 @@ class TrainConfig(Config):
 
 
 class TrainResults(TrainingResults):
-    """The training, the size of the model, and what each source gave."""
+    """The training, the size of the model, what each source gave, and which conversations do not fit the rows."""
 
     parameters: int
     trained_parameters: int
     active_parameters: int
+    conversations_shortened: int = 0
+    conversations_left_out: int = 0
     sources: list[dict[str, Any]]
 
 
@@ -221,6 +223,8 @@ class Train(Stage[TrainConfig, TrainResults]):
             parameters=model_config.num_parameters(),
             trained_parameters=sum(each.numel() for each in trainer.optimizers.parameters.values()),
             active_parameters=model_config.num_parameters(active=True),
+            conversations_shortened=sum(each.shortened for each in rows.values()),
+            conversations_left_out=sum(each.left_out for each in rows.values()),
             sources=[asdict(share) for share in plan],
         )
 
@@ -229,7 +233,10 @@ class Train(Stage[TrainConfig, TrainResults]):
         loss = f"loss {results.final_loss:.3f}" + (
             f", held out {heldout:.3f}" if (heldout := results.heldout("loss")) is not None else ""
         )
-        return f"{loss}, {results.tokens_per_second:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
+        return (
+            f"{loss}, {results.tokens_per_second:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
+            + _too_long(results)
+        )
 
     def headline(self, results: TrainResults) -> dict[str, str]:
         """Size, tokens, held-out loss, speed."""
@@ -283,6 +290,16 @@ class Train(Stage[TrainConfig, TrainResults]):
             ]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
         return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows), rank=4)]
+
+
+def _too_long(results: TrainResults) -> str:
+    """Which conversations do not fit the rows."""
+    if not results.conversations_shortened and not results.conversations_left_out:
+        return ""
+    return (
+        f" Of the conversations {results.conversations_shortened:,} lost answers and {results.conversations_left_out:,}"
+        " were left out, as rows of seq_len are too short for them."
+    )
 
 
 def _active(results: TrainResults) -> str:

@@ -39,6 +39,7 @@ class Example:
         turns: of the assistant that are learned.
         stopped: of these, those that end with a token that ends generation.
         left_out: turns that are not learned because the conversation was too long.
+        unlearned: turns of weight 0.
     """
 
     ids: list[int]
@@ -48,6 +49,7 @@ class Example:
     turns: int = field(default=1, compare=False)
     stopped: int = field(default=1, compare=False)
     left_out: int = field(default=0, compare=False)
+    unlearned: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ def _finish(encoded: EncodedText, record: dict[str, Any]) -> Example:
         encoded.turns,
         encoded.stopped,
         encoded.left_out,
+        encoded.unlearned,
     )
 
 

@@ -115,6 +115,7 @@ class EncodedText:
         turns: of the assistant that are learned.
         stopped: of these, those that end with a token that ends generation.
         left_out: turns that are learned no more because the conversation was too long.
+        unlearned: turns of weight 0.
     """
 
     ids: list[int]
@@ -123,6 +124,7 @@ class EncodedText:
     turns: int = 1
     stopped: int = 1
     left_out: int = 0
+    unlearned: int = 0
 
 
 def encode_for_answer(
@@ -236,8 +238,18 @@ def _encode_turns(
     if 1 not in mask[1:]:
         raise BadRecord("the template shows nothing of the assistant's turns")
     text = "".join(turns.text[begin:end] for begin, end in turns.spans)
-    stopped = sum(end is not None for end in ends)
-    return EncodedText(ids, mask, text if cut is None else text.replace(cut, ""), len(turns.spans), stopped, left_out)
+    return EncodedText(
+        ids,
+        mask,
+        text if cut is None else text.replace(cut, ""),
+        turns=len(turns.spans),
+        stopped=sum(end is not None for end in ends),
+        left_out=left_out,
+        unlearned=sum(
+            message["role"] == "assistant" and not weight
+            for message, weight in zip(conversation.messages, conversation.weights, strict=True)
+        ),
+    )
 
 
 def _inside(offsets: Sequence[Span], span: Span) -> list[int]:
