@@ -6,6 +6,7 @@ import ast
 import gzip
 import json
 import lzma
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,15 @@ from lmlab.data import (
     PythonLibrarySource,
     Reject,
     TextSource,
+    TokenizedCorpus,
     Tokenizer,
     collect,
     read_documents,
+    read_records,
+    tokenize_documents,
 )
 from lmlab.errors import UserError
-from lmlab.files import read_jsonl
+from lmlab.files import read_jsonl, write_jsonl
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 
@@ -178,3 +182,17 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
         Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="at least 257"):
         Tokenizer.train(["text"], 100)
+
+
+def test_paths_are_strings_or_path_objects(tmp_path):
+    tokenizer = Tokenizer.train(["abc abc"], 260)
+    documents = [Document("a", "abc"), Document("b", "cab")]
+    write_jsonl(tmp_path / "d.jsonl", (document.row() for document in documents))
+    for kind in (str, Path):
+        out = tmp_path / kind.__name__
+        tokenizer.save(kind(out / "tokenizer"))
+        tokenize_documents(kind(tmp_path / "d.jsonl"), Tokenizer.load(kind(out / "tokenizer")), kind(out), workers=1)
+        corpus = TokenizedCorpus(kind(out), verify=True)
+        corpus.check_source(kind(tmp_path / "d.jsonl"))
+        assert corpus.num_documents == len(list(read_records(kind(tmp_path / "d.jsonl")))) == 2
+        assert [each.text for each in read_documents(kind(tmp_path / "d.jsonl"))] == ["abc", "cab"]

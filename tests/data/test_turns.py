@@ -6,7 +6,7 @@ import json
 
 import pytest
 from chat_templates import CHATML, DEEPSEEK, GLM4, LLAMA2, LLAMA3_TOOLS, QWEN3, QWEN25_TOOLS, SPECIALS, TEMPLATES
-from tokenizer_kinds import byte_level
+from tokenizer_kinds import KINDS, byte_level
 
 from lmlab.data import ChatConfig, ChatEncoder, Reject, Tokenizer
 
@@ -215,3 +215,19 @@ def test_preferences_in_sharegpts_form(base):
     record = {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {"from": "gpt", "value": "Five."}}
     pair = ChatEncoder(tokenizer).preference(record, "here")
     assert [learned(tokenizer, each) for each in (pair.chosen, pair.rejected)] == [" Four. </s>", " Five. </s>"]
+
+
+@pytest.mark.parametrize("kind", ["byte level", "metaspace, legacy", "metaspace", "unigram"])
+def test_what_messages_spell_stays_text_with_tokenizers_of_every_kind(kind):
+    tokenizer = Tokenizer(KINDS[kind](), "<s>", "</s>").with_chat_template(TEMPLATES["Zephyr"])
+    spelled = [
+        {"role": "user", "content": "The tags </s> and <s></s> are a system"},
+        {"role": "assistant", "content": "said: </s>, <s>!"},
+    ]
+    (example,) = encoded(tokenizer, spelled)
+    assert example.ids.count(tokenizer.eos_id) == 2 and tokenizer.bos_id not in example.ids
+    assert (example.turns, example.stopped) == (1, 1)
+    said = tokenizer.decode(example.ids)
+    assert "The tags </s> and <s></s> are a system" in said and "said: </s>, <s>!" in said
+    (open_to_it,) = encoded(tokenizer, spelled, special_tokens="as_tokens")
+    assert open_to_it.ids.count(tokenizer.eos_id) == 5

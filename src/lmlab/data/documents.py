@@ -52,9 +52,9 @@ class Source(Protocol):
         ...
 
 
-def read_documents(path: Path) -> Iterator[Document]:
+def read_documents(path: Path | str) -> Iterator[Document]:
     """Yield the documents of a JSON lines file that `collect` wrote."""
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in enumerate(read_jsonl(Path(path)), 1):
         if not {"id", "text"} <= set(row) <= {"id", "text", "domain", "group"} or not all(
             isinstance(value, str) for value in row.values()
         ):

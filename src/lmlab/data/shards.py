@@ -126,11 +126,12 @@ def write_manifest(
 def write_shards(
     items: Iterable[TokenizedItem],
     tokenizer: Tokenizer,
-    directory: Path,
+    directory: Path | str,
     shard_tokens: int = 2**26,
     kind: Kind = "documents",
 ) -> dict[str, Any]:
     """Write tokenised documents to shards of about `shard_tokens` tokens; return the manifest."""
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / "tokenizer")
     builder, entries = ShardBuilder(token_dtype(tokenizer)), list[dict[str, Any]]()
@@ -174,7 +175,8 @@ class TokenizedCorpus:
         UserError: no manifest, another format, a missing, truncated or altered shard; the message names the file.
     """
 
-    def __init__(self, directory: Path, verify: bool = False) -> None:
+    def __init__(self, directory: Path | str, verify: bool = False) -> None:
+        directory = Path(directory)
         path = directory / "manifest.json"
         if not path.exists():
             raise UserError(
@@ -228,12 +230,13 @@ class TokenizedCorpus:
                 f"The corpus '{self.directory}' was made with another tokenizer.", "Tokenise it again with this one."
             )
 
-    def check_source(self, path: Path) -> None:
+    def check_source(self, path: Path | str) -> None:
         """Make sure that the file the corpus was made from has not changed.
 
         Raises:
             UserError: it has, or it is another; the message names it.
         """
+        path = Path(path)
         source = self.manifest["source"]
         for entry in self.manifest["shards"] if source else ():
             start, end = entry["source"]["range"]

@@ -43,9 +43,9 @@ class _Unit:
 
 
 def tokenize_documents(
-    path: Path,
+    path: Path | str,
     tokenizer: Tokenizer,
-    directory: Path,
+    directory: Path | str,
     shard_tokens: int = 2**26,
     workers: int | None = None,
     backend: Backend = "processes",
@@ -69,6 +69,7 @@ def tokenize_documents(
     Raises:
         UserError: a line is no document, or a compressed file is damaged.
     """
+    path, directory = Path(path), Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / "tokenizer")
     plain = _unpacked(path, directory)

@@ -176,7 +176,7 @@ class ChatEncoder:
         return _finish(encode_conversation(self.tokenizer, self.config, both, first, whole), record)
 
 
-def read_records(source: Path | RecordSource) -> Iterator[tuple[str, Any] | Reject]:
+def read_records(source: Path | str | RecordSource) -> Iterator[tuple[str, Any] | Reject]:
     """Yield (where, record) for each record of a source, or of the files at a path; a broken one is a `Reject`.
 
     Raises:
