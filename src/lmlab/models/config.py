@@ -339,7 +339,7 @@ class ModelConfig(Config):
         window = min(seq_len, self.sliding_window or seq_len)
         seen = {
             "full": seq_len / 2 if self.causal else seq_len,
-            "sliding": window - window**2 / (2 * seq_len),
+            "sliding": window - window**2 / (2 * max(seq_len, 1)),  # 0 asks for the matrices alone
         }  # keys of a query, on average
         forward = 2 * self.active_matrices + 4 * self.num_heads * self.head_dim * sum(
             seen[kind] for kind in self.attention_kinds
