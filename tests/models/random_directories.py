@@ -168,6 +168,20 @@ def draw_config(chance: random.Random, family: str) -> Any:
 
 
 FAMILIES = tuple(family.model_type for family in families.FAMILIES)
+OTHERS = (
+    "cohere",
+    "stablelm",
+    "falcon",
+    "bloom",
+    "mpt",
+    "phi",
+    "gptj",
+    "gpt_neo",
+    "starcoder2",
+    "glm",
+    "qwen2_moe",
+    "t5",
+)
 
 
 def draw_rope(chance: random.Random, share: float = 0.5) -> dict[str, Any]:
