@@ -42,6 +42,8 @@ def compare_adapters(seed: int, directory: Path) -> Outcome:
     head, table = ("lm_head", _table(model))
     settings: dict[str, Any] = {"r": chance.choice([1, 3, 8]), "lora_alpha": chance.choice([1, 4, 16.5])}
     settings["target_modules"] = chance.sample(ends, chance.randint(1, min(3, len(ends))))
+    if {"gate_proj", "up_proj"} & set(settings["target_modules"]):  # peft wants both of a mixture, or neither
+        settings["target_modules"] = sorted({*settings["target_modules"], "gate_proj", "up_proj"} & {*ends})
     settings |= chance.choice(
         [
             {},

@@ -195,9 +195,12 @@ def chat(
 )
 def convert(
     source: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
-    target: Annotated[Path, typer.Argument(help="Directory to write; it must not hold a model.")],
+    target: Annotated[Path, typer.Argument(help="Directory (or GGUF file) to write; it must not hold a model.")],
+    to: Annotated[str, typer.Option(help="hf, a Hugging Face directory, or gguf, one file for llama.cpp.")] = "hf",
     adapter: Adapter = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep.")] = "keep",
+    dtype: Annotated[
+        str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep; for gguf also q8_0.")
+    ] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="Cut the weights into files of at most this size.")] = "5GB",
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")
@@ -213,18 +216,24 @@ def convert(
     from lmlab.runs import Model
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "keep": None}
-    if dtype not in dtypes:
-        raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}.")
+    if to not in ("hf", "gguf"):
+        raise UserError(f"Unknown format '{to}'.", "Use hf or gguf.")
+    if dtype not in dtypes and not (to == "gguf" and dtype == "q8_0"):
+        more = ", q8_0" if to == "gguf" else ""
+        raise UserError(f"Unknown dtype '{dtype}'.", f"Use one of {', '.join(dtypes)}{more}.")
+    if to == "gguf" and check:
+        raise UserError("--check compares Hugging Face directories.", "Leave it out with --to gguf.")
     limit, found = _bytes(max_shard_size), Model.find(source)
     done = convert_model(
         found.source,
         target,
-        dtypes[dtype],
+        dtypes[dtype] if to == "hf" else None,
         max_shard_bytes=limit,
         allow_pickle=allow_pickle,
         check=check,
         adapter=adapter,
         model=found.load() if found.form == "checkpoint" else None,
+        gguf=None if to == "hf" else dtype,
     )
     compared = (
         "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"

@@ -48,6 +48,7 @@ def convert(
     check: bool = False,
     adapter: Path | None = None,
     model: Transformer | None = None,
+    gguf: str | None = None,
 ) -> Conversion:
     """Read a model and write it, with its tokenizer and generation settings, as a Hugging Face directory.
 
@@ -60,6 +61,7 @@ def convert(
         model: what is written, in place of the model in `source`, from which then only the tokenizer and the settings
             are taken.
         adapter: LoRA adapters to fold into the weights.
+        gguf: write one GGUF file of this type (fp32, fp16, bf16, q8_0, or keep) in place of a directory.
         check: compare the logits of what was written (of an encoder: its hidden states) with those of `transformers`,
             in fp32.
 
@@ -67,13 +69,15 @@ def convert(
         UserError: the target holds a model, or the source cannot be read.
         LmlabError: these differ by more than 1e-4.
     """
-    if (target / "config.json").exists():
-        raise UserError(f"'{target}' already holds a model.", "Name another directory, or remove this one.")
+    if (target / "config.json").exists() or (gguf is not None and target.exists()):
+        raise UserError(f"'{target}' already holds a model.", "Name another one, or remove it.")
     if model is None:
         model = from_pretrained(source, dtype=dtype, allow_pickle=allow_pickle)
     if adapter is not None:
         load_lora(model, adapter, allow_pickle=allow_pickle)
         remove_lora(model, merge=True)
+    if gguf is not None:
+        return _convert_to_gguf(model, source, target, gguf)
     model_type = save_pretrained(model, target, dtype, companions=source, max_shard_bytes=max_shard_bytes)
     parameters = model.config.num_parameters()
     if not check:
@@ -105,3 +109,16 @@ def convert(
         what = "hidden states" if hidden else "logits"
         raise LmlabError(f"The {what} of '{target}' differ by {difference:.1e} in transformers.")
     return Conversion(model_type, parameters, difference)
+
+
+def _convert_to_gguf(model: Transformer, source: Path, target: Path, dtype: str) -> Conversion:
+    """One file with the tokenizer, where the source has one."""
+    from lmlab.models.formats.gguf_write import write_gguf
+
+    if dtype == "keep":
+        kept = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        dtype = kept.get(model.embedding.weight.dtype, "fp32")
+    described = source.is_dir() and (source / "config.json").exists()
+    settings = read_settings(source) if described else {}
+    tokenizer = source if source.is_dir() and (source / "tokenizer.json").exists() else None
+    return Conversion(f"GGUF, {write_gguf(model, target, dtype, tokenizer, settings)}", model.config.num_parameters())

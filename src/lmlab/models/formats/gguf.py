@@ -30,7 +30,9 @@ def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise LmlabError(f"'{file}' cannot be read: {str(error).splitlines()[0]}.") from None
-    return model.config.to_dict(), dict(model.state_dict())
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)  # the tensors are de-quantized
+    return settings, dict(model.state_dict())
 
 
 def convert_tokenizer(file: Path, directory: Path) -> Settings:
