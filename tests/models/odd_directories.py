@@ -58,7 +58,10 @@ def compare_adapters(seed: int, directory: Path) -> Outcome:
             {"target_modules": "all-linear"},
         ]
     )
-    theirs = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    try:
+        theirs = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    except ValueError as error:  # such as DoRA on experts
+        return Outcome(refused=f"peft does not support it: {error}")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():

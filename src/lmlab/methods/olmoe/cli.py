@@ -128,6 +128,46 @@ def analyze(
         print(f"Figures: {out}")
 
 
+@app.command(epilog=example("lmlab olmoe counts routing_counts.npz --out counts.json"))
+def counts(
+    file: Annotated[
+        Path, typer.Argument(help="A .npz file of counts: MODEL/expert_counts [domains, layers, experts].")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="All figures as JSON.", show_default=False)] = None,
+) -> None:
+    """Measure load and specialisation from counts of routed tokens, as those that were published with OLMoE."""
+    from rich.table import Table
+
+    from lmlab.files import write_json
+    from lmlab.methods.olmoe.routing.counts import read_counts
+    from lmlab.progress import console
+    from lmlab.terminal import markup
+
+    figures = {}
+    for model, found in read_counts(file).items():
+        load, special = found.load(), found.domain_specialization()
+        title = markup("{}: {} experts", model, found.top_k_DLE.shape[2])
+        table = Table(title=title, title_justify="left")
+        for name in ("domain", "layer", "highest load", "lowest load", "entropy", "most frequent expert"):
+            table.add_column(name, justify="left" if name == "domain" else "right")
+        for d, domain in enumerate(found.domains):
+            for place, layer in enumerate(found.layers):
+                cells = [f"{load[name][d, place]:.3f}" for name in ("max_over_mean", "min_over_mean")]
+                cells.append(f"{load['normalised_entropy'][d, place]:.3f}")
+                cells.append("" if special is None else f"{special[d, place].max():.1%} of tokens")
+                table.add_row(markup("{}", domain), str(layer), *cells)
+        console.print(table)
+        figures[model] = {
+            "domains": found.domains,
+            "layers": found.layers,
+            "load": {name: values.tolist() for name, values in load.items()},
+            "domain_specialization": None if special is None else special.tolist(),
+        }
+    if out is not None:
+        write_json(out, figures)
+        print(f"Figures: {out}")
+
+
 @app.command(
     epilog=example(
         "lmlab olmoe report final.npz --earlier 10%=step-1000.npz --tokenizer models/OLMoE-1B-7B --out routing.html"

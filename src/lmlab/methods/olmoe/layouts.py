@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError, reads
-from lmlab.files import read_mapping, read_yaml
+from lmlab.files import read_mapping, read_yaml, write_json, write_text
 from lmlab.models import ModelConfig, MoEConfig, Transformer, named_tensors
 
 Kind = Literal["olmo", "olmo-core"]
@@ -51,6 +52,24 @@ _CORE = {
     "ffn.up.weight": "blocks.{i}.feed_forward.w3.weight",
     "ffn.down.weight": "blocks.{i}.feed_forward.w2.weight",
 }
+
+
+_NORM = 1.0
+_UNSAID = frozenset(
+    (
+        "d_ff",
+        "moe",
+        "init",
+        "output_init",
+        "init_std",
+        "load_balancing_loss",
+        "router_z_loss",
+        "experts_backend",
+        "expert_choice_over",
+        "shared_expert_combine",
+    )
+)
+"""Fields that say how a model is trained or computed, or that have no effect."""
 
 
 @reads("a model in a layout of OLMo")
@@ -118,7 +137,12 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
 
 
 def write_olmo(model: Transformer, directory: Path, kind: Kind = "olmo") -> None:
-    """Write the weights of a model in one of the layouts, as `model.safetensors`; the configuration is not written."""
+    """Write a model in one of the layouts: `model.safetensors`, and the configuration that `read_olmo` reads.
+
+    Raises:
+        UserError: the layout's configuration has no word for something that the model has.
+    """
+    settings = _settings_of(model.config, kind)
     ours = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     tensors: dict[str, Tensor] = {}
     for layer in [*range(model.config.num_layers), None]:
@@ -126,6 +150,79 @@ def write_olmo(model: Transformer, directory: Path, kind: Kind = "olmo") -> None
         tensors |= _write(part, model.config, layer, kind)
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory / _WEIGHTS)
+    if kind == "olmo":
+        write_text(directory / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    else:
+        write_json(directory / "config.json", settings)
+
+
+def _settings_of(config: ModelConfig, kind: Kind) -> dict[str, Any]:
+    """The configuration of a layout, which must say all that the model is."""
+    settings = _olmo_settings(config) if kind == "olmo" else _core_settings(config)
+    parse = _parse_olmo if kind == "olmo" else _parse_core
+    read = parse(settings, f"the configuration of {kind}").model_dump()
+    given = config.model_dump() | {"vocab_size": config.padded_vocab_size, "vocab_multiple": 1}
+    lost = [name for name, value in given.items() if name not in _UNSAID and read[name] != value]
+    if config.moe is None:
+        lost += [] if config.d_ff == read["d_ff"] else ["d_ff"]
+    else:
+        moe = read["moe"] or {}
+        lost += [f"moe.{name}" for name, value in given["moe"].items() if name not in _UNSAID and moe[name] != value]
+    if lost:
+        raise UserError(f"The layout {kind} has no word for this model's {', '.join(lost)}.", "Write hf instead.")
+    return settings
+
+
+def _olmo_settings(config: ModelConfig) -> dict[str, Any]:
+    inner = config.d_ff if config.moe is None else config.moe.expert_hidden_size
+    model: dict[str, Any] = {
+        "vocab_size": config.padded_vocab_size,
+        "embedding_size": config.padded_vocab_size,
+        "n_layers": config.num_layers,
+        "d_model": config.d_model,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.num_kv_heads,
+        "mlp_hidden_size": 2 * inner,
+        "max_sequence_length": config.max_seq_len,
+        "rope": True,
+        "rope_theta": config.rope_theta,
+        "layer_norm_type": "rms",
+        "layer_norm_eps": config.norm_eps,
+        "attention_layer_norm": config.qk_norm == "full",
+        "include_bias": False,
+        "weight_tying": False,
+        "activation_type": "swiglu",
+    }
+    if config.moe is not None:
+        model |= {"moe_num_experts": config.moe.num_experts, "moe_top_k": config.moe.top_k}
+        model["moe_normalize_expert_weights"] = _NORM if config.moe.norm_topk_prob else None
+    return {"model": model}
+
+
+def _core_settings(config: ModelConfig) -> dict[str, Any]:
+    block: dict[str, Any] = {
+        "name": "moe_reordered_norm" if config.norm_position == "reordered" else "moe",
+        "attention": {
+            "n_heads": config.num_heads,
+            "n_kv_heads": config.num_kv_heads,
+            "rope": {"theta": config.rope_theta},
+            "qk_norm": {} if config.qk_norm == "none" else {"name": "rms", "eps": config.norm_eps},
+        },
+        "layer_norm": {"name": "rms", "eps": config.norm_eps},
+    }
+    if config.moe is None:
+        block["name"] = "reordered_norm" if config.norm_position == "reordered" else "default"
+        block["feed_forward"] = {"hidden_size": config.d_ff}
+    else:
+        moe = config.moe
+        block["feed_forward_moe"] = {
+            "name": "dropless",
+            "num_experts": moe.num_experts,
+            "hidden_size": moe.expert_hidden_size,
+            "router": {"top_k": moe.top_k, "normalize_expert_weights": _NORM if moe.norm_topk_prob else None},
+        }
+    model = {"vocab_size": config.padded_vocab_size, "n_layers": config.num_layers, "d_model": config.d_model}
+    return {"model": {**model, "block": block}, "max_sequence_length": config.max_seq_len}
 
 
 def _layer_of(name: str) -> int | None:
@@ -242,7 +339,10 @@ def _expected(config: ModelConfig, shapes: Mapping[str, Any], kind: Kind) -> dic
 
 
 def _olmo_config(path: Path) -> ModelConfig:
-    found = read_yaml(path)
+    return _parse_olmo(read_yaml(path), f"'{path}'")
+
+
+def _parse_olmo(found: dict[str, Any], where: str) -> ModelConfig:
     model = found.get("model", found)
     refused = {
         "clip_qkv": None,
@@ -254,7 +354,7 @@ def _olmo_config(path: Path) -> ModelConfig:
     }
     problems = [f"{key} = {model[key]}" for key, value in refused.items() if key in model and model[key] != value]
     if problems:
-        raise UserError(f"'{path}': lmlab does not support " + "; ".join(problems) + ".")
+        raise UserError(f"{where}: lmlab does not support " + "; ".join(problems) + ".")
     width, heads = model["d_model"], model["n_heads"]
     experts = model.get("moe_num_experts") or 0
     inner = (model.get("mlp_hidden_size") or model.get("mlp_ratio", 4) * width) // 2  # gate and up together
@@ -273,18 +373,33 @@ def _olmo_config(path: Path) -> ModelConfig:
     if experts:
         data |= {
             "ffn": "moe",
-            "moe": {"num_experts": experts, "top_k": model.get("moe_top_k", 2), "expert_hidden_size": inner},
+            "moe": {
+                "num_experts": experts,
+                "top_k": model.get("moe_top_k", 2),
+                "expert_hidden_size": inner,
+                "norm_topk_prob": _is_normed(model, "moe_normalize_expert_weights", where),
+            },
         }
     else:
         data["d_ff"] = inner
-    return validate(ModelConfig, data, f"'{path}'")
+    return validate(ModelConfig, data, where)
+
+
+def _is_normed(settings: dict[str, Any], key: str, where: str) -> bool:
+    """Whether weights of experts are divided by their sum, which is their norm of order 1."""
+    if settings.get(key) not in (None, _NORM):
+        raise UserError(f"{where}: lmlab does not support {key} = {settings[key]}.")
+    return settings.get(key) is not None
 
 
 @reads("a configuration of OLMo-core")
 def _core_config(path: Path) -> ModelConfig:
     if not path.exists():
         raise UserError(f"'{path.parent}' has no config.json.")
-    found = read_mapping(path)
+    return _parse_core(read_mapping(path), f"'{path}'")
+
+
+def _parse_core(found: dict[str, Any], where: str) -> ModelConfig:
     model = found.get("model", found)
     block = model["block"]
     attention, moe, norm = block["attention"], block.get("feed_forward_moe"), block.get("layer_norm") or {}
@@ -309,9 +424,10 @@ def _core_config(path: Path) -> ModelConfig:
             "moe": {
                 "num_experts": moe["num_experts"],
                 "top_k": router.get("top_k", 1),
+                "norm_topk_prob": _is_normed(router, "normalize_expert_weights", where),
                 "expert_hidden_size": moe["hidden_size"],
             },
         }
     else:
         data["d_ff"] = block["feed_forward"]["hidden_size"]
-    return validate(ModelConfig, data, f"'{path}'")
+    return validate(ModelConfig, data, where)

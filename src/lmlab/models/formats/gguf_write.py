@@ -178,10 +178,10 @@ def _add_tokenizer(writer: Any, directory: Path, vocab_size: int, token_ids: dic
     writer.add_token_types(types)
     writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in model["merges"]])
     for name in ("bos", "eos", "pad"):
-        number = token_ids.get(f"{name}_token_id")
-        number = number[0] if isinstance(number, list) and number else number
-        if isinstance(number, int):
-            getattr(writer, f"add_{name}_token_id")(number)
+        given = token_ids.get(f"{name}_token_id")
+        first = given[0] if isinstance(given, list) and given else given
+        if isinstance(first, int):
+            getattr(writer, f"add_{name}_token_id")(first)
     if (template := _chat_template(directory)) is not None:
         writer.add_chat_template(template)
 
@@ -200,7 +200,7 @@ def _pre_tokenizer(found: dict[str, Any]) -> str | None:
     if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and plain and normalizer is None:
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and not plain and parts[0].get("behavior") == "Isolated":
-        name = _SPLITS.get((parts[0].get("pattern") or {}).get("Regex"))
+        name = _SPLITS.get(str((parts[0].get("pattern") or {}).get("Regex")))
         return name if normalizer is None or (name == "qwen2" and normalizer == "NFC") else None
     return None
 
