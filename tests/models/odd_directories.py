@@ -68,8 +68,8 @@ def compare_adapters(seed: int, directory: Path) -> Outcome:
             if "lora_B" in name or "modules_to_save" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     theirs.save_pretrained(target)
-    ours = from_pretrained(base)
     try:
+        ours = from_pretrained(base)
         load_lora(ours, target)
     except LmlabError as error:
         return Outcome(refused=f"{drawn.config.model_type}, {settings}: {error}")
