@@ -4,8 +4,11 @@ key.
 
 from __future__ import annotations
 
+import inspect
+import re
 import types
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, overload
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -19,8 +22,44 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """Take the descriptions of fields from the class's docstring, where the source already has them: they are the
+        help of options and of generated documentation.
+        """
+        super().__pydantic_init_subclass__(**arguments)
+        for name, text in _attributes_in(cls.__doc__ or "").items():
+            if name in cls.model_fields and cls.model_fields[name].description is None:
+                cls.model_fields[name].description = text
+
+
+def _attributes_in(docstring: str) -> dict[str, str]:
+    """What the section "Attributes:" of a docstring says of each name; one line may speak of several."""
+    _, _, section = inspect.cleandoc(docstring).partition("Attributes:\n")
+    entries: list[tuple[str, str]] = []
+    for line in section.splitlines():
+        if not line.strip():
+            continue
+        if not line.startswith("    "):
+            break
+        found = _ATTRIBUTE.match(line)
+        if found:
+            entries.append((found[1], found[2]))
+        elif entries:
+            entries[-1] = (entries[-1][0], f"{entries[-1][1]} {line.strip()}")
+    return {name.strip(): text for names, text in entries for name in names.split(",")}
+
+
+_ATTRIBUTE = re.compile(r" {4}(\w+(?:, \w+)*): (.*)$")
 
 C = TypeVar("C", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Marks a field, in `Annotated`: how its option is spelled, where that is not the field's name."""
+
+    names: tuple[str, ...] = ()
 
 
 class _NoInfluenceMarker:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config, validate
+from lmlab.config import NO_INFLUENCE, Config
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.judging import Criterion, JudgeConfig, load_wording
 from lmlab.methods.qurating.rating.criteria import criterion
 from lmlab.methods.qurating.rating.pairs import PairConfig
-from lmlab.methods.qurating.selecting.settings import Mode, SelectionConfig
+from lmlab.methods.qurating.selecting.settings import SelectionSettings
 from lmlab.methods.qurating.selecting.token_counts import share_of
 from lmlab.runs import Input, ModelInput, VocabularyInput
 from lmlab.train import ScheduleConfig
@@ -159,53 +159,25 @@ class AnalysisConfig(Config):
     max_rows: PositiveInt = 20_000
 
 
-class SelectStageConfig(Config):
-    """What is chosen of annotated documents.
+class SelectStageConfig(SelectionSettings):
+    """What is chosen of annotated documents; the settings of the choice are those of `SelectionSettings`.
 
     Attributes:
         annotated: a stage `quality_annotate`, or an annotated corpus.
         documents: a stage that collects, whose held-out documents go along.
-        tokens: a number, or a share of the corpus such as `30%`.
-        domain: the column of domains; None chooses from all documents at once.
+        text: column of texts.
         report: what the report looks into; None for nothing beyond the funnel.
-
-    The others are those of `SelectionConfig`.
     """
 
     annotated: Input
     documents: Input | None = None
-    mode: Mode
-    metric: str | None = None
-    weights: dict[str, float] = Field(default={})
-    tau: float = Field(default=2.0, allow_inf_nan=True)
-    tokens: str | float
-    domain: str | None = "domain"
-    domains: Literal["proportional"] | dict[str, float] = "proportional"
-    normalize: bool = True
-    invert: bool = False
-    seed: int | None = None
-    id: str | None = "id"
     text: str = "text"
-    cap_duplicates: dict[str, int] = Field(default={})
-    minimum: dict[str, float] = Field(default={})
-    maximum: dict[str, float] = Field(default={})
-    drop_nonfinite: bool = True
-    skip_empty: bool = True
     report: AnalysisConfig | None = AnalysisConfig()
 
     @model_validator(mode="after")
     def _check(self) -> SelectStageConfig:
         share_of(self.tokens)
         return self
-
-    def selection(self, tokens: int, seed: int) -> SelectionConfig:
-        """The settings of the choice."""
-        own = set(SelectionConfig.model_fields) & set(type(self).model_fields)
-        values = {name: getattr(self, name) for name in own} | {
-            "tokens": tokens,
-            "seed": self.seed if self.seed is not None else seed,
-        }
-        return validate(SelectionConfig, values, "the selection")
 
 
 class CompareConfig(Config):

@@ -194,7 +194,7 @@ class QualitySelect(Stage[SelectStageConfig, SelectionResults]):
     def run(self, config: SelectStageConfig, context: StageContext) -> SelectionResults:
         """Plan, choose, write."""
         rows = rows_of(context.inputs["annotated"])
-        settings = config.selection(budget_of(config.tokens, rows), context.seed)
+        settings = config.resolved(budget_of(config.tokens, rows, config.length), context.seed)
         plan = plan_selection(rows, settings)
         write_json(context.directory / "plan.json", plan.to_json())
         manifest = select(rows, settings)
@@ -224,20 +224,28 @@ def _write_documents(rows: Path, manifest: Manifest, config: SelectStageConfig, 
     """The chosen rows as documents, in the order of the corpus."""
     rated = RatedTable(rows)
     known = rated.columns
-    names = [name for name in (config.id, config.text, config.domain, "group") if name and name in known]
+    names = [name for name in (_id(config), config.text, _domain(config), "group") if name in known]
 
     def documents() -> Any:
         for part, _ in chosen_rows(rated, manifest, names):
             for row in part.to_pylist():
-                domain = row.get(config.domain or "") or "text"
+                domain = row.get(_domain(config)) or "text"
                 yield {
-                    "id": str(row.get(config.id or "")),
+                    "id": str(row.get(_id(config)) or ""),
                     "text": row[config.text],
                     "domain": str(domain),
                     "group": str(row.get("group") or ""),
                 }
 
     write_jsonl(directory / "train.jsonl", documents())
+
+
+def _id(config: SelectStageConfig) -> str:
+    return config.id or "id"  # as documents have it
+
+
+def _domain(config: SelectStageConfig) -> str:
+    return config.domain or "domain"
 
 
 class ComparisonResults(Results):

@@ -5,7 +5,7 @@ they depend on has changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from lmlab.data import KEEP_ALL, source_settings
 from lmlab.errors import UserError
 from lmlab.methods.qurating.config import AnalysisConfig, CriterionConfig
 from lmlab.methods.qurating.rating.pairs import PairConfig
+from lmlab.methods.qurating.selecting.settings import Mode, SelectionSettings
 from lmlab.runs import Recipe
 
 
@@ -61,18 +62,13 @@ class AnnotateSection(Config):
     block: int = 1024
 
 
-class SelectSection(Config):
-    """What is chosen; `metric` is by default the first criterion."""
+class SelectSection(SelectionSettings):
+    """What is chosen; `metric` is by default the first criterion, `domains: none` chooses from all at once."""
 
-    mode: str = "sample"
-    metric: str | None = None
-    weights: dict[str, float] = Field(default={})
-    tau: float = Field(default=2.0, allow_inf_nan=True)
-    tokens: str | float
-    normalize: bool = True
-    domains: str | dict[str, float] = "proportional"
-    invert: bool = False
-    seed: int = 42
+    mode: Mode = "sample"
+    domains: Literal["proportional", "none"] | dict[str, float] = "proportional"  # type: ignore[assignment]
+    drop_nonfinite: bool = True  # a corpus that was just rated has empty documents, and they are counted
+    skip_empty: bool = True
 
 
 class QualitySection(Config):

@@ -7,45 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.qurating.cli import app
+from lmlab.methods.qurating.selecting.settings import USUAL_SEED, SelectionSettings
 
 In = Annotated[
     list[Path],
     typer.Option("--in", help="Annotated corpus: file or folder of Parquet, Arrow or JSON lines. May be repeated."),
 ]
-Metric = Annotated[
-    str | None,
-    typer.Option("--metric", "-m", help="Column of ratings, such as educational_value_average.", show_default=False),
-]
-Weights = Annotated[
-    list[str] | None,
-    typer.Option("--weights", metavar="A=1,B=.5", help="Several columns with weights.", show_default=False),
-]
-Tokens = Annotated[str, typer.Option("--tokens", help="Budget: 500000, 1.5M, 30B, or a share such as 30%.")]
-Domain = Annotated[
-    str | None,
-    typer.Option("--domain", help="Column of labels that keep their shares; dotted paths work.", show_default=False),
-]
 DomainWeights = Annotated[
     Path | None, typer.Option(help="YAML file of labels and weights, in place of their shares.", show_default=False)
 ]
-Id = Annotated[
-    str | None,
-    typer.Option(
-        "--id", help="Column of ids, which noise is keyed by; by default id, or the row's number.", show_default=False
-    ),
-]
-Length = Annotated[str, typer.Option(help="Column of lengths in tokens.")]
 TokenizerPath = Annotated[
     Path | None, typer.Option("--tokenizer", help="Counts texts where there are no lengths.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]
-Invert = Annotated[bool, typer.Option("--invert", help="Prefer low ratings.")]
-Drop = Annotated[bool, typer.Option("--drop-nonfinite", help="Leave out rows without a finite rating, and count them.")]
-Skip = Annotated[bool, typer.Option("--skip-empty", help="Leave out rows without tokens, and count them.")]
-Raw = Annotated[bool, typer.Option("--no-normalize", help="Use ratings as they are, not in standard deviations.")]
+Id = Annotated[
+    str | None,
+    typer.Option("--id", help="Column of ids, by default id, or the row's number.", show_default=False),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
 
 
@@ -54,21 +35,12 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the
         "lmlab quality plan --in rated --metric educational_value_average --tokens 30B --domain source_domain"
     )
 )
+@options(SelectionSettings, exclude=("mode", "tau"))
 def plan(
     where: In,
-    tokens: Tokens,
-    metric: Metric = None,
-    weights: Weights = None,
-    domain: Domain = None,
+    settings: SelectionSettings,
     domain_weights: DomainWeights = None,
-    id: Id = None,
-    length: Length = "length",
     tokenizer: TokenizerPath = None,
-    seed: Seed = 42,
-    invert: Invert = False,
-    drop_nonfinite: Drop = False,
-    skip_empty: Skip = False,
-    no_normalize: Raw = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan as JSON.", show_default=False)] = None,
 ) -> None:
     """Show what each temperature would choose: mean rating, effective rows, deciles, domains, overlaps.
@@ -79,23 +51,7 @@ def plan(
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.methods.qurating.selecting.plan import plan_selection
 
-    config = _config(
-        where,
-        "sample",
-        1.0,
-        tokens,
-        metric,
-        weights,
-        domain,
-        domain_weights,
-        id,
-        length,
-        seed,
-        invert,
-        drop_nonfinite,
-        skip_empty,
-        no_normalize,
-    )
+    config = _config(where, settings, domain_weights, "sample")
     found = plan_selection(_locations(where), config, measure=_measure(tokenizer))
     rows = [
         [each.name, each.mean_z, round(each.rows), round(each.effective_rows), *each.deciles] for each in found.outlooks
@@ -106,13 +62,13 @@ def plan(
         rows,
         f"{found.tokens:,} of {found.corpus_tokens:,} tokens, {found.corpus_rows:,} rows; shares of the chosen tokens",
     )
-    if domain is not None:
+    if settings.domain is not None:
         names = list(found.corpus_domains)
         shares = [
             ["corpus", *found.corpus_domains.values()],
             *([each.name, *each.domains.values()] for each in found.outlooks),
         ]
-        print_rows(["setting", *names], shares, f"Shares of tokens by {domain}")
+        print_rows(["setting", *names], shares, f"Shares of tokens by {settings.domain}")
     names = [each.name for each in found.outlooks]
     print_rows(
         ["overlap with", *names],
@@ -135,32 +91,13 @@ def plan(
         " top_k --tokens 1M --out best",
     )
 )
+@options(SelectionSettings, exclude=("mode",))
 def select(
     where: In,
     mode: Annotated[str, typer.Option(help="sample, top_k, bottom_k, uniform, or mixture: the metrics take turns.")],
-    tokens: Tokens,
-    metric: Metric = None,
-    weights: Weights = None,
-    tau: Annotated[
-        float, typer.Option(help="Temperature of the sample, in standard deviations: 0 is top-k, inf uniform.")
-    ] = 2.0,
-    domain: Domain = None,
+    settings: SelectionSettings,
     domain_weights: DomainWeights = None,
-    id: Id = None,
-    length: Length = "length",
     tokenizer: TokenizerPath = None,
-    seed: Seed = 42,
-    invert: Invert = False,
-    drop_nonfinite: Drop = False,
-    skip_empty: Skip = False,
-    no_normalize: Raw = False,
-    cap_duplicates: Annotated[
-        list[str] | None, typer.Option(metavar="COL=1", help="Most rows of each label of a column.", show_default=False)
-    ] = None,
-    uncertainty: Annotated[
-        str | None, typer.Option(help="Column to subtract from the normalised rating.", show_default=False)
-    ] = None,
-    penalty: Annotated[float, typer.Option(min=0, help="How many times it is subtracted.")] = 1.0,
     manifest_only: Annotated[bool, typer.Option("--manifest-only", help="Do not write texts.")] = False,
     shard_tokens: Annotated[str, typer.Option(help="Tokens of a written shard.")] = "500M",
     format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
@@ -176,26 +113,7 @@ def select(
 
     if format not in ("parquet", "jsonl"):
         raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")
-    config = _config(
-        where,
-        "sample" if mode == "mixture" else mode,
-        tau,
-        tokens,
-        metric,
-        weights,
-        domain,
-        domain_weights,
-        id,
-        length,
-        seed,
-        invert,
-        drop_nonfinite,
-        skip_empty,
-        no_normalize,
-        cap_duplicates=cap_duplicates,
-        uncertainty=uncertainty,
-        penalty=penalty,
-    )
+    config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode)
     places = _locations(where)
     manifest = (select_mixture if mode == "mixture" else choose)(places, config, measure=_measure(tokenizer))
     manifest.write(out / "manifest.parquet")
@@ -229,7 +147,7 @@ def filter(
         list[str] | None, typer.Option("--max", metavar="COL=Y", help="Greatest value of a column.", show_default=False)
     ] = None,
     id: Id = None,
-    length: Length = "length",
+    length: Annotated[str, typer.Option(help="Column of lengths in tokens.")] = "length",
     format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
     out: Out = Path("filtered"),
 ) -> None:
@@ -259,7 +177,7 @@ def order(
     ] = 0.0,
     descending: Annotated[bool, typer.Option("--descending", help="High to low.")] = False,
     id: Id = None,
-    seed: Seed = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = USUAL_SEED,
     format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "jsonl",
     out: Out = Path("curriculum"),
 ) -> None:
@@ -372,48 +290,12 @@ def _measure(tokenizer: Path | None) -> Any:
     )
 
 
-def _config(
-    where: list[Path],
-    mode: str,
-    tau: float,
-    tokens: str,
-    metric: str | None,
-    weights: list[str] | None,
-    domain: str | None,
-    domain_weights: Path | None,
-    id: str | None,
-    length: str,
-    seed: int,
-    invert: bool,
-    drop: bool,
-    skip: bool,
-    raw: bool,
-    cap_duplicates: list[str] | None = None,
-    **others: Any,
-) -> Any:
+def _config(where: list[Path], settings: SelectionSettings, domain_weights: Path | None, mode: str) -> Any:
+    """The settings for the corpus that is there."""
     from lmlab.config import validate
     from lmlab.files import read_yaml
-    from lmlab.methods.qurating.commands.shared import pairs_of
-    from lmlab.methods.qurating.selecting.settings import SelectionConfig
     from lmlab.methods.qurating.selecting.table import budget_of
 
-    values = {
-        "mode": mode,
-        "tau": tau,
-        "metric": metric,
-        "weights": pairs_of(weights or [], "--weights", float),
-        "domain": domain,
-        "id": id,
-        "length": length,
-        "seed": seed,
-        "invert": invert,
-        "drop_nonfinite": drop,
-        "skip_empty": skip,
-        "normalize": not raw,
-        "tokens": budget_of(tokens, _locations(where), length),
-        "cap_duplicates": pairs_of(cap_duplicates or [], "--cap-duplicates", int),
-        **others,
-    }
-    if domain_weights is not None:
-        values["domains"] = read_yaml(domain_weights)
-    return validate(SelectionConfig, values, "the options")
+    domains = settings.domains if domain_weights is None else read_yaml(domain_weights)
+    chosen = validate(SelectionSettings, settings.model_dump() | {"mode": mode, "domains": domains}, "the options")
+    return chosen.resolved(budget_of(settings.tokens, _locations(where), settings.length))

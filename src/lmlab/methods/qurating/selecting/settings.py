@@ -3,61 +3,86 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
-from lmlab.config import Config
+from lmlab.config import Config, Flag, validate
 from lmlab.methods.qurating.selecting.inclusion import check_temperature
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
 Mode = Literal["sample", "top_k", "bottom_k", "uniform"]
 
+USUAL_SEED = 42  # of the published selections, so that they can be drawn again
 
-class SelectionConfig(Config):
-    """What is chosen, and how.
+
+class SelectionSettings(Config):
+    """What is chosen, and how: of the stage, the pipeline's file and the command alike.
 
     Attributes:
-        mode: `sample` adds noise to normalised ratings, `top_k` and `bottom_k` take the highest and lowest, `uniform`
+        mode: `sample` adds noise to normalized ratings, `top_k` and `bottom_k` take the highest and lowest, `uniform`
             asks no ratings.
-        metric: the column of ratings.
-        weights: several columns with weights in its place: their normalised ratings are added up.
-        tau: temperature of the sample, in standard deviations: 0 is top-k, infinity uniform.
-        tokens: how many to choose. The row with which they are reached is chosen too.
+        metric: the column of ratings, such as educational_value_average.
+        weights: several columns with weights in its place: their normalized ratings are added up.
+        tau: temperature of the sample, in standard deviations: 0 is top-k, inf uniform.
+        tokens: how many to choose: 500000, 1.5M, 30B, or a share such as 30%. The row with which they are reached is
+            chosen too.
         normalize: subtract the mean and divide by the population's standard deviation of all rows.
-        domain: a column of labels, each of which is chosen from on its own.
+        domain: a column of labels, each of which is chosen from on its own; dotted paths work.
         domains: `proportional` keeps the labels' shares of tokens; or weights of labels.
         invert: the lowest first.
-        id, length: columns. Without a column of ids (`id`, if none is named) rows are known by their number; without
-            lengths `input_ids` are counted.
-        minimum, maximum: bounds of columns; rows beyond them are left out before anything else.
-        uncertainty: a column that is subtracted `penalty` times from the normalised rating, such as the standard
+        seed: of the noise; by default the recipe's, and 42 where there is none.
+        id: column of ids, which noise is keyed by; by default id, or the row's number.
+        length: column of lengths in tokens; without it `input_ids` are counted.
+        minimum: least values of columns; rows below are left out before anything else.
+        maximum: greatest values of columns; rows above are left out before anything else.
+        uncertainty: a column that is subtracted `penalty` times from the normalized rating, such as the standard
             deviation over raters.
+        penalty: how many times `uncertainty` is subtracted.
         cap_duplicates: at most so many rows of each label of a column, the ones with the highest keys.
-        drop_nonfinite, skip_empty: leave such rows out, and count them, in place of an error.
+        drop_nonfinite: leave out rows without a finite rating, and count them, in place of an error.
+        skip_empty: leave out rows without tokens, and count them, in place of an error.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     mode: Mode
-    metric: str | None = None
+    metric: Annotated[str | None, Flag(("--metric", "-m"))] = None
     weights: dict[str, float] = Field(default={})
     tau: float = Field(default=2.0, allow_inf_nan=True)
-    tokens: int = Field(ge=0)
+    tokens: str | float
     normalize: bool = True
     domain: str | None = None
     domains: Literal["proportional"] | dict[str, float] = "proportional"
     invert: bool = False
-    seed: int = Field(default=42, ge=0)
+    seed: NonNegativeInt | None = None
     id: str | None = None
     length: str = "length"
-    minimum: dict[str, float] = Field(default={})
-    maximum: dict[str, float] = Field(default={})
+    minimum: Annotated[dict[str, float], Flag(("--min",))] = Field(default={})
+    maximum: Annotated[dict[str, float], Flag(("--max",))] = Field(default={})
     uncertainty: str | None = None
     penalty: float = Field(default=1.0, ge=0)
     cap_duplicates: dict[str, int] = Field(default={})
     drop_nonfinite: bool = False
     skip_empty: bool = False
+
+    def resolved(self, tokens: int, seed: int = USUAL_SEED) -> SelectionConfig:
+        """The settings for one corpus.
+
+        Arguments:
+            tokens: the budget as a number (`budget_of`).
+            seed: where the settings name none.
+        """
+        own = {name: getattr(self, name) for name in SelectionSettings.model_fields}
+        given = {"tokens": tokens, "seed": seed if self.seed is None else self.seed}
+        return validate(SelectionConfig, own | given, "the selection")
+
+
+class SelectionConfig(SelectionSettings):
+    """The settings of a choice from one corpus, whose size is known."""
+
+    tokens: int = Field(ge=0)  # type: ignore[assignment]
+    seed: NonNegativeInt = USUAL_SEED  # type: ignore[assignment]
 
     @field_validator("tokens", mode="before")
     @classmethod

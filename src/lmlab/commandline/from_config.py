@@ -1,0 +1,159 @@
+"""Options made from the fields of a configuration, so that a setting is declared once.
+
+    @app.command()
+    @options(SelectionSettings)
+    def select(where: In, settings: SelectionSettings, out: Out) -> None: ...
+
+The command gets one option a field, with the field's default, bounds, and the sentence that the class's docstring says
+of it, and `settings` as the validated configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import create_model
+
+from lmlab.config import Config, Flag, field_marks, validate
+from lmlab.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PLAIN = (str, int, float, bool)
+
+
+def options(
+    config_type: type[Config], into: str = "settings", exclude: Collection[str] = (), **defaults: Any
+) -> Callable[[F], F]:
+    """Give a command an option for each field of a configuration that a command line can spell.
+
+    Fields that are configurations themselves have none; commands offer `--set` for those.
+
+    Arguments:
+        into: the parameter of the command that receives the configuration.
+        exclude: fields without an option.
+        defaults: other defaults than the configuration's, where leaving an option out means something else.
+    """
+
+    def decorate(command: F) -> F:
+        own = inspect.signature(command, eval_str=True)
+        assert into in own.parameters, f"{command.__name__} has no parameter '{into}'"
+        spelled = {
+            name: parameter
+            for name in config_type.model_fields
+            if name not in exclude and (parameter := _parameter(config_type, name, defaults)) is not None
+        }
+
+        @functools.wraps(command)
+        def call(**arguments: Any) -> Any:
+            given = {name: arguments.pop(name) for name in spelled}
+            values = {name: _value(config_type, name, value) for name, value in given.items() if value is not None}
+            arguments[into] = _validated(config_type, values, exclude)
+            return command(**arguments)
+
+        parameters = []
+        for parameter in own.parameters.values():
+            parameters += list(spelled.values()) if parameter.name == into else [parameter]
+        keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        call.__signature__ = own.replace(parameters=keywords)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in keywords} | {"return": own.return_annotation}
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _validated(config_type: type[Config], values: dict[str, Any], exclude: Collection[str]) -> Config:
+    """The configuration; a required field that the command settles itself is left open."""
+    open_fields = {name for name in exclude if config_type.model_fields[name].is_required()}
+    if not open_fields:
+        return validate(config_type, values, "the options")
+    known = validate(_without(config_type, frozenset(open_fields)), values, "the options")
+    return config_type.model_construct(**dict(known))
+
+
+@functools.lru_cache(maxsize=32)
+def _without(config_type: type[Config], names: frozenset[str]) -> type[Config]:
+    """The configuration with some fields that need not be given."""
+    loose: dict[str, Any] = {name: (Any, None) for name in names}
+    return create_model(config_type.__name__, __base__=config_type, **loose)
+
+
+def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]) -> inspect.Parameter | None:
+    """The option of a field as a parameter that Typer reads; None for what a command line cannot spell."""
+    info = config_type.model_fields[name]
+    shape = _shape(info.annotation)
+    if shape is None:
+        return None
+    kind, is_mapping = shape
+    flag = next((mark for mark in field_marks(info) if isinstance(mark, Flag)), Flag())
+    default = defaults[name] if name in defaults else info.get_default(call_default_factory=True)
+    required = info.is_required() and name not in defaults
+    repeated = kind == list[str]
+    bounds = {"min": _bound(info, "ge"), "max": _bound(info, "le")} if kind in (int, float) else {}
+    names = flag.names
+    if not names and kind is bool and default is False:
+        names = (f"--{name.replace('_', '-')}",)  # without it Typer would offer --no-NAME too, which says nothing
+    help = (info.description or "").strip()
+    option = typer.Option(
+        *names,
+        help=help[:1].upper() + help[1:],
+        metavar=_spelling(config_type, name) if is_mapping else None,
+        show_default=not repeated and default is not None and not required,
+        **{key: value for key, value in bounds.items() if value is not None},  # type: ignore[arg-type]
+    )
+    empty = default is None or (repeated and not default)
+    annotation = Annotated[kind | None if empty and not required else kind, option]  # type: ignore[valid-type]
+    shown = inspect.Parameter.empty if required else None if empty else list(default) if repeated else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
+
+
+def _shape(annotation: Any) -> tuple[Any, bool] | None:
+    """The type of an option's value, and whether it is a mapping, spelled NAME=VALUE."""
+    if annotation in _PLAIN:
+        return annotation, False
+    origin, arguments = get_origin(annotation), [each for each in get_args(annotation) if each is not type(None)]
+    if origin is Literal:
+        return str, False
+    if origin is Annotated:
+        return _shape(arguments[0])
+    if origin in (Union, types.UnionType):
+        shapes = [_shape(each) for each in arguments]
+        if all(shape is not None and not shape[1] and shape[0] in _PLAIN for shape in shapes):
+            kinds = {shape[0] for shape in shapes if shape is not None}
+            return (kinds.pop() if len(kinds) == 1 else str), False
+        return shapes[0] if len(shapes) == 1 else None
+    if origin in (list, tuple) and arguments and _shape(arguments[0]) in ((str, False), (int, False), (float, False)):
+        return list[str], False
+    if origin is dict and _shape(arguments[1]) is not None:
+        return list[str], True
+    return (annotation, False) if isinstance(annotation, type) and annotation.__name__ == "Path" else None
+
+
+def _value(config_type: type[Config], name: str, value: Any) -> Any:
+    """What an option says, as the field's validation expects it."""
+    shape = _shape(config_type.model_fields[name].annotation)
+    if shape is None or not shape[1]:
+        return value
+    pairs = {}
+    for text in value:
+        for pair in text.split(","):
+            key, equals, item = pair.rpartition("=")
+            if not equals or not key.strip():
+                raise UserError(f"--{name.replace('_', '-')} {text}: expected {_spelling(config_type, name)}.")
+            pairs[key.strip()] = item.strip()
+    return pairs
+
+
+def _spelling(config_type: type[Config], name: str) -> str:
+    """How an item of a mapping is written."""
+    values = get_args(config_type.model_fields[name].annotation)
+    return "NAME=VALUE" if str in values[1:] else "NAME=NUMBER"
+
+
+def _bound(info: Any, which: str) -> Any:
+    return next((getattr(mark, which) for mark in info.metadata if hasattr(mark, which)), None)
