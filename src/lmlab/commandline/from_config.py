@@ -107,7 +107,7 @@ def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]
         **{key: value for key, value in bounds.items() if value is not None},  # type: ignore[arg-type]
     )
     empty = default is None or (repeated and not default)
-    annotation = Annotated[kind | None if empty and not required else kind, option]  # type: ignore[valid-type]
+    annotation = Annotated[kind | None if empty and not required else kind, option]
     shown = inspect.Parameter.empty if required else None if empty else list(default) if repeated else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 

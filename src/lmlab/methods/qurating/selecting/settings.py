@@ -81,8 +81,8 @@ class SelectionSettings(Config):
 class SelectionConfig(SelectionSettings):
     """The settings of a choice from one corpus, whose size is known."""
 
-    tokens: int = Field(ge=0)  # type: ignore[assignment]
-    seed: NonNegativeInt = USUAL_SEED  # type: ignore[assignment]
+    tokens: int = Field(ge=0)
+    seed: NonNegativeInt = USUAL_SEED
 
     @field_validator("tokens", mode="before")
     @classmethod
