@@ -104,10 +104,10 @@ def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]
         help=help[:1].upper() + help[1:],
         metavar=_spelling(config_type, name) if is_mapping else None,
         show_default=not repeated and default is not None and not required,
-        **{key: value for key, value in bounds.items() if value is not None},  # type: ignore[arg-type]
+        **{key: value for key, value in bounds.items() if value is not None},
     )
     empty = default is None or (repeated and not default)
-    annotation = Annotated[kind | None if empty and not required else kind, option]
+    annotation = Annotated[kind | None if empty and not required else kind, option]  # type: ignore[valid-type]
     shown = inspect.Parameter.empty if required else None if empty else list(default) if repeated else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 
