@@ -127,6 +127,8 @@ def from_unforeseen(error: Exception) -> LmlabError:
     where = f" in {', '.join(dict.fromkeys(reversed(notes)))}" if (notes := getattr(error, "__notes__", None)) else ""
     if isinstance(error, MemoryError):
         return LmlabError(f"The memory does not suffice{where}.", "Lower batch sizes or lengths, or use fewer workers.")
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return UserError(f"{str(error).replace('from', 'at')}: a link leads back to itself.", "Remove the link.")
     if isinstance(error, UnicodeEncodeError):
         return UserError(
             f"A name or text that is not UTF-8 is met{where}: {error.object[: error.end]!r:.200}.",
