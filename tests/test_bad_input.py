@@ -197,22 +197,23 @@ def test_an_empty_corpus_is_refused(lmlab, recipe, tmp_path):
     assert "corpus is empty" in shown.err
 
 
-def test_a_non_utf8_file_is_set_aside_and_named(lmlab, recipe, library, tmp_path):
+def test_a_non_utf8_file_is_named_and_kept_on_request(lmlab, recipe, library, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     for source in library.glob("*.py"):
         (folder / f"{source.stem}.txt").write_bytes(source.read_bytes())
     (folder / "latin.txt").write_bytes("café".encode("latin-1") * 100)
     sources = [{"kind": "text", "path": str(folder)}]
-    shown = lmlab(
-        "run", recipe(_set("stages", "documents", "sources", sources), until="documents"), "--out", tmp_path / "run"
-    )
-    assert shown.code == 0, shown.err
-    assert "latin.txt" in (tmp_path / "run" / "documents" / "rejects.jsonl").read_text()
+    path = recipe(_set("stages", "documents", "sources", sources), until="documents")
+    shown = lmlab("run", path, "--out", tmp_path / "run")
+    assert shown.code == 2 and "latin.txt' is damaged: byte 3 is not UTF-8" in shown.err
+    keep = ("--redo", "--set", "documents.sources.0.damaged=keep")
+    shown = lmlab("run", path, *keep, "--out", tmp_path / "run")
+    assert shown.code == 0 and "warning: " in shown.err and "latin.txt" in shown.err
 
 
 def test_too_many_unreadable_files_stop_the_work(lmlab, recipe, tmp_path):
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe" * 100)
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9 " * 100)
     sources = [{"kind": "text", "path": str(tmp_path / "bad.txt")}]
     shown = lmlab("run", recipe(_set("stages", "documents", "sources", sources)), "--out", tmp_path / "run")
     assert shown.code == 2

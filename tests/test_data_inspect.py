@@ -13,9 +13,8 @@ from lmlab.inspection import inspect_data, write_inspection
 @pytest.fixture
 def run(lmlab, library, tmp_path):
     out = tmp_path / "run"
-    assert (
-        lmlab("tokenize", library, "--vocab-size", "400", "--out", out, "--set", "documents.min_bytes=60000").code == 0
-    )
+    whole = ("--set", "documents.sources.0.documents=file", "--set", "documents.min_bytes=60000")
+    assert lmlab("tokenize", library, "--vocab-size", "400", "--out", out, *whole).code == 0
     return out
 
 

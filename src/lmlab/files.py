@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from lmlab.errors import UserError
 from lmlab.parsing import MAX_JSON_BYTES, MAX_YAML_BYTES, decode_utf8, parse_json, parse_yaml, require_mapping
-from lmlab.storage import open_binary, undamaged
+from lmlab.storage import open_binary
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def read_jsonl(path: Path, allow_nan: bool = False) -> Iterator[dict[str, Any]]:
         file = open_binary(path)
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
-    with file, undamaged(path):
+    with file:
         lines = iter(lambda: file.readline(MAX_JSON_BYTES + 1), b"")
         for number, line in enumerate(lines, 1):
             if line.strip():

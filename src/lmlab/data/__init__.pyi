@@ -2,15 +2,19 @@ from .chat.conversations import ChatEncoder, Example, KTOExample, PreferencePair
 from .chat.encoding import ChatConfig, chat_template, chat_tokenizer, encode_for_answer
 from .chat.preferences import KTORows, PreferenceRows, example_row
 from .chat.template import TULU_TEMPLATE, ChatTemplate
-from .collecting.collect import KEEP_ALL, CollectConfig, collect
+from .collecting.collect import DROPPED_BY, KEEP_ALL, CollectConfig, collect
 from .collecting.decontamination import Contamination, Decontamination
 from .documents import Document, Reject, Source, read_documents
 from .loader import Batch, Loader, Rows
 from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
 from .packing import PackedRows, Packing, best_fit
+from .rejects import Rejects, rejects_summary
 from .shards import TokenizedCorpus, TokenizedItem, write_shards
 from .sources import (
     ArrowSource,
+    CsvSource,
+    FileSource,
+    FolderSource,
     JsonlSource,
     MDSSource,
     ParquetSource,
@@ -21,7 +25,9 @@ from .sources import (
     TokenizedSource,
     WebDatasetSource,
     choose_kind,
+    find_source,
     record_source,
+    source_kinds,
     source_settings,
 )
 from .sources.docstrings import conversation_records, docstring_questions, preference_records
@@ -30,6 +36,7 @@ from .tokenize import tokenize_documents
 from .tokenizer import SpecialTokens, Tokenizer
 
 __all__ = [
+    "DROPPED_BY",
     "KEEP_ALL",
     "TULU_TEMPLATE",
     "ArrowSource",
@@ -39,9 +46,12 @@ __all__ = [
     "ChatTemplate",
     "CollectConfig",
     "Contamination",
+    "CsvSource",
     "Decontamination",
     "Document",
     "Example",
+    "FileSource",
+    "FolderSource",
     "JsonlSource",
     "KTOExample",
     "KTORows",
@@ -61,6 +71,7 @@ __all__ = [
     "PythonLibrarySource",
     "RecordSource",
     "Reject",
+    "Rejects",
     "Rows",
     "Share",
     "Source",
@@ -82,11 +93,14 @@ __all__ = [
     "encode_for_answer",
     "encode_records",
     "example_row",
+    "find_source",
     "preference_records",
     "read_documents",
     "read_mds_index",
     "read_records",
     "record_source",
+    "rejects_summary",
+    "source_kinds",
     "source_settings",
     "tokenize_documents",
     "write_shards",

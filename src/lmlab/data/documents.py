@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
@@ -34,21 +34,43 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that could not become a document, and why."""
+    """A record that could not become a document, and why.
+
+    Attributes:
+        where: its place, without secrets.
+        kind: `record` for a record that is unfit, `damage` for the part of a damaged file that could not be read (which
+            is kept only when it was asked for), `split` for a record of another split than the one that was chosen.
+    """
 
     where: str
     reason: str
+    kind: Literal["record", "damage", "split"] = "record"
 
 
 class Source(Protocol):
-    """Anything that yields documents; records it cannot read come out as `Reject`s, never as exceptions."""
+    """Anything that yields documents. A record that is unfit comes out as a `Reject`, never as an exception; a damaged
+    file is a `DamagedError`.
+
+    Any installed package offers a kind of source, by an entry point in the group `lmlab.sources` that names a class:
+    a configuration (`lmlab.config.Config`) with a field `kind` of a literal type, with these methods, and, if
+    locations are to be recognised as its own, the class variable `suffixes`.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Which kind of source it is, as in a recipe."""
+        ...
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield all documents in a fixed order."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the documents depend on, for deciding whether work must be done again."""
+        """What the documents depend on, without secrets, for deciding whether work must be done again."""
+        ...
+
+    def notices(self) -> list[str]:
+        """What the source decided that its user must know, in sentences: which split it takes, for instance."""
         ...
 
 

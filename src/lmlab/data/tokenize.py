@@ -18,7 +18,7 @@ from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import atomic_file, read_mapping
 from lmlab.parsing import json_value
 from lmlab.progress import progress, short
-from lmlab.storage import open_binary, undamaged
+from lmlab.storage import open_binary, without_compression
 
 BYTES_PER_TOKEN = 4  # of text, about
 _BATCH_BYTES = 2**20
@@ -95,10 +95,10 @@ def tokenize_documents(
 
 
 def _unpacked(path: Path, directory: Path) -> Path:
-    if path.suffix not in (".gz", ".bz2", ".xz", ".zst"):
+    if without_compression(path.name) == path.name:
         return path
     plain = directory / "documents.tmp.jsonl"
-    with open_binary(path) as packed, undamaged(path), atomic_file(plain) as file:
+    with open_binary(path) as packed, atomic_file(plain) as file:
         shutil.copyfileobj(packed, file)
     return plain
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from lmlab.data import CollectConfig, Decontamination, SourceConfig, collect
+from lmlab.data import DROPPED_BY, CollectConfig, Decontamination, SourceConfig, collect, rejects_summary
 from lmlab.evals import Task, find_tasks, own_texts
 from lmlab.progress import short
 from lmlab.reports import Details, Figure, Paragraph, Section, Table, funnel_chart
@@ -50,7 +50,14 @@ class Decontaminated(Results):
 
 
 class CollectResults(Results):
-    """What was read, dropped (by reason) and kept."""
+    """What was read, dropped (by reason) and kept.
+
+    Attributes:
+        rejects, reject_reasons: records that are unfit, and why.
+        damaged: files that could be read in part only.
+        other_splits: records of other splits than the one that is read.
+        notices: what was decided that the user must know.
+    """
 
     read: Counts
     dropped: dict[str, Counts]
@@ -59,6 +66,10 @@ class CollectResults(Results):
     heldout_groups: list[str]
     num_heldout_groups: int
     rejects: int
+    reject_reasons: dict[str, int] = {}
+    damaged: list[str] = []
+    other_splits: int = 0
+    notices: list[str] = []
     decontamination: Decontaminated | None = None
 
 
@@ -98,8 +109,18 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
         return CollectResults.model_validate(found | {"decontamination": counts})
 
     def summary(self, results: CollectResults) -> str:
-        """Documents and bytes of both splits."""
-        return f"{_count(results.train)} for training, {_count(results.heldout)} held out."
+        """Documents and bytes of both splits, and all that was left out or decided."""
+        dropped = [
+            f"{sum(counts.documents.values()):,} {reason} ({DROPPED_BY[reason]})"
+            for reason, counts in results.dropped.items()
+        ]
+        parts = [
+            f"{_count(results.train)} for training, {_count(results.heldout)} held out.",
+            f"Dropped: {', '.join(dropped)}." if dropped else "",
+            rejects_summary(results.model_dump()),
+            *results.notices,
+        ]
+        return " ".join(part for part in parts if part)
 
     def headline(self, results: CollectResults) -> dict[str, str]:
         """The size of the training text."""
@@ -125,9 +146,12 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
             for label, counts in names.items()
         ]
         columns = ["", *(f"{domain}, documents" for domain in domains), *(f"{domain}, bytes" for domain in domains)]
-        note = (
-            f"{results.rejects} records could not be read. Dropped documents and rejects are listed in the run's"
-            " directory."
+        note = " ".join(
+            [
+                rejects_summary(results.model_dump()) or "Every record could be read.",
+                *results.notices,
+                "Dropped documents and rejects are listed in the run's directory.",
+            ]
         )
         if searched := results.decontamination:
             note += (

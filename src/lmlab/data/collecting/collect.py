@@ -21,6 +21,7 @@ from lmlab.data.collecting.decontamination import Decontamination
 from lmlab.data.collecting.dedup import NUM_PERMUTATIONS, NearDuplicates, signature
 from lmlab.data.collecting.spool import Spool, read_range
 from lmlab.data.documents import Reject, Source
+from lmlab.data.rejects import Rejects
 from lmlab.errors import UserError
 from lmlab.fan_out import fan_out
 from lmlab.files import atomic_file, write_json
@@ -28,7 +29,6 @@ from lmlab.parsing import json_value
 from lmlab.progress import progress
 
 _PART_BYTES = 2**26
-_ENOUGH_TO_JUDGE = 1000
 _NAMED_GROUPS = 1000
 
 
@@ -67,6 +67,16 @@ KEEP_ALL: Mapping[str, Any] = {
 }
 """Settings of `CollectConfig` by which every document that can be read is kept for training."""
 
+DROPPED_BY: Mapping[str, str] = {
+    "too short": "min_bytes",
+    "too long": "max_bytes",
+    "exact duplicate": "exact_duplicates",
+    "near-duplicate": "near_duplicate_threshold",
+    "near or exact duplicate of held-out text": "near_duplicate_threshold, exact_duplicates",
+    "text of an evaluation": "decontaminate",
+}
+"""The setting behind each reason for which documents are dropped."""
+
 
 def collect(
     sources: Sequence[Source],
@@ -98,8 +108,10 @@ def collect(
     _remove_remains(directory)
     spool = Spool(directory / ".documents.tmp", seed)
     try:
+        notices = [notice for source in sources for notice in source.notices()]
         rejects = _read_all(sources, config, spool, directory)
-        heldout = _choose_heldout(spool, config.heldout_fraction)
+        heldout, notice = _choose_heldout(spool, config)
+        notices += [notice] if notice else []
         order = np.concatenate([np.flatnonzero(heldout), np.flatnonzero(~heldout)])
         near = None
         if config.near_duplicate_threshold is not None:
@@ -113,41 +125,48 @@ def collect(
     finally:
         spool.remove()
         _remove_remains(directory)
-    report = {"read": _by_domain(spool, np.arange(len(spool))), "rejects": rejects, **report}
+    report = {"read": _by_domain(spool, np.arange(len(spool))), **rejects, "notices": notices, **report}
     write_json(directory / "collect.json", report)
     return report
 
 
-def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, directory: Path) -> int:
-    """Put all documents into the spool and list the rejects; return their number."""
-    rejects, first = 0, None
-    with progress("read", None, "documents") as advance, atomic_file(directory / "rejects.jsonl", "w") as listed:
+def _read_all(sources: Sequence[Source], config: CollectConfig, spool: Spool, directory: Path) -> dict[str, Any]:
+    """Put all documents into the spool and list the rejects; return the account of these."""
+    remedy = (
+        f"Mend the source (rejects.jsonl lists them), or raise max_reject_fraction ({config.max_reject_fraction:g})."
+    )
+    with (
+        progress("read", None, "documents") as advance,
+        Rejects(directory / "rejects.jsonl", config.max_reject_fraction) as rejects,
+    ):
         for item in (item for source in sources for item in source.read()):
             reject = item if isinstance(item, Reject) else spool.add(item)
             if reject is not None:
-                rejects, first = rejects + 1, first or reject
-                listed.write(json.dumps({"where": reject.where, "reason": reject.reason}, ensure_ascii=True) + "\n")
-                if len(spool) + rejects >= _ENOUGH_TO_JUDGE and rejects > config.max_reject_fraction * (
-                    len(spool) + rejects
-                ):
+                rejects.add(reject)
+                if rejects.too_many(len(spool)):
                     break
-            advance(note=f"{rejects} rejected" if rejects else "")
-    if first is not None and rejects > config.max_reject_fraction * (len(spool) + rejects):
-        raise UserError(
-            f"{rejects} of {len(spool) + rejects} records cannot be read; the first is {first.where}: {first.reason}.",
-            "Mend the source (rejects.jsonl lists them), or raise max_reject_fraction.",
-        )
+            advance(note=f"{rejects.unfit} rejected" if rejects.unfit else "")
+    rejects.check(len(spool), remedy)
     spool.finish()
+    account = rejects.account()
     if not len(spool):
-        raise UserError("The corpus is empty: the sources hold no document.", "Check the paths of the sources.")
-    return rejects
+        others = account["other_splits"]
+        told = f": all {others:,} records are of other splits" if others else ": the sources hold no document"
+        raise UserError(f"The corpus is empty{told}.", "Name the split (split:), or check the paths of the sources.")
+    return account
 
 
-def _choose_heldout(spool: Spool, fraction: float) -> NDArray[np.bool_]:
+def _choose_heldout(spool: Spool, config: CollectConfig) -> tuple[NDArray[np.bool_], str | None]:
     """For each document whether it is held out: whole groups, in the order of their numbers, until each kind of group
-    (by the domains it spans) has its share of the text."""
+    (by the domains it spans) has its share of the text. Where all groups are larger than that, as when all text is
+    from one book, single documents; that is told in a sentence.
+    """
+    fraction = config.heldout_fraction
     keys, group_of = np.unique(spool.groups, return_inverse=True)
-    sizes = np.bincount(group_of, spool.characters.astype(float)).astype(np.int64)
+    # what is dropped for its length has no share: one huge document would leave nothing for training
+    fits = (spool.sizes >= config.min_bytes) & (spool.sizes <= config.longest)
+    characters = np.where(fits, spool.characters, 0).astype(np.int64)
+    sizes = np.bincount(group_of, characters.astype(float)).astype(np.int64)
     spans = np.unique(np.stack([group_of.astype(np.uint64), spool.domain_ids], 1), axis=0)
     strata = np.zeros(len(keys), np.uint64)
     np.add.at(
@@ -155,16 +174,36 @@ def _choose_heldout(spool: Spool, fraction: float) -> NDArray[np.bool_]:
         spans[:, 0].astype(np.int64),
         np.array([_number(name) for name in spool.domains], np.uint64)[spans[:, 1].astype(np.int64)],
     )
-    chosen = np.zeros(len(keys), bool)
-    for stratum in np.unique(strata):
+    found = np.zeros(len(group_of), bool)
+    told: list[str] = []
+    for stratum in np.unique(strata) if fraction > 0 else ():
         groups = np.flatnonzero(strata == stratum)
-        left = fraction * int(sizes[groups].sum())
-        for group in groups.tolist():  # np.unique has sorted them by number
-            if sizes[group] <= left:
-                chosen[group] = True
-                left -= int(sizes[group])
-    found: NDArray[np.bool_] = chosen[group_of]
-    return found
+        share = fraction * int(sizes[groups].sum())
+        chosen = _fill(groups, sizes, share)  # np.unique has sorted them by number
+        if len(chosen):
+            found |= np.isin(group_of, chosen)
+            continue
+        documents = np.flatnonzero(np.isin(group_of, groups))
+        drawn = documents[np.argsort(spool.draws(documents), kind="stable")]
+        single = _fill(drawn, characters, share)
+        found[single] = True
+        names = ", ".join(sorted({spool.domains[int(number)] for number in spool.domain_ids[documents]}))
+        told.append(
+            f"{names}: every group is larger than the share that is held out ({share:,.0f} characters), so"
+            + (f" {len(single):,} single documents are held out" if len(single) else " nothing is held out")
+        )
+    notice = f"{'; '.join(told)} (heldout_fraction {fraction:g}; groups are set by group_field)." if told else None
+    return found, notice
+
+
+def _fill(candidates: NDArray[np.int64], sizes: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    """The first of the candidates that fit into a share, each after those before it."""
+    chosen = []
+    for each in candidates.tolist():
+        if sizes[each] <= share:
+            chosen.append(each)
+            share -= int(sizes[each])
+    return np.array(chosen, np.int64)
 
 
 def _number(name: str) -> int:
@@ -242,15 +281,18 @@ class _Sieve:
                 else:
                     document = self._spool.document(number)
                     row = {"id": document.id, "domain": document.domain, "reason": reason, **details}
+                    row["setting"] = DROPPED_BY[reason]
                     files["dropped"].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 outcomes.setdefault(reason or split, array("q")).append(number)
                 advance()
             if "train" not in outcomes:
-                dropped = sum(len(numbers) for name, numbers in outcomes.items() if name != "heldout")
+                dropped = {name: len(numbers) for name, numbers in outcomes.items() if name != "heldout"}
+                reasons = ", ".join(f"{count} {name} ({DROPPED_BY[name]})" for name, count in dropped.items())
                 raise UserError(
-                    f"No document is left for training: {len(self._order)} read, {dropped} dropped,"
-                    f" {len(outcomes.get('heldout', ()))} held out.",
-                    "Lower min_bytes or heldout_fraction, or add sources.",
+                    f"No document is left for training: {len(self._order)} read, {sum(dropped.values())} dropped"
+                    f"{f': {reasons}' if reasons else ''}; {len(outcomes.get('heldout', ()))} held out"
+                    " (heldout_fraction).",
+                    "Change the settings in parentheses, or add sources.",
                 )
         counted = {
             name: _by_domain(self._spool, np.frombuffer(numbers, np.int64)) for name, numbers in outcomes.items()

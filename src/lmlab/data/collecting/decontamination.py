@@ -3,7 +3,7 @@ al. 2020, appendix C).
 
 Words are runs of letters and digits in lower case, so that punctuation, spacing and markup do not hide a copy. A text
 of an evaluation is looked for by every run of 13 of its words; a shorter one is looked for as a whole if it has 8 words
-or more, as in that work.
+or more, as in that work. Of writing without spaces between words each character counts as half a word.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lmlab.data.collecting.words import run_factor, units
 
 RUN_WORDS, SHORTEST = 13, 8
 _WORD = re.compile(r"[^\W_]+")
@@ -53,9 +55,10 @@ class Decontamination:
         longest: dict[str, int] = {}
         for name, text in texts:
             words = _words(text)
-            longest[name] = max(longest.get(name, 0), len(words))
-            if len(words) >= needed:
-                length = min(run_words, len(words))
+            factor = run_factor(words)
+            longest[name] = max(longest.get(name, 0), len(words) // factor)
+            if len(words) >= needed * factor:
+                length = min(run_words * factor, len(words))
                 known = runs.setdefault(length, {})
                 for start in range(len(words) - length + 1):
                     known.setdefault(" ".join(words[start : start + length]), name)
@@ -80,7 +83,7 @@ class Decontamination:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return [unit for word in _WORD.findall(text.lower()) for unit in units(word)]
 
 
 def _numbers(words: list[str]) -> NDArray[np.uint64]:

@@ -1,5 +1,5 @@
 """Near-duplicates by MinHash (Broder 1997) over word 5-grams, with locality-sensitive hashing, for more documents than
-fit in memory.
+fit in memory. Of writing without spaces between words (Chinese, Thai) the n-grams are of 10 characters.
 
 Signatures are kept on the disk. What stays in memory is for each document one number a band of its signature: where the
 document before it with the same band is.
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmlab.data.collecting.words import run_factor, units
 from lmlab.errors import missing_extra
 
 NUM_PERMUTATIONS = 128
@@ -45,7 +46,7 @@ def signature(text: str) -> NDArray[np.uint32]:
         UserError: the package datasketch is not installed.
     """
     minhash = _datasketch().MinHash(num_perm=NUM_PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
-    minhash.update_batch(_shingles(text.split()))
+    minhash.update_batch(_shingles(units(text)))
     values: NDArray[np.uint32] = minhash.hashvalues.astype(np.uint32)
     return values
 
@@ -131,8 +132,9 @@ def _hash_rows(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:
 
 
 def _shingles(words: list[str]) -> list[bytes]:
-    count = max(1, len(words) - _SHINGLE_WORDS + 1)
-    return list({" ".join(words[start : start + _SHINGLE_WORDS]).encode() for start in range(count)})
+    length = _SHINGLE_WORDS * run_factor(words)
+    count = max(1, len(words) - length + 1)
+    return list({" ".join(words[start : start + length]).encode() for start in range(count)})
 
 
 def _datasketch() -> Any:

@@ -87,6 +87,13 @@ class Spool:
         """A hash of the words of each document, [n, 2]."""
         return np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
 
+    def draws(self, documents: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """A number for each of some documents, drawn from the seed and its text."""
+        mixed = self.digests[documents, 0] ^ np.uint64(
+            int.from_bytes(hashlib.sha256(str(self._seed).encode()).digest()[:8])
+        )
+        return mixed * np.uint64(0x9E3779B97F4A7C15)  # an odd factor: equal only where the texts are
+
     def line(self, number: int) -> bytes:
         """A document as a line of JSON."""
         self._file.seek(self._offsets[number])

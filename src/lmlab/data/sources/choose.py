@@ -6,95 +6,78 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lmlab.data.sources.records import (
-    ArrowSource,
-    JsonlSource,
-    MDSSource,
-    ParquetSource,
-    RecordSource,
-    WebDatasetSource,
-)
+from lmlab.data.sources.kinds import find_source, kind_of
+from lmlab.data.sources.records import RecordSource
 from lmlab.errors import UserError
 from lmlab.storage import find_files, is_folder, without_compression
 
-_KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".tar": "webdataset",
-}
-_SOURCES: dict[str, type[RecordSource]] = {
-    "jsonl": JsonlSource,
-    "parquet": ParquetSource,
-    "arrow": ArrowSource,
-    "mds": MDSSource,
-    "webdataset": WebDatasetSource,
-}
 _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+_TEXT = (".txt", ".text")
 
 
 def choose_kind(location: str) -> str:
-    """The kind of source for a file, glob, folder or URL: `jsonl`, `parquet`, `arrow`, `mds`, `webdataset`, `tokenized`
-    or `text`.
+    """The kind of source for a file, glob, folder or URL: `jsonl`, `csv`, `parquet`, `arrow`, `mds`, `webdataset`,
+    `tokenized`, `text`, another that a package offers, or `folder` for files of several kinds.
 
-    A folder with an `index.json` is of MDS; one that `datasets` saved, or with Arrow files, is of Arrow. Files of text
-    beside files of records are passed over, as they tend to describe them.
+    A folder with an `index.json` is of MDS; one that `datasets` saved, or with Arrow files, is of Arrow. Plain JSON
+    beside other records tends to describe them, and Markdown too.
 
     Raises:
-        UserError: nothing is there, or the folder holds records of several kinds.
+        UserError: nothing is there.
     """
-    kind = _kind_of(location)
-    if kind is not None:
+    kind = kind_of(location)
+    if kind is not None and not is_folder(location):
         return kind
     names = [PurePosixPath(path).name for path in find_files(location)]
-    if is_folder(location) and {"manifest.json", "tokenizer_config.json"} <= set(names):
-        return "tokenized"
     if not is_folder(location):
-        return _kind_of(names[0]) or "text"
+        kinds = {kind_of(name) for name in names}
+        return (kinds.pop() if len(kinds) == 1 else "folder") or "text"
+    if {"manifest.json", "tokenizer_config.json"} <= set(names):
+        return "tokenized"
     if "index.json" in names:
         return "mds"
     if not _ARROW_MARKS.isdisjoint(names):
         return "arrow"
-    kinds = {_kind_of(name) for name in names if not name.endswith(".json")} - {None} or {
-        _kind_of(name) for name in names
+    kinds = {kind_of(name) for name in names if not without_compression(name).endswith(".json")} - {None} or {
+        kind_of(name) for name in names
     } - {None}
-    if len(kinds) > 1:
-        raise UserError(
-            f"The folder '{location}' holds records of several kinds: {', '.join(sorted(map(str, kinds)))}.",
-            f"Name one kind with a glob, such as '{location.rstrip('/')}/**/*.parquet'.",
-        )
-    return str(kinds.pop()) if kinds else "text"
+    if kinds and any(without_compression(name).endswith(_TEXT) for name in names):
+        kinds.add("text")
+    return "folder" if len(kinds) > 1 else str(kinds.pop()) if kinds else "text"
 
 
 def source_settings(location: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of a source for a location; the fields are given to sources of records.
+    """The settings of a source for a location.
+
+    Arguments:
+        fields: settings such as `text_field` and `split`; each is given to sources that know it.
 
     Raises:
         UserError: as `choose_kind`.
     """
     kind = choose_kind(location)
-    return {"kind": kind, "path": location, **(fields if kind in _SOURCES else {})}
+    known = find_source(kind).model_fields
+    return {"kind": kind, "path": location, **{name: value for name, value in fields.items() if name in known}}
 
 
 def record_source(location: str) -> RecordSource:
     """The source of the records at a location; a single file of an unknown name is taken for JSON lines.
 
     Raises:
-        UserError: it holds texts or tokens, but no records; or as `choose_kind`.
+        UserError: it holds texts or tokens, but no records, or records of several kinds; or as `choose_kind`.
     """
     kind = choose_kind(location)
     if kind == "text" and not is_folder(location):
         kind = "jsonl"
-    if kind not in _SOURCES:
+    made = find_source(kind)
+    if kind == "folder":
         raise UserError(
-            f"'{location}' holds no records.", "Name a file or folder of JSON lines, Parquet, Arrow, MDS or WebDataset."
+            f"The folder '{location}' holds records of several kinds.",
+            f"Name one kind with a glob, such as '{location.rstrip('/')}/**/*.parquet'.",
         )
-    return _SOURCES[kind](path=location)
-
-
-def _kind_of(name: str) -> str | None:
-    return _KINDS.get(PurePosixPath(without_compression(name)).suffix)
+    if not issubclass(made, RecordSource):
+        raise UserError(
+            f"'{location}' holds no records.",
+            "Name a file or folder of JSON lines, CSV, Parquet, Arrow, MDS or WebDataset.",
+        )
+    return made(path=location)

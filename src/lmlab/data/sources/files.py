@@ -1,76 +1,228 @@
-"""Documents from files of one text each, and what all sources of files share."""
+"""What all sources of files share: which files and which split they read, and what becomes of damaged ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+import codecs
+import io
+from collections.abc import Callable, Iterator
+from typing import IO, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lmlab.config import Config
-from lmlab.data.documents import Document, Reject
+from lmlab.data.documents import Reject
+from lmlab.data.sources.splits import ALL, Choice, canonical, choose_files
 from lmlab.digests import describe
 from lmlab.errors import LmlabError
-from lmlab.storage import find_files, open_binary
+from lmlab.parsing import MAX_JSON_BYTES, json_value
+from lmlab.progress import console
+from lmlab.redaction import redact
+from lmlab.storage import (
+    MAX_EXPANSION,
+    DamagedError,
+    bytes_read,
+    find_files,
+    open_binary,
+    open_raw,
+    share_read,
+)
+
+T = TypeVar("T")
+_KEEP = "Write or download it again, or keep what can be read of it with damaged: keep in the source."
+_DICT = "dataset_dict.json"  # what `datasets` writes beside the folders of several splits
+# What lmlab's stage `collect` writes beside the documents.
+_BYPRODUCTS = ("dropped.jsonl", "rejects.jsonl")
+_COLLECTED = "collect.json"
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, with which it begins
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class FileSource(Config):
-    """Files by path, glob, folder or URL; .gz, .bz2, .xz and .zst are decompressed.
+    """Files by path, glob, folder or URL; .gz, .bz2, .xz, .zst and .lz4 are decompressed.
 
     Attributes:
         path: where they are; of the files below a folder, those that are named as the kind of source expects.
         domain: of all documents.
+        split: which split is read, by name, or `all`; by default `train` where there are several.
+        damaged: a file that is damaged or ends early is an `error`; `keep` warns and keeps what can be read.
+        max_record_bytes: a longer record, line, row or text is set aside, and no more of it is read.
+        max_expansion: how many times its size a compressed file may grow to.
     """
 
     path: str
     domain: str | None = None
+    split: str | None = None
+    damaged: Literal["error", "keep"] = "error"
+    max_record_bytes: int = Field(default=2**25, gt=0)
+    max_expansion: float = Field(default=MAX_EXPANSION, ge=1)
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    is_text: ClassVar[bool] = False
 
     def files(self) -> list[str]:
         """The files in sorted order.
 
         Raises:
-            UserError: nothing matches.
+            UserError: nothing matches, or there are several splits and none for training.
         """
-        return find_files(self.path, self.suffixes)
+        return self._choice().files
 
     def fingerprint(self) -> dict[str, Any]:
         """The configuration with every file's name, size and digest."""
-        return {**self.model_dump(), "files": [[path, *describe(path)] for path in self.files()]}
+        settings = {**self.model_dump(), "path": redact(self.path)}
+        return {**settings, "files": [[redact(path), *describe(path)] for path in self.files()]}
+
+    def notices(self) -> list[str]:
+        """Which split is taken where there are several."""
+        notice = self._choice().notice
+        return [] if notice is None else [notice]
+
+    def _found(self) -> list[str]:
+        """All files that the location means, of every split."""
+        found = find_files(self.path, self.suffixes)
+        folders = {path.removesuffix(_COLLECTED) for path in _beside(self.path, _COLLECTED)}
+        return [path for path in found if not any(path == f + name for f in folders for name in _BYPRODUCTS)]
+
+    def _choice(self) -> Choice:
+        found = self._found()
+        listed = {str(name) for path in _beside(self.path, _DICT) for name in _listed(path)}
+        return choose_files(self.path, found, self.split, listed, self.is_text)
+
+    @staticmethod
+    def _other_split(name: Any, wanted: str) -> bool:
+        """Whether a record, which says itself what split it is of, is of another one than is read."""
+        if not isinstance(name, str) or wanted == ALL or (name != wanted and canonical(name) is None):
+            return False
+        return name != wanted and canonical(name) != canonical(wanted)
+
+    def _reading(self, path: str, items: Callable[[], Iterator[T]]) -> Iterator[T | Reject]:
+        """What is read of a file; in place of what is missing of a damaged one, an error, or a warning and a `Reject`.
+
+        Raises:
+            DamagedError: the file cannot be read to its end, and `damaged` is `error`.
+        """
+        try:
+            yield from items()
+        except DamagedError as error:
+            yield self._damage(path, error)
+        except LmlabError:
+            raise
+        except Exception as error:  # libraries of formats and of file systems raise many kinds
+            yield self._damage(path, DamagedError(path, short_reason(error)))
+
+    def _damage(self, path: str, error: DamagedError) -> Reject:
+        if self.damaged == "error":
+            raise DamagedError(error.location, error.reason, error.missing, error.advice or _KEEP) from None
+        reason = f"damaged, {error.reason}" + (f" ({error.missing})" if error.missing else "")
+        console.print(
+            f"warning: '{error.location}' is {reason}; what could be read is kept.", style="yellow", markup=False
+        )
+        return Reject(error.location, reason, "damage")
+
+    def _open(self, path: str) -> IO[bytes]:
+        return open_binary(path, self.max_expansion)
+
+    def _tell(self) -> None:
+        """Say on the terminal what was decided."""
+        for notice in self.notices():
+            console.print(f"note: {notice}", style="yellow", markup=False)
 
 
-class TextSource(FileSource):
-    """Plain UTF-8 text, one document a file; the file's path is the document's id and group.
+def _encoding(name: str) -> str:
+    if name != "auto":
+        try:
+            codecs.lookup(name)
+        except LookupError:
+            raise ValueError(f"there is no encoding '{name}'; utf-8, utf-16, latin-1 and cp1252 are some.") from None
+    return name
 
-    Attributes:
-        max_file_bytes: a file with more text is a reject, of which no more is read.
+
+Encoding = Annotated[str, AfterValidator(_encoding)]
+"""A field that names how characters are encoded; `auto` is UTF-8, or what a byte order mark says."""
+
+
+def open_text(source: FileSource, path: str, encoding: str) -> IO[bytes]:
+    """A file's text as UTF-8 without a byte order mark; what is UTF-8 already is not checked.
+
+    Raises:
+        DamagedError: while reading: bytes are none of the encoding.
     """
+    file: Any = source._open(path)
+    head = file.peek(4)[:4]
+    marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
+    name = codecs.lookup(encoding if encoding != "auto" else marked or "utf-8").name
+    if marked is not None and name.startswith(marked[:6]):  # the mark is no part of the text
+        name = marked
+    if name == "utf-8-sig":
+        file.read(len(codecs.BOM_UTF8) if marked == name else 0)
+        name = "utf-8"
+    if name == "utf-8":
+        return file
+    recoded = io.BufferedReader(_Recoded(file, path, name), 2**20)
+    return recoded
 
-    kind: Literal["text"] = "text"
-    max_file_bytes: int = Field(default=10**9, gt=0)
 
-    def read(self) -> Iterator[Document | Reject]:
-        """Yield one document a file."""
-        for path in self.files():
+class _Recoded(io.RawIOBase):
+    """A file in UTF-8 that is stored in another encoding."""
+
+    def __init__(self, file: IO[bytes], path: str, encoding: str) -> None:
+        self._file, self._path, self._encoding = file, path, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ready = memoryview(b"")
+        self._done = 0
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._ended:
+            data = self._file.read(2**16)
+            self._ended = not data
             try:
-                with open_binary(path) as file:
-                    data = file.read(self.max_file_bytes + 1)
-                if len(data) > self.max_file_bytes:
-                    yield Reject(path, f"more than {self.max_file_bytes} bytes")
-                    continue
-                text = data.decode("utf-8")
+                text = self._decoder.decode(data, final=self._ended)
             except UnicodeDecodeError as error:
-                yield Reject(path, f"not UTF-8 (byte {error.start})")
-            except LmlabError:
-                raise
-            except Exception as error:  # libraries of compression and of file systems raise many kinds
-                yield Reject(path, unreadable(error))
-            else:
-                yield Document(path, text, self.domain or "text", path)
+                raise DamagedError(
+                    self._path,
+                    f"byte {self._done + error.start:,} is not {self._encoding}",
+                    share_read(*bytes_read(self._file)),
+                    "Name its encoding (encoding: in the source), or keep the rest with damaged: keep.",
+                ) from None
+            self._ready, self._done = memoryview(text.encode("utf-8", "replace")), self._done + len(data)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
-def unreadable(error: Exception) -> str:
-    """The reason of a reject, in one line."""
+def short_reason(error: Exception) -> str:
+    """What went wrong in a library, in one line."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return f"unreadable ({lines[0][:200]})"
+    return redact(lines[0][:200])
+
+
+def _beside(location: str, name: str) -> list[str]:
+    """The files of that name which a location means, if it is a folder."""
+    try:
+        return [path for path in find_files(location, (name,)) if path.rpartition("/")[2] == name]
+    except LmlabError:
+        return []
+
+
+def _listed(path: str) -> list[Any]:
+    """The splits that a `dataset_dict.json` lists."""
+    try:
+        with open_raw(path) as file:
+            found = json_value(file.read(MAX_JSON_BYTES + 1))["splits"]
+        return list(found)
+    except Exception:  # whatever it is, it is no such list
+        return []

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,11 @@ import numpy as np
 from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import atomic_file, write_json
 from lmlab.parsing import MAX_JSON_BYTES, json_value
-from lmlab.storage import find_files, open_raw
+from lmlab.storage import MAX_EXPANSION, find_files, open_raw
 
 SIZE_LIMIT = 2**26
+_INDEX = "index.json"
+_EXPANSION_COUNTS_FROM = 2**28
 _SCALARS = {
     "int": "<i8",
     "int8": "<i1",
@@ -126,40 +128,86 @@ class MDSShard:
         return offsets
 
 
+def mds_indexes(folder: str) -> list[str]:
+    """The `index.json` of every data set below a folder. An index speaks for all folders below its own.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path for path in find_files(folder, (_INDEX,)) if path.rpartition("/")[2] == _INDEX]
+    if not found:
+        raise UserError(f"'{folder}' holds no MDS data set (index.json is missing).")
+    folders = [path.removesuffix(_INDEX) for path in found]
+    return [
+        path
+        for path, own in zip(found, folders, strict=True)
+        if not any(own.startswith(each) and own != each for each in folders)
+    ]
+
+
 def read_mds_index(folder: str) -> list[tuple[str, dict[str, Any]]]:
-    """The entries of all shards below a folder, each with the folder of its index. An index speaks for all folders
-    below its own.
+    """The entries of all shards below a folder, each with the folder of its index.
 
     Raises:
         UserError: there is no index, or it is none of MDS.
     """
-    folders = [
-        path.rpartition("/")[0]
-        for path in find_files(folder, ("index.json",))
-        if path.rpartition("/")[2] == "index.json"
-    ]
-    if not folders:
-        raise UserError(f"'{folder}' holds no MDS data set (index.json is missing).")
-    tops = [each for each in folders if not any(each.startswith(f"{other}/") for other in folders)]
-    return [(top, entry) for top in tops for entry in _entries(f"{top}/index.json")]
+    return [(path.rpartition("/")[0], entry) for path in mds_indexes(folder) for entry in mds_entries(path)]
 
 
-def _entries(path: str) -> list[dict[str, Any]]:
+def mds_entries(path: str) -> list[dict[str, Any]]:
+    """The entries of the shards that an index lists.
+
+    Raises:
+        UserError: it is none of MDS; the message says what is missing, and in which entry.
+    """
     try:
         with open_raw(path) as file:
             index = json_value(file.read(MAX_JSON_BYTES + 1))
-        shards: list[dict[str, Any]] = index["shards"]
-        if index["version"] != 2 or any(entry["format"] != "mds" for entry in shards):
-            raise UserError(f"'{path}' is not the index of an MDS data set of version 2.")
-        names = [entry[part]["basename"] for entry in shards for part in ("raw_data", "zip_data") if entry.get(part)]
-        outside = next((name for name in names if ".." in Path(name).parts or Path(name).is_absolute()), None)
-    except UserError:
-        raise
     except Exception as error:  # every file system raises errors of its own
         raise UserError(f"'{path}' is not the index of an MDS data set ({_short(error)}).") from None
-    if outside is not None:
-        raise UserError(f"'{path}' names a shard outside its folder: '{outside}'.")
+    shards = index.get("shards") if isinstance(index, dict) else None
+    if not isinstance(shards, list) or not isinstance(index, dict) or index.get("version") != 2:
+        raise UserError(f"'{path}' is not the index of an MDS data set of version 2.")
+    for number, entry in enumerate(shards):
+        fault = _fault(entry)
+        if fault is not None:
+            raise UserError(f"'{path}', entry {number} of shards: {fault}.", "Write or download the index again.")
     return shards
+
+
+def _fault(entry: Any) -> str | None:
+    """What is wrong with the description of a shard, if anything."""
+    if not isinstance(entry, dict):
+        return "it is not an object"
+    if entry.get("format") != "mds":
+        return f"its format is {entry.get('format')!r}, not 'mds'"
+    lists = ("column_names", "column_encodings", "column_sizes")
+    wrong = next((key for key in lists if not isinstance(entry.get(key), list)), None)
+    if wrong is not None:
+        return f"'{wrong}' is missing or no list"
+    if len({len(entry[key]) for key in lists}) > 1:
+        return "its columns have not all a name, an encoding and a size"
+    if not _is_number(entry.get("samples")):
+        return "'samples' is missing or no number"
+    if not isinstance(entry.get("raw_data"), dict):
+        return "'raw_data' is missing or no object"
+    for part in ("raw_data", "zip_data"):
+        described = entry.get(part)
+        if described is None:
+            continue
+        if not isinstance(described, dict) or not isinstance(described.get("basename"), str):
+            return f"'{part}' names no file (basename)"
+        if not _is_number(described.get("bytes")):
+            return f"'{part}' has no size (bytes)"
+        if not isinstance(described.get("hashes") or {}, dict):
+            return f"'{part}.hashes' is no object"
+        if ".." in Path(described["basename"]).parts or Path(described["basename"]).is_absolute():
+            return f"it names a shard outside its folder, '{described['basename']}'"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class MDSWriter:
@@ -287,6 +335,8 @@ def _read(entry: Mapping[str, Any], folder: str, path: str) -> bytes:
         if compressed is None:
             raise MDSError(f"The shard '{zipped}' is missing.")
         _verify(compressed, packed, zipped)
+        if _size(entry["raw_data"]) > max(_EXPANSION_COUNTS_FROM, MAX_EXPANSION * len(compressed)):
+            raise MDSError(f"The shard '{zipped}' would grow to more than {MAX_EXPANSION:g} times its size.")
         data = _decompress(compressed, str(entry.get("compression")), _size(entry["raw_data"]), zipped)
     if data is None:
         raise MDSError(f"The shard '{path}' is missing.")
@@ -338,7 +388,7 @@ def _decompress(data: bytes, compression: str, size: int, path: str) -> bytes:
         case "bz2":
             file = bz2.BZ2File(io.BytesIO(data))
         case _:
-            raise MDSError(f"'{path}' is compressed by '{compression}', which lmlab does not read.")
+            raise UserError(f"'{path}' is compressed by '{compression}', which lmlab does not read.")
     try:
         return bytes(file.read(size + 1))
     except Exception as error:  # each library has errors of its own
@@ -357,7 +407,9 @@ def _zstandard() -> Any:
     return zstandard
 
 
-def _decoder(encoding: str, path: str) -> Callable[[bytes], Any]:
+def _decoder(encoding: Any, path: str) -> Callable[[bytes], Any]:
+    if not isinstance(encoding, str):
+        raise UserError(f"'{path}' has a column whose type is no text ({encoding!r}).")
     if encoding in _SCALARS:
         return lambda data: np.frombuffer(data, _SCALARS[encoding])[0].item()
     match encoding.split(":"):
@@ -375,7 +427,7 @@ def _decoder(encoding: str, path: str) -> Callable[[bytes], Any]:
             sizes = tuple(int(size) for size in shape.split(","))
             return lambda data: np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(sizes)
         case _:
-            raise MDSError(f"'{path}' has a column of the type '{encoding}', which lmlab does not read.")
+            raise UserError(f"'{path}' has a column of the type '{encoding}', which lmlab does not read.")
 
 
 def _is_dtype(name: str) -> bool:
@@ -418,23 +470,3 @@ def _array_bytes(array: Any) -> bytes:
         + np.array(array.shape, np.dtype(_SHAPE_TYPES[code]).newbyteorder("<")).tobytes()
         + array.tobytes()
     )
-
-
-def samples(folder: str) -> Iterator[tuple[str, dict[str, Any] | MDSError]]:
-    """Every sample of a data set with where it stands; a damaged one, or a damaged shard, as its error.
-
-    Raises:
-        UserError: there is no index, or it is none of MDS.
-    """
-    for base, entry in read_mds_index(folder):
-        try:
-            shard = MDSShard(entry, base)
-        except MDSError as error:
-            yield f"{base}/{entry['raw_data']['basename']}", error
-            continue
-        for number in range(len(shard)):
-            where = f"{shard.path}:{number}"
-            try:
-                yield where, shard[number]
-            except MDSError as error:
-                yield where, error

@@ -68,6 +68,10 @@ class PythonLibrarySource(Config):
         files = [(str(path.relative_to(self.root)), path.stat().st_size, digest) for path, digest in named]
         return {**self.model_dump(), "python": platform.python_version(), "files": files}
 
+    def notices(self) -> list[str]:
+        """None."""
+        return []
+
     def read(self) -> Iterator[Document | Reject]:
         """Yield the documents module by module, in sorted order."""
         for module in self.modules():

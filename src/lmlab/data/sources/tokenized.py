@@ -26,6 +26,10 @@ class TokenizedSource(Config):
         """
         yield from TokenizedCorpus(Path(self.path), verify=True).documents()
 
+    def notices(self) -> list[str]:
+        """None: shards are of one split."""
+        return []
+
     def fingerprint(self) -> dict[str, Any]:
         """The configuration with the hash of the manifest, which holds those of the shards."""
         TokenizedCorpus(Path(self.path))

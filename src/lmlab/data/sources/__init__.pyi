@@ -1,0 +1,35 @@
+from .choose import choose_kind, record_source, source_settings
+from .columnar import ArrowSource, ParquetSource
+from .delimited import CsvSource
+from .files import FileSource
+from .folder import FolderSource
+from .jsonl import JsonlSource
+from .kinds import find_source, source_kinds
+from .mds_source import MDSSource
+from .python_library import PythonLibrarySource
+from .records import RecordSource
+from .registry import SourceConfig
+from .text import TextSource
+from .tokenized import TokenizedSource
+from .webdataset import WebDatasetSource
+
+__all__ = [
+    "ArrowSource",
+    "CsvSource",
+    "FileSource",
+    "FolderSource",
+    "JsonlSource",
+    "MDSSource",
+    "ParquetSource",
+    "PythonLibrarySource",
+    "RecordSource",
+    "SourceConfig",
+    "TextSource",
+    "TokenizedSource",
+    "WebDatasetSource",
+    "choose_kind",
+    "find_source",
+    "record_source",
+    "source_kinds",
+    "source_settings",
+]
