@@ -66,10 +66,15 @@ def test_too_many_repeats_are_refused_by_name_unless_allowed(rows):
     assert Mixture(chosen, parts, 5 * size, 0).plan()[1].epochs == pytest.approx(2.5, abs=0.02)
 
 
-def test_token_budgets_are_shares_too(rows):
-    parts = {"web": MixtureSource(token_budget=3_000_000), "code": MixtureSource(token_budget=1_000_000)}
+def test_token_budgets_are_amounts(rows):
+    tokens = rows["web"].seq_len
+    parts = {"web": MixtureSource(token_budget=300 * tokens), "code": MixtureSource(token_budget=100 * tokens)}
     mixture = Mixture({name: rows[name] for name in parts}, parts, 400, 0)
     assert [share.rows for share in mixture.plan()] == [300, 100]
+    assert [share.tokens for share in mixture.plan()] == [part.token_budget for part in parts.values()]
+    for length in (200, 800):
+        with pytest.raises(UserError, match=f"add up to {400 * tokens:,} tokens, but the training reads"):
+            Mixture({name: rows[name] for name in parts}, parts, length, 0)
     with pytest.raises(UserError, match="some sources have a weight and others a token_budget"):
         Mixture({name: rows[name] for name in parts}, {**parts, "web": MixtureSource(weight=1)}, 400, 0)
     with pytest.raises(UserError, match="'web' needs either weight or token_budget"):

@@ -27,7 +27,8 @@ class MixtureSource(Config):
 
     Attributes:
         weight: its share, relative to those of the others.
-        token_budget: how many of its tokens are used, in place of a weight; all sources have one or the other.
+        token_budget: how many of its tokens are used, in place of a weight; all sources have one or the other, and the
+            budgets add up to the training's length, to within 1 %.
         max_epochs: how often its text may be gone through; up to 4 times, repeated text is nearly as good as new
             (Muennighoff et al. 2023).
         allow_repeats: go through it as often as its share needs, beyond `max_epochs`.
@@ -117,7 +118,8 @@ class Mixture:
         domains: names of all domains; `domain_ids` of rows are numbers in it.
 
     Raises:
-        UserError: a source would be repeated too often, or weights and budgets are mixed; the message names the source.
+        UserError: a source would be repeated too often, weights and budgets are mixed (the message names the source),
+            or budgets do not add up to the length of the training.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Mixture:
             np.array([self.domains.index(domain) for domain in each.corpus.domains]) for each in self._rows
         ]
         self._sources, self._order = [sources[name] for name in self.names], order
+        _check_budgets(self._sources, order, num_rows, self.seq_len)
         self._stretches = self._plan(num_rows)
         self._counts = [self._given(self._stretches[-1], number, num_rows) for number in range(len(self.names))]
         self._refuse_repeats(sources)
@@ -242,6 +245,25 @@ def _weights(names: Sequence[str], sources: Sequence[MixtureSource], seq_len: in
             "mixture: some sources have a weight and others a token_budget.", "Give all of them the same kind."
         )
     return [value / sum(values) for value in values]
+
+
+def _check_budgets(sources: Sequence[MixtureSource], order: MixtureOrder, num_rows: int, seq_len: int) -> None:
+    """Budgets are amounts: a training of another length would make shares of them.
+
+    Raises:
+        UserError: they do not add up to the length, or phases set other shares.
+    """
+    if not sources or any(source.token_budget is None for source in sources):
+        return
+    if order.phases:
+        raise UserError("mixture: token_budget and phases exclude each other.", "Give the sources weights.")
+    total, length = sum(source.token_budget or 0 for source in sources), num_rows * seq_len
+    # a training is whole batches of whole rows, so that it cannot meet a number to the token
+    if abs(total - length) > 0.01 * length + seq_len * len(sources):
+        raise UserError(
+            f"mixture: the token budgets add up to {total:,} tokens, but the training reads {length:,}.",
+            f"Set trainer.tokens to {total}, or give the sources weights.",
+        )
 
 
 def _draw(stretch: _Stretch, index: int) -> tuple[int, int]:
