@@ -167,8 +167,7 @@ def draw_config(chance: random.Random, family: str) -> Any:
     return transformers.AutoConfig.for_model(family, **settings[family])
 
 
-ENCODERS = ("bert", "roberta", "xlm-roberta")  # test_encoders compares these
-FAMILIES = tuple(each.model_type for each in families.FAMILIES if each.model_type not in ENCODERS)
+FAMILIES = tuple(each.model_type for each in families.FAMILIES if each.features["causal"])
 OTHERS = (
     "cohere",
     "stablelm",
