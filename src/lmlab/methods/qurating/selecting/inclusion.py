@@ -12,23 +12,11 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmlab.methods.qurating.selecting.problems import BadTemperature, BudgetExceedsCorpus
+from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
+from lmlab.methods.qurating.selecting.temperature import check_temperature
 
 Floats = NDArray[np.float64]
 _LARGEST_EXACT = 9
-
-
-def check_temperature(tau: float) -> float:
-    """The temperature as it is.
-
-    Raises:
-        BadTemperature: it is negative or not a number.
-    """
-    if math.isnan(tau) or tau < 0:
-        raise BadTemperature(
-            f"The temperature tau is {tau}; it must be 0 or more.", "To choose the lowest ratings use --invert."
-        )
-    return tau
 
 
 def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: float = 1.0) -> Floats:

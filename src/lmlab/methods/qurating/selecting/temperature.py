@@ -1,0 +1,20 @@
+"""What a temperature may be; apart from the arithmetic, so that settings can be read without it."""
+
+from __future__ import annotations
+
+import math
+
+from lmlab.methods.qurating.selecting.problems import BadTemperature
+
+
+def check_temperature(tau: float) -> float:
+    """The temperature as it is.
+
+    Raises:
+        BadTemperature: it is negative or not a number.
+    """
+    if math.isnan(tau) or tau < 0:
+        raise BadTemperature(
+            f"The temperature tau is {tau}; it must be 0 or more.", "To choose the lowest ratings use --invert."
+        )
+    return tau

@@ -1,0 +1,122 @@
+"""The list of commands and the help of each: what they load, how long they take, and where options come from."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Annotated
+
+import pytest
+import typer
+from pydantic import Field
+from typer.testing import CliRunner
+
+from lmlab import plugins
+from lmlab.commandline.from_config import options
+from lmlab.config import Config, Flag
+from lmlab.errors import UserError
+
+HEAVY = ("torch", "scipy", "numpy", "pandas", "transformers", "pyarrow", "sklearn", "grain")
+MODULES_OF = """
+import json, sys
+sys.argv = ["lmlab", *sys.argv[1:]]
+from lmlab.cli import app
+try:
+    app(standalone_mode=False)
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+HELP_SECONDS = 0.4
+
+
+@pytest.mark.parametrize("arguments", [[], *([method.command] for method in plugins.methods().values())], ids=str)
+def test_help_loads_no_library_that_computes(arguments):
+    shown = subprocess.run(
+        [sys.executable, "-c", MODULES_OF, *arguments, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Usage" in shown.stdout
+    loaded = set(json.loads(shown.stderr.splitlines()[-1]))
+    assert not loaded & set(HEAVY)
+
+
+def test_help_answers_at_once():
+    """In processor time, which other work on the machine hardly changes; the least of three."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "lmlab", "--help"], stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < HELP_SECONDS
+
+
+def test_a_method_is_listed_by_its_manifest_and_every_name_in_it_leads_somewhere():
+    for method in plugins.methods().values():
+        assert isinstance(plugins.load(method.cli), typer.Typer)
+        for group in ("stages", "sources", "tasks", "judges", "detectors"):
+            for name, place in getattr(method, group).items():
+                assert plugins.find(group, name, "kind", "the test") is plugins.load(place)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown kind of stage 'trian'\. Did you mean 'train'\?"):
+        plugins.find("stages", "trian", "kind of stage", "mine.yaml")
+
+
+class Settings(Config):
+    """Of a command.
+
+    Attributes:
+        size: how large,
+            in metres.
+        share, weight: two numbers.
+        names: of things.
+    """
+
+    size: int = Field(ge=1)
+    share: float = 0.5
+    weight: float | None = None
+    names: Annotated[tuple[str, ...], Flag(("--name", "-n"))] = ()
+    bounds: dict[str, float] = Field(default={})
+    quiet: bool = False
+    whole: bool = True
+
+
+def run(*arguments: str) -> tuple[int, str, Settings | None]:
+    found: list[Settings] = []
+    application = typer.Typer()
+
+    @application.command()
+    @options(Settings)
+    def command(place: str, settings: Settings, out: str = "here") -> None:
+        found.append(settings)
+
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(application, list(arguments))
+    if isinstance(done.exception, UserError):
+        raise done.exception
+    return done.exit_code, done.output, found[0] if found else None
+
+
+def test_options_are_the_fields_of_a_configuration():
+    _, _, settings = run("x", "--size", "3", "-n", "a", "--name", "b", "--bounds", "low=1,high=2.5", "--no-whole")
+    expected = {"size": 3, "names": ("a", "b"), "bounds": {"low": 1.0, "high": 2.5}, "whole": False}
+    assert settings == Settings.model_validate(expected)
+
+
+def test_help_of_options_is_what_the_docstring_says():
+    code, shown, _ = run("--help")
+    said = " ".join(shown.replace("│", " ").split())
+    assert code == 0 and "How large, in metres." in said and said.count("Two numbers.") == 2
+    assert "--no-whole" in said and "--no-quiet" not in said
+
+
+def test_wrong_options_are_one_sentence():
+    assert run("x")[0] == 2  # size is required
+    assert run("x", "--size", "0")[0] == 2  # below its bound
+    with pytest.raises(UserError, match=r"--bounds low: expected NAME=NUMBER"):
+        run("x", "--size", "1", "--bounds", "low")
+    with pytest.raises(UserError, match=r"the options: bounds\.low"):
+        run("x", "--size", "1", "--bounds", "low=much")
