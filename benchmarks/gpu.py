@@ -60,7 +60,8 @@ def main() -> None:
         work(arguments.part[0], arguments)
         return
     names = list(WORTH) if "all" in arguments.part else arguments.part
-    minutes = arguments.minutes or (12.0 if "all" in arguments.part else 6.0 * len(names))
+    default = 12.0 if "all" in arguments.part else 6.0 * len(names)
+    minutes = default if arguments.minutes is None else arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "tables.md").unlink(missing_ok=True)
     raise SystemExit(_run(names, 60 * minutes, arguments))

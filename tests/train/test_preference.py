@@ -22,11 +22,11 @@ from lmlab.train import (
     kto_step,
     language_model_step,
     read_metrics,
-    reference,
     reference_log_probs,
     sequence_log_probs,
     simpo_step,
 )
+from lmlab.train.tuning import reference
 
 CONFIG = ModelConfig(
     vocab_size=50, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, d_ff=40, max_seq_len=32, init_std=0.5
