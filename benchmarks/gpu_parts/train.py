@@ -115,7 +115,7 @@ def ours(
             output = language_model_step(model, batch)
         output.loss_sum.backward()
         gradients = [each.grad for each in model.parameters() if each.grad is not None]
-        torch._foreach_div_(gradients, float(output.count))
+        torch._foreach_div_(gradients, output.count.float())
         clip_gradients(model.parameters(), 1.0)
         optimizers.step()
         optimizers.zero_grad()

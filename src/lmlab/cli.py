@@ -106,6 +106,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    _set_allocator()
     debug = _debugging()
     try:
         app(standalone_mode=True)
@@ -115,6 +116,15 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _fail(from_unforeseen(error))
+
+
+def _set_allocator() -> None:
+    """Unless the user says otherwise, let a GPU's freed blocks be joined: packed rows differ in size from step to step.
+
+    It must be said before CUDA starts, and to the processes that commands start.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _debugging() -> bool:

@@ -8,6 +8,7 @@ import transformers
 
 from lmlab.data import Tokenizer
 from lmlab.models import Decoding, DecodingConfig, GenerationConfig, KVCache, from_pretrained, generate, save_pretrained
+from lmlab.models.generation.static import StaticStep
 
 PROMPTS = [[5, 9, 2, 40, 17, 3], [8], [1, 1, 60, 22], [33, 7], [50] * 11, [12, 13, 14]]
 SETTINGS = [
@@ -32,10 +33,11 @@ def outcome(found):
     return [[(row.ids, row.finish_reason) for row in samples] for samples in found]
 
 
+@pytest.mark.parametrize("static_after", [None, 0, 1])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "olmo2", "olmoe", "gpt2", "opt", "no_family"])
-def test_what_becomes_of_a_prompt_does_not_depend_on_when_others_come_and_go(kind, make_model):
+def test_what_becomes_of_a_prompt_does_not_depend_on_when_others_come_and_go(kind, static_after, make_model):
     model = make_model(kind)
-    decoding, found = Decoding(model), []
+    decoding, found = Decoding(model, static_after=static_after), []
     for prompt, config in zip(PROMPTS, CONFIGS, strict=True):  # one joins, three steps, the next joins
         found += decoding.add([(prompt, config)])
         for _ in range(3):
@@ -46,6 +48,46 @@ def test_what_becomes_of_a_prompt_does_not_depend_on_when_others_come_and_go(kin
     assert decoding.add([(PROMPTS[0], CONFIGS[0])]) and decoding.length == len(
         PROMPTS[0]
     )  # an empty batch starts afresh
+
+
+def test_static_steps_give_the_logits_of_others(make_model):
+    for kind in ("llama", "gpt2", "qwen3"):
+        model = make_model(kind).eval()
+        ids = torch.randint(0, 60, (3, 20), generator=torch.Generator().manual_seed(0))
+        valid = torch.ones(3, 8, dtype=torch.bool)
+        valid[1, :5] = False
+        for mask in (None, valid):
+            with torch.inference_mode():
+                caches = [KVCache(model.config, 3, 24) for _ in range(2)]
+                for cache in caches:
+                    cache._keys.fill_(float("nan")), cache._values.fill_(float("nan"))  # what fresh memory may hold
+                    model(ids[:, :8], attention_mask_BT=mask, cache=cache)
+                step = StaticStep(model, caches[1])
+                for place in range(8, 20):
+                    expected = model(ids[:, place : place + 1], cache=caches[0]).logits_BTV[:, 0]
+                    torch.testing.assert_close(step.run(ids[:, place : place + 1]), expected, atol=1e-5, rtol=1e-5)
+                # the cache is as if the model had filled it, and goes on with other rows
+                for cache in caches:
+                    cache.select([2, 1])
+                torch.testing.assert_close(
+                    *(model(ids[1:, :1], cache=cache).logits_BTV for cache in caches), atol=1e-5, rtol=1e-5
+                )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "olmoe"])
+def test_recorded_steps_on_a_gpu_continue_as_a_cpu_does(kind, make_model):
+    model = make_model(kind)
+    settings = [config.model_copy(update={"max_new_tokens": 24, "temperature": 0}) for config in CONFIGS]
+    expected = [[row.ids for row in rows] for rows in generate(model, PROMPTS, settings)]
+    model = model.cuda()
+    assert [[row.ids for row in rows] for rows in generate(model, PROMPTS, settings)] == expected
+    decoding, recorded = Decoding(model), []
+    decoding.add([(PROMPTS[0], settings[0]), (PROMPTS[1], settings[1])])
+    while decoding.live:
+        decoding.step()
+        recorded.append(decoding._static is not None)
+    assert any(recorded) == (kind != "olmoe")
 
 
 def test_each_prompt_of_a_batch_may_have_its_own_settings(make_model):

@@ -104,6 +104,11 @@ class KVCache:
             before = counts_P.repeat_interleave(self.batch_size // self.prefix.batch_size)[:, None]
         return (self._counts()[:, self.length - num_new :] - 1).clamp(min=0) + before
 
+    def next_positions(self) -> Tensor:
+        """Position [B or 1, 1] of the token that will follow the newest one; not of a cache that shares a prefix."""
+        assert self.prefix is None
+        return self._counts()[:, -1:]
+
     def real_lengths(self) -> Tensor:
         """Number of real tokens of each row, [B]."""
         if self._valid_BS is None:

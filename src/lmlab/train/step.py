@@ -99,14 +99,24 @@ class StepSums:
             assert list(output.sums) == self._names, "a step function must return the same sums for every micro-batch"
             self._values += values
 
-    def total(self, stop: bool) -> tuple[float, float, dict[str, float]]:
-        """The mean loss, the count, and the further means; `stop` is set if any process wants to stop."""
+    def gather(self, stop: bool) -> Tensor:
+        """Add up over all processes, on the device: the count, a tensor of no dimensions. `stop` is whether this
+        process wants to stop.
+        """
         assert self._values is not None
-        everything = sum_over_all(torch.cat([self._values, self._values.new_tensor([float(stop)])])).tolist()
-        loss_sum, count, *rest = everything[:-1]
-        self.stop = everything[-1] > 0
+        self._values = sum_over_all(torch.cat([self._values, self._values.new_tensor([float(stop)])]))
+        return self._values[1]
+
+    def total(self, norm: Tensor) -> tuple[float, float, float, dict[str, float]]:
+        """After `gather`, the mean loss, the count, the gradients' norm, and the further means, in one transfer;
+        `stop` is set if any process wants to stop.
+        """
+        assert self._values is not None
+        *everything, stop, norm_ = torch.cat([self._values, norm.detach().to(self._values)[None]]).tolist()
+        loss_sum, count, *rest = everything
+        self.stop = stop > 0
         figures = {name: rest[2 * i] / rest[2 * i + 1] for i, name in enumerate(self._names) if rest[2 * i + 1]}
-        return loss_sum / max(1.0, count), count, figures
+        return loss_sum / max(1.0, count), count, norm_, figures
 
 
 def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:

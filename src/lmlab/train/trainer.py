@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lmlab.data import Batch, Loader
@@ -28,7 +28,6 @@ from lmlab.hardware import (
     peak_memory_bytes,
     select_device,
     select_dtype,
-    synchronize,
 )
 from lmlab.models import Transformer
 from lmlab.models.lora.adapt import adapters
@@ -307,11 +306,11 @@ class Trainer:
             sums.add(output)
             if stop.requested and self.world.size == 1:
                 break
-        loss, count, figures = sums.total(bool(stop.requested))
+        # the host waits for the device here alone, once a step, with all that is wanted of it
+        loss, count, norm, figures = sums.total(self._clip(sums.gather(bool(stop.requested))))
         if sums.stop:
             self.optimizers.zero_grad()
             return None
-        norm = self._clip(count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(loss, norm)
         self._whole = False
@@ -319,7 +318,6 @@ class Trainer:
         self._whole = True
         self.optimizers.zero_grad()
         figures |= after_step(self.step_function, self.model)
-        synchronize(self.device)
         seconds = time.perf_counter() - start
         num_tokens = self.world.size * (
             sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count)
@@ -339,11 +337,11 @@ class Trainer:
             **figures,
         }
 
-    def _clip(self, count: float) -> float:
+    def _clip(self, count: Tensor) -> Tensor:
         """Turn summed gradients into means, limit their norm, and return what it was."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         torch._foreach_div_(
-            [each.to_local() if isinstance(each, DTensor) else each for each in gradients], max(1.0, count)
+            [each.to_local() if isinstance(each, DTensor) else each for each in gradients], count.float().clamp(min=1)
         )
         return clip_gradients(self.model.parameters(), self.config.clip_norm)
 

@@ -2,7 +2,7 @@
 
 - `sdpa`: PyTorch's `scaled_dot_product_attention`, with a dense mask where documents or padding ask for one
 - `blocked`: blocks of queries on a CPU (`blocked_attention`)
-- `one query`: two products for the newest token of each row, on a CPU
+- `one query`: two products for the newest token of each row, on a CPU, or on a GPU behind a mask
 - `flex`: FlexAttention, compiled, whose block mask skips the work across documents
 - `varlen`: `torch.nn.attention.varlen`, documents as sequences of a flat batch; GPU, half precision
 
@@ -27,6 +27,8 @@ from lmlab.models.dtypes import sum_dtype
 from lmlab.models.soft_cap import cap
 
 _VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions of PyTorch
+
+_FLEX_VARIANTS = 64  # far more than one process needs; PyTorch's own limit is 8
 
 Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
 
@@ -136,6 +138,8 @@ def attend_with_prefix(
 
 
 def _sdpa(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility) -> Tensor:
+    if visibility.rows_are_one_document:
+        visibility = Visibility(visibility.num_queries, visibility.num_keys, causal=visibility.causal)
     # without a mask PyTorch takes its fastest kernel; its own causal order counts from the first key, not from the last
     sees_all = visibility.is_plain and (not visibility.causal or visibility.num_queries == 1)
     triangle = visibility.is_plain and visibility.causal and visibility.num_queries == visibility.num_keys
@@ -156,11 +160,16 @@ def _one_query(
         visibility = Visibility(1, k_BKSH.shape[2])
     kv_heads, slots = k_BKSH.shape[1:3]
     queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
-    scores = cap(torch.bmm(queries, k_BKSH.reshape(-1, slots, width).transpose(1, 2)), soft_cap)
+    keys = k_BKSH.reshape(-1, slots, width).transpose(1, 2)
+    # a GPU gives the sums as it has them; rounded to half precision, large scores would lose more than a tenth
+    widens = keys.device.type == "cuda" and is_half(keys.dtype)
+    scores = torch.bmm(queries, keys, torch.float32) if widens else torch.bmm(queries, keys)
+    scores = cap(scores, soft_cap)
     if not visibility.is_plain:
         hidden_B1S = ~visibility.mask(scores.device)[:, :, 0]
         scores.view(batch, -1, slots).masked_fill_(hidden_B1S, float("-inf"))
-    return torch.bmm(scores.softmax(-1), v_BKSH.reshape(-1, slots, width)).view(batch, 1, heads, width)
+    pattern = scores.softmax(-1).to(v_BKSH.dtype)
+    return torch.bmm(pattern, v_BKSH.reshape(-1, slots, width)).view(batch, 1, heads, width)
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -173,11 +182,14 @@ def _choose(q_BNTH: Tensor, visibility: Visibility, soft_cap: float | None) -> B
         if visibility.num_queries == 1 and not torch.is_grad_enabled():
             return "one query"
         return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "blocked"
+    if q_BNTH.device.type == "cuda" and visibility.num_queries == 1 and visibility.is_dense:
+        # PyTorch has no fused kernel for a mask with grouped heads: it repeats the keys, in fp32
+        return "sdpa" if torch.is_grad_enabled() else "one query"
     if q_BNTH.device.type != "cuda" or visibility.is_dense or visibility.num_queries != visibility.num_keys:
         return "sdpa"
     if soft_cap is not None:
         return "flex"
-    if visibility.starts_BT is None:
+    if visibility.starts_BT is None or (visibility.window is None and visibility.rows_are_one_document):
         return "sdpa"
     windowed = visibility.window is not None and "window_size" not in _VARLEN_KNOWS
     return "varlen" if is_half(q_BNTH.dtype) and not windowed else "flex"
@@ -238,4 +250,7 @@ def _flex_attention(device: str) -> Any:
 def _compiled_flex_attention() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
+    # each type, number of heads and kind of mask is compiled by itself; beyond this number PyTorch would compute the
+    # whole square of scores, without a word but a warning
+    torch._dynamo.config.recompile_limit = max(_FLEX_VARIANTS, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention)

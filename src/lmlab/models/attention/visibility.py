@@ -29,6 +29,7 @@ class Visibility:
             is measured in; with a mask only.
 
     Attributes:
+        rows_are_one_document: as `prepare` has found, documents hide nothing: each row is one.
         is_tree: tokens see each other as the caller says, and one may stand in several texts.
         window: how many keys a query sees at most, its own included (`within`); None for all.
         unwindowed: the same without the window.
@@ -50,6 +51,7 @@ class Visibility:
         self.starts_BT, self.stops_BT = starts_BT, stops_BT
         self._mask_BTS, self._key_positions_BS = mask_BTS, key_positions_BS
         self.is_tree = False
+        self.rows_are_one_document = False
         self.window: int | None = None
         self.unwindowed = self
         self._within: dict[int, Visibility] = {}
@@ -124,7 +126,8 @@ class Visibility:
         if device.type != "cuda" or self.starts_BT is None or self.num_queries != self.num_keys:
             return
         if half:
-            self.unwindowed.sequences(batch, device)
+            borders, longest = self.unwindowed.sequences(batch, device)
+            self.rows_are_one_document = self.window is None and longest == self.num_keys and len(borders) == batch + 1
         else:
             self.block_mask(device)
 

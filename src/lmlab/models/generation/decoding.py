@@ -22,6 +22,7 @@ from lmlab.gemm import fast_inference
 from lmlab.models.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
+from lmlab.models.generation.static import StaticStep, can_be_static
 from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
@@ -29,6 +30,7 @@ Decode = Callable[[Sequence[int]], str]
 FinishReason = Literal["stop", "length", "repetition"]
 TopTokens = list[tuple[int, float]]
 _LONGEST_BLOCK = 64  # tokens: longer loops than a paragraph are text
+_STATIC_AFTER = 6  # to record a step takes as long as about four steps: a short answer is done before it would pay
 _SCORED_AT_ONCE = 64  # places of a prompt whose logits over the whole vocabulary are in memory together
 
 
@@ -121,6 +123,8 @@ class Decoding:
         model: of which no copy is made; it is left in the mode that it was in.
         decode: ids to text, for stop strings.
         keep: called with each prompt that was read, the cache that its keys and values end in, and its row there.
+        static_after: steps on the same rows after which one is recorded and replayed from then on
+            (`lmlab.models.generation.static`); None for never. By default 6 on CUDA, and never elsewhere.
 
     Attributes:
         rows: what stands in each row of the cache; some may be done.
@@ -131,8 +135,14 @@ class Decoding:
         model: Transformer,
         decode: Decode | None = None,
         keep: Callable[[Sequence[int], KVCache, int], None] | None = None,
+        static_after: int | Literal["auto"] | None = "auto",
     ) -> None:
         self._model, self._decode, self._keep = model, decode, keep
+        if static_after == "auto":
+            static_after = _STATIC_AFTER if self._device.type == "cuda" else None
+        self._static_after = static_after
+        self._static: StaticStep | None = None
+        self._steps = 0  # on the rows as they are now
         self._cache: KVCache | None = None
         self.rows: list[Continuation] = []
 
@@ -204,15 +214,36 @@ class Decoding:
             self._cache, self.rows = None, []
             return
         with _evaluating(self._model):
-            ids = torch.tensor([[row.last] for row in self.rows], device=self._device)
-            logits = self._model(ids, cache=self._cache, logits="last").logits_BTV[:, 0].float()
-            self._choose(self.rows, logits)
+            self._choose(self.rows, self._next_logits(self._cache))
             going = [place for place, row in enumerate(self.rows) if not row.done]
             if not going:
                 self._cache, self.rows = None, []
+                self._forget_step()
             elif len(going) <= 0.75 * len(self.rows):  # narrower steps are worth a copy of the cache
+                self._forget_step()
                 self._cache.select(going)
                 self.rows = [self.rows[place] for place in going]
+
+    def _next_logits(self, cache: KVCache) -> Tensor:
+        """The logits [R, V] after the newest token of each row."""
+        ids_R1 = torch.tensor([[row.last] for row in self.rows], device=self._device)
+        self._steps += 1
+        if self._static is None and self._is_worth_recording(cache):
+            self._static = StaticStep(self._model, cache)
+        if self._static is not None:
+            return self._static.run(ids_R1)
+        logits_RTV: Tensor = self._model(ids_R1, cache=cache, logits="last").logits_BTV
+        return logits_RTV[:, 0].float()
+
+    def _is_worth_recording(self, cache: KVCache) -> bool:
+        after = self._static_after
+        if after is None or self._steps <= after or not can_be_static(self._model, cache):
+            return False
+        return max(row.remaining for row in self.rows) >= after
+
+    def _forget_step(self) -> None:
+        """The rows are others from now on."""
+        self._static, self._steps = None, 0
 
     @property
     def _device(self) -> torch.device:
@@ -274,13 +305,15 @@ class Decoding:
         """Choose a token for every row that is not done."""
         chosen_R = _sample(rows, logits_RV)
         log_z_R = logits_RV.logsumexp(-1)
-        log_probs = (logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R).tolist()
+        log_probs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R
+        # one transfer from the device for both: fp32 holds every id below 16 million exactly
+        chosen, log_probs = torch.stack((chosen_R.float(), log_probs_R)).tolist()
         tops = (
             _top(logits_RV - log_z_R[:, None], wanted)
             if any(wanted := [row.config.top_log_probs for row in rows])
             else [[] for _ in rows]
         )
-        for row, token, log_prob, top in zip(rows, chosen_R.tolist(), log_probs, tops, strict=True):
+        for row, token, log_prob, top in zip(rows, map(int, chosen), log_probs, tops, strict=True):
             if row.config.max_new_tokens == 0:
                 row.finish_reason = "length"
             elif not row.done:
@@ -295,8 +328,10 @@ class Decoding:
             if sources != list(range(read.batch_size)):
                 read.select(sources)
             self._cache, self.rows = read, rows
+            self._forget_step()
             return
         assert self._cache is not None
+        self._forget_step()
         live = [place for place, row in enumerate(self.rows) if not row.done]
         self.rows = [self.rows[place] for place in live] + rows
         room = max(row.remaining for row in self.rows)

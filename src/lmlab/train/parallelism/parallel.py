@@ -79,8 +79,10 @@ def _spread_experts(
     return mesh["groups", "experts"]._flatten("all")
 
 
-def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
-    """Limit the norm of all gradients together, which may be spread in different ways; return what it was."""
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
+    """Limit the norm of all gradients together, which may be spread in different ways; return what it was, on the
+    device.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     by_mesh: dict[DeviceMesh | None, list[Tensor]] = {}
     for gradient in gradients:
@@ -89,7 +91,7 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
     total = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
     factor = (largest / (total + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], factor)
-    return float(total)
+    return total
 
 
 def synchronize_gradients(model: nn.Module, config: ParallelConfig, last: bool) -> None:

@@ -48,7 +48,7 @@ class Lagrangian(nn.Module):
         super().__init__()
         self.multipliers = nn.Parameter(torch.zeros(2))
 
-    def forward(self, value: Tensor, target: float) -> Tensor:
+    def forward(self, value: Tensor, target: float | Tensor) -> Tensor:
         """The penalty of a value whose target is `target`."""
         gap = value - target
         first, second = _Ascend.apply(self.multipliers)

@@ -177,26 +177,26 @@ class PruningStep:
         )
 
     def _penalty(self, gates: Gates, open_: Tensor) -> Tensor:
-        config, progress = (
-            self.config,
-            min(1.0, int(gates.num_steps) / (self.config.sparsity_warmup * self.config.steps)),
-        )
+        config = self.config
+        # on the device, in fp64 as a processor would have it: to read the numbers would hold up a GPU twice a step
+        wide = torch.float32 if gates.num_steps.device.type == "mps" else torch.float64
+        progress = (gates.num_steps.to(wide) / (config.sparsity_warmup * config.steps)).clamp(max=1.0)
         if config.price is not None:
             penalty = (
-                min(1.0, progress * self.config.sparsity_warmup / 0.3)
-                * config.price
+                ((progress * config.sparsity_warmup / 0.3).clamp(max=1.0) * config.price).to(open_.dtype)
                 * open_
                 * self.task.masked.graph.num_edges
             )
         else:
             assert config.target is not None
-            begun = float(gates.begun)
+            begun = gates.begun.to(wide)
             linear = begun + (config.target - begun) * progress
             logarithmic = 1 - (1 - begun) ** (1 - progress) * max(0.0, 1 - config.target) ** progress
-            penalty = gates.edge_constraint(1 - open_, linear if config.sparsity_schedule == "linear" else logarithmic)
+            target = linear if config.sparsity_schedule == "linear" else logarithmic
+            penalty = gates.edge_constraint(1 - open_, target.to(open_.dtype))
         if config.node_target is not None and gates.nodes is not None:
             penalty = penalty + gates.node_constraint(
-                1 - probability_open(gates.nodes).mean(), config.node_target * progress
+                1 - probability_open(gates.nodes).mean(), (config.node_target * progress).to(open_.dtype)
             )
         return penalty
 
