@@ -54,10 +54,10 @@ def fields_of(text_field: str, id_field: str | None, domain_field: str | None) -
     return {name: value for name, value in found.items() if value is not None}
 
 
-def run_recipe_file(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> None:
+def run_recipe_file(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> Path:
     from lmlab.runs import Recipe
 
-    execute(Recipe.load(path, overrides or []), out, dry_run, redo)
+    return execute(Recipe.load(path, overrides or []), out, dry_run, redo)
 
 
 def run_stages(
@@ -68,17 +68,19 @@ def run_stages(
     dry_run: bool,
     redo: bool,
     seed: int = 0,
-) -> None:
+) -> Path:
+    """Run stages as a recipe of that name; the directory of the run."""
     from lmlab.config import apply_overrides
     from lmlab.runs import Recipe
 
     data = apply_overrides(
         {"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []]
     )
-    execute(Recipe.parse(data, "the command line"), out, dry_run, redo)
+    return execute(Recipe.parse(data, "the command line"), out, dry_run, redo)
 
 
-def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
+def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> Path:
+    """Run a recipe, or print its plan; the directory of the run."""
     from lmlab.distributed import world
     from lmlab.hardware import reuse_memory
     from lmlab.progress import console
@@ -87,7 +89,7 @@ def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
     directory = out or Path("runs") / recipe.name
     if dry_run:
         print_plan(recipe, directory)
-        return
+        return directory
     reuse_memory()
     console.quiet = not world().is_main
     run_recipe(recipe, directory, redo)
@@ -95,6 +97,7 @@ def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> None:
     console.print(
         f"Results: {directory / 'results.json'}" + (f"\nReport: {report_path}" if report_path.exists() else "")
     )
+    return directory
 
 
 @contextmanager

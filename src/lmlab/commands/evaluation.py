@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,34 +80,57 @@ def evaluate(
             "Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more."
         )
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    if not names and documents is None and task is None:
+    settings = {
+        "window": window,
+        "stride": stride,
+        "limit": limit,
+        "documents": documents,
+        "task": task,
+        "too_long": too_long,
+        "unconditional": unconditional,
+        "precision": precision,
+        "workers": workers,
+        "backend": backend,
+    }
+    places = run_evaluation(models, names, settings, out, dry_run, redo)
+    if not dry_run:
+        for model, place in zip(models, places, strict=True):
+            _print_tasks(place, str(model) if len(places) > 1 else None)
+
+
+def run_evaluation(
+    models: Sequence[Path],
+    tasks: Sequence[str],
+    settings: Mapping[str, Any],
+    out: Path | None,
+    dry_run: bool,
+    redo: bool,
+) -> list[Path]:
+    """Measure models in one run; the directory of each one's stage.
+
+    Arguments:
+        settings: of the stage `evaluate`; None stands for its default.
+    """
+    from lmlab.files import sha256_json
+
+    if not tasks and settings.get("documents") is None and settings.get("task") is None:
         raise UserError(
             "Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks."
         )
-    from lmlab.files import sha256_json
-
-    settings: dict[str, Any] = {"tasks": names}
-    settings |= {"window": window, "too_long": too_long, "unconditional": unconditional, "precision": precision}
-    further = {"limit": limit, "stride": stride, "documents": documents, "task": task}
-    settings |= {
-        key: str(value) if isinstance(value, Path) else value for key, value in further.items() if value is not None
+    chosen = {
+        key: str(value) if isinstance(value, Path) else value for key, value in settings.items() if value is not None
     }
-    places = {
-        "evaluation" if len(models) == 1 else f"evaluation-{number}": str(model)
-        for number, model in enumerate(models, 1)
-    }
-    name = f"eval-{sha256_json([settings, places])[:8]}"
-    stages: dict[str, Any] = {
-        stage: {"kind": "evaluate", "model": model, **settings, "workers": workers, "backend": backend}
-        for stage, model in places.items()
-    }
-    if len(places) > 1:
-        stages = {stage: settings | {"title": places[stage]} for stage, settings in stages.items()}
+    stages: dict[str, Any] = {}
+    for number, model in enumerate(models, 1):
+        stage = "evaluation" if len(models) == 1 else f"evaluation-{number}"
+        title = {} if len(models) == 1 else {"title": str(model)}
+        stages[stage] = {"kind": "evaluate", "model": str(model), "tasks": list(tasks), **chosen, **title}
+    places = {stage: each["model"] for stage, each in stages.items()}
+    measured = {key: value for key, value in chosen.items() if key not in ("workers", "backend")}
+    name = f"eval-{sha256_json([measured, list(tasks), places])[:8]}"
     stages["report"] = {"kind": "report", "title": f"Evaluation of {', '.join(places.values())}"}
-    run_stages(name, stages, out, None, dry_run, redo)
-    if not dry_run:
-        for stage, model in places.items():
-            _print_tasks((out or Path("runs") / name) / stage, model if len(places) > 1 else None)
+    directory = run_stages(name, stages, out, None, dry_run, redo)
+    return [directory / stage for stage in places]
 
 
 @app.command(name="tasks", epilog=example("lmlab eval tasks", "lmlab eval tasks arc"))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
+
+if TYPE_CHECKING:
+    from lmlab.data import Tokenizer
+    from lmlab.models import GenerationConfig, Transformer
+    from lmlab.runs import Model
 
 app = typer.Typer()
 
@@ -21,6 +26,8 @@ ModelDirectory = Annotated[
 Adapter = Annotated[
     Path | None, typer.Option(help="LoRA adapters to fold into the weights, as peft writes them.", show_default=False)
 ]
+CONTINUING = {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}
+_ANSWERING = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}
 _OWN = "By default what the model's generation_config.json says, else "
 Temperature = Annotated[float | None, typer.Option(min=0, help=f"0 is greedy. {_OWN}0.8; 0.7 in a chat.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
@@ -73,13 +80,13 @@ def generate(
     """Continue prompts with a model and print the texts."""
     import json
 
-    from lmlab.models import GenerationConfig, stream
+    from lmlab.models import stream
     from lmlab.stages.generate import complete_texts, generation_config
     from lmlab.terminal import printable
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     found, network, tokenizer = load_model(model, precision, adapter)
-    given = {
+    given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -87,14 +94,8 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    settings = GenerationConfig(
-        **_sampling(found, {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}, given),
-        num_samples=num_samples,
-        stop=tuple(stop or ()),
-        max_repetitions=max_repetitions,
-        seed=seed,
-    )
-    settings = generation_config(settings, found, tokenizer)
+    given |= {"num_samples": num_samples, "stop": tuple(stop or ()), "max_repetitions": max_repetitions, "seed": seed}
+    settings = generation_config(sampling(found, CONTINUING, given), found, tokenizer)
     if len(texts) == num_samples == 1 and not json_lines:
         print(texts[0], end="", flush=True)
         for piece in stream(network, tokenizer.encode_prompt(texts[0]), settings, tokenizer.decode):
@@ -147,12 +148,10 @@ def chat(
     Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short.
     """
     from lmlab.commands.chat import Conversation
-    from lmlab.models import GenerationConfig
-    from lmlab.stages.generate import generation_config
     from lmlab.terminal import printable
 
     found, network, tokenizer = load_model(model, precision, adapter)
-    given = {
+    given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -160,10 +159,8 @@ def chat(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    sampling = _sampling(found, {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}, given)
-    sampling["max_new_tokens"] = min(sampling["max_new_tokens"], network.config.max_seq_len // 2)
-    settings = GenerationConfig(**sampling, stop=tuple(stop or ()), seed=seed)
-    conversation = Conversation(network, tokenizer, generation_config(settings, found, tokenizer), system)
+    given |= {"stop": tuple(stop or ()), "seed": seed}
+    conversation = Conversation(network, tokenizer, chat_settings(found, network, tokenizer, given), system)
     at_terminal = sys.stdin.isatty()
     while True:
         if at_terminal:
@@ -241,12 +238,29 @@ def convert(
     print(f"{target}: {done.model_type}, {done.parameters:,} parameters{compared}")
 
 
-def _sampling(found: Any, usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for, else what the model's makers say, else what is usual."""
-    return usual | found.generation_defaults() | {key: value for key, value in given.items() if value is not None}
+def sampling(found: Model, usual: dict[str, Any], given: dict[str, Any]) -> GenerationConfig:
+    """What was asked for, else what the model's makers say, else what is usual.
+
+    Raises:
+        UserError: a setting is unknown or out of range.
+    """
+    from lmlab.config import validate
+    from lmlab.models import GenerationConfig
+
+    asked = {key: value for key, value in given.items() if value is not None}
+    return validate(GenerationConfig, usual | found.generation_defaults() | asked, "the settings")
 
 
-def load_model(path: Path, precision: str, adapter: Path | None) -> tuple[Any, Any, Any]:
+def chat_settings(found: Model, network: Transformer, tokenizer: Tokenizer, given: dict[str, Any]) -> GenerationConfig:
+    """Those of an answer in a conversation, of which the model's window leaves half for what was said before."""
+    from lmlab.stages.generate import generation_config
+
+    settings = sampling(found, _ANSWERING, given)
+    most = min(settings.max_new_tokens, network.config.max_seq_len // 2)
+    return generation_config(settings.model_copy(update={"max_new_tokens": most}), found, tokenizer)
+
+
+def load_model(path: Path, precision: str, adapter: Path | None) -> tuple[Model, Transformer, Tokenizer]:
     """A model by its place, its network with adapters folded in, and its tokenizer."""
     from lmlab.hardware import reuse_memory, select_device, select_dtype
     from lmlab.runs import Model

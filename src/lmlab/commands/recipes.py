@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,13 +127,9 @@ def train(
 
     `torchrun -m lmlab train ...` shares the work.
     """
-    from lmlab.config import apply_overrides
-    from lmlab.files import read_yaml
-
-    settings = apply_overrides(read_yaml(config), set_ or [])
-    seed = settings.pop("seed", 0)
+    name, stages, seed = train_stages(config, set_ or [])
     with planning_for(processes, per_machine, dry_run):
-        run_stages(config.stem, {"model": {"kind": "train", **settings}}, out, None, dry_run, redo, seed)
+        run_stages(name, stages, out, None, dry_run, redo, seed)
 
 
 @app.command(epilog=example("lmlab report runs/demo"))
@@ -148,6 +145,17 @@ def report(run: Annotated[Path, typer.Argument(help="Directory of a finished run
     titles = [each.config.title for each in recipe.stages if each.kind == "report"]  # type: ignore[attr-defined]
     stages = stored_stages(replace(recipe, stages=reported), run)
     print(write_report(titles[0] if titles else recipe.name, run, stages))
+
+
+def train_stages(config: Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, dict[str, Any], int]:
+    """The name, the stages and the seed of a run that trains one model by a configuration."""
+    from lmlab.config import apply_overrides
+    from lmlab.files import read_yaml
+
+    name, given = ("train", dict(config)) if isinstance(config, Mapping) else (config.stem, read_yaml(config))
+    settings = apply_overrides(given, list(overrides))
+    seed = settings.pop("seed", 0)
+    return name, {"model": {"kind": "train", **settings}}, seed
 
 
 def _demo_recipe() -> Path:

@@ -29,7 +29,8 @@ class Rejects:
         first: the first of them.
     """
 
-    def __init__(self, path: Path, limit: float) -> None:
+    def __init__(self, path: str | Path, limit: float) -> None:
+        path = Path(path)
         self.unfit = 0
         self.first: Reject | None = None
         self._limit = limit

@@ -106,7 +106,8 @@ class ReplayBackend:
         UserError: the file cannot be read, or has nothing of this model.
     """
 
-    def __init__(self, model: str, path: Path) -> None:
+    def __init__(self, model: str, path: str | Path) -> None:
+        path = Path(path)
         self.identity = model
         self._replies: dict[str, Reply] = {}
         models: Counter[str] = Counter()

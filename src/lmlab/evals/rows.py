@@ -16,14 +16,14 @@ from lmlab.parsing import json_value
 Row = dict[str, Any]
 
 
-def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
+def read_rows(paths: Iterable[str | Path]) -> Iterator[Row]:
     """The whole rows of files that may have been cut off while a row was written.
 
     Raises:
         UserError: a line that is whole is not a row.
     """
     for path in paths:
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 continue
             try:

@@ -42,7 +42,7 @@ class Settings:
 
 
 def run_task(
-    evaluator: Evaluator, task: Task, settings: Settings, path: Path, share: tuple[int, int] | None = None
+    evaluator: Evaluator, task: Task, settings: Settings, path: str | Path, share: tuple[int, int] | None = None
 ) -> list[Row] | None:
     """The rows of a task, written to a file; those that an earlier attempt wrote are kept.
 
@@ -54,6 +54,7 @@ def run_task(
     Raises:
         UserError: an item does not fit the model's window and no policy was chosen; the model cannot write.
     """
+    path = Path(path)
     items = _items(task, settings)
     if len({item.id for item in items}) < len(items):
         raise UserError(f"Task '{task.name}': two items have the same id.", "Give every item its own.")
@@ -61,9 +62,10 @@ def run_task(
 
 
 def run_documents(
-    evaluator: Evaluator, documents: Sequence[Document], window: int, stride: int | None, path: Path, label: str
+    evaluator: Evaluator, documents: Sequence[Document], window: int, stride: int | None, path: str | Path, label: str
 ) -> list[Row]:
     """The rows of documents, written to a file; those that an earlier attempt wrote are kept."""
+    path = Path(path)
     numbered = _unique(documents)
     rows = collect_rows(
         numbered,

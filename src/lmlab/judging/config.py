@@ -40,7 +40,7 @@ class JudgeConfig(Config):
         names = ("base_url", "key_env", "concurrency", "max_cost_usd", "price")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def make(self, cache: Path | None = None) -> Judge:
+    def make(self, cache: str | Path | None = None) -> Judge:
         """The judge.
 
         Arguments:
@@ -50,5 +50,7 @@ class JudgeConfig(Config):
             UserError: there is no such judge, or a wrong option.
         """
         from lmlab.judging.judges.find import make_judge
+
+        cache = None if cache is None else Path(cache)
 
         return make_judge(self.judge, self.mode, self.generations, cache, **self.endpoint_options())

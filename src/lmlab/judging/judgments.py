@@ -145,8 +145,9 @@ def _flat(record: dict[str, Any], where: str) -> Judgment:
     return Judgment((record["texts_a"], record["texts_b"]), {name: check_labels(matrix, 2, where)}, {}, ids)
 
 
-def write_judgments(judgments: Sequence[Judgment], path: Path) -> None:
+def write_judgments(judgments: Sequence[Judgment], path: str | Path) -> None:
     """Write the published layout: Parquet, or JSON lines for the suffix .jsonl."""
+    path = Path(path)
     rows = [judgment.row() for judgment in judgments]
     with atomic_file(path) as file:
         if path.suffix == ".jsonl":

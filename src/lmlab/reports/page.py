@@ -49,11 +49,12 @@ class Page:
         """Return the page as one HTML document that loads nothing from anywhere; plotly.js is in it if a figure is."""
         return render(self)
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: str | Path) -> Path:
         """Write the page as UTF-8 to `path`, whole or not at all, and return `path`. Missing folders are made.
 
         Raises:
             OSError: the file cannot be written; a previous one is left as it was.
         """
+        path = Path(path)
         write_text(path, self.to_html())
         return path

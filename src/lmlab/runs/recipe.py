@@ -57,11 +57,14 @@ class Recipe:
     stages: tuple[RecipeStage, ...]
 
     @classmethod
-    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
-        """Read a recipe file and those that it extends; `STAGE.key=value` overrides a stage's key, `seed=1` and
-        `name=x` the recipe's own.
+    def load(cls, source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """Read a recipe file and those that it extends, or take what one holds; `STAGE.key=value` overrides a stage's
+        key, `seed=1` and `name=x` the recipe's own.
         """
-        data = _read(path)
+        if isinstance(source, Mapping):
+            data, where = dict(source), "the recipe"
+        else:
+            data, where = _read(Path(source)), f"'{source}'"
         stages = data.get("stages")
         names = set(stages) if isinstance(stages, dict) else set()
         prefixed = []
@@ -73,16 +76,17 @@ class Recipe:
                     f" {did_you_mean(first, names | {'seed', 'name'})}"
                 )
             prefixed.append(f"stages.{override}" if first in names else override)
-        return cls.parse(apply_overrides(data, prefixed), f"'{path}'")
+        return cls.parse(apply_overrides(data, prefixed), where)
 
     @classmethod
-    def stored(cls, run: Path) -> Recipe:
+    def stored(cls, run: str | Path) -> Recipe:
         """The recipe of a run as it was carried out, from the run's directory alone: where its stages once read from is
         not looked for, and no stage has inputs.
 
         Raises:
             UserError: `run` is no directory of a run, or this version of lmlab does not know its recipe.
         """
+        run = Path(run)
         path = run / _STORED
         if not path.is_file():
             raise UserError(f"'{run}' is not the directory of a run ({_STORED} is missing).")

@@ -52,12 +52,13 @@ class StageRecord(BaseModel):
     results: dict[str, Any] = {}
 
     @classmethod
-    def read(cls, directory: Path) -> Self:
+    def read(cls, directory: str | Path) -> Self:
         """The record in a stage's directory.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
+        directory = Path(directory)
         path = directory / NAME
         if not path.is_file():
             raise UserError(f"'{directory}' is not the directory of a stage: it has no {NAME}.")
@@ -67,19 +68,21 @@ class StageRecord(BaseModel):
         return validate(cls, data, f"'{path}'")
 
     @classmethod
-    def finished_in(cls, directory: Path) -> Self:
+    def finished_in(cls, directory: str | Path) -> Self:
         """The record of a finished stage.
 
         Raises:
             UserError: it has not finished, or as `read`.
         """
+        directory = Path(directory)
         record = cls.read(directory)
         if record.state != "done":
             raise UserError(f"The stage in '{directory}' has not finished.")
         return record
 
-    def write(self, directory: Path) -> None:
+    def write(self, directory: str | Path) -> None:
         """Store the record in the stage's directory."""
+        directory = Path(directory)
         write_json(directory / NAME, self.model_dump(mode="json"))
 
     def read_results(self, kind: type[R]) -> R:

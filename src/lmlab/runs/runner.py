@@ -59,7 +59,7 @@ class PlannedStage:
     note: str = ""
 
 
-def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str, Results]:
+def run_recipe(recipe: Recipe, directory: str | Path, redo: bool = False) -> dict[str, Results]:
     """Run all stages that are not done; return each stage's results by name.
 
     Under `torchrun` every process calls it: the main one leads, the others join in the stages that are distributed.
@@ -71,6 +71,7 @@ def run_recipe(recipe: Recipe, directory: Path, redo: bool = False) -> dict[str,
         UserError: the directory belongs to a run with other settings, or is in use.
         Interrupted: stopped on request.
     """
+    directory = Path(directory)
     with joined() as world:
         return _lead(recipe, directory, redo) if world.is_main else _follow(recipe, directory)
 
@@ -151,8 +152,9 @@ def _context(entry: RecipeStage, recipe: Recipe, run: Path, stages: Mapping[str,
     return StageContext(run / entry.name, inputs, recipe.seed, run, stages)
 
 
-def plan_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
+def plan_stages(recipe: Recipe, directory: str | Path) -> list[PlannedStage]:
     """Compare every stage with what the directory holds. Nothing is written."""
+    directory = Path(directory)
     fingerprints: dict[str, str] = {}
     planned: list[PlannedStage] = []
     for entry in recipe.stages:
@@ -204,12 +206,13 @@ def _going_on(entry: RecipeStage, record: StageRecord | None, content: Mapping[s
     return entry.stage.continues(entry.config, before["config"], record.state == "done", path) or ""
 
 
-def stored_stages(recipe: Recipe, directory: Path) -> list[PlannedStage]:
+def stored_stages(recipe: Recipe, directory: str | Path) -> list[PlannedStage]:
     """The stages of a run as their records have them: nothing that they read from is looked at.
 
     Raises:
         UserError: one of them has not finished.
     """
+    directory = Path(directory)
     records = {each.name: StageRecord.finished_in(directory / each.name) for each in recipe.stages}
     return [PlannedStage(each, directory / each.name, records[each.name].fingerprint, "done") for each in recipe.stages]
 
@@ -260,8 +263,9 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
     return results
 
 
-def print_plan(recipe: Recipe, directory: Path) -> None:
+def print_plan(recipe: Recipe, directory: str | Path) -> None:
     """Print what a run would do."""
+    directory = Path(directory)
     table = Table(title=f"Plan of '{recipe.name}' in {directory}", title_justify="left", show_lines=True)
     for column in ("stage", "kind", "state", "what"):
         table.add_column(column, overflow="fold")

@@ -61,12 +61,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path,
+        directory: str | Path,
         keep: int = 2,
         best_by: str | None = None,
         in_background: bool = False,
         mirror: str | None = None,
     ) -> None:
+        directory = Path(directory)
         self.directory, self.keep, self.best_by, self.in_background = directory, keep, best_by, in_background
         self._mirror = Mirror(mirror) if mirror else None
         self._group = control_group("checkpoints")
@@ -268,20 +269,23 @@ def best_of(states: Mapping[Path, Mapping[str, Any]], best_by: str | None) -> Pa
     return min(rated)[1] if rated else None
 
 
-def checkpoints(directory: Path) -> list[Path]:
+def checkpoints(directory: str | Path) -> list[Path]:
     """All finished checkpoints below `directory`, oldest first."""
+    directory = Path(directory)
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").exists())
 
 
 @reads("a checkpoint")
-def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Optimizers | None = None) -> dict[str, Any]:
     """Restore a model, and its optimizers if given, in place; return the saved state.
 
     Raises:
         LmlabError: a file is missing, damaged, or does not fit the model.
     """
+    path = Path(path)
+    path = Path(path)
     state = verify_checkpoint(path)
     reader = HuggingFaceStorageReader(str(path))
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
@@ -302,12 +306,14 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Optimizers | None 
 
 
 @reads("a checkpoint")
-def verify_checkpoint(path: Path) -> dict[str, Any]:
+def verify_checkpoint(path: str | Path) -> dict[str, Any]:
     """Compare every file of a checkpoint with its hash; return its state. The processes share the work.
 
     Raises:
         DamagedCheckpoint: a file is missing or damaged.
     """
+    path = Path(path)
+    path = Path(path)
     try:
         state: dict[str, Any] = read_json(path / "state.json")
     except UserError as error:

@@ -49,12 +49,13 @@ class MetricLog:
             tracker.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """All whole rows; a last line that a kill cut short is left out.
 
     Raises:
         UserError: another line is damaged.
     """
+    path = Path(path)
     if not path.exists():
         return []
     rows = []

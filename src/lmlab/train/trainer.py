@@ -78,15 +78,17 @@ class Trainer:
         step_function: StepFunction,
         loader: Loader,
         config: TrainerConfig,
-        directory: Path,
+        directory: str | Path,
         evaluate: Evaluation | None = None,
         flops_per_token: float | None = None,
         *,
         tokens_per_row: int | None = None,
         materialize: Callable[[Any], Any] | None = None,
-        start: Path | None = None,
+        start: str | Path | None = None,
         start_optimizer: bool = False,
     ) -> None:
+        directory = Path(directory)
+        start = None if start is None else Path(start)
         self.config, self.directory, self.loader, self.world = config, directory, loader, world()
         self.device = select_device(config.device)
         self.dtype = select_dtype(config.precision, self.device)

@@ -82,7 +82,7 @@ def collect(
     sources: Sequence[Source],
     config: CollectConfig,
     seed: int,
-    directory: Path,
+    directory: str | Path,
     workers: int | None = None,
     evaluations: Decontamination | None = None,
 ) -> dict[str, Any]:
@@ -104,6 +104,7 @@ def collect(
     Raises:
         UserError: no documents, too many rejects, or nothing left for training.
     """
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _remove_remains(directory)
     spool = Spool(directory / ".documents.tmp", seed)

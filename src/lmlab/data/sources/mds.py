@@ -221,8 +221,13 @@ class MDSWriter:
     """
 
     def __init__(
-        self, columns: Mapping[str, str], directory: Path, compression: str | None = None, size_limit: int = SIZE_LIMIT
+        self,
+        columns: Mapping[str, str],
+        directory: str | Path,
+        compression: str | None = None,
+        size_limit: int = SIZE_LIMIT,
     ) -> None:
+        directory = Path(directory)
         if (directory / "index.json").exists():
             raise UserError(f"'{directory}' already holds a data set.", "Name another directory, or remove this one.")
         if compression not in (None, "zstd"):

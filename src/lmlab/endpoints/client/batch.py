@@ -20,12 +20,14 @@ from lmlab.files import read_jsonl, write_jsonl
 _URL = "/v1/chat/completions"
 
 
-def write_batch(path: Path, model: str, requests: Iterable[ChatRequest], cache: Path | None = None) -> int:
+def write_batch(path: str | Path, model: str, requests: Iterable[ChatRequest], cache: str | Path | None = None) -> int:
     """Write the file of a batch: one JSON line for each request that the cache has no reply to; equal requests once.
 
     Returns:
         the number of lines.
     """
+    path = Path(path)
+    cache = None if cache is None else Path(cache)
     kept = ReplyCache(cache)
     try:
         missing = {key: request for request in requests if kept.get(key := request.key(model)) is None}
@@ -38,7 +40,7 @@ def write_batch(path: Path, model: str, requests: Iterable[ChatRequest], cache: 
 
 
 def read_batch(
-    path: Path, model: str, requests: Iterable[ChatRequest], cache: Path, price: Price | None = None
+    path: str | Path, model: str, requests: Iterable[ChatRequest], cache: str | Path, price: Price | None = None
 ) -> Counter[str]:
     """Put the replies of a batch's output (or error) file into the cache.
 
@@ -53,6 +55,8 @@ def read_batch(
     Raises:
         UserError: a line is not one of such a file.
     """
+    path = Path(path)
+    cache = Path(cache)
     asked = {request.key(model): request for request in requests}
     counts: Counter[str] = Counter()
     kept = ReplyCache(cache)
@@ -74,7 +78,7 @@ def read_batch(
     return counts
 
 
-def export_replies(path: Path, cache: Path, model: str | None = None) -> int:
+def export_replies(path: str | Path, cache: str | Path, model: str | None = None) -> int:
     """Write the replies of a cache as JSON lines (`key`, `model`, `reply`), which the back end `replay` repeats.
 
     Arguments:
@@ -86,6 +90,8 @@ def export_replies(path: Path, cache: Path, model: str | None = None) -> int:
     Raises:
         UserError: there is no such cache.
     """
+    path = Path(path)
+    cache = Path(cache)
     if not cache.exists():
         raise UserError(f"There is no cache '{cache}'.")
     kept = ReplyCache(cache)

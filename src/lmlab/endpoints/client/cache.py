@@ -29,7 +29,8 @@ class ReplyCache:
         path: the file; None keeps replies in memory, for as long as this object lives.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: str | Path | None) -> None:
+        path = None if path is None else Path(path)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:

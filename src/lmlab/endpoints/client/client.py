@@ -57,7 +57,8 @@ class Client:
         UserError: the environment lacks the key, the address cannot be one, or there is a ceiling without a price.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: Path | None = None, backend: Backend | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, cache: str | Path | None = None, backend: Backend | None = None) -> None:
+        cache = None if cache is None else Path(cache)
         self.endpoint = endpoint
         self._attempts = _retrying(endpoint, self._tell)
         self._backend, self._owns_backend = backend or make_backend(endpoint), backend is None
@@ -205,7 +206,7 @@ def answer(
     endpoint: Endpoint,
     requests: Iterable[ChatRequest],
     take: Callable[[int, Reply], None],
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     backend: Backend | None = None,
 ) -> Counter[str]:
     """Answer many requests from synchronous code; `take` gets the number of each request and its reply, as they come.
@@ -219,6 +220,7 @@ def answer(
         Interrupted: on such a signal. The same call with the same cache goes on from there.
         UserError, BudgetExceeded, EndpointUnavailable: as `Client`.
     """
+    cache = None if cache is None else Path(cache)
     stopped = False
 
     async def work() -> Counter[str]:

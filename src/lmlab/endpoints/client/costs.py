@@ -43,8 +43,9 @@ class Price(Config):
         return (request.most_prompt_tokens() * dearest + request.n * request.max_tokens * self.completion) / _MILLION
 
 
-def load_price(path: Path, model: str) -> Price | None:
+def load_price(path: str | Path, model: str) -> Price | None:
     """The price of a model from a YAML table of models to prices; None if it is not in the table."""
+    path = Path(path)
     table = read_yaml(path)
     return validate(Price, table[model], f"'{path}', {model}") if model in table else None
 

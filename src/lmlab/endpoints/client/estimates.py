@@ -46,7 +46,7 @@ class Estimate:
 
 
 def estimate(
-    endpoint: Endpoint, requests: Iterable[ChatRequest], cache: Path | None = None, identity: str | None = None
+    endpoint: Endpoint, requests: Iterable[ChatRequest], cache: str | Path | None = None, identity: str | None = None
 ) -> Estimate:
     """Estimate a run of a client without sending anything. Equal requests count once.
 
@@ -54,6 +54,7 @@ def estimate(
         cache: of the run; it need not exist.
         identity: of a back end that is not the one that the endpoint names (`Backend.identity`).
     """
+    cache = None if cache is None else Path(cache)
     identity, price = (
         identity or (identity_of(endpoint) if cache is not None and cache.exists() else endpoint.model),
         endpoint.price,

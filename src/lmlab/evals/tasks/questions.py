@@ -58,8 +58,9 @@ class Question(Config):
         return list(zip(contexts, self.options, strict=True))
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: str | Path) -> list[Question]:
     """Read a file of questions; a row that is not one is a `UserError` with its line."""
+    path = Path(path)
     questions = [validate(Question, row, f"'{path}', line {number}") for number, row in enumerate(read_jsonl(path), 1)]
     if not questions:
         raise UserError(f"The task file '{path}' is empty.")

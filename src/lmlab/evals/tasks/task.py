@@ -153,12 +153,13 @@ def _shared_lines(texts: Sequence[list[str]]) -> int:
     )
 
 
-def read_task(path: Path) -> Task:
+def read_task(path: str | Path) -> Task:
     """A task from its YAML file.
 
     Raises:
         UserError: the file is not a task, or its requests are missing.
     """
+    path = Path(path)
     task = validate(Task, read_yaml(path), f"'{path}'")
     requests = path.parent / task.requests
     if not requests.is_file():

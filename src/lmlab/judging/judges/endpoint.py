@@ -35,7 +35,7 @@ class EndpointJudge:
         endpoint: Endpoint,
         mode: Mode = "logprobs",
         generations: int = 20,
-        cache: Path | None = None,
+        cache: str | Path | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.endpoint, self.mode, self.cache, self.backend = endpoint, mode, cache, backend

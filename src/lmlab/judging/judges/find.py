@@ -45,13 +45,14 @@ class JudgeMaker(Protocol):
 
 
 def make_judge(
-    text: str, mode: Mode = "logprobs", generations: int = 20, cache: Path | None = None, **endpoint: Any
+    text: str, mode: Mode = "logprobs", generations: int = 20, cache: str | Path | None = None, **endpoint: Any
 ) -> Judge:
     """The judge that a text names, such as `exact:DIRECTORY` or `openai:MODEL`.
 
     Raises:
         UserError: no such judge, or a wrong option.
     """
+    cache = None if cache is None else Path(cache)
     kind = text.partition(":")[0]
     make: JudgeMaker = plugins.find("judges", kind, "judge", f"'{text}'")
     return make(text, JudgeOptions(mode, generations, cache, endpoint))

@@ -19,6 +19,7 @@ from .routing.statistics import (
     vocab_summary,
 )
 from .routing.trace import RoutingTrace, concatenate, same_tokens
+from .routing.trace_texts import trace_texts
 from .upcycling import UpcycleConfig, upcycle
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "run_ablation",
     "same_tokens",
     "token_probabilities",
+    "trace_texts",
     "train_variant",
     "upcycle",
     "vocab_by_expert",

@@ -103,7 +103,7 @@ class Job:
 
 def run_ablation(
     config: AblationConfig,
-    directory: Path,
+    directory: str | Path,
     workers: int = 1,
     only: Sequence[str] = (),
     told: Callable[[Job, dict[str, Any]], None] | None = None,
@@ -119,6 +119,7 @@ def run_ablation(
         `results`: variant -> list of results by seed, of those that are finished; `comparisons`: rows of the table. The
         same is written to `results.json`, and as a page to `report.html`.
     """
+    directory = Path(directory)
     for name in only:
         if name not in config.variants:
             raise UserError(f"There is no variant '{name}'. {did_you_mean(name, config.variants)}")

@@ -62,22 +62,11 @@ def trace(
     domain_field: DomainField = None,
 ) -> None:
     """Run a model over texts and store which experts its routers choose for each token."""
-    from lmlab.methods.olmoe.routing.collect import batches_of, collect, load_routed
-    from lmlab.methods.olmoe.routing.texts import cut_texts
+    from lmlab.methods.olmoe.routing.trace_texts import trace_texts
 
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: a trace is a .npz file.")
-    routed = load_routed(model)
-    found = cut_texts(texts, tokenizer or str(model), length, sequences, text_field, domain_field)
-    traced = collect(
-        routed,
-        batches_of(found.ids_ST, batch_size),
-        layers,
-        domains=found.domains,
-        domain_S=found.domain_S.tolist(),
-        total=len(found.ids_ST),
-        about={"model": str(model), "texts": texts},
-    )
+    traced = trace_texts(model, texts, tokenizer, length, sequences, layers, batch_size, text_field, domain_field)
     print(
         f"{traced.input_ids_ST.size:,} tokens of {len(traced.domains)} domains, layers"
         f" {', '.join(map(str, traced.layers))}: {traced.save(out)}"

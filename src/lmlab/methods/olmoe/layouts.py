@@ -73,7 +73,7 @@ _UNSAID = frozenset(
 
 
 @reads("a model in a layout of OLMo")
-def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer:
+def read_olmo(directory: str | Path, config: ModelConfig | None = None) -> Transformer:
     """Read a checkpoint of OLMo (`config.yaml`, `model.safetensors`) or OLMo-core (`config.json`, `model.safetensors`).
 
     Of OLMo-core both layouts of experts are read: of its dropless layer, and of its layer with capacities, whose gates
@@ -87,6 +87,8 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
         UserError: files are missing, or the configuration asks for what lmlab does not have.
         LmlabError: tensors that are missing, unexpected or mis-shaped, all at once.
     """
+    directory = Path(directory)
+    directory = Path(directory)
     path = directory / _WEIGHTS
     if not path.exists():
         raise UserError(
@@ -136,12 +138,13 @@ def read_olmo(directory: Path, config: ModelConfig | None = None) -> Transformer
     return model.eval()
 
 
-def write_olmo(model: Transformer, directory: Path, kind: Kind = "olmo") -> None:
+def write_olmo(model: Transformer, directory: str | Path, kind: Kind = "olmo") -> None:
     """Write a model in one of the layouts: `model.safetensors`, and the configuration that `read_olmo` reads.
 
     Raises:
         UserError: the layout's configuration has no word for something that the model has.
     """
+    directory = Path(directory)
     settings = _settings_of(model.config, kind)
     ours = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     tensors: dict[str, Tensor] = {}

@@ -79,7 +79,7 @@ def routing_page(
     trace: RoutingTrace,
     earlier: Mapping[str, RoutingTrace] | None = None,
     *,
-    published: Path | None = None,
+    published: str | Path | None = None,
     decode: Callable[[int], str] | None = None,
     title: str = "What the routers do",
 ) -> Page:
@@ -91,6 +91,7 @@ def routing_page(
             beside.
         decode: the text of a token id; by default its number.
     """
+    published = None if published is None else Path(published)
     statistics = RoutingStatistics.of(trace)
     facts = {
         "Tokens": f"{trace.input_ids_ST.size:,}",

@@ -39,14 +39,14 @@ class Conversion:
 
 
 def convert(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     dtype: torch.dtype | None = None,
     *,
     max_shard_bytes: int = 5 * 10**9,
     allow_pickle: bool = False,
     check: bool = False,
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     model: Transformer | None = None,
     gguf: str | None = None,
 ) -> Conversion:
@@ -69,6 +69,8 @@ def convert(
         UserError: the target holds a model, or the source cannot be read.
         LmlabError: these differ by more than 1e-4.
     """
+    source, target = Path(source), Path(target)
+    adapter = None if adapter is None else Path(adapter)
     if (target / "config.json").exists() or (gguf is not None and target.exists()):
         raise UserError(f"'{target}' already holds a model.", "Name another one, or remove it.")
     if model is None:

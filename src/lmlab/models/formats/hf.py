@@ -106,11 +106,11 @@ def from_pretrained(
 
 def save_pretrained(
     model: Transformer,
-    directory: Path,
+    directory: str | Path,
     dtype: torch.dtype | None = torch.float32,
     *,
     tokens: Mapping[str, Any] | None = None,
-    companions: Path | None = None,
+    companions: str | Path | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> str:
     """Write `config.json`, `generation_config.json` and safetensors, and carry a tokenizer along.
@@ -125,6 +125,8 @@ def save_pretrained(
     Returns:
         the `model_type` written: a Hugging Face family, or "lmlab" when none has the model's features.
     """
+    directory = Path(directory)
+    companions = None if companions is None else Path(companions)
     family = family_of(model.config, model.read_as)
     directory.mkdir(parents=True, exist_ok=True)
     given = dict(tokens or {})
@@ -163,12 +165,14 @@ class _Settings(BaseModel):
     quantization_config: dict[str, Any] | None = None
 
 
-def read_settings(directory: Path) -> Settings:
+def read_settings(directory: str | Path) -> Settings:
     """The `config.json` of a model directory.
 
     Raises:
         UserError: there is none, or it does not hold a mapping.
     """
+    directory = Path(directory)
+    directory = Path(directory)
     path = directory / "config.json"
     if not directory.is_dir():
         raise UserError(
@@ -183,12 +187,14 @@ def read_settings(directory: Path) -> Settings:
 
 
 @reads("the directory of a model")
-def read_config(directory: Path) -> ModelConfig:
+def read_config(directory: str | Path) -> ModelConfig:
     """The shape of the model in a directory.
 
     Raises:
         UserError: there is none, its family is unknown, or it has what lmlab does not.
     """
+    directory = Path(directory)
+    directory = Path(directory)
     config, layout = _layout(read_settings(directory), directory / "config.json", None)
     if config.tie_embeddings and any((directory / name).exists() for name in (_INDEX, _WEIGHTS)):
         with ExitStack() as stack:
@@ -417,7 +423,9 @@ def _find_gguf(path: Path) -> Path | None:
     return None
 
 
-def compare_with_transformers(directory: Path, input_ids_BT: Tensor, ours: Tensor, *, hidden: bool = False) -> float:
+def compare_with_transformers(
+    directory: str | Path, input_ids_BT: Tensor, ours: Tensor, *, hidden: bool = False
+) -> float:
     """The largest difference of the logits that `transformers` computes from a saved directory, in fp32.
 
     Arguments:
@@ -427,6 +435,8 @@ def compare_with_transformers(directory: Path, input_ids_BT: Tensor, ours: Tenso
     Raises:
         UserError: `transformers` is not installed.
     """
+    directory = Path(directory)
+    directory = Path(directory)
     try:
         from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging

@@ -28,13 +28,14 @@ class _File(BaseModel):
     eos_token_id: _TokenId | list[_TokenId] | None = None
 
 
-def generation_defaults(directory: Path) -> dict[str, Any]:
+def generation_defaults(directory: str | Path) -> dict[str, Any]:
     """The fields of `GenerationConfig` that a model directory sets: temperature (0 where it says not to sample), top_k,
     top_p, min_p, repetition_penalty, max_new_tokens.
 
     Raises:
         UserError: the file is malformed.
     """
+    directory = Path(directory)
     found = _read(directory)
     fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
     defaults = {name: value for name in fields if (value := getattr(found, name)) is not None}
@@ -47,12 +48,13 @@ def generation_defaults(directory: Path) -> dict[str, Any]:
     return defaults
 
 
-def end_token_ids(directory: Path) -> tuple[int, ...]:
+def end_token_ids(directory: str | Path) -> tuple[int, ...]:
     """The tokens that end a text, by `generation_config.json`; none where it says nothing.
 
     Raises:
         UserError: the file is malformed.
     """
+    directory = Path(directory)
     known = _read(directory).eos_token_id
     return tuple(known) if isinstance(known, list) else () if known is None else (known,)
 

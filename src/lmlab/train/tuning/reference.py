@@ -24,7 +24,7 @@ _ROWS_A_FILE = 1024
 def reference_log_probs(
     model: Transformer,
     rows: PreferenceRows | KTORows,
-    directory: Path,
+    directory: str | Path,
     *,
     batch_size: int = 8,
     device: str = "auto",
@@ -43,6 +43,7 @@ def reference_log_probs(
         batch_size: rows at once.
         device, precision: as in `TrainerConfig`.
     """
+    directory = Path(directory)
     place = select_device(device)
     dtype = select_dtype(precision, place)
     key = {

@@ -106,7 +106,7 @@ class _Row:
 
 
 def read_examples(
-    path: Path,
+    path: str | Path,
     tokenizer: Tokenizer | None = None,
     split: str | None = None,
     drop_mismatched: bool = False,
@@ -129,6 +129,7 @@ def read_examples(
     Raises:
         UserError: a line is wrong; it is named.
     """
+    path = Path(path)
     rows: list[_Row] = []
     dropped, answer_set = 0, None
     for number, line in _lines(path, split):

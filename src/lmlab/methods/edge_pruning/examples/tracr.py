@@ -31,17 +31,19 @@ class TracrProgram:
     ground_truth: dict[str, list[tuple[str, str]]]
 
 
-def is_tracr(directory: Path) -> bool:
+def is_tracr(directory: str | Path) -> bool:
     """Whether a folder holds a compiled program."""
+    directory = Path(directory)
     return (directory / "weights.npz").exists() and (directory / "config.json").exists()
 
 
-def load_tracr(directory: Path) -> TracrProgram:
+def load_tracr(directory: str | Path) -> TracrProgram:
     """Read a compiled program.
 
     Raises:
         UserError: a file is missing or not what it should be.
     """
+    directory = Path(directory)
     settings = read_mapping(directory / "config.json")
     weights, cases = (_arrays(directory / name) for name in ("weights.npz", "cases.npz"))
     try:

@@ -74,8 +74,9 @@ class Circuit:
             )
         return other
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the circuit."""
+        path = Path(path)
         scores = None if self.scores_E is None else [float(f"{each:.6g}") for each in self.scores_E.tolist()]
         shape = self.graph.config.model_dump(mode="json", exclude_none=True)
         content = {
@@ -94,12 +95,13 @@ class Circuit:
 
     @staticmethod
     @reads("a circuit")
-    def load(path: Path) -> Circuit:
+    def load(path: str | Path) -> Circuit:
         """Read a circuit.
 
         Raises:
             UserError: the file is not one, or its edges are not those of its graph.
         """
+        path = Path(path)
         content = read_mapping(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"'{path}' is not a circuit of lmlab.", "Other formats are read by: lmlab circuits convert")

@@ -87,7 +87,7 @@ def ranking(method: str, scores_E: Tensor) -> Tensor:
     return scores_E if method in ("edge-pruning", "node-pruning", "acdc") else scores_E.abs()
 
 
-def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: Path | None = None) -> Found:
+def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: str | Path | None = None) -> Found:
     """Find a circuit by any method.
 
     Arguments:
@@ -96,6 +96,7 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
     Raises:
         UserError: a size is needed and not given, or the corruption changes nothing.
     """
+    directory = None if directory is None else Path(directory)
     edges, _ = task.masked.graph.num_edges, task.empty_distance
     if config.method == "edge-pruning" or config.method == "node-pruning":
         warm = attribute(task, "eap-ig", config.ig_steps).abs() if config.warm_start else None
@@ -138,7 +139,7 @@ def find_circuit(
     task: Counterfactuals,
     config: FindConfig,
     seed: int = 0,
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     force: bool = False,
     model_hash: str | None = None,
 ) -> Circuit:
@@ -152,6 +153,7 @@ def find_circuit(
     Raises:
         UserError: the model cannot do the task, or the directory is that of another search.
     """
+    directory = None if directory is None else Path(directory)
     ends = Ends.of(task)
     ends.require_ability(force)
     graph = task.masked.graph

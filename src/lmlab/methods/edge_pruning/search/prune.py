@@ -210,7 +210,7 @@ def find_by_pruning(
     task: Counterfactuals,
     config: EdgePruningConfig,
     seed: int = 0,
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     warm_E: Tensor | None = None,
 ) -> Found:
     """Train gates, decide them, clean and polish the circuit.
@@ -224,6 +224,7 @@ def find_by_pruning(
         LmlabError: the loss is not finite.
         Interrupted: stopped by a signal; a checkpoint was written.
     """
+    directory = None if directory is None else Path(directory)
     best: Found | None = None
     for number in range(config.restarts):
         place = None if directory is None else directory / f"training-{number}"

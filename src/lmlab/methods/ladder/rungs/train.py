@@ -73,7 +73,7 @@ def chosen_rungs(plan: LadderPlan, names: Sequence[str] = ()) -> list[Rung]:
 
 def train_rungs(
     plan: LadderPlan,
-    directory: Path,
+    directory: str | Path,
     names: Sequence[str] = (),
     workers: int | None = None,
     backend: Backend = "processes",
@@ -83,6 +83,7 @@ def train_rungs(
 
     Within a job of `torchrun` the main process starts workers of their own for them.
     """
+    directory = Path(directory)
     chosen = chosen_rungs(plan, names)
     workers = min(max(workers or num_cores(), 1 if world().size == 1 else 2), len(chosen))
     threads = max(1, num_cores() // workers) if backend == "processes" else 0
@@ -129,7 +130,7 @@ def _train(job: _Job) -> None:
         torch.set_num_threads(before)
 
 
-def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
+def collect(paths: Sequence[str | Path], target: Sequence[str] = ()) -> RunTable:
     """The run table of folders: runs that `train_rungs` made, run directories with a stage `train`, run tables, and CSV
     files of one run.
 
@@ -137,7 +138,7 @@ def collect(paths: Sequence[Path], target: Sequence[str] = ()) -> RunTable:
         target: names of runs that are targets.
     """
     runs: list[Run] = []
-    for path in paths:
+    for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"No such file or directory: '{path}'.")
         if path.is_dir():

@@ -349,8 +349,9 @@ def _own_run(
     )
 
 
-def write_table(table: RunTable, path: Path) -> Path:
+def write_table(table: RunTable, path: str | Path) -> Path:
     """Write a run table, one row a checkpoint: CSV, or Parquet by the suffix."""
+    path = Path(path)
     keys = list(dict.fromkeys(key for run in table for key in run.metrics))
     facts = sorted({key for run in table for key in run.metadata})
     rows = [row for run in table for row in _rows_of(run, keys, facts)]

@@ -238,16 +238,20 @@ class RunTable:
         return total.hexdigest()
 
     @classmethod
-    def read(cls, path: Path) -> RunTable:
+    def read(cls, path: str | Path) -> RunTable:
         """Read a run table (CSV or Parquet), or a reference configuration (JSON)."""
         from lmlab.methods.ladder.tables.read import read_table
+
+        path = Path(path)
 
         return read_table(path)
 
     @classmethod
-    def from_reference_config(cls, path: Path) -> RunTable:
+    def from_reference_config(cls, path: str | Path) -> RunTable:
         """Read the configuration of the reference implementation and the CSV files that it lists."""
         from lmlab.methods.ladder.tables.read import read_reference_config
+
+        path = Path(path)
 
         return read_reference_config(path)
 

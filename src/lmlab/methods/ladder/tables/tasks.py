@@ -121,12 +121,13 @@ class TaskRegistry:
         return cls(_OLMES)
 
     @classmethod
-    def read(cls, path: Path) -> TaskRegistry:
+    def read(cls, path: str | Path) -> TaskRegistry:
         """Tasks of a TOML or JSON file: a mapping of names to the fields of `Task`.
 
         Raises:
             UserError: a broken file, or a task with wrong fields; the message names them.
         """
+        path = Path(path)
         if path.suffix == ".toml":
             try:
                 data = tomllib.loads(path.read_text("utf-8"))

@@ -28,7 +28,7 @@ class _Counters(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_counters(path: Path, *, allow_pickle: bool = False) -> Any:
+def read_counters(path: str | Path, *, allow_pickle: bool = False) -> Any:
     """The object of a pickle of `collections.Counter`, `defaultdict`, plain containers and numbers.
 
     Arguments:
@@ -37,6 +37,7 @@ def read_counters(path: Path, *, allow_pickle: bool = False) -> Any:
     Raises:
         UserError: it was not asked for, or the file is missing, damaged, or holds anything else.
     """
+    path = Path(path)
     if not allow_pickle:
         raise UserError(
             f"'{path}' is a pickle, which lmlab does not open unasked.",

@@ -83,8 +83,9 @@ class RoutingTrace:
             raise UserError(f"The trace has no layer {layer}, but {', '.join(map(str, self.layers))}.")
         return self.layers.index(layer)
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write the trace as `.npz`, whole or not at all."""
+        path = Path(path)
         arrays: dict[str, Any] = {
             "input_ids": self.input_ids_ST.astype(np.uint16 if self.input_ids_ST.max(initial=0) < 2**16 else np.uint32),
             "expert_ids": self.expert_ids_STLk.astype(np.uint8 if self.num_experts <= 256 else np.uint16),
@@ -102,7 +103,7 @@ class RoutingTrace:
 
     @classmethod
     @reads("a routing trace")
-    def load(cls, path: Path, step: str | None = None, num_experts: int | None = None) -> RoutingTrace:
+    def load(cls, path: str | Path, step: str | None = None, num_experts: int | None = None) -> RoutingTrace:
         """Read a trace; no pickle is opened, and sizes are looked at before memory is taken.
 
         Arguments:
@@ -112,6 +113,8 @@ class RoutingTrace:
         Raises:
             UserError: the file does not exist, is no trace, or is damaged.
         """
+        path = Path(path)
+        path = Path(path)
         if not path.exists():
             raise UserError(f"There is no file '{path}'.")
         try:
@@ -148,7 +151,7 @@ class RoutingTrace:
 
     @classmethod
     def from_reference_jsonl(
-        cls, paths: Sequence[Path], num_experts: int, layers: Sequence[int] | None = None
+        cls, paths: Sequence[str | Path], num_experts: int, layers: Sequence[int] | None = None
     ) -> RoutingTrace:
         """Read traces of OLMoE's published form, one file a domain: each line has `input_ids [T]`, `predicted_token_ids
         [T]` and `exp_ids [T][k][L]`, in which the layer comes last.
@@ -158,7 +161,7 @@ class RoutingTrace:
         """
         ids: list[Any] = []
         predicted, experts, domains = [], [], []
-        for number, path in enumerate(paths):
+        for number, path in enumerate(map(Path, paths)):
             for line_number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
                 try:
                     record = json_value(line)
@@ -175,7 +178,7 @@ class RoutingTrace:
         if not ids:
             raise UserError("The files hold no records.")
         stacked = np.stack(experts)
-        names = tuple(path.name.split(".")[0] for path in paths)
+        names = tuple(Path(path).name.split(".")[0] for path in paths)
         return cls(
             np.stack(ids),
             stacked,

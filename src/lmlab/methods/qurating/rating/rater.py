@@ -104,10 +104,11 @@ class Rater:
             options.setdefault("segment", settings["segment"])
         return cls(model, Tokenizer.load(directory), named, **options)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write a directory that `transformers` reads as a model for sequence classification, with the names of the
         criteria.
         """
+        directory = Path(directory)
         save_pretrained(
             self.model, directory, tokens={"pad_token_id": self.tokenizer.eos_id, "eos_token_id": self.tokenizer.eos_id}
         )

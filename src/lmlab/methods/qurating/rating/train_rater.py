@@ -101,7 +101,7 @@ def train_rater(
     criteria: Sequence[str],
     tokenizer: Tokenizer,
     config: RaterConfig,
-    directory: Path,
+    directory: str | Path,
     init: Model | None = None,
     heldout: Sequence[Judgment] | None = None,
 ) -> TrainedRater:
@@ -117,6 +117,7 @@ def train_rater(
         NoConfidentPairs: there is nothing to learn for a criterion.
         UserError: the judgments lack a criterion, or the batch does not fit the processes.
     """
+    directory = Path(directory)
     train, valid = (
         (list(judgments), list(heldout))
         if heldout is not None

@@ -59,15 +59,18 @@ class Manifest:
         """Of all rows."""
         return int(np.asarray(self.table.column("length")).sum())
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write it as Parquet."""
+        path = Path(path)
         with atomic_file(path) as file:
             pq.write_table(self.table, file)
 
     @classmethod
     @reads("the manifest of a selection")
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: str | Path) -> Manifest:
         """Read what `write` wrote."""
+        path = Path(path)
+        path = Path(path)
         return cls(pq.read_table(path))
 
 

@@ -1,0 +1,379 @@
+"""What a user types first: `import lmlab`, then one function for each thing to do.
+
+Each is thin: it finds the model or the file, and calls what the command of the same name calls. Places are strings or
+paths; a model is whatever `lmlab.runs.Model.find` takes: a directory, a GGUF file, a checkpoint, a stage or a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from lmlab.errors import UserError
+
+if TYPE_CHECKING:
+    from lmlab.data import Tokenizer
+    from lmlab.evals import Evaluator, Measurement
+    from lmlab.methods.edge_pruning import Circuit
+    from lmlab.methods.ladder import TwoStep
+    from lmlab.methods.olmoe import RoutingTrace
+    from lmlab.methods.qurating import Manifest
+    from lmlab.models import Transformer
+    from lmlab.runs import Model
+    from lmlab.stages.evaluate_report import EvaluateResults
+
+_WIDEST = 2048  # tokens; attention to more than these costs memory and hardly lowers the bits of usual texts
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with its tokenizer, as `load` gives it.
+
+    Attributes:
+        place: where it was found.
+        network: the transformer, in evaluation mode.
+    """
+
+    place: Model
+    network: Transformer
+    tokenizer: Tokenizer
+
+    @overload
+    def generate(self, prompt: str, **settings: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **settings: Any) -> list[str]: ...
+
+    def generate(self, prompt: str | Sequence[str], **settings: Any) -> str | list[str]:
+        """Continue a text, or several; what is added, without the prompt.
+
+        Arguments:
+            settings: those of `lmlab.models.GenerationConfig`, such as `max_new_tokens=100`, `temperature=0.8`,
+                `stop=("\\n",)`, `seed=0`; by default what the model's makers say, as in `lmlab generate`.
+
+        Raises:
+            UserError: a setting is wrong, or a text does not fit the model.
+        """
+        from lmlab.commands.models import CONTINUING, sampling
+        from lmlab.stages.generate import complete_texts, generation_config
+
+        config = generation_config(sampling(self.place, CONTINUING, settings), self.place, self.tokenizer)
+        if config.num_samples != 1:
+            raise UserError("num_samples: one text is given for each prompt.", "Repeat the prompt, or change the seed.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        found = [each[0].text or "" for each in complete_texts(self.network, self.tokenizer, prompts, config)]
+        return found[0] if isinstance(prompt, str) else found
+
+    def chat(self, messages: str | Sequence[Mapping[str, str]], **settings: Any) -> str:
+        """The answer to a message, or to a conversation whose last message is a user's.
+
+        Arguments:
+            messages: a text, or messages with `role` (system, user, assistant) and `content`.
+            settings: as in `generate`.
+
+        Raises:
+            UserError: the tokenizer has no chat template, the last message is not a user's, or the conversation does
+                not fit the model.
+        """
+        return "".join(self.stream_chat(messages, **settings))
+
+    def stream_chat(self, messages: str | Sequence[Mapping[str, str]], **settings: Any) -> Iterator[str]:
+        """The answer of `chat`, piece by piece."""
+        from lmlab.commands.chat import Conversation
+        from lmlab.commands.models import chat_settings
+
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        if not said or said[-1].get("role") != "user":
+            raise UserError("The last message of the conversation is not a user's.", "End it with role 'user'.")
+        config = chat_settings(self.place, self.network, self.tokenizer, settings)
+        conversation = Conversation(self.network, self.tokenizer, config)
+        conversation.messages = said[:-1]
+        return conversation.reply(said[-1]["content"])
+
+    def score(self, context: str, options: Sequence[str]) -> list[float]:
+        """The natural-log probability of each option after a context.
+
+        Raises:
+            UserError: an option adds no token, or does not fit the model's window.
+        """
+        from lmlab.evals import Question, option_scores, rank_questions
+
+        question = Question(id="question", context=context, options=list(options), gold=0)
+        row = next(iter(rank_questions(self.evaluator.scorer, self.tokenizer, [question])))
+        return [float(each) for each in option_scores(row, "none")]
+
+    def measure(self, text: str | Sequence[str], window: int | None = None) -> dict[str, Measurement]:
+        """`bits_per_byte`, `bits_per_token` and `perplexity` of a text, or of several, with standard errors over them.
+
+        Arguments:
+            window: the most tokens that the model sees at once, by default all that it can, up to 2,048.
+        """
+        from lmlab.data import Document
+        from lmlab.evals import measure_documents, perplexity_figures
+
+        texts = [text] if isinstance(text, str) else list(text)
+        documents = [Document(str(number), each) for number, each in enumerate(texts)]
+        seen = window or min(self.evaluator.scorer.max_seq_len, _WIDEST)
+        return perplexity_figures(list(measure_documents(self.evaluator.scorer, self.tokenizer, documents, seen)))
+
+    def bits_per_byte(self, text: str | Sequence[str]) -> float:
+        """Bits that the model needs for a byte of the text: comparable between models with other tokenizers."""
+        return self.measure(text)["bits_per_byte"].value
+
+    def perplexity(self, text: str | Sequence[str]) -> float:
+        """Two to the bits of a token, which depends on the tokenizer."""
+        return self.measure(text)["perplexity"].value
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What `lmlab.evals` measures, in the precision of the weights."""
+        from lmlab.evals import Evaluator, ModelScorer
+
+        precision = "bf16" if self.network.embedding.weight.dtype.itemsize == 2 else "fp32"  # 2 bytes: bf16
+        return Evaluator(ModelScorer(self.network, precision), self.tokenizer, self.network)
+
+
+def load(place: str | Path, *, precision: str = "fp32", adapter: str | Path | None = None) -> LanguageModel:
+    """A model with its tokenizer, on the GPU where there is one.
+
+    Arguments:
+        place: a Hugging Face directory, a GGUF file, a checkpoint, a stage's directory, or a run.
+        precision: of the weights: `fp32`, `bf16`, or `auto`, the faster one here.
+        adapter: LoRA adapters as `peft` stores them, to fold in.
+
+    Raises:
+        UserError: nothing of the kind is there.
+    """
+    from lmlab.commands.models import load_model
+
+    return LanguageModel(*load_model(Path(place), precision, None if adapter is None else Path(adapter)))
+
+
+def generate(model: LanguageModel | str | Path, prompt: str, **settings: Any) -> str:
+    """Continue a text: `LanguageModel.generate` of a model by its place. Load it once to use it more than once."""
+    return _loaded(model).generate(prompt, **settings)
+
+
+def chat(model: LanguageModel | str | Path, messages: str | Sequence[Mapping[str, str]], **settings: Any) -> str:
+    """Answer a message or a conversation: `LanguageModel.chat` of a model by its place."""
+    return _loaded(model).chat(messages, **settings)
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str] = (),
+    *,
+    documents: str | Path | None = None,
+    questions: str | Path | None = None,
+    out: str | Path | None = None,
+    redo: bool = False,
+    **settings: Any,
+) -> EvaluateResults:
+    """Measure a model, as `lmlab eval` does: the same run directory, rows and report, and its figures returned.
+
+    Arguments:
+        tasks: names, groups or YAML files; `lmlab eval tasks` lists them.
+        documents: to measure bits per byte on.
+        questions: a file of ranked questions.
+        settings: further ones of the stage `evaluate`, such as `limit=200` or `too_long="truncate"`.
+
+    Raises:
+        UserError: there is nothing to measure, or something is not there.
+    """
+    from lmlab.commands.evaluation import run_evaluation
+    from lmlab.runs import StageRecord
+    from lmlab.stages.evaluate_report import EvaluateResults
+
+    further = {"documents": documents, "task": questions, **settings}
+    found = run_evaluation([Path(model)], list(tasks), further, None if out is None else Path(out), False, redo)
+    return StageRecord.finished_in(found[0]).read_results(EvaluateResults)
+
+
+def train_model(
+    config: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    redo: bool = False,
+) -> Path:
+    """Train a language model, as `lmlab train` does; the directory of its run, which `load` takes.
+
+    Arguments:
+        config: a YAML file or a mapping: tokens, tokenizer, model, seq_len, trainer; see the stage `train`.
+        out: the run's directory, by default below `runs/`.
+        overrides: `key=value`, as behind `--set`.
+        redo: train again where the configuration has changed.
+
+    Raises:
+        UserError: a setting is wrong, or the text is not there.
+    """
+    from lmlab.commandline.options import run_stages
+    from lmlab.commands.recipes import train_stages
+
+    name, stages, seed = train_stages(config if isinstance(config, Mapping) else Path(config), overrides)
+    return run_stages(name, stages, None if out is None else Path(out), None, False, redo, seed)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    redo: bool = False,
+) -> Path:
+    """Run a recipe, as `lmlab run` does: finished stages are skipped. The directory of the run.
+
+    Arguments:
+        recipe: a YAML file, or what one holds: name, seed, stages.
+        out: the run's directory, by default below `runs/`.
+        overrides: `STAGE.key=value`, as behind `--set`.
+        redo: run changed stages again; what they wrote before is moved aside.
+
+    Raises:
+        UserError: the recipe is wrong; the field is named.
+    """
+    from lmlab.commandline.options import execute
+    from lmlab.runs import Recipe
+
+    return execute(Recipe.load(recipe, overrides), None if out is None else Path(out), False, redo)
+
+
+def fit_ladder(
+    runs: str | Path,
+    *,
+    tasks: str = "main",
+    task_file: str | Path | None = None,
+    preset: str = "recommended",
+    seed: int = 0,
+    allow_unfinished: bool = False,
+    drop_bad_rows: bool = False,
+) -> TwoStep:
+    """Fit a ladder of small models, as `lmlab ladder predict` does; `.predict_all(n, tokens, interval)` of the result
+    predicts a larger one (Bhagia et al. 2024).
+
+    Arguments:
+        runs: a run table (.csv, .parquet), a folder of `lmlab ladder collect`, or the reference's .json.
+        tasks: by name, separated by commas, or `main`, `main+`, `all`.
+        task_file: tasks of your own, TOML or JSON.
+        preset: `recommended`, or `paper` for the published estimator.
+
+    Raises:
+        UserError: the table lacks what a task needs, or holds what cannot be.
+    """
+    from lmlab.methods.ladder.cli_runs import choose_estimator, fitted, read_runs
+
+    own = None if task_file is None else Path(task_file)
+    settings = choose_estimator(preset)
+    table = read_runs(Path(runs), None, None, None)
+    found: TwoStep = fitted(table, tasks, own, settings, drop_bad_rows, allow_unfinished, seed=seed)
+    return found
+
+
+def trace_routing(
+    model: str | Path,
+    texts: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    length: int = 2048,
+    sequences: int = 102,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 4,
+    text_field: str = "text",
+    domain_field: str | None = None,
+) -> RoutingTrace:
+    """Which experts a model's routers choose for each token of texts, as `lmlab olmoe trace` does (Muennighoff et al.
+    2024).
+
+    Arguments:
+        texts: files, a glob, a folder or a URL.
+        tokenizer: a directory, by default the model's; `bytes` for a model of raw bytes.
+        length, sequences: tokens of a sequence, and the most sequences of a domain.
+
+    Raises:
+        UserError: the model has no routers, or the texts do not fill a sequence.
+    """
+    from lmlab.methods.olmoe import trace_texts
+
+    return trace_texts(model, str(texts), tokenizer, length, sequences, layers, batch_size, text_field, domain_field)
+
+
+def find_circuit(
+    model: str | Path,
+    examples: str | Path | None = None,
+    *,
+    split: str | None = None,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    **settings: Any,
+) -> Circuit:
+    """The edges between the parts of a model that do a task, as `lmlab circuits find` does (Bhaskar et al. 2024).
+
+    Arguments:
+        model: any model, or a directory of a program compiled by Tracr, which brings its examples.
+        examples: JSON lines of clean and corrupted prompts.
+        force: go on though the model cannot do the task.
+        settings: those of `FindConfig`, such as `method="eap-ig"`, `target=0.98` or `ablation="zero"`.
+
+    Raises:
+        UserError: a setting is wrong, or the model cannot do the task.
+    """
+    from lmlab.config import validate
+    from lmlab.methods.edge_pruning import FindConfig
+    from lmlab.methods.edge_pruning import find_circuit as find
+    from lmlab.methods.edge_pruning.examples.load import load as load_task
+
+    pruning = {"micro_batch_size": batch_size, **settings.pop("pruning", {})}
+    config = validate(FindConfig, {**settings, "pruning": pruning}, "the settings")
+    loaded = load_task(
+        Path(model),
+        None if examples is None else Path(examples),
+        split,
+        None if tokenizer is None else Path(tokenizer),
+        device,
+    )
+    task, _ = loaded.task(config.ablation, config.graph, batch_size)
+    return find(task, config, seed, None, force, loaded.model_hash)
+
+
+def rate_texts(rater: str | Path, texts: Sequence[str]) -> dict[str, list[float]]:
+    """Ratings of texts by each criterion of a rater that `lmlab quality train` has trained (Wettig et al. 2024); NaN
+    for a text without tokens.
+
+    Raises:
+        UserError: there is no rater.
+    """
+    from lmlab.methods.qurating import Rater
+
+    found = Rater.from_pretrained(rater)
+    ratings_NC = found.rate(texts)
+    return {name: ratings_NC[:, column].tolist() for column, name in enumerate(found.criteria)}
+
+
+def select_texts(rated: str | Path | Mapping[str, Any], tokens: int | str, **settings: Any) -> Manifest:
+    """The rows of a rated corpus that are worth training on, as `lmlab quality select` chooses them (Wettig et al.
+    2024).
+
+    Arguments:
+        rated: an annotated corpus (file or folder of Parquet, Arrow or JSON lines), or a mapping of columns.
+        tokens: how many to choose, such as 500000 or `"1.5M"`, or a share such as `"30%"`.
+        settings: those of `SelectionConfig`, such as `metric="educational_value_average"`, `mode="sample"`, `tau=2.0`.
+
+    Raises:
+        UserError: a column is missing or a setting is wrong.
+    """
+    from lmlab.methods.qurating import select
+    from lmlab.methods.qurating.selecting.table import budget_of
+
+    table = str(rated) if isinstance(rated, Path) else rated
+    budget = budget_of(tokens, table, settings.get("length", "length"))
+    return select(table, **{"mode": "sample", **settings, "tokens": budget})
+
+
+def _loaded(model: LanguageModel | str | Path) -> LanguageModel:
+    return model if isinstance(model, LanguageModel) else load(model)

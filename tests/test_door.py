@@ -1,0 +1,148 @@
+"""`import lmlab`: what a user types first, against the parts that it is made of."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import lmlab
+from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
+from lmlab.errors import UserError
+from lmlab.models import (
+    GenerationConfig,
+    ModelConfig,
+    MoEConfig,
+    Transformer,
+    from_pretrained,
+    generate,
+    save_pretrained,
+)
+
+TEXT = "def f(x):\n    return x\n"
+
+
+def write_model(directory, **shape):
+    tokenizer = Tokenizer.train([TEXT, "Grüße, 世界"], 300)
+    sizes = {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_ff": 64, "max_seq_len": 128, "init_std": 0.3}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **sizes | shape)).initialize(0)
+    save_pretrained(model, directory)
+    tokenizer.save(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def test_importing_lmlab_loads_nothing_heavy():
+    code = (
+        "import sys, lmlab; dir(lmlab); print([m for m in ('torch', 'scipy', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_generate_is_that_of_the_models(directory):
+    model, tokenizer = from_pretrained(directory), Tokenizer.load(directory)
+    config = GenerationConfig(max_new_tokens=9, temperature=0, eos_ids=(tokenizer.eos_id,))
+    prompts = ["def", "x = "]
+    expected = [
+        each[0].text
+        for each in generate(model, [tokenizer.encode_prompt(p) for p in prompts], config, decode=tokenizer.decode)
+    ]
+    loaded = lmlab.load(directory)
+    assert loaded.generate(prompts, max_new_tokens=9, temperature=0) == expected
+    assert lmlab.generate(directory, "def", max_new_tokens=9, temperature=0) == expected[0]
+
+
+def test_bits_and_scores_are_sums_of_log_probabilities(directory):
+    loaded = lmlab.load(directory)
+    ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(TEXT, "as_text")]
+    import torch
+
+    with torch.no_grad():
+        log_probs = loaded.network(torch.tensor([ids])).logits_BTV[0].log_softmax(-1)
+    expected = -sum(float(log_probs[place, token]) for place, token in enumerate(ids[1:]))
+    assert loaded.bits_per_byte(TEXT) == pytest.approx(expected / math.log(2) / len(TEXT.encode()), rel=1e-5)
+    assert loaded.perplexity(TEXT) == pytest.approx(math.exp(expected / (len(ids) - 1)), rel=1e-5)
+    assert sum(map(math.exp, loaded.score("x", ["a"]))) < 1
+    whole = loaded.score("", [TEXT])[0]
+    assert whole == pytest.approx(-expected, rel=1e-5)
+
+
+def test_a_setting_that_does_not_exist_is_named(directory):
+    with pytest.raises(UserError, match="temprature"):
+        lmlab.generate(directory, "x", temprature=0)
+
+
+def test_a_model_without_a_chat_template_says_so(directory):
+    with pytest.raises(UserError, match="chat template"):
+        lmlab.chat(directory, "Hello")
+
+
+def test_chat_answers_what_generation_from_the_template_gives(directory, tmp_path):
+    place = tmp_path / "chatting"
+    save_pretrained(from_pretrained(directory), place)
+    chat_tokenizer(Tokenizer.load(directory), ChatConfig(template="tulu")).save(place)
+    loaded = lmlab.load(place)
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes"},
+        {"role": "user", "content": "x"},
+    ]
+    config = GenerationConfig(max_new_tokens=8, temperature=0, eos_ids=(loaded.tokenizer.eos_id,))
+    found = generate(loaded.network, [loaded.tokenizer.encode_chat(said)], config, decode=loaded.tokenizer.decode)[0][
+        0
+    ].text
+    assert loaded.chat(said, max_new_tokens=8, temperature=0) == found
+    with pytest.raises(UserError, match="not a user's"):
+        loaded.chat(said[:2])
+
+
+def test_run_train_and_evaluate_give_what_they_wrote(recipe, tmp_path):
+    import yaml
+
+    path = recipe(until="questions")
+    directory = lmlab.run(str(path), str(tmp_path / "run"), overrides=["tokenizer.vocab_size=390"])
+    stages = yaml.safe_load(path.read_text())["stages"]
+    assert (
+        lmlab.run({"name": "small", "stages": stages}, directory, overrides=["tokenizer.vocab_size=390"]) == directory
+    )
+    settings = {
+        "tokens": str(directory / "tokens"),
+        "tokenizer": str(directory / "tokenizer"),
+        "seq_len": 64,
+        "model": {"vocab_size": 390, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 256},
+        "trainer": {"steps": 2, "batch_size": 2, "precision": "fp32", "device": "cpu"},
+    }
+    trained = lmlab.train_model(settings, tmp_path / "trained", overrides=["trainer.steps=3"])
+    assert (trained / "model" / "checkpoints" / "step-00000003").is_dir()
+    assert isinstance(lmlab.load(trained).generate("def", max_new_tokens=2), str)
+    found = lmlab.evaluate(
+        trained,
+        questions=directory / "questions",
+        documents=directory / "documents",
+        out=tmp_path / "eval",
+        device="cpu",
+    )
+    assert found.measured["model"]["accuracy"]["all"]["count"] == 20  # 10 of each domain
+    with pytest.raises(UserError, match="Nothing to measure"):
+        lmlab.evaluate(trained)
+
+
+def test_routing_of_a_model_on_texts(tmp_path):
+    place = write_model(
+        tmp_path / "moe", ffn="moe", moe=MoEConfig(num_experts=4, top_k=2, expert_hidden_size=16).model_dump()
+    )
+    (tmp_path / "a.txt").write_text(TEXT * 20)
+    trace = lmlab.trace_routing(place, tmp_path / "a.txt", length=16, sequences=3)
+    assert trace.input_ids_ST.shape == (3, 16) and trace.num_experts == 4 and trace.top_k == 2
+
+
+def test_selection_takes_the_best_rows_within_the_budget():
+    table = {"id": ["a", "b", "c", "d"], "rating": np.array([0.1, 3.0, 2.0, -1.0]), "length": [10, 10, 10, 10]}
+    assert lmlab.select_texts(table, "50%", metric="rating", mode="top_k").ids == ["b", "c"]
