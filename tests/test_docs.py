@@ -1,0 +1,56 @@
+"""The documentation says what the code says: tables, the picture of the house, code blocks, extras."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lmlab
+from lmlab import plugins
+from lmlab.commands.doctor import extras
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("page", "folder"), [("README.md", "docs/"), ("docs/index.md", "")])
+def test_the_table_of_methods_is_that_of_the_manifests(tables, page, folder):
+    text = (ROOT / page).read_text("utf-8")
+    assert tables.filled(text, "methods", tables.methods_table(folder)) == text, "run: python docs/tables.py"
+    for method in plugins.methods().values():
+        assert f"`lmlab {method.command}`" in text and (ROOT / "docs" / method.page).is_file()
+
+
+def test_the_picture_has_the_rooms_and_arrows_of_the_code(tables):
+    pytest.importorskip("grimp")
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    counts = re.compile(r"\d+ files?")  # of files, which change with every commit
+    drawn = counts.sub("", tables.filled(page, "house", tables.house()))
+    assert drawn == counts.sub("", page), "run: python docs/tables.py"
+
+
+def test_doctor_knows_the_extras_of_the_package():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    names = {
+        extra: sorted(re.match(r"[\w.-]+", each)[0] for each in found)
+        for extra, found in declared.items()
+        if extra not in ("dev", "docs")
+    }
+    assert {extra: sorted(found) for extra, found in extras().items()} == names
+    assert {extra for method in plugins.methods().values() for extra in method.extras} <= set(declared)
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == lmlab.__version__
