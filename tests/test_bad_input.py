@@ -259,19 +259,47 @@ def test_two_processes_do_not_share_a_run(lmlab, recipe, tmp_path):
     assert "Another process" in shown.err
 
 
-def test_a_damaged_checkpoint_is_named(lmlab, recipe, tmp_path):
+@pytest.fixture
+def interrupted(lmlab, recipe, tmp_path):
+    """A run whose training has two checkpoints and is not done."""
     out = tmp_path / "run"
     path = recipe(until="model")
     assert lmlab("run", path, "--out", out).code == 0
     record = out / "model" / "stage.json"
     record.write_text(record.read_text().replace('"state": "done"', '"state": "unfinished"'))
-    newest = sorted((out / "model" / "checkpoints").iterdir())[-1]
-    (weights,) = newest.glob("*.safetensors")
+    saved = sorted((out / "model" / "checkpoints").glob("step-*"))
+    assert len(saved) == 2
+    return path, out, saved
+
+
+def _damage(checkpoint):
+    (weights,) = checkpoint.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-7])
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(lmlab, interrupted):
+    path, out, (before, newest) = interrupted
+    weights = (out / "model" / "model" / "model.safetensors").read_bytes()
+    _damage(newest)
+    shown = lmlab("run", path, "--out", out)
+    assert shown.code == 0
+    told = " ".join((shown.out + shown.err).split())
+    for text in (newest.name, "damaged", "set aside", f"of step {int(before.name.removeprefix('step-'))}"):
+        assert text in told
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
+    assert (out / "model" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_damaged_checkpoints_alone_are_an_error_that_names_them(lmlab, interrupted):
+    path, out, saved = interrupted
+    for each in saved:
+        _damage(each)
     shown = lmlab("run", path, "--out", out)
     assert shown.code == 1
-    assert str(newest) in shown.err
-    assert "Remove" in shown.err
+    told = " ".join(shown.err.split())
+    for text in ("None of the 2 checkpoints", str(saved[-1]), "begin anew at step 0"):
+        assert text in told
+    assert sorted((out / "model" / "checkpoints").glob("step-*")) == saved
 
 
 def test_a_corrupt_shard_is_named(lmlab, recipe, tmp_path):
