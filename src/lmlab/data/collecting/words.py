@@ -15,7 +15,8 @@ _UNSPACED = (
     "\u3021-\u303a\u3040-\u30ff\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff"
     "\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+# Zero-width spaces and joiners mark words in some texts of a writing and not in others.
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s\u200b-\u200d\u2060\ufeff{_UNSPACED}]+")
 _CHARACTER = re.compile(rf"[{_UNSPACED}]")
 UNSPACED_FACTOR = 2
 
