@@ -120,3 +120,26 @@ def test_wrong_options_are_one_sentence():
         run("x", "--size", "1", "--bounds", "low")
     with pytest.raises(UserError, match=r"the options: bounds\.low"):
         run("x", "--size", "1", "--bounds", "low=much")
+
+
+class Weighted(Config):
+    """Weights.
+
+    Attributes:
+        weights: of each kind.
+    """
+
+    weights: dict[str, float] = {"a": 1.0, "b": 0.5}
+
+
+def test_a_mapping_that_is_not_empty_by_default_may_be_left_out():
+    app, seen = typer.Typer(), []
+
+    @app.command()
+    @options(Weighted)
+    def weigh(settings: Weighted) -> None:
+        seen.append(settings.weights)
+
+    for arguments in ([], ["--weights", "c=2"]):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert seen == [{"a": 1.0, "b": 0.5}, {"c": 2.0}]

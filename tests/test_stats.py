@@ -102,6 +102,13 @@ def test_a_paired_bootstrap_agrees_with_the_paired_t_test():
     assert found.standard_error == pytest.approx(scipy_stats.sem(second - first))
 
 
+@pytest.mark.parametrize(("units", "clusters"), [([0.5], None), ([0.5, 0.4, 0.6], ["a", "a", "a"])])
+def test_one_unit_is_no_evidence_of_a_difference(units: list[float], clusters: list[str] | None):
+    found, p = stats.paired_bootstrap(np.zeros(len(units)), units, clusters=clusters)
+    assert found.value == pytest.approx(0.5) and np.isnan(found.bounds).all() and found.standard_error is None
+    assert p == 1
+
+
 def test_clusters_of_one_are_units_and_equal_members_count_as_one():
     alone, _ = stats.paired_bootstrap(np.zeros(40), VALUES, clusters=list(range(40)))
     assert alone.bounds == pytest.approx(stats.paired_bootstrap(np.zeros(40), VALUES)[0].bounds)

@@ -240,9 +240,12 @@ def paired_bootstrap(
     """The second less the first on the same units: the mean difference with its interval, and the two-sided p of no
     difference, which is twice the share of resampled differences on the other side of zero (Koehn 2004).
 
-    Without clusters the standard error is that of the mean of the differences, else that over resamples.
+    Without clusters the standard error is that of the mean of the differences, else that over resamples. Of one unit,
+    or of one cluster, nothing is known of the spread: its bounds are not-a-number, and p is 1.
     """
     gaps = np.asarray(second, float) - np.asarray(first, float)
+    if len(gaps) < 2 or (clusters is not None and len(set(clusters)) < 2):
+        return Interval(float(gaps.mean()), math.nan, math.nan, level), 1.0
     draws = resampled_means(gaps, resamples, seed, clusters)
     low, high = percentiles(draws, level)
     p = float(min(1.0, 2 * min((draws <= 0).mean(), (draws >= 0).mean())))

@@ -108,7 +108,8 @@ def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]
     )
     empty = default is None or (repeated and not default)
     annotation = Annotated[kind | None if empty and not required else kind, option]  # type: ignore[valid-type]
-    shown = inspect.Parameter.empty if required else None if empty else list(default) if repeated else default
+    items = [f"{key}={value}" for key, value in default.items()] if is_mapping and default else default
+    shown = inspect.Parameter.empty if required else None if empty else list(items) if repeated else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _table_rows(found: dict[str, list[Comparison]]) -> list[list[Any]]:
                     f"{each.first:.3f}",
                     f"{each.second:.3f}",
                     f"{gap.value:+.3f}{error}",
-                    f"{gap.low:+.3f} to {gap.high:+.3f}",
+                    "" if math.isnan(gap.low) else f"{gap.low:+.3f} to {gap.high:+.3f}",
                     f"{each.p_value:.3f}" if each.p_value >= 0.001 else "< 0.001",
                     alone,
                 ]

@@ -54,11 +54,6 @@ class KVCache:
         """Number of slots, those of a shared prefix not counted."""
         return self._keys.shape[3]
 
-    @property
-    def has_padding(self) -> bool:
-        """Whether some slots of this cache hold padding."""
-        return self._valid_BS is not None
-
     def extend(self, num_new: int, valid_BT: Tensor | None = None, position_ids_BT: Tensor | None = None) -> None:
         """Claim slots for new tokens, which the layers then `update`.
 

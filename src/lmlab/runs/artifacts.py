@@ -270,7 +270,9 @@ class Vocabulary(Artifact):
     def _at(cls, path: Path) -> Vocabulary | None:
         if path.suffix == ".gguf" and path.is_file():
             return cls(path)
-        places = (path, path / "tokenizer", path / "model", path / "hf", path.parent.parent / "model")
+        places = [path, path / "tokenizer", path / "model", path / "hf"]
+        if (path / "state.json").exists():  # a checkpoint: beside anything else, another model's may stand there
+            places.append(path.parent.parent / "model")
         found = next((each for each in places if (each / "tokenizer.json").exists()), None)
         return None if found is None else cls(found)
 

@@ -252,11 +252,6 @@ def _rank(plan: LadderPlan) -> tuple[int, float]:
     return min(len(plan.sizes), 3) + min(len(plan.multiples), 3), sum(rung.flops for rung in plan.rungs())
 
 
-def node_counts(batch: int, gpus_per_node: int, most: int = 128) -> list[int]:
-    """Numbers of machines whose GPUs share a batch evenly."""
-    return [nodes for nodes in range(1, most + 1) if batch % (nodes * gpus_per_node) == 0]
-
-
 def plan_rows(plan: LadderPlan, flops_per_second: float) -> list[Mapping[str, Any]]:
     """The runs for a table, with the hours of one device."""
     return [
