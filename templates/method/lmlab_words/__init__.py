@@ -1,0 +1,1 @@
+"""Words: a method in the smallest form, to be copied and changed."""

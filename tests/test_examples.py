@@ -1,0 +1,93 @@
+"""The scripts of examples/ and the code of docs/api.md run, and say what they should."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
+from lmlab.methods.ladder import write_table
+from lmlab.methods.ladder.tables.reference_data import published_ladder
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("LMLAB_SHARED", ROOT.parent / "shared"))
+
+
+def run(name, *arguments):
+    command = [sys.executable, ROOT / "examples" / f"{name}.py", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def shared(*parts):
+    place = SHARED.joinpath("data", *parts)
+    if not place.exists():
+        pytest.skip("the shared data are not there; LMLAB_SHARED names their folder")
+    return place
+
+
+def test_every_method_has_an_example():
+    from lmlab.plugins import methods
+
+    assert {each.stem for each in (ROOT / "examples").glob("*.py")} == {*methods(), "first_steps"}
+
+
+@pytest.mark.slow
+def test_first_steps(tmp_path):
+    told = run("first_steps", tmp_path / "run")
+    bits = float(re.search(r"([\d.]+) bits per byte", told)[1])
+    assert 0 < bits < 8  # it has learned more than that bytes are not all alike
+    assert (tmp_path / "run" / "model" / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_edge_pruning_finds_the_known_circuit():
+    assert "11 of 94 edges, 11 of the 11 known ones" in run("edge_pruning", shared("tracr", "reverse"))
+
+
+@pytest.mark.slow
+def test_ladder_predicts_what_the_large_model_reached(tmp_path):
+    shared("ladder", "runs")
+    table = published_ladder(SHARED)
+    write_table(table, tmp_path / "runs.csv")
+    found = re.findall(r"(\w+): ([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]", run("ladder", tmp_path / "runs.csv"))
+    assert [each[0] for each in found] == ["arc_easy_val_5shot", "hellaswag_val_5shot"]
+    assert all(float(low) < float(middle) < float(high) for _, middle, low, high in found)
+
+
+@pytest.mark.slow
+def test_olmoe_tells_the_load_of_every_layer():
+    pytest.importorskip("zstandard")
+    told = run("olmoe", shared("olmoe", "tiny", "checkpoint"), shared("texts") / "*.jsonl.zst")
+    loads = [float(each) for each in re.findall(r"has ([\d.]+) times", told)]
+    assert loads and all(1 <= each <= 16 for each in loads)
+
+
+def test_qurating_chooses_a_third_of_the_words():
+    pytest.importorskip("pyarrow")
+    chosen, modules = map(int, re.match(r"(\d+) of (\d+) modules", run("qurating")).groups())
+    assert 0 < chosen < modules
+
+
+def test_the_code_of_the_page_on_python_runs(tmp_path, monkeypatch):
+    """The blocks run one after the other, as a reader would type them, with a small model in the place of theirs."""
+    place = tmp_path / "models" / "smollm2"
+    tokenizer = chat_tokenizer(Tokenizer.train(["def f(x):\n    return x\n"], 300), ChatConfig(template="tulu"))
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
+    save_pretrained(Transformer(shape).initialize(0), place)
+    tokenizer.save(place)
+    (tmp_path / "texts.jsonl").write_text('{"id": "a", "text": "def f(x):", "domain": "code", "group": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.S)
+    assert len(blocks) >= 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/api.md", "exec"), names)  # noqa: S102 - our own page
+    assert isinstance(names["answer"], str) and len(names["scores"]) == 2
