@@ -93,6 +93,29 @@ def test_the_command_writes_the_tokenizer_too(make_model, digits, tmp_path):
     assert isinstance(again.exception, UserError) and "already holds a model" in str(again.exception)
 
 
+NAMED = {"default": "{{ messages }}", "rag": "{{ documents }}"}
+
+
+@pytest.mark.parametrize("form", ["list", "files"])
+def test_chat_templates_by_name_are_kept(make_model, form, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "model.gguf"
+    save_pretrained(make_model("llama", vocab_size=300), source)
+    byte_level(source, 280, False)
+    settings = {"bos_token": "<s>", "eos_token": "</s>"}
+    if form == "list":
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in NAMED.items()]
+    else:
+        (source / "additional_chat_templates").mkdir()
+        (source / "chat_template.jinja").write_text(NAMED["default"])
+        (source / "additional_chat_templates" / "rag.jinja").write_text(NAMED["rag"])
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert Tokenizer.load(source).chat_template.sources == NAMED
+    CliRunner().invoke(app, ["convert", str(source), str(target), "--to", "gguf"], catch_exceptions=False)
+    fields = gguf.GGUFReader(target).fields
+    assert fields["tokenizer.chat_template"].contents() == NAMED["default"]
+    assert fields["tokenizer.chat_template.rag"].contents() == NAMED["rag"]
+
+
 def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(make_model, tmp_path):
     import tokenizers
 

@@ -182,8 +182,8 @@ def _add_tokenizer(writer: Any, directory: Path, vocab_size: int, token_ids: dic
         first = given[0] if isinstance(given, list) and given else given
         if isinstance(first, int):
             getattr(writer, f"add_{name}_token_id")(first)
-    if (template := _chat_template(directory)) is not None:
-        writer.add_chat_template(template)
+    if templates := _chat_templates(directory):
+        writer.add_chat_template(templates)
 
 
 def _pre_tokenizer(found: dict[str, Any]) -> str | None:
@@ -205,11 +205,17 @@ def _pre_tokenizer(found: dict[str, Any]) -> str | None:
     return None
 
 
-def _chat_template(directory: Path) -> str | None:
+def _chat_templates(directory: Path) -> str | list[dict[str, str]] | None:
+    """The template, or several by name, as `transformers` stores them: files go before `tokenizer_config.json`."""
+    files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
     if (path := directory / "chat_template.jinja").exists():
-        return path.read_text("utf-8")
+        files["default"] = path
+    if files:
+        return [{"name": name, "template": path.read_text("utf-8")} for name, path in files.items()]
     path = directory / "tokenizer_config.json"
     found = read_mapping(path).get("chat_template") if path.exists() else None
+    if isinstance(found, list):
+        return [each for each in found if isinstance(each, dict) and {"name", "template"} <= each.keys()]
     return found if isinstance(found, str) else None
 
 
