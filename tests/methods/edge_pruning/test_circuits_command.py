@@ -170,7 +170,7 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("find", "--model", "nowhere"), "no model directory 'nowhere'"),
+        (("find", "--model", "nowhere"), "nothing at 'nowhere', where a model is needed"),
         (("find", "--model", "MODEL"), "lmlab circuits data"),
         (("find", "--model", "MODEL", "--data", "no.jsonl"), "No such file"),
         (("find", "--model", "MODEL", "--data", "DATA", "--method", "eapp"), "method"),
@@ -185,7 +185,7 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
         (("evaluate", "DATA", "--model", "MODEL"), "not valid JSON"),
         (("compare",), "Give circuits to compare, or --model"),
         (("report", "no.json"), "No such file"),
-        (("data", "ioi", "--tokenizer", "nowhere", "--out", "x.jsonl"), "holds no tokenizer.json"),
+        (("data", "ioi", "--tokenizer", "nowhere", "--out", "x.jsonl"), "where a tokenizer is needed"),
         (("convert", "DATA", "--out", "x.json"), "either --from or --to"),
     ],
 )

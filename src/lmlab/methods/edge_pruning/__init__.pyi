@@ -1,17 +1,18 @@
+from .config import METHODS, EdgePruningConfig, FindConfig, GraphOptions
 from .examples.examples import Examples, make_examples, read_examples
 from .examples.tasks import TASKS, generate
 from .examples.tracr import TracrProgram, is_tracr, load_tracr
 from .graph.circuit import Circuit
 from .graph.clean import clean, writes_constants
-from .graph.graph import CircuitGraph, GraphOptions
+from .graph.graph import CircuitGraph
 from .masking.activations import Activations, capture
 from .masking.counterfactuals import Counterfactuals
 from .masking.masked import Inputs, MaskedModel
 from .measures import Ends, areas, auroc, completeness, curve, measure, minimality, overlap, stability, top_edges
 from .search.baselines import acdc, attribute, exact_effects, random_scores
-from .search.find import METHODS, FindConfig, find_circuit, ranking, search
+from .search.find import find_circuit, ranking, search
 from .search.plan import Plan, plan
-from .search.prune import EdgePruningConfig, Found, find_by_pruning, polish
+from .search.prune import Found, find_by_pruning, polish
 
 __all__ = [
     "METHODS",

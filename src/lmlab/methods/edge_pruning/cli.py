@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
+from lmlab.methods.edge_pruning.config import FindConfig
 
 if TYPE_CHECKING:
-    from lmlab.methods.edge_pruning import Circuit, FindConfig
+    from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.edge_pruning.examples.load import Loaded
 
 app = typer.Typer(
@@ -20,7 +22,14 @@ app = typer.Typer(
     help="Circuits: which edges between the parts of a model do a task (Edge Pruning, ACDC, EAP, EAP-IG).",
 )
 
-Model = Annotated[Path, typer.Option("--model", "-m", help="Directory of a model, or of a program compiled by Tracr.")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model (directory, GGUF file, checkpoint, stage or run), or a program compiled by Tracr.",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="Examples, JSON lines; a compiled program brings its own.", show_default=False),
@@ -31,10 +40,6 @@ Words = Annotated[
     typer.Option("--tokenizer", help="Directory of the tokenizer, by default the model's.", show_default=False),
 ]
 Ablate = Annotated[str, typer.Option(help="What pruned edges carry: interchange (the corrupted run), zero, or mean.")]
-Target = Annotated[float | None, typer.Option(help="Edge sparsity, such as 0.98.", show_default=False)]
-Count = Annotated[
-    int | None, typer.Option("--num-edges", min=1, help="Edges to keep, in place of --target.", show_default=False)
-]
 Seed = Annotated[int, typer.Option(help="Of gates, masks and the order of examples.")]
 Batch = Annotated[int, typer.Option(min=1, help="Examples at once.")]
 Most = Annotated[
@@ -58,29 +63,6 @@ Drop = Annotated[bool, typer.Option("--drop-mismatched", help="Leave out pairs w
 First = Annotated[bool, typer.Option("--first-token", help="Take the first token of answers that have several.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of edge-pruning or node-pruning.", show_default=False)]
 
-Price = Annotated[
-    float | None,
-    typer.Option(
-        help=(
-            "Edge-pruning without a target: what an edge costs, as a share of the empty circuit's distance \\[default:"
-            " 0.01]."
-        ),
-        show_default=False,
-    ),
-]
-Curve = Annotated[
-    bool,
-    typer.Option("--curve", help="Also faithfulness of the best 0.1 to 100 % of all edges by score, with its areas."),
-]
-OnModel = Annotated[
-    Path | None,
-    typer.Option("--model", "-m", help="In place of circuits: compare methods on this model.", show_default=False),
-]
-Figures = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="All figures (and curves, for 'report --curves') as JSON.", show_default=False),
-]
-
 
 @app.command(
     epilog=example(
@@ -89,25 +71,12 @@ Figures = Annotated[
         "lmlab circuits find --model tracr/reverse --ablation zero --out reverse.json",
     )
 )
+@options(FindConfig)
 def find(
     model: Model,
+    settings: FindConfig,
     data: Data = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, a JSON file.")] = Path("circuit.json"),
-    method: Annotated[
-        str, typer.Option(help="edge-pruning, node-pruning, eap, eap-ig, mask-ig, exact, acdc or random.")
-    ] = "edge-pruning",
-    ablation: Ablate = "interchange",
-    target: Target = None,
-    num_edges: Count = None,
-    price: Price = None,
-    threshold: Annotated[
-        float,
-        typer.Option(help="Of acdc: the rise of the distance that keeps an edge, as a share of the empty circuit's."),
-    ] = 0.01,
-    preset: Annotated[str, typer.Option(help="default, or paper: the published settings of edge-pruning.")] = "default",
-    warm_start: Annotated[
-        bool, typer.Option("--warm-start", help="Begin edge-pruning from the scores of eap-ig.")
-    ] = False,
     steps: Steps = None,
     split: Split = None,
     tokenizer: Words = None,
@@ -134,15 +103,7 @@ def find(
     from lmlab.distributed import world
     from lmlab.methods.edge_pruning import find_circuit
 
-    given = {
-        "method": method,
-        "ablation": ablation,
-        "target": target,
-        "num_edges": num_edges,
-        "price": price,
-        "threshold": threshold,
-    }
-    config = _config({**given, "preset": preset, "warm_start": warm_start}, set_, steps, batch_size)
+    config = _config(settings.model_dump(), set_, steps, batch_size)
     loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token, shard)
     task = _task(loaded, config, batch_size, recompute, examples)
     circuit = find_circuit(task, config, seed, run, force, loaded.model_hash)
@@ -154,8 +115,8 @@ def find(
     circuit = replace(circuit, about=about)
     circuit.save(out)
     _show(circuit)
-    if ablation in loaded.ground_truth:
-        known, own = set(loaded.ground_truth[ablation]), set(circuit.edges)
+    if config.ablation in loaded.ground_truth:
+        known, own = set(loaded.ground_truth[config.ablation]), set(circuit.edges)
         print(
             f"Known circuit: {len(known)} edges, {len(own & known)} found, {len(own - known)} too"
             f" many{': exact' if own == known else ''}."
@@ -163,6 +124,20 @@ def find(
     for text in circuit.about["warnings"]:
         print(f"Warning: {text}")
     print(f"Circuit: {out}")
+
+
+Curve = Annotated[
+    bool,
+    typer.Option("--curve", help="Also faithfulness of the best 0.1 to 100 % of all edges by score, with its areas."),
+]
+OnModel = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="In place of circuits: compare methods on this model.", show_default=False),
+]
+Figures = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="All figures (and curves, for 'report --curves') as JSON.", show_default=False),
+]
 
 
 @app.command(
@@ -236,16 +211,15 @@ def evaluate(
         " --out methods.json",
     )
 )
+@options(FindConfig, exclude=("method", "price", "threshold", "ig_steps", "preset", "warm_start"))
 def compare(
+    settings: FindConfig,
     circuits: Annotated[list[Path] | None, typer.Argument(help="Circuits of one graph.", show_default=False)] = None,
     model: OnModel = None,
     data: Data = None,
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="A method to compare; may be repeated.", show_default=False)
     ] = None,
-    ablation: Ablate = "interchange",
-    target: Target = None,
-    num_edges: Count = None,
     steps: Steps = None,
     split: Split = None,
     tokenizer: Words = None,
@@ -265,17 +239,17 @@ def compare(
     if model is None:
         _compare_circuits(circuits or [], out)
         return
-    if target is None and num_edges is None:
-        target = 0.95
-    settings = {"ablation": ablation, "target": target, "num_edges": num_edges}
-    first = _config(settings, set_, steps, batch_size)
+    given = settings.model_dump()
+    if settings.target is None and settings.num_edges is None:
+        given["target"] = 0.95  # methods can be compared at equal size only
+    first = _config(given, set_, steps, batch_size)
     loaded = _load(model, data, split, tokenizer, device)
     task = _task(loaded, first, batch_size, False, examples)
     configs = {
-        name: _config({**settings, "method": name}, set_, steps, batch_size)
+        name: _config({**given, "method": name}, set_, steps, batch_size)
         for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
     }
-    _compare_methods(task, configs, seed, loaded.ground_truth.get(ablation), force, out)
+    _compare_methods(task, configs, seed, loaded.ground_truth.get(first.ablation), force, out)
 
 
 def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
@@ -482,10 +456,10 @@ def convert(
 
 def _config(given: dict[str, Any], overrides: list[str] | None, steps: int | None, batch_size: int) -> FindConfig:
     from lmlab.config import apply_overrides, validate
-    from lmlab.methods.edge_pruning import FindConfig
 
     pruning = {key: value for key, value in (("steps", steps), ("micro_batch_size", batch_size)) if value is not None}
-    return validate(FindConfig, apply_overrides({**given, "pruning": pruning}, overrides or []), "the options")
+    given = {**given, "pruning": {**given.get("pruning", {}), **pruning}}
+    return validate(FindConfig, apply_overrides(given, overrides or []), "the options")
 
 
 def _load(

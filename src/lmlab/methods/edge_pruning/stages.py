@@ -6,38 +6,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict
 
-from lmlab.config import NO_INFLUENCE, Config
 from lmlab.files import sha256_file, write_jsonl
+from lmlab.methods.edge_pruning.config import CircuitConfig, CircuitExamplesConfig, FindConfig
 from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.methods.edge_pruning.examples.tasks import generate
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.measures import Ends, areas, curve, measure
 from lmlab.methods.edge_pruning.report import circuit_page
-from lmlab.methods.edge_pruning.search.find import FindConfig, find_circuit, ranking
+from lmlab.methods.edge_pruning.search.find import find_circuit, ranking
 from lmlab.progress import console
 from lmlab.reports import Section
-from lmlab.runs import Input, ModelInput, Results, Stage, StageContext, Vocabulary, VocabularyInput
+from lmlab.runs import Results, Stage, StageContext, Vocabulary
 
 _EXAMPLES, _CIRCUIT = "examples.jsonl", "circuit.json"
-
-
-class CircuitExamplesConfig(Config):
-    """A task, and how many examples of it.
-
-    Attributes:
-        tokenizer: a directory with tokenizer.json, or a stage that has one.
-        splits: how many examples of each split.
-        shots: of `boolean`: solved examples in the prompt.
-    """
-
-    task: str
-    tokenizer: VocabularyInput
-    splits: dict[str, PositiveInt] = {"train": 200, "validation": 200, "test": 200}
-    shots: NonNegativeInt = 3
 
 
 class ExamplesResults(Results):
@@ -64,26 +49,6 @@ class CircuitExamples(Stage[CircuitExamplesConfig, ExamplesResults]):
     def summary(self, results: ExamplesResults) -> str:
         """How many."""
         return f"{results.examples} examples, such as: {results.first}"
-
-
-class CircuitConfig(FindConfig):
-    """What to find on which model.
-
-    Attributes:
-        model: a model's directory, or a stage that has one in model/.
-        examples: a stage `circuit_examples`, or a file of JSON lines; the split `train` serves the search, `test` the
-            measures.
-        curve: also measure the best edges by rank at 0.1 to 100 % of all.
-        recompute: activation checkpointing.
-    """
-
-    model: ModelInput
-    examples: Input
-    batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
-    curve: bool = True
-    recompute: Annotated[bool, NO_INFLUENCE] = False
-    device: Annotated[str, NO_INFLUENCE] = "auto"
-    force: bool = Field(default=False)
 
 
 class CircuitResults(Results):

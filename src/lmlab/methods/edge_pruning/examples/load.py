@@ -12,10 +12,10 @@ from lmlab.data.tokenizer import Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes, select_device
+from lmlab.methods.edge_pruning.config import Ablation, GraphOptions
 from lmlab.methods.edge_pruning.examples.examples import Examples, read_examples
 from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS, is_tracr, load_tracr
-from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, GraphOptions
-from lmlab.methods.edge_pruning.masking.activations import Ablation
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.masked import MaskedModel
 from lmlab.methods.edge_pruning.search.plan import plan

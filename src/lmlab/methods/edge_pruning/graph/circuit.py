@@ -13,8 +13,8 @@ from torch import Tensor
 from lmlab.config import validate
 from lmlab.errors import UserError, reads
 from lmlab.files import read_mapping, write_json
-from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, GraphOptions
-from lmlab.methods.edge_pruning.masking.activations import Ablation
+from lmlab.methods.edge_pruning.config import Ablation, GraphOptions
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.models import ModelConfig
 
 FORMAT, VERSION = "lmlab-circuit", 1

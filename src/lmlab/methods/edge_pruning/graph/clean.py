@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lmlab.methods.edge_pruning.config import Ablation
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Group
-from lmlab.methods.edge_pruning.masking.activations import Ablation
 from lmlab.models import Transformer
 
 

@@ -16,30 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmlab.config import Config
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
+from lmlab.methods.edge_pruning.config import GraphOptions
 from lmlab.models import ModelConfig
 
 OUTPUT = "resid_post"
 _MANY_EDGES = 5_000_000
-
-
-class GraphOptions(Config):
-    """How fine the graph is.
-
-    Attributes:
-        embedding_nodes: embeddings are writers with edges; without, every reader gets the clean embeddings.
-        post_norm: where a norm follows the attention (OLMo 2), whose output then is no sum over heads: `frozen` takes
-            the norm's scale from the clean run, so that heads are writers of their own; `block` makes one writer of
-            them.
-        moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and
-            reads what the experts read.
-    """
-
-    embedding_nodes: bool = True
-    post_norm: Literal["frozen", "block"] = "frozen"
-    moe: Literal["block", "expert"] = "block"
 
 
 @dataclass(frozen=True)

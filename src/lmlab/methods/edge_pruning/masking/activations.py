@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from torch import Tensor
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.models import Transformer, surgery
 from lmlab.models.taps import Recorder
-
-Ablation = Literal["interchange", "zero", "mean"]
 
 
 @dataclass(frozen=True)

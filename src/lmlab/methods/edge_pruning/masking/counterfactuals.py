@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
+from lmlab.methods.edge_pruning.config import Ablation
 from lmlab.methods.edge_pruning.examples.examples import Examples
-from lmlab.methods.edge_pruning.masking.activations import Ablation, Activations, capture, mean_of, nothing_like
+from lmlab.methods.edge_pruning.masking.activations import Activations, capture, mean_of, nothing_like
 from lmlab.methods.edge_pruning.masking.masked import Inputs, MaskedModel
 
 _SAME = 1e-7

@@ -3,81 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from lmlab.config import Config, flatten, validate
+from lmlab.config import flatten
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import read_mapping, write_json
+from lmlab.methods.edge_pruning.config import FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
-from lmlab.methods.edge_pruning.graph.graph import GraphOptions
-from lmlab.methods.edge_pruning.masking.activations import Ablation
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.measures import Ends, measure, top_edges
 from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
-from lmlab.methods.edge_pruning.search.prune import PAPER, EdgePruningConfig, Found, find_by_pruning
+from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.models import weights_fingerprint
-
-Method = Literal["edge-pruning", "node-pruning", "eap", "eap-ig", "mask-ig", "exact", "acdc", "random"]
-METHODS: tuple[Method, ...] = get_args(Method)
-
-
-class FindConfig(Config):
-    """What to find, and how.
-
-    Attributes:
-        target: edge sparsity.
-        num_edges: in its place, how many edges the circuit has before it is cleaned.
-        price: of edge-pruning and node-pruning, in place of the Lagrangian that holds a target: what an edge costs
-            (`EdgePruningConfig`).
-        threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
-        ig_steps: of integrated gradients.
-        preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
-        pruning: further settings of edge-pruning and node-pruning.
-        warm_start: begin edge-pruning from the scores of `eap-ig`.
-    """
-
-    method: Method = "edge-pruning"
-    ablation: Ablation = "interchange"
-    graph: GraphOptions = GraphOptions()
-    target: float | None = Field(default=None, gt=0)
-    num_edges: PositiveInt | None = None
-    price: PositiveFloat | None = None
-    threshold: PositiveFloat = 0.01
-    ig_steps: PositiveInt = 5
-    warm_start: bool = False
-    preset: Literal["default", "paper"] = "default"
-    pruning: dict[str, object] = {}
-
-    @model_validator(mode="after")
-    def _check(self) -> FindConfig:
-        if self.target is not None and self.price is not None:
-            raise ValueError("give either target or price: a price decides itself how many edges are worth it.")
-        return self
-
-    def pruning_config(self, edges: int) -> EdgePruningConfig:
-        """The settings of the training for a graph of so many edges.
-
-        Raises:
-            UserError: one of them is wrong.
-        """
-        settings: dict[str, object] = dict(PAPER) if self.preset == "paper" else {}
-        if self.method == "node-pruning":
-            settings["node_gates"] = "only"
-        target = self.target if self.num_edges is None else 1 - self.num_edges / edges
-        if self.price is not None:
-            settings["price"] = self.price
-        elif target is not None:
-            settings["target"] = target
-        else:
-            settings["price"] = 0.01
-        if self.num_edges is not None:
-            settings["num_edges"] = self.num_edges
-        return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
 
 
 def ranking(method: str, scores_E: Tensor) -> Tensor:

@@ -10,24 +10,22 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lmlab.config import Config
 from lmlab.data import Batch, Loader
 from lmlab.distributed import world
 from lmlab.errors import LmlabError
+from lmlab.methods.edge_pruning.config import EdgePruningConfig
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
 from lmlab.train import (
     OptimizerConfig,
-    ParallelConfig,
     ParameterGroup,
     ScheduleConfig,
     StepOutput,
@@ -38,86 +36,6 @@ from lmlab.train import (
 _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
 _WARM_SHARE, _WARM_SLOPE, _WARM_LOW = 0.05, 1.5, -4.0
-
-
-class EdgePruningConfig(Config):
-    """How gates are trained.
-
-    Attributes:
-        target: edge sparsity, held by a Lagrangian (section 3.3 of the paper); targets above 1 push harder.
-        price: in place of a target, what one edge costs, as a share of the distance of the empty circuit.
-        node_gates: gates on writers too; an edge is kept where both are. `only` prunes writers alone.
-        node_target: sparsity of writers, held like `target`.
-        warmup_fraction: of the learning rate; `sparsity_warmup` is the share of steps over which the target (or price)
-            rises.
-        sparsity_schedule: the target rises from the sparsity at the start linearly, or `log`: linearly in log(1 -
-            sparsity).
-        mask_samples: draw masks for each example, or as in the paper one for each step.
-        estimator: what sparsity is computed from: the expected number of open gates, or the gates drawn.
-        init_log_alpha, init_std: where gates begin.
-        normalize: divide the distance by that of the empty circuit.
-        polish: when gates are decided, drop each edge whose loss the price allows (0.005 of the empty circuit's
-            distance where there is none), and try to win back as many dropped ones as `readd`. None does so for
-            circuits of up to 200 edges.
-        restarts: trainings with different seeds, of which the circuit with the lowest loss is taken.
-        num_edges: keep so many edges, whatever the gates say.
-    """
-
-    target: float | None = Field(default=None, gt=0)
-    price: PositiveFloat | None = None
-    node_gates: Literal["none", "also", "only"] = "none"
-    node_target: float | None = Field(default=None, gt=0)
-    steps: PositiveInt = 1000
-    batch_size: PositiveInt = 32
-    micro_batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat = 0.1
-    lambda_learning_rate: PositiveFloat = 0.1
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
-    final_fraction: float = Field(default=0.1, ge=0, le=1)
-    sparsity_warmup: float = Field(default=0.7, gt=0, le=1)
-    sparsity_schedule: Literal["linear", "log"] = "linear"
-    mask_samples: Literal["per_example", "per_step"] = "per_example"
-    estimator: Literal["expected", "sampled"] = "expected"
-    init_log_alpha: float = 3.0
-    init_std: float = Field(default=0.01, ge=0)
-    normalize: bool = True
-    polish: bool | None = None
-    readd: int = Field(default=0, ge=0)
-    restarts: PositiveInt = 1
-    num_edges: PositiveInt | None = None
-    clip_norm: PositiveFloat = 1.0
-    checkpoint_every: PositiveInt = 200
-    parallel: ParallelConfig = ParallelConfig(kind="data")
-
-    @model_validator(mode="after")
-    def _check(self) -> EdgePruningConfig:
-        if (self.target is None) == (self.price is None):
-            raise ValueError("give either target or price.")
-        if self.node_target is not None and self.node_gates == "none":
-            raise ValueError("node_target needs node_gates: also, or only.")
-        if self.sparsity_schedule == "log" and (self.target is None or self.target >= 1):
-            raise ValueError("sparsity_schedule log needs a target below 1.")
-        return self
-
-
-PAPER = {
-    "learning_rate": 0.8,
-    "lambda_learning_rate": 0.8,
-    "weight_decay": 0.01,
-    "steps": 3000,
-    "batch_size": 32,
-    "warmup_fraction": 0.0667,
-    "final_fraction": 0.0,
-    "sparsity_warmup": 0.8333,
-    "init_log_alpha": 10.0,
-    "normalize": False,
-    "mask_samples": "per_step",
-    "estimator": "sampled",
-    "node_gates": "also",
-    "polish": False,
-}
-"""The settings of the paper for GPT-2, in place of the defaults."""
 
 
 @dataclass(frozen=True)

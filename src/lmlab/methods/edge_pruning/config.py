@@ -1,0 +1,204 @@
+"""Settings of the method: examples, graphs, the search for circuits and its training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from lmlab.config import NO_INFLUENCE, Config, validate
+from lmlab.runs import Input, ModelInput, VocabularyInput
+from lmlab.train import ParallelConfig
+
+Ablation = Literal["interchange", "zero", "mean"]
+Method = Literal["edge-pruning", "node-pruning", "eap", "eap-ig", "mask-ig", "exact", "acdc", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class GraphOptions(Config):
+    """How fine the graph is.
+
+    Attributes:
+        embedding_nodes: embeddings are writers with edges; without, every reader gets the clean embeddings.
+        post_norm: where a norm follows the attention (OLMo 2), whose output then is no sum over heads: `frozen` takes
+            the norm's scale from the clean run, so that heads are writers of their own; `block` makes one writer of
+            them.
+        moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and
+            reads what the experts read.
+    """
+
+    embedding_nodes: bool = True
+    post_norm: Literal["frozen", "block"] = "frozen"
+    moe: Literal["block", "expert"] = "block"
+
+
+class EdgePruningConfig(Config):
+    """How gates are trained.
+
+    Attributes:
+        target: edge sparsity, held by a Lagrangian (section 3.3 of the paper); targets above 1 push harder.
+        price: in place of a target, what one edge costs, as a share of the distance of the empty circuit.
+        node_gates: gates on writers too; an edge is kept where both are. `only` prunes writers alone.
+        node_target: sparsity of writers, held like `target`.
+        warmup_fraction: of the learning rate; `sparsity_warmup` is the share of steps over which the target (or price)
+            rises.
+        sparsity_schedule: the target rises from the sparsity at the start linearly, or `log`: linearly in log(1 -
+            sparsity).
+        mask_samples: draw masks for each example, or as in the paper one for each step.
+        estimator: what sparsity is computed from: the expected number of open gates, or the gates drawn.
+        init_log_alpha, init_std: where gates begin.
+        normalize: divide the distance by that of the empty circuit.
+        polish: when gates are decided, drop each edge whose loss the price allows (0.005 of the empty circuit's
+            distance where there is none), and try to win back as many dropped ones as `readd`. None does so for
+            circuits of up to 200 edges.
+        restarts: trainings with different seeds, of which the circuit with the lowest loss is taken.
+        num_edges: keep so many edges, whatever the gates say.
+    """
+
+    target: float | None = Field(default=None, gt=0)
+    price: PositiveFloat | None = None
+    node_gates: Literal["none", "also", "only"] = "none"
+    node_target: float | None = Field(default=None, gt=0)
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat = 0.1
+    lambda_learning_rate: PositiveFloat = 0.1
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    sparsity_warmup: float = Field(default=0.7, gt=0, le=1)
+    sparsity_schedule: Literal["linear", "log"] = "linear"
+    mask_samples: Literal["per_example", "per_step"] = "per_example"
+    estimator: Literal["expected", "sampled"] = "expected"
+    init_log_alpha: float = 3.0
+    init_std: float = Field(default=0.01, ge=0)
+    normalize: bool = True
+    polish: bool | None = None
+    readd: int = Field(default=0, ge=0)
+    restarts: PositiveInt = 1
+    num_edges: PositiveInt | None = None
+    clip_norm: PositiveFloat = 1.0
+    checkpoint_every: PositiveInt = 200
+    parallel: ParallelConfig = ParallelConfig(kind="data")
+
+    @model_validator(mode="after")
+    def _check(self) -> EdgePruningConfig:
+        if (self.target is None) == (self.price is None):
+            raise ValueError("give either target or price.")
+        if self.node_target is not None and self.node_gates == "none":
+            raise ValueError("node_target needs node_gates: also, or only.")
+        if self.sparsity_schedule == "log" and (self.target is None or self.target >= 1):
+            raise ValueError("sparsity_schedule log needs a target below 1.")
+        return self
+
+
+PAPER = {
+    "learning_rate": 0.8,
+    "lambda_learning_rate": 0.8,
+    "weight_decay": 0.01,
+    "steps": 3000,
+    "batch_size": 32,
+    "warmup_fraction": 0.0667,
+    "final_fraction": 0.0,
+    "sparsity_warmup": 0.8333,
+    "init_log_alpha": 10.0,
+    "normalize": False,
+    "mask_samples": "per_step",
+    "estimator": "sampled",
+    "node_gates": "also",
+    "polish": False,
+}
+"""The settings of the paper for GPT-2, in place of the defaults."""
+
+
+class FindConfig(Config):
+    """What to find, and how.
+
+    Attributes:
+        method: edge-pruning, node-pruning, eap, eap-ig, mask-ig, exact, acdc or random.
+        ablation: what pruned edges carry: interchange (the corrupted run), zero, or mean.
+        graph: how fine the graph is.
+        target: edge sparsity, such as 0.98.
+        num_edges: in its place, how many edges the circuit has before it is cleaned.
+        price: of edge-pruning and node-pruning, in place of a target: what an edge costs, as a share of the empty
+            circuit's distance; by default 0.01.
+        threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
+        ig_steps: of integrated gradients.
+        preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
+        pruning: further settings of edge-pruning and node-pruning.
+        warm_start: begin edge-pruning from the scores of `eap-ig`.
+    """
+
+    method: Method = "edge-pruning"
+    ablation: Ablation = "interchange"
+    graph: GraphOptions = GraphOptions()
+    target: float | None = Field(default=None, gt=0)
+    num_edges: PositiveInt | None = None
+    price: PositiveFloat | None = None
+    threshold: PositiveFloat = 0.01
+    ig_steps: PositiveInt = 5
+    warm_start: bool = False
+    preset: Literal["default", "paper"] = "default"
+    pruning: dict[str, object] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> FindConfig:
+        if self.target is not None and self.price is not None:
+            raise ValueError("give either target or price: a price decides itself how many edges are worth it.")
+        return self
+
+    def pruning_config(self, edges: int) -> EdgePruningConfig:
+        """The settings of the training for a graph of so many edges.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        settings: dict[str, object] = dict(PAPER) if self.preset == "paper" else {}
+        if self.method == "node-pruning":
+            settings["node_gates"] = "only"
+        target = self.target if self.num_edges is None else 1 - self.num_edges / edges
+        if self.price is not None:
+            settings["price"] = self.price
+        elif target is not None:
+            settings["target"] = target
+        else:
+            settings["price"] = 0.01
+        if self.num_edges is not None:
+            settings["num_edges"] = self.num_edges
+        return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
+
+
+class CircuitExamplesConfig(Config):
+    """A task, and how many examples of it.
+
+    Attributes:
+        tokenizer: a directory with tokenizer.json, or a stage that has one.
+        splits: how many examples of each split.
+        shots: of `boolean`: solved examples in the prompt.
+    """
+
+    task: str
+    tokenizer: VocabularyInput
+    splits: dict[str, PositiveInt] = {"train": 200, "validation": 200, "test": 200}
+    shots: NonNegativeInt = 3
+
+
+class CircuitConfig(FindConfig):
+    """What to find on which model.
+
+    Attributes:
+        model: a model's directory, or a stage that has one in model/.
+        examples: a stage `circuit_examples`, or a file of JSON lines; the split `train` serves the search, `test` the
+            measures.
+        curve: also measure the best edges by rank at 0.1 to 100 % of all.
+        recompute: activation checkpointing.
+    """
+
+    model: ModelInput
+    examples: Input
+    batch_size: Annotated[PositiveInt, NO_INFLUENCE] = 16
+    curve: bool = True
+    recompute: Annotated[bool, NO_INFLUENCE] = False
+    device: Annotated[str, NO_INFLUENCE] = "auto"
+    force: bool = Field(default=False)
