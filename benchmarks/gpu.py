@@ -40,6 +40,7 @@ WORTH = {  # shares of the minutes, in the order in which parts run: correctness
     "serve": 1.0,
     "circuits": 0.7,
 }
+_CLOSING = 6.0  # seconds before its end at which a part should have printed its tables
 _GRACE = 20.0  # seconds beyond its share after which a part is killed: a compilation cannot be asked to stop
 
 
@@ -82,7 +83,7 @@ def _run(names: list[str], seconds: float, arguments: argparse.Namespace) -> int
 
 def _run_part(name: str, share: float, left: float, arguments: argparse.Namespace) -> int:
     command = [sys.executable, __file__, "--worker", "--part", name, "--out", str(arguments.out)]
-    command += ["--minutes", str(share / 60), "--device", arguments.device]
+    command += ["--minutes", str(max(share - _CLOSING, 0.8 * share) / 60), "--device", arguments.device]
     command += ["--tiny"] * arguments.tiny + (["--only", *arguments.only] if arguments.only else [])
     # freed blocks of changing sizes are joined rather than kept apart: packed rows differ from step to step
     environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "TOKENIZERS_PARALLELISM": "false", **os.environ}

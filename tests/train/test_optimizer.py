@@ -33,6 +33,17 @@ def test_rmsprop_takes_the_steps_of_torch_and_its_state_comes_back():
         torch.testing.assert_close(mine, expected)
 
 
+def test_what_fused_kernels_read_comes_back_to_the_device_of_the_parameter():
+    model = Transformer(ModelConfig(vocab_size=20, num_layers=1, d_model=8, num_heads=2)).initialize(0)
+    ours, ids = Optimizers(model, OptimizerConfig()), torch.arange(12).view(2, 6)
+    model(ids, labels_BT=ids).loss.mean.backward()
+    ours.step()
+    elsewhere = Optimizers(copy.deepcopy(model).to("meta"), OptimizerConfig())  # a device that is not the checkpoint's
+    elsewhere.load_state_tensors(ours.state_tensors())
+    counts = [value for name, value in elsewhere.state_tensors().items() if name.endswith(".step")]
+    assert counts and all(count.device.type == "meta" for count in counts)
+
+
 @pytest.mark.parametrize("changes", [{}, {"num_labels": 3}, {"tie_embeddings": False, "positions": "learned"}])
 def test_muon_trains_the_matrices_of_blocks_and_no_other(changes):
     model = Transformer(ModelConfig(vocab_size=20, num_layers=2, d_model=8, num_heads=2, **changes)).initialize(0)

@@ -76,7 +76,7 @@ class Optimizers:
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` gave."""
         owners = {
-            parameter: optimizer
+            parameter: (optimizer, bool(group.get("fused")))
             for optimizer in self._all
             for group in optimizer.param_groups
             for parameter in group["params"]
@@ -85,7 +85,10 @@ class Optimizers:
         for key, value in tensors.items():
             name, _, field = key.rpartition(".")
             parameter = parameters[name]
-            owners[parameter].state[parameter][field] = value.to(parameter.device) if value.dim() else value.clone()
+            optimizer, fused = owners[parameter]
+            # PyTorch counts steps on the CPU, but its fused kernels read the count where the parameter is
+            there = value.dim() or fused
+            optimizer.state[parameter][field] = value.clone().to(parameter.device) if there else value.clone()
 
     @property
     def parameters(self) -> dict[str, Tensor]:

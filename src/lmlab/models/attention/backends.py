@@ -28,6 +28,8 @@ from lmlab.models.soft_cap import cap
 
 _VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions of PyTorch
 
+# for fewer queries PyTorch 2.11 takes another kernel, which does not compile for grouped heads in fp32
+_SHORTEST_FLEX = 128
 _FLEX_VARIANTS = 64  # far more than one process needs; PyTorch's own limit is 8
 
 Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
@@ -188,11 +190,13 @@ def _choose(q_BNTH: Tensor, visibility: Visibility, soft_cap: float | None) -> B
     if q_BNTH.device.type != "cuda" or visibility.is_dense or visibility.num_queries != visibility.num_keys:
         return "sdpa"
     if soft_cap is not None:
-        return "flex"
+        return "flex" if visibility.num_queries >= _SHORTEST_FLEX else "sdpa"
     if visibility.starts_BT is None or (visibility.window is None and visibility.rows_are_one_document):
         return "sdpa"
     windowed = visibility.window is not None and "window_size" not in _VARLEN_KNOWS
-    return "varlen" if is_half(q_BNTH.dtype) and not windowed else "flex"
+    if is_half(q_BNTH.dtype) and not windowed:
+        return "varlen"
+    return "flex" if visibility.num_queries >= _SHORTEST_FLEX else "sdpa"
 
 
 def _refuse(condition: bool, backend: str, what: str) -> None:
