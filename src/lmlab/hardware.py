@@ -1,4 +1,4 @@
-"""What this machine is and how fast it multiplies matrices: the yardstick of every utilisation figure."""
+"""What this machine is and how fast it multiplies matrices: the yardstick of every utilization figure."""
 
 from __future__ import annotations
 

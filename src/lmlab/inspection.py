@@ -67,10 +67,10 @@ class Inspection:
 def inspect_data(
     path: str, tokenizer: Tokenizer | None = None, num_shown: int = 5, fields: dict[str, str] | None = None
 ) -> Inspection:
-    """Look at a tokenised corpus, at what `collect` wrote, or at any source of documents.
+    """Look at a tokenized corpus, at what `collect` wrote, or at any source of documents.
 
     Arguments:
-        tokenizer: count tokens of text that is not tokenised yet.
+        tokenizer: count tokens of text that is not tokenized yet.
         num_shown: documents to show, the first ones.
         fields: settings of the source, such as `text_field`.
 
@@ -122,7 +122,7 @@ def _count(found: Inspection, documents: list[Document], tokenizer: Tokenizer | 
 
 
 def _inspect_corpus(corpus: TokenizedCorpus, num_shown: int) -> Inspection:
-    found = Inspection(str(corpus.directory), f"tokenised {corpus.kind} in {len(corpus.shards)} shards", "tokens")
+    found = Inspection(str(corpus.directory), f"tokenized {corpus.kind} in {len(corpus.shards)} shards", "tokens")
     for shard in corpus.shards:
         starts = np.concatenate([[0], shard.ends[:-1]])
         for number, domain in enumerate(corpus.domains):

@@ -22,7 +22,7 @@ def progress(label: str, total: float | None, unit: str, start: float = 0) -> It
     """Show the progress of one piece of work.
 
     Arguments:
-        label: what is being done, for instance "tokenise".
+        label: what is being done, for instance "tokenize".
         total: amount of work in `unit`s, None if unknown.
         unit: what is counted, for instance "documents".
         start: amount already done before (resumed work); it does not count for the rate.

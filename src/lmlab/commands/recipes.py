@@ -82,9 +82,9 @@ def tokenize(
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
-    """Collect, deduplicate and tokenise your own text: the first stages of a recipe.
+    """Collect, deduplicate and tokenize your own text: the first stages of a recipe.
 
-    Shards are tokenised again, with all of their documents.
+    Shards are tokenized again, with all of their documents.
     """
     from lmlab.data import KEEP_ALL, source_settings
 
@@ -123,7 +123,7 @@ def train(
     processes: Processes = None,
     per_machine: PerMachine = 8,
 ) -> None:
-    """Train a language model on tokenised text: one stage of a recipe, without writing one.
+    """Train a language model on tokenized text: one stage of a recipe, without writing one.
 
     `torchrun -m lmlab train ...` shares the work.
     """

@@ -1,4 +1,4 @@
-"""Documents: the unit of text from a source to a tokenised shard."""
+"""Documents: the unit of text from a source to a tokenized shard."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Source(Protocol):
 
     Any installed package offers a kind of source, by an entry point in the group `lmlab.sources` that names a class:
     a configuration (`lmlab.config.Config`) with a field `kind` of a literal type, with these methods, and, if
-    locations are to be recognised as its own, the class variable `suffixes`.
+    locations are to be recognized as its own, the class variable `suffixes`.
     """
 
     @property

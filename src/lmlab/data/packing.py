@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 
 class PackedRows:
-    """Rows of `seq_len` tokens over a tokenised corpus, by number: `rows[i]`.
+    """Rows of `seq_len` tokens over a tokenized corpus, by number: `rows[i]`.
 
     A row is a dictionary of int64 arrays [seq_len]: `input_ids`, `labels` (the next token; -100 where the next token
     belongs to another document or is not learned), `document_ids` (counted within the row; -1 for padding, which is at

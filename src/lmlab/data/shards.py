@@ -130,7 +130,7 @@ def write_shards(
     shard_tokens: int = 2**26,
     kind: Kind = "documents",
 ) -> dict[str, Any]:
-    """Write tokenised documents to shards of about `shard_tokens` tokens; return the manifest."""
+    """Write tokenized documents to shards of about `shard_tokens` tokens; return the manifest."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / "tokenizer")
@@ -180,7 +180,7 @@ class TokenizedCorpus:
         path = directory / "manifest.json"
         if not path.exists():
             raise UserError(
-                f"'{directory}' holds no tokenised corpus (manifest.json is missing).",
+                f"'{directory}' holds no tokenized corpus (manifest.json is missing).",
                 "Write one with: lmlab tokenize --help",
             )
         self.manifest = read_mapping(path)

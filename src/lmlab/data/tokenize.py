@@ -1,4 +1,4 @@
-"""Documents to tokenised shards, by many processes, each shard a job of its own that is not done twice."""
+"""Documents to tokenized shards, by many processes, each shard a job of its own that is not done twice."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def tokenize_documents(
     ]
     entries: list[dict[str, Any]] = [{} for _ in units]
     num_tokens = 0
-    with progress("tokenise", plain.stat().st_size, "B") as advance:
+    with progress("tokenize", plain.stat().st_size, "B") as advance:
         for index, entry in fan_out(_tokenize, units, workers, backend):
             entries[index] = entry
             num_tokens += entry["tokens"]

@@ -137,9 +137,9 @@ def normalized(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where both are the same after normalisation.
+    """1 where both are the same after normalization.
 
-    Numbers are compared by value; what normalisation leaves nothing of, as text.
+    Numbers are compared by value; what normalization leaves nothing of, as text.
     """
     numbers = _number(answer), _number(reference)
     if None not in numbers:
@@ -156,7 +156,7 @@ def _number(text: str) -> Decimal | None:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """The harmonic mean of precision and recall of the normalised words, repeats counted (Rajpurkar et al. 2016)."""
+    """The harmonic mean of precision and recall of the normalized words, repeats counted (Rajpurkar et al. 2016)."""
     ours, theirs = normalized(answer).split(), normalized(reference).split()
     if not ours or not theirs:
         return float(ours == theirs)

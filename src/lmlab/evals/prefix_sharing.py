@@ -1,7 +1,7 @@
 """Which token sequences share what: so that a few-shot prompt is computed once for a task, and a question once for its
 options.
 
-Sequences are sorted, so that those with a common beginning are neighbours. A *group* has a prefix that is computed once
+Sequences are sorted, so that those with a common beginning are neighbors. A *group* has a prefix that is computed once
 and kept in a cache. Within a group, a *tree* is one row of a batch: a root that several sequences share, and the
 branches in which they differ.
 """

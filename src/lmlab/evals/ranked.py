@@ -1,5 +1,5 @@
 """Ranked classification: a model's answer is the option to which it gives the most probability, by one of five
-normalisations.
+normalizations.
 
 The row of a question holds, for each option, the natural-log probability, tokens, characters and bytes; the figures are
 made from rows alone.
@@ -131,7 +131,7 @@ def option_scores(row: Row, normalization: Normalization) -> NDArray[np.float64]
 def ranked_figures(rows: Sequence[Row], normalization: Normalization) -> dict[str, Measurement]:
     """All figures of a ranked task by name; rows that were skipped do not count.
 
-    `accuracy` is that of the task's normalisation, `accuracy/NAME` of another. `bits_per_byte` is the mean over
+    `accuracy` is that of the task's normalization, `accuracy/NAME` of another. `bits_per_byte` is the mean over
     questions of what the right option costs, `soft` the probability of the right option after a softmax over the
     options' scores, `log_soft` its logarithm and `cross_entropy` minus that. `calibration_error` is the expected
     difference between confidence and accuracy over ten equal bins (Guo et al. 2017, equation 3), with a bootstrapped

@@ -33,7 +33,7 @@ class Settings:
     Attributes:
         limit: the most questions of a task, spread evenly over all.
         too_long: what is done with what does not fit the model's window.
-        unconditional: score options without their question too; done in any case where a task is normalised so.
+        unconditional: score options without their question too; done in any case where a task is normalized so.
     """
 
     limit: int | None = None

@@ -53,7 +53,7 @@ class Block(nn.Module):
         return context.tap(self.layer, "output", self.norm_if("post", self.ffn_norm, x_BTD)), routed
 
     def norm_if(self, position: NormPosition, norm: nn.Module, x_BTD: Tensor) -> Tensor:
-        """The normalised x if norms stand at this position, else x."""
+        """The normalized x if norms stand at this position, else x."""
         return norm(x_BTD) if self.norm_position == position else x_BTD
 
     def read(self, norm: nn.Module, x_BTD: Tensor) -> Tensor:

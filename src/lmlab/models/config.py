@@ -94,9 +94,9 @@ class ModelConfig(Config):
             get probability.
         norm_position: `pre`: x + f(norm(x)); `post`: norm(x + f(x)), without a final norm; `reordered`: x + norm(f(x))
             (OLMo 2); `both`: x + norm(f(norm(x))), with a norm of its own each time (Gemma 2).
-        norm_weight: norms scale what they normalise; without, LayerNorm is non-parametric (OLMo 1).
+        norm_weight: norms scale what they normalize; without, LayerNorm is non-parametric (OLMo 1).
         norm_offset: norms multiply by 1 + weight (Gemma).
-        qk_norm: normalise the queries and keys of each `head`, or the `full` projection before it is split.
+        qk_norm: normalize the queries and keys of each `head`, or the `full` projection before it is split.
         rotary_layers: for each layer whether it rotates queries and keys (SmolLM3 does not in every fourth); by default
             all do.
         partial_rotary_factor: the part of each head that is rotated.
@@ -112,7 +112,7 @@ class ModelConfig(Config):
             sub-layer adds, and of the final hidden states of a language model (Gemma, Granite).
         causal: a token sees itself and those before it; without, all tokens of its text.
         token_types: rows of a table that is added by the type of each token, as BERT tells two texts apart; 0 for none.
-        embedding_norm: normalise the sum of all embeddings before the first layer (BERT).
+        embedding_norm: normalize the sum of all embeddings before the first layer (BERT).
         lm_head: next-token logits; without, hidden states alone, as encoders have.
         pooler: a layer with tanh on the hidden state of each row's first token (BERT).
         position_offset: rows at the start of a learned table that no position uses (2 in OPT).

@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Normalization layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalize the last dimension."""
         return _rms_norm(x, self.weight, self.eps)
 
 
@@ -27,7 +27,7 @@ class OffsetRMSNorm(RMSNorm):
     """The same, times 1 + weight (Gemma); the product too is computed in fp32 at least."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalize the last dimension."""
         wide = sum_dtype(x)
         return _rms_norm(x.to(wide), 1 + self.weight.to(wide), self.eps).to(x.dtype)
 
@@ -43,13 +43,13 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
 
 def norm_factor(norm: nn.Module) -> Tensor:
-    """What a norm multiplies what it has normalised by."""
+    """What a norm multiplies what it has normalized by."""
     assert isinstance(norm.weight, Tensor)
     return 1 + norm.weight if isinstance(norm, OffsetRMSNorm) else norm.weight
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """The configuration's normalisation over the last dimension of size `width`."""
+    """The configuration's normalization over the last dimension of size `width`."""
     if config.norm == "rmsnorm":
         return (OffsetRMSNorm if config.norm_offset else RMSNorm)(width, eps=config.norm_eps)
     if config.norm == "none":
@@ -68,8 +68,8 @@ class _RMSNorm(torch.autograd.Function):
     """On CPUs PyTorch has no fused kernel: this makes fewer passes over the data than its composite, and keeps less for
     the backward pass.
 
-    What is kept is the output, which the layer that reads it keeps too; over the weight it is the normalised input
-    again. Only where a weight is so small that the division would lose digits, the normalised input is kept itself.
+    What is kept is the output, which the layer that reads it keeps too; over the weight it is the normalized input
+    again. Only where a weight is so small that the division would lose digits, the normalized input is kept itself.
     """
 
     @staticmethod

@@ -249,7 +249,7 @@ class Transformer(nn.Module):
         visibility, position_ids_BT = look_around(self.config, Tokens(x_BTD, self.config.causal), None, None)
         context = context_of(self.config, self.attention_backend, x_BTD, visibility, position_ids_BT, None, None)
         if self.token_type_embedding is not None or self.embedding_norm is not None:
-            raise UserError("The tables of this model do not add up to its residual stream: it normalises their sum.")
+            raise UserError("The tables of this model do not add up to its residual stream: it normalizes their sum.")
         if self.position_embedding is None:
             return (x_BTD,), context
         return (x_BTD, self._embed_positions(position_ids_BT).to(x_BTD.dtype).expand_as(x_BTD)), context

@@ -1,6 +1,6 @@
-"""The colours of figures: a light and a dark tone of each, after Okabe & Ito (2008), "Color Universal Design".
+"""The colors of figures: a light and a dark tone of each, after Okabe & Ito (2008), "Color Universal Design".
 
-Neighbours differ in lightness as well as in hue, so that they stay apart for colour-blind readers and in print. Every
+Neighbors differ in lightness as well as in hue, so that they stay apart for color-blind readers and in print. Every
 tone has a contrast of at least 3 with the background of its theme. Figures are made with the light tones; the page
 swaps each for its dark counterpart when the reader's theme is dark.
 """
@@ -17,7 +17,7 @@ DASHES = ("solid", "dot", "dashdot", "longdash")
 
 
 def color(index: int) -> str:
-    """The light tone of the series with this index; the palette repeats after its last colour."""
+    """The light tone of the series with this index; the palette repeats after its last color."""
     return LIGHT[index % len(LIGHT)]
 
 

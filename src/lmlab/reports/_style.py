@@ -1,4 +1,4 @@
-"""The part of the figures' look that does not depend on the colour theme; the page adds the colours of the theme."""
+"""The part of the figures' look that does not depend on the color theme; the page adds the colors of the theme."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Note:
 
     Args:
         text: plain text; a blank line starts a new paragraph.
-        kind: "info", "good", "warning" or "bad"; it sets the colour and the label.
+        kind: "info", "good", "warning" or "bad"; it sets the color and the label.
 
     Raises:
         ValueError: the kind is none of these.
@@ -90,10 +90,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A Plotly figure, drawn in the house style and in the reader's colour theme.
+    """A Plotly figure, drawn in the house style and in the reader's color theme.
 
     Args:
-        figure: the figure. Its template is replaced by the house style; colours that it sets itself are kept. In its
+        figure: the figure. Its template is replaced by the house style; colors that it sets itself are kept. In its
             texts only bare formatting tags (`<b>`, `<br>` ...) act as markup; links and other tags are shown as text.
         caption: one sentence below the figure.
         alt: what the figure shows, for readers who cannot see it; by default the caption.
@@ -152,7 +152,7 @@ class Graph:
             layer.
         edges: source and target (numbers of nodes), kind (a number) and weight (or None) of each, the most important
             first.
-        kinds: for each kind its name for the legend, a CSS colour, and a letter; the first three enter a node side by
+        kinds: for each kind its name for the legend, a CSS color, and a letter; the first three enter a node side by
             side.
         total: how many edges there are in all; those given may be the first of them.
         kept: how many belong to what is shown; of many, the first 150 are drawn until the reader asks for more.

@@ -147,11 +147,11 @@ def heat_map(
     y_title: str,
     z_title: str,
 ) -> go.Figure:
-    """Draw a matrix as coloured cells, the first row on top; values are written in cells that are large enough.
+    """Draw a matrix as colored cells, the first row on top; values are written in cells that are large enough.
 
     Args:
         z: the values, one row for each of `y`, each with one value for each of `x`. With values of both signs the
-            colours diverge from zero.
+            colors diverge from zero.
         x, y: the labels of columns and rows.
         x_title, y_title, z_title: what columns, rows and values are.
 

@@ -98,7 +98,7 @@ class Stage(ABC, Generic[C, R]):
             configuration are the stage's inputs.
         gives: what later stages find in its directory.
         version: raised when the same configuration gives another result.
-        reads_all_stages: it summarises all stages before it, and is simply run again when one of them has changed.
+        reads_all_stages: it summarizes all stages before it, and is simply run again when one of them has changed.
         distributed: all processes of the job run it together; the others are run by the main process while the rest
             wait.
     """

@@ -75,7 +75,7 @@ class Tokenize(Stage[TokenizeConfig, TokenizeResults]):
             config.special_tokens,
         )
         if config.split == "train" and not manifest["shards"]:
-            raise UserError(f"'{path}' holds no document to tokenise.", "Collect more text.")
+            raise UserError(f"'{path}' holds no document to tokenize.", "Collect more text.")
         return TokenizeResults(counts=manifest["counts"], shards=len(manifest["shards"]))
 
     def summary(self, results: TokenizeResults) -> str:

@@ -1,4 +1,4 @@
-"""The stage `train`: a language model on packed rows of a tokenised corpus."""
+"""The stage `train`: a language model on packed rows of a tokenized corpus."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from lmlab.train import (
 
 
 class MixtureInput(MixtureSource):
-    """A source of a mixture: tokenised text, and its part."""
+    """A source of a mixture: tokenized text, and its part."""
 
     tokens: TokensInput
 
@@ -69,7 +69,7 @@ class TrainConfig(Config):
     """The model, its data, and the loop.
 
     Attributes:
-        tokens: tokenised training text.
+        tokens: tokenized training text.
         mixture: several of them with their shares, in place of `tokens`.
         order: how the sources of a mixture follow each other.
         tokenizer: by default the one that is stored with the shards.
@@ -77,7 +77,7 @@ class TrainConfig(Config):
             another order.
         packing: how documents become rows.
         max_epochs: how often `tokens` may be gone through.
-        heldout_tokens: tokenised held-out text, whose loss is logged every `trainer.evaluate_every` steps on
+        heldout_tokens: tokenized held-out text, whose loss is logged every `trainer.evaluate_every` steps on
             `heldout_rows` rows spread over it.
         tasks: benchmarks that are measured then, too, on at most `tasks_limit` questions of each: names, groups, or
             YAML files.

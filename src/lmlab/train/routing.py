@@ -162,7 +162,7 @@ def with_saturation(evaluate: Evaluation) -> Evaluation:
     """An evaluation that also tells how many of each token's experts were chosen at the evaluation before, as
     `routing_saturation`.
 
-    It is the saturation of Muennighoff et al. 2024 (section 5.1) between neighbouring evaluations: it nears 1 when
+    It is the saturation of Muennighoff et al. 2024 (section 5.1) between neighboring evaluations: it nears 1 when
     routing has settled. It needs the same tokens each time, and no pass of its own; a model without routers that choose
     gives none.
     """

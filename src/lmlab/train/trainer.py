@@ -61,7 +61,7 @@ class Trainer:
         directory: receives `metrics.jsonl` and `checkpoints/`.
         evaluate: called with the model (in evaluation mode, no gradients) every `evaluate_every` steps; its figures are
             logged.
-        flops_per_token: for utilisation figures.
+        flops_per_token: for utilization figures.
         tokens_per_row: where the length or the schedule is given in tokens.
         materialize: fills the weights of a model that was built on the meta device, once each process has its share of
             the memory.
@@ -144,7 +144,7 @@ class Trainer:
         """Train to the last step, from the newest checkpoint if there is one.
 
         Returns:
-            a summary: steps, tokens, seconds, tokens per second, utilisation of the measured GEMM peak, peak memory.
+            a summary: steps, tokens, seconds, tokens per second, utilization of the measured GEMM peak, peak memory.
 
         Raises:
             Interrupted: stopped by a signal; a checkpoint was written.

@@ -169,7 +169,7 @@ def test_ids_of_another_tokenizer_are_not_used(place: Path, tokenizer: Tokenizer
             annotate(job(place, "no", ids_tokenizer=other, **common))
     pq.write_table(pa.table({"input_ids": ids, "text": ["stone"] * 5}), place / "ids" / "a.parquet")
     annotate(job(place, "again", ids_tokenizer=str(place / "other"), **common))
-    assert "tokenised again" in caplog.text and rows(place / "again")[0]["length"] == len(tokenizer.encode("stone"))
+    assert "tokenized again" in caplog.text and rows(place / "again")[0]["length"] == len(tokenizer.encode("stone"))
 
 
 def test_chosen_rows_are_written_in_shards_that_hold_the_manifest(place: Path) -> None:

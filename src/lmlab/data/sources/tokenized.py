@@ -1,4 +1,4 @@
-"""Documents from tokenised shards, to tokenise them again in another way."""
+"""Documents from tokenized shards, to tokenize them again in another way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmlab.files import sha256_file
 
 
 class TokenizedSource(Config):
-    """A tokenised corpus, as text again; what its tokenizer did not keep exactly is a reject."""
+    """A tokenized corpus, as text again; what its tokenizer did not keep exactly is a reject."""
 
     kind: Literal["tokenized"] = "tokenized"
     path: str

@@ -19,7 +19,7 @@ _TEXTS = ("txt", "text", "md", "html", "cls", "id")
 
 
 class WebDatasetSource(RecordSource):
-    """WebDataset's tar files: neighbours of one name are a record, in which each suffix is a field.
+    """WebDataset's tar files: neighbors of one name are a record, in which each suffix is a field.
 
     Text (`.txt`, `.text`) is also the field `text`, and the keys of a `.json` are fields of their own, too. What is
     neither text nor JSON is passed over. A folder in the archive that is named as a split is the record's `split`.

@@ -1,4 +1,4 @@
-"""The tokens behind a text: how each is spelt, where it starts, and which of them a stop string cut off."""
+"""The tokens behind a text: how each is spelled, where it starts, and which of them a stop string cut off."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ServedModel:
         return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
     def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """A conversation as a prompt. What is spelt like a special token in a message stays text.
+        """A conversation as a prompt. What is spelled like a special token in a message stays text.
 
         Raises:
             UserError: the tokenizer has no chat template, or it refuses the messages.

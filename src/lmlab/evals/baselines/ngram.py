@@ -183,7 +183,7 @@ def modified_discounts(counts: npt.NDArray[np.integer]) -> tuple[float, float, f
 def _pack(documents: Sequence[bytes], order: int, include_end: bool) -> Keys:
     """The n-gram that ends at each byte of each (at least one) document, and at its end where included, in order.
 
-    The last symbol is in the lowest bits, so that n-grams of one context are neighbours when sorted and a shorter
+    The last symbol is in the lowest bits, so that n-grams of one context are neighbors when sorted and a shorter
     context is a mask away.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is measured on a circuit: distance to the model, behaviour on the task, faithfulness, completeness, minimality,
+"""What is measured on a circuit: distance to the model, behavior on the task, faithfulness, completeness, minimality,
 areas, overlaps.
 
 Shapes: N examples, B examples of a batch, P positions, V tokens, E edges.

@@ -1,4 +1,4 @@
-"""`lmlab olmoe`: mixtures of experts, traced, analysed, upcycled, compared and converted."""
+"""`lmlab olmoe`: mixtures of experts, traced, analyzed, upcycled, compared and converted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Mixtures of experts (OLMoE): trace and analyse routers, upcycle dense models, compare design choices.",
+    help="Mixtures of experts (OLMoE): trace and analyze routers, upcycle dense models, compare design choices.",
 )
 
 Earlier = Annotated[
@@ -82,7 +82,7 @@ def analyze(
         Path | None, typer.Option("--out", "-o", help="All figures as JSON, with intervals.", show_default=False)
     ] = None,
 ) -> None:
-    """Measure load, specialisation, co-activation and saturation, with confidence intervals."""
+    """Measure load, specialization, co-activation and saturation, with confidence intervals."""
     from rich.table import Table
 
     from lmlab.files import write_json
@@ -124,7 +124,7 @@ def counts(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="All figures as JSON.", show_default=False)] = None,
 ) -> None:
-    """Measure load and specialisation from counts of routed tokens, as those that were published with OLMoE."""
+    """Measure load and specialization from counts of routed tokens, as those that were published with OLMoE."""
     from rich.table import Table
 
     from lmlab.files import write_json

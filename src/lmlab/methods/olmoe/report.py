@@ -212,7 +212,7 @@ def _vocabulary_section(statistics: RoutingStatistics, published: Path | None, d
         lines += _published_vocabulary(published, kind)
     blocks.append(
         Chart(
-            line_chart(lines, "layer", "specialisation at k = 1 (%)"),
+            line_chart(lines, "layer", "specialization at k = 1 (%)"),
             "Mean over token ids; dashed: OLMoE-1B-7B as published.",
         )
     )
@@ -229,7 +229,7 @@ def _vocabulary_section(statistics: RoutingStatistics, published: Path | None, d
         Table(
             columns,
             rows,
-            "Mean of layers, in percent. Ids that occur once count as fully specialised at k = 1, which lifts the first"
+            "Mean of layers, in percent. Ids that occur once count as fully specialized at k = 1, which lifts the first"
             " mean.",
         )
     )

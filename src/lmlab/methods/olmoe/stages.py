@@ -76,7 +76,7 @@ class RoutingConfig(Config):
 
     Attributes:
         model: a stage `train`, a checkpoint, or a model's directory.
-        tokens: tokenised text.
+        tokens: tokenized text.
         earlier: earlier checkpoints of the model by name, for saturation.
         seq_len: tokens of a sequence.
         sequences: most sequences, spread evenly over the text.

@@ -13,7 +13,7 @@ from lmlab.models.formats.family import Settings
 
 @reads("a GGUF file")
 def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
-    """The configuration and the de-quantised fp32 tensors of a GGUF file, by their Hugging Face names.
+    """The configuration and the de-quantized fp32 tensors of a GGUF file, by their Hugging Face names.
 
     Raises:
         UserError: `transformers`, `gguf` or `accelerate` is not installed.

@@ -1,4 +1,4 @@
-// Draws the figures of the page in the colours of its theme, and again when the theme changes.
+// Draws the figures of the page in the colors of its theme, and again when the theme changes.
 (() => {
   "use strict";
   const dark = JSON.parse(document.getElementById("figure-palette").textContent);
@@ -9,11 +9,11 @@
   }));
   const CONFIG = { responsive: true, displayModeBar: false, displaylogo: false, showTips: false };
 
-  const recolour = (value) => {
+  const recolor = (value) => {
     if (typeof value === "string") return dark[value] ?? value;
-    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map(recolour);
+    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map(recolor);
     if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, recolour(item)]));
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, recolor(item)]));
   };
 
   const merge = (base, extra) => {
@@ -25,7 +25,7 @@
     return merged;
   };
 
-  const themeColours = () => {
+  const themeColors = () => {
     const style = getComputedStyle(document.documentElement);
     const css = (name) => style.getPropertyValue(name).trim();
     const text = css("--text-muted");
@@ -49,7 +49,7 @@
         },
         colorscale: {
           sequential,
-          sequentialminus: [...sequential].reverse().map(([, colour], index) => [index / 3, colour]),
+          sequentialminus: [...sequential].reverse().map(([, color], index) => [index / 3, color]),
           diverging: scale(["--heat-minus-2", "--heat-minus-1", "--heat-zero", "--heat-plus-1", "--heat-plus-2"]),
         },
       },
@@ -59,7 +59,7 @@
 
   const draw = (figure, theme) => {
     let { data, layout } = JSON.parse(figure.source.textContent);
-    if (theme.isDark) [data, layout] = [recolour(data), recolour(layout)];
+    if (theme.isDark) [data, layout] = [recolor(data), recolor(layout)];
     layout.template.layout = merge(layout.template.layout, theme.layout);
     for (const bar of layout.template.data.bar) bar.error_y.color = theme.errorBars;
     figure.drawn = true;
@@ -80,7 +80,7 @@
   const isFolded = (figure) => figure.area.closest("details:not([open])") !== null;
 
   const drawAll = () => {
-    const theme = themeColours();
+    const theme = themeColors();
     for (const figure of figures) {
       if (isFolded(figure)) figure.drawn = false; // it has no width yet
       else tryToDraw(figure, theme);
@@ -89,7 +89,7 @@
 
   for (const details of document.querySelectorAll("details")) {
     details.addEventListener("toggle", () => {
-      const theme = themeColours();
+      const theme = themeColors();
       for (const figure of figures) {
         if (!figure.drawn && !isFolded(figure)) tryToDraw(figure, theme);
       }

@@ -14,10 +14,10 @@
     const data = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
     const svg = figure.querySelector("svg"), slider = figure.querySelector(".graph-slider"), note = figure.querySelector(".graph-note");
     const count = figure.querySelector(".graph-count"), legend = figure.querySelector(".graph-legend"), hint = note.textContent;
-    const colours = data.kinds.map((kind) => kind[1]);
-    data.kinds.forEach(([name, colour]) => {
+    const colors = data.kinds.map((kind) => kind[1]);
+    data.kinds.forEach(([name, color]) => {
       const item = document.createElement("span"), dot = document.createElement("i");
-      dot.style.background = colour;
+      dot.style.background = color;
       item.append(dot, name);
       legend.append(item);
     });
@@ -63,7 +63,7 @@
         const weight = edge[3] === null ? 1 : Math.abs(edge[3]) / largest;
         const line = make("path", {
           d: `M${x1},${y1 - HEIGHT / 2} C${x1},${y1 - bend} ${x2 + shift},${y2 + bend} ${x2 + shift},${y2 + HEIGHT / 2}`,
-          class: "graph-edge", stroke: colours[edge[2]], "stroke-width": (0.8 + 2.2 * Math.sqrt(weight)).toFixed(2),
+          class: "graph-edge", stroke: colors[edge[2]], "stroke-width": (0.8 + 2.2 * Math.sqrt(weight)).toFixed(2),
         }, under);
         line.dataset.text = `${data.nodes[edge[0]][0]} → ${data.nodes[edge[1]][0]}${edge[2] < 3 ? "." + data.kinds[edge[2]][2] : ""}` + (edge[3] === null ? "" : `, ${data.weight} ${edge[3].toPrecision(4)}`);
         line.addEventListener("pointerenter", () => { line.classList.add("marked"); note.textContent = line.dataset.text; });

@@ -1,4 +1,4 @@
-// The colour theme: the system's, or the one that the reader chose. Runs before the first paint.
+// The color theme: the system's, or the one that the reader chose. Runs before the first paint.
 (() => {
   "use strict";
   const KEY = "lmlab-report-theme";
@@ -36,8 +36,8 @@
     const name = theme[0].toUpperCase() + theme.slice(1);
     button.textContent = name;
     button.dataset.choice = theme;
-    button.setAttribute("aria-label", `Colour theme: ${name}. Change it.`);
-    button.title = "Change the colour theme";
+    button.setAttribute("aria-label", `Color theme: ${name}. Change it.`);
+    button.title = "Change the color theme";
   };
 
   document.addEventListener("DOMContentLoaded", () => {

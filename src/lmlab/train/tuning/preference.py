@@ -25,7 +25,7 @@ class DPOConfig(Config):
         beta: how strongly the model is held to the reference.
         loss: `sigmoid` is DPO; `ipo` the squared loss of Azar et al. 2023 (eq. 17), on log-probabilities a token;
             `hinge` that of SLiC.
-        label_smoothing: the share of pairs that are taken to be labelled wrongly (conservative DPO); for `sigmoid`.
+        label_smoothing: the share of pairs that are taken to be labeled wrongly (conservative DPO); for `sigmoid`.
         length_normalized: use log-probabilities a token in place of a sequence, in policy and reference.
     """
 

@@ -74,7 +74,7 @@ def to_graphml(circuit: Circuit, path: Path) -> None:
 
 
 def to_dot(circuit: Circuit, path: Path) -> None:
-    """Write DOT for Graphviz: edges to queries, keys and values in different colours."""
+    """Write DOT for Graphviz: edges to queries, keys and values in different colors."""
     lines = ["digraph circuit {", "  rankdir=BT; node [shape=box, fontname=Helvetica];"]
     for (writer, reader), score in zip(circuit.edges, _scores(circuit), strict=True):
         node, part = node_of(reader, circuit.graph)

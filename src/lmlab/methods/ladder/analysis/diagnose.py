@@ -62,7 +62,7 @@ class StepReport:
         first, second: parameters by name; `second` is empty where there is no second step.
         error_1, error_2: mean absolute relative error on the fitted points.
         flags: sentences about what may be wrong.
-        converged: whether both optimisations moved and ended.
+        converged: whether both optimizations moved and ended.
         condition: condition number of the first step's normal matrix with scaled columns.
     """
 
@@ -106,7 +106,7 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
             flags += _second_flags(second, measured, task.chance)
             converged &= bool(chain.second.converged_B[place])
         if not converged:
-            flags.append("an optimisation did not converge, or did not move")
+            flags.append("an optimization did not converge, or did not move")
         low = int(
             (first_step_values(settings.law, chain.first.parameters_BP[place][None], points.x_3R)[0] < FLOOR).sum()
         )

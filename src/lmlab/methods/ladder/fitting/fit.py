@@ -86,7 +86,7 @@ def fit_first_step(
 
 
 def _with_pull(r: Floats, j: Floats, p: Floats, centre: Floats, shrink: float, limit: float) -> tuple[Floats, Floats]:
-    """Two more residuals that draw ln alpha and ln beta to a centre; scaled to stay in the quadratic part of Huber's
+    """Two more residuals that draw ln alpha and ln beta to a center; scaled to stay in the quadratic part of Huber's
     loss.
     """
     scale = np.sqrt(2 * shrink)
@@ -106,7 +106,7 @@ def _with_pull(r: Floats, j: Floats, p: Floats, centre: Floats, shrink: float, l
 
 
 def _free_bounds(form: LossForm) -> tuple[Floats, Floats]:
-    """Bounds in centred coordinates: coefficients are free, exponents and E as the form says."""
+    """Bounds in centered coordinates: coefficients are free, exponents and E as the form says."""
     lower, upper = np.array(FORMS[form].lower), np.minimum(np.array(FORMS[form].upper), 1e3)
     for coefficient, exponent, _ in FORMS[form].units:
         lower[coefficient], upper[coefficient] = -25.0, 10.0
@@ -115,7 +115,7 @@ def _free_bounds(form: LossForm) -> tuple[Floats, Floats]:
 
 
 def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
-    """Starts in centred coordinates, [S, P]."""
+    """Starts in centered coordinates, [S, P]."""
     low = float(y_R.min())
     exponents = (0.1, 0.3, 0.8)
     match form:

@@ -9,7 +9,7 @@ The parts, each as a standard deviation below and above in the logit of accuracy
   runs are at chance nothing is known of where and how steeply accuracy rises, and this part is at least half a logit;
 - form: how far other forms of the law predict otherwise.
 They are added in quadrature. Their sum is multiplied by a factor that makes intervals cover what they promise on
-backtests inside the ladder (conformal prediction with a normalised score, Lei et al. 2018); without backtests by the
+backtests inside the ladder (conformal prediction with a normalized score, Lei et al. 2018); without backtests by the
 normal quantile.
 
 Legend: S replicates, T tasks, R runs, G groups, Q places that are predicted.
@@ -216,7 +216,7 @@ def inverse_logit(value: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Normalised errors of the backtests: |logit error| over the standard deviation on that side, with the split of
+    """Normalized errors of the backtests: |logit error| over the standard deviation on that side, with the split of
     each.
     """
 

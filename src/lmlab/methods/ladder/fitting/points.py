@@ -52,7 +52,7 @@ class Points:
 
 
 def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
-    """The same with the checkpoints of each run averaged in at most `bins` groups of neighbours, and how many each
+    """The same with the checkpoints of each run averaged in at most `bins` groups of neighbors, and how many each
     group holds, [K].
     """
     losses, accuracies, owners, counts = [], [], [], []

@@ -20,7 +20,7 @@ class TwoStepSettings(Config):
             sets), or a column.
         law: of the first step; `single` and `power` lead straight to the accuracy and have no second step.
         delta: where Huber's loss of the first step becomes linear, in logarithms; None for least squares.
-        starts: `paper` is the reference's single start with its bounds and optimiser, `grid` takes the best of at least
+        starts: `paper` is the reference's single start with its bounds and optimizer, `grid` takes the best of at least
             24.
         shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
         last: checkpoints whose mean stands for a run, at most those of its last tenth.

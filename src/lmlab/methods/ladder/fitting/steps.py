@@ -23,7 +23,7 @@ class LossLaw:
     Attributes:
         parameters: by name, once it is fitted.
         error: mean absolute relative error on the fitted points.
-        converged: whether the optimisation moved and ended.
+        converged: whether the optimization moved and ended.
     """
 
     form: LossForm = "nd"

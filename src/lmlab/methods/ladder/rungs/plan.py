@@ -116,7 +116,7 @@ class LadderPlan(Config):
         divisor: batches are rounded to multiples of so many rows.
         evaluations: how often a run is measured.
         seeds: of the runs; several make replicates, which intervals use.
-        trainer: the rest of the loop: optimiser, schedule, precision.
+        trainer: the rest of the loop: optimizer, schedule, precision.
         train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, tasks_limit.
     """
 

@@ -1,5 +1,5 @@
 """What a router does, from counts that are added up stream-wise: saturation, co-activation, domain and vocabulary
-specialisation, load.
+specialization, load.
 
 Section numbers are those of Muennighoff et al. 2024, where these measurements are defined. Counts are kept apart for
 groups of sequences, so that every figure has a confidence interval by the jackknife over groups: the figure is computed

@@ -1,4 +1,4 @@
-"""Texts for traces: tokenised, joined by domain, cut to sequences of one length; the last remainder is dropped
+"""Texts for traces: tokenized, joined by domain, cut to sequences of one length; the last remainder is dropped
 (Muennighoff et al. 2024).
 """
 

@@ -153,7 +153,7 @@ def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _main(z: dict[str, NDArray[np.float64]], selection: SelectionConfig | None) -> NDArray[np.float64]:
-    """The normalised rating that was selected by; without one the mean of all."""
+    """The normalized rating that was selected by; without one the mean of all."""
     weights = {
         name.removesuffix(_AVERAGE): weight
         for name, weight in (selection.metrics if selection is not None else {}).items()

@@ -25,7 +25,7 @@ class GroupBias:
 
     Attributes:
         rows: of the group.
-        mean_z: mean of the normalised ratings.
+        mean_z: mean of the normalized ratings.
         rate: share of the rows that were chosen.
         ratio: that over the share of all rows.
 
@@ -49,7 +49,7 @@ def bias_report(
     """Mean rating and rate of selection of each group, the largest group first.
 
     Arguments:
-        z: normalised ratings, [N].
+        z: normalized ratings, [N].
         chosen: which rows were chosen, [N].
         groups: the label of each row.
         replicates: of the bootstrap, which draws rows of all groups.

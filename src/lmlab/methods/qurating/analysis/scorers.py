@@ -28,7 +28,7 @@ _PERCENTILES = 20
 
 
 def hashed_counts(texts: Sequence[str], buckets: int = BUCKETS) -> Any:
-    """Counts of hashed words and pairs of neighbouring words, a sparse matrix [N, buckets]."""
+    """Counts of hashed words and pairs of neighboring words, a sparse matrix [N, buckets]."""
     from zlib import crc32
 
     from scipy.sparse import csr_matrix
@@ -73,13 +73,13 @@ class DSIR:
 
     def score(self, texts: Sequence[str]) -> Floats:
         """The weight of each text; the key of DSIR is this and a standard Gumbel variable: select it with tau 1 and
-        without normalising.
+        without normalizing.
         """
         return np.asarray(hashed_counts(texts, len(self.log_ratio)) @ self.log_ratio)
 
 
 class LinearClassifier:
-    """Logistic regression on hashed n-grams, normalised to length 1.
+    """Logistic regression on hashed n-grams, normalized to length 1.
 
     Attributes:
         weights, bias: of the buckets.

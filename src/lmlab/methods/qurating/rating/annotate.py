@@ -229,7 +229,7 @@ class _Worker:
                     f" '{job.text}'.",
                     "Name the tokenizer that made them if it is the same (ids_tokenizer), or give a corpus with texts.",
                 )
-            _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenised again", job.input_ids)
+            _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenized again", job.input_ids)
         return lambda rows: list(
             own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows], "as_text")
         )

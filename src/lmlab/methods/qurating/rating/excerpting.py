@@ -74,7 +74,7 @@ def excerpt(document: Document, length: int, tokenizer: Tokenizer, config: Excer
     longest = config.tokens[1]
     text = document.text
     most = _CHARACTERS_A_TOKEN * longest
-    if len(text) > most:  # to save tokenising
+    if len(text) > most:  # to save tokenizing
         start = int(_uniform(config.seed, "characters", document.id) * (len(text) - most + 1))
         text = text[start : start + most]
     ids = tokenizer.encode(text, "as_text")

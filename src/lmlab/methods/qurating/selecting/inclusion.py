@@ -23,7 +23,7 @@ def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: 
     """P(row i is chosen) by the law of large numbers, for each row.
 
     Arguments:
-        z: normalised ratings, [N].
+        z: normalized ratings, [N].
         lengths: tokens, [N].
         budget: tokens to choose.
         tau: 0 for top-k, infinity for uniform.

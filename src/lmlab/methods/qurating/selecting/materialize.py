@@ -91,7 +91,7 @@ def _write(table: pa.Table | None, out: Path, number: int, count: int, kind: str
 def order_rows(
     table: Tabular, metric: str, *, tau: float = 0.0, seed: int = 42, descending: bool = False, id: str | None = None
 ) -> pa.Table:
-    """The order of a curriculum: rows by their key, normalised rating / tau + noise (the bare rating for tau 0), low to
+    """The order of a curriculum: rows by their key, normalized rating / tau + noise (the bare rating for tau 0), low to
     high.
 
     Arguments:

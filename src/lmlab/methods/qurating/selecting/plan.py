@@ -1,6 +1,6 @@
 """What a selection will be like, computed exactly from the ratings before anything is drawn or written.
 
-Rows are counted in fine bins of normalised rating, for each domain (and each other label that is asked for), so that a
+Rows are counted in fine bins of normalized rating, for each domain (and each other label that is asked for), so that a
 plan of any corpus needs little memory.
 """
 
@@ -47,7 +47,7 @@ class SelectionPlan:
 
     @property
     def mean_z(self) -> float:
-        """Expected mean of the normalised ratings of what is chosen."""
+        """Expected mean of the normalized ratings of what is chosen."""
         z, p = self._law()
         return float((z * p).sum() / p.sum())
 

@@ -10,7 +10,7 @@ class NonFiniteRating(UserError):
 
 
 class ZeroVariance(UserError):
-    """All ratings of a column are equal, so that they cannot be normalised."""
+    """All ratings of a column are equal, so that they cannot be normalized."""
 
 
 class BudgetExceedsCorpus(UserError):

@@ -134,7 +134,7 @@ class _LengthColumn:
                 lambda ids: np.asarray(pc.fill_null(pc.list_value_length(ids), 0)).astype(np.int64),
             )
         elif measure is not None and table.has(text):
-            _log.warning("there is no column '%s': texts are tokenised", path)
+            _log.warning("there is no column '%s': texts are tokenized", path)
             self.columns, self._measure = [text], measure
         else:
             raise UserError(

@@ -2,7 +2,7 @@
 spent.
 
 Noise makes top-k a sample: the rows with the largest z / tau + Gumbel are a sample without replacement with the
-probabilities softmax(z / tau) (Plackett-Luce, QuRating section 4). Such a choice maximises the mean rating less tau
+probabilities softmax(z / tau) (Plackett-Luce, QuRating section 4). Such a choice maximizes the mean rating less tau
 times its Kullback-Leibler divergence from the corpus.
 """
 
@@ -199,7 +199,7 @@ class Keys:
         return total
 
     def z(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Normalised ratings as they are compared: high is good, whatever the mode."""
+        """Normalized ratings as they are compared: high is good, whatever the mode."""
         z = self._combined(rows) if self._columns else np.zeros(len(rows))
         if self._columns and self.config.normalize and self.moments.std:
             z = standardize(z, self.moments)
