@@ -245,8 +245,22 @@ def test_the_stage_checks_what_is_learned_and_says_so(lmlab, base, tmp_path):
     assert results["shortest_prompt"] > 0
     said = " ".join((shown.out + shown.err).split())
     assert f"in {len(_PAIRS) + 2} turns, of which {len(_PAIRS) + 2} end with a stop token; 1 turns of weight 0" in said
+    assert "2 records set aside (1 too long" in said and "see rejects.jsonl" in said
     rejects = [json.loads(line)["reason"] for line in (tmp_path / "run/tokens/rejects.jsonl").open()]
     assert "too long" in rejects[0] and "its fields: text" in rejects[1]
+
+
+def test_records_of_other_splits_are_told_and_are_not_unfit(lmlab, base, tmp_path):
+    rows = [{**row, "split": split} for split in ("train", "test", "test") for row in _PAIRS]
+    data = _write(tmp_path / "chats.jsonl", rows)
+    stage = {"kind": "tokenize_chat", "records": str(data), "tokenizer": str(base), "max_reject_fraction": 0}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "stages": {"tokens": stage}}))
+    shown = lmlab("run", path, "--out", tmp_path / "run")
+    assert shown.code == 0, shown.err
+    results = json.loads((tmp_path / "run" / "tokens" / "stage.json").read_text())["results"]
+    assert (results["read"], results["rejects"], results["other_splits"]) == (len(_PAIRS), 0, 2 * len(_PAIRS))
+    assert f"{2 * len(_PAIRS)} records of other splits left out" in " ".join((shown.out + shown.err).split())
 
 
 def test_a_damaged_file_of_conversations_is_a_sentence(lmlab, base, tmp_path):

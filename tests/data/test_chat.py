@@ -22,7 +22,6 @@ from lmlab.data import (
     PreferencePair,
     Reject,
     Tokenizer,
-    encode_records,
     read_records,
 )
 
@@ -275,8 +274,9 @@ def test_a_file_of_records_gives_examples_and_rejects_by_line(tokenizer, tmp_pat
     path = tmp_path / "chat.jsonl"
     lines = [json.dumps({"messages": CONVERSATION}).encode(), b"{", b"\xff", b"", b"3"]
     path.write_bytes(b"\n".join(lines))
-    examples, rejects = encode_records(read_records(path), ChatEncoder(tokenizer).example)
-    assert len(examples) == 1
+    (_, record), *rejects = read_records(path)
+    assert ChatEncoder(tokenizer).example(record, "here").ids
+    rejects[2:] = [ChatEncoder(tokenizer).example(rejects[2][1], rejects[2][0])]
     assert [each.where for each in rejects] == [f"{path}:{number}" for number in (2, 3, 5)]
 
 

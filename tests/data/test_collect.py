@@ -127,7 +127,7 @@ def test_too_many_rejects_stop_the_work_early_and_are_listed(tmp_path):
             read += 1
             yield Reject(f"place {read}", "broken") if read % 4 == 0 else document
 
-    with pytest.raises(UserError, match="250 of 1,000 records cannot be read; the first is place 4: broken"):
+    with pytest.raises(UserError, match="250 of 1,000 records cannot be used; the first is place 4: broken"):
         collect([Items(items())], CollectConfig(), 0, tmp_path)
     assert read == 1000
     assert len(list(read_jsonl(tmp_path / "rejects.jsonl"))) == 250

@@ -344,7 +344,7 @@ def test_broken_records_are_counted_and_too_many_stop_the_job_by_one_sentence(lm
     assert shown.code == 2
     (sentence,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
     assert (
-        f"{len(BROKEN)} of {150 + len(BROKEN)} records cannot be read; the first is {tmp_path}/a.jsonl:76: not valid"
+        f"{len(BROKEN)} of {150 + len(BROKEN)} records cannot be used; the first is {tmp_path}/a.jsonl:76: not valid"
         " JSON" in sentence
     )
 

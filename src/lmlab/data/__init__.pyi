@@ -1,4 +1,4 @@
-from .chat.conversations import ChatEncoder, Example, KTOExample, PreferencePair, encode_records, read_records
+from .chat.conversations import ChatEncoder, Example, KTOExample, PreferencePair, read_records
 from .chat.encoding import ChatConfig, chat_template, chat_tokenizer, encode_for_answer
 from .chat.preferences import KTORows, PreferenceRows, example_row
 from .chat.template import TULU_TEMPLATE, ChatTemplate
@@ -91,7 +91,6 @@ __all__ = [
     "conversation_records",
     "docstring_questions",
     "encode_for_answer",
-    "encode_records",
     "example_row",
     "find_source",
     "preference_records",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -20,7 +21,7 @@ class Rejects:
     """Writes the rejects of one piece of work to a file, one JSON object a line, and stops it when they are too many.
 
     Arguments:
-        path: the file; it appears when the work is done.
+        path: the file; it appears when the work is done. None counts only, as all but one of several processes do.
         limit: the share of all records that may be unfit. Records of other splits, and damage that is kept on purpose,
             do not count.
 
@@ -29,18 +30,17 @@ class Rejects:
         first: the first of them.
     """
 
-    def __init__(self, path: str | Path, limit: float) -> None:
-        path = Path(path)
+    def __init__(self, path: str | Path | None, limit: float) -> None:
         self.unfit = 0
         self.first: Reject | None = None
         self._limit = limit
-        self._context = atomic_file(path, "w")
+        self._context = nullcontext() if path is None else atomic_file(path, "w")
         self._reasons: Counter[str] = Counter()
         self._damaged: list[str] = []
         self._other_splits = 0
 
     def __enter__(self) -> Rejects:
-        self._file: IO[str] = self._context.__enter__()
+        self._file: IO[str] | None = self._context.__enter__()
         return self
 
     def __exit__(
@@ -51,7 +51,8 @@ class Rejects:
     def add(self, reject: Reject) -> None:
         """Count and write one."""
         row = {"where": reject.where, "reason": reject.reason}
-        self._file.write(json.dumps(row, ensure_ascii=True) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(row, ensure_ascii=True) + "\n")
         if reject.kind == "split":
             self._other_splits += 1
         elif reject.kind == "damage":
@@ -78,7 +79,7 @@ class Rejects:
         """
         if self.first is not None and self.too_many(fit, final=True):
             raise UserError(
-                f"{self.unfit:,} of {fit + self.unfit:,} records cannot be read; the first is {self.first.where}:"
+                f"{self.unfit:,} of {fit + self.unfit:,} records cannot be used; the first is {self.first.where}:"
                 f" {self.first.reason}.",
                 remedy,
             )

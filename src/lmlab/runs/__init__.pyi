@@ -1,6 +1,6 @@
 from .artifacts import ADAPTERS, Artifact, Documents, Model, Questions, Tokens, Vocabulary
 from .recipe import Recipe, RecipeStage
-from .record import Results, StageRecord
+from .record import ReadResults, Results, StageRecord
 from .runner import PlannedStage, plan_stages, print_plan, run_recipe, stored_stages
 from .stage import (
     DocumentsInput,
@@ -25,6 +25,7 @@ __all__ = [
     "PlannedStage",
     "Questions",
     "QuestionsInput",
+    "ReadResults",
     "Recipe",
     "RecipeStage",
     "Results",

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from lmlab.config import validate
+from lmlab.data import rejects_summary
 from lmlab.errors import UserError
 from lmlab.files import read_json, write_json
 
@@ -23,6 +24,25 @@ class Results(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """For `results.json`."""
         return self.model_dump(mode="json")
+
+
+class ReadResults(Results):
+    """What every stage that reads records tells of those that it cannot use, as `lmlab.data.Rejects.account` gives it.
+
+    Attributes:
+        rejects, reject_reasons: records that are unfit, and why; rejects.jsonl lists them.
+        damaged: files that could be read in part only.
+        other_splits: records of other splits than the one that is read.
+    """
+
+    rejects: int = 0
+    reject_reasons: dict[str, int] = {}
+    damaged: list[str] = []
+    other_splits: int = 0
+
+    def set_aside(self) -> str:
+        """One or more sentences on them; empty if there are none."""
+        return rejects_summary(self.model_dump(include=set(ReadResults.model_fields)))
 
 
 R = TypeVar("R", bound=Results)

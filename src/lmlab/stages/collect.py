@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from lmlab.data import DROPPED_BY, CollectConfig, Decontamination, SourceConfig, collect, rejects_summary
+from lmlab.data import DROPPED_BY, CollectConfig, Decontamination, SourceConfig, collect
 from lmlab.evals import Task, find_tasks, own_texts
 from lmlab.progress import short
 from lmlab.reports import Details, Figure, Paragraph, Section, Table, funnel_chart
-from lmlab.runs import Artifact, Documents, Results, Stage, StageContext
+from lmlab.runs import Artifact, Documents, ReadResults, Results, Stage, StageContext
 
 
 class CollectStageConfig(CollectConfig):
@@ -49,13 +49,10 @@ class Decontaminated(Results):
     too_short: int
 
 
-class CollectResults(Results):
+class CollectResults(ReadResults):
     """What was read, dropped (by reason) and kept.
 
     Attributes:
-        rejects, reject_reasons: records that are unfit, and why.
-        damaged: files that could be read in part only.
-        other_splits: records of other splits than the one that is read.
         notices: what was decided that the user must know.
     """
 
@@ -65,10 +62,6 @@ class CollectResults(Results):
     heldout: Counts
     heldout_groups: list[str]
     num_heldout_groups: int
-    rejects: int
-    reject_reasons: dict[str, int] = {}
-    damaged: list[str] = []
-    other_splits: int = 0
     notices: list[str] = []
     decontamination: Decontaminated | None = None
 
@@ -117,7 +110,7 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
         parts = [
             f"{_count(results.train)} for training, {_count(results.heldout)} held out.",
             f"Dropped: {', '.join(dropped)}." if dropped else "",
-            rejects_summary(results.model_dump()),
+            results.set_aside(),
             *results.notices,
         ]
         return " ".join(part for part in parts if part)
@@ -148,7 +141,7 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
         columns = ["", *(f"{domain}, documents" for domain in domains), *(f"{domain}, bytes" for domain in domains)]
         note = " ".join(
             [
-                rejects_summary(results.model_dump()) or "Every record could be read.",
+                results.set_aside() or "Every record could be read.",
                 *results.notices,
                 "Dropped documents and rejects are listed in the run's directory.",
             ]

@@ -16,17 +16,17 @@ from lmlab.data import (
     Loader,
     PreferenceRows,
     Reject,
+    Rejects,
     Tokenizer,
     chat_tokenizer,
-    encode_records,
 )
 from lmlab.distributed import wait_for_all, world
 from lmlab.errors import UserError
-from lmlab.files import write_json, write_jsonl
-from lmlab.reports import Facts, Figure, Section, Series, line_chart
-from lmlab.runs import Artifact, Model, ModelInput, Stage, StageContext, Vocabulary, VocabularyInput
+from lmlab.files import write_json
+from lmlab.reports import Facts, Figure, Note, Section, Series, line_chart
+from lmlab.runs import Artifact, Model, ModelInput, ReadResults, Stage, StageContext, Vocabulary, VocabularyInput
 from lmlab.stages.adapters import Adapters, export_adapters, note_adapters
-from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
+from lmlab.stages.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
 from lmlab.stages.training import (
     TrainingResults,
     build_network,
@@ -107,12 +107,11 @@ class PreferConfig(Config):
     trainer: TrainerConfig
 
 
-class PreferResults(TrainingResults):
+class PreferResults(ReadResults, TrainingResults):  # in this order, so that figures may be added
     """The training, and how many records were learned from, measured on, and set aside."""
 
     pairs: int
     heldout_pairs: int
-    rejects: int
 
 
 class Prefer(Stage[PreferConfig, PreferResults]):
@@ -180,7 +179,7 @@ class Prefer(Stage[PreferConfig, PreferResults]):
             **{**summary, **final_figures(context.directory)},
             pairs=len(rows),
             heldout_pairs=len(heldout) if heldout else 0,
-            rejects=rejects,
+            **rejects.account(),
         )
 
     def summary(self, results: PreferResults) -> str:
@@ -188,12 +187,15 @@ class Prefer(Stage[PreferConfig, PreferResults]):
         shown = {"loss": "held-out loss", "accuracies": "held-out accuracy"}
         figures = [(title, results.heldout(name)) for name, title in shown.items()]
         heldout = [f"{title} {value:.3f}" for title, value in figures if value is not None]
-        return ", ".join([f"{results.pairs:,} examples, loss {results.final_loss:.3f}", *heldout]) + "."
+        told = ", ".join([f"{results.pairs:,} examples, loss {results.final_loss:.3f}", *heldout])
+        return f"{told}. {results.set_aside()}".rstrip()
 
     def report(self, config: PreferConfig, results: PreferResults, directory: Path) -> list[Section]:
         """Curves."""
         rows = read_metrics(directory / "metrics.jsonl")
         blocks: list[Any] = [Facts(training_facts(results))]
+        if set_aside := results.set_aside():
+            blocks.append(Note(set_aside, "warning"))
         for key, title in (
             ("loss", "loss"),
             ("accuracies", "accuracy"),
@@ -221,34 +223,29 @@ def _step(method: DPO | SimPO | KTO) -> StepFunction:
     return simpo_step(method) if isinstance(method, SimPO) else kto_step(method)
 
 
-def _rows(config: PreferConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[Rows, Rows | None, int]:
-    """Rows to learn from, held-out ones if there are any, and the number of records that are set aside."""
+def _rows(config: PreferConfig, context: StageContext, tokenizer: Tokenizer) -> tuple[Rows, Rows | None, Rejects]:
+    """Rows to learn from, held-out ones if there are any, and the records that are set aside."""
     longest = min(config.chat.max_len or config.seq_len + 1, config.seq_len + 1)
     encoder = ChatEncoder(tokenizer, config.chat.model_copy(update={"max_len": longest}))
     encode: Callable[..., Any] = encoder.kto if config.method.kind == "kto" else encoder.preference
-    numbered = list(enumerate(records_of(config.records, context)))
-    parts, rejects = [], list[Reject]()
-    for heldout in (False, True):
-        records = (
-            record
-            for number, record in numbered
-            if is_heldout(number, config.heldout_fraction, context.seed) == heldout
-        )
-        examples, refused = encode_records(records, encode)
-        parts.append(examples)
-        rejects += refused
-    if world().is_main:
-        write_jsonl(
-            context.directory / "rejects.jsonl", ({"where": each.where, "reason": each.reason} for each in rejects)
-        )
-    if rejects:
-        check_rejects(len(rejects), len(numbered), config.max_reject_fraction, rejects[0])
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    path = context.directory / "rejects.jsonl" if world().is_main else None
+    with Rejects(path, config.max_reject_fraction) as rejects:
+        for number, item in enumerate(records_of(config.records, context)):
+            found = item if isinstance(item, Reject) else encode(item[1], item[0])
+            if not isinstance(found, Reject):
+                parts[is_heldout(number, config.heldout_fraction, context.seed)].append(found)
+                continue
+            rejects.add(found)
+            if rejects.too_many(sum(map(len, parts))):
+                break
+    rejects.check(sum(map(len, parts)), REJECTS_REMEDY)
     make: Callable[..., Rows] = KTORows if config.method.kind == "kto" else PreferenceRows
     train, heldout_examples = parts
     return (
         make(train, config.seq_len),
         make(heldout_examples, config.seq_len) if len(heldout_examples) > 1 else None,
-        len(rejects),
+        rejects,
     )
 
 

@@ -23,11 +23,10 @@ from lmlab.data import (
     read_records,
     record_source,
 )
-from lmlab.errors import UserError
 from lmlab.runs import Input, StageContext
 from lmlab.storage import is_url
 
-_ENOUGH = 1000
+REJECTS_REMEDY = "Mend the records (rejects.jsonl lists them), or raise max_reject_fraction."
 
 
 def _locate(value: Any) -> Any:
@@ -75,19 +74,6 @@ def records_of(records: str | RecordSource, context: StageContext) -> Iterator[t
     path = context.inputs["records"]
     written = path / "records.jsonl"  # by a stage
     return read_records(written if written.exists() else path)
-
-
-def check_rejects(rejected: int, read: int, limit: float, first: Reject, final: bool = True) -> None:
-    """Stop when too many records cannot be used; before the end only once there are enough of them to tell.
-
-    Raises:
-        UserError: more than the share `limit`.
-    """
-    if rejected > limit * read and (final or read >= _ENOUGH):
-        raise UserError(
-            f"{rejected:,} of {read:,} records cannot be used; the first is {first.where}: {first.reason}.",
-            "Mend the records, or raise max_reject_fraction.",
-        )
 
 
 def is_heldout(number: int, fraction: float, seed: int) -> bool:

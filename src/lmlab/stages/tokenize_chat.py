@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lmlab.config import Config
-from lmlab.data import ChatConfig, ChatEncoder, Example, Reject, TokenizedItem, Tokenizer, chat_tokenizer, write_shards
+from lmlab.data import (
+    ChatConfig,
+    ChatEncoder,
+    Example,
+    Reject,
+    Rejects,
+    TokenizedItem,
+    Tokenizer,
+    chat_tokenizer,
+    write_shards,
+)
 from lmlab.errors import UserError
-from lmlab.files import atomic_file
 from lmlab.progress import progress, short
 from lmlab.reports import Note, Section, Table
-from lmlab.runs import Artifact, Results, Stage, StageContext, Tokens, Vocabulary, VocabularyInput
-from lmlab.stages.records import Records, check_rejects, is_heldout, records_fingerprint, records_of
+from lmlab.runs import Artifact, ReadResults, Stage, StageContext, Tokens, Vocabulary, VocabularyInput
+from lmlab.stages.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
 
 _CHECKS = {
     "turns": "turns of the assistant that are learned",
@@ -49,12 +57,11 @@ class TokenizeChatConfig(Config):
     shard_tokens: int = Field(default=2**26, gt=0)
 
 
-class ChatResults(Results):
-    """Examples and tokens of each domain; records that were read, and those set aside; what was checked (`_CHECKS`)."""
+class ChatResults(ReadResults):
+    """Examples and tokens of each domain; how many records were read; what was checked (`_CHECKS`)."""
 
     counts: dict[str, dict[str, int]]
     read: int
-    rejects: int
     turns: int
     turns_stopped: int
     turns_not_learned: int
@@ -78,27 +85,28 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
     def run(self, config: TokenizeChatConfig, context: StageContext) -> ChatResults:
         """Encode."""
         tokenizer = chat_tokenizer(context.find(Vocabulary, "tokenizer").load(), config.chat)
-        counts = dict.fromkeys(("read", "rejects", *_CHECKS), 0)
-        with atomic_file(context.directory / "rejects.jsonl", "w") as rejects:
-            items = _items(config, context, tokenizer, counts, rejects)
-            manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
+        counts = dict.fromkeys(("fit", *_CHECKS), 0)
+        rejects = Rejects(context.directory / "rejects.jsonl", config.max_reject_fraction)
+        items = _items(config, context, tokenizer, counts, rejects)
+        manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
         if config.split == "train" and not manifest["shards"]:
             raise UserError("The records hold nothing to learn from.", "See rejects.jsonl for the reasons.")
-        return ChatResults(counts=manifest["counts"], **counts)
+        read = counts.pop("fit") + rejects.unfit
+        return ChatResults(counts=manifest["counts"], read=read, **counts, **rejects.account())
 
     def summary(self, results: ChatResults) -> str:
         """Examples and tokens."""
         if not results.counts:
-            return "no example."
+            return f"no example. {results.set_aside()}".rstrip()
         examples, tokens, learned = (
             sum(counts[key] for counts in results.counts.values()) for key in ("documents", "tokens", "learned_tokens")
         )
         return (
             f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned, in"
             f" {results.turns:,} turns, of which {results.turns_stopped:,} end with a stop token;"
-            f" {results.turns_not_learned:,} turns of weight 0, {results.turns_too_long:,} beyond max_len;"
-            f" {results.rejects:,} records set aside."
-        )
+            f" {results.turns_not_learned:,} turns of weight 0, {results.turns_too_long:,} beyond max_len."
+            f" {results.set_aside()}"
+        ).rstrip()
 
     def report(self, config: TokenizeChatConfig, results: ChatResults, directory: Path) -> list[Section]:
         """Examples by domain."""
@@ -116,10 +124,8 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
                     "warning",
                 )
             )
-        if results.rejects:
-            blocks.append(
-                Note(f"{results.rejects:,} of {results.read:,} records are set aside in rejects.jsonl.", "warning")
-            )
+        if set_aside := results.set_aside():
+            blocks.append(Note(f"{results.read:,} records read. {set_aside}", "warning"))
         return [Section("Conversations" if config.split == "train" else "Held-out conversations", blocks)]
 
 
@@ -135,25 +141,22 @@ def _check(example: Example, counts: dict[str, int]) -> None:
 
 
 def _items(
-    config: TokenizeChatConfig, context: StageContext, tokenizer: Tokenizer, counts: dict[str, int], rejects: IO[str]
+    config: TokenizeChatConfig, context: StageContext, tokenizer: Tokenizer, counts: dict[str, int], rejects: Rejects
 ) -> Iterator[TokenizedItem]:
     encoder = ChatEncoder(tokenizer, config.chat)
-    first: Reject | None = None
-    with progress("encode", None, "records") as advance:
+    with progress("encode", None, "records") as advance, rejects:
         for number, item in enumerate(records_of(config.records, context)):
             advance()
             if is_heldout(number, config.heldout_fraction, context.seed) != (config.split == "heldout"):
                 continue
-            counts["read"] += 1
             found = item if isinstance(item, Reject) else encoder.examples(item[1], item[0])
             if isinstance(found, Reject):
-                first = first or found
-                counts["rejects"] += 1
-                rejects.write(json.dumps({"where": found.where, "reason": found.reason}, ensure_ascii=False) + "\n")
-                check_rejects(counts["rejects"], counts["read"], config.max_reject_fraction, first, final=False)
-            else:
-                for example in found:
-                    _check(example, counts)
-                    yield TokenizedItem(example.ids, example.domain, example.size, example.mask)
-    if first is not None:
-        check_rejects(counts["rejects"], counts["read"], config.max_reject_fraction, first)
+                rejects.add(found)
+                if rejects.too_many(counts["fit"]):
+                    break
+                continue
+            counts["fit"] += 1
+            for example in found:
+                _check(example, counts)
+                yield TokenizedItem(example.ids, example.domain, example.size, example.mask)
+    rejects.check(counts["fit"], REJECTS_REMEDY)  # the file is whole now; the shards are not, so that none are left

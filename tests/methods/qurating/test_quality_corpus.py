@@ -18,6 +18,7 @@ import pytest
 
 from lmlab.data import Loader, Tokenizer
 from lmlab.errors import UserError
+from lmlab.files import read_jsonl
 from lmlab.methods.qurating import Rater, select
 from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
 from lmlab.methods.qurating.analysis.bias import bias_report
@@ -76,6 +77,16 @@ def test_an_annotation_has_the_published_columns_and_keeps_the_others(
         assert row["one_average"] == pytest.approx(
             np.average(row["one_chunks"], weights=row["chunk_lengths"]), abs=1e-6
         )
+
+
+def test_records_that_cannot_be_read_are_counted_by_reason_and_listed(place: Path) -> None:
+    corpus = place / "corpus" / "0.jsonl"
+    corpus.write_text("{\n3\n" + corpus.read_text() + json.dumps({"text": "", "rejected": "by its author"}) + "\n")
+    found = annotate(job(place, "out", id=None))
+    assert (found["rows"], found["empty"], found["rejects"]) == (63, 3, 2)
+    listed = list(read_jsonl(place / "out" / "rejects.jsonl"))
+    assert [row["where"] for row in listed] == ["0.jsonl:1", "0.jsonl:2"]
+    assert found["reject_reasons"] == {row["reason"].partition(" (")[0]: 1 for row in listed}
 
 
 @pytest.mark.parametrize(("block", "batch"), [(5, 64), (60, 4096)])

@@ -12,7 +12,7 @@ Prompts and answers are text or lists of messages. `domain`, `tools` and `docume
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -184,26 +184,6 @@ def read_records(source: Path | str | RecordSource) -> Iterator[tuple[str, Any] 
     """
     for where, record in (source if isinstance(source, RecordSource) else record_source(str(source))).records():
         yield record if isinstance(record, Reject) else (where, record)
-
-
-def encode_records(
-    records: Iterable[tuple[str, Any] | Reject], encode: Callable[[Any, str], T | Reject]
-) -> tuple[list[T], list[Reject]]:
-    """All records as examples, and those that cannot be.
-
-    Arguments:
-        records: from `read_records`.
-        encode: a method of `ChatEncoder`.
-    """
-    examples: list[T] = []
-    rejects: list[Reject] = []
-    for item in records:
-        found = item if isinstance(item, Reject) else encode(item[1], item[0])
-        if isinstance(found, Reject):
-            rejects.append(found)
-        else:
-            examples.append(found)
-    return examples, rejects
 
 
 def _attempt(encode: Callable[[dict[str, Any]], T], record: Any, where: str) -> T | Reject:

@@ -40,7 +40,7 @@ from lmlab.methods.qurating.selecting.selection import Manifest, select
 from lmlab.methods.qurating.selecting.table import RatedTable, budget_of
 from lmlab.progress import short
 from lmlab.reports import Section
-from lmlab.runs import Artifact, Documents, Model, Results, Stage, StageContext, Vocabulary
+from lmlab.runs import Artifact, Documents, Model, ReadResults, Results, Stage, StageContext, Vocabulary
 
 
 class JudgingResults(Results):
@@ -133,8 +133,8 @@ class QualityRater(Stage[RaterStageConfig, RaterResults]):
         return rater_sections(results.to_json())
 
 
-class AnnotateResults(Results):
-    """Sizes; `rated` by the attempt that finished."""
+class AnnotateResults(ReadResults):
+    """Sizes; `rated` by the attempt that finished. Of what is empty `rejects` could not be read."""
 
     rows: int
     tokens: int
@@ -164,9 +164,8 @@ class QualityAnnotate(Stage[AnnotateConfig, AnnotateResults]):
 
     def summary(self, results: AnnotateResults) -> str:
         """Sizes."""
-        return f"{results.rows:,} documents, {short(results.tokens)} tokens" + (
-            f", {results.empty:,} empty." if results.empty else "."
-        )
+        empty = f", {results.empty:,} empty" if results.empty else ""
+        return f"{results.rows:,} documents, {short(results.tokens)} tokens{empty}. {results.set_aside()}".rstrip()
 
     def report(self, config: AnnotateConfig, results: AnnotateResults, directory: Path) -> list[Section]:
         """Distributions, correlations."""

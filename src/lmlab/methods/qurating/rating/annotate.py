@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lmlab.data import Document, RecordSource, Reject, TextSource, choose_kind, record_source
+from lmlab.data import Document, RecordSource, Reject, Rejects, TextSource, choose_kind, record_source
 from lmlab.data.sources.records import field
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import Backend, fan_out
@@ -192,7 +192,7 @@ class _Worker:
         for place, (_, record) in enumerate(self.source.records_of(file, None), 1):
             if isinstance(record, Reject) or not isinstance(record, dict):
                 reason = record.reason if isinstance(record, Reject) else "no record with named fields"
-                yield {"id": f"{name}:{place}", "rejected": reason}
+                yield {"id": f"{name}:{place}", _REJECTED: reason}
                 continue
             keep = self.job.columns
             kept = record if keep is None else {column: record[column] for column in keep if column in record}
@@ -300,21 +300,31 @@ class _Worker:
 
     def _summary(self) -> dict[str, Any]:
         rows = tokens = empty = 0
-        for number in range(len(self.files)):
-            table = pq.read_table(self._target(number), columns=["length", "empty"])
-            rows, tokens = rows + len(table), tokens + int(np.asarray(table.column("length")).sum())
-            empty += int(np.asarray(table.column("empty")).sum())
+        with Rejects(self.out / "rejects.jsonl", limit=1) as rejects:
+            for number in range(len(self.files)):
+                target = self._target(number)
+                wanted = [name for name in _TOLD if name in pq.read_schema(target).names]
+                for batch in pq.ParquetFile(target).iter_batches(columns=wanted):
+                    rows, tokens = rows + len(batch), tokens + int(np.asarray(batch.column("length")).sum())
+                    empty += int(np.asarray(batch.column("empty")).sum())
+                    if _REJECTED in wanted:
+                        for row in batch.filter(batch.column("empty")).to_pylist():
+                            if isinstance(row[_REJECTED], str):
+                                rejects.add(Reject(str(row["id"]), row[_REJECTED]))
         state = read_mapping(self.out / "annotation.json") | {
             "done": True,
             "rows": rows,
             "tokens": tokens,
             "empty": empty,
+            **rejects.account(),
         }
         write_json(self.out / "annotation.json", state)
-        return {"rows": rows, "tokens": tokens, "empty": empty, "rated": self.rated}
+        return {"rows": rows, "tokens": tokens, "empty": empty, **rejects.account(), "rated": self.rated}
 
 
 _TEXT, _IDS = "\0text", "\0ids"
+_REJECTED = "unreadable"  # a column of the reasons; "rejected" is one of preference data
+_TOLD = ("id", _REJECTED, "length", "empty")
 
 
 def _write_once(path: Path, value: Any) -> None:
@@ -337,7 +347,7 @@ def _source(location: str) -> RecordSource | TextSource:
 
 def _document_row(document: Document | Reject) -> dict[str, Any]:
     if isinstance(document, Reject):
-        return {"rejected": document.reason}
+        return {_REJECTED: document.reason}
     return {"text": document.text, "domain": document.domain, _TEXT: document.text}
 
 
