@@ -116,6 +116,30 @@ def test_what_is_varied_is_checked(lmlab, recipe, tmp_path, vary, message):
     assert shown.code == 2 and message in shown.err
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "targets": ["embedding", "query"]}], ids=["whole", "adapters"])
+def test_a_plan_of_tuning_an_earlier_stage_tells_memory_and_time(lmlab, recipe, lora):
+    def change(data):
+        model = data["stages"]["model"]
+        tuned = {key: value for key, value in model.items() if key not in ("model", "lora")}
+        settings = {"start": "model"} | ({"lora": lora} if lora else {})
+        data["stages"] |= {"tuned": {**tuned, **settings}, "again": {**tuned, "start": "tuned"}}
+
+    shown = lmlab("run", recipe(change), "--dry-run")
+    assert shown.code == 0, shown.err
+    text = " ".join((shown.out + shown.err).replace("│", " ").split())
+    assert text.count("length:") == text.count("memory: about") == text.count("time: about") == 3
+    assert ("of adapters are trained" in text) == (lora is not None)
+
+
+@pytest.mark.parametrize("key", ["quantize", "load_in_4bit"])
+def test_a_quantized_base_is_refused_by_name(lmlab, recipe, key):
+    def change(data):
+        data["stages"]["model"] |= {"start": "somewhere", "lora": {key: "nf4"}}
+
+    shown = lmlab("run", recipe(change), "--dry-run")
+    assert shown.code == 2 and f"{key}: the weights beside adapters are not quantized" in " ".join(shown.err.split())
+
+
 def test_a_plan_for_many_processes_tells_memory_and_traffic(lmlab, recipe):
     path = recipe(until="model", change=lambda data: data["stages"]["model"]["trainer"].update(batch_size=64))
     one = lmlab("run", path, "--dry-run")

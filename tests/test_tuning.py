@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import itertools
@@ -205,13 +206,19 @@ def _store(kind, folder):
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         return {"kind": "webdataset", "path": str(folder / "*.tar")}
+    if kind == "csv":
+        with (folder / "chats.txt").open("w", newline="") as file:
+            rows = csv.writer(file, delimiter=";")
+            rows.writerow(["question", "answer"])
+            rows.writerows([message["content"] for message in row["messages"]] for row in _PAIRS)
+        return {"kind": "csv", "path": str(folder / "chats.txt"), "delimiter": ";"}
     _write(folder / "chats.jsonl", _PAIRS)
     return {"url": f"file://{folder}/chats.jsonl", "source": {"kind": "jsonl", "path": f"file://{folder}/*.jsonl"}}[
         kind
     ]
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "webdataset", "url", "source"])
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet", "arrow", "webdataset", "url", "source", "csv"])
 def test_conversations_come_from_every_kind_of_source(lmlab, base, tmp_path, kind):
     (tmp_path / "data").mkdir()
     stage = {"kind": "tokenize_chat", "records": _store(kind, tmp_path / "data"), "tokenizer": str(base)}

@@ -63,7 +63,7 @@ def methods() -> dict[str, Method]:
 
 def known(group: Group) -> list[str]:
     """The names that are registered in a group."""
-    return sorted(_places(group))
+    return sorted(places(group))
 
 
 def find(group: Group, name: str, called: str, where: str) -> Any:
@@ -76,10 +76,10 @@ def find(group: Group, name: str, called: str, where: str) -> Any:
     Raises:
         UserError: nothing is, with the nearest name.
     """
-    places = _places(group)
-    if name not in places:
-        raise UserError(f"{where}: unknown {called} '{name}'. {did_you_mean(name, places)}")
-    return load(places[name])
+    registered = places(group)
+    if name not in registered:
+        raise UserError(f"{where}: unknown {called} '{name}'. {did_you_mean(name, registered)}")
+    return load(registered[name])
 
 
 def load(place: str) -> Any:
@@ -89,8 +89,9 @@ def load(place: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _places(group: Group) -> dict[str, str]:
-    places = {point.name: point.value for point in entry_points(group=f"lmlab.{group}")}
+def places(group: Group) -> dict[str, str]:
+    """What is registered in a group: name -> "module:attribute"."""
+    found = {point.name: point.value for point in entry_points(group=f"lmlab.{group}")}
     for method in methods().values():
-        places |= getattr(method, group)
-    return places
+        found |= getattr(method, group)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -34,13 +34,15 @@ class Rejects:
         self.unfit = 0
         self.first: Reject | None = None
         self._limit = limit
-        self._context = nullcontext() if path is None else atomic_file(path, "w")
+        self._context: AbstractContextManager[IO[str] | None] = (
+            nullcontext() if path is None else atomic_file(Path(path), "w")
+        )
         self._reasons: Counter[str] = Counter()
         self._damaged: list[str] = []
         self._other_splits = 0
 
     def __enter__(self) -> Rejects:
-        self._file: IO[str] | None = self._context.__enter__()
+        self._file = self._context.__enter__()
         return self
 
     def __exit__(

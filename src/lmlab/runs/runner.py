@@ -269,8 +269,12 @@ def print_plan(recipe: Recipe, directory: str | Path) -> None:
     table = Table(title=f"Plan of '{recipe.name}' in {directory}", title_justify="left", show_lines=True)
     for column in ("stage", "kind", "state", "what"):
         table.add_column(column, overflow="fold")
+    promises: dict[str, Any] = {}
     for each in plan_stages(recipe, directory):
-        rows = each.entry.stage.plan(each.entry.config)
+        stage, config = each.entry.stage, each.entry.config
+        promised = {key: promises[place] for key, place in each.entry.inputs.items() if place in promises}
+        promises[each.entry.name] = stage.promises(config, promised)
+        rows = stage.plan(config, promised)
         text = "\n".join(f"{label}: {value}" for label, value in rows.items())
         if each.changes:
             text += "\nchanged: " + "; ".join(each.changes)

@@ -123,9 +123,19 @@ class Stage(ABC, Generic[C, R]):
     def run(self, config: C, context: StageContext) -> R:
         """Do the work, resuming what an earlier attempt left in the directory."""
 
-    def plan(self, config: C) -> dict[str, str]:
-        """What the stage will do, for `--dry-run`: label -> text."""
+    def plan(self, config: C, promised: Mapping[str, Any]) -> dict[str, str]:
+        """What the stage will do, for `--dry-run`: label -> text.
+
+        Arguments:
+            promised: of each input that an earlier stage will make, by its field, what that stage `promises`.
+        """
         return {}
+
+    def promises(self, config: C, promised: Mapping[str, Any]) -> Any:
+        """What is known of the results before there are any, for the plans of later stages: of a stage that trains, the
+        shape of its model; None elsewhere.
+        """
+        return None
 
     def depends_on(self, config: C) -> Any:
         """Whatever else the results depend on (files that are read), for JSON."""

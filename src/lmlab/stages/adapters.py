@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from lmlab.data import Tokenizer
@@ -14,6 +15,9 @@ from lmlab.files import write_json
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora, remove_lora, save_lora, save_pretrained
 from lmlab.runs import ADAPTERS, Model
 from lmlab.train import load_weights, whole_tensors
+
+# What other libraries call it.
+_QUANTIZED = ("quantize", "quantization", "quantization_config", "load_in_4bit", "load_in_8bit")
 
 
 class Adapters(LoRAConfig):
@@ -24,6 +28,18 @@ class Adapters(LoRAConfig):
         description="write the model with the adapters folded in as model/ too, beside adapters/ as the peft library"
         " reads it; later stages need it",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_base(cls, data: Any) -> Any:
+        for name in _QUANTIZED if isinstance(data, dict) else ():
+            if name in data:
+                raise ValueError(
+                    f"{name}: the weights beside adapters are not quantized, as checkpoints, shares of several"
+                    " processes and merging need them whole; leave it out, and lower trainer.micro_batch_size to save"
+                    " memory."
+                )
+        return data
 
     @property
     def plain(self) -> LoRAConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class BaselinesResults(Results):
 class Baselines(Stage[BaselinesConfig, BaselinesResults]):
     """Writes only its results."""
 
-    def plan(self, config: BaselinesConfig) -> dict[str, str]:
+    def plan(self, config: BaselinesConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """The baselines."""
         return {"baselines": f"byte {config.order}-gram, xz -9e"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -71,7 +72,7 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
 
     gives: ClassVar[tuple[type[Artifact], ...]] = (Documents,)
 
-    def plan(self, config: CollectStageConfig) -> dict[str, str]:
+    def plan(self, config: CollectStageConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """The sources."""
         found = {
             "sources": ", ".join(source.kind for source in config.sources),

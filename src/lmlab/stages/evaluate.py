@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -107,7 +107,7 @@ class Evaluate(Stage[EvaluateConfig, EvaluateResults]):
         """The requests of the tasks."""
         return {task.name: task.fingerprint() for task in find_tasks(config.tasks)}
 
-    def plan(self, config: EvaluateConfig) -> dict[str, str]:
+    def plan(self, config: EvaluateConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """Tasks and questions."""
         tasks = find_tasks(config.tasks)
         return {"tasks": ", ".join(task.name for task in tasks)} if tasks else {}

@@ -37,6 +37,7 @@ from lmlab.stages.training import (
     loop_curves,
     plan_training,
     planned_model,
+    promised_model,
     routing_curves,
     series,
     training_facts,
@@ -123,11 +124,15 @@ class Prefer(Stage[PreferConfig, PreferResults]):
     )
     distributed: ClassVar[bool] = True
 
-    def plan(self, config: PreferConfig) -> dict[str, str]:
+    def plan(self, config: PreferConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """The method and the length."""
         return {"method": config.method.kind} | plan_training(
-            planned_model(None, config.start), 2 * config.seq_len, config.trainer, config.lora
+            planned_model(None, config.start, promised), 2 * config.seq_len, config.trainer, config.lora
         )
+
+    def promises(self, config: PreferConfig, promised: Mapping[str, Any]) -> Any:
+        """The shape of the model."""
+        return promised_model(None, config.start, config.lora, promised)
 
     def depends_on(self, config: PreferConfig) -> Any:
         """The files of a source, and the template; for KTO the micro-batch, over which it estimates a divergence."""

@@ -6,23 +6,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
-from lmlab.data import (
-    ArrowSource,
-    ChatConfig,
-    JsonlSource,
-    MDSSource,
-    ParquetSource,
-    RecordSource,
-    Reject,
-    WebDatasetSource,
-    chat_template,
-    read_records,
-    record_source,
-)
+from lmlab.data import ChatConfig, RecordSource, Reject, chat_template, read_records, record_kinds, record_source
 from lmlab.runs import Input, StageContext
 from lmlab.storage import is_url
 
@@ -48,16 +38,15 @@ def _kind(value: Any) -> Any:
     )
 
 
-Records = Annotated[
-    Annotated[Input, Tag("path")]
-    | Annotated[JsonlSource, Tag("jsonl")]
-    | Annotated[ParquetSource, Tag("parquet")]
-    | Annotated[ArrowSource, Tag("arrow")]
-    | Annotated[MDSSource, Tag("mds")]
-    | Annotated[WebDatasetSource, Tag("webdataset")],
-    Discriminator(_kind, "records", "expected a path, or a source of kind jsonl, parquet, arrow, mds or webdataset"),
-    BeforeValidator(_locate),
-]
+if TYPE_CHECKING:
+    Records = str | RecordSource
+else:
+    _KINDS = record_kinds()
+    Records = Annotated[
+        reduce(or_, (Annotated[made, Tag(name)] for name, made in _KINDS.items()), Annotated[Input, Tag("path")]),
+        Discriminator(_kind, "records", f"expected a path, or a source of kind {' or '.join(_KINDS)}"),
+        BeforeValidator(_locate),
+    ]
 """A field that names records: an earlier stage, a path, a glob, a URL, or a source of records with its settings."""
 
 

@@ -92,7 +92,8 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
         if config.split == "train" and not manifest["shards"]:
             raise UserError("The records hold nothing to learn from.", "See rejects.jsonl for the reasons.")
         read = counts.pop("fit") + rejects.unfit
-        return ChatResults(counts=manifest["counts"], read=read, **counts, **rejects.account())
+        checked: dict[str, Any] = {**counts, **rejects.account()}
+        return ChatResults(counts=manifest["counts"], read=read, **checked)
 
     def summary(self, results: ChatResults) -> str:
         """Examples and tokens."""

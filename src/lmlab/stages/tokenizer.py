@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -33,7 +34,7 @@ class TrainTokenizer(Stage[TrainTokenizerConfig, TokenizerResults]):
     version: ClassVar[int] = 2
     gives: ClassVar[tuple[type[Artifact], ...]] = (Vocabulary,)
 
-    def plan(self, config: TrainTokenizerConfig) -> dict[str, str]:
+    def plan(self, config: TrainTokenizerConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """The vocabulary."""
         return {"vocabulary": f"{config.vocab_size:,} tokens, byte-level BPE"}
 

@@ -42,6 +42,7 @@ from lmlab.stages.training import (
     loop_curves,
     plan_training,
     planned_model,
+    promised_model,
     routing_curves,
     series,
     training_facts,
@@ -160,9 +161,14 @@ class Train(Stage[TrainConfig, TrainResults]):
             found["micro_batch_size"] = config.trainer.rows_at_once
         return found or None
 
-    def plan(self, config: TrainConfig) -> dict[str, str]:
+    def plan(self, config: TrainConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
-        return plan_training(planned_model(config.model, config.start), config.seq_len, config.trainer, config.lora)
+        model = planned_model(config.model, config.start, promised)
+        return plan_training(model, config.seq_len, config.trainer, config.lora)
+
+    def promises(self, config: TrainConfig, promised: Mapping[str, Any]) -> Any:
+        """The shape of the model."""
+        return promised_model(config.model, config.start, config.lora, promised)
 
     def continues(self, config: TrainConfig, before: Mapping[str, Any], finished: bool, directory: Path) -> str | None:
         """With another length, schedule or precision, where that leaves what was trained as it is."""

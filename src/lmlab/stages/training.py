@@ -80,13 +80,26 @@ class TrainingResults(Results):
         return (self.model_extra or {}).get(f"heldout_{figure}")
 
 
-def planned_model(model: ModelConfig | None, start: str | None) -> ModelConfig | None:
-    """The model that will be trained: the one that is asked for, else that in the directory `start`; None where an
-    earlier stage will make it.
+def planned_model(
+    model: ModelConfig | None, start: str | None, promised: Mapping[str, Any] | None = None
+) -> ModelConfig | None:
+    """The model that will be trained: the one that is asked for, else that of `start`, which an earlier stage has
+    `promised` or a directory holds; None where neither is known.
     """
-    if model is not None or start is None or not Path(start).exists():
+    if model is not None or start is None:
         return model
-    return Model.find(start).config
+    if promised is not None and "start" in promised:
+        shape: ModelConfig | None = promised["start"]
+        return shape
+    return Model.find(start).config if Path(start).exists() else None
+
+
+def promised_model(
+    model: ModelConfig | None, start: str | None, lora: LoRAConfig | None, promised: Mapping[str, Any]
+) -> ModelConfig | None:
+    """The shape of the model that a training will write, with its adapters folded in."""
+    shape = planned_model(model, start, promised)
+    return shape if shape is None or lora is None else lora.folded(shape)
 
 
 def plan_training(

@@ -4,7 +4,7 @@ from .delimited import CsvSource
 from .files import FileSource
 from .folder import FolderSource
 from .jsonl import JsonlSource
-from .kinds import find_source, source_kinds
+from .kinds import find_source, record_kinds, source_kinds
 from .mds_source import MDSSource
 from .python_library import PythonLibrarySource
 from .records import RecordSource
@@ -29,6 +29,7 @@ __all__ = [
     "WebDatasetSource",
     "choose_kind",
     "find_source",
+    "record_kinds",
     "record_source",
     "source_kinds",
     "source_settings",

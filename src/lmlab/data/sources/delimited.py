@@ -41,7 +41,7 @@ class CsvSource(RecordSource):
             # the limit of the module is one for all readers of the process: it only ever grows
             csv.field_size_limit(max(csv.field_size_limit(), self.max_record_bytes))
             reader = csv.reader(lines, delimiter=self.delimiter or ("\t" if tabs else ","), strict=True)
-            names = self._names_of(reader, shown)
+            names = self._names_of(reader, shown, columns)
             while names is not None:
                 lines.length, began = 0, lines.number + 1
                 try:
@@ -67,11 +67,12 @@ class CsvSource(RecordSource):
                 elif row:
                     yield where, dict(zip(names, row, strict=True))
 
-    def _names_of(self, reader: Any, shown: str) -> list[str] | None:
+    def _names_of(self, reader: Any, shown: str, wanted: Sequence[str] | None) -> list[str] | None:
         if self.column_names is not None:
             return list(self.column_names)
         names = next(reader, None)
-        if names is not None and self.text_field not in names:
+        # records of conversations are read whole, and have no field of text
+        if names is not None and self.text_field in (wanted or ()) and self.text_field not in names:
             raise UserError(
                 f"'{shown}' has no column '{self.text_field}'; its columns are {', '.join(names)[:300]}.",
                 "Name one with text_field, or all with column_names where the first row names none.",

@@ -1,16 +1,17 @@
-"""The kinds of sources, found by entry points (group `lmlab.sources`), so that any package adds one."""
+"""The kinds of sources, found by `lmlab.plugins`, so that any method and any package adds one."""
 
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lmlab import plugins
 from lmlab.errors import UserError, did_you_mean
 from lmlab.storage import without_compression
 
-ENTRY_POINTS = "lmlab.sources"
+if TYPE_CHECKING:
+    from lmlab.data.sources.records import RecordSource
 
 
 @cache
@@ -18,25 +19,25 @@ def source_kinds() -> dict[str, type[Any]]:
     """The classes of all kinds of sources, by name.
 
     Raises:
-        UserError: an entry point names what cannot be loaded, or is no source; the message names it.
+        UserError: what is registered cannot be loaded, or is no source; the message names it.
     """
     found: dict[str, type[Any]] = {}
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+    for name, place in sorted(plugins.places("sources").items()):
         try:
-            made = point.load()
+            made = plugins.load(place)
         except Exception as error:  # code of another package
             raise UserError(
-                f"The source of documents '{point.name}' ({point.value}) cannot be loaded: {error}.",
+                f"The source of documents '{name}' ({place}) cannot be loaded: {error}.",
                 "Mend or remove the package that offers it.",
             ) from None
         fields = getattr(made, "model_fields", {})
-        lacks = [name for name in ("read", "fingerprint", "notices") if not callable(getattr(made, name, None))]
+        lacks = [each for each in ("read", "fingerprint", "notices") if not callable(getattr(made, each, None))]
         if "kind" not in fields or lacks:
             raise UserError(
-                f"'{point.value}' is no source of documents: it lacks {', '.join(lacks or ['the field kind'])}.",
+                f"'{place}' is no source of documents: it lacks {', '.join(lacks or ['the field kind'])}.",
                 "lmlab.data.Source says what a source has.",
             )
-        found[point.name] = made
+        found[name] = made
     return found
 
 
@@ -56,6 +57,13 @@ def kind_of(name: str) -> str | None:
     """The kind of source for a file, by the end of its name before that of a compression."""
     suffix = PurePosixPath(without_compression(name)).suffix.lower()
     return _by_suffix().get(suffix) if suffix else None
+
+
+def record_kinds() -> dict[str, type[RecordSource]]:
+    """The kinds whose sources have records with named fields, by name."""
+    from lmlab.data.sources.records import RecordSource
+
+    return {name: made for name, made in source_kinds().items() if issubclass(made, RecordSource)}
 
 
 @cache

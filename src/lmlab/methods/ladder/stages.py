@@ -4,6 +4,7 @@ outcome beside it).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,7 +138,7 @@ class LadderResults(Results):
 class Ladder(Stage[LadderConfig, LadderResults]):
     """Writes rungs/ (a run directory for each), runs.csv, and forecast.json with the time at which it was made."""
 
-    def plan(self, config: LadderConfig) -> dict[str, str]:
+    def plan(self, config: LadderConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """Runs, arithmetic and time."""
         rungs = config.plan(dict.fromkeys(("tokens", "tokenizer", "heldout_tokens", "questions"), "")).rungs()
         device = select_device("auto")

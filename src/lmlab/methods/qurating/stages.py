@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,7 +60,7 @@ class JudgingResults(Results):
 class QualityJudge(Stage[JudgeStageConfig, JudgingResults]):
     """Writes judgments.parquet and judging.json; replies are kept in replies.sqlite."""
 
-    def plan(self, config: JudgeStageConfig) -> dict[str, str]:
+    def plan(self, config: JudgeStageConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """The number of questions."""
         questions = (
             config.pairs.n
