@@ -163,7 +163,7 @@ def test_an_empty_text_has_no_rating_and_is_flagged(place: Path) -> None:
     found = annotate(job(place, "out"))
     table = rows(place / "out")[:3]
     assert found["empty"] == 2 and [row["empty"] for row in table] == [True, False, True]
-    assert table[0]["one_average"] is None and table[0]["length"] == 0 and "JSON" in table[2]["rejected"]
+    assert table[0]["one_average"] is None and table[0]["length"] == 0 and "JSON" in table[2]["unreadable"]
 
 
 def test_ids_of_another_tokenizer_are_not_used(place: Path, tokenizer: Tokenizer, caplog: Any) -> None:
