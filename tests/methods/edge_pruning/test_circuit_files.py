@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_named(circuit, network, tmp_path):
         Circuit.load(tmp_path / "wrong.json")
     assert "a5.h9" not in error.value.message
     (tmp_path / "no.json").write_text("[]")
-    with pytest.raises(UserError, match="is not a circuit"):
+    with pytest.raises(UserError, match="must hold a mapping of keys to values"):
         Circuit.load(tmp_path / "no.json")
     (tmp_path / "short.json").write_text(json.dumps({"format": "lmlab-circuit", "version": 1}))
     with pytest.raises(UserError, match="lacks 'graph'"):

@@ -319,7 +319,7 @@ def test_a_padded_vocabulary_and_a_configuration_without_keys_are_explained(tmp_
         read_olmo(tmp_path)
     write_olmo(model, tmp_path / "core", "olmo-core")
     (tmp_path / "core" / "config.json").write_text('{"model": {"block": 3}}')
-    with pytest.raises(UserError, match="no configuration of OLMo-core"):
+    with pytest.raises(UserError, match="is not a configuration of OLMo-core"):
         read_olmo(tmp_path / "core")
 
 
@@ -353,7 +353,7 @@ def test_mistakes_on_the_command_line_are_explained(lmlab, tmp_path):
     dense = tmp_path / "dense"
     save_pretrained(dense_model(), dense)
     for arguments, message in (
-        (["trace", tmp_path / "none", "x.txt", "--out", "t.npz"], "There is no model directory"),
+        (["trace", tmp_path / "none", "x.txt", "--out", "t.npz"], "where a model is needed"),
         (["trace", dense, "x.txt", "--out", "t.npz"], "no mixture-of-experts layers"),
         (["trace", dense, "x.txt", "--out", "t.json"], "a trace is a .npz file"),
         (["analyze", tmp_path / "none.npz"], "There is no file"),

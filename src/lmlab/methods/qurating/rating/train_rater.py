@@ -102,7 +102,7 @@ def train_rater(
     tokenizer: Tokenizer,
     config: RaterConfig,
     directory: str | Path,
-    init: Model | None = None,
+    init: Model | str | Path | None = None,
     heldout: Sequence[Judgment] | None = None,
 ) -> TrainedRater:
     """Train a rater in a directory, going on from what an earlier attempt left there, and write it to `rater/`.
@@ -126,7 +126,8 @@ def train_rater(
     groups, dropped = encode_groups(train, criteria, tokenizer, config.max_tokens, config.confidence)
     rows = JudgmentRows(groups, config.row_tokens)
     valid_groups = encode_groups(valid, criteria, tokenizer, config.max_tokens, 0.0)[0] if valid else []
-    model = _network(config, tokenizer, len(criteria), init)
+    start = init if init is None or isinstance(init, Model) else Model.find(init)
+    model = _network(config, tokenizer, len(criteria), start)
     settings = _trainer_config(config, rows)
     where = world()
     loader = Loader(rows, settings.batch_size, config.seed, where.rank, where.size)

@@ -100,7 +100,7 @@ def test_marked_spans_become_positions(write, tokenizer):
         ({"clean": "a", "corrupted": "a"}, "no tokenizer"),
         ({"clean": [1, 2], "corrupted": [1, 2], "positions": [5]}, "lie outside the 2 tokens"),
         ({"clean": 7, "corrupted": [1]}, "expected a text or a list"),
-        ([1], "expected an object"),
+        ([1], "must hold a mapping of keys to values"),
     ],
 )
 def test_a_wrong_line_is_named(write, row, message):
