@@ -73,7 +73,7 @@ def test_changing_a_value_in_an_old_run_is_refused_until_redo(lmlab, recipe, tmp
     before = (out / "model" / "metrics.jsonl").read_text()
     refused = lmlab("run", path, "--out", out, "--set", "model.trainer.steps=8")
     assert refused.code == 2
-    assert "trainer.steps: 6 -> 8" in refused.err
+    assert "6 -> 8 steps" in refused.err
     assert "--redo" in refused.err
     assert (out / "model" / "metrics.jsonl").read_text() == before
     redone = lmlab("run", path, "--out", out, "--set", "model.trainer.steps=8", "--redo")

@@ -296,3 +296,24 @@ def _scalar(loader: Any, node: Any) -> Any:
         except UnicodeEncodeError:
             _refuse(node, "half of a character (a lone surrogate such as \\ud800)")
     return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our reader would not take for text: YAML's own writer knows other numbers than it does."""
+
+
+for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
+    _Dumper.yaml_implicit_resolvers = {
+        **_Dumper.yaml_implicit_resolvers,
+        _first: [*_Dumper.yaml_implicit_resolvers.get(_first, []), *_resolvers],
+    }
+
+
+def write_yaml(value: Any) -> str:
+    """A value as YAML that `parse_yaml` reads back as it is."""
+    settings: dict[str, Any] = {"Dumper": _Dumper, "sort_keys": False, "width": 120}
+    text: str = yaml.dump(value, allow_unicode=True, **settings)
+    if parse_yaml(text, "what was written") == value:
+        return text
+    escaped: str = yaml.dump(value, allow_unicode=False, **settings)  # line ends of other alphabets do not survive
+    return escaped

@@ -118,7 +118,7 @@ def test_a_pickle_that_runs_code_is_refused(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": {"a": "../other/model.safetensors"}}'])
 def test_an_index_that_is_none_or_leaves_the_directory_is_refused(index, source):
     (source / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(LmlabError, match="is not an index of weights"):
+    with pytest.raises(LmlabError, match="is not an index of weights|must hold a mapping"):
         from_pretrained(source)
 
 

@@ -75,6 +75,7 @@ def test_static_steps_give_the_logits_of_others(make_model):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "olmoe"])
 def test_recorded_steps_on_a_gpu_continue_as_a_cpu_does(kind, make_model):
     model = make_model(kind)

@@ -59,6 +59,7 @@ def serve(
     Ctrl-C stops it.
     """
     try:
+        import lmlab.endpoints.server.run  # noqa: F401 (the package's face is lazy: this loads what may be missing)
         from lmlab.endpoints import server
     except ModuleNotFoundError as error:
         if error.name in ("starlette", "uvicorn", "h11"):

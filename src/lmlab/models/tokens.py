@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, D model width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,9 +38,18 @@ class Tokens:
         """T."""
         return self.x_BTD.shape[1]
 
-    @cached_property
+    @property
     def visibility(self) -> Visibility:
-        """What each token sees when nothing stands in a cache."""
+        """What each token sees when nothing stands in a cache.
+
+        Kept by hand: in Python 3.11 a cached property takes a lock, which `torch.compile` cannot follow.
+        """
+        if "_visibility" not in self.__dict__:
+            self.__dict__["_visibility"] = self._look()
+        found: Visibility = self.__dict__["_visibility"]
+        return found
+
+    def _look(self) -> Visibility:
         documents_BT = self.document_ids_BT
         if documents_BT is not None and self.valid_BT is not None:  # padding is a document of its own
             documents_BT = documents_BT.masked_fill(~self.valid_BT, -1)

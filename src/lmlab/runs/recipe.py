@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmlab.config import Config, apply_overrides, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_yaml
+from lmlab.parsing import write_yaml
 from lmlab.redaction import redact_all
 from lmlab.runs.stage import InputField, Stage, find_stage, input_fields
 
@@ -130,7 +129,7 @@ class Recipe:
         """The recipe with every default spelled out, and without the secrets of locations."""
         stages = {each.name: {"kind": each.kind, **each.config.model_dump(mode="json")} for each in self.stages}
         data = {"name": self.name, "seed": self.seed, "description": self.description, "stages": stages}
-        return yaml.safe_dump(redact_all(data), sort_keys=False, allow_unicode=True, width=120)
+        return write_yaml(redact_all(data))
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _follow(recipe: Recipe, directory: Path) -> dict[str, Results]:
 
 
 def _prepare(recipe: Recipe, directory: Path, redo: bool) -> list[PlannedStage]:
-    planned = plan_stages(recipe, directory)
+    planned = plan_stages(recipe, directory, redo)
     changed = [each for each in planned if each.state == "changed"]
     if changed and not redo:
         raise UserError(
@@ -152,8 +152,12 @@ def _context(entry: RecipeStage, recipe: Recipe, run: Path, stages: Mapping[str,
     return StageContext(run / entry.name, inputs, recipe.seed, run, stages)
 
 
-def plan_stages(recipe: Recipe, directory: str | Path) -> list[PlannedStage]:
-    """Compare every stage with what the directory holds. Nothing is written."""
+def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> list[PlannedStage]:
+    """Compare every stage with what the directory holds. Nothing is written.
+
+    Arguments:
+        redo: a stage that cannot go on with its new settings counts as changed, in place of an error.
+    """
     directory = Path(directory)
     fingerprints: dict[str, str] = {}
     planned: list[PlannedStage] = []
@@ -180,7 +184,7 @@ def plan_stages(recipe: Recipe, directory: str | Path) -> list[PlannedStage]:
         record = StageRecord.read(path) if (path / RECORD).exists() else None
         files = _digests([*outside.values(), depends_on])
         changes: tuple[str, ...] = ()
-        note = _going_on(entry, record, content, path)
+        note = _going_on(entry, record, content, path, redo)
         if record is None:
             state = "new"
         elif record.fingerprint == fingerprint:
@@ -196,14 +200,21 @@ def plan_stages(recipe: Recipe, directory: str | Path) -> list[PlannedStage]:
     return planned
 
 
-def _going_on(entry: RecipeStage, record: StageRecord | None, content: Mapping[str, Any], path: Path) -> str:
+def _going_on(
+    entry: RecipeStage, record: StageRecord | None, content: Mapping[str, Any], path: Path, redo: bool
+) -> str:
     """How a stage goes on whose configuration alone has changed; nothing if it cannot, or need not."""
     if record is None:
         return ""
     before = record.content
     if before.get("config") == content["config"] or {**before, "config": None} != {**content, "config": None}:
         return ""
-    return entry.stage.continues(entry.config, before["config"], record.state == "done", path) or ""
+    try:
+        return entry.stage.continues(entry.config, before["config"], record.state == "done", path) or ""
+    except UserError as error:
+        if redo:
+            return ""
+        raise UserError(error.message, f"{error.remedy or ''} Or add --redo to run the stage again.".strip()) from None
 
 
 def stored_stages(recipe: Recipe, directory: str | Path) -> list[PlannedStage]:

@@ -13,6 +13,7 @@ from lmlab.storage import find_files, is_folder, without_compression
 
 _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 _TEXT = (".txt", ".text")
+_SET_ASIDE = {"rejects.jsonl", "dropped.jsonl"}  # what lmlab itself left out of the records beside them
 
 
 def choose_kind(location: str) -> str:
@@ -28,7 +29,7 @@ def choose_kind(location: str) -> str:
     kind = kind_of(location)
     if kind is not None and not is_folder(location):
         return kind
-    names = [PurePosixPath(path).name for path in find_files(location)]
+    names = [name for path in find_files(location) if (name := PurePosixPath(path).name) not in _SET_ASIDE]
     if not is_folder(location):
         kinds = {kind_of(name) for name in names}
         return (kinds.pop() if len(kinds) == 1 else "folder") or "text"
