@@ -42,7 +42,9 @@ def run(make: Callable[[], Store], tmp_path: Path) -> Iterator[Callable[[str], s
             f"leases = Leases({kind}(Path({str(tmp_path / 'leases')!r})), {SHORT_S}, {owner!r})",
             code,
         ]
-        process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", "\n".join(lines)]
+        # A pipe that stays open: where tests run without input, a process that waits for some would go on at once.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return process
 
@@ -132,6 +134,8 @@ def test_who_was_stopped_loses_the_piece_knows_it_and_cannot_give_back_the_next_
     assert wait_for(leases, "piece") >= SHORT_S, "a living process keeps it for the lease's time"
     standing = leases.store.read("piece")
     os.kill(holder.pid, signal.SIGCONT)
+    assert holder.stdin is not None
+    holder.stdin.close()
     assert said(holder) == "False False"
     now = leases.store.read("piece")
     assert standing is not None and now is not None and now.owner == standing.owner
