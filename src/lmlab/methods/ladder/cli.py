@@ -521,15 +521,14 @@ def _write_jobs(found: Any, out: Path, names: Sequence[str], launcher: str, gpus
     """One recipe a rung, and for Slurm its job file."""
     import shlex
 
-    import yaml
-
     from lmlab.files import write_text
     from lmlab.launch.slurm import SlurmJob
     from lmlab.methods.ladder.rungs.train import chosen_rungs, rung_recipe
+    from lmlab.parsing import write_yaml
 
     for each in chosen_rungs(found, names):
         recipe = (out / "recipes" / f"{each.name}.yaml").resolve()
-        write_text(recipe, yaml.safe_dump(rung_recipe(found, each), sort_keys=False))
+        write_text(recipe, write_yaml(rung_recipe(found, each)))
         command = ["run", str(recipe), "--out", str((out / each.name).resolve())]
         if launcher == "torchrun":
             print(f"torchrun --nproc-per-node {gpus} -m lmlab {shlex.join(command)}")
