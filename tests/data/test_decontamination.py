@@ -55,6 +55,9 @@ def test_a_document_is_found_exactly_if_it_shares_a_run(texts, document):
 
 def test_training_documents_are_dropped_and_held_out_ones_are_not(tmp_path):
     class Source:
+        def notices(self):
+            return []
+
         def read(self):
             for number in range(40):
                 text = (

@@ -176,8 +176,19 @@ def test_a_run_that_cannot_be_extended_is_left_as_it_was(run, tmp_path):
     schedule = {"kind": "cosine", "warmup_fraction": 0.0}
     assert run(schedule=schedule).code == 0
     before = (tmp_path / "run" / "model" / "stage.json").read_bytes()
-    shown = run("--redo", steps=10, schedule=schedule)
-    assert shown.code == 2 and "schedule.replan" in " ".join(shown.err.split())
+    shown = run(steps=10, schedule=schedule)
+    said = " ".join(shown.err.split())
+    assert shown.code == 2 and "schedule.replan" in said and "add --redo to run the stage again" in said
     assert (tmp_path / "run" / "model" / "stage.json").read_bytes() == before
     assert run("--redo", steps=10, schedule={**schedule, "replan": 0.5}).code == 0
     assert [step for step, *_ in _figures(tmp_path / "run" / "model")] == list(range(1, 11))
+
+
+def test_redo_trains_anew_where_a_run_cannot_be_extended_and_keeps_what_was(run, tmp_path):
+    schedule = {"kind": "cosine", "warmup_fraction": 0.0}
+    assert run(schedule=schedule).code == 0
+    before = _figures(tmp_path / "run" / "model")
+    assert run("--redo", steps=10, schedule=schedule).code == 0
+    after = _figures(tmp_path / "run" / "model")
+    assert len(after) == 10 and after[:6] != before
+    assert _figures(tmp_path / "run" / "superseded" / "model-1") == before
