@@ -1,5 +1,5 @@
 """The demo's figures: wall time of a fresh run and of a second one, the model beside its baselines, accuracy beside
-chance, utilisation.
+chance, utilization.
 
     python benchmarks/demo.py [--out DIR] [--set KEY=VALUE ...]
 
@@ -46,7 +46,7 @@ def main() -> None:
     print(f"fresh run {seconds[0]:.1f} s, second run {seconds[1]:.1f} s")
     print(
         f"{training['parameters']:,} parameters, {training['tokens']:,} tokens, {training['tokens_per_second']:,.0f}"
-        f" tokens/s, {training['utilisation']:.1%} of the measured GEMM peak ({training['gemm_peak_flops'] / 1e9:.0f}"
+        f" tokens/s, {training['utilization']:.1%} of the measured GEMM peak ({training['gemm_peak_flops'] / 1e9:.0f}"
         " GFLOP/s)\n"
     )
     domains = list(measured["model"]["bits_per_byte"])

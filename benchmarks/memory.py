@@ -1,4 +1,4 @@
-"""Memory and speed of collecting and tokenising a corpus of any size, and of one a tenth as large.
+"""Memory and speed of collecting and tokenizing a corpus of any size, and of one a tenth as large.
 
 python benchmarks/memory.py [--size 5e9] [--no-near-duplicates] [--directory DIR]
 

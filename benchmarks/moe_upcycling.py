@@ -4,7 +4,7 @@ equal numbers of tokens.
     LMLAB_SHARED=... python benchmarks/moe_upcycling.py models/smollm2 [--steps 24] [--rows 2] [--learning-rate 5e-5]
     [--noise 0.5]
 
-Dense and upcycled see the same rows in the same order, with the same optimiser and learning rate. The upcycled model
+Dense and upcycled see the same rows in the same order, with the same optimizer and learning rate. The upcycled model
 has two of four copies of each feed-forward network active, so that a token costs it more. Held out are the last eighth
 of each domain's rows.
 """

@@ -1,9 +1,9 @@
 """A rater is asked for a quality whose true value is known, and its choices are judged by the loss of language models
 trained on them.
 
-Real text is cut into pieces, of which most are spoilt by letters that are exchanged at random. A simulated judge with a
-preference for the second place votes on pairs by the true quality. A small rater learns from the votes (part 1), and
-rates a pool of spoilt and clean pieces; a trigram model, and with --neural a small transformer over three seeds, learn
+Real text is cut into pieces, of which most are spoiled by letters that are exchanged at random. A simulated judge with
+a preference for the second place votes on pairs by the true quality. A small rater learns from the votes (part 1), and
+rates a pool of spoiled and clean pieces; a trigram model, and with --neural a small transformer over three seeds, learn
 from what each way of choosing takes of the pool, at equal tokens (part 2).
 
     python benchmarks/qurating_known_answer.py --pairs 1000
@@ -65,7 +65,7 @@ def word_length(text: str) -> float:
 
 
 def spoil(documents: list[Document], clean_share: float, seed: int) -> tuple[list[Document], np.ndarray]:
-    """The documents, some left clean and the others spoilt at levels between 0 and 1, and the levels."""
+    """The documents, some left clean and the others spoiled at levels between 0 and 1, and the levels."""
     rng = np.random.default_rng(seed)
     levels = np.where(rng.random(len(documents)) < clean_share, 0.0, rng.random(len(documents)))
     texts = [corrupt(each.text, level, rng) for each, level in zip(documents, levels, strict=True)]

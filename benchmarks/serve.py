@@ -29,10 +29,10 @@ QUESTIONS = [
     "What is the capital of France?",
     "Explain in a few words why the sky is blue, as if to a child who has never seen a physics book.",
     "Write a line of Python that sums a list.",
-    "Summarise: "
+    "Summarize: "
     + "The boiling point of water falls with the pressure of the air above it, so water boils sooner on a mountain. "
     * 4,
-    "Name three colours.",
+    "Name three colors.",
     "Translate to French: the cat sleeps on the warm stone near the old well.",
     "Which is larger, 17 or 71? " * 6,
     "Tell me about the moon.",

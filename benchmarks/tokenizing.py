@@ -1,4 +1,4 @@
-"""Tokenising text to shards on the disk: lmlab beside a plain loop over the tokenizers library and datatrove, on the
+"""Tokenizing text to shards on the disk: lmlab beside a plain loop over the tokenizers library and datatrove, on the
 same text.
 
 python benchmarks/tokenizing.py [--megabytes 60]

@@ -71,7 +71,7 @@ class Settings(Config):
 
     Attributes:
         size: how large,
-            in metres.
+            in meters.
         share, weight: two numbers.
         names: of things.
     """
@@ -109,7 +109,7 @@ def test_options_are_the_fields_of_a_configuration():
 def test_help_of_options_is_what_the_docstring_says():
     code, shown, _ = run("--help")
     said = " ".join(shown.replace("│", " ").split())
-    assert code == 0 and "How large, in metres." in said and said.count("Two numbers.") == 2
+    assert code == 0 and "How large, in meters." in said and said.count("Two numbers.") == 2
     assert "--no-whole" in said and "--no-quiet" not in said
 
 

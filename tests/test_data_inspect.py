@@ -71,7 +71,7 @@ def test_what_is_learned_and_hostile_text_are_shown_as_text(tmp_path):
     assert "".join(found.shown[0].pieces).removeprefix("<|endoftext|>").startswith("<script>alert(1)</script> [bold]x")
 
 
-def test_a_corpus_is_tokenised_again_with_another_tokenizer(lmlab, run, tmp_path):
+def test_a_corpus_is_tokenized_again_with_another_tokenizer(lmlab, run, tmp_path):
     before = json.loads((run / "tokens" / "manifest.json").read_text())
     done = lmlab("tokenize", run / "tokens", "--vocab-size", "300", "--out", tmp_path / "again")
     assert done.code == 0, done.err
@@ -85,7 +85,7 @@ def test_a_corpus_is_tokenised_again_with_another_tokenizer(lmlab, run, tmp_path
     assert after["counts"]["text"]["tokens"] > before["counts"]["text"]["tokens"]
 
 
-def test_short_long_and_equal_documents_are_tokenised_again_in_their_order(lmlab, tmp_path):
+def test_short_long_and_equal_documents_are_tokenized_again_in_their_order(lmlab, tmp_path):
     texts = ["a b", "long " * 300_000, "a b", "one more", "a  b"]
     tokenizer = Tokenizer.train(texts, 300)
     tokenizer.save(tmp_path / "tokenizer")

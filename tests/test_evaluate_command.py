@@ -46,7 +46,7 @@ def place(tmp_path_factory):
                 "domain": ("odd", "even")[number % 2],
             }
             file.write(json.dumps(question) + "\n")
-    (directory / "words.yaml").write_text("name: words\ntitle: Words\nrequests: task.jsonl\nlicence: CC0\n")
+    (directory / "words.yaml").write_text("name: words\ntitle: Words\nrequests: task.jsonl\nlicense: CC0\n")
     return directory
 
 

@@ -1,4 +1,4 @@
-"""The yardstick of utilisation: the best peak that this hardware has shown, however busy it is now."""
+"""The yardstick of utilization: the best peak that this hardware has shown, however busy it is now."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _LOOP = {"batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 5, 
 
 
 def _ask(thing: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"What colour has {thing}?"}]
+    return [{"role": "user", "content": f"What color has {thing}?"}]
 
 
 def _conversation(thing: str, color: str) -> dict:
@@ -116,7 +116,7 @@ def test_a_tuned_model_answers_as_it_was_taught(tuned, base):
     learned = corpus.tokenizer.backend.decode(
         shard.tokens[: shard.ends[0]][shard.mask[: shard.ends[0]] == 1].tolist(), skip_special_tokens=False
     )
-    assert learned.strip().startswith("It is green.") and "colour" not in learned
+    assert learned.strip().startswith("It is green.") and "color" not in learned
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_tuned_model_answers_as_it_was_taught(tuned, base):
     ],
 )
 def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, processes):
-    """Before, it says the true colour; after learning from preferences for the question it says another."""
+    """Before, it says the true color; after learning from preferences for the question it says another."""
     things = list(_COLORS)
     other = {thing: _COLORS[things[(number + 1) % len(things)]] for number, thing in enumerate(things)}
     say = lambda color: [{"role": "assistant", "content": f"It is {color}."}]  # noqa: E731

@@ -1,4 +1,4 @@
-"""Small tokenised corpora for the tests of what reads them."""
+"""Small tokenized corpora for the tests of what reads them."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_of_a_pair_only_what_differs_is_learned(form, base):
         ]
 
 
-def test_a_labelled_answer_knows_where_its_prompt_ends(tokenizer):
+def test_a_labeled_answer_knows_where_its_prompt_ends(tokenizer):
     found = ChatEncoder(tokenizer).kto(
         {"prompt": CONVERSATION[:3], "completion": CONVERSATION[3:], "label": False}, "here"
     )

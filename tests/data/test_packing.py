@@ -21,7 +21,7 @@ def _documents(corpus):
             start = end
 
 
-def _labelled(rows):
+def _labeled(rows):
     """What each label of the rows predicts from: (label, all tokens of its document before it within the row)."""
     for number in range(len(rows)):
         row = rows[number]
@@ -54,7 +54,7 @@ def test_every_token_but_the_first_of_a_document_is_a_label_once(
             PackedRows(corpus, seq_len, packing)
         return
     rows = PackedRows(corpus, seq_len, packing)
-    seen = list(_labelled(rows))
+    seen = list(_labeled(rows))
     expected = [
         id for item in items for place, id in enumerate(item.ids) if place and (item.mask is None or item.mask[place])
     ]
@@ -154,7 +154,7 @@ def test_answers_are_learned_whole_and_with_all_that_comes_before_them(
             PackedRows(corpus, seq_len, packing)
         return
     rows = PackedRows(corpus, seq_len, packing)
-    assert sorted(_labelled(rows)) == sorted(fitting)
+    assert sorted(_labeled(rows)) == sorted(fitting)
     assert (rows.shortened, rows.left_out) == (shortened, left_out)
     with pytest.raises(UserError, match="packing: concat would cut between prompt and answer"):
         PackedRows(corpus, seq_len, "concat")

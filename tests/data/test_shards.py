@@ -1,4 +1,4 @@
-"""Tokenising by shards: the same bytes whoever writes them, nothing done twice, and everything that is wrong is
+"""Tokenizing by shards: the same bytes whoever writes them, nothing done twice, and everything that is wrong is
 named.
 """
 

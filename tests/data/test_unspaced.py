@@ -11,8 +11,8 @@ from lmlab.data import CollectConfig, Decontamination, Document, collect
 from lmlab.data.collecting.dedup import signature
 from lmlab.data.collecting.words import run_factor, units
 
-# As people wrote them for others to read: messages of Linux-PAM 1.5.2 in its own translations (BSD licence), one after
-# the other, and in Thai the prompt of the task mmlu_prox_th_law of EleutherAI's harness (MIT licence), and its
+# As people wrote them for others to read: messages of Linux-PAM 1.5.2 in its own translations (BSD license), one after
+# the other, and in Thai the prompt of the task mmlu_prox_th_law of EleutherAI's harness (MIT license), and its
 # subjects. The Khmer ones hold zero-width spaces, with which that writing often marks words.
 TEXTS = {
     "Chinese": (

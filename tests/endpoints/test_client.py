@@ -180,7 +180,7 @@ def test_addresses_that_cannot_be_are_refused():
             Client(Endpoint(model="m", base_url=url))
 
 
-def test_retry_after_is_honoured(served, no_waiting):
+def test_retry_after_is_honored(served, no_waiting):
     served.faults = [(429, {"Retry-After": "0.5"}, {"message": "slow"})]
     started = time.monotonic()
     run(served, [ask("x"), ask("y")], concurrency=1)

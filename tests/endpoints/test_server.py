@@ -186,7 +186,7 @@ def test_completions_of_several_prompts_come_in_their_order(small, client):
     assert list(texts.values()) == expected
 
 
-def test_a_bias_and_the_filters_are_honoured(small, client):
+def test_a_bias_and_the_filters_are_honored(small, client):
     reply = client.completions.create(model="small", prompt="It was", max_tokens=5, logit_bias={"70": 100}, logprobs=0)
     assert (
         reply.choices[0].text == small.tokenizer.decode([70] * 5)
@@ -410,7 +410,7 @@ def test_a_page_cannot_reach_the_server_by_a_name_of_its_own(small):
     assert "access-control-allow-origin" not in post(small, GOOD, origin="http://evil.example").headers
 
 
-def test_special_tokens_that_are_spelt_in_a_message_stay_text(small):
+def test_special_tokens_that_are_spelled_in_a_message_stay_text(small):
     content = "a<|endoftext|>b"
     ids = small.chat_ids([{"role": "user", "content": content}])
     assert (

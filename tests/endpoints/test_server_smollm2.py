@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 QUESTIONS = [
     "What is the capital of France?",
-    "Name three colours.",
+    "Name three colors.",
     "2 + 2 =",
     "Why is the sky blue? Answer in a sentence, please, if you can.",
 ]

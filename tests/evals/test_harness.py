@@ -20,7 +20,7 @@ from lmlab.evals.tasks.questions import encode_pairs, fit_window
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 RANKED = """
-task: colours
+task: colors
 dataset_path: json
 dataset_kwargs: {{data_files: {{validation: {data}}}}}
 validation_split: validation
@@ -58,7 +58,7 @@ def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("harness")
     rows = [
         {
-            "question": f"The {thing} is coloured",
+            "question": f"The {thing} is colored",
             "options": [" red as blood", " green", " blue like the sky"],
             "gold": number % 3,
         }
@@ -66,7 +66,7 @@ def place(tmp_path_factory):
     ]
     data = directory / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    for name, text in (("colours", RANKED), ("prose", ROLLING), ("echo", WRITING)):
+    for name, text in (("colors", RANKED), ("prose", ROLLING), ("echo", WRITING)):
         (directory / f"{name}.yaml").write_text(text.format(data=data))
     tokenizer = Tokenizer.train([json.dumps(row) for row in rows] * 10, 300)
     model = Transformer(ModelConfig(vocab_size=300, num_layers=2, d_model=32, num_heads=2, max_seq_len=64)).initialize(
@@ -82,7 +82,7 @@ def test_the_harness_gives_the_same_results_on_our_model_and_on_its_own(place, m
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    names = ["colours", "prose", "echo"]
+    names = ["colors", "prose", "echo"]
     ours = run_harness(Evaluator.load(place / "model", "cpu", "fp32"), names, include=place)["results"]
     theirs = simple_evaluate(
         "hf",
@@ -92,8 +92,8 @@ def test_the_harness_gives_the_same_results_on_our_model_and_on_its_own(place, m
         bootstrap_iters=0,
     )["results"]
     for task, metric in (
-        ("colours", "acc,none"),
-        ("colours", "acc_norm,none"),
+        ("colors", "acc,none"),
+        ("colors", "acc_norm,none"),
         ("prose", "bits_per_byte,none"),
         ("echo", "exact_match,none"),
     ):
@@ -103,10 +103,10 @@ def test_the_harness_gives_the_same_results_on_our_model_and_on_its_own(place, m
 def test_the_command_prints_the_table_of_the_harness(lmlab, place, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     arguments = ("eval", "harness", "--model", place / "model", "--include", place, "--precision", "fp32")
-    done = lmlab(*arguments, "--tasks", "colours", "--limit", 3, "--out", tmp_path / "found.json")
+    done = lmlab(*arguments, "--tasks", "colors", "--limit", 3, "--out", tmp_path / "found.json")
     assert done.code == 0, done.err
-    assert "colours" in done.out and "acc_norm" in done.out
-    assert json.loads((tmp_path / "found.json").read_text())["n-samples"]["colours"]["effective"] == 3
+    assert "colors" in done.out and "acc_norm" in done.out
+    assert json.loads((tmp_path / "found.json").read_text())["n-samples"]["colors"]["effective"] == 3
     done = lmlab(*arguments, "--tasks", "nothing_such")
     assert (done.code, "has no task 'nothing_such'" in done.err) == (2, True)
 

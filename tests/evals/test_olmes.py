@@ -38,7 +38,7 @@ def test_questions_hold_every_request_of_the_file():
     assert all(question.gold == gold[question.id] for question in questions)
 
 
-def test_the_registry_names_split_shots_metric_chance_and_licence():
+def test_the_registry_names_split_shots_metric_chance_and_license():
     known = known_tasks()
     task = known["hellaswag_val_rc_5shot"]
     assert (task.split, task.shots, main_metric(task), task.normalization, task.chance) == (
@@ -50,7 +50,7 @@ def test_the_registry_names_split_shots_metric_chance_and_licence():
     )
     assert known["arc_easy_test_mc_5shot"].normalization == "none"
     assert main_metric(known["minerva_math_500_gold_bpb_0shot"]) == "bits_per_byte"
-    assert all(task.licence for task in known.values())
+    assert all(task.license for task in known.values())
     assert len(known) > 100
 
 

@@ -38,7 +38,7 @@ def rows_of(values, gold=None):
     ]
 
 
-def test_normalisations_divide_by_length_or_by_the_prior():
+def test_normalizations_divide_by_length_or_by_the_prior():
     (row,) = rows_of([[-2.0, -2.0, -3.0]])
     row["tokens"], row["unconditional"] = [1, 2, 3], [-1.0, -4.0, -3.0]
     assert option_scores(row, "none").tolist() == [-2, -2, -3]

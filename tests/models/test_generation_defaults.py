@@ -80,7 +80,7 @@ def test_malformed_defaults_are_a_sentence_that_names_the_file(content, tmp_path
         generation_defaults(tmp_path)
 
 
-def test_the_command_honours_them_unless_told_otherwise(make_model, tmp_path):
+def test_the_command_honors_them_unless_told_otherwise(make_model, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     save_pretrained(make_model("llama", vocab_size=50, max_seq_len=64), tmp_path)

@@ -119,7 +119,7 @@ def test_the_conversation_reads_only_what_is_new(directory, models):
     tokenizer = Tokenizer.load(directory)
     config = GenerationConfig(max_new_tokens=12, temperature=0, eos_ids=(tokenizer.eos_id,))
     conversation = Conversation(models[0], tokenizer, config)
-    answers = ["".join(conversation.reply(text)) for text in ("Name a colour.", "Name another one.")]
+    answers = ["".join(conversation.reply(text)) for text in ("Name a color.", "Name another one.")]
     ids = tokenizer.encode_chat(conversation.messages[:-1])
     ((whole,),) = generate(models[0], [ids], config, decode=tokenizer.decode)
     assert answers[1] == whole.text

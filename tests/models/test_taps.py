@@ -57,7 +57,7 @@ def test_a_replacement_takes_effect(name, make_model, ids):
     model = make_model("gpt2")
     before = model(ids).logits_BTV
     doubled = model(ids, taps=Taps({name: lambda x: 2 * x})).logits_BTV
-    if name == "embedding":  # the stream is normalised, but what is added to it later is not doubled
+    if name == "embedding":  # the stream is normalized, but what is added to it later is not doubled
         assert not torch.allclose(doubled, before, atol=1e-3)
     else:
         assert not torch.allclose(doubled, before, atol=1e-4)

@@ -235,7 +235,7 @@ def test_the_output_of_attention_is_linear_in_the_value_input(make_model):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_initialisation_depends_on_the_seed_alone(kind, make_model):
+def test_initialization_depends_on_the_seed_alone(kind, make_model):
     first, again, other = (make_model(kind, seed=9).initialize(seed) for seed in (3, 3, 4))
     torch.manual_seed(123)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
@@ -254,7 +254,7 @@ def test_initial_values_are_as_documented(make_model):
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def test_a_model_built_on_the_meta_device_can_be_initialised(make_model):
+def test_a_model_built_on_the_meta_device_can_be_initialized(make_model):
     config = make_model().config
     with torch.device("meta"):
         model = Transformer(config)
@@ -298,7 +298,7 @@ def test_rows_that_pad_the_vocabulary_never_get_probability(tied, make_model, id
 @pytest.mark.parametrize(("output_init", "scale"), [("same", 1.0), ("depth_scaled", 0.5), ("zero", 0.0)])
 @pytest.mark.parametrize("init", ["normal", "truncated_normal"])
 @pytest.mark.parametrize("kind", ["llama", "olmoe"])
-def test_schemes_of_initialisation(init, output_init, scale, kind, ids):
+def test_schemes_of_initialization(init, output_init, scale, kind, ids):
     sizes = {"vocab_size": 61, "num_layers": 2, "d_model": 128, "num_heads": 4, "d_ff": 512}
     moe = {"ffn": "moe", "moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 256}} if kind == "olmoe" else {}
     model = Transformer(ModelConfig(**sizes, **moe, init=init, init_std=0.03, output_init=output_init)).initialize(0)
@@ -316,7 +316,7 @@ def test_schemes_of_initialisation(init, output_init, scale, kind, ids):
         close(model(ids).hidden_BTD, model.final_norm(model.embedding(ids)))
 
 
-def test_the_initialisation_of_olmo_1_goes_by_width_and_depth():
+def test_the_initialization_of_olmo_1_goes_by_width_and_depth():
     sizes = {"vocab_size": 61, "num_layers": 3, "d_model": 128, "num_heads": 4, "ffn": "moe", "tie_embeddings": False}
     model = Transformer(
         ModelConfig(**sizes, moe={"num_experts": 4, "top_k": 2, "expert_hidden_size": 256}, init="mitchell")

@@ -30,12 +30,12 @@ def test_a_few_whole_numbers_have_a_tick_each():
     assert line_chart([Series("s", [0, 500], [1, 2])], "step", "loss").layout.xaxis.dtick is None
 
 
-def test_every_colour_stands_out_from_its_background() -> None:
+def test_every_color_stands_out_from_its_background() -> None:
     assert all(contrast(color, "#ffffff") >= 3 for color in (*LIGHT, REFERENCE_LIGHT))
     assert all(contrast(color, "#191c1f") >= 3 for color in (*DARK, REFERENCE_DARK))
 
 
-def test_dark_colours_keep_the_hue_of_the_light_ones() -> None:
+def test_dark_colors_keep_the_hue_of_the_light_ones() -> None:
     def hue(color: str) -> float:
         return colorsys.rgb_to_hls(*(int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)))[0]
 
@@ -85,7 +85,7 @@ def test_empty_charts_can_be_drawn() -> None:
     funnel_chart([])
 
 
-def test_bars_have_the_errors_of_their_group_and_a_labelled_reference() -> None:
+def test_bars_have_the_errors_of_their_group_and_a_labeled_reference() -> None:
     figure = bar_chart(["a", "b"], {"m": [1, 2], "n": [2, 3]}, {"n": [0.1, 0.2]}, "accuracy", ("chance", 0.25))
     assert [trace.error_y.array for trace in figure.data] == [None, (0.1, 0.2)]
     (line,) = figure.layout.shapes

@@ -158,7 +158,7 @@ def test_a_figure_given_by_the_user_keeps_bare_formatting_tags() -> None:
     assert drawn["layout"]["title"]["text"] == "<b>bold</b><br>2 &lt; 3 &lt;a href='x'>y&lt;/a>"
 
 
-def test_markup_in_arrays_of_strings_is_neutralised() -> None:
+def test_markup_in_arrays_of_strings_is_neutralized() -> None:
     (drawn,) = figures_in(page_of(Figure(go.Figure(go.Bar(x=np.array([HOSTILE, "b"]), y=[1, 2])))))
     assert not any("<" in text for text in drawn["data"][0]["x"])
 

@@ -90,7 +90,7 @@ def test_several_processes_train_as_one_does(tmp_path, processes, settings):
     for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "many"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     one, many = _weights(tmp_path / "one"), _weights(tmp_path / "many")
-    close = 1e-3 if optimizer else 1e-5  # PyTorch's Muon orthogonalises in bf16
+    close = 1e-3 if optimizer else 1e-5  # PyTorch's Muon orthogonalizes in bf16
     assert all(torch.allclose(one[name], many[name], rtol=1e-4, atol=close) for name in one)
     files = [path.name for path in checkpoints(tmp_path / "many" / "checkpoints")[-1].glob("*.safetensors")]
     assert len(files) == processes

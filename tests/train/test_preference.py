@@ -65,7 +65,7 @@ def pairs(count: int = 5) -> list[PreferencePair]:
     return made
 
 
-def labelled(count: int = 5) -> list[KTOExample]:
+def labeled(count: int = 5) -> list[KTOExample]:
     return [KTOExample(example, prompt, number % 3 != 0) for number, (example, prompt) in enumerate(examples(count))]
 
 
@@ -176,7 +176,7 @@ def test_simpo_is_its_closed_form():
 
 
 def test_kto_is_its_closed_form():
-    network, frozen, items = exact(), exact(1), labelled()
+    network, frozen, items = exact(), exact(1), labeled()
     rows = KTORows(items, SEQ_LEN)
     batch = stack(rows)
     mismatched = []
@@ -257,14 +257,14 @@ def test_reference_figures_are_computed_once_and_again_only_for_what_changed(tmp
     assert all(np.array_equal(found[name], again[name]) for name in found)
     reference_log_probs(model(2), rows, tmp_path, **options)
     reference_log_probs(frozen, PreferenceRows(pairs()[:2], SEQ_LEN), tmp_path, **options)
-    reference_log_probs(frozen, KTORows(labelled(2), SEQ_LEN), tmp_path, **options)
+    reference_log_probs(frozen, KTORows(labeled(2), SEQ_LEN), tmp_path, **options)
     assert len(calls) == 9
     assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_the_loop_learns_preferences(method, tmp_path):
-    made, make = (pairs(8), PreferenceRows) if method == "dpo" else (labelled(8), KTORows)
+    made, make = (pairs(8), PreferenceRows) if method == "dpo" else (labeled(8), KTORows)
     network = model()
     figures = reference_log_probs(network, make(made, SEQ_LEN), tmp_path / "reference", device="cpu", precision="fp32")
     loader = Loader(make(made, SEQ_LEN, reference=figures), 4, seed=0)

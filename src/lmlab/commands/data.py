@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at data.")
 def data_inspect(
     path: Annotated[
         str,
-        typer.Argument(help="Tokenised shards, what a stage collect wrote, or any source: file, glob, folder or URL."),
+        typer.Argument(help="Tokenized shards, what a stage collect wrote, or any source: file, glob, folder or URL."),
     ],
     tokenizer: Annotated[
         Path | None, typer.Option(help="Count tokens of text by this tokenizer.", show_default=False)

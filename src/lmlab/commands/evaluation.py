@@ -139,7 +139,7 @@ def list_tasks(
         list[str] | None, typer.Argument(help="Show only names that hold one of these.", show_default=False)
     ] = None,
 ) -> None:
-    """List the tasks that can be named, with split, shots, metric, chance and licence; then short names and groups."""
+    """List the tasks that can be named, with split, shots, metric, chance and license; then short names and groups."""
     from rich.table import Table
 
     from lmlab.evals import known_tasks, main_metric
@@ -148,14 +148,14 @@ def list_tasks(
     known = known_tasks()
     if not known:
         raise olmes.missing()
-    table = Table("name", "task", "split", "shots", "metric", "chance", "licence")
+    table = Table("name", "task", "split", "shots", "metric", "chance", "license")
     for name, task in known.items():
         if not words or any(word in name for word in words):
             metric = main_metric(task) + (
                 f" by {task.normalization}" if main_metric(task) == "accuracy" and task.normalization != "none" else ""
             )
             chance = "" if task.chance is None or main_metric(task) != "accuracy" else f"{100 * task.chance:.1f} %"
-            table.add_row(name, task.title, task.split, str(task.shots), metric, chance, task.licence)
+            table.add_row(name, task.title, task.split, str(task.shots), metric, chance, task.license)
     print_table(table)
     for name, targets in olmes.aliases().items():
         if not words or any(word in name for word in words):

@@ -1,4 +1,4 @@
-"""Tokenised text on disk: memory-mapped shards with a manifest that says what they are.
+"""Tokenized text on disk: memory-mapped shards with a manifest that says what they are.
 
 A directory holds, for each shard, `NNNNN.tokens.npy` (one flat array of ids), `NNNNN.documents.npy` (int64 [documents,
 3]: the end of the document in tokens, its domain's number in the shard, its size in UTF-8 bytes), where not every token
@@ -186,7 +186,7 @@ class TokenizedCorpus:
         self.manifest = read_mapping(path)
         found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
         if found != FORMAT:
-            raise UserError(f"'{path}' has format {found}; this version reads format {FORMAT}.", "Tokenise it again.")
+            raise UserError(f"'{path}' has format {found}; this version reads format {FORMAT}.", "Tokenize it again.")
         self.directory = directory
         try:
             self.kind: Kind = self.manifest["kind"]
@@ -195,7 +195,7 @@ class TokenizedCorpus:
             self.shards = [self._open(entry, verify) for entry in self.manifest["shards"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"'{path}' is damaged ({type(error).__name__}: {error}).", "Tokenise the corpus again."
+                f"'{path}' is damaged ({type(error).__name__}: {error}).", "Tokenize the corpus again."
             ) from None
 
     @property
@@ -227,7 +227,7 @@ class TokenizedCorpus:
         """
         if tokenizer.fingerprint != self.tokenizer_fingerprint:
             raise UserError(
-                f"The corpus '{self.directory}' was made with another tokenizer.", "Tokenise it again with this one."
+                f"The corpus '{self.directory}' was made with another tokenizer.", "Tokenize it again with this one."
             )
 
     def check_source(self, path: Path | str) -> None:
@@ -243,7 +243,7 @@ class TokenizedCorpus:
             if path.stat().st_size != source["bytes"] or hash_range(path, start, end) != entry["source"]["sha256"]:
                 raise UserError(
                     f"'{path}' is not the file that shard {entry['name']} of '{self.directory}' was made from.",
-                    "Tokenise it again.",
+                    "Tokenize it again.",
                 )
 
     def documents(self) -> Iterator[Document | Reject]:
@@ -268,24 +268,24 @@ class TokenizedCorpus:
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             except FileNotFoundError:
-                raise UserError(f"The shard file '{path}' is missing.", "Tokenise the corpus again.") from None
+                raise UserError(f"The shard file '{path}' is missing.", "Tokenize the corpus again.") from None
             except Exception as error:  # a damaged header of NumPy is parsed as Python, and can fail in any way
                 raise UserError(
                     f"The shard file '{path}' is damaged ({type(error).__name__}: {error}).",
-                    "Tokenise the corpus again.",
+                    "Tokenize the corpus again.",
                 ) from None
             if len(array) != entry["documents" if part == "documents" else "tokens"] or (
                 verify and sha256_file(path) != entry["sha256"][part]
             ):
                 raise UserError(
-                    f"The shard file '{path}' is not the one that the manifest describes.", "Tokenise the corpus again."
+                    f"The shard file '{path}' is not the one that the manifest describes.", "Tokenize the corpus again."
                 )
             arrays[part] = array
         index = np.asarray(arrays["documents"])
         if not _is_index(index, len(arrays["tokens"]), len(entry["domains"])):
             raise UserError(
                 f"The shard file '{self.directory / entry['name']}.documents.npy' is damaged.",
-                "Tokenise the corpus again.",
+                "Tokenize the corpus again.",
             )
         numbers = np.array([self.domains.index(domain) for domain in entry["domains"]], np.int64)
         return Shard(

@@ -51,7 +51,7 @@ def tokenize_documents(
     backend: Backend = "processes",
     special_tokens: SpecialTokens = "as_text",
 ) -> dict[str, Any]:
-    """Tokenise a JSON lines file of documents as [begin] text [end] and write shards of about `shard_tokens` tokens.
+    """Tokenize a JSON lines file of documents as [begin] text [end] and write shards of about `shard_tokens` tokens.
 
     The shards do not depend on the number of workers. Those that an earlier attempt finished, from the same bytes with
     the same tokenizer, are kept.

@@ -36,8 +36,8 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     if not torch.is_grad_enabled():
-        normalised, _ = _normalise(x, eps)
-        return normalised.mul_(weight.to(x.dtype))
+        normalized, _ = _normalize(x, eps)
+        return normalized.mul_(weight.to(x.dtype))
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 
@@ -57,7 +57,7 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias)
 
 
-def _normalise(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
+def _normalize(x: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     """x over the root of its mean square, in the type of x, and the factor."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=sum_dtype(x))
     scale = norm.square_().div_(x.shape[-1]).add_(eps or 0.0).rsqrt_()
@@ -74,10 +74,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
-        normalised, scale = _normalise(x, eps)
-        out = normalised * weight.to(x.dtype)
+        normalized, scale = _normalize(x, eps)
+        out = normalized * weight.to(x.dtype)
         ctx.invertible = bool(weight.detach().abs().amin() > _SMALLEST_DIVISOR)  # type: ignore[attr-defined]
-        ctx.save_for_backward(out if ctx.invertible else normalised, weight, scale)  # type: ignore[attr-defined]
+        ctx.save_for_backward(out if ctx.invertible else normalized, weight, scale)  # type: ignore[attr-defined]
         return out
 
     @staticmethod
@@ -85,9 +85,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grad_outputs
         kept, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        normalised = kept / weight.to(kept.dtype) if ctx.invertible else kept  # type: ignore[attr-defined]
-        product = grad * normalised
+        normalized = kept / weight.to(kept.dtype) if ctx.invertible else kept  # type: ignore[attr-defined]
+        product = grad * normalized
         grad_weight = product.flatten(0, -2).sum(0, dtype=weight.dtype)
         shared = (product @ weight.to(grad.dtype)).div_(-grad.shape[-1])
-        grad_x = (grad * weight.to(grad.dtype)).addcmul_(normalised, shared[..., None]).mul_(scale.to(grad.dtype))
+        grad_x = (grad * weight.to(grad.dtype)).addcmul_(normalized, shared[..., None]).mul_(scale.to(grad.dtype))
         return grad_x, grad_weight, None

@@ -26,12 +26,12 @@ _UNSAFE_IN_SCRIPT = {
 def figure_json(figure: go.Figure) -> str:
     """Return the data and layout of a figure in the house style, to be put inside a `<script>` element.
 
-    Markup in its texts is neutralised, and so is every character that could end the script.
+    Markup in its texts is neutralized, and so is every character that could end the script.
     """
     import plotly.graph_objects as go
     import plotly.io
 
-    described = neutralise(figure.to_plotly_json())
+    described = neutralize(figure.to_plotly_json())
     layout = {**described.get("layout", {}), "template": house_template()}
     # `to_json` knows arrays, dates and not-a-number; `skip_invalid` is not set, so a broken figure is an error here.
     return escape_json(str(plotly.io.to_json(go.Figure({"data": described.get("data", []), "layout": layout}))))
@@ -47,20 +47,20 @@ def escape_label(text: str) -> str:
     return redact(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def neutralise(value: Any) -> Any:
+def neutralize(value: Any) -> Any:
     """Copy nested dictionaries and lists, turning to text every `<` that is no bare formatting tag."""
     if isinstance(value, dict):
-        return {key: neutralise(item) for key, item in value.items()}
+        return {key: neutralize(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [neutralise(item) for item in value]
+        return [neutralize(item) for item in value]
     if isinstance(value, str) and "<" in value:
-        return _neutralise_text(value)
+        return _neutralize_text(value)
     if getattr(value, "dtype", None) is not None and value.dtype.kind in "OU":
-        return [neutralise(item) for item in value.tolist()]
+        return [neutralize(item) for item in value.tolist()]
     return value
 
 
-def _neutralise_text(text: str) -> str:
+def _neutralize_text(text: str) -> str:
     kept, position = [], 0
     for match in _BARE_TAG.finditer(text):
         kept += [text[position : match.start()].replace("<", "&lt;"), match[0]]

@@ -62,7 +62,7 @@ class Tokenize(Stage[TokenizeConfig, TokenizeResults]):
     )
 
     def run(self, config: TokenizeConfig, context: StageContext) -> TokenizeResults:
-        """Tokenise."""
+        """Tokenize."""
         path = context.find(Documents, "documents").split(config.split)
         tokenizer = context.find(Vocabulary, "tokenizer").load()
         manifest = tokenize_documents(

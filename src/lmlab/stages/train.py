@@ -46,7 +46,7 @@ from lmlab.stages.training import (
     routing_curves,
     series,
     training_facts,
-    utilisation,
+    utilization,
 )
 from lmlab.train import (
     Evaluation,
@@ -240,7 +240,7 @@ class Train(Stage[TrainConfig, TrainResults]):
             f", held out {heldout:.3f}" if (heldout := results.heldout("loss")) is not None else ""
         )
         return (
-            f"{loss}, {results.tokens_per_second:,.0f} tokens/s, {utilisation(results)} of this machine's GEMM peak."
+            f"{loss}, {results.tokens_per_second:,.0f} tokens/s, {utilization(results)} of this machine's GEMM peak."
             + _too_long(results)
         )
 
@@ -253,7 +253,7 @@ class Train(Stage[TrainConfig, TrainResults]):
             "Training tokens": short(results.tokens),
             **heldout,
             "Tokens a second": f"{results.tokens_per_second:,.0f}",
-            "Of GEMM peak": utilisation(results),
+            "Of GEMM peak": utilization(results),
         }
 
     def report(self, config: TrainConfig, results: TrainResults, directory: Path) -> list[Section]:

@@ -36,7 +36,7 @@ from lmlab.train import (
     whole_tensors,
 )
 
-_TYPICAL_UTILISATION = 0.35
+_TYPICAL_UTILIZATION = 0.35
 _BUSY = 0.25  # of the cores, by others, before a training: its speed is then not what the machine gives
 _LENGTHS = ("trainer.steps", "trainer.tokens", "trainer.epochs")
 _MAY_CHANGE = (*_LENGTHS, "trainer.schedule.", "trainer.precision")
@@ -52,7 +52,7 @@ class TrainingResults(Results):
     Attributes:
         seconds: of the loop, over all attempts; `data_wait_seconds` and `checkpoint_pause_seconds` are parts of it.
         load_before: share of the cores that other work kept busy when it began; None where that is not told.
-        utilisation: share of the measured GEMM peak; None where the arithmetic of a step is not known.
+        utilization: share of the measured GEMM peak; None where the arithmetic of a step is not known.
         final_loss: mean of the last ten logged losses, in nats a token.
     """
 
@@ -71,7 +71,7 @@ class TrainingResults(Results):
     gemm_peak_flops: float
     achieved_flops: float | None
     load_before: float | None = None
-    utilisation: float | None
+    utilization: float | None
     peak_memory_bytes: int | None
     final_loss: float
 
@@ -126,7 +126,7 @@ def _plan_model(
     dtype = select_dtype(trainer.precision, device)
     needs = estimate(model, seq_len, trainer, place, dtype, lora)
     peak = gemm_flops(str(device), dtype)
-    seconds = needs.flops * (steps or 1) / peak / _TYPICAL_UTILISATION
+    seconds = needs.flops * (steps or 1) / peak / _TYPICAL_UTILIZATION
     parts = [
         (needs.weights, "weights"),
         (needs.gradients, "gradients"),
@@ -143,7 +143,7 @@ def _plan_model(
             f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts)
         ),
         "time": (
-            f"about {duration(seconds)}{'' if steps else ' a step'} on {device} at {_TYPICAL_UTILISATION:.0%} of its"
+            f"about {duration(seconds)}{'' if steps else ' a step'} on {device} at {_TYPICAL_UTILIZATION:.0%} of its"
             f" {short(peak)}FLOP/s"
         ),
     }
@@ -158,7 +158,7 @@ def _plan_model(
             f" gradients, a step and process; {format_bytes(needs.network_bytes)} of it over the network:"
             f" {duration(slowest)} at {format_bytes(_BANDWIDTH_WITHIN)}/s within and"
             f" {format_bytes(_BANDWIDTH_BETWEEN)}/s between machines, beside"
-            f" {duration(needs.flops / peak / _TYPICAL_UTILISATION)} of arithmetic"
+            f" {duration(needs.flops / peak / _TYPICAL_UTILIZATION)} of arithmetic"
         )
     return rows
 
@@ -263,12 +263,12 @@ def final_figures(directory: Path) -> dict[str, float]:
     return {"final_loss": sum(losses) / len(losses), **heldout}
 
 
-def utilisation(results: TrainingResults) -> str:
+def utilization(results: TrainingResults) -> str:
     """The share of the GEMM peak, as text, marked where other work had the machine busy."""
-    if not results.utilisation:
+    if not results.utilization:
         return "unknown"
     busy = (results.load_before or 0.0) > _BUSY
-    return f"{results.utilisation:.0%}" + (", on a busy machine" if busy else "")
+    return f"{results.utilization:.0%}" + (", on a busy machine" if busy else "")
 
 
 def training_facts(results: TrainingResults) -> dict[str, str]:

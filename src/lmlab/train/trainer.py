@@ -334,7 +334,7 @@ class Trainer:
             "learning_rate": self.config.optimizer.learning_rate * factor,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": num_tokens / seconds,
-            "utilisation": self._utilisation(num_tokens / seconds),
+            "utilization": self._utilization(num_tokens / seconds),
             "memory_bytes": peak_memory_bytes(self.device),
             **figures,
         }
@@ -423,7 +423,7 @@ class Trainer:
             )
         return lines
 
-    def _utilisation(self, tokens_per_second: float) -> float | None:
+    def _utilization(self, tokens_per_second: float) -> float | None:
         if self.flops_per_token is None:
             return None
         return tokens_per_second * self.flops_per_token / (gemm_flops(str(self.device), self.dtype) * self.world.size)
@@ -444,7 +444,7 @@ class Trainer:
             "load_before": None if self._load is None else round(self._load, 3),
             "gemm_peak_flops": gemm_flops(str(self.device), self.dtype),
             "achieved_flops": rate * self.flops_per_token if self.flops_per_token else None,
-            "utilisation": self._utilisation(rate),
+            "utilization": self._utilization(rate),
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 

@@ -132,7 +132,7 @@ def test_loads_of_the_real_models():
             for name in (
                 "max_over_mean",
                 "min_over_mean",
-                "normalised_entropy",
+                "normalized_entropy",
                 "n_experts_over_2x",
                 "n_experts_under_half",
             ):
@@ -266,7 +266,7 @@ def test_domains_of_different_length_are_compared_by_shares():
     assert RoutingStatistics.of(trace).information(1)["domain"] == pytest.approx(0)
 
 
-def test_few_tokens_look_specialised_and_the_figures_beside_say_so():
+def test_few_tokens_look_specialized_and_the_figures_beside_say_so():
     rare = vocab_summary(np.eye(4, dtype=int), np.ones(4, int))
     assert rare["macro"] == 1 and np.isnan(rare["macro_min10"]) and rare["ids_min10"] == 0
 

@@ -39,7 +39,7 @@ def test_figures_of_the_published_counts_are_the_expected_ones(tmp_path):
         for name in (
             "max_over_mean",
             "min_over_mean",
-            "normalised_entropy",
+            "normalized_entropy",
             "n_experts_over_2x",
             "n_experts_under_half",
         ):

@@ -20,7 +20,7 @@ from lmlab.data import Loader, Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.methods.qurating import Rater, select
-from lmlab.methods.qurating.analysis.analyse import AnalysisConfig, analyse
+from lmlab.methods.qurating.analysis.analyze import AnalysisConfig, analyze
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.analysis.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
@@ -330,7 +330,7 @@ def test_the_bias_table_shows_a_planted_dialect() -> None:
     planted = next(each for each in bias_report(z, chosen, dialect.tolist()) if each.group == "planted")
     assert planted.ratio.low <= truth <= planted.ratio.high < 0.8
     config = SelectionConfig(mode="sample", metric="r_average", tau=1.0, tokens=6000)
-    found = analyse(
+    found = analyze(
         {**table, "text": ["x y"] * count},
         manifest,
         config,

@@ -206,7 +206,7 @@ def test_manifests_are_equal_for_any_shards_and_any_order(corpus: dict[str, Any]
     assert [ids[name][number] for name, number in zip(names, numbers, strict=True)] == seven.column("id").to_pylist()
 
 
-def test_normalised_choices_do_not_change_with_the_scale_of_ratings(corpus: dict[str, Any]) -> None:
+def test_normalized_choices_do_not_change_with_the_scale_of_ratings(corpus: dict[str, Any]) -> None:
     options: dict[str, Any] = {"metric": "r_average", "mode": "sample", "tau": 1.0, "tokens": 10**6, "id": "id"}
     moved = {**corpus, "r_average": 8 * corpus["r_average"] + 3}
     assert select(corpus, **options).ids == select(moved, **options).ids
@@ -276,7 +276,7 @@ def test_duplicates_are_capped_to_the_best_of_each_label(corpus: dict[str, Any])
     assert set(manifest.ids) <= set(best.tolist())
 
 
-def test_weights_add_normalised_ratings_and_uncertainty_lowers_them() -> None:
+def test_weights_add_normalized_ratings_and_uncertainty_lowers_them() -> None:
     rng = np.random.default_rng(0)
     table = {
         "length": [1] * 100,
@@ -356,7 +356,7 @@ def test_a_rating_that_is_not_finite_is_named_or_left_out(bad: Any) -> None:
     assert manifest.ids == ["c", "a"] and manifest.report["dropped"] == {"non-finite ratings": 1}
 
 
-def test_equal_ratings_cannot_be_normalised() -> None:
+def test_equal_ratings_cannot_be_normalized() -> None:
     with pytest.raises(ZeroVariance, match="r_average"):
         select({**SMALL, "r_average": [2.0] * 3}, **ASK)
     assert select({**SMALL, "r_average": [2.0] * 3}, normalize=False, **ASK).ids == ["a", "b"]

@@ -88,7 +88,7 @@ class PreferenceRows:
 
 
 class KTORows:
-    """Labelled answers by number. A row has the arrays of `example_row`, those of a mismatched pair as `kl_...`, and
+    """Labeled answers by number. A row has the arrays of `example_row`, those of a mismatched pair as `kl_...`, and
     `desirable` (0 or 1).
 
     The mismatched pair is the prompt with the answer of the next example that has another prompt; an answer that does

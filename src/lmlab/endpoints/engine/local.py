@@ -93,11 +93,11 @@ class LocalBackend:
         tokenizer = self.model.tokenizer
         tokens = TokenLog(tokenizer).grow(done.text or "", done.ids, done.log_probs, done.top, done=True)
 
-        def spelt(top: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
+        def spelled(top: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
             return tuple((spelling(tokenizer, id), log_prob) for id, log_prob in top)
 
         return tuple(
-            TokenLogProb(spelling(tokenizer, token.id), token.log_prob or 0.0, spelt(token.top)) for token in tokens
+            TokenLogProb(spelling(tokenizer, token.id), token.log_prob or 0.0, spelled(token.top)) for token in tokens
         )
 
 

@@ -1,1 +1,1 @@
-"""What is asked: tasks as files of requests, the built-in catalogue, and questions made from text."""
+"""What is asked: tasks as files of requests, the built-in catalog, and questions made from text."""

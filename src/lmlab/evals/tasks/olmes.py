@@ -71,17 +71,17 @@ def missing() -> UserError:
 
 
 @lru_cache
-def catalogue() -> list[dict[str, Any]]:
+def catalog() -> list[dict[str, Any]]:
     """Every task that the package offers, as the fields of a `Task`; empty where it is not installed."""
     if version() is None:
         return []
-    known = _catalogue_file()
+    known = _catalog_file()
     return [*_ranked(known), *_mmlu(known), *_generation(known)]
 
 
 def aliases() -> dict[str, list[str]]:
     """Short names and groups, each with what it stands for."""
-    known = _catalogue_file()
+    known = _catalog_file()
     return {name: [target] for name, target in known["short_names"].items()} | known["groups"]
 
 
@@ -199,8 +199,8 @@ def _root() -> Path:
 
 
 @lru_cache
-def _catalogue_file() -> dict[str, Any]:
-    return read_yaml(Path(__file__).parent / "catalogue" / "olmes.yaml")
+def _catalog_file() -> dict[str, Any]:
+    return read_yaml(Path(__file__).parent / "catalog" / "olmes.yaml")
 
 
 def _ranked(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -217,14 +217,14 @@ def _ranked(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "split": settings["split"],
             "shots": settings["num_shots"],
             "chance": said["chance"],
-            "licence": said["licence"],
+            "license": said["license"],
         }
 
 
 def _family(known: dict[str, Any], family: str) -> dict[str, Any]:
     families = known["families"]
     nearest = max((name for name in families if family.startswith(name)), key=len, default=None)
-    return families[nearest] if nearest else {"title": family, "chance": None, "licence": "unknown"}
+    return families[nearest] if nearest else {"title": family, "chance": None, "license": "unknown"}
 
 
 def _mmlu(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -240,7 +240,7 @@ def _mmlu(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     "split": whole,
                     "shots": _SHOTS,
                     "chance": known["mmlu"]["chance"],
-                    "licence": known["mmlu"]["licence"],
+                    "license": known["mmlu"]["license"],
                 }
 
 
@@ -254,5 +254,5 @@ def _generation(known: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "requests": f"{REQUESTS}{place}",
             "split": found["split"],
             "shots": found["num_shots"],
-            "licence": _family(known, place.split("/")[0])["licence"],
+            "license": _family(known, place.split("/")[0])["license"],
         }

@@ -7,7 +7,7 @@ title: Capitals of the world
 requests: capitals.jsonl      # questions (`lmlab.evals.tasks.questions`), or prompts with references where the kind is
 generation
 normalization: characters
-licence: CC0
+license: CC0
 ```
 """
 
@@ -44,7 +44,7 @@ class Task(Config):
         kind: `ranked` chooses among options, `generation` writes.
         normalization: of ranked tasks: what the probability of an option is divided by.
         metric: what the task is known by: by default `accuracy` where there are options, else `bits_per_byte`.
-        split, shots, chance, licence: for the reader; the chance level is also computed from the questions.
+        split, shots, chance, license: for the reader; the chance level is also computed from the questions.
         extract: of generation tasks: a regular expression; what it finds (its first group, if it has one) is the
             answer.
         take: which of several findings: the `first` or the `last`.
@@ -60,7 +60,7 @@ class Task(Config):
     split: str | None = None
     shots: int | None = None
     chance: float | None = None
-    licence: str = "unknown"
+    license: str = "unknown"
     extract: str | None = None
     take: Literal["first", "last"] = "first"
     max_new_tokens: int = Field(default=128, gt=0)
@@ -89,7 +89,7 @@ class Task(Config):
             f"{self.requests} of {olmes.PACKAGE} {olmes.version()}" if packaged else sha256_file(Path(self.requests))
         )
         return sha256_json(
-            [source, self.model_dump(mode="json", exclude={"requests", "title", "split", "shots", "chance", "licence"})]
+            [source, self.model_dump(mode="json", exclude={"requests", "title", "split", "shots", "chance", "license"})]
         )
 
     @field_validator("extract")
@@ -169,7 +169,7 @@ def read_task(path: str | Path) -> Task:
 
 def known_tasks() -> dict[str, Task]:
     """All tasks that can be named, by name; none where the package with the request files is missing."""
-    return {entry["name"]: Task.model_validate(entry) for entry in olmes.catalogue()}
+    return {entry["name"]: Task.model_validate(entry) for entry in olmes.catalog()}
 
 
 def find_tasks(names: Sequence[str]) -> list[Task]:

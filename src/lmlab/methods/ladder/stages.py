@@ -41,7 +41,7 @@ from lmlab.runs import (
 )
 
 _LEVEL = 0.9
-_TYPICAL_UTILISATION = 0.2  # of small models
+_TYPICAL_UTILIZATION = 0.2  # of small models
 _SAME = 0.02  # N and D that differ by less than this share are those of the forecast
 
 
@@ -153,7 +153,7 @@ class Ladder(Stage[LadderConfig, LadderResults]):
             "target": f"N = {n:,.0f}, D = {d:,.0f}",
             "time": (
                 "about"
-                f" {duration(total / gemm_flops(str(device), select_dtype('auto', device)) / _TYPICAL_UTILISATION)}"
+                f" {duration(total / gemm_flops(str(device), select_dtype('auto', device)) / _TYPICAL_UTILIZATION)}"
             ),
         }
 

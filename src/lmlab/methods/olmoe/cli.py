@@ -86,12 +86,12 @@ def analyze(
     from rich.table import Table
 
     from lmlab.files import write_json
-    from lmlab.methods.olmoe.report import analyse
+    from lmlab.methods.olmoe.report import analyze
     from lmlab.methods.olmoe.routing.trace import RoutingTrace
     from lmlab.progress import console
 
     final = RoutingTrace.load(trace, step)
-    found = analyse(final, _earlier(earlier))
+    found = analyze(final, _earlier(earlier))
     k = str(final.top_k)
     table = Table(title=f"{found['tokens']:,} tokens, {k} of {found['num_experts']} experts", title_justify="left")
     names = [
@@ -106,7 +106,7 @@ def analyze(
     for place, layer in enumerate(found["layers"]):
         cells = [
             str(layer),
-            *(_with_interval(found["load"][k][name], place) for name in ("max_over_mean", "normalised_entropy")),
+            *(_with_interval(found["load"][k][name], place) for name in ("max_over_mean", "normalized_entropy")),
         ]
         cells.append(f"{found['vocab_specialization']['input']['1']['macro'][place]:.3f}")
         cells += [_with_interval(each[k], place) for each in found.get("saturation", {}).values()]
@@ -142,7 +142,7 @@ def counts(
         for d, domain in enumerate(found.domains):
             for place, layer in enumerate(found.layers):
                 cells = [f"{load[name][d, place]:.3f}" for name in ("max_over_mean", "min_over_mean")]
-                cells.append(f"{load['normalised_entropy'][d, place]:.3f}")
+                cells.append(f"{load['normalized_entropy'][d, place]:.3f}")
                 cells.append("" if special is None else f"{special[d, place].max():.1%} of tokens")
                 table.add_row(markup("{}", domain), str(layer), *cells)
         console.print(table)

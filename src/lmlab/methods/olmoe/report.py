@@ -33,7 +33,7 @@ _PUBLISHED_KINDS: dict[Tokens, str] = {
 _MOST_TOKENS = 8
 
 
-def analyse(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace] | None = None, groups: int = 20) -> dict[str, Any]:
+def analyze(trace: RoutingTrace, earlier: Mapping[str, RoutingTrace] | None = None, groups: int = 20) -> dict[str, Any]:
     """All measures of a trace for JSON, with half-widths of 95 % confidence intervals.
 
     Arguments:
@@ -126,7 +126,7 @@ def _load_section(statistics: RoutingStatistics) -> Section:
     rows: list[list[Cell]] = [
         [
             str(layer),
-            *(float(load[name].value[place]) for name in ("max_over_mean", "min_over_mean", "normalised_entropy")),
+            *(float(load[name].value[place]) for name in ("max_over_mean", "min_over_mean", "normalized_entropy")),
             *(int(load[name].value[place]) for name in ("n_experts_over_2x", "n_experts_under_half", "n_experts_dead")),
         ]
         for place, layer in enumerate(layers)

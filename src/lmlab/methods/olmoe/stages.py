@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from lmlab.config import Config
 from lmlab.data import PackedRows, TokenizedCorpus
 from lmlab.files import write_json
-from lmlab.methods.olmoe.report import analyse, routing_page
+from lmlab.methods.olmoe.report import analyze, routing_page
 from lmlab.methods.olmoe.routing.collect import batches_of, collect, watch
 from lmlab.methods.olmoe.routing.trace import RoutingTrace
 from lmlab.methods.olmoe.upcycling import UpcycleConfig
@@ -118,13 +118,13 @@ class Routing(Stage[RoutingConfig, RoutingResults]):
             )
             traces[name].save(context.directory / f"{name}.npz")
         final = traces.pop("trace")
-        figures = analyse(final, traces)
+        figures = analyze(final, traces)
         write_json(context.directory / "routing.json", figures)
         load = figures["load"][str(final.top_k)]
         return RoutingResults(
             tokens=figures["tokens"],
             max_load=load["max_over_mean"]["value"],
-            entropy=load["normalised_entropy"]["value"],
+            entropy=load["normalized_entropy"]["value"],
         )
 
     def summary(self, results: RoutingResults) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmlab.errors import reads
 from lmlab.files import read_mapping
-from lmlab.methods.qurating.analysis.analyse import Analysis, analyse
+from lmlab.methods.qurating.analysis.analyze import Analysis, analyze
 from lmlab.methods.qurating.analysis.bias import CAUTION
 from lmlab.methods.qurating.config import AnalysisConfig
 from lmlab.progress import short
@@ -143,7 +143,7 @@ def rater_sections(results: dict[str, Any]) -> list[Section]:
 
 def annotation_sections(rows: Path) -> list[Section]:
     """Distributions and correlations of ratings."""
-    return [Section("Ratings", rating_blocks(analyse(rows, None, None, AnalysisConfig(clusters=0, examples=0))))]
+    return [Section("Ratings", rating_blocks(analyze(rows, None, None, AnalysisConfig(clusters=0, examples=0))))]
 
 
 def rating_blocks(found: Analysis) -> list[Block]:

@@ -16,7 +16,7 @@ from lmlab.data import Document, read_documents
 from lmlab.evals import bits_per_byte, by_domain, pair_rows, ratio, read_rows
 from lmlab.files import write_json, write_jsonl
 from lmlab.judging import read_judgments
-from lmlab.methods.qurating.analysis.analyse import Analysis, analyse
+from lmlab.methods.qurating.analysis.analyze import Analysis, analyze
 from lmlab.methods.qurating.config import (
     AnnotateConfig,
     CompareConfig,
@@ -204,7 +204,7 @@ class QualitySelect(Stage[SelectStageConfig, SelectionResults]):
         if config.documents is not None:
             shutil.copyfile(context.inputs["documents"] / "heldout.jsonl", context.directory / "heldout.jsonl")
         if config.report is not None:
-            analyse(rows, manifest, settings, config.report, config.text).write(context.directory)
+            analyze(rows, manifest, settings, config.report, config.text).write(context.directory)
         keys = ("rows", "tokens", "of_rows", "of_tokens", "noise", "mean_z", "dropped")
         return SelectionResults(**{key: manifest.report[key] for key in keys}, repeats=plan.repeats)
 

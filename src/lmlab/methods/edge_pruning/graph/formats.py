@@ -19,7 +19,7 @@ from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.graph import OUTPUT, CircuitGraph
 
 _PART = re.compile(r"\.([qkv])$")
-_COLOURS = {"q": "#b8527a", "k": "#3f7f93", "v": "#4f8a4f"}
+_COLORS = {"q": "#b8527a", "k": "#3f7f93", "v": "#4f8a4f"}
 _THEIR_NAMES = {OUTPUT: "logits"}
 _ALIASES = {"token_embeds": "tok_embeds"}
 
@@ -78,7 +78,7 @@ def to_dot(circuit: Circuit, path: Path) -> None:
     lines = ["digraph circuit {", "  rankdir=BT; node [shape=box, fontname=Helvetica];"]
     for (writer, reader), score in zip(circuit.edges, _scores(circuit), strict=True):
         node, part = node_of(reader, circuit.graph)
-        settings = [f'color="{_COLOURS[part]}"', f'label="{part}"'] if part else []
+        settings = [f'color="{_COLORS[part]}"', f'label="{part}"'] if part else []
         settings += [] if score is None else [f'tooltip="{score:.4g}"']
         lines.append(f'  "{writer}" -> "{node}" [{", ".join(settings)}];')
     nodes = {name for writer, reader in circuit.edges for name in (writer, node_of(reader, circuit.graph)[0])}

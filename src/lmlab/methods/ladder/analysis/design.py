@@ -47,7 +47,7 @@ def next_runs(
     """Rank runs by how much they would lower the variance of the first step's prediction, for each share of the
     ladder's cost that they add.
 
-    The law is linearised at its parameters (a c-optimal design); all runs are taken to be equally noisy.
+    The law is linearized at its parameters (a c-optimal design); all runs are taken to be equally noisy.
 
     Arguments:
         sizes, multiples: of the candidates; by default those of the ladder, half the smallest, and twice the largest.

@@ -91,7 +91,7 @@ def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings)
             "grid",
             chance_T,
             settings.shrink,
-            _centre(first.parameters_BP, len(tasks)),
+            _center(first.parameters_BP, len(tasks)),
         )
     if not settings.chained:
         return Chain(settings, tuple(tasks), points, first, None)
@@ -111,7 +111,7 @@ def refit(chain: Chain, resample: Resample) -> Chain:
     y_BR = (y_TR[None] * resample.factor_STR).reshape(-1, y_TR.shape[1])
     weights_BR = np.repeat(resample.weights_SG[:, : y_TR.shape[1]], len(tasks), axis=0)
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
-    centre = _centre(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law == "nd" else None
+    center = _center(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law == "nd" else None
     first = fit_first_step(
         settings.law,
         points.x_3R,
@@ -120,8 +120,8 @@ def refit(chain: Chain, resample: Resample) -> Chain:
         settings.delta,
         starts_BSP,
         chance_B,
-        settings.shrink if centre is not None else 0.0,
-        None if centre is None else np.tile(centre, (count, 1)),
+        settings.shrink if center is not None else 0.0,
+        None if center is None else np.tile(center, (count, 1)),
         _REPLICATE_ITERATIONS,
     )
     if chain.second is None:
@@ -152,7 +152,7 @@ def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepS
     return np.asarray(weights / weights.mean(1, keepdims=True))
 
 
-def _centre(parameters_BP: Floats, num_tasks: int) -> Floats:
+def _center(parameters_BP: Floats, num_tasks: int) -> Floats:
     """Medians of alpha and beta over the tasks, for each problem; [B, 2]."""
     exponents = np.maximum(parameters_BP[:, 2:4], 1e-3).reshape(-1, num_tasks, 2)
     return np.repeat(np.exp(np.median(np.log(exponents), axis=1)), num_tasks, axis=0)

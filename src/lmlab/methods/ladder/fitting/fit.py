@@ -43,7 +43,7 @@ def fit_first_step(
     starts: str | Floats = "grid",
     chance_B: Floats | None = None,
     shrink: float = 0.0,
-    centre_B2: Floats | None = None,
+    center_B2: Floats | None = None,
     max_iterations: int = 300,
 ) -> StepFit:
     """Fit a law of N and D to losses by the sum of Huber losses of log ratios.
@@ -51,7 +51,7 @@ def fit_first_step(
     Arguments:
         starts: `paper` (single start, L-BFGS-B), `grid`, or parameters [B, S, P] to start from.
         chance_B: for the form `single`.
-        shrink, centre_B2: strength of a quadratic pull of ln alpha and ln beta to these values, relative to the sum of
+        shrink, center_B2: strength of a quadratic pull of ln alpha and ln beta to these values, relative to the sum of
             losses.
     """
     chance = np.full(len(y_BR), 0.25) if chance_B is None else chance_B
@@ -69,15 +69,15 @@ def fit_first_step(
     owner = np.repeat(np.arange(count), tries)
     weights = np.broadcast_to(np.ones(1) if weights_BR is None else weights_BR, y_BR.shape)[owner]
     lower, upper = _free_bounds(form)
-    pull = shrink > 0 and form == "nd" and centre_B2 is not None
+    pull = shrink > 0 and form == "nd" and center_B2 is not None
     if pull:
         weights = np.concatenate([weights, np.ones((len(weights), 2))], axis=1)
 
     def residuals(p_BP: Floats, numbers: NDArray[np.int64]) -> tuple[Floats, Floats]:
         r, j = log_residuals(form, p_BP, x, log_y[owner[numbers]])
-        if not pull or centre_B2 is None:
+        if not pull or center_B2 is None:
             return r, j
-        return _with_pull(r, j, p_BP, centre_B2[owner[numbers]], shrink, limit)
+        return _with_pull(r, j, p_BP, center_B2[owner[numbers]], shrink, limit)
 
     solution = solve(residuals, start_BSP.reshape(-1, width), lower, upper, weights, limit, max_iterations)
     return _best(
@@ -85,13 +85,13 @@ def fit_first_step(
     )
 
 
-def _with_pull(r: Floats, j: Floats, p: Floats, centre: Floats, shrink: float, limit: float) -> tuple[Floats, Floats]:
+def _with_pull(r: Floats, j: Floats, p: Floats, center: Floats, shrink: float, limit: float) -> tuple[Floats, Floats]:
     """Two more residuals that draw ln alpha and ln beta to a center; scaled to stay in the quadratic part of Huber's
     loss.
     """
     scale = np.sqrt(2 * shrink)
     exponents = np.maximum(p[:, 2:4], 1e-3)
-    extra = scale * np.log(exponents / centre)
+    extra = scale * np.log(exponents / center)
     more = np.zeros((len(p), 2, p.shape[1]))
     more[:, 0, 2], more[:, 1, 3] = scale / exponents[:, 0], scale / exponents[:, 1]
     if np.isfinite(

@@ -46,7 +46,7 @@ def solve(
     max_iterations: int = 300,
     tolerance: float = 1e-12,
 ) -> Solution:
-    """Minimise sum_k w_k Huber_delta(r_k) for each problem, starting from `start_BP`.
+    """Minimize sum_k w_k Huber_delta(r_k) for each problem, starting from `start_BP`.
 
     Huber's loss is handled by reweighting. A parameter at a bound that the gradient pushes outwards is held there.
 

@@ -292,7 +292,7 @@ def load_summary(counts: Array) -> dict[str, Array]:
     """How evenly experts are used, from counts [..., E].
 
     Returns:
-        `max_over_mean`, `min_over_mean`, `normalised_entropy` (of loads, over that of equal ones), `n_experts_over_2x`
+        `max_over_mean`, `min_over_mean`, `normalized_entropy` (of loads, over that of equal ones), `n_experts_over_2x`
         and `n_experts_under_half` (experts beyond twice, and below half of the mean), and `n_experts_dead` (without a
         token), each [...].
     """
@@ -304,7 +304,7 @@ def load_summary(counts: Array) -> dict[str, Array]:
     return {
         "max_over_mean": loads.max(-1),
         "min_over_mean": loads.min(-1),
-        "normalised_entropy": entropy / max(math.log(counts.shape[-1]), 1e-12),
+        "normalized_entropy": entropy / max(math.log(counts.shape[-1]), 1e-12),
         "n_experts_over_2x": (loads > 2).sum(-1).astype(float),
         "n_experts_under_half": (loads < 0.5).sum(-1).astype(float),
         "n_experts_dead": (counts == 0).sum(-1).astype(float),

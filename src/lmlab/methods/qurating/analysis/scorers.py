@@ -42,7 +42,7 @@ def hashed_counts(texts: Sequence[str], buckets: int = BUCKETS) -> Any:
     return csr_matrix((np.ones(len(rows)), (rows, columns)), (len(texts), buckets))
 
 
-def _normalised(counts: Any) -> Any:
+def _normalized(counts: Any) -> Any:
     from sklearn.preprocessing import normalize
 
     return normalize(counts)
@@ -99,14 +99,14 @@ class LinearClassifier:
 
         if not good or not other:
             raise UserError("A classifier needs good texts and others.")
-        features = _normalised(hashed_counts([*good, *other], buckets))
+        features = _normalized(hashed_counts([*good, *other], buckets))
         labels = np.r_[np.ones(len(good)), np.zeros(len(other))]
         model = LogisticRegression(C=100.0, max_iter=200).fit(features, labels)
         return cls(model.coef_[0].astype(np.float64), float(model.intercept_[0]))
 
     def score(self, texts: Sequence[str]) -> Floats:
         """The logit of being good, of each text."""
-        return np.asarray(_normalised(hashed_counts(texts, len(self.weights))) @ self.weights) + self.bias
+        return np.asarray(_normalized(hashed_counts(texts, len(self.weights))) @ self.weights) + self.bias
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

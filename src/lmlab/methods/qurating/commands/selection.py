@@ -252,7 +252,7 @@ def report(
     """Show what a choice did to domains, topics and groups of texts."""
     from lmlab.config import validate
     from lmlab.files import read_mapping, write_json
-    from lmlab.methods.qurating.analysis.analyse import analyse
+    from lmlab.methods.qurating.analysis.analyze import analyze
     from lmlab.methods.qurating.config import AnalysisConfig
     from lmlab.methods.qurating.report import selection_page
     from lmlab.methods.qurating.selecting.plan import plan_selection
@@ -265,7 +265,7 @@ def report(
     places = _locations(where)
     columns = tuple(groups.split(",")) if groups else ()
     settings = validate(AnalysisConfig, {"clusters": clusters, "groups": columns, "examples": examples}, "the options")
-    analyse(places, Manifest.read(selection / "manifest.parquet"), config, settings, text_field).write(selection)
+    analyze(places, Manifest.read(selection / "manifest.parquet"), config, settings, text_field).write(selection)
     write_json(selection / "plan.json", plan_selection(places, config).to_json())
     print(
         f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read:"

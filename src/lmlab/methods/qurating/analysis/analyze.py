@@ -62,7 +62,7 @@ class Analysis:
         return cls(**read_mapping(path)) if path.exists() else None
 
 
-def analyse(
+def analyze(
     table: Tabular,
     manifest: Manifest | None,
     selection: SelectionConfig | None,
