@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner
 
-from lmlab import plugins
+from lmlab import cli, plugins
 from lmlab.commandline.from_config import options
 from lmlab.config import Config, Flag
 from lmlab.errors import UserError
@@ -64,6 +65,29 @@ def test_a_method_is_listed_by_its_manifest_and_every_name_in_it_leads_somewhere
 def test_an_unknown_name_is_refused_with_the_nearest_one():
     with pytest.raises(UserError, match=r"mine\.yaml: unknown kind of stage 'trian'\. Did you mean 'train'\?"):
         plugins.find("stages", "trian", "kind of stage", "mine.yaml")
+
+
+def test_a_name_that_two_packages_offer_is_refused(monkeypatch):
+    method = next(iter(plugins.methods().values()))
+    other = dataclasses.replace(method, command="other", stages={"train": "elsewhere:Train"})
+    monkeypatch.setattr(plugins, "methods", lambda: {"other": other})
+    plugins.places.cache_clear()
+    try:
+        with pytest.raises(UserError, match="offer the name in 'stages' 'train': 'lmlab.stages.train:Train' and 'els"):
+            plugins.find("stages", "train", "kind of stage", "mine.yaml")
+        same = {name: place for name, place in method.stages.items()}
+        monkeypatch.setattr(plugins, "methods", lambda: {"a": method, "b": dataclasses.replace(method, stages=same)})
+        plugins.places.cache_clear()
+        assert "train" in plugins.known("stages")  # installed twice, it is the same
+    finally:
+        plugins.places.cache_clear()
+
+
+def test_a_method_cannot_take_a_command_of_the_core(monkeypatch):
+    method = next(iter(plugins.methods().values()))
+    monkeypatch.setattr(cli, "_methods", lambda: {"run": method})
+    result = CliRunner().invoke(cli.app, ["run", "x.yaml"])
+    assert isinstance(result.exception, UserError) and "a command of the core, 'run'" in str(result.exception)
 
 
 class Settings(Config):

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from lmlab import __version__, plugins
 from lmlab.commands import ask, data, doctor, evaluation, launch, models, recipes, serve
-from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, from_unforeseen
+from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, UserError, from_unforeseen
 from lmlab.terminal import printable
 
 _DEBUG = "--debug"
@@ -26,17 +26,26 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All of them; the methods have a panel of their own."""
-        return [*super().list_commands(ctx), *_methods()]
+        return [*super().list_commands(ctx), *self._of_methods()]
 
     def get_command(self, ctx: Any, name: str) -> Any:
         """A command; of a method only what the list of commands shows."""
-        return _shown(name) if name in _methods() else super().get_command(ctx, name)
+        return _shown(name) if name in self._of_methods() else super().get_command(ctx, name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """What is called."""
-        if args and args[0] in _methods():
+        if args and args[0] in self._of_methods():
             return args[0], _loaded(args[0]), args[1:]
         return super().resolve_command(ctx, args)
+
+    def _of_methods(self) -> dict[str, plugins.Method]:
+        """The methods by their commands, none of which may be the core's."""
+        found = _methods()
+        for name in found.keys() & self.commands.keys():
+            raise UserError(
+                f"The method at '{found[name].cli}' has a command of the core, '{name}'.", "Remove its package."
+            )
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Typer would end it with a bare "Aborted" and another exit code on a signal."""

@@ -7,14 +7,14 @@ that only adds one thing registers that in a group of its own, such as `lmlab.st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from lmlab.errors import UserError, did_you_mean
+from lmlab.errors import LmlabError, UserError, did_you_mean
 
 Group = Literal["stages", "sources", "tasks", "judges", "detectors"]
 
@@ -57,7 +57,8 @@ class Method:
 @lru_cache(maxsize=1)
 def methods() -> dict[str, Method]:
     """The manifests of all installed methods by their packages' names, in the order of their commands."""
-    found = {point.name: point.load() for point in entry_points(group=_METHODS)}
+    found = {name: load(place) for name, place in _registered("kind of method", _points(_METHODS)).items()}
+    _registered("command", ((each.command, each.cli) for each in found.values()))
     return dict(sorted(found.items(), key=lambda each: each[1].command))
 
 
@@ -83,15 +84,46 @@ def find(group: Group, name: str, called: str, where: str) -> Any:
 
 
 def load(place: str) -> Any:
-    """The object at "module:attribute"."""
+    """The object at "module:attribute".
+
+    Raises:
+        UserError: it is not there, or its package does not work.
+    """
     module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)
+    try:
+        return getattr(import_module(module), attribute)
+    except LmlabError:
+        raise
+    except Exception as error:  # code of any package
+        raise UserError(
+            f"'{place}' cannot be loaded ({type(error).__name__}: {error}).",
+            "Mend or remove the package that offers it.",
+        ) from error
 
 
 @lru_cache(maxsize=8)
 def places(group: Group) -> dict[str, str]:
-    """What is registered in a group: name -> "module:attribute"."""
-    found = {point.name: point.value for point in entry_points(group=f"lmlab.{group}")}
-    for method in methods().values():
-        found |= getattr(method, group)
+    """What is registered in a group: name -> "module:attribute".
+
+    Raises:
+        UserError: two packages register one name for different things.
+    """
+    of_methods = [each for method in methods().values() for each in getattr(method, group).items()]
+    return _registered(f"name in '{group}'", [*_points(f"lmlab.{group}"), *of_methods])
+
+
+def _points(group: str) -> Iterator[tuple[str, str]]:
+    return ((point.name, point.value) for point in entry_points(group=group))
+
+
+def _registered(called: str, points: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By name, none of which may stand for two things: which of them a recipe meant would be chance. A package that is
+    installed twice, from its source and as a wheel, registers the same twice.
+    """
+    found: dict[str, str] = {}
+    for name, place in points:
+        if found.setdefault(name, place) != place:
+            raise UserError(
+                f"Two packages offer the {called} '{name}': '{found[name]}' and '{place}'.", "Remove one of them."
+            )
     return found

@@ -70,7 +70,7 @@ def test_a_package_adds_a_kind_that_recipes_and_file_names_find(call, tmp_path):
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ("poems = poetry_plugin:Prose", "The source of documents 'poems' (poetry_plugin:Prose) cannot be loaded"),
+        ("poems = poetry_plugin:Prose", "'poetry_plugin:Prose' cannot be loaded (AttributeError"),
         ("poems = lmlab.config:Config", "'lmlab.config:Config' is no source of documents: it lacks read, fingerprint"),
     ],
 )

@@ -23,13 +23,7 @@ def source_kinds() -> dict[str, type[Any]]:
     """
     found: dict[str, type[Any]] = {}
     for name, place in sorted(plugins.places("sources").items()):
-        try:
-            made = plugins.load(place)
-        except Exception as error:  # code of another package
-            raise UserError(
-                f"The source of documents '{name}' ({place}) cannot be loaded: {error}.",
-                "Mend or remove the package that offers it.",
-            ) from None
+        made = plugins.load(place)
         fields = getattr(made, "model_fields", {})
         lacks = [each for each in ("read", "fingerprint", "notices") if not callable(getattr(made, each, None))]
         if "kind" not in fields or lacks:
