@@ -125,3 +125,33 @@ def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(make_model, tmp_path):
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "source"), str(tmp_path / "m.gguf"), "--to", "gguf"])
     assert isinstance(result.exception, UserError) and "GGUF has no name" in str(result.exception)
     assert [each.name for each in tmp_path.iterdir()] == ["source"]
+
+
+def test_tokens_that_only_the_files_beside_the_tokenizer_name_are_written(make_model, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "model.gguf"
+    save_pretrained(make_model("llama", vocab_size=300), source)  # whose configuration names no special token
+    byte_level(source, 280, False)
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "added_tokens.json").write_text(json.dumps({"<|call|>": 280, "<tool>": 281}))
+    (source / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "additional_special_tokens": ["<|call|>"]})
+    )
+    CliRunner().invoke(app, ["convert", str(source), str(target), "--to", "gguf"], catch_exceptions=False)
+    fields = gguf.GGUFReader(target).fields
+    assert fields["tokenizer.ggml.tokens"].contents()[279:283] == [
+        fields["tokenizer.ggml.tokens"].contents()[279],
+        "<|call|>",
+        "<tool>",
+        "[PAD282]",
+    ]
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert types[280:283] == [gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNUSED]
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 1
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+
+
+def test_reading_draws_no_bars(make_model, capfd, tmp_path):
+    write_gguf(make_model("llama"), tmp_path / "model.gguf", "fp32")
+    capfd.readouterr()
+    from_pretrained(tmp_path / "model.gguf")
+    assert capfd.readouterr().err == ""

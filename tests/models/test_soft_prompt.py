@@ -187,6 +187,14 @@ def test_a_prompt_that_does_not_fit_is_refused(ids):
         model(ids, cache=cache, soft_prompt=SoftPrompt(vectors(1, 5, 32)))
 
 
+def test_a_text_that_leaves_the_table_of_positions_behind_a_prompt_is_refused(ids):
+    model = random_model("gpt2")
+    long = ids.repeat(1, 9)[:, : model.config.max_seq_len - 4]
+    with pytest.raises(ValueError, match=f"do not fit the model's table of {model.config.max_seq_len} positions"):
+        model(long, soft_prompt=SoftPrompt(vectors(1, 5, 32)))
+    model(long, soft_prompt=SoftPrompt(vectors(1, 4, 32)))
+
+
 def test_a_prompt_is_saved_with_the_model_that_it_belongs_to(tmp_path):
     model, path = random_model("llama"), tmp_path / "prompt.safetensors"
     prompt = SoftPrompt.of([vectors(2, 32), vectors(4, 32)], positions=False)

@@ -303,6 +303,11 @@ class Transformer(nn.Module):
     def _embed_positions(self, position_ids_BT: Tensor) -> Tensor:
         """Rows of the table of positions, and zeros for tokens without a position."""
         assert self.position_embedding is not None
+        # a look is cheap on a CPU, and would hold up another device
+        if position_ids_BT.device.type == "cpu" and position_ids_BT.numel() and not torch.compiler.is_compiling():
+            needed, table = int(position_ids_BT.amax()) + 1, self.config.max_seq_len
+            if needed > table:
+                raise ValueError(f"{needed} tokens do not fit the model's table of {table} positions")
         embedded = self.position_embedding(position_ids_BT.clamp(min=0) + self.config.position_offset)
         return embedded * (position_ids_BT >= 0)[..., None]
 

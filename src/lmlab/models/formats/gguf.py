@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +29,10 @@ def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
-        )
+        with _no_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+            )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise LmlabError(f"'{file}' cannot be read: {str(error).splitlines()[0]}.") from None
     settings = model.config.to_dict()
@@ -39,11 +44,27 @@ def convert_tokenizer(file: Path, directory: Path) -> Settings:
     """Write the tokenizer of a GGUF file as a Hugging Face one; return its special token ids."""
     _require_gguf()
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     tokenizer.save_pretrained(directory)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {key: value for key, value in ids.items() if value is not None}
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars of `tqdm` that `transformers` draws for tensors, which its own switch leaves on."""
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    bars = getattr(reader, "tqdm", None)
+    try:
+        if bars is not None:
+            reader.tqdm = lambda items, **_: items
+        yield
+    finally:
+        if bars is not None:
+            reader.tqdm = bars
 
 
 def _require_gguf() -> None:

@@ -159,7 +159,12 @@ def _add_tokenizer(writer: Any, directory: Path, vocab_size: int, token_ids: dic
             "Byte-level ones as those of GPT-2, SmolLM, Llama 3 and Qwen are written; let llama.cpp convert others.",
         )
     by_id = {number: token for token, number in model["vocab"].items()}
-    added = {each["id"]: each for each in found.get("added_tokens") or []}
+    added = _added_tokens(directory, found)
+    if beyond := [each["content"] for number, each in added.items() if number >= vocab_size]:
+        raise UserError(
+            f"'{directory}': the token '{beyond[0]}' has an id beyond the model's vocabulary of {vocab_size}.",
+            "Take the tokenizer that belongs to the model.",
+        )
     tokens, types = [], []
     for number in range(vocab_size):
         if number in added:
@@ -177,13 +182,58 @@ def _add_tokenizer(writer: Any, directory: Path, vocab_size: int, token_ids: dic
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in model["merges"]])
+    ids = {text: number for number, text in enumerate(tokens)}
     for name in ("bos", "eos", "pad"):
         given = token_ids.get(f"{name}_token_id")
         first = given[0] if isinstance(given, list) and given else given
+        if first is None:  # the configuration does not say it, but the tokenizer does
+            first = ids.get(_named_tokens(directory).get(f"{name}_token", ""))
         if isinstance(first, int):
             getattr(writer, f"add_{name}_token_id")(first)
+    writer.add_add_bos_token(_puts_begin(directory, found))
     if templates := _chat_templates(directory):
         writer.add_chat_template(templates)
+
+
+def _added_tokens(directory: Path, found: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The added tokens by id: those of `tokenizer.json`, and those that only the files beside it name."""
+    settings = _beside(directory, "tokenizer_config.json")
+    if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
+        others = {int(number): each for number, each in decoder.items()}
+    else:  # as written before version 4.34 of transformers
+        named = set(_named_tokens(directory).values())
+        others = {
+            number: {"content": text, "special": text in named}
+            for text, number in _beside(directory, "added_tokens.json").items()
+        }
+    return others | {each["id"]: each for each in found.get("added_tokens") or []}
+
+
+def _named_tokens(directory: Path) -> dict[str, str]:
+    """Special tokens by their names, such as `eos_token`, and by numbers those without one."""
+    settings = _beside(directory, "special_tokens_map.json") | _beside(directory, "tokenizer_config.json")
+    found: dict[str, str] = {}
+    more = settings.get("additional_special_tokens") or []
+    for name, value in [*settings.items(), *((str(number), each) for number, each in enumerate(more))]:
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str) and (name.endswith("_token") or name.isdigit()):
+            found[name] = text
+    return found
+
+
+def _puts_begin(directory: Path, found: dict[str, Any]) -> bool:
+    """Whether the tokenizer puts the begin token before every text."""
+    begin = _named_tokens(directory).get("bos_token")
+    if _beside(directory, "tokenizer_config.json").get("add_bos_token") is True:
+        return True
+    outer = found.get("post_processor") or {}
+    parts = outer.get("processors", []) if outer.get("type") == "Sequence" else [outer]
+    firsts = [part["single"][0] for part in parts if part.get("type") == "TemplateProcessing" and part.get("single")]
+    return any(first.get("SpecialToken", {}).get("id") == begin for first in firsts)
+
+
+def _beside(directory: Path, name: str) -> dict[str, Any]:
+    return read_mapping(directory / name) if (directory / name).exists() else {}
 
 
 def _pre_tokenizer(found: dict[str, Any]) -> str | None:
