@@ -206,15 +206,19 @@ def harness(
 
     if importlib.util.find_spec("lm_eval") is None:
         raise missing_extra("lm-eval", "eval", "Running tasks of EleutherAI's harness")
+    from lmlab.evals.harness_tasks import check_harness_tasks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise UserError("--tasks names no task.", "`lm-eval ls tasks` lists the harness's tasks.")
+    check_harness_tasks(names, include)
     from lmlab.evals.evaluator import Evaluator
     from lmlab.evals.harness import run_harness
     from lmlab.files import write_json
 
     reuse_memory()
     evaluator = Evaluator.load(model, precision=precision)
-    found = run_harness(
-        evaluator, [name.strip() for name in tasks.split(",") if name.strip()], limit, num_fewshot, include
-    )
+    found = run_harness(evaluator, names, limit, num_fewshot, include)
     from lm_eval.utils import make_table
 
     print(f"Computed by {evaluator.scorer.description}.")
