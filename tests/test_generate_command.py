@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
 
 from lmlab.data import Tokenizer
 from lmlab.models import (
@@ -142,3 +144,24 @@ def test_wrong_arguments(lmlab, directory, arguments, message):
     else:
         assert (shown.code, message in shown.err) == (2, True), shown.err
         assert "Traceback" not in shown.err
+
+
+def test_the_stage_draws_as_the_model_s_makers_say_unless_told_otherwise(lmlab, directory, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(directory, copy)
+    (copy / "generation_config.json").write_text(json.dumps({"do_sample": False, "max_new_tokens": 4}))
+    stage = {"kind": "generate", "model": str(copy), "prompts": ["def f("], "device": "cpu"}
+    recipe = tmp_path / "samples.yaml"
+
+    def run(*options, **changes):
+        recipe.write_text(yaml.safe_dump({"name": "samples", "stages": {"samples": stage | changes}}))
+        done = lmlab("run", recipe, "--out", tmp_path / "run", *options)
+        return done, json.loads((tmp_path / "run" / "results.json").read_text())["samples"]
+
+    done, found = run()
+    assert done.code == 0 and (found["temperature"], found["top_p"]) == (0.0, 0.95)
+    assert found["samples"][0]["completion"] == expected(directory, "def f(", max_new_tokens=4, temperature=0.0)[0].text
+    # the value that is the default elsewhere is another setting where it is asked for
+    done, _ = run(temperature=0.8)
+    assert done.code == 2 and "--redo" in done.err
+    assert run("--redo", temperature=0.8)[1]["temperature"] == 0.8

@@ -10,6 +10,7 @@ from counting import counting_trainer
 from lmlab.config import influences
 from lmlab.errors import Interrupted, UserError
 from lmlab.files import read_json
+from lmlab.runs import Recipe, plan_stages
 from lmlab.train import TrainerConfig, read_metrics
 from lmlab.train.plan import Plan, go_on
 from lmlab.train.schedule import ScheduleConfig
@@ -169,7 +170,12 @@ def test_a_run_is_extended_and_what_depends_on_it_is_run_again(run, tmp_path):
     assert _figures(place)[:6] == first and len(_figures(place)) == 10
     superseded = [path.name for path in (tmp_path / "run" / "superseded").iterdir()]
     assert superseded == ["evaluation-1"]
+    # what was removed to free the disk gives its number to nobody, and what stands is never overwritten
+    (tmp_path / "run" / "superseded" / "evaluation-1").rename(tmp_path / "run" / "superseded" / "evaluation-2")
     assert read_json(tmp_path / "run" / "results.json")["model"]["steps"] == 10
+    assert run("--redo", steps=12).code == 0
+    superseded = sorted(path.name for path in (tmp_path / "run" / "superseded").iterdir())
+    assert superseded == ["evaluation-2", "evaluation-3"]
 
 
 def test_a_run_that_cannot_be_extended_is_left_as_it_was(run, tmp_path):
@@ -192,3 +198,23 @@ def test_redo_trains_anew_where_a_run_cannot_be_extended_and_keeps_what_was(run,
     after = _figures(tmp_path / "run" / "model")
     assert len(after) == 10 and after[:6] != before
     assert _figures(tmp_path / "run" / "superseded" / "model-1") == before
+
+
+def test_the_micro_batch_is_part_of_a_training_that_starts_from_an_earlier_stage_s_experts(tmp_path):
+    moe = {"num_experts": 4, "top_k": 2, "expert_hidden_size": 8, "load_balancing_loss": {"granularity": "micro_batch"}}
+    trainer = {"steps": 2, "batch_size": 4, "checkpoint_every": 1}
+
+    def fingerprints(rows, mixture):
+        model = {"vocab_size": 300, "num_layers": 1, "d_model": 16, "num_heads": 2, **mixture}
+        first = {"kind": "train", "tokens": "tokens", "seq_len": 16, "model": model, "trainer": trainer}
+        second = {**first, "start": "first", "trainer": {**trainer, "micro_batch_size": rows}}
+        del second["model"]
+        data = {"name": "x", "stages": {"tokens": tokens, "first": first, "second": second}}
+        return [each.fingerprint for each in plan_stages(Recipe.load(data), tmp_path / "run")]
+
+    (tmp_path / "docs.jsonl").write_text('{"id": "a", "text": "abc"}')
+    (tmp_path / "tokenizer").mkdir()
+    tokens = {"kind": "tokenize", "documents": str(tmp_path / "docs.jsonl"), "tokenizer": str(tmp_path / "tokenizer")}
+    assert fingerprints(1, {}) == fingerprints(2, {})
+    one, two = fingerprints(1, {"ffn": "moe", "moe": moe}), fingerprints(2, {"ffn": "moe", "moe": moe})
+    assert one[:2] == two[:2] and one[2] != two[2]

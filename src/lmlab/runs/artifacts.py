@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ ADAPTERS = "adapters.json"
 """Beside checkpoints that hold adapters alone: where their base is (`base`), and their settings (`lora`)."""
 
 _SHOWN = 5
+_behind: ContextVar[frozenset[Path]] = ContextVar("behind", default=frozenset())
+"""The notes of adapters whose bases are being looked for: one may stand on another, but not on itself."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,17 @@ class Model(Artifact):
             return cls(path, "checkpoint", path)
         record = read_json(note)
         lora = validate(LoRAConfig, record["lora"], f"'{note}'")
-        return cls(path, "checkpoint", None, cls.find(note.parent / record["base"]), lora)
+        behind = _behind.get()
+        if note.resolve() in behind:
+            raise UserError(
+                f"'{note}' names as its base a model that is itself based on it.", "Name the right one under 'base'."
+            )
+        token = _behind.set(behind | {note.resolve()})
+        try:
+            base = cls.find((note.parent / record["base"]).resolve())
+        finally:
+            _behind.reset(token)
+        return cls(path, "checkpoint", None, base, lora)
 
     @classmethod
     def _preferred(cls, several: list[tuple[Path, Model]]) -> list[tuple[Path, Model]]:
@@ -206,7 +219,7 @@ class Model(Artifact):
 
         if self.form == "checkpoint":
             if self.base is not None and self.lora is not None:
-                model = self.base.load()
+                model = self.base.load(allow_pickle=allow_pickle)
                 add_lora(model, self.lora)
                 load_checkpoint(self.path, model)
                 remove_lora(model, merge=True)

@@ -10,6 +10,7 @@ RUN/superseded/      what --redo replaced
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,7 @@ class PlannedStage:
         files: what it reads from outside the run: path -> a digest of its size and content.
         content: what the fingerprint is of.
         note: how it goes on with other settings, if it does.
+        promised: what the stages before it promise, by its inputs.
     """
 
     entry: RecipeStage
@@ -57,6 +59,7 @@ class PlannedStage:
     files: Mapping[str, str] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    promised: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_recipe(recipe: Recipe, directory: str | Path, redo: bool = False) -> dict[str, Results]:
@@ -160,6 +163,7 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
     """
     directory = Path(directory)
     fingerprints: dict[str, str] = {}
+    promises: dict[Any, Any] = {}
     planned: list[PlannedStage] = []
     for entry in recipe.stages:
         outside = {key: _files_of(value) for key, value in entry.inputs.items() if isinstance(value, Path)}
@@ -167,7 +171,9 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
             key: fingerprints[value] if isinstance(value, str) else sha256_json(outside[key])
             for key, value in entry.inputs.items()
         }
-        depends_on = redact_all(entry.stage.depends_on(entry.config))  # a new key is no new source
+        promised = {key: promises[value] for key, value in entry.inputs.items() if value in promises}
+        promises[entry.name] = entry.stage.promises(entry.config, promised)
+        depends_on = redact_all(entry.stage.depends_on(entry.config, promised))  # a new key is no new source
         content: dict[str, Any] = {
             "kind": entry.kind,
             "version": entry.stage.version,
@@ -196,7 +202,7 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
         else:
             state = "changed"
             changes = (*_differences(record.content, content), *_changed_files(record.files, files))
-        planned.append(PlannedStage(entry, path, fingerprint, state, changes, files, content, note))
+        planned.append(PlannedStage(entry, path, fingerprint, state, changes, files, content, note, promised))
     return planned
 
 
@@ -280,12 +286,8 @@ def print_plan(recipe: Recipe, directory: str | Path) -> None:
     table = Table(title=f"Plan of '{recipe.name}' in {directory}", title_justify="left", show_lines=True)
     for column in ("stage", "kind", "state", "what"):
         table.add_column(column, overflow="fold")
-    promises: dict[str, Any] = {}
     for each in plan_stages(recipe, directory):
-        stage, config = each.entry.stage, each.entry.config
-        promised = {key: promises[place] for key, place in each.entry.inputs.items() if place in promises}
-        promises[each.entry.name] = stage.promises(config, promised)
-        rows = stage.plan(config, promised)
+        rows = each.entry.stage.plan(each.entry.config, each.promised)
         text = "\n".join(f"{label}: {value}" for label, value in rows.items())
         if each.changes:
             text += "\nchanged: " + "; ".join(each.changes)
@@ -312,8 +314,10 @@ def _write_manifest(recipe: Recipe, planned: list[PlannedStage], directory: Path
 def _supersede(planned: PlannedStage, directory: Path) -> None:
     folder = directory / "superseded"
     folder.mkdir(exist_ok=True)
-    number = 1 + sum(1 for _ in folder.glob(f"{planned.entry.name}-*"))
-    shutil.move(planned.directory, folder / f"{planned.entry.name}-{number}")
+    # beyond the greatest, not their count: some may have been removed to free the disk
+    name = re.compile(rf"{re.escape(planned.entry.name)}-(\d+)")
+    taken = [int(found[1]) for each in folder.iterdir() if (found := name.fullmatch(each.name))]
+    shutil.move(planned.directory, folder / f"{planned.entry.name}-{max(taken, default=0) + 1}")
 
 
 def _explain_changes(changed: list[PlannedStage], directory: Path) -> str:

@@ -137,8 +137,12 @@ class Stage(ABC, Generic[C, R]):
         """
         return None
 
-    def depends_on(self, config: C) -> Any:
-        """Whatever else the results depend on (files that are read), for JSON."""
+    def depends_on(self, config: C, promised: Mapping[str, Any]) -> Any:
+        """Whatever else the results depend on (files that are read), for JSON.
+
+        Arguments:
+            promised: as in `plan`.
+        """
         return None
 
     def continues(self, config: C, before: Mapping[str, Any], finished: bool, directory: Path) -> str | None:

@@ -82,7 +82,7 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
             found["without the text of"] = ", ".join(task.name for task in config.tasks())
         return found
 
-    def depends_on(self, config: CollectStageConfig) -> Any:
+    def depends_on(self, config: CollectStageConfig, promised: Mapping[str, Any]) -> Any:
         """The files of the sources, and the tasks."""
         tasks = [task.fingerprint() for task in config.tasks()]
         return [*(source.fingerprint() for source in config.sources), *tasks]

@@ -4,6 +4,7 @@ without data of one's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from lmlab.config import Config
@@ -35,7 +36,7 @@ class RecordsResults(Results):
 class DocstringQuestions(Stage[DocstringQuestionsConfig, RecordsResults]):
     """Writes records.jsonl."""
 
-    def depends_on(self, config: DocstringQuestionsConfig) -> Any:
+    def depends_on(self, config: DocstringQuestionsConfig, promised: Mapping[str, Any]) -> Any:
         """The files of the source."""
         return config.source.fingerprint()
 

@@ -103,7 +103,7 @@ class Evaluate(Stage[EvaluateConfig, EvaluateResults]):
     version: ClassVar[int] = 2
     distributed: ClassVar[bool] = True
 
-    def depends_on(self, config: EvaluateConfig) -> Any:
+    def depends_on(self, config: EvaluateConfig, promised: Mapping[str, Any]) -> Any:
         """The requests of the tasks."""
         return {task.name: task.fingerprint() for task in find_tasks(config.tasks)}
 

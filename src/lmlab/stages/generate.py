@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -14,9 +15,14 @@ from lmlab.reports import Sample, Section
 from lmlab.runs import Model, ModelInput, Results, Stage, StageContext
 from lmlab.terminal import markup
 
+_OF_MODELS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"}
+"""What a model's makers may recommend."""
+
 
 class GenerateConfig(GenerationConfig):
     """Which model continues what, and how.
+
+    What is not given is what the model's `generation_config.json` says, else temperature 0.8 and top_p 0.95.
 
     Attributes:
         seed: added to that of the recipe.
@@ -39,22 +45,32 @@ class Completed(Results):
 
 
 class GenerateResults(Results):
-    """The draws of each prompt, in order."""
+    """The draws of each prompt, in order, and how they were drawn."""
 
     samples: list[Completed]
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
 
 
 class Generate(Stage[GenerateConfig, GenerateResults]):
     """Writes only its results."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
+
+    def depends_on(self, config: GenerateConfig, promised: Mapping[str, Any]) -> Any:
+        """Which settings are given: the others are the model's."""
+        return sorted(_OF_MODELS & config.model_fields_set)
 
     def run(self, config: GenerateConfig, context: StageContext) -> GenerateResults:
         """Sample continuations of each prompt."""
         model = context.find(Model, "model")
         network, tokenizer = model.load(select_device(config.device)), model.tokenizer()
-        console.print(markup("  [dim]{} prompts, up to {} tokens each", len(config.prompts), config.max_new_tokens))
-        settings = generation_config(config, model, tokenizer, context.seed)
+        own = {key: value for key, value in model.generation_defaults().items() if key not in config.model_fields_set}
+        settings = generation_config(config.model_copy(update=own), model, tokenizer, context.seed)
+        console.print(markup("  [dim]{} prompts, up to {} tokens each", len(config.prompts), settings.max_new_tokens))
         found = complete_texts(network, tokenizer, config.prompts, settings)
         pairs = [
             (prompt, each) for prompt, completions in zip(config.prompts, found, strict=True) for each in completions
@@ -63,7 +79,8 @@ class Generate(Stage[GenerateConfig, GenerateResults]):
             samples=[
                 Completed(prompt=prompt, completion=each.text, finish_reason=each.finish_reason)
                 for prompt, each in pairs
-            ]
+            ],
+            **settings.model_dump(include=_OF_MODELS - {"max_new_tokens"}),
         )
 
     def summary(self, results: GenerateResults) -> str:
@@ -72,13 +89,11 @@ class Generate(Stage[GenerateConfig, GenerateResults]):
 
     def report(self, config: GenerateConfig, results: GenerateResults, directory: Any) -> list[Section]:
         """The samples."""
-        limits = [
-            f"{name} {value}"
-            for name, value in (("top-p", config.top_p), ("top-k", config.top_k), ("min-p", config.min_p))
-            if value is not None
-        ]
+        penalty = None if results.repetition_penalty == 1 else results.repetition_penalty
+        shown = {"top-p": results.top_p, "top-k": results.top_k, "min-p": results.min_p, "repetition penalty": penalty}
+        limits = [f"{name} {value}" for name, value in shown.items() if value is not None]
         intro = (
-            ", ".join([f"Temperature {config.temperature}", *limits])
+            ", ".join([f"Temperature {results.temperature}", *limits])
             + ". The first draws of each prompt, not chosen by hand."
         )
         return [

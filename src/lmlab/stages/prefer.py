@@ -134,7 +134,7 @@ class Prefer(Stage[PreferConfig, PreferResults]):
         """The shape of the model."""
         return promised_model(None, config.start, config.lora, promised)
 
-    def depends_on(self, config: PreferConfig) -> Any:
+    def depends_on(self, config: PreferConfig, promised: Mapping[str, Any]) -> Any:
         """The files of a source, and the template; for KTO the micro-batch, over which it estimates a divergence."""
         found = records_fingerprint(config.records, config.chat)
         return [found, config.trainer.rows_at_once] if config.method.kind == "kto" else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -78,7 +78,7 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
     )
     version: ClassVar[int] = 2
 
-    def depends_on(self, config: TokenizeChatConfig) -> Any:
+    def depends_on(self, config: TokenizeChatConfig, promised: Mapping[str, Any]) -> Any:
         """The files of a source, and the template."""
         return records_fingerprint(config.records, config.chat)
 

@@ -152,10 +152,10 @@ class Train(Stage[TrainConfig, TrainResults]):
     )
     distributed: ClassVar[bool] = True
 
-    def depends_on(self, config: TrainConfig) -> Any:
+    def depends_on(self, config: TrainConfig, promised: Mapping[str, Any]) -> Any:
         """The requests of the tasks; and the micro-batch, where experts' loads are counted over it."""
         found: dict[str, Any] = {task.name: task.fingerprint() for task in find_tasks(config.tasks)}
-        model = planned_model(config.model, config.start)
+        model = planned_model(config.model, config.start, promised)
         balancing = model.moe.load_balancing_loss if model is not None and model.moe is not None else None
         if config.router_losses and balancing is not None and balancing.granularity == "micro_batch":
             found["micro_batch_size"] = config.trainer.rows_at_once
