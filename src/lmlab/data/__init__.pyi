@@ -7,7 +7,15 @@ from .collecting.decontamination import Contamination, Decontamination
 from .documents import Document, Reject, Source, read_documents
 from .loader import Batch, Loader, Rows
 from .mixture import Mixture, MixtureOrder, MixtureSource, Phase, Share
-from .packing import PackedRows, Packing, best_fit
+from .packing import PackedRows, Packing, RowSource, best_fit
+from .packs.account import PackAccount
+from .packs.config import PackConfig
+from .packs.mix_plan import Stream, StreamPlan, largest_remainder, parse_stream, plan_mix, plan_rows
+from .packs.pack import Packed, TokenDocument, pack
+from .packs.peek import Peeked, peek
+from .packs.read import TokenSource
+from .packs.rows import NOTES, PackRows, is_packs
+from .packs.write import write_packs
 from .rejects import Rejects, rejects_summary
 from .shards import TokenizedCorpus, TokenizedItem, write_shards
 from .sources import (
@@ -39,6 +47,7 @@ from .tokenizer import SpecialTokens, Tokenizer
 __all__ = [
     "DROPPED_BY",
     "KEEP_ALL",
+    "NOTES",
     "TULU_TEMPLATE",
     "ArrowSource",
     "Batch",
@@ -63,9 +72,14 @@ __all__ = [
     "Mixture",
     "MixtureOrder",
     "MixtureSource",
+    "PackAccount",
+    "PackConfig",
+    "PackRows",
+    "Packed",
     "PackedRows",
     "Packing",
     "ParquetSource",
+    "Peeked",
     "Phase",
     "PreferencePair",
     "PreferenceRows",
@@ -73,12 +87,17 @@ __all__ = [
     "RecordSource",
     "Reject",
     "Rejects",
+    "RowSource",
     "Rows",
     "Share",
     "Source",
     "SourceConfig",
     "SpecialTokens",
+    "Stream",
+    "StreamPlan",
     "TextSource",
+    "TokenDocument",
+    "TokenSource",
     "TokenizedCorpus",
     "TokenizedItem",
     "TokenizedSource",
@@ -94,6 +113,13 @@ __all__ = [
     "encode_for_answer",
     "example_row",
     "find_source",
+    "is_packs",
+    "largest_remainder",
+    "pack",
+    "parse_stream",
+    "peek",
+    "plan_mix",
+    "plan_rows",
     "preference_records",
     "read_documents",
     "read_mds_index",
@@ -104,5 +130,6 @@ __all__ = [
     "source_kinds",
     "source_settings",
     "tokenize_documents",
+    "write_packs",
     "write_shards",
 ]

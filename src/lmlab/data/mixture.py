@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
-from lmlab.data.packing import PackedRows, Row
+from lmlab.data.packing import Row, RowSource
 from lmlab.errors import UserError
 
 _SOURCE_BITS = 40
@@ -124,7 +124,7 @@ class Mixture:
 
     def __init__(
         self,
-        rows: Mapping[str, PackedRows],
+        rows: Mapping[str, RowSource],
         sources: Mapping[str, MixtureSource],
         num_rows: int,
         seed: int,
@@ -134,10 +134,8 @@ class Mixture:
         self.names, self._num_rows = list(rows), num_rows
         self._rows = list(rows.values())
         self.seq_len = self._rows[0].seq_len
-        self.domains = sorted({domain for each in self._rows for domain in each.corpus.domains})
-        self._numbers = [
-            np.array([self.domains.index(domain) for domain in each.corpus.domains]) for each in self._rows
-        ]
+        self.domains = sorted({domain for each in self._rows for domain in each.domains})
+        self._numbers = [np.array([self.domains.index(domain) for domain in each.domains]) for each in self._rows]
         self._sources, self._order = [sources[name] for name in self.names], order
         _check_budgets(self._sources, order, num_rows, self.seq_len)
         self._stretches = self._plan(num_rows)
@@ -289,6 +287,6 @@ def _alternate(sources: Sequence[int], weights: Sequence[float]) -> Any:
     return counters[0] if len(counters) == 1 else dataset.mix(counters, weights)
 
 
-def _sequence(rows: PackedRows, seed: int, order: str) -> Any:
+def _sequence(rows: RowSource, seed: int, order: str) -> Any:
     source = _grain().MapDataset.source(rows).seed(seed)
     return (source.shuffle() if order == "shuffled" else source).repeat()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,25 @@ IGNORE = -100
 Row = dict[str, NDArray[np.int64]]
 Packing = Literal["concat", "best_fit", "single"]
 Ints = NDArray[np.int64]
+
+
+class RowSource(Protocol):
+    """Rows of equal length by number, as mixtures take them (see `PackedRows` for what a row holds).
+
+    Attributes:
+        seq_len: tokens of a row.
+        domains: names of the numbers in `domain_ids`.
+        shortened, left_out: conversations that lose answers, or have no row.
+    """
+
+    seq_len: int
+    domains: list[str]
+    shortened: int
+    left_out: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
 
 
 class PackedRows:
@@ -34,6 +53,7 @@ class PackedRows:
         domains: take only the documents of these.
 
     Attributes:
+        domains: names of all domains.
         shortened: conversations that lose answers.
         left_out: conversations whose first answer does not fit.
 
@@ -57,6 +77,7 @@ class PackedRows:
                 "Set packing: best_fit, or single.",
             )
         self.corpus, self.seq_len, self.packing = corpus, seq_len, packing
+        self.domains = corpus.domains
         self.shortened = self.left_out = 0
         self._documents = _index(corpus, domains)
         lengths = self._documents[:, 2]

@@ -346,7 +346,7 @@ class Documents(Artifact):
 
 @dataclass(frozen=True)
 class Tokens(Artifact):
-    """Tokenized text in shards, with a manifest."""
+    """Tokenized text: shards with a manifest, or sequences that were packed already (MDS)."""
 
     called: ClassVar[str] = "tokenized text"
 
@@ -354,13 +354,22 @@ class Tokens(Artifact):
     def _at(cls, path: Path) -> Tokens | None:
         manifest = path / "manifest.json"
         if not manifest.is_file():
-            return None
+            return cls(path) if _are_packs(path) else None
         found = read_json(manifest)
         return cls(path) if isinstance(found, dict) and "shards" in found else None
 
     @classmethod
     def _remedy(cls) -> str:
-        return "Make it with 'lmlab tokenize', or name a stage that does."
+        return "Make it with 'lmlab tokenize' or 'lmlab data pack', or name a stage that does."
+
+
+def _are_packs(path: Path) -> bool:
+    """Whether a folder is a data set of packed sequences, or its subfolders are."""
+    if not path.is_dir() or not ((path / "index.json").is_file() or any(path.glob("*/index.json"))):
+        return False
+    from lmlab.data import is_packs
+
+    return is_packs(path)
 
 
 @dataclass(frozen=True)

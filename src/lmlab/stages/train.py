@@ -10,7 +10,19 @@ from typing import Any, ClassVar, cast
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import Config, influences
-from lmlab.data import Loader, Mixture, MixtureOrder, MixtureSource, PackedRows, Packing, TokenizedCorpus, Tokenizer
+from lmlab.data import (
+    Loader,
+    Mixture,
+    MixtureOrder,
+    MixtureSource,
+    PackedRows,
+    Packing,
+    PackRows,
+    RowSource,
+    TokenizedCorpus,
+    Tokenizer,
+    is_packs,
+)
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.evals import Settings, Task, evaluation_during_training, find_tasks
@@ -315,7 +327,7 @@ def _active(results: TrainResults) -> str:
 
 def _rows(
     config: TrainConfig, context: StageContext
-) -> tuple[dict[str, PackedRows], dict[str, MixtureSource], Tokenizer]:
+) -> tuple[dict[str, RowSource], dict[str, MixtureSource], Tokenizer]:
     """The packed rows of each source, its part, and the tokenizer of all."""
     if config.tokens is not None:
         sources: dict[str, MixtureSource] = {"tokens": MixtureSource(weight=1, max_epochs=config.max_epochs)}
@@ -323,14 +335,31 @@ def _rows(
     else:
         sources = dict(config.mixture)
         places = {name: context.find(Tokens, f"mixture.{name}.tokens").path for name in sources}
-    rows = {}
+    rows: dict[str, RowSource] = {}
+    packed: list[PackRows] = []
     tokenizer = context.find(Vocabulary, "tokenizer").load() if config.tokenizer else None
     for name, source in sources.items():
+        if is_packs(places[name]):
+            packed.append(PackRows(places[name], config.seq_len, domains=source.domains))
+            rows[name] = packed[-1]
+            stored = packed[-1].stored_tokenizer()
+            tokenizer = tokenizer or stored
+            if stored is not None and tokenizer is not None and stored.fingerprint != tokenizer.fingerprint:
+                raise UserError(
+                    f"The sequences in '{places[name]}' were made with another tokenizer.", "Pack its text again."
+                )
+            continue
         corpus = TokenizedCorpus(places[name], verify=world().is_main)
         tokenizer = tokenizer or corpus.tokenizer
         corpus.check_tokenizer(tokenizer)
         rows[name] = PackedRows(corpus, config.seq_len, config.packing, source.domains)
-    return rows, sources, cast(Tokenizer, tokenizer)
+    if tokenizer is None:
+        raise UserError(
+            "The packed sequences do not say which tokenizer made them.", "Name it with the key 'tokenizer'."
+        )
+    for each in packed:
+        each.vocab_size = tokenizer.vocab_size
+    return rows, sources, tokenizer
 
 
 def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer) -> Evaluation | None:

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import mmap
 import struct
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -71,12 +72,14 @@ class MDSShard:
     Arguments:
         entry: its entry in `index.json`.
         folder: path or URL of the folder of the index.
+        data: the bytes of the shard, for instance a file that is mapped into memory; by default they are read, and
+            compared with the hashes of the index.
 
     Raises:
         MDSError: the shard is damaged or has columns that are not read (pickles, for instance).
     """
 
-    def __init__(self, entry: Mapping[str, Any], folder: str) -> None:
+    def __init__(self, entry: Mapping[str, Any], folder: str, data: bytes | mmap.mmap | None = None) -> None:
         try:
             self.path = f"{folder.rstrip('/')}/{entry['raw_data']['basename']}"
             self.columns: list[str] = list(entry["column_names"])
@@ -84,7 +87,7 @@ class MDSShard:
             self._decoders = [_decoder(encoding, self.path) for encoding in entry["column_encodings"]]
             if not len(self.columns) == len(self._sizes) == len(self._decoders):
                 raise ValueError("columns without size or encoding")
-            self._data = _read(entry, folder, self.path)
+            self._data = read_shard(entry, folder) if data is None else data
             self._offsets = self._read_offsets(int(entry["samples"]))
         except _DAMAGE as error:
             raise MDSError(f"A shard that the index of '{folder}' describes is damaged ({_short(error)}).") from None
@@ -327,11 +330,12 @@ def _describe(name: str, data: bytes) -> dict[str, Any]:
     return {"basename": name, "bytes": len(data), "hashes": {"sha256": hashlib.sha256(data).hexdigest()}}
 
 
-def _read(entry: Mapping[str, Any], folder: str, path: str) -> bytes:
+def read_shard(entry: Mapping[str, Any], folder: str) -> bytes:
     """The bytes of a shard, decompressed, with their sizes and hashes checked.
 
     Never more is read than the index promises.
     """
+    path = f"{folder.rstrip('/')}/{entry['raw_data']['basename']}"
     packed = entry.get("zip_data")
     data = _bytes_of(path, entry["raw_data"])
     if data is None and packed:
