@@ -11,7 +11,13 @@ from lmlab.files import read_json
 def _packed(data):
     stages = data["stages"]
     model = stages.pop("model")
-    stages["packs"] = {"kind": "pack", "tokens": "tokens", "pack_length": 32, "min_chunk_length": 8, "min_doc_length": 4}
+    stages["packs"] = {
+        "kind": "pack",
+        "tokens": "tokens",
+        "pack_length": 32,
+        "min_chunk_length": 8,
+        "min_doc_length": 4,
+    }
     model |= {"tokens": "packs", "seq_len": 64}
     model["trainer"]["steps"] = 2
     stages["model"] = model
