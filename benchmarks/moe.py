@@ -76,7 +76,7 @@ def blocks(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str,
     from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
     from lmlab.models import ModelConfig, MoE
-    from lmlab.models.feed_forward import FeedForward
+    from lmlab.models.layers.feed_forward import FeedForward
 
     experts, k, width, inner, tokens = shape
     sizes: dict[str, Any] = {"vocab_size": 64, "num_layers": 1, "d_model": width, "num_heads": 4}

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from lmlab import plugins
 from lmlab.data import MixtureOrder, source_kinds
 from lmlab.models import ModelConfig
-from lmlab.stages.adapters import Adapters
+from lmlab.stages.parts.adapters import Adapters
 from lmlab.stages.train import MixtureInput
 from lmlab.train import TrainerConfig
 

@@ -17,7 +17,7 @@ from gpu_parts.session import Session
 from gpu_parts.shapes import rows
 from gpu_parts.train import measure_peak, ours, utilization
 from lmlab.models import ModelConfig, MoE
-from lmlab.models.feed_forward import FeedForward
+from lmlab.models.layers.feed_forward import FeedForward
 
 _EXPERTS = {"num_experts": 64, "top_k": 8, "expert_hidden_size": 1024}
 _TINY_EXPERTS = {"num_experts": 8, "top_k": 2, "expert_hidden_size": 32}

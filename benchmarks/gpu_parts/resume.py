@@ -19,9 +19,9 @@ from gpu_parts.session import Session
 from lmlab.data import Loader
 from lmlab.models import ModelConfig, Transformer
 from lmlab.train import Trainer, TrainerConfig, language_model_step
-from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.routing import routed
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.optimization.optimizer import OptimizerConfig
+from lmlab.train.optimization.schedule import ScheduleConfig
+from lmlab.train.steps.routing import routed
 
 _TABLE = "a training that changes devices: losses against one that does not"
 _ROWS, _LENGTH = 8, 128

@@ -22,7 +22,7 @@ from gpu_parts.shapes import llama, make, rows, shape
 from lmlab.hardware import gemm_flops
 from lmlab.models import ModelConfig
 from lmlab.train import language_model_step
-from lmlab.train.optimizer import OptimizerConfig, Optimizers
+from lmlab.train.optimization.optimizer import OptimizerConfig, Optimizers
 from lmlab.train.parallelism.parallel import clip_gradients
 from lmlab.train.trainer import compile_network
 

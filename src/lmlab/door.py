@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lmlab.methods.qurating import Manifest
     from lmlab.models import Transformer
     from lmlab.runs import Model
-    from lmlab.stages.evaluate_report import EvaluateResults
+    from lmlab.stages.parts.evaluate_report import EvaluateResults
 
 _WIDEST = 2048  # tokens; attention to more than these costs memory and hardly lowers the bits of usual texts
 
@@ -185,7 +185,7 @@ def evaluate(
     """
     from lmlab.commands.evaluation import run_evaluation
     from lmlab.runs import StageRecord
-    from lmlab.stages.evaluate_report import EvaluateResults
+    from lmlab.stages.parts.evaluate_report import EvaluateResults
 
     further = {"documents": documents, "task": questions, **settings}
     found = run_evaluation([Path(model)], list(tasks), further, None if out is None else Path(out), False, redo)

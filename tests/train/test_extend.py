@@ -12,8 +12,8 @@ from lmlab.errors import Interrupted, UserError
 from lmlab.files import read_json
 from lmlab.runs import Recipe, plan_stages
 from lmlab.train import TrainerConfig, read_metrics
-from lmlab.train.plan import Plan, go_on
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.optimization.plan import Plan, go_on
+from lmlab.train.optimization.schedule import ScheduleConfig
 
 _LOOP = {
     "batch_size": 4,

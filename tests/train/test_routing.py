@@ -29,7 +29,7 @@ from lmlab.train import (
     routed,
     with_saturation,
 )
-from lmlab.train.step import after_step
+from lmlab.train.steps.step import after_step
 
 SETTINGS = {"steps": 3, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": 3}
 

@@ -233,7 +233,7 @@ def harness(
 def _print_tasks(directory: Path, model: str | None) -> None:
     from lmlab.distributed import world
     from lmlab.runs import StageRecord
-    from lmlab.stages.evaluate_report import EvaluateResults, terminal_table
+    from lmlab.stages.parts.evaluate_report import EvaluateResults, terminal_table
 
     results = StageRecord.finished_in(directory).read_results(EvaluateResults)
     if results.tasks and world().is_main:

@@ -1,6 +1,7 @@
-from .cache import KVCache
+from .attention.cache import KVCache
 from .config import ModelConfig, RopeScaling
 from .fingerprint import weights_fingerprint
+from .formats.adapters.peft import load_lora, save_lora
 from .formats.convert import Conversion, convert
 from .formats.hf import (
     compare_with_transformers,
@@ -9,7 +10,6 @@ from .formats.hf import (
     read_settings,
     save_pretrained,
 )
-from .formats.peft import load_lora, save_lora
 from .formats.settings import family_of
 from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores

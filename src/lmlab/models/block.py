@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from lmlab.models.attention.attention import Attention, AttentionContext
 from lmlab.models.config import ModelConfig, NormPosition
-from lmlab.models.feed_forward import FeedForward
+from lmlab.models.layers.feed_forward import FeedForward
+from lmlab.models.layers.norm import make_norm
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.router import RouterOutput
-from lmlab.models.norm import make_norm
 
 
 class Block(nn.Module):

@@ -11,9 +11,9 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.backends import Backend, is_half
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.attention.rope import rotary_table
 from lmlab.models.attention.visibility import Visibility
-from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.taps import Taps

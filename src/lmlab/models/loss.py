@@ -12,8 +12,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lmlab.gemm import linear, mm
 from lmlab.models.dtypes import sum_dtype
-from lmlab.models.soft_cap import cap
-from lmlab.models.tied_embedding import SharedGradient
+from lmlab.models.layers.soft_cap import cap
+from lmlab.models.layers.tied_embedding import SharedGradient
 
 IGNORE = -100
 

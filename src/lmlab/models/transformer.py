@@ -21,25 +21,25 @@ from lmlab.errors import UserError
 from lmlab.gemm import linear
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.backends import Backend
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.block import Block
-from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.context import check_before_text, context_of, look_around
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.initialize import draw
-from lmlab.models.linear import Linear
+from lmlab.models.layers.linear import Linear
+from lmlab.models.layers.norm import make_norm
+from lmlab.models.layers.soft_cap import cap
+from lmlab.models.layers.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.losses import RouterAccounts
 from lmlab.models.moe.router import RouterOutput
-from lmlab.models.norm import make_norm
 from lmlab.models.output import TransformerOutput, at_first_real, at_last_real, at_positions
 from lmlab.models.parts import part
-from lmlab.models.soft_cap import cap
 from lmlab.models.soft_prompt import SoftPrompt
 from lmlab.models.taps import Taps
-from lmlab.models.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.tokens import Tokens
 
 

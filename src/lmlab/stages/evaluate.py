@@ -46,7 +46,13 @@ from lmlab.runs import (
     StageContext,
 )
 from lmlab.stages.baselines import BaselinesResults
-from lmlab.stages.evaluate_report import EvaluateResults, comparison_section, headline_of, summary_of, tasks_section
+from lmlab.stages.parts.evaluate_report import (
+    EvaluateResults,
+    comparison_section,
+    headline_of,
+    summary_of,
+    tasks_section,
+)
 
 Figures = dict[str, dict[str, Any]]
 

@@ -25,9 +25,9 @@ from lmlab.errors import UserError
 from lmlab.files import write_json
 from lmlab.reports import Facts, Figure, Note, Section, Series, line_chart
 from lmlab.runs import Artifact, Model, ModelInput, ReadResults, Stage, StageContext, Vocabulary, VocabularyInput
-from lmlab.stages.adapters import Adapters, export_adapters, note_adapters
-from lmlab.stages.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
-from lmlab.stages.training import (
+from lmlab.stages.parts.adapters import Adapters, export_adapters, note_adapters
+from lmlab.stages.parts.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
+from lmlab.stages.parts.training import (
     TrainingResults,
     build_network,
     continues_training,

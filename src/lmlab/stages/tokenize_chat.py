@@ -24,7 +24,7 @@ from lmlab.errors import UserError
 from lmlab.progress import progress, short
 from lmlab.reports import Note, Section, Table
 from lmlab.runs import Artifact, ReadResults, Stage, StageContext, Tokens, Vocabulary, VocabularyInput
-from lmlab.stages.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
+from lmlab.stages.parts.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
 
 _CHECKS = {
     "turns": "turns of the assistant that are learned",

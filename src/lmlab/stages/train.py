@@ -43,8 +43,8 @@ from lmlab.runs import (
     Vocabulary,
     VocabularyInput,
 )
-from lmlab.stages.adapters import Adapters, check_adapters, export_adapters, note_adapters
-from lmlab.stages.training import (
+from lmlab.stages.parts.adapters import Adapters, check_adapters, export_adapters, note_adapters
+from lmlab.stages.parts.training import (
     TrainingResults,
     build_network,
     continues_training,

@@ -9,14 +9,14 @@ from .checkpoint import (
 )
 from .config import OptimizerConfig, ParallelConfig, ParameterGroup, TrainerConfig
 from .cost import Estimate, estimate, flops_per_token
-from .language_model import language_model_step, language_model_step_by_domain
 from .metrics import read_metrics
-from .optimizer import Optimizers
+from .optimization.optimizer import Optimizers
+from .optimization.plan import Plan, go_on
+from .optimization.schedule import ScheduleConfig, learning_rate_factor
 from .parallelism.parallel import parallelize
-from .plan import Plan, go_on
-from .routing import RoutedStep, normalized_entropy, routed, with_saturation
-from .schedule import ScheduleConfig, learning_rate_factor
-from .step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
+from .steps.language_model import language_model_step, language_model_step_by_domain
+from .steps.routing import RoutedStep, normalized_entropy, routed, with_saturation
+from .steps.step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
 from .trainer import Trainer
 from .tuning.preference import DPOConfig, KTOConfig, SimPOConfig, dpo_step, kto_step, sequence_log_probs, simpo_step
 from .tuning.reference import reference_log_probs

@@ -33,7 +33,7 @@ from lmlab.models.lora.adapt import adapters
 from lmlab.progress import console, short
 from lmlab.train.limits import is_disk_full
 from lmlab.train.mirror import Mirror
-from lmlab.train.optimizer import Optimizers
+from lmlab.train.optimization.optimizer import Optimizers
 
 _NAME = re.compile(r"step-(\d{8})")
 _MODEL, _OPTIMIZER = "model.", "optimizer."

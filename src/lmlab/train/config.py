@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from lmlab.config import NO_INFLUENCE, Config
 from lmlab.errors import UserError
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.optimization.schedule import ScheduleConfig
 from lmlab.train.trackers import TrackerName
 
 if TYPE_CHECKING:

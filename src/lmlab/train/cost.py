@@ -12,7 +12,7 @@ from lmlab.models import LoRAConfig, ModelConfig, MoEConfig, Transformer, add_lo
 from lmlab.models.lora.adapt import thin_pairs
 from lmlab.models.lora.layers import LowRank
 from lmlab.train.config import TrainerConfig
-from lmlab.train.optimizer import is_block_matrix
+from lmlab.train.optimization.optimizer import is_block_matrix
 
 _FP32 = 4
 _SAME_INPUT = {"key": "query", "value": "query", "up": "gate"}  # layers that read one tensor

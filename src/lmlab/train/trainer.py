@@ -38,10 +38,10 @@ from lmlab.train.cost import estimate
 from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.limits import KillWatch, is_out_of_memory
 from lmlab.train.metrics import MetricLog
-from lmlab.train.optimizer import Optimizers
+from lmlab.train.optimization.optimizer import Optimizers
+from lmlab.train.optimization.plan import Plan, go_on
 from lmlab.train.parallelism.parallel import clip_gradients, parallelize, synchronize_gradients
-from lmlab.train.plan import Plan, go_on
-from lmlab.train.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
+from lmlab.train.steps.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
 
 _LESS_MEMORY = (
     "Lower trainer.micro_batch_size (the result is the same), or set trainer.recompute_blocks to 1; then run the same"

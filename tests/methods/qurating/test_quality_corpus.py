@@ -227,7 +227,7 @@ class OrderedRows:
 
 @pytest.mark.parametrize("resume", [0, 1, 5])
 def test_the_order_survives_ranks_accumulation_and_resuming(resume: int) -> None:
-    from lmlab.train.step import micro_batches
+    from lmlab.train.steps.step import micro_batches
 
     ranks = []
     for rank in range(4):

@@ -22,7 +22,7 @@ from lmlab.methods.qurating import (
     select,
     select_mixture,
 )
-from lmlab.methods.qurating.selecting.keys import mix
+from lmlab.methods.qurating.selecting.drawing.keys import mix
 from lmlab.methods.qurating.selecting.plan import SelectionPlan, plan_selection
 from lmlab.methods.qurating.selecting.problems import (
     BadTemperature,

@@ -9,8 +9,8 @@ from .rating.offline import offline_judge
 from .rating.pairs import PairConfig, make_groups
 from .rating.rater import Rater
 from .rating.train_rater import TrainedRater, measure, rater_step, train_rater
-from .selecting.inclusion import exact_inclusion, inclusion_probability
-from .selecting.keys import keyed_gumbel, keyed_uniform
+from .selecting.drawing.inclusion import exact_inclusion, inclusion_probability
+from .selecting.drawing.keys import keyed_gumbel, keyed_uniform
 from .selecting.moments import Moments, exact_moments
 from .selecting.selection import Manifest, select, select_mixture
 from .selecting.settings import SelectionConfig

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.models.attention.backends import Backend, attend, attend_with_pattern, attend_with_prefix
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.attention.rope import Table, apply_rotary
 from lmlab.models.attention.visibility import Visibility
-from lmlab.models.cache import KVCache
 from lmlab.models.config import ModelConfig
-from lmlab.models.linear import Linear
+from lmlab.models.layers.linear import Linear
+from lmlab.models.layers.norm import make_norm
 from lmlab.models.lora.adapt import full_weight
-from lmlab.models.norm import make_norm
 from lmlab.models.taps import Taps
 
 

@@ -24,7 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from lmlab.models.attention.blocked import blocked_attention
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.dtypes import sum_dtype
-from lmlab.models.soft_cap import cap
+from lmlab.models.layers.soft_cap import cap
 
 _VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions of PyTorch
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import LmlabError, UserError
+from lmlab.models.formats.adapters.peft import load_lora
 from lmlab.models.formats.hf import (
     NATIVE,
     compare_with_transformers,
@@ -15,7 +16,6 @@ from lmlab.models.formats.hf import (
     read_settings,
     save_pretrained,
 )
-from lmlab.models.formats.peft import load_lora
 from lmlab.models.lora.adapt import remove_lora
 from lmlab.models.transformer import Transformer
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import LmlabError, missing_extra, reads
-from lmlab.models.formats.family import Settings
+from lmlab.models.formats.families.family import Settings
 
 
 @reads("a GGUF file")

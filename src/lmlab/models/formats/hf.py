@@ -26,7 +26,7 @@ from lmlab.errors import LmlabError, UserError, missing_extra, reads
 from lmlab.files import read_mapping, write_json
 from lmlab.models.config import ModelConfig
 from lmlab.models.formats.families import FAMILIES
-from lmlab.models.formats.family import Settings
+from lmlab.models.formats.families.family import Settings
 from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
 from lmlab.models.formats.settings import family_of, find_family, from_settings, to_settings

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.family import Family
+from lmlab.models.formats.families.family import Family
 
 Shape = tuple[int, ...]
 _MIXED = "Export the model again in one layout."

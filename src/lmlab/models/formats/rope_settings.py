@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.family import Family, Settings
+from lmlab.models.formats.families.family import Family, Settings
 
 _KINDS = ("full_attention", "sliding_attention")
 _SCALINGS = ("linear", "dynamic", "yarn", "llama3", "longrope")

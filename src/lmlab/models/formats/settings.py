@@ -10,8 +10,8 @@ from lmlab.config import validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.models.config import ModelConfig
 from lmlab.models.formats.families import FAMILIES
-from lmlab.models.formats.family import Family, Settings
-from lmlab.models.formats.layer_kinds import fits_windows, write_windows
+from lmlab.models.formats.families.family import Family, Settings
+from lmlab.models.formats.families.layer_kinds import fits_windows, write_windows
 from lmlab.models.formats.rope_settings import rope_from_settings, rope_to_settings
 
 _VALUES: dict[str, dict[Any, Any]] = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
-from lmlab.models.cache import KVCache
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.generation.static import StaticStep, can_be_static

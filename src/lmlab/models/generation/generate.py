@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from lmlab.models.cache import KVCache
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, GenerationConfig
 from lmlab.models.generation.decoding import Continuation, Decode, Decoding, FinishReason, PromptScores, TopTokens
 from lmlab.models.soft_prompt import SoftPrompt

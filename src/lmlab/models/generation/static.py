@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.attention.visibility import Visibility
-from lmlab.models.cache import KVCache
 from lmlab.models.transformer import Transformer
 
 _WARM_UP = 2  # steps before the recording: libraries choose their kernels and take their memory in the first ones

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.models.linear import Linear
+from lmlab.models.layers.linear import Linear
 from lmlab.models.lora.config import LoRAConfig
 from lmlab.models.lora.layers import Adapted, LoRAEmbedding, LoRAExperts, LoRALinear, LowRank, ThinPair
 from lmlab.models.moe.experts import Experts

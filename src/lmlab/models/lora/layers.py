@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from lmlab.models.dtypes import compute_dtype
-from lmlab.models.linear import Linear
+from lmlab.models.layers.linear import Linear
 from lmlab.models.moe.experts import Experts, run_experts
 from lmlab.models.moe.router import Pairs
 

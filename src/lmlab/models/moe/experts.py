@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from lmlab.models.dtypes import compute_dtype
-from lmlab.models.feed_forward import ACTIVATIONS
+from lmlab.models.layers.feed_forward import ACTIVATIONS
 from lmlab.models.moe.router import Pairs
 
 Backend = Literal["auto", "grouped_mm", "loop", "reference"]

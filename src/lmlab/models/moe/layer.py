@@ -13,8 +13,8 @@ from lmlab.errors import LmlabError
 from lmlab.gemm import linear
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import sum_dtype
-from lmlab.models.feed_forward import FeedForward
-from lmlab.models.linear import Linear
+from lmlab.models.layers.feed_forward import FeedForward
+from lmlab.models.layers.linear import Linear
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.router import (
     Pairs,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lmlab.config import Config
 from lmlab.data import Batch
 from lmlab.models import IGNORE, Transformer, token_log_probs
-from lmlab.train.step import StepFunction, StepOutput
+from lmlab.train.steps.step import StepFunction, StepOutput
 
 
 class DPOConfig(Config):

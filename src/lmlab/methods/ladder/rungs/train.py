@@ -23,7 +23,7 @@ from lmlab.models import ModelConfig
 from lmlab.progress import console, progress
 from lmlab.runs import Recipe, run_recipe
 from lmlab.train import learning_rate_factor, read_metrics
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.optimization.schedule import ScheduleConfig
 
 VALIDATION = "eval/heldout-validation/CrossEntropyLoss"
 _FACTS = "rung.json"

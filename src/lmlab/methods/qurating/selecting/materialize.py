@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmlab.files import atomic_file, write_jsonl
-from lmlab.methods.qurating.selecting.keys import keyed_gumbel
+from lmlab.methods.qurating.selecting.drawing.keys import keyed_gumbel
 from lmlab.methods.qurating.selecting.moments import exact_moments, standardize
 from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 from lmlab.methods.qurating.selecting.selection import Manifest

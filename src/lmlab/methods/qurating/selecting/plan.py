@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.methods.qurating.selecting.budgets import domain_budgets
-from lmlab.methods.qurating.selecting.inclusion import inclusion_probability
+from lmlab.methods.qurating.selecting.drawing.inclusion import inclusion_probability
 from lmlab.methods.qurating.selecting.moments import Moments
 from lmlab.methods.qurating.selecting.scan import Measure, Scan, scan
 from lmlab.methods.qurating.selecting.selection import Keys, with_ids

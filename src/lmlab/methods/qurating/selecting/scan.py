@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.qurating.selecting.keys import hash_ids
+from lmlab.methods.qurating.selecting.drawing.keys import hash_ids
 from lmlab.methods.qurating.selecting.moments import Moments, exact_moments
 from lmlab.methods.qurating.selecting.problems import DuplicateIds, EmptyDocument, NonFiniteRating, ZeroVariance
 from lmlab.methods.qurating.selecting.settings import SelectionConfig

@@ -24,12 +24,12 @@ from lmlab.config import validate
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file
 from lmlab.methods.qurating.selecting.budgets import domain_budgets
-from lmlab.methods.qurating.selecting.keys import gumbels
+from lmlab.methods.qurating.selecting.drawing.keys import gumbels
+from lmlab.methods.qurating.selecting.drawing.threshold import find_thresholds
 from lmlab.methods.qurating.selecting.moments import Moments, exact_moments, standardize
 from lmlab.methods.qurating.selecting.scan import Measure, Scan, scan
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
-from lmlab.methods.qurating.selecting.threshold import find_thresholds
 
 _COLUMNS = ("id", "shard", "row", "key", "domain", "length")
 

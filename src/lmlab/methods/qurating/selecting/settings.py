@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from lmlab.config import Config, Flag, validate
-from lmlab.methods.qurating.selecting.temperature import check_temperature
+from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
 Mode = Literal["sample", "top_k", "bottom_k", "uniform"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lmlab.gemm import linear, mm
 from lmlab.models.config import ModelConfig
-from lmlab.models.linear import Linear
+from lmlab.models.layers.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.train.schedule import ScheduleConfig, decay_ends, learning_rate_factor, warmup_steps
+from lmlab.train.optimization.schedule import ScheduleConfig, decay_ends, learning_rate_factor, warmup_steps
 
 _CLOSE = 1e-12  # rates that differ by rounding are the same
 

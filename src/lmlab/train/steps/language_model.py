@@ -8,7 +8,7 @@ import torch
 
 from lmlab.data import Batch
 from lmlab.models import Transformer
-from lmlab.train.step import StepFunction, StepOutput
+from lmlab.train.steps.step import StepFunction, StepOutput
 
 
 def language_model_step(model: Transformer, batch: Batch) -> StepOutput:

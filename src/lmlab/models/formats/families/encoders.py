@@ -7,7 +7,7 @@ Their heads for pretraining are not read: what a checkpoint is used for is its h
 from __future__ import annotations
 
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.family import PLAIN, Family, Settings
+from lmlab.models.formats.families.family import PLAIN, Family, Settings
 
 _FEATURES: Settings = {
     **{key: value for key, value in PLAIN.items() if key not in ("token_types", "pooler")},

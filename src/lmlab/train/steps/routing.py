@@ -18,7 +18,7 @@ from lmlab.data import Batch
 from lmlab.distributed import sum_over_all
 from lmlab.models import ModelConfig, RouterLosses, Transformer, TransformerOutput
 from lmlab.progress import console
-from lmlab.train.step import Evaluation, StepFunction, StepOutput, WrappedStep
+from lmlab.train.steps.step import Evaluation, StepFunction, StepOutput, WrappedStep
 
 _STEPS_UNTIL_DEAD = 100  # steps without a token
 _HIGHEST_LOAD = 8.0  # relative to the mean

@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature
 from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
-from lmlab.methods.qurating.selecting.temperature import check_temperature
 
 Floats = NDArray[np.float64]
 _LARGEST_EXACT = 9

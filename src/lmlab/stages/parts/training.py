@@ -22,7 +22,7 @@ from lmlab.models import LoRAConfig, ModelConfig, Transformer, save_pretrained
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
 from lmlab.runs import Model, Results
-from lmlab.stages.adapters import Adapters, adapted
+from lmlab.stages.parts.adapters import Adapters, adapted
 from lmlab.train import (
     Evaluation,
     Plan,
@@ -173,7 +173,7 @@ def continues_training(
 ) -> str | None:
     """Whether a training that was begun with other settings goes on with these: a sentence that says how.
 
-    Its length and its schedule may change as `lmlab.train.plan` says, and the precision.
+    Its length and its schedule may change as `lmlab.train.optimization.plan` says, and the precision.
 
     Arguments:
         seq_len: tokens of a row.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmlab.models.config import ModelConfig
-from lmlab.models.formats.family import Family, Settings
+from lmlab.models.formats.families.family import Family, Settings
 
 _KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 _PATTERNS = {"olmo3": 4, "gemma2": 2, "gemma3_text": 6}

@@ -24,15 +24,15 @@ from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import write_json
-from lmlab.models.formats.names import Layout, Shape
-from lmlab.models.formats.peft_beside import (
+from lmlab.models.formats.adapters.beside import (
     expected_shapes,
     read_beside,
     short_targets,
     wanted_beside,
     write_beside,
 )
-from lmlab.models.formats.peft_settings import CONFIG, read_adapter_settings
+from lmlab.models.formats.adapters.settings import CONFIG, read_adapter_settings
+from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
 from lmlab.models.formats.settings import family_of
 from lmlab.models.lora.adapt import STACKED, adaptable, adapters, attach, freeze, thin_pairs, trained_fully, untie

@@ -1,0 +1,1 @@
+"""The arithmetic of a random choice: keyed noise, chances, thresholds."""

@@ -1,0 +1,1 @@
+"""What several stages have in common."""

@@ -1,0 +1,1 @@
+"""What is learned at a step: step functions, what they return, and what stands around them."""
