@@ -11,9 +11,9 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import random_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import random_model
 from lmlab.errors import LmlabError, UserError
 from lmlab.models import (
     ModelConfig,

@@ -12,8 +12,8 @@ import torch
 import transformers
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from random_models import random_model
 
-from conftest import random_model
 from lmlab.models import PRESETS, KVCache, ModelConfig, Transformer, family_of, from_pretrained, save_pretrained
 
 LENGTH = 14

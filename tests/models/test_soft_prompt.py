@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_models import random_model
 
-from conftest import random_model
 from lmlab.errors import LmlabError, UserError
 from lmlab.models import (
     GenerationConfig,

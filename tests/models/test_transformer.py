@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import random_model
 
-from conftest import random_model
 from lmlab.models import KVCache, ModelConfig, RopeScaling, Transformer, from_pretrained, save_pretrained
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.visibility import Visibility

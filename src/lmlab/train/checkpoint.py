@@ -285,7 +285,6 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Optimizers |
         LmlabError: a file is missing, damaged, or does not fit the model.
     """
     path = Path(path)
-    path = Path(path)
     state = verify_checkpoint(path)
     reader = HuggingFaceStorageReader(str(path))
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
@@ -312,7 +311,6 @@ def verify_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: a file is missing or damaged.
     """
-    path = Path(path)
     path = Path(path)
     try:
         state: dict[str, Any] = read_json(path / "state.json")

@@ -88,7 +88,6 @@ def read_olmo(directory: str | Path, config: ModelConfig | None = None) -> Trans
         LmlabError: tensors that are missing, unexpected or mis-shaped, all at once.
     """
     directory = Path(directory)
-    directory = Path(directory)
     path = directory / _WEIGHTS
     if not path.exists():
         raise UserError(

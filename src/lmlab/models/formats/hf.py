@@ -172,7 +172,6 @@ def read_settings(directory: str | Path) -> Settings:
         UserError: there is none, or it does not hold a mapping.
     """
     directory = Path(directory)
-    directory = Path(directory)
     path = directory / "config.json"
     if not directory.is_dir():
         raise UserError(
@@ -193,7 +192,6 @@ def read_config(directory: str | Path) -> ModelConfig:
     Raises:
         UserError: there is none, its family is unknown, or it has what lmlab does not.
     """
-    directory = Path(directory)
     directory = Path(directory)
     config, layout = _layout(read_settings(directory), directory / "config.json", None)
     if config.tie_embeddings and any((directory / name).exists() for name in (_INDEX, _WEIGHTS)):
@@ -435,7 +433,6 @@ def compare_with_transformers(
     Raises:
         UserError: `transformers` is not installed.
     """
-    directory = Path(directory)
     directory = Path(directory)
     try:
         from transformers import AutoModel, AutoModelForCausalLM

@@ -114,7 +114,6 @@ class RoutingTrace:
             UserError: the file does not exist, is no trace, or is damaged.
         """
         path = Path(path)
-        path = Path(path)
         if not path.exists():
             raise UserError(f"There is no file '{path}'.")
         try:

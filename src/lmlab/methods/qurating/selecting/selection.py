@@ -70,7 +70,6 @@ class Manifest:
     def read(cls, path: str | Path) -> Manifest:
         """Read what `write` wrote."""
         path = Path(path)
-        path = Path(path)
         return cls(pq.read_table(path))
 
 
