@@ -83,35 +83,43 @@ def launch_sweep(
     ),
     workers: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
     backend: Annotated[
-        str, typer.Option(help="processes: on this machine; ray: on the cluster of RAY_ADDRESS.")
+        str,
+        typer.Option(
+            help="processes: on this machine; ray: on the cluster of RAY_ADDRESS; slurm: write a job file for each run."
+        ),
     ] = "processes",
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, for Ray.")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, for Ray and Slurm.")] = 0,
     set_: Set = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run a recipe many times with different settings. Finished runs are skipped, those that were cut off go on."""
     from rich.table import Table
 
-    from lmlab.launch.sweep import plan_sweep, run_sweep
-    from lmlab.runs import Recipe, StageRecord
+    from lmlab.launch.slurm import write_jobs
+    from lmlab.runs import Recipe, StageRecord, parse_axes, run_many
+    from lmlab.runs import vary as combine
     from lmlab.terminal import Terminal
 
-    if backend not in ("processes", "ray"):
-        raise UserError(f"Unknown backend '{backend}'.", "Use processes or ray.")
-    runs = plan_sweep(vary, out)
+    if backend not in ("processes", "ray", "slurm"):
+        raise UserError(f"Unknown backend '{backend}'.", "Use processes, ray or slurm.")
+    runs = combine(recipe, parse_axes(vary), set_ or [])
     for each in runs:
-        Recipe.load(recipe, [*(set_ or []), *each.overrides])
+        Recipe.parse(each.recipe, f"'{recipe}', run '{each.name}'")
     if dry_run:
-        print("\n".join(f"{each.directory}  {' '.join(each.overrides)}" for each in runs))
+        for each in runs:
+            print(f"{out / each.name}  {' '.join(f'{key}={value}' for key, value in each.settings.items())}")
         return
-    run_sweep(recipe, set_ or [], runs, out, workers, backend, gpus)  # type: ignore[arg-type]
+    if backend == "slurm":
+        for path in write_jobs(runs, out, gpus_per_node=int(gpus)):
+            print(f"sbatch {path}")
+        return
+    run_many(runs, out, workers, backend, gpus, fresh=True)  # type: ignore[arg-type]
     table = Table("run", "result")
     for each in runs:
-        stages = Recipe.stored(each.directory).stages
         told = []
-        for entry in stages:
+        for entry in Recipe.stored(out / each.name).stages:
             if entry.kind in ("train", "evaluate"):
-                record = StageRecord.read(each.directory / entry.name)
+                record = StageRecord.read(out / each.name / entry.name)
                 told.append(entry.stage.summary(record.read_results(entry.stage.results_type)))
         table.add_row(each.name, "\n".join(told) or "done")
     Terminal().print(table)

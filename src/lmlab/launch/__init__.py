@@ -1,1 +1,1 @@
-"""Many machines or many runs: Slurm jobs, sweeps."""
+"""Jobs of clusters: submission scripts for Slurm."""

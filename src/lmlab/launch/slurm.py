@@ -7,8 +7,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmlab.errors import UserError
+from lmlab.files import write_text
+from lmlab.runs import PlannedRun
+from lmlab.runs.many import write_recipes
 
 _TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}(:\d{2})?|\d+")
 _NAME = re.compile(r"[\w.+-]+")
@@ -84,3 +88,21 @@ class SlurmJob:
             f"  -m lmlab {shlex.join(self.command)}",
         ]
         return "\n".join(lines) + "\n"
+
+
+def write_jobs(runs: Sequence[PlannedRun], out: Path, **parts: Any) -> list[Path]:
+    """Write a recipe and a submission script for each of many runs to OUT/recipes; the scripts.
+
+    Arguments:
+        parts: fields of `SlurmJob`: nodes, time, partition, ...
+
+    Raises:
+        UserError: as `SlurmJob.script` and `write_recipes`.
+    """
+    scripts = []
+    for each, command in zip(runs, write_recipes(runs, out), strict=True):
+        name = re.sub(r"[^\w.+-]", "_", each.name)
+        path = Path(command[1]).with_suffix(".sh")
+        write_text(path, SlurmJob(name, command, out.resolve(), **parts).script())
+        scripts.append(path)
+    return scripts

@@ -1,4 +1,5 @@
 from .artifacts import ADAPTERS, Artifact, Documents, Model, Questions, Tokens, Vocabulary
+from .many import PlannedRun, RunOutcome, parse_axes, run_many, vary
 from .recipe import Recipe, RecipeStage
 from .record import ReadResults, Results, StageRecord
 from .runner import PlannedStage, plan_stages, print_plan, run_recipe, stored_stages
@@ -22,6 +23,7 @@ __all__ = [
     "Input",
     "Model",
     "ModelInput",
+    "PlannedRun",
     "PlannedStage",
     "Questions",
     "QuestionsInput",
@@ -29,6 +31,7 @@ __all__ = [
     "Recipe",
     "RecipeStage",
     "Results",
+    "RunOutcome",
     "Stage",
     "StageContext",
     "StageRecord",
@@ -37,8 +40,11 @@ __all__ = [
     "Vocabulary",
     "VocabularyInput",
     "find_stage",
+    "parse_axes",
     "plan_stages",
     "print_plan",
+    "run_many",
     "run_recipe",
     "stored_stages",
+    "vary",
 ]

@@ -60,22 +60,7 @@ class Recipe:
         """Read a recipe file and those that it extends, or take what one holds; `STAGE.key=value` overrides a stage's
         key, `seed=1` and `name=x` the recipe's own.
         """
-        if isinstance(source, Mapping):
-            data, where = dict(source), "the recipe"
-        else:
-            data, where = _read(Path(source)), f"'{source}'"
-        stages = data.get("stages")
-        names = set(stages) if isinstance(stages, dict) else set()
-        prefixed = []
-        for override in overrides:
-            first = override.partition("=")[0].split(".")[0].strip()
-            if first not in names | {"stages", *_RecipeConfig.model_fields}:
-                raise UserError(
-                    f"--set {override}: the recipe has no stage or key '{first}'."
-                    f" {did_you_mean(first, names | {'seed', 'name'})}"
-                )
-            prefixed.append(f"stages.{override}" if first in names else override)
-        return cls.parse(apply_overrides(data, prefixed), where)
+        return cls.parse(read_recipe(source, overrides), called(source))
 
     @classmethod
     def stored(cls, run: str | Path) -> Recipe:
@@ -130,6 +115,28 @@ class Recipe:
         stages = {each.name: {"kind": each.kind, **each.config.model_dump(mode="json")} for each in self.stages}
         data = {"name": self.name, "seed": self.seed, "description": self.description, "stages": stages}
         return write_yaml(redact_all(data))
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe says, as a mapping that is not validated yet: `Recipe.load` without its last step."""
+    data = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    stages = data.get("stages")
+    names = set(stages) if isinstance(stages, dict) else set()
+    prefixed = []
+    for override in overrides:
+        first = override.partition("=")[0].split(".")[0].strip()
+        if first not in names | {"stages", *_RecipeConfig.model_fields}:
+            raise UserError(
+                f"--set {override}: the recipe has no stage or key '{first}'."
+                f" {did_you_mean(first, names | {'seed', 'name'})}"
+            )
+        prefixed.append(f"stages.{override}" if first in names else override)
+    return apply_overrides(data, prefixed)
+
+
+def called(source: str | Path | Mapping[str, Any]) -> str:
+    """What a recipe is called in messages."""
+    return "the recipe" if isinstance(source, Mapping) else f"'{source}'"
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:

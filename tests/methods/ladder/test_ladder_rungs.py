@@ -48,7 +48,7 @@ def plan(prepared):
     )
 
 
-def test_runs_are_trained_collected_and_not_trained_again(plan, tmp_path):
+def test_runs_are_trained_collected_and_not_trained_again(lmlab, plan, tmp_path):
     train_rungs(plan, tmp_path, workers=1)
     table = collect([tmp_path], target=["d32-2K"])
     assert {run.name for run in table} == {rung.name for rung in plan.rungs()}
@@ -68,6 +68,8 @@ def test_runs_are_trained_collected_and_not_trained_again(plan, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
     train_rungs(plan, tmp_path, workers=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")} == before
+    assert lmlab("report", tmp_path / "d16-1K").code == 0  # each is a run as any other
+    assert "Recipe d16-1K, seed 0" in (tmp_path / "d16-1K" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -521,18 +521,15 @@ def _write_jobs(found: Any, out: Path, names: Sequence[str], launcher: str, gpus
     """One recipe a rung, and for Slurm its job file."""
     import shlex
 
-    from lmlab.files import write_text
-    from lmlab.launch.slurm import SlurmJob
-    from lmlab.methods.ladder.rungs.train import chosen_rungs, rung_recipe
-    from lmlab.parsing import write_yaml
+    from lmlab.launch.slurm import write_jobs
+    from lmlab.methods.ladder.rungs.train import rung_runs, write_facts
+    from lmlab.runs.many import write_recipes
 
-    for each in chosen_rungs(found, names):
-        recipe = (out / "recipes" / f"{each.name}.yaml").resolve()
-        write_text(recipe, write_yaml(rung_recipe(found, each)))
-        command = ["run", str(recipe), "--out", str((out / each.name).resolve())]
-        if launcher == "torchrun":
-            print(f"torchrun --nproc-per-node {gpus} -m lmlab {shlex.join(command)}")
-        else:
-            job = recipe.with_suffix(".sh")
-            write_text(job, SlurmJob(each.name, command, out.resolve(), gpus_per_node=gpus).script())
+    runs = rung_runs(found, names)
+    write_facts(found, out, names)
+    if launcher == "slurm":
+        for job in write_jobs(runs, out, gpus_per_node=gpus):
             print(f"sbatch {job}")
+        return
+    for command in write_recipes(runs, out):
+        print(f"torchrun --nproc-per-node {gpus} -m lmlab {shlex.join(command)}")

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmlab.distributed import World, imagine, world
 from lmlab.errors import UserError
-from lmlab.fan_out import Backend, fan_out, num_cores
+from lmlab.fan_out import Backend
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.ladder.rungs.plan import LadderPlan, Rung, flops_per_token, size_of
 from lmlab.methods.ladder.tables.read import TOKENS, read_csv_run
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
-from lmlab.progress import console, progress
-from lmlab.runs import Recipe, run_recipe
+from lmlab.runs import PlannedRun, run_many
 from lmlab.train import learning_rate_factor, read_metrics
 from lmlab.train.optimization.schedule import ScheduleConfig
 
@@ -43,21 +41,6 @@ def question_task(name: str = "questions", title: str = "", chance: float = 0.25
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    name: str
-    seed: int
-    stage: dict[str, Any]
-    directory: str
-    facts: dict[str, Any]
-    threads: int
-
-
-def rung_recipe(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
-    """A rung as a recipe of its own, for clusters."""
-    return {"name": rung.name, "seed": rung.seed, "stages": {"model": plan.stage(rung)}}
-
-
 def chosen_rungs(plan: LadderPlan, names: Sequence[str] = ()) -> list[Rung]:
     """The runs of these names, or all.
 
@@ -71,6 +54,24 @@ def chosen_rungs(plan: LadderPlan, names: Sequence[str] = ()) -> list[Rung]:
     return [rung for rung in rungs if not names or rung.name in names]
 
 
+def rung_runs(plan: LadderPlan, names: Sequence[str] = ()) -> list[PlannedRun]:
+    """The runs of these names, or all, as recipes; the longest first, so that none is left alone at the end."""
+    return [
+        PlannedRun(
+            rung.name,
+            {"name": rung.name, "seed": rung.seed, "stages": {"model": plan.stage(rung)}},
+            {"size": rung.size, "tokens": rung.tokens, "seed": rung.seed},
+        )
+        for rung in sorted(chosen_rungs(plan, names), key=lambda rung: -rung.flops)
+    ]
+
+
+def write_facts(plan: LadderPlan, directory: str | Path, names: Sequence[str] = ()) -> None:
+    """Write what the plan says of each run into its directory, where `collect` reads it."""
+    for rung in chosen_rungs(plan, names):
+        write_json(Path(directory) / rung.name / _FACTS, _facts(plan, rung))
+
+
 def train_rungs(
     plan: LadderPlan,
     directory: str | Path,
@@ -79,25 +80,10 @@ def train_rungs(
     backend: Backend = "processes",
     gpus: float = 0,
 ) -> None:
-    """Train the runs of a plan that are not finished, several at once, each with its share of the cores.
-
-    Within a job of `torchrun` the main process starts workers of their own for them.
-    """
-    directory = Path(directory)
-    chosen = chosen_rungs(plan, names)
-    workers = min(max(workers or num_cores(), 1 if world().size == 1 else 2), len(chosen))
-    threads = max(1, num_cores() // workers) if backend == "processes" else 0
-    jobs = [
-        _Job(
-            rung.name, rung.seed, plan.stage(rung), str((directory / rung.name).resolve()), _facts(plan, rung), threads
-        )
-        for rung in sorted(
-            chosen, key=lambda rung: -rung.flops
-        )  # the longest first, so that none is left alone at the end
-    ]
-    with progress("rungs", len(jobs), "runs") as advance:
-        for number, _ in fan_out(_train, jobs, workers, backend, gpus):
-            advance(1, note=jobs[number].name)
+    """Train the runs of a plan that are not finished, several at once, by `run_many`."""
+    runs = rung_runs(plan, names)
+    write_facts(plan, directory, names)
+    run_many(runs, directory, workers, backend, gpus)
 
 
 def _facts(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
@@ -110,24 +96,6 @@ def _facts(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
         "seed": rung.seed,
         "context": plan.seq_len,
     }
-
-
-def _train(job: _Job) -> None:
-    import torch
-
-    quiet, console.quiet = console.quiet, True
-    before = torch.get_num_threads()
-    if job.threads:
-        torch.set_num_threads(min(before, job.threads))
-    directory = Path(job.directory)
-    try:
-        write_json(directory / _FACTS, job.facts)
-        recipe = Recipe.parse({"name": job.name, "seed": job.seed, "stages": {"model": job.stage}}, f"run '{job.name}'")
-        with imagine(World()):  # a run of its own, whatever job this process belongs to
-            run_recipe(recipe, directory)
-    finally:
-        console.quiet = quiet
-        torch.set_num_threads(before)
 
 
 def collect(paths: Sequence[str | Path], target: Sequence[str] = ()) -> RunTable:
