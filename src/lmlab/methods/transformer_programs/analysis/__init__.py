@@ -1,0 +1,1 @@
+"""What is done with a program: verifying, minimizing, measuring, explaining."""

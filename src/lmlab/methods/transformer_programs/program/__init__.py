@@ -1,0 +1,1 @@
+"""Programs: their nodes, files, execution, Python text, and import."""

@@ -1,0 +1,223 @@
+"""Programs as files: `program.json` with `weights.csv` and `embeddings.csv` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import UserError, did_you_mean
+from lmlab.files import read_mapping, write_json
+from lmlab.methods.transformer_programs.program.ir import (
+    FORMAT,
+    LOOKUP,
+    SELECT_CLOSEST,
+    SELECT_SUM,
+    Lookup,
+    Node,
+    Program,
+    Select,
+    Value,
+    check,
+    is_number,
+    is_value,
+)
+from lmlab.methods.transformer_programs.program.tables import Classifier, Embeddings
+
+PROGRAM, WEIGHTS, EMBEDDINGS = "program.json", "weights.csv", "embeddings.csv"
+_KNOWN = {
+    "format", "inputs", "numerical", "nodes", "classifier", "embeddings", "categories", "autoregressive",
+    "pool_outputs", "bos", "eos", "vocabulary", "max_length",
+}  # fmt: skip
+_FIELDS = {
+    SELECT_CLOSEST: {"op", "name", "key", "query", "value", "predicate", "causal"},
+    SELECT_SUM: {"op", "name", "key", "query", "value", "predicate", "causal"},
+    LOOKUP: {"op", "name", "inputs", "table", "default"},
+}
+
+
+def load_program(path: str | Path) -> Program:
+    """Read a program.
+
+    Arguments:
+        path: `program.json`, or the directory that holds it.
+
+    Raises:
+        UserError: the file is not of the format; the message names the node and what is wrong with it.
+    """
+    path = Path(path)
+    path = path / PROGRAM if path.is_dir() else path
+    data, where = read_mapping(path), f"'{path}'"
+    if data.get("format") != FORMAT:
+        raise UserError(f"{where}: the format is {data.get('format')!r:.60}, not '{FORMAT}'.")
+    classifier = Classifier.read(_beside(path, data, "classifier", WEIGHTS))
+    embeddings = None
+    if data.get("embeddings") is not None:
+        categories = _text(data, "categories", where) if data.get("categories") is not None else None
+        embeddings = Embeddings.read(_beside(path, data, "embeddings", EMBEDDINGS), categories)
+    nodes = data.get("nodes")
+    if not isinstance(nodes, list):
+        raise UserError(f"{where}: 'nodes' must be a list.")
+    inputs = _names(data, "inputs", where)
+    program = Program(
+        inputs=inputs,
+        numerical=frozenset(_names(data, "numerical", where)),
+        nodes=tuple(_node(node, f"{where}, node {number}") for number, node in enumerate(nodes)),
+        classifier=classifier,
+        embeddings=embeddings,
+        autoregressive=_flag(data, "autoregressive", where),
+        pool_outputs=_flag(data, "pool_outputs", where),
+        bos=_text(data, "bos", where) if "bos" in data else "<s>",
+        eos=_text(data, "eos", where) if "eos" in data else "</s>",
+        vocabulary=_names(data, "vocabulary", where) if data.get("vocabulary") is not None else None,
+        max_length=_length(data, where),
+        about={key: value for key, value in data.items() if key not in _KNOWN},
+    )
+    return check(complete(program), where)
+
+
+def save_program(program: Program, directory: str | Path) -> Path:
+    """Write a program's files; the directory."""
+    directory = Path(directory)
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        **program.about,
+        "autoregressive": program.autoregressive,
+        "pool_outputs": program.pool_outputs,
+        "bos": program.bos,
+        "eos": program.eos,
+        "inputs": list(program.inputs),
+        "numerical": [name for name in program.variables if name in program.numerical],
+        "nodes": [node_record(node) for node in program.nodes],
+        "classifier": WEIGHTS,
+    }
+    if program.vocabulary is not None:
+        data["vocabulary"] = list(program.vocabulary)
+    if program.max_length is not None:
+        data["max_length"] = program.max_length
+    if program.embeddings is not None:
+        data |= {"embeddings": EMBEDDINGS, "categories": program.embeddings.categories}
+        program.embeddings.write(directory / EMBEDDINGS)
+    program.classifier.write(directory / WEIGHTS)
+    write_json(directory / PROGRAM, data)
+    return directory
+
+
+def complete(program: Program) -> Program:
+    """The same with vocabulary and length, where only its tables tell them."""
+    found: dict[str, Any] = {}
+    rows = program.classifier.weights
+    if program.vocabulary is None:
+        if program.embeddings is not None:
+            found["vocabulary"] = program.embeddings.words
+        elif "tokens" in rows:
+            found["vocabulary"] = tuple(rows["tokens"])
+    if program.max_length is None and "positions" in rows:
+        found["max_length"] = len(rows["positions"])
+    return _with(program, found)
+
+
+def _with(program: Program, found: Mapping[str, Any]) -> Program:
+    from dataclasses import replace
+
+    return replace(program, **found) if found else program
+
+
+def node_record(node: Node) -> dict[str, Any]:
+    """A node as it stands in the file."""
+    if isinstance(node, Select):
+        record = {"op": node.op, "name": node.name, "key": node.key, "query": node.query, "value": node.value}
+        pairs = [list(pair) for pair in node.predicate]
+        return record | {"predicate": pairs} | ({"causal": True} if node.causal else {})
+    table = [[list(key), node.table[key]] for key in ordered_keys(node.table)]
+    return {"op": LOOKUP, "name": node.name, "inputs": list(node.inputs), "table": table, "default": node.default}
+
+
+def ordered_keys(table: Mapping[tuple[Any, ...], Value]) -> list[tuple[Any, ...]]:
+    """The keys of a table in one order, whatever their kinds."""
+    return sorted(table, key=lambda key: [(isinstance(each, str), each) for each in key])
+
+
+def _node(data: Any, where: str) -> Node:
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is not a mapping.")
+    name = data.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"{where} has no name.")
+    where = f"{where} '{name:.60}'"
+    op = data.get("op")
+    if not isinstance(op, str) or op not in _FIELDS:
+        raise UserError(f"{where}: unknown op {op!r:.60}. {did_you_mean(op, _FIELDS)}")
+    for key in data:
+        if key not in _FIELDS[op]:
+            raise UserError(f"{where}: unknown key '{key:.60}'. {did_you_mean(key, _FIELDS[op])}")
+    for key in sorted(_FIELDS[op] - {"causal", "default"}):
+        if key not in data:
+            raise UserError(f"{where}: the key '{key}' is required.")
+    if op == LOOKUP:
+        return _lookup(data, name, where)
+    for key in ("key", "query", "value"):
+        _text(data, key, where)
+    pairs = data["predicate"]
+    if not isinstance(pairs, list):
+        raise UserError(f"{where}: 'predicate' must be a list of pairs.")
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(is_value, pair))):
+            raise UserError(f"{where}: {pair!r:.120} is not a pair of texts or whole numbers.")
+    predicate = tuple(dict.fromkeys((q, k) for q, k in pairs))
+    return Select(op, name, data["key"], data["query"], data["value"], predicate, _flag(data, "causal", where))
+
+
+def _lookup(data: dict[str, Any], name: str, where: str) -> Lookup:
+    rows = data["table"]
+    table: dict[tuple[Value | float, ...], Value] = {}
+    if not isinstance(rows, list):
+        raise UserError(f"{where}: 'table' must be a list of rows [[key, ...], result].")
+    for row in rows:
+        if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], list)):
+            raise UserError(f"{where}: {row!r:.120} is not a row [[key, ...], result].")
+        key, result = tuple(row[0]), row[1]
+        if not all(is_value(each) or is_number(each) for each in key) or not is_value(result):
+            raise UserError(f"{where}: {row!r:.120} holds what is neither a text nor a number.")
+        if table.setdefault(key, result) != result:
+            raise UserError(f"{where}: the key {row[0]!r:.120} appears twice with different results.")
+    default = data.get("default")
+    if default is not None and not is_value(default):
+        raise UserError(f"{where}: the default {default!r:.60} is neither a text nor a whole number.")
+    return Lookup(name, _names(data, "inputs", where), table, default)
+
+
+def _names(data: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = data.get(key)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise UserError(f"{where}: '{key}' must be a list of texts.")
+    return tuple(value)
+
+
+def _text(data: Mapping[str, Any], key: str, where: str) -> str:
+    value = data.get(key)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: '{key}' must be a text.")
+    return value
+
+
+def _flag(data: Mapping[str, Any], key: str, where: str) -> bool:
+    value = data.get(key, False)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: '{key}' must be true or false.")
+    return value
+
+
+def _length(data: Mapping[str, Any], where: str) -> int | None:
+    value = data.get("max_length")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise UserError(f"{where}: 'max_length' must be a whole number from 1 on.")
+    return value
+
+
+def _beside(path: Path, data: Mapping[str, Any], key: str, usual: str) -> Path:
+    """The file that a program names, which must stand beside it."""
+    name = data.get(key, usual)
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise UserError(f"'{path}': '{key}' must name a file in the same folder, not {name!r:.80}.")
+    return path.parent / name

@@ -1,0 +1,1 @@
+"""RASP tasks, their generators and oracles, and labeled data of users."""

@@ -1,0 +1,1 @@
+"""Training of many seeds at once, and sweeps of shapes."""

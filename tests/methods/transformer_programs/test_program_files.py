@@ -1,0 +1,91 @@
+"""Programs as files: read back as written, and refused with the node and the reason where they are damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.program.files import load_program, save_program
+from lmlab.methods.transformer_programs.program.interpret import Interpreter
+from lmlab.methods.transformer_programs.program.ir import Program
+from lmlab.methods.transformer_programs.program.tables import Classifier, Embeddings
+
+
+def test_a_program_is_read_back_as_written(counting: Program, tmp_path: Path) -> None:
+    assert load_program(save_program(counting, tmp_path)) == counting
+    assert Interpreter(load_program(tmp_path)).predict([["NA", "nan,\n"]]) == [["once", "once"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(format="x"), "the format is 'x'"),
+        (lambda data: data["nodes"][0].update(op="exec"), "unknown op 'exec'"),
+        (lambda data: data["nodes"].reverse(), "reads 'count', which comes only later"),
+        (lambda data: data["nodes"][1].update(inputs=["kind"]), "reads 'kind', which comes only later"),
+        (lambda data: data["nodes"][0].update(key="cuont"), "reads 'cuont', which does not exist"),
+        (lambda data: data["nodes"][0].update(name="a b"), "is not a name"),
+        (lambda data: data["nodes"][0].update(name="import"), "is not a name"),
+        (lambda data: data["nodes"][1].update(name="count"), "the name 'count' is given twice"),
+        (lambda data: data["nodes"][0].update(value="tokens"), "select_sum adds numbers"),
+        (lambda data: data["nodes"][0].update(predicate=[["a", 1.5]]), "is not a pair of texts or whole numbers"),
+        (lambda data: data["nodes"][0].update(predicate=[["a", True]]), "is not a pair of texts or whole numbers"),
+        (
+            lambda data: data["nodes"][0].update(key="positions", predicate=[["a", -1]]),
+            "the position -1 is out of range",
+        ),
+        (lambda data: data["nodes"][1].update(table=[[[0, 1], 2]]), "has 2 values for 1 inputs"),
+        (lambda data: data["nodes"][1].update(table=[[["a"], 2]]), "does not fit 'count', which is a number"),
+        (lambda data: data["nodes"][1].update(table=[[[0], 1], [[0], 2]]), "appears twice with different results"),
+        (lambda data: data["nodes"][1].update(extra=1), "unknown key 'extra'"),
+        (lambda data: data.update(classifier="../weights.csv"), "must name a file in the same folder"),
+        (lambda data: data.update(inputs=["tokens", "ones", "clock"]), "unknown input 'clock'"),
+        (lambda data: data.update(numerical=["count"]), "'ones' must be among the numerical variables"),
+        (lambda data: data.update(max_length=0), "'max_length' must be a whole number from 1 on"),
+    ],
+)
+def test_damaged_programs_are_refused(counting: Program, tmp_path: Path, change: Any, message: str) -> None:
+    path = save_program(counting, tmp_path) / "program.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=message):
+        load_program(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("feature,value\n", "line 1: a classifier begins with"),
+        ("feature,value,a,b\nkind,0,1\n", "row 2: 3 cells, but the header has 4"),
+        ("feature,value,a,b\nkind,0,1,nan\n", "row 2: 'nan' is not a finite number"),
+        ("feature,value,a,b\nkind,0,1,2\nkind,0,1,2\n", "the value '0' of 'kind' appears twice"),
+        ("feature,value,a,b\nother,0,1,2\n", "the classifier's feature 'other' is no variable"),
+        ("feature,value,a,b\ncount,0,1,2\n", "must have the one row '_'"),
+    ],
+)
+def test_damaged_weights_are_refused(counting: Program, tmp_path: Path, text: str, message: str) -> None:
+    save_program(counting, tmp_path)
+    (tmp_path / "weights.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_program(tmp_path)
+
+
+def test_tables_keep_every_text(tmp_path: Path) -> None:
+    words = ("<pad>", "NA", "null", "None", "nan", "", 'a"b', "c,d", "e\nf", "g\r\nh", "'", "\\", " ")
+    embeddings = Embeddings(words, {"var0_embeddings": tuple(range(len(words))), "num_var0_embeddings": (0.5,) * 13})
+    embeddings.write(tmp_path / "embeddings.csv")
+    assert Embeddings.read(tmp_path / "embeddings.csv") == embeddings
+    classifier = Classifier(("x", "y"), {"tokens": {word: (0.1, -1e-30) for word in words}})
+    classifier.write(tmp_path / "weights.csv")
+    assert Classifier.read(tmp_path / "weights.csv") == classifier
+
+
+def test_a_pattern_of_categories_is_no_format_string(tmp_path: Path) -> None:
+    embeddings = Embeddings(("a",), {"var0_embeddings": (3,)}, "{i.__class__}{j}")
+    with pytest.raises(UserError, match="is not a pattern such as"):
+        embeddings.values("var0_embeddings")
