@@ -7,18 +7,14 @@ A model whose features fit no family (`families`) is saved under lmlab's own nam
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.config import validate
@@ -28,8 +24,8 @@ from lmlab.models.config import ModelConfig
 from lmlab.models.formats.families import FAMILIES
 from lmlab.models.formats.families.family import Settings
 from lmlab.models.formats.names import Layout, Shape
-from lmlab.models.formats.pickles import read_pickle
 from lmlab.models.formats.settings import family_of, find_family, from_settings, to_settings
+from lmlab.models.formats.weights import Stored, has_weights, open_weights, write_weights
 from lmlab.models.transformer import Transformer, named_tensors
 
 _log = logging.getLogger(__name__)
@@ -46,17 +42,6 @@ _COMPANIONS = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a checkpoint holds: `shapes` of its tensors, and how to `get` one."""
-
-    where: str
-    shapes: Mapping[str, Shape]
-    get: Callable[[str], Tensor]
 
 
 @reads("the directory of a model")
@@ -93,14 +78,12 @@ def from_pretrained(
 
         settings, tensors = read_gguf(gguf)
         config, layout = _layout(settings, gguf, num_labels)
-        stored = _Stored(
-            str(gguf), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__
-        )
+        stored = Stored(str(gguf), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
         return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
     settings = read_settings(path)
     config, layout = _layout(settings, path / "config.json", num_labels)
     with ExitStack() as stack:
-        stored = _open(path, stack, allow_pickle)
+        stored = open_weights(path, stack, allow_pickle)
         return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
 
 
@@ -136,7 +119,7 @@ def save_pretrained(
         raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
     layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     write_json(directory / "generation_config.json", token_ids | generation | given)
-    _write_weights(directory, layout, parameters, dtype, max_shard_bytes)
+    write_weights(directory, layout, parameters, dtype, max_shard_bytes)
     if family is None:
         settings: Settings = {"model_type": NATIVE, "lmlab": model.config.model_dump()}
     else:
@@ -194,9 +177,9 @@ def read_config(directory: str | Path) -> ModelConfig:
     """
     directory = Path(directory)
     config, layout = _layout(read_settings(directory), directory / "config.json", None)
-    if config.tie_embeddings and any((directory / name).exists() for name in (_INDEX, _WEIGHTS)):
+    if config.tie_embeddings and has_weights(directory):
         with ExitStack() as stack:
-            stored = _open(directory, stack, allow_pickle=False)
+            stored = open_weights(directory, stack, allow_pickle=False)
             names = {layout.canonical(name): name for name in stored.shapes}
             if _head_differs(config, layout, names, stored):
                 return ModelConfig.model_validate(config.model_dump() | {"tie_embeddings": False})
@@ -222,7 +205,7 @@ def _shapes(config: ModelConfig) -> dict[str, Shape]:
 def _build(
     config: ModelConfig,
     layout: Layout,
-    stored: _Stored,
+    stored: Stored,
     device: torch.device | str,
     dtype: torch.dtype | None,
     head_seed: int | None,
@@ -262,20 +245,19 @@ def _build(
     for name, location in layout.locations.items():
         if all(each in names for each in location.names):
             weights[name] = location.read(get).to(device, dtype).contiguous()
-    if "score.weight" not in weights and model.score is not None:
+    fresh_head = "score.weight" not in weights and model.score is not None
+    if fresh_head and model.score is not None:
         like = next(iter(weights.values()))
         weights["score.weight"] = torch.empty(model.score.weight.shape, dtype=like.dtype, device=device)
-        model.load_state_dict(
-            weights, assign=True, strict=False
-        )  # what is missing was named above; experts of several layers are one tensor
+    # not strict: what is missing was named above, and experts that layers share are one tensor
+    model.load_state_dict(weights, assign=True, strict=False)
+    if fresh_head:
         model.initialize_parameter("score.weight", head_seed or 0)
-    else:
-        model.load_state_dict(weights, assign=True, strict=False)
     model.read_as = None if layout.family is None else layout.family.model_type
     return model.eval()
 
 
-def _head_differs(config: ModelConfig, layout: Layout, names: dict[str, str], stored: _Stored) -> bool:
+def _head_differs(config: ModelConfig, layout: Layout, names: dict[str, str], stored: Stored) -> bool:
     """Whether a file holds a head of its own although the configuration says that the embedding is the head.
 
     Where it holds the head alone, that is the embedding too, as in `transformers`.
@@ -297,97 +279,6 @@ def _some(problems: list[str], most: int = 12) -> str:
     """The first of a list that may have one entry for every layer of another model."""
     rest = len(problems) - most
     return "; ".join(problems[:most]) + (f"; and {rest} more" if rest > 0 else "")
-
-
-def _open(directory: Path, stack: ExitStack, allow_pickle: bool) -> _Stored:
-    """The tensors of a directory, from one file or several, opened but not read."""
-    if (directory / _INDEX).exists():
-        return _open_files(directory, _shards(directory / _INDEX), stack)
-    if (directory / _WEIGHTS).exists():
-        return _open_files(directory, [_WEIGHTS], stack)
-    pickled = [name for name in (_PICKLE, _PICKLE_INDEX) if (directory / name).exists()]
-    if not pickled:
-        raise UserError(f"'{directory}' holds no {_WEIGHTS}.")
-    if not allow_pickle:
-        remedy = "If you trust where it comes from: lmlab convert --allow-pickle SOURCE TARGET"
-        raise UserError(f"'{directory}' holds its weights only as a pickle, which lmlab does not open unasked.", remedy)
-    tensors: dict[str, Tensor] = {}
-    for name in [_PICKLE] if pickled[0] == _PICKLE else _shards(directory / _PICKLE_INDEX):
-        tensors |= read_pickle(directory / name, mmap=True)
-    return _Stored(str(directory), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
-
-
-def _shards(index: Path) -> list[str]:
-    found = read_mapping(index)
-    names = sorted(set(found.get("weight_map", {}).values())) if isinstance(found, dict) else []
-    if not names or any(Path(name).name != name for name in names):
-        raise LmlabError(f"'{index}' is not an index of weights.", "Copy or export the model again.")
-    missing = [name for name in names if not (index.parent / name).exists()]
-    if missing:
-        raise LmlabError(
-            f"'{index.parent}' lacks {len(missing)} of {len(names)} files of weights: {', '.join(missing)}.",
-            "Copy the model again.",
-        )
-    return names
-
-
-def _open_files(directory: Path, names: list[str], stack: ExitStack) -> _Stored:
-    shapes: dict[str, Shape] = {}
-    files: dict[str, Any] = {}
-    for name in names:
-        try:
-            file = stack.enter_context(safe_open(directory / name, "pt"))
-        except SafetensorError as error:
-            raise LmlabError(f"'{directory / name}' is damaged ({error}).", "Copy or export the model again.") from None
-        for tensor in file.keys():  # noqa: SIM118 (not a mapping)
-            shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
-            files[tensor] = file
-    where = str(directory / names[0]) if len(names) == 1 else str(directory)
-    return _Stored(where, shapes, lambda name: files[name].get_tensor(name))
-
-
-def _write_weights(
-    directory: Path, layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
-) -> None:
-    shards = list(_cut(layout, parameters, dtype, max_shard_bytes))
-    names = (
-        [_WEIGHTS]
-        if len(shards) == 1
-        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    )
-    for file, shard in zip(names, shards, strict=True):
-        tensors = {name: layout.write(name, parameters).to("cpu", dtype).contiguous() for name in shard}
-        temporary = directory / f".{file}.{os.getpid()}.tmp"
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            shutil.copymode(
-                directory / "generation_config.json", temporary
-            )  # the library makes it readable to its owner alone
-            os.replace(temporary, directory / file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        total = sum(size for shard in shards for size in shard.values())
-        write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for stale in directory.glob("model*.safetensors*"):
-        if stale.name not in names and not (stale.name == _INDEX and len(shards) > 1):
-            stale.unlink()
-
-
-def _cut(
-    layout: Layout, parameters: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
-) -> Iterator[dict[str, int]]:
-    """Names and bytes of the tensors of each file."""
-    width = (dtype or next(iter(parameters.values())).dtype).itemsize
-    shard: dict[str, int] = {}
-    for name, shape in layout.shapes.items():
-        size = width * int(torch.Size(shape).numel())
-        if shard and sum(shard.values()) + size > limit:
-            yield shard
-            shard = {}
-        shard[name] = size
-    yield shard
 
 
 def _copy_companions(source: Path, directory: Path) -> tuple[Settings, Settings]:
