@@ -1,4 +1,4 @@
-"""The weights of a model directory: safetensors in one file or several with an index, or a pickle that was asked for."""
+"""The weights of a model directory: safetensors in one file or several with an index, or a pickle where asked for."""
 
 from __future__ import annotations
 
