@@ -1,0 +1,1 @@
+"""From the log of a test run to a verdict: parsers, the rule of grading, reports of runs."""

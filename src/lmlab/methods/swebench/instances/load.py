@@ -1,0 +1,175 @@
+"""Instances from files and folders: JSON, JSON lines, Parquet, folders of `datasets`, task repositories, the hub."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import UserError, missing_extra, reads
+from lmlab.files import read_json, read_jsonl, write_json, write_jsonl
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.instances.task_repository import is_task_repository, read_task_repository
+from lmlab.parsing import require_mapping
+
+ALIASES = {
+    "full": "SWE-bench/SWE-bench",
+    "lite": "SWE-bench/SWE-bench_Lite",
+    "verified": "SWE-bench/SWE-bench_Verified",
+    "multilingual": "SWE-bench/SWE-bench_Multilingual",
+    "multimodal": "SWE-bench/SWE-bench_Multimodal",
+}
+_SHOWN = 20  # ids that a message lists
+
+
+def load_instances(source: str | Path, split: str | None = None, ids: Sequence[str] | None = None) -> list[Instance]:
+    """Load instances.
+
+    Arguments:
+        source: a file (`.json`, `.jsonl`, `.parquet`, also compressed JSON lines), a folder with SPLIT.parquet, one
+            that `datasets` has saved, a task repository (sweb.yaml), an id of the Hugging Face hub, or an alias (full,
+            lite, verified, multilingual, multimodal).
+        split: by default `test` where there are several.
+        ids: only these, in the order of the source.
+
+    Raises:
+        UserError: nothing can be read there, an id stands twice, or one of `ids` is unknown.
+    """
+    rows = _rows(str(source), split)
+    instances = [Instance.from_row(row, where) for where, row in rows]
+    if not instances:
+        raise UserError(f"'{source}' has no instances{'' if split is None else f' of the split {split!r}'}.")
+    known = Counter(each.instance_id for each in instances)
+    if twice := sorted(name for name, count in known.items() if count > 1):
+        raise UserError(f"'{source}' has instances twice: {shown(twice)}.")
+    if ids is None:
+        return instances
+    if unknown := [each for each in ids if each not in known]:
+        raise UserError(f"'{source}' has no instances {shown(unknown)}.", "Check the ids and the split.")
+    wanted = set(ids)
+    return [each for each in instances if each.instance_id in wanted]
+
+
+def shown(ids: Iterable[str]) -> str:
+    """Ids for a message, not more than a screen holds."""
+    listed = list(ids)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
+
+
+def write_instances(path: Path, instances: Iterable[Instance]) -> int:
+    """Write JSON lines, or JSON or Parquet by the file's ending; how many.
+
+    Raises:
+        UserError: Parquet needs a package that is not installed.
+    """
+    rows = [each.to_row("json" if path.suffix == ".parquet" else "list") for each in instances]
+    if path.suffix == ".json":
+        write_json(path, rows)
+    elif path.suffix == ".parquet":
+        import json
+
+        from lmlab.files import atomic_file
+
+        pyarrow = _pyarrow("Writing Parquet")
+        flat = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows]
+        with atomic_file(path) as file:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), file)
+    else:
+        write_jsonl(path, rows)
+    return len(rows)
+
+
+def _rows(source: str, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    path = Path(source)
+    if path.is_dir():
+        yield from _folder(path, split)
+    elif path.is_file():
+        yield from _of_split(_file(path), split)
+    elif source.lower() in ALIASES or (source.count("/") == 1 and not path.suffix):
+        yield from _hub(ALIASES.get(source.lower(), source), split or "test")
+    else:
+        raise UserError(
+            f"No instances at '{source}': no such file or folder.", f"Known names: {', '.join(sorted(ALIASES))}."
+        )
+
+
+def _of_split(rows: Iterable[tuple[str, dict[str, Any]]], split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    return (each for each in rows if split is None or each[1].get("split", split) == split)
+
+
+@reads("a file of instances")
+def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz")
+    if names.endswith(".jsonl"):
+        for number, row in enumerate(read_jsonl(path), 1):
+            yield f"'{path}', line {number}", row
+    elif names.endswith(".json"):
+        found = read_json(path)
+        listed = found.items() if isinstance(found, dict) else enumerate(found, 1) if isinstance(found, list) else None
+        if listed is None:
+            raise UserError(f"'{path}' is neither a list of instances nor a mapping of ids to them.")
+        for key, row in listed:
+            where = f"'{path}', entry {key}"
+            yield where, ({"instance_id": key} if isinstance(found, dict) else {}) | require_mapping(row, where)
+    elif names.endswith(".parquet"):
+        table = _pyarrow("Reading Parquet").parquet.read_table(path)
+        yield from ((f"'{path}', row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+    else:
+        raise UserError(f"'{path}': instances are read from .jsonl, .json and .parquet files.")
+
+
+def _folder(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    if is_task_repository(path):
+        yield from _of_split(read_task_repository(path), split)
+        return
+    name = split or "test"
+    for place in (path, path / "data"):
+        single = [place / f"{name}.parquet"] if (place / f"{name}.parquet").is_file() else []
+        parts = single or sorted(place.glob(f"{name}-*.parquet"))
+        if parts:
+            for each in parts:
+                yield from _file(each)
+            return
+    for place in (path / name, path):
+        if (place / "dataset_info.json").is_file():
+            yield from _saved(place)
+            return
+    raise UserError(
+        f"'{path}' holds no instances: neither {name}.parquet, nor a saved dataset, nor a task repository (sweb.yaml)."
+    )
+
+
+@reads("a saved dataset")
+def _saved(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    pyarrow = _pyarrow("Reading a saved dataset")
+    for part in sorted(path.glob("*.arrow")):
+        with pyarrow.memory_map(str(part)) as source:
+            table = pyarrow.ipc.open_stream(source).read_all()
+        yield from ((f"'{part}', row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+
+
+def _hub(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise missing_extra("datasets", "swe", "Loading instances from the hub") from None
+    try:
+        found = load_dataset(name, split=split)
+    except Exception as error:
+        raise UserError(
+            f"'{name}' cannot be loaded from the hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}).",
+            "Download the dataset and name its file or folder.",
+        ) from None
+    yield from ((f"{name}, row {number}", dict(row)) for number, row in enumerate(found, 1))
+
+
+def _pyarrow(purpose: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise missing_extra("pyarrow", "data", purpose) from None
+    return pyarrow

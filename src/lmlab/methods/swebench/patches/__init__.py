@@ -1,0 +1,1 @@
+"""Unified diffs: read, split into tests and source, taken from answers, repaired, judged for safety."""
