@@ -38,7 +38,7 @@ from lmlab.models.attention.visibility import Visibility, document_starts, paddi
 from lmlab.models.moe.config import MoEConfig
 from lmlab.models.moe.experts import run_experts
 from lmlab.models.moe.router import pairs_of_tokens
-from lmlab.train.trainer import compile_network
+from lmlab.train.prepare import compile_network
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _OPERATION = {"fp32": 2e-5, "bf16": 1.5e-2}

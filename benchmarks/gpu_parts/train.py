@@ -24,7 +24,7 @@ from lmlab.models import ModelConfig
 from lmlab.train import language_model_step
 from lmlab.train.optimization.optimizer import OptimizerConfig, Optimizers
 from lmlab.train.parallelism.parallel import clip_gradients
-from lmlab.train.trainer import compile_network
+from lmlab.train.prepare import compile_network
 
 _CASES = (  # size, tokens of a row, rows, recompute, seconds that both contenders take; what is worth most first
     ("1B", 2048, 8, False, 60),

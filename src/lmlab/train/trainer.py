@@ -24,29 +24,22 @@ from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.hardware import (
     gemm_flops,
     machine_load,
-    memory_bytes,
     peak_memory_bytes,
     select_device,
     select_dtype,
 )
-from lmlab.models import Transformer
-from lmlab.models.lora.adapt import adapters
-from lmlab.progress import console, progress, short
+from lmlab.progress import console, progress
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.config import TrainerConfig
-from lmlab.train.cost import estimate
+from lmlab.train.failures import LESS_MEMORY, memory_on_paper, not_finite
 from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.limits import KillWatch, is_out_of_memory
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimization.optimizer import Optimizers
 from lmlab.train.optimization.plan import Plan, go_on
-from lmlab.train.parallelism.parallel import clip_gradients, parallelize, synchronize_gradients
+from lmlab.train.parallelism.parallel import clip_gradients, synchronize_gradients
+from lmlab.train.prepare import prepare
 from lmlab.train.steps.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
-
-_LESS_MEMORY = (
-    "Lower trainer.micro_batch_size (the result is the same), or set trainer.recompute_blocks to 1; then run the same"
-    " command again: it goes on from the newest checkpoint."
-)
 
 
 class Trainer:
@@ -100,7 +93,7 @@ class Trainer:
         self.plan = Plan(config.schedule, steps, tokens_per_row and tokens_per_row * config.batch_size)
         loader.pin_memory = self.device.type == "cuda"
         self.step_function, self.evaluate, self.flops_per_token = step_function, evaluate, flops_per_token
-        self.model = self._prepare(model, materialize)
+        self.model = prepare(model, config, self.world, self.device, self.dtype, materialize)
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.checkpoints = Checkpoints(
             directory / "checkpoints",
@@ -119,27 +112,6 @@ class Trainer:
         self._whole = True  # no step of the optimizer is under way
         self._unfinished: dict[str, Any] | None = None  # its row, if its evaluation was stopped
 
-    def _prepare(self, model: nn.Module, materialize: Callable[[Any], Any] | None) -> nn.Module:
-        config = self.config
-        if config.recompute_blocks:
-            if not hasattr(model, "recompute_blocks"):
-                raise UserError(
-                    f"recompute_blocks: {type(model).__name__} cannot recompute its blocks.", "Set it to 0."
-                )
-            setattr(model, "recompute_blocks", config.recompute_blocks)  # noqa: B010 (modules type their attributes as tensors)
-        on_meta = any(parameter.is_meta for parameter in model.parameters())
-        if not on_meta:
-            model = model.to(self.device)
-        if self.world.size > 1:
-            parallelize(model, config.parallel, self.world, self.device, self.dtype)
-        if on_meta:
-            assert materialize is not None, "a model on the meta device needs materialize"
-            model = model.to_empty(device=self.device)
-            materialize(model)
-        if config.compile:
-            compile_network(model)
-        return model
-
     def fit(self) -> dict[str, Any]:
         """Train to the last step, from the newest checkpoint if there is one.
 
@@ -153,7 +125,7 @@ class Trainer:
         self._load = machine_load()  # before this training adds its own
         watch = KillWatch(self.directory)
         if self.world.is_main:
-            watch.begin(_LESS_MEMORY)
+            watch.begin(LESS_MEMORY)
         try:
             with self._told_if_out_of_memory():
                 return self._fit()
@@ -225,31 +197,20 @@ class Trainer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            needs = self._needs()
+            needs = memory_on_paper(
+                self.model, self.config, self.world, self.device, self.dtype, self.plan.tokens_per_step
+            )
         self.optimizers.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         raise LmlabError(
             f"Out of memory on {self.device} at step {self.step + 1}, with micro-batches of {self.rows_at_once} rows."
             f"{needs} {self._save_before_the_end()}",
-            _LESS_MEMORY,
+            LESS_MEMORY,
         )
 
-    def _needs(self) -> str:
-        """What the training needs on paper, and what there is."""
-        device = self.device
-        there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()
-        of = f" of {short(there)}B" if there else ""
-        tokens = self.plan.tokens_per_step
-        if not isinstance(self.model, Transformer) or tokens is None or adapters(self.model):
-            return ""
-        row = tokens // self.config.batch_size
-        needs = estimate(self.model.config, row, self.config, self.world, self.dtype)
-        return f" On paper it needs {short(needs.memory)}B{of}, {short(needs.activations)}B of it for them."
-
     def _save_before_the_end(self) -> str:
-        saved = checkpoints(self.directory / "checkpoints")
-        newest = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        newest = self._newest()
         if self._whole and self.world.size == 1 and self.step > newest:
             try:
                 self._checkpoint()
@@ -353,13 +314,12 @@ class Trainer:
 
     def _not_finite(self, loss: float, norm: float) -> LmlabError:
         self.checkpoints.wait()
+        return not_finite(self.step + 1, loss, norm, self._newest())
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
         saved = checkpoints(self.directory / "checkpoints")
-        intact = f"The checkpoint of step {int(saved[-1].name.removeprefix('step-'))} is intact. " if saved else ""
-        return LmlabError(
-            f"The loss or gradient is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}); training"
-            " stopped.",
-            f"{intact}Lower the learning rate, raise the warm-up, or use precision fp32.",
-        )
+        return int(saved[-1].name.removeprefix("step-")) if saved else 0
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
@@ -447,15 +407,6 @@ class Trainer:
             "utilization": self._utilization(rate),
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
-
-
-def compile_network(model: nn.Module) -> None:
-    """Have `torch.compile` translate a network's blocks, which are alike and so are translated once for all; a network
-    without blocks as a whole.
-    """
-    torch.compiler.reset()  # a graph that was compiled for another network of this process has given wrong gradients
-    for module in getattr(model, "blocks", [model]):
-        module.compile()
 
 
 def _name(dtype: torch.dtype) -> str:
