@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from lmlab.distributed import World
 from lmlab.errors import Interrupted
 from lmlab.files import read_json
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora, from_pretrained, load_lora, save_pretrained
+from lmlab.models.lora.adapt import quantize_base
 from lmlab.runs import Model
 from lmlab.train import Optimizers, TrainerConfig, checkpoints, estimate, flops_per_token, read_metrics, whole_tensors
 
@@ -86,6 +89,9 @@ def test_two_processes_train_adapters_as_one_does(tmp_path, parallel):
         torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+_NEEDS_BITSANDBYTES = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs the package 'bitsandbytes'"
+)
 _SHAPE = ModelConfig(vocab_size=512, num_layers=4, d_model=128, num_heads=4, num_kv_heads=2, max_seq_len=256)
 _MIXED = ModelConfig(
     **(_SHAPE.model_dump() | {"ffn": "moe", "moe": {"num_experts": 8, "top_k": 2, "expert_hidden_size": 64}})
@@ -100,8 +106,10 @@ _MIXED = ModelConfig(
         (_SHAPE, LoRAConfig(rank=4, targets=("query", "value"))),
         (_SHAPE, LoRAConfig(rank=4, targets=("embedding", "down"), train_fully=("final_norm",))),
         (_MIXED, LoRAConfig(rank=4, targets=("query", "experts.down"))),
+        pytest.param(_SHAPE, LoRAConfig(rank=4, quantize="nf4"), marks=_NEEDS_BITSANDBYTES),
+        pytest.param(_MIXED, LoRAConfig(rank=4, quantize="int8", targets=("query",)), marks=_NEEDS_BITSANDBYTES),
     ],
-    ids=["all", "dropout", "some", "embedding", "experts"],
+    ids=["all", "dropout", "some", "embedding", "experts", "nf4", "int8"],
 )
 def test_plans_count_what_adapters_need(shape, lora):
     model = Transformer(shape).initialize(0)
@@ -126,7 +134,10 @@ def test_plans_count_what_adapters_need(shape, lora):
     trained = list(optimizers.parameters.values())
     assert found.trained == sum(parameter.numel() for parameter in trained)
     assert found.gradients == sum(parameter.grad.nbytes for parameter in trained)
-    assert found.weights == sum(parameter.nbytes for parameter in model.parameters())
+    whole_at_once = 4 * max(_SHAPE.d_ff, _SHAPE.d_model) * _SHAPE.d_model if lora.quantize else 0
+    if lora.quantize and shape is _MIXED:
+        whole_at_once = 4 * _SHAPE.d_model**2
+    assert found.weights == sum(parameter.nbytes for parameter in model.parameters()) + whole_at_once
     moments = sum(tensor.nbytes for tensor in optimizers.state_tensors().values() if tensor.dim())
     assert found.optimizer == pytest.approx(moments, rel=0.01)
     held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -231,3 +242,40 @@ def test_adapters_need_a_model(lmlab, base, tmp_path):
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     shown = lmlab("run", path, "--out", tmp_path / "run")
     assert shown.code == 2 and "name it with 'start'" in shown.err
+
+
+@_NEEDS_BITSANDBYTES
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_stages_train_beside_quantized_weights(lmlab, base, tmp_path, kind):
+    path, run = _recipe(tmp_path, base, quantize=kind), tmp_path / "run"
+    quantize = ("--set", f"preferred.lora.quantize={kind}")
+    shown = lmlab("run", path, "--out", run, "--dry-run", *quantize)
+    text = " ".join((shown.out + shown.err).replace("│", " ").split())
+    assert shown.code == 0 and f"frozen linear layers as {kind}" in text, shown.err
+    shown = lmlab("run", path, "--out", run, *quantize)
+    assert shown.code == 0, shown.err
+    ids = torch.randint(5, 200, (2, 20), generator=torch.Generator().manual_seed(0))
+    for stage, start in (("tuned", base), ("preferred", run / "tuned" / "model")):
+        beside = from_pretrained(start)
+        quantize_base(beside, LoRAConfig(quantize=kind))
+        load_lora(beside, run / stage / "adapters")
+        with torch.no_grad():
+            expected = beside(ids).logits_BTV
+            for found in (run / stage / "model", checkpoints(run / stage / "checkpoints")[-1]):
+                torch.testing.assert_close(Model.find(found).load()(ids).logits_BTV, expected, atol=1e-5, rtol=1e-5)
+    rows = read_metrics(run / "tuned" / "metrics.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    # the reference is the quantized model too: before anything is learned both are one, and the loss is log 2
+    first = read_metrics(run / "preferred" / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_other_names_for_quantized_weights_lead_to_ours(lmlab, base, tmp_path):
+    shown = lmlab("run", _recipe(tmp_path, base, load_in_4bit=True), "--out", tmp_path / "run")
+    assert shown.code == 2 and "quantized by the key quantize: nf4 or int8" in shown.err
+
+
+def test_quantized_weights_are_not_shared_out(lmlab, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmlab.stages.parts.adapters.world", lambda: World(size=2))
+    shown = lmlab("run", _recipe(tmp_path, base, quantize="nf4"), "--out", tmp_path / "run", "--dry-run")
+    assert shown.code == 2 and "are not shared out among processes" in shown.err

@@ -25,7 +25,7 @@ from lmlab.errors import UserError
 from lmlab.files import write_json
 from lmlab.reports import Facts, Figure, Note, Section, Series, line_chart
 from lmlab.runs import Artifact, Model, ModelInput, ReadResults, Stage, StageContext, Vocabulary, VocabularyInput
-from lmlab.stages.parts.adapters import Adapters, export_adapters, note_adapters
+from lmlab.stages.parts.adapters import Adapters, export_adapters, frozen_base, note_adapters
 from lmlab.stages.parts.records import REJECTS_REMEDY, Records, is_heldout, records_fingerprint, records_of
 from lmlab.stages.parts.training import (
     TrainingResults,
@@ -258,7 +258,7 @@ def _score(start: Model, parts: list[Rows | None], config: PreferConfig, directo
     """Give all rows the reference's figures: the main process computes what is not on the disk, the others then read
     it.
     """
-    model = start.load()
+    model = frozen_base(start, config.lora)
 
     def score() -> None:
         for rows in (rows for rows in parts if rows is not None):

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from lmlab.distributed import World
 from lmlab.models import LoRAConfig, ModelConfig, MoEConfig, Transformer, add_lora
-from lmlab.models.lora.adapt import thin_pairs
+from lmlab.models.lora.adapt import quantizable, thin_pairs
 from lmlab.models.lora.layers import LowRank
+from lmlab.models.lora.quantized import quantized_bytes
 from lmlab.train.config import TrainerConfig
 from lmlab.train.optimization.optimizer import is_block_matrix
 
@@ -66,6 +68,8 @@ class _Adapters:
         kept: numbers that each token leaves for the backward pass: low-rank products, and inputs of frozen layers that
             are kept for the adapters alone. Negative where less is kept than by a training of all weights.
         stacks: numbers of the experts' matrices that are formed anew in each forward pass.
+        quantized: bytes that quantizing frozen weights saves.
+        whole: numbers of the largest of these, which one after the other are whole for a product.
     """
 
     parameters: int
@@ -74,6 +78,8 @@ class _Adapters:
     matrices: int
     kept: int
     stacks: int
+    quantized: int
+    whole: int
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, lora: LoRAConfig | None = None) -> float:
@@ -117,7 +123,7 @@ def estimate(
     scatter = _FP32 * micro_batches * summed
     between_copies = _FP32 * 2 * trained // shards * (replicas - 1) // replicas
     return Estimate(
-        weights=_FP32 * parameters // shards,
+        weights=_FP32 * parameters // shards - (added.quantized - _FP32 * added.whole if added else 0),
         gradients=_FP32 * trained // shards,
         optimizer=_FP32 * moments // shards,
         gathered=gathered,
@@ -178,7 +184,7 @@ def _adapters(model: ModelConfig, lora: LoRAConfig) -> _Adapters:
     """Counted on a network without memory."""
     with torch.device("meta"):
         network = Transformer(model)
-    add_lora(network, lora)
+    add_lora(network, lora.model_copy(update={"quantize": None}))
     parameters = active = matrices = kept = stacks = 0
     inputs_kept: set[tuple[str, str]] = set()
     for name, pair in thin_pairs(network).items():
@@ -214,4 +220,11 @@ def _adapters(model: ModelConfig, lora: LoRAConfig) -> _Adapters:
         for name, parameter in network.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     )
-    return _Adapters(parameters + fully, active + fully, parameters, matrices, kept, stacks)
+    saved = largest = 0
+    for name in quantizable(network, lora) if lora.quantize else ():
+        layer = network.get_submodule(name)
+        assert lora.quantize is not None and isinstance(layer, nn.Linear)
+        numbers = layer.in_features * layer.out_features
+        saved += _FP32 * numbers - quantized_bytes(layer.out_features, layer.in_features, lora.quantize)
+        largest = max(largest, numbers)
+    return _Adapters(parameters + fully, active + fully, parameters, matrices, kept, stacks, saved, largest)

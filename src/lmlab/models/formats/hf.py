@@ -115,7 +115,7 @@ def save_pretrained(
     given = dict(tokens or {})
     token_ids, generation = ({}, {}) if companions is None else _copy_companions(companions, directory)
     parameters = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    if unknown := [name for name in parameters if "lora_" in name]:
+    if unknown := [name for name in parameters if "lora_" in name or name.endswith(".packed")]:
         raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
     layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     write_json(directory / "generation_config.json", token_ids | generation | given)

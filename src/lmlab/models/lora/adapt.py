@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from lmlab.errors import UserError, did_you_mean
 from lmlab.models.layers.linear import Linear
 from lmlab.models.lora.config import LoRAConfig
-from lmlab.models.lora.layers import Adapted, LoRAEmbedding, LoRAExperts, LoRALinear, LowRank, ThinPair
+from lmlab.models.lora.layers import (
+    Adapted,
+    LoRAEmbedding,
+    LoRAExperts,
+    LoRALinear,
+    LowRank,
+    QuantizedLoRALinear,
+    ThinPair,
+)
+from lmlab.models.lora.quantized import QuantizedLinear, require_bitsandbytes, whole_linear
 from lmlab.models.moe.experts import Experts
 
 _BESIDE = "_trained_beside_adapters"
@@ -35,21 +44,38 @@ def add_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
         the names of what is adapted: layers, and stacked matrices such as `blocks.0.ffn.experts.down`.
 
     Raises:
-        UserError: a target or a layer is not in the model, or the model has adapters already.
+        UserError: a target or a layer is not in the model, the model has adapters already, or its weights cannot be
+            quantized here.
     """
     if adapters(model):
         raise UserError("The model has adapters already.", "Fold them in or drop them with remove_lora first.")
-    chosen = _chosen(model, config)
-    saved = [
-        name
-        for target in config.train_fully
-        for name in _matching(target, [name for name, _ in model.named_modules() if name])
-    ]
+    chosen, saved = _chosen(model, config), _trained_fully(model, config)
+    quantize_base(model, config)
     generator = torch.Generator().manual_seed(seed)
     for name in chosen:
         _fill(attach(model, name, config.rank, config.scale, config.dropout), generator)
     freeze(model, saved)
     return chosen
+
+
+def quantize_base(model: nn.Module, config: LoRAConfig) -> None:
+    """Quantize the linear layers that stay frozen beside adapters, as `config` says; nothing without `quantize`.
+
+    Raises:
+        UserError: that does not work here.
+    """
+    if config.quantize is None:
+        return
+    require_bitsandbytes(config.quantize)
+    for name in quantizable(model, config):
+        layer = cast(nn.Linear, model.get_submodule(name))
+        _replace(model, layer, QuantizedLinear(layer, config.quantize))
+
+
+def quantizable(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """The linear layers that stay frozen beside adapters."""
+    trained = tuple(f"{name}." for name in _trained_fully(model, config))
+    return [name for name in adaptable(model) if not f"{name}.".startswith(trained)]
 
 
 def merge_lora(model: nn.Module) -> None:
@@ -70,7 +96,7 @@ def remove_lora(model: nn.Module, *, merge: bool) -> None:
     """Make the model a plain one again, all of it trainable, with the adapters folded in (`merge`) or dropped.
 
     An adapter on an embedding that is the output matrix too is folded into a table of its own: the model is not tied
-    any more.
+    any more. Quantized weights become whole: those that were applied.
     """
     for adapter in adapters(model).values():
         if merge:
@@ -81,8 +107,12 @@ def remove_lora(model: nn.Module, *, merge: bool) -> None:
         else:
             adapter.unmerge()
         plain = adapter.plain()
+        if merge and isinstance(adapter, QuantizedLoRALinear):
+            plain = whole_linear(adapter, adapter.full_weight())
         plain.train(adapter.training)
         _replace(model, adapter, plain)
+    for layer in [each for each in model.modules() if isinstance(each, QuantizedLinear)]:
+        _replace(model, layer, layer.plain())
     model.requires_grad_(True)
     vars(model).pop(_BESIDE, None)
 
@@ -127,6 +157,8 @@ def attach(model: nn.Module, name: str, rank: int, scale: float, dropout: float)
     if isinstance(base, nn.Embedding):
         config = cast(Any, model).config
         adapter = LoRAEmbedding(base, rank, scale, config.tie_embeddings and config.num_labels is None)
+    elif isinstance(base, QuantizedLinear):
+        adapter = QuantizedLoRALinear(base, rank, scale, dropout)
     else:
         assert isinstance(base, nn.Linear)
         adapter = LoRALinear(base, rank, scale, dropout)
@@ -196,6 +228,11 @@ def trained_fully(model: nn.Module) -> list[str]:
         for name, parameter in model.named_parameters()
         if (parameter.requires_grad or name.startswith(beside)) and not name.endswith((".lora_a", ".lora_b"))
     ]
+
+
+def _trained_fully(model: nn.Module, config: LoRAConfig) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    return [name for target in config.train_fully for name in _matching(target, names)]
 
 
 def _chosen(model: nn.Module, config: LoRAConfig) -> list[str]:

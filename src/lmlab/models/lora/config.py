@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -31,6 +32,11 @@ class LoRAConfig(Config):
     )
     rank_stabilized: bool = Field(
         default=False, description="scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski 2023)"
+    )
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="hold the frozen linear layers of the blocks in 4 or 8 bits a number (QLoRA, Dettmers et al. 2023),"
+        " by bitsandbytes; experts, embeddings and head stay whole",
     )
     train_fully: tuple[str, ...] = Field(
         default=(),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.layers.linear import Linear
+from lmlab.models.lora.quantized import QuantizedLinear, dequantize, quantized_product, whole_linear
 from lmlab.models.moe.experts import Experts, run_experts
 from lmlab.models.moe.router import Pairs
 
@@ -86,11 +87,15 @@ class LoRALinear(Linear, _Folding):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        out = super().forward(x)
+        out = self._frozen(x)
         if self.merged:
             return out
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a.to(x.dtype))
         return out + F.linear(low, self.lora_b.to(low.dtype)) * self.scale
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        """What the layer gives without its adapter."""
+        return super().forward(x)
 
     def difference(self) -> Tensor:
         """scale B A, [out_features, in_features]."""
@@ -102,6 +107,36 @@ class LoRALinear(Linear, _Folding):
             plain = Linear(self.in_features, self.out_features, bias=self.bias is not None)
         plain.weight, plain.bias = self.weight, self.bias
         return plain
+
+
+class QuantizedLoRALinear(LoRALinear):
+    """A linear layer with a quantized weight, and an adapter that stays beside it: the sum of both has more digits."""
+
+    foldable = False
+
+    def __init__(self, base: QuantizedLinear, rank: int, scale: float, dropout: float = 0.0) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.kind = base.in_features, base.out_features, base.kind
+        self.packed, self.scales, self.bias = base.packed, base.scales, base.bias
+        self.rank, self.scale, self.dropout = rank, scale, dropout
+        self.lora_a, self.lora_b = _thin(base.weight, rank)
+        self._begin()
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight without the adapter, formed anew: [out_features, in_features], in fp32."""
+        return self.dequantize()
+
+    def dequantize(self) -> Tensor:
+        """The weight without the adapter."""
+        return dequantize(self.packed, self.scales, (self.out_features, self.in_features), self.kind)
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        return quantized_product(x, self)
+
+    def plain(self) -> nn.Linear:
+        """The layer without the adapter, with the weight that was applied, whole."""
+        return whole_linear(self, self.dequantize())
 
 
 class LoRAEmbedding(nn.Embedding, _Folding):

@@ -11,13 +11,15 @@ from torch import nn
 
 from lmlab.data import Tokenizer
 from lmlab.distributed import world
+from lmlab.errors import UserError
 from lmlab.files import write_json
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, add_lora, remove_lora, save_lora, save_pretrained
+from lmlab.models.lora.adapt import quantize_base
 from lmlab.runs import ADAPTERS, Model
 from lmlab.train import load_weights, whole_tensors
 
 # What other libraries call it.
-_QUANTIZED = ("quantize", "quantization", "quantization_config", "load_in_4bit", "load_in_8bit")
+_QUANTIZED = ("quantization", "quantization_config", "load_in_4bit", "load_in_8bit")
 
 
 class Adapters(LoRAConfig):
@@ -34,11 +36,7 @@ class Adapters(LoRAConfig):
     def _whole_base(cls, data: Any) -> Any:
         for name in _QUANTIZED if isinstance(data, dict) else ():
             if name in data:
-                raise ValueError(
-                    f"{name}: the weights beside adapters are not quantized, as checkpoints, shares of several"
-                    " processes and merging need them whole; leave it out, and lower trainer.micro_batch_size to save"
-                    " memory."
-                )
+                raise ValueError(f"{name}: weights beside adapters are quantized by the key quantize: nf4 or int8.")
         return data
 
     @property
@@ -48,10 +46,38 @@ class Adapters(LoRAConfig):
 
 
 def adapted(start: Model, config: ModelConfig, lora: Adapters, seed: int) -> Transformer:
-    """The network of `start` with new adapters beside its frozen weights."""
-    model = start.load()
+    """The network of `start` with new adapters beside its frozen weights.
+
+    Raises:
+        UserError: its weights are to be quantized, and several processes share the work.
+    """
+    model = frozen_base(start, lora)
     add_lora(model, lora, seed)
     return model
+
+
+def frozen_base(start: Model, lora: Adapters | None) -> Transformer:
+    """The network of `start` as it is beside adapters before they have learned anything: with quantized weights where
+    that is asked for.
+    """
+    model = start.load()
+    if lora is not None and lora.quantize is not None:
+        refuse_shares(lora)
+        quantize_base(model, lora)
+    return model
+
+
+def refuse_shares(lora: LoRAConfig | None) -> None:
+    """Refuse quantized weights among several processes.
+
+    Raises:
+        UserError: they are asked for.
+    """
+    if lora is not None and lora.quantize is not None and world().size > 1:
+        raise UserError(
+            f"lora.quantize: {lora.quantize}: quantized weights are not shared out among processes.",
+            "Train in one process, or leave quantize out.",
+        )
 
 
 def note_adapters(start: Model, lora: Adapters, directory: Path) -> None:

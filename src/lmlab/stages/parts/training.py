@@ -19,10 +19,11 @@ from lmlab.errors import UserError
 from lmlab.files import read_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.models import LoRAConfig, ModelConfig, Transformer, save_pretrained
+from lmlab.models.lora.quantized import require_bitsandbytes
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
 from lmlab.runs import Model, Results
-from lmlab.stages.parts.adapters import Adapters, adapted
+from lmlab.stages.parts.adapters import Adapters, adapted, refuse_shares
 from lmlab.train import (
     Evaluation,
     Plan,
@@ -122,6 +123,7 @@ def _plan_model(
     model: ModelConfig, seq_len: int, trainer: TrainerConfig, steps: int | None, lora: LoRAConfig | None
 ) -> dict[str, str]:
     place = world()
+    refuse_shares(lora)
     device = select_device(trainer.device)
     dtype = select_dtype(trainer.precision, device)
     needs = estimate(model, seq_len, trainer, place, dtype, lora)
@@ -147,6 +149,12 @@ def _plan_model(
             f" {short(peak)}FLOP/s"
         ),
     }
+    if lora is not None and lora.quantize is not None:
+        require_bitsandbytes(lora.quantize)
+        rows["quantized"] = (
+            f"frozen linear layers as {lora.quantize}; before that the weights are read whole,"
+            f" {format_bytes(4 * model.num_parameters())}"
+        )
     if place.size > 1:
         replicas, shards = trainer.parallel.layout(place)
         rows["processes"] = (

@@ -36,7 +36,8 @@ from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
 from lmlab.models.formats.settings import family_of
 from lmlab.models.lora.adapt import STACKED, adaptable, adapters, attach, freeze, thin_pairs, trained_fully, untie
-from lmlab.models.lora.layers import LoRALinear
+from lmlab.models.lora.layers import LoRALinear, QuantizedLoRALinear
+from lmlab.models.lora.quantized import QuantizedLinear
 from lmlab.models.moe.experts import Experts
 from lmlab.models.transformer import Transformer
 from lmlab.parsing import json_value
@@ -225,8 +226,11 @@ def _layout(model: Transformer) -> Layout:
     shapes = {
         name: tuple(parameter.shape)
         for name, parameter in model.named_parameters()
-        if not name.endswith((".lora_a", ".lora_b"))
+        if not name.endswith((".lora_a", ".lora_b", ".packed", ".scales"))
     }
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear | QuantizedLoRALinear):
+            shapes[f"{name}.weight"] = (module.out_features, module.in_features)
     return Layout(model.config, family_of(model.config, model.read_as), shapes)
 
 
