@@ -1,0 +1,1 @@
+"""Finding the nearest vectors, and the documents with the same words."""

@@ -1,0 +1,57 @@
+"""`lmlab retrieval` from end to end on a small collection."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lmlab import cli
+from tiny_retriever import write_retriever
+
+
+def run(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["lmlab", "retrieval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_a_collection_is_encoded_searched_and_measured(collection, tmp_path, capsys, monkeypatch):
+    encoder = write_retriever(tmp_path / "encoder")
+    common = ("--data", collection, "--encoder", encoder, "--cache", tmp_path / "cache")
+    code, out, _ = run(capsys, monkeypatch, "encode", *common)
+    assert code == 0 and "60 document vectors of 32 dimensions" in out and "36 query vectors" in out
+    figures = {}
+    for by in ("dense", "bm25", "hybrid"):
+        target = tmp_path / f"{by}.trec"
+        code, out, err = run(capsys, monkeypatch, "search", *common, "--by", by, "--out", target, "--k", 100)
+        assert code == 0 and ("the index holds 60" in err) == (by != "bm25")
+        code, out, _ = run(capsys, monkeypatch, "evaluate", *common, "--by", by, "--k", 10, "--json")
+        searched = json.loads(out)
+        code, out, _ = run(capsys, monkeypatch, "evaluate", *common, "--run", target, "--k", 10, "--json")
+        assert code == 0 and json.loads(out) == searched
+        figures[by] = searched["nDCG@10"]
+    assert figures["bm25"] > 0.3  # questions share the words of their topic
+    code, out, _ = run(capsys, monkeypatch, "evaluate", *common)
+    assert code == 0 and "nDCG" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--by", "sparse"), "--by sparse: dense, bm25 or hybrid"),
+        (("--encoder", "nowhere"), "no encoder at 'nowhere'"),
+        (("--split", "dev"), "has no dev.tsv"),
+        (("--precision", "fp8"), "--precision fp8: fp32 or bf16"),
+        (("--prompt", "passage=x"), "--prompt: expected query=TEXT"),
+        (("--pooling", "median"), "--pooling median: known are cls"),
+        (("--index", "flat"), "Unknown index 'flat'"),
+    ],
+)
+def test_bad_input_ends_with_exit_code_2_and_a_sentence(arguments, message, collection, tmp_path, capsys, monkeypatch):
+    encoder = write_retriever(tmp_path / "encoder")
+    given = ("--data", collection, "--encoder", encoder, "--cache", tmp_path / "cache", *arguments)
+    code, _, err = run(capsys, monkeypatch, "evaluate", *given)
+    assert code == 2 and message in err and "Traceback" not in err
