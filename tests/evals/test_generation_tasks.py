@@ -6,6 +6,7 @@ import pytest
 
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
+from lmlab.evals import GenerationTask, read_task
 from lmlab.evals.generation import (
     Prompt,
     Writing,
@@ -18,7 +19,6 @@ from lmlab.evals.generation import (
     token_f1,
 )
 from lmlab.evals.run import task_figures
-from lmlab.evals.tasks.task import Task, read_task
 from lmlab.models import GenerationConfig, ModelConfig, Transformer, generate
 
 
@@ -84,7 +84,7 @@ def test_a_model_writes_greedily_and_its_rows_are_measured(writer):
     ]
     rows = {row["id"]: row for row in answer_prompts(model, tokenizer, prompts, Writing())}
     assert rows["a"]["text"] == expected[0].text
-    task = Task(name="t", requests="none", kind="generation", metric="f1")
+    task = GenerationTask(name="t", requests="none", metric="f1")
     assert task_figures(task, list(rows.values()))["f1"].count == 2
 
 

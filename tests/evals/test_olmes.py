@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmlab.errors import UserError
-from lmlab.evals import Evaluator, find_tasks, known_tasks, main_metric, option_scores, rank_questions
+from lmlab.evals import Evaluator, find_tasks, known_tasks, option_scores, rank_questions
 from lmlab.evals.tasks import olmes
 
 pytestmark = pytest.mark.skipif(
@@ -41,7 +41,7 @@ def test_questions_hold_every_request_of_the_file():
 def test_the_registry_names_split_shots_metric_chance_and_license():
     known = known_tasks()
     task = known["hellaswag_val_rc_5shot"]
-    assert (task.split, task.shots, main_metric(task), task.normalization, task.chance) == (
+    assert (task.split, task.shots, task.main_metric(), task.normalization, task.chance) == (
         "validation",
         5,
         "accuracy",
@@ -49,7 +49,7 @@ def test_the_registry_names_split_shots_metric_chance_and_license():
         0.25,
     )
     assert known["arc_easy_test_mc_5shot"].normalization == "none"
-    assert main_metric(known["minerva_math_500_gold_bpb_0shot"]) == "bits_per_byte"
+    assert known["minerva_math_500_gold_bpb_0shot"].main_metric() == "bits_per_byte"
     assert all(task.license for task in known.values())
     assert len(known) > 100
 

@@ -142,7 +142,7 @@ def list_tasks(
     """List the tasks that can be named, with split, shots, metric, chance and license; then short names and groups."""
     from rich.table import Table
 
-    from lmlab.evals import known_tasks, main_metric
+    from lmlab.evals import known_groups, known_tasks
     from lmlab.evals.tasks import olmes
 
     known = known_tasks()
@@ -151,13 +151,11 @@ def list_tasks(
     table = Table("name", "task", "split", "shots", "metric", "chance", "license")
     for name, task in known.items():
         if not words or any(word in name for word in words):
-            metric = main_metric(task) + (
-                f" by {task.normalization}" if main_metric(task) == "accuracy" and task.normalization != "none" else ""
-            )
-            chance = "" if task.chance is None or main_metric(task) != "accuracy" else f"{100 * task.chance:.1f} %"
-            table.add_row(name, task.title, task.split, str(task.shots), metric, chance, task.license)
+            known_by_accuracy = task.main_metric() == "accuracy"
+            chance = "" if task.chance is None or not known_by_accuracy else f"{100 * task.chance:.1f} %"
+            table.add_row(name, task.title, task.split, str(task.shots), task.metric_text(), chance, task.license)
     print_table(table)
-    for name, targets in olmes.aliases().items():
+    for name, targets in known_groups().items():
         if not words or any(word in name for word in words):
             print(f"{name}: {', '.join(targets)}")
 

@@ -17,29 +17,34 @@ from .ranked import (
 )
 from .rows import Row, read_rows
 from .run import (
-    Settings,
     evaluation_during_training,
-    main_metric,
-    question_values,
     run_documents,
     run_task,
     task_figures,
     task_summary,
 )
 from .scoring import ModelScorer, Score, Scorer
+from .tasks.find import find_kind, find_tasks, known_groups, known_tasks, make_task, metric_of, read_task
+from .tasks.generation_task import GenerationTask
 from .tasks.next_line import build_next_line_items
 from .tasks.next_word import build_next_word_items
 from .tasks.questions import Question, read_questions
-from .tasks.task import Task, find_tasks, known_tasks, own_texts, read_task
+from .tasks.ranked_task import RankedTask
+from .tasks.task import Asked, Item, Metric, Settings, Task, own_texts
 
 __all__ = [
+    "Asked",
     "ByteNGram",
     "Comparison",
     "Evaluator",
+    "GenerationTask",
+    "Item",
     "Measurement",
+    "Metric",
     "ModelScorer",
     "Prompt",
     "Question",
+    "RankedTask",
     "Row",
     "Score",
     "Scorer",
@@ -55,17 +60,19 @@ __all__ = [
     "chance_level",
     "compare_values",
     "evaluation_during_training",
+    "find_kind",
     "find_tasks",
+    "known_groups",
     "known_tasks",
-    "main_metric",
+    "make_task",
     "mean",
     "measure_documents",
+    "metric_of",
     "option_scores",
     "own_texts",
     "pair_rows",
     "perplexity_figures",
     "question_row",
-    "question_values",
     "rank_questions",
     "ranked_figures",
     "ratio",

@@ -28,6 +28,7 @@ class Comparison:
             (two-sided).
         only_first, only_second: questions that one alone got right; None where they are not right or wrong.
         left_out: rows of each run without a partner in the other one.
+        lower_is_better: of the metric.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Comparison:
     only_first: int | None = None
     only_second: int | None = None
     left_out: tuple[int, int] = (0, 0)
+    lower_is_better: bool = False
 
 
 def pair_rows(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:

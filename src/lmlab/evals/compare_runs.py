@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from lmlab.errors import UserError
-from lmlab.evals import Comparison, Row, Task, compare_values, main_metric, pair_rows, question_values, read_rows
+from lmlab.evals import Comparison, Row, Task, compare_values, find_kind, make_task, metric_of, pair_rows, read_rows
 from lmlab.reports import Note, Page, Section, Table
 from lmlab.runs import StageRecord
 
@@ -46,11 +46,14 @@ def _compare(name: str, first: _Answers, second: _Answers) -> list[Comparison]:
     if first.task != second.task:
         raise UserError(f"Task '{name}' was measured in two ways.", "The task has changed; evaluate both again.")
     task, (a, b) = first.task, pair_rows(first.rows, second.rows)
-    metrics = dict.fromkeys([main_metric(task, a), "bits_per_byte"] if task.kind == "ranked" else [main_metric(task)])
     left_out = len(first.rows) - len(a), len(second.rows) - len(b)
     return [
-        replace(compare_values(each, question_values(task, a, each), question_values(task, b, each)), left_out=left_out)
-        for each in metrics
+        replace(
+            compare_values(each, task.values(a, each), task.values(b, each)),
+            left_out=left_out,
+            lower_is_better=metric_of(task.kind, each).lower_is_better,
+        )
+        for each in task.compared_metrics(a)
     ]
 
 
@@ -65,8 +68,8 @@ def _rows_of(run: Path) -> dict[str, _Answers]:
                 raise UserError(
                     f"'{run}' holds several evaluations of task '{name}'.", f"Name the stage, such as {directory}."
                 )
-            settings = {key: said[key] for key in ("kind", "metric", "normalization") if said[key] is not None}
-            task = Task(name=name, requests="", **settings)
+            fields = ("kind", "metric", *find_kind(said["kind"], f"'{directory}'").figure_fields)
+            task = make_task({"name": name, "requests": "", **{key: said[key] for key in fields}}, f"'{directory}'")
             found[name] = _Answers(task, list(read_rows([directory / "tasks" / f"{name}.jsonl"])))
     if not found:
         raise UserError(
@@ -86,7 +89,7 @@ def comparison_table(found: dict[str, list[Comparison]]) -> TerminalTable:
 def write_comparison(found: dict[str, list[Comparison]], first: Path, second: Path, path: Path) -> Path:
     """A page with the same table."""
     told = [
-        f"{name}: {'better' if (each.difference.value > 0) == (each.metric != 'bits_per_byte') else 'worse'} by"
+        f"{name}: {'better' if (each.difference.value < 0) == each.lower_is_better else 'worse'} by"
         f" {each.metric.replace('_', ' ')}"
         for name, comparisons in found.items()
         for each in comparisons

@@ -4,41 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lmlab.data import Document
 from lmlab.distributed import from_all, wait_for_all, world
 from lmlab.errors import UserError
 from lmlab.evals.evaluator import Evaluator
-from lmlab.evals.generation import Prompt, TextMetric, Writing, answer_prompts, best_agreement, text_figures
 from lmlab.evals.measurement import Measurement
 from lmlab.evals.perplexity import measure_documents
-from lmlab.evals.ranked import chance_level, rank_questions, ranked_figures, ranked_values
 from lmlab.evals.rows import Row, RowFile
 from lmlab.evals.scoring import ModelScorer
-from lmlab.evals.tasks.questions import Question, TooLong
-from lmlab.evals.tasks.task import Task
+from lmlab.evals.tasks.task import Item, Settings, Task, spread
 from lmlab.progress import progress
 from lmlab.train import Evaluation
 
 _IN_TRAINING = ("bits_per_byte", "soft", "log_soft")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How tasks are run.
-
-    Attributes:
-        limit: the most questions of a task, spread evenly over all.
-        too_long: what is done with what does not fit the model's window.
-        unconditional: score options without their question too; done in any case where a task is normalized so.
-    """
-
-    limit: int | None = None
-    too_long: TooLong = "error"
-    unconditional: bool = False
 
 
 def run_task(
@@ -58,7 +40,7 @@ def run_task(
     items = _items(task, settings)
     if len({item.id for item in items}) < len(items):
         raise UserError(f"Task '{task.name}': two items have the same id.", "Give every item its own.")
-    return collect_rows(items, lambda waiting: _rows(evaluator, task, settings, waiting), path, task.name, share)
+    return collect_rows(items, lambda waiting: task.rows(evaluator, waiting, settings), path, task.name, share)
 
 
 def run_documents(
@@ -103,72 +85,38 @@ def collect_rows(
     return from_all(file.finish(item.id for item in items) if place.is_main else None)[0]
 
 
-def _items(task: Task, settings: Settings) -> Sequence[Question] | Sequence[Prompt]:
-    return task.questions(settings.limit) if task.kind == "ranked" else task.prompts(settings.limit)
-
-
-def _rows(evaluator: Evaluator, task: Task, settings: Settings, items: Sequence[Any]) -> Iterator[Row]:
-    if task.kind == "ranked":
-        unconditional = settings.unconditional or task.normalization == "unconditional"
-        yield from rank_questions(evaluator.scorer, evaluator.tokenizer, items, unconditional, settings.too_long)
-        return
-    if evaluator.model is None:
-        raise UserError(
-            f"Task '{task.name}' needs a model that writes, and this one runs by {evaluator.scorer.description}.",
-            "Leave the task out.",
-        )
-    how = Writing(max_new_tokens=task.max_new_tokens, stop=task.stop, extract=task.extract, take=task.take)
-    yield from answer_prompts(evaluator.model, evaluator.tokenizer, items, how, settings.too_long)
+def _items(task: Task, settings: Settings) -> Sequence[Item]:
+    return spread(task.items(), settings.limit)
 
 
 def task_figures(task: Task, rows: Sequence[Row]) -> dict[str, Measurement]:
     """The figures of a task, that by which it is known first; none where all items were skipped.
 
     Raises:
-        UserError: the task is known by its accuracy, and its questions have one option alone.
+        UserError: its rows do not give the figure by which it is known.
     """
-    figures = (
-        ranked_figures(rows, task.normalization)
-        if task.kind == "ranked"
-        else text_figures(rows, cast(TextMetric, main_metric(task)))
-    )
-    main = main_metric(task, rows)
-    if figures and main not in figures:
-        raise UserError(
-            f"Task '{task.name}': its questions have one option alone, so there is no {main}.",
-            "Set its metric to bits_per_byte.",
-        )
-    return {main: figures[main], **figures} if figures else {}
-
-
-def main_metric(task: Task, rows: Sequence[Row] = ()) -> str:
-    """The figure by which a task is known; of questions with one option alone, bits per byte."""
-    if task.metric is not None:
-        return task.metric
-    if task.kind == "generation":
-        return "exact_match"
     kept = [row for row in rows if not row.get("skipped")]
-    return "bits_per_byte" if kept and all(len(row["log_probs"]) == 1 for row in kept) else "accuracy"
-
-
-def question_values(task: Task, rows: Sequence[Row], metric: str) -> list[float]:
-    """A figure of each question, for comparing models question by question; the rows hold no skipped one."""
-    if task.kind == "ranked":
-        return ranked_values(rows, metric, task.normalization)
-    return [best_agreement(row["answer"], row["references"], cast(TextMetric, metric)) for row in rows]
+    figures = task.figures(kept) if kept else {}
+    main = task.main_metric(rows)
+    if figures and main not in figures:
+        raise UserError(f"Task '{task.name}': its rows give no {main}.", f"They give {', '.join(figures)}.")
+    return {main: figures[main], **figures} if figures else {}
 
 
 def task_summary(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     """What is reported of a task, for JSON: figures with standard errors, chance, and what was cut or left out."""
+    further = task.further([row for row in rows if not row.get("skipped")])
     return {
         "kind": task.kind,
-        "metric": main_metric(task, rows),
-        "normalization": task.normalization if task.kind == "ranked" else None,
+        "metric": task.main_metric(rows),
+        "normalization": None,
+        **{name: getattr(task, name) for name in task.figure_fields},
         "figures": {name: vars(value) for name, value in task_figures(task, rows).items()},
-        "chance": chance_level(rows) if task.kind == "ranked" else None,
+        "chance": task.chance_level(rows),
         "questions": len(rows),
         "skipped": sum(bool(row.get("skipped")) for row in rows),
         "truncated": sum("tokens_cut" in row for row in rows),
+        **({"further": further} if further else {}),
     }
 
 
@@ -186,10 +134,10 @@ def evaluation_during_training(
         figures: dict[str, float] = {}
         evaluator = Evaluator(ModelScorer(model, precision), tokenizer, model)
         for task in tasks:
-            found = task_figures(task, list(_rows(evaluator, task, settings, items[task.name])))
+            found = task_figures(task, list(task.rows(evaluator, items[task.name], settings)))
             figures |= {
                 f"{task.name}/{name}": found[name].value
-                for name in dict.fromkeys([main_metric(task), *_IN_TRAINING])
+                for name in dict.fromkeys([task.main_metric(), *_IN_TRAINING])
                 if name in found
             }
         return figures

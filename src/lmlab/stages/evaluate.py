@@ -16,6 +16,7 @@ from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.evals import (
     Evaluator,
+    RankedTask,
     Row,
     Settings,
     Task,
@@ -24,7 +25,6 @@ from lmlab.evals import (
     by_domain,
     chance_level,
     find_tasks,
-    main_metric,
     run_documents,
     run_task,
     task_figures,
@@ -183,7 +183,7 @@ class Evaluate(Stage[EvaluateConfig, EvaluateResults]):
             found["bits_per_byte"] = {domain: asdict(bits_per_byte(each)) for domain, each in by_domain(rows).items()}
         if config.task is not None:
             path = context.find(Questions, "task").path
-            task = Task(
+            task = RankedTask(
                 name=f"questions-{name}",
                 requests=str(path),
                 normalization="bytes",
@@ -262,6 +262,6 @@ def _by_domain(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     domains = by_domain([row for row in rows if not row.get("skipped")])
     if len(domains) < 2:
         return {}
-    main = main_metric(task, rows)
+    main = task.main_metric(rows)
     figures = {name: task_figures(task, found).get(main) for name, found in domains.items()}
     return {name: asdict(value) for name, value in figures.items() if value is not None}

@@ -25,7 +25,7 @@ from lmlab.data import (
 )
 from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.evals import Settings, Task, evaluation_during_training, find_tasks
+from lmlab.evals import RankedTask, Settings, evaluation_during_training, find_tasks
 from lmlab.files import write_json
 from lmlab.models import ModelConfig
 from lmlab.progress import short
@@ -370,7 +370,7 @@ def _evaluation(config: TrainConfig, context: StageContext, tokenizer: Tokenizer
     tasks = find_tasks(config.tasks)
     if config.questions is not None:
         path = context.find(Questions, "questions").path
-        tasks.append(Task(name="questions", requests=str(path), normalization="bytes"))
+        tasks.append(RankedTask(name="questions", requests=str(path), normalization="bytes"))
     if tasks:
         parts.append(
             evaluation_during_training(

