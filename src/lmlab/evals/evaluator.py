@@ -93,7 +93,8 @@ class TransformersScorer:
             found = logits[row, stop - window.num_scored : stop].float()
             labels = torch.tensor(window.ids[len(window.ids) - window.num_scored :], device=found.device)
             log_prob = -F.cross_entropy(found, labels, reduction="none").double().sum()
-            yield Score(float(log_prob), bool((found.argmax(-1) == labels).all()))
+            greedy = found.argmax(-1) == labels
+            yield Score(float(log_prob), bool(greedy.all()), int(greedy.sum()))
 
 
 def _load_other(directory: Path, device: torch.device, dtype: torch.dtype, reason: UserError) -> Any:

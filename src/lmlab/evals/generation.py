@@ -125,7 +125,7 @@ def text_figures(rows: Sequence[Row], metric: TextMetric) -> dict[str, Measureme
 
 def best_agreement(answer: str, references: Sequence[str], metric: TextMetric) -> float:
     """The greatest agreement of an answer with one of the references, 0 to 1."""
-    compare = {"exact_match": exact_match, "f1": token_f1}.get(metric) or _rouge(metric)
+    compare = {"exact_match": exact_match, "f1": token_f1}.get(metric) or rouge(metric)
     return max(compare(answer, reference) for reference in references)
 
 
@@ -164,10 +164,13 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * common / (len(ours) + len(theirs))
 
 
-def _rouge(metric: TextMetric) -> Callable[[str, str], float]:
+def rouge(
+    metric: TextMetric, part: Literal["fmeasure", "recall", "precision"] = "fmeasure"
+) -> Callable[[str, str], float]:
+    """ROUGE of an answer and a reference, with stemming (Lin 2004)."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise missing_extra("rouge-score", "eval", "The metric ROUGE") from None
     scorer = RougeScorer([metric], use_stemmer=True)
-    return lambda answer, reference: float(scorer.score(reference, answer)[metric].fmeasure)
+    return lambda answer, reference: float(getattr(scorer.score(reference, answer)[metric], part))

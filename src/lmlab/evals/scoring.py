@@ -31,10 +31,12 @@ class Score:
     Attributes:
         log_prob: natural logarithm of the probability of the scored tokens together.
         greedy: whether each of them is the most probable one.
+        num_greedy: how many of them are; None where that is not told.
     """
 
     log_prob: float
     greedy: bool
+    num_greedy: int | None = None
 
 
 class Scorer(Protocol):
@@ -124,7 +126,7 @@ class ModelScorer:
         log_probs, greedy = found.log_probs_N.double().cpu(), found.greedy_N.cpu()
         sizes = [windows[member].num_scored for member in rows.members]
         parts = zip(rows.members, log_probs.split(sizes), greedy.split(sizes), strict=True)
-        return [(member, Score(float(part.sum()), bool(all_greedy.all()))) for member, part, all_greedy in parts]
+        return [(member, Score(float(part.sum()), bool(each.all()), int(each.sum()))) for member, part, each in parts]
 
     def _evaluating(self) -> _Evaluating:
         return _Evaluating(self.model, self.device, self.dtype)

@@ -15,6 +15,7 @@ from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.defaults import end_token_ids, generation_defaults
 from .generation.generate import Completion, GrowingText, generate, stream
+from .generation.shared import common_beginning, continue_shared
 from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
 from .loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
@@ -57,7 +58,9 @@ __all__ = [
     "Transformer",
     "TransformerOutput",
     "add_lora",
+    "common_beginning",
     "compare_with_transformers",
+    "continue_shared",
     "convert",
     "end_token_ids",
     "family_of",

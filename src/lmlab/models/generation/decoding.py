@@ -188,7 +188,7 @@ class Decoding:
             return found
         if not self.live:
             self._cache, self.rows = None, []
-        with _evaluating(self._model):
+        with evaluating(self._model):
             logits, read = self._read([prompt for prompt, _ in asked], found, cache, soft_prompt)
             if (
                 self._keep is not None and soft_prompt is None
@@ -205,7 +205,7 @@ class Decoding:
         """Read tokens of a prompt into the cache that `add` will get, so that a long prompt can be read in pieces with
         steps between them.
         """
-        with _evaluating(self._model):
+        with evaluating(self._model):
             self._model(torch.tensor([tokens], device=self._device), cache=cache, logits="none")
 
     def step(self) -> None:
@@ -213,7 +213,7 @@ class Decoding:
         if self._cache is None or not self.live:
             self._cache, self.rows = None, []
             return
-        with _evaluating(self._model):
+        with evaluating(self._model):
             self._choose(self.rows, self._next_logits(self._cache))
             going = [place for place, row in enumerate(self.rows) if not row.done]
             if not going:
@@ -262,7 +262,7 @@ class Decoding:
             longest, weight = max(map(len, prompts)), self._model.embedding.weight
             longest += 0 if soft_prompt is None else soft_prompt.length
             cache = KVCache(self._model.config, len(prompts), longest + room, weight.dtype, weight.device)
-        ids_RT, valid_RT = _left_pad([prompt[cache.length :] for prompt in prompts], self._device)
+        ids_RT, valid_RT = left_pad([prompt[cache.length :] for prompt in prompts], self._device)
         scored = [samples for samples in found if samples[0].config.score_prompt]
         if not scored:
             return self._run(ids_RT, valid_RT, cache, soft_prompt, "last").logits_BTV[:, 0].float(), cache
@@ -302,22 +302,7 @@ class Decoding:
         return self._model.logits_of(hidden).float()
 
     def _choose(self, rows: Sequence[Continuation], logits_RV: Tensor) -> None:
-        """Choose a token for every row that is not done."""
-        chosen_R = _sample(rows, logits_RV)
-        log_z_R = logits_RV.logsumexp(-1)
-        log_probs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R
-        # one transfer from the device for both: fp32 holds every id below 16 million exactly
-        chosen, log_probs = torch.stack((chosen_R.float(), log_probs_R)).tolist()
-        tops = (
-            _top(logits_RV - log_z_R[:, None], wanted)
-            if any(wanted := [row.config.top_log_probs for row in rows])
-            else [[] for _ in rows]
-        )
-        for row, token, log_prob, top in zip(rows, map(int, chosen), log_probs, tops, strict=True):
-            if row.config.max_new_tokens == 0:
-                row.finish_reason = "length"
-            elif not row.done:
-                row.append(token, log_prob, top, self._decode)
+        choose_tokens(rows, logits_RV, self._decode)
 
     def _join(self, read: KVCache, new: list[Continuation], parents: list[int]) -> None:
         going = [place for place, row in enumerate(new) if not row.done]
@@ -336,6 +321,25 @@ class Decoding:
         self.rows = [self.rows[place] for place in live] + rows
         room = max(row.remaining for row in self.rows)
         self._cache = KVCache.side_by_side([(self._cache, live), (read, sources)], room)
+
+
+def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decode | None) -> None:
+    """Choose a token for every row that is not done."""
+    chosen_R = _sample(rows, logits_RV)
+    log_z_R = logits_RV.logsumexp(-1)
+    log_probs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R
+    # one transfer from the device for both: fp32 holds every id below 16 million exactly
+    chosen, log_probs = torch.stack((chosen_R.float(), log_probs_R)).tolist()
+    tops = (
+        _top(logits_RV - log_z_R[:, None], wanted)
+        if any(wanted := [row.config.top_log_probs for row in rows])
+        else [[] for _ in rows]
+    )
+    for row, token, log_prob, top in zip(rows, map(int, chosen), log_probs, tops, strict=True):
+        if row.config.max_new_tokens == 0:
+            row.finish_reason = "length"
+        elif not row.done:
+            row.append(token, log_prob, top, decode)
 
 
 def check_prompts(
@@ -419,7 +423,7 @@ def _repeats(ids: list[int], times: int) -> bool:
     return any(ids[-size * times : -size] == ids[-size * (times - 1) :] for size in sizes)
 
 
-def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     length = max(map(len, prompts))
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
     valid = torch.zeros(len(prompts), length, dtype=torch.bool)
@@ -430,7 +434,7 @@ def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
 
 
 @contextmanager
-def _evaluating(model: Transformer) -> Iterator[None]:
+def evaluating(model: Transformer) -> Iterator[None]:
     """Evaluation mode, no gradients, and the faster products."""
     was_training = model.training
     if was_training:

@@ -1,0 +1,52 @@
+from .asking import Asking
+from .build import TOLERANCE, NoRoom, build_context, build_instances, header_of, summary_of
+from .config import PRESETS, TASKS, LongSettings, Mode
+from .figures import effective_length, summarize
+from .instance import (
+    SUITE_VERSION,
+    Header,
+    Instance,
+    InstanceFile,
+    by_context,
+    prompt_of,
+    read_instances,
+    write_instances,
+)
+from .measure import ModelWriter, Writer, Written, judge, measure_forced, measure_written, measurer
+from .run import RESULTS, check_comparable, read_results, read_suite_rows, run_suite
+
+__all__ = [
+    "PRESETS",
+    "RESULTS",
+    "SUITE_VERSION",
+    "TASKS",
+    "TOLERANCE",
+    "Asking",
+    "Header",
+    "Instance",
+    "InstanceFile",
+    "LongSettings",
+    "Mode",
+    "ModelWriter",
+    "NoRoom",
+    "Writer",
+    "Written",
+    "build_context",
+    "build_instances",
+    "by_context",
+    "check_comparable",
+    "effective_length",
+    "header_of",
+    "judge",
+    "measure_forced",
+    "measure_written",
+    "measurer",
+    "prompt_of",
+    "read_instances",
+    "read_results",
+    "read_suite_rows",
+    "run_suite",
+    "summarize",
+    "summary_of",
+    "write_instances",
+]

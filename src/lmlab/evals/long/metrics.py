@@ -1,0 +1,99 @@
+"""How right an answer is. All figures are from 0 to 1."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lmlab.evals.generation import exact_match, normalized, token_f1
+
+_RANKING = re.compile(r"\d+(?:\s*>\s*\d+)*")
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) sorry|i can(?:no|')t|i am unable|i'm unable|as an ai|(?:is|are|was|were) not (?:mentioned|given|"
+    r"provided|stated)|no information|cannot be (?:found|determined))",
+    re.IGNORECASE,
+)
+_RANKS = 10
+_ORDERS = 1000  # random ones behind the chance level of a ranking
+
+
+def substring_match(output: str, answers: Sequence[str]) -> float:
+    """1 where an answer stands within the output, both normalized (SubEM)."""
+    found = normalized(output)
+    return float(any(normalized(answer) and normalized(answer) in found for answer in answers))
+
+
+def best_exact(output: str, answers: Sequence[str]) -> float:
+    """1 where the output is an answer, both normalized."""
+    return max(exact_match(output, answer) for answer in answers)
+
+
+def best_f1(output: str, answers: Sequence[str]) -> float:
+    """The best F1 of words with an answer."""
+    return max(token_f1(output, answer) for answer in answers)
+
+
+def share_found(output: str, values: Sequence[str]) -> float:
+    """What share of several values stands within the output."""
+    return sum(substring_match(output, [value]) for value in values) / len(values)
+
+
+def parse_ranking(output: str) -> list[str]:
+    """The identifiers of the longest chain `a > b > c` in an output, each once; empty where there is none."""
+    text = re.sub(r"(?i)\bid\b|[\[\]:]", " ", output)
+    chains = [re.findall(r"\d+", chain) for chain in _RANKING.findall(re.sub(r"[ \t]+", " ", text))]
+    longest = max(chains, key=len, default=[])
+    return list(dict.fromkeys(longest))
+
+
+def ndcg(ranking: Sequence[str], labels: Mapping[str, int], ranks: int = _RANKS) -> float:
+    """Normalized discounted cumulative gain of the first ranks, with linear gain (Järvelin and Kekäläinen 2002)."""
+    gain = sum(labels.get(name, 0) / math.log2(rank + 2) for rank, name in enumerate(ranking[:ranks]))
+    best = sum(label / math.log2(rank + 2) for rank, label in enumerate(sorted(labels.values(), reverse=True)[:ranks]))
+    return gain / best if best else 0.0
+
+
+def chance_of_ranking(labels: Mapping[str, int]) -> float:
+    """The mean nDCG of 1000 random orders."""
+    chance, names = random.Random(0), sorted(labels)
+    return sum(ndcg(chance.sample(names, len(names)), labels) for _ in range(_ORDERS)) / _ORDERS
+
+
+def row_f1(output: str, reference: str) -> float:
+    """F1 of lines, repeats counted, without white space at their ends."""
+    ours, theirs = (Counter(_rows(text)) for text in (output, reference))
+    common = sum((ours & theirs).values())
+    return 2 * common / (sum(ours.values()) + sum(theirs.values())) if common else 0.0
+
+
+def right_before_error(output: str, reference: str) -> float:
+    """What share of the reference's lines stands at the beginning of the output, in order, before the first wrong
+    one.
+    """
+    ours, theirs = _rows(output), _rows(reference)
+    right = next((place for place, row in enumerate(theirs) if ours[place : place + 1] != [row]), len(theirs))
+    return right / len(theirs)
+
+
+def edit_similarity(output: str, reference: str) -> float:
+    """1 less the Levenshtein distance over the length of the longer text."""
+    before = list(range(len(reference) + 1))
+    for row, a in enumerate(output, 1):
+        now = [row]
+        for column, b in enumerate(reference, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (a != b)))
+        before = now
+    longest = max(len(output), len(reference))
+    return 1 - before[-1] / longest if longest else 1.0
+
+
+def is_refusal(output: str) -> bool:
+    """Whether an output declines to answer."""
+    return _REFUSAL.search(output) is not None
+
+
+def _rows(text: str) -> list[str]:
+    return [re.sub(r"\s*\t\s*", "\t", line.strip()) for line in text.splitlines() if line.strip()]

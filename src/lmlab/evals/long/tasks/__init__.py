@@ -1,0 +1,1 @@
+"""The kinds of long-context tasks, one file a family."""
