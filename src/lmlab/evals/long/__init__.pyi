@@ -1,6 +1,7 @@
 from .asking import Asking
 from .build import TOLERANCE, NoRoom, build_context, build_instances, header_of, summary_of
 from .config import PRESETS, TASKS, LongSettings, Mode
+from .endpoint_writer import EndpointWriter
 from .figures import effective_length, summarize
 from .instance import (
     SUITE_VERSION,
@@ -22,6 +23,7 @@ __all__ = [
     "TASKS",
     "TOLERANCE",
     "Asking",
+    "EndpointWriter",
     "Header",
     "Instance",
     "InstanceFile",

@@ -58,13 +58,13 @@ def _cell(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     }
     if scores:
         statistic = _balanced(rows) if name == "longqa" else np.asarray(scores, float)
+        # one context alone: its questions are all there is to draw from
+        clusters = contexts if len(set(contexts)) > 1 else None
         found = stats.bootstrap(
-            lambda units: _value(statistic, units), len(scores), clusters=contexts, seed=len(scores)
+            lambda units: _value(statistic, units), len(scores), clusters=clusters, seed=len(scores)
         )
-        cell |= {"score": found.value, "low": found.low, "high": found.high}
-        if len(set(contexts)) < 2:  # one context alone: its questions are all there is to draw from
-            alone = stats.bootstrap(lambda units: _value(statistic, units), len(scores), seed=len(scores))
-            cell |= {"low": alone.low, "high": alone.high}
+        bounds = [bound if np.isfinite(bound) else None for bound in found.bounds]
+        cell |= {"score": found.value, "low": bounds[0], "high": bounds[1]}
     cell["figures"] = {
         figure: _mean(row["figures"].get(figure) for row in rows) for figure in dict.fromkeys(_figures(rows))
     }

@@ -36,6 +36,7 @@ def run_suite(
     model: str,
     mode: Mode,
     max_seq_len: int | None,
+    template: str = "plain",
     device: str = "",
 ) -> dict[str, Any]:
     """Measure all questions, context by context; under `torchrun` the processes of a job share the contexts. What an
@@ -45,6 +46,7 @@ def run_suite(
         directory: receives `rows.jsonl` and `long.json`.
         model: what was measured, for the report.
         max_seq_len: the model's window; None where that is not known.
+        template: how the prompts are worded now, which must be as when they were built.
 
     Returns:
         what `long.json` holds.
@@ -53,6 +55,12 @@ def run_suite(
         UserError: an instance is longer than the window, or the directory holds other results.
     """
     directory = Path(directory)
+    if template != file.header.template:
+        raise UserError(
+            f"The instances have the lengths of prompts worded as '{file.header.template}', and would be asked as"
+            f" '{template}'.",
+            "Build them again with the same --chat.",
+        )
     _check_window(file.instances, max_seq_len)
     about = {
         "suite": SUITE_VERSION,

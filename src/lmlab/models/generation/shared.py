@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lmlab.models.cache import KVCache
+from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.decoding import (
     Continuation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmlab.evals.long.draft import Draft, Draw, Plan, laid_out
-from lmlab.evals.long.texts import sentiment, subjects
+from lmlab.evals.long.texts import passages, sentiment, subjects
 
 _MOST_SHOTS = 3000
 _LONGEST = 200  # characters of a text, so that a few more examples come close to any length
@@ -48,7 +48,9 @@ def icl(draw: Draw) -> Plan:
         ]
 
     instruction = "Use the labels of the examples below to label the last text. Write the label and nothing else."
-    return Plan(make, len(names), len(shots), instruction, 16 if draw.variant == "natural_label" else 6)
+    budget = 16 if draw.variant == "natural_label" else 6
+    filler = " ".join(passage.text for passage in chance.sample(passages(), 6))
+    return Plan(make, len(names), len(shots), instruction, budget, filler=filler)
 
 
 def _classes(variant: str, sample: object) -> dict[str, list[str]]:

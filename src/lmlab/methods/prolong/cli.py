@@ -1,0 +1,195 @@
+"""`lmlab long`: long context, measured and learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.evals.long.config import LongSettings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Long context: measure what a model does with it, on real text at exact lengths; extend its window.",
+)
+
+ModelPlace = Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template; its tokens count.")]
+
+
+@app.command(
+    epilog=example(
+        "lmlab long build models/smollm2 --preset cpu --out instances.jsonl",
+        "lmlab long build models/smollm2 --length 4096 --task json_kv.uuid --task rag --contexts 10 --out hard.jsonl",
+    )
+)
+@options(LongSettings)
+def build(
+    model: Annotated[str, typer.Argument(help="Model, or tokenizer, by whose tokens lengths are measured.")],
+    settings: LongSettings,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file, JSON lines.")],
+    chat: Chat = False,
+) -> None:
+    """Write instances of the suite to a file, which any number of models with the same tokenizer are measured on."""
+    from lmlab.evals.long import Asking, summary_of
+    from lmlab.methods.prolong.evaluate import instances_for
+    from lmlab.runs import Vocabulary
+
+    asking = Asking(Vocabulary.find(model).load(), chat)
+    file = instances_for(asking, settings, out)
+    columns = ["task", "tokens", "questions", "contexts", "items", "longest prompt", "short"]
+    _print_rows(columns, summary_of(file.instances))
+    print(f"Instances: {out}")
+
+
+@app.command(
+    name="eval",
+    epilog=example(
+        "lmlab long eval models/smollm2 --mode forced --out runs/long",
+        "lmlab long eval models/smollm2 --instances instances.jsonl --short-task arc_easy --out runs/long",
+        "lmlab long eval openai:gpt-4o-mini --base-url https://api.openai.com/v1 --key-env OPENAI_API_KEY"
+        " --instances instances.jsonl --out runs/api",
+        "torchrun --nproc-per-node 8 -m lmlab long eval models/llama --preset full --out runs/long",
+    ),
+)
+@options(LongSettings)
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model's directory, stage, run, checkpoint or GGUF file; or openai:NAME for an endpoint."
+        ),
+    ],
+    settings: LongSettings,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the results.")],
+    instances: Annotated[
+        Path | None, typer.Option(help="A file of `build`; without it, one is built.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="generate: the model writes; forced: how probable the right answer is, in one pass."),
+    ] = "generate",
+    chat: Chat = False,
+    controls: Annotated[bool, typer.Option(help="Also ask without the context, and with the one passage.")] = True,
+    share: Annotated[bool, typer.Option(help="Read what questions have in common once.")] = True,
+    short_task: Annotated[
+        list[str] | None, typer.Option(help="A task of `lmlab eval` beside it; may be repeated.", show_default=False)
+    ] = None,
+    short_limit: Annotated[int, typer.Option(min=1, help="Most questions of each.")] = 200,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Results of another model, such as the one it was made from, for the page.", show_default=False
+        ),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Address of the endpoint.", show_default=False)] = None,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds its key.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
+) -> None:
+    """Measure a model on long contexts. The same command after a kill goes on with the contexts that are missing."""
+    from typing import cast, get_args
+
+    from lmlab.distributed import joined, world
+    from lmlab.errors import did_you_mean
+    from lmlab.evals.long import Mode, read_instances
+    from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, evaluate_endpoint, instances_for
+
+    if mode not in get_args(Mode):
+        raise UserError(f"--mode {mode}: there is no such mode. {did_you_mean(mode, get_args(Mode))}")
+    with joined():
+        if model.startswith("openai:"):
+            if instances is None:
+                raise UserError("An endpoint needs --instances: it does not tell its tokenizer.", "lmlab long build")
+            if mode != "generate":
+                raise UserError("An endpoint writes, and tells no probabilities of long answers.", "--mode generate")
+            results = evaluate_endpoint(model, read_instances(instances), out, base_url, key_env, controls)
+        else:
+            from lmlab.evals import Evaluator
+            from lmlab.evals.long import Asking
+
+            evaluator = Evaluator.load(model, device, precision)
+            asking = Asking(evaluator.tokenizer, chat)
+            if instances is not None:
+                file = read_instances(instances, evaluator.tokenizer.fingerprint)
+            else:
+                file = instances_for(asking, settings, out / INSTANCES)
+            results = evaluate(
+                evaluator,
+                file,
+                out,
+                model=model,
+                mode=cast(Mode, mode),
+                chat=chat,
+                controls=controls,
+                share=share,
+                short_tasks=short_task or (),
+                short_limit=short_limit,
+            )
+        if world().is_main:
+            _show(results)
+            print(f"Results: {out}\nPage: {_page([out] if against is None else [against, out], out / 'report.html')}")
+
+
+@app.command(epilog=example("lmlab long report runs/base runs/tuned --out compared.html"))
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(help="Directories of `eval`; the first is what others compare with.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("long.html"),
+) -> None:
+    """Show runs of the suite on one page, side by side: scores over length, depth, controls, short tasks."""
+    print(f"Page: {_page(results, out)}")
+
+
+def _page(places: list[Path], out: Path) -> Path:
+    from lmlab.errors import reads
+    from lmlab.evals.long import RESULTS, read_results, read_suite_rows
+    from lmlab.files import read_mapping
+    from lmlab.methods.prolong.evaluate import SHORT
+    from lmlab.methods.prolong.report import sections
+    from lmlab.reports import Page
+
+    @reads("what a measurement found")
+    def found_at(place: Path) -> dict[str, object]:
+        found = read_results(place)
+        short = place / SHORT
+        return found | ({"short": read_mapping(short)} if place.is_dir() and short.is_file() else {})
+
+    found = [found_at(place) for place in places]
+    last = places[-1] if places[-1].is_dir() else places[-1].parent
+    rows = [read_suite_rows(last)] if (last / RESULTS).is_file() and (last / "rows.jsonl").is_file() else []
+    return Page("Long context", sections=sections(found, rows)).write(out)
+
+
+def _show(results: dict[str, object]) -> None:
+    tasks = results["tasks"]
+    assert isinstance(tasks, dict)
+    rows = []
+    for task, cells in tasks.items():
+        for length, cell in cells.items():
+            main = cell.get("score", cell["figures"].get(cell["metric"]))
+            bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell.get("low") is not None else ""
+            chance = "" if cell["chance"] is None else f"{cell['chance']:.3f}"
+            rows.append(
+                [task, length, cell["n"], cell["metric"], "" if main is None else f"{main:.3f}", bounds, chance]
+            )
+    _print_rows(["task", "tokens", "n", "metric", "score", "95 % interval", "chance"], rows)
+
+
+def _print_rows(columns: list[str], rows: list[list[object]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from lmlab.commandline.options import print_table
+
+    table = Table(*columns, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    print_table(table)

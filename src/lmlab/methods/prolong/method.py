@@ -1,0 +1,15 @@
+"""Long context: what the command line, recipes and the documentation's tables know of the method."""
+
+from lmlab.plugins import Method
+
+METHOD = Method(
+    title="ProLong",
+    question="How far back can a model look, and how does one make it look further?",
+    paper="Gao et al. 2024",
+    url="https://arxiv.org/abs/2410.02660",
+    command="long",
+    cli="lmlab.methods.prolong.cli:app",
+    help="Long context: extend a window, train on it, measure it on real text at exact lengths (ProLong, HELMET).",
+    page="methods/prolong.md",
+    stages={"long_evaluate": "lmlab.methods.prolong.stages:LongEvaluate"},
+)

@@ -1,0 +1,257 @@
+"""Pages of the suite: scores over length with intervals, depth by length, controls, models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmlab.evals.long import check_comparable
+from lmlab.evals.long.config import category_of
+from lmlab.reports import (
+    Block,
+    Cell,
+    Details,
+    Facts,
+    Figure,
+    Note,
+    Sample,
+    Section,
+    Series,
+    Table,
+    heat_map,
+    line_chart,
+)
+
+_DEPTHS = ("0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %")
+_SHORT_COST = 0.01
+_SAMPLES = 3
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The average of the categories at each length, in one sentence."""
+    lengths = [(length, value) for length, value in results["average"].items() if length != "all" and value is not None]
+    if not lengths:
+        return "no category has a score in this mode."
+    return ", ".join(f"{value:.3f} at {int(length):,} tokens" for length, value in lengths) + (
+        f" (mean of {', '.join(results['categories'])})."
+    )
+
+
+def sections(results: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str, Any]]] = ()) -> list[Section]:
+    """The sections of one run, or of several side by side, the first of which the others are compared with.
+
+    Raises:
+        UserError: the runs cannot be compared.
+    """
+    check_comparable(results)
+    found = [Section("Long context", _overview(results), rank=1)]
+    found.append(Section("By task and length", _tasks(results), rank=2))
+    found.append(Section("Where in the context", _depths(results), rank=3))
+    controls = _controls(results)
+    if controls:
+        found.append(Section("Controls", controls, rank=4))
+    short = _short(results)
+    if short:
+        found.append(Section("Short tasks", short, rank=5))
+    if rows and rows[0]:
+        found.append(Section("Answers", _samples(rows[0]), rank=6))
+    return [section for section in found if section.blocks]
+
+
+def _names(results: Sequence[dict[str, Any]]) -> list[str]:
+    names = [str(each["model"]) for each in results]
+    return names if len(set(names)) == len(names) else [f"{number}. {name}" for number, name in enumerate(names, 1)]
+
+
+def _lengths(results: Sequence[dict[str, Any]]) -> list[int]:
+    return sorted({int(length) for each in results for length in each["average"] if length != "all"})
+
+
+def _overview(results: Sequence[dict[str, Any]]) -> list[Block]:
+    first = results[0]
+    facts = {
+        "Model": str(first["model"]),
+        "Mode": str(first["mode"]),
+        "Average": _shown(first["average"].get("all")),
+        "Categories": ", ".join(first["categories"]) or "none",
+        "Wording": str(first["template"]),
+    }
+    lengths = _lengths(results)
+    series = [
+        Series(name, [n for n in lengths if _at(each["average"], n) is not None], _values(each["average"], lengths))
+        for name, each in zip(_names(results), results, strict=True)
+    ]
+    blocks: list[Block] = [Facts(facts)]
+    if any(each.x for each in series):
+        blocks.append(
+            Figure(
+                line_chart(series, "tokens of prompt and answer", "average score", log_x=True),
+                "Mean of the categories' scores at each length.",
+                "Average over length",
+            )
+        )
+    rows: list[list[Cell]] = []
+    for name, each in zip(_names(results), results, strict=True):
+        for category, scores in each["categories"].items():
+            rows.append([name, category, *(scores.get(str(length)) for length in lengths)])
+        rows.append([name, "Average", *(each["average"].get(str(length)) for length in lengths)])
+    blocks.append(
+        Table(
+            ["model", "category", *(f"{length:,}" for length in lengths)],
+            rows,
+            "Scores by category and length, 0 to 1. Only runs with the same categories, lengths by the same tokenizer"
+            " and the same wording are set side by side.",
+        )
+    )
+    return blocks
+
+
+def _tasks(results: Sequence[dict[str, Any]]) -> list[Block]:
+    names, blocks = _names(results), list[Block]()
+    lengths = _lengths(results)
+    for task in results[0]["tasks"]:
+        series = []
+        for name, each in zip(names, results, strict=True):
+            cells = {int(length): cell for length, cell in each["tasks"].get(task, {}).items() if "score" in cell}
+            if cells:
+                known = sorted(cells)
+                series.append(
+                    Series(
+                        name,
+                        known,
+                        [cells[n]["score"] for n in known],
+                        tuple([_number(cells[n][end]) for n in known] for end in ("low", "high")),  # type: ignore[arg-type]
+                    )
+                )
+        if series and len(lengths) > 1:
+            chance = _mean_chance(results[0]["tasks"][task])
+            if chance:
+                series.append(Series("chance", lengths, [chance] * len(lengths), dashed=True))
+            blocks.append(
+                Figure(
+                    line_chart(series, "tokens of prompt and answer", f"{task}: score", log_x=True),
+                    f"{task}: score with 95 % bootstrap intervals over contexts.",
+                    f"{task} over length",
+                )
+            )
+    columns = ["model", "task", "tokens", "n", "metric", "score", "95 % interval", "chance", "items"]
+    columns += ["unparsed", "declined", "cut off", "NLL", "tokens right"]
+    rows: list[list[Cell]] = []
+    for name, each in zip(names, results, strict=True):
+        for task, cells in each["tasks"].items():
+            for length, cell in cells.items():
+                bounds = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell.get("low") is not None else None
+                main = cell.get("score", cell["figures"].get(cell["metric"]))
+                shown = [cell.get(key) for key in ("unparsed", "refused", "cut", "nll", "token_accuracy")]
+                items = None if cell["items"] is None else round(cell["items"], 1)
+                rows.append(
+                    [name, task, int(length), cell["n"], cell["metric"], main, bounds, cell["chance"], items, *shown]
+                )
+    blocks.append(Table(columns, rows, "Every task. Controls (niah, ppl_gain and variants) are in no average."))
+    reached: list[list[Cell]] = [
+        [name, task, known.get("length"), known.get("base"), str(known.get("why", ""))]
+        for name, each in zip(names, results, strict=True)
+        for task, known in each["effective_length"].items()
+        if category_of(task.partition(".")[0]) is not None or task.startswith("niah")
+    ]
+    caption = "Effective length: the longest at which a score stays at 0.85 of that at the shortest one (NoLiMa)."
+    blocks.append(Table(["model", "task", "effective length", "score at the shortest", "note"], reached, caption))
+    return blocks
+
+
+def _depths(results: Sequence[dict[str, Any]]) -> list[Block]:
+    blocks: list[Block] = []
+    for name, each in zip(_names(results), results, strict=True):
+        for task, cells in each["depths"].items():
+            lengths = sorted({cell["length"] for cell in cells})
+            known = {(cell["length"], round(cell["depth"] * 5)): cell["score"] for cell in cells}
+            parts = sorted({part for _, part in known})
+            if len(parts) < 2:
+                continue
+            values = [[known.get((length, part), float("nan")) for length in lengths] for part in parts]
+            labels = [_DEPTHS[part] for part in parts]
+            figure = heat_map(values, [f"{n:,}" for n in lengths], labels, "tokens", "depth", "score")
+            blocks.append(Figure(figure, f"{name}: {task} by depth and length.", f"{task} by depth"))
+    return blocks
+
+
+def _controls(results: Sequence[dict[str, Any]]) -> list[Block]:
+    rows: list[list[Cell]] = []
+    for name, each in zip(_names(results), results, strict=True):
+        for task, cells in each["tasks"].items():
+            for length, cell in cells.items():
+                for control in ("closed", "gold_only"):
+                    if control in cell:
+                        found = cell[control]
+                        with_context = [cell.get("score"), cell.get("nll")]
+                        rows.append(
+                            [name, task, int(length), control, *with_context, found.get("score"), found.get("nll")]
+                        )
+    if not rows:
+        return []
+    columns = ["model", "task", "tokens", "control", "score", "NLL", "score of the control", "NLL of the control"]
+    caption = "The same questions without the context (closed), and with the passage that answers alone (gold_only)."
+    return [Table(columns, rows, caption)]
+
+
+def _short(results: Sequence[dict[str, Any]]) -> list[Block]:
+    """Short tasks, and whether a model lost more than one point against the first."""
+    if not any(each.get("short") for each in results):
+        return []
+    names = _names(results)
+    tasks = list(dict.fromkeys(task for each in results for task in each.get("short") or {}))
+    rows: list[list[Cell]] = []
+    means: list[float | None] = []
+    for name, each in zip(names, results, strict=True):
+        found = each.get("short") or {}
+        values = [_short_figure(found.get(task)) for task in tasks]
+        known = [value for value in values if value is not None]
+        means.append(sum(known) / len(known) if len(known) == len(tasks) else None)
+        rows.append([name, *values, means[-1]])
+    blocks: list[Block] = [Table(["model", *tasks, "mean"], rows, "Tasks with short prompts.")]
+    for name, mean in zip(names[1:], means[1:], strict=True):
+        if mean is not None and means[0] is not None:
+            lost = means[0] - mean
+            kind, word = ("bad", "lost") if lost > _SHORT_COST else ("good", "kept")
+            text = f"{name} {word} its short tasks against {names[0]}: {-100 * lost:+.1f} points."
+            blocks.append(Note(text, kind))  # type: ignore[arg-type]
+    return blocks
+
+
+def _short_figure(summary: dict[str, Any] | None) -> float | None:
+    if summary is None:
+        return None
+    figure = summary["figures"].get(summary["metric"])
+    return None if figure is None else float(figure["value"])
+
+
+def _samples(rows: Sequence[dict[str, Any]]) -> list[Block]:
+    found: dict[str, list[Block]] = {}
+    for row in rows:
+        shown = found.setdefault(row["name"], [])
+        if row.get("output") is not None and len(shown) < _SAMPLES:
+            caption = f"{row['id']}: {row['metric']} {row['score']}"
+            shown.append(Sample(f"right: {row['answer'][:300]}\nmodel: ", row["output"][:600], caption))
+    return [Details(name, shown) for name, shown in found.items() if shown]
+
+
+def _mean_chance(cells: dict[str, Any]) -> float | None:
+    known = [cell["chance"] for cell in cells.values() if cell["chance"] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _at(scores: dict[str, Any], length: int) -> Any:
+    return scores.get(str(length))
+
+
+def _values(scores: dict[str, Any], lengths: Sequence[int]) -> list[float]:
+    return [scores[str(length)] for length in lengths if scores.get(str(length)) is not None]
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _number(value: float | None) -> float:
+    """Not-a-number leaves a gap."""
+    return float("nan") if value is None else value
