@@ -26,7 +26,6 @@ from fuzz_mutations import bad_argument, copied, damage
 from fuzz_seeds import COMMANDS, make_seeds
 
 CPU_SECONDS, WALL_SECONDS = 10, 60  # a busy machine gives a process less than a second each second
-HARNESS_SECONDS = 30  # EleutherAI's harness reads its thousands of task files before it says that one is unknown
 SERVE_SECONDS = 4  # a server that damage does not keep from starting is stopped then
 
 
@@ -39,7 +38,9 @@ def prepare(number: int, seeds: Path, place: Path) -> tuple[list[str], str]:
         *(word for word in command if (seeds / word.split(":")[-1]).exists() for word in [word.split(":")[-1]]),
     }
     if command[0] in ("run", "train", "launch", "demo"):
-        names |= {"texts", "chats.jsonl", "tokenizer", "run"}
+        names |= {"texts", "chats.jsonl", "preferences.jsonl", "tokenizer", "run", "model"}
+    if "pipeline" in command:
+        names |= {"docs.jsonl"}
     if "task.yaml" in command:
         names |= {"questions.jsonl"}
     for name in sorted(name for name in names if "/" not in name):
@@ -66,8 +67,7 @@ def child(arguments: list[str], place: Path) -> None:
         (place / "stdin.txt").write_text("Hi\n[/bad]\n/exit\n")
         os.dup2(os.open(place / "stdin.txt", os.O_RDONLY), 0)
     sys.stdin = os.fdopen(0)
-    seconds = HARNESS_SECONDS if "harness" in arguments else CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (24 << 30, 24 << 30))
     if arguments[:1] == ["serve"]:
         signal.signal(signal.SIGALRM, signal.default_int_handler)

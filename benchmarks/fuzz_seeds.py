@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 _WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "a", "dog", "gave", "Mary", "the", "book", "of", "Tom"]
@@ -70,12 +71,11 @@ def make_seeds(place: Path, call: Any) -> None:
         writer = csv.DictWriter(file, [*rows[0]])
         writer.writeheader()
         writer.writerows({**row, "loss": 3 - float(row["web"])} for row in rows)
+    call("quality", "score", "dsir", "--in", "docs.jsonl", "--target", "good.jsonl", "--id", "id", "--out", "scored")
+    call("convert", "model", "small.gguf", "--to", "gguf")
+    call("data", "pack", "shards", "--pack-length", "32", "--min-chunk-length", "8", "--out", "packed")
     call("ladder", "plan", "--output", "plan.yaml")
-    if published := sorted((shared / "data/ladder/runs").glob("190M-*.csv")):
-        (place / "published").mkdir()
-        for path in published[:4]:
-            (place / "published" / path.name).write_text("".join(path.read_text().splitlines(True)[:30]))
-        call("ladder", "collect", *(str(path) for path in sorted((place / "published").iterdir())), "-o", "runs.csv")
+    _ladder(place, shared / "data/ladder/runs", call)
 
 
 def _texts(place: Path) -> None:
@@ -132,6 +132,76 @@ def _small_files(place: Path) -> None:
     _jsonl(place / "chats.jsonl", chats)
     chat = {"kind": "tokenize_chat", "records": "chats.jsonl", "tokenizer": "tokenizer", "chat": {"template": "tulu"}}
     (place / "chat.yaml").write_text(yaml.safe_dump({"name": "chat", "stages": {"chats": chat}}))
+    _jsonl(place / "good.jsonl", [{"text": "the dog gave the book of Tom"}, {"text": "Mary gave a cat"}] * 3)
+    _jsonl(place / "grades.jsonl", [{"index": f"d{number}", "average": number % 4} for number in range(24)])
+    rows = [json.loads(line) for line in (place / "docs.jsonl").read_text().splitlines()]
+    (place / "corpus").mkdir()
+    _jsonl(place / "corpus" / "docs.jsonl", [{**row, "text": row["text"] * 6} for row in rows])
+    np.savez(place / "counts.npz", expert_counts=np.arange(24, dtype=np.int64).reshape(2, 2, 6) + 1)
+    _recipes(place)
+    _tables(place)
+
+
+def _recipes(place: Path) -> None:
+    """Of methods, and of adapters."""
+    trainer = {"steps": 1, "batch_size": 2, "precision": "fp32", "device": "cpu", "log_every": 1}
+    sparse = {"moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 8}}
+    ablation = {
+        "model": {"preset": "OLMoE-tiny", "num_layers": 1, "d_model": 16, "num_heads": 2},
+        "variants": {"moe": sparse, "dense": {"ffn": "dense", "moe": None, "d_ff": 16}},
+        "choices": [{"title": "MoE or dense", "variants": ["moe", "dense"]}],
+        "seeds": [0],
+        "seq_len": 16,
+        "trainer": trainer,
+    }
+    (place / "ablate.yaml").write_text(yaml.safe_dump(ablation, sort_keys=False))
+    rater = {"init": {"num_layers": 1, "d_model": 16, "num_heads": 2}, "epochs": 1, "batch_pairs": 8, "row_tokens": 64}
+    quality = {
+        "corpus": {"path": "docs.jsonl", "id": "id", "domain": "domain", "vocab_size": 300},
+        "criteria": {"clarity": {"clause": "is clearer."}},
+        "judge": {"backend": "offline"},
+        "pairs": {"design": "random", "n": 24, "tokens": [8, 16]},
+        "rater": {**rater, "confidence": 0.0, "val": 0.2},
+        "annotate": {"segment": 16, "dtype": "float32"},
+        "select": {"mode": "sample", "tau": 1.0, "tokens": "30%"},
+        "report": {"clusters": 2, "groups": ["domain"], "examples": 1},
+    }
+    (place / "quality.yaml").write_text(yaml.safe_dump({"quality": quality}, sort_keys=False))
+    pair = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
+    _jsonl(place / "preferences.jsonl", [pair] * 6)
+    prefer = {"kind": "prefer", "records": "preferences.jsonl", "start": "model", "seq_len": 60, "trainer": trainer}
+    prefer |= {"chat": {"template": "tulu"}, "lora": {"rank": 2}}
+    (place / "prefer.yaml").write_text(yaml.safe_dump({"name": "prefer", "stages": {"model": prefer}}, sort_keys=False))
+
+
+def _tables(place: Path) -> None:
+    """The same documents as text that spreadsheets and other programs write."""
+    rows = [json.loads(line) for line in (place / "docs.jsonl").read_text().splitlines()]
+    for name, sign in (("docs.csv", ","), ("docs.tsv", "\t")):
+        with (place / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text", "domain"], delimiter=sign)
+            writer.writeheader()
+            writer.writerows(rows)
+    (place / "docs.json").write_text(json.dumps(rows))
+
+
+def _ladder(place: Path, published: Path, call: Any) -> None:
+    """Runs that were published, thinned, as files and as one table, if they are at hand."""
+    sizes = {"190M": 190_354_176, "370M": 371_262_464, "760M": 758_220_288}
+    found = [path for path in sorted(published.glob("*M-*xC.csv")) if path.stem.split("-")[0] in sizes]
+    if not found:
+        return
+    (place / "published").mkdir()
+    for path in found:
+        first, *rest = path.read_text().splitlines(True)
+        (place / "published" / path.name).write_text("".join([first, *rest[:: max(1, len(rest) // 20)], rest[-1]]))
+    call("ladder", "collect", *(str(path) for path in sorted((place / "published").iterdir())), "-o", "runs.csv")
+    with open("runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open("runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows({**row, "n": sizes[row["run"].split("-")[0]]} for row in rows)
 
 
 def _adapter(place: Path) -> None:
@@ -140,6 +210,10 @@ def _adapter(place: Path) -> None:
     model = from_pretrained(place / "model")
     add_lora(model, LoRAConfig(rank=2))
     save_lora(model, place / "adapter")
+
+
+def _scored(kind: str, source: str, *options: str) -> tuple[str, ...]:
+    return ("quality", "score", kind, "--in", source, *options, "--id", "id", "--out", "OUT")
 
 
 _MODEL = ("--model", "model")
@@ -232,7 +306,7 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "OUT.npz",
         ),
     ),
-    ("published", ("ladder", "collect", "published", "-o", "OUT.csv")),
+    ("published", ("ladder", "collect", "published/190M-1xC.csv", "published/370M-1xC.csv", "-o", "OUT.csv")),
     ("trace.npz", ("olmoe", "analyze", "trace.npz")),
     ("trace.npz", ("olmoe", "report", "trace.npz", "--out", "OUT.html")),
     ("model", ("olmoe", "upcycle", "model", "OUT", "--num-experts", "4", "--top-k", "2")),
@@ -264,6 +338,54 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rated", ("quality", "order", "--in", "rated", "--metric", "clarity_average", "--id", "id", "--out", "OUT")),
     ("chosen", ("quality", "report", "--in", "rated", "--selection", "chosen", "--out", "OUT.html")),
     ("weights.csv", ("quality", "fit-weights", "weights.csv")),
+    ("weights.csv", ("quality", "propose-weights", "web", "books", "--runs", "4", "--out", "OUT.csv")),
+    ("rated", ("quality", "filter", "--in", "rated", "--min", "clarity_average=0", "--id", "id", "--out", "OUT")),
+    ("good.jsonl", _scored("dsir", "docs.jsonl", "--target", "good.jsonl")),
+    ("docs.parquet", _scored("linear", "docs.parquet", "--target", "good.jsonl")),
+    ("model", _scored("ppl", "docs.jsonl", "--model", "model")),
+    ("grades.jsonl", _scored("classifier", "rated", "--grades", "grades.jsonl", "--columns", "clarity_average")),
+    ("scored", _scored("buckets", "scored", "--columns", "dsir_average")),
+    (
+        "judged",
+        (
+            "quality",
+            "train",
+            "judged",
+            "--tokenizer",
+            "tokenizer",
+            "--set",
+            "size.num_layers=1",
+            "--set",
+            "size.d_model=16",
+            "--set",
+            "size.num_heads=2",
+            "--set",
+            "epochs=1",
+            "--set",
+            "confidence=0.1",
+            "--out",
+            "OUT",
+        ),
+    ),
+    ("quality.yaml", ("quality", "pipeline", "quality.yaml", "--dry-run", "--out", "OUT")),
+    ("docs.jsonl", ("quality", "pipeline", "quality.yaml", "--out", "OUT")),
+    ("ablate.yaml", ("olmoe", "ablate", "ablate.yaml", "--texts", "corpus", "--out", "OUT")),
+    ("corpus", ("olmoe", "ablate", "ablate.yaml", "--texts", "corpus", "--only", "dense", "--out", "OUT")),
+    ("counts.npz", ("olmoe", "counts", "counts.npz")),
+    ("train.yaml", ("train", "train.yaml", "--out", "OUT")),
+    ("shards", ("train", "train.yaml", "--set", "tokens=shards", "--set", "tokenizer=tokenizer", "--out", "OUT")),
+    ("prefer.yaml", ("run", "prefer.yaml", "--out", "OUT")),
+    ("preferences.jsonl", ("run", "prefer.yaml", "--out", "OUT")),
+    ("docs.csv", ("tokenize", "docs.csv", "--tokenizer", "tokenizer", "--out", "OUT")),
+    ("docs.tsv", ("tokenize", "docs.tsv", "--tokenizer", "tokenizer", "--out", "OUT")),
+    ("docs.json", ("tokenize", "docs.json", "--tokenizer", "tokenizer", "--out", "OUT")),
+    ("small.gguf", ("generate", "the cat", "--model", "small.gguf", "--max-new-tokens", "3")),
+    ("model", ("convert", "model", "OUT.gguf", "--to", "gguf")),
+    ("shards", ("data", "pack", "shards", "--pack-length", "32", "--min-chunk-length", "8", "--out", "OUT")),
+    ("packed", ("data", "peek", "packed")),
+    ("runs.csv", ("ladder", "backtest", "runs.csv")),
+    ("runs.csv", ("ladder", "compare", "runs.csv", "runs.csv", "-n", "7e9", "-d", "4e12")),
+    ("runs.csv", ("ladder", "report", "runs.csv", "-n", "7e9", "-d", "4e12", "-o", "OUT.html")),
     (
         "docs.jsonl",
         (
@@ -273,7 +395,7 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "--tokenizer",
             "tokenizer",
             "--criterion",
-            "clarity",
+            "clarity=is clearer.",
             "--pairs",
             "8",
             "--design",
