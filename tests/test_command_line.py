@@ -83,6 +83,17 @@ def test_a_name_that_two_packages_offer_is_refused(monkeypatch):
         plugins.places.cache_clear()
 
 
+def test_a_method_that_cannot_be_loaded_is_left_out_and_named(monkeypatch, caplog):
+    points = [("ladder", "lmlab.methods.ladder.method:METHOD"), ("mine", "mine.method:METHOD")]
+    monkeypatch.setattr(plugins, "_points", lambda group: points)
+    plugins.methods.cache_clear()
+    try:
+        assert list(plugins.methods()) == ["ladder"]
+        assert "The method 'mine' is left out: 'mine.method:METHOD' cannot be loaded" in caplog.text
+    finally:
+        plugins.methods.cache_clear()
+
+
 def test_a_method_cannot_take_a_command_of_the_core(monkeypatch):
     method = next(iter(plugins.methods().values()))
     monkeypatch.setattr(cli, "_methods", lambda: {"run": method})

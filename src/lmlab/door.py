@@ -117,7 +117,9 @@ class LanguageModel:
         texts = [text] if isinstance(text, str) else list(text)
         documents = [Document(str(number), each) for number, each in enumerate(texts)]
         seen = window or min(self.evaluator.scorer.max_seq_len, _WIDEST)
-        return perplexity_figures(list(measure_documents(self.evaluator.scorer, self.tokenizer, documents, seen)))
+        begins = self.evaluator.begins_windows
+        rows = measure_documents(self.evaluator.scorer, self.tokenizer, documents, seen, begin_every=begins)
+        return perplexity_figures(list(rows))
 
     def bits_per_byte(self, text: str | Sequence[str]) -> float:
         """Bits that the model needs for a byte of the text: comparable between models with other tokenizers."""

@@ -7,6 +7,7 @@ that only adds one thing registers that in a group of its own, such as `lmlab.st
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,7 @@ from lmlab.errors import LmlabError, UserError, did_you_mean
 Group = Literal["stages", "sources", "tasks", "judges", "detectors"]
 
 _METHODS = "lmlab.methods"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,16 @@ class Method:
 
 @lru_cache(maxsize=1)
 def methods() -> dict[str, Method]:
-    """The manifests of all installed methods by their packages' names, in the order of their commands."""
-    found = {name: load(place) for name, place in _registered("kind of method", _points(_METHODS)).items()}
+    """The manifests of all installed methods by their packages' names, in the order of their commands.
+
+    One that cannot be loaded is left out with a warning: it must not lock the others.
+    """
+    found: dict[str, Method] = {}
+    for name, place in _registered("kind of method", _points(_METHODS)).items():
+        try:
+            found[name] = load(place)
+        except UserError as error:
+            _log.warning("The method '%s' is left out: %s", name, error.message)
     _registered("command", ((each.command, each.cli) for each in found.values()))
     return dict(sorted(found.items(), key=lambda each: each[1].command))
 

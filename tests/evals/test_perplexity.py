@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab.data import Document, Tokenizer
-from lmlab.evals import ModelScorer, bits_per_byte, measure_documents, perplexity_figures
+from lmlab.evals import Evaluator, ModelScorer, bits_per_byte, measure_documents, perplexity_figures
 from lmlab.evals.perplexity import sliding_windows
 from lmlab.models import ModelConfig, Transformer
 
@@ -65,3 +65,23 @@ def test_windows_score_every_token_once_and_keep_their_context(length, window, s
         assert len(each.ids) <= window + 1
         if number:
             assert len(each.ids) - each.num_scored >= min(window - stride, 1)
+
+
+def test_the_begin_mark_may_stand_before_every_window():
+    ids = [99, *range(20)]
+    for stride in (3, 7):
+        found = list(sliding_windows(ids, 7, stride, begin_every=True))
+        assert [token for each in found for token in each.ids[len(each.ids) - each.num_scored :]] == ids[1:]
+        assert all(each.ids[0] == 99 and len(each.ids) <= 8 for each in found)
+    assert found[1].ids == [99, *range(7, 14)] and found[1].num_scored == 7
+
+
+@pytest.mark.parametrize(("family", "every"), [("gemma", True), ("gemma2", True), ("llama", False)])
+def test_models_that_need_it_get_it_unasked(family, every):
+    gemma = {"norm_offset": True, "embedding_scale": 32**0.5, "activation": "gelu_tanh", "head_dim": 8}
+    both = {"norm_position": "both", "attention_soft_cap": 50.0, "logit_soft_cap": 30.0}
+    features = {"gemma": gemma, "gemma2": {**gemma, **both}, "llama": {}}[family]
+    model = Transformer(ModelConfig(vocab_size=300, num_layers=1, d_model=32, num_heads=2, **features)).initialize(0)
+    model.read_as = family
+    tokenizer = Tokenizer.train(TEXTS * 20, 300)
+    assert Evaluator(ModelScorer(model, "fp32"), tokenizer, model).begins_windows == every

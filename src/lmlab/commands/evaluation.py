@@ -56,6 +56,10 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(min=1, help="How far that window slides, by default half of it.", show_default=False)
     ] = None,
+    begin: Annotated[
+        str,
+        typer.Option(help="Windows with the begin mark: first, every, or auto: every for Gemma, else a text's first."),
+    ] = "auto",
     too_long: TooLong = "error",
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Also score options without their question.")
@@ -83,6 +87,7 @@ def evaluate(
     settings = {
         "window": window,
         "stride": stride,
+        "begin": begin,
         "limit": limit,
         "documents": documents,
         "task": task,

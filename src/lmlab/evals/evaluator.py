@@ -15,7 +15,7 @@ from lmlab.errors import UserError, missing_extra
 from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.scoring import ModelScorer, Score, Scorer
 from lmlab.hardware import select_device, select_dtype
-from lmlab.models import Transformer, read_config
+from lmlab.models import Transformer, family_of, read_config
 from lmlab.runs import Model
 
 _TOKENS_A_BATCH = 2048
@@ -54,6 +54,14 @@ class Evaluator:
                 return cls(TransformersScorer(_load_other(found.path, where, dtype, reason)), found.tokenizer())
         model = found.load(where, dtype)
         return cls(ModelScorer(model, precision), found.tokenizer(), model)
+
+    @property
+    def begins_windows(self) -> bool:
+        """Whether the model is lost in a text that does not begin with the begin mark, also in the midst of one, as
+        Gemma is.
+        """
+        family = None if self.model is None else family_of(self.model.config, self.model.read_as)
+        return family is not None and family.begins_windows
 
 
 class TransformersScorer:

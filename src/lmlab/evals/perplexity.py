@@ -13,7 +13,12 @@ from lmlab.evals.scoring import Scorer
 
 
 def measure_documents(
-    scorer: Scorer, tokenizer: Tokenizer, documents: Sequence[Document], window: int, stride: int | None = None
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    window: int,
+    stride: int | None = None,
+    begin_every: bool = False,
 ) -> Iterator[Row]:
     """The row of each document, as they come: `bits` that the model needs for its text, `tokens` and `bytes`. Documents
     do not see each other.
@@ -22,6 +27,8 @@ def measure_documents(
         window: the most tokens that the model sees at once.
         stride: how far the window slides, by default half its length: every token is scored once, and all but the first
             window's have at least `window - stride` tokens before them.
+        begin_every: put the begin mark before every window, not before a document's first one alone; see
+            `Evaluator.begins_windows`.
 
     The begin mark is given, the end mark is not scored, so that the bits are those of the text's bytes.
     """
@@ -29,7 +36,7 @@ def measure_documents(
     owners: list[int] = []
     encoded = tokenizer.encode_batch([document.text for document in documents], "as_text")
     for number, ids in enumerate(encoded):
-        for each in sliding_windows([tokenizer.bos_id, *ids], window, stride or max(1, window // 2)):
+        for each in sliding_windows([tokenizer.bos_id, *ids], window, stride or max(1, window // 2), begin_every):
             windows.append(each)
             owners.append(number)
     missing = [0] * len(documents)
@@ -45,14 +52,19 @@ def measure_documents(
             yield document_row(documents[owner], bits[owner], len(encoded[owner]))
 
 
-def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:
+def sliding_windows(ids: Sequence[int], window: int, stride: int, begin_every: bool = False) -> Iterator[Window]:
     """Windows that score every token but the first once; the first sees `window` tokens, each further one scores
     `stride` more.
+
+    Arguments:
+        begin_every: the first token stands before each, in the place of the one that is farthest back.
     """
     done = 1
     while done < len(ids):
         end = min(len(ids), window + 1) if done == 1 else min(len(ids), done + stride)
-        yield Window(ids[max(0, end - window - 1) : end], end - done)
+        start = max(0, end - window - 1)
+        begin = [ids[0]] if begin_every and start else []
+        yield Window([*begin, *ids[start + len(begin) : end]], end - done)
         done = end
 
 

@@ -44,14 +44,25 @@ def run_task(
 
 
 def run_documents(
-    evaluator: Evaluator, documents: Sequence[Document], window: int, stride: int | None, path: str | Path, label: str
+    evaluator: Evaluator,
+    documents: Sequence[Document],
+    window: int,
+    stride: int | None,
+    path: str | Path,
+    label: str,
+    begin_every: bool | None = None,
 ) -> list[Row]:
-    """The rows of documents, written to a file; those that an earlier attempt wrote are kept."""
+    """The rows of documents, written to a file; those that an earlier attempt wrote are kept.
+
+    Arguments:
+        begin_every: as in `measure_documents`; None for what the model needs.
+    """
+    every = evaluator.begins_windows if begin_every is None else begin_every
     path = Path(path)
     numbered = _unique(documents)
     rows = collect_rows(
         numbered,
-        lambda waiting: measure_documents(evaluator.scorer, evaluator.tokenizer, waiting, window, stride),
+        lambda waiting: measure_documents(evaluator.scorer, evaluator.tokenizer, waiting, window, stride, every),
         path,
         label,
     )

@@ -70,6 +70,8 @@ class EvaluateConfig(Config):
         unconditional: also score the options of tasks without their question.
         window, stride: the most tokens the model sees at once in scoring documents, and how far that window slides (by
             default half of it).
+        begin: whether the begin mark stands before the `first` window of a document or before `every` one; `auto` is
+            what the model needs: Gemma every one, others the first.
         untrained: also measure the same network with fresh weights.
         baselines: a stage `baselines`, to set its figures beside the model's.
         workers, backend: over how many processes the tasks are spread, each with its own copy of the model.
@@ -87,6 +89,7 @@ class EvaluateConfig(Config):
     baselines: Input | None = None
     window: PositiveInt = 256
     stride: PositiveInt | None = None
+    begin: Literal["auto", "first", "every"] = "auto"
     untrained: bool = False
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -179,7 +182,10 @@ class Evaluate(Stage[EvaluateConfig, EvaluateResults]):
         if config.documents is not None:
             documents = list(read_documents(context.find(Documents, "documents").split(config.split)))
             place = context.directory / f"documents-{name}.jsonl"
-            rows = run_documents(evaluator, documents, config.window, config.stride, place, f"perplexity, {name}")
+            every = None if config.begin == "auto" else config.begin == "every"
+            rows = run_documents(
+                evaluator, documents, config.window, config.stride, place, f"perplexity, {name}", every
+            )
             found["bits_per_byte"] = {domain: asdict(bits_per_byte(each)) for domain, each in by_domain(rows).items()}
         if config.task is not None:
             path = context.find(Questions, "task").path

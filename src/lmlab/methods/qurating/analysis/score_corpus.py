@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,13 @@ def _write_buckets(rated: RatedTable, out: Path, name: str, columns: Sequence[st
 
 
 def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str) -> GradeRegression:
-    known = {
-        str(record["index"]): float(record["average"]) for record in _records(grades) if float(record["average"]) >= 0
-    }
+    known: dict[str, float] = {}
+    for where, record in _records(grades):
+        index, average = record.get("index"), record.get("average")
+        if not isinstance(index, str | int) or not isinstance(average, int | float) or not math.isfinite(average):
+            raise UserError(f"{where}: a graded text needs 'index', the id of a row, and 'average', a number.")
+        if average >= 0:
+            known[str(index)] = float(average)
     rows, targets = [], []
     for chunk in rated.chunks([rated.require(id), *map(rated.require, features)]):
         x = _features(chunk, features)
@@ -138,14 +143,19 @@ def _sample(rated: RatedTable, text: str, limit: int = _SAMPLE) -> list[str]:
 
 
 def _read(location: str, text: str) -> list[str]:
-    return [record[text] for record in _records(location) if isinstance(record.get(text), str)]
+    texts = []
+    for where, record in _records(location):
+        if not isinstance(record.get(text), str):
+            raise UserError(f"{where} has no text in the field '{text}'.", "Name it with --text-field.")
+        texts.append(record[text])
+    return texts
 
 
-def _records(location: str) -> Iterable[dict[str, Any]]:
+def _records(location: str) -> Iterable[tuple[str, dict[str, Any]]]:
     for where, record in record_source(location).records():
         if isinstance(record, Reject) or not isinstance(record, dict):
             raise UserError(f"{where} cannot be read.")
-        yield record
+        yield where, record
 
 
 def _write(parts: Sequence[pa.Table], out: Path, shard: int) -> None:

@@ -61,6 +61,7 @@ class Family:
         rope_of_kinds: full and sliding layers have rotary frequencies of their own.
         partial: the key for the part of each head that is rotated, None if all of it always is; and its default.
         scalings: the kinds of rotary scaling, None for all.
+        begins_windows: its models are lost in a text that does not begin with the begin mark.
         read: further fields of ours, from their settings and the fields read so far; problems go to the list.
         write: further settings of theirs.
         fits: what else a configuration must satisfy.
@@ -90,6 +91,7 @@ class Family:
     rope_of_kinds: bool = False
     partial: tuple[str, float] | None = None
     scalings: tuple[str, ...] | None = None
+    begins_windows: bool = False
     read: Callable[[Settings, Settings, list[str]], None] = lambda settings, data, problems: None
     write: Callable[[ModelConfig], Settings] = lambda config: {}
     fits: Callable[[ModelConfig], bool] = lambda config: True
