@@ -1,0 +1,1 @@
+"""Crafting passages that land in front of many queries, to learn how many it takes."""

@@ -1,0 +1,113 @@
+"""What a passage is optimized for, as a function of its vector alone.
+
+- `MeanSimilarity`: the mean similarity with a set of queries. It is linear in the passage's vector, so that the whole
+  set is one vector, their mean (exactly, for dot product and cosine), and for unit vectors no passage is above its
+  length.
+- `Coverage`: the share of queries whose threshold the passage passes, softened.
+- `Single` queries are `MeanSimilarity` of one; `Weighed` subtracts what an adaptive attack wants small.
+
+Shapes: B passages, H width of a vector, n queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+COVERAGE_TEMPERATURE = 1 / 30
+_BETA = 40.0  # of the soft maximum over passages
+
+
+class Objective(Protocol):
+    """A differentiable figure of vectors."""
+
+    @property
+    def bound(self) -> float | None:
+        """What no unit vector exceeds; None where that is not known."""
+        ...
+
+    def __call__(self, vectors_BH: Tensor) -> Tensor:
+        """The figure of each passage, [B]; higher is better for the attack."""
+        ...
+
+
+@dataclass
+class MeanSimilarity:
+    """Mean of <u(q), v(a)> over queries: <mu, v(a)>.
+
+    Attributes:
+        mu_H: the mean of the queries' vectors.
+        unit: passages' vectors have length 1.
+    """
+
+    mu_H: Tensor
+    unit: bool = True
+
+    @classmethod
+    def of(cls, queries_nH: Tensor, unit: bool = True) -> MeanSimilarity:
+        """Of queries' vectors; summed in fp64."""
+        return cls(queries_nH.double().mean(0).to(queries_nH.dtype), unit)
+
+    @property
+    def bound(self) -> float | None:
+        """The length of mu."""
+        return float(self.mu_H.double().norm()) if self.unit else None
+
+    def __call__(self, vectors_BH: Tensor) -> Tensor:
+        """<mu, v>."""
+        return vectors_BH @ self.mu_H.to(vectors_BH.dtype)
+
+
+@dataclass
+class Coverage:
+    """Mean over queries of sigmoid((m(q) - tau(q)) / temperature), m(q) the soft maximum over the passage and others.
+
+    Attributes:
+        queries_nH: their vectors.
+        tau_n: the score that a passage must pass: the clean score at some rank, or that of the gold passage less a
+            margin.
+        others_n: the best score of passages that stand already; None for none.
+    """
+
+    queries_nH: Tensor
+    tau_n: Tensor
+    others_n: Tensor | None = None
+    temperature: float = COVERAGE_TEMPERATURE
+
+    @property
+    def bound(self) -> float | None:
+        """None."""
+        return None
+
+    def __call__(self, vectors_BH: Tensor) -> Tensor:
+        """The soft share of queries, [B]."""
+        scores_Bn = vectors_BH @ self.queries_nH.to(vectors_BH.dtype).T
+        if self.others_n is not None:
+            both = torch.stack([scores_Bn, self.others_n.to(scores_Bn).expand_as(scores_Bn)])
+            scores_Bn = torch.logsumexp(both * _BETA, 0) / _BETA
+        return torch.sigmoid((scores_Bn - self.tau_n.to(scores_Bn)) / self.temperature).mean(1)
+
+
+@dataclass
+class HubCapped:
+    """An objective less what a hubness gate sees: how far the mean similarity to the attacker's own guess of the
+    sentinels is above a cap.
+    """
+
+    objective: Objective
+    sentinels_nH: Tensor
+    cap: float
+    weight: float = 4.0
+
+    @property
+    def bound(self) -> float | None:
+        """That of the objective itself."""
+        return None
+
+    def __call__(self, vectors_BH: Tensor) -> Tensor:
+        """The objective less the weighed excess."""
+        mean_B = (vectors_BH @ self.sentinels_nH.to(vectors_BH.dtype).T).mean(1)
+        return self.objective(vectors_BH) - self.weight * (mean_B - self.cap).clamp(min=0)

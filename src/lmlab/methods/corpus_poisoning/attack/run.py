@@ -1,0 +1,83 @@
+"""Crafting as a command does it: from a collection's name to an overlay."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.attack.craft import Craft, craft
+from lmlab.methods.corpus_poisoning.config import CraftConfig
+from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.retrieval import read_queries
+
+_HELD_BACK = 10  # one of so many queries tells when to stop
+
+
+def craft_for(
+    retriever: Retriever,
+    data: str,
+    split: str,
+    config: CraftConfig,
+    out: Path,
+    queries: str | None = None,
+    max_seconds: float | None = None,
+    ignore_missing: bool = False,
+) -> Craft:
+    """Craft passages with the queries of a collection's split, or others, as the attacker's.
+
+    With `target_asr`, every tenth query is held back, and no passage is added once so large a share of those is hit.
+    """
+    if queries is not None:
+        target, asked = None, read_queries(queries)
+        vectors = retriever.vectors(f"queries-{Path(queries).name}", asked.ids, asked.texts, "query")
+    else:
+        target = Target.load(retriever, data, split, ignore_missing)
+        asked, vectors = target.data.queries, target.queries()
+    needs_corpus = config.objective == "coverage" or config.target_asr is not None
+    if needs_corpus and target is None:
+        target = Target.load(retriever, data, split, ignore_missing)
+    hits = None
+    if needs_corpus and target is not None:
+        name = None if queries is None else f"queries-{Path(queries).name}"
+        hits = target.hits(config.coverage_rank, asked, name)
+    stop: Any = None
+    texts, attack, tau = list(asked.texts), vectors, None if hits is None else hits.tau(config.coverage_rank)
+    if config.target_asr is not None and hits is not None:
+        if len(texts) < 2 * _HELD_BACK:
+            raise UserError(f"{len(texts)} queries are too few to hold some back for --target-asr.", "Leave it out.")
+        held = [number for number in range(len(texts)) if number % _HELD_BACK == 0]
+        kept = [number for number in range(len(texts)) if number % _HELD_BACK]
+        threshold, aside = tau[held], vectors[held]  # type: ignore[index]
+
+        def stop(found: list[str]) -> bool:
+            scores = passage_scores(aside, retriever.encoder.encode_text(found))
+            return bool((scores.max(1) > threshold).mean() >= config.target_asr)
+
+        texts, attack = [texts[number] for number in kept], vectors[kept]
+        tau = None if tau is None else tau[kept]
+    with time_limit(max_seconds):
+        return craft(retriever.spec, texts, attack, config, out, tau, stop)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """End the work after some time as Ctrl-C would: what is done stays."""
+    if seconds is None:
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

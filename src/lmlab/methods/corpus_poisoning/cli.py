@@ -1,0 +1,220 @@
+"""`lmlab poison`: how robust one's own retriever is against crafted passages, and what stops them.
+
+This measures and hardens one's own retriever on one's own corpora; it writes overlays that are marked and can be
+removed, and nothing into a corpus or an index.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example, print_table
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.config import CraftConfig
+
+if TYPE_CHECKING:
+    from lmlab.methods.corpus_poisoning.setup import Retriever
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Robustness of one's own retriever: craft passages, measure, gate, harden, measure again.",
+)
+
+Data = Annotated[str, typer.Option("--data", "-d", "--dataset", help="A BEIR folder: corpus, queries, judgments.")]
+EncoderPlace = Annotated[
+    str,
+    typer.Option("--encoder", "-e", "--model_code", help="Directory of an encoder, or minilm."),
+]
+QueryEncoder = Annotated[str | None, typer.Option(help="Another encoder for queries.", show_default=False)]
+Cache = Annotated[Path, typer.Option("--cache", "-c", help="Folder for vectors and thresholds, made once.")]
+Split = Annotated[str, typer.Option(help="Which judgments.")]
+IgnoreMissing = Annotated[bool, typer.Option("--ignore-missing", help="Leave out judgments of unknown ids.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="Of the encoder: fp32 or bf16.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", "--max_seq_length", min=1, help="Longest document in tokens.", show_default=False),
+]
+Passages = Annotated[Path, typer.Option("--passages", "-p", help="Crafted passages: a folder, or adversarial.jsonl.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Depths = Annotated[list[int] | None, typer.Option("--k", help="Depths; may be repeated.", show_default=False)]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--config", help="A YAML file with settings, which go before options.", show_default=False),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, which goes before options.", show_default=False),
+]
+
+DEPTHS = (1, 3, 5, 10, 20, 50, 100)
+
+
+def retriever(
+    encoder: str,
+    cache: Path,
+    precision: str,
+    device: str,
+    query_encoder: str | None = None,
+    max_length: int | None = None,
+) -> Retriever:
+    """What options name."""
+    from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
+    from lmlab.methods.corpus_poisoning.setup import Retriever
+
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"--precision {precision}: fp32 or bf16.")
+    options: dict[str, Any] = {"device": device, "query_encoder": query_encoder, "max_length": max_length}
+    given = {key: value for key, value in options.items() if value is not None}
+    return Retriever(EncoderSpec(encoder, given), cache, precision)  # type: ignore[arg-type]
+
+
+def with_files(settings: CraftConfig, config: Path | None, set_: list[str] | None) -> CraftConfig:
+    """Settings with those of a file and of `--set`."""
+    from lmlab.config import apply_overrides, validate
+    from lmlab.files import read_yaml
+
+    data = {**settings.model_dump(), **(read_yaml(config) if config else {})}
+    return validate(CraftConfig, apply_overrides(data, set_ or []), "the settings")
+
+
+@app.command(
+    epilog=example(
+        "lmlab poison craft --data data/boolq --encoder minilm --k 10 --out attack",
+        "lmlab poison craft --data data/boolq --encoder minilm --payload-position prefix --out attack",
+    )
+)
+@options(CraftConfig, exclude=("payload", "precision"))
+def craft(
+    data: Data,
+    settings: CraftConfig,
+    encoder: EncoderPlace = "minilm",
+    out: Annotated[Path, typer.Option("--out", "-o", "--output_file", help="Folder of the attack.")] = Path("attack"),
+    cache: Cache = Path("vectors"),
+    split: Split = "train",
+    queries: Annotated[
+        str | None, typer.Option(help="Other queries: a file or folder; then judgments are not needed.")
+    ] = None,
+    payload_file: Annotated[
+        Path | None,
+        typer.Option(help="A text of your own for every passage, which the report shows.", show_default=False),
+    ] = None,
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+    max_length: MaxLength = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Stop after so long; the next run goes on.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run was cut off; that is what happens anyway.")
+    ] = False,
+    ignore_missing: IgnoreMissing = False,
+    config: Settings = None,
+    set_: Set = None,
+) -> None:
+    """Craft passages against a retriever of your own; they are written as an overlay with a list of ids to remove."""
+    from lmlab.methods.corpus_poisoning.attack.run import craft_for
+
+    if payload_file is not None:
+        if not payload_file.is_file():
+            raise UserError(f"No such file: '{payload_file}'.")
+        place = settings.payload_position if settings.payload_position != "none" else "prefix"
+        text = payload_file.read_text("utf-8").strip()
+        settings = settings.model_copy(update={"payload": text, "payload_position": place})
+    settings = with_files(settings, config, set_).model_copy(update={"precision": precision})
+    found = craft_for(
+        retriever(encoder, cache, precision, device, query_encoder, max_length),
+        data,
+        split,
+        settings,
+        out,
+        queries,
+        max_seconds,
+        ignore_missing,
+    )
+    print(
+        f"{len(found.passages)} passages for {len(found.clusters)} clusters of queries in {found.seconds:.0f} CPU s"
+        f" ({found.evaluations:,} evaluations): {out / 'adversarial.jsonl'}\nTo remove them: {out / 'removal.txt'}"
+    )
+
+
+@app.command(epilog=example("lmlab poison evaluate --passages attack --data data/boolq --encoder minilm --k 10 --k 20"))
+def evaluate(
+    passages: Passages,
+    data: Data,
+    encoder: EncoderPlace = "minilm",
+    cache: Cache = Path("vectors"),
+    split: Split = "test",
+    k: Depths = None,
+    queries: Annotated[str | None, typer.Option(help="Other queries on the same corpus.", show_default=False)] = None,
+    attack_queries: Annotated[
+        str | None,
+        typer.Option(
+            help="The attacker's queries (file or folder): those that are evaluated too are told and left out.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Evaluate on the attacker's queries too.")
+    ] = False,
+    index: Annotated[
+        str, typer.Option(help="Also the success by this index: hnsw, faiss-hnsw, int8, binary, truncated.")
+    ] = "exact",
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+    max_length: MaxLength = None,
+    ignore_missing: IgnoreMissing = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The success rate of passages on held-out queries, and what they displace."""
+    from lmlab.files import write_json
+    from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
+
+    found = evaluate_on(
+        retriever(encoder, cache, precision, device, query_encoder, max_length),
+        data,
+        split,
+        passages,
+        sorted(set(k)) if k else list(DEPTHS),
+        queries,
+        attack_queries,
+        allow_overlap,
+        index,
+        ignore_missing,
+    )
+    for notice in found["notices"]:
+        typer.echo(notice, err=True)
+    if out is not None:
+        write_json(out, found)
+    if as_json:
+        print(json.dumps(found))
+        return
+    show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print figures of an attack."""
+    from rich.table import Table
+
+    table = Table("k", "success %", "95 % interval", "ceiling %", "share of results %", title=found["title"])
+    for k, value in found["asr"].items():
+        low, high = found["interval"][k]
+        ceiling = found["perfect"].get(k) if found["perfect"] else None
+        table.add_row(
+            str(k),
+            f"{100 * value:.2f}",
+            f"{100 * low:.2f} to {100 * high:.2f}",
+            "" if ceiling is None else f"{100 * ceiling:.2f}",
+            f"{100 * found['share'][k]:.2f}",
+        )
+    print_table(table)
+    for line in found["lines"]:
+        print(line)

@@ -1,0 +1,1 @@
+"""What an attack reaches, and what it costs."""

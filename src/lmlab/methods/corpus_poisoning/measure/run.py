@@ -1,0 +1,160 @@
+"""Evaluating as a command does it: crafted passages on a collection, exact and by an approximate index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
+from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.retrieval import INDEX_KINDS, Queries, make_index, read_queries
+
+
+def evaluate_on(
+    retriever: Retriever,
+    data: str,
+    split: str,
+    place: Path,
+    k_values: Sequence[int],
+    queries: str | None = None,
+    attack_queries: str | None = None,
+    allow_overlap: bool = False,
+    index: str = "exact",
+    ignore_missing: bool = False,
+) -> dict[str, Any]:
+    """All figures of passages on held-out queries, as JSON, with sentences for the terminal.
+
+    Raises:
+        UserError: a k is above the clean corpus, or no query is left.
+    """
+    if index not in INDEX_KINDS:
+        raise UserError(f"Unknown index '{index}'.", f"Known: {', '.join(INDEX_KINDS)}.")
+    target = Target.load(retriever, data, split, ignore_missing)
+    crafted = AdversarialSet.load(place)
+    name = None if queries is None else f"queries-{Path(queries).name}"
+    asked = target.data.queries if queries is None else read_queries(queries)
+    notices = list(target.data.notices)
+    documents = len(target.data.corpus)
+    if max(k_values) > documents:
+        raise UserError(
+            f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."
+        )
+    kept = _held_out(asked, attack_queries, allow_overlap, notices)
+    vectors, hits = target.queries(asked, name)[kept], target.hits(max(100, *k_values), asked, name)
+    hits = type(hits)(hits.scores_QK[kept], hits.rows_QK[kept], hits.document_ids, hits.self_matches)
+    if hits.self_matches:
+        notices.append(f"{hits.self_matches} results that are their own query were removed.")
+    passages = retriever.encoder.encode_text(crafted.texts)
+    scores = passage_scores(vectors, passages)
+    ids = [asked.ids[number] for number in kept]
+    report = evaluate_attack(scores, hits, documents, k_values, ids, target.data.qrels, crafted.ids)
+    found: dict[str, Any] = {
+        "title": f"{len(crafted)} passages in {documents:,} documents of {target.data.name},"
+        f" {len(ids):,} queries ({name or split})",
+        **_text_keys(report.row()),
+        "perfect": _ceiling(place, vectors, hits, k_values),
+        "norms": _norms(retriever, crafted, target, notices),
+        "notices": notices,
+    }
+    lines = _lines(found, target)
+    if index != "exact":
+        found["by_index"] = {index: _by_index(index, target, crafted, passages, vectors, k_values)}
+        told = ", ".join(f"{k}: {100 * value:.2f} %" for k, value in found["by_index"][index].items())
+        lines.append(f"By the index {index}: {told}.")
+    for share in (0.5, 0.9):
+        plain, sure = smallest_k(scores, hits, 20 if documents >= 20 else max(k_values), share)
+        found.setdefault("smallest", {})[str(share)] = {"passages": plain, "with_interval": sure}
+    return {**found, "lines": lines}
+
+
+def _text_keys(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no numbers as keys."""
+    return {
+        key: {str(k): each for k, each in value.items()} if isinstance(value, dict) else value
+        for key, value in row.items()
+    }
+
+
+def _held_out(asked: Queries, attack_queries: str | None, allow: bool, notices: list[str]) -> list[int]:
+    """The numbers of queries that the attacker did not have."""
+    everything = list(range(len(asked)))
+    if attack_queries is None:
+        return everything
+    known = {text.strip().casefold() for text in read_queries(attack_queries).texts}
+    shared = [number for number in everything if asked.texts[number].strip().casefold() in known]
+    if not shared:
+        return everything
+    if allow:
+        notices.append(f"{len(shared)} evaluated queries are the attacker's too.")
+        return everything
+    notices.append(f"{len(shared)} evaluated queries are the attacker's too, and were left out (--allow-overlap).")
+    gone = set(shared)
+    kept = [number for number in everything if number not in gone]
+    if not kept:
+        raise UserError("All evaluated queries are the attacker's: 0 are held out.", "Give others, or --allow-overlap.")
+    return kept
+
+
+def _ceiling(place: Path, vectors: Any, hits: Any, k_values: Sequence[int]) -> dict[str, float] | None:
+    """The success of the clusters' centroids as if they were passages, where the clusters lie beside the passages."""
+    path = (place if place.is_dir() else place.parent) / "clusters.npz"
+    if not path.exists():
+        return None
+    perfect = Clusters.load(path).perfect_kH
+    if perfect.shape[1] != vectors.shape[1]:
+        return None
+    scores = passage_scores(vectors, perfect)
+    return {str(k): float(success(scores, hits, k).mean()) for k in k_values}
+
+
+def _norms(retriever: Retriever, crafted: AdversarialSet, target: Target, notices: list[str]) -> dict[str, float]:
+    """Lengths of vectors, which decide where similarity is the dot product."""
+    if not len(crafted):
+        return {}
+    sample = target.data.corpus.texts[:: max(1, len(target.data.corpus) // 200)][:200]
+    clean = np.linalg.norm(retriever.encoder.raw(sample), axis=1)
+    own = np.linalg.norm(retriever.encoder.raw(crafted.texts), axis=1)
+    found = {
+        "clean_mean": float(clean.mean()),
+        "clean_p99": float(np.quantile(clean, 0.99)),
+        "crafted_mean": float(own.mean()),
+        "crafted_max": float(own.max()),
+    }
+    if retriever.encoder.similarity == "dot" and found["crafted_max"] > found["clean_p99"]:
+        notices.append(
+            f"A crafted vector is {found['crafted_max']:.2f} long; 99 % of clean ones are below"
+            f" {found['clean_p99']:.2f}. By the dot product length alone ranks it higher."
+        )
+    return found
+
+
+def _by_index(
+    kind: str, target: Target, crafted: AdversarialSet, passages: Any, vectors: Any, k_values: Sequence[int]
+) -> dict[str, float]:
+    """The success as an approximate index of corpus and passages gives it."""
+    index = make_index(
+        kind,  # type: ignore[arg-type]
+        [*target.data.corpus.ids, *crafted.ids],
+        np.concatenate([target.documents, passages.astype(np.float32)]),
+    )
+    rows = index.topk(vectors, max(k_values)).rows_QK
+    return {str(k): float((rows[:, :k] >= len(target.data.corpus)).any(1).mean()) for k in k_values}
+
+
+def _lines(found: dict[str, Any], target: Target) -> list[str]:
+    lines = [
+        f"Mean rank of the best passage {found['mean_rank']:.1f}, MRR {found['mrr']:.4f};"
+        f" {100 * found['poison_rate']:.3f} % of the corpus."
+    ]
+    if found["ndcg_before"] is not None:
+        lines.append(
+            f"Clean nDCG@10 {found['ndcg_before']:.4f} without and {found['ndcg_after']:.4f} with them;"
+            f" {100 * found['beats_gold']:.2f} % of queries have a passage above all relevant documents."
+        )
+    return lines

@@ -1,0 +1,17 @@
+"""Corpus poisoning: what the command line, recipes and the documentation's tables know of the method."""
+
+from lmlab.plugins import Method
+
+METHOD = Method(
+    title="Corpus poisoning",
+    question="How few inserted passages mislead my retriever, and which filter stops them at what cost?",
+    paper="Zhong et al. 2023",
+    url="https://arxiv.org/abs/2310.19156",
+    command="poison",
+    cli="lmlab.methods.corpus_poisoning.cli:app",
+    help="Robustness of one's own retriever: craft passages, measure, gate, harden, measure again.",
+    page="methods/corpus_poisoning.md",
+    published="50 passages mislead over 94 % of questions (Contriever)",
+    reached="",
+    extras=("retrieval",),
+)

@@ -1,0 +1,98 @@
+"""What commands and stages share: an encoder, a collection, and its stored vectors and thresholds.
+
+Everything that is costly is in one folder (`--cache`) and is made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.files import sha256_json
+from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
+from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits, stored_hits
+from lmlab.retrieval import AnyEncoder, EmbeddingStore, ExactIndex, Queries, RetrievalDataset, load_dataset
+from lmlab.retrieval.encoders.encoder import Kind, Precision
+
+
+@dataclass
+class Retriever:
+    """An encoder with a folder for what it gave.
+
+    Attributes:
+        cache: of vectors and thresholds; each encoder has a folder of its own in it.
+        precision: of encoding collections.
+    """
+
+    spec: EncoderSpec
+    cache: Path
+    precision: Precision = "fp32"
+
+    @cached_property
+    def encoder(self) -> AnyEncoder:
+        """The encoder."""
+        return self.spec.load()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its vectors are."""
+        return self.cache / sha256_json([self.encoder.fingerprint, self.precision])[:12]
+
+    def vectors(self, name: str, ids: Sequence[str], texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
+        """Vectors of texts, made where they are not there."""
+        place = self.folder / name
+        return EmbeddingStore.build(place, self.encoder, ids, list(texts), kind, self.precision).vectors()
+
+
+@dataclass
+class Target:
+    """A collection as a retriever sees it."""
+
+    retriever: Retriever
+    data: RetrievalDataset
+
+    @classmethod
+    def load(cls, retriever: Retriever, place: str, split: str, ignore_missing: bool = False) -> Target:
+        """Read it."""
+        return cls(retriever, load_dataset(place, split, ignore_missing))
+
+    @property
+    def name(self) -> str:
+        """Of its folder in the cache."""
+        return f"{self.data.name}-{sha256_json(list(self.data.corpus.ids[:50]))[:6]}"
+
+    @cached_property
+    def documents(self) -> NDArray[np.float32]:
+        """Vectors of documents."""
+        corpus = self.data.corpus
+        return self.retriever.vectors(f"{self.name}/document", corpus.ids, corpus.texts, "document")
+
+    @cached_property
+    def index(self) -> ExactIndex:
+        """Exact search."""
+        return ExactIndex(self.data.corpus.ids, self.documents)
+
+    def queries(self, queries: Queries | None = None, name: str | None = None) -> NDArray[np.float32]:
+        """Vectors of queries, by default its own."""
+        asked = queries or self.data.queries
+        name = name or f"{self.name}/query-{self.data.split}"
+        return self.retriever.vectors(name, asked.ids, asked.texts, "query")
+
+    def hits(self, depth: int, queries: Queries | None = None, name: str | None = None) -> CleanHits:
+        """Clean results of queries to some depth, from the cache."""
+        asked = queries or self.data.queries
+        about: dict[str, Any] = {
+            "encoder": sha256_json(self.retriever.encoder.fingerprint),
+            "corpus": sha256_json(list(self.data.corpus.texts)),
+            "queries": sha256_json([list(asked.ids), list(asked.texts)]),
+            "precision": self.retriever.precision,
+        }
+        path = self.retriever.folder / f"{self.name}/hits-{sha256_json(about)[:10]}.npz"
+        depth = min(depth, len(self.data.corpus))
+        return stored_hits(path, about, self.index, self.queries(asked, name), asked, depth)

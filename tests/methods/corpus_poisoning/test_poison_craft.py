@@ -1,0 +1,251 @@
+"""Crafting: texts become their ids again, files are the same whoever makes them, runs go on; success by thresholds is
+that of re-ranking.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from lmlab.errors import UserError
+from lmlab.files import read_jsonl
+from lmlab.methods.corpus_poisoning import (
+    AdversarialSet,
+    CraftConfig,
+    EncoderSpec,
+    MeanSimilarity,
+    cluster_queries,
+    craft,
+    evaluate_attack,
+    passage_scores,
+    smallest_k,
+)
+from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
+from lmlab.methods.corpus_poisoning.attack.craft import craft_passage
+from lmlab.methods.corpus_poisoning.attack.run import craft_for
+from lmlab.methods.corpus_poisoning.measure.evaluate import success
+from lmlab.retrieval import ExactIndex, Queries
+from tiny_retriever import write_collection, write_retriever
+
+FAST = {"length": 10, "evaluations": 250, "candidates": 12, "precision": "fp32"}
+
+
+def crafted(target, out, **changes):
+    config = CraftConfig(**{**FAST, "k": 4, **changes})
+    return craft(target.retriever.spec, target.data.queries.texts, target.queries(), config, out)
+
+
+def test_every_text_becomes_its_ids_again_and_both_levels_agree(target, tmp_path):
+    found = crafted(target, tmp_path)
+    encoder = target.retriever.encoder
+    rows = list(read_jsonl(tmp_path / "adversarial.jsonl"))
+    assert [row["_id"] for row in rows] == (tmp_path / "removal.txt").read_text().split()
+    stuffed = crafted(target, tmp_path / "stuffing", optimizer="none")
+    for row, passage, start in zip(rows, found.passages.passages, stuffed.passages.passages, strict=True):
+        assert row["metadata"]["redteam"] is True and row["_id"].startswith(f"redteam-{found.run}-")
+        assert encoder.tokenizer.inner([row["text"]])[0] == list(passage.token_ids)
+        assert passage.objective_ids == pytest.approx(passage.objective_text, abs=1e-6)
+        assert passage.objective_text > start.objective_text
+        mean = MeanSimilarity(torch.from_numpy(found.clusters.centroids_kH[int(passage.cluster)]))
+        text_level = float(mean(torch.from_numpy(encoder.encode_text([row["text"]])))[0])
+        assert text_level == pytest.approx(passage.objective_text, abs=1e-5)
+    assert AdversarialSet.load(tmp_path) == found.passages
+
+
+def test_pieces_of_words_that_do_not_survive_are_replaced(target):
+    encoder = target.retriever.encoder
+    tokenizer = encoder.tokenizer
+    id_of = tokenizer.backend.token_to_id
+    start = np.array([id_of(token) for token in ("##s", "sea", "##er", "ship", "##ing", "star")])
+    assert tokenizer.inner(["##s seaer shiping star"])[0] != start.tolist()
+    config = CraftConfig(k=1, length=6, evaluations=30, candidates=20, precision="fp32")
+    objective = MeanSimilarity.of(torch.from_numpy(target.queries()))
+    passage = craft_passage(encoder, objective, start, config, "run", "0")
+    assert "Pieces of words were replaced" in passage.note
+    assert tokenizer.inner([passage.text])[0] == list(passage.token_ids)
+    score = float(objective(torch.from_numpy(encoder.encode_text([passage.text])))[0])
+    assert passage.objective_text == pytest.approx(score, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(target, tmp_path):
+    files = []
+    for number, workers in enumerate((1, 2)):
+        crafted(target, tmp_path / str(number), workers=workers)
+        files.append((tmp_path / str(number) / "adversarial.jsonl").read_bytes())
+    assert files[0] == files[1]
+    other = crafted(target, tmp_path / "seed", seed=1)
+    assert other.passages.texts != AdversarialSet.load(tmp_path / "0").texts
+
+
+def test_a_run_that_is_stopped_by_a_signal_goes_on_to_the_same_file(target, place, small, tmp_path):
+    arguments = [sys.executable, "-m", "lmlab", "poison", "craft", "--data", small, "--encoder", place]
+    arguments += ["--cache", tmp_path / "cache", "--k", "6", "--length", "10", "--evaluations", "700"]
+    arguments += ["--precision", "fp32", "--candidates", "12"]
+    whole = subprocess.run([*map(str, arguments), "--out", str(tmp_path / "whole")], capture_output=True, check=True)
+    total = int(whole.stdout.split()[0])
+    assert total >= 4
+    out = tmp_path / "cut"
+    process = subprocess.Popen([*map(str, arguments), "--out", str(out)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(list((out / "clusters").glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate()[1]
+    done = len(list((out / "clusters").glob("*.json")))
+    assert process.returncode == 130 and 2 <= done < total, message
+    assert not (out / "adversarial.jsonl").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "clusters").glob("*.json")}
+    subprocess.run([*map(str, arguments), "--out", str(out)], capture_output=True, check=True)
+    assert (out / "adversarial.jsonl").read_bytes() == (tmp_path / "whole" / "adversarial.jsonl").read_bytes()
+    assert all((out / "clusters" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+    assert os.path.exists(out / "removal.txt")
+
+
+@pytest.mark.parametrize("position", ["prefix", "suffix"])
+def test_a_payload_stands_verbatim_in_the_text(position, target, tmp_path):
+    with pytest.raises(UserError, match="cannot spell"):
+        crafted(target, tmp_path / "canary", payload_position=position)  # this vocabulary has no letters of its own
+    payload = "The Captain is a sailor"
+    found = crafted(target, tmp_path, payload=payload, payload_position=position)
+    stuffed = crafted(target, tmp_path / "none", payload=payload, payload_position=position, optimizer="none")
+    for passage, start in zip(found.passages.passages, stuffed.passages.passages, strict=True):
+        assert passage.text.startswith(payload) if position == "prefix" else passage.text.endswith(payload)
+        assert target.retriever.encoder.tokenizer.inner([passage.text])[0] == list(passage.token_ids)
+        assert passage.payload == payload and passage.objective_text >= start.objective_text
+    with pytest.raises(
+        UserError, match="The payload has 10 tokens, and with 2 around it leaves no room .* of 10 tokens"
+    ):
+        crafted(target, tmp_path / "long", payload="sea " * 10, payload_position=position)
+
+
+def test_the_default_payload_is_a_canary_of_the_run():
+    from lmlab.methods.corpus_poisoning.attack.craft import _payload
+
+    assert _payload(CraftConfig(payload_position="prefix"), "ab12") == "REDTEAM-CANARY-ab12"
+    assert _payload(CraftConfig(), "ab12") == ""
+
+
+def by_re_ranking(target, queries, vectors, passages, k):
+    """Corpus and passages in one list, ties to the clean."""
+    clean, crafted_ = passage_scores(vectors, target.documents), passage_scores(vectors, passages)
+    hit = []
+    for own, other in zip(clean, crafted_, strict=True):
+        rows = sorted([(-score, 0) for score in own.tolist()] + [(-score, 1) for score in other.tolist()])
+        hit.append(any(kind for _, kind in rows[:k]))
+    return float(np.mean(hit))
+
+
+def test_success_by_thresholds_is_success_by_re_ranking_at_every_k(target, tmp_path):
+    found = crafted(target, tmp_path, k=5)
+    passages = target.retriever.encoder.encode_text(found.passages.texts)
+    passages = np.concatenate([passages, target.documents[:2]])  # two copies of clean documents tie
+    vectors = target.queries()
+    hits = target.hits(100)
+    scores = passage_scores(vectors, passages)
+    report = evaluate_attack(scores, hits, 120, range(1, 101), target.data.queries.ids, target.data.qrels)
+    for k in range(1, 101):
+        assert report.asr[k] == by_re_ranking(target, None, vectors, passages, k), k
+    low, high = report.interval[10]
+    assert low <= report.asr[10] <= high and report.queries == 40
+    merged = ExactIndex(
+        [*target.data.corpus.ids, *(f"!{n}" for n in range(len(passages)))],
+        np.concatenate([target.documents, passages]),
+    ).topk(vectors, 10)  # "!" sorts before all ids, so that ties go to the clean here too
+    assert report.share[10] == pytest.approx(float((merged.rows_QK >= 120).mean()), abs=1e-9)
+    assert report.ndcg_after <= report.ndcg_before
+    plain, sure = smallest_k(scores, hits, 20, report.asr[20])
+    assert plain <= len(passages) and (sure is None or sure >= plain)
+
+
+def test_success_on_the_published_questions_is_success_by_re_ranking(target):
+    generator = np.random.default_rng(0)
+    documents = generator.normal(size=(3000, 24)).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    queries = documents[:200] + 0.3 * generator.normal(size=(200, 24)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    passages = cluster_queries(queries, 50).perfect_kH
+    index = ExactIndex([f"d{number}" for number in range(3000)], documents)
+    from lmlab.methods.corpus_poisoning import clean_hits
+
+    asked = Queries(tuple(f"q{number}" for number in range(200)), ("",) * 200)
+    hits = clean_hits(index, queries, asked, 1000)
+    scores = passage_scores(queries, passages)
+    both = ExactIndex([*index.ids, *(f"!{n}" for n in range(len(passages)))], np.concatenate([documents, passages]))
+    rows = both.topk(queries, 1000).rows_QK
+    for k in (1, 3, 5, 10, 20, 50, 100, 1000):
+        assert float(success(scores, hits, k).mean()) == float((rows[:, :k] >= 3000).any(1).mean())
+
+
+def test_a_query_that_is_a_document_does_not_count_itself(target):
+    from lmlab.methods.corpus_poisoning import clean_hits
+
+    ids = target.data.corpus.ids
+    asked = Queries(("q1", ids[3]), ("", target.data.corpus.texts[3]))
+    vectors = np.stack([target.documents[5], target.documents[3]])
+    hits = clean_hits(target.index, vectors, asked, 10)
+    assert hits.self_matches == 1 and hits.rows_QK[1][0] != 3 and 3 not in hits.rows_QK[1] and hits.rows_QK[0][0] == 5
+    assert hits.rows_QK.shape == (2, 10)
+
+
+def test_clusters_are_by_size_small_ones_are_merged_and_another_encoder_is_refused(target, tmp_path):
+    vectors = target.queries()
+    far = np.concatenate([vectors, -vectors.mean(0, keepdims=True)])
+    found = cluster_queries(far, 3, about={"encoder": {"model": "a"}, "k": 3})
+    assert found.sizes == sorted(found.sizes, reverse=True) and sum(found.sizes) == len(far)
+    assert found.merged + len(found) == 3 and found.merged >= 1
+    for number in range(len(found)):
+        assert np.allclose(found.centroids_kH[number], far[found.labels_n == number].mean(0), atol=1e-5)
+    assert np.allclose(np.linalg.norm(found.perfect_kH, axis=1), 1, atol=1e-6)
+    found.save(tmp_path / "clusters.npz")
+    again = Clusters.load(tmp_path / "clusters.npz", found.about)
+    assert np.array_equal(again.labels_n, found.labels_n) and again.inertia == found.inertia
+    with pytest.raises(UserError, match=r"belong to something else: k is 3, not 4"):
+        Clusters.load(tmp_path / "clusters.npz", {**found.about, "k": 4})
+    with pytest.raises(UserError, match="41 clusters of 40 distinct queries"):
+        cluster_queries(vectors, 41)
+    assert len(cluster_queries(vectors, 4, spherical=True)) <= 4
+    (tmp_path / "clusters.npz").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is not a file of clusters, or is damaged"):
+        Clusters.load(tmp_path / "clusters.npz")
+
+
+def test_a_run_stops_adding_passages_at_its_target(target, small, tmp_path):
+    config = CraftConfig(**FAST, k=6, target_asr=0.01, coverage_rank=100)
+    found = craft_for(target.retriever, str(small), "train", config, tmp_path)
+    assert len(found.passages) == 1 and len(found.clusters) == 6
+
+
+def test_impossible_settings_end_before_any_work(target, place, small, tmp_path):
+    from pydantic import ValidationError
+
+    hits = target.hits(100)
+    scores = passage_scores(target.queries(), target.documents[:1])
+    with pytest.raises(UserError, match="The success at 121 means nothing in a corpus of 120 documents"):
+        evaluate_attack(scores, hits, 120, [121])
+    with pytest.raises(UserError, match="The success at 101 cannot be told: 100 clean documents"):
+        hits.tau(101)
+    with pytest.raises(UserError, match="0 queries"):
+        evaluate_attack(scores[:0], hits, 120, [1])
+    with pytest.raises(UserError, match="0 queries"):
+        craft(target.retriever.spec, [], target.queries()[:0], CraftConfig(), tmp_path)
+    with pytest.raises(UserError, match="50 tokens and 2 around it has 52; the encoder reads 32"):
+        craft(target.retriever.spec, target.data.queries.texts, target.queries(), CraftConfig(), tmp_path)
+    assert not (tmp_path / "clusters.npz").exists()
+    with pytest.raises(ValidationError, match="payload needs payload_position"):
+        CraftConfig(payload="x")
+    overlay = tmp_path / "adversarial.jsonl"
+    overlay.write_text('{"_id": "a", "text": "clean"}\n')
+    with pytest.raises(UserError, match="line 1: the record is not marked as crafted"):
+        AdversarialSet.load(overlay)
+    other = EncoderSpec(str(write_retriever(tmp_path / "other", seed=5)))
+    crafted(target, tmp_path / "one")
+    with pytest.raises(UserError, match="encoder is .* not"):
+        craft(other, target.data.queries.texts, target.queries(), CraftConfig(**FAST, k=4), tmp_path / "one")
+    assert write_collection(tmp_path / "c").exists() and place.exists() and small.exists()
