@@ -32,21 +32,14 @@ _SETTINGS = {
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 
 
-def _train(directory: Path, processes: int, **settings) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        str(_WORKER),
-    ]
-    done = subprocess.run(
-        [*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture
+def train(by_processes):
+    def call(directory: Path, processes: int, **settings) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        code, said = by_processes(processes, _WORKER, directory, json.dumps({**_SETTINGS, **settings}))
+        assert code == 0, said[-3000:]
+
+    return call
 
 
 def _figures(directory: Path) -> list[list[float]]:
@@ -71,13 +64,13 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
     ],
     ids=["data", "fsdp", "hybrid", "fsdp-muon"],
 )
-def test_several_processes_train_as_one_does(tmp_path, processes, settings):
+def test_several_processes_train_as_one_does(train, tmp_path, processes, settings):
     optimizer = settings.get("optimizer", {})
     (tmp_path / "one").mkdir()
     trainer = counting_trainer(tmp_path / "one", TrainerConfig(**_SETTINGS, optimizer=optimizer))
     keep_gradients(trainer, tmp_path / "one")
     trainer.fit()
-    _train(tmp_path / "many", processes, **settings)
+    train(tmp_path / "many", processes, **settings)
     gradients = [torch.load(tmp_path / name / "gradients.pt", weights_only=True) for name in ("one", "many")]
     assert (
         gradients[0].keys() == gradients[1].keys()
@@ -96,10 +89,10 @@ def test_several_processes_train_as_one_does(tmp_path, processes, settings):
     assert len(files) == processes
 
 
-def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_four_and_back(tmp_path):
+def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_four_and_back(train, tmp_path):
     for steps, processes in ((3, 2), (6, 1), (9, 4), (12, 2)):
         settings = {"schedule": {"kind": "constant", "warmup_fraction": 0}, "steps": steps}
-        _train(tmp_path / "many", processes, **settings)
+        train(tmp_path / "many", processes, **settings)
     counting_trainer(
         tmp_path / "one",
         TrainerConfig(**{**_SETTINGS, "steps": 12, "schedule": {"kind": "constant", "warmup_fraction": 0}}),
@@ -108,9 +101,9 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_four_and_back(t
         assert mine == pytest.approx(theirs, rel=2e-5)
 
 
-def test_half_precision_of_two_processes_is_near_that_of_one(tmp_path):
+def test_half_precision_of_two_processes_is_near_that_of_one(train, tmp_path):
     counting_trainer(tmp_path / "one", TrainerConfig(**{**_SETTINGS, "precision": "bf16"})).fit()
-    _train(tmp_path / "two", 2, precision="bf16")
+    train(tmp_path / "two", 2, precision="bf16")
     for mine, theirs in zip(_figures(tmp_path / "one"), _figures(tmp_path / "two"), strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2)
 

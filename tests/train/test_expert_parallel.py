@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,21 +28,14 @@ _FIGURES = (
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 
 
-def _train(directory: Path, processes: int, **settings) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        str(_WORKER),
-    ]
-    done = subprocess.run(
-        [*command, str(directory), json.dumps({**_SETTINGS, **settings})], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture
+def train(by_processes):
+    def call(directory: Path, processes: int, **settings) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        code, said = by_processes(processes, _WORKER, directory, json.dumps({**_SETTINGS, **settings}))
+        assert code == 0, said[-3000:]
+
+    return call
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -71,8 +62,8 @@ def one(tmp_path_factory) -> Path:
     ],
     ids=["experts", "fsdp", "experts-and-fsdp"],
 )
-def test_spread_experts_give_the_losses_gradients_and_weights_of_one_process(one, tmp_path, processes, settings):
-    _train(tmp_path, processes, **settings)
+def test_spread_experts_give_the_losses_gradients_and_weights_of_one_process(train, one, tmp_path, processes, settings):
+    train(tmp_path, processes, **settings)
     for mine, theirs in zip(read_metrics(one / "metrics.jsonl"), read_metrics(tmp_path / "metrics.jsonl"), strict=True):
         assert [mine[name] for name in _FIGURES] == pytest.approx(
             [theirs[name] for name in _FIGURES], abs=1e-5, rel=1e-5
@@ -82,34 +73,20 @@ def test_spread_experts_give_the_losses_gradients_and_weights_of_one_process(one
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_checkpoint_of_spread_experts_goes_on_without_spreading_and_back(tmp_path):
+def test_a_checkpoint_of_spread_experts_goes_on_without_spreading_and_back(train, tmp_path):
     constant = {"schedule": {"kind": "constant", "warmup_fraction": 0}}
     sparse_trainer(tmp_path / "whole", TrainerConfig(**{**_SETTINGS, "steps": 6, **constant})).fit()
-    _train(tmp_path / "many", 2, parallel={"expert_parallel": 2}, **{**constant, "steps": 2})
+    train(tmp_path / "many", 2, parallel={"expert_parallel": 2}, **{**constant, "steps": 2})
     sparse_trainer(tmp_path / "many", TrainerConfig(**{**_SETTINGS, "steps": 4, **constant})).fit()
-    _train(tmp_path / "many", 2, parallel={"expert_parallel": 2}, **{**constant, "steps": 6})
+    train(tmp_path / "many", 2, parallel={"expert_parallel": 2}, **{**constant, "steps": 6})
     expected = _weights(tmp_path / "whole")
     for name, weight in _weights(tmp_path / "many").items():
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_impossible_spreads_are_refused(tmp_path):
+def test_impossible_spreads_are_refused(by_processes, tmp_path):
     with pytest.raises(ValidationError, match="expert_parallel 2 belongs to the kind fsdp"):
         ParallelConfig(kind="data", expert_parallel=2)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(_WORKER),
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        [*command, json.dumps({**_SETTINGS, "parallel": {"expert_parallel": 3}})],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode and "parallel.expert_parallel 3 does not divide the 2 processes" in done.stderr
+    settings = json.dumps({**_SETTINGS, "parallel": {"expert_parallel": 3}})
+    code, said = by_processes(2, _WORKER, tmp_path, settings)
+    assert code and "parallel.expert_parallel 3 does not divide the 2 processes" in said
