@@ -15,8 +15,10 @@ import hypothesis
 import pytest
 import yaml
 
+from forked import Forkserver
 from lmlab import cli
 from lmlab.models import convert
+from small_recipes import cut_after, small_recipe
 
 _MODULES = (
     "argparse",
@@ -75,6 +77,14 @@ def lmlab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
+def forkserver() -> Iterator[Forkserver]:
+    """Processes of their own, without the time of imports."""
+    server = Forkserver()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a dozen modules of the standard library."""
     folder = tmp_path_factory.mktemp("library")
@@ -96,69 +106,6 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def small_recipe(library: Path) -> dict[str, Any]:
-    """A recipe with every kind of stage."""
-    return {
-        "name": "small",
-        "stages": {
-            "documents": {
-                "kind": "collect",
-                "sources": [{"kind": "python_library", "path": str(library)}],
-                "heldout_fraction": 0.3,
-            },
-            "tokenizer": {"kind": "train_tokenizer", "documents": "documents", "vocab_size": 400},
-            "tokens": {"kind": "tokenize", "documents": "documents", "tokenizer": "tokenizer"},
-            "heldout_tokens": {
-                "kind": "tokenize",
-                "documents": "documents",
-                "tokenizer": "tokenizer",
-                "split": "heldout",
-            },
-            "questions": {
-                "kind": "next_line_task",
-                "documents": "documents",
-                "items_per_domain": 10,
-                "context_bytes": 100,
-            },
-            "baselines": {"kind": "baselines", "documents": "documents", "task": "questions", "order": 3},
-            "model": {
-                "kind": "train",
-                "tokens": "tokens",
-                "tokenizer": "tokenizer",
-                "heldout_tokens": "heldout_tokens",
-                "seq_len": 64,
-                "model": {"vocab_size": 400, "num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 256},
-                "trainer": {
-                    "steps": 6,
-                    "batch_size": 4,
-                    "precision": "fp32",
-                    "log_every": 1,
-                    "checkpoint_every": 2,
-                    "device": "cpu",
-                },
-            },
-            "evaluation": {
-                "kind": "evaluate",
-                "model": "model",
-                "documents": "documents",
-                "task": "questions",
-                "baselines": "baselines",
-                "untrained": True,
-                "device": "cpu",
-            },
-            "samples": {
-                "kind": "generate",
-                "model": "model",
-                "prompts": ["def f("],
-                "max_new_tokens": 5,
-                "device": "cpu",
-            },
-            "export": {"kind": "export", "model": "model"},
-            "report": {"kind": "report"},
-        },
-    }
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, library: Path) -> Callable[..., Path]:
     """Write the small recipe, changed by a function, and return its path; `until` cuts it after a stage."""
@@ -166,8 +113,7 @@ def recipe(tmp_path: Path, library: Path) -> Callable[..., Path]:
     def write(change: Callable[[dict[str, Any]], None] | None = None, until: str | None = None) -> Path:
         data = small_recipe(library)
         if until:
-            names = list(data["stages"])
-            data["stages"] = {name: data["stages"][name] for name in names[: names.index(until) + 1]}
+            data = cut_after(data, until)
         if change:
             change(data)
         path = tmp_path / "small.yaml"

@@ -6,8 +6,6 @@ import contextlib
 import gzip
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -235,15 +233,15 @@ def test_a_read_only_directory_is_refused(lmlab, recipe):
     assert "/proc/sys" in shown.err
 
 
-def test_a_full_disk_is_said_and_earlier_stages_stay(recipe, tmp_path):
+def test_a_full_disk_is_said_and_earlier_stages_stay(forkserver, recipe, tmp_path):
     """A limit on the size of files stands for the full disk: the write fails half-way."""
     out = tmp_path / "run"
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); from lmlab.cli import main; main()"
     )
-    command = [sys.executable, "-c", script, "run", str(recipe(until="tokenizer")), "--out", str(out)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (tmp_path / "limited.py").write_text(script)
+    process = forkserver.run("run", recipe(until="tokenizer"), "--out", out, script=tmp_path / "limited.py")
     assert process.returncode in (1, 2)
     assert "Traceback" not in process.stderr
     assert "error:" in process.stderr
@@ -344,14 +342,12 @@ def _has_open(pid: int, path: Path) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see when the file is being read")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_without_stages_is_stopped_by_a_sentence_too(tmp_path, number):
+def test_a_command_without_stages_is_stopped_by_a_sentence_too(forkserver, tmp_path, number):
     path = tmp_path / "long.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "words"}\n' * 5_000_000, 1))
-    command = [sys.executable, "-m", "lmlab", "data", "inspect", str(path)]
-    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
+    (process,) = forkserver.start("data", "inspect", path)
     while not _has_open(process.pid, path):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.read_error()
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

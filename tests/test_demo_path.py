@@ -8,17 +8,16 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from forked import Forked
 from lmlab.files import read_json, read_jsonl
 from lmlab.train import read_metrics
-
-_ROOT = Path(__file__).parents[1]
+from small_recipes import cut_after, small_recipe
 
 
 def test_a_recipe_goes_from_text_to_report_and_is_skipped_the_second_time(lmlab, recipe, tmp_path):
@@ -83,33 +82,13 @@ def test_changing_a_value_in_an_old_run_is_refused_until_redo(lmlab, recipe, tmp
     assert (next((out / "superseded").iterdir()) / "metrics.jsonl").read_text() == before
 
 
-def _spawn(path: Path, out: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "lmlab.cli",
-        "run",
-        str(path),
-        "--out",
-        str(out),
-        "--set",
-        "model.trainer.steps=120",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment, preexec_fn=_heed_ctrl_c
-    )
+STEPS = ("--set", "model.trainer.steps=120")
 
 
-def _heed_ctrl_c() -> None:
-    """A process that a shell started in the background ignores SIGINT, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 90) -> None:
+def _wait_for(condition, process: Forked, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.read_error()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -121,14 +100,21 @@ def _losses(out: Path) -> list[tuple[float, ...]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(forkserver, library, tmp_path_factory) -> Path:
+    """A run to the model that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = cut_after(small_recipe(library), "model")
+    (folder / "small.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    done = forkserver.run("run", folder / "small.yaml", "--out", folder / "run", *STEPS)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_stopped_while_training_goes_on_to_the_same_losses(recipe, tmp_path, number):
-    path = recipe(until="model")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = _spawn(path, whole)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    process = _spawn(path, cut)
+def test_a_run_stopped_while_training_goes_on_to_the_same_losses(forkserver, lmlab, recipe, whole, tmp_path, number):
+    path, cut = recipe(until="model"), tmp_path / "cut"
+    (process,) = forkserver.start("run", path, "--out", cut, *STEPS)
     _wait_for(
         lambda: (
             (cut / "model" / "checkpoints" / "step-00000010").exists()
@@ -142,38 +128,35 @@ def test_a_run_stopped_while_training_goes_on_to_the_same_losses(recipe, tmp_pat
     assert len(_losses(cut)) < 120
     if number != signal.SIGKILL:
         assert "Run the same command again" in err
-    process = _spawn(path, cut)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    again = lmlab("run", path, "--out", cut, *STEPS)
+    assert again.code == 0, again.err
     assert _losses(cut) == _losses(whole)
 
 
 @pytest.mark.parametrize("stage", ["documents", "tokens", "baselines"])
-def test_ctrl_c_in_a_short_stage_keeps_the_stages_before_it(recipe, tmp_path, stage):
-    out = tmp_path / "run"
-    process = _spawn(recipe(until="model"), out)
+def test_ctrl_c_in_a_short_stage_keeps_the_stages_before_it(forkserver, lmlab, recipe, tmp_path, stage):
+    out, path = tmp_path / "run", recipe(until="model")
+    (process,) = forkserver.start("run", path, "--out", out, *STEPS)
     _wait_for(lambda: (out / stage / "stage.json").exists(), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    process = _spawn(recipe(until="model"), out)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    again = lmlab("run", path, "--out", out, *STEPS)
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize("stage", ["documents", "tokens", "baselines"])
-def test_a_kill_in_a_short_stage_leaves_nothing_behind(recipe, tmp_path, stage):
+def test_a_kill_in_a_short_stage_leaves_nothing_behind(forkserver, lmlab, recipe, tmp_path, stage):
     out, path = tmp_path / "run", recipe(until="model")
-    process = _spawn(path, out)
+    (process,) = forkserver.start("run", path, "--out", out, *STEPS)
     _wait_for(lambda: (out / stage / "stage.json").exists(), process)
     process.kill()
     process.communicate(timeout=60)
     (out / stage / ".train.jsonl.12345.tmp").write_text("half")
     (out / stage / ".step-00000001.tmp").mkdir()
-    process = _spawn(path, out)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    again = lmlab("run", path, "--out", out, *STEPS)
+    assert again.code == 0, again.err
     assert not list(out.rglob(".*.tmp"))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -72,13 +70,12 @@ def test_a_task_of_the_users_is_measured_without_code(lmlab, place, tmp_path):
     assert "Benchmarks" in page and "words by domain" in page
 
 
-def test_a_killed_evaluation_loses_no_row(place, tmp_path, lmlab):
+def test_a_killed_evaluation_loses_no_row(forkserver, place, tmp_path, lmlab):
     run = tmp_path / "run"
-    arguments = [sys.executable, "-m", "lmlab", *map(str, command(place, "first", "--out", run))]
     part = run / "evaluation" / "tasks" / "words.part-0.jsonl"
     kept = 0
     for kill in range(3):
-        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        (process,) = forkserver.start(*command(place, "first", "--out", run))
         deadline = time.monotonic() + 120
         while (
             time.monotonic() < deadline
@@ -128,16 +125,9 @@ def test_a_cluster_gives_the_same_rows(lmlab, place, tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
-def test_processes_of_a_job_share_the_questions(lmlab, place, tmp_path):
+def test_processes_of_a_job_share_the_questions(forkserver, lmlab, place, tmp_path):
     assert lmlab(*command(place, "first", "--out", tmp_path / "one")).code == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lmlab"]
-    done = subprocess.run(
-        [*launch, *map(str, command(place, "first", "--out", tmp_path / "two"))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = forkserver.run(*command(place, "first", "--out", tmp_path / "two"), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     for one, two in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert one["log_probs"] == pytest.approx(two["log_probs"], abs=1e-5)

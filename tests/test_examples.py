@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,11 +17,14 @@ ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LMLAB_SHARED", ROOT.parent / "shared"))
 
 
-def run(name, *arguments):
-    command = [sys.executable, ROOT / "examples" / f"{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture
+def run(forkserver):
+    def call(name, *arguments):
+        done = forkserver.run(*arguments, script=ROOT / "examples" / f"{name}.py")
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return call
 
 
 def shared(*parts):
@@ -40,7 +41,7 @@ def test_every_method_has_an_example():
 
 
 @pytest.mark.slow
-def test_first_steps(tmp_path):
+def test_first_steps(run, tmp_path):
     told = run("first_steps", tmp_path / "run")
     bits = float(re.search(r"([\d.]+) bits per byte", told)[1])
     assert 0 < bits < 8  # it has learned more than that bytes are not all alike
@@ -48,12 +49,12 @@ def test_first_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_edge_pruning_finds_the_known_circuit():
+def test_edge_pruning_finds_the_known_circuit(run):
     assert "11 of 94 edges, 11 of the 11 known ones" in run("edge_pruning", shared("tracr", "reverse"))
 
 
 @pytest.mark.slow
-def test_ladder_predicts_what_the_large_model_reached(tmp_path):
+def test_ladder_predicts_what_the_large_model_reached(run, tmp_path):
     shared("ladder", "runs")
     table = published_ladder(SHARED)
     write_table(table, tmp_path / "runs.csv")
@@ -63,14 +64,14 @@ def test_ladder_predicts_what_the_large_model_reached(tmp_path):
 
 
 @pytest.mark.slow
-def test_olmoe_tells_the_load_of_every_layer():
+def test_olmoe_tells_the_load_of_every_layer(run):
     pytest.importorskip("zstandard")
     told = run("olmoe", shared("olmoe", "tiny", "checkpoint"), shared("texts") / "*.jsonl.zst")
     loads = [float(each) for each in re.findall(r"has ([\d.]+) times", told)]
     assert loads and all(1 <= each <= 16 for each in loads)
 
 
-def test_qurating_chooses_a_third_of_the_words():
+def test_qurating_chooses_a_third_of_the_words(run):
     pytest.importorskip("pyarrow")
     chosen, modules = map(int, re.match(r"(\d+) of (\d+) modules", run("qurating")).groups())
     assert 0 < chosen < modules

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -39,18 +38,18 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tiny):
+def start(tiny, forkserver):
     """Start the command; give the process and the address that it prints."""
     started = []
 
     def work(*arguments, **environment):
-        command = [sys.executable, "-m", "lmlab", "serve", str(tiny), "--port", "0", *arguments]
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        )
+        (process,) = forkserver.start("serve", tiny, "--port", "0", *arguments, environment=environment)
         started.append(process)
-        line = process.stderr.readline()
-        assert "Serving 'tiny' at http://" in line, line + process.stderr.read()
+        until = time.monotonic() + 60
+        while not process.read_error().endswith("\n") and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        line = process.read_error().partition("\n")[0]
+        assert "Serving 'tiny' at http://" in line, process.read_error()
         return process, line.split(" at ")[1].split(" ")[0]
 
     yield work
@@ -79,7 +78,7 @@ def test_a_signal_lets_the_request_under_way_end_and_stops_cleanly(start, tiny, 
     process.send_signal(number)
     thread.join()
     assert found[0].status_code == 200 and found[0].json()["usage"]["completion_tokens"] == 1500
-    assert process.wait(timeout=20) == 0 and process.stderr.read() == "Stopped.\n"
+    assert process.wait(timeout=20) == 0 and process.read_error().splitlines()[1:] == ["Stopped."]
 
 
 def test_a_second_signal_does_not_wait(start, tiny):

@@ -28,7 +28,7 @@ def _losses(run):
     ]
 
 
-def test_a_whole_recipe_by_two_processes_gives_what_one_gives(lmlab, recipe, tmp_path):
+def test_a_whole_recipe_by_two_processes_gives_what_one_gives(forkserver, lmlab, recipe, tmp_path):
     path = recipe(until="evaluation")
     assert lmlab("run", path, "--out", tmp_path / "one").code == 0
     done = _launch("run", path, "--out", tmp_path / "two")
@@ -47,22 +47,14 @@ def test_a_whole_recipe_by_two_processes_gives_what_one_gives(lmlab, recipe, tmp
     assert lmlab("convert", newest, tmp_path / "exported", "--check").code == 0
     exported = dict(from_pretrained(tmp_path / "exported").named_parameters())
     assert all(torch.equal(weights[1][name], exported[name]) for name in exported)
-    again = _launch("run", path, "--out", tmp_path / "two")
+    again = forkserver.run("run", path, "--out", tmp_path / "two", processes=2)
     assert again.returncode == 0 and again.stderr.count("done before") == 8
 
 
-def test_a_mistake_ends_all_processes_with_one_sentence(recipe, tmp_path):
+def test_a_mistake_ends_all_processes_with_one_sentence(forkserver, recipe, tmp_path):
     path = recipe(until="model")
-    done = _launch(
-        "run",
-        path,
-        "--out",
-        tmp_path / "run",
-        "--set",
-        "model.trainer.batch_size=3",
-        "--set",
-        "model.trainer.micro_batch_size=1",
-    )
+    changes = ("--set", "model.trainer.batch_size=3", "--set", "model.trainer.micro_batch_size=1")
+    done = forkserver.run("run", path, "--out", tmp_path / "run", *changes, processes=2)
     assert done.returncode != 0
     assert "cannot be shared evenly by 2 processes" in done.stderr
     assert done.stderr.count("error: ") in (1, 2)

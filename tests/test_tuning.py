@@ -7,8 +7,6 @@ import gzip
 import io
 import itertools
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -60,7 +58,7 @@ def _write(path, rows):
 
 
 @pytest.fixture(scope="module")
-def tuned(base, tmp_path_factory):
+def tuned(base, forkserver, tmp_path_factory):
     """The run of a recipe that tunes it on conversations."""
     folder = tmp_path_factory.mktemp("tuned")
     rows = [_conversation(thing, color) for thing, color in _COLORS.items()] * 20 + [
@@ -84,9 +82,7 @@ def tuned(base, tmp_path_factory):
     }
     path = folder / "sft.yaml"
     path.write_text(yaml.safe_dump({"name": "sft", "stages": stages}, sort_keys=False))
-    done = subprocess.run(
-        [sys.executable, "-m", "lmlab", "run", str(path), "--out", str(folder / "run")], capture_output=True, text=True
-    )
+    done = forkserver.run("run", path, "--out", folder / "run")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "run"
 
@@ -128,7 +124,7 @@ def test_a_tuned_model_answers_as_it_was_taught(tuned, base):
         ({"kind": "dpo", "beta": 0.5}, 2),
     ],
 )
-def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, processes):
+def test_a_model_comes_to_prefer_what_it_is_shown(forkserver, tuned, tmp_path, method, processes):
     """Before, it says the true color; after learning from preferences for the question it says another."""
     things = list(_COLORS)
     other = {thing: _COLORS[things[(number + 1) % len(things)]] for number, thing in enumerate(things)}
@@ -161,13 +157,7 @@ def test_a_model_comes_to_prefer_what_it_is_shown(tuned, tmp_path, method, proce
             {"name": "prefer", "stages": {"model": {**stage, "trainer": trainer}, "report": {"kind": "report"}}}
         )
     )
-    launcher = (
-        ["-m", "lmlab"]
-        if processes == 1
-        else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lmlab"]
-    )
-    command = [sys.executable, *launcher, "run", str(path), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forkserver.run("run", path, "--out", tmp_path / "run", processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     logged = read_metrics(tmp_path / "run" / "model" / "metrics.jsonl")
     if method["kind"] == "dpo":

@@ -33,11 +33,12 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 
 @pytest.fixture
-def train(by_processes):
+def train(forkserver):
     def call(directory: Path, processes: int, **settings) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        code, said = by_processes(processes, _WORKER, directory, json.dumps({**_SETTINGS, **settings}))
-        assert code == 0, said[-3000:]
+        settings = json.dumps({**_SETTINGS, **settings})
+        done = forkserver.run(directory, settings, script=_WORKER, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
 
     return call
 

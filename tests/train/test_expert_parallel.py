@@ -29,11 +29,12 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 
 @pytest.fixture
-def train(by_processes):
+def train(forkserver):
     def call(directory: Path, processes: int, **settings) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        code, said = by_processes(processes, _WORKER, directory, json.dumps({**_SETTINGS, **settings}))
-        assert code == 0, said[-3000:]
+        settings = json.dumps({**_SETTINGS, **settings})
+        done = forkserver.run(directory, settings, script=_WORKER, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
 
     return call
 
@@ -84,9 +85,9 @@ def test_a_checkpoint_of_spread_experts_goes_on_without_spreading_and_back(train
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_impossible_spreads_are_refused(by_processes, tmp_path):
+def test_impossible_spreads_are_refused(forkserver, tmp_path):
     with pytest.raises(ValidationError, match="expert_parallel 2 belongs to the kind fsdp"):
         ParallelConfig(kind="data", expert_parallel=2)
     settings = json.dumps({**_SETTINGS, "parallel": {"expert_parallel": 3}})
-    code, said = by_processes(2, _WORKER, tmp_path, settings)
-    assert code and "parallel.expert_parallel 3 does not divide the 2 processes" in said
+    done = forkserver.run(tmp_path, settings, script=_WORKER, processes=2)
+    assert done.returncode and "parallel.expert_parallel 3 does not divide the 2 processes" in done.stderr

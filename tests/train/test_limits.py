@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,33 +29,33 @@ def _losses(directory):
     return [row["loss"] for row in read_metrics(directory / "metrics.jsonl")]
 
 
-def _call(script, *arguments):
-    command = [sys.executable, str(_HERE / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def call(forkserver):
+    return lambda script, *arguments: forkserver.run(*arguments, script=_HERE / script)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on files")
 @pytest.mark.parametrize("background", ["no", "yes"])
-def test_a_disk_that_fills_during_a_checkpoint_is_a_sentence_and_the_training_goes_on(tmp_path, background):
-    done = _call("full_disk.py", tmp_path / "full", 20_000, background)
+def test_a_disk_that_fills_during_a_checkpoint_is_a_sentence_and_the_training_goes_on(call, tmp_path, background):
+    done = call("full_disk.py", tmp_path / "full", 20_000, background)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert "the checkpoint of step 4 needs" in done.stdout and "that of step 2 is whole" in done.stdout
     assert "Free some space" in done.stdout
     assert [path.name for path in checkpoints(tmp_path / "full" / "checkpoints")] == ["step-00000002"]
     assert not list((tmp_path / "full" / "checkpoints").glob(".*.tmp"))
-    assert _call("full_disk.py", tmp_path / "full", 0, background).returncode == 0
-    assert _call("full_disk.py", tmp_path / "whole", 0, background).returncode == 0
+    assert call("full_disk.py", tmp_path / "full", 0, background).returncode == 0
+    assert call("full_disk.py", tmp_path / "whole", 0, background).returncode == 0
     assert _losses(tmp_path / "full") == _losses(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_too_little_memory_is_a_sentence_and_smaller_micro_batches_go_on(tmp_path):
-    done = _call("short_memory.py", tmp_path, 4)
+def test_too_little_memory_is_a_sentence_and_smaller_micro_batches_go_on(call, tmp_path):
+    done = call("short_memory.py", tmp_path, 4)
     assert done.returncode == 1 and "Traceback" not in done.stderr, (done.stdout, done.stderr[-2000:])
     assert "Out of memory on cpu at step 4, with micro-batches of 4 rows." in done.stdout
     assert "On paper it needs" in done.stdout and "Lower trainer.micro_batch_size" in done.stdout
     assert "The checkpoint of step 3 is whole." in done.stdout
-    done = _call("short_memory.py", tmp_path, 2)
+    done = call("short_memory.py", tmp_path, 2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 

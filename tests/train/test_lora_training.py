@@ -70,14 +70,14 @@ def test_checkpoints_hold_adapters_alone_and_resume_exactly(tmp_path):
 @pytest.mark.parametrize(
     "parallel", [{"kind": "fsdp"}, {"kind": "fsdp", "expert_parallel": 2}], ids=["fsdp", "experts"]
 )
-def test_two_processes_train_adapters_as_one_does(by_processes, tmp_path, parallel):
+def test_two_processes_train_adapters_as_one_does(forkserver, tmp_path, parallel):
     one = adapter_trainer(tmp_path / "one", TrainerConfig(**_LOOP), _TARGETS)
     one.fit()
     (tmp_path / "two").mkdir()
     worker = Path(__file__).with_name("lora_worker.py")
     settings = {**_LOOP, "parallel": parallel, "targets": _TARGETS}
-    code, said = by_processes(2, worker, tmp_path / "two", json.dumps(settings))
-    assert code == 0, said[-3000:]
+    done = forkserver.run(tmp_path / "two", json.dumps(settings), script=worker, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=1e-4)
     theirs = torch.load(tmp_path / "two" / "trained.pt", weights_only=True)
     ours = whole_tensors(one.model)

@@ -5,8 +5,6 @@ shares of it.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -53,17 +51,10 @@ def test_tasks_are_measured_on_the_live_model(lmlab, recipe, library, tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
-def test_shares_of_a_model_give_the_figures_of_the_whole(lmlab, recipe, library, tmp_path):
+def test_shares_of_a_model_give_the_figures_of_the_whole(forkserver, lmlab, recipe, library, tmp_path):
     path = recipe(with_task(tmp_path, library), until="model")
     assert lmlab("run", path, "--out", tmp_path / "one").code == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lmlab"]
-    done = subprocess.run(
-        [*launch, "run", str(path), "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = forkserver.run("run", path, "--out", tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (
         [

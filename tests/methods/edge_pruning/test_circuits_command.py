@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -240,7 +238,7 @@ def test_a_stopped_search_goes_on_and_another_one_may_not(lmlab, small, network,
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_same_gates_also_where_each_holds_half_of_the_weights(tmp_path):
+def test_two_processes_end_with_the_same_gates_also_where_each_holds_half_of_the_weights(forkserver, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         """\
@@ -265,20 +263,7 @@ Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))
     )
     found = []
     for kind in ("whole", "shared"):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(script),
-            str(tmp_path / kind),
-            kind,
-        ]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        done = forkserver.run(tmp_path / kind, kind, script=script, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
         found += [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
     assert found == [found[0]] * 4 and found[0][0] == [82] and found[0][2] == 6

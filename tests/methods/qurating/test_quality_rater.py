@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -170,7 +168,9 @@ with joined():
 
 
 @pytest.mark.slow
-def test_two_processes_with_unequal_kept_counts_learn_as_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_two_processes_with_unequal_kept_counts_learn_as_one(
+    forkserver: Any, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     from lmlab.judging import write_judgments
     from lmlab.train import read_metrics
 
@@ -182,22 +182,8 @@ def test_two_processes_with_unequal_kept_counts_learn_as_one(tmp_path: Path, tok
     write_judgments(judgments, tmp_path / "j.parquet")
     (tmp_path / "go.py").write_text(TWO_PROCESSES)
     for processes in (1, 2):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            "go.py",
-            str(tmp_path),
-        ]
-        subprocess.run(
-            command if processes > 1 else [sys.executable, "go.py", str(tmp_path)],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+        done = forkserver.run(tmp_path, script=tmp_path / "go.py", processes=processes, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"weights{count}.pt", weights_only=True) for count in (1, 2))
     losses = [[row["loss"] for row in read_metrics(tmp_path / f"out{count}" / "metrics.jsonl")] for count in (1, 2)]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-6)
