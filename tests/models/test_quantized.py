@@ -6,9 +6,9 @@ import importlib
 
 import pytest
 import torch
+from random_models import random_model
 from torch import nn
 
-from conftest import random_model
 from lmlab.errors import UserError
 from lmlab.models import LoRAConfig, add_lora, from_pretrained, load_lora, merge_lora, remove_lora, save_lora
 from lmlab.models import save_pretrained as save
