@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from lmlab.errors import UserError
 from lmlab.methods.ladder import Run, RunTable, TaskRegistry, TwoStep, TwoStepSettings, fit_chain, logs
 from lmlab.methods.ladder.analysis.diagnose import check_identifiable, distance, report_step
-from lmlab.methods.ladder.fitting.points import check, collect_points, mismatches
+from lmlab.methods.ladder.fitting.checks import check, mismatches, oddities
+from lmlab.methods.ladder.fitting.points import collect_points
 from lmlab.methods.ladder.tables.read import read_csv_run, read_reference_config, read_table, write_csv, write_table
 from lmlab.methods.ladder.tables.write import to_latex
 
@@ -341,3 +343,44 @@ def test_a_run_without_checkpoints_columns_says_so():
     run = Run("x", 1e6, None, np.ones(1), {})
     with pytest.raises(UserError, match="'x'"):
         run.column("y")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "eval/c4_en-validation/CrossEntropyLoss",
+        "eval/downstream_soft_log/piqa_val_rc_5shot_soft_log",
+        "eval/downstream_bpb/arc_easy_val_rc_5shot_bpb",
+    ],
+)
+def test_a_value_that_is_no_number_is_refused_in_every_column_that_a_member_reads(published, column):
+    run = published.ladder.runs[7]
+    values = run.metrics[column].copy()
+    values[-2] = np.nan
+    broken = replace(
+        published,
+        runs=tuple(
+            replace(each, metrics={**each.metrics, column: values}) if each is run else each for each in published
+        ),
+    )
+    tasks = [TaskRegistry.builtin()[name] for name in ("piqa_val_5shot", "arc_easy_test_5shot")]
+    with pytest.raises(UserError, match=f"{re.escape(column)}' is empty or not a number"):
+        TwoStep("recommended", 0).fit(broken, tasks, calibrated=False)
+
+
+def test_slips_of_units_wrong_lengths_and_diverged_ends_are_told(published):
+    tasks = TaskRegistry.builtin().select("main")
+
+    def told(**changes):
+        run = published["370M-5xC"]
+        return oddities(replace(published, runs=(replace(run, **changes),)))
+
+    assert told() == [] and tasks
+    assert "in millions or billions" in told(n=0.371262464)[0]
+    half = published["370M-5xC"].keep(slice(0, len(published["370M-5xC"]) // 2))
+    assert "ends at 2.5xC: is it unfinished" in oddities(replace(published, runs=(half,)))[0]
+    key = "eval/c4_en-validation/CrossEntropyLoss"
+    values = published["370M-5xC"].metrics[key].copy()
+    values[-1] *= 1.5
+    assert f"ends badly: '{key}' is 5" in told(metrics={**published["370M-5xC"].metrics, key: values})[0]
+    assert oddities(published) == []

@@ -67,7 +67,7 @@ def test_the_flags_of_the_reference_give_the_papers_predictions(lmlab, config, f
         if row["variant"] == "main" and row["task"] in found:
             assert found[row["task"]]["accuracy"] == pytest.approx(float(row["acc_pred"]), abs=5e-4)
             assert found[row["task"]]["lo"] < found[row["task"]]["accuracy"] < found[row["task"]]["hi"]
-    assert "573 tokens a parameter (at most 200 in the ladder)" in shown.out
+    assert "573 tokens a parameter (20 to 200 in the ladder)" in shown.out
     assert "E is at its bound 0" in shown.out
 
 

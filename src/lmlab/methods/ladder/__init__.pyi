@@ -4,8 +4,9 @@ from .analysis.compare import Difference, compare
 from .analysis.design import NextRun, compute_optimal, next_runs
 from .analysis.variance import Noise, variance
 from .fitting.chain import Chain, fit_chain
+from .fitting.checks import check
 from .fitting.forecast import Forecaster, Prediction, TwoStep, bootstrap
-from .fitting.points import check, logs, target_values
+from .fitting.points import logs, target_values
 from .fitting.settings import PRESETS, EstimatorSettings, TwoStepSettings, preset
 from .fitting.steps import AccuracyLaw, LossLaw
 from .rungs.plan import LadderPlan, Rung, flops_per_token, size_of

@@ -34,11 +34,19 @@ def choose_tasks(names: str, path: Path | None) -> list[Task]:
     return registry.select("all" if path is not None and names in ("main", "main+") else names)
 
 
-def checked(table: RunTable, tasks: list[Task], drop: bool, unfinished: bool) -> RunTable:
-    """The table without what must not be fitted."""
-    from lmlab.methods.ladder.fitting.points import check
+def checked(
+    table: RunTable, tasks: list[Task], drop: bool, unfinished: bool, settings: EstimatorSettings | None = None
+) -> RunTable:
+    """The table without what must not be fitted; every column that the estimator reads is looked at."""
+    from lmlab.methods.ladder.fitting.checks import check
+    from lmlab.methods.ladder.fitting.forecast import available
+    from lmlab.methods.ladder.fitting.intervals import other_forms
 
-    return check(table, tasks, drop_bad_rows=drop, allow_unfinished=unfinished)
+    read = []
+    if settings is not None:
+        used = available(settings, table, tasks, tell=False)
+        read = [*used.members, *other_forms(table, used)]
+    return check(table, tasks, read, drop_bad_rows=drop, allow_unfinished=unfinished)
 
 
 def choose_estimator(
@@ -86,7 +94,7 @@ def fitted(
     from lmlab.methods.ladder.fitting.forecast import TwoStep
 
     chosen = choose_tasks(tasks, task_file)
-    return TwoStep(settings, seed=seed).fit(checked(table, chosen, drop, unfinished), chosen, calibrated)
+    return TwoStep(settings, seed=seed).fit(checked(table, chosen, drop, unfinished, settings), chosen, calibrated)
 
 
 def show(

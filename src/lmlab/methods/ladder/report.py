@@ -23,6 +23,7 @@ from lmlab.methods.ladder.analysis.present import (
     measured_accuracy,
     parameter_rows,
     prediction_rows,
+    runs_sentence,
 )
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
@@ -49,9 +50,9 @@ def write_report(
         _next_section(forecaster, n, d, flops),
         _how_section(forecaster),
     ]
-    runs = len(forecaster.table.ladder)
+    runs = {name for chain in forecaster.ensemble.chains for name in chain.points.names}
     subtitle = (
-        f"Estimator {forecaster.ensemble.settings.name}, {runs} runs, a target of {_count(n)} parameters and"
+        f"Estimator {forecaster.ensemble.settings.name}, {len(runs)} runs, a target of {_count(n)} parameters and"
         f" {_count(d)} tokens"
     )
     page = Page(
@@ -110,7 +111,30 @@ def _forecast_section(
         "Shares of the variance.",
     )
     blocks.append(Details("Where the uncertainty comes from", [sources]))
-    return Section("Forecast", blocks, distance_sentence(predictions[0]))
+    if len(forecaster.ensemble.chains) > 1:
+        blocks.append(Details("What each chain says", [_chains_table(forecaster, predictions)]))
+    return Section("Forecast", blocks, f"{distance_sentence(predictions[0])} {runs_sentence(forecaster)}")
+
+
+def _chains_table(forecaster: Forecaster, predictions: Sequence[Prediction]) -> Table:
+    """Every chain's own quantity and accuracy; the forecast is the mean of their logits."""
+    rows = []
+    for task, each in zip(forecaster.tasks, predictions, strict=True):
+        for name, chain in each.diagnostics["chains"].items():
+            loss, lo, hi = (chain["loss"][key] for key in ("value", "lo", "hi"))
+            rows.append(
+                [
+                    task.title,
+                    name,
+                    None if loss is None else f"{loss:.4g} [{lo:.4g}, {hi:.4g}] {chain['unit']}",
+                    f"{chain['accuracy']:.1%}",
+                ]
+            )
+    return Table(
+        ["task", "by way of", "quantity between the steps", "accuracy"],
+        rows,
+        "The forecast is the mean of these accuracies' logits.",
+    )
 
 
 def _interval_figure(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> Any:
@@ -185,11 +209,11 @@ def _first_step_figure(
     level: float,
 ) -> Any:
     series = []
-    runs = forecaster.table.paper.ladder.runs
-    y_R = chain.points.y_TR[place] if chain.settings.chained else chain.points.accuracy_TR[place]
-    known = {name: float(value) for name, value in zip(chain.points.names, y_R, strict=True)}
+    y_R = chain.points.target(chain.settings.chained)[place]
+    known = {group[0]: float(value) for group, value in zip(chain.points.members, y_R, strict=True)}
+    runs = [run for run in forecaster.table.ladder if run.name in known]
     for size in sorted({run.n for run in runs}):
-        mine = [run for run in runs if run.n == size and run.name in known]
+        mine = sorted((run for run in runs if run.n == size), key=lambda run: run.final_tokens)
         series.append(
             Series(mine[0].size or _count(size), [run.final_tokens for run in mine], [known[run.name] for run in mine])
         )

@@ -13,7 +13,7 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.chain import Chain
-from lmlab.methods.ladder.fitting.fit import first_step_values
+from lmlab.methods.ladder.fitting.fit import SHRUNK, first_step_values
 from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
 from lmlab.methods.ladder.fitting.points import Points
 from lmlab.methods.ladder.fitting.settings import TwoStepSettings
@@ -24,6 +24,7 @@ _DISAGREEMENT = 0.01
 _FLAT = 0.02
 _FAR_EXPONENT = 3.0  # times the median over the tasks, or less than a third of it
 _ILL_CONDITIONED = 1e8
+_NOT_DETERMINED = 1e300  # a condition number that JSON can hold
 
 
 def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
@@ -82,10 +83,12 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
         x_3Q: ln N, ln D, ln C where starts that came to other parameters are compared.
     """
     settings, points = chain.settings, chain.points
-    y_TR = points.y_TR if settings.chained else points.accuracy_TR
+    y_TR = points.target(settings.chained)
     fitted = chain.loss(points.x_3R)[0]
     medians = (
-        np.median(np.log(np.maximum(chain.first.parameters_BP[:, 2:4], 1e-6)), axis=0) if settings.law == "nd" else None
+        np.median(np.log(np.maximum(chain.first.parameters_BP[:, 2:4], 1e-6)), axis=0)
+        if settings.law in SHRUNK
+        else None
     )
     found = []
     for place, task in enumerate(chain.tasks):
@@ -135,9 +138,9 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
         count = levels(points.x_3R[row])
         if count < _FEW_LEVELS:
             flags.append(f"only {count} {name}: not identifiable with certainty")
-    if settings.law != "nd":
+    if settings.law not in SHRUNK:
         return flags
-    if p[4] <= 1e-9:
+    if settings.law == "nd" and p[4] <= 1e-9:
         flags.append("E is at its bound 0: the loss has no floor")
     for number, name in ((2, "alpha"), (3, "beta")):
         if p[number] <= 1e-3 or p[number] >= 2.99:
@@ -189,22 +192,24 @@ def _condition(chain: Chain, place: int) -> float:
     scale = np.sqrt((jacobian**2).sum(0))
     used = jacobian[:, scale > 1e-12] / scale[scale > 1e-12]
     if not used.size:
-        return float("inf")
+        return _NOT_DETERMINED
     singular = np.linalg.svd(used, compute_uv=False)
-    return float((singular[0] / max(singular[-1], 1e-300)) ** 2)
+    return float((singular[0] / max(singular[-1], 1e-150 * singular[0], 1e-300)) ** 2)
 
 
 def distance(points: Points, x_3: Floats) -> dict[str, Any]:
     """How far a target is from the ladder.
 
     Returns:
-        times_compute, times_n, times_d: over the largest of the ladder; tokens_per_parameter, and the most of the
-            ladder; kind: `extrapolation`,
-        `interpolation` or `back-extrapolation`.
+        times_compute, times_n, times_d: over the largest of the ladder; tokens_per_parameter, and the least and most of
+            the ladder; kind: `extrapolation`, `interpolation` or `back-extrapolation`.
     """
     largest, smallest = points.x_3R.max(1), points.x_3R.min(1)
     ratio = points.x_3R[1] - points.x_3R[0]
-    if (x_3[:2] <= largest[:2] + 0.02).all() and (x_3[:2] >= smallest[:2] - 0.02).all():
+    wanted = x_3[1] - x_3[0]
+    if wanted < ratio.min() - 0.02:
+        kind = "outside the ladder's tokens a parameter"
+    elif (x_3[:2] <= largest[:2] + 0.02).all() and (x_3[:2] >= smallest[:2] - 0.02).all():
         kind = "interpolation"
     elif (x_3[:2] < smallest[:2] - 0.02).any() and (x_3[:2] <= largest[:2] + 0.02).all():
         kind = "back-extrapolation"
@@ -216,6 +221,7 @@ def distance(points: Points, x_3: Floats) -> dict[str, Any]:
         "times_n": float(np.exp(x_3[0] - largest[0])),
         "times_d": float(np.exp(x_3[1] - largest[1])),
         "tokens_per_parameter": float(np.exp(x_3[1] - x_3[0])),
+        "least_tokens_per_parameter": float(np.exp(ratio.min())),
         "most_tokens_per_parameter": float(np.exp(ratio.max())),
     }
 
@@ -248,6 +254,8 @@ def name_of(settings: TwoStepSettings) -> str:
             return f"{quantity}, FLOPs"
         case "single":
             return "single step"
+        case "direct":
+            return "direct law of accuracy"
         case _:
             return "power law of accuracy"
 

@@ -17,7 +17,19 @@ from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import only_target, score_target
 from lmlab.methods.ladder.tables.tasks import Task
 
-PREDICTION_COLUMNS = ["task", "loss", "accuracy, %", "from", "to", "measured, %", "error, points", "notes"]
+PREDICTION_COLUMNS = [
+    "task",
+    "loss",
+    "loss from",
+    "loss to",
+    "unit",
+    "accuracy, %",
+    "from",
+    "to",
+    "measured, %",
+    "error, points",
+    "notes",
+]
 PARAMETER_COLUMNS = ["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %"]
 _LITTLE_SIGNAL = 3.0  # times the noise
 
@@ -34,7 +46,8 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
         rows.append(
             [
                 task.title,
-                each.loss,
+                *(_four_digits(value) for value in (each.loss, each.loss_lo, each.loss_hi)),
+                each.loss_unit or None,
                 *(round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)),
                 _percent(actual),
                 _rounded(error),
@@ -42,7 +55,7 @@ def prediction_rows(forecaster: Forecaster, predictions: Sequence[Prediction], m
             ]
         )
     if errors:
-        rows.append(["mean", None, None, None, None, None, round(float(np.mean(errors)), 2), ""])
+        rows.append(["mean", *(None,) * 8, round(float(np.mean(errors)), 2), ""])
     return rows
 
 
@@ -84,19 +97,44 @@ def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> fl
 
 
 def distance_sentence(prediction: Prediction) -> str:
-    """How far the target is, in words."""
-    away = prediction.diagnostics["distance"]
-    level = f"{prediction.level:.0%}"
-    width = f"Intervals are to hold {level} of outcomes" + (
-        ", and are calibrated on backtests."
-        if prediction.calibrated
-        else "; the ladder is too small to calibrate them."
+    """How far the target is, in words, and what its interval rests on."""
+    away, reach = prediction.diagnostics["distance"], prediction.diagnostics["reach"]
+    width = f"Intervals are to hold {prediction.level:.0%} of outcomes"
+    if reach is None:
+        width += "; the ladder is too small to calibrate them."
+    elif prediction.diagnostics["wider"] > 1:
+        width += (
+            f". Backtests, which calibrate them, reach to {reach:.3g} x the compute of what they are fitted to; beyond"
+            f" that they are {prediction.diagnostics['wider']:.2f} times as wide."
+        )
+    else:
+        width += f", and are calibrated on backtests, which reach to {reach:.3g} x the compute."
+    ratio = (
+        f"{away['tokens_per_parameter']:.3g} tokens a parameter ({away['least_tokens_per_parameter']:.3g} to"
+        f" {away['most_tokens_per_parameter']:.3g} in the ladder)"
     )
     return (
         f"{away['kind'].capitalize()}: {away['times_compute']:.3g} x the compute, {away['times_n']:.3g} x the size and"
-        f" {away['times_d']:.3g} x the tokens of the largest run, {away['tokens_per_parameter']:.3g} tokens a parameter"
-        f" (at most {away['most_tokens_per_parameter']:.3g} in the ladder). {width}"
+        f" {away['times_d']:.3g} x the tokens of the largest run, {ratio}. {width}"
     )
+
+
+def runs_sentence(forecaster: Forecaster) -> str:
+    """Which runs are fitted, which are taken together, and which are not."""
+    chains = forecaster.ensemble.chains
+    fitted = {name for chain in chains for name in chain.points.names}
+    left = [run.name for run in forecaster.table.ladder if run.name not in fitted]
+    repeated = [" and ".join(group) for group in chains[0].points.members if len(group) > 1]
+    text = f"{len(fitted)} of {len(fitted) + len(left)} runs are fitted"
+    if repeated:
+        text += f"; of repeated ones the mean ({', '.join(repeated)})"
+    if left:
+        text += f"; not {', '.join(left)}: " + (
+            "shorter than 1xC, which backtests give no weight"
+            if chains[0].settings.runs == "all"
+            else "shorter than 1xC or repeats, which this estimator leaves out"
+        )
+    return text + "."
 
 
 def variance_table(
@@ -216,6 +254,10 @@ def _advice(signal: float, noise: float, parts: dict[str, float], flags: Sequenc
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else round(100 * value, 1)
+
+
+def _four_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _share(value: float | None) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmlab.methods.ladder.fitting import accuracy as acc
-from lmlab.methods.ladder.fitting.fit import StepFit, first_step_values, fit_first_step, fit_second_step
+from lmlab.methods.ladder.fitting.fit import SHRUNK, StepFit, first_step_values, fit_first_step, fit_second_step
 from lmlab.methods.ladder.fitting.points import Points, collect_points, thin
 from lmlab.methods.ladder.fitting.settings import TwoStepSettings
 from lmlab.methods.ladder.tables.table import Floats, RunTable
@@ -63,7 +63,11 @@ class Chain:
             flat = flat.reshape(-1, loss_STK.shape[-1])
             value = acc.value_and_gradient(self.settings.accuracy_law, self.second.parameters_BP, flat)[0]
             value = value.reshape(-1, len(self.tasks), loss_STK.shape[-1])
-        return np.clip(value, *_ACCURACY_RANGE)
+        value = np.clip(value, *_ACCURACY_RANGE)
+        if not self.settings.pool:
+            return value
+        odds = value / (1 - value) * np.exp(self.points.offset_T)[None, :, None]
+        return np.clip(odds / (1 + odds), *_ACCURACY_RANGE)
 
     def accuracy(self, x_3K: Floats) -> Floats:
         """The chained prediction, [S, T, K]."""
@@ -79,14 +83,14 @@ def fit_chain(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings)
 def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Chain:
     """Fit one chain to points."""
     chance_T = np.array([task.chance for task in tasks])
-    y_TR = points.y_TR if settings.chained else points.accuracy_TR
-    first = fit_first_step(settings.law, points.x_3R, y_TR, None, settings.delta, settings.starts, chance_T)
-    if settings.shrink and settings.law == "nd":
+    y_TR, weights_BR = points.target(settings.chained), _run_weights(points)[None]
+    first = fit_first_step(settings.law, points.x_3R, y_TR, weights_BR, settings.delta, settings.starts, chance_T)
+    if settings.shrink and settings.law in SHRUNK:
         first = fit_first_step(
             settings.law,
             points.x_3R,
             y_TR,
-            None,
+            weights_BR,
             settings.delta,
             "grid",
             chance_T,
@@ -107,11 +111,13 @@ def refit(chain: Chain, resample: Resample) -> Chain:
     settings, tasks, points = chain.settings, chain.tasks, chain.points
     count = len(resample.weights_SG)
     chance_B = np.tile([task.chance for task in tasks], count)
-    y_TR = points.y_TR if settings.chained else points.accuracy_TR
+    y_TR = points.target(settings.chained)
     y_BR = (y_TR[None] * resample.factor_STR).reshape(-1, y_TR.shape[1])
-    weights_BR = np.repeat(resample.weights_SG[:, : y_TR.shape[1]], len(tasks), axis=0)
+    if not settings.chained:
+        y_BR = np.minimum(y_BR, 1.0)  # no accuracy is above 1, whatever the noise
+    weights_BR = np.repeat(resample.weights_SG[:, : y_TR.shape[1]], len(tasks), axis=0) * _run_weights(points)
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
-    center = _center(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law == "nd" else None
+    center = _center(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law in SHRUNK else None
     first = fit_first_step(
         settings.law,
         points.x_3R,
@@ -149,7 +155,16 @@ def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepS
         weights /= np.bincount(points.run_K)[points.run_K]
     elif settings.weighting == "binomial":
         weights /= points.accuracy_TK * (1 - points.accuracy_TK)
+    if (points.share_R != 1).any():
+        share_G = np.ones(points.num_groups)
+        share_G[: len(points.share_R)] = points.share_R
+        weights *= share_G[points.run_K]
     return np.asarray(weights / weights.mean(1, keepdims=True))
+
+
+def _run_weights(points: Points) -> Floats:
+    """Of the first step's points: a mean of k runs weighs k times; [R]."""
+    return points.share_R * points.repeats_R
 
 
 def _center(parameters_BP: Floats, num_tasks: int) -> Floats:

@@ -17,6 +17,7 @@ from lmlab.methods.ladder.fitting.laws import FORMS, LossForm, log_residuals, sh
 from lmlab.methods.ladder.fitting.solve import huber, solve
 
 Floats = NDArray[np.float64]
+SHRUNK = ("nd", "direct")  # laws whose exponents can be drawn to those of the other tasks
 _AGREEMENT = 0.01  # starts that end within this share of the best cost should predict alike
 
 
@@ -69,7 +70,7 @@ def fit_first_step(
     owner = np.repeat(np.arange(count), tries)
     weights = np.broadcast_to(np.ones(1) if weights_BR is None else weights_BR, y_BR.shape)[owner]
     lower, upper = _free_bounds(form)
-    pull = shrink > 0 and form == "nd" and center_B2 is not None
+    pull = shrink > 0 and form in SHRUNK and center_B2 is not None
     if pull:
         weights = np.concatenate([weights, np.ones((len(weights), 2))], axis=1)
 
@@ -110,7 +111,8 @@ def _free_bounds(form: LossForm) -> tuple[Floats, Floats]:
     lower, upper = np.array(FORMS[form].lower), np.minimum(np.array(FORMS[form].upper), 1e3)
     for coefficient, exponent, _ in FORMS[form].units:
         lower[coefficient], upper[coefficient] = -25.0, 10.0
-        lower[exponent], upper[exponent] = (1e-3 if form in ("nd", "flops") else max(lower[exponent], 0.0)), 3.0
+        least = 1e-3 if form in ("nd", "flops", "direct") else max(lower[exponent], 0.0)
+        lower[exponent], upper[exponent] = least, 3.0
     return np.maximum(lower, -1e3), upper
 
 
@@ -137,6 +139,10 @@ def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
                     for e in shares
                 ]
             )
+        case "direct":
+            share = np.clip((y_R.mean() - chance) / (1 - chance), 0.05, 0.95)
+            level = np.log(-np.log(share) / 2)
+            return np.array([(level, level, a, b, chance) for a in exponents for b in exponents])
         case "single":
             return np.array(
                 [

@@ -11,7 +11,16 @@ import numpy as np
 
 import lmlab
 from lmlab.errors import UserError
-from lmlab.methods.ladder.analysis.diagnose import StepReport, check_identifiable, distance, name_of, report_step, union
+from lmlab.methods.ladder.analysis.diagnose import (
+    StepReport,
+    check_identifiable,
+    distance,
+    name_of,
+    report_step,
+    union,
+    units,
+)
+from lmlab.methods.ladder.fitting.checks import check_values
 from lmlab.methods.ladder.fitting.intervals import (
     Calibration,
     Ensemble,
@@ -20,15 +29,14 @@ from lmlab.methods.ladder.fitting.intervals import (
     fit_ensemble,
     inverse_logit,
     logit,
+    other_forms,
 )
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.tables.table import C4, RunTable, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
-from lmlab.stats import normal_quantile, percentiles
-
-_ONE_DEVIATION = 0.6826  # the share within one standard deviation, as rounded when the published forecasts were made
+from lmlab.stats import normal_quantile
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,14 @@ class Prediction:
     """A forecast for one task.
 
     Attributes:
-        loss: the quantity between the steps of the first chain, with `loss_lo` and `loss_hi`; None where the law leads
-            straight to the accuracy.
+        loss: the quantity between the steps of the first chain that has one, with `loss_lo` and `loss_hi`, in
+            `loss_unit`; None where the law leads straight to the accuracy.
         accuracy: 0 to 1, with the interval from `lo` to `hi`.
         level: what share of such intervals is to hold the outcome.
         parts: the share of each source of uncertainty in the variance.
         calibrated: whether the width was calibrated on backtests.
-        diagnostics: distance from the ladder, flags, and the parameters of every chain.
+        diagnostics: distance from the ladder, flags, how many times wider than by backtests the interval is, and for
+            every chain its parameters, its quantity with an interval, and its own accuracy.
     """
 
     task: str
@@ -51,6 +60,7 @@ class Prediction:
     loss: float | None
     loss_lo: float | None
     loss_hi: float | None
+    loss_unit: str
     accuracy: float
     lo: float
     hi: float
@@ -100,6 +110,7 @@ class TwoStep:
         if not chosen:
             raise UserError("There is no task to fit.")
         settings = available(self.settings, table, chosen)
+        check_values(table.ladder, chosen, [*settings.members, *other_forms(table, settings)])
         ensemble = fit_ensemble(table, chosen, settings, self.replicates, self.seed)
         for chain in ensemble.chains:
             check_identifiable(chain.points, chain.settings)
@@ -112,7 +123,9 @@ class TwoStep:
         return Forecaster(ensemble, calibration, table, self.seed)
 
 
-def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task]) -> EstimatorSettings:
+def available(
+    settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task], tell: bool = True
+) -> EstimatorSettings:
     """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place,
     other chains are left out.
 
@@ -138,7 +151,7 @@ def available(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task
             continue
         members.append(member)
         weights.append(weight)
-    if len(members) < len(settings.members):
+    if tell and len(members) < len(settings.members):
         left = ", ".join(name_of(member) for member in members)
         console.print(
             f"Some columns of the estimator '{settings.name}' are missing; it goes on with: {left}.", style="yellow"
@@ -197,57 +210,68 @@ class Forecaster:
         spread = self.ensemble.spread(x_3Q)
         below, above = (side[:, 0] for side in spread.total)
         normal = normal_quantile(level)
-        calibrated = self.calibration.factor(level) if self.calibration else normal
+        away = distance(self.ensemble.chains[0].points, x_3)
+        beyond = self.calibration.beyond(math.log(away["times_compute"])) if self.calibration else 1.0
+        calibrated = beyond * self.calibration.factor(level) if self.calibration else normal
         factor = np.where(
             at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated
         )  # backtests at chance are too easy
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
         variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
-        losses = self._losses(x_3Q, level)
+        members = self.ensemble.settings.members
+        losses = [self._loss(number, x_3Q, level, beyond) for number in range(len(members))]
+        first = next((number for number, each in enumerate(members) if each.chained), None)
+        own = [chain.accuracy(x_3Q)[0, :, 0] for chain in self.ensemble.chains]
         reports = self.step_reports(x_3Q)
-        flags = union(reports, self.ensemble.settings.members)
-        away = distance(self.ensemble.chains[0].points, x_3)
+        flags = union(reports, members)
         found = []
         for place, task in enumerate(self.tasks):
             parts = {
                 name: float((low[place, 0] ** 2 + high[place, 0] ** 2) / variance[place, 0])
                 for name, (low, high) in spread.parts.items()
             }
-            steps = {
-                name_of(each): asdict(report[place])
-                for each, report in zip(self.ensemble.settings.members, reports, strict=True)
+            chains = {
+                name_of(each): {
+                    **asdict(report[place]),
+                    "accuracy": float(own[number][place]),
+                    "loss": dict(zip(("value", "lo", "hi"), losses[number][place], strict=True)),
+                    "unit": units(each.x) if each.chained else "",
+                }
+                for number, (each, report) in enumerate(zip(members, reports, strict=True))
             }
             found.append(
                 Prediction(
                     task.name,
                     n,
                     d,
-                    *losses[place],
+                    *((None, None, None) if first is None else losses[first][place]),
+                    "" if first is None else units(members[first].x),
                     float(point[place]),
                     float(lo[place]),
                     float(hi[place]),
                     level,
                     parts,
                     self.calibration is not None,
-                    {"distance": away, "flags": list(flags[place]), "chains": steps},
+                    {
+                        "distance": away,
+                        "flags": list(flags[place]),
+                        "reach": math.exp(self.calibration.reach) if self.calibration else None,
+                        "wider": beyond,
+                        "chains": chains,
+                    },
                 )
             )
         return found
 
-    def _losses(
-        self, x_3Q: np.ndarray[Any, Any], level: float
+    def _loss(
+        self, member: int, x_3Q: np.ndarray[Any, Any], level: float, beyond: float
     ) -> list[tuple[float | None, float | None, float | None]]:
-        """The first chain's loss with an interval of the fit and of the run that is predicted."""
-        chain = self.ensemble.chains[0]
-        if not chain.settings.chained:
+        """One chain's quantity for each task, with the limits of its interval."""
+        if not self.ensemble.settings.members[member].chained:
             return [(None, None, None)] * len(self.tasks)
-        point = np.log(chain.loss(x_3Q)[0, :, 0])
-        sd = np.square(self.ensemble.noise_MT[0])
-        if self.ensemble.replicates:
-            values = np.log(self.ensemble.replicates[0].loss(x_3Q)[:, :, 0])
-            low, high = percentiles(values, _ONE_DEVIATION)
-            sd = sd + np.square((high - low) / 2)
-        reach = normal_quantile(level) * np.sqrt(sd)
+        point, sd = (each[:, 0] for each in self.ensemble.log_loss(member, x_3Q))
+        calibration = self.calibration.losses.get(member) if self.calibration else None
+        reach = sd * (beyond * calibration.factor(level) if calibration else normal_quantile(level))
         return [tuple(map(float, row)) for row in np.exp(np.stack([point, point - reach, point + reach], axis=1))]  # type: ignore[misc]
 
     def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:
@@ -272,7 +296,7 @@ class Forecaster:
         return {
             "lmlab": lmlab.__version__,
             "data": self.table.ladder.digest,
-            "runs": [run.name for run in self.table.ladder],
+            "runs": sorted({name for chain in self.ensemble.chains for name in chain.points.names}),
             "seed": self.seed,
             "estimator": self.ensemble.settings.model_dump(mode="json"),
             "calibrated": self.calibration is not None,

@@ -17,17 +17,21 @@ Legend: S replicates, T tasks, R runs, G groups, Q places that are predicted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.methods.ladder.analysis.backtest import Split, mean_logit, splits
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
+from lmlab.methods.ladder.fitting.fit import fit_first_step
+from lmlab.methods.ladder.fitting.laws import LossForm
 from lmlab.methods.ladder.fitting.points import logs, target_values
 from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
-from lmlab.methods.ladder.tables.table import Floats, RunTable
+from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import normal_quantile, percentiles
 
@@ -58,6 +62,7 @@ class Ensemble:
     Attributes:
         noise_MT: standard deviation of a run's logarithm of the first step's quantity, for each chain.
         curve_T: standard deviation of runs around the accuracy curve, in logits.
+        other_laws: for each chain other laws of its first step, fitted to the same quantity.
     """
 
     settings: EstimatorSettings
@@ -67,6 +72,23 @@ class Ensemble:
     forms: tuple[Chain, ...]
     noise_MT: Floats
     curve_T: Floats
+    other_laws: tuple[tuple[Chain, ...], ...]
+
+    def log_loss(self, member: int, x_3Q: Floats) -> tuple[Floats, Floats]:
+        """What one chain says of its quantity, as a logarithm, and its standard deviation; [T, Q] both.
+
+        The parts are those of accuracies without the curve: the fit, the run that is predicted, and other forms of the
+        law.
+        """
+        chain = self.chains[member]
+        point = np.log(chain.loss(x_3Q)[0])
+        variance = np.broadcast_to(np.square(self.noise_MT[member])[:, None], point.shape).copy()
+        if self.replicates:
+            low, high = percentiles(np.log(self.replicates[member].loss(x_3Q)), _ONE_DEVIATION)
+            variance += np.square((high - low) / 2)
+        away = [np.square(np.log(other.loss(x_3Q)[0]) - point) for other in self.other_laws[member]]
+        variance += np.mean(away, axis=0) if away else 0.0
+        return point + chain.points.loss_offset_T[:, None], np.sqrt(variance)
 
     def accuracy(self, x_3Q: Floats, chains: Sequence[Chain] | None = None) -> Floats:
         """Predicted accuracy, [S, T, Q]."""
@@ -90,7 +112,7 @@ class Ensemble:
     def _shifted(self, x_3Q: Floats, sign: float) -> Floats:
         values = []
         for chain, noise in zip(self.chains, self.noise_MT, strict=True):
-            values.append(chain.accuracy_of(chain.loss(x_3Q) * np.exp(sign * noise)[None, :, None])[0])
+            values.append(chain.accuracy_of(chain.loss(x_3Q) * np.exp(_sign(chain) * sign * noise)[None, :, None])[0])
         return logit(mean_logit(values, self.settings.weights))
 
 
@@ -115,21 +137,44 @@ def fit_ensemble(
         if replicates
         else ()
     )
-    wanted = other_forms(table) if forms is None else forms
+    wanted = other_forms(table, settings) if forms is None else forms
     others = tuple(fit_chain(table, tasks, form) for form in wanted if form not in settings.members)
-    return Ensemble(settings, tuple(tasks), chains, copies, others, noise_MT, _curve_noise(chains[0], settings, chains))
+    laws = tuple(_other_laws(chain) for chain in chains)
+    curve = _curve_noise(chains[0], settings, chains)
+    return Ensemble(settings, tuple(tasks), chains, copies, others, noise_MT, curve, laws)
 
 
-def other_forms(table: RunTable) -> list[TwoStepSettings]:
-    """The forms whose disagreement is part of the uncertainty: task loss by N and D, by FLOPs, C4 loss, and a single
-    step.
+def other_forms(table: RunTable, settings: EstimatorSettings) -> list[TwoStepSettings]:
+    """The forms whose disagreement is part of the uncertainty: task loss by N and D, by FLOPs, and the C4 loss, fitted
+    to the runs and questions of the estimator.
     """
-    from lmlab.methods.ladder.tables.table import C4
-
-    forms = [TwoStepSettings(delta=1e-2), TwoStepSettings(delta=1e-2, law="flops")]
+    first = settings.members[0]
+    same: dict[str, Any] = {"runs": first.runs, "short_weight": first.short_weight, "pool": first.pool}
+    forms = [TwoStepSettings(delta=1e-2, **same), TwoStepSettings(delta=1e-2, law="flops", **same)]
     if all(C4 in run.metrics for run in table.ladder):
-        forms.append(TwoStepSettings(delta=1e-2, x="c4"))
+        forms.append(TwoStepSettings(delta=1e-2, x="c4", **same))
     return forms
+
+
+def _other_laws(chain: Chain) -> tuple[Chain, ...]:
+    """The chain's quantity by compute alone, and by N and D with another loss function; without a second step."""
+    points, settings = chain.points, chain.settings
+    if not settings.chained:
+        return ()
+    chance_T = np.array([task.chance for task in chain.tasks])
+    weights = (points.share_R * points.repeats_R)[None]
+    # The other law of N and D is near: its search starts where this one ended. The law of compute needs the grid.
+    forms: list[tuple[LossForm, Any]] = [("flops", "grid")]
+    if settings.law == "nd":
+        forms.append(("nd", chain.first.parameters_BP[:, None]))
+    return tuple(
+        replace(
+            chain,
+            settings=settings.model_copy(update={"law": law}),
+            first=fit_first_step(law, points.x_3R, points.y_TR, weights, 1e-2, starts, chance_T),
+        )
+        for law, starts in forms
+    )
 
 
 def _replicate(chain: Chain, noise_T: Floats, count: int, seed: int) -> Chain:
@@ -139,7 +184,13 @@ def _replicate(chain: Chain, noise_T: Floats, count: int, seed: int) -> Chain:
     normal_STR = rng.standard_normal((count, len(chain.tasks), runs))
     weights = rng.exponential(size=(count, chain.points.num_groups))
     weights[:, :runs] *= runs / weights[:, :runs].sum(1, keepdims=True)
-    return refit(chain, Resample(weights, np.exp(noise_T[None, :, None] * normal_STR)))
+    # A run that is unlucky has a higher loss and, by a law that leads straight to it, a lower accuracy.
+    noise_TR = _sign(chain) * noise_T[:, None] / np.sqrt(chain.points.repeats_R)
+    return refit(chain, Resample(weights, np.exp(noise_TR[None] * normal_STR)))
+
+
+def _sign(chain: Chain) -> float:
+    return 1.0 if chain.settings.chained else -1.0
 
 
 def _run_noise(chain: Chain, table: RunTable) -> Floats:
@@ -147,10 +198,11 @@ def _run_noise(chain: Chain, table: RunTable) -> Floats:
 
     Residuals of the first step and differences between repeated runs are pooled by their degrees of freedom.
     """
-    y_TR = chain.points.y_TR if chain.settings.chained else chain.points.accuracy_TR
-    residuals = np.log(y_TR) - np.log(np.maximum(chain.loss(chain.points.x_3R)[0], 1e-6))
-    freedom = max(1, y_TR.shape[1] - chain.first.parameters_BP.shape[1])
-    total = (residuals**2).sum(1)
+    points = chain.points
+    y_TR = points.target(chain.settings.chained)
+    residuals = np.log(y_TR) - np.log(np.maximum(chain.loss(points.x_3R)[0], 1e-6))
+    freedom = max(1.0, float(points.share_R.sum()) - chain.first.parameters_BP.shape[1])
+    total = (points.share_R * points.repeats_R * residuals**2).sum(1)
     pairs = repeated_runs(table)
     for one, two in pairs:
         for place, task in enumerate(chain.tasks):
@@ -218,11 +270,24 @@ def inverse_logit(value: Floats) -> Floats:
 class Calibration:
     """Normalized errors of the backtests: |logit error| over the standard deviation on that side, with the split of
     each.
+
+    Attributes:
+        split_of: the split of each score; `names` says which run and task it is.
+        reach: how much more compute than the largest fitted run the farthest predicted one has, as a logarithm.
+        losses: for each chain with a quantity between the steps, the same for the logarithm of that quantity.
     """
 
     scores: Floats
     split_of: tuple[str, ...]
     names: tuple[str, ...]
+    reach: float
+    losses: dict[int, Calibration] = field(default_factory=dict)
+
+    def beyond(self, log_distance: float) -> float:
+        """How much wider than the backtests say an interval is at this logarithm of the ratio of compute: errors that
+        add up like those of a random walk grow with the root of the distance.
+        """
+        return float(np.sqrt(max(1.0, log_distance / self.reach))) if self.reach > 0 else 1.0
 
     def factor(self, level: float, without: str | None = None) -> float:
         """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal
@@ -268,7 +333,8 @@ def calibrate(
     chosen: Sequence[Split] | None = None,
 ) -> Calibration:
     """Predict all splits of the ladder, and compare errors with their spread."""
-    scores, owners, names = [], [], []
+    scores, owners, names, reach = [], [], [], 0.0
+    loss_scores: dict[int, list[Floats]] = {}
     for split in splits(table) if chosen is None else chosen:
         targets = [table[name] for name in split.predicted]
         x_3Q = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in targets], axis=1)
@@ -280,4 +346,12 @@ def calibrate(
         scores.append((np.abs(error) / np.where(error < 0, below, above)).ravel())
         owners += [split.name] * error.size
         names += [f"{run.name} {task.name}" for task in tasks for run in targets]
-    return Calibration(np.concatenate(scores), tuple(owners), tuple(names))
+        reach = max(reach, float(x_3Q[2].max() - max(math.log(run.flops) for run in part)))
+        for number, member in enumerate(settings.members):
+            if member.chained:
+                point, sd = ensemble.log_loss(number, x_3Q)
+                outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
+                loss_scores.setdefault(number, []).append((np.abs(outcome - point) / sd).ravel())
+    where = (tuple(owners), tuple(names), reach)
+    losses = {number: Calibration(np.concatenate(found), *where) for number, found in loss_scores.items()}
+    return Calibration(np.concatenate(scores), *where, losses)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 Floats = NDArray[np.float64]
-LossForm = Literal["nd", "flops", "single", "power"]
+LossForm = Literal["nd", "flops", "single", "power", "direct"]
 
 FLOOR = 1e-6  # least value of a law whose logarithm is taken
 _MAX_EXPONENT = 60.0
@@ -72,6 +72,16 @@ FORMS: dict[str, Form] = {
         ((0, 2, 0), (1, 3, 1)),
         "Acc(N, D) = E - A / N^alpha - B / D^beta",
     ),
+    # Krajewski et al. 2025, arXiv 2512.08894: minus the logarithm of the accuracy above chance is a sum of powers.
+    # `chance` is that of the task, and is not fitted.
+    "direct": Form(
+        ("log_A", "log_B", "alpha", "beta", "chance"),
+        (3.0, 6.0, 0.1, 0.2, 0.25),
+        (-INF, -INF, 0.0, 0.0, 0.0),
+        (INF, INF, INF, INF, 1.0),
+        ((0, 2, 0), (1, 3, 1)),
+        "Acc(N, D) = chance + (1 - chance) exp(-A / N^alpha - B / D^beta)",
+    ),
 }
 
 
@@ -80,6 +90,8 @@ def start_of(form: LossForm, chance: float) -> Floats:
     start = np.array(FORMS[form].start)
     if form == "single":
         start[5] = chance - 1
+    if form == "direct":
+        start[4] = chance
     return start
 
 
@@ -113,6 +125,11 @@ def value_and_gradient(form: LossForm, p_BP: Floats, x_3K: Floats) -> tuple[Floa
     if form == "power":
         gradient[:, :, :4] *= -1
         return p[:, 4] - n_term - d_term, gradient
+    if form == "direct":
+        above = (1 - p[:, 4]) * np.exp(-(n_term + d_term))
+        gradient[:, :, :4] *= -above[:, :, None]
+        gradient[:, :, 4] = 0.0  # the solver leaves a parameter alone that changes nothing
+        return p[:, 4] + above, gradient
     inner = n_term + d_term + p[:, 4]
     if form == "nd":
         return inner, gradient

@@ -1,12 +1,12 @@
 """From runs to the points that the laws are fitted to (Bhagia et al. 2024, section 3).
 
-Legend: T tasks, R runs, K checkpoints of all runs.
+Legend: T tasks, R configurations (a run, or the repeats of one), K checkpoints of all runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.settings import TwoStepSettings
-from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
+from lmlab.methods.ladder.tables.table import (
+    Floats,
+    Run,
+    RunTable,
+)
 from lmlab.methods.ladder.tables.tasks import Task
-from lmlab.progress import console
 
+Variant = Literal["rc", "mc"]
 _PARTS = (
     7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
 )
@@ -29,26 +33,50 @@ class Points:
     """What both steps are fitted to.
 
     Attributes:
-        x_3R: ln N, ln D and ln C of each run at its end.
-        y_TR: the quantity between the steps, mean over the last checkpoints of each run.
-        accuracy_TR: accuracy in the same way.
+        x_3R: ln N, ln D and ln C of each configuration at its end.
+        y_TR: the quantity between the steps, mean over the last checkpoints of each run, and over its repeats.
+        accuracy_TR: accuracy of the task in the same way.
+        pooled_TR: accuracy over all splits that the law is fitted to.
+        offset_T: mean difference of the two in logits, which leads from all splits to the one that is predicted.
+        loss_offset_T: the same for the quantity between the steps, as a difference of logarithms.
         loss_TK, accuracy_TK: smoothed checkpoints for the second step, of all runs one after the other.
-        run_K: to which run each belongs; external models have numbers of their own from R on.
-        names: of the runs.
+        run_K: to which configuration each belongs; external models have numbers of their own from R on.
+        members: names of the runs of each configuration.
+        share_R: how much each run of a configuration weighs.
     """
 
     x_3R: Floats
     y_TR: Floats
     accuracy_TR: Floats
+    pooled_TR: Floats
+    offset_T: Floats
+    loss_offset_T: Floats
     loss_TK: Floats
     accuracy_TK: Floats
     run_K: NDArray[np.int64]
-    names: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
+    share_R: Floats
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all runs that are fitted."""
+        return tuple(name for group in self.members for name in group)
+
+    @property
+    def repeats_R(self) -> Floats:
+        """How many runs are behind each point."""
+        return np.array([len(group) for group in self.members], dtype=float)
 
     @property
     def num_groups(self) -> int:
-        """Runs and external models."""
-        return max(int(self.run_K.max()) + 1, len(self.names))
+        """Configurations and external models."""
+        return max(int(self.run_K.max()) + 1, len(self.members))
+
+    def target(self, chained: bool) -> Floats:
+        """What the first step is fitted to, [T, R]: the quantity between the steps, or the accuracy where there is
+        none.
+        """
+        return self.y_TR if chained else self.pooled_TR
 
 
 def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
@@ -91,56 +119,86 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
     runs = table.ladder.runs
     if not runs:
         raise UserError("There is no run to fit.", "A table needs runs of the mode 'train'.")
-    variant = _variant(settings)
-    curve_runs = runs if table.second is None else table.second.ladder.runs
-    others = _external(table, tasks, settings)
-    kept = [math.ceil(settings.skip * len(run)) for run in curve_runs]
-    widths = [min(settings.moving_average, max(1, len(run) // _PARTS)) for run in curve_runs]
-    y, accuracy, losses, accuracies = [], [], [], []
+    short = {run.name for run in table.short_runs} if settings.runs == "all" else set()
+    if settings.short_weight == 0:
+        runs = tuple(run for run in runs if run.name not in short)
+    groups = _repeats(runs) if settings.runs == "all" else [[run] for run in runs]
+    curve_groups = groups if table.second is None else [[run] for run in table.second.ladder.runs]
+    variant, external = _variant(settings), _external(table, tasks, settings)
+    first_variant: Variant = variant if table.second is None else "rc"
+
+    def finals(task: Task, read: Callable[[Run, Task], Floats]) -> list[float]:
+        return [float(np.mean([run.final_value(read(run, task), settings.last) for run in group])) for group in groups]
+
+    y, own_y, accuracy, pooled_accuracy, curves = [], [], [], [], []
     for task in tasks:
-        y.append([run.final_value(run.intermediate(task, settings.x), settings.last) for run in runs])
-        accuracy.append(
-            [
-                run.final_value(run.accuracy(task, variant if table.second is None else "rc"), settings.last)
-                for run in runs
-            ]
-        )
-        pairs = [
-            (run.intermediate(task, settings.x)[k:], run.accuracy(task, variant)[k:])
-            for run, k in zip(curve_runs, kept, strict=True)
-        ]
-        extra = np.array(
-            [(float(run.intermediate(task, settings.x)[0]), float(run.accuracy(task)[0])) for run in others]
-        ).reshape(-1, 2)
-        losses.append(
-            np.concatenate(
-                [*(moving_average(loss, width) for (loss, _), width in zip(pairs, widths, strict=True)), extra[:, 0]]
-            )
-        )
-        accuracies.append(
-            np.concatenate(
-                [*(moving_average(value, width) for (_, value), width in zip(pairs, widths, strict=True)), extra[:, 1]]
-            )
-        )
-    first = 0 if table.second is None else len(runs)
+        whole = task.pooled(set.intersection(*(set(run.metrics) for run in table))) if settings.pool else task
+        y.append(finals(whole, lambda run, task: run.intermediate(task, settings.x)))
+        own_y.append(finals(task, lambda run, task: run.intermediate(task, settings.x)) if whole is not task else y[-1])
+        accuracy.append(finals(task, lambda run, task: run.accuracy(task, first_variant)))
+        pooled_accuracy.append(finals(whole, lambda run, task: run.accuracy(task, first_variant)))
+        curves.append(_checkpoints([run for group in curve_groups for run in group], external, whole, settings))
+    begin = 0 if table.second is None else len(groups)
     owners = [
-        first + place for place, (run, k) in enumerate(zip(curve_runs, kept, strict=True)) for _ in range(len(run) - k)
+        begin + place
+        for place, group in enumerate(curve_groups)
+        for run in group
+        for _ in range(len(run) - _skipped(run, settings))
     ]
-    owners += range(first + len(curve_runs), first + len(curve_runs) + len(others))
-    x_3R = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in runs], axis=1)
-    names = tuple(run.name for run in runs)
+    owners += range(begin + len(curve_groups), begin + len(curve_groups) + len(external))
+    x_3R = np.stack(
+        [np.mean([logs(run.n, run.final_tokens, run.flops_per_token) for run in group], axis=0) for group in groups],
+        axis=1,
+    )
+    own, whole_TR = np.array(accuracy), np.array(pooled_accuracy)
     return Points(
         x_3R,
         np.array(y),
-        np.array(accuracy),
-        np.stack(losses),
-        np.stack(accuracies),
+        own,
+        whole_TR,
+        (_logit(own) - _logit(whole_TR)).mean(1),
+        (np.log(np.array(own_y)) - np.log(np.array(y))).mean(1),
+        np.stack([loss for loss, _ in curves]),
+        np.stack([value for _, value in curves]),
         np.array(owners, dtype=np.int64),
-        names,
+        tuple(tuple(run.name for run in group) for group in groups),
+        np.array([settings.short_weight if group[0].name in short else 1.0 for group in groups]),
     )
 
 
-def _variant(settings: TwoStepSettings) -> Literal["rc", "mc"]:
+def _repeats(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of the same size and length together."""
+    groups: dict[tuple[float, float], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.n, run.multiple), []).append(run)
+    return list(groups.values())
+
+
+def _skipped(run: Run, settings: TwoStepSettings) -> int:
+    return math.ceil(settings.skip * len(run))
+
+
+def _checkpoints(
+    runs: Sequence[Run], external: Sequence[Run], task: Task, settings: TwoStepSettings
+) -> tuple[Floats, Floats]:
+    """Losses and accuracies of the second step, [K] both: smoothed checkpoints of the runs, then the other models."""
+    losses, accuracies = [], []
+    for run in runs:
+        first, width = _skipped(run, settings), min(settings.moving_average, max(1, len(run) // _PARTS))
+        losses.append(moving_average(run.intermediate(task, settings.x)[first:], width))
+        accuracies.append(moving_average(run.accuracy(task, _variant(settings))[first:], width))
+    for run in external:
+        losses.append(run.intermediate(task, settings.x)[:1])
+        accuracies.append(run.accuracy(task)[:1])
+    return np.concatenate(losses), np.concatenate(accuracies)
+
+
+def _logit(p: Floats) -> Floats:
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.log(p) - np.log1p(-p)
+
+
+def _variant(settings: TwoStepSettings) -> Variant:
     return "mc" if settings.accuracy_law == "mc" else "rc"
 
 
@@ -167,88 +225,3 @@ def target_values(run: Run, task: Task, settings: TwoStepSettings) -> tuple[floa
     return run.final_value(run.intermediate(task, settings.x), settings.last), run.final_value(
         run.accuracy(task, _variant(settings)), settings.last
     )
-
-
-def check(
-    table: RunTable,
-    tasks: Sequence[Task],
-    x: Sequence[str] = ("bpb",),
-    drop_bad_rows: bool = False,
-    allow_unfinished: bool = False,
-) -> RunTable:
-    """The table without rows and runs that must not be fitted.
-
-    Arguments:
-        x: quantities that will be read.
-        drop_bad_rows: drop rows with a value that is no number or out of its range, and say how many; otherwise they
-            are an error.
-        allow_unfinished: keep runs that have not come to their end.
-
-    Raises:
-        UserError: a bad value, with file and row; a run that is both fitted and a target.
-    """
-    targets = {(run.n, run.final_tokens) for run in table.targets}
-    for run in table.ladder:
-        if (run.n, run.final_tokens) in targets:
-            raise UserError(f"The run '{run.name}' is fitted, and is a target too.", "Leave it out of one of them.")
-    runs = []
-    for run in table:
-        kept = _without_bad_rows(run, tasks, x, drop_bad_rows)
-        reason = kept.unfinished
-        if run.mode == "train" and reason and not allow_unfinished:
-            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow")
-            continue
-        runs.append(kept)
-    checked = replace(table, runs=tuple(runs))
-    for warning in mismatches(checked):
-        console.print(f"Warning: {warning}", style="yellow")
-    return checked
-
-
-def _without_bad_rows(run: Run, tasks: Sequence[Task], x: Sequence[str], drop: bool) -> Run:
-    bad = np.zeros(len(run), dtype=bool)
-    for task in tasks:
-        columns = [(key, run.column(key, task), False) for key in task.accuracy_keys]
-        if "bpb" in x:
-            columns += [(key, run.column(key, task), True) for key in task.loss_keys]
-        columns += [(each, run.intermediate(task, each), True) for each in x if each != "bpb"]
-        for name, values, is_loss in columns:
-            wrong = ~np.isfinite(values) | ((values <= 0) if is_loss else (values < 0) | (values > 1))
-            if wrong.any() and not drop:
-                place = int(np.flatnonzero(wrong)[0])
-                rule = "a loss must be above 0" if is_loss else "an accuracy lies between 0 and 1"
-                value = "empty or not a number" if not np.isfinite(values[place]) else f"{values[place]:g}, but {rule}"
-                row = f", row {run.rows[place]}" if run.rows else f", checkpoint {place + 1}"
-                raise UserError(
-                    f"'{run.source or run.name}'{row}: '{name}' is {value}.", "Mend the file, or add --drop-bad-rows."
-                )
-            bad |= wrong
-    if not bad.any():
-        return run
-    if bad.all():
-        raise UserError(f"'{run.source or run.name}': no usable row is left.")
-    console.print(f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow")
-    return run.keep(~bad)
-
-
-def mismatches(table: RunTable) -> list[str]:
-    """What makes runs of a ladder hard to compare: several tokenizers, contexts, corpora or counts of N, and repeated
-    data.
-    """
-    found = []
-    meaning = {
-        "tokenizer": "bits per byte can be compared, nats a token cannot",
-        "context": "losses depend on the context",
-        "n_definition": "N must be counted in one way",
-        "corpus": "the law assumes one mix of data",
-    }
-    for key, why in meaning.items():
-        values = {str(run.metadata[key]) for run in table if run.metadata.get(key) not in (None, "")}
-        if len(values) > 1:
-            found.append(f"the runs differ in {key.replace('_', ' ')} ({', '.join(sorted(values))}): {why}.")
-    repeated = [run.name for run in table if float(run.metadata.get("epochs") or 0) > 1]
-    if repeated:
-        found.append(
-            f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and bend the law."
-        )
-    return found

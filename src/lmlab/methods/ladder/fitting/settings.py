@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -30,7 +30,12 @@ class TwoStepSettings(Config):
         anchor: append the point (loss 0, accuracy 1).
         weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy
             (`binomial`).
-        runs: `paper` leaves out runs below 1xC and repeated ones.
+        runs: `paper` leaves out runs below 1xC and repeated ones; `all` takes the mean of repeated runs, which weighs
+            as many as they are.
+        short_weight: of runs below 1xC, where all are taken and every size has longer ones: their rates decay over so
+            few steps that they lie off the law of the longer ones. 0 leaves them out.
+        pool: fit the law to all splits of a benchmark together, weighted by their questions, and move it to the split
+            that is predicted by the mean difference between the two on the fitted runs.
     """
 
     x: str = "bpb"
@@ -45,6 +50,14 @@ class TwoStepSettings(Config):
     anchor: bool = True
     weighting: Literal["checkpoints", "runs", "binomial"] = "checkpoints"
     runs: Literal["paper", "all"] = "paper"
+    short_weight: float = Field(default=1.0, ge=0, le=1)
+    pool: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> TwoStepSettings:
+        if self.starts == "paper" and self.runs == "all":
+            raise ValueError("starts 'paper' fit the runs of the paper; take starts 'grid' with runs 'all'.")
+        return self
 
     @property
     def chained(self) -> bool:
@@ -84,12 +97,14 @@ def preset(name: str) -> EstimatorSettings:
 
 
 _PAPER = TwoStepSettings(starts="paper")
+_ALL: dict[str, Any] = {"pool": True, "runs": "all", "short_weight": 0.0}
 PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     # Chosen by backtests inside the published ladder; docs/methods/ladder.md has the rule and all candidates.
     "recommended": (
-        TwoStepSettings(delta=None, shrink=1e-3),
-        TwoStepSettings(x="c4"),
-        TwoStepSettings(x="taskce", delta=None, shrink=1e-3),
+        TwoStepSettings(delta=None, shrink=1e-3, **_ALL),
+        TwoStepSettings(x="c4", **_ALL),
+        TwoStepSettings(x="taskce", delta=None, shrink=1e-3, **_ALL),
+        TwoStepSettings(law="direct", delta=None, shrink=1e-3, **_ALL),
     ),
     "paper": (_PAPER,),
     "flops": (TwoStepSettings(law="flops", starts="paper"),),

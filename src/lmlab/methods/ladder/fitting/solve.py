@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 Residuals = Callable[[Floats, NDArray[np.int64]], tuple[Floats, Floats]]
 """(parameters [b, P], numbers of the problems [b]) -> (residuals [b, K], Jacobian [b, K, P])."""
 
+_NO_GAIN = 1e-6  # of the cost: what a step from a minimum may promise by rounding
 _PROBLEMS_AT_ONCE = 4_000_000  # numbers in a Jacobian
 
 
@@ -118,9 +119,31 @@ def _solve(
         active = active[(stalled[active] < 5) & (damping[active] < 1e11)]
         if not len(active):
             break
-    converged = np.ones(len(parameters), dtype=bool)
+    converged = np.isfinite(cost)
     converged[active] = False
+    # A search that never moved has converged only if its start is the minimum: if a full step would gain nothing.
+    stuck = np.flatnonzero(converged & (parameters == np.clip(start_BP, lower_P, upper_P)).all(1))
+    if len(stuck):
+        with np.errstate(all="ignore"):
+            step = _step(
+                r[stuck],
+                j[stuck],
+                weights_BK[stuck],
+                delta,
+                np.full(len(stuck), 1e-6),
+                parameters[stuck],
+                lower_P,
+                upper_P,
+            )
+        weighted = j[stuck] * (weights_BK[stuck] * _reweight(r[stuck], delta))[:, :, None]
+        promised = -np.einsum("bkp,bk,bp->b", weighted, r[stuck], step) / 2
+        converged[stuck] = promised <= _NO_GAIN * cost[stuck] + 1e-20
     return Solution(parameters, cost, converged)
+
+
+def _reweight(r: Floats, delta: float) -> Floats:
+    """The weights with which squares of residuals stand for Huber's loss."""
+    return np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300)) if np.isfinite(delta) else np.ones_like(r)
 
 
 def _step(
@@ -133,9 +156,7 @@ def _step(
     lower: Floats,
     upper: Floats,
 ) -> Floats:
-    if np.isfinite(delta):
-        weights = weights * np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))
-    weighted = j * weights[:, :, None]
+    weighted = j * (weights * _reweight(r, delta))[:, :, None]
     gradient = np.einsum("bkp,bk->bp", weighted, r)
     normal = np.matmul(weighted.transpose(0, 2, 1), j)
     held = ((parameters <= lower) & (gradient > 0)) | ((parameters >= upper) & (gradient < 0))

@@ -214,16 +214,21 @@ class RunTable:
 
         Targets are kept.
         """
-        sizes = {run.n for run in self.runs if run.mode == "train"}
-        shortest = 1.0 if sizes <= {run.n for run in self.runs if run.mode == "train" and run.multiple >= 1} else 0.0
-        seen, chosen = set(), []
+        short, seen, chosen = {run.name for run in self.short_runs}, set(), []
         for run in self.runs:
             key = (run.n, run.multiple)
-            if run.mode == "train" and (run.multiple < shortest or key in seen or run.name.endswith("-rerun")):
+            if run.mode == "train" and (run.name in short or key in seen or run.name.endswith("-rerun")):
                 continue
             seen.add(key)
             chosen.append(run)
         return replace(self, runs=tuple(chosen))
+
+    @property
+    def short_runs(self) -> tuple[Run, ...]:
+        """Runs below 1xC, where every size has longer ones too."""
+        runs = self.ladder.runs
+        long_enough = {run.n for run in runs if run.multiple >= 1} == {run.n for run in runs}
+        return tuple(run for run in runs if run.multiple < 1) if long_enough else ()
 
     @property
     def digest(self) -> str:

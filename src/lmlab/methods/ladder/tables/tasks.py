@@ -5,8 +5,9 @@ scores.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -27,6 +28,8 @@ class Task(Config):
         mc_accuracy_keys: columns of the accuracy where a letter is answered.
         chance: accuracy of a guess.
         n_instances: number of questions; None where it is not known.
+        pool: other splits of the same benchmark, whose questions obey the same law: definitions of tasks, in files also
+            names of other tasks.
         in_paper_main_eight: whether it is one of the eight tasks of the paper's main table.
     """
 
@@ -40,6 +43,7 @@ class Task(Config):
     weights: tuple[float, ...] = ()
     chance: float = Field(ge=0, lt=1)
     n_instances: PositiveInt | None = None
+    pool: tuple[Task, ...] = ()
     in_paper_main_eight: bool = False
 
     @model_validator(mode="after")
@@ -51,6 +55,11 @@ class Task(Config):
                 raise ValueError(f"{field} has {len(value)} entries for {count} loss_keys.")
         if not count or not self.accuracy_keys:
             raise ValueError("a task needs loss_keys and accuracy_keys.")
+        for other in self.pool:
+            if other.chance != self.chance:
+                raise ValueError(f"pool: '{other.name}' has another chance ({other.chance:g} for {self.chance:g}).")
+        if self.pool and None in (self.n_instances, *(other.n_instances for other in self.pool)):
+            raise ValueError("splits are pooled by their questions: each needs n_instances.")
         return self
 
     @property
@@ -62,6 +71,29 @@ class Task(Config):
     def shares(self) -> tuple[float, ...]:
         """The weights, equal ones where none are given."""
         return self.weights or (1 / len(self.loss_keys),) * len(self.loss_keys)
+
+    def pooled(self, columns: Collection[str]) -> Task:
+        """All splits as one task, each weighing as many as it has questions; the task itself where a split's columns
+        are missing.
+        """
+        parts = [
+            self,
+            *(each for each in self.pool if {*each.loss_keys, *each.accuracy_keys, *each.soft_log_keys} <= {*columns}),
+        ]
+        if len(parts) == 1:
+            return self
+        questions = [part.n_instances or 0 for part in parts]
+        keys = {
+            field: tuple(key for part in parts for key in getattr(part, field))
+            if all(getattr(part, field) for part in parts)
+            else ()
+            for field in ("loss_keys", "accuracy_keys", "soft_keys", "soft_log_keys", "mc_accuracy_keys")
+        }
+        total = sum(questions)
+        weights = tuple(
+            share * count / total for part, count in zip(parts, questions, strict=True) for share in part.shares
+        )
+        return self.model_copy(update={**keys, "weights": weights, "n_instances": total, "pool": ()})
 
 
 class TaskRegistry:
@@ -117,8 +149,16 @@ class TaskRegistry:
 
     @classmethod
     def builtin(cls) -> TaskRegistry:
-        """The OLMES 5-shot tasks of the paper, under the column names of its runs."""
-        return cls(_OLMES)
+        """The OLMES 5-shot tasks of the paper, under the column names of its runs; a test split knows its validation
+        split, whose questions are of the same kind.
+        """
+        known = {task.name: task for task in _OLMES}
+        return cls(
+            task.model_copy(update={"pool": (known[other],)})
+            if (other := task.name.replace("_test_", "_val_")) != task.name and other in known
+            else task
+            for task in _OLMES
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> TaskRegistry:
@@ -141,8 +181,24 @@ class TaskRegistry:
             raise UserError(f"'{path}' must hold a mapping of task names to tasks.")
         rows = {name: fields if isinstance(fields, dict) else {} for name, fields in data.items()}
         return cls(
-            validate(Task, {"name": name, **fields}, f"'{path}', task '{name}'") for name, fields in rows.items()
+            validate(Task, _with_pool(name, rows, f"'{path}', task '{name}'"), f"'{path}', task '{name}'")
+            for name in rows
         )
+
+
+def _with_pool(name: str, rows: Mapping[str, dict[str, Any]], where: str) -> dict[str, Any]:
+    """A task's fields, with the definitions of other tasks in place of their names in `pool`."""
+    fields = {"name": name, **rows[name]}
+    if not isinstance(fields.get("pool"), list):
+        return fields
+    pool = []
+    for each in fields["pool"]:
+        if isinstance(each, str):
+            if each not in rows or each == name:
+                raise UserError(f"{where}: pool: there is no other task '{each}'. {did_you_mean(each, rows)}")
+            each = {"name": each, **{key: value for key, value in rows[each].items() if key != "pool"}}
+        pool.append(each)
+    return fields | {"pool": pool}
 
 
 _MMLU = ("stem", "humanities", "social_sciences", "other")

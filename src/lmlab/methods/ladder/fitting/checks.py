@@ -1,0 +1,190 @@
+"""What must not be fitted: values that cannot be right, unfinished runs, runs that do not belong together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.tables.table import C4, TOKENS_PER_PARAMETER, Run, RunTable, validation_columns
+from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.progress import console
+
+_LEAST_RATIO, _MOST_RATIO = 0.1, 1e5  # tokens a parameter: 20 is usual, 573 is much, and beyond these is another unit
+_RISE = 0.10  # of its lowest value: a loss that ends higher than that has diverged
+_TASK_LOSSES = ("bpb", "bits_per_byte")
+_LOSSES = ("/CrossEntropyLoss", "heldout_loss", *_TASK_LOSSES)
+_FEW = 5  # checkpoints, of which nothing can be said
+
+
+def check(
+    table: RunTable,
+    tasks: Sequence[Task],
+    settings: Sequence[TwoStepSettings] = (),
+    drop_bad_rows: bool = False,
+    allow_unfinished: bool = False,
+) -> RunTable:
+    """The table without rows and runs that must not be fitted.
+
+    Arguments:
+        settings: the chains that will be fitted: every column that one of them reads is checked. Without any, the task
+            losses and accuracies are.
+        drop_bad_rows: drop rows with a value that is no number or out of its range, and say how many; otherwise they
+            are an error.
+        allow_unfinished: keep runs that have not come to their end.
+
+    Raises:
+        UserError: a bad value, with file and row; a run that is both fitted and a target.
+    """
+    targets = {(run.n, run.final_tokens) for run in table.targets}
+    for run in table.ladder:
+        if (run.n, run.final_tokens) in targets:
+            raise UserError(f"The run '{run.name}' is fitted, and is a target too.", "Leave it out of one of them.")
+    runs = []
+    for run in table:
+        kept = _without_bad_rows(run, tasks, settings or (TwoStepSettings(),), drop_bad_rows)
+        reason = kept.unfinished
+        if run.mode == "train" and reason and not allow_unfinished:
+            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow")
+            continue
+        runs.append(kept)
+    checked = replace(table, runs=tuple(runs))
+    for warning in [*mismatches(checked), *oddities(checked)]:
+        console.print(f"Warning: {warning}", style="yellow")
+    return checked
+
+
+def check_values(table: RunTable, tasks: Sequence[Task], settings: Sequence[TwoStepSettings]) -> None:
+    """Refuse values that a fit of these chains would read and that cannot be right.
+
+    Raises:
+        UserError: a value that is no number or out of its range, with file, row and column.
+    """
+    for run in table:
+        _without_bad_rows(run, tasks, settings, drop=False)
+    if table.second is not None:
+        for run in table.second:
+            _without_bad_rows(run, tasks, settings, drop=False)
+    for name, metrics in table.external.items():
+        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
+        read = {key for task in tasks for key in (*task.loss_keys, *task.accuracy_keys)}
+        if read & {*bad}:
+            raise UserError(f"The external model '{name}': '{min(read & {*bad})}' is not a number.", "Mend the file.")
+
+
+def _columns_read(
+    run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings]
+) -> dict[str, tuple[float, float, Task]]:
+    """The columns that chains read of a run, with the limits of their values."""
+    found: dict[str, tuple[float, float, Task]] = {}
+    for task in tasks:
+        above_zero, share, below_zero = (0.0, math.inf, task), (0.0, 1.0, task), (-math.inf, 0.0, task)
+        for each in settings:
+            whole = task.pooled(run.metrics) if each.pool else task
+            keys = whole.mc_accuracy_keys if each.accuracy_law == "mc" else whole.accuracy_keys
+            found |= dict.fromkeys(keys, share)
+            match each.x if each.chained else "":
+                case "":
+                    pass
+                case "bpb":
+                    found |= dict.fromkeys(whole.loss_keys, above_zero)
+                case "taskce":
+                    found |= dict.fromkeys(whole.soft_log_keys, below_zero)
+                case "c4":
+                    found[C4] = above_zero
+                case "validation":
+                    found |= dict.fromkeys(validation_columns(run), above_zero)
+                case column:
+                    found[column] = above_zero
+    return found
+
+
+def _without_bad_rows(run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings], drop: bool) -> Run:
+    bad = np.zeros(len(run), dtype=bool)
+    for name, (low, high, task) in _columns_read(run, tasks, settings).items():
+        if run.mode == "eval" and name not in run.metrics:
+            continue  # of a target it is enough to know what was measured
+        values = run.column(name, task)
+        # A loss of 0 has no logarithm; an accuracy of 0 is a bad model.
+        wrong = ~np.isfinite(values) | (values < low) | (values > high) | ((values == low) & (high == math.inf))
+        if wrong.any() and not drop:
+            place = int(np.flatnonzero(wrong)[0])
+            rule = {
+                (0.0, math.inf): "a loss must be above 0",
+                (0.0, 1.0): "an accuracy lies between 0 and 1",
+            }.get((low, high), "the logarithm of a probability is at most 0")
+            value = "empty or not a number" if not np.isfinite(values[place]) else f"{values[place]:g}, but {rule}"
+            row = f", row {run.rows[place]}" if run.rows else f", checkpoint {place + 1}"
+            raise UserError(
+                f"'{run.source or run.name}'{row}: '{name}' is {value}.", "Mend the file, or add --drop-bad-rows."
+            )
+        bad |= wrong
+    if not bad.any():
+        return run
+    if bad.all():
+        raise UserError(f"'{run.source or run.name}': no usable row is left.")
+    console.print(f"'{run.source or run.name}': {bad.sum()} of {len(run)} rows were dropped.", style="yellow")
+    return run.keep(~bad)
+
+
+def oddities(table: RunTable) -> list[str]:
+    """What looks like a slip: units of N or D, lengths that are not those of the label, ends that rise."""
+    found = []
+    for run in table:
+        ratio = run.final_tokens / run.n if math.isfinite(run.n) and run.n > 0 else TOKENS_PER_PARAMETER
+        if not _LEAST_RATIO <= ratio <= _MOST_RATIO:
+            found.append(
+                f"'{run.name}' has N = {run.n:.3g} and D = {run.final_tokens:.3g}, {ratio:.2g} tokens a parameter: is"
+                " one of them in millions or billions?"
+            )
+        label = re.search(r"(?:^|[-_/ ])(\d+(?:\.\d+)?)xC\b", run.name)
+        if run.mode == "train" and label and not 0.8 <= run.multiple / float(label[1]) <= 1.25:
+            found.append(
+                f"'{run.name}' ends at {run.multiple:g}xC: is it unfinished, or are N or D counted in another way?"
+            )
+        found += [f"'{run.name}' ends badly: {each}." for each in _rising(run)]
+    return found
+
+
+def _rising(run: Run) -> list[str]:
+    """Losses that end far above the lowest that they had: one over a validation set, or most of the tasks', of which
+    single ones are noisy.
+    """
+    rises: dict[str, float] = {}
+    for name, values in run.metrics.items():
+        finite = values[np.isfinite(values)]
+        if name.endswith(_LOSSES) and len(finite) >= _FEW and finite.min() > 0:
+            rises[name] = float(finite[-1] / finite.min())
+    tasks = [rise for name, rise in rises.items() if name.endswith(_TASK_LOSSES)]
+    if tasks and np.median(tasks) > 1 + _RISE:
+        return [f"task losses are {np.median(tasks) - 1:.0%} above their lowest (median)"]
+    worst = max((name for name in rises if not name.endswith(_TASK_LOSSES)), key=lambda name: rises[name], default=None)
+    return [f"'{worst}' is {rises[worst] - 1:.0%} above its lowest"] if worst and rises[worst] > 1 + _RISE else []
+
+
+def mismatches(table: RunTable) -> list[str]:
+    """What makes runs of a ladder hard to compare: several tokenizers, contexts, corpora or counts of N, and repeated
+    data.
+    """
+    found = []
+    meaning = {
+        "tokenizer": "bits per byte can be compared, nats a token cannot",
+        "context": "losses depend on the context",
+        "n_definition": "N must be counted in one way",
+        "corpus": "the law assumes one mix of data",
+    }
+    for key, why in meaning.items():
+        values = {str(run.metadata[key]) for run in table if run.metadata.get(key) not in (None, "")}
+        if len(values) > 1:
+            found.append(f"the runs differ in {key.replace('_', ' ')} ({', '.join(sorted(values))}): {why}.")
+    repeated = [run.name for run in table if float(run.metadata.get("epochs") or 0) > 1]
+    if repeated:
+        found.append(
+            f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and bend the law."
+        )
+    return found
