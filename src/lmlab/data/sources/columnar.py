@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 from lmlab.data.documents import Reject
+from lmlab.data.sources.arrow_bounds import blocks, check_message
 from lmlab.data.sources.files import short_reason
 from lmlab.data.sources.jsonl import too_long
 from lmlab.data.sources.records import RecordSource
@@ -88,7 +90,7 @@ class ArrowSource(RecordSource):
             raw.seek(0)
             try:
                 reader = pyarrow.ipc.open_file(raw) if is_file else pyarrow.ipc.open_stream(raw)
-                batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else _stream(reader, raw)
+                batches = (_file if is_file else _stream)(reader, raw, path, self.max_expansion)
                 known = [name for name in reader.schema.names if columns is None or name in columns]
                 pieces = (part for batch in batches for part in _pieces(batch.select(known)))
                 for where, record in _rows(path, pieces, self):
@@ -101,14 +103,41 @@ class ArrowSource(RecordSource):
                 raise DamagedError(f"{path}:{done + 1}", short_reason(error), missing) from None
 
 
-def _stream(reader: Any, raw: Any) -> Iterator[Any]:
-    """The batches of a stream. Its writer closes it by a mark of its end; Arrow takes a cut between two batches for
-    that."""
-    yield from reader
+def _file(reader: Any, raw: Any, path: str, max_expansion: float) -> Iterator[Any]:
+    """The batches of a file, none of which is a bomb."""
+    dictionaries, records = blocks(raw)
+    if len(records) != reader.num_record_batches:
+        raise ValueError("its footer is damaged")
+    for number, place in enumerate(records):
+        for each in [*(dictionaries if number == 0 else ()), place]:  # dictionaries are unpacked with the first batch
+            raw.seek(each)
+            check_message(raw, path, max_expansion)
+        yield reader.get_batch(number)
+
+
+def _stream(reader: Any, raw: Any, path: str, max_expansion: float) -> Iterator[Any]:
+    """The batches of a stream, none of which is a bomb. Its writer closes it by a mark of its end; Arrow takes a cut
+    between two batches for that.
+    """
+    with suppress(StopIteration):
+        while True:
+            _check_next_batch(raw, path, max_expansion)
+            yield reader.read_next_batch()
     place = raw.tell()
     raw.seek(max(0, place - 8))
     if raw.read(8) not in (b"\xff\xff\xff\xff\0\0\0\0", b"") and raw.read(1) == b"":
         raise EOFError("the stream ends without its mark of the end")
+
+
+def _check_next_batch(raw: Any, path: str, max_expansion: float) -> None:
+    """Look at all messages up to the next batch, which is read with the dictionaries before it; the place is left."""
+    start = raw.tell()
+    while found := check_message(raw, path, max_expansion):
+        is_batch, after = found
+        if is_batch:
+            break
+        raw.seek(after)
+    raw.seek(start)
 
 
 def _rows(path: str, batches: Any, source: RecordSource) -> Iterator[tuple[str, Any]]:
