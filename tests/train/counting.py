@@ -44,8 +44,7 @@ def counting_trainer(
     **options: Any,
 ) -> Trainer:
     """A trainer of this process's share; with `meta` the weights are filled after they were spread."""
-    place = world()
-    loader = Loader(CountingRows(), config.batch_size, 3, place.rank, place.size)
+    loader = Loader(CountingRows(), config.batch_size, 3, *config.parallel.data_place(world()))
     if model is None:
         with torch.device("meta" if meta else "cpu"):
             model = Transformer(COUNTING)

@@ -1,11 +1,15 @@
-"""A recipe packs its documents and trains on the sequences."""
+"""A recipe packs its documents, trains on the sequences, and goes on with a longer window."""
 
 from __future__ import annotations
 
 import numpy as np
+import yaml
+from safetensors.torch import load_file
 
-from lmlab.data import PackRows, TokenizedCorpus
+from lmlab.data import JoinedRows, PackRows, TokenizedCorpus
 from lmlab.files import read_json
+from lmlab.models import from_pretrained
+from lmlab.train import checkpoints
 
 
 def _packed(data):
@@ -35,3 +39,66 @@ def test_training_takes_packed_sequences(lmlab, recipe, tmp_path):
     assert np.isin(rows[0]["input_ids"], corpus.shards[0].tokens).all()
     trained = read_json(run / "results.json")["model"]
     assert trained["tokens"] == 2 * 4 * 64
+
+
+def _longer(data):
+    model = data["stages"]["model"]
+    model["trainer"]["steps"] = 2
+    data["stages"]["longer"] = {
+        "kind": "train",
+        "tokens": "tokens",
+        "start": "model",
+        "start_optimizer": True,
+        "window": {"max_seq_len": 1024},
+        "document_masks": False,
+        "seq_len": 512,
+        "trainer": model["trainer"] | {"batch_size": 2},
+    }
+
+
+def test_a_later_stage_extends_the_window_and_carries_the_optimizer_over(lmlab, recipe, tmp_path):
+    path, run = recipe(_longer), tmp_path / "run"
+    stages = yaml.safe_load(path.read_text())
+    kept = ("documents", "tokenizer", "tokens", "heldout_tokens", "model", "longer")
+    stages["stages"] = {name: stages["stages"][name] for name in kept}
+    path.write_text(yaml.safe_dump(stages, sort_keys=False))
+    assert lmlab("run", path, "--out", run).code == 0
+    model = from_pretrained(run / "longer" / "model")
+    assert (model.config.max_seq_len, model.config.rope_theta) == (1024, 2 * 4 * 10_000)
+    before, after = (checkpoints(run / name / "checkpoints")[-1] for name in ("model", "longer"))
+    steps = [float(_optimizer_steps(place)) for place in (before, after)]
+    assert steps == [2, 4]  # the moments went on
+    # a directory extends in the same way
+    stages["stages"]["again"] = stages["stages"].pop("longer") | {"start": str(run / "longer" / "model")}
+    stages["stages"]["again"] |= {"start_optimizer": False, "window": {"max_seq_len": 2048, "rope_theta": "keep"}}
+    path.write_text(yaml.safe_dump(stages, sort_keys=False))
+    again = lmlab("run", path, "--out", run)
+    assert again.code == 0 and "window.rope_theta: auto would make it" in again.err
+    assert from_pretrained(run / "again" / "model").config.max_seq_len == 2048
+
+
+def _optimizer_steps(place):
+    tensors = {}
+    for file in place.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return next(value for name, value in sorted(tensors.items()) if name.endswith(".step"))
+
+
+def test_rows_without_masks_are_one_text():
+    class Rows:
+        seq_len, domains, shortened, left_out = 6, ["a"], 0, 0
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return {
+                "input_ids": np.array([5, 6, 7, 8, 9, 0]),
+                "labels": np.array([6, -100, 8, 9, -100, -100]),
+                "document_ids": np.array([0, 0, 1, 1, 1, -1]),
+                "domain_ids": np.zeros(6, np.int64),
+            }
+
+    row = JoinedRows(Rows())[0]
+    assert row["labels"].tolist() == [6, 7, 8, 9, -100, -100]
+    assert row["document_ids"].tolist() == [0, 0, 0, 0, 0, -1]

@@ -172,6 +172,31 @@ class PackedRows:
         return pieces
 
 
+class JoinedRows:
+    """Rows whose documents see each other, and the first token of each is learned from the one before it: what packing
+    is without masks (an ablation; ProLong's `single_seq`).
+
+    Attributes:
+        seq_len, domains, shortened, left_out: those of `rows`.
+    """
+
+    def __init__(self, rows: RowSource) -> None:
+        self.rows, self.seq_len, self.domains = rows, rows.seq_len, rows.domains
+        self.shortened, self.left_out = rows.shortened, rows.left_out
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = dict(self.rows[index])
+        documents, ids = row["document_ids"], row["input_ids"]
+        border = np.flatnonzero((documents[1:] != documents[:-1]) & (documents[1:] >= 0))
+        row["labels"] = row["labels"].copy()
+        row["labels"][border] = ids[border + 1]
+        row["document_ids"] = np.where(documents >= 0, 0, -1)
+        return row
+
+
 def _index(corpus: TokenizedCorpus, domains: Sequence[str] | None) -> Ints:
     """For each document its shard, start, length and domain, [documents, 4]."""
     for domain in domains or ():

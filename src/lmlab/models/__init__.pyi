@@ -28,10 +28,12 @@ from .presets import PRESETS
 from .prompt_tuning import PromptTuned
 from .soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
 from .transformer import Transformer, named_tensors, with_scalar_head
+from .window import WITHOUT_WEIGHTS, WindowConfig, extended_theta, window_notice, with_window
 
 __all__ = [
     "IGNORE",
     "PRESETS",
+    "WITHOUT_WEIGHTS",
     "Completion",
     "Continuation",
     "Conversion",
@@ -57,12 +59,14 @@ __all__ = [
     "TokenScores",
     "Transformer",
     "TransformerOutput",
+    "WindowConfig",
     "add_lora",
     "common_beginning",
     "compare_with_transformers",
     "continue_shared",
     "convert",
     "end_token_ids",
+    "extended_theta",
     "family_of",
     "from_pretrained",
     "fused_cross_entropy",
@@ -85,5 +89,7 @@ __all__ = [
     "token_log_probs",
     "unmerge_lora",
     "weights_fingerprint",
+    "window_notice",
     "with_scalar_head",
+    "with_window",
 ]

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, S keys, D model width, V vocabulary, C scalars.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from lmlab.errors import UserError
 from lmlab.gemm import linear
 from lmlab.models.attention.attention import AttentionContext
-from lmlab.models.attention.backends import Backend
+from lmlab.models.attention.backends import Backend, Spread
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.block import Block
 from lmlab.models.config import ModelConfig, RopeScaling
@@ -51,6 +52,7 @@ class Transformer(nn.Module):
 
     Attributes:
         attention_backend: how attention is computed; `auto` takes the fastest that fits.
+        spread: how queries meet keys where the tokens of a pass are a part of their texts; set from outside.
         recompute_blocks: every so many blocks, one keeps nothing but its input for the backward pass and is computed
             again there (Chen et al. 2016): 1 for all of them, 0 for none.
         read_as: the family (`model_type`) of the directory it was read from, in whose form it and its adapters are
@@ -62,6 +64,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.attention_backend: Backend = "auto"
+        self.spread: Spread | None = None
         self.recompute_blocks = 0
         self.read_as: str | None = None
         self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
@@ -200,6 +203,8 @@ class Transformer(nn.Module):
         context = context_of(
             self.config, self.attention_backend, tokens.x_BTD, visibility, position_ids_BT, cache, taps, starts_BT
         )
+        if self.spread is not None:
+            context = replace(context, attend=self.spread, visibility=self.spread.whole)
         x_BTD, routers = self._run_blocks(self._enter(tokens, position_ids_BT, taps), context)
         hidden_BTD = self._leave(x_BTD, taps)
         hidden_BTD = hidden_BTD if text is None else text.of_text(hidden_BTD)

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from lmlab.config import Config, influences
 from lmlab.data import (
+    JoinedRows,
     Loader,
     Mixture,
     MixtureOrder,
@@ -27,8 +28,8 @@ from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.evals import RankedTask, Settings, evaluation_during_training, find_tasks
 from lmlab.files import write_json
-from lmlab.models import ModelConfig
-from lmlab.progress import short
+from lmlab.models import ModelConfig, WindowConfig, window_notice, with_window
+from lmlab.progress import console, short
 from lmlab.reports import Facts, Figure, Section, Series, Table, line_chart
 from lmlab.runs import (
     Artifact,
@@ -54,7 +55,6 @@ from lmlab.stages.parts.training import (
     loop_curves,
     plan_training,
     planned_model,
-    promised_model,
     routing_curves,
     series,
     training_facts,
@@ -89,6 +89,7 @@ class TrainConfig(Config):
         data_seed: added to the recipe's seed for the order of the rows, so that a later stage sees the same text in
             another order.
         packing: how documents become rows.
+        document_masks: tokens see their own document alone; without, all that stands before them in the row.
         max_epochs: how often `tokens` may be gone through.
         heldout_tokens: tokenized held-out text, whose loss is logged every `trainer.evaluate_every` steps on
             `heldout_rows` rows spread over it.
@@ -99,6 +100,7 @@ class TrainConfig(Config):
         model: the network; without it, that of `start`.
         start: where the weights come from in place of chance: an earlier stage `train`, one of its checkpoints, or a
             model's directory.
+        window: another window for the model of `start`, with what its rotary positions need for it.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
         lora: train low-rank adapters beside the weights of `start`, which stay as they are.
         z_loss: coefficient of the z-loss.
@@ -111,6 +113,7 @@ class TrainConfig(Config):
     order: MixtureOrder = MixtureOrder()
     data_seed: NonNegativeInt = 0
     packing: Packing = "concat"
+    document_masks: bool = True
     max_epochs: PositiveFloat = 4.0
     tokenizer: VocabularyInput | None = None
     heldout_tokens: TokensInput | None = None
@@ -120,6 +123,7 @@ class TrainConfig(Config):
     questions: QuestionsInput | None = None
     model: ModelConfig | None = None
     start: ModelInput | None = None
+    window: WindowConfig | None = None
     start_optimizer: bool = False
     lora: Adapters | None = None
     seq_len: PositiveInt
@@ -139,6 +143,8 @@ class TrainConfig(Config):
             raise ValueError("trainer.epochs belongs to one source; give the length of a mixture in steps or tokens.")
         if self.start_optimizer and self.start is None:
             raise ValueError("start_optimizer needs 'start'.")
+        if self.window is not None and (self.start is None or self.model is not None or self.lora is not None):
+            raise ValueError("window changes the model of 'start'; it goes with neither 'model' nor 'lora'.")
         check_adapters(self.lora, self.start, self.start_optimizer)
         return self
 
@@ -175,12 +181,18 @@ class Train(Stage[TrainConfig, TrainResults]):
 
     def plan(self, config: TrainConfig, promised: Mapping[str, Any]) -> dict[str, str]:
         """Parameters, arithmetic, memory, communication and time."""
-        model = planned_model(config.model, config.start, promised)
+        model = self._shape(config, promised)
         return plan_training(model, config.seq_len, config.trainer, config.lora)
 
     def promises(self, config: TrainConfig, promised: Mapping[str, Any]) -> Any:
         """The shape of the model."""
-        return promised_model(config.model, config.start, config.lora, promised)
+        shape = self._shape(config, promised)
+        return shape if shape is None or config.lora is None else config.lora.folded(shape)
+
+    @staticmethod
+    def _shape(config: TrainConfig, promised: Mapping[str, Any]) -> ModelConfig | None:
+        shape = planned_model(config.model, config.start, promised)
+        return shape if shape is None or config.window is None else with_window(shape, config.window)
 
     def continues(self, config: TrainConfig, before: Mapping[str, Any], finished: bool, directory: Path) -> str | None:
         """With another length, schedule or precision, where that leaves what was trained as it is."""
@@ -194,6 +206,10 @@ class Train(Stage[TrainConfig, TrainResults]):
         mixture = Mixture(rows, sources, cast(int, loop.steps) * loop.batch_size, data_seed, config.order)
         start = context.find(Model, "start") if config.start else None
         model_config = config.model or cast(Model, start).config
+        if config.window is not None:
+            before, model_config = model_config, with_window(model_config, config.window)
+            if (notice := window_notice(before, model_config)) is not None:
+                console.print(notice, markup=False)
         if tokenizer.vocab_size > model_config.vocab_size:
             raise UserError(
                 f"model.vocab_size {model_config.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}.",
@@ -210,7 +226,7 @@ class Train(Stage[TrainConfig, TrainResults]):
                 "Name a stage 'train'.",
             )
         place = world()
-        loader = Loader(mixture, loop.batch_size, data_seed, place.rank, place.size, shuffle=False)
+        loader = Loader(mixture, loop.batch_size, data_seed, *loop.parallel.data_place(place), shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed, config.lora),
             routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),
@@ -359,6 +375,8 @@ def _rows(
         )
     for each in packed:
         each.vocab_size = tokenizer.vocab_size
+    if not config.document_masks:
+        rows = {name: JoinedRows(each) for name, each in rows.items()}
     return rows, sources, tokenizer
 
 

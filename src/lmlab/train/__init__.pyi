@@ -14,6 +14,7 @@ from .optimization.optimizer import Optimizers
 from .optimization.plan import Plan, go_on
 from .optimization.schedule import ScheduleConfig, learning_rate_factor
 from .parallelism.parallel import parallelize
+from .parallelism.sequence import way_of
 from .steps.language_model import language_model_step, language_model_step_by_domain
 from .steps.routing import RoutedStep, normalized_entropy, routed, with_saturation
 from .steps.step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
@@ -61,6 +62,7 @@ __all__ = [
     "sequence_log_probs",
     "simpo_step",
     "verify_checkpoint",
+    "way_of",
     "whole_tensors",
     "with_saturation",
 ]

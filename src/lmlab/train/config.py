@@ -19,6 +19,7 @@ from lmlab.train.trackers import TrackerName
 if TYPE_CHECKING:
     from lmlab.distributed import World
 
+SequenceAttention = Literal["auto", "ulysses", "allgather_kv"]
 OptimizerName = Literal["adamw", "muon", "rmsprop"]
 
 
@@ -84,6 +85,17 @@ class ParallelConfig(Config):
         " else the model has, and the experts over the groups of so many processes, is shared as without",
     )
 
+    sequence_parallel: PositiveInt = Field(
+        default=1,
+        description="processes that share each row, every one a part of its tokens; rows may then be longer than one"
+        " process has memory for",
+    )
+    sequence_attention: SequenceAttention = Field(
+        default="auto",
+        description="ulysses: tokens are exchanged for heads, whose number it must divide; allgather_kv: keys and"
+        " values are gathered; auto: the first where it can be",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ParallelConfig:
         if self.shard_size is not None and self.kind != "hybrid":
@@ -91,6 +103,20 @@ class ParallelConfig(Config):
         if self.expert_parallel > 1 and self.kind != "fsdp":
             raise ValueError(f"expert_parallel {self.expert_parallel} belongs to the kind fsdp, not to {self.kind}.")
         return self
+
+    def data_place(self, world: World) -> tuple[int, int]:
+        """Which share of the rows this process reads, and how many shares there are: processes that share a row read
+        the same.
+
+        Raises:
+            UserError: the processes cannot be laid out so.
+        """
+        if world.size % self.sequence_parallel:
+            raise UserError(
+                f"parallel.sequence_parallel {self.sequence_parallel} does not divide the {world.size} processes.",
+                "Choose a divisor.",
+            )
+        return world.rank // self.sequence_parallel, world.size // self.sequence_parallel
 
     def layout(self, world: World) -> tuple[int, int]:
         """Replicas, and the processes that share each.
@@ -143,6 +169,11 @@ class TrainerConfig(Config):
         description="activation checkpointing: one of so many blocks is computed again in the backward pass (1 for"
         " all, 0 for none)",
     )
+    balance_lengths: Annotated[bool, NO_INFLUENCE] = Field(
+        default=False,
+        description="each process runs the rows of a step by the arithmetic of their attention, the most first, so that"
+        " all processes are at like ones at the same time; the result is the same",
+    )
     log_every: Annotated[PositiveInt, NO_INFLUENCE] = Field(default=10, description="steps between rows of the log")
     evaluate_every: Annotated[PositiveInt | None, NO_INFLUENCE] = Field(
         default=None, description="steps between evaluations; the last step always has one"
@@ -190,11 +221,12 @@ class TrainerConfig(Config):
         Raises:
             UserError: the batch cannot be shared evenly by them.
         """
-        share, uneven = divmod(self.batch_size, world.size)
+        readers = self.parallel.data_place(world)[1]
+        share, uneven = divmod(self.batch_size, readers)
         rows = min(self.rows_at_once, share)
         if uneven or rows == 0 or share % rows:
             raise UserError(
-                f"A batch_size of {self.batch_size} rows cannot be shared evenly by {world.size} processes with a"
+                f"A batch_size of {self.batch_size} rows cannot be shared evenly by {readers} processes with a"
                 f" micro_batch_size of {rows}.",
                 "Choose a batch_size that is a multiple of both together.",
             )

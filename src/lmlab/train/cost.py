@@ -15,6 +15,7 @@ from lmlab.models.lora.layers import LowRank
 from lmlab.models.lora.quantized import quantized_bytes
 from lmlab.train.config import TrainerConfig
 from lmlab.train.optimization.optimizer import is_block_matrix
+from lmlab.train.parallelism.sequence import heads_repeated, way_of
 
 _FP32 = 4
 _SAME_INPUT = {"key": "query", "value": "query", "up": "gate"}  # layers that read one tensor
@@ -31,6 +32,7 @@ class Estimate:
         gather_bytes: received in a step to put weights together.
         reduce_bytes: received in a step to sum gradients, within a group that shares a copy and between the copies.
         network_bytes: what of both comes over the network: its part of what the machine receives.
+        sequence_bytes: received in a step to bring parts of texts together for attention.
         flops: arithmetic of a step.
         trained: parameters that are trained, over all processes.
     """
@@ -45,6 +47,7 @@ class Estimate:
     network_bytes: int
     flops: float
     trained: int
+    sequence_bytes: int = 0
 
     @property
     def memory(self) -> int:
@@ -54,7 +57,7 @@ class Estimate:
     @property
     def traffic(self) -> int:
         """Bytes received in a step."""
-        return self.gather_bytes + self.reduce_bytes
+        return self.gather_bytes + self.reduce_bytes + self.sequence_bytes
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,11 @@ def estimate(
     # Muon keeps one moment of a matrix where the others keep two
     by_muon = added.matrices if added else _block_matrices(model)
     moments = 2 * trained - (by_muon if config.optimizer.name == "muon" else 0)
-    rows = min(config.rows_at_once, max(1, config.batch_size // world.size))
-    micro_batches = max(1, config.batch_size // world.size // rows)
+    readers = config.parallel.data_place(world)[1]
+    rows = min(config.rows_at_once, max(1, config.batch_size // readers))
+    micro_batches = max(1, config.batch_size // readers // rows)
+    own = -(-seq_len // config.parallel.sequence_parallel)  # tokens of a row that a process has
+    exchanged = micro_batches * _sequence_bytes(model, rows * own, config, width)
     outside = 2 * model.vocab_size * model.d_model if not model.tie_embeddings else model.vocab_size * model.d_model
     block = max(0, parameters - outside) // model.num_layers
     gathered = 0 if world.size == 1 else width * (outside + 2 * block)
@@ -127,13 +133,35 @@ def estimate(
         gradients=_FP32 * trained // shards,
         optimizer=_FP32 * moments // shards,
         gathered=gathered,
-        activations=_activations(model, rows * seq_len, config.recompute_blocks, width, added),
+        activations=_activations(model, rows * own, config.recompute_blocks, width, added),
         gather_bytes=gather,
         reduce_bytes=scatter + between_copies,
-        network_bytes=_over_network(world, shards, gather + scatter, between_copies),
+        network_bytes=_over_network(world, shards, gather + scatter, between_copies)
+        + (exchanged if config.parallel.sequence_parallel > world.local_size else 0),
+        sequence_bytes=exchanged,
         flops=flops_per_token(model, seq_len, lora) * config.batch_size * seq_len / world.size,
         trained=trained,
     )
+
+
+def _sequence_bytes(model: ModelConfig, tokens: int, config: TrainerConfig, width: int) -> int:
+    """What a process receives for the attention of so many tokens of its own, forward and backward.
+
+    Raises:
+        UserError: the model's heads do not suit the number of processes.
+    """
+    size = config.parallel.sequence_parallel
+    if size == 1:
+        return 0
+    way = way_of(model, size, config.parallel.sequence_attention)
+    layers, again = model.num_layers, config.recompute_blocks
+    passes = 2 * layers + (len(range(0, layers, again)) if again else 0)  # what is computed again is exchanged again
+    if way == "allgather_kv":
+        heads = 2 * model.num_kv_heads * (size - 1)
+    else:
+        kv_heads = model.num_kv_heads * heads_repeated(model.num_kv_heads, size)
+        heads = 2 * (model.num_heads + kv_heads) * (size - 1) // size
+    return width * tokens * heads * model.head_dim * passes
 
 
 def _over_network(world: World, shards: int, within_copy: int, between_copies: int) -> int:

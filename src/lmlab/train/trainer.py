@@ -38,8 +38,9 @@ from lmlab.train.metrics import MetricLog
 from lmlab.train.optimization.optimizer import Optimizers
 from lmlab.train.optimization.plan import Plan, go_on
 from lmlab.train.parallelism.parallel import clip_gradients, synchronize_gradients
+from lmlab.train.parallelism.sequence import spread_sequences
 from lmlab.train.prepare import prepare
-from lmlab.train.steps.step import Evaluation, StepFunction, StepSums, after_step, micro_batches
+from lmlab.train.steps.step import Evaluation, StepFunction, StepSums, after_step, by_cost, micro_batches
 
 
 class Trainer:
@@ -92,7 +93,8 @@ class Trainer:
         self.total_steps = steps
         self.plan = Plan(config.schedule, steps, tokens_per_row and tokens_per_row * config.batch_size)
         loader.pin_memory = self.device.type == "cuda"
-        self.step_function, self.evaluate, self.flops_per_token = step_function, evaluate, flops_per_token
+        self.evaluate, self.flops_per_token = evaluate, flops_per_token
+        self.step_function = spread_sequences(step_function, model, config.parallel, self.world, self.device)
         self.model = prepare(model, config, self.world, self.device, self.dtype, materialize)
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.checkpoints = Checkpoints(
@@ -254,7 +256,8 @@ class Trainer:
         factor = self.plan.factor(self.step)
         self.optimizers.set_factor(factor)
         sums = StepSums(self.device)
-        parts = list(micro_batches(batch, self.rows_at_once))
+        ordered = by_cost(batch) if self.config.balance_lengths else batch
+        parts = list(micro_batches(ordered, self.rows_at_once))
         for number, micro_batch in enumerate(parts, 1):
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
             synchronize_gradients(self.model, self.config.parallel, number == len(parts))
@@ -282,7 +285,7 @@ class Trainer:
         self.optimizers.zero_grad()
         figures |= after_step(self.step_function, self.model)
         seconds = time.perf_counter() - start
-        num_tokens = self.world.size * (
+        num_tokens = self.config.parallel.data_place(self.world)[1] * (
             sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count)
         )
         self.tokens += num_tokens

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmlab.models.attention.backends import Backend, attend, attend_with_pattern, attend_with_prefix
+from lmlab.models.attention.backends import Attend, Backend, attend, attend_with_pattern, attend_with_prefix
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.attention.rope import Table, apply_rotary
 from lmlab.models.attention.visibility import Visibility
@@ -33,6 +33,7 @@ class AttentionContext:
         backend: how attention is computed.
         taps: listeners on intermediates.
         positions_BT: where each token of this pass stands in its text.
+        attend: how queries meet keys; another one than `attend` where a text is spread over processes.
     """
 
     visibility: Visibility
@@ -42,6 +43,7 @@ class AttentionContext:
     backend: Backend = "auto"
     taps: Taps | None = None
     positions_BT: Tensor | None = None
+    attend: Attend = attend
 
     def tap(self, layer: int, name: str, x: Tensor) -> Tensor:
         """Show an intermediate to its listeners."""
@@ -133,7 +135,7 @@ class Attention(nn.Module):
                 q_BNTH, k_BKTH, v_BKTH, *prefix.layer(self.layer), visibility, seen, self.soft_cap
             )
         else:
-            out_BTNH = attend(q_BNTH, k_BKTH, v_BKTH, visibility, context.backend, self.soft_cap)
+            out_BTNH = context.attend(q_BNTH, k_BKTH, v_BKTH, visibility, context.backend, self.soft_cap)
         return context.tap(self.layer, "attention.heads", out_BTNH)
 
     def head_outputs(self, heads_BTNH: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,33 @@ _SHORTEST_FLEX = 128
 _FLEX_VARIANTS = 64  # far more than one process needs; PyTorch's own limit is 8
 
 Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
+
+
+class Attend(Protocol):
+    """How queries meet keys: `attend`, or what stands in its place."""
+
+    def __call__(
+        self,
+        q_BNTH: Tensor,
+        k_BKSH: Tensor,
+        v_BKSH: Tensor,
+        visibility: Visibility,
+        backend: Backend = "auto",
+        soft_cap: float | None = None,
+        /,
+    ) -> Tensor:
+        """What each head gathers, [B, T, N, H]."""
+        ...
+
+
+class Spread(Attend, Protocol):
+    """Attention of a part of a text whose other parts stand elsewhere.
+
+    Attributes:
+        whole: what its queries see, in the place of what the part alone says.
+    """
+
+    whole: Visibility
 
 
 def attend(

@@ -18,7 +18,7 @@ from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import read_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
-from lmlab.models import LoRAConfig, ModelConfig, Transformer, save_pretrained
+from lmlab.models import WITHOUT_WEIGHTS, LoRAConfig, ModelConfig, Transformer, save_pretrained
 from lmlab.models.lora.quantized import require_bitsandbytes
 from lmlab.progress import duration, short
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
@@ -34,6 +34,7 @@ from lmlab.train import (
     go_on,
     load_weights,
     read_metrics,
+    way_of,
     whole_tensors,
 )
 
@@ -160,6 +161,14 @@ def _plan_model(
         rows["processes"] = (
             f"{place.size} on {place.nodes} machines: {replicas} x {shards} (copies x shares, {trainer.parallel.kind})"
         )
+        sharing = trainer.parallel.sequence_parallel
+        if sharing > 1:
+            way = way_of(model, sharing, trainer.parallel.sequence_attention)
+            rows["sequences"] = (
+                f"{sharing} processes share a row ({way}), {-(-seq_len // sharing):,} tokens each:"
+                f" {format_bytes(needs.sequence_bytes)} to bring them together, a step and process,"
+                f" {duration(needs.sequence_bytes / _BANDWIDTH_WITHIN)} at {format_bytes(_BANDWIDTH_WITHIN)}/s"
+            )
         slowest = max(needs.traffic / _BANDWIDTH_WITHIN, needs.network_bytes / _BANDWIDTH_BETWEEN)
         rows["communication"] = (
             f"{format_bytes(needs.gather_bytes)} to gather weights and {format_bytes(needs.reduce_bytes)} to sum"
@@ -218,8 +227,14 @@ def build_network(config: ModelConfig, start: Model | None, seed: int, lora: Ada
         assert start is not None
         return adapted(start, config, lora, seed)
     if start is not None and start.checkpoint is None:
-        if config != start.config:
-            changed = [name for name, value in config if value != getattr(start.config, name)]
+        changed = [name for name, value in config if value != getattr(start.config, name)]
+        if changed and set(changed) <= WITHOUT_WEIGHTS and config.positions == "rotary":
+            loaded = start.load()
+            network = Transformer(config)
+            network.load_state_dict(loaded.state_dict())
+            network.read_as = loaded.read_as
+            return network
+        if changed:
             raise UserError(
                 f"The model in '{start.path}' differs from the one that is asked for in: {', '.join(changed)}.",
                 "Leave out 'model'.",

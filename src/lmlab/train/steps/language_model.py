@@ -13,7 +13,12 @@ from lmlab.train.steps.step import StepFunction, StepOutput
 
 def language_model_step(model: Transformer, batch: Batch) -> StepOutput:
     """Next-token cross-entropy in nats, summed over the labels of packed rows (see `PackedRows`)."""
-    loss = model(batch["input_ids"], labels_BT=batch["labels"], document_ids_BT=batch["document_ids"]).loss
+    loss = model(
+        batch["input_ids"],
+        labels_BT=batch["labels"],
+        document_ids_BT=batch["document_ids"],
+        position_ids_BT=batch.get("position_ids"),
+    ).loss
     return StepOutput(loss.sum, loss.count)
 
 
@@ -27,7 +32,13 @@ def language_model_step_by_domain(domains: Sequence[str], z_loss: float = 0.0) -
 
     def step(model: Transformer, batch: Batch) -> StepOutput:
         labels = batch["labels"]
-        loss = model(batch["input_ids"], labels_BT=labels, document_ids_BT=batch["document_ids"], z_loss=z_loss).loss
+        loss = model(
+            batch["input_ids"],
+            labels_BT=labels,
+            document_ids_BT=batch["document_ids"],
+            position_ids_BT=batch.get("position_ids"),
+            z_loss=z_loss,
+        ).loss
         kept = batch["domain_ids"].masked_fill(labels == -100, len(domains)).flatten()
         sums = torch.zeros(len(domains) + 1, dtype=loss.tokens.dtype, device=labels.device).index_add_(
             0, kept, loss.tokens.flatten()
