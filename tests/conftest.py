@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,61 @@ _MODULES = (
     "inspect",
     "textwrap",
 )
+
+
+_SECONDS = Path(__file__).with_name("seconds.json")  # what each file takes, as --record-seconds found it
+_QUICK_SECONDS = 100.0  # what all files of --quick may take together: under a minute on two cores
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lmlab")
+    group.addoption("--quick", action="store_true", help="only the quickest files, by tests/seconds.json")
+    group.addoption(
+        "--record-seconds", action="store_true", help="write the seconds of each file to tests/seconds.json"
+    )
+
+
+@lru_cache(maxsize=1)
+def _quick_files() -> frozenset[str]:
+    """The names of the files that take least, as many as fit."""
+    chosen, spent = set(), 0.0
+    for name, seconds in sorted(json.loads(_SECONDS.read_text()).items(), key=lambda each: each[1]):
+        spent += seconds
+        if spent > _QUICK_SECONDS:
+            break
+        chosen.add(name)
+    return frozenset(chosen)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--quick") and collection_path.name.startswith("test_"):
+        return collection_path.name not in _quick_files() or None
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-seconds"):
+        config.pluginmanager.register(_Recorder(), "lmlab-seconds")
+
+
+class _Recorder:
+    """Adds up what the tests of each file take. Files that were not run keep what they have."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = Path(report.nodeid.partition("::")[0]).name
+        self.seconds[name] = self.seconds.get(name, 0.0) + report.duration
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput") or not self.seconds:  # the one that collects from all workers writes
+            return
+        there = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
+        before = json.loads(_SECONDS.read_text()) if _SECONDS.exists() else {}
+        known = before | {name: round(seconds, 1) for name, seconds in self.seconds.items()}
+        kept = {name: seconds for name, seconds in sorted(known.items()) if name in there}
+        _SECONDS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session", autouse=True)

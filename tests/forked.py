@@ -102,6 +102,8 @@ class Forkserver:
         self._count += 1
         place = Path(self._folder.name, str(self._count))
         place.mkdir()
+        for name in ("out", "err"):  # there before the child is, which may be asked at once
+            (place / name).touch()
         request = {
             "place": str(place),
             "script": None if script is None else str(script),
@@ -135,7 +137,7 @@ def _child(request: Mapping[str, Any], rank: int, port: int) -> None:
     """Be a child: its streams, environment and arguments, then its program."""
     place = Path(request["place"])
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(os.open(place / name, os.O_WRONLY | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
     os.environ.clear()
