@@ -1,5 +1,5 @@
 """Write what the manifests of the methods say into README.md and docs/index.md, between two marks, and the picture of
-the house into docs/architecture.md.
+the house into docs/images/house.svg.
 
     python docs/tables.py            # writes
     python docs/tables.py --check    # only says whether something would change
@@ -12,6 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 from lmlab.plugins import methods
+
+sys.path.insert(0, str(Path(__file__).parent))
+from picture import draw
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +36,10 @@ def methods_table(pages: str) -> str:
 
 def house() -> str:
     """A drawing of which rooms import which, from the code itself: an arrow for each pair of rooms, without those that
-    follow from others, and the number of files of each room.
+    follow from others.
+
+    Raises:
+        ValueError: rooms import each other in a circle.
     """
     import grimp
 
@@ -47,20 +53,15 @@ def house() -> str:
     shown = {room for room, count in files.items() if count > 1 and room != "lmlab"} | {"cli", "door"}
     direct = {(a, b) for a, b in uses if a in shown and b in shown and a != b}
     reached = _closure(direct)
-    arrows = sorted((a, b) for a, b in direct if not any(_between(a, c, b, reached) for c in shown - {a, b}))
-    lines = ["```mermaid", "graph TD"]
-    lines += [f'  {room}["{room}<br/>{files[room]} file{"s" if files[room] > 1 else ""}"]' for room in sorted(shown)]
-    return "\n".join([*lines, *(f"  {a} --> {b}" for a, b in arrows), "```"])
+    if circle := sorted(a for a, b in reached if a == b):
+        raise ValueError(f"rooms import each other in a circle: {', '.join(circle)}")
+    arrows = {(a, b) for a, b in direct if not any((a, c) in reached and (c, b) in reached for c in shown - {a, b})}
+    return draw(shown, arrows)
 
 
 def _room(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else parts[0]
-
-
-def _between(a: str, c: str, b: str, reached: set[tuple[str, str]]) -> bool:
-    """Whether a comes to b by way of c, which is in a circle with neither: there each would stand for the other."""
-    return (a, c) in reached and (c, b) in reached and (c, a) not in reached and (b, c) not in reached
 
 
 def _closure(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -86,12 +87,12 @@ def filled(text: str, name: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Each page as it is to be."""
-    found = {}
+    found: dict[Path, str] = {}
     contents = {
         "README.md": ("methods", methods_table("docs/")),
         "docs/index.md": ("methods", methods_table("")),
-        "docs/architecture.md": ("house", house()),
     }
+    found[ROOT / "docs" / "images" / "house.svg"] = house()
     for name, (mark, content) in contents.items():
         found[ROOT / name] = filled((ROOT / name).read_text("utf-8"), mark, content)
     return found
@@ -99,7 +100,7 @@ def pages() -> dict[Path, str]:
 
 def main() -> None:
     """Write or check."""
-    stale = {path: text for path, text in pages().items() if path.read_text("utf-8") != text}
+    stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text("utf-8") != text}
     for path, text in stale.items():
         print(f"{path.relative_to(ROOT)} {'is not what the code says' if '--check' in sys.argv else 'written'}")
         if "--check" not in sys.argv:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from lmlab.data import Tokenizer
-    from lmlab.evals import Question
     from lmlab.models import LoRAConfig, ModelConfig, Transformer
 
 ADAPTERS = "adapters.json"
@@ -374,7 +373,7 @@ def _are_packs(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Questions(Artifact):
-    """Ranked questions: `task.jsonl` of a stage, or a file of JSON lines."""
+    """Ranked questions, which `lmlab.evals.read_questions` reads: `task.jsonl` of a stage, or a file of JSON lines."""
 
     called: ClassVar[str] = "a file of questions"
 
@@ -387,9 +386,3 @@ class Questions(Artifact):
     @classmethod
     def _remedy(cls) -> str:
         return "Name a stage that makes questions, or a file of JSON lines."
-
-    def read(self) -> list[Question]:
-        """All of them."""
-        from lmlab.evals import read_questions
-
-        return list(read_questions(self.path))

@@ -13,7 +13,16 @@ from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data import read_documents
-from lmlab.evals import ByteNGram, Measurement, accuracy_by_domain, question_row, ratio, xz_bits, xz_bits_after
+from lmlab.evals import (
+    ByteNGram,
+    Measurement,
+    accuracy_by_domain,
+    question_row,
+    ratio,
+    read_questions,
+    xz_bits,
+    xz_bits_after,
+)
 from lmlab.progress import progress
 from lmlab.runs import Documents, DocumentsInput, Questions, QuestionsInput, Results, Stage, StageContext
 
@@ -88,7 +97,7 @@ class Baselines(Stage[BaselinesConfig, BaselinesResults]):
                 question_row(
                     item, [-math.log(2) * model.score(text.encode(), before.encode()) for before, text in item.pairs()]
                 )
-                for item in context.find(Questions, "task").read()
+                for item in read_questions(context.find(Questions, "task").path)
             ]
             results["n-gram"]["accuracy"] = accuracy_by_domain(rows)
         return BaselinesResults(order=config.order, baselines=results)
