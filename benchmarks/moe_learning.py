@@ -37,19 +37,20 @@ def main() -> None:
     settings["choices"] = [each for each in settings["choices"] if set(each["variants"]) <= set(REFERENCE)]
     settings |= {
         "seeds": arguments.seeds,
+        "only": arguments.variants,
         "optimizer": {},
         "texts": str(Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/texts")),
     }
     config = validate(AblationConfig, settings, "the ablation")
 
-    def told(job: object, result: dict[str, object]) -> None:
+    def told(result: dict[str, object]) -> None:
         print(
             f"{result['variant']}, seed {result['seed']}: loss {result['loss']:.4f}, highest loads"
             f" {result['max_load']}",
             flush=True,
         )
 
-    found = run_ablation(config, arguments.out, only=arguments.variants, told=told)
+    found = run_ablation(config, arguments.out, told)
     print(
         "| variant | parameters | loss by seed | mean | deviation | reference | difference | 0.03"
         " |\n|---|---|---|---|---|---|---|---|"

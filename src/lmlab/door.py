@@ -274,32 +274,22 @@ def fit_ladder(
     return found
 
 
-def trace_routing(
-    model: str | Path,
-    texts: str | Path,
-    *,
-    tokenizer: str | Path | None = None,
-    length: int = 2048,
-    sequences: int = 102,
-    layers: Sequence[int] | None = None,
-    batch_size: int = 4,
-    text_field: str = "text",
-    domain_field: str | None = None,
-) -> RoutingTrace:
+def trace_routing(model: str | Path, texts: str | Path, **settings: Any) -> RoutingTrace:
     """Which experts a model's routers choose for each token of texts, as `lmlab olmoe trace` does (Muennighoff et al.
     2024).
 
     Arguments:
         texts: files, a glob, a folder or a URL.
-        tokenizer: a directory, by default the model's; `bytes` for a model of raw bytes.
-        length, sequences: tokens of a sequence, and the most sequences of a domain.
+        settings: those of `TraceConfig`, such as `tokenizer="bytes"`, `length=512` or `domain_field="domain"`.
 
     Raises:
-        UserError: the model has no routers, or the texts do not fill a sequence.
+        UserError: a setting is wrong, the model has no routers, or the texts do not fill a sequence.
     """
-    from lmlab.methods.olmoe import trace_texts
+    from lmlab.config import validate
+    from lmlab.methods.olmoe import TraceConfig, trace_texts
 
-    return trace_texts(model, str(texts), tokenizer, length, sequences, layers, batch_size, text_field, domain_field)
+    places = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    return trace_texts(model, str(texts), validate(TraceConfig, places, "the settings"))
 
 
 def find_circuit(

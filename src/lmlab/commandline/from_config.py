@@ -5,7 +5,8 @@
     def select(where: In, settings: SelectionSettings, out: Out) -> None: ...
 
 The command gets one option a field, with the field's default, bounds, and the sentence that the class's docstring says
-of it, and `settings` as the validated configuration.
+of it, and `settings` as the validated configuration. A command may have several configurations, each by a decorator of
+its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import typer
 from pydantic import create_model
@@ -40,20 +41,43 @@ def options(
         defaults: other defaults than the configuration's, where leaving an option out means something else.
     """
 
+    spelled = {
+        name: parameter
+        for name in config_type.model_fields
+        if name not in exclude and (parameter := _parameter(config_type, name, defaults)) is not None
+    }
+    return _decorator(config_type, into, spelled, lambda values: _validated(config_type, values, exclude))
+
+
+def changes(config_type: type[Config], fields: Collection[str], into: str = "changes") -> Callable[[F], F]:
+    """Give a command an option for each of these fields, by which a user changes what a file says.
+
+    The options have no defaults: `into` receives a mapping of those that were given.
+    """
+    spelled = {name: _parameter(config_type, name, {name: None}) for name in fields}
+    unspelled = [name for name, parameter in spelled.items() if parameter is None]
+    assert not unspelled, f"a command line cannot spell {', '.join(unspelled)}"
+    return _decorator(config_type, into, cast(dict[str, inspect.Parameter], spelled), lambda values: values)
+
+
+def _decorator(
+    config_type: type[Config],
+    into: str,
+    spelled: Mapping[str, inspect.Parameter],
+    make: Callable[[dict[str, Any]], Any],
+) -> Callable[[F], F]:
+    """Put parameters in the place of one, which receives what is made of their values."""
+
     def decorate(command: F) -> F:
         own = inspect.signature(command, eval_str=True)
         assert into in own.parameters, f"{command.__name__} has no parameter '{into}'"
-        spelled = {
-            name: parameter
-            for name in config_type.model_fields
-            if name not in exclude and (parameter := _parameter(config_type, name, defaults)) is not None
-        }
 
         @functools.wraps(command)
         def call(**arguments: Any) -> Any:
             given = {name: arguments.pop(name) for name in spelled}
-            values = {name: _value(config_type, name, value) for name, value in given.items() if value is not None}
-            arguments[into] = _validated(config_type, values, exclude)
+            arguments[into] = make(
+                {name: _value(config_type, name, value) for name, value in given.items() if value is not None}
+            )
             return command(**arguments)
 
         parameters = []

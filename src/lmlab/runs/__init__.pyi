@@ -1,7 +1,7 @@
 from .artifacts import ADAPTERS, Artifact, Documents, Model, Questions, Tokens, Vocabulary
 from .many import PlannedRun, RunOutcome, parse_axes, run_many, vary
 from .recipe import Recipe, RecipeStage
-from .record import ReadResults, Results, StageRecord
+from .record import ReadResults, Results, StageRecord, is_finished
 from .runner import PlannedStage, plan_stages, print_plan, run_recipe, stored_stages
 from .stage import (
     DocumentsInput,
@@ -40,6 +40,7 @@ __all__ = [
     "Vocabulary",
     "VocabularyInput",
     "find_stage",
+    "is_finished",
     "parse_axes",
     "plan_stages",
     "print_plan",

@@ -112,3 +112,9 @@ class StageRecord(BaseModel):
             UserError: they are those of another version of lmlab, or damaged.
         """
         return validate(kind, self.results, f"the results of stage '{self.name}'")
+
+
+def is_finished(directory: str | Path) -> bool:
+    """Whether a stage's directory holds the record of a stage that has finished."""
+    directory = Path(directory)
+    return (directory / NAME).is_file() and StageRecord.read(directory).state == "done"

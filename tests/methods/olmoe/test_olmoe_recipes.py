@@ -12,8 +12,8 @@ import yaml
 
 from lmlab.config import validate
 from lmlab.errors import UserError
-from lmlab.methods.olmoe import AblationConfig, RoutingTrace, compare, run_ablation
-from lmlab.methods.olmoe.ablation import Choice
+from lmlab.files import read_json
+from lmlab.methods.olmoe import AblationConfig, Choice, RoutingTrace, compare, run_ablation
 from lmlab.methods.olmoe.byte_corpus import ByteCorpus, ByteWindows
 from lmlab.models import from_pretrained
 from lmlab.runs import Recipe, run_recipe
@@ -113,7 +113,7 @@ def ablation(texts: Path, **changes) -> AblationConfig:
 
 def test_one_file_gives_a_table_with_seeds_and_significance(texts, tmp_path):
     told = []
-    found = run_ablation(ablation(texts), tmp_path, told=lambda job, result: told.append((job.variant, job.seed)))
+    found = run_ablation(ablation(texts), tmp_path, lambda result: told.append((result["variant"], result["seed"])))
     assert sorted(told) == [("dense", 0), ("dense", 1), ("moe", 0), ("moe", 1)]
     (row,) = found["comparisons"]
     expected = [b["loss"] - a["loss"] for a, b in zip(found["results"]["moe"], found["results"]["dense"], strict=True)]
@@ -121,13 +121,33 @@ def test_one_file_gives_a_table_with_seeds_and_significance(texts, tmp_path):
         row["difference"] == pytest.approx(sum(expected) / 2)
         and row["interval"][0] < row["difference"] < row["interval"][1]
     )
-    page = (tmp_path / "report.html").read_text()
-    assert "MoE or dense" in page
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
+    assert len(stamps) == 4 and all(read_json(path)["results"]["loss"] for path in stamps)
     assert run_ablation(ablation(texts), tmp_path)["comparisons"] == found["comparisons"]
     assert stamps == {
-        path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")
     }  # nothing was trained again
+
+
+def test_an_ablation_is_a_run_and_so_is_each_training_of_it(lmlab, texts, tmp_path):
+    path, out = tmp_path / "variants.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(ablation(texts).model_dump(mode="json")))
+    first = lmlab("olmoe", "ablate", path, "--only", "moe", "--out", out)
+    assert first.code == 0 and first.out == "", first.err  # a variant alone has nothing to be compared with
+    (trained,) = {each.parent for each in out.rglob("seed-0")}
+    stamp = (trained / "seed-0" / "model" / "stage.json").stat().st_mtime_ns
+    done = lmlab("olmoe", "ablate", path, "--out", out)
+    assert done.code == 0, done.err
+    assert done.out.startswith("MoE or dense: dense - moe = ") and "2 seeds, 95 % interval" in done.out
+    assert (trained / "seed-0" / "model" / "stage.json").stat().st_mtime_ns == stamp  # what was there is kept
+    for run, words in (
+        (out, ("Design choices", "MoE or dense", "highest load")),
+        (trained / "seed-0", ("nats a byte",)),
+    ):
+        (run / "report.html").unlink(missing_ok=True)
+        assert lmlab("report", run).code == 0
+        page = (run / "report.html").read_text()
+        assert all(each in page for each in words)
 
 
 def test_a_paired_test_by_hand():
@@ -164,8 +184,10 @@ def test_rows_depend_on_seed_and_number_alone_and_parts_are_disjoint(texts):
 def test_mistakes_in_an_ablation_are_explained(texts, tmp_path):
     with pytest.raises(UserError, match="there is no variant 'moo'. Did you mean 'moe'"):
         ablation(texts, choices=[{"title": "?", "variants": ["moo", "dense"]}])
-    with pytest.raises(UserError, match="There is no variant 'moo'"):
-        run_ablation(ablation(texts), tmp_path, only=["moo"])
+    with pytest.raises(UserError, match="there is no variant 'moo'"):
+        ablation(texts, only=["moo"])
+    with pytest.raises(UserError, match=r"trainer\.epochs: rows are drawn at random"):
+        ablation(texts, trainer={"epochs": 1, "batch_size": 4})
     with pytest.raises(UserError, match="variant 'bad'.*top_k 9 exceeds num_experts 4"):
         run_ablation(ablation(texts, variants={"bad": {"moe": {"num_experts": 4, "top_k": 9}}}, choices=[]), tmp_path)
     (tmp_path / "short").mkdir()

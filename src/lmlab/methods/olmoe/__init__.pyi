@@ -1,4 +1,5 @@
-from .ablation import AblationConfig, Choice, compare, run_ablation, train_variant
+from .ablation import compare, run_ablation, train_on_bytes
+from .config import AblationConfig, ByteTrainingConfig, Choice, RoutingConfig, TraceConfig, UpcycleConfig
 from .layouts import read_olmo, write_olmo
 from .report import routing_page
 from .routing.collect import collect, load_routed, watch
@@ -20,13 +21,16 @@ from .routing.statistics import (
 )
 from .routing.trace import RoutingTrace, concatenate, same_tokens
 from .routing.trace_texts import trace_texts
-from .upcycling import UpcycleConfig, upcycle
+from .upcycling import upcycle
 
 __all__ = [
     "AblationConfig",
+    "ByteTrainingConfig",
     "Choice",
+    "RoutingConfig",
     "RoutingStatistics",
     "RoutingTrace",
+    "TraceConfig",
     "UpcycleConfig",
     "collect",
     "compare",
@@ -47,7 +51,7 @@ __all__ = [
     "same_tokens",
     "token_probabilities",
     "trace_texts",
-    "train_variant",
+    "train_on_bytes",
     "upcycle",
     "vocab_by_expert",
     "vocab_specialization",

@@ -1,172 +1,98 @@
 """Design choices compared at toy scale: one YAML file gives the table of Muennighoff et al. 2024 (sections 3 and 4),
-with seeds and significance.
+with seeds and significance. Every training is a run of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
 
 from lmlab import stats
-from lmlab.config import Config, validate
+from lmlab.config import influences
 from lmlab.data import Loader
-from lmlab.errors import UserError, did_you_mean
-from lmlab.fan_out import fan_out
-from lmlab.files import read_json, sha256_json, write_json
+from lmlab.errors import UserError
+from lmlab.files import sha256_json
 from lmlab.methods.olmoe.byte_corpus import ByteCorpus, ByteWindows
-from lmlab.models import ModelConfig, Transformer, token_log_probs
+from lmlab.methods.olmoe.config import AblationConfig, ByteTrainingConfig, Choice
+from lmlab.models import Transformer, token_log_probs
 from lmlab.reports import Figure as FigureBlock
-from lmlab.reports import Page, Section, Series, Table, bar_chart, line_chart
-from lmlab.train import Trainer, TrainerConfig, language_model_step_by_domain, read_metrics, routed
+from lmlab.reports import Section, Series, Table, bar_chart, line_chart
+from lmlab.runs import PlannedRun, RunOutcome, StageRecord, is_finished, run_many
+from lmlab.train import Trainer, language_model_step_by_domain, read_metrics, routed
 
-
-class Choice(Config):
-    """A comparison of two or more variants: one line of the table for each, against the first.
-
-    Attributes:
-        title: the question.
-        variants: names of variants, the one to compare with first.
-    """
-
-    title: str
-    variants: tuple[str, ...] = Field(min_length=2)
-
-
-class AblationConfig(Config):
-    """Which models are trained, how, and what is compared.
-
-    Attributes:
-        texts: a folder of JSON lines with `text` and `domain`.
-        model: what all variants share; a variant's own keys replace these, those of its section `moe` one by one.
-        variants: name -> what it changes of `model`; a key set to null is removed.
-        optimizer: name -> what a variant changes of `trainer.optimizer`.
-        choices: what is compared.
-        seeds: each variant is trained with each, of its weights and its data; variants share both.
-        seq_len: bytes of a row.
-    """
-
-    texts: Path
-    model: dict[str, Any]
-    variants: dict[str, dict[str, Any]] = Field(min_length=1)
-    optimizer: dict[str, dict[str, Any]] = {}
-    choices: tuple[Choice, ...] = ()
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    seq_len: PositiveInt = 256
-    trainer: TrainerConfig
-
-    @model_validator(mode="after")
-    def _check(self) -> AblationConfig:
-        named = [name for choice in self.choices for name in choice.variants] + list(self.optimizer)
-        for name in named:
-            if name not in self.variants:
-                raise ValueError(f"there is no variant '{name}'. {did_you_mean(name, self.variants)}")
-        return self
-
-    def model_of(self, variant: str) -> ModelConfig:
-        """The network of a variant.
-
-        Raises:
-            UserError: it is impossible.
-        """
-        changes = self.variants[variant]
-        settings = {**self.model, **changes}
-        if isinstance(self.model.get("moe"), dict) and isinstance(changes.get("moe"), dict):
-            settings["moe"] = {**self.model["moe"], **changes["moe"]}
-        return validate(
-            ModelConfig, {key: value for key, value in settings.items() if value is not None}, f"variant '{variant}'"
-        )
-
-    def trainer_of(self, variant: str) -> TrainerConfig:
-        """The loop of a variant."""
-        changes = self.optimizer.get(variant, {})
-        data = self.trainer.model_dump()
-        data["optimizer"] = {**data["optimizer"], **changes}
-        return validate(TrainerConfig, data, f"variant '{variant}'")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of an ablation."""
-
-    config: AblationConfig
-    variant: str
-    seed: int
-    directory: Path
-    threads: int | None = None
+STAGE = "model"
+"""What the stage is called in the run of a variant."""
 
 
 def run_ablation(
-    config: AblationConfig,
-    directory: str | Path,
-    workers: int = 1,
-    only: Sequence[str] = (),
-    told: Callable[[Job, dict[str, Any]], None] | None = None,
+    config: AblationConfig, directory: str | Path, told: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Train every variant with every seed, and compare; what is finished is not done again, what was cut off goes on.
+    """Train every variant with every seed (`run_many`), and compare; what is finished is not done again, what was cut
+    off goes on.
 
     Arguments:
-        workers: trainings at once, each on its share of the cores.
-        only: variants; by default all.
         told: called with each result as it comes.
 
     Returns:
-        `results`: variant -> list of results by seed, of those that are finished; `comparisons`: rows of the table. The
-        same is written to `results.json`, and as a page to `report.html`.
+        `results`: variant -> list of results by seed, of those that are finished; `comparisons`: rows of the table.
     """
     directory = Path(directory)
-    for name in only:
-        if name not in config.variants:
-            raise UserError(f"There is no variant '{name}'. {did_you_mean(name, config.variants)}")
     for name in config.variants:
         config.model_of(name), config.trainer_of(name)
-    threads = max(1, torch.get_num_threads() // workers) if workers > 1 else None
-    jobs = [Job(config, name, seed, directory, threads) for seed in config.seeds for name in only or config.variants]
-    for number, result in fan_out(train_variant, jobs, workers):
-        if told:
-            told(jobs[number], result)
+    runs = [_run(config, name, seed) for seed in config.seeds for name in config.only or config.variants]
+
+    def tell(outcome: RunOutcome) -> None:
+        if told is not None and outcome.results is not None:
+            told({**outcome.settings, **outcome.results[STAGE]})
+
+    run_many(runs, directory, config.workers, config.backend, config.gpus, told=tell)
     results: dict[str, list[dict[str, Any]]] = {}
     for name in config.variants:
-        paths = [_place(Job(config, name, seed, directory)) / "result.json" for seed in config.seeds]
-        results[name] = [read_json(path) for path in paths if path.exists()]
-    found = {"results": results, "comparisons": [row for choice in config.choices for row in compare(choice, results)]}
-    write_json(directory / "results.json", found)
-    _page(config, found, directory).write(directory / "report.html")
-    return found
+        places = [directory / _run(config, name, seed).name / STAGE for seed in config.seeds]
+        results[name] = [
+            {"variant": name, "seed": seed, **StageRecord.finished_in(place).results}
+            for seed, place in zip(config.seeds, places, strict=True)
+            if is_finished(place)
+        ]
+    return {"results": results, "comparisons": [row for choice in config.choices for row in compare(choice, results)]}
 
 
-def train_variant(job: Job) -> dict[str, Any]:
-    """Train one variant with one seed, from its newest checkpoint if there is one; return its figures."""
-    place = _place(job)
-    if (place / "result.json").exists():
-        result: dict[str, Any] = read_json(place / "result.json")
-        return result
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    config, loop, corpus = (
-        job.config.model_of(job.variant),
-        job.config.trainer_of(job.variant),
-        ByteCorpus(job.config.texts),
-    )
-    steps = loop.num_steps(job.config.seq_len)
+def _run(config: AblationConfig, variant: str, seed: int) -> PlannedRun:
+    """One training as a recipe. Changed settings have another directory, so that those of before are kept."""
+    model = config.model_of(variant).model_dump(mode="json")
+    trainer = config.trainer_of(variant).model_dump(mode="json")
+    texts = str(Path(config.texts).resolve())
+    stage = {"kind": "train_bytes", "texts": texts, "model": model, "seq_len": config.seq_len, "trainer": trainer}
+    digest = sha256_json([influences(config.trainer_of(variant)), model, config.seq_len, texts])[:8]
+    name = f"{variant}-{digest}"
+    recipe = {"name": name, "seed": seed, "stages": {STAGE: stage}}
+    return PlannedRun(f"{name}/seed-{seed}", recipe, {"variant": variant, "seed": seed})
+
+
+def train_on_bytes(config: ByteTrainingConfig, directory: Path, seed: int) -> dict[str, Any]:
+    """Train one model, from its newest checkpoint in the directory if there is one; its figures."""
+    corpus = ByteCorpus(Path(config.texts))
+    steps = config.trainer.num_steps(config.seq_len)
     if steps is None:
         raise UserError("trainer.epochs: rows are drawn at random, so give the length in steps or tokens.")
-    rows = ByteWindows(corpus, job.config.seq_len, steps * loop.batch_size, job.seed)
-    loader = Loader(rows, loop.batch_size, job.seed, shuffle=False)
-    step = routed(language_model_step_by_domain(corpus.domains), config)
-    model = Transformer(config).initialize(job.seed)
-    trainer = Trainer(model, step, loader, loop, place, flops_per_token=None, tokens_per_row=job.config.seq_len)
+    rows = ByteWindows(corpus, config.seq_len, steps * config.trainer.batch_size, seed)
+    loader = Loader(rows, config.trainer.batch_size, seed, shuffle=False)
+    step = routed(language_model_step_by_domain(corpus.domains), config.model)
+    model = Transformer(config.model).initialize(seed)
+    trainer = Trainer(
+        model, step, loader, config.trainer, directory, flops_per_token=None, tokens_per_row=config.seq_len
+    )
     summary = trainer.fit()
-    figures = measure(model, corpus, job.config.seq_len)
-    parameters = {"parameters": config.num_parameters(), "active_parameters": config.num_parameters(active=True)}
-    result = {"variant": job.variant, "seed": job.seed, **figures, **parameters, "seconds": summary["seconds"]}
-    write_json(place / "result.json", result)
-    return result
+    figures = measure(model, corpus, config.seq_len)
+    sizes = {
+        "parameters": config.model.num_parameters(),
+        "active_parameters": config.model.num_parameters(active=True),
+    }
+    return {**figures, **sizes, "seconds": summary["seconds"]}
 
 
 @torch.no_grad()
@@ -221,17 +147,8 @@ def compare(choice: Choice, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
     return rows
 
 
-def _place(job: Job) -> Path:
-    """Where a training is: changed settings have another place."""
-    settings = [
-        job.config.model_of(job.variant).model_dump(mode="json"),
-        job.config.trainer_of(job.variant).model_dump(mode="json"),
-        job.config.seq_len,
-    ]
-    return job.directory / f"{job.variant}-{sha256_json([settings, str(job.config.texts)])[:8]}" / f"seed-{job.seed}"
-
-
-def _page(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> Page:
+def ablation_sections(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> list[Section]:
+    """The tables of variants and choices, and curves of the first seed, from what `run_ablation` has left."""
     results = {name: each for name, each in found["results"].items() if each}
     losses = {name: [result["loss"] for result in each] for name, each in results.items()}
     rows = [
@@ -260,10 +177,10 @@ def _page(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> 
     ]
     curves = []
     for name, each in results.items():
-        logged = read_metrics(_place(Job(config, name, each[0]["seed"], directory)) / "metrics.jsonl")
+        logged = read_metrics(directory / _run(config, name, each[0]["seed"]).name / STAGE / "metrics.jsonl")
         key = "task_loss" if any("task_loss" in row for row in logged) else "loss"
         curves.append(Series(name, [row["step"] for row in logged], [row[key] for row in logged]))
-    sections = [
+    return [
         Section("Variants", [table, FigureBlock(bars, "Validation loss, mean over seeds.")]),
         Section(
             "Choices",
@@ -279,7 +196,6 @@ def _page(config: AblationConfig, found: Mapping[str, Any], directory: Path) -> 
             ],
         ),
     ]
-    return Page("Design choices", f"{len(results)} variants, {len(config.seeds)} seeds", sections)
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmlab.commandline.options import DomainField, Set, TextField, example
+from lmlab.commandline.from_config import changes, options
+from lmlab.commandline.options import DryRun, Set, example, run_stages
 from lmlab.errors import UserError
+from lmlab.methods.olmoe.config import AblationConfig, TraceConfig, UpcycleConfig
 
 if TYPE_CHECKING:
     from lmlab.methods.olmoe.routing.trace import RoutingTrace
@@ -35,38 +37,22 @@ Step = Annotated[
 @app.command(
     epilog=example("lmlab olmoe trace models/OLMoE-1B-7B 'texts/*.jsonl.zst' --domain-field domain --out final.npz")
 )
+@options(TraceConfig)
 def trace(
     model: Annotated[
         Path,
         typer.Argument(help="Directory of a mixture of experts: one of lmlab's families, or any of transformers'."),
     ],
     texts: Annotated[str, typer.Argument(help="Files, a glob, a folder or a URL of texts.")],
+    settings: TraceConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="The trace, a .npz file.")],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="Directory of a tokenizer, by default the model's; 'bytes' for a model of raw bytes.",
-            show_default=False,
-        ),
-    ] = None,
-    length: Annotated[
-        int,
-        typer.Option(min=2, help="Tokens of a sequence; texts of a domain are joined and cut, the rest is dropped."),
-    ] = 2048,
-    sequences: Annotated[int, typer.Option(min=1, help="Most sequences of a domain.")] = 102,
-    layers: Annotated[
-        list[int] | None, typer.Option("--layer", help="Only this layer; may be repeated.", show_default=False)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 4,
-    text_field: TextField = "text",
-    domain_field: DomainField = None,
 ) -> None:
     """Run a model over texts and store which experts its routers choose for each token."""
     from lmlab.methods.olmoe.routing.trace_texts import trace_texts
 
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: a trace is a .npz file.")
-    traced = trace_texts(model, texts, tokenizer, length, sequences, layers, batch_size, text_field, domain_field)
+    traced = trace_texts(model, texts, settings)
     print(
         f"{traced.input_ids_ST.size:,} tokens of {len(traced.domains)} domains, layers"
         f" {', '.join(map(str, traced.layers))}: {traced.save(out)}"
@@ -189,43 +175,19 @@ def report(
 
 
 @app.command(epilog=example("lmlab olmoe upcycle models/smollm2 models/smollm2-moe --num-experts 4 --top-k 2"))
+@options(UpcycleConfig, num_experts=8, top_k=2)
 def upcycle(
     source: Annotated[Path, typer.Argument(help="Directory of a dense model.")],
     target: Annotated[Path, typer.Argument(help="A directory that holds no model yet.")],
-    num_experts: Annotated[int, typer.Option(min=2, help="Experts of each layer.")] = 8,
-    top_k: Annotated[int, typer.Option(min=1, help="Experts for each token.")] = 2,
-    noise: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of each expert's entries that are drawn anew.")
-    ] = 0.0,
-    preserve_function: Annotated[
-        bool,
-        typer.Option(
-            help=(
-                "Divide the chosen probabilities by their sum, so that the model computes what it did; off as in the"
-                " paper."
-            )
-        ),
-    ] = True,
-    split: Annotated[int, typer.Option(min=1, help="Cut the dense network into so many slices.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the router and the noise.")] = 0,
+    settings: UpcycleConfig,
 ) -> None:
     """Make a mixture of experts from a dense model."""
-    from lmlab.config import validate
-    from lmlab.methods.olmoe.upcycling import UpcycleConfig
     from lmlab.methods.olmoe.upcycling import upcycle as make
     from lmlab.models import convert
     from lmlab.runs import Model
 
-    settings = {
-        "num_experts": num_experts,
-        "top_k": top_k,
-        "noise": noise,
-        "preserve_function": preserve_function,
-        "split": split,
-        "seed": seed,
-    }
     found = Model.find(source)
-    sparse = make(found.load(), validate(UpcycleConfig, settings, "the options"))
+    sparse = make(found.load(), settings)
     done = convert(found.source, target, model=sparse)
     print(
         f"{done.parameters:,} parameters, {sparse.config.num_parameters(active=True):,} active, as {done.model_type}:"
@@ -280,48 +242,30 @@ def convert_layout(
         "lmlab olmoe ablate recipes/olmoe-ablations.yaml --texts corpus/ --only fine --only dense --out runs/ablations"
     )
 )
+@changes(AblationConfig, ("texts", "only", "workers", "backend", "gpus"))
 def ablate(
     config: Annotated[Path, typer.Argument(help="The variants, a YAML file.")],
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="Folder of JSON lines with text and domain, in place of the file's.", show_default=False),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this variant; may be repeated.", show_default=False)
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
+    changes: dict[str, Any],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Directory of the run; what is finished there is not done again.")
     ] = Path("runs/ablations"),
     set_: Set = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train variants of a model with several seeds and compare them with significance."""
-    from lmlab.config import apply_overrides, validate
+    from lmlab.config import apply_overrides
     from lmlab.files import read_yaml
-    from lmlab.hardware import reuse_memory
-    from lmlab.methods.olmoe.ablation import AblationConfig, run_ablation
+    from lmlab.methods.olmoe.stages import AblationResults, comparison_sentence
+    from lmlab.runs import StageRecord
 
-    reuse_memory()
-    settings = apply_overrides(read_yaml(config) | ({"texts": str(texts)} if texts else {}), set_ or [])
-    found = run_ablation(
-        validate(AblationConfig, settings, f"'{config}'"),
-        out,
-        workers,
-        only or (),
-        lambda job, result: print(f"{job.variant}, seed {job.seed}: {result['loss']:.4f} nats a byte", flush=True),
-    )
-    for row in found["comparisons"]:
-        if row["difference"] is not None:
-            significance = (
-                ""
-                if row["p"] is None
-                else f", 95 % interval {row['interval'][0]:+.4f} to {row['interval'][1]:+.4f}, p = {row['p']:.3f}"
-            )
-            print(
-                f"{row['choice']}: {row['variant']} - {row['against']} = {row['difference']:+.4f} ({row['seeds']}"
-                f" seeds{significance})"
-            )
-    print(f"Results: {out / 'results.json'}\nReport: {out / 'report.html'}")
+    settings = apply_overrides(read_yaml(config), set_ or []) | changes
+    stages = {"ablation": {"kind": "ablation", **settings}, "report": {"kind": "report", "title": "Design choices"}}
+    run_stages(config.stem, stages, out, None, dry_run, redo=False)
+    if not dry_run:
+        results = StageRecord.finished_in(out / "ablation").read_results(AblationResults)
+        for row in results.comparisons:
+            if row["difference"] is not None:
+                print(comparison_sentence(row))
 
 
 def _earlier(named: list[str] | None) -> dict[str, RoutingTrace]:

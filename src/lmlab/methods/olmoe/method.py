@@ -16,5 +16,7 @@ METHOD = Method(
     stages={
         "upcycle": "lmlab.methods.olmoe.stages:Upcycle",
         "routing": "lmlab.methods.olmoe.stages:Routing",
+        "train_bytes": "lmlab.methods.olmoe.stages:TrainBytes",
+        "ablation": "lmlab.methods.olmoe.stages:Ablation",
     },
 )

@@ -1,35 +1,27 @@
-"""Stages of recipes: `upcycle` makes a mixture of experts from a dense model, `routing` measures what routers do."""
+"""Stages of recipes: `upcycle` makes a mixture of experts from a dense model, `routing` measures what routers do,
+`ablation` compares design choices by models that `train_bytes` trains.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, PositiveInt
 
-from lmlab.config import Config
 from lmlab.data import PackedRows, TokenizedCorpus
 from lmlab.files import write_json
+from lmlab.methods.olmoe.ablation import ablation_sections, run_ablation, train_on_bytes
+from lmlab.methods.olmoe.config import AblationConfig, ByteTrainingConfig, RoutingConfig, UpcycleStageConfig
 from lmlab.methods.olmoe.report import analyze, routing_page
 from lmlab.methods.olmoe.routing.collect import batches_of, collect, watch
 from lmlab.methods.olmoe.routing.trace import RoutingTrace
-from lmlab.methods.olmoe.upcycling import UpcycleConfig
 from lmlab.methods.olmoe.upcycling import upcycle as make_sparse
 from lmlab.models import save_pretrained
-from lmlab.progress import short
+from lmlab.progress import console, short
 from lmlab.reports import Section
-from lmlab.runs import Artifact, Model, ModelInput, Results, Stage, StageContext, Tokens, TokensInput, Vocabulary
-
-
-class UpcycleStageConfig(UpcycleConfig):
-    """A dense model, and how experts are made of it.
-
-    Attributes:
-        model: a stage `train`, a checkpoint, or a model's directory.
-    """
-
-    model: ModelInput
+from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Tokens, Vocabulary
 
 
 class UpcycleResults(Results):
@@ -63,31 +55,6 @@ class Upcycle(Stage[UpcycleStageConfig, UpcycleResults]):
     def summary(self, results: UpcycleResults) -> str:
         """Sizes."""
         return f"{short(results.parameters)} parameters, {short(results.active_parameters)} active."
-
-
-class Earlier(Config):
-    """An earlier checkpoint of a model."""
-
-    model: ModelInput
-
-
-class RoutingConfig(Config):
-    """Which model, on which tokens.
-
-    Attributes:
-        model: a stage `train`, a checkpoint, or a model's directory.
-        tokens: tokenized text.
-        earlier: earlier checkpoints of the model by name, for saturation.
-        seq_len: tokens of a sequence.
-        sequences: most sequences, spread evenly over the text.
-    """
-
-    model: ModelInput
-    tokens: TokensInput
-    earlier: dict[str, Earlier] = Field(default={})
-    seq_len: PositiveInt = 256
-    sequences: PositiveInt = 256
-    batch_size: PositiveInt = 8
 
 
 class RoutingResults(Results):
@@ -135,3 +102,73 @@ class Routing(Stage[RoutingConfig, RoutingResults]):
         """The sections of the page about routing."""
         earlier = {name: RoutingTrace.load(directory / f"{name}.npz") for name in config.earlier}
         return list(routing_page(RoutingTrace.load(directory / "trace.npz"), earlier).sections)
+
+
+class ByteTrainingResults(Results):
+    """Validation loss in nats a byte, in the mean of domains and by domain; highest load of an expert over the mean, by
+    layer.
+    """
+
+    loss: float
+    loss_by_domain: dict[str, float]
+    max_load: list[float]
+    parameters: int
+    active_parameters: int
+    seconds: float
+
+
+class TrainBytes(Stage[ByteTrainingConfig, ByteTrainingResults]):
+    """Writes metrics.jsonl and checkpoints."""
+
+    def run(self, config: ByteTrainingConfig, context: StageContext) -> ByteTrainingResults:
+        """Train and measure."""
+        placed = config.model_copy(update={"texts": str(context.inputs["texts"])})
+        return ByteTrainingResults(**train_on_bytes(placed, context.directory, context.seed))
+
+    def summary(self, results: ByteTrainingResults) -> str:
+        """Loss and size."""
+        return f"{results.loss:.4f} nats a byte, {short(results.parameters)} parameters."
+
+
+class AblationResults(Results):
+    """Results of each variant by seed, and the comparisons of choices."""
+
+    results: dict[str, list[dict[str, Any]]]
+    comparisons: list[dict[str, Any]]
+
+
+class Ablation(Stage[AblationConfig, AblationResults]):
+    """Writes a run for each variant and seed."""
+
+    def run(self, config: AblationConfig, context: StageContext) -> AblationResults:
+        """Train what is missing, and compare."""
+        placed = config.model_copy(update={"texts": str(context.inputs["texts"])})
+        return AblationResults(**run_ablation(placed, context.directory, _tell))
+
+    def continues(
+        self, config: AblationConfig, before: Mapping[str, Any], finished: bool, directory: Path
+    ) -> str | None:
+        """Each variant is a run of its own settings, so that those that are finished stay."""
+        return "trains what is new; the runs of before are kept"
+
+    def summary(self, results: AblationResults) -> str:
+        """The differences."""
+        return " ".join(comparison_sentence(row) for row in results.comparisons if row["difference"] is not None)
+
+    def report(self, config: AblationConfig, results: AblationResults, directory: Path) -> list[Section]:
+        """Tables and curves."""
+        return ablation_sections(config, results.to_json(), directory)
+
+
+def comparison_sentence(row: Mapping[str, Any]) -> str:
+    """A row of a comparison in words."""
+    tested = ""
+    if row["p"] is not None:
+        low, high = row["interval"]
+        tested = f", 95 % interval {low:+.4f} to {high:+.4f}, p = {row['p']:.3f}"
+    gap = f"{row['variant']} - {row['against']} = {row['difference']:+.4f} ({row['seeds']} seeds{tested})"
+    return f"{row['choice']}: {gap}"
+
+
+def _tell(result: Mapping[str, Any]) -> None:
+    console.print(f"  {result['variant']}, seed {result['seed']}: {result['loss']:.4f} nats a byte")

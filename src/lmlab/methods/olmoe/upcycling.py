@@ -7,50 +7,14 @@ Shapes: D model width, F inner width of the dense network, E experts, f inner wi
 from __future__ import annotations
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from lmlab.config import Config, validate
+from lmlab.config import validate
 from lmlab.errors import UserError
+from lmlab.methods.olmoe.config import UpcycleConfig
 from lmlab.models import ModelConfig, Transformer
 
 _STD = 0.02
-
-
-class UpcycleConfig(Config):
-    """How experts are made of a dense feed-forward network.
-
-    Attributes:
-        num_experts: E.
-        top_k: experts for each token.
-        noise: share of the entries of each expert that are replaced by draws from N(0, 0.02), so that experts differ.
-        preserve_function: divide the chosen probabilities by their sum, so that the model computes what the dense one
-            did. Without, as in the paper, the output of a block is smaller by the sum of the chosen probabilities
-            (about 0.54 for 2 of 8).
-        split: cut the inner units of the dense network into so many slices, each of which makes E / split experts,
-            scaled so that their sum is kept. The slices of one copy share their router's first row, so that they are
-            chosen together; top_k must be a multiple of split.
-        seed: of the router and the noise.
-    """
-
-    num_experts: int = Field(ge=2)
-    top_k: PositiveInt
-    noise: float = Field(default=0.0, ge=0, le=1)
-    preserve_function: bool = True
-    split: PositiveInt = 1
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _check(self) -> UpcycleConfig:
-        if self.num_experts % self.split or self.top_k % self.split:
-            raise ValueError(
-                f"num_experts {self.num_experts} and top_k {self.top_k} must be multiples of split {self.split}."
-            )
-        if self.preserve_function and self.top_k == 1:
-            raise ValueError(
-                "preserve_function with top_k 1 makes every weight 1, so the router would learn nothing; raise top_k."
-            )
-        return self
 
 
 @torch.no_grad()
