@@ -186,3 +186,80 @@ def test_splits_of_a_folder_of_several_kinds(tmp_path):
 def test_files_of_other_kinds_of_parts_are_no_splits():
     names = ["/d/en-00000-of-00002.parquet", "/d/fr-00000-of-00002.parquet"]
     assert choose_files("/d", names, None).files == names
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: en
+  default: true
+  data_files:
+  - split: train
+    path: "en/part-*.jsonl"
+  - split: probe
+    path: en/held/**
+- config_name: de
+  data_files: "de/*.jsonl"
+---
+# A data set
+"""
+CARD_FILES = ["en/part-0.jsonl", "en/part-1.jsonl", "en/held/a/x.jsonl", "de/part.jsonl", "more.jsonl"]
+
+
+def carded(folder, text=CARD, names=CARD_FILES):
+    write(folder, names)
+    (folder / "README.md").write_text(text)
+    return record_source(f"{folder}/**/*.jsonl") if text == "glob" else JsonlSource(path=str(folder))
+
+
+def test_the_readme_of_a_data_set_says_which_files_are_which_split(tmp_path, capsys):
+    source = carded(tmp_path)
+    assert texts(source) == ["en/part-0.jsonl", "en/part-1.jsonl"]
+    (notice,) = source.notices()
+    assert "took split train of the configuration en (2 of 5 files) and left out probe" in notice and "de" in notice
+    assert texts(source.model_copy(update={"split": "probe"})) == ["en/held/a/x.jsonl"]
+    assert len(texts(source.model_copy(update={"split": "all"}))) == 3
+    with pytest.raises(UserError, match="it holds the splits probe and train"):
+        texts(source.model_copy(update={"split": "test"}))
+    # a folder below it was chosen by the user, whatever the README says
+    assert texts(JsonlSource(path=str(tmp_path / "de"))) == ["de/part.jsonl"]
+    (found,) = [each for each in source_settings(str(tmp_path), {"split": "probe"}).items() if each[0] == "split"]
+    assert found == ("split", "probe")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ("train: en/part-0.jsonl\n    test: [en/part-1.jsonl]", ["en/part-0.jsonl"]),
+        ("- en/part-0.jsonl\n    - en/part-1.jsonl", ["en/part-0.jsonl", "en/part-1.jsonl"]),
+        ("- split: test\n      path: en/part-0.jsonl", ["en/part-0.jsonl"]),
+        ("- split: test\n      path: nothing-*", None),
+        ("7", None),
+    ],
+    ids=["mapping", "list", "one split", "no such file", "nonsense"],
+)
+def test_the_forms_of_data_files(files, expected, tmp_path):
+    text = f"---\nconfigs:\n- config_name: x\n  data_files:\n    {files}\n---\n"
+    source = carded(tmp_path, text)
+    assert texts(source) == (expected or sorted(CARD_FILES))
+
+
+def test_without_a_default_configuration_the_files_must_be_named(tmp_path):
+    with pytest.raises(UserError, match=r"several configurations \(de, en\)"):
+        texts(carded(tmp_path, CARD.replace("  default: true\n", "")))
+
+
+def test_patterns_do_not_explode(tmp_path):
+    pattern = "/".join(["**", "a*a*a*a*b"] * 40)
+    source = carded(
+        tmp_path, f'---\nconfigs:\n- config_name: x\n  data_files: "{pattern}"\n---\n', ["a" * 200 + ".jsonl"]
+    )
+    assert len(texts(source)) == 1
+
+
+def test_the_command_line_names_a_split(lmlab, tmp_path):
+    write(tmp_path / "d", ["train.jsonl", "test.jsonl"])
+    shown = lmlab("data", "inspect", tmp_path / "d", "--split", "test")
+    assert shown.code == 0 and "test.jsonl" in shown.out and "train.jsonl" not in shown.out
+    shown = lmlab("tokenize", tmp_path / "d", "--split", "nothing", "--out", tmp_path / "run")
+    assert shown.code == 2 and "has no split 'nothing'" in shown.err

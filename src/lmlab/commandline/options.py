@@ -32,6 +32,12 @@ IdField = Annotated[
 DomainField = Annotated[
     str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)
 ]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split", help="Split that is read, or all; by default train where there are several.", show_default=False
+    ),
+]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
 _PIPED_WIDTH = 240  # columns of a file or pipe, which need not fit a screen
@@ -49,8 +55,10 @@ def print_table(table: Any) -> None:
     (terminal if terminal.is_terminal else Terminal(width=_PIPED_WIDTH)).print(table)
 
 
-def fields_of(text_field: str, id_field: str | None, domain_field: str | None) -> dict[str, str]:
-    found = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field}
+def fields_of(
+    text_field: str, id_field: str | None, domain_field: str | None, split: str | None = None
+) -> dict[str, str]:
+    found = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field, "split": split}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import DomainField, IdField, TextField, example, fields_of, print_table
+from lmlab.commandline.options import DomainField, IdField, Split, TextField, example, fields_of, print_table
 from lmlab.data.packs.config import PackConfig
 
 app = typer.Typer(no_args_is_help=True, help="Look at data, pack it, plan mixtures.")
@@ -35,6 +35,7 @@ def data_inspect(
     text_field: TextField = "text",
     id_field: IdField = None,
     domain_field: DomainField = None,
+    split: Split = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)
     ] = None,
@@ -44,7 +45,7 @@ def data_inspect(
     from lmlab.runs import Vocabulary
     from lmlab.terminal import Terminal
 
-    fields = fields_of(text_field, id_field, domain_field)
+    fields = fields_of(text_field, id_field, domain_field, split)
     found = inspect_data(path, Vocabulary.find(tokenizer).load() if tokenizer else None, documents, fields)
     print_inspection(found, Terminal())
     if out is not None:

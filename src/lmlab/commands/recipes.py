@@ -17,6 +17,7 @@ from lmlab.commandline.options import (
     Processes,
     Redo,
     Set,
+    Split,
     TextField,
     example,
     fields_of,
@@ -77,6 +78,7 @@ def tokenize(
     text_field: TextField = "text",
     id_field: IdField = None,
     domain_field: DomainField = None,
+    split: Split = None,
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -88,18 +90,18 @@ def tokenize(
     """
     from lmlab.data import KEEP_ALL, source_settings
 
-    chosen = [source_settings(path, fields_of(text_field, id_field, domain_field)) for path in sources]
+    chosen = [source_settings(path, fields_of(text_field, id_field, domain_field, split)) for path in sources]
     again = all(source["kind"] == "tokenized" for source in chosen)  # it was chosen from and split before
     stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": chosen, **(KEEP_ALL if again else {})}}
     if tokenizer is None:
         stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
-    for split in ("train",) if again else ("train", "heldout"):
-        name = "tokens" if split == "train" else "heldout_tokens"
+    for part in ("train",) if again else ("train", "heldout"):
+        name = "tokens" if part == "train" else "heldout_tokens"
         stages[name] = {
             "kind": "tokenize",
             "documents": "documents",
             "tokenizer": str(tokenizer or "tokenizer"),
-            "split": split,
+            "split": part,
         }
     run_stages("tokenize", stages, out, set_, dry_run, redo)
 

@@ -166,6 +166,19 @@ def test_an_empty_text_has_no_rating_and_is_flagged(place: Path) -> None:
     assert table[0]["one_average"] is None and table[0]["length"] == 0 and "JSON" in table[2]["unreadable"]
 
 
+def test_records_of_another_split_are_not_rated(place: Path) -> None:
+    lines = [{"doc_id": name, "text": "river", "split": split} for name, split in (("x", "train"), ("y", "test"))]
+    (place / "corpus" / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "corpus" / "1.jsonl").unlink()
+    found = annotate(job(place, "out"))
+    assert [row["empty"] for row in rows(place / "out")] == [False, True]
+    assert rows(place / "out")[1]["unreadable"] == "of the split test" and found["other_splits"] == 1
+    annotate(job(place, "test", split="test"))
+    assert [row["empty"] for row in rows(place / "test")] == [True, False]
+    annotate(job(place, "all", split="all"))
+    assert [row["empty"] for row in rows(place / "all")] == [False, False]
+
+
 def test_ids_of_another_tokenizer_are_not_used(place: Path, tokenizer: Tokenizer, caplog: Any) -> None:
     tokenizer.save(place / "same")
     Tokenizer.train(["other text"], 300).save(place / "other")

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field
 
 from lmlab.config import Config
 from lmlab.data.documents import Reject
+from lmlab.data.sources.dataset_card import MAX_BYTES, Card, read_card
+from lmlab.data.sources.dataset_card import NAME as CARD
 from lmlab.data.sources.splits import ALL, Choice, canonical, choose_files
 from lmlab.digests import describe
 from lmlab.errors import LmlabError
@@ -91,7 +93,19 @@ class FileSource(Config):
     def _choice(self) -> Choice:
         found = self._found()
         listed = {str(name) for path in _beside(self.path, _DICT) for name in _listed(path)}
-        return choose_files(self.path, found, self.split, listed, self.is_text)
+        return choose_files(self.path, found, self.split, listed, self.is_text, self._card(found))
+
+    def _card(self, files: list[str]) -> Card | None:
+        """What the README of a data set says of these files."""
+        for path in sorted(_beside(self.path, CARD), key=len):
+            try:
+                with open_raw(path) as file:
+                    text = file.read(MAX_BYTES).decode("utf-8", "replace")
+            except (LmlabError, OSError):
+                continue
+            if card := read_card(self.path, path, text, files):
+                return card
+        return None
 
     @staticmethod
     def _other_split(name: Any, wanted: str) -> bool:

@@ -12,6 +12,8 @@ from lmlab.parsing import ParseError, json_value
 
 _SPLIT = "split"
 _NAMED_FIELDS = 8
+OF_SPLIT = "of the split "
+"""How the reason of a record begins that is set aside because it is of another split."""
 
 
 class RecordSource(FileSource):
@@ -54,11 +56,17 @@ class RecordSource(FileSource):
                     yield item.where, item
                     continue
                 where, record = item
-                name = None if isinstance(record, Reject) else self._split_of(record)
-                if name is not None and self._is_other(name, wanted):
-                    yield where, Reject(where, f"of the split {name}", "split")
-                else:
-                    yield where, record
+                yield where, self.of_split(where, record, wanted)
+
+    def of_split(self, where: str, record: Any, wanted: str) -> Any:
+        """A record of the split, or why it is set aside if it says itself that it is of another one."""
+        name = None if isinstance(record, Reject) else self._split_of(record)
+        return Reject(where, f"{OF_SPLIT}{name}", "split") if name and self._is_other(name, wanted) else record
+
+    @property
+    def wanted_split(self) -> str:
+        """The split that is read, of records that name theirs."""
+        return self.split or self._choice().split
 
     def records_of(self, path: str, columns: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
         """The records of one file."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from lmlab.data.sources.dataset_card import Card
 from lmlab.errors import UserError
 from lmlab.redaction import redact
 
@@ -68,6 +69,7 @@ def choose_files(
     wanted: str | None,
     listed: Collection[str] = (),
     is_text: bool = False,
+    card: Card | None = None,
 ) -> Choice:
     """The files of one split.
 
@@ -78,10 +80,13 @@ def choose_files(
         listed: splits that the data set lists, each a folder of its own.
         is_text: files of plain text may be called anything: there splits are told by equal names with another split,
             and sources of programs have none.
+        card: what the README of the data set says; it goes before all that names tell.
 
     Raises:
         UserError: there is no such split, or several but none for training; the message names them.
     """
+    if card is not None:
+        return _by_card(location, files, wanted, card)
     if wanted == ALL:
         return Choice(list(files), split=ALL)
     base = _base(location, files)
@@ -117,6 +122,32 @@ def choose_files(
         chosen,
         f"'{redact(location)}' holds several splits: {what} ({len(chosen)} of {len(files)} files) and left out"
         f" {', '.join(left) or 'the rest'}. Another is read with split: NAME, everything with split: all.",
+    )
+
+
+def _by_card(location: str, files: Sequence[str], wanted: str | None, card: Card) -> Choice:
+    of_config = [file for file in files if file in card.splits]
+    if wanted == ALL:
+        return Choice(of_config, split=ALL)
+    if wanted is not None:
+        return _named(location, {file: card.splits[file] for file in of_config}, wanted)
+    names = set(card.splits.values())
+    chosen = [file for file in of_config if _kind(card.splits[file]) == TRAIN] if len(names) > 1 else of_config
+    if not chosen:
+        raise UserError(
+            f"'{location}' holds the {_list(names)}, and none of them is called train.",
+            f"Say which is meant: split: {min(names)} in the source, or split: all.",
+        )
+    if len(chosen) == len(files):
+        return Choice(chosen)
+    taken = {card.splits[file] for file in chosen}
+    others = f"; other configurations: {', '.join(card.others)}" if card.others else ""
+    return Choice(
+        chosen,
+        f"'{redact(location)}': by its README took {_list(taken)} of the configuration {card.name} ({len(chosen)} of"
+        f" {len(files)} files) and left out {', '.join(sorted(names - taken)) or 'the rest'}{others}. Another split is"
+        " read with split: NAME, all of them with split: all.",
+        min(taken) if len(taken) == 1 else TRAIN,
     )
 
 

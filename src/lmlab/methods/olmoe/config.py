@@ -25,6 +25,7 @@ class TraceConfig(Config):
         batch_size: sequences at once.
         text_field: dotted field that holds the text of a record.
         domain_field: field with the domain of a record, for figures by domain.
+        split: split of the texts that is read, or all; by default train where there are several.
     """
 
     tokenizer: str | None = None
@@ -34,6 +35,7 @@ class TraceConfig(Config):
     batch_size: int = Field(default=4, ge=1)
     text_field: str = "text"
     domain_field: str | None = None
+    split: str | None = None
 
 
 class UpcycleConfig(Config):

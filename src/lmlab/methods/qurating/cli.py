@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmlab.commandline.options import DryRun, Redo, Set, example
+from lmlab.commandline.options import DryRun, Redo, Set, Split, example
 from lmlab.errors import UserError, reads
 
 app = typer.Typer(
@@ -64,6 +64,7 @@ def judge(
     text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
     id_field: Annotated[str | None, typer.Option(help="Field with the id.", show_default=False)] = None,
     domain_field: Annotated[str | None, typer.Option(help="Field with the domain.", show_default=False)] = None,
+    split: Split = None,
     out: Out = Path("judgments"),
 ) -> None:
     """Compare excerpts by criteria and write soft labels.
@@ -94,7 +95,7 @@ def judge(
     settings = validate(
         QualityJudgeConfig, {"judge": judge, "mode": mode, "generations": generations, **given}, "the options"
     )
-    documents = documents_at(corpus, text_field, id_field, domain_field)
+    documents = documents_at(corpus, text_field, id_field, domain_field, split)
     out.mkdir(parents=True, exist_ok=True)
     words = Vocabulary.find(tokenizer).load()
     found = judge_documents(documents, words, parse_criteria(criterion), settings, pairs, out)
@@ -225,6 +226,7 @@ def annotate(
     workers: Annotated[int, typer.Option(min=1, help="Processes; under torchrun each rank is one.")] = 1,
     backend: Annotated[str, typer.Option(help="processes, or ray for a cluster that sees the folder.")] = "processes",
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each process, for Ray.")] = 0,
+    split: Split = None,
     out: Out = Path("rated"),
 ) -> None:
     """Rate every row of a corpus. The same command goes on after a kill, and on other machines shares the work."""
@@ -248,6 +250,7 @@ def annotate(
         None if columns is None else tuple(columns.split(",")),
         device,
         precision,
+        split,
     )
     found = run(job, workers, "ray" if backend == "ray" else "processes", gpus)
     print(

@@ -129,6 +129,7 @@ class AnnotateConfig(Config):
     Attributes:
         documents: a stage that collects, or a corpus of the data layer.
         rater: a stage `quality_rater`, or a rater's directory.
+        split: of a corpus, by name, or `all`; by default `train` where there are several.
         block: documents that are rated at once.
         workers, backend: as in `lmlab.fan_out`.
     """
@@ -137,6 +138,7 @@ class AnnotateConfig(Config):
     rater: Input
     text: str = "text"
     id: str | None = None
+    split: str | None = None
     block: PositiveInt = 1024
     precision: str = "auto"
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1

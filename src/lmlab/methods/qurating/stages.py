@@ -159,6 +159,7 @@ class QualityAnnotate(Stage[AnnotateConfig, AnnotateResults]):
             config.id,
             block=config.block,
             precision=config.precision,
+            split=config.split,
         )
         found = annotate(job, config.workers, config.backend)
         return AnnotateResults(**found, criteria=list(Rater.from_pretrained(rater).criteria))

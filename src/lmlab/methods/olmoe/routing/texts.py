@@ -30,7 +30,13 @@ class CutTexts:
 
 
 def cut_texts(
-    location: str, tokenizer: str, length: int, most: int, text_field: str = "text", domain_field: str | None = None
+    location: str,
+    tokenizer: str,
+    length: int,
+    most: int,
+    text_field: str = "text",
+    domain_field: str | None = None,
+    split: str | None = None,
 ) -> CutTexts:
     """Read texts and cut each domain to at most `most` sequences.
 
@@ -39,6 +45,7 @@ def cut_texts(
     """
     encode = _encoder(tokenizer)
     fields = {"text_field": text_field} | ({"domain_field": domain_field} if domain_field else {})
+    fields |= {"split": split} if split else {}
     source = validate(SourceConfig, source_settings(location, fields), f"'{location}'")
     kept: dict[str, list[int]] = {}
     rejects: list[Reject] = []

@@ -21,8 +21,8 @@ def trace_texts(model: str | Path, texts: str, config: TraceConfig | None = None
     """
     config = config or TraceConfig()
     routed = load_routed(model)
-    tokenizer = config.tokenizer or str(model)
-    found = cut_texts(texts, tokenizer, config.length, config.sequences, config.text_field, config.domain_field)
+    tokenizer, fields = config.tokenizer or str(model), (config.text_field, config.domain_field, config.split)
+    found = cut_texts(texts, tokenizer, config.length, config.sequences, *fields)
     return collect(
         routed,
         batches_of(found.ids_ST, config.batch_size),

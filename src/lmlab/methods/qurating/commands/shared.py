@@ -9,14 +9,16 @@ from typing import Any
 from lmlab.errors import UserError
 
 
-def documents_at(location: str, text_field: str, id_field: str | None, domain_field: str | None) -> list[Any]:
+def documents_at(
+    location: str, text_field: str, id_field: str | None, domain_field: str | None, split: str | None = None
+) -> list[Any]:
     """All documents at a location of the data layer; records that cannot be read are counted and told."""
     from lmlab.commandline.options import fields_of
     from lmlab.config import validate
     from lmlab.data import Document, SourceConfig, source_settings
     from lmlab.progress import console
 
-    settings = source_settings(location, fields_of(text_field, id_field, domain_field))
+    settings = source_settings(location, fields_of(text_field, id_field, domain_field, split))
     source = validate(SourceConfig, settings, f"'{location}'")
     documents, rejects = list[Any](), list[Any]()
     for item in source.read():

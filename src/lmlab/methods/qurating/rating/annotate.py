@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import torch
 
 from lmlab.data import Document, RecordSource, Reject, Rejects, TextSource, choose_kind, record_source
-from lmlab.data.sources.records import field
+from lmlab.data.sources.records import OF_SPLIT, field
+from lmlab.data.sources.splits import TRAIN
 from lmlab.errors import LmlabError, UserError
 from lmlab.fan_out import Backend, fan_out
 from lmlab.files import atomic_file, read_mapping, sha256_json, write_json
@@ -63,6 +64,7 @@ class Annotation:
     columns: tuple[str, ...] | None = None
     device: str = "auto"
     precision: str = "auto"
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class _Worker:
     def __init__(self, job: Annotation) -> None:
         self.job, self.out = job, Path(job.out)
         self.rater = Rater.from_pretrained(job.rater, device=job.device, precision=job.precision)
-        self.source = _source(job.corpus)
+        self.source = _source(job.corpus, job.split)
+        self.wanted = self.source.wanted_split if isinstance(self.source, RecordSource) else TRAIN
         self.files = self.source.files()
         self.names = relative_names(self.files)
         self.parts = self.out / ".parts"
@@ -140,6 +143,7 @@ class _Worker:
             rater.fingerprint,
             precision,
             self.names,
+            *([] if job.split is None else [job.split]),
         ]
         hashes = {
             "rater": rater.fingerprint,
@@ -189,7 +193,8 @@ class _Worker:
             for document in TextSource(path=file).read():
                 yield {"id": name, **_document_row(document)}
             return
-        for place, (_, record) in enumerate(self.source.records_of(file, None), 1):
+        for place, (where, found) in enumerate(self.source.records_of(file, None), 1):
+            record = self.source.of_split(where, found, self.wanted)
             if isinstance(record, Reject) or not isinstance(record, dict):
                 reason = record.reason if isinstance(record, Reject) else "no record with named fields"
                 yield {"id": f"{name}:{place}", _REJECTED: reason}
@@ -310,7 +315,8 @@ class _Worker:
                     if _REJECTED in wanted:
                         for row in batch.filter(batch.column("empty")).to_pylist():
                             if isinstance(row[_REJECTED], str):
-                                rejects.add(Reject(str(row["id"]), row[_REJECTED]))
+                                other = row[_REJECTED].startswith(OF_SPLIT)
+                                rejects.add(Reject(str(row["id"]), row[_REJECTED], "split" if other else "record"))
         state = read_mapping(self.out / "annotation.json") | {
             "done": True,
             "rows": rows,
@@ -339,10 +345,9 @@ def _write_once(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _source(location: str) -> RecordSource | TextSource:
-    if choose_kind(location) == "text":
-        return TextSource(path=location)
-    return record_source(location)
+def _source(location: str, split: str | None) -> RecordSource | TextSource:
+    found = TextSource(path=location) if choose_kind(location) == "text" else record_source(location)
+    return found.model_copy(update={"split": split})
 
 
 def _document_row(document: Document | Reject) -> dict[str, Any]:
