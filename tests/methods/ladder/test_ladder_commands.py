@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 import yaml
@@ -97,9 +98,16 @@ def test_predictions_are_written_in_every_format_and_an_unknown_one_is_refused(l
 
 def test_collect_writes_one_table_that_all_commands_read(lmlab, config, folder, tmp_path):
     table = tmp_path / "runs.csv"
-    assert lmlab("ladder", "collect", *sorted((folder / "runs").glob("190M-*xC.csv")), "-o", table).code == 0
+    exports = sorted((folder / "runs").glob("190M-*xC.csv"))
+    lost = lmlab("ladder", "collect", *exports, "-o", table)
+    assert lost.code == 2 and "does not tell N" in lost.err and "--size 190M=N" in lost.err and not table.exists()
+    wrong = lmlab("ladder", "collect", *exports, "--size", "190M=large", "-o", table)
+    assert wrong.code == 2 and "--size 190M=large" in wrong.err
+    assert lmlab("ladder", "collect", *exports, "--size", "190M=190354176", "-o", table).code == 0
     with open(table, encoding="utf-8") as file:
-        assert {row["run"] for row in csv.DictReader(file)} == {f"190M-{m}xC" for m in ("0.5", "1", "2", "5", "10")}
+        rows = list(csv.DictReader(file))
+    assert {row["run"] for row in rows} == {f"190M-{m}xC" for m in ("0.5", "1", "2", "5", "10")}
+    assert {float(row["n"]) for row in rows} == {190354176}
 
 
 def test_fit_prints_the_formula_with_units_and_a_worked_number(lmlab, config, folder):
@@ -197,10 +205,13 @@ def test_plans_follow_the_papers_rules_and_keep_to_a_budget(lmlab, tmp_path):
     assert "16 runs, 6.99e+21 FLOPs" in shown.out
     for text in ("524,288", "786,432", "1,310,720", "1,572,864", "0.0009727"):
         assert text in shown.out
-    assert "12 runs" in lmlab("ladder", "plan", path, "--budget", "3.2e21").out
+    for budget in (1.2e21, 3.2e21, 5e21):
+        shown = lmlab("ladder", "plan", path, "--budget", str(budget)).out
+        runs, spent = re.search(r"(\d+) runs, ([\d.e+]+) FLOPs", shown).groups()
+        assert 0.8 * budget < float(spent) <= budget and int(runs) >= 9
     poor = lmlab("ladder", "plan", path, "--budget", "1e18")
     assert poor.code == 2
-    assert "does not pay for four runs" in poor.err
+    assert "does not pay for three sizes and three lengths" in " ".join(poor.err.split())
     wrong = lmlab("ladder", "plan", "--sizes", "190M,200M")
     assert wrong.code == 2
     assert "sizes.200M has no shape" in wrong.err

@@ -15,6 +15,7 @@ from lmlab.methods.ladder import (
     TwoStep,
     TwoStepSettings,
     bootstrap,
+    compare,
     compute_optimal,
     fit_chain,
     next_runs,
@@ -154,15 +155,39 @@ def test_the_best_spending_of_a_budget_is_that_of_the_closed_form():
     assert smaller < n
 
 
-def test_a_further_run_lowers_the_variance_more_the_larger_it_is_and_is_ranked_by_its_cost(synthetic):
+def test_a_further_run_is_judged_by_the_estimator_itself(synthetic):
     table, tasks = synthetic(2, 0.003)
-    chain = fit_chain(table, tasks, TwoStepSettings(delta=None))
-    found = next_runs(chain, 7e9, 4e12, ladder_flops=sum(run.flops for run in table))
-    assert [each.drop_per_share for each in found] == sorted((each.drop_per_share for each in found), reverse=True)
-    assert all(0 < each.variance_left <= 1 for each in found)
-    by_cost = {(each.n, each.multiple): each.variance_left for each in found}
-    largest = max(n for n, _ in by_cost)
-    assert by_cost[largest, 20] < by_cost[largest, 1]
+    forecaster = TwoStep(TwoStepSettings(delta=None), 64).fit(table, tasks, calibrated=False)
+    spent = sum(run.flops for run in table)
+    found = next_runs(forecaster.ensemble, 7e9, 4e12, sizes=[1.9e8, 2.6e9], multiples=[1, 20], ladder_flops=spent)
+    gains = {(each.n, each.multiple): each for each in found}
+    assert gains[2.6e9, 20].gain > gains[2.6e9, 1].gain and gains[2.6e9, 20].worthwhile
+    # A repeat of the smallest run says little of a model of 7B, though it costs nothing.
+    assert gains[2.6e9, 20].gain > gains[1.9e8, 1].gain + 2 * gains[1.9e8, 1].error
+    assert gains[2.6e9, 20].share == pytest.approx(6 * 20 * 20 * 2.6e9**2 / spent, rel=0.01)
+    worthwhile = [each.gain / each.flops for each in found if each.worthwhile]
+    assert worthwhile == sorted(worthwhile, reverse=True)
+    with pytest.raises(UserError, match="Without replicates"):
+        next_runs(TwoStep("paper", 0).fit(table, tasks, calibrated=False).ensemble, 7e9, 4e12)
+
+
+def test_a_mean_over_tasks_is_as_uncertain_as_tasks_that_go_together(synthetic):
+    table, tasks = synthetic(2, 0.003)
+    other, _ = synthetic(2, 0.003, seed=5)
+    one, two = (TwoStep(TwoStepSettings(delta=None), 64).fit(each, tasks, calibrated=False) for each in (table, other))
+    *rows, mean = compare(one, two, 7e9, 4e12)
+    reach = [row.hi - row.difference for row in rows]
+    assert np.sqrt(np.square(reach).sum()) / len(rows) * 0.8 < mean.hi - mean.difference <= np.mean(reach) * 1.0001
+
+
+def test_one_size_says_nothing_of_a_larger_model(published, main_tasks):
+    one = RunTable(tuple(run for run in published.ladder if run.size == "370M"))
+    forecaster = TwoStep("flops", 50).fit(one, main_tasks[:2], calibrated=False)
+    near = forecaster.predict_all(published["370M-10xC"].n, 7.4e10)
+    far = forecaster.predict_all(7e9, 7.4e10 * 5)
+    for close, away in zip(near, far, strict=True):
+        assert away.hi - away.lo > 2 * (close.hi - close.lo)
+        assert any("do not tell what a larger model gains" in flag for flag in away.diagnostics["flags"])
 
 
 def test_replicates_spread_around_the_point(synthetic):

@@ -1,7 +1,8 @@
 from .analysis.ablate import Ablation, ablate
 from .analysis.backtest import Split, SplitResult, backtest, mean_logit, score, splits
 from .analysis.compare import Difference, compare
-from .analysis.design import NextRun, compute_optimal, next_runs
+from .analysis.design import compute_optimal
+from .analysis.next_run import NextRun, next_runs
 from .analysis.variance import Noise, variance
 from .fitting.chain import Chain, fit_chain
 from .fitting.checks import check

@@ -169,15 +169,39 @@ def collect(
         list[str] | None,
         typer.Option("-t", "--target", help="A run that is a target; may be repeated.", show_default=False),
     ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--size",
+            help="N of exported runs, which do not tell it: NAME=N, for runs called NAME or NAME-...; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Put what runs measured into one table, one row a checkpoint."""
     from lmlab.methods.ladder.rungs.train import collect as collect_runs
     from lmlab.methods.ladder.tables.read import write_table
 
-    table = collect_runs(paths, target or ())
+    table = collect_runs(paths, target or (), _sizes(size or ()))
     write_table(table, output)
     rows = [[each.name, each.n, each.final_tokens, len(each), each.mode, each.unfinished or ""] for each in table]
     show(["run", "N", "D", "checkpoints", "mode", "unfinished"], rows, None, str(output))
+
+
+def _sizes(given: Sequence[str]) -> dict[str, float]:
+    """`NAME=N` as a mapping."""
+    found = {}
+    for each in given:
+        name, sign, value = each.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not name or not 0 < found[name] < float("inf"):
+            raise UserError(
+                f"--size {each}: write NAME=N, with a positive number of parameters.", "As in 190M=190354176."
+            )
+    return found
 
 
 @app.command(
@@ -304,8 +328,9 @@ def backtest(
     from lmlab.methods.ladder.fitting.intervals import calibrate
 
     chosen = choose_tasks(tasks, task_file)
-    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
-    settings = available(choose_estimator(preset, x, None, law, None, None, None, False), table, chosen)
+    settings = choose_estimator(preset, x, None, law, None, None, None, False)
+    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished, settings)
+    settings = available(settings, table, chosen)
     results = run_backtest(table, chosen, settings)
     coverage = calibrate(table, chosen, settings, seed=seed).coverage(interval)
     rows: list[Sequence[Any]] = []
@@ -365,12 +390,15 @@ def ablate(
 ) -> None:
     """Leave out sizes, lengths, or the dearest runs, and see how the error at a target grows."""
     from lmlab.methods.ladder.analysis.ablate import ablate as run_ablation
+    from lmlab.methods.ladder.fitting.forecast import available
     from lmlab.methods.ladder.tables.target import mean_errors, only_target
 
     chosen = choose_tasks(tasks, task_file)
-    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished)
+    settings = choose_estimator(preset)
+    table = checked(read_runs(runs, config, root, None), chosen, drop_bad_rows, allow_unfinished, settings)
     rows: list[Sequence[Any]] = []
-    for part in run_ablation(table, chosen, choose_estimator(preset).members[0], only_target(table, target)):
+    settings = available(settings, table, chosen)
+    for part in run_ablation(table, chosen, settings, only_target(table, target)):
         means = mean_errors(part.errors)
         shares = [
             None if means[key] is None else 100 * float(means[key] or 0) for key in ("relative", "step_1", "step_2")

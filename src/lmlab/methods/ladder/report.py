@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lmlab.methods.ladder.analysis.backtest import SplitResult, backtest
-from lmlab.methods.ladder.analysis.design import compute_optimal, next_runs
+from lmlab.methods.ladder.analysis.design import optimal_size
 from lmlab.methods.ladder.analysis.diagnose import name_of, units
+from lmlab.methods.ladder.analysis.next_run import next_runs
 from lmlab.methods.ladder.analysis.present import (
     PARAMETER_COLUMNS,
     PREDICTION_COLUMNS,
@@ -47,7 +48,7 @@ def write_report(
         _curves_section(forecaster, n, d, flops, measured, level),
         _trust_section(forecaster, predictions),
         _cards_section(forecaster),
-        _next_section(forecaster, n, d, flops),
+        _next_section(forecaster, predictions, n, d, flops),
         _how_section(forecaster),
     ]
     runs = {name for chain in forecaster.ensemble.chains for name in chain.points.names}
@@ -343,44 +344,51 @@ def _cards_section(forecaster: Forecaster) -> Section:
     return Section("Which benchmarks can be predicted", [Table(columns, rows)], intro)
 
 
-def _next_section(forecaster: Forecaster, n: float, d: float, flops: float | None) -> Section | None:
-    chain = next((each for each in forecaster.ensemble.chains if each.settings.law in ("nd", "flops")), None)
-    if chain is None:
+def _next_section(
+    forecaster: Forecaster, predictions: Sequence[Prediction], n: float, d: float, flops: float | None
+) -> Section | None:
+    if not forecaster.ensemble.replicates:
         return None
     spent = sum(run.flops for run in forecaster.table.ladder)
-    found = next_runs(chain, n, d, flops, ladder_flops=spent)[:6]
+    found = next_runs(forecaster.ensemble, n, d, flops, ladder_flops=spent, seed=forecaster.seed)[:6]
     rows = [
         [
             _count(each.n),
             f"{each.multiple:g}xC",
             _count(each.d),
             f"{each.flops:.3g}",
-            f"{each.flops / spent:.1%}",
-            f"{1 - each.variance_left:.1%}",
+            f"{each.share:.1%}",
+            f"{each.gain:.0%} ± {each.error:.0%}",
         ]
         for each in found
     ]
     columns = ["N", "length", "tokens", "FLOPs", "of the ladder's cost", "less variance"]
+    fit = float(np.mean([each.parts.get("fit", 0.0) for each in predictions]))
+    advice = (
+        "The first is the best for its cost."
+        if found and found[0].worthwhile
+        else "None of them is worth its cost: each takes away less than a twentieth, or than the simulation can tell."
+    )
     blocks: list[Any] = [
         Table(
             columns,
             rows,
-            "The best first: what a further run would take from the variance of the predicted loss, for its cost.",
+            f"What a further run would take from the part of the variance that comes from the fit ({fit:.0%} of all"
+            " here), by fitting this estimator to simulated ladders with and without it; standard errors of the"
+            " simulation.",
             align=["right"] * 6,
-        )
+        ),
+        Paragraph(advice),
     ]
-    if chain.settings.law == "nd":
-        best = [
-            compute_optimal(report.first, 6 * n * d)
-            for report in forecaster.step_reports()[forecaster.ensemble.chains.index(chain)]
-        ]
-        sizes, tokens = np.median([each[0] for each in best]), np.median([each[1] for each in best])
-        best_size, best_tokens = _count(float(sizes)), _count(float(tokens))
-        text = (
-            f"The target's compute would be spent best on about {best_size} parameters and {best_tokens} tokens (median"
-            " over tasks)."
+    level = predictions[0].level
+    best = optimal_size(forecaster.ensemble, 6 * n * d, level)
+    if best is not None:
+        blocks.append(
+            Paragraph(
+                f"The target's compute would be spent best on about {_count(best[0])} parameters ({level:.0%} interval"
+                f" over chains, tasks and replicates: {_count(best[1])} to {_count(best[2])})."
+            )
         )
-        blocks.append(Paragraph(text))
     return Section("Which run to add", blocks)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError, score_target
 from lmlab.methods.ladder.tables.tasks import Task
@@ -24,13 +24,20 @@ class Ablation:
     errors: tuple[TargetError, ...]
 
 
-def ablate(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings, target: Run) -> list[Ablation]:
-    """Sizes up to one, lengths up to one, and the cheapest runs.
+def ablate(table: RunTable, tasks: Sequence[Task], settings: EstimatorSettings, target: Run) -> list[Ablation]:
+    """Sizes up to one, lengths up to one, and the cheapest runs, by the whole estimator.
 
     Raises:
         UserError: the ladder has fewer than four runs.
     """
-    ladder = table.paper.ladder if settings.runs == "paper" else table.ladder
+    short = {run.name for run in table.short_runs}
+    match settings.members[0]:
+        case TwoStepSettings(runs="paper"):
+            ladder = table.paper.ladder
+        case TwoStepSettings(short_weight=0.0):
+            ladder = table.ladder.where(without=tuple(short))
+        case _:
+            ladder = table.ladder
     if len(ladder) < _FEWEST_RUNS:
         raise UserError(f"{len(ladder)} runs are too few to leave some out.", f"The ladder needs {_FEWEST_RUNS}.")
     parts: list[tuple[str, RunTable]] = []

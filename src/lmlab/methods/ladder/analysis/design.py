@@ -1,94 +1,17 @@
-"""Which run to add next, and how a budget is best spent, from the fitted law."""
+"""How a budget is best spent, from the fitted law."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.chain import Chain
-from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, shift_units
-from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Floats
-
-_PRIOR = 1e-4  # of the parameters in scaled units, so that undetermined ones stay finite
-
-
-@dataclass(frozen=True)
-class NextRun:
-    """A run that could be added: its cost, the variance of the predicted log-loss that it leaves (mean over tasks), and
-    the drop for its cost.
-    """
-
-    n: float
-    multiple: float
-    flops: float
-    variance_left: float
-    drop_per_share: float
-
-    @property
-    def d(self) -> float:
-        """Its tokens."""
-        return TOKENS_PER_PARAMETER * self.multiple * self.n
-
-
-def next_runs(
-    chain: Chain,
-    n: float,
-    d: float,
-    flops_per_token: float | None = None,
-    sizes: Sequence[float] = (),
-    multiples: Sequence[float] = (),
-    ladder_flops: float = 0.0,
-) -> list[NextRun]:
-    """Rank runs by how much they would lower the variance of the first step's prediction, for each share of the
-    ladder's cost that they add.
-
-    The law is linearized at its parameters (a c-optimal design); all runs are taken to be equally noisy.
-
-    Arguments:
-        sizes, multiples: of the candidates; by default those of the ladder, half the smallest, and twice the largest.
-        ladder_flops: cost of the ladder so far.
-    """
-    if chain.settings.law not in ("nd", "flops"):
-        raise UserError(
-            "The next run is chosen for a law of the loss; this estimator has none.", "Take the law nd or flops."
-        )
-    x_3R = chain.points.x_3R
-    offset = x_3R.mean(1)
-    known = np.unique(np.round(np.exp(x_3R[0]), -3 if x_3R[0].max() > 16 else 0))
-    sizes = list(sizes) or [float(known[0]) / 2, *map(float, known), float(known[-1]) * 2]
-    lengths = list(multiples) or [0.5, 1, 2, 5, 10, 20]
-    ratio = float(np.median(np.exp(x_3R[2] - x_3R[0] - x_3R[1])))
-    candidates = [
-        (size, length, ratio * size * TOKENS_PER_PARAMETER * length * size) for size in sizes for length in lengths
-    ]
-    p_TP = shift_units(chain.settings.law, chain.first.parameters_BP, offset, 1)
-    have = _gradients(chain, p_TP, x_3R - offset[:, None])
-    target = _gradients(chain, p_TP, logs(n, d, flops_per_token)[:, None] - offset[:, None])[:, 0]
-    scale = np.sqrt((have**2).sum(1)) + 1e-12
-    have, target = have / scale[:, None], target / scale
-    normal = np.einsum("tkp,tkq->tpq", have, have) + _PRIOR * np.eye(have.shape[2])
-    before = np.einsum("tp,tp->t", target, np.linalg.solve(normal, target[:, :, None])[:, :, 0])
-    found = []
-    for size, length, flops in candidates:
-        x = logs(size, TOKENS_PER_PARAMETER * length * size, ratio * size)[:, None] - offset[:, None]
-        g = _gradients(chain, p_TP, x)[:, 0] / scale
-        after = np.einsum(
-            "tp,tp->t", target, np.linalg.solve(normal + g[:, :, None] * g[:, None, :], target[:, :, None])[:, :, 0]
-        )
-        left = float((after / before).mean())
-        found.append(
-            NextRun(size, length, flops, left, (1 - left) / max(flops / ladder_flops if ladder_flops else 1.0, 1e-12))
-        )
-    return sorted(found, key=lambda each: -each.drop_per_share)
-
-
-def _gradients(chain: Chain, p_TP: Floats, x_3K: Floats) -> Floats:
-    return log_residuals(chain.settings.law, p_TP, x_3K, np.zeros((1, x_3K.shape[1])))[1]
+from lmlab.methods.ladder.fitting.intervals import Ensemble
+from lmlab.methods.ladder.fitting.laws import FORMS
+from lmlab.methods.ladder.tables.table import Floats
+from lmlab.stats import percentiles
 
 
 def compute_optimal(first: dict[str, float], flops: float, inference_tokens: float = 0.0) -> tuple[float, float]:
@@ -112,3 +35,35 @@ def compute_optimal(first: dict[str, float], flops: float, inference_tokens: flo
     )
     best = int(loss.argmin())
     return float(np.exp(grid[best])), float(tokens[best])
+
+
+def optimal_size(ensemble: Ensemble, flops: float, level: float) -> tuple[float, float, float] | None:
+    """The size at which a budget of training gives the lowest losses, with an interval.
+
+    The point is the median over chains and tasks. The interval holds `level` of all replicates of all chains and tasks:
+    the quantities disagree, and a size that is good for one is not for another.
+
+    Returns:
+        N, and the limits of its interval; None where no chain has a law of N and D, or where the interval spans more
+        than a factor of ten on either side, so that the ladder says nothing about it.
+    """
+    places = [place for place, chain in enumerate(ensemble.chains) if chain.settings.law == "nd"]
+    if not places or not ensemble.replicates:
+        return None
+    point = np.median(np.concatenate([_optimal_log_n(ensemble.chains[place], flops) for place in places]))
+    drawn = np.concatenate([_optimal_log_n(ensemble.replicates[place], flops) for place in places])
+    low, high = percentiles(drawn, level)
+    if max(high - point, point - low) > math.log(10):
+        return None
+    n, lo, hi = (float(np.exp(value)) for value in (point, low, high))
+    return n, lo, hi
+
+
+def _optimal_log_n(chain: Chain, flops: float) -> Floats:
+    """ln N at which A / N^alpha + B / D^beta is lowest for 6 N D = flops, for each problem; [B].
+
+    Setting the derivative to zero gives alpha A / N^alpha = beta B / D^beta.
+    """
+    log_a, log_b, alpha, beta = (chain.first.parameters_BP[:, place] for place in range(4))
+    log_d = math.log(flops / 6)
+    return np.asarray((np.log(alpha) + log_a - np.log(beta) - log_b + beta * log_d) / (alpha + beta))

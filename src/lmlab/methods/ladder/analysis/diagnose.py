@@ -15,7 +15,7 @@ from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.fit import SHRUNK, first_step_values
 from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
-from lmlab.methods.ladder.fitting.points import Points
+from lmlab.methods.ladder.fitting.points import Points, levels
 from lmlab.methods.ladder.fitting.settings import TwoStepSettings
 from lmlab.methods.ladder.tables.table import Floats
 
@@ -41,18 +41,13 @@ def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
             f"{count} runs do not determine the {needed} parameters of {FORMS[settings.law].formula}.", remedy
         )
     if settings.law == "flops":
-        return
+        return  # one size will do, though it tells nothing of others: intervals are wide then
     for row, name, what in ((0, "sizes N", "alpha"), (1, "lengths D", "beta")):
         if levels(points.x_3R[row]) < 2:
             raise UserError(
                 f"All runs have the same one of the {name}, so that {what} cannot be determined.",
                 "Take --law flops, or add runs.",
             )
-
-
-def levels(log_x: Floats) -> int:
-    """How many values are there that differ by more than 2 %."""
-    return 1 + int((np.diff(np.sort(log_x)) > 0.02).sum())
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,9 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
     settings, points, p = chain.settings, chain.points, chain.first.parameters_BP[place]
     flags = []
     if settings.law == "flops":
-        return ["E is at its bound 0: the law has no floor"] if p[2] <= 1e-9 else []
+        if levels(points.x_3R[0]) < 2:
+            flags.append("one size N: these runs do not tell what a larger model gains")
+        return flags + (["E is at its bound 0: the law has no floor"] if p[2] <= 1e-9 else [])
     for row, name in ((0, "sizes N"), (1, "lengths D")):
         count = levels(points.x_3R[row])
         if count < _FEW_LEVELS:

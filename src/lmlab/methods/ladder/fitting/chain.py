@@ -108,14 +108,34 @@ def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings)
 
 def refit(chain: Chain, resample: Resample) -> Chain:
     """Fit a chain again to replicates of its points, starting from its parameters."""
-    settings, tasks, points = chain.settings, chain.tasks, chain.points
-    count = len(resample.weights_SG)
+    thinned, counts_K = thin(chain.points)
+    y_STR = chain.points.target(chain.settings.chained)[None] * resample.factor_STR
+    return fit_again(chain, thinned, counts_K, y_STR, resample.weights_SG)
+
+
+def fit_again(
+    chain: Chain,
+    points: Points,
+    counts_K: Floats,
+    y_STR: Floats,
+    weights_SG: Floats,
+    accuracy_STK: Floats | None = None,
+) -> Chain:
+    """Fit a chain to S sets of other figures at some points, starting from its parameters.
+
+    Arguments:
+        points: where; counts_K: how many checkpoints are behind each of the second step's.
+        y_STR: the first step's figures.
+        weights_SG: how much each run and external model weighs.
+        accuracy_STK: the second step's accuracies; by default those of `points`.
+    """
+    settings, tasks = chain.settings, chain.tasks
+    count = len(weights_SG)
     chance_B = np.tile([task.chance for task in tasks], count)
-    y_TR = points.target(settings.chained)
-    y_BR = (y_TR[None] * resample.factor_STR).reshape(-1, y_TR.shape[1])
+    y_BR = y_STR.reshape(-1, y_STR.shape[2])
     if not settings.chained:
         y_BR = np.minimum(y_BR, 1.0)  # no accuracy is above 1, whatever the noise
-    weights_BR = np.repeat(resample.weights_SG[:, : y_TR.shape[1]], len(tasks), axis=0) * _run_weights(points)
+    weights_BR = np.repeat(weights_SG[:, : y_BR.shape[1]], len(tasks), axis=0) * _run_weights(points)
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
     center = _center(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law in SHRUNK else None
     first = fit_first_step(
@@ -132,14 +152,14 @@ def refit(chain: Chain, resample: Resample) -> Chain:
     )
     if chain.second is None:
         return Chain(settings, tasks, points, first, None)
-    thinned, counts_K = thin(points)
-    base = checkpoint_weights(thinned, tasks, settings) * (1.0 if settings.weighting == "runs" else counts_K)
-    weights_BK = (resample.weights_SG[:, None, thinned.run_K] * base[None]).reshape(-1, len(thinned.run_K))
-    loss_BK, accuracy_BK = (np.tile(each, (count, 1)) for each in (thinned.loss_TK, thinned.accuracy_TK))
+    base = checkpoint_weights(points, tasks, settings) * (1.0 if settings.weighting == "runs" else counts_K)
+    weights_BK = (weights_SG[:, None, points.run_K] * base[None]).reshape(-1, len(points.run_K))
     second = fit_second_step(
         settings.accuracy_law,
-        loss_BK,
-        accuracy_BK,
+        np.tile(points.loss_TK, (count, 1)),
+        np.tile(points.accuracy_TK, (count, 1))
+        if accuracy_STK is None
+        else accuracy_STK.reshape(-1, len(points.run_K)),
         chance_B,
         weights_BK,
         settings.anchor,

@@ -29,7 +29,7 @@ from lmlab.methods.ladder.analysis.backtest import Split, mean_logit, splits
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
 from lmlab.methods.ladder.fitting.fit import fit_first_step
 from lmlab.methods.ladder.fitting.laws import LossForm
-from lmlab.methods.ladder.fitting.points import logs, target_values
+from lmlab.methods.ladder.fitting.points import levels, logs, target_values
 from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
@@ -88,6 +88,8 @@ class Ensemble:
             variance += np.square((high - low) / 2)
         away = [np.square(np.log(other.loss(x_3Q)[0]) - point) for other in self.other_laws[member]]
         variance += np.mean(away, axis=0) if away else 0.0
+        if self.one_size:
+            variance += np.square(np.log(chain.loss(self._at_own_size(x_3Q))[0]) - point)
         return point + chain.points.loss_offset_T[:, None], np.sqrt(variance)
 
     def accuracy(self, x_3Q: Floats, chains: Sequence[Chain] | None = None) -> Floats:
@@ -104,10 +106,28 @@ class Ensemble:
             parts["fit"] = (middle - low, high - middle)
         parts["run"] = tuple(np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))  # type: ignore[assignment]
         parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
-        if self.forms:
-            away = np.sqrt(np.mean([(logit(chain.accuracy(x_3Q)[0]) - point) ** 2 for chain in self.forms], axis=0))
+        others = [logit(chain.accuracy(x_3Q)[0]) for chain in self.forms]
+        if self.one_size:
+            others.append(logit(self.accuracy(self._at_own_size(x_3Q))[0]))
+        if others:
+            away = np.sqrt(np.mean([(other - point) ** 2 for other in others], axis=0))
+            if self.one_size:
+                away = np.maximum(away, np.abs(others[-1] - point))
             parts["form"] = (away, away)
         return Spread(parts)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all runs are of one size: a law of compute then takes a larger model for a longer training of the
+        small one, which these runs cannot tell.
+        """
+        return levels(self.chains[0].points.x_3R[0]) < 2
+
+    def _at_own_size(self, x_3Q: Floats) -> Floats:
+        """The same tokens at the size of the runs: what is forecast if size did not help at all."""
+        x_3R = self.chains[0].points.x_3R
+        n, ratio = x_3R[0].mean(), (x_3R[2] - x_3R[0] - x_3R[1]).mean()
+        return np.stack([np.full_like(x_3Q[0], n), x_3Q[1], n + x_3Q[1] + ratio])
 
     def _shifted(self, x_3Q: Floats, sign: float) -> Floats:
         values = []

@@ -97,6 +97,11 @@ def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
     return thinned, np.array(counts, dtype=float)
 
 
+def levels(log_x: Floats) -> int:
+    """How many values are there that differ by more than 2 %."""
+    return 1 + int((np.diff(np.sort(log_x)) > 0.02).sum())
+
+
 def logs(n: float, d: float, flops_per_token: float | None) -> Floats:
     """ln N, ln D, ln C; [3]."""
     return np.log(np.array([n, d, (flops_per_token or 6.0 * n) * d], dtype=float))

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -32,6 +33,7 @@ from lmlab.train import TrainerConfig
 _SMALL = 1e7  # parameters below which the rules for rates and batches do not hold
 _HIGHEST_RATE = 6e-3
 _FEWEST_STEPS = 500
+_LEVELS = 3  # of sizes and of lengths, for a law of both
 
 _OLMO = {  # d_model, num_heads, num_layers, d_ff
     "190M": (768, 12, 12, 3072),
@@ -91,7 +93,9 @@ def parse_length(text: str | float, n: float) -> float:
 
 @dataclass(frozen=True)
 class Rung:
-    """One run: its shape, N, tokens D, training FLOPs, peak learning rate, rows of a batch, steps, and seed."""
+    """One run: its shape, N, tokens D, training FLOPs, peak learning rate, rows of a batch, steps, seed, and its length
+    as the plan gives it.
+    """
 
     name: str
     size: str
@@ -103,6 +107,7 @@ class Rung:
     batch_rows: int
     steps: int
     seed: int = 0
+    length: str | float = ""
 
 
 class LadderPlan(Config):
@@ -151,7 +156,8 @@ class LadderPlan(Config):
             for length in wanted:
                 for seed in self.seeds:
                     label = f"{size}-{length}" + (f"-seed{seed}" if seed != self.seeds[0] else "")
-                    found.append(self._rung(label, size, model, n, parse_length(length, n), seed))
+                    rung = self._rung(label, size, model, n, parse_length(length, n), seed)
+                    found.append(replace(rung, length=length))
         return sorted(found, key=lambda rung: rung.flops)
 
     def _rung(self, name: str, size: str, model: ModelConfig, n: int, tokens: float, seed: int) -> Rung:
@@ -216,40 +222,47 @@ def batch_rows(n: float, seq_len: int, tokens: float, divisor: int) -> int:
 
 
 def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
-    """The plan with as many of its sizes and multiples as a budget of FLOPs pays for, the longest runs of the largest
-    sizes given up first.
+    """The plan with those of its sizes and lengths that use up a budget of FLOPs best: three sizes and three lengths at
+    least, since fewer do not determine a law of both, and among these parts the dearest that can be paid.
 
     Raises:
-        UserError: not even four runs can be paid.
+        UserError: not even the cheapest three sizes and lengths can be paid.
     """
-    multiples, sizes = (
-        sorted(plan.multiples),
-        sorted(plan.sizes, key=lambda name: size_of(plan.sizes[name] or olmo_size(name))),
-    )
-    best: LadderPlan | None = None
-    for num_sizes in range(1, len(sizes) + 1):
-        for num_multiples in range(1, len(multiples) + 1):
-            part = plan.model_copy(
-                update={
-                    "sizes": {name: plan.sizes[name] for name in sizes[:num_sizes]},
-                    "multiples": tuple(multiples[:num_multiples]),
-                }
-            )
-            rungs = part.rungs()
-            cost = sum(rung.flops for rung in rungs)
-            levels = min(num_sizes, 3) + min(num_multiples, 3)
-            if cost <= budget and len(rungs) >= 4 and (best is None or (levels, cost) > _rank(best)):
-                best = part
+    lengths = plan.lengths or plan.multiples
+    field = "lengths" if plan.lengths else "multiples"
+    if len(plan.sizes) < _LEVELS or len(lengths) < _LEVELS:
+        raise UserError(
+            f"A plan of {len(plan.sizes)} sizes and {len(lengths)} lengths cannot be cut: a law of both needs three of"
+            " each.",
+            "Add sizes or lengths.",
+        )
+    cost = {(rung.size, str(rung.length)): 0.0 for rung in plan.rungs()}
+    for rung in plan.rungs():
+        cost[rung.size, str(rung.length)] += rung.flops
+    best: tuple[float, LadderPlan] | None = None
+    least = math.inf
+    for sizes in _subsets(list(plan.sizes)):
+        for chosen in _subsets(list(lengths)):
+            total = sum(cost[size, _label(each, field)] for size in sizes for each in chosen)
+            least = min(least, total)
+            if total <= budget and (best is None or total > best[0]):
+                best = (total, plan.model_copy(update={"sizes": {n: plan.sizes[n] for n in sizes}, field: chosen}))
     if best is None:
         raise UserError(
-            f"A budget of {budget:.3g} FLOPs does not pay for four runs of this plan.",
+            f"A budget of {budget:.3g} FLOPs does not pay for three sizes and three lengths of this plan, which a law"
+            f" of both needs: the cheapest cost {least:.3g}.",
             "Add smaller sizes or shorter lengths.",
         )
-    return best
+    return best[1]
 
 
-def _rank(plan: LadderPlan) -> tuple[int, float]:
-    return min(len(plan.sizes), 3) + min(len(plan.multiples), 3), sum(rung.flops for rung in plan.rungs())
+def _subsets(values: list[Any]) -> list[tuple[Any, ...]]:
+    """All choices of three or more, in the order given."""
+    return [part for count in range(_LEVELS, len(values) + 1) for part in combinations(values, count)]
+
+
+def _label(length: Any, field: str) -> str:
+    return str(length) if field == "lengths" else f"{length:g}xC"
 
 
 def plan_rows(plan: LadderPlan, flops_per_second: float) -> list[Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lmlab.methods.ladder.tables.read import TOKENS, read_csv_run
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
-from lmlab.runs import PlannedRun, run_many
+from lmlab.runs import PlannedRun, StageRecord, run_many
 from lmlab.train import learning_rate_factor, read_metrics
 from lmlab.train.optimization.schedule import ScheduleConfig
 
@@ -98,13 +98,20 @@ def _facts(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
     }
 
 
-def collect(paths: Sequence[str | Path], target: Sequence[str] = ()) -> RunTable:
+def collect(
+    paths: Sequence[str | Path], target: Sequence[str] = (), sizes: Mapping[str, float] | None = None
+) -> RunTable:
     """The run table of folders: runs that `train_rungs` made, run directories with a stage `train`, run tables, and CSV
     files of one run.
 
     Arguments:
         target: names of runs that are targets.
+        sizes: N of exported runs, by their name or its part before a hyphen: an export does not tell it.
+
+    Raises:
+        UserError: nothing was found, two runs have one name, or the N of an exported run is not known.
     """
+    known = sizes or {}
     runs: list[Run] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -117,7 +124,13 @@ def collect(paths: Sequence[str | Path], target: Sequence[str] = ()) -> RunTable
             ]
             runs += [run for run in found if run is not None]
         elif path.suffix == ".csv" and TOKENS in path.read_text("utf-8", "replace").partition("\n")[0]:
-            runs.append(read_csv_run(path, math.nan, None))
+            n = known.get(path.stem, known.get(path.stem.partition("-")[0]))
+            if n is None and path.stem not in target:  # of a target it can be told later
+                raise UserError(
+                    f"'{path}' does not tell N, the number of parameters of '{path.stem}'.",
+                    f"Add --size {path.stem.partition('-')[0]}=N, or list it in a configuration with its n.",
+                )
+            runs.append(read_csv_run(path, math.nan if n is None else n, None))
         else:
             runs += RunTable.read(path).runs
     if not runs:
@@ -154,7 +167,8 @@ def collect_run(stage: Path) -> Run | None:
     ]
     if not rows:
         return None
-    record = read_mapping(stage / "stage.json")["content"]["config"]
+    kept = StageRecord.read(stage)
+    record = kept.content["config"]
     folder = stage.parent
     facts = read_mapping(folder / _FACTS) if (folder / _FACTS).exists() else {}
     model = ModelConfig.model_validate(record["model"]) if record.get("model") else None
@@ -192,5 +206,18 @@ def collect_run(stage: Path) -> Run | None:
         seed=facts.get("seed"),
         source=os.fspath(stage),
         rows=tuple(int(row["step"]) for row in rows),
-        metadata={"context": seq_len},
+        metadata={"context": seq_len, **_facts_of_data(kept)},
     )
+
+
+def _facts_of_data(record: StageRecord) -> dict[str, Any]:
+    """What tells whether runs belong together: corpus and tokenizer by their content, and how often the data are gone
+    through.
+    """
+    inputs = record.content.get("inputs", {})
+    found: dict[str, Any] = {
+        fact: inputs[key][:12] for fact, key in (("corpus", "tokens"), ("tokenizer", "tokenizer")) if inputs.get(key)
+    }
+    if record.results.get("epochs") is not None:
+        found["epochs"] = record.results["epochs"]
+    return found

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmlab.errors import UserError
+from lmlab.methods.ladder.analysis.backtest import mean_logit
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.points import logs, target_values
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.rungs.plan import parse_length
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
@@ -36,18 +37,27 @@ class TargetError:
     relative: float
 
 
-def score_target(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings, target: Run) -> list[TargetError]:
-    """Fit one chain and compare it with a target, step by step."""
-    chain = fit_chain(table, tasks, settings)
+def score_target(
+    table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings | EstimatorSettings, target: Run
+) -> list[TargetError]:
+    """Fit an estimator and compare it with a target, step by step; the steps are those of its first chain, the accuracy
+    that of all.
+    """
+    estimator = (
+        settings if isinstance(settings, EstimatorSettings) else EstimatorSettings(name="chain", members=(settings,))
+    )
+    chains = [fit_chain(table, tasks, member) for member in estimator.members]
+    chain, first = chains[0], estimator.members[0]
     x_3Q = logs(target.n, target.final_tokens, target.flops_per_token)[:, None]
-    losses = chain.loss(x_3Q)[0, :, 0]
-    predicted = chain.accuracy(x_3Q)[0, :, 0]
-    actual = np.array([target_values(target, task, settings) for task in tasks])
+    losses = chain.loss(x_3Q)[0, :, 0] * np.exp(chain.points.loss_offset_T)
+    predicted = mean_logit([each.accuracy(x_3Q)[0, :, 0] for each in chains], estimator.weights)
+    actual = np.array([target_values(target, task, first) for task in tasks])
     rows = []
-    from_actual = chain.accuracy_of(actual[None, :, :1])[0, :, 0]
+    between = actual[None, :, :1] * np.exp(-chain.points.loss_offset_T)[None, :, None]
+    from_actual = chain.accuracy_of(between)[0, :, 0]
     for place, task in enumerate(tasks):
         loss, accuracy = actual[place]
-        chained = settings.chained
+        chained = first.chained
         rows.append(
             TargetError(
                 task.name,
