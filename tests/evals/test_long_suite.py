@@ -317,3 +317,16 @@ def test_the_commands_build_measure_and_show(directory, tmp_path, lmlab):
     assert refused.code == 2 and "there is no such mode" in refused.err
     unknown = lmlab("long", "build", directory, "--task", "jsonkv", "--out", tmp_path / "no.jsonl")
     assert unknown.code == 2 and "Did you mean 'json_kv'?" in unknown.err
+
+
+def test_long_perplexity_keeps_its_key_tokens(directory, tmp_path, lmlab):
+    how = ("--keys", tmp_path / "keys.json", "--length", "300", "--context", "64", "--slide", "32", "--texts", "2")
+    first = lmlab("long", "ppl", directory, *how)
+    assert first.code == 0 and "key tokens of 470" in first.out  # 2 texts of 300 tokens, less 1 and the short context
+    assert lmlab("long", "ppl", directory, *how).out == first.out
+    known = json.loads((tmp_path / "keys.json").read_text())
+    (tmp_path / "keys.json").write_text(json.dumps(known | {"tokenizer": "another"}))
+    refused = lmlab("long", "ppl", directory, *how)
+    assert refused.code == 2 and "of another tokenizer" in refused.err
+    planned = lmlab("long", "rope", directory, "--to", "8192")
+    assert planned.code == 0 and "160000" in planned.out  # 2 t theta of 10,000 and t of 8

@@ -26,6 +26,7 @@ from .moe.router import RouterOutput
 from .output import TransformerOutput
 from .presets import PRESETS
 from .prompt_tuning import PromptTuned
+from .reach import label_log_probs, long_short_difference, near_log_probs
 from .soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
 from .transformer import Transformer, named_tensors, with_scalar_head
 from .window import WITHOUT_WEIGHTS, WindowConfig, extended_theta, window_notice, with_window
@@ -72,11 +73,14 @@ __all__ = [
     "fused_cross_entropy",
     "generate",
     "generation_defaults",
+    "label_log_probs",
     "load_balancing_loss",
     "load_lora",
     "load_soft_prompt",
+    "long_short_difference",
     "merge_lora",
     "named_tensors",
+    "near_log_probs",
     "read_config",
     "read_settings",
     "remove_lora",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -62,10 +62,12 @@ from lmlab.stages.parts.training import (
 )
 from lmlab.train import (
     Evaluation,
+    StepFunction,
     Trainer,
     TrainerConfig,
     flops_per_token,
     language_model_step_by_domain,
+    long_ce_step,
     read_metrics,
     routed,
     with_saturation,
@@ -103,6 +105,7 @@ class TrainConfig(Config):
         window: another window for the model of `start`, with what its rotary positions need for it.
         start_optimizer: take the optimizer's state from there too; steps and schedule begin anew.
         lora: train low-rank adapters beside the weights of `start`, which stay as they are.
+        long_ce: weigh tokens by what they gain from what stands more than so many tokens before them (LongCE).
         z_loss: coefficient of the z-loss.
         router_losses: learn from the losses of the routers of mixtures of experts too, as the model's section `moe`
             says.
@@ -127,6 +130,7 @@ class TrainConfig(Config):
     start_optimizer: bool = False
     lora: Adapters | None = None
     seq_len: PositiveInt
+    long_ce: PositiveInt | None = None
     z_loss: float = Field(default=0.0, ge=0)
     router_losses: bool = True
     trainer: TrainerConfig
@@ -141,6 +145,8 @@ class TrainConfig(Config):
             raise ValueError(f"seq_len {self.seq_len} is longer than the model's max_seq_len {self.model.max_seq_len}.")
         if self.trainer.epochs is not None and self.mixture:
             raise ValueError("trainer.epochs belongs to one source; give the length of a mixture in steps or tokens.")
+        if self.long_ce is not None and (self.long_ce >= self.seq_len or self.z_loss):
+            raise ValueError("long_ce must be below seq_len, and goes without z_loss.")
         if self.start_optimizer and self.start is None:
             raise ValueError("start_optimizer needs 'start'.")
         if self.window is not None and (self.start is None or self.model is not None or self.lora is not None):
@@ -229,7 +235,7 @@ class Train(Stage[TrainConfig, TrainResults]):
         loader = Loader(mixture, loop.batch_size, data_seed, *loop.parallel.data_place(place), shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed, config.lora),
-            routed(language_model_step_by_domain(mixture.domains, config.z_loss), model_config, config.router_losses),
+            routed(_step(config, mixture.domains), model_config, config.router_losses),
             loader,
             loop,
             context.directory,
@@ -324,6 +330,13 @@ class Train(Stage[TrainConfig, TrainResults]):
             ]
             blocks.append(Table(["source", "rows", "tokens", "share", "epochs"], table, "Sources of the mixture"))
         return [Section("Training", blocks + routing_curves(rows) + loop_curves(rows), rank=4)]
+
+
+def _step(config: TrainConfig, domains: Sequence[str]) -> StepFunction:
+    """The loss of a micro-batch."""
+    if config.long_ce is not None:
+        return long_ce_step(config.long_ce)
+    return language_model_step_by_domain(domains, config.z_loss)
 
 
 def _too_long(results: TrainResults) -> str:

@@ -16,6 +16,7 @@ from .optimization.schedule import ScheduleConfig, learning_rate_factor
 from .parallelism.parallel import parallelize
 from .parallelism.sequence import way_of
 from .steps.language_model import language_model_step, language_model_step_by_domain
+from .steps.long_ce import long_ce_step
 from .steps.routing import RoutedStep, normalized_entropy, routed, with_saturation
 from .steps.step import Evaluation, FollowedStep, StepFunction, StepOutput, WrappedStep
 from .trainer import Trainer
@@ -54,6 +55,7 @@ __all__ = [
     "learning_rate_factor",
     "load_checkpoint",
     "load_weights",
+    "long_ce_step",
     "normalized_entropy",
     "parallelize",
     "read_metrics",

