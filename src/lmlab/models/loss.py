@@ -15,7 +15,7 @@ from lmlab.models.dtypes import sum_dtype
 from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient
 
-IGNORE = -100
+IGNORE = -100  # as PyTorch and `transformers` mark a label that is not learned
 
 _BLOCK_LOGITS = 2**20  # 4 MiB in fp32: stays in a CPU's cache
 _SMALLEST_BLOCK = 512  # tokens: below, adding up the gradient of the matrix costs more than the products
@@ -157,6 +157,7 @@ def token_log_probs(
 
 
 def _block_size(weight_VD: Tensor) -> int:
+    # fewer and larger products on a GPU, where each costs a launch
     smallest = _SMALLEST_BLOCK if weight_VD.device.type == "cpu" else 8 * _SMALLEST_BLOCK
     return max(smallest, _BLOCK_LOGITS // weight_VD.shape[0])
 
@@ -184,7 +185,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_TD.shape[0], block):
             h, y = hidden_TD[start : start + block], labels_T[start : start + block]
             keep_T1 = (y != IGNORE)[:, None]
-            target = y.clamp(min=0)[:, None]
+            target = y.clamp(min=0)[:, None]  # any token will do where none is learned: `keep` takes it out again
             logits = mm(h, weight.t())
             slopes = None
             if soft_cap is not None:

@@ -306,6 +306,7 @@ class Trainer:
     def _clip(self, count: Tensor) -> Tensor:
         """Turn summed gradients into means, limit their norm, and return what it was."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        # the count of labels over all processes and micro-batches is known only now; 1 where nothing was learned
         torch._foreach_div_(
             [each.to_local() if isinstance(each, DTensor) else each for each in gradients], count.float().clamp(min=1)
         )
@@ -313,6 +314,7 @@ class Trainer:
 
     def _seed(self) -> int:
         """Random numbers depend on the step and the process alone, so that a resumed run draws the same."""
+        # no two steps, seeds or processes share a seed while there are fewer than 1,000,003 steps and 65,537 processes
         return ((self.loader.seed * 1_000_003 + self.step) * 65_537 + self.world.rank) % 2**63
 
     def _not_finite(self, loss: float, norm: float) -> LmlabError:

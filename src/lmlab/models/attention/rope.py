@@ -35,10 +35,11 @@ def rotary_table(
     Returns:
         cosines and sines, each [B, 1, T, rotary_dim / 2], to be used with `apply_rotary`.
     """
-    positions = position_ids_BT.clamp(min=0)
+    positions = position_ids_BT.clamp(min=0)  # of padding: it is masked, and an angle of 0 keeps it finite
     theta, scaling = config.rope_theta, config.rope_scaling
     if sliding and config.sliding_rope_theta is not None:
         theta, scaling = config.sliding_rope_theta, None
+    # counted only where it matters: it costs a pass over the positions at every step
     lengths = text_lengths(positions, starts_BT) if scaling is not None and scaling.depends_on_length else positions
     frequencies, factor = _frequencies(config.rotary_dim, theta, scaling, lengths)
     angles = positions[:, None, :, None].float() * frequencies
@@ -60,7 +61,7 @@ def apply_rotary(x_BNTH: Tensor, table: Table) -> Tensor:
     of the table; shapes [B, heads, T, H] in and out.
     """
     rotated_width = 2 * table[0].shape[-1]
-    if rotated_width < x_BNTH.shape[-1]:
+    if rotated_width < x_BNTH.shape[-1]:  # GPT-NeoX, Phi: the rest of a head has no position
         first = apply_rotary(x_BNTH[..., :rotated_width].contiguous(), table)
         return torch.cat((first, x_BNTH[..., rotated_width:]), -1)
     if not torch.is_grad_enabled():
@@ -85,8 +86,9 @@ class _Rotate(torch.autograd.Function):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # which fuses it
         return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    # the same, with each half written once and no temporaries
     out = torch.empty_like(x)
     out_first, out_second = out.chunk(2, -1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
@@ -106,6 +108,8 @@ def _frequencies(width: int, theta: float, scaling: RopeScaling | None, lengths:
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=lengths.device) / width
     if scaling is not None and scaling.type == "dynamic":
+        # NTK-aware scaling: theta grows so that the slowest pair turns over the text as it did over the original
+        # length, which the exponent R / (R - 2) makes exact, while the fastest pairs hardly change
         original = float(scaling.original_max_seq_len or 0)
         length = lengths.clamp(min=int(original)).float()[:, None, :, None]
         grown = theta * (scaling.factor * length / original - (scaling.factor - 1)) ** (width / (width - 2))
@@ -126,12 +130,13 @@ def _longrope(frequencies: Tensor, scaling: RopeScaling, lengths: Tensor) -> tup
     original = scaling.original_max_seq_len or 0
     short, long = (frequencies / frequencies.new_tensor(each) for each in (scaling.short_factor, scaling.long_factor))
     factor = scaling.attention_factor
-    if factor is None:
+    if factor is None:  # LongRoPE (Ding et al. 2024): longer texts flatten the softmax, which this sharpens again
         factor = math.sqrt(1 + math.log(scaling.factor) / math.log(original)) if scaling.factor > 1 else 1.0
     return torch.where((lengths > original)[:, None, :, None], long, short), factor
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Pairs that turn often over the original length stay, rare ones are slowed down, and between them goes a line."""
     rotations = (scaling.original_max_seq_len or 0) * frequencies / (2 * math.pi)
     kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0, 1)
@@ -139,6 +144,8 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, scaling: RopeScaling, width: int, theta: float) -> tuple[Tensor, float]:
+    """YaRN (Peng et al. 2023, section 3.2): as `_llama3`, with the line over the number of the pair."""
+
     def dimension(rotations: float) -> float:
         """The pair of dimensions that turns so many times over the original length."""
         return width * math.log((scaling.original_max_seq_len or 0) / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -147,9 +154,11 @@ def _yarn(frequencies: Tensor, scaling: RopeScaling, width: int, theta: float) -
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
+    # 1e-3 where both ends meet: a step in place of a division by zero, as `transformers` has it
     pairs = torch.arange(width // 2, dtype=torch.float32, device=frequencies.device)
     divided = ((pairs - low) / (high - low or 1e-3)).clamp(0, 1)
     factor = scaling.attention_factor
     if factor is None:
+        # their fit of the temperature that gives the lowest perplexity (eq. 22)
         factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
     return frequencies / scaling.factor * divided + frequencies * (1 - divided), factor

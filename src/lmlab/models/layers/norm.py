@@ -88,6 +88,7 @@ class _RMSNorm(torch.autograd.Function):
         normalized = kept / weight.to(kept.dtype) if ctx.invertible else kept  # type: ignore[attr-defined]
         product = grad * normalized
         grad_weight = product.flatten(0, -2).sum(0, dtype=weight.dtype)
+        # with n = x / r and g the gradient of the output: dx = (g w - n mean(g w n)) / r; `shared` is minus that mean
         shared = (product @ weight.to(grad.dtype)).div_(-grad.shape[-1])
         grad_x = (grad * weight.to(grad.dtype)).addcmul_(normalized, shared[..., None]).mul_(scale.to(grad.dtype))
         return grad_x, grad_weight, None

@@ -26,7 +26,7 @@ from lmlab.models.moe.router import Pairs
 
 Backend = Literal["auto", "grouped_mm", "loop", "reference"]
 
-_ROWS, _MANY_ROWS = 16, 256
+_ROWS, _MANY_ROWS = 16, 256  # `_fill_up`: units of 16 rows, and of 64 where there are more than 256
 _CACHED_NUMBERS = 2**17  # half a MiB in fp32
 
 _ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
@@ -94,6 +94,7 @@ def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor) -> str:
     if backend in ("loop", "reference"):
         return backend
     width, inner = down_EDF.shape[1:]
+    # what the kernels of `grouped_mm` ask of their rows: an alignment of 16 bytes, and no fp64
     fits = x_MD.dtype != torch.float64 and (width * x_MD.itemsize) % 16 == 0 and (inner * x_MD.itemsize) % 16 == 0
     if backend == "grouped_mm" and not fits:
         _tell_of_the_loop(x_MD.dtype, width, inner)

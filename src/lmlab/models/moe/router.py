@@ -95,6 +95,7 @@ def pairs_of_tokens(weights_Mk: Tensor, indices_Mk: Tensor, config: MoEConfig) -
     capacity = math.ceil(config.capacity_factor * k * tokens / config.num_experts)
     order_P = weights_P.detach().argsort(descending=True, stable=True)
     order_P = order_P[chosen_P[order_P].argsort(stable=True)]
+    # sorted by expert and, within one, by probability: the rank is the place after the first pair of the expert
     rank_P = torch.arange(len(order_P), device=order_P.device) - (counts_E.cumsum(0) - counts_E)[chosen_P[order_P]]
     order_P = order_P[rank_P < capacity]
     return _pairs(

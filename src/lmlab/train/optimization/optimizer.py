@@ -28,13 +28,8 @@ class Optimizers:
         chosen = _assign(model, config)
         self._names: dict[Tensor, str] = {parameter: name for parameter, name, *_ in chosen}
         settings: dict[tuple[str, float, float, Any], list[Tensor]] = {}
-        for (
-            parameter,
-            _,
-            kind,
-            rate,
-            decay,
-        ) in chosen:  # tensors that are spread in different ways cannot be worked on in one go
+        for parameter, _, kind, rate, decay in chosen:
+            # tensors that are spread in different ways cannot be worked on in one go
             settings.setdefault((kind, rate, decay, getattr(parameter, "device_mesh", None)), []).append(parameter)
         groups: dict[str, list[dict[str, Any]]] = {"adamw": [], "muon": [], "rmsprop": []}
         for (name, rate, decay, _), parameters in settings.items():
@@ -43,6 +38,7 @@ class Optimizers:
         if groups["adamw"]:
             self._all.append(torch.optim.AdamW(groups["adamw"], betas=config.betas, eps=config.eps, fused=True))
         if groups["muon"]:
+            # steps of the size of AdamW's, so that one learning rate serves both (Liu et al. 2025, eq. 4)
             self._all.append(torch.optim.Muon(groups["muon"], momentum=config.momentum, adjust_lr_fn="match_rms_adamw"))
         if groups["rmsprop"]:
             self._all.append(torch.optim.RMSprop(groups["rmsprop"], alpha=config.betas[1], eps=config.eps))
@@ -108,6 +104,7 @@ def _assign(model: nn.Module, config: OptimizerConfig) -> list[tuple[Tensor, str
         if not parameter.requires_grad:
             continue
         kind = config.name if config.name != "muon" or is_block_matrix(name, parameter) else "adamw"
+        # norms and biases are not decayed, as is usual
         rate, decay = config.learning_rate, config.weight_decay if parameter.dim() >= 2 else 0.0
         if group is not None:
             if group.optimizer == "muon" and parameter.dim() != 2:

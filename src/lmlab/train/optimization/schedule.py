@@ -71,7 +71,7 @@ def learning_rate_factor(
     """
     if warmup is None:
         warmup = warmup_steps(config, total_steps, tokens_per_step)
-    if step < warmup:
+    if step < warmup:  # never 0, so that the first step teaches something too
         return (step + 1) / (math.floor(warmup) + 1)
     end = float(total_steps)
     match config.kind:
@@ -82,6 +82,7 @@ def learning_rate_factor(
             begin = max(warmup, end - _span(config.decay_tokens, config.decay_fraction, end, tokens_per_step))
         case _:
             begin = warmup
+    # of at least one step, where the warm-up leaves none
     progress = min(1.0, max(0.0, (step - begin) / max(1.0, end - begin)))
     shape = (1 + math.cos(math.pi * progress)) / 2 if config.kind == "cosine" else 1 - progress
     return config.final_fraction + (1 - config.final_fraction) * shape
