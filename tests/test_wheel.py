@@ -13,16 +13,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-_SHORT = (
+_SHAPE = "vocab_size: 512, num_layers: 1, num_heads: 2, max_seq_len: 512"
+_SHORT = (  # every stage of the demo on a small corpus, with models as small as the ladder's arithmetic allows
+    "tokenizer.vocab_size=512",
     "questions.items_per_domain=5",
     "words.items_per_domain=20",
     "baselines.order=2",
+    "ladder.seq_len=64",
+    f"ladder.sizes={{{', '.join(f'd{width}: {{{_SHAPE}, d_model: {width}}}' for width in (16, 24, 32))}}}",
     "ladder.lengths=[8K, 16K, 32K]",
     "ladder.limit=20",
+    f"ladder.target.model={{{_SHAPE}, d_model: 48}}",
     "ladder.target.tokens=65536",
-    "model.trainer.steps=16",
-    "model.trainer.evaluate_every=8",
+    "model.seq_len=64",
+    f"model.model={{{_SHAPE}, d_model: 48}}",
+    "model.trainer.steps=64",
+    "model.trainer.evaluate_every=32",
     "model.tasks_limit=20",
+    "evaluation.window=64",
     "samples.max_new_tokens=4",
 )
 

