@@ -27,10 +27,12 @@ from lmlab.data import (
     MDSWriter,
     ParquetSource,
     Reject,
+    Rejects,
     TextSource,
     WebDatasetSource,
     choose_kind,
     record_source,
+    rejects_summary,
 )
 from lmlab.errors import LmlabError, UserError
 from lmlab.storage import DamagedError
@@ -639,3 +641,30 @@ def test_the_command_line_reads_parquet_with_named_fields(lmlab, tmp_path):
         "s0": 30,
         "s1": 30,
     }
+
+
+def test_records_crafted_for_an_attack_are_left_out_and_counted_unless_they_are_asked_for(tmp_path):
+    rows = [
+        {"text": "clean"},
+        {"text": "crafted", "redteam": True},
+        {"text": "marked inside", "metadata": {"redteam": True}},
+        {"text": "no", "redteam": "no", "metadata": {"redteam": False}},
+    ]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist([{"text": "a", "redteam": True}, {"text": "b"}])
+    parquet.write_table(table, tmp_path / "mixed.parquet")
+    for name, kept, dropped in (("mixed.jsonl", ["clean", "no"], 2), ("mixed.parquet", ["b"], 1)):
+        source = record_source(str(tmp_path / name))
+        found = list(source.read())
+        assert [each.text for each in found if isinstance(each, Document)] == kept
+        with Rejects(tmp_path / "rejects.jsonl", limit=0.0) as rejects:
+            for each in found:
+                if isinstance(each, Reject):
+                    rejects.add(each)
+        rejects.check(len(kept), "")  # crafted records are no fault of the file
+        assert rejects.account()["redteam"] == dropped
+        assert f"{dropped} records that were crafted for an attack left out" in rejects_summary(rejects.account())
+        everything = source.model_copy(update={"redteam": "keep"})
+        assert all(isinstance(each, Document) for each in everything.read())

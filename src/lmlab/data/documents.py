@@ -39,12 +39,13 @@ class Reject:
     Attributes:
         where: its place, without secrets.
         kind: `record` for a record that is unfit, `damage` for the part of a damaged file that could not be read (which
-            is kept only when it was asked for), `split` for a record of another split than the one that was chosen.
+            is kept only when it was asked for), `split` for a record of another split than the one that was chosen,
+            `redteam` for one that says it was crafted to attack a model.
     """
 
     where: str
     reason: str
-    kind: Literal["record", "damage", "split"] = "record"
+    kind: Literal["record", "damage", "split", "redteam"] = "record"
 
 
 class Source(Protocol):

@@ -22,8 +22,8 @@ class Rejects:
 
     Arguments:
         path: the file; it appears when the work is done. None counts only, as all but one of several processes do.
-        limit: the share of all records that may be unfit. Records of other splits, and damage that is kept on purpose,
-            do not count.
+        limit: the share of all records that may be unfit. Records of other splits, crafted ones, and damage that is
+            kept on purpose do not count.
 
     Attributes:
         unfit: how many are unfit.
@@ -39,7 +39,7 @@ class Rejects:
         )
         self._reasons: Counter[str] = Counter()
         self._damaged: list[str] = []
-        self._other_splits = 0
+        self._other_splits = self._crafted = 0
 
     def __enter__(self) -> Rejects:
         self._file = self._context.__enter__()
@@ -57,6 +57,8 @@ class Rejects:
             self._file.write(json.dumps(row, ensure_ascii=True) + "\n")
         if reject.kind == "split":
             self._other_splits += 1
+        elif reject.kind == "redteam":
+            self._crafted += 1
         elif reject.kind == "damage":
             self._damaged.append(f"{reject.where}: {reject.reason}")
         else:
@@ -87,8 +89,11 @@ class Rejects:
             )
 
     def account(self) -> dict[str, Any]:
-        """What a stage stores of them: `rejects` (unfit records), `reject_reasons`, `damaged`, `other_splits`."""
+        """What a stage stores of them: `rejects` (unfit records), `reject_reasons`, `damaged`, `other_splits`, and
+        `redteam` where there are some (records that say they were crafted to attack a model).
+        """
         return {
+            **({"redteam": self._crafted} if self._crafted else {}),
             "rejects": self.unfit,
             "reject_reasons": dict(self._reasons.most_common()),
             "damaged": self._damaged,
@@ -108,6 +113,8 @@ def rejects_summary(account: dict[str, Any]) -> str:
     if account.get("damaged"):
         more = f" and {len(account['damaged']) - 1:,} more" if len(account["damaged"]) > 1 else ""
         sentences.append(f"DAMAGED, and only in part used: {account['damaged'][0]}{more}.")
+    if account.get("redteam"):
+        sentences.append(f"{account['redteam']:,} records that were crafted for an attack left out (redteam: keep).")
     if account.get("other_splits"):
         sentences.append(f"{account['other_splits']:,} records of other splits left out.")
     return " ".join(sentences)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.files import FileSource
@@ -11,6 +11,7 @@ from lmlab.data.sources.splits import ALL
 from lmlab.parsing import ParseError, json_value
 
 _SPLIT = "split"
+_MARKS = ("redteam", "metadata")  # where a record says that it was crafted
 _NAMED_FIELDS = 8
 OF_SPLIT = "of the split "
 """How the reason of a record begins that is set aside because it is of another split."""
@@ -23,6 +24,8 @@ class RecordSource(FileSource):
         text_field, id_field, domain_field, group_field: dotted paths, as `meta.source`; an id that is not named is the
             place of the record. A fixed `domain` goes before `domain_field`.
         split_field: the field that says which split a record is of; by default `split`, where it says so.
+        redteam: `drop` leaves out records that say they were crafted to attack a model (`redteam: true`, there or in
+            `metadata`), as sets of `lmlab poison` do; `keep` reads them.
     """
 
     text_field: str = "text"
@@ -30,6 +33,7 @@ class RecordSource(FileSource):
     domain_field: str | None = None
     group_field: str | None = None
     split_field: str | None = None
+    redteam: Literal["drop", "keep"] = "drop"
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield a document for each record; those that are unfit are rejects that say where and why."""
@@ -49,7 +53,7 @@ class RecordSource(FileSource):
         choice = self._choice()
         wanted = self.split or choice.split
         if columns is not None:
-            columns = sorted({*columns, (self.split_field or _SPLIT).split(".")[0]})
+            columns = sorted({*columns, (self.split_field or _SPLIT).split(".")[0], *_MARKS})
         for path in choice.files:
             for item in self._reading(path, lambda path=path: self.records_of(path, columns)):  # type: ignore[misc]
                 if isinstance(item, Reject):
@@ -59,7 +63,11 @@ class RecordSource(FileSource):
                 yield where, self.of_split(where, record, wanted)
 
     def of_split(self, where: str, record: Any, wanted: str) -> Any:
-        """A record of the split, or why it is set aside if it says itself that it is of another one."""
+        """A record of the split, or why it is set aside if it says itself that it is of another one, or that it was
+        crafted for an attack.
+        """
+        if self.redteam == "drop" and is_redteam(record):
+            return Reject(where, "crafted for an attack (redteam: true)", "redteam")
         name = None if isinstance(record, Reject) else self._split_of(record)
         return Reject(where, f"{OF_SPLIT}{name}", "split") if name and self._is_other(name, wanted) else record
 
@@ -111,6 +119,14 @@ class RecordSource(FileSource):
     def _names(self) -> dict[str, str]:
         paths = {"id": self.id_field, "domain": None if self.domain else self.domain_field, "group": self.group_field}
         return {name: path for name, path in paths.items() if path}
+
+
+def is_redteam(record: Any) -> bool:
+    """Whether a record says, itself or in its metadata, that it was crafted to attack a model."""
+    if not isinstance(record, dict):
+        return False
+    metadata = record.get("metadata")
+    return record.get("redteam") is True or (isinstance(metadata, dict) and metadata.get("redteam") is True)
 
 
 def field(record: Any, path: str) -> Any:

@@ -5,11 +5,15 @@ from .attack.objective import Coverage, HubCapped, MeanSimilarity
 from .attack.optimizers import OPTIMIZERS, optimize
 from .attack.problem import Budget, Problem
 from .config import CraftConfig
+from .defend.detector import Detector, DetectorContext, Passages, Threshold, make_detector
+from .defend.gate import AdmissionGate, Verdict
+from .defend.measure import DefenceRow, measure_defences, measure_fusion
 from .measure.evaluate import AttackReport, evaluate_attack, passage_scores, smallest_k
 from .measure.thresholds import CleanHits, clean_hits, stored_hits
 
 __all__ = [
     "OPTIMIZERS",
+    "AdmissionGate",
     "AdversarialSet",
     "AttackReport",
     "Budget",
@@ -18,15 +22,24 @@ __all__ = [
     "Coverage",
     "Craft",
     "CraftConfig",
+    "DefenceRow",
+    "Detector",
+    "DetectorContext",
     "EncoderSpec",
     "HubCapped",
     "MeanSimilarity",
     "Passage",
+    "Passages",
     "Problem",
+    "Threshold",
+    "Verdict",
     "clean_hits",
     "cluster_queries",
     "craft",
     "evaluate_attack",
+    "make_detector",
+    "measure_defences",
+    "measure_fusion",
     "optimize",
     "passage_scores",
     "smallest_k",

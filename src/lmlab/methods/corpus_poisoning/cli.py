@@ -218,3 +218,200 @@ def show(found: dict[str, Any]) -> None:
     print_table(table)
     for line in found["lines"]:
         print(line)
+
+
+detect_app = typer.Typer(no_args_is_help=True, help="Detectors: fit a gate, score passages, sweep thresholds.")
+app.add_typer(detect_app, name="detect")
+
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector",
+        help="hubness, similarity, questions, norm, near_duplicate, perplexity, mask_collapse, gmtp, or one of a"
+        " package; may be repeated \\[default: hubness, similarity and questions].",
+        show_default=False,
+    ),
+]
+Sentinels = Annotated[
+    str | None,
+    typer.Option(help="Questions of your own (file or folder), not the attacker's.", show_default=False),
+]
+SentinelCount = Annotated[int, typer.Option(min=1, help="How many of them are drawn.")]
+LanguageModel = Annotated[str | None, typer.Option(help="A causal language model, for perplexity.", show_default=False)]
+MaskedModel = Annotated[
+    str | None,
+    typer.Option(help="A masked language model with the encoder's vocabulary, for gmtp.", show_default=False),
+]
+Rate = Annotated[float, typer.Option(help="Share of clean passages that are refused.")]
+Gate = Annotated[Path, typer.Option("--gate", "-g", help="Folder of a fitted gate.")]
+
+
+@detect_app.command(
+    "fit", epilog=example("lmlab poison detect fit --data data/boolq --sentinels data/nq-open --rate 0.005 --out gate")
+)
+def detect_fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the gate.")] = Path("gate"),
+    detector: Names = None,
+    sentinels: Sentinels = None,
+    sentinel_count: SentinelCount = 500,
+    rate: Rate = 0.01,
+    language_model: LanguageModel = None,
+    masked_model: MaskedModel = None,
+    encoder: EncoderPlace = "minilm",
+    cache: Cache = Path("vectors"),
+    split: Split = "test",
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+) -> None:
+    """Fit detectors on one half of a clean corpus, set the gate's threshold on the other, and write the gate."""
+    from lmlab.methods.corpus_poisoning.defend.gate import DEFAULT_DETECTORS
+    from lmlab.methods.corpus_poisoning.defend.run import context_of, fit_gate
+    from lmlab.methods.corpus_poisoning.setup import Target
+
+    target = Target.load(retriever(encoder, cache, precision, device, query_encoder), data, split)
+    context = context_of(target, sentinels, sentinel_count, language_model, masked_model)
+    gate = fit_gate(target, context, detector or DEFAULT_DETECTORS, rate, out)
+    print(f"A gate of {', '.join(gate.detectors)} that refuses {100 * rate:g} % of clean passages: {out}")
+
+
+@detect_app.command("score", epilog=example("lmlab poison detect score --gate gate --passages attack"))
+def detect_score(
+    passages: Passages,
+    gate: Gate = Path("gate"),
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="A clean collection to part them from.", show_default=False)
+    ] = None,
+    language_model: LanguageModel = None,
+    encoder: EncoderPlace = "minilm",
+    cache: Cache = Path("vectors"),
+    split: Split = "test",
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+) -> None:
+    """Score passages by a gate's detectors; JSON."""
+    from lmlab.methods.corpus_poisoning.defend.detector import Passages as Texts
+    from lmlab.methods.corpus_poisoning.defend.run import dump, open_gate, read_texts, score_passages
+    from lmlab.methods.corpus_poisoning.setup import Target
+
+    found = retriever(encoder, cache, precision, device, query_encoder)
+    clean = None
+    if data is not None:
+        target = Target.load(found, data, split)
+        clean = Texts(target.data.corpus.texts, target.documents)
+    print(dump(score_passages(open_gate(found, gate, language_model), read_texts(passages), clean)))
+
+
+@detect_app.command(
+    "sweep", epilog=example("lmlab poison detect sweep --data data/boolq --passages attack --sentinels data/nq-open")
+)
+def detect_sweep(
+    data: Data,
+    passages: Passages,
+    detector: Names = None,
+    sentinels: Sentinels = None,
+    sentinel_count: SentinelCount = 500,
+    language_model: LanguageModel = None,
+    masked_model: MaskedModel = None,
+    encoder: EncoderPlace = "minilm",
+    cache: Cache = Path("vectors"),
+    split: Split = "test",
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+) -> None:
+    """Shares of clean and of crafted passages that each detector refuses, over thresholds; JSON."""
+    from lmlab.methods.corpus_poisoning.defend.gate import DEFAULT_DETECTORS
+    from lmlab.methods.corpus_poisoning.defend.run import context_of, dump, sweep_passages
+    from lmlab.methods.corpus_poisoning.setup import Target
+
+    target = Target.load(retriever(encoder, cache, precision, device, query_encoder), data, split)
+    context = context_of(target, sentinels, sentinel_count, language_model, masked_model)
+    print(dump(sweep_passages(target, context, detector or DEFAULT_DETECTORS, passages)))
+
+
+@app.command(epilog=example("lmlab poison gate new.jsonl --gate gate --out verdicts.jsonl"))
+def gate(
+    source: Annotated[str, typer.Argument(help="Records of JSON lines with text; - for standard input.")],
+    gate: Gate = Path("gate"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Verdicts; by default standard output.", show_default=False)
+    ] = None,
+    encoder: EncoderPlace = "minilm",
+    query_encoder: QueryEncoder = None,
+    language_model: LanguageModel = None,
+    device: Device = "cpu",
+    fail: Annotated[bool, typer.Option("--fail", help="End with exit code 1 when a passage is refused.")] = False,
+) -> None:
+    """Admit or refuse new documents, one verdict a line, for a pipeline that fills an index."""
+    import sys
+
+    from lmlab.files import atomic_file
+    from lmlab.methods.corpus_poisoning.defend.run import open_gate, run_gate, standard_streams
+
+    found = open_gate(retriever(encoder, Path("vectors"), "fp32", device, query_encoder), gate, language_model)
+    stream, target = standard_streams(source, out)
+    name = "standard input" if source == "-" else f"'{source}'"
+    with stream:
+        if target is None:
+            total, refused = run_gate(found, stream, sys.stdout, name)
+        else:
+            with atomic_file(target, "w") as sink:
+                total, refused = run_gate(found, stream, sink, name)
+    typer.echo(f"{total - refused:,} admitted, {refused:,} refused.", err=True)
+    if fail and refused:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=example(
+        "lmlab poison report --data data/boolq --passages attack --passages stuffing --sentinels data/nq-open --out"
+        " report"
+    )
+)
+def report(
+    data: Data,
+    passages: Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of report.html, report.json, report.md.")] = Path(
+        "report"
+    ),
+    detector: Names = None,
+    sentinels: Sentinels = None,
+    sentinel_count: SentinelCount = 500,
+    language_model: LanguageModel = None,
+    masked_model: MaskedModel = None,
+    k: Depths = None,
+    no_defences: Annotated[
+        bool, typer.Option("--no-defences", help="Leave out the table of defences; the report says so.")
+    ] = False,
+    rate: Rate = 0.005,
+    no_fusion: Annotated[bool, typer.Option("--no-fusion", help="Leave out fusion with BM25.")] = False,
+    encoder: EncoderPlace = "minilm",
+    cache: Cache = Path("vectors"),
+    split: Split = "test",
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+) -> None:
+    """One page: success undefended and defended, and what each defence costs in clean quality."""
+    from lmlab.methods.corpus_poisoning import report as pages
+    from lmlab.methods.corpus_poisoning.defend.gate import DEFAULT_DETECTORS
+    from lmlab.methods.corpus_poisoning.defend.run import context_of, report_rows
+    from lmlab.methods.corpus_poisoning.setup import Target
+
+    if sentinels is None and not no_defences and not detector:
+        raise UserError(
+            "A report of attacks needs a table of defences beside them, and the defences need sentinel questions.",
+            "Give --sentinels, or name other detectors, or say --no-defences.",
+        )
+    target = Target.load(retriever(encoder, cache, precision, device, query_encoder), data, split)
+    context = None
+    if not no_defences:
+        context = context_of(target, sentinels, sentinel_count, language_model, masked_model)
+    names = detector or list(DEFAULT_DETECTORS)
+    depths = sorted(set(k)) if k else [depth for depth in DEPTHS if depth <= len(target.data.corpus)]
+    attacks, rows = report_rows(target, context, passages, names, names, depths, not no_fusion, rate)
+    pages.write(pages.build(attacks, rows), attacks, rows, out)
+    print(f"Report: {out / 'report.html'}")

@@ -14,4 +14,14 @@ METHOD = Method(
     published="50 passages mislead over 94 % of questions (Contriever)",
     reached="",
     extras=("retrieval",),
+    detectors={
+        "hubness": "lmlab.methods.corpus_poisoning.defend.vectors:Hubness",
+        "similarity": "lmlab.methods.corpus_poisoning.defend.vectors:MeanSimilarity",
+        "norm": "lmlab.methods.corpus_poisoning.defend.vectors:Norm",
+        "near_duplicate": "lmlab.methods.corpus_poisoning.defend.vectors:NearDuplicate",
+        "perplexity": "lmlab.methods.corpus_poisoning.defend.language:Perplexity",
+        "questions": "lmlab.methods.corpus_poisoning.defend.language:Questions",
+        "mask_collapse": "lmlab.methods.corpus_poisoning.defend.masking:MaskCollapse",
+        "gmtp": "lmlab.methods.corpus_poisoning.defend.masking:GMTP",
+    },
 )

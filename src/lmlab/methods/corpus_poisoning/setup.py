@@ -56,11 +56,12 @@ class Target:
 
     retriever: Retriever
     data: RetrievalDataset
+    place: str | None = None
 
     @classmethod
     def load(cls, retriever: Retriever, place: str, split: str, ignore_missing: bool = False) -> Target:
         """Read it."""
-        return cls(retriever, load_dataset(place, split, ignore_missing))
+        return cls(retriever, load_dataset(place, split, ignore_missing), place)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from lmlab.data.sources.records import is_redteam
 from lmlab.errors import UserError, reads
 from lmlab.parsing import MAX_JSON_BYTES, kind_of, parse_json, require_mapping
 from lmlab.retrieval.collections.records import REDTEAM, Corpus, Qrels, Queries, RetrievalDataset
@@ -148,12 +149,6 @@ def read_corpus(place: str | Path, redteam: Redteam = "keep") -> Corpus:
     return Corpus(tuple(ids), tuple(titles), tuple(bodies), metadata)
 
 
-def is_redteam(row: dict[str, Any]) -> bool:
-    """Whether a record says that it was crafted by an attack."""
-    extra = row.get("metadata")
-    return row.get(REDTEAM) is True or (isinstance(extra, dict) and extra.get(REDTEAM) is True)
-
-
 @reads("a file of queries")
 def read_queries(place: str | Path) -> Queries:
     """Queries of `queries.jsonl`, or of a folder that holds one, of Parquet, or one a line.
@@ -210,7 +205,7 @@ def _records(location: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parquet(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from lmlab.data import ParquetSource, Reject
 
-    for number, (where, record) in enumerate(ParquetSource(kind="parquet", path=path).records(), 1):
+    for number, (where, record) in enumerate(ParquetSource(kind="parquet", path=path, redteam="keep").records(), 1):
         if isinstance(record, Reject):
             raise UserError(f"'{path}', row {number}: {record.reason}.")
         yield where, dict(record)

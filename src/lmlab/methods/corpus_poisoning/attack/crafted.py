@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmlab.data.sources.records import is_redteam
 from lmlab.errors import UserError, reads
 from lmlab.files import read_jsonl, write_jsonl, write_text
 from lmlab.retrieval import REDTEAM, Corpus
-from lmlab.retrieval.collections.read import is_redteam
 
 OVERLAY, REMOVAL = "adversarial.jsonl", "removal.txt"
 

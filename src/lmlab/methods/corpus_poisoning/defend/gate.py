@@ -1,0 +1,197 @@
+"""The gate before a corpus: several detectors with one threshold, in milliseconds a passage.
+
+Each detector's score becomes the share of clean passages below it; a passage is as suspicious as its most suspicious
+detector finds it. The threshold is set on other clean passages than those that detectors are fitted on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError, reads
+from lmlab.files import atomic_file, read_mapping, write_json
+from lmlab.methods.corpus_poisoning.defend.detector import (
+    Detector,
+    DetectorContext,
+    Passages,
+    Scores,
+    Threshold,
+    make_detector,
+)
+from lmlab.retrieval import AnyEncoder
+
+DEFAULT_DETECTORS = ("hubness", "similarity", "questions")
+_TAIL = 1e-3  # beyond the most suspicious clean passage, distances still count a little
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a passage.
+
+    Attributes:
+        suspicion: share of clean passages that its most suspicious detector finds less suspicious.
+        reasons: detectors whose own score is above the gate's threshold.
+    """
+
+    admit: bool
+    suspicion: float
+    scores: dict[str, float]
+    reasons: tuple[str, ...]
+
+
+class AdmissionGate:
+    """Admits passages, or says why not.
+
+    Attributes:
+        rate: the share of clean passages that it refuses.
+    """
+
+    def __init__(self, encoder: AnyEncoder, detectors: dict[str, Detector]) -> None:
+        if not detectors:
+            raise UserError("A gate needs at least one detector.")
+        self.encoder, self.detectors = encoder, detectors
+        self.rate = 0.0
+        self._clean: dict[str, Scores] = {}
+        self.threshold = Threshold(np.inf, 0.0)
+
+    @classmethod
+    def fit(
+        cls,
+        names: Sequence[str],
+        context: DetectorContext,
+        fitting: Passages,
+        calibration: Passages,
+        rate: float = 0.01,
+    ) -> AdmissionGate:
+        """Fit detectors on clean passages, and the threshold on others.
+
+        Raises:
+            UserError: too few passages, or a rate that so few cannot tell.
+        """
+        if not 0 < rate < 1:
+            raise UserError(f"The rate {rate} of refused clean passages is not between 0 and 1.")
+        if len(calibration) * rate < 1 or not len(fitting):
+            raise UserError(
+                f"{len(calibration)} clean passages cannot tell a threshold at which {100 * rate:g} % are refused.",
+                f"Give at least {int(np.ceil(1 / rate))}.",
+            )
+        gate = cls(context.encoder, {name: make_detector(name, context) for name in dict.fromkeys(names)})
+        for name, detector in gate.detectors.items():
+            detector.fit(fitting)
+            gate._clean[name] = np.sort(detector.score(fitting))
+        gate.threshold = Threshold.at(gate.suspicion(calibration), rate)
+        gate.rate = rate
+        return gate
+
+    def scores(self, passages: Passages) -> dict[str, Scores]:
+        """Each detector's scores."""
+        return {name: detector.score(passages) for name, detector in self.detectors.items()}
+
+    def suspicion(self, passages: Passages) -> Scores:
+        """How suspicious each passage is, [N]."""
+        return self._join(self.scores(passages))[0]
+
+    def _join(self, scores: dict[str, Scores]) -> tuple[Scores, dict[str, Scores]]:
+        each = {name: _share_below(self._clean[name], values) for name, values in scores.items()}
+        return np.max(np.stack(list(each.values())), 0), each
+
+    def check_all(self, passages: Passages) -> list[Verdict]:
+        """The verdict on each of many."""
+        scores = self.scores(passages)
+        worst, each = self._join(scores)
+        return [
+            Verdict(
+                bool(worst[row] <= self.threshold.value),
+                float(worst[row]),
+                {name: float(values[row]) for name, values in scores.items()},
+                tuple(name for name, values in each.items() if values[row] > self.threshold.value),
+            )
+            for row in range(len(passages))
+        ]
+
+    def check(self, passage: str, vector: NDArray[np.float32] | None = None) -> Verdict:
+        """The verdict on one passage.
+
+        Arguments:
+            vector: of the passage, if it is encoded already.
+        """
+        if vector is None:
+            return self.check_all(Passages.of([passage], self.encoder))[0]
+        return self.check_all(Passages([passage], np.asarray(vector, np.float32)[None]))[0]
+
+    def save(self, directory: Path) -> None:
+        """Write it: JSON and arrays, no pickle."""
+        arrays: dict[str, NDArray[Any]] = {}
+        states: dict[str, dict[str, Any]] = {}
+        for name, detector in self.detectors.items():
+            states[name] = {}
+            arrays[f"{name}/clean"] = self._clean[name]
+            for key, value in detector.state().items():
+                if isinstance(value, np.ndarray):
+                    arrays[f"{name}/{key}"] = value
+                else:
+                    states[name][key] = value
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        with atomic_file(directory / "gate.npz") as file:
+            file.write(buffer.getvalue())
+        about = {
+            "encoder": self.encoder.fingerprint,
+            "threshold": self.threshold.value,
+            "rate": self.rate,
+            "detectors": states,
+        }
+        write_json(directory / "gate.json", about)
+
+    @classmethod
+    @reads("a gate")
+    def load(cls, directory: Path, context: DetectorContext) -> AdmissionGate:
+        """Read it.
+
+        Raises:
+            UserError: it is for another encoder.
+        """
+        about = read_mapping(directory / "gate.json")
+        if about["encoder"] != context.encoder.fingerprint:
+            theirs, ours = about["encoder"], context.encoder.fingerprint
+            differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+            raise UserError(f"The gate '{directory}' is for another encoder: {', '.join(differing)} differ.")
+        with np.load(directory / "gate.npz", allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        detectors: dict[str, Detector] = {}
+        clean = {}
+        for name, state in about["detectors"].items():
+            own = {key.partition("/")[2]: value for key, value in arrays.items() if key.partition("/")[0] == name}
+            clean[name] = own.pop("clean")
+            if "sentinels" in own:
+                context.sentinel_vectors = own["sentinels"]
+            context.sentinels = context.sentinels or ("",)
+            if context.language_model is None and "language_model" in state:
+                context.language_model = str(state["language_model"])
+            detectors[name] = make_detector(name, context)
+            detectors[name].restore({**state, **own})
+        gate = cls(context.encoder, detectors)
+        gate._clean, gate.rate = clean, float(about["rate"])
+        gate.threshold = Threshold(float(about["threshold"]), gate.rate)
+        return gate
+
+
+def _share_below(clean: Scores, values: Scores) -> Scores:
+    """The share of clean scores below each value; beyond all of them a little more with the distance."""
+    share = np.searchsorted(clean, values, side="left") / len(clean)
+    spread = float(clean[-1] - clean[0]) or 1.0
+    return share + np.where(values > clean[-1], _TAIL * (1 - np.exp(-(values - clean[-1]) / spread)), 0.0)
+
+
+def to_json(id: str, verdict: Verdict) -> str:
+    """A line of verdicts."""
+    row = {"_id": id, "admit": verdict.admit, "suspicion": verdict.suspicion, "reasons": list(verdict.reasons)}
+    return json.dumps({**row, "scores": verdict.scores}, ensure_ascii=False)

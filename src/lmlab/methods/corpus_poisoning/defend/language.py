@@ -1,0 +1,161 @@
+"""Detectors that look at language: perplexity, and whether a passage reads like a question rather than a document."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
+from lmlab.retrieval import AnyEncoder
+
+_WINDOW, _STRIDE = 16, 8
+_MOST_TOKENS = 512
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_QUESTION_WORDS = 8  # of a window: what a short question has
+_SMOOTHING = 0.5
+
+
+def is_uncased(encoder: AnyEncoder) -> bool:
+    """Whether the retriever does not see case."""
+    return encoder.tokenizer.inner(["Test A"]) == encoder.tokenizer.inner(["test a"])
+
+
+class Perplexity:
+    """Mean surprise of a causal language model a token, in nats, or the most of any 16 tokens beyond what their clean
+    spread explains, so that a fluent payload cannot hide a tail of gibberish.
+
+    Texts are lower-cased where the retriever is uncased: else case alone would tell clean text from crafted.
+    """
+
+    def __init__(self, context: DetectorContext) -> None:
+        if context.language_model is None:
+            raise UserError("The detector perplexity needs a language model.", "Give --language-model.")
+        self._place, self._lower = context.language_model, is_uncased(context.encoder)
+        self._model: Any = None
+        self._scale = np.array([0.0, 1.0, 0.0, 1.0])
+
+    def fit(self, clean: Passages) -> None:
+        """Learn mean and spread of both figures, so that they compare."""
+        whole, window = self.surprise(clean.texts)
+        self._scale = np.array([whole.mean(), whole.std() or 1.0, window.mean(), window.std() or 1.0])
+
+    def score(self, passages: Passages) -> Scores:
+        """The larger of both, in standard deviations above clean text."""
+        whole, window = self.surprise(passages.texts)
+        mean, spread, other, other_spread = self._scale
+        return np.maximum((whole - mean) / spread, (window - other) / other_spread)
+
+    def surprise(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
+        """Nats a token of whole texts, and of the window that has most, [N] each."""
+        found = [self._losses(text.lower() if self._lower else text) for text in texts]
+        whole = np.array([losses.mean() if len(losses) else 0.0 for losses in found])
+        return whole, np.array([_worst_window(losses) for losses in found])
+
+    def _losses(self, text: str) -> Scores:
+        import torch
+
+        from lmlab.models import token_log_probs
+
+        model, tokenizer = self._load()
+        ids = [tokenizer.bos_id, *tokenizer.encode(text, "as_text")[:_MOST_TOKENS]]
+        if len(ids) < 2:
+            return np.zeros(0)
+        rows = torch.tensor([ids])
+        with torch.inference_mode():
+            hidden = model(rows[:, :-1], logits="none").hidden_BTD
+            cap = model.config.logit_soft_cap
+            found = token_log_probs(hidden, model.head_weight_VD, rows[:, 1:], soft_cap=cap)
+        losses: Scores = -found[0].double().numpy()
+        return losses
+
+    def _load(self) -> Any:
+        if self._model is None:
+            from lmlab.runs import Model
+
+            found = Model.find(self._place)
+            self._model = (found.load(), found.tokenizer())
+        return self._model
+
+    def state(self) -> dict[str, Any]:
+        """Where the model is, and the scale."""
+        return {"language_model": self._place, "scale": self._scale, "lower": self._lower}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take it up."""
+        self._place, self._scale, self._lower = str(state["language_model"]), state["scale"], bool(state["lower"])
+
+
+def _worst_window(losses: Scores) -> float:
+    if len(losses) <= _WINDOW:
+        return float(losses.mean()) if len(losses) else 0.0
+    starts = [*range(0, len(losses) - _WINDOW, _STRIDE), len(losses) - _WINDOW]
+    return max(float(losses[start : start + _WINDOW].mean()) for start in starts)
+
+
+class Questions:
+    """Whether some words of a passage read like a question rather than like a document: the log-ratio of two bigram
+    models, one of sentinel questions, one of clean documents, summed over windows of 8 words; the most of any window.
+
+    It tells query stuffing and the copied question of black-box attacks, which perplexity takes for clean text. A
+    paraphrase escapes it.
+    """
+
+    def __init__(self, context: DetectorContext) -> None:
+        if not context.sentinels:
+            raise UserError("The detector questions needs sentinel questions.", "Give --sentinels.")
+        self._sentinels = list(context.sentinels)
+        self._ratio: dict[str, float] = {}
+        self._unknown = 0.0
+
+    def fit(self, clean: Passages) -> None:
+        """Count bigrams on both sides."""
+        asked, told = Counter[str](), Counter[str]()
+        for counts, texts in ((asked, self._sentinels), (told, clean.texts)):
+            for text in texts:
+                counts.update(_bigrams(text))
+        kinds = len(asked.keys() | told.keys())
+        one, other = (sum(each.values()) + _SMOOTHING * kinds for each in (asked, told))
+        self._unknown = math.log(other / one)
+        # a bigram of documents alone is one of many: only what questions have is stored, the rest counts as seen once
+        self._ratio = {
+            pair: math.log((count + _SMOOTHING) / one) - math.log((told[pair] + _SMOOTHING) / other)
+            for pair, count in asked.items()
+        }
+        self._documents = {
+            pair: math.log(_SMOOTHING / one) - math.log((count + _SMOOTHING) / other)
+            for pair, count in told.items()
+            if pair not in asked
+        }
+
+    def score(self, passages: Passages) -> Scores:
+        """The most question-like window of each."""
+        return np.array([self._worst(text) for text in passages.texts])
+
+    def _worst(self, text: str) -> float:
+        values = [self._ratio.get(pair, self._documents.get(pair, 0.0)) for pair in _bigrams(text)]
+        if not values:
+            return 0.0
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        width = min(_QUESTION_WORDS, len(values))
+        return float((sums[width:] - sums[:-width]).max())
+
+    def state(self) -> dict[str, Any]:
+        """Both models."""
+        return {"ratio": self._ratio, "documents": self._documents, "unknown": self._unknown}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take them up."""
+        self._ratio, self._documents = state["ratio"], state["documents"]
+        self._unknown = float(state["unknown"])
+
+
+def _bigrams(text: str) -> list[str]:
+    words = [word for word in _TOKEN.findall(text.lower()) if word.isalnum()]
+    return [f"{first} {second}" for first, second in itertools.pairwise(words)]

@@ -1,0 +1,181 @@
+"""Defences as commands use them: a context from options, a gate that is fitted and asked, a table for the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.files import read_mapping
+from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
+from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, to_json
+from lmlab.methods.corpus_poisoning.defend.measure import measure_defences, measure_fusion, sweep
+from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.parsing import parse_json, require_mapping
+from lmlab.retrieval import read_corpus, read_queries
+from lmlab.retrieval.collections.records import document_text
+
+
+def context_of(
+    target: Target,
+    sentinels: str | None,
+    count: int = 500,
+    language_model: str | None = None,
+    masked_model: str | None = None,
+    seed: int = 0,
+) -> DetectorContext:
+    """What detectors may use, with a sample of sentinel questions."""
+    texts: list[str] = []
+    vectors = None
+    if sentinels is not None:
+        asked = read_queries(sentinels)
+        picked = np.random.default_rng(seed).permutation(len(asked))[:count]
+        texts = [asked.texts[number] for number in sorted(picked.tolist())]
+        vectors = target.retriever.encoder.encode_text(texts, "query")
+    encoder = target.retriever.encoder
+    return DetectorContext(encoder, target.index, texts, vectors, language_model, masked_model)
+
+
+def fit_gate(target: Target, context: DetectorContext, names: Sequence[str], rate: float, out: Path) -> AdmissionGate:
+    """A gate fitted on one half of a corpus, its threshold set on the other, written to a folder."""
+    documents = Passages(target.data.corpus.texts, target.documents)
+    order = np.random.default_rng(0).permutation(len(documents)).tolist()
+    half = len(order) // 2
+    gate = AdmissionGate.fit(names, context, documents.part(order[:half]), documents.part(order[half:]), rate)
+    gate.save(out)
+    return gate
+
+
+def run_gate(gate: AdmissionGate, source: IO[str], sink: IO[str], where: str) -> tuple[int, int]:
+    """Verdicts on records of JSON lines, one a line; how many there were, and how many are refused.
+
+    Raises:
+        UserError: a line is no record with text; with its number.
+    """
+    total = refused = 0
+    for id, text in _records(source, where):
+        verdict = gate.check(text)
+        sink.write(to_json(id, verdict) + "\n")
+        total, refused = total + 1, refused + (not verdict.admit)
+    return total, refused
+
+
+def _records(source: IO[str], where: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(source, 1):
+        if line.strip():
+            place = f"{where}, line {number}"
+            row = require_mapping(parse_json(line, place), place)
+            if not isinstance(row.get("text"), str):
+                raise UserError(f"{place}: the key 'text' must hold a passage.")
+            title = row.get("title")
+            yield str(row.get("_id", row.get("id", number))), document_text(title or "", row["text"])
+
+
+def open_gate(retriever: Retriever, directory: Path, language_model: str | None = None) -> AdmissionGate:
+    """A stored gate."""
+    if not (directory / "gate.json").exists():
+        raise UserError(f"'{directory}' holds no gate.", "Run: lmlab poison detect fit")
+    return AdmissionGate.load(directory, DetectorContext(retriever.encoder, language_model=language_model))
+
+
+def score_passages(gate: AdmissionGate, texts: Sequence[str], clean: Passages | None) -> dict[str, Any]:
+    """Scores of passages by each detector, and how well they part from clean documents, if there are some."""
+    passages = Passages.of(list(texts), gate.encoder)
+    scores = gate.scores(passages)
+    verdicts = gate.check_all(passages)
+    found: dict[str, Any] = {
+        "passages": len(passages),
+        "refused": sum(not verdict.admit for verdict in verdicts),
+        "mean": {name: float(values.mean()) for name, values in scores.items()},
+    }
+    if clean is not None:
+        own = gate.scores(clean)
+        found["auroc"] = {name: roc_auc(own[name], values) for name, values in scores.items()}
+    return found
+
+
+def sweep_passages(
+    target: Target, context: DetectorContext, names: Sequence[str], passages: Path, sample: int = 1000
+) -> dict[str, Any]:
+    """Curves of refused clean and crafted passages, for each detector."""
+    crafted = Passages.of(AdversarialSet.load(passages).texts, context.encoder)
+    step = max(1, len(target.data.corpus) // sample)
+    clean = Passages(target.data.corpus.texts, target.documents).part(range(0, len(target.data.corpus), step))
+    curves = {}
+    for name in names:
+        detector = make_detector(name, context)
+        detector.fit(clean.part(range(0, len(clean), 2)))
+        curves[name] = sweep(detector, clean.part(range(1, len(clean), 2)), crafted)
+    return curves
+
+
+def report_rows(
+    target: Target,
+    context: DetectorContext | None,
+    places: Sequence[Path],
+    names: Sequence[str],
+    stack: Sequence[str],
+    k_values: Sequence[int],
+    fusion: bool,
+    rate: float = 0.005,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """What a report shows: figures of each set of passages, and of each defence against each; no defences without a
+    context.
+
+    Arguments:
+        stack: detectors of the gate that is measured as a whole, which refuses a share `rate` of clean passages.
+    """
+    data, split = _place_of(target), target.data.split
+    attacks = []
+    sets: dict[str, Passages] = {}
+    for place in places:
+        crafted = AdversarialSet.load(place)
+        name = place.name if place.name not in sets else str(place)
+        sets[name] = Passages.of(crafted.texts, target.retriever.encoder)
+        summary = place / "craft.json"
+        examples = [{"id": each.id, "text": each.text, "payload": each.payload} for each in crafted.passages[:3]]
+        attacks.append(
+            {
+                "name": name,
+                "found": evaluate_on(target.retriever, data, split, place, k_values),
+                "examples": examples,
+                "summary": read_mapping(summary) if place.is_dir() and summary.exists() else {},
+            }
+        )
+    if context is None:
+        return attacks, None
+    depths = [k for k in k_values if k in (10, 20)] or [max(k_values)]
+    rows = measure_defences(names, context, target, sets, depths, stack=stack, stack_rate=rate)
+    rows += measure_fusion(target, sets, depths) if fusion else []
+    return attacks, [row.row() for row in rows]
+
+
+def _place_of(target: Target) -> str:
+    assert target.place is not None
+    return target.place
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a corpus file or of crafted passages."""
+    return read_corpus(path / "adversarial.jsonl" if path.is_dir() else path).texts
+
+
+def standard_streams(source: str, out: Path | None) -> tuple[IO[str], Any]:
+    """Where records come from and verdicts go: a file, or the terminal's streams for `-`."""
+    if source == "-":
+        return sys.stdin, out
+    if not Path(source).is_file():
+        raise UserError(f"No such file: '{source}'.")
+    return open(source, encoding="utf-8"), out
+
+
+def dump(value: Any) -> str:
+    """JSON for the terminal."""
+    return json.dumps(value, ensure_ascii=False)

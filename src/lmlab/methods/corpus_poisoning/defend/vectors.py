@@ -1,0 +1,153 @@
+"""Detectors that look at vectors: hubness, lengths, and near duplicates.
+
+Shapes: N passages, s sentinels, H width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
+
+_DEPTH = 10
+_WORD = re.compile(r"\w+")
+_GRAM = 3
+
+
+class Hubness:
+    """How many sentinel questions a passage would be among the first k of (`N_k`), and its mean similarity with them
+    as what parts equal counts (Radovanovic et al. 2010). A universal passage is near to many unrelated questions; a
+    clean one is not.
+    """
+
+    def __init__(self, context: DetectorContext, by_mean: bool = False) -> None:
+        if context.sentinel_vectors is None:
+            raise UserError("The detector hubness needs sentinel questions.", "Give --sentinels.")
+        self._sentinels = np.ascontiguousarray(context.sentinel_vectors, np.float32)
+        self._index, self._by_mean = context.index, by_mean
+        self._tau: Any = None
+
+    def fit(self, clean: Passages) -> None:
+        """Learn what a passage must pass for each sentinel: the score of its k-th best clean document."""
+        if self._index is None:
+            raise UserError("The detector hubness is fitted on a corpus.", "Give --data.")
+        if len(self._index) < _DEPTH:
+            raise UserError(f"Hubness needs {_DEPTH} clean documents; there are {len(self._index)}.")
+        self._tau = self._index.topk(self._sentinels, _DEPTH).scores_QK[:, -1].copy()
+
+    def score(self, passages: Passages) -> Scores:
+        """`N_k` and the mean similarity, which is below 1 for unit vectors."""
+        similar = passages.vectors @ self._sentinels.T
+        mean = similar.mean(1).astype(np.float64)
+        # a document of the corpus is itself the k-th best of some: strictly above, as success is counted
+        return mean if self._by_mean else (similar > self._tau + 1e-6).sum(1) + np.tanh(mean)
+
+    def state(self) -> dict[str, Any]:
+        """Sentinels and thresholds."""
+        return {"sentinels": self._sentinels, "tau": self._tau}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take them up."""
+        self._sentinels, self._tau = state["sentinels"], state["tau"]
+
+
+class MeanSimilarity(Hubness):
+    """The mean similarity with sentinel questions alone: what the attack by centroids raises."""
+
+    def __init__(self, context: DetectorContext) -> None:
+        super().__init__(context, by_mean=True)
+
+    def fit(self, clean: Passages) -> None:
+        """Nothing is to be learned."""
+        self._tau = np.zeros(len(self._sentinels), np.float32)
+
+
+class Norm:
+    """The length of a vector before it gets length 1, for its number of tokens: of retrievers by dot product, crafted
+    passages have long ones. Short texts have longer vectors under mean pooling, so lengths are compared at equal
+    numbers of tokens.
+    """
+
+    def __init__(self, context: DetectorContext) -> None:
+        self._encoder = context.encoder
+        self._fitted = np.zeros(4)
+
+    def fit(self, clean: Passages) -> None:
+        """Regress lengths on the logarithm of the number of tokens, and its square."""
+        norms, design = self._measure(clean)
+        weights, *_ = np.linalg.lstsq(design, norms, rcond=None)
+        spread = float((norms - design @ weights).std()) or 1.0
+        self._fitted = np.array([*weights, spread])
+
+    def score(self, passages: Passages) -> Scores:
+        """Deviations above what is usual, in standard deviations."""
+        norms, design = self._measure(passages)
+        found: Scores = (norms - design @ self._fitted[:3]) / self._fitted[3]
+        return found
+
+    def _measure(self, passages: Passages) -> tuple[Scores, Scores]:
+        texts = list(passages.texts)
+        norms = np.linalg.norm(self._encoder.raw(texts), axis=1).astype(np.float64)
+        counts = np.log([max(1, len(ids)) for ids in self._encoder.tokenize(texts)])
+        return norms, np.stack([np.ones_like(counts), counts, counts**2], 1)
+
+    def state(self) -> dict[str, Any]:
+        """The regression."""
+        return {"fitted": self._fitted}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take it up."""
+        self._fitted = state["fitted"]
+
+
+class NearDuplicate:
+    """How near the nearest other new passage is, by vectors and by word 3-grams: several passages for one question, and
+    templates.
+    """
+
+    def __init__(self, context: DetectorContext) -> None:
+        del context
+
+    def fit(self, clean: Passages) -> None:
+        """Nothing is to be learned but the threshold."""
+
+    def score(self, passages: Passages) -> Scores:
+        """The larger of the cosine with, and the share of 3-grams in, the nearest other passage."""
+        if len(passages) < 2:
+            return np.zeros(len(passages))
+        unit = passages.vectors / np.maximum(np.linalg.norm(passages.vectors, axis=1, keepdims=True), 1e-12)
+        grams = [_grams(text) for text in passages.texts]
+        holders: dict[int, list[int]] = {}
+        for row, each in enumerate(grams):
+            for gram in each:
+                holders.setdefault(gram, []).append(row)
+        found = np.zeros(len(passages))
+        for start in range(0, len(unit), 1024):
+            similar = unit[start : start + 1024] @ unit.T
+            similar[np.arange(len(similar)), start + np.arange(len(similar))] = -1
+            found[start : start + len(similar)] = similar.max(1)
+        for row, each in enumerate(grams):
+            shared: dict[int, int] = {}
+            for gram in each:
+                for other in holders[gram]:
+                    if other != row:
+                        shared[other] = shared.get(other, 0) + 1
+            if shared:
+                found[row] = max(found[row], max(shared.values()) / len(each))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def _grams(text: str) -> set[int]:
+    words = _WORD.findall(text.lower())
+    return {hash(tuple(words[start : start + _GRAM])) for start in range(len(words) - _GRAM + 1)}

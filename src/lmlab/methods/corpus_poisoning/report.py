@@ -1,0 +1,175 @@
+"""One page: what the attack reaches undefended and defended, and what each defence costs in clean quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import UserError
+from lmlab.files import write_json, write_text
+from lmlab.reports import Code, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
+
+NO_DEFENCES = (
+    "This report has no table of defences, as was asked for (--no-defences). An attack figure alone says little."
+)
+PURPOSE = (
+    "This measures the robustness of one's own retriever on one's own corpora. Crafted passages are an overlay that is"
+    " marked and has a list of ids to remove; nothing was written into a corpus or posted to an index."
+)
+
+
+def build(attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None) -> Page:
+    """The page.
+
+    Arguments:
+        attacks: `name`, `found` (figures of `evaluate_on`), `examples` (texts with id, stopped, payload), `summary`
+            (of the crafting).
+        defences: rows of `DefenceRow`; None where the user wants none.
+
+    Raises:
+        UserError: there are no rows of defences, and the user did not say that none are wanted.
+    """
+    if defences is not None and not defences:
+        raise UserError("A report of attacks needs a table of defences beside them.", "Or say --no-defences.")
+    sections = [_overview(attacks, defences), _attacks(attacks)]
+    if defences:
+        sections.append(_defences(defences))
+    return Page("Robustness of a retriever", PURPOSE, [*sections, _examples(attacks)])
+
+
+def _overview(attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None) -> Section:
+    facts = {}
+    for each in attacks:
+        found = each["found"]
+        if "20" in found["asr"]:
+            facts[f"{each['name']}: ASR@20, undefended"] = f"{100 * found['asr']['20']:.1f} %"
+        own = [row for row in defences or [] if row["attack"] == each["name"] and row["defence"] == "stack"]
+        if own and "20" in own[0]["asr"]:
+            facts[f"{each['name']}: ASR@20, defended"] = f"{100 * own[0]['asr']['20']:.1f} %"
+            if own[0]["ndcg_change"] is not None:
+                facts["Clean nDCG@10, change by the defence"] = f"{own[0]['ndcg_change']:+.4f}"
+    blocks: list[Any] = [Facts(facts)] if facts else []
+    blocks += [Note(NO_DEFENCES, "warning")] if defences is None else []
+    return Section("Undefended, defended, and the cost", blocks or [Paragraph(PURPOSE)], rank=0)
+
+
+def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
+    rows: list[list[Any]] = []
+    curves = []
+    for each in attacks:
+        found = each["found"]
+        for k, value in found["asr"].items():
+            low, high = found["interval"][k]
+            ceiling = (found["perfect"] or {}).get(k)
+            rows.append(
+                [
+                    each["name"],
+                    found["passages"],
+                    int(k),
+                    100 * value,
+                    f"{100 * low:.2f} to {100 * high:.2f}",
+                    None if ceiling is None else 100 * ceiling,
+                    100 * found["share"][k],
+                ]
+            )
+        curves.append(Series(each["name"], [int(k) for k in found["asr"]], [100 * v for v in found["asr"].values()]))
+    columns = ["Attack", "Passages", "k", "ASR@k %", "95 % interval", "Ceiling %", "Share of results %"]
+    caption = "Share of held-out queries of which some passage is among the first k; the ceiling is that of centroids."
+    cost: list[list[Any]] = [
+        [
+            each["name"],
+            each["found"]["ndcg_before"],
+            each["found"]["ndcg_after"],
+            each["found"]["mean_rank"],
+            100 * each["found"]["poison_rate"],
+            each.get("summary", {}).get("cpu_seconds"),
+            each.get("summary", {}).get("evaluations"),
+        ]
+        for each in attacks
+    ]
+    blocks: list[Any] = [
+        Table(columns, rows, caption),
+        Table(
+            ["Attack", "nDCG@10 before", "nDCG@10 after", "Mean rank", "% of corpus", "CPU s", "Evaluations"],
+            cost,
+            "What the passages displace, and what they took to craft.",
+        ),
+    ]
+    if any(len(series.x) > 1 for series in curves):
+        blocks.append(Figure(line_chart(curves, "k", "ASR@k (%)", log_x=True), "Success over the depth of results."))
+    return Section("The attack, undefended", blocks, rank=1)
+
+
+def _defences(rows: Sequence[dict[str, Any]]) -> Section:
+    rates = list(dict.fromkeys(rate for row in rows for rate in row["tpr"]))
+    depths = list(dict.fromkeys(k for row in rows for k in row["asr"]))
+    table = [
+        [
+            row["defence"],
+            row["attack"],
+            row["auroc"],
+            *(None if rate not in row["tpr"] else 100 * row["tpr"][rate] for rate in rates),
+            *(100 * row["asr"][k] for k in depths),
+            None if row["fpr"] is None else 100 * row["fpr"],
+            row["ndcg_change"],
+        ]
+        for row in rows
+    ]
+    columns = ["Defence", "Attack", "AUROC", *(f"Refused at {100 * float(rate):g} % clean" for rate in rates)]
+    columns += [f"ASR@{k} % left" for k in depths] + ["Clean refused %", "Clean nDCG@10"]
+    return Section(
+        "Defences",
+        [
+            Table(
+                columns,
+                table,
+                "Detectors are fitted on a third of the clean documents, thresholds set on another.",
+            )
+        ],
+        "An attacker who knows a defence works around it: compare rows of adaptive attacks, where there are some.",
+        rank=2,
+    )
+
+
+def _examples(attacks: Sequence[dict[str, Any]]) -> Section:
+    blocks: list[Any] = []
+    for each in attacks:
+        for example in each["examples"][:3]:
+            told = f"{each['name']}, {example['id']}"
+            if example.get("payload"):
+                told += f"; payload: {example['payload']}"
+            blocks.append(Code(example["text"], told))
+    return Section("Examples", blocks or [Paragraph("There are none.")], rank=5)
+
+
+def write(page: Page, attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None, out: Path) -> None:
+    """Write `report.html`, `report.json` and `report.md`."""
+    page.write(out / "report.html")
+    write_json(
+        out / "report.json", {"attacks": list(attacks), "defences": None if defences is None else list(defences)}
+    )
+    write_text(out / "report.md", _markdown(attacks, defences))
+
+
+def _markdown(attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None) -> str:
+    lines = ["# Robustness of a retriever", "", PURPOSE, "", "| attack | passages | k | ASR@k % |", "|---|---|---|---|"]
+    for each in attacks:
+        found = each["found"]
+        for k, value in found["asr"].items():
+            lines.append(f"| {_cell(each['name'])} | {found['passages']} | {k} | {100 * value:.2f} |")
+    if defences is None:
+        return "\n".join([*lines, "", NO_DEFENCES, ""])
+    lines += ["", "| defence | attack | refused | ASR@k % left | clean nDCG@10 |", "|---|---|---|---|---|"]
+    for row in defences:
+        refused = ", ".join(f"{100 * value:.0f} % at {100 * float(rate):g} %" for rate, value in row["tpr"].items())
+        left = ", ".join(f"@{k} {100 * value:.1f}" for k, value in row["asr"].items())
+        change = "" if row["ndcg_change"] is None else f"{row['ndcg_change']:+.4f}"
+        lines.append(f"| {row['defence']} | {_cell(row['attack'])} | {refused} | {left} | {change} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(text: str) -> str:
+    """Text in a table of Markdown, without markup."""
+    shown = "".join(f"\\{each}" if each in "\\`*_{}[]()#+!|<>&~" else each for each in text)
+    return shown.replace("\n", " ")

@@ -1,0 +1,193 @@
+"""`lmlab poison` from crafting to the report, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lmlab import cli
+from tiny_retriever import write_collection, write_retriever
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["lmlab", "poison", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def common(place, small, tmp_path_factory):
+    return ["--encoder", place, "--cache", tmp_path_factory.mktemp("shared-cache"), "--precision", "fp32"]
+
+
+FAST = ("--k", 3, "--length", 10, "--evaluations", 120, "--candidates", 12)
+
+
+@pytest.fixture(scope="module")
+def attack(common, small, tmp_path_factory):
+    from lmlab.methods.corpus_poisoning import CraftConfig
+    from lmlab.methods.corpus_poisoning.attack.run import craft_for
+    from lmlab.methods.corpus_poisoning.cli import retriever
+
+    out = tmp_path_factory.mktemp("attack")
+    config = CraftConfig(k=3, length=10, evaluations=120, candidates=12)
+    craft_for(retriever(str(common[1]), common[3], "fp32", "cpu"), str(small), "train", config, out)
+    return out
+
+
+def test_passages_are_crafted_with_the_references_names_of_options_and_evaluated(run, common, small, tmp_path):
+    out = tmp_path / "attack"
+    code, text, err = run(
+        "craft", "--dataset", small, "--model_code", common[1], *common[2:], *FAST, "--output_file", out
+    )
+    assert code == 0 and f"{out}/adversarial.jsonl" in text and "To remove them" in text, err
+    figures = tmp_path / "figures.json"
+    code, text, _ = run(
+        "evaluate",
+        "--passages",
+        out,
+        "--data",
+        small,
+        *common,
+        "--k",
+        5,
+        "--k",
+        20,
+        "--index",
+        "hnsw",
+        "--out",
+        figures,
+    )
+    assert code == 0 and "By the index hnsw" in text and "Clean nDCG@10" in text
+    found = json.loads(figures.read_text())
+    assert found["by_index"]["hnsw"] == found["asr"]  # candidates are scored again, and here all are found
+    assert found["perfect"].keys() == {"5", "20"} and found["passages"] == 3
+    code, text, err = run(
+        "evaluate", "--passages", out, "--data", small, *common, "--split", "train", "--attack-queries", small, "--json"
+    )
+    assert code == 2 and "0 are held out" in err
+    code, text, err = run(
+        "evaluate",
+        *("--passages", out, "--data", small, *common, "--split", "train", "--attack-queries", small, "--json"),
+        *("--allow-overlap", "--k", 5),
+    )
+    assert code == 0 and "40 evaluated queries are the attacker's too" in err and json.loads(text)["queries"] == 40
+
+
+def test_settings_come_from_a_file_and_from_set(run, common, small, tmp_path):
+    (tmp_path / "settings.yaml").write_text("k: 2\nlength: 8\nevaluations: 40\noptimizer: none\n")
+    arguments = ("--config", tmp_path / "settings.yaml", "--set", "seed=3", "--out", tmp_path / "out")
+    code, _, err = run("craft", "--data", small, *common, *arguments)
+    assert code == 0, err
+    about = json.loads((tmp_path / "out" / "craft.json").read_text())
+    assert about["config"]["length"] == 8 and about["config"]["seed"] == 3 and about["config"]["optimizer"] == "none"
+    code, _, err = run("craft", "--data", small, *common, "--set", "lenght=3")
+    assert code == 2 and "Did you mean 'length'" in err
+    note = tmp_path / "payload.txt"
+    note.write_text("the captain is a sailor\n")
+    out = tmp_path / "told"
+    code, _, err = run("craft", "--data", small, *common, *FAST, "--payload-file", note, "--out", out)
+    rows = [json.loads(line) for line in (out / "adversarial.jsonl").read_text().splitlines()]
+    assert code == 0 and all(row["text"].startswith("the captain is a sailor ") for row in rows)
+    assert json.loads((out / "craft.json").read_text())["payload"] == "the captain is a sailor"
+
+
+def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tmp_path):
+    gate = tmp_path / "gate"
+    code, text, err = run(
+        "detect", "fit", "--data", small, *common, "--sentinels", small, "--rate", "0.05", "--out", gate
+    )
+    assert code == 0 and "refuses 5 % of clean passages" in text, err
+    verdicts = tmp_path / "verdicts.jsonl"
+    code, _, err = run("gate", small / "corpus.jsonl", "--gate", gate, "--encoder", common[1], "--out", verdicts)
+    rows = [json.loads(line) for line in verdicts.read_text().splitlines()]
+    assert code == 0 and len(rows) == 120 and f"{sum(not row['admit'] for row in rows)} refused" in err
+    assert sum(not row["admit"] for row in rows) <= 12
+    source = attack / "adversarial.jsonl"
+    code, text, _ = run("gate", source, "--gate", gate, "--encoder", common[1], "--fail")
+    refused = [not json.loads(line)["admit"] for line in text.splitlines()]
+    assert code == (1 if any(refused) else 0) and len(refused) == 3
+    code, text, _ = run("detect", "score", "--passages", attack, "--gate", gate, *common, "--data", small)
+    found = json.loads(text)
+    assert found["refused"] == sum(refused) and found["auroc"]["similarity"] > 0.8
+    code, text, _ = run("detect", "sweep", "--data", small, *common, "--passages", attack, "--sentinels", small)
+    curves = json.loads(text)
+    assert all(point["fpr"] <= point["rate"] + 1e-9 for point in curves["hubness"])
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"text": 3}\n')
+    code, _, err = run("gate", tmp_path / "bad.jsonl", "--gate", gate, "--encoder", common[1])
+    assert code == 2 and "line 2: the key 'text' must hold a passage" in err
+    code, _, err = run("gate", source, "--gate", tmp_path, "--encoder", common[1])
+    assert code == 2 and "holds no gate" in err
+
+
+def test_a_report_has_defences_beside_every_attack_or_says_that_it_has_none(run, common, small, attack, tmp_path):
+    arguments = ("report", "--data", small, *common, "--passages", attack, "--k", 10, "--k", 20, "--out", tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2 and "needs a table of defences beside them" in err and not (tmp_path / "report.html").exists()
+    code, text, err = run(*arguments, "--sentinels", small, "--detector", "hubness", "--detector", "similarity")
+    assert code == 2 and "120 clean passages" not in text and "cannot tell a threshold" in err
+    arguments = (*arguments, "--rate", "0.05")
+    code, text, err = run(*arguments, "--sentinels", small, "--detector", "hubness", "--detector", "questions")
+    rows = json.loads((tmp_path / "report.json").read_text())["defences"]
+    assert code == 0 and [row["defence"] for row in rows] == ["hubness", "questions", "stack", "fusion with BM25"]
+    undefended = json.loads((tmp_path / "report.json").read_text())["attacks"][0]["found"]["asr"]
+    for row in rows[:3]:
+        refused = row["tpr"][next(iter(row["tpr"]))]
+        assert 0 <= row["fpr"] <= 0.35 and row["ndcg_change"] <= 0.05
+        assert row["asr"]["20"] <= undefended["20"] + 0.1 and (refused < 1 or row["asr"]["20"] == 0)
+    page = (tmp_path / "report.html").read_text()
+    assert "ASR@20, undefended" in page and "ASR@20, defended" in page and "Clean nDCG@10" in page
+    code, text, err = run(*arguments, "--no-defences")
+    page = (tmp_path / "report.html").read_text()
+    assert code == 0 and "has no table of defences, as was asked for" in page
+    assert "no table of defences" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["defences"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("craft", "--k", 99, "--length", 10), "99 clusters of 40 distinct queries"),
+        (("craft", "--k", 2, "--length", 40), "A passage of 40 tokens and 2 around it has 42; the encoder reads 32"),
+        (("craft", "--k", 2, "--optimizer", "flip"), "optimizer: input should be 'multiflip'"),
+        (("craft", "--k", 2, "--payload-file", "nothing.txt"), "No such file: 'nothing.txt'"),
+        (("evaluate", "--passages", "nowhere", "--k", 200), "holds no adversarial.jsonl"),
+        (("evaluate", "--passages", "nowhere", "--index", "tree"), "Unknown index 'tree'"),
+    ],
+)
+def test_bad_input_ends_with_exit_code_2_and_a_sentence(run, common, small, tmp_path, arguments, message):
+    code, _, err = run(arguments[0], "--data", small, *common, *arguments[1:])
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_the_purpose_is_said_in_help_module_and_page(run):
+    from pathlib import Path
+
+    import lmlab.methods.corpus_poisoning as package
+
+    assert "one's own retriever" in package.__doc__ and "one's own corpora" in package.__doc__
+    code, text, _ = run("--help")
+    assert code == 0 and "one's own retriever" in " ".join(text.split())
+    page = (Path(__file__).parents[3] / "docs" / "methods" / "corpus_poisoning.md").read_text()
+    assert (
+        "robustness evaluation of one's own retriever" in page and "Defences stand beside every attack figure" in page
+    )
+
+
+def test_a_dot_product_retriever_is_told_of_long_vectors(run, tmp_path):
+    place = write_retriever(tmp_path / "dot", normalize=False)
+    data = write_collection(tmp_path / "data", 60, 40)
+    common = ("--data", data, "--encoder", place, "--cache", tmp_path / "cache", "--precision", "fp32")
+    code, _, err = run("craft", *common, *FAST, "--out", tmp_path / "out")
+    assert code == 0, err
+    code, text, err = run("evaluate", "--passages", tmp_path / "out", *common, "--k", 5, "--json")
+    norms = json.loads(text)["norms"]
+    told = "By the dot product length alone ranks it higher" in err
+    assert code == 0 and told == (norms["crafted_max"] > norms["clean_p99"])

@@ -1,0 +1,217 @@
+"""Detectors and the gate: thresholds at a rate of clean passages, and what each detector tells."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from lmlab import plugins
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning import CraftConfig, craft
+from lmlab.methods.corpus_poisoning.defend.detector import (
+    DetectorContext,
+    Passages,
+    Threshold,
+    average_precision,
+    make_detector,
+    roc_auc,
+)
+from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
+from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
+from lmlab.retrieval import load_encoder
+from tiny_retriever import TOPICS, wordpiece, write_retriever
+
+
+@pytest.fixture(scope="module")
+def crafted(target, tmp_path_factory):
+    config = CraftConfig(k=3, length=10, evaluations=250, candidates=12, precision="fp32")
+    out = tmp_path_factory.mktemp("crafted")
+    found = craft(target.retriever.spec, target.data.queries.texts[:20], target.queries()[:20], config, out)
+    return Passages.of(found.passages.texts, target.retriever.encoder)
+
+
+@pytest.fixture
+def context(target):
+    return DetectorContext(
+        target.retriever.encoder, target.index, list(target.data.queries.texts[20:]), target.queries()[20:]
+    )
+
+
+@pytest.fixture
+def clean(target):
+    return Passages(target.data.corpus.texts, target.documents)
+
+
+def test_thresholds_and_figures_of_detection_are_those_by_hand():
+    clean = np.arange(100.0)
+    for rate, refused in ((0.01, 1), (0.05, 5), (0.5, 50), (0.015, 1)):
+        assert (clean > Threshold.at(clean, rate).value).sum() == refused
+    tied = np.array([1.0] * 50 + [2.0] * 50)
+    assert (tied > Threshold.at(tied, 0.1).value).sum() == 0  # never more than the rate
+    generator = np.random.default_rng(0)
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    for _ in range(10):
+        clean, crafted = np.round(generator.normal(size=30), 1), np.round(generator.normal(size=9) + 1, 1)
+        labels = np.r_[np.zeros(30), np.ones(9)]
+        values = np.r_[clean, crafted]
+        assert roc_auc(clean, crafted) == pytest.approx(roc_auc_score(labels, values))
+        fine = generator.normal(size=39)  # without ties, where both say the same
+        assert average_precision(fine[:30], fine[30:]) == pytest.approx(average_precision_score(labels, fine))
+
+
+def test_hubness_counts_the_questions_a_passage_would_be_seen_by(context, clean, crafted):
+    detector = make_detector("hubness", context)
+    detector.fit(clean)
+    scores = detector.score(crafted)
+    tau = np.sort(context.sentinel_vectors @ clean.vectors.T, axis=1)[:, -10]
+    counts = (context.sentinel_vectors @ crafted.vectors.T > tau[:, None] + 1e-6).sum(0)
+    means = (context.sentinel_vectors @ crafted.vectors.T).mean(0)
+    assert np.allclose(scores, counts + np.tanh(means), atol=1e-5)
+    assert np.allclose(make_detector("similarity", context).score(crafted), means, atol=1e-6)
+    assert roc_auc(detector.score(clean), scores) > 0.9
+
+
+def test_lengths_are_compared_at_equal_numbers_of_tokens(tmp_path, target):
+    encoder = load_encoder(write_retriever(tmp_path, normalize=False))
+    texts = [" ".join(TOPICS[n % 6][: 1 + n % 9]) for n in range(120)]
+    clean = Passages.of(texts, encoder)
+    detector = make_detector("norm", DetectorContext(encoder))
+    detector.fit(clean)
+    scores = detector.score(clean)
+    counts = np.array([len(text.split()) for text in texts])
+    assert abs(scores.mean()) < 1e-4 and scores.std() == pytest.approx(1, abs=1e-4)
+    assert abs(np.corrcoef(np.log(counts + 2), scores)[0, 1]) < 1e-3
+
+
+def test_near_duplicates_are_told_by_vectors_and_by_words(context, target):
+    texts = ["sea ship captain island storm", "sea ship captain island moon", "bread flour oven baker yeast"]
+    passages = Passages(texts, np.eye(3, 32, dtype=np.float32))
+    scores = make_detector("near_duplicate", context).score(passages)
+    assert scores.tolist() == pytest.approx([2 / 3, 2 / 3, 0.0])
+    same = Passages(["sea", "ship"], np.ones((2, 32), np.float32))
+    assert make_detector("near_duplicate", context).score(same).tolist() == pytest.approx([1.0, 1.0])
+    assert make_detector("near_duplicate", context).score(same.part([0])).tolist() == [0.0]
+
+
+def test_copied_questions_are_told_from_documents(context, clean, target):
+    detector = make_detector("questions", context)
+    detector.fit(clean)
+    stuffed = [" ".join(target.data.queries.texts[n : n + 2]) for n in range(10)]
+    scores = detector.score(Passages(stuffed, clean.vectors[:10]))
+    assert roc_auc(detector.score(clean), scores) == 1.0
+    fluent = "sea captain sailor ocean wind. what is sea ship captain?"  # a question within a document
+    assert detector.score(Passages([fluent], clean.vectors[:1]))[0] > np.quantile(detector.score(clean), 0.99)
+
+
+def test_masking_the_tokens_that_carry_the_similarity_is_what_it_says(context, crafted):
+    encoder = context.encoder
+    scores = make_detector("mask_collapse", context).score(crafted)
+    text, vector = crafted.texts[0], crafted.vectors[0]
+    query = torch.from_numpy(context.sentinel_vectors[int((context.sentinel_vectors @ vector).argmax())])
+    ids = encoder.tokenize([text])[0]
+    similarity, lengths = token_gradients(encoder, ids, query)
+    assert similarity == pytest.approx(float(query @ torch.from_numpy(vector)), abs=1e-5)
+    inner = range(1, len(ids) - 1)
+    mean = float(lengths[1:-1].mean())
+    masked = [encoder.tokenizer.mask_id if n in inner and lengths[n] >= mean else id for n, id in enumerate(ids)]
+    after = float(torch.from_numpy(encoder.encode_ids(torch.tensor([masked])).detach().numpy())[0] @ query)
+    assert scores[0] == pytest.approx((similarity - after) / abs(similarity), abs=1e-4)
+
+
+def test_gmtp_reads_the_least_likely_of_the_tokens_that_matter(context, crafted, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=wordpiece().get_vocab_size(),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    context.masked_model = str(tmp_path)
+    scores = make_detector("gmtp", context).score(crafted)
+    assert (scores > 1).all() and np.isfinite(scores).all()
+    config.vocab_size = 20
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "small")
+    context.masked_model = str(tmp_path / "small")
+    with pytest.raises(UserError, match="has 20 ids, the retriever .*: their vocabularies differ"):
+        make_detector("gmtp", context)
+
+
+def test_perplexity_is_the_language_models_and_a_window_shows_a_hidden_tail(context, tmp_path):
+    from lmlab.data import Tokenizer
+    from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+    tokenizer = Tokenizer.train(["the sea and the ship"] * 3, 270)
+    config = ModelConfig(vocab_size=270, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, d_ff=16, max_seq_len=64)
+    save_pretrained(Transformer(config).initialize(0), tmp_path)
+    tokenizer.save(tmp_path)
+    context.language_model = str(tmp_path)
+    detector = make_detector("perplexity", context)
+    whole, window = detector.surprise(["the sea and the SHIP" * 3, "x"])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode("the sea and the ship" * 3)]])  # lower-cased
+    with torch.no_grad():
+        expected = float(theirs(ids, labels=ids).loss)
+    assert whole[0] == pytest.approx(expected, abs=1e-4) and window[0] >= whole[0] - 1e-9
+    passages = Passages(["the sea " * 5, "the ship " * 4], np.zeros((2, 32), np.float32))
+    detector.fit(passages)
+    assert np.isfinite(detector.score(passages)).all()
+
+
+def test_a_gate_refuses_its_share_of_clean_passages_and_is_stored(context, clean, crafted, tmp_path, target):
+    even, odd = clean.part(range(0, 120, 2)), clean.part(range(1, 120, 2))
+    gate = AdmissionGate.fit(["hubness", "similarity", "questions"], context, even, odd, rate=0.05)
+    refused = [not verdict.admit for verdict in gate.check_all(odd)]
+    assert sum(refused) <= 3
+    verdicts = gate.check_all(crafted)
+    assert all(verdict.reasons for verdict in verdicts if not verdict.admit)
+    gate.save(tmp_path)
+    again = AdmissionGate.load(tmp_path, DetectorContext(target.retriever.encoder))
+    for text, vector, verdict in zip(crafted.texts, crafted.vectors, verdicts, strict=True):
+        found = again.check(text, vector)
+        assert found.admit == verdict.admit and found.suspicion == pytest.approx(verdict.suspicion, abs=1e-9)
+        assert again.check(text).admit == verdict.admit
+    other = load_encoder(write_retriever(tmp_path / "other", seed=9))
+    with pytest.raises(UserError, match="is for another encoder: model differ"):
+        AdmissionGate.load(tmp_path, DetectorContext(other))
+    (tmp_path / "gate.npz").write_bytes(b"x")
+    with pytest.raises(UserError, match="is not a gate, or is damaged"):
+        AdmissionGate.load(tmp_path, DetectorContext(target.retriever.encoder))
+
+
+def test_the_gate_takes_a_millisecond_beside_encoding(context, clean):
+    generator = np.random.default_rng(0)
+    context.sentinel_vectors = generator.normal(size=(5000, 32)).astype(np.float32)
+    gate = AdmissionGate.fit(["hubness", "similarity", "questions"], context, clean, clean, rate=0.05)
+    gate.check(clean.texts[0], clean.vectors[0])
+    times = []
+    for row in range(50):
+        started = time.perf_counter()
+        gate.check(clean.texts[row], clean.vectors[row])
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.003  # on an idle core below 1 ms; the least of many, as others may use the machine
+
+
+def test_what_a_detector_lacks_is_told(context, clean, target):
+    assert {"hubness", "perplexity", "questions"} <= set(plugins.known("detectors"))
+    with pytest.raises(UserError, match="unknown detector 'hubnes'. Did you mean 'hubness'"):
+        make_detector("hubnes", context)
+    bare = DetectorContext(target.retriever.encoder)
+    for name, lacking in (
+        ("hubness", "sentinel questions"),
+        ("questions", "sentinel questions"),
+        ("mask_collapse", "sentinel questions"),
+        ("perplexity", "a language model"),
+    ):
+        with pytest.raises(UserError, match=f"needs {lacking}"):
+            make_detector(name, bare)
+    with pytest.raises(UserError, match=r"120 clean passages cannot tell a threshold at which 0.1 % are refused"):
+        AdmissionGate.fit(["hubness"], context, clean, clean, rate=0.001)
+    with pytest.raises(UserError, match="is not between 0 and 1"):
+        AdmissionGate.fit(["hubness"], context, clean, clean, rate=1.0)
