@@ -135,6 +135,20 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval[float]:
     return Interval(p, low, high, level, math.sqrt(p * (1 - p) / trials))
 
 
+def pass_at_k(tries: int, successes: int, k: int) -> float:
+    """The chance that at least one of k tries succeeds, without bias from `tries` that were made (Chen et al. 2021,
+    equation 1).
+
+    Raises:
+        ValueError: fewer tries than k, or more successes than tries.
+    """
+    if not (0 <= successes <= tries and 1 <= k <= tries):
+        raise ValueError(f"no pass@{k} of {successes} successes in {tries} tries")
+    if tries - successes < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / n for n in range(tries - successes + 1, tries + 1))
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """The two-sided p of no difference between two that answered the same questions, from the questions that only one
     got right (McNemar 1947): the exact binomial test of a fair coin. Without such questions it is 1.

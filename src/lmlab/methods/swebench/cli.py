@@ -9,24 +9,23 @@ import typer
 
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
+from lmlab.methods.swebench.commands import building, running
+from lmlab.methods.swebench.commands.shared import Instances, Split
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Issue-resolving benchmarks from any repository: build, run patches in a sandbox, grade (SWE-bench).",
 )
 
-Instances = Annotated[
-    str,
-    typer.Option(
-        "--instances",
-        "-i",
-        help="Instances: a .jsonl, .json or .parquet file, a folder, a task repository, or full, lite, verified.",
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="Split of the instances.", show_default=False)]
 Network = Annotated[
     bool, typer.Option("--network/--no-network", help="Whether the tests had a network; it tells what its errors mean.")
 ]
+
+
+app.command(epilog=building.collect_help)(building.collect)
+app.command(epilog=building.validate_help)(building.validate)
+app.command(epilog=building.check_help)(building.check)
+app.command("eval", epilog=running.evaluate_help)(running.evaluate)
 
 
 @app.command(epilog=example("lmlab swe grade test_output.txt --instances lite.jsonl --id sympy__sympy-24213"))
@@ -101,3 +100,9 @@ def report(
             raise UserError(f"'{logs}' holds logs of {len(found)} runs.", "Name the folder of one, or leave out --out.")
         write_json(out, found[0].report)
         print(f"Report: {out}")
+
+
+app.command(epilog=running.compare_help)(running.compare)
+app.command("pass-at", epilog=running.pass_at_help)(running.pass_at)
+app.command("env", epilog=example("lmlab swe env", "lmlab swe env --prune"))(running.environments)
+app.command(epilog=example("lmlab swe doctor"))(running.doctor)

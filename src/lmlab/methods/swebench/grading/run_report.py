@@ -20,7 +20,13 @@ from lmlab.stats import Interval, wilson
 
 
 def log_folder(root: Path, run_id: str, model: str) -> Path:
-    """Where the logs of a model's run stand: below the working directory, for `swebench` to find them."""
+    """Where the logs of a model's run stand: below the working directory, for `swebench` to find them.
+
+    Raises:
+        UserError: the model's name is no name of a folder.
+    """
+    if model.strip(".") == "" or "\0" in model or len(model) > 200:
+        raise UserError(f"The model's name {model[:50]!r} is no name of a folder.", "Change model_name_or_path.")
     return root / "logs" / "run_evaluation" / run_id / model.replace("/", "__")
 
 

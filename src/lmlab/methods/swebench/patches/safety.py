@@ -6,8 +6,12 @@ a run without them as well.
 
 from __future__ import annotations
 
+import difflib
 import re
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmlab.methods.swebench.patches.diff import FileDiff, read_diff
 
@@ -26,7 +30,8 @@ _INFRA_NAMES = {
     "pyvenv.cfg",
     "entry_points.txt",
 }
-_INFRA_SHADOWS = {"pytest", "_pytest", "unittest", "pluggy", "py", "site", "os", "sys", "builtins", "importlib"}
+# Modules that the runner imports, which one of the same name in the tree would stand in for
+_INFRA_SHADOWS = {"pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py", *sys.stdlib_module_names}
 # Only the tables of these files that a runner reads matter
 _CONFIG_TABLES = {
     "pyproject.toml": re.compile(r"tool\.pytest|pytest|addopts|conftest|plugins"),
@@ -64,7 +69,8 @@ def judge_patch(text: str) -> PatchSafety:
         for path in sorted(file.paths):
             if reason := _reason(path, file):
                 refused[path] = reason
-        if any(is_test_infra(path, file) for path in file.paths):
+        text = "".join(line for hunk in file.hunks for line in (*hunk.lines, hunk.section))
+        if any(is_test_infra(path, text) or (file.old is None and shadows(path)) for path in file.paths):
             infra.append(file.path)
         if file.binary:
             binary.append(file.path)
@@ -103,13 +109,45 @@ def _leaves(path: str, target: str) -> bool:
     return False
 
 
-def is_test_infra(path: str, file: FileDiff) -> bool:
-    """Whether a changed path can change how tests are found or judged, whatever they test."""
+def is_test_infra(path: str, changed_text: str) -> bool:
+    """Whether a change can change how tests are found or judged, whatever they test.
+
+    Arguments:
+        changed_text: the lines that change, with those around them.
+    """
     name = path.rpartition("/")[2]
-    if name.endswith(".pth") or name.endswith(".egg-link") or name.endswith(".pyc") or name.endswith(".so"):
+    if name.endswith((".pth", ".egg-link", ".pyc", ".so")):
         return True
     if name in _CONFIG_TABLES:
-        return any(_CONFIG_TABLES[name].search(line) for hunk in file.hunks for line in (*hunk.lines, hunk.section))
-    if name in _INFRA_NAMES or ".dist-info/" in path or ".egg-info/" in path:
-        return True
-    return path.removeprefix("src/").split("/")[0].removesuffix(".py") in _INFRA_SHADOWS
+        return _CONFIG_TABLES[name].search(changed_text) is not None
+    return name in _INFRA_NAMES or ".dist-info/" in path or ".egg-info/" in path
+
+
+def shadows(path: str) -> bool:
+    """Whether a new module or package bears the name of one that the runner imports."""
+    top = path.removeprefix("src/").split("/")[0]
+    return top.removesuffix(".py") in _INFRA_SHADOWS and path.endswith(".py")
+
+
+def infra_paths(before: Path, after: Path, changed: Iterable[str]) -> list[str]:
+    """Of changed paths of a tree those by which tests are found or judged (`is_test_infra`)."""
+    return [
+        path
+        for path in changed
+        if is_test_infra(path, _changed_text(before / path, after / path))
+        or (shadows(path) and not any((before / root / _top(path)).exists() for root in ("", "src")))
+    ]
+
+
+def _top(path: str) -> str:
+    return path.removeprefix("src/").split("/")[0]
+
+
+def _changed_text(before: Path, after: Path) -> str:
+    if before.name not in _CONFIG_TABLES:
+        return ""
+    old, new = (
+        place.read_text("utf-8", "replace").splitlines() if place.is_file() and not place.is_symlink() else []
+        for place in (before, after)
+    )
+    return "\n".join(difflib.unified_diff(old, new, lineterm="", n=1))

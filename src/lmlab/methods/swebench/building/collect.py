@@ -1,0 +1,241 @@
+"""Candidates out of a git repository, or out of the archives of consecutive releases."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmlab.errors import UserError
+from lmlab.methods.swebench.building.candidate import Candidate, statement_of, version_in
+from lmlab.methods.swebench.building.settings import CollectConfig
+from lmlab.methods.swebench.harness.git import commit_tree, git, run_git
+from lmlab.methods.swebench.harness.trees import TreeStore, tree_files, unpack
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.patches.diff import FileDiff, read_diff
+from lmlab.methods.swebench.patches.split import is_test, runnable_tests, split_patch
+
+_DIFF = ("diff", "--no-renames", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv")
+_VERSION_FILES = re.compile(
+    r"(?:^|/)(?:__init__|__about__|_?_?version_?_?|setup)\.py$|^(?:pyproject\.toml|setup\.cfg)$"
+)
+_CHANGES = re.compile(r"(?:^|/)(?:change|news|history|release)[\w-]*(?:\.\w+)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Commit:
+    name: str
+    parent: str
+    date: str
+
+
+def collect_git(
+    repository: Path, trees: TreeStore, name: str | None = None, config: CollectConfig | None = None
+) -> Iterator[Candidate]:
+    """Changes of a repository that edit source and tests, the newest first.
+
+    Arguments:
+        repository: a working tree, a bare repository, or a bundle.
+        trees: receives the tree before each change.
+        name: OWNER/NAME, by default that of the remote `origin` or of the folder.
+
+    Raises:
+        UserError: it is no repository.
+    """
+    config = config or CollectConfig()
+    with tempfile.TemporaryDirectory(prefix="lmlab-collect-") as scratch:
+        if repository.is_file():
+            git(
+                Path(scratch),
+                "-c",
+                "protocol.file.allow=always",
+                "clone",
+                "-q",
+                "--bare",
+                str(repository.resolve()),
+                "r",
+            )
+            repository = Path(scratch) / "r"
+        elif not repository.is_dir() or run_git(repository, ["rev-parse", "--git-dir"]).returncode != 0:
+            raise UserError(f"'{repository}' is no git repository.")
+        name = name or _name_of(repository)
+        found = 0
+        for commit in _commits(repository, config.since):
+            candidate = _candidate(repository, commit, trees, name, config)
+            if candidate is not None:
+                yield candidate
+                found += 1
+            if found == config.limit:
+                return
+
+
+def collect_archives(
+    archives: Sequence[Path], trees: TreeStore, name: str, config: CollectConfig | None = None
+) -> Iterator[Candidate]:
+    """The step from each source archive (sdist) to the next one that edits source and tests.
+
+    Arguments:
+        archives: in the order of their releases.
+
+    Raises:
+        UserError: there are fewer than two, or one cannot be unpacked.
+    """
+    if len(archives) < 2:
+        raise UserError("A step needs two archives: name them in the order of their releases.")
+    config = config or CollectConfig(max_source_files=None, max_source_lines=None)
+    with tempfile.TemporaryDirectory(prefix="lmlab-archives-") as scratch:
+        repository = Path(scratch) / "repository"
+        repository.mkdir()
+        commit_tree(repository)
+        commits = [_add_release(repository, archive, Path(scratch)) for archive in archives]
+        steps = itertools.pairwise(zip(archives, commits, strict=True))
+        for (one, parent), (two, commit) in steps:
+            label = _release(two)
+            step = _Commit(commit, parent, "")
+            candidate = _candidate(repository, step, trees, name, config, label, f"{_release(one)} -> {label}")
+            if candidate is not None:
+                yield candidate
+
+
+def _release(archive: Path) -> str:
+    """The version in an archive's name."""
+    stem = re.sub(r"\.(?:tar\.\w+|tgz|zip)$", "", archive.name)
+    return stem.rpartition("-")[2] or stem
+
+
+def _add_release(repository: Path, archive: Path, scratch: Path) -> str:
+    """Commit what an archive holds on top of the one before; the commit's name."""
+    for each in repository.iterdir():
+        if each.name != ".git":
+            _remove(each)
+    inside = scratch / "unpacked"
+    inside.mkdir(exist_ok=True)
+    _remove_all(inside)
+    unpack(archive.read_bytes(), inside)
+    tops = list(inside.iterdir())
+    top = tops[0] if len(tops) == 1 and tops[0].is_dir() else inside
+    for each in top.iterdir():
+        # What the build tool adds is no source
+        if each.name != "PKG-INFO" and not each.name.endswith(".egg-info"):
+            each.rename(repository / each.name)
+    for each in list(repository.rglob("*.egg-info")):
+        _remove(each)
+    # Files of two releases may have one size and one time, by which git would take them for unchanged
+    (repository / ".git" / "index").unlink(missing_ok=True)
+    git(repository, "add", "--all", "--force")
+    git(repository, "commit", "-q", "--allow-empty", "-m", archive.name)
+    return git(repository, "rev-parse", "HEAD").decode().strip()
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _remove_all(folder: Path) -> None:
+    for each in folder.iterdir():
+        _remove(each)
+
+
+def _name_of(repository: Path) -> str:
+    url = git(repository, "config", "--get", "remote.origin.url", check=False).decode().strip()
+    match = re.search(r"[/:]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", url)
+    return f"{match[1]}/{match[2]}" if match else f"local/{repository.resolve().name.removesuffix('.git')}"
+
+
+def _commits(repository: Path, since: str | None) -> Iterator[_Commit]:
+    """Commits with exactly one parent."""
+    arguments = ["log", "--no-merges", "--format=%H %P%x09%aI"]
+    if since is not None:
+        arguments.append(f"--since={since}")
+    for line in git(repository, *arguments).decode().splitlines():
+        names, _, date = line.partition("\t")
+        parts = names.split()
+        if len(parts) == 2:
+            yield _Commit(parts[0], parts[1], date)
+
+
+def _candidate(
+    repository: Path,
+    commit: _Commit,
+    trees: TreeStore,
+    name: str,
+    config: CollectConfig,
+    label: str | None = None,
+    step: str = "",
+) -> Candidate | None:
+    listed = git(repository, "diff", "--no-renames", "--numstat", "-z", commit.parent, commit.name).decode(
+        "utf-8", "surrogateescape"
+    )
+    changes = [entry.split("\t", 2) for entry in listed.split("\0") if entry]
+    if any(added == "-" for added, _, _ in changes):
+        return None  # a text patch cannot carry a binary file
+    python = [each for each in changes if each[2].endswith((".py", ".pyi"))]
+    source = [each for each in python if not is_test(each[2], config.split) and each[2].endswith(".py")]
+    tests = [each for each in python if is_test(each[2], config.split)]
+    lines = sum(int(added) + int(removed) for added, removed, _ in source)
+    if not source or not runnable_tests(path for _, _, path in tests):
+        return None
+    if config.max_source_files is not None and len(source) > config.max_source_files:
+        return None
+    if config.max_source_lines is not None and lines > config.max_source_lines:
+        return None
+    text = git(repository, *_DIFF, commit.parent, commit.name).decode("utf-8", "surrogateescape")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None  # files of another encoding, which JSON cannot carry
+    split = split_patch(text, config.split)
+    files = runnable_tests(file.new for file in read_diff(split.test_patch) if file.new is not None)
+    if not files:
+        return None  # tests are only removed
+    with tempfile.TemporaryDirectory(prefix="lmlab-tree-") as scratch:
+        try:
+            digest = trees.add_commit(repository, commit.parent, Path(scratch))
+        except UserError:
+            return None  # submodules
+        version = version_in(_version_texts(Path(scratch)))
+    statement, said_by = _statement(repository, commit, split.patch, label)
+    instance = Instance(
+        instance_id=f"{name.replace('/', '__')}-{label or commit.name[:10]}",
+        repo=name,
+        base_commit=commit.parent if label is None else "",
+        patch=split.patch,
+        test_patch=split.test_patch,
+        problem_statement=statement,
+        created_at=commit.date,
+        version=version,
+        log_parser="parse_log_pytest",
+        extra={
+            "schema_version": 1,
+            "source": "git" if label is None else "archives",
+            **({"fix_commit": commit.name} if label is None else {"step": step}),
+            "base_tree": digest,
+            "test_files": files,
+            "problem_source": said_by,
+        },
+    )
+    return Candidate(instance)
+
+
+def _version_texts(tree: Path) -> dict[str, str]:
+    names = [path for path in tree_files(tree) if _VERSION_FILES.search(path) and path.count("/") < 4]
+    return {path: (tree / path).read_text("utf-8", "replace") for path in names if (tree / path).is_file()}
+
+
+def _statement(repository: Path, commit: _Commit, patch: str, label: str | None) -> tuple[str, str]:
+    """The problem in words, and where they come from: the message of the commit, or what the change adds to the list
+    of changes.
+    """
+    if label is None:
+        message = git(repository, "log", "-1", "--format=%B", commit.name).decode("utf-8", "replace")
+        return statement_of(message), "commit"
+    added = [line for file in read_diff(patch) if _CHANGES.search(file.path) for line in _added(file)]
+    return (statement_of("".join(added)), "changes") if added else (f"Behavior changed in version {label}.\n", "none")
+
+
+def _added(file: FileDiff) -> list[str]:
+    return [line for hunk in file.hunks for line in hunk.added]

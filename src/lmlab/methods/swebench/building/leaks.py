@@ -1,0 +1,87 @@
+"""Whether the solution stands somewhere where a solver could look it up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lmlab.methods.swebench.harness.git import git, run_git
+from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.trees import tree_files
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.patches.diff import read_diff
+
+_SHORTEST = 20  # characters of a line that tells something
+_MOST_BYTES = 4 << 20  # of a file that is searched
+_SAME_LINES = 3  # lines of a solution in one file of the environment that are no accident
+
+
+def scan_leaks(instance: Instance, judge: Judge) -> list[str]:
+    """What a solver could find in the workspace or the environment, in sentences.
+
+    Looked for: commits besides the one, remotes, tags, reflogs, alternates; added lines of the solution that the base
+    tree has not; a release of the repository itself among the installed packages.
+    """
+    found = []
+    with judge.workspaces.fresh(instance) as tree:
+        found += scan_repository(tree)
+        lines = telling_lines(instance, tree)
+    environment = judge.environments.ensure(judge.environment_of(instance))
+    packages = environment.python.parent.parent / "lib"
+    found += [f"the environment's {path} has lines of the solution" for path in _holding(packages, lines, _SAME_LINES)]
+    name = instance.repo.rpartition("/")[2].lower().replace("_", "-")
+    installed = {line.partition("==")[0].lower().replace("_", "-") for line in environment.lock}
+    if name in installed:
+        found.append(f"the environment has a release of {name}")
+    return found
+
+
+def scan_repository(tree: Path) -> list[str]:
+    """History and its kin in a workspace."""
+    found = []
+    commits = git(tree, "rev-list", "--all", "--reflog").split()
+    if len(set(commits)) != 1:
+        found.append(f"the workspace has {len(set(commits))} commits")
+    for what, arguments in (("a remote", ["remote"]), ("tags", ["tag"]), ("stashes", ["stash", "list"])):
+        if run_git(tree, arguments).stdout.strip():
+            found.append(f"the workspace has {what}")
+    loose = git(tree, "fsck", "--unreachable", "--no-progress", "--no-reflogs", check=False).strip()
+    if loose:
+        found.append("the workspace has objects that no commit reaches")
+    for name in ("objects/info/alternates", "FETCH_HEAD", "ORIG_HEAD", "packed-refs", "logs"):
+        if os.path.lexists(tree / ".git" / name):
+            found.append(f"the workspace has .git/{name}")
+    return found
+
+
+def telling_lines(instance: Instance, tree: Path) -> set[bytes]:
+    """Added lines of the solution that no file of the base tree has."""
+    added = {
+        line.strip().encode()
+        for file in read_diff(instance.patch)
+        if file.path.endswith(".py")
+        for hunk in file.hunks
+        for line in hunk.added
+        if len(line.strip()) >= _SHORTEST and not line.strip().startswith(("#", "import ", "from "))
+    }
+    for path in tree_files(tree) if added else ():
+        text = _content(tree / path)
+        added = {line for line in added if line not in text}
+    return added
+
+
+def _holding(folder: Path, lines: set[bytes], at_least: int) -> list[str]:
+    if not lines:
+        return []
+    least = min(at_least, len(lines))
+    return [path for path in tree_files(folder) if _count(_content(folder / path), lines) >= least]
+
+
+def _count(text: bytes, lines: set[bytes]) -> int:
+    return sum(line in text for line in lines)
+
+
+def _content(path: Path) -> bytes:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        return b""
+    return path.read_bytes()

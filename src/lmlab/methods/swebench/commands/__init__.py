@@ -1,0 +1,1 @@
+"""Commands of `lmlab swe` by subject."""

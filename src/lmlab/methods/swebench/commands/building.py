@@ -1,0 +1,124 @@
+"""Commands that build benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
+from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, Workers, print_rows
+from lmlab.methods.swebench.config import SandboxConfig
+
+
+@options(CollectConfig)
+def collect(
+    sources: Annotated[
+        list[Path], typer.Argument(help="A git repository or bundle, or source archives in the order of releases.")
+    ],
+    settings: CollectConfig,
+    name: Annotated[
+        str | None, typer.Option(help="OWNER/NAME, by default of the remote or folder.", show_default=False)
+    ] = None,
+    out: Folder = Path("benchmark"),
+) -> None:
+    """Find changes that edit source and tests: candidates.jsonl, with the tree before each in trees/."""
+    from lmlab.methods.swebench.building.collect import collect_archives, collect_git
+    from lmlab.methods.swebench.harness.open import TREES
+    from lmlab.methods.swebench.harness.trees import TreeStore
+    from lmlab.methods.swebench.instances.load import write_instances
+    from lmlab.progress import progress
+
+    trees = TreeStore(out / TREES)
+    is_archive = len(sources) > 1 or sources[0].name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar"))
+    if is_archive:
+        stem = sources[0].name.rpartition("-")[0] or sources[0].name
+        limits = settings.model_copy(update={"max_source_files": None, "max_source_lines": None})
+        found = collect_archives(sources, trees, name or f"{stem}/{stem}", limits)
+    else:
+        found = collect_git(sources[0], trees, name, settings)
+    candidates = []
+    with progress("collect", None, "candidates") as advance:
+        for each in found:
+            candidates.append(each.instance)
+            advance()
+    path = out / "candidates.jsonl"
+    write_instances(path, candidates)
+    print(f"{len(candidates)} candidates: {path}\nNext: lmlab swe validate {path}")
+
+
+collect_help = example(
+    "lmlab swe collect ../mypackage --since 2024-01-01 --out benchmark",
+    "lmlab swe collect mypackage-1.0.tar.gz mypackage-1.1.tar.gz mypackage-1.2.tar.gz --out benchmark",
+)
+
+
+@options(ValidateConfig, into="validation")
+@options(SandboxConfig)
+def validate(
+    candidates: Annotated[Path, typer.Argument(help="candidates.jsonl of `collect`.")],
+    settings: SandboxConfig,
+    validation: ValidateConfig,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", help="A package that the tests need; may be repeated.", show_default=False),
+    ] = None,
+    workers: Workers = 1,
+    id: Ids = None,
+) -> None:
+    """Run the tests before and after each candidate's change: instances.jsonl and rejected.jsonl."""
+    from collections import Counter
+
+    from lmlab.files import read_jsonl, write_jsonl
+    from lmlab.methods.swebench.building.many import validate_all
+    from lmlab.methods.swebench.harness.environment import EnvironmentSpec
+    from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+    from lmlab.methods.swebench.instances.load import load_instances, write_instances
+
+    if not candidates.exists() or not any(read_jsonl(candidates)):
+        raise UserError(f"'{candidates}' has no candidates.", "Run: lmlab swe collect REPOSITORY")
+    found = load_instances(candidates, None, id)
+    judge = open_judge(settings, trees_beside(candidates))
+    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *(require or [])])))
+    folder = candidates.parent
+    valid, rejected = validate_all(found, judge, spec, validation, folder / "validated", workers)
+    write_instances(folder / "instances.jsonl", valid)
+    write_jsonl(folder / "rejected.jsonl", [each.to_row() for each in rejected])
+    counts = Counter(each.reason for each in rejected)
+    print_rows(["outcome", "candidates"], [["valid", len(valid)], *([name, n] for name, n in counts.most_common())])
+    print(f"Instances: {folder / 'instances.jsonl'}")
+
+
+validate_help = example(
+    "lmlab swe validate benchmark/candidates.jsonl --require text-unidecode --timeout-s 120 --workers 2"
+)
+
+
+def check(
+    instances: Instances,
+    split: Split = None,
+    lite: Annotated[bool, typer.Option("--lite", help="Also say which meet the criteria of Lite.")] = False,
+) -> None:
+    """Check instances: ids, lists, patches, statements; with --lite by the criteria of SWE-bench Lite."""
+    from lmlab.methods.swebench.instances.lite import lite_criteria
+    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.task_repository import check_instance
+
+    found = load_instances(instances, split)
+    rows = [[each.instance_id, problem] for each in found for problem in check_instance(each)]
+    if rows:
+        print_rows(["instance", "problem"], rows)
+    print(f"{len(found)} instances, {len({row[0] for row in rows})} with problems.")
+    if lite:
+        reasons = {each.instance_id: lite_criteria(each) for each in found}
+        print_rows(["instance", "not in Lite, as"], [[name, "; ".join(why)] for name, why in reasons.items() if why])
+        print(f"{sum(not why for why in reasons.values())} meet the criteria of Lite.")
+    if rows:
+        raise typer.Exit(1)
+
+
+check_help = example("lmlab swe check --instances benchmark/instances.jsonl --lite")

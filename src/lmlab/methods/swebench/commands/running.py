@@ -1,0 +1,157 @@
+"""Commands that run patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, Workers, print_rows
+from lmlab.methods.swebench.config import SandboxConfig
+
+Predictions = Annotated[
+    str, typer.Option("--predictions", "-p", help="Patches: a .jsonl or .json file, or gold for the reference.")
+]
+
+
+@options(SandboxConfig)
+def evaluate(
+    instances: Instances,
+    predictions: Predictions,
+    settings: SandboxConfig,
+    run_id: Annotated[str, typer.Option(help="Name of the run, in logs and reports.")] = "run",
+    split: Split = None,
+    id: Ids = None,
+    workers: Workers = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: every N-th instance, from the I-th on (from 1).", show_default=False)
+    ] = None,
+    repair: Annotated[
+        str, typer.Option(help="What is mended in patches: raw, recount, minimal or anchor. It changes scores.")
+    ] = "raw",
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Take up results that are there.")] = True,
+    out: Folder = Path("evaluation"),
+) -> None:
+    """Apply patches, run the tests in a sandbox, and say which issues are resolved."""
+    from lmlab.files import write_json
+    from lmlab.methods.swebench.harness.evaluate import evaluate as run
+    from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+    from lmlab.methods.swebench.harness.repairing import repaired
+    from lmlab.methods.swebench.instances.load import load_instances
+    from lmlab.methods.swebench.instances.predictions import by_model, load_predictions
+
+    if "/" in run_id or run_id in ("", ".", ".."):
+        raise UserError(f"--run-id {run_id!r} is no name.", "Use letters, digits, points and hyphens.")
+    found = load_instances(instances, split, id)
+    if shard is not None:
+        found = found[_shard(shard)]
+    known = {each.instance_id for each in found}
+    every = found if id is None and shard is None else load_instances(instances, split)
+    models = by_model(each for each in load_predictions(predictions, every) if each.instance_id in known)
+    judge = open_judge(settings, trees_beside(instances))
+    failed = False
+    for own in models.values():
+        patches, steps = repaired(own, found, judge, repair)
+        done = run(found, patches, judge, out, run_id, workers, resume)
+        if steps:
+            write_json(done.path.with_suffix(".repairs.json"), steps)
+        counts = done.summary["statuses"]
+        print_rows(["status", "patches"], [[name, count] for name, count in counts.items()])
+        print(f"{next(iter(own.values())).model}: {done.share}; {done.reused} results were there before.")
+        print(f"Report: {done.path}")
+        for name, result in done.results.items():
+            if result.status == "infra":
+                failed = True
+                print(f"No verdict on {name}: {result.reason}")
+    if failed:
+        print("Surroundings have failed; the same command tries these again. See: lmlab swe doctor")
+        raise typer.Exit(1)
+
+
+evaluate_help = example(
+    "lmlab swe eval --instances benchmark/instances.jsonl --predictions preds.jsonl --run-id first --workers 4",
+    "lmlab swe eval --instances benchmark/instances.jsonl --predictions gold --timeout-s 120",
+)
+
+
+def _shard(text: str) -> slice:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise UserError(f"--shard {text}: expected I/N, such as 2/8.")
+    return slice(int(number) - 1, None, int(of))
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="MODEL.RUN.lmlab.json of one evaluation.")],
+    second: Annotated[Path, typer.Argument(help="That of another one, on the same instances.")],
+) -> None:
+    """Compare two evaluations on the same instances: difference with interval, and exact test."""
+    from lmlab.methods.swebench.harness.compare import compare as paired
+    from lmlab.methods.swebench.harness.evaluate import read_summary
+
+    one, two = read_summary(first), read_summary(second)
+    found = paired(one, two)
+    rows = [["both", found.both], [f"only {one['model']}", found.only_first]]
+    rows += [[f"only {two['model']}", found.only_second], ["neither", found.neither]]
+    print_rows(["resolved by", "instances"], rows)
+    low, high = (100 * each for each in found.difference.bounds)
+    print(f"{two['model']} less {one['model']}: {100 * found.difference.value:+.1f} points", end=" ")
+    print(f"(95 % interval {low:+.1f} to {high:+.1f}), p = {found.p:.3g} (McNemar)")
+    if found.masked:
+        print(f"{found.masked} instances without a verdict in either run are left out.")
+
+
+compare_help = example("lmlab swe compare evaluation/a.run.lmlab.json evaluation/b.run.lmlab.json")
+
+
+def pass_at(
+    runs: Annotated[list[Path], typer.Argument(help="MODEL.RUN.lmlab.json of several tries.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Tries of which one must succeed.")] = 1,
+) -> None:
+    """The chance that one of k tries resolves an issue, from n of them."""
+    from lmlab.methods.swebench.harness.compare import pass_at as estimate
+    from lmlab.methods.swebench.harness.evaluate import read_summary
+
+    found = estimate([read_summary(each) for each in runs], k)
+    low, high = (100 * each for each in found.bounds)
+    print(f"pass@{k} of {len(runs)} runs: {100 * found.value:.1f} % (95 % interval {low:.1f} to {high:.1f})")
+
+
+pass_at_help = example("lmlab swe pass-at evaluation/m.try1.lmlab.json evaluation/m.try2.lmlab.json -k 2")
+
+
+def doctor() -> None:
+    """Say which sandboxes can be used here, and what holds which limit."""
+    from lmlab.sandbox import probe_all
+
+    rows = []
+    for info in probe_all():
+        held = ", ".join(f"{limit} ({how})" for limit, how in info.enforced.items())
+        state = "yes" if info.available else f"no: {info.reason}"
+        rows.append([info.name, state, info.isolation, held if info.available else ""])
+    print_rows(["executor", "available", "isolation", "limits"], rows)
+    if not any(info.available and info.isolation != "none" for info in probe_all()):
+        print("Without an isolated executor no patch is run. Install one: apt-get install bubblewrap")
+        raise typer.Exit(1)
+
+
+def environments(
+    cache: Annotated[Path | None, typer.Option(help="Folder of environments.", show_default=False)] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove all of them.")] = False,
+) -> None:
+    """List the environments that were built, with their size."""
+    from lmlab.digests import cache_directory
+    from lmlab.methods.swebench.harness.environment import Environments
+
+    store = Environments((cache or cache_directory() / "swe") / "envs")
+    rows = [
+        [each["id"], len(each["lock"]), f"{each['bytes'] / 1e6:.0f} MB", ", ".join(each["spec"]["requirements"])]
+        for each in store.list()
+    ]
+    print_rows(["environment", "packages", "size", "requirements"], rows)
+    if prune:
+        print(f"{store.prune(set())} environments removed.")

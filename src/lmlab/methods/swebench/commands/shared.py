@@ -1,0 +1,37 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Instances = Annotated[
+    str,
+    typer.Option(
+        "--instances",
+        "-i",
+        help="Instances: a .jsonl, .json or .parquet file, a folder, a task repository, or full, lite, verified.",
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="Split of the instances.", show_default=False)]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="Only this instance; may be repeated.", show_default=False)]
+Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Runs at once.")]
+Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; numbers stand right."""
+    from rich.table import Table
+
+    from lmlab.commandline.options import print_table
+
+    table = Table()
+    for place, name in enumerate(columns):
+        numbers = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*(f"{each:,}" if isinstance(each, int) else str(each) for each in row))
+    print_table(table)

@@ -1,0 +1,324 @@
+"""One patch put to the test: applied, its tests restored, run, controlled."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import LmlabError
+from lmlab.methods.swebench.grading.parsers.status import LogContext, StatusMap
+from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
+from lmlab.methods.swebench.harness.applying import apply_patch
+from lmlab.methods.swebench.harness.control import Control, Survivors, control_source, functions_of, survivors
+from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
+from lmlab.methods.swebench.harness.result import Result, Status
+from lmlab.methods.swebench.harness.testing import (
+    RunOfTests,
+    command_of,
+    disagreement,
+    files_of,
+    loosest,
+    run_tests,
+    statuses_of,
+)
+from lmlab.methods.swebench.harness.trees import changed_paths, tree_files
+from lmlab.methods.swebench.harness.workspace import HiddenTests, Workspaces, clear_way, copied, copy_tree
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.patches.diff import read_diff
+from lmlab.methods.swebench.patches.safety import infra_paths, judge_patch
+from lmlab.methods.swebench.patches.split import is_test
+from lmlab.sandbox import Box, ExecResult, Executor, Limits, SandboxFailure, Session
+
+
+class _Ended(Exception):
+    """The result is known, and nothing more is run."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@dataclass
+class Judge:
+    """Puts patches to the test.
+
+    Attributes:
+        executor: where they run.
+        workspaces, environments: what they run on and in.
+        limits: of one run.
+        control: repeat a run that would count as a pass with tests that must fail. Without it a pass can be forged.
+    """
+
+    executor: Executor
+    workspaces: Workspaces
+    environments: Environments
+    limits: Limits = field(default_factory=Limits)
+    control: bool = True
+
+    def judge(self, instance: Instance, patch: str | None, keep: Path | None = None) -> Result:
+        """The result of a patch. Whatever fails that is not the patch is `infra`, and no exception.
+
+        Arguments:
+            keep: a folder for the log of the run.
+        """
+        began = time.monotonic()
+        trial = _Trial(self, instance, patch or "", keep)
+        try:
+            trial.run()
+            result = trial.result("resolved", "")
+        except _Ended as ended:
+            result = trial.result(ended.status, ended.reason)
+        except (LmlabError, OSError) as failure:
+            result = trial.result("infra", str(failure).splitlines()[0])
+        return replace(result, wall_s=time.monotonic() - began)
+
+    def environment_of(self, instance: Instance) -> EnvironmentSpec:
+        """What the instance says of it, or an environment with pytest."""
+        told = instance.extra.get("environment")
+        return EnvironmentSpec.model_validate(told) if isinstance(told, dict) else EnvironmentSpec()
+
+    @contextmanager
+    def session(self, instance: Instance, workspace: Path) -> Iterator[Session]:
+        """A session in the instance's environment."""
+        environment = self.environments.ensure(self.environment_of(instance))
+        box = Box(workspace, python=environment.python, variables=dict(environment.spec.env), image=instance.image)
+        with self.executor.open(box, self.limits) as session:
+            yield session
+
+    def test(self, instance: Instance, workspace: Path, files: Sequence[str] | None = None, **env: str) -> RunOfTests:
+        """Run the instance's tests in a workspace."""
+        with self.session(instance, workspace) as session:
+            return run_tests(
+                session,
+                command_of(instance),
+                files_of(instance) if files is None else files,
+                instance.log_parser,
+                LogContext(instance.instance_id, instance.version),
+                env=env,
+            )
+
+
+class _Trial:
+    """The way of one patch."""
+
+    def __init__(self, judge: Judge, instance: Instance, patch: str, keep: Path | None) -> None:
+        self.judge, self.instance, self.patch, self.keep = judge, instance, patch, keep
+        self.statuses: StatusMap = {}
+        self.facts: dict[str, Any] = {}
+        self.evidence: dict[str, Any] = {}
+        self.runs, self.control_s = 0, 0.0
+
+    def result(self, status: Status, reason: str) -> Result:
+        return Result(
+            self.instance.instance_id,
+            status,
+            reason,
+            self.statuses,
+            evidence=self.evidence,
+            runs=self.runs,
+            control_s=self.control_s,
+            **self.facts,
+        )
+
+    @cached_property
+    def hidden(self) -> HiddenTests:
+        """Computed on a tree of its own."""
+        return self.judge.workspaces.hidden_tests(self.instance)
+
+    def run(self) -> None:
+        """Raise what ends the trial before the issue is resolved."""
+        if not self.patch.strip():
+            raise _Ended("empty_patch", "there is nothing to apply")
+        if refused := judge_patch(self.patch).refused:
+            path, reason = next(iter(refused.items()))
+            raise _Ended("refused", f"{path}: {reason}")
+        pristine = self.judge.workspaces.pristine(self.instance)
+        with copied(pristine) as workspace:
+            self._apply(workspace)
+            self._restore(pristine, workspace)
+            self.hidden.write(workspace)
+            with copied(workspace) as untouched:
+                run = self._first_run(workspace)
+                verdict = self._grade(run)
+                self.facts["failures"] = (*verdict.fail_to_pass.failure, *verdict.pass_to_pass.failure)
+                if not verdict.resolved:
+                    raise _Ended("unresolved", self._why(verdict, run))
+                if conflict := disagreement(run):
+                    raise _Ended("invalid", conflict)
+                if self.judge.control:
+                    self._control(untouched)
+
+    @property
+    def _expected(self) -> list[str]:
+        return [*self.instance.fail_to_pass, *self.instance.pass_to_pass]
+
+    def _apply(self, workspace: Path) -> None:
+        with self.judge.session(self.instance, workspace) as session:
+            applied = apply_patch(session, self.patch)
+        if not applied.by:
+            raise _Ended("apply_failed", applied.said.strip()[-1500:])
+        self.facts["applied_by"] = applied.by
+
+    def _restore(self, pristine: Path, workspace: Path) -> None:
+        """Put back what is not the patch's to change. What it has changed is told by the tree itself, as a patch may be
+        read in more than one way.
+        """
+        dot_git = workspace / ".git"
+        shutil.rmtree(dot_git) if dot_git.is_dir() and not dot_git.is_symlink() else dot_git.unlink(missing_ok=True)
+        copy_tree(pristine / ".git", dot_git)
+        changed = changed_paths(pristine, workspace)
+        own = {path for file in read_diff(self.instance.patch) for path in file.paths}
+        infra = set(infra_paths(pristine, workspace, changed))
+        tests = {path for path in changed if path in self.hidden.paths or (is_test(path) and path not in own)}
+        for path in changed:
+            _refuse_link(workspace, path)
+        for path in sorted(infra | tests):
+            clear_way(workspace, path)
+            if os.path.lexists(pristine / path):
+                (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(pristine / path, workspace / path, follow_symlinks=False)
+        self.facts["touches_test_infra"] = tuple(sorted(infra - self.hidden.paths))
+        self.facts["restored"] = tuple(sorted(tests - infra))
+
+    def _first_run(self, workspace: Path) -> RunOfTests:
+        run = self.judge.test(self.instance, workspace)
+        self.runs += 1
+        self.facts["test_s"] = run.result.wall_s
+        self.statuses = statuses_of(run)
+        result = run.result
+        self.evidence = {
+            "exit_code": result.exit_code,
+            "results": None if run.structured is None else len(run.structured),
+            "logged": len(run.logged),
+            "isolation": self.judge.executor.probe().isolation,
+            "max_rss_bytes": result.max_rss_bytes,
+        }
+        if self.keep is not None:
+            self.keep.mkdir(parents=True, exist_ok=True)
+            text = run.log()
+            if result.timed_out:
+                text += f"\n\nTimeout error: {self.judge.limits.timeout_s:g} seconds exceeded."
+            (self.keep / "test_output.txt").write_text(text, encoding="utf-8")
+        if (cause := _exhausted(result)) is not None:
+            self._blame(cause, f"the run used up its {_LIMITS[cause]}")
+        if not self.statuses or run.structured == {} or (result.exit_code or 0) > 125:
+            said = run.output.strip().splitlines()
+            self._blame("invalid", f"no test was run: {said[-1][:300] if said else 'no output'}")
+        if run.structured is None and self._has_results:
+            self._blame("invalid", "the runner left no results")
+        return run
+
+    @property
+    def _has_results(self) -> bool:
+        from lmlab.methods.swebench.harness.testing import is_pytest
+
+        return is_pytest(command_of(self.instance))
+
+    def _blame(self, status: Status, reason: str) -> None:
+        """End the trial: by a verdict if the tests can be run on the tree without the patch, else without one."""
+        with self.judge.workspaces.fresh(self.instance) as workspace:
+            self.hidden.write(workspace)
+            run = self.judge.test(self.instance, workspace)
+        self.runs += 1
+        found = statuses_of(run)
+        kept = [test for test in self.instance.pass_to_pass if status_of(test, found) is not None]
+        if run.result.ended and found and (kept or not self.instance.pass_to_pass):
+            raise _Ended(status, reason)
+        raise _Ended("infra", f"{reason}, and so it is without the patch")
+
+    def _grade(self, run: RunOfTests) -> Verdict:
+        return grade(self.instance, self.statuses)
+
+    def _why(self, verdict: Verdict, run: RunOfTests) -> str:
+        broken = [line for line in run.output.splitlines() if line.startswith("ERROR ")]
+        missing = [test for test in self._expected if status_of(test, self.statuses) is None]
+        if missing and broken:
+            return f"{len(missing)} tests were not collected: {broken[0][:200]}"
+        failing, lost = len(verdict.fail_to_pass.failure), len(verdict.pass_to_pass.failure)
+        return f"{failing} of {len(self.instance.fail_to_pass)} tests are not repaired, {lost} that passed now fail"
+
+    def _control(self, untouched: Path) -> None:
+        began = time.monotonic()
+        exempt = self.instance.extra.get("control")
+        known = exempt if isinstance(exempt, dict) else None
+        found = self._survivors(untouched)
+        if known is None and (found.tests or found.copies or found.missing):
+            known = self._gold_control()
+        known = known or {}
+        tests = sorted((found.tests | found.missing) - set(known.get("tests", [])))
+        copies = sorted(found.copies - set(known.get("copies", [])))
+        self.control_s = time.monotonic() - began
+        self.evidence["control"] = {"tests": tests[:20], "copies": copies[:20], "exempt": len(known.get("tests", []))}
+        if tests or copies:
+            raise _Ended("forged", f"tests that must fail pass: {', '.join([*tests, *copies][:3])}")
+        if self.instance.fail_to_pass and set(self.instance.fail_to_pass) <= set(known.get("tests", [])):
+            raise _Ended("infra", "no test that the patch is to repair can be controlled")
+
+    def _survivors(self, prepared: Path) -> Survivors:
+        controls = write_controls(self.instance, prepared, self.instance.fail_to_pass)
+        run = self.judge.test(self.instance, prepared)
+        self.runs += 1
+        if not run.result.ended:
+            raise SandboxFailure("The control run did not come to its end.")
+        expected = {test: status for test in self._expected if (status := status_of(test, self.statuses))}
+        return survivors(loosest(run), expected, controls)
+
+    def _gold_control(self) -> dict[str, list[str]]:
+        """What does not fail with the reference solution either, for instances that do not say."""
+        if not self.instance.patch.strip():
+            return {}
+        with self.judge.workspaces.fresh(self.instance) as workspace:
+            with self.judge.session(self.instance, workspace) as session:
+                if not apply_patch(session, self.instance.patch).by:
+                    return {}
+            self.hidden.write(workspace)
+            found = self._survivors(workspace)
+        return {"tests": sorted(found.tests | found.missing), "copies": sorted(found.copies)}
+
+
+_LIMITS: dict[Status, str] = {"timed_out": "time", "out_of_memory": "memory", "disk_full": "disk"}
+
+
+def _exhausted(result: ExecResult) -> Status | None:
+    if result.timed_out:
+        return "timed_out"
+    if result.oom_killed:
+        return "out_of_memory"
+    return "disk_full" if result.disk_exceeded else None
+
+
+def _refuse_link(workspace: Path, path: str) -> None:
+    place = workspace / path
+    if place.is_symlink() and not place.resolve().is_relative_to(workspace.resolve()):
+        raise _Ended("refused", f"{path}: a symbolic link to {os.readlink(place)}")
+
+
+def write_controls(instance: Instance, prepared: Path, repaired: Sequence[str]) -> dict[str, Control]:
+    """Replace the test files of a prepared tree by their controls, also those that the tests that are run may inherit
+    from; path to control.
+    """
+    seed, functions = secrets.token_hex(16), functions_of(repaired)
+    own = {path for file in read_diff(instance.patch) for path in file.paths}
+    helpers = (path for path in tree_files(prepared) if path.endswith(".py") and is_test(path) and path not in own)
+    controls = {}
+    for path in dict.fromkeys([*files_of(instance), *helpers]):
+        place = prepared / path
+        if place.is_symlink() or not place.is_file() or not path.endswith(".py"):
+            continue
+        source = place.read_text(encoding="utf-8", errors="replace")
+        if "def test" not in source:
+            continue
+        control = control_source(source, functions.get(path, set()), seed + path)
+        if control is not None:
+            place.unlink()
+            place.write_text(control.source, encoding="utf-8")
+            controls[path] = control
+    return controls

@@ -1,0 +1,158 @@
+"""Source trees by what they hold: stored once, unpacked with care, compared file by file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import atomic_file
+from lmlab.methods.swebench.harness.git import git, run_git
+
+MOST_FILES, MOST_BYTES = 200_000, 4 << 30
+
+
+def tree_files(folder: Path) -> Iterator[str]:
+    """Paths of the files and links below a folder, sorted, without .git."""
+    pending, found = [""], []
+    while pending:
+        at = pending.pop()
+        with os.scandir(folder / at if at else folder) as entries:
+            for entry in entries:
+                path = f"{at}/{entry.name}" if at else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if path != ".git":
+                        pending.append(path)
+                else:
+                    found.append(path)
+    return iter(sorted(found))
+
+
+def file_state(folder: Path, path: str) -> tuple[str, bytes]:
+    """Kind (file, program, link, other) and content of a file."""
+    place = folder / path
+    mode = place.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return "link", os.fsencode(os.readlink(place))
+    if not stat.S_ISREG(mode):
+        return "other", b""
+    return ("program" if mode & 0o100 else "file"), place.read_bytes()
+
+
+def tree_digest(folder: Path) -> str:
+    """SHA-256 of what a tree holds: paths, kinds and contents."""
+    digest = hashlib.sha256()
+    for path in tree_files(folder):
+        kind, content = file_state(folder, path)
+        digest.update(f"{path}\0{kind}\0{hashlib.sha256(content).hexdigest()}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def changed_paths(before: Path, after: Path) -> dict[str, str]:
+    """Path to "added", "removed" or "changed", between two folders."""
+    old, new = set(tree_files(before)), set(tree_files(after))
+    found = dict.fromkeys(old - new, "removed") | dict.fromkeys(new - old, "added")
+    found |= {path: "changed" for path in old & new if file_state(before, path) != file_state(after, path)}
+    return dict(sorted(found.items()))
+
+
+class TreeStore:
+    """Trees in a folder, each an archive that is named by the digest of its content."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, tree: Path) -> str:
+        """Store a folder; its digest."""
+        digest = tree_digest(tree)
+        place = self._place(digest)
+        if not place.exists():
+            with (
+                atomic_file(place) as file,
+                gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed,
+                tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+            ):
+                for path in tree_files(tree):
+                    _add(archive, tree, path)
+        return digest
+
+    def add_commit(self, repository: Path, commit: str, scratch: Path) -> str:
+        """Store the tree of a commit, without history.
+
+        Arguments:
+            scratch: an empty folder that receives the tree.
+
+        Raises:
+            UserError: it has submodules.
+            LmlabError: git fails.
+        """
+        listed = git(repository, "ls-tree", "-r", "-z", commit)
+        if any(entry.startswith(b"160000 ") for entry in listed.split(b"\0")):
+            raise UserError(f"The commit {commit[:12]} has submodules, which are not supported.")
+        unpack(git(repository, "archive", "--format=tar", commit), scratch)
+        return self.add(scratch)
+
+    def unpack(self, digest: str, into: Path) -> None:
+        """Write a stored tree into an empty folder.
+
+        Raises:
+            UserError: it is not in the store.
+            LmlabError: what the archive holds is something else.
+        """
+        place = self._place(digest)
+        if not place.exists():
+            raise UserError(f"The tree {digest[:16]} is not at '{self.folder}'.", "Copy the folder trees/ along.")
+        unpack(place.read_bytes(), into)
+        if tree_digest(into) != digest:
+            raise LmlabError(f"'{place}' does not hold the tree that its name says.", "Build the instances again.")
+
+    def _place(self, digest: str) -> Path:
+        return self.folder / f"{digest}.tar.gz"
+
+
+def _add(archive: tarfile.TarFile, tree: Path, path: str) -> None:
+    kind, content = file_state(tree, path)
+    entry = tarfile.TarInfo(path)
+    entry.mode = 0o755 if kind == "program" else 0o644
+    if kind == "link":
+        entry.type, entry.linkname = tarfile.SYMTYPE, os.fsdecode(content)
+        archive.addfile(entry)
+    elif kind != "other":
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+
+
+def unpack(data: bytes, into: Path, strip: int = 0) -> None:
+    """Unpack an archive of somebody else's: nothing outside the folder, no devices, not too much.
+
+    Arguments:
+        strip: leading folders to leave out.
+
+    Raises:
+        UserError: it is damaged, too large, or has members that reach out of the folder.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
+            files = size = 0
+            for member in archive:
+                files, size = files + 1, size + member.size
+                if files > MOST_FILES or size > MOST_BYTES:
+                    raise UserError(f"The archive has more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB.")
+                member.name = "/".join(member.name.strip("/").split("/")[strip:])
+                if member.name and (member.isfile() or member.isdir() or member.issym()):
+                    archive.extract(member, into, filter="data")
+    except (tarfile.TarError, EOFError, OSError, gzip.BadGzipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"The archive cannot be unpacked: {error}.") from None
+
+
+def is_commit(repository: Path, name: str) -> bool:
+    """Whether a repository has a commit."""
+    return run_git(repository, ["cat-file", "-e", f"{name}^{{commit}}"]).returncode == 0

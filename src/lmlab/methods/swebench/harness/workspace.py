@@ -1,0 +1,180 @@
+"""Workspaces: a fresh copy of a tree with one commit and no history, and hidden tests that come in later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import sha256_json
+from lmlab.methods.swebench.harness.git import commit_tree, git, run_git
+from lmlab.methods.swebench.harness.trees import TreeStore, file_state, is_commit
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.patches.diff import read_diff
+from lmlab.sandbox.box import put_file
+
+
+@dataclass(frozen=True)
+class HiddenTests:
+    """The files that a test patch writes, and those that it removes.
+
+    Attributes:
+        written: path to kind ("file", "program", "link") and content.
+    """
+
+    written: Mapping[str, tuple[str, bytes]]
+    removed: frozenset[str] = frozenset()
+
+    @property
+    def paths(self) -> set[str]:
+        """All of them."""
+        return {*self.written, *self.removed}
+
+    def write(self, folder: Path) -> None:
+        """Put them into a tree that somebody else has changed: no link in it is followed, what is in the way goes."""
+        for path in sorted(self.paths):
+            clear_way(folder, path)
+        for path, (kind, content) in self.written.items():
+            if kind == "link":
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                os.symlink(os.fsdecode(content), folder / path)
+            else:
+                put_file(folder, path, content, 0o755 if kind == "program" else 0o644)
+
+
+def clear_way(folder: Path, path: str) -> None:
+    """Remove what stands at a path, and links or files that stand where its folders must be."""
+    parts = path.split("/")
+    for count in range(1, len(parts) + 1):
+        place = folder.joinpath(*parts[:count])
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            place.unlink()
+        elif count == len(parts) and place.is_dir():
+            shutil.rmtree(place)
+
+
+class Workspaces:
+    """Fresh workspaces of the trees of instances.
+
+    Arguments:
+        cache: a folder for unpacked trees, which are read and never worked in.
+        trees: where the trees of instances with `base_tree` are.
+        repositories: a folder with repositories, for instances that name a repository and a commit: OWNER__NAME,
+            NAME, or OWNER/NAME, bare or not.
+    """
+
+    def __init__(self, cache: Path, trees: TreeStore, repositories: Path | None = None) -> None:
+        self.cache, self.trees, self.repositories = cache, trees, repositories
+
+    def pristine(self, instance: Instance) -> Path:
+        """The base tree with its one commit; nobody may change it.
+
+        Raises:
+            UserError: the tree is not at hand.
+        """
+        digest = self._digest(instance)
+        place = self.cache / "pristine" / digest
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{place}.lock"):
+                if not place.exists():
+                    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
+                        tree = Path(scratch) / "tree"
+                        tree.mkdir(mode=0o755)
+                        self.trees.unpack(digest, tree)
+                        commit_tree(tree)
+                        tree.rename(place)
+        return place
+
+    def _digest(self, instance: Instance) -> str:
+        digest = instance.extra.get("base_tree")
+        if isinstance(digest, str) and digest:
+            return digest
+        repository = self._repository(instance)
+        known = self.cache / "commits" / instance.repo.replace("/", "__") / instance.base_commit
+        if not known.exists():
+            with tempfile.TemporaryDirectory(prefix="lmlab-tree-") as scratch:
+                digest = self.trees.add_commit(repository, instance.base_commit, Path(scratch))
+            known.parent.mkdir(parents=True, exist_ok=True)
+            known.write_text(digest)
+        return known.read_text()
+
+    def _repository(self, instance: Instance) -> Path:
+        if self.repositories is not None and instance.base_commit:
+            for name in (instance.repo.replace("/", "__"), instance.repo, instance.repo.rpartition("/")[2]):
+                for place in (self.repositories / name, self.repositories / f"{name}.git"):
+                    if place.is_dir() and is_commit(place, instance.base_commit):
+                        return place
+        raise UserError(
+            f"The source of {instance.instance_id} is not at hand.",
+            "Instances that lmlab has built bring it along in trees/; for others name a folder with --repositories.",
+        )
+
+    @contextmanager
+    def fresh(self, instance: Instance) -> Iterator[Path]:
+        """A workspace of its own, removed at the end."""
+        with copied(self.pristine(instance)) as workspace:
+            yield workspace
+
+    def hidden_tests(self, instance: Instance) -> HiddenTests:
+        """What the test patch makes of the base tree, computed on a copy that no model has seen.
+
+        Raises:
+            LmlabError: the test patch does not apply.
+        """
+        if not instance.test_patch.strip():
+            restored = instance.extra.get("hidden_files", {})
+            return HiddenTests({path: ("file", text.encode()) for path, text in restored.items()})
+        with self.fresh(instance) as tree:
+            done = run_git(tree, ["apply", "--whitespace=nowarn", "-"], instance.test_patch.encode())
+            if done.returncode != 0:
+                said = done.stderr.decode("utf-8", "replace").strip().splitlines()[:1]
+                raise LmlabError(f"The test patch of {instance.instance_id} does not apply: {''.join(said)[:300]}")
+            paths = {path for file in read_diff(instance.test_patch) for path in file.paths}
+            written = {path: file_state(tree, path) for path in sorted(paths) if os.path.lexists(tree / path)}
+        return HiddenTests(written, frozenset(paths - set(written)))
+
+    def key(self, instance: Instance) -> str:
+        """What tells one base tree with its tests from another."""
+        return sha256_json([self._digest(instance), instance.test_patch])
+
+
+@contextmanager
+def copied(tree: Path) -> Iterator[Path]:
+    """A copy of a tree in a temporary folder, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="lmlab-work-", ignore_cleanup_errors=True) as scratch:
+        workspace = Path(scratch) / "testbed"
+        copy_tree(tree, workspace)
+        yield workspace
+
+
+def copy_tree(tree: Path, into: Path) -> None:
+    """Copy a tree with links and times; file systems that can share blocks do."""
+    subprocess.run(["cp", "-a", "--reflink=auto", "--", str(tree), str(into)], check=True, capture_output=True)
+    into.chmod(0o755)
+
+
+def diff_against(pristine: Path, workspace: Path) -> str:
+    """What was changed in a workspace, as a patch, new files too.
+
+    Whoever worked there may have written to its .git, configuration and hooks included; that of the pristine tree takes
+    its place.
+    """
+    dot_git = workspace / ".git"
+    if dot_git.is_symlink() or dot_git.is_file():
+        dot_git.unlink()
+    elif dot_git.exists():
+        shutil.rmtree(dot_git)
+    copy_tree(pristine / ".git", dot_git)
+    git(workspace, "read-tree", "HEAD")  # forgets sizes and times, so that contents are compared
+    git(workspace, "add", "--all", "--intent-to-add")
+    options = ("--no-renames", "--full-index", "--no-ext-diff", "--no-textconv")
+    return git(workspace, "diff", *options, "HEAD").decode("utf-8", "surrogateescape")

@@ -1,0 +1,234 @@
+"""Benchmarks out of histories and archives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swe_parts import BASE, FIXED, write_tree
+
+from lmlab.errors import UserError
+from lmlab.methods.swebench.building.candidate import Candidate, Rejection, statement_of, version_in
+from lmlab.methods.swebench.building.collect import collect_archives, collect_git
+from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
+from lmlab.methods.swebench.building.validate import validate
+from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
+from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.trees import TreeStore
+from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.instances.lite import lite_criteria
+from lmlab.methods.swebench.patches.answers import diff_of
+
+_ONCE = ValidateConfig(repeats=1, before_runs=1, hash_seeds=())
+
+
+def test_a_fix_becomes_an_instance_with_its_tests(built: Instance) -> None:
+    tests = "tests/test_calc.py::"
+    assert built.fail_to_pass == tuple(
+        sorted(tests + name for name in ("TestParse::test_sum", "test_add[1]", "test_add[2]", "test_empty"))
+    )
+    assert built.pass_to_pass == tuple(
+        sorted(tests + name for name in ("TestParse::test_mul_inherited", "TestParse::test_number", "test_mul"))
+    )
+    assert built.problem_statement == "Add numbers, fixes\n\nSee and\n"
+    assert built.extra["control"] == {"tests": [], "copies": []} and built.extra["leaks"] == []
+    assert built.extra["test_files"] == ["tests/test_calc.py"] and built.extra["source"] == "git"
+    assert "tests/" not in built.patch and "calc/" not in built.test_patch
+
+
+def test_only_changes_of_source_and_tests_are_candidates(repository: Path, tmp_path: Path) -> None:
+    trees = TreeStore(tmp_path)
+    found = list(collect_git(repository, trees))
+    assert len(found) == 2 and {each.instance.repo for each in found} == {"local/calc"}
+    assert len(list(collect_git(repository, trees, config=CollectConfig(limit=1)))) == 1
+    small = collect_git(repository, trees, config=CollectConfig(max_source_lines=3))
+    assert [each.instance.patch.count("x = 3") for each in small] == [1]
+    subprocess.run(["git", "bundle", "create", "-q", str(tmp_path / "b"), "--all"], cwd=repository, check=True)
+    bundled = list(collect_git(tmp_path / "b", trees, "owner/calc"))
+    assert [each.instance.extra["base_tree"] for each in bundled] == [
+        each.instance.extra["base_tree"] for each in found
+    ]
+    with pytest.raises(UserError, match="is no git repository"):
+        list(collect_git(tmp_path, trees))
+
+
+def _archive(folder: Path, version: str, files: dict[str, str]) -> Path:
+    top = folder / f"calc-{version}"
+    write_tree(
+        top,
+        {
+            **files,
+            "PKG-INFO": version,
+            "calc.egg-info/SOURCES.txt": version,
+            "CHANGES.md": f"# {version}\n- Numbers are added ({version}, #3)\n",
+        },
+    )
+    path = folder / f"calc-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(top, top.name)
+    return path
+
+
+def test_releases_become_instances_and_what_build_tools_add_is_no_source(
+    judge: Judge, environment: EnvironmentSpec, tmp_path: Path
+) -> None:
+    archives = [_archive(tmp_path, "1.0", BASE), _archive(tmp_path, "1.1", {**BASE, **FIXED})]
+    (candidate,) = collect_archives(archives, judge.workspaces.trees, "owner/calc")
+    assert "PKG-INFO" not in candidate.instance.patch and "egg-info" not in candidate.instance.patch
+    assert (
+        "Numbers are added" in candidate.instance.problem_statement and "#3" not in candidate.instance.problem_statement
+    )
+    assert candidate.instance.instance_id == "owner__calc-1.1" and candidate.instance.extra["step"] == "1.0 -> 1.1"
+    found = validate(candidate, judge, environment, _ONCE)
+    assert isinstance(found, Instance) and len(found.fail_to_pass) == 4
+    with pytest.raises(UserError, match="two archives"):
+        list(collect_archives(archives[:1], judge.workspaces.trees, "owner/calc"))
+
+
+def _changed(built: Instance, tests: str, source: str | None = None) -> Candidate:
+    files = {"tests/test_calc.py": tests}
+    patch = diff_of(BASE.get, {"calc/__init__.py": source}) if source else built.patch
+    return Candidate(replace(built, test_patch=diff_of(BASE.get, files), patch=patch))
+
+
+_FLAKY = """import calc
+
+
+def test_flaky():
+    assert calc.add(1, 1) == 2 and hash("a") % 2 == FIRST
+
+
+def test_ok():
+    assert calc.add(1, 1) == 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        ("def test_nothing():\n    pass\n", "no_f2p"),
+        ("x = 1\n", "no_tests_collected"),
+        ("import calc\ndef test_x():\n    assert calc.add(1, 1) == 2\n    import time; time.sleep(99)\n", "timeout"),
+        ("import no_such_module\n", "no_tests_collected"),
+    ],
+)
+def test_candidates_are_rejected_with_a_reason(tests: str, reason: str, judge: Judge, built: Instance) -> None:
+    quick = replace(judge, limits=judge.limits.model_copy(update={"timeout_s": 4.0}))
+    found = validate(_changed(built, tests), quick, None, _ONCE)
+    assert isinstance(found, Rejection) and found.reason == reason, found
+
+
+def test_patches_that_do_not_apply_are_rejected(judge: Judge, built: Instance) -> None:
+    wrong = built.patch.replace("return a - b", "return a / b")
+    found = validate(Candidate(replace(built, patch=wrong)), judge, None, _ONCE)
+    assert isinstance(found, Rejection) and found.reason == "patch_conflict"
+    wrong = built.test_patch.replace("test_number", "test_word")
+    found = validate(Candidate(replace(built, test_patch=wrong)), judge, None, _ONCE)
+    assert isinstance(found, Rejection) and found.reason == "test_patch_conflict"
+
+
+def test_tests_whose_outcome_changes_with_the_hash_seed_are_left_out(judge: Judge, built: Instance) -> None:
+    parity = "import sys; sys.stdout.write(str(hash('a') % 2))"
+    seeds = {
+        seed: subprocess.run(
+            [sys.executable, "-c", parity], env={"PYTHONHASHSEED": str(seed)}, capture_output=True, check=True
+        ).stdout
+        for seed in range(10)
+    }
+    other = next(seed for seed in seeds if seeds[seed] != seeds[0])
+    tests = _FLAKY.replace("FIRST", seeds[0].decode())
+    found = validate(_changed(built, tests), judge, None, ValidateConfig(repeats=1, before_runs=1, hash_seeds=(other,)))
+    assert isinstance(found, Instance), found
+    assert found.fail_to_pass == ("tests/test_calc.py::test_ok",)
+    assert found.extra["flaky"] == ["tests/test_calc.py::test_flaky"]
+
+
+def test_a_test_that_expects_any_exception_is_known_to_tell_nothing(judge: Judge, built: Instance) -> None:
+    tests = "import calc, pytest\ndef test_ok():\n    assert calc.add(1, 1) == 2\n"
+    tests += "@pytest.mark.xfail\ndef test_known():\n    assert calc.mul(0, 0) == 1\n"
+    found = validate(_changed(built, tests), judge, None, _ONCE)
+    assert isinstance(found, Instance)
+    assert found.extra["control"]["tests"] == ["tests/test_calc.py::test_known"]
+    assert judge.judge(found, found.patch).resolved
+
+
+def test_statements_give_no_numbers_names_or_addresses_away() -> None:
+    text = "Fix add (#12, GH-3)\n\nSee owner/repo#4 and https://x.y/z, commit 0123abcd9.\n```\nx = 1\n```\n"
+    text += "Signed-off-by: A <a@b>\n"
+    found = statement_of(text)
+    assert found.startswith("Fix add\n") and not any(
+        part in found for part in ("12", "GH", "http", "0123abcd9", "x = 1", "Signed")
+    )
+
+
+def test_versions_are_read_as_major_and_minor() -> None:
+    assert version_in({"a/__init__.py": '__version__ = "1.2.3"'}) == "1.2"
+    assert version_in({"a/__init__.py": "VERSION = (4, 1, 0)"}) == "4.1"
+    assert version_in({"pyproject.toml": '[project]\nversion = "0.9"\n'}) == "0.9"
+    assert version_in({}) == ""
+
+
+def test_the_criteria_of_lite(lite: dict[str, Instance]) -> None:
+    short = Instance(instance_id="a", repo="o/r", problem_statement="See https://x.y/z.png and #3.", patch="")
+    assert len(lite_criteria(short)) == 4
+    words = [
+        each
+        for each in lite.values()
+        if "the issue has fewer than 40 words" in lite_criteria(each) and each.extra["split"] == "test"
+    ]
+    assert words == []
+
+
+def test_environments_are_built_once_by_their_content(tmp_path: Path) -> None:
+    store = Environments(tmp_path)
+    spec = EnvironmentSpec(requirements=())
+    one = store.ensure(spec)
+    changed = (one.python.parent.parent / "ready.json").stat().st_mtime_ns
+    assert store.ensure(EnvironmentSpec(requirements=())) == one
+    assert (one.python.parent.parent / "ready.json").stat().st_mtime_ns == changed
+    assert EnvironmentSpec(requirements=("x",)).id != spec.id
+    assert [each["id"] for each in store.list()] == [spec.id[:32]] and store.prune(set()) == 1 and store.list() == []
+
+
+def test_a_benchmark_is_built_and_evaluated_from_the_command_line(
+    lmlab: Callable[..., Any], repository: Path, environment: EnvironmentSpec, tmp_path: Path, judge: Judge
+) -> None:
+    out = tmp_path / "benchmark"
+    done = lmlab("swe", "collect", repository, "--name", "owner/calc", "--out", out)
+    assert done.code == 0 and "2 candidates" in done.out, done.err
+    rows = [json.loads(line) for line in (out / "candidates.jsonl").read_text().splitlines()]
+    assert all(row["instance_id"].startswith("owner__calc-") for row in rows)
+    assert lmlab("swe", "validate", tmp_path / "none.jsonl").code == 2
+
+
+@pytest.mark.slow
+def test_the_measured_instances_are_built_again_from_their_archives(shared: Path, tmp_path: Path, judge: Judge) -> None:
+    """Rebuilds real instances where their releases can be downloaded; only the smallest, as each costs seconds."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(tmp_path)]
+    for version in ("4.8.1", "4.8.2"):
+        done = subprocess.run(
+            [*command, f"tinydb=={version}"], capture_output=True, text=True, check=False, timeout=120
+        )
+        if done.returncode != 0:
+            pytest.skip("the releases of tinydb cannot be downloaded here")
+    rows = [json.loads(line) for line in (shared / "python_instances.jsonl").read_text().splitlines()]
+    (measured,) = (row for row in rows if row.get("package") == "tinydb" and row["fix_version"] == "4.8.2")
+    archives = sorted(tmp_path.glob("tinydb-*"))
+    own = replace(
+        judge,
+        workspaces=Workspaces(tmp_path / "w", TreeStore(tmp_path / "t")),
+        environments=Environments(tmp_path / "e"),
+    )
+    (candidate,) = collect_archives(archives, own.workspaces.trees, "msiemens/tinydb")
+    found = validate(candidate, own, EnvironmentSpec(), _ONCE)
+    assert isinstance(found, Instance), found
+    assert list(found.fail_to_pass) == measured["FAIL_TO_PASS"]
+    assert list(found.pass_to_pass) == measured["PASS_TO_PASS"]

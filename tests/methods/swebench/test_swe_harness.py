@@ -1,0 +1,346 @@
+"""Evaluation of many patches: resumed, reproducible, without a verdict where the surroundings fail; comparisons."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swe_parts import BASE, FIXED
+
+from lmlab.errors import UserError
+from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
+from lmlab.methods.swebench.grading.verdict import grade_log
+from lmlab.methods.swebench.harness.compare import compare, pass_at
+from lmlab.methods.swebench.harness.environment import EnvironmentSpec
+from lmlab.methods.swebench.harness.evaluate import evaluate, result_key
+from lmlab.methods.swebench.harness.git import git
+from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.reward import RewardFn
+from lmlab.methods.swebench.harness.trees import TreeStore, changed_paths, tree_digest, unpack
+from lmlab.methods.swebench.harness.workspace import diff_against
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.instances.load import write_instances
+from lmlab.methods.swebench.instances.predictions import Prediction
+from lmlab.methods.swebench.patches.answers import diff_of
+from lmlab.sandbox import Box, ExecResult, Limits, SandboxFailure, Session
+
+_SOURCE = "calc/__init__.py"
+_HALF = diff_of(BASE.get, {_SOURCE: BASE[_SOURCE].replace("return a - b", "return a + b")})
+
+
+def _predictions(instance: Instance, patch: str | None, model: str = "a/model") -> dict[str, Prediction]:
+    return {instance.instance_id: Prediction(instance.instance_id, model, patch)}
+
+
+def test_a_run_is_resumed_by_what_was_judged_and_not_by_its_name(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    first = evaluate([built], _predictions(built, built.patch), judge, tmp_path, "run")
+    assert (first.reused, first.report["resolved_ids"], str(first.share)[:20]) == (
+        0,
+        [built.instance_id],
+        "1/1 resolved, 100.0 ",
+    )
+    again = evaluate([built], _predictions(built, built.patch), judge, tmp_path, "run")
+    assert again.reused == 1 and again.results == first.results
+    other = evaluate([built], _predictions(built, _HALF), judge, tmp_path, "run")
+    assert other.reused == 0 and other.report["unresolved_ids"] == [built.instance_id]
+    assert other.results[built.instance_id].failures == ("tests/test_calc.py::test_empty",)
+    assert result_key(judge, built, _HALF) != result_key(replace(judge, control=False), built, _HALF)
+
+
+def test_the_public_package_grades_our_logs_alike(
+    judge: Judge, built: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("swebench.harness.run_evaluation", reason="swebench is not installed")
+    from swebench.harness.run_evaluation import run_instance
+    from swebench.harness.utils import make_test_spec
+
+    monkeypatch.chdir(tmp_path)
+    forged = diff_of(
+        BASE.get,
+        {
+            _SOURCE: "import _pytest.python as p\np.Function.runtest = lambda self: None\nimport unittest\n"
+            "unittest.TestCase._callTestMethod = lambda *a: None\n" + BASE[_SOURCE]
+        },
+    )
+    for number, patch in enumerate((built.patch, _HALF, forged)):
+        done = evaluate([built], _predictions(built, patch), judge, tmp_path, f"run{number}")
+        log = tmp_path / "logs" / "run_evaluation" / f"run{number}" / "a__model" / built.instance_id / "test_output.txt"
+        row = {**built.to_row("json"), "image": "none", "eval_script": ""}
+        prediction = _predictions(built, patch)[built.instance_id].to_row()
+        _, theirs = run_instance(make_test_spec(row), prediction, None, f"run{number}", rewrite_reports=True)
+        ours = done.results[built.instance_id].resolved
+        assert theirs[built.instance_id]["resolved"] == ours == grade_log(built, log.read_text()).resolved
+        assert ours == (number == 0)
+
+
+class _Broken:
+    """An executor whose sessions break in a way that is chosen."""
+
+    name = "bubblewrap"
+
+    def __init__(self, judge: Judge, how: Callable[[Sequence[str]], None]) -> None:
+        self._inner, self._how = judge.executor, how
+
+    def probe(self) -> Any:
+        return self._inner.probe()
+
+    @contextmanager
+    def open(self, box: Box, limits: Limits | None = None) -> Iterator[Session]:
+        with self._inner.open(box, limits) as session:
+            yield _BrokenSession(session, self._how)
+
+
+class _BrokenSession:
+    def __init__(self, inner: Session, how: Callable[[Sequence[str]], None]) -> None:
+        self._inner, self._how, self.root = inner, how, inner.root
+        self.place, self.put, self.get = inner.place, inner.put, inner.get
+
+    def run(self, argv: Sequence[str], **options: Any) -> ExecResult:
+        self._how(argv)
+        return self._inner.run(argv, **options)
+
+
+def _fail(error: Exception) -> Callable[[Sequence[str]], None]:
+    def how(argv: Sequence[str]) -> None:
+        raise error
+
+    return how
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SandboxFailure("The sandbox was ended from outside (-9)."),
+        OSError(28, "No space left on device"),
+        OSError(12, "Cannot allocate memory"),
+        PermissionError(13, "Permission denied"),
+        OSError(7, "Argument list too long"),
+    ],
+)
+def test_failures_of_the_surroundings_are_no_verdict_and_no_reward(
+    error: Exception, judge: Judge, built: Instance, tmp_path: Path
+) -> None:
+    broken = replace(judge, executor=_Broken(judge, _fail(error)))
+    done = evaluate([built], _predictions(built, built.patch), broken, tmp_path, "run")
+    assert done.results[built.instance_id].status == "infra"
+    assert done.report["error_ids"] == [built.instance_id] and done.report["completed_ids"] == []
+    assert RewardFn([built], broken)(built.instance_id, built.patch) is None
+    healed = evaluate([built], _predictions(built, built.patch), judge, tmp_path, "run")
+    assert healed.reused == 0 and healed.report["resolved_ids"] == [built.instance_id]
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits"),
+    [
+        ({"environment": {"requirements": ["pytest"], "python": "/nonexistent/bin/python"}}, {}),
+        ({"environment": {"requirements": [], "python": "2.1"}}, {}),
+        ({"test_command": ["python", "-m", "no_such_runner"]}, {}),
+        ({"test_command": ["no-such-program"]}, {}),
+        ({"base_tree": "0" * 64}, {}),
+        ({"test_files": ["tests/no_such_file.py"]}, {}),
+        ({}, {"memory_mib": 8}),
+        ({}, {"timeout_s": 0.05}),
+        ({}, {"processes": 2}),
+    ],
+)
+def test_a_runner_that_cannot_run_without_the_patch_either_is_no_verdict(
+    changes: dict[str, Any], limits: dict[str, Any], judge: Judge, built: Instance
+) -> None:
+    instance = replace(built, extra={**built.extra, **changes})
+    small = replace(judge, limits=judge.limits.model_copy(update=limits))
+    result = small.judge(instance, built.patch)
+    assert result.status == "infra", result
+
+
+def test_a_very_long_list_of_tests_is_run(judge: Judge, built: Instance) -> None:
+    files = ["tests/test_calc.py", *(f"./{'./' * 60}tests/test_calc.py" for _ in range(2200))]
+    assert sum(map(len, files)) > 256 << 10
+    assert judge.judge(replace(built, extra={**built.extra, "test_files": files}), built.patch).resolved
+
+
+def test_rewards_are_the_same_again_and_again_and_for_several_at_once(judge: Judge, built: Instance) -> None:
+    reward = RewardFn([built], judge, workers=2)
+    pairs = [(built.instance_id, patch) for patch in (built.patch, _HALF, "", None)] * 2
+    assert reward.many(pairs) == [1.0, 0.0, 0.0, 0.0] * 2
+    with pytest.raises(UserError, match="Unknown instance 'owner__calk'"):
+        reward("owner__calk", "")
+
+
+def test_a_workspace_has_one_commit_and_no_way_to_the_solution(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    assert scan_leaks(built, judge) == []
+    with judge.workspaces.fresh(built) as tree:
+        assert git(tree, "log", "--all", "--format=%s %an %ad", "--date=unix").decode() == "base lmlab 0\n"
+        first = git(tree, "rev-parse", "HEAD")
+        (tree / "x").write_text("x")
+        git(tree, "add", "--all")
+        git(tree, "commit", "-q", "-m", "later")
+        git(tree, "tag", "v2")
+        git(tree, "remote", "add", "origin", "https://example.com/x")
+        assert scan_repository(tree)[:3] == [
+            "the workspace has 2 commits",
+            "the workspace has a remote",
+            "the workspace has tags",
+        ]
+    with judge.workspaces.fresh(built) as tree:
+        assert git(tree, "rev-parse", "HEAD") == first
+    later = EnvironmentSpec(requirements=(), python=str(_environment_with_the_fix(built, tmp_path)))
+    leaky = replace(built, extra={**built.extra, "environment": later.model_dump(mode="json")})
+    assert any("has lines of the solution" in each for each in scan_leaks(leaky, judge))
+
+
+def _environment_with_the_fix(built: Instance, folder: Path) -> Path:
+    source = Path(str(built.extra["environment"]["python"])).parent.parent
+    shutil.copytree(source, folder / "env", symlinks=True)
+    (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
+    (packages / "calc_fixed.py").write_text(FIXED[_SOURCE])
+    return folder / "env" / "bin" / "python"
+
+
+def test_hidden_tests_are_in_no_workspace_before_a_patch_is_applied(judge: Judge, built: Instance) -> None:
+    seen: list[str] = []
+
+    def look(argv: Sequence[str]) -> None:
+        seen.append(" ".join(argv))
+
+    class Looking(_Broken):
+        @contextmanager
+        def open(self, box: Box, limits: Limits | None = None) -> Iterator[Session]:
+            text = (box.workspace / "tests" / "test_calc.py").read_text()
+            with self._inner.open(box, limits) as session:
+                yield _BrokenSession(session, lambda argv: seen.append(f"{argv[0]} {'test_empty' in text}"))
+
+    judge_ = replace(judge, executor=Looking(judge, look))
+    assert judge_.judge(built, built.patch).resolved
+    assert seen[0] == "sh False" and all(each == "python True" for each in seen[1:])
+
+
+def test_what_a_workspace_has_changed_is_told_with_its_own_git_out_of_the_way(judge: Judge, built: Instance) -> None:
+    with judge.workspaces.fresh(built) as tree:
+        (tree / _SOURCE).write_text(FIXED[_SOURCE])
+        (tree / "new.py").write_text("x\n")
+        (tree / ".git" / "config").write_text("[core]\n\tfsmonitor = touch /tmp/owned-by-git\n")
+        (tree / ".git" / "hooks").mkdir(exist_ok=True)
+        patch = diff_against(judge.workspaces.pristine(built), tree)
+    assert judge.judge(built, patch).resolved
+    assert "new.py" in patch and not Path("/tmp/owned-by-git").exists()
+
+
+def test_trees_are_stored_once_and_unpacked_as_they_were(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "a").mkdir(parents=True)
+    (tree / "a" / "x").write_bytes(b"x\r\n")
+    (tree / "run").write_text("#!/bin/sh\n")
+    (tree / "run").chmod(0o755)
+    (tree / "link").symlink_to("a/x")
+    store = TreeStore(tmp_path / "store")
+    digest = store.add(tree)
+    assert store.add(tree) == digest == tree_digest(tree) and len(list((tmp_path / "store").iterdir())) == 1
+    store.unpack(digest, tmp_path / "again")
+    assert changed_paths(tree, tmp_path / "again") == {}
+    (tmp_path / "again" / "a" / "x").write_text("y")
+    assert changed_paths(tree, tmp_path / "again") == {"a/x": "changed"}
+    with pytest.raises(UserError, match="is not at"):
+        store.unpack("1" * 64, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out-of-the-archive", "a/../../out"])
+def test_archives_that_reach_out_are_refused(name: str, tmp_path: Path) -> None:
+    import tarfile
+
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    if name.startswith("/"):
+        unpack(data.getvalue(), inside)  # taken as a path inside
+        assert (inside / name.lstrip("/")).exists()
+    else:
+        with pytest.raises(UserError, match="cannot be unpacked"):
+            unpack(data.getvalue(), inside)
+    assert not (tmp_path / "out").exists()
+
+
+def _summary(statuses: Mapping[str, str], model: str = "m") -> dict[str, Any]:
+    return {
+        "model": model,
+        "provenance": {"dataset": "d", "harness": 1},
+        "instances": {name: {"status": status} for name, status in statuses.items()},
+    }
+
+
+def test_two_runs_are_compared_on_the_same_instances() -> None:
+    one = {f"i{n}": "resolved" if n < 10 else "unresolved" for n in range(20)}
+    two = {f"i{n}": "resolved" if n >= 2 else "unresolved" for n in range(20)} | {"i19": "infra"}
+    found = compare(_summary(one), _summary(two))
+    assert (found.both, found.only_first, found.only_second, found.neither, found.masked) == (8, 2, 9, 0, 1)
+    assert found.difference.value == pytest.approx(7 / 19)
+    assert found.p == pytest.approx(2 * sum((1, 11, 55)) / 2**11)
+    with pytest.raises(UserError, match="other instances"):
+        compare(_summary(one), {**_summary(two), "provenance": {"dataset": "e", "harness": 1}})
+
+
+def test_pass_at_k_is_unbiased_and_passes_over_what_has_no_verdict() -> None:
+    runs = [
+        _summary({"a": "resolved", "b": "unresolved"}),
+        _summary({"a": "unresolved", "b": "unresolved"}),
+        _summary({"a": "resolved", "b": "unresolved"}),
+    ]
+    assert pass_at(runs, 1).value == pytest.approx((2 / 3 + 0) / 2)
+    assert pass_at(runs, 2).value == pytest.approx((1 + 0) / 2)
+    with pytest.raises(UserError, match="pass@4 needs 4 tries"):
+        pass_at(runs, 4)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_loses_nothing_and_judges_nothing_twice(
+    judge: Judge, built: Instance, tmp_path: Path, repository: Path
+) -> None:
+    folder = tmp_path / "benchmark"
+    instances = [replace(built, instance_id=f"owner__calc-{number}") for number in range(6)]
+    write_instances(folder / "instances.jsonl", instances)
+    shutil.copytree(judge.workspaces.trees.folder, folder / "trees")
+    command = ["swe", "eval", "-i", str(folder / "instances.jsonl"), "-p", "gold", "-o", str(tmp_path / "out")]
+    command += ["--cache", str(tmp_path / "cache"), "--timeout-s", "60", "-w", "2"]
+    results = tmp_path / "out" / "results"
+    times: dict[Path, int] = {}
+    for wanted in (1, 3):
+        process = subprocess.Popen([sys.executable, "-m", "lmlab", *command], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while len(list(results.glob("*/*/result.json"))) < wanted and time.monotonic() < end:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        for path in results.glob("*/*/result.json"):
+            assert times.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    done = subprocess.run([sys.executable, "-m", "lmlab", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "6/6 resolved" in done.stdout
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items()) and len(times) >= 3
+    assert json.loads((tmp_path / "out" / "gold.run.json").read_text())["resolved_instances"] == 6
+
+
+def test_commands_refuse_what_they_cannot_do(lmlab: Callable[..., Any], built: Instance, tmp_path: Path) -> None:
+    write_instances(tmp_path / "i.jsonl", [built])
+    base = ("swe", "eval", "-i", tmp_path / "i.jsonl", "-p", "gold", "-o", tmp_path / "out")
+    for options, message in (
+        (("--run-id", "../x"), "is no name"),
+        (("--shard", "3/2"), "expected I/N"),
+        (("--executor", "local"), "has no walls"),
+        (("--repair", "much"), "Unknown repair 'much'"),
+        (("--require-limits", "luck"), "nothing holds the limits of luck"),
+    ):
+        done = lmlab(*base, *options)
+        assert done.code == 2 and message in done.err, done.err
+    lost = lmlab(*base)
+    assert lost.code == 1 and "No verdict" in lost.out and "is not at" in lost.out
