@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
+from lmlab.evals.long.texts import passages
+from lmlab.evals.tasks import olmes
 from lmlab.methods.ladder import write_table
 from lmlab.methods.ladder.tables.reference_data import published_ladder
 from lmlab.models import ModelConfig, Transformer, save_pretrained
@@ -75,6 +77,17 @@ def test_qurating_chooses_a_third_of_the_words(run):
     pytest.importorskip("pyarrow")
     chosen, modules = map(int, re.match(r"(\d+) of (\d+) modules", run("qurating")).groups())
     assert 0 < chosen < modules
+
+
+def test_prolong_measures_a_model_at_each_length(run, tmp_path):
+    if olmes.version() is None:
+        pytest.skip(f"the package {olmes.PACKAGE} is not installed")
+    tokenizer = Tokenizer.train((passage.text for passage in passages()[:60]), 600)
+    shape = ModelConfig(vocab_size=600, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path)
+    tokenizer.save(tmp_path)
+    told = run("prolong", tmp_path, 512, 768)
+    assert re.findall(r"^(\S+): [\d.]+ at 512 tokens, [\d.]+ at 768 tokens$", told, re.M) == ["json_kv.int", "niah"]
 
 
 def test_the_code_of_the_page_on_python_runs(tmp_path, monkeypatch):

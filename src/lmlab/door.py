@@ -333,6 +333,40 @@ def find_circuit(
     return find(task, config, seed, None, force, loaded.model_hash)
 
 
+def measure_long(
+    model: LanguageModel | str | Path, *, mode: str = "forced", chat: bool = False, **settings: Any
+) -> dict[str, dict[int, float]]:
+    """What a model does with long contexts, as `lmlab long eval` measures it (Gao et al. 2024): task -> length ->
+    score, 0 to 1.
+
+    Arguments:
+        mode: `forced` reads off how probable the right answers are; `generate` lets the model write.
+        chat: ask by the model's chat template.
+        settings: those of `LongSettings`, such as `tasks=["json_kv", "rag"]`, `lengths=[2048]` or `contexts=5`.
+
+    Raises:
+        UserError: a setting is wrong, or a length exceeds the model's window.
+    """
+    from tempfile import TemporaryDirectory
+    from typing import cast
+
+    from lmlab.config import validate
+    from lmlab.evals.long import Asking, LongSettings, Mode
+    from lmlab.methods.prolong.evaluate import evaluate as measure
+    from lmlab.methods.prolong.evaluate import instances_for
+
+    evaluator = _loaded(model).evaluator
+    chosen = validate(LongSettings, settings, "the settings")
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        file = instances_for(Asking(evaluator.tokenizer, chat), chosen, place / "instances.jsonl")
+        found = measure(evaluator, file, place, model="model", mode=cast(Mode, mode), chat=chat)
+    return {
+        task: {int(length): cell["score"] for length, cell in cells.items() if "score" in cell}
+        for task, cells in found["tasks"].items()
+    }
+
+
 def rate_texts(rater: str | Path, texts: Sequence[str]) -> dict[str, list[float]]:
     """Ratings of texts by each criterion of a rater that `lmlab quality train` has trained (Wettig et al. 2024); NaN
     for a text without tokens.
