@@ -3,6 +3,7 @@ from .build import TOLERANCE, NoRoom, build_context, build_instances, header_of,
 from .config import PRESETS, TASKS, LongSettings, Mode
 from .endpoint_writer import EndpointWriter
 from .figures import effective_length, summarize
+from .helmet import HelmetSet, helmet_instances, read_helmet_config, write_helmet_results
 from .instance import (
     SUITE_VERSION,
     Header,
@@ -26,6 +27,7 @@ __all__ = [
     "Asking",
     "EndpointWriter",
     "Header",
+    "HelmetSet",
     "Instance",
     "InstanceFile",
     "LongPPL",
@@ -42,6 +44,7 @@ __all__ = [
     "check_comparable",
     "effective_length",
     "header_of",
+    "helmet_instances",
     "judge",
     "key_tokens",
     "long_perplexity",
@@ -49,11 +52,13 @@ __all__ = [
     "measure_written",
     "measurer",
     "prompt_of",
+    "read_helmet_config",
     "read_instances",
     "read_results",
     "read_suite_rows",
     "run_suite",
     "summarize",
     "summary_of",
+    "write_helmet_results",
     "write_instances",
 ]

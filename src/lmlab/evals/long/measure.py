@@ -145,7 +145,7 @@ def judge(instance: Instance, output: str) -> Row:
             figures = {"ndcg10": metrics.ndcg(ranking, meta["labels"])}
         case "icl":
             word = first if instance.variant == "natural_label" else first.split(" ")[0].strip(".,")
-            parsed = word.lower() in {option.lower() for option in instance.options}
+            parsed = bool(word) and (not instance.options or word.lower() in map(str.lower, instance.options))
             figures = {"exact_match": metrics.best_exact(word, answers)}
         case "longqa":
             word = (first.lower().split() or [""])[0].strip(".,:;!'\"")

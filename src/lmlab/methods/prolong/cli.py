@@ -149,6 +149,31 @@ def report(
 
 
 @app.command(
+    epilog=example("lmlab long helmet models/llama --data HELMET/data --config HELMET/configs/recall.yaml --out helmet")
+)
+def helmet(
+    model: ModelPlace,
+    data: Annotated[Path, typer.Option(help="HELMET's folder data.")],
+    config: Annotated[Path, typer.Option(help="A configuration of HELMET (YAML).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results, under HELMET's names.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "auto",
+) -> None:
+    """Measure a model on HELMET's own files. Prompts are worded as here, not as there."""
+    from lmlab.distributed import joined, world
+    from lmlab.evals import Evaluator
+    from lmlab.methods.prolong.evaluate import evaluate_helmet
+
+    with joined():
+        found = evaluate_helmet(Evaluator.load(model, device, precision), config, data, out, model)
+        if world().is_main:
+            rows: list[list[object]] = [
+                [name, metric, f"{value:.2f}"] for name, each in found.items() for metric, value in each.items()
+            ]
+            _print_rows(["file", "metric", "score"], rows)
+
+
+@app.command(
     epilog=example(
         "lmlab long ppl models/base --length 4096 --context 1024 --keys keys.json",
         "lmlab long ppl models/tuned --keys keys.json",

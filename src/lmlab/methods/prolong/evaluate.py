@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmlab.endpoints import Endpoint
+from lmlab.errors import UserError
 from lmlab.evals import Evaluator, Settings, find_tasks, run_task, task_summary
 from lmlab.evals.long import (
     Asking,
     EndpointWriter,
+    Header,
     InstanceFile,
     LongSettings,
     Mode,
+    ModelWriter,
     build_instances,
     header_of,
+    helmet_instances,
     measure_written,
     measurer,
+    read_helmet_config,
     read_instances,
+    read_suite_rows,
     run_suite,
+    write_helmet_results,
     write_instances,
 )
-from lmlab.files import write_json
+from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.progress import console
 
 INSTANCES, SHORT = "instances.jsonl", "short.json"
@@ -103,3 +111,38 @@ def evaluate_endpoint(
         template=file.header.template,
         device="endpoint",
     )
+
+
+def evaluate_helmet(
+    evaluator: Evaluator, config: Path, data: Path, directory: Path, model: str
+) -> dict[str, dict[str, Any]]:
+    """Measure a model on the data sets of a configuration of HELMET, by what it writes; it does not stop at line ends,
+    as the released code does not. Files are written under HELMET's names.
+
+    Raises:
+        UserError: the configuration or a file is not HELMET's.
+    """
+    if evaluator.model is None:
+        raise UserError(f"HELMET needs a model that writes, and this one runs by {evaluator.scorer.description}.")
+    found = {}
+    for each in read_helmet_config(config):
+        asking = Asking(evaluator.tokenizer, each.chat)
+        instances = helmet_instances(asking, each, data)
+        header = Header(tokenizer=evaluator.tokenizer.fingerprint, template=asking.template)
+        fingerprint = sha256_json([instance.model_dump(mode="json") for instance in instances])
+        place = directory / f"{each.name}-{each.length}"
+        writer = ModelWriter(evaluator.model, asking, stops=False)
+        run_suite(
+            InstanceFile(header, instances, fingerprint),
+            partial(measure_written, writer, controls=False),
+            place,
+            model=model,
+            mode="generate",
+            max_seq_len=evaluator.scorer.max_seq_len,
+            template=asking.template,
+            device=evaluator.scorer.description,
+        )
+        rows = read_suite_rows(place)
+        path = write_helmet_results(directory, each, rows, model)
+        found[path.name] = read_mapping(path.with_name(f"{path.name}.score"))
+    return found

@@ -1,0 +1,117 @@
+"""HELMET's files are read as they are, and results have its names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError
+from lmlab.evals.long import Asking, helmet_instances, prompt_of, read_helmet_config
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([TEXT, "0123456789 Key Document Title value answer Ranking ID"], 320)
+
+
+def _kilt(number, depth, **more):
+    passages = [{"title": f"t{n}", "text": f"passage {n} {TEXT[:60]}"} for n in range(4)]
+    return {
+        "id": f"q{number}",
+        "question": f"who {number}",
+        "answers": ["fox", "a fox"],
+        "ctxs": passages,
+        "depth": depth,
+        **more,
+    }
+
+
+@pytest.fixture
+def data(tmp_path):
+    files = {
+        "json_kv/test_k3_dep6.jsonl": [
+            {"context": '{"a": "1", "b": "2", "c": "3"}', "question": q, "answer": a, "demos": [["x", "8"], ["y", "9"]]}
+            | {"num_kvs": 3, "depth": 0.5}
+            for q, a in (("a", "1"), ("b", "2"))
+        ],
+        "kilt/nq-dev_k4_dep6.jsonl": [_kilt(number, depth) for number in range(5) for depth in (0.0, 0.5, 1.0)],
+        "kilt/demos.jsonl": [_kilt(number, 0.0) for number in (7, 7, 8, 9)],
+        "msmarco/test_k3.jsonl": [
+            {"qid": "1", "query": "what", "ctxs": [{"id": str(n), "text": TEXT[:50], "label": n} for n in range(3)]}
+        ],
+    }
+    for name, rows in files.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data"
+
+
+def _config(tmp_path, **changes):
+    given = {
+        "input_max_length": "512,900,700",
+        "datasets": "json_kv,kilt_nq,msmarco_rerank_psg",
+        "generation_max_length": "10,20,30",
+        "test_files": "data/json_kv/test_k3_dep6.jsonl,data/kilt/nq-dev_k4_dep6.jsonl,data/msmarco/test_k3.jsonl",
+        "demo_files": ",data/kilt/demos.jsonl,",
+        "use_chat_template": False,
+        "max_test_samples": 2,
+        "shots": 2,
+        "stop_new_line": True,
+    }
+    path = tmp_path / "helmet.yaml"
+    path.write_text(yaml.safe_dump(given | changes))
+    return path
+
+
+def test_configurations_are_parallel_lists(tmp_path):
+    first, second, third = read_helmet_config(_config(tmp_path))
+    assert (first.name, first.length, first.budget, first.demo_file) == ("json_kv", 512, 10, "")
+    assert (second.length, second.shots, second.samples, third.budget) == (900, 2, 2, 30)
+    assert {each.length for each in read_helmet_config(_config(tmp_path, input_max_length=4096))} == {4096}
+    with pytest.raises(UserError, match="test_files has 2 entries for 3 datasets"):
+        read_helmet_config(_config(tmp_path, test_files="a,b"))
+    with pytest.raises(UserError, match="unknown key 'dataset'"):
+        read_helmet_config(_config(tmp_path, dataset="x"))
+
+
+def test_distinct_questions_are_drawn_with_all_their_depths(tmp_path, data, tokenizer):
+    _, kilt, rerank = read_helmet_config(_config(tmp_path))
+    asking = Asking(tokenizer)
+    found = helmet_instances(asking, kilt, data)
+    assert len(found) == 2 * 3 and len({each.question for each in found}) == 2
+    assert sorted({each.depth for each in found}) == [0.0, 0.5, 1.0]
+    for each in found:
+        assert each.prompt_tokens == len(asking.ids(each)) <= 900 - 20
+        assert prompt_of(each).endswith(f"{each.question}\nAnswer:")  # cut within the context alone
+    (ranked,) = helmet_instances(asking, rerank, data)
+    assert ranked.answer == ["2 > 1 > 0"] and ranked.meta["labels"] == {"0": 0, "1": 1, "2": 2}
+    with pytest.raises(UserError, match="'alce_asqa' of HELMET is not read"):
+        helmet_instances(
+            asking, read_helmet_config(_config(tmp_path, datasets="alce_asqa,alce_asqa,alce_asqa"))[0], data
+        )
+    outside = read_helmet_config(_config(tmp_path, test_files="../x.jsonl"))[0]
+    with pytest.raises(UserError, match="outside the folder"):
+        helmet_instances(asking, outside, data)
+
+
+def test_the_command_writes_files_of_helmets_names(tmp_path, data, tokenizer, lmlab):
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path / "model")
+    tokenizer.save(tmp_path / "model", 1024)
+    how = ("--data", data, "--config", _config(tmp_path), "--out", tmp_path / "out", "--precision", "fp32")
+    done = lmlab("long", "helmet", tmp_path / "model", *how)
+    assert done.code == 0, done.err
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
+    assert names[0].startswith(
+        "json_kv_eval_test_k3_dep6_in512_size2_shots2_sampFalsemax10min0t0.0p1.0_chatFalse_42.json"
+    )
+    assert all((tmp_path / "out" / f"{name}.score").is_file() for name in names) and len(names) == 3
+    result = json.loads((tmp_path / "out" / names[0]).read_text())
+    assert set(result) == {"args", "data", "metrics", "averaged_metrics"} and len(result["data"]) == 2
