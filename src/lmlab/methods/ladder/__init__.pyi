@@ -4,13 +4,13 @@ from .analysis.compare import Difference, compare
 from .analysis.design import compute_optimal
 from .analysis.next_run import NextRun, next_runs
 from .analysis.variance import Noise, variance
+from .config import PRESETS, EstimatorOptions, EstimatorSettings, LadderPlan, RunsOptions, TwoStepSettings, preset
 from .fitting.chain import Chain, fit_chain
 from .fitting.checks import check
 from .fitting.forecast import Forecaster, Prediction, TwoStep, bootstrap
 from .fitting.points import logs, target_values
-from .fitting.settings import PRESETS, EstimatorSettings, TwoStepSettings, preset
 from .fitting.steps import AccuracyLaw, LossLaw
-from .rungs.plan import LadderPlan, Rung, flops_per_token, size_of
+from .rungs.plan import Rung, flops_per_token, size_of
 from .rungs.train import collect, train_rungs
 from .tables.read import write_table
 from .tables.table import Run, RunTable
@@ -23,6 +23,7 @@ __all__ = [
     "AccuracyLaw",
     "Chain",
     "Difference",
+    "EstimatorOptions",
     "EstimatorSettings",
     "Forecaster",
     "LadderPlan",
@@ -33,6 +34,7 @@ __all__ = [
     "Run",
     "RunTable",
     "Rung",
+    "RunsOptions",
     "Split",
     "SplitResult",
     "TargetError",

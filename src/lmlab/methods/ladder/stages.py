@@ -7,93 +7,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, PositiveInt
 
-from lmlab.config import NO_INFLUENCE, Config
 from lmlab.errors import UserError
 from lmlab.evals import read_questions
 from lmlab.files import read_mapping, write_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.methods.ladder.analysis.baselines import carry_forward, log_linear
+from lmlab.methods.ladder.config import LadderConfig, OutcomeConfig, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
-from lmlab.methods.ladder.rungs.plan import LadderPlan, flops_per_token, parse_length, size_of
+from lmlab.methods.ladder.rungs.plan import flops_per_token, parse_length, size_of
 from lmlab.methods.ladder.rungs.train import VALIDATION, collect, collect_run, question_task, train_rungs
 from lmlab.methods.ladder.tables.read import write_table
 from lmlab.methods.ladder.tables.table import RunTable
 from lmlab.methods.ladder.tables.tasks import Task
-from lmlab.models import ModelConfig
 from lmlab.progress import duration, short
 from lmlab.reports import Facts, Figure, Note, Section, Series, Table, line_chart
 from lmlab.runs import (
-    Input,
-    ModelInput,
-    QuestionsInput,
     Results,
     Stage,
     StageContext,
     StageRecord,
-    TokensInput,
-    VocabularyInput,
 )
 
 _LEVEL = 0.9
 _TYPICAL_UTILIZATION = 0.2  # of small models
 _SAME = 0.02  # N and D that differ by less than this share are those of the forecast
-
-
-class LadderTarget(Config):
-    """What is forecast: a network, and how many tokens it will be trained on."""
-
-    model: ModelConfig
-    tokens: str | float
-
-
-class LadderConfig(Config):
-    """Small runs, and the larger model that they forecast.
-
-    Attributes:
-        sizes: shapes of the small runs by name.
-        lengths: tokens of each: a number, or such as `400K` or `2xC`.
-        questions: a stage or a file with ranked questions.
-        limit: the most questions that a run is measured on, each time.
-        evaluations: how often a run is measured.
-        trainer: the loop of all runs, without their length.
-        target: the model that is forecast.
-        workers: runs that are trained at once.
-    """
-
-    tokens: TokensInput
-    tokenizer: VocabularyInput
-    heldout_tokens: TokensInput
-    questions: QuestionsInput
-    sizes: dict[str, ModelConfig] = Field(min_length=2)
-    lengths: tuple[str | float, ...] = Field(min_length=2)
-    seq_len: PositiveInt
-    limit: PositiveInt = 300
-    evaluations: PositiveInt = 4
-    heldout_rows: PositiveInt = 64
-    max_epochs: float = 4.0
-    trainer: dict[str, Any]
-    target: LadderTarget
-    workers: Annotated[PositiveInt | None, NO_INFLUENCE] = None
-
-    def plan(self, places: dict[str, str]) -> LadderPlan:
-        """The plan of the small runs."""
-        train: dict[str, Any] = {key: places[key] for key in ("tokens", "tokenizer", "heldout_tokens", "questions")}
-        train |= {"heldout_rows": self.heldout_rows, "max_epochs": self.max_epochs} | {"tasks_limit": self.limit}
-        return LadderPlan(
-            sizes=dict(self.sizes),
-            lengths=self.lengths,
-            seq_len=self.seq_len,
-            rule="template",
-            evaluations=self.evaluations,
-            trainer=self.trainer,
-            train=train,
-        )
 
 
 class Forecast(Results):
@@ -215,13 +156,6 @@ class Ladder(Stage[LadderConfig, LadderResults]):
             f" cost {results.ladder_flops / results.target_flops:.0%} of its compute."
         )
         return [Section("Ladder", blocks, intro)]
-
-
-class OutcomeConfig(Config):
-    """A stage `ladder`, and the model that it forecast."""
-
-    ladder: Input
-    model: ModelInput
 
 
 class OutcomeResults(Results):

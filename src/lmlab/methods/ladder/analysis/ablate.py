@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
+from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError, score_target
 from lmlab.methods.ladder.tables.tasks import Task

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmlab.errors import UserError
+from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.points import logs, target_values
-from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 

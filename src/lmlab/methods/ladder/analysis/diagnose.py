@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from lmlab.errors import UserError
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.fit import SHRUNK, first_step_values
 from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
 from lmlab.methods.ladder.fitting.points import Points, levels
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
 from lmlab.methods.ladder.tables.table import Floats
 
 _FEW_LEVELS = 3

@@ -11,8 +11,8 @@ import numpy as np
 
 from lmlab.methods.ladder.analysis.diagnose import formula, name_of, units
 from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, variance
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import only_target, score_target
 from lmlab.methods.ladder.tables.tasks import Task

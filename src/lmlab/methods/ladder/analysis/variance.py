@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import pearsonr
 
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting.intervals import repeated_runs
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError
 from lmlab.methods.ladder.tables.tasks import Task

@@ -7,14 +7,14 @@ Legend: B problems, K points, P parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
+from lmlab.methods.ladder.config import AccuracyForm
+
 Floats = NDArray[np.float64]
-AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc"]
 
 NAMES: dict[str, tuple[str, ...]] = {
     "sigmoid": ("a", "x0", "k", "b"),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.fit import SHRUNK, StepFit, first_step_values, fit_first_step, fit_second_step
 from lmlab.methods.ladder.fitting.points import Points, collect_points, thin
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.tables.table import C4, TOKENS_PER_PARAMETER, Run, RunTable, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console

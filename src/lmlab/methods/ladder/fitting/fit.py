@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit, minimize
 
+from lmlab.methods.ladder.config import AccuracyForm, LossForm
 from lmlab.methods.ladder.fitting import accuracy as acc
-from lmlab.methods.ladder.fitting.laws import FORMS, LossForm, log_residuals, shift_units, start_of, value_and_gradient
+from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, shift_units, start_of, value_and_gradient
 from lmlab.methods.ladder.fitting.solve import huber, solve
 
 Floats = NDArray[np.float64]
@@ -193,7 +194,7 @@ def _paper_first_step(form: LossForm, x_3R: Floats, y_BR: Floats, delta: float, 
 
 
 def fit_second_step(
-    form: acc.AccuracyForm,
+    form: AccuracyForm,
     loss_BK: Floats,
     accuracy_BK: Floats,
     chance_B: Floats,
@@ -241,7 +242,7 @@ def fit_second_step(
     return _best(solution.parameters, solution.cost, solution.converged, count, tries, lambda p: p)
 
 
-def _curve_starts(form: acc.AccuracyForm, x_K: Floats, y_K: Floats, chance: float) -> Floats:
+def _curve_starts(form: AccuracyForm, x_K: Floats, y_K: Floats, chance: float) -> Floats:
     """Starts, [S, P]: the middle of the curve among the losses, its steepness from their spread."""
     inner = x_K[x_K > 0]
     spread = max(float(np.ptp(inner)), 1e-3)
@@ -258,7 +259,7 @@ def _curve_starts(form: acc.AccuracyForm, x_K: Floats, y_K: Floats, chance: floa
     return np.array([(a, middle, slope, b) for a, b in rest for middle in middles for slope in slopes])
 
 
-def _paper_second_step(form: acc.AccuracyForm, loss_BK: Floats, accuracy_BK: Floats, chance_B: Floats) -> StepFit:
+def _paper_second_step(form: AccuracyForm, loss_BK: Floats, accuracy_BK: Floats, chance_B: Floats) -> StepFit:
     """One start with `scipy.optimize.curve_fit` and differences for the Jacobian, as in the reference: in flat valleys
     the end depends on them.
     """

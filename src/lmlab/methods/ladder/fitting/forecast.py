@@ -20,6 +20,7 @@ from lmlab.methods.ladder.analysis.diagnose import (
     union,
     units,
 )
+from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.fitting.checks import check_values
 from lmlab.methods.ladder.fitting.intervals import (
     Calibration,
@@ -32,7 +33,6 @@ from lmlab.methods.ladder.fitting.intervals import (
     other_forms,
 )
 from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.tables.table import C4, RunTable, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console

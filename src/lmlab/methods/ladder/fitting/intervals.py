@@ -26,11 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.methods.ladder.analysis.backtest import Split, mean_logit, splits
+from lmlab.methods.ladder.config import EstimatorSettings, LossForm, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
 from lmlab.methods.ladder.fitting.fit import fit_first_step
-from lmlab.methods.ladder.fitting.laws import LossForm
 from lmlab.methods.ladder.fitting.points import levels, logs, target_values
-from lmlab.methods.ladder.fitting.settings import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import normal_quantile, percentiles

@@ -8,14 +8,15 @@ which cannot overflow.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from lmlab.methods.ladder.config import LossForm
+
 Floats = NDArray[np.float64]
-LossForm = Literal["nd", "flops", "single", "power", "direct"]
 
 FLOOR = 1e-6  # least value of a law whose logarithm is taken
 _MAX_EXPONENT = 60.0

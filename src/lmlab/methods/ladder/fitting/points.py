@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.fitting.settings import TwoStepSettings
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.tables.table import (
     Floats,
     Run,

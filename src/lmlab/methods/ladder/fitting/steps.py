@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lmlab.errors import UserError
+from lmlab.methods.ladder.config import AccuracyForm, LossForm
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.fit import first_step_values, fit_first_step, fit_second_step
-from lmlab.methods.ladder.fitting.laws import FORMS, LossForm
+from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.tables.table import Floats
 
 
@@ -75,7 +76,7 @@ class LossLaw:
 class AccuracyLaw:
     """Accuracy as a function of a loss: `sigmoid`, `log_sigmoid` or `mc`; attributes as those of `LossLaw`."""
 
-    form: acc.AccuracyForm = "sigmoid"
+    form: AccuracyForm = "sigmoid"
     parameters: dict[str, float] | None = None
     error: float | None = None
     converged: bool | None = None

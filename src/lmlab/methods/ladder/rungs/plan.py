@@ -20,12 +20,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-
-from lmlab.config import Config
 from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.ladder.config import OLMO_SIZES, LadderPlan
 from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER
 from lmlab.models import ModelConfig
 from lmlab.train import TrainerConfig
@@ -35,17 +33,6 @@ _HIGHEST_RATE = 6e-3
 _FEWEST_STEPS = 500
 _LEVELS = 3  # of sizes and of lengths, for a law of both
 
-_OLMO = {  # d_model, num_heads, num_layers, d_ff
-    "190M": (768, 12, 12, 3072),
-    "370M": (1024, 16, 16, 4096),
-    "600M": (1344, 16, 16, 5376),
-    "760M": (1536, 16, 16, 6144),
-    "1B": (2048, 16, 16, 8192),
-    "3B": (3328, 16, 16, 13_312),
-    "7B": (4096, 32, 32, 11_008),
-    "13B": (5120, 40, 40, 13_824),
-}
-
 
 def olmo_size(name: str) -> ModelConfig:
     """A size of the published ladder, in the style of OLMo 2.
@@ -53,9 +40,9 @@ def olmo_size(name: str) -> ModelConfig:
     Raises:
         UserError: there is no such size.
     """
-    if name not in _OLMO:
-        raise UserError(f"There is no size '{name}' in the published ladder. {did_you_mean(name, _OLMO)}")
-    d_model, num_heads, num_layers, d_ff = _OLMO[name]
+    if name not in OLMO_SIZES:
+        raise UserError(f"There is no size '{name}' in the published ladder. {did_you_mean(name, OLMO_SIZES)}")
+    d_model, num_heads, num_layers, d_ff = OLMO_SIZES[name]
     shape = {"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers, "d_ff": d_ff}
     padded = {"vocab_size": 100_278, "vocab_multiple": 128, "init": "truncated_normal", "output_init": "same"}
     return ModelConfig.model_validate({"preset": "OLMo-2-1B", **padded, **shape})
@@ -110,97 +97,61 @@ class Rung:
     length: str | float = ""
 
 
-class LadderPlan(Config):
-    """A ladder to be trained.
+def rungs_of(plan: LadderPlan) -> list[Rung]:
+    """All runs of a plan, the cheapest first."""
+    found = []
+    for size, shape in plan.sizes.items():
+        model = shape or olmo_size(size)
+        n = size_of(model)
+        wanted = plan.lengths or tuple(f"{multiple:g}xC" for multiple in plan.multiples)
+        for length in wanted:
+            for seed in plan.seeds:
+                label = f"{size}-{length}" + (f"-seed{seed}" if seed != plan.seeds[0] else "")
+                rung = _rung(plan, label, size, model, n, parse_length(length, n), seed)
+                found.append(replace(rung, length=length))
+    return sorted(found, key=lambda rung: rung.flops)
 
-    Attributes:
-        sizes: shapes by name; the names of the published ladder need no shape.
-        multiples: lengths as multiples of 20 N tokens; or `lengths` of all sizes, such as `100B`.
-        seq_len: tokens of a row.
-        rule: `olmo` takes learning rates and batches from the size, `template` those of `trainer` for all.
-        divisor: batches are rounded to multiples of so many rows.
-        evaluations: how often a run is measured.
-        seeds: of the runs; several make replicates, which intervals use.
-        trainer: the rest of the loop: optimizer, schedule, precision.
-        train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, tasks_limit.
-    """
 
-    name: str = "ladder"
-    sizes: dict[str, ModelConfig | None] = Field(min_length=1)
-    multiples: tuple[PositiveFloat, ...] = (1, 2, 5, 10)
-    lengths: tuple[str | float, ...] = ()
-    seq_len: PositiveInt = 4096
-    rule: Literal["olmo", "template"] = "olmo"
-    divisor: PositiveInt = 64
-    evaluations: PositiveInt = 20
-    seeds: tuple[int, ...] = (0,)
-    trainer: dict[str, Any] = Field(default={})
-    train: dict[str, Any] = Field(default={})
+def _rung(plan: LadderPlan, name: str, size: str, model: ModelConfig, n: int, tokens: float, seed: int) -> Rung:
+    if plan.rule == "olmo":
+        rate, rows = peak_learning_rate(n, plan.seq_len), batch_rows(n, plan.seq_len, tokens, plan.divisor)
+    else:
+        template = TrainerConfig.model_validate({"batch_size": 1, "steps": 1, **plan.trainer})
+        rate, rows = template.optimizer.learning_rate, template.batch_size
+    steps = max(1, round(tokens / (rows * plan.seq_len)))
+    tokens = float(steps * rows * plan.seq_len)
+    return Rung(name, size, model, n, tokens, tokens * flops_per_token(model, plan.seq_len), rate, rows, steps, seed)
 
-    @model_validator(mode="after")
-    def _check(self) -> LadderPlan:
-        for name, model in self.sizes.items():
-            if model is None and name not in _OLMO:
-                raise ValueError(f"sizes.{name} has no shape. {did_you_mean(name, _OLMO)}")
-        if not self.multiples and not self.lengths:
-            raise ValueError("give multiples or lengths.")
-        return self
 
-    def rungs(self) -> list[Rung]:
-        """All runs, the cheapest first."""
-        found = []
-        for size, shape in self.sizes.items():
-            model = shape or olmo_size(size)
-            n = size_of(model)
-            wanted = self.lengths or tuple(f"{multiple:g}xC" for multiple in self.multiples)
-            for length in wanted:
-                for seed in self.seeds:
-                    label = f"{size}-{length}" + (f"-seed{seed}" if seed != self.seeds[0] else "")
-                    rung = self._rung(label, size, model, n, parse_length(length, n), seed)
-                    found.append(replace(rung, length=length))
-        return sorted(found, key=lambda rung: rung.flops)
-
-    def _rung(self, name: str, size: str, model: ModelConfig, n: int, tokens: float, seed: int) -> Rung:
-        if self.rule == "olmo":
-            rate, rows = peak_learning_rate(n, self.seq_len), batch_rows(n, self.seq_len, tokens, self.divisor)
-        else:
-            template = TrainerConfig.model_validate({"batch_size": 1, "steps": 1, **self.trainer})
-            rate, rows = template.optimizer.learning_rate, template.batch_size
-        steps = max(1, round(tokens / (rows * self.seq_len)))
-        tokens = float(steps * rows * self.seq_len)
-        return Rung(
-            name, size, model, n, tokens, tokens * flops_per_token(model, self.seq_len), rate, rows, steps, seed
+def stage_of(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
+    """The rung as a stage `train` of a recipe."""
+    trainer = dict(plan.trainer)
+    if plan.rule == "olmo":
+        trainer["optimizer"] = {
+            "betas": [0.9, 0.95],
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            **trainer.get("optimizer", {}),
+            "learning_rate": rung.learning_rate,
+        }
+        trainer.setdefault(
+            "schedule",
+            {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))},
         )
-
-    def stage(self, rung: Rung) -> dict[str, Any]:
-        """The rung as a stage `train` of a recipe."""
-        trainer = dict(self.trainer)
-        if self.rule == "olmo":
-            trainer["optimizer"] = {
-                "betas": [0.9, 0.95],
-                "eps": 1e-8,
-                "weight_decay": 0.1,
-                **trainer.get("optimizer", {}),
-                "learning_rate": rung.learning_rate,
-            }
-            trainer.setdefault(
-                "schedule",
-                {"kind": "cosine", "final_fraction": 0.1, "warmup_tokens": max(1, min(rung.n, int(rung.tokens) // 5))},
-            )
-        trainer |= {
-            "steps": rung.steps,
-            "batch_size": rung.batch_rows,
-            "evaluate_every": math.ceil(rung.steps / self.evaluations),
-        }
-        trainer.setdefault("checkpoint_every", max(1, rung.steps // 4))
-        extra = {"z_loss": 1e-5, **self.train} if self.rule == "olmo" else self.train
-        return {
-            "kind": "train",
-            "seq_len": self.seq_len,
-            **extra,
-            "model": rung.model.model_dump(mode="json"),
-            "trainer": trainer,
-        }
+    trainer |= {
+        "steps": rung.steps,
+        "batch_size": rung.batch_rows,
+        "evaluate_every": math.ceil(rung.steps / plan.evaluations),
+    }
+    trainer.setdefault("checkpoint_every", max(1, rung.steps // 4))
+    extra = {"z_loss": 1e-5, **plan.train} if plan.rule == "olmo" else plan.train
+    return {
+        "kind": "train",
+        "seq_len": plan.seq_len,
+        **extra,
+        "model": rung.model.model_dump(mode="json"),
+        "trainer": trainer,
+    }
 
 
 def peak_learning_rate(n: float, seq_len: int) -> float:

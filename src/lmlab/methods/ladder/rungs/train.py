@@ -14,7 +14,8 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.files import read_mapping, write_json
-from lmlab.methods.ladder.rungs.plan import LadderPlan, Rung, flops_per_token, size_of
+from lmlab.methods.ladder.config import LadderPlan
+from lmlab.methods.ladder.rungs.plan import Rung, flops_per_token, size_of
 from lmlab.methods.ladder.tables.read import TOKENS, read_csv_run
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task

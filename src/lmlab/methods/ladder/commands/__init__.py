@@ -1,0 +1,1 @@
+"""Commands of `lmlab ladder` beside those in cli.py, and what they share."""

@@ -1,0 +1,280 @@
+"""`lmlab ladder`: the commands that fit runs, forecast, and say how far forecasts can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.methods.ladder.cli import app
+from lmlab.methods.ladder.commands.shared import show
+from lmlab.methods.ladder.config import EstimatorOptions, ForecastOptions, RunsOptions
+
+Runs = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Run table (.csv, .parquet), folder of `collect`, or the reference's .json.", show_default=False
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", "--output-path", help="Write the table: .csv, .md, .tex, .json.", show_default=False
+    ),
+]
+Target = Annotated[str | None, typer.Option("-t", "--target", help="Target of the table.", show_default=False)]
+Size = Annotated[
+    float | None, typer.Option("-n", "--n", help="Parameters without the input embedding.", show_default=False)
+]
+Length = Annotated[
+    str | None, typer.Option("-d", "--d", help="Tokens: 4T, 100B, 20xC or a number.", show_default=False)
+]
+ESTIMATOR = set(EstimatorOptions.model_fields)
+with_runs = options(RunsOptions, "data")
+with_estimator = options(EstimatorOptions, "estimator")
+with_preset = options(EstimatorOptions, "estimator", exclude=ESTIMATOR - {"preset"})
+with_forecast = options(ForecastOptions, "forecast")
+
+
+@app.command(
+    epilog=example(
+        "lmlab ladder fit runs.csv --preset paper -k main", "lmlab ladder fit runs.csv -x c4 --law nd -o fit.json"
+    )
+)
+@with_runs
+@with_estimator
+def fit(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    runs: Runs = None,
+    output: Output = None,
+) -> None:
+    """Fit both steps, and show parameters with units, fit errors and what may be wrong."""
+    from lmlab.methods.ladder.analysis.present import PARAMETER_COLUMNS, parameter_rows
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
+
+    table = read_runs(runs, data, estimator.step2_config_path)
+    forecaster = fitted(table, data, estimator, calibrated=False)
+    rows, sentences = parameter_rows(forecaster)
+    title = f"{forecaster.ensemble.settings.name}: {len(forecaster.table.ladder)} runs"
+    show([*PARAMETER_COLUMNS, "notes"], rows, output, title, forecaster.to_json())
+    print("\n".join(sentences))
+
+
+@app.command(
+    epilog=example(
+        "lmlab ladder predict runs.csv -n 7e9 -d 4T --interval 0.9",
+        "lmlab ladder predict -c final.json -t 7B-4T --preset paper",
+    )
+)
+@with_runs
+@with_estimator
+@with_forecast
+def predict(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    runs: Runs = None,
+    n: Size = None,
+    d: Length = None,
+    target: Target = None,
+    output: Output = None,
+) -> None:
+    """Predict accuracies at a target with intervals, and set what was measured beside them where the table has it."""
+    from lmlab.methods.ladder.analysis.present import PREDICTION_COLUMNS, distance_sentence, prediction_rows
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
+    from lmlab.methods.ladder.tables.target import target_point
+
+    table = read_runs(runs, data, estimator.step2_config_path)
+    size, tokens, flops, measured = target_point(table, target, n, d)
+    forecaster = fitted(table, data, estimator, forecast.seed)
+    predictions = forecaster.predict_all(size, tokens, forecast.interval, flops)
+    rows = prediction_rows(forecaster, predictions, measured)
+    show(
+        PREDICTION_COLUMNS,
+        rows,
+        output,
+        f"N = {size:.4g}, D = {tokens:.4g}, {estimator.settings().name}",
+        [each.to_json() for each in predictions],
+    )
+    print(distance_sentence(predictions[0]))
+
+
+@app.command(
+    epilog=example(
+        "lmlab ladder backtest runs.csv", "lmlab ladder backtest -c final.json --preset paper -o backtest.csv"
+    )
+)
+@with_runs
+@options(EstimatorOptions, "estimator", exclude=ESTIMATOR - {"preset", "x", "law"})
+@with_forecast
+def backtest(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    runs: Runs = None,
+    output: Output = None,
+) -> None:
+    """Fit parts of the ladder, predict the rest: errors, and how often intervals hold the outcome."""
+    from lmlab.methods.ladder import backtest as run_backtest
+    from lmlab.methods.ladder import score
+    from lmlab.methods.ladder.fitting.forecast import available
+    from lmlab.methods.ladder.fitting.intervals import calibrate
+    from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks, read_runs
+
+    chosen = choose_tasks(data)
+    settings = estimator.settings()
+    table = checked(read_runs(runs, data), chosen, data, settings)
+    settings = available(settings, table, chosen)
+    results = run_backtest(table, chosen, settings)
+    coverage = calibrate(table, chosen, settings, seed=forecast.seed).coverage(forecast.interval)
+    rows: list[Sequence[Any]] = []
+    for each in results:
+        rows.append(
+            [
+                each.split.name,
+                len(each.split.fitted),
+                len(each.split.predicted),
+                each.errors_TQ.mean(),
+                each.errors_TQ.max(),
+                100 * coverage[each.split.name],
+            ]
+        )
+    rows.append(["mean", None, None, score(results), None, 100 * sum(coverage.values()) / len(coverage)])
+    inside = f"inside {forecast.interval:.0%} intervals, %"
+    columns = ["split", "fitted", "predicted", "mean error, points", "largest", inside]
+    show(columns, rows, output, f"Backtests of {settings.name}")
+
+
+@app.command(epilog=example("lmlab ladder variance runs.csv -k main+", "lmlab ladder variance -c final.json -t 7B-4T"))
+@options(RunsOptions, "data", tasks="main+")
+@options(EstimatorOptions, "estimator", exclude=ESTIMATOR - {"last_n_points"}, last_n_points=10)
+def variance(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    runs: Runs = None,
+    target: Target = None,
+    output: Output = None,
+) -> None:
+    """Noise of each task over the last checkpoints of the largest run, between repeated runs, and its correlation with
+    errors at a target.
+    """
+    from lmlab.methods.ladder.analysis.present import variance_table
+    from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks, read_runs
+
+    chosen = choose_tasks(data)
+    table = checked(read_runs(runs, data), chosen, data)
+    assert estimator.last_n_points is not None
+    columns, rows, notes = variance_table(table, chosen, target, estimator.last_n_points)
+    show(columns, rows, output, "Noise over checkpoints and between runs")
+    print("\n".join(notes))
+
+
+@app.command(epilog=example("lmlab ladder ablate -c final.json -t 7B-4T --preset paper"))
+@with_runs
+@options(EstimatorOptions, "estimator", exclude=ESTIMATOR - {"preset"}, preset="paper")
+def ablate(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    runs: Runs = None,
+    target: Target = None,
+    output: Output = None,
+) -> None:
+    """Leave out sizes, lengths, or the dearest runs, and see how the error at a target grows."""
+    from lmlab.methods.ladder.analysis.ablate import ablate as run_ablation
+    from lmlab.methods.ladder.fitting.forecast import available
+    from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks, read_runs
+    from lmlab.methods.ladder.tables.target import mean_errors, only_target
+
+    chosen = choose_tasks(data)
+    settings = estimator.settings()
+    table = checked(read_runs(runs, data), chosen, data, settings)
+    rows: list[Sequence[Any]] = []
+    settings = available(settings, table, chosen)
+    for part in run_ablation(table, chosen, settings, only_target(table, target)):
+        means = mean_errors(part.errors)
+        shares = [
+            None if means[key] is None else 100 * float(means[key] or 0) for key in ("relative", "step_1", "step_2")
+        ]
+        rows.append([part.name, len(part.runs), part.flops, means["absolute"], *shares])
+    show(
+        ["runs", "number", "FLOPs", "error, points", "chained, %", "step 1, %", "step 2, %"], rows, output, "Fewer runs"
+    )
+
+
+@app.command(epilog=example("lmlab ladder compare a.csv b.csv -n 7e9 -d 4T"))
+@options(RunsOptions, "data", exclude=("config_path", "drop_bad_rows", "allow_unfinished", "root"))
+@with_preset
+@with_forecast
+def compare(
+    a: Annotated[Path, typer.Argument(help="Run table of one recipe.")],
+    b: Annotated[Path, typer.Argument(help="Run table of the other.")],
+    n: Annotated[float, typer.Option("-n", "--n", help="Parameters of the target.")],
+    d: Annotated[str, typer.Option("-d", "--d", help="Its tokens.")],
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    output: Output = None,
+) -> None:
+    """Which of two recipes will be better at a target, with the probability of it."""
+    from lmlab.methods.ladder.analysis.compare import compare as compare_ladders
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
+    from lmlab.methods.ladder.rungs.plan import parse_length
+
+    one, two = (fitted(read_runs(path), data, estimator, forecast.seed) for path in (a, b))
+    rows = [
+        [
+            each.task,
+            100 * each.a,
+            100 * each.b,
+            100 * each.difference,
+            f"{100 * each.lo:.1f} to {100 * each.hi:.1f}",
+            each.b_better,
+        ]
+        for each in compare_ladders(one, two, n, parse_length(d, n), forecast.interval)
+    ]
+    show(
+        ["task", "A, %", "B, %", "B - A, points", f"{forecast.interval:.0%} interval", "probability that B is better"],
+        rows,
+        output,
+        f"{a} and {b}",
+    )
+
+
+@app.command(
+    epilog=example(
+        "lmlab ladder report runs.csv -n 7e9 -d 4T -o report.html",
+        "lmlab ladder report -c final.json -t 7B-4T -o out/report.html",
+    )
+)
+@with_runs
+@with_preset
+@with_forecast
+def report(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    runs: Runs = None,
+    n: Size = None,
+    d: Length = None,
+    target: Target = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Page; the tables go beside it as CSV and LaTeX.")
+    ] = Path("ladder.html"),
+) -> None:
+    """Write a page: forecasts with intervals, curves with bands, warnings, predictability of each task, and which run
+    to add.
+    """
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
+    from lmlab.methods.ladder.report import write_report
+    from lmlab.methods.ladder.tables.target import target_point
+
+    table = read_runs(runs, data)
+    size, tokens, flops, measured = target_point(table, target, n, d)
+    forecaster = fitted(table, data, estimator, forecast.seed)
+    for path in write_report(forecaster, size, tokens, flops, measured, forecast.interval, output):
+        print(path)

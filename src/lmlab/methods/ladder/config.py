@@ -1,0 +1,320 @@
+"""Settings of the method: plans of ladders, estimators, the stages, and what commands read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from lmlab.config import NO_INFLUENCE, Config, Flag, validate
+from lmlab.errors import UserError, did_you_mean
+from lmlab.models import ModelConfig
+from lmlab.runs import Input, ModelInput, QuestionsInput, TokensInput, VocabularyInput
+
+if TYPE_CHECKING:
+    from lmlab.methods.ladder.rungs.plan import Rung
+
+LossForm = Literal["nd", "flops", "single", "power", "direct"]
+AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc"]
+
+OLMO_SIZES = {  # d_model, num_heads, num_layers, d_ff
+    "190M": (768, 12, 12, 3072),
+    "370M": (1024, 16, 16, 4096),
+    "600M": (1344, 16, 16, 5376),
+    "760M": (1536, 16, 16, 6144),
+    "1B": (2048, 16, 16, 8192),
+    "3B": (3328, 16, 16, 13_312),
+    "7B": (4096, 32, 32, 11_008),
+    "13B": (5120, 40, 40, 13_824),
+}
+"""The published ladder: d_model, num_heads, num_layers, d_ff."""
+
+
+class LadderPlan(Config):
+    """A ladder to be trained.
+
+    Attributes:
+        sizes: shapes by name; the names of the published ladder need no shape.
+        multiples: lengths as multiples of 20 N tokens; or `lengths` of all sizes, such as `100B`.
+        seq_len: tokens of a row.
+        rule: `olmo` takes learning rates and batches from the size, `template` those of `trainer` for all.
+        divisor: batches are rounded to multiples of so many rows.
+        evaluations: how often a run is measured.
+        seeds: of the runs; several make replicates, which intervals use.
+        trainer: the rest of the loop: optimizer, schedule, precision.
+        train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, tasks_limit.
+    """
+
+    name: str = "ladder"
+    sizes: dict[str, ModelConfig | None] = Field(min_length=1)
+    multiples: tuple[PositiveFloat, ...] = (1, 2, 5, 10)
+    lengths: tuple[str | float, ...] = ()
+    seq_len: PositiveInt = 4096
+    rule: Literal["olmo", "template"] = "olmo"
+    divisor: PositiveInt = 64
+    evaluations: PositiveInt = 20
+    seeds: tuple[int, ...] = (0,)
+    trainer: dict[str, Any] = Field(default={})
+    train: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _check(self) -> LadderPlan:
+        for name, model in self.sizes.items():
+            if model is None and name not in OLMO_SIZES:
+                raise ValueError(f"sizes.{name} has no shape. {did_you_mean(name, OLMO_SIZES)}")
+        if not self.multiples and not self.lengths:
+            raise ValueError("give multiples or lengths.")
+        return self
+
+    def rungs(self) -> list[Rung]:
+        """All runs, the cheapest first."""
+        from lmlab.methods.ladder.rungs.plan import rungs_of
+
+        return rungs_of(self)
+
+    def stage(self, rung: Rung) -> dict[str, Any]:
+        """The rung as a stage `train` of a recipe."""
+        from lmlab.methods.ladder.rungs.plan import stage_of
+
+        return stage_of(self, rung)
+
+
+class LadderTarget(Config):
+    """What is forecast: a network, and how many tokens it will be trained on."""
+
+    model: ModelConfig
+    tokens: str | float
+
+
+class LadderConfig(Config):
+    """Small runs, and the larger model that they forecast.
+
+    Attributes:
+        sizes: shapes of the small runs by name.
+        lengths: tokens of each: a number, or such as `400K` or `2xC`.
+        questions: a stage or a file with ranked questions.
+        limit: the most questions that a run is measured on, each time.
+        evaluations: how often a run is measured.
+        trainer: the loop of all runs, without their length.
+        target: the model that is forecast.
+        workers: runs that are trained at once.
+    """
+
+    tokens: TokensInput
+    tokenizer: VocabularyInput
+    heldout_tokens: TokensInput
+    questions: QuestionsInput
+    sizes: dict[str, ModelConfig] = Field(min_length=2)
+    lengths: tuple[str | float, ...] = Field(min_length=2)
+    seq_len: PositiveInt
+    limit: PositiveInt = 300
+    evaluations: PositiveInt = 4
+    heldout_rows: PositiveInt = 64
+    max_epochs: float = 4.0
+    trainer: dict[str, Any]
+    target: LadderTarget
+    workers: Annotated[PositiveInt | None, NO_INFLUENCE] = None
+
+    def plan(self, places: dict[str, str]) -> LadderPlan:
+        """The plan of the small runs."""
+        train: dict[str, Any] = {key: places[key] for key in ("tokens", "tokenizer", "heldout_tokens", "questions")}
+        train |= {"heldout_rows": self.heldout_rows, "max_epochs": self.max_epochs} | {"tasks_limit": self.limit}
+        return LadderPlan(
+            sizes=dict(self.sizes),
+            lengths=self.lengths,
+            seq_len=self.seq_len,
+            rule="template",
+            evaluations=self.evaluations,
+            trainer=self.trainer,
+            train=train,
+        )
+
+
+class OutcomeConfig(Config):
+    """A stage `ladder`, and the model that it forecast."""
+
+    ladder: Input
+    model: ModelInput
+
+
+class TwoStepSettings(Config):
+    """One way from (N, D) to an accuracy.
+
+    Attributes:
+        x: the quantity between the steps: `bpb` (task loss), `c4`, `taskce`, `validation` (mean of all validation
+            sets), or a column.
+        law: of the first step; `single` and `power` lead straight to the accuracy and have no second step.
+        delta: where Huber's loss of the first step becomes linear, in logarithms; None for least squares.
+        starts: `paper` is the reference's single start with its bounds and optimizer, `grid` takes the best of at least
+            24.
+        shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
+        last: checkpoints whose mean stands for a run, at most those of its last tenth.
+        accuracy_law: of the second step.
+        moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
+            and the share at a run's beginning that is left out.
+        anchor: append the point (loss 0, accuracy 1).
+        weighting: of the second step: every checkpoint alike, every run alike, or by the likely noise of accuracy
+            (`binomial`).
+        runs: `paper` leaves out runs below 1xC and repeated ones; `all` takes the mean of repeated runs, which weighs
+            as many as they are.
+        short_weight: of runs below 1xC, where all are taken and every size has longer ones: their rates decay over so
+            few steps that they lie off the law of the longer ones. 0 leaves them out.
+        pool: fit the law to all splits of a benchmark together, weighted by their questions, and move it to the split
+            that is predicted by the mean difference between the two on the fitted runs.
+    """
+
+    x: str = "bpb"
+    law: LossForm = "nd"
+    delta: PositiveFloat | None = 1e-3
+    starts: Literal["paper", "grid"] = "grid"
+    shrink: NonNegativeFloat = 0.0
+    last: PositiveInt = 5
+    accuracy_law: AccuracyForm = "sigmoid"
+    moving_average: PositiveInt = 5
+    skip: float = Field(default=0.10, ge=0, lt=1)
+    anchor: bool = True
+    weighting: Literal["checkpoints", "runs", "binomial"] = "checkpoints"
+    runs: Literal["paper", "all"] = "paper"
+    short_weight: float = Field(default=1.0, ge=0, le=1)
+    pool: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> TwoStepSettings:
+        if self.starts == "paper" and self.runs == "all":
+            raise ValueError("starts 'paper' fit the runs of the paper; take starts 'grid' with runs 'all'.")
+        return self
+
+    @property
+    def chained(self) -> bool:
+        """Whether there is a second step."""
+        return self.law in ("nd", "flops")
+
+
+class EstimatorSettings(Config):
+    """An estimator: one two-step chain, or the mean logit of several.
+
+    Attributes:
+        name: for tables.
+        members: the chains.
+        weights: of the members' logits; equal by default.
+    """
+
+    name: str
+    members: tuple[TwoStepSettings, ...] = Field(min_length=1)
+    weights: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> EstimatorSettings:
+        if self.weights and len(self.weights) != len(self.members):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members.")
+        return self
+
+
+def preset(name: str) -> EstimatorSettings:
+    """A named estimator.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"There is no estimator '{name}'. {did_you_mean(name, PRESETS)}")
+    return EstimatorSettings(name=name, members=PRESETS[name])
+
+
+_PAPER = TwoStepSettings(starts="paper")
+_ALL: dict[str, Any] = {"pool": True, "runs": "all", "short_weight": 0.0}
+PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
+    # Chosen by backtests inside the published ladder; docs/methods/ladder.md has the rule and all candidates.
+    "recommended": (
+        TwoStepSettings(delta=None, shrink=1e-3, **_ALL),
+        TwoStepSettings(x="c4", **_ALL),
+        TwoStepSettings(x="taskce", delta=None, shrink=1e-3, **_ALL),
+        TwoStepSettings(law="direct", delta=None, shrink=1e-3, **_ALL),
+    ),
+    "paper": (_PAPER,),
+    "flops": (TwoStepSettings(law="flops", starts="paper"),),
+    "single": (TwoStepSettings(law="single"),),
+    "power": (TwoStepSettings(law="power"),),
+    "c4": (TwoStepSettings(x="c4"),),
+    "taskce": (
+        TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1),
+    ),
+}
+
+
+class RunsOptions(Config):
+    """What commands read, and how they treat what must not be fitted.
+
+    Attributes:
+        config_path: the same as the argument.
+        tasks: tasks by name, separated by commas, or main, main+, all.
+        task_file: tasks of your own: TOML or JSON.
+        drop_bad_rows: drop rows with values that cannot be, and count them.
+        allow_unfinished: fit runs that have not come to their end.
+        root: further folder that a configuration may read from; may be repeated.
+    """
+
+    config_path: Annotated[Path | None, Flag(("-c", "--config-path"))] = None
+    tasks: Annotated[str, Flag(("-k", "--tasks"))] = "main"
+    task_file: Path | None = None
+    drop_bad_rows: bool = False
+    allow_unfinished: bool = False
+    root: tuple[str, ...] = ()
+
+
+class EstimatorOptions(Config):
+    """An estimator by name, and what is changed of it; the reference's flags are known too.
+
+    Attributes:
+        preset: recommended, paper, flops, single, power, c4 or taskce.
+        x: between the steps: bpb, c4, taskce, validation, or a column.
+        y: the accuracy: rc_acc, or mc_acc for answers by letter.
+        law: of the first step: nd, flops, single or power.
+        moving_avg: checkpoints to average.
+        skip_perc: share left out of the second step.
+        last_n_points: checkpoints that stand for a run.
+        use_log_sigmoid: the log-sigmoid in the second step.
+        step2_config_path: other runs for the second step.
+    """
+
+    preset: str = "recommended"
+    x: Annotated[str | None, Flag(("-x", "--x"))] = None
+    y: Annotated[Literal["rc_acc", "mc_acc"] | None, Flag(("-y", "--y"))] = None
+    law: str | None = None
+    moving_avg: Annotated[int | None, Flag(("--moving-avg", "--moving_avg"))] = Field(default=None, ge=1)
+    skip_perc: Annotated[float | None, Flag(("--skip-perc", "--skip_perc"))] = Field(default=None, ge=0, le=0.99)
+    last_n_points: Annotated[int | None, Flag(("--last-n-points", "--last_n_points"))] = Field(default=None, ge=1)
+    use_log_sigmoid: Annotated[bool, Flag(("--use-log-sigmoid", "--use_log_sigmoid"))] = False
+    step2_config_path: Path | None = None
+
+    def settings(self) -> EstimatorSettings:
+        """The estimator: a preset, or a chain with some of its settings changed.
+
+        Raises:
+            UserError: there is no such preset, or a change is impossible.
+        """
+        named = {"x": "x", "law": "law", "moving_average": "moving_avg", "skip": "skip_perc", "last": "last_n_points"}
+        changes = {key: getattr(self, name) for key, name in named.items() if getattr(self, name) is not None}
+        if self.y == "mc_acc":
+            changes["accuracy_law"] = "mc"
+        if self.use_log_sigmoid:
+            changes |= {"accuracy_law": "log_sigmoid", "anchor": False}
+        found = preset(self.preset)
+        if not changes:
+            return found
+        base = found.members[0] if len(found.members) == 1 else TwoStepSettings(delta=1e-2)
+        member = validate(TwoStepSettings, base.model_dump() | changes, "the options")
+        return EstimatorSettings(name=f"{self.preset}, changed", members=(member,))
+
+
+class ForecastOptions(Config):
+    """Intervals of forecasts.
+
+    Attributes:
+        interval: share of outcomes that intervals are to hold.
+        seed: of the replicates.
+    """
+
+    interval: float = 0.9
+    seed: int = 0
