@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmlab.data import Tokenizer
     from lmlab.evals import Evaluator, Measurement
     from lmlab.methods.edge_pruning import Circuit
-    from lmlab.methods.ladder import TwoStep
+    from lmlab.methods.ladder import Forecaster
     from lmlab.methods.olmoe import RoutingTrace
     from lmlab.methods.qurating import Manifest
     from lmlab.models import Transformer
@@ -252,7 +252,7 @@ def fit_ladder(
     seed: int = 0,
     allow_unfinished: bool = False,
     drop_bad_rows: bool = False,
-) -> TwoStep:
+) -> Forecaster:
     """Fit a ladder of small models, as `lmlab ladder predict` does; `.predict_all(n, tokens, interval)` of the result
     predicts a larger one (Bhagia et al. 2024).
 
@@ -265,13 +265,12 @@ def fit_ladder(
     Raises:
         UserError: the table lacks what a task needs, or holds what cannot be.
     """
-    from lmlab.methods.ladder.cli_runs import choose_estimator, fitted, read_runs
+    from lmlab.methods.ladder import EstimatorOptions, RunsOptions
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
 
     own = None if task_file is None else Path(task_file)
-    settings = choose_estimator(preset)
-    table = read_runs(Path(runs), None, None, None)
-    found: TwoStep = fitted(table, tasks, own, settings, drop_bad_rows, allow_unfinished, seed=seed)
-    return found
+    options = RunsOptions(tasks=tasks, task_file=own, drop_bad_rows=drop_bad_rows, allow_unfinished=allow_unfinished)
+    return fitted(read_runs(Path(runs)), options, EstimatorOptions(preset=preset), seed)
 
 
 def trace_routing(model: str | Path, texts: str | Path, **settings: Any) -> RoutingTrace:
@@ -292,45 +291,33 @@ def trace_routing(model: str | Path, texts: str | Path, **settings: Any) -> Rout
     return trace_texts(model, str(texts), validate(TraceConfig, places, "the settings"))
 
 
-def find_circuit(
-    model: str | Path,
-    examples: str | Path | None = None,
-    *,
-    split: str | None = None,
-    tokenizer: str | Path | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
-    device: str = "auto",
-    force: bool = False,
-    **settings: Any,
-) -> Circuit:
+def find_circuit(model: str | Path, examples: str | Path | None = None, *, seed: int = 0, **settings: Any) -> Circuit:
     """The edges between the parts of a model that do a task, as `lmlab circuits find` does (Bhaskar et al. 2024).
 
     Arguments:
         model: any model, or a directory of a program compiled by Tracr, which brings its examples.
         examples: JSON lines of clean and corrupted prompts.
-        force: go on though the model cannot do the task.
-        settings: those of `FindConfig`, such as `method="eap-ig"`, `target=0.98` or `ablation="zero"`.
+        settings: those of `FindConfig`, such as `method="eap-ig"`, `target=0.98` or `ablation="zero"`, and of
+            `TaskOptions`, such as `split="train"` or `batch_size=8`.
+
+    Returns:
+        the circuit; `about` says where model and examples come from, with their hashes, as a file of the command does.
 
     Raises:
         UserError: a setting is wrong, or the model cannot do the task.
     """
     from lmlab.config import validate
-    from lmlab.methods.edge_pruning import FindConfig
+    from lmlab.methods.edge_pruning import FindConfig, TaskOptions
     from lmlab.methods.edge_pruning import find_circuit as find
     from lmlab.methods.edge_pruning.examples.load import load as load_task
 
-    pruning = {"micro_batch_size": batch_size, **settings.pop("pruning", {})}
+    chosen = {name: settings.pop(name) for name in TaskOptions.model_fields if name in settings}
+    options = validate(TaskOptions, {**chosen, "data": examples}, "the settings")
+    pruning = {"micro_batch_size": options.batch_size, **settings.pop("pruning", {})}
     config = validate(FindConfig, {**settings, "pruning": pruning}, "the settings")
-    loaded = load_task(
-        Path(model),
-        None if examples is None else Path(examples),
-        split,
-        None if tokenizer is None else Path(tokenizer),
-        device,
-    )
-    task, _ = loaded.task(config.ablation, config.graph, batch_size)
-    return find(task, config, seed, None, force, loaded.model_hash)
+    loaded = load_task(Path(model), options)
+    task, _ = loaded.task(config.ablation, config.graph, options)
+    return find(task, config, seed, None, options.force, loaded.about())
 
 
 def measure_long(

@@ -17,6 +17,7 @@ from lmlab.methods.edge_pruning import (
     Counterfactuals,
     GraphOptions,
     MaskedModel,
+    TaskOptions,
     attribute,
     generate,
     plan,
@@ -205,7 +206,8 @@ def test_scores_of_integrated_gradients_equal_those_from_gradients_of_every_read
 def test_a_circuit_of_smollm2_equals_an_independent_path_patching_run(smollm2, tmp_path):
     words, path = Tokenizer.load(smollm2), tmp_path / "ioi.jsonl"
     write_jsonl(path, generate("ioi", words, 2))
-    task, _ = load(smollm2, path, device="cpu").task("interchange", batch_size=2)
+    options = TaskOptions(data=path, device="cpu", batch_size=2)
+    task, _ = load(smollm2, options).task("interchange", options=options)
     index, inputs = _first(task, 2)
     task.masked.model.double()
     task = Counterfactuals(task.masked, task.examples, batch_size=2)

@@ -1,4 +1,4 @@
-from .config import METHODS, EdgePruningConfig, FindConfig, GraphOptions
+from .config import METHODS, EdgePruningConfig, FindConfig, GraphOptions, TaskOptions
 from .examples.examples import Examples, make_examples, read_examples
 from .examples.tasks import TASKS, generate
 from .examples.tracr import TracrProgram, is_tracr, load_tracr
@@ -30,6 +30,7 @@ __all__ = [
     "Inputs",
     "MaskedModel",
     "Plan",
+    "TaskOptions",
     "TracrProgram",
     "acdc",
     "areas",

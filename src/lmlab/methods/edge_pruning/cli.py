@@ -2,66 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example, print_table
+from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning.config import FindConfig
+from lmlab.methods.edge_pruning.commands.shared import (
+    Figures,
+    Model,
+    Seed,
+    Set,
+    Steps,
+    config_of,
+    load_model,
+    show_circuit,
+    task_of,
+)
+from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
 
 if TYPE_CHECKING:
-    from lmlab.methods.edge_pruning import Circuit
-    from lmlab.methods.edge_pruning.examples.load import Loaded
+    pass
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Circuits: which edges between the parts of a model do a task (Edge Pruning, ACDC, EAP, EAP-IG).",
 )
-
-Model = Annotated[
-    Path,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A model (directory, GGUF file, checkpoint, stage or run), or a program compiled by Tracr.",
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", "-d", help="Examples, JSON lines; a compiled program brings its own.", show_default=False),
-]
-Split = Annotated[str | None, typer.Option(help="Take the lines of this split.", show_default=False)]
-Words = Annotated[
-    Path | None,
-    typer.Option("--tokenizer", help="Directory of the tokenizer, by default the model's.", show_default=False),
-]
-Ablate = Annotated[str, typer.Option(help="What pruned edges carry: interchange (the corrupted run), zero, or mean.")]
-Seed = Annotated[int, typer.Option(help="Of gates, masks and the order of examples.")]
-Batch = Annotated[int, typer.Option(min=1, help="Examples at once.")]
-Most = Annotated[
-    int | None, typer.Option("--examples", min=1, help="Take the first so many examples.", show_default=False)
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-Recompute = Annotated[
-    bool, typer.Option("--recompute", help="Compute sub-layers again in the backward pass: less memory, more time.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Go on though the model cannot do the task.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="A setting, such as pruning.steps=300 or graph.moe=expert.",
-        show_default=False,
-    ),
-]
-Drop = Annotated[bool, typer.Option("--drop-mismatched", help="Leave out pairs whose token counts differ.")]
-First = Annotated[bool, typer.Option("--first-token", help="Take the first token of answers that have several.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of edge-pruning or node-pruning.", show_default=False)]
 
 
 @app.command(
@@ -72,22 +40,14 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Steps of edge-pruning or
     )
 )
 @options(FindConfig)
+@options(TaskOptions, "task")
 def find(
     model: Model,
     settings: FindConfig,
-    data: Data = None,
+    task: TaskOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, a JSON file.")] = Path("circuit.json"),
     steps: Steps = None,
-    split: Split = None,
-    tokenizer: Words = None,
-    examples: Most = None,
-    batch_size: Batch = 16,
     seed: Seed = 0,
-    device: Device = "auto",
-    recompute: Recompute = False,
-    drop_mismatched: Drop = False,
-    first_token: First = False,
-    force: Force = False,
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: spread the frozen weights over the processes (FSDP2).")
     ] = False,
@@ -98,23 +58,16 @@ def find(
     set_: Set = None,
 ) -> None:
     """Find a circuit, measure it, and write it."""
-    from dataclasses import replace
-
     from lmlab.distributed import world
     from lmlab.methods.edge_pruning import find_circuit
 
-    config = _config(settings.model_dump(), set_, steps, batch_size)
-    loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token, shard)
-    task = _task(loaded, config, batch_size, recompute, examples)
-    circuit = find_circuit(task, config, seed, run, force, loaded.model_hash)
+    config = config_of(settings.model_dump(), set_, steps, task.batch_size)
+    loaded = load_model(model, task, shard)
+    circuit = find_circuit(task_of(loaded, config, task), config, seed, run, task.force, loaded.about())
     if not world().is_main:
         return
-    about = {**circuit.about, "model": str(model), "data": str(data or model)}
-    if loaded.tokenizer is not None:
-        about["tokenizer_hash"] = loaded.tokenizer.fingerprint[:16]
-    circuit = replace(circuit, about=about)
     circuit.save(out)
-    _show(circuit)
+    show_circuit(circuit)
     if config.ablation in loaded.ground_truth:
         known, own = set(loaded.ground_truth[config.ablation]), set(circuit.edges)
         print(
@@ -130,14 +83,6 @@ Curve = Annotated[
     bool,
     typer.Option("--curve", help="Also faithfulness of the best 0.1 to 100 % of all edges by score, with its areas."),
 ]
-OnModel = Annotated[
-    Path | None,
-    typer.Option("--model", "-m", help="In place of circuits: compare methods on this model.", show_default=False),
-]
-Figures = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="All figures (and curves, for 'report --curves') as JSON.", show_default=False),
-]
 
 
 @app.command(
@@ -146,24 +91,17 @@ Figures = Annotated[
         " ioi-figures.json"
     )
 )
+@options(TaskOptions, "task", exclude=("recompute",))
 def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.")],
     model: Model,
-    data: Data = None,
+    task: TaskOptions,
     curve: Curve = False,
     completeness: Annotated[
         bool, typer.Option("--completeness", help="Also compare circuit and model with the same edges taken out.")
     ] = False,
     minimality: Annotated[bool, typer.Option("--minimality", help="Also take out each edge alone.")] = False,
     out: Figures = None,
-    split: Split = None,
-    tokenizer: Words = None,
-    examples: Most = None,
-    batch_size: Batch = 16,
-    device: Device = "auto",
-    drop_mismatched: Drop = False,
-    first_token: First = False,
-    force: Force = False,
 ) -> None:
     """Measure a circuit on examples: distance, logit difference, accuracy, exact match, faithfulness."""
     from dataclasses import replace
@@ -175,166 +113,33 @@ def evaluate(
     from lmlab.methods.edge_pruning import minimality as measure_minimality
 
     found = Circuit.load(circuit)
-    loaded = _load(model, data, split, tokenizer, device, drop_mismatched, first_token)
-    task = _task(loaded, FindConfig(ablation=found.ablation, graph=found.graph.options), batch_size, False, examples)
-    now = {"model_hash": loaded.model_hash, "graph_hash": task.masked.graph.describe()["hash"]}
-    found.require(**now, **({} if loaded.tokenizer is None else {"tokenizer_hash": loaded.tokenizer.fingerprint[:16]}))
-    ends = Ends.of(task)
-    ends.require_ability(force)
-    figures = measure(task, found.kept_E)
+    loaded = load_model(model, task)
+    measured = task_of(loaded, FindConfig(ablation=found.ablation, graph=found.graph.options), task)
+    about = loaded.about()
+    now = {name: about[name] for name in ("model_hash", "tokenizer_hash") if name in about}
+    found.require(**now, graph_hash=measured.masked.graph.describe()["hash"])
+    ends = Ends.of(measured)
+    ends.require_ability(task.force)
+    figures = measure(measured, found.kept_E)
     figures["faithfulness"] = ends.faithfulness(figures)
     everything: dict[str, Any] = {"circuit": figures, "full": ends.full, "empty": ends.empty}
     if completeness:
-        everything |= measure_completeness(task, found.kept_E, ends)
+        everything |= measure_completeness(measured, found.kept_E, ends)
     if minimality:
-        one_by_one = measure_minimality(task, found.kept_E)
+        one_by_one = measure_minimality(measured, found.kept_E)
         effects = {" -> ".join(found.graph.edge(number)): rise for number, rise in one_by_one["effects"].items()}
         everything |= {"superfluous": one_by_one["superfluous"], "effects": effects}
     if curve:
         if found.scores_E is None:
             raise UserError(f"'{circuit}' has no scores, by which edges could be ranked.", "Leave out --curve.")
-        rows = measure_curve(task, ranking(found.about.get("method", ""), found.scores_E), ends)
+        rows = measure_curve(measured, ranking(found.about.get("method", ""), found.scores_E), ends)
         everything |= {"curve": rows, **areas(rows)}
-    _show(replace(found, metrics=everything))
+    show_circuit(replace(found, metrics=everything))
     for key in ("completeness_gap", "superfluous", "cpr", "cmd"):
         if key in everything:
             print(f"{key.replace('_', ' ')}: {everything[key]:.4g}")
     if out is not None:
         write_json(out, everything)
-        print(f"Figures: {out}")
-
-
-@app.command(
-    epilog=example(
-        "lmlab circuits compare few-shot.json instruction.json",
-        "lmlab circuits compare --model tracr/reverse --ablation zero --method edge-pruning --method acdc --method eap"
-        " --out methods.json",
-    )
-)
-@options(FindConfig, exclude=("method", "price", "threshold", "ig_steps", "preset", "warm_start"))
-def compare(
-    settings: FindConfig,
-    circuits: Annotated[list[Path] | None, typer.Argument(help="Circuits of one graph.", show_default=False)] = None,
-    model: OnModel = None,
-    data: Data = None,
-    methods: Annotated[
-        list[str] | None, typer.Option("--method", help="A method to compare; may be repeated.", show_default=False)
-    ] = None,
-    steps: Steps = None,
-    split: Split = None,
-    tokenizer: Words = None,
-    examples: Most = None,
-    batch_size: Batch = 16,
-    seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-    out: Figures = None,
-    set_: Set = None,
-) -> None:
-    """Compare circuits (overlap, stability), or methods on one task (faithfulness at equal size, curves over
-    sparsity).
-    """
-    if bool(circuits) == (model is not None):
-        raise UserError("Give circuits to compare, or --model to compare methods.")
-    if model is None:
-        _compare_circuits(circuits or [], out)
-        return
-    given = settings.model_dump()
-    if settings.target is None and settings.num_edges is None:
-        given["target"] = 0.95  # methods can be compared at equal size only
-    first = _config(given, set_, steps, batch_size)
-    loaded = _load(model, data, split, tokenizer, device)
-    task = _task(loaded, first, batch_size, False, examples)
-    configs = {
-        name: _config({**given, "method": name}, set_, steps, batch_size)
-        for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
-    }
-    _compare_methods(task, configs, seed, loaded.ground_truth.get(first.ablation), force, out)
-
-
-def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
-    from rich.table import Table
-
-    from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Circuit, overlap, stability
-
-    found = [Circuit.load(path) for path in paths]
-    if len(found) < 2:
-        raise UserError("Two circuits at least can be compared.")
-    for each in found[1:]:
-        _ = found[0] & each  # refuses circuits of different graphs
-    table = Table(title="Overlap", title_justify="left")
-    for name in ("a", "b", "edges of a", "edges of b", "shared", "Jaccard", "of the smaller", "by chance", "p"):
-        table.add_column(name, justify="left" if len(name) == 1 and name != "p" else "right")
-    pairs = []
-    for i, a in enumerate(found):
-        for b, path in zip(found[i + 1 :], paths[i + 1 :], strict=True):
-            figures = overlap(a.kept_E, b.kept_E)
-            pairs.append({"a": str(paths[i]), "b": str(path), **figures})
-            table.add_row(
-                str(paths[i]),
-                str(path),
-                *(f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in figures.values()),
-            )
-    print_table(table)
-    steady = stability([each.kept_E for each in found])
-    always = int((steady["frequency"] == 1).sum())
-    print(f"Mean Jaccard index of pairs {steady['jaccard']:.3f}; {always:,} edges are in all {len(found)} circuits.")
-    if out is not None:
-        write_json(
-            out,
-            {
-                "pairs": pairs,
-                "jaccard": steady["jaccard"],
-                "in_all": [list(edge) for edge in found[0].graph.edges(steady["frequency"] == 1)],
-            },
-        )
-        print(f"Figures: {out}")
-
-
-def _compare_methods(
-    task: Any, configs: dict[str, FindConfig], seed: int, known: Any, force: bool, out: Path | None
-) -> None:
-    import time
-
-    from rich.table import Table
-
-    from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure, ranking, search
-
-    ends = Ends.of(task)
-    ends.require_ability(force)
-    results: dict[str, Any] = {}
-    for name, config in configs.items():
-        start = time.perf_counter()
-        found = search(task, config, seed)
-        seconds = time.perf_counter() - start
-        figures = measure(task, found.kept_E)
-        scores_E = ranking(name, found.scores_E)
-        rows = curve(task, scores_E, ends)
-        results[name] = {
-            "seconds": seconds,
-            "edges": int(found.kept_E.sum()),
-            **figures,
-            "faithfulness": ends.faithfulness(figures),
-            **areas(rows),
-            "curve": rows,
-        }
-        if known is not None:
-            truth_E = task.masked.graph.mask(known)
-            results[name] |= {"auroc": auroc(scores_E, truth_E), "exact": bool((truth_E == found.kept_E).all())}
-    table = Table(title="Methods", title_justify="left")
-    first = next(iter(results.values()))
-    columns = [key for key in first if key not in ("curve", "prefers_answer")]
-    for column in ("method", *columns):
-        table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
-    for name, figures in results.items():
-        table.add_row(
-            name, *(f"{figures[key]:.4g}" if isinstance(figures[key], float) else f"{figures[key]}" for key in columns)
-        )
-    print_table(table)
-    if out is not None:
-        write_json(out, {"methods": results, "full": ends.full, "empty": ends.empty})
         print(f"Figures: {out}")
 
 
@@ -429,7 +234,9 @@ def convert(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="With --from: the model it belongs to.", show_default=False)
     ] = None,
-    ablation: Ablate = "interchange",
+    ablation: Annotated[
+        str, typer.Option(help="What pruned edges carry: interchange (the corrupted run), zero, or mean.")
+    ] = "interchange",
 ) -> None:
     """Convert circuits from and to the files of other programs."""
     from lmlab.methods.edge_pruning import Circuit, CircuitGraph
@@ -454,54 +261,4 @@ def convert(
     print(f"Written: {out}")
 
 
-def _config(given: dict[str, Any], overrides: list[str] | None, steps: int | None, batch_size: int) -> FindConfig:
-    from lmlab.config import apply_overrides, validate
-
-    pruning = {key: value for key, value in (("steps", steps), ("micro_batch_size", batch_size)) if value is not None}
-    given = {**given, "pruning": {**given.get("pruning", {}), **pruning}}
-    return validate(FindConfig, apply_overrides(given, overrides or []), "the options")
-
-
-def _load(
-    model: Path,
-    data: Path | None,
-    split: str | None,
-    tokenizer: Path | None,
-    device: str,
-    drop_mismatched: bool = False,
-    first_token: bool = False,
-    shard: bool = False,
-) -> Loaded:
-    from lmlab.hardware import reuse_memory
-    from lmlab.methods.edge_pruning.examples.load import load
-
-    reuse_memory()
-    loaded = load(model, data, split, tokenizer, device, drop_mismatched, first_token, shard)
-    if loaded.dropped:
-        print(f"{loaded.dropped} examples were left out, as their token counts differ.")
-    return loaded
-
-
-def _task(loaded: Loaded, config: FindConfig, batch_size: int, recompute: bool, examples: int | None) -> Any:
-    from lmlab.distributed import world
-    from lmlab.progress import console
-
-    console.quiet = not world().is_main
-    task, lines = loaded.task(config.ablation, config.graph, batch_size, recompute, examples)
-    for line in lines:
-        console.print(line)
-    return task
-
-
-def _show(circuit: Circuit) -> None:
-    from rich.table import Table
-
-    figures = circuit.metrics
-    print(f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, edge sparsity {100 * circuit.sparsity:.2f} %")
-    table = Table()
-    for name in ("measure", "model", "circuit", "no edges"):
-        table.add_column(name, justify="left" if name == "measure" else "right")
-    for name in figures["circuit"]:
-        ends = [f"{figures[which][name]:.4f}" if name in figures[which] else "" for which in ("full", "empty")]
-        table.add_row(name.replace("_", " "), ends[0], f"{figures['circuit'][name]:.4f}", ends[1])
-    print_table(table)
+import lmlab.methods.edge_pruning.commands.compare  # noqa: E402, F401 (adds the command that compares)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config, validate
+from lmlab.config import NO_INFLUENCE, Config, Flag, validate
 from lmlab.runs import Input, ModelInput, VocabularyInput
 from lmlab.train import ParallelConfig
 
@@ -167,6 +168,34 @@ class FindConfig(Config):
         if self.num_edges is not None:
             settings["num_edges"] = self.num_edges
         return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
+
+
+class TaskOptions(Config):
+    """On which examples circuits are looked for and measured, and how.
+
+    Attributes:
+        data: examples, JSON lines; a compiled program brings its own.
+        split: take the lines of this split.
+        tokenizer: directory of the tokenizer, by default the model's.
+        examples: take the first so many examples.
+        batch_size: examples at once.
+        device: cpu, cuda, or auto.
+        recompute: compute sub-layers again in the backward pass: less memory, more time.
+        drop_mismatched: leave out pairs whose token counts differ.
+        first_token: take the first token of answers that have several.
+        force: go on though the model cannot do the task.
+    """
+
+    data: Annotated[Path | None, Flag(("--data", "-d"))] = None
+    split: str | None = None
+    tokenizer: Path | None = None
+    examples: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    device: str = "auto"
+    recompute: bool = False
+    drop_mismatched: bool = False
+    first_token: bool = False
+    force: bool = False
 
 
 class CircuitExamplesConfig(Config):

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from lmlab.files import sha256_file, write_jsonl
-from lmlab.methods.edge_pruning.config import CircuitConfig, CircuitExamplesConfig, FindConfig
+from lmlab.methods.edge_pruning.config import CircuitConfig, CircuitExamplesConfig, FindConfig, TaskOptions
 from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.methods.edge_pruning.examples.tasks import generate
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
@@ -70,13 +70,20 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
         model, examples = context.inputs["model"], context.inputs["examples"]
         examples = examples / _EXAMPLES if examples.is_dir() else examples
         settings = FindConfig.model_validate({name: getattr(config, name) for name in FindConfig.model_fields})
-        tasks = {}
+        options = TaskOptions(
+            data=examples, device=config.device, batch_size=config.batch_size, recompute=config.recompute
+        )
+        tasks, about = {}, dict[str, str]()
         for split in ("train", "test"):
-            loaded = load(model, examples, split, device=config.device)
-            tasks[split], lines = loaded.task(config.ablation, config.graph, config.batch_size, config.recompute)
+            chosen = options.model_copy(update={"split": split})
+            loaded = load(model, chosen)
+            tasks[split], lines = loaded.task(config.ablation, config.graph, chosen)
+            about |= {} if split == "test" else loaded.about()
         for line in lines:
             console.print(line)
-        circuit = find_circuit(tasks["train"], settings, context.seed, context.directory / "search", config.force)
+        about |= {"model": str(config.model), "data_file_hash": sha256_file(examples)}
+        place = context.directory / "search"
+        circuit = find_circuit(tasks["train"], settings, context.seed, place, config.force, about)
         ends, figures = Ends.of(tasks["test"]), measure(tasks["test"], circuit.kept_E)
         metrics = {
             "circuit": {**figures, "faithfulness": ends.faithfulness(figures)},
@@ -87,8 +94,7 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
         if config.curve and circuit.scores_E is not None:
             rows = curve(tasks["test"], ranking(config.method, circuit.scores_E), ends)
             found |= {"curve": rows, **areas(rows)}
-        about = {**circuit.about, "model": str(config.model), "data_file_hash": sha256_file(examples)}
-        replace(circuit, metrics=metrics, about=about).save(context.directory / _CIRCUIT)
+        replace(circuit, metrics=metrics).save(context.directory / _CIRCUIT)
         return CircuitResults(**{**found, "edges": circuit.num_edges, "edge_sparsity": circuit.sparsity})
 
     def summary(self, results: CircuitResults) -> str:

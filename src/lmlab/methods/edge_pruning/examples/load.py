@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from lmlab.data.tokenizer import Tokenizer
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes, select_device
-from lmlab.methods.edge_pruning.config import Ablation, GraphOptions
+from lmlab.methods.edge_pruning.config import Ablation, GraphOptions, TaskOptions
 from lmlab.methods.edge_pruning.examples.examples import Examples, read_examples
 from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS, is_tracr, load_tracr
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
@@ -32,6 +32,7 @@ class Loaded:
         ground_truth: edges of the known circuit, by ablation, for a compiled program.
         dropped: examples that were left out.
         model_hash: of the weights.
+        places: where model and examples come from, as they were named.
     """
 
     model: Transformer
@@ -41,52 +42,37 @@ class Loaded:
     ground_truth: dict[str, list[tuple[str, str]]]
     dropped: int = 0
     model_hash: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self) -> dict[str, str]:
+        """What a circuit notes of them: where they are, and hashes by which others are told from them."""
+        known = {**self.places, "model_hash": self.model_hash, "data_hash": self.examples.fingerprint}
+        return known | ({} if self.tokenizer is None else {"tokenizer_hash": self.tokenizer.fingerprint[:16]})
 
     def task(
-        self,
-        ablation: Ablation,
-        options: GraphOptions | None = None,
-        batch_size: int = 16,
-        recompute: bool = False,
-        most: int | None = None,
-        learn_rows: int | None = None,
+        self, ablation: Ablation, graph: GraphOptions | None = None, options: TaskOptions | None = None
     ) -> tuple[Counterfactuals, list[str]]:
-        """The task on the masked model, and the memory plan that goes with it.
-
-        Arguments:
-            most: take only so many examples.
-            learn_rows: examples at once in a training step, for the plan; `batch_size` by default.
-        """
-        graph = CircuitGraph(self.model.config, options, self.embedding_names)
-        examples = self.examples if most is None else self.examples.take(slice(most))
-        size = self.model.embedding.weight.itemsize
-        planned = plan(graph, learn_rows or batch_size, examples.clean.shape[1], len(examples), size, recompute)
-        masked = MaskedModel(self.model, graph, recompute)
+        """The task on the masked model, and the memory plan that goes with it."""
+        options = options or TaskOptions()
+        drawn = CircuitGraph(self.model.config, graph, self.embedding_names)
+        examples = self.examples if options.examples is None else self.examples.take(slice(options.examples))
+        rows, size = options.batch_size, self.model.embedding.weight.itemsize
+        planned = plan(drawn, rows, examples.clean.shape[1], len(examples), size, options.recompute)
+        masked = MaskedModel(self.model, drawn, options.recompute)
         masked.check(examples.clean[:1].to(self.model.embedding.weight.device))
         free = memory_bytes() if self.model.embedding.weight.device.type == "cpu" else torch.cuda.mem_get_info()[0]
         lines = [
             (
-                f"{graph.num_edges:,} edges, {len(graph.writers)} writers, {len(graph.readers)} readers;"
+                f"{drawn.num_edges:,} edges, {len(drawn.writers)} writers, {len(drawn.readers)} readers;"
                 f" {len(examples)} examples."
             ),
             *planned.lines(free),
         ]
-        return Counterfactuals(masked, examples, ablation, batch_size), [
-            *lines,
-            *(f"Note: {each}" for each in graph.warnings()),
-        ]
+        notes = [f"Note: {each}" for each in drawn.warnings()]
+        return Counterfactuals(masked, examples, ablation, options.batch_size), [*lines, *notes]
 
 
-def load(
-    model: Path,
-    data: Path | None = None,
-    split: str | None = None,
-    tokenizer: Path | None = None,
-    device: str = "auto",
-    drop_mismatched: bool = False,
-    first_token: bool = False,
-    shard: bool = False,
-) -> Loaded:
+def load(model: Path, options: TaskOptions | None = None, shard: bool = False) -> Loaded:
     """Read a model directory (or a compiled program, which brings its cases) and examples.
 
     Arguments:
@@ -96,28 +82,29 @@ def load(
     Raises:
         UserError: one of them is missing or wrong.
     """
-    place = select_device(device)
+    options = options or TaskOptions()
+    place, data = select_device(options.device), options.data
+    how = options.split, options.drop_mismatched, options.first_token
+    places = {"model": str(model), "data": str(data or model)}
     if model.is_dir() and is_tracr(model):
         program = load_tracr(model)
-        examples, dropped = (
-            (program.examples, 0) if data is None else read_examples(data, None, split, drop_mismatched, first_token)
-        )
-        return Loaded(
-            program.model.to(place), examples, None, EMBEDDINGS, program.ground_truth, dropped, _hash(program.model)
-        )
+        examples, dropped = (program.examples, 0) if data is None else read_examples(data, None, *how)
+        known, digest = program.ground_truth, _hash(program.model)
+        return Loaded(program.model.to(place), examples, None, EMBEDDINGS, known, dropped, digest, places)
     source = Model.find(model)
     if data is None:
         raise UserError(
             "There are no examples.",
             "Give --data FILE; make one with: lmlab circuits data ioi --tokenizer DIR --out FILE",
         )
-    reader = source.tokenizer_if_any() if tokenizer is None else Vocabulary.find(tokenizer).load()
-    examples, dropped = read_examples(data, reader, split, drop_mismatched, first_token)
+    own = options.tokenizer
+    reader = source.tokenizer_if_any() if own is None else Vocabulary.find(own).load()
+    examples, dropped = read_examples(data, reader, *how)
     network = source.load()
-    fingerprint = _hash(network)
+    digest = _hash(network)
     if shard:
         parallelize(network.requires_grad_(False), ParallelConfig(), world(), place, torch.float32)
-    return Loaded(network.to(place), examples, reader, ("tok_embeds", "pos_embeds"), {}, dropped, fingerprint)
+    return Loaded(network.to(place), examples, reader, ("tok_embeds", "pos_embeds"), {}, dropped, digest, places)
 
 
 def _hash(model: Transformer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -81,14 +82,15 @@ def find_circuit(
     seed: int = 0,
     directory: str | Path | None = None,
     force: bool = False,
-    model_hash: str | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Circuit:
     """Find a circuit, and measure it.
 
     Arguments:
         directory: where edge-pruning keeps checkpoints; another search cannot go on from there.
         force: go on though the model cannot do the task.
-        model_hash: of the weights, where they are spread over processes; else it is computed.
+        about: what the circuit notes of model and examples (`Loaded.about`); `model_hash` is needed where the weights
+            are spread over processes, and is computed else.
 
     Raises:
         UserError: the model cannot do the task, or the directory is that of another search.
@@ -97,16 +99,17 @@ def find_circuit(
     ends = Ends.of(task)
     ends.require_ability(force)
     graph = task.masked.graph
-    model_hash = model_hash or weights_fingerprint(task.masked.model)[:16]
-    about = {
+    given = dict(about or {})
+    searched: dict[str, object] = {
         "method": config.method,
         "seed": seed,
         "settings": config.model_dump(mode="json"),
-        "model_hash": model_hash,
+        "model_hash": given.get("model_hash") or weights_fingerprint(task.masked.model)[:16],
+        "data_hash": task.examples.fingerprint,
+        "examples": len(task.examples),
     }
-    about |= {"data_hash": task.examples.fingerprint, "examples": len(task.examples)}
     if directory is not None:
-        require_same_run(directory, {**about, "graph": graph.describe()["hash"], "ablation": task.ablation})
+        require_same_run(directory, {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation})
     found = search(task, config, seed, directory)
     figures = measure(task, found.kept_E)
     metrics = {
@@ -121,7 +124,7 @@ def find_circuit(
         found.kept_E,
         task.ablation,
         found.scores_E,
-        {**about, "warnings": warnings, "converged": found.converged},
+        {**given, **searched, "warnings": warnings, "converged": found.converged},
         metrics,
     )
 

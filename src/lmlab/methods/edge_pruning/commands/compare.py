@@ -1,0 +1,150 @@
+"""`lmlab circuits compare`: circuits with each other, or methods on one task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example, print_table
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning.cli import app
+from lmlab.methods.edge_pruning.commands.shared import Figures, Seed, Set, Steps, config_of, load_model, task_of
+from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
+
+OnModel = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="In place of circuits: compare methods on this model.", show_default=False),
+]
+
+
+@app.command(
+    epilog=example(
+        "lmlab circuits compare few-shot.json instruction.json",
+        "lmlab circuits compare --model tracr/reverse --ablation zero --method edge-pruning --method acdc --method eap"
+        " --out methods.json",
+    )
+)
+@options(FindConfig, exclude=("method", "price", "threshold", "ig_steps", "preset", "warm_start"))
+@options(TaskOptions, "task", exclude=("recompute", "drop_mismatched", "first_token"))
+def compare(
+    settings: FindConfig,
+    task: TaskOptions,
+    circuits: Annotated[list[Path] | None, typer.Argument(help="Circuits of one graph.", show_default=False)] = None,
+    model: OnModel = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="A method to compare; may be repeated.", show_default=False)
+    ] = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    out: Figures = None,
+    set_: Set = None,
+) -> None:
+    """Compare circuits (overlap, stability), or methods on one task (faithfulness at equal size, curves over
+    sparsity).
+    """
+    if bool(circuits) == (model is not None):
+        raise UserError("Give circuits to compare, or --model to compare methods.")
+    if model is None:
+        _compare_circuits(circuits or [], out)
+        return
+    given = settings.model_dump()
+    if settings.target is None and settings.num_edges is None:
+        given["target"] = 0.95  # methods can be compared at equal size only
+    first = config_of(given, set_, steps, task.batch_size)
+    loaded = load_model(model, task)
+    compared = task_of(loaded, first, task)
+    configs = {
+        name: config_of({**given, "method": name}, set_, steps, task.batch_size)
+        for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
+    }
+    _compare_methods(compared, configs, seed, loaded.ground_truth.get(first.ablation), task.force, out)
+
+
+def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
+    from rich.table import Table
+
+    from lmlab.files import write_json
+    from lmlab.methods.edge_pruning import Circuit, overlap, stability
+
+    found = [Circuit.load(path) for path in paths]
+    if len(found) < 2:
+        raise UserError("Two circuits at least can be compared.")
+    for each in found[1:]:
+        _ = found[0] & each  # refuses circuits of different graphs
+    table = Table(title="Overlap", title_justify="left")
+    for name in ("a", "b", "edges of a", "edges of b", "shared", "Jaccard", "of the smaller", "by chance", "p"):
+        table.add_column(name, justify="left" if len(name) == 1 and name != "p" else "right")
+    pairs = []
+    for i, a in enumerate(found):
+        for b, path in zip(found[i + 1 :], paths[i + 1 :], strict=True):
+            figures = overlap(a.kept_E, b.kept_E)
+            pairs.append({"a": str(paths[i]), "b": str(path), **figures})
+            table.add_row(
+                str(paths[i]),
+                str(path),
+                *(f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in figures.values()),
+            )
+    print_table(table)
+    steady = stability([each.kept_E for each in found])
+    always = int((steady["frequency"] == 1).sum())
+    print(f"Mean Jaccard index of pairs {steady['jaccard']:.3f}; {always:,} edges are in all {len(found)} circuits.")
+    if out is not None:
+        write_json(
+            out,
+            {
+                "pairs": pairs,
+                "jaccard": steady["jaccard"],
+                "in_all": [list(edge) for edge in found[0].graph.edges(steady["frequency"] == 1)],
+            },
+        )
+        print(f"Figures: {out}")
+
+
+def _compare_methods(
+    task: Any, configs: dict[str, FindConfig], seed: int, known: Any, force: bool, out: Path | None
+) -> None:
+    import time
+
+    from rich.table import Table
+
+    from lmlab.files import write_json
+    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure, ranking, search
+
+    ends = Ends.of(task)
+    ends.require_ability(force)
+    results: dict[str, Any] = {}
+    for name, config in configs.items():
+        start = time.perf_counter()
+        found = search(task, config, seed)
+        seconds = time.perf_counter() - start
+        figures = measure(task, found.kept_E)
+        scores_E = ranking(name, found.scores_E)
+        rows = curve(task, scores_E, ends)
+        results[name] = {
+            "seconds": seconds,
+            "edges": int(found.kept_E.sum()),
+            **figures,
+            "faithfulness": ends.faithfulness(figures),
+            **areas(rows),
+            "curve": rows,
+        }
+        if known is not None:
+            truth_E = task.masked.graph.mask(known)
+            results[name] |= {"auroc": auroc(scores_E, truth_E), "exact": bool((truth_E == found.kept_E).all())}
+    table = Table(title="Methods", title_justify="left")
+    first = next(iter(results.values()))
+    columns = [key for key in first if key not in ("curve", "prefers_answer")]
+    for column in ("method", *columns):
+        table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
+    for name, figures in results.items():
+        table.add_row(
+            name, *(f"{figures[key]:.4g}" if isinstance(figures[key], float) else f"{figures[key]}" for key in columns)
+        )
+    print_table(table)
+    if out is not None:
+        write_json(out, {"methods": results, "full": ends.full, "empty": ends.empty})
+        print(f"Figures: {out}")
