@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain, logs, splits
+from lmlab.methods.ladder import TaskRegistry, TwoStepSettings, fit_chain, logs, preset, splits
 from lmlab.methods.ladder.analysis.ablate import ablate
 from lmlab.methods.ladder.analysis.backtest import predict_split
 from lmlab.methods.ladder.analysis.diagnose import report_step
@@ -170,7 +170,7 @@ def test_fewer_runs(published, results, main_tasks):
         f"{int(name[9:11])} cheapest": rows for name, rows in reference.items() if name.startswith("flops top")
     }
     checked = 0
-    for part in ablate(published, main_tasks, PAPER, published["7B-4T"]):
+    for part in ablate(published, main_tasks, preset("paper"), published["7B-4T"]):
         rows = {row["task"]: row for row in reference[part.name]}
         for found in part.errors:
             if part.name not in NOT_DETERMINED:
