@@ -74,7 +74,11 @@ def test_a_package_adds_a_kind_that_recipes_and_file_names_find(call, tmp_path):
         ("poems = lmlab.config:Config", "'lmlab.config:Config' is no source of documents: it lacks read, fingerprint"),
     ],
 )
-def test_a_package_that_offers_no_source_is_named(call, points, message, tmp_path):
+def test_a_package_that_offers_no_source_is_named_and_locks_nothing(call, points, message, tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    shown = call("tokenize", "a.txt", "--out", tmp_path / "run", points=points)
+    shown = call("data", "inspect", "a.txt", points=points)
+    assert shown.returncode == 0 and f"'poems' is left out: {message}" in shown.stderr
+    shown = call(
+        "tokenize", "a.txt", "--set", "documents.sources.0.kind=poems", "--out", tmp_path / "run", points=points
+    )
     assert shown.returncode == 2 and message in shown.stderr and "Traceback" not in shown.stderr

@@ -305,7 +305,7 @@ BROKEN = {
     "a number": (b"3", "no text in the field"),
     "null": (b"null", "no text in the field"),
     "no text": (b'{"other": 1}', "no text in the field"),
-    "text is a number": (b'{"text": 1}', "no text in the field"),
+    "text is a number": (b'{"text": 1}', "the field 'text' holds a number, and no text"),
     "text is null": (b'{"text": null}', "no text in the field"),
     "latin-1": ('{"text": "ü"}'.encode("latin-1"), "not UTF-8 (byte 10)"),
     "half a surrogate": (b'{"text": "\\ud800"}', "surrogate"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -16,13 +17,16 @@ from lmlab.errors import UserError
 from lmlab.redaction import redact
 from lmlab.storage import DamagedError, without_compression
 
+_FIRST_ROW = 2**13
+
 
 class CsvSource(RecordSource):
     """CSV and TSV, quoted as RFC 4180 has it: a quoted value may hold line ends.
 
     Attributes:
         encoding: of the files; `auto` is UTF-8, or what a byte order mark says.
-        delimiter: between values; by default a tab in files named `.tsv` or `.tab`, else a comma.
+        delimiter: between values; by default a tab in files named `.tsv` or `.tab`, else a comma, or what stands in the
+            first row where no comma does: a semicolon, a tab, or an upright line.
         column_names: of files without a first row that names the columns.
     """
 
@@ -37,13 +41,13 @@ class CsvSource(RecordSource):
         shown = redact(path)
         with open_text(self, path, self.encoding) as file:
             lines = _Lines(bounded_lines(file, self.max_record_bytes), shown)
-            tabs = without_compression(path).endswith((".tsv", ".tab"))
+            delimiter = self.delimiter or _delimiter(file, without_compression(path).endswith((".tsv", ".tab")))
             # the limit of the module is one for all readers of the process: it only ever grows
             csv.field_size_limit(max(csv.field_size_limit(), self.max_record_bytes))
-            reader = csv.reader(lines, delimiter=self.delimiter or ("\t" if tabs else ","), strict=True)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             names = self._names_of(reader, shown, columns)
             while names is not None:
-                lines.length, began = 0, lines.number + 1
+                lines.length, lines.torn, began = 0, False, lines.number + 1
                 try:
                     row = next(reader, None)
                 except csv.Error as error:
@@ -53,12 +57,14 @@ class CsvSource(RecordSource):
                         ) from None
                     yield f"{shown}:{lines.number}", Reject(f"{shown}:{lines.number}", f"not valid CSV ({error})")
                     continue
-                if row is None:
-                    return
                 where = f"{shown}:{lines.number}"
                 yield from ((where, reject) for reject in lines.rejects)
                 lines.rejects.clear()
-                if lines.length > self.max_record_bytes:
+                if row is None:
+                    return
+                if lines.torn:
+                    yield where, Reject(where, "one of the lines of a quoted value cannot be read")
+                elif lines.length > self.max_record_bytes:
                     yield where, too_long(where, "a row", self.max_record_bytes)
                 elif row and len(row) != len(names):
                     if len(row) < len(names) and lines.cut:
@@ -80,6 +86,15 @@ class CsvSource(RecordSource):
         return names
 
 
+def _delimiter(file: Any, tabs: bool) -> str:
+    """What stands between values, by the first row: where numbers are written with commas, programs take semicolons."""
+    first = re.sub(rb'"[^"]*"', b"", file.peek(_FIRST_ROW)[:_FIRST_ROW].splitlines()[0]) if file.peek(1) else b""
+    usual = "\t" if tabs else ","
+    if usual.encode() in first:
+        return usual
+    return next((sign for sign in (";", "\t", "|", ",") if sign.encode() in first), usual)
+
+
 class _Lines:
     """Lines of text for `csv`, which puts those of a quoted value together again."""
 
@@ -88,6 +103,7 @@ class _Lines:
         self.number = self.length = 0
         self.rejects: list[Reject] = []
         self.ended = self.cut = False
+        self.torn = False  # a line was left out after others of the same row
 
     def __iter__(self) -> _Lines:
         return self
@@ -102,10 +118,12 @@ class _Lines:
                 raise StopIteration
             if line is None:
                 self.rejects.append(Reject(where, "a line that is longer than max_record_bytes"))
+                self.torn |= self.length > 0
                 continue
-            self.length += len(line)
             self.cut = not line.endswith((b"\n", b"\r"))
             text = parse_text(line, where)
             if not isinstance(text, Reject):
+                self.length += len(line)
                 return text
             self.rejects.append(text)
+            self.torn |= self.length > 0

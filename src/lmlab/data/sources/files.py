@@ -44,6 +44,33 @@ _BYTE_ORDER_MARKS = {
 }
 
 
+_UNPACK, _CONVERT = "Unpack it first, and name the files in it.", "Convert it to text first."
+_RENAME = "Give it the name of its kind, so that it is read as such:"
+_NO_TEXT = {
+    b"PK\x03\x04": ("a ZIP archive or a document of an office program", f"{_UNPACK} {_CONVERT}"),
+    b"\xd0\xcf\x11\xe0": ("a document of an office program", _CONVERT),
+    b"%PDF-": ("a PDF", _CONVERT),
+    b"{\\rtf": ("an RTF document", _CONVERT),
+    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", _UNPACK),
+    b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
+    b"\x1f\x8b": ("compressed by gzip", f"{_RENAME} NAME.gz."),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", f"{_RENAME} NAME.zst."),
+    b"\xfd7zXZ": ("compressed by xz", f"{_RENAME} NAME.xz."),
+    b"BZh91AY&SY": ("compressed by bzip2", f"{_RENAME} NAME.bz2."),
+    b"\x04\x22\x4d\x18": ("compressed by lz4", f"{_RENAME} NAME.lz4."),
+    b"PAR1": ("a Parquet file", f"{_RENAME} NAME.parquet."),
+    b"ARROW1": ("an Arrow file", f"{_RENAME} NAME.arrow."),
+    b"SQLite format 3\0": ("an SQLite database", "Export its table as JSON lines or CSV."),
+    b"\x89PNG": ("an image", "Name files of text."),
+    b"\xff\xd8\xff": ("an image", "Name files of text."),
+    b"\x7fELF": ("a program", "Name files of text."),
+    b"\x93NUMPY": ("an array of NumPy", "Name files of text."),
+    b"GGUF": ("a model", "Name files of text."),
+}
+"""What files of other kinds begin with, what they are, and what helps."""
+_LONGEST_MAGIC = max(map(len, _NO_TEXT))
+
+
 class FileSource(Config):
     """Files by path, glob, folder or URL; .gz, .bz2, .xz, .zst and .lz4 are decompressed.
 
@@ -164,10 +191,15 @@ def open_text(source: FileSource, path: str, encoding: str) -> IO[bytes]:
     """A file's text as UTF-8 without a byte order mark; what is UTF-8 already is not checked.
 
     Raises:
-        DamagedError: while reading: bytes are none of the encoding.
+        DamagedError: its first bytes are those of a file of another kind; or, while reading: bytes are none of the
+            encoding.
     """
     file: Any = source._open(path)
-    head = file.peek(4)[:4]
+    head = file.peek(_LONGEST_MAGIC)[:_LONGEST_MAGIC]
+    for mark, (what, remedy) in _NO_TEXT.items():
+        if head.startswith(mark):
+            raise DamagedError(path, f"it is {what}, and no text", "", remedy)
+    head = head[:4]
     marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
     name = codecs.lookup(encoding if encoding != "auto" else marked or "utf-8").name
     if marked is not None and name.startswith(marked[:6]):  # the mark is no part of the text

@@ -13,6 +13,7 @@ from lmlab.parsing import ParseError, json_value
 _SPLIT = "split"
 _MARKS = ("redteam", "metadata")  # where a record says that it was crafted
 _NAMED_FIELDS = 8
+_KINDS = {dict: "a mapping", list: "a list", bool: "a truth value", int: "a number", float: "a number", bytes: "bytes"}
 OF_SPLIT = "of the split "
 """How the reason of a record begins that is set aside because it is of another split."""
 
@@ -98,6 +99,10 @@ class RecordSource(FileSource):
     def _document(self, where: str, record: Any) -> Document | Reject:
         text = field(record, self.text_field)
         if not isinstance(text, str):
+            if text is not None:
+                return Reject(
+                    where, f"the field '{self.text_field}' holds {_KINDS.get(type(text), 'a value')}, and no text"
+                )
             return Reject(where, f"no text in the field '{self.text_field}'{_fields(record)}")
         if len(text) > self.max_record_bytes:
             return Reject(where, f"a text of more than {self.max_record_bytes} bytes (max_record_bytes)")
