@@ -25,10 +25,12 @@ app = typer.Typer(
     help="Robustness of one's own retriever: craft passages, measure, gate, harden, measure again.",
 )
 
-Data = Annotated[str, typer.Option("--data", "-d", "--dataset", help="A BEIR folder: corpus, queries, judgments.")]
+Data = Annotated[
+    str, typer.Option("--data", "-d", "--dataset", "--eval_dataset", help="A BEIR folder: corpus, queries, judgments.")
+]
 EncoderPlace = Annotated[
     str,
-    typer.Option("--encoder", "-e", "--model_code", help="Directory of an encoder, or minilm."),
+    typer.Option("--encoder", "-e", "--model_code", "--eval_model_code", help="Directory of an encoder, or minilm."),
 ]
 QueryEncoder = Annotated[str | None, typer.Option(help="Another encoder for queries.", show_default=False)]
 Cache = Annotated[Path, typer.Option("--cache", "-c", help="Folder for vectors and thresholds, made once.")]
@@ -40,7 +42,9 @@ MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", "--max_seq_length", min=1, help="Longest document in tokens.", show_default=False),
 ]
-Passages = Annotated[Path, typer.Option("--passages", "-p", help="Crafted passages: a folder, or adversarial.jsonl.")]
+Passages = Annotated[
+    Path, typer.Option("--passages", "-p", "--advp_path", help="Crafted passages: a folder, or adversarial.jsonl.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Depths = Annotated[list[int] | None, typer.Option("--k", help="Depths; may be repeated.", show_default=False)]
 Settings = Annotated[
@@ -115,6 +119,17 @@ def craft(
         bool, typer.Option("--resume", help="Go on where a run was cut off; that is what happens anyway.")
     ] = False,
     ignore_missing: IgnoreMissing = False,
+    parity: Annotated[
+        bool,
+        typer.Option("--parity", "--do_kmeans", help="The reference's algorithm with its quirks, for comparison."),
+    ] = False,
+    num_iter: Annotated[int, typer.Option("--iterations", "--num_iter", min=1, help="Of --parity.")] = 5000,
+    num_grad_iter: Annotated[int, typer.Option("--num_grad_iter", min=1, help="Of --parity.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "--per_gpu_eval_batch_size", min=1, help="Of --parity.")] = 64,
+    kmeans_split: Annotated[
+        int | None, typer.Option("--kmeans_split", min=0, help="Of --parity: one cluster only.", show_default=False)
+    ] = None,
+    dont_init_gold: Annotated[bool, typer.Option("--dont_init_gold", help="Of --parity.")] = False,
     config: Settings = None,
     set_: Set = None,
 ) -> None:
@@ -128,6 +143,17 @@ def craft(
         text = payload_file.read_text("utf-8").strip()
         settings = settings.model_copy(update={"payload": text, "payload_position": place})
     settings = with_files(settings, config, set_).model_copy(update={"precision": precision})
+    if parity:
+        from lmlab.methods.corpus_poisoning.attack.parity import craft_by_reference
+        from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings
+
+        how = ReferenceSettings(
+            settings.length, settings.candidates, batch, num_iter, num_grad_iter, not dont_init_gold
+        )
+        made = retriever(encoder, cache, precision, device, query_encoder, max_length)
+        about = craft_by_reference(made, data, split, how, out, settings.k, kmeans_split, settings.seed)
+        print(f"{about['found']} of {about['k']} clusters by the reference's algorithm: {out}")
+        return
     found = craft_for(
         retriever(encoder, cache, precision, device, query_encoder, max_length),
         data,
@@ -415,3 +441,56 @@ def report(
     attacks, rows = report_rows(target, context, passages, names, names, depths, not no_fusion, rate)
     pages.write(pages.build(attacks, rows), attacks, rows, out)
     print(f"Report: {out / 'report.html'}")
+
+
+@app.command(
+    "import",
+    epilog=example(
+        "lmlab poison import results/ --form reference --encoder models/contriever --out attack",
+        "lmlab poison import nq.json --form poisonedrag --out attack",
+    ),
+)
+def import_(
+    source: Annotated[Path, typer.Argument(help="The reference's folder of JSON files, or PoisonedRAG's file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the overlay.")],
+    form: Annotated[str, typer.Option(help="reference or poisonedrag.")] = "reference",
+    encoder: EncoderPlace = "minilm",
+    k: Annotated[
+        int | None, typer.Option("--k", "--num_advp", min=1, help="Which k of several.", show_default=False)
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Take what is there of incomplete sets.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Read passages of other tools as an overlay that is marked."""
+    from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag, read_reference
+
+    if form == "poisonedrag":
+        found = black_box(read_poisonedrag(source))
+        found.save(out)
+        print(f"{len(found)} passages without gradients (question and text): {out}")
+        return
+    if form != "reference":
+        raise UserError(f"--form {form}: reference or poisonedrag.")
+    made = retriever(encoder, Path("vectors"), "fp32", device)
+    found, about = read_reference(source, made.encoder.tokenizer, k, partial)
+    found.save(out)
+    told = f"k = {about['found']}/{about['k']}" if about["found"] < about["k"] else f"k = {about['k']}"
+    print(f"{len(found)} passages ({told}), of which {about['round_trip']} are read again as the same tokens: {out}")
+
+
+@app.command(epilog=example("lmlab poison export attack --out results --name nq --encoder models/contriever"))
+def export(
+    passages: Annotated[Path, typer.Argument(help="Crafted passages.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the reference's files.")],
+    name: Annotated[str, typer.Option(help="The collection's name in file names.")] = "data",
+    encoder: EncoderPlace = "minilm",
+    device: Device = "cpu",
+) -> None:
+    """Write passages as the reference's files, one a cluster."""
+    from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+    from lmlab.methods.corpus_poisoning.formats import write_reference
+
+    found = AdversarialSet.load(passages)
+    made = retriever(encoder, Path("vectors"), "fp32", device)
+    write_reference(found, made.encoder.tokenizer, out, name, Path(encoder).name)
+    print(f"{len(found)} files: {out}")

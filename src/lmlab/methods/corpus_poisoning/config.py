@@ -35,11 +35,11 @@ class CraftConfig(Config):
     """
 
     k: PositiveInt = 10
-    length: Annotated[PositiveInt, Field(ge=2)] = 50
+    length: Annotated[PositiveInt, Field(ge=2), Flag(("--length", "--num_adv_passage_tokens"))] = 50
     optimizer: Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "none"] = "multiflip"
     objective: ObjectiveName = "mean"
     evaluations: PositiveInt | None = None
-    candidates: PositiveInt = 50
+    candidates: Annotated[PositiveInt, Flag(("--candidates", "--num_cand"))] = 50
     start: Start = "queries"
     words: Literal["all", "letters"] = "all"
     payload_position: PayloadPosition = "none"
