@@ -14,8 +14,8 @@ import transformers
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.models.pooling import POOLING_MODES
 from lmlab.retrieval import TwoTowerEncoder, load_encoder, quantize, save_encoder, save_static, static_encoder
-from lmlab.retrieval.pooling import POOLING_MODES
 from lmlab.retrieval.search.quantize import Ranges
 from tiny_retriever import WORDS, wordpiece, write_retriever
 

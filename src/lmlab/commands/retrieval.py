@@ -57,8 +57,8 @@ def load(
     dims: int | None = None,
 ) -> AnyEncoder:
     """The encoder that options name."""
+    from lmlab.models.pooling import POOLING_MODES
     from lmlab.retrieval import load_encoder
-    from lmlab.retrieval.pooling import POOLING_MODES
 
     if pooling is not None and pooling not in POOLING_MODES:
         raise UserError(f"--pooling {pooling}: known are {', '.join(POOLING_MODES)}.")

@@ -494,3 +494,37 @@ def export(
     made = retriever(encoder, Path("vectors"), "fp32", device)
     write_reference(found, made.encoder.tokenizer, out, name, Path(encoder).name)
     print(f"{len(found)} files: {out}")
+
+
+@app.command(epilog=example("lmlab poison harden --data data/boolq --encoder minilm --rounds 3 --out hardened"))
+@options(CraftConfig, exclude=("payload", "precision", "payload_position", "target_asr"))
+def harden(
+    data: Data,
+    settings: CraftConfig,
+    encoder: EncoderPlace = "minilm",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of rounds.")] = Path("hardened"),
+    cache: Cache = Path("vectors"),
+    rounds: Annotated[int, typer.Option(min=1, help="Attack and train so many times.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of training, each round.")] = 200,
+    batch: Annotated[int, typer.Option(min=2, help="Queries of a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of training.")] = 2e-5,
+    negatives: Annotated[int, typer.Option(min=1, help="Crafted passages beside each query's document.")] = 1,
+    depth: Annotated[int, typer.Option(min=1, help="Of the success that is reported.")] = 20,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+) -> None:
+    """Train a retriever with crafted passages as negatives, and attack what comes out anew, several rounds."""
+    from rich.table import Table
+
+    from lmlab.methods.corpus_poisoning.defend.harden import HardenSettings
+    from lmlab.methods.corpus_poisoning.defend.harden import harden as run_rounds
+
+    how = HardenSettings(rounds, steps, batch, learning_rate, negatives, depth)
+    config = settings.model_copy(update={"precision": precision})
+    rows = run_rounds(retriever(encoder, cache, precision, device), data, config, how, out)
+    table = Table("round", "clean nDCG@10", f"ASR@{depth} %, old passages", f"ASR@{depth} %, new attack")
+    for row in rows:
+        old, new = row[f"asr@{depth}_old"], row[f"asr@{depth}_new"]
+        told = "" if old is None else f"{100 * old:.2f}"
+        table.add_row(str(row["round"]), f"{row['clean_ndcg@10']:.4f}", told, f"{100 * new:.2f}")
+    print_table(table)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError, reads
 from lmlab.files import read_json, read_mapping
+from lmlab.models.pooling import POOLING_MODES, PoolingMode
 from lmlab.retrieval.encoders.bodies import Body, CoreBody, StaticBody, load_body
 from lmlab.retrieval.encoders.encoder import Similarity, TextEncoder
 from lmlab.retrieval.encoders.words import EncoderTokenizer
-from lmlab.retrieval.pooling import POOLING_MODES, PoolingMode
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Tanh": nn.Tanh,

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
+from lmlab.models.pooling import PoolingMode, pool
 from lmlab.retrieval.encoders.bodies import Body, body_hash
 from lmlab.retrieval.encoders.words import EncoderTokenizer
-from lmlab.retrieval.pooling import PoolingMode, pool
 
 Kind = Literal["query", "document"]
 Similarity = Literal["dot", "cosine"]

@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 
 from lmlab.errors import UserError
+from lmlab.models.pooling import PoolingMode
 from lmlab.retrieval.encoders.directory import read_plain, read_sentence_transformer
 from lmlab.retrieval.encoders.encoder import Similarity, TextEncoder
 from lmlab.retrieval.encoders.two_tower import TwoTowerEncoder
-from lmlab.retrieval.pooling import PoolingMode
 
 AnyEncoder = TextEncoder | TwoTowerEncoder
 

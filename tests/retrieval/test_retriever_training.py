@@ -1,0 +1,78 @@
+"""InfoNCE against a plain writing, and an encoder that learns from it; a hardened retriever is attacked anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning import CraftConfig, EncoderSpec
+from lmlab.methods.corpus_poisoning.defend.harden import HardenSettings, harden
+from lmlab.methods.corpus_poisoning.setup import Retriever
+from lmlab.retrieval import load_dataset, load_encoder, static_encoder
+from lmlab.retrieval.training import TrainingPair, train_encoder
+from lmlab.train.tuning.contrastive import ContrastiveExample, ContrastiveRows, contrastive_step
+from tiny_retriever import write_retriever
+
+
+def test_the_loss_is_the_log_share_of_the_own_document_and_the_same_document_is_no_negative(tiny):
+    texts = [("what is sea?", ["sea ship", "star moon"]), ("what is ship?", ["sea ship", "bread oven"])]
+    numbers = {"sea ship": 0, "star moon": 1, "bread oven": 2}
+    examples = [
+        ContrastiveExample(
+            tiny.tokenize([query], "query")[0], tiny.tokenize(documents), [numbers[text] for text in documents]
+        )
+        for query, documents in texts
+    ]
+    rows = ContrastiveRows(examples)
+    batch = {key: torch.stack([torch.as_tensor(rows[n][key]) for n in range(2)]) for key in rows[0]}
+    output = contrastive_step(temperature=0.1)(tiny.body.module, batch)
+    queries = tiny.encode_text([query for query, _ in texts], "query")
+    documents = tiny.encode_text(["sea ship", "star moon", "bread oven"])
+    scores = torch.from_numpy(queries @ documents.T).double() / 0.1
+    expected = -torch.log_softmax(scores, 1)[:, 0].sum()  # each of the three documents once
+    assert float(output.loss_sum) == pytest.approx(float(expected), abs=1e-4) and int(output.count) == 2
+    with pytest.raises(ValueError, match="different numbers of documents"):
+        ContrastiveRows([examples[0], ContrastiveExample([1], [[1]], [0])])
+
+
+def test_an_encoder_learns_which_document_answers_a_query(tiny, collection, tmp_path):
+    data = load_dataset(collection, "train")
+    texts = dict(zip(data.corpus.ids, data.corpus.texts, strict=True))
+    pairs = [
+        TrainingPair(text, texts[next(iter(data.qrels[id]))], (texts["d001"],))
+        for id, text in zip(data.queries.ids, data.queries.texts, strict=True)
+    ]
+    before = tiny.encode_text(["sea ship"])
+    trained, summary = train_encoder(tiny, pairs, tmp_path, steps=12, batch_size=6, learning_rate=3e-3)
+    assert summary["step"] == 12 if "step" in summary else True
+
+    def accuracy(encoder):
+        queries = encoder.encode_text([pair.query for pair in pairs], "query")
+        documents = encoder.encode_text([pair.positive for pair in pairs])
+        same = np.array([[a.positive == b.positive for b in pairs] for a in pairs])
+        best = (queries @ documents.T).argmax(1)
+        return same[np.arange(len(pairs)), best].mean()
+
+    assert accuracy(trained) > accuracy(tiny)
+    assert np.array_equal(tiny.encode_text(["sea ship"]), before)  # the encoder itself is untouched
+    assert trained.fingerprint["model"] != tiny.fingerprint["model"]
+    with pytest.raises(UserError, match="fewer than a batch of 99"):
+        train_encoder(tiny, pairs, tmp_path / "b", batch_size=99)
+    static = static_encoder(tiny.embedding_matrix_VD, tiny.tokenizer)
+    with pytest.raises(UserError, match="is no encoder whose network can be trained here"):
+        train_encoder(static, pairs, tmp_path / "c")
+
+
+def test_rounds_of_attack_and_training_report_old_and_new_success(collection, tmp_path):
+    place = write_retriever(tmp_path / "encoder")
+    config = CraftConfig(k=2, length=8, evaluations=80, candidates=10, precision="fp32")
+    settings = HardenSettings(rounds=1, steps=6, batch=6, learning_rate=1e-3, k=5)
+    retriever = Retriever(EncoderSpec(str(place)), tmp_path / "cache")
+    rows = harden(retriever, str(collection), config, settings, tmp_path / "out")
+    assert [row["round"] for row in rows] == [0, 1] and rows[0]["asr@5_old"] is None
+    assert all(0 <= row["asr@5_new"] <= 1 and 0 <= row["clean_ndcg@10"] <= 1 for row in rows)
+    assert 0 <= rows[1]["asr@5_old"] <= 1
+    hardened = load_encoder(tmp_path / "out" / "round-1" / "encoder")
+    assert hardened.fingerprint["model"] != load_encoder(place).fingerprint["model"]
