@@ -64,7 +64,7 @@ def _find(
     similarity: Similarity | None,
     prompts: dict[str, str],
 ) -> AnyEncoder:
-    path = _packaged(str(place)) or Path(place).expanduser()
+    path = packaged_directory(str(place)) or Path(place).expanduser()
     if not path.exists():
         raise UserError(
             f"There is no encoder at '{place}'.",
@@ -110,7 +110,12 @@ def _from_run(
     )
 
 
-def _packaged(name: str) -> Path | None:
+def packaged_directory(name: str) -> Path | None:
+    """The directory of an encoder that comes as a package; None for any other name.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     if name not in PACKAGED:
         return None
     spec = importlib.util.find_spec(PACKAGED[name])

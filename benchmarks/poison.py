@@ -1,0 +1,310 @@
+"""Corpus poisoning: quality, speed and defences of a real retriever on real collections, beside the reference's
+structure and sentence-transformers in the same run.
+
+    python benchmarks/poison.py PART --shared shared/data/retrieval --cache cache [--k 10] [--evaluations 2600] ...
+
+Parts: encoding, quality, speed, craft, optimizers, defences, transfer. Everything costly is cached. Each part prints
+JSON lines, with the machine's load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmlab.methods.corpus_poisoning import (
+    Budget,
+    CraftConfig,
+    DetectorContext,
+    EncoderSpec,
+    MeanSimilarity,
+    Passages,
+    Problem,
+    cluster_queries,
+    craft,
+    evaluate_attack,
+    measure_defences,
+    measure_fusion,
+    optimize,
+    passage_scores,
+)
+from lmlab.methods.corpus_poisoning.attack.craft import start_ids
+from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids
+from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag
+from lmlab.methods.corpus_poisoning.measure.evaluate import success
+from lmlab.methods.corpus_poisoning.setup import Retriever, Target
+from lmlab.retrieval import evaluate_run, read_queries
+from lmlab.retrieval.encoders.load import packaged_directory
+
+K = (1, 10, 20)
+
+
+def tell(**row: Any) -> None:
+    load = os.getloadavg()[0]
+    print(json.dumps({**row, "load": round(load, 1), "cores": os.cpu_count()}), flush=True)
+
+
+def reference_structure(place: Path, target: Target, iterations: int) -> dict[str, float]:
+    """Seconds an iteration of the released code's structure: 64 queries and gold passages encoded twice, 100
+    candidates one by one with their graph, and one evaluation on held-back pairs.
+    """
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(place).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    queries, documents = list(target.data.queries.texts), target.data.corpus.texts
+    rows = {id: row for row, id in enumerate(target.data.corpus.ids)}
+    golds = [documents[rows[next(iter(target.data.qrels[id]))]] for id in target.data.queries.ids]
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        batch = tokenizer(texts, padding="max_length", max_length=128, truncation=True, return_tensors="pt")
+        mask = batch["attention_mask"][..., None]
+        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+    generator = np.random.default_rng(0)
+    ids = torch.full((1, 50), tokenizer.mask_token_id)
+    table = model.get_input_embeddings()
+    plain = 0.0
+    for _ in range(iterations):
+        started = time.process_time()
+        for _ in range(2):
+            picked = generator.integers(0, len(queries), 64)
+            with torch.no_grad():
+                asked = encode([queries[row] for row in picked])
+                encode([golds[row] for row in picked])
+        embeddings = table(ids).detach().requires_grad_()
+        (model(inputs_embeds=embeddings).last_hidden_state.mean(1) @ asked.T).mean().backward()
+        tokens = (table.weight @ embeddings.grad[0, 7]).topk(100).indices
+        for token in tokens.tolist():
+            trial = ids.clone()
+            trial[0, 7] = token
+            (model(trial).last_hidden_state.mean(1) @ asked.T).mean()
+        plain += time.process_time() - started
+    started = time.process_time()
+    count = 64
+    with torch.no_grad():
+        encode(queries[:count])
+        encode(golds[:count])
+    held_back = (time.process_time() - started) * 1000 / count
+    return {"iteration": plain / iterations, "held_back_of_1000": held_back}
+
+
+def speed(target: Target, place: Path, iterations: int) -> None:
+    theirs = reference_structure(place, target, iterations)
+    encoder = target.retriever.encoder
+    objective = MeanSimilarity.of(torch.from_numpy(target.queries()))
+    problem = Problem(encoder, objective, allowed_ids(encoder.tokenizer), np.ones(50, bool), Budget(10**6), "bf16")
+    config = CraftConfig(k=1)
+    ids = start_ids(config, encoder, target.data.queries.texts, target.queries())
+    problem.gradient(ids[None])
+    started = time.process_time()
+    rounds = 5
+    for _ in range(rounds):  # what one iteration of the reference does: a gradient and 100 candidates
+        problem.first_order(problem.gradient(ids[None]), ids)
+        problem.scores(np.tile(ids, (101, 1)))
+    ours = (time.process_time() - started) / rounds
+    whole = theirs["iteration"] + theirs["held_back_of_1000"]
+    tell(
+        part="speed",
+        cpu_s_iteration_ours=ours,
+        cpu_s_iteration_reference=theirs["iteration"],
+        ratio=theirs["iteration"] / ours,
+        cpu_s_with_held_back_reference=whole,
+        ratio_with_held_back=whole / ours,
+    )
+
+
+def encoding(target: Target, place: Path, count: int) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = target.data.corpus.texts[:: max(1, len(target.data.corpus) // count)][:count]
+    theirs = SentenceTransformer(str(place), device="cpu", local_files_only=True)
+    encoder = target.retriever.encoder
+    seconds = {}
+    for name, run in (
+        ("sentence-transformers fp32", lambda: theirs.encode(texts)),
+        ("ours fp32", lambda: encoder.encode_text(texts)),
+        ("ours bf16", lambda: encoder.encode_text(texts, precision="bf16")),
+    ):
+        run_short = time.process_time()
+        vectors = run()
+        seconds[name] = time.process_time() - run_short
+        if name == "sentence-transformers fp32":
+            expected = vectors
+        else:
+            tell(
+                part="encoding",
+                texts=len(texts),
+                what=name,
+                cpu_s=seconds[name],
+                peer_cpu_s=seconds["sentence-transformers fp32"],
+                ratio=seconds["sentence-transformers fp32"] / seconds[name],
+                largest_difference=float(np.abs(vectors - expected).max()),
+                least_cosine=float((vectors * expected).sum(1).min()),
+            )
+
+
+def quality(retriever: Retriever, shared: Path) -> None:
+    for name in ("finance", "boolq"):
+        target = Target.load(retriever, str(shared / name), "test")
+        hits = target.index.topk(target.queries(), 101)
+        found = evaluate_run(hits.run(target.data.queries.ids, target.data.corpus.ids), target.data.qrels).means
+        tell(part="quality", data=name, **{key: round(found[key], 4) for key in ("nDCG@10", "MAP@100", "Recall@10")})
+
+
+def attack(train: Target, test: Target, config: CraftConfig, out: Path) -> None:
+    tau = train.hits(config.coverage_rank).tau(config.coverage_rank) if config.objective == "coverage" else None
+    found = craft(train.retriever.spec, train.data.queries.texts, train.queries(), config, out, tau)
+    vectors = encoded(test, found.passages.texts)
+    hits = test.hits(100)
+    report = evaluate_attack(
+        passage_scores(test.queries(), vectors),
+        hits,
+        len(test.data.corpus),
+        K,
+        test.data.queries.ids,
+        test.data.qrels,
+        found.passages.ids,
+    )
+    perfect = passage_scores(test.queries(), found.perfect_kH)
+    tell(
+        part="craft",
+        config=config.model_dump(exclude_defaults=True),
+        asr={k: round(100 * value, 2) for k, value in report.asr.items()},
+        interval20=[round(100 * each, 2) for each in report.interval[20]],
+        ceiling={k: round(100 * float(success(perfect, hits, k).mean()), 1) for k in K},
+        ndcg=[round(report.ndcg_before or 0, 4), round(report.ndcg_after or 0, 4)],
+        cpu_s=round(found.seconds, 1),
+        evaluations=found.evaluations,
+        text_level=all(
+            abs(each.objective_ids - each.objective_text) < 1e-6
+            for each in found.passages.passages
+            if each.objective_ids is not None and each.objective_text is not None
+        ),
+    )
+
+
+def encoded(target: Target, texts: list[str]) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return target.retriever.encoder.encode_text(texts)
+
+
+def optimizers(train: Target, clusters: int, seeds: int, evaluations: int) -> None:
+    """Every optimizer from the same start with the same budget."""
+    encoder, queries = train.retriever.encoder, train.queries()
+    parts = cluster_queries(queries, 50)
+    allowed = allowed_ids(encoder.tokenizer)
+    for name in ("hotflip", "arca", "gcg", "gaslite", "multiflip"):
+        shares, started = [], time.process_time()
+        for number in range(clusters):
+            own = np.flatnonzero(parts.labels_n == number)
+            objective = MeanSimilarity.of(torch.from_numpy(queries[own]))
+            config = CraftConfig(k=1)
+            texts = [train.data.queries.texts[row] for row in own]
+            ids = start_ids(config, encoder, texts, queries[own])
+            for seed in range(seeds):
+                problem = Problem(encoder, objective, allowed, np.ones(50, bool), Budget(evaluations), "bf16")
+                found = optimize(problem, ids, name, 50, seed)
+                shares.append(found.value / objective.bound)
+        tell(
+            part="optimizers",
+            optimizer=name,
+            share_of_bound=round(float(np.mean(shares)), 4),
+            sd=round(float(np.std(shares, ddof=1)), 4),
+            runs=len(shares),
+            evaluations=evaluations,
+            cpu_s=round((time.process_time() - started) / len(shares), 1),
+        )
+
+
+def defences(test: Target, attacks: dict[str, Passages], sentinels: Path, names: list[str], fusion: bool) -> None:
+    asked = read_queries(sentinels)
+    picked = np.random.default_rng(0).permutation(len(asked))[:500]
+    texts = [asked.texts[row] for row in picked]
+    encoder = test.retriever.encoder
+    context = DetectorContext(encoder, test.index, texts, encoder.encode_text(texts, "query"))
+    stack = ["hubness", "similarity", "questions"]
+    rows = measure_defences(names, context, test, attacks, stack=stack)
+    rows += measure_fusion(test, attacks) if fusion else []
+    for row in rows:
+        tell(part="defences", sentinels=sentinels.name, **row.row())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["encoding", "quality", "speed", "craft", "optimizers", "defences", "transfer"])
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--encoder", default="minilm")
+    parser.add_argument("--out", type=Path, default=Path("poison-benchmark"))
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--evaluations", type=int)
+    parser.add_argument("--objective", default="coverage")
+    parser.add_argument("--optimizer", default="multiflip")
+    parser.add_argument("--clusters", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--attack", type=Path, action="append", default=[])
+    parser.add_argument("--detector", action="append")
+    parser.add_argument("--no-fusion", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    retriever = Retriever(EncoderSpec(given.encoder), given.cache, "bf16")
+    boolq = str(given.shared / "boolq")
+    train, test = (Target.load(retriever, boolq, split) for split in ("train", "test"))
+    place = packaged_directory(given.encoder) or Path(given.encoder)
+    match given.part:
+        case "encoding":
+            encoding(test, place, given.count)
+        case "quality":
+            quality(retriever, given.shared)
+        case "speed":
+            speed(train, place, 3)
+        case "craft":
+            config = CraftConfig(
+                k=given.k,
+                evaluations=given.evaluations,
+                objective=given.objective,
+                optimizer=given.optimizer,
+                precision="bf16",
+            )
+            attack(train, test, config, given.out / f"{given.optimizer}-{given.objective}-{given.k}-{config.budget}")
+        case "optimizers":
+            optimizers(train, given.clusters, given.seeds, given.evaluations or 1300)
+        case "defences":
+            sets = {
+                place.name: Passages.of(AdversarialSet.load(place).texts, retriever.encoder) for place in given.attack
+            }
+            rag = black_box(read_poisonedrag(given.shared / "poisonedrag" / "nq.json"))
+            sets["S + I (nq)"] = Passages.of(rag.texts, retriever.encoder)
+            names = given.detector or ["hubness", "similarity", "questions", "near_duplicate"]
+            defences(test, sets, given.shared / "nq-open", names, not given.no_fusion)
+        case "transfer":
+            for place in given.attack:
+                vectors = encoded(test, AdversarialSet.load(place).texts)
+                other = read_queries(given.shared / "nq-open")
+                name = "nq-open/query"
+                hits = test.hits(100, other, name)
+                scores = passage_scores(test.queries(other, name), vectors)
+                tell(part="transfer", attack=place.name, to="nq-open on boolq", asr=rates(scores, hits))
+                finance = Target.load(retriever, str(given.shared / "finance"), "test")
+                scores = passage_scores(finance.queries(), vectors)
+                tell(part="transfer", attack=place.name, to="finance", asr=rates(scores, finance.hits(100)))
+
+
+def rates(scores: np.ndarray, hits: Any) -> dict[int, float]:
+    return {k: round(100 * float(success(scores, hits, k).mean()), 2) for k in K}
+
+
+if __name__ == "__main__":
+    main()
