@@ -37,14 +37,24 @@ def memory_on_paper(
     return f" On paper it needs {short(needs.memory)}B{of}, {short(needs.activations)}B of it for them."
 
 
-def not_finite(step: int, loss: float, norm: float, newest: int) -> LmlabError:
+def not_finite(step: int, loss: float, norm: float, newest: int, rows: tuple[int, int]) -> LmlabError:
     """The error of a loss or gradient that is not finite.
 
     Arguments:
         newest: the step of the newest checkpoint, 0 if there is none.
+        rows: the first and the last of the step, in the order of the training.
     """
     intact = f"The checkpoint of step {newest} is intact. " if newest else ""
     return LmlabError(
-        f"The loss or gradient is not finite at step {step} (loss {loss}, gradient norm {norm}); training stopped.",
+        f"The loss or gradient is not finite at step {step} (rows {rows[0]:,} to {rows[1]:,}, loss {loss}, gradient norm"
+        f" {norm}); training stopped.",
         f"{intact}Lower the learning rate, raise the warm-up, or use precision fp32.",
+    )
+
+
+def no_labels(step: int, empty: int) -> LmlabError:
+    """The error of too many steps in which no token is to be learned."""
+    return LmlabError(
+        f"By step {step}, {empty} steps had no token that is to be learned; training stopped.",
+        "See what the data's masks leave: lmlab data peek, or lmlab data inspect.",
     )

@@ -31,7 +31,7 @@ from lmlab.hardware import (
 from lmlab.progress import console, progress
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.config import TrainerConfig
-from lmlab.train.failures import LESS_MEMORY, memory_on_paper, not_finite
+from lmlab.train.failures import LESS_MEMORY, memory_on_paper, no_labels, not_finite
 from lmlab.train.interrupt import Stopped, StopRequest
 from lmlab.train.limits import KillWatch, is_out_of_memory
 from lmlab.train.metrics import MetricLog
@@ -41,6 +41,8 @@ from lmlab.train.parallelism.parallel import clip_gradients, synchronize_gradien
 from lmlab.train.parallelism.sequence import spread_sequences
 from lmlab.train.prepare import prepare
 from lmlab.train.steps.step import Evaluation, StepFunction, StepSums, after_step, by_cost, micro_batches
+
+_MOST_EMPTY = 0.01  # of all steps may have no label; more are a fault of the data
 
 
 class Trainer:
@@ -105,6 +107,7 @@ class Trainer:
             config.mirror,
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.empty = 0  # steps in which nothing was to be learned
         self.waited, self.paused = 0.0, 0.0
         self._start = (start, start_optimizer)
         self._figures: dict[str, float] = {}  # of the last step, if it was evaluated
@@ -279,9 +282,14 @@ class Trainer:
             return None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(loss, norm)
-        self._whole = False
-        self.optimizers.step()
-        self._whole = True
+        if count:
+            self._whole = False
+            self.optimizers.step()
+            self._whole = True
+        else:  # weight decay and old moments alone would move the weights
+            self.empty += 1
+            if self.empty > max(1, _MOST_EMPTY * self.total_steps):
+                raise no_labels(self.step + 1, self.empty)
         self.optimizers.zero_grad()
         figures |= after_step(self.step_function, self.model)
         seconds = time.perf_counter() - start
@@ -319,7 +327,8 @@ class Trainer:
 
     def _not_finite(self, loss: float, norm: float) -> LmlabError:
         self.checkpoints.wait()
-        return not_finite(self.step + 1, loss, norm, self._newest())
+        first = int(self._read["next_row"])
+        return not_finite(self.step + 1, loss, norm, self._newest(), (first, first + self.config.batch_size - 1))
 
     def _newest(self) -> int:
         """The step of the newest checkpoint, 0 if there is none."""
@@ -355,6 +364,7 @@ class Trainer:
             "figures": {name: value for name, value in self._figures.items() if math.isfinite(value)},
             "best": self._best if math.isfinite(self._best) else None,
             "unfinished": self._unfinished,
+            "empty": self.empty,
         }
         self.checkpoints.save(self.step, self.model, self.optimizers, state, pinned=pinned)
         self.paused += time.perf_counter() - start
@@ -375,6 +385,7 @@ class Trainer:
         self._read = state["loader"]
         self._best = math.inf if state["best"] is None else state["best"]
         self._unfinished = state.get("unfinished")
+        self.empty = int(state.get("empty", 0))
 
     def _changes(self, state: dict[str, Any]) -> list[str]:
         """What is computed in another way than before the checkpoint."""
