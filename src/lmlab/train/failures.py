@@ -46,8 +46,8 @@ def not_finite(step: int, loss: float, norm: float, newest: int, rows: tuple[int
     """
     intact = f"The checkpoint of step {newest} is intact. " if newest else ""
     return LmlabError(
-        f"The loss or gradient is not finite at step {step} (rows {rows[0]:,} to {rows[1]:,}, loss {loss}, gradient norm"
-        f" {norm}); training stopped.",
+        f"The loss or gradient is not finite at step {step} (rows {rows[0]:,} to {rows[1]:,}, loss {loss}, gradient"
+        f" norm {norm}); training stopped.",
         f"{intact}Lower the learning rate, raise the warm-up, or use precision fp32.",
     )
 
