@@ -105,7 +105,7 @@ def judged(status: int, wall: bool, text: str) -> str:
     return {0: "ok", 2: "refused", 130: "ok"}.get(code, f"code {code}")
 
 
-def run_cases(numbers: list[int], seeds: Path, workers: int, out: Path) -> Counter[str]:
+def run_cases(numbers: list[int], seeds: Path, workers: int, out: Path, wall: float = WALL_SECONDS) -> Counter[str]:
     """Run cases, so many at once; every row is written as it is known."""
     found: Counter[str] = Counter()
     running: dict[int, tuple[int, list[str], str, Path, float]] = {}
@@ -124,7 +124,7 @@ def run_cases(numbers: list[int], seeds: Path, workers: int, out: Path) -> Count
                     child(arguments, place)
                 running[process] = (number, arguments, told, place, time.monotonic())
             process, status = os.waitpid(-1, os.WNOHANG)
-            late = next((each for each, case in running.items() if time.monotonic() - case[4] > WALL_SECONDS), 0)
+            late = next((each for each, case in running.items() if time.monotonic() - case[4] > wall), 0)
             if not process and late:
                 os.kill(late, signal.SIGKILL)
                 process, status = os.waitpid(late, 0)
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="Number of the first case.")
     parser.add_argument("--case", type=int, nargs="*", help="Only these cases.")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--wall", type=int, default=WALL_SECONDS, help="Seconds after which a case waits too long.")
     parser.add_argument("--seeds", type=Path, default=Path(tempfile.gettempdir(), "lmlab-fuzz-seeds"))
     parser.add_argument("--out", type=Path, default=Path("fuzz.jsonl"))
     options = parser.parse_args()
@@ -182,7 +183,7 @@ def main() -> None:
     import lmlab.stages.train  # noqa: F401 (imported once for all forks)
 
     numbers = options.case or list(range(options.start, options.start + options.count))
-    found = run_cases(numbers, options.seeds, options.workers, out)
+    found = run_cases(numbers, options.seeds, options.workers, out, options.wall)
     print(f"{sum(found.values())} cases: {dict(found)}; rows in {out}")
     if set(found) - {"ok", "refused"}:
         raise SystemExit(1)

@@ -195,7 +195,8 @@ def _ladder(place: Path, published: Path, call: Any) -> None:
     for path in found:
         first, *rest = path.read_text().splitlines(True)
         (place / "published" / path.name).write_text("".join([first, *rest[:: max(1, len(rest) // 20)], rest[-1]]))
-    call("ladder", "collect", *(str(path) for path in sorted((place / "published").iterdir())), "-o", "runs.csv")
+    given = [word for size, n in sizes.items() for word in ("--size", f"{size}={n}")]
+    call("ladder", "collect", *map(str, sorted((place / "published").iterdir())), *given, "-o", "runs.csv")
     with open("runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     # two tasks of eight: what all of them take is computing, not waiting
@@ -204,7 +205,7 @@ def _ladder(place: Path, published: Path, call: Any) -> None:
         with open(name, "w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows({**row, "n": sizes[row["run"].split("-")[0]]} for row in kept)
+            writer.writerows(kept)
 
 
 def _adapter(place: Path) -> None:
@@ -310,7 +311,7 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "OUT.npz",
         ),
     ),
-    ("published", ("ladder", "collect", "published/190M-1xC.csv", "published/370M-1xC.csv", "-o", "OUT.csv")),
+    ("published", ("ladder", "collect", "published/190M-1xC.csv", "--size", "190M=190354176", "-o", "OUT.csv")),
     ("trace.npz", ("olmoe", "analyze", "trace.npz")),
     ("trace.npz", ("olmoe", "report", "trace.npz", "--out", "OUT.html")),
     ("model", ("olmoe", "upcycle", "model", "OUT", "--num-experts", "4", "--top-k", "2")),

@@ -297,3 +297,31 @@ def test_ids_equal_those_of_transformers_for_smollm2(smollm2):
         )
         assert example.ids == theirs_marked["input_ids"]
         assert example.mask == theirs_marked["assistant_masks"]
+
+
+_SAID = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        _SAID,
+        {"messages": json.dumps(_SAID)},
+        {"messages": [{**each, "role": each["role"].title()} for each in _SAID]},
+        {"conversation": [{"from": "HUMAN", "value": "q"}, {"from": "GPT", "value": "a"}]},
+    ],
+    ids=["a list alone", "JSON text", "titles", "capitals"],
+)
+def test_conversations_in_other_clothes_are_the_same(record, tokenizer):
+    encoder = ChatEncoder(tokenizer)
+    assert encoder.example(record, "x") == encoder.example({"messages": _SAID}, "x")
+
+
+def test_a_list_a_line_is_a_conversation_a_line_and_an_array_holds_records(tokenizer, tmp_path):
+    (tmp_path / "lines.jsonl").write_text(f"{json.dumps(_SAID)}\n" * 3)
+    (tmp_path / "array.jsonl").write_text(json.dumps([{"messages": _SAID}] * 3) + "\n")
+    (tmp_path / "pretty.jsonl").write_text(json.dumps([{"messages": _SAID}] * 3, indent=1))
+    expected = ChatEncoder(tokenizer).example({"messages": _SAID}, "x")
+    for name in ("lines", "array", "pretty"):
+        found = [ChatEncoder(tokenizer).example(each[1], each[0]) for each in read_records(tmp_path / f"{name}.jsonl")]
+        assert found == [expected] * 3

@@ -18,6 +18,7 @@ from lmlab.data import (
     TokenizedItem,
     Tokenizer,
     chat_tokenizer,
+    rejects_summary,
     write_shards,
 )
 from lmlab.errors import UserError
@@ -90,7 +91,10 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
         items = _items(config, context, tokenizer, counts, rejects)
         manifest = write_shards(items, tokenizer, context.directory, config.shard_tokens, "examples")
         if config.split == "train" and not manifest["shards"]:
-            raise UserError("The records hold nothing to learn from.", "See rejects.jsonl for the reasons.")
+            told = f" {found}" if (found := rejects_summary(rejects.account())) else ""
+            raise UserError(
+                f"The records hold nothing to learn from.{told}", "Mend them, or name fields (chat.fields)."
+            )
         read = counts.pop("fit") + rejects.unfit
         checked: dict[str, Any] = {**counts, **rejects.account()}
         return ChatResults(counts=manifest["counts"], read=read, **checked)

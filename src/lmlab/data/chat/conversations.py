@@ -187,6 +187,8 @@ def read_records(source: Path | str | RecordSource) -> Iterator[tuple[str, Any] 
 
 
 def _attempt(encode: Callable[[dict[str, Any]], T], record: Any, where: str) -> T | Reject:
+    if isinstance(record, list) and record:  # a conversation and nothing else
+        record = {"messages": record}
     if not isinstance(record, dict):
         return Reject(where, "not an object")
     try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmlab.data.chat.messages import BadRecord
+from lmlab.data.chat.messages import BadRecord, parsed
 from lmlab.data.sources.records import field
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -70,6 +70,8 @@ def renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]
 def messages_of(record: Mapping[str, Any]) -> Any:
     """The messages of a record in the form of a conversation; None for another form."""
     found = next((record[name] for name in _CONVERSATIONS if record.get(name) is not None), None)
+    if isinstance(found, str) and _system(record):
+        found = parsed(found)
     return found if found is None or not isinstance(found, list) else _system(record) + found
 
 

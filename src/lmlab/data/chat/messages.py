@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmlab.parsing import json_value
+from lmlab.parsing import ParseError, json_value
 
 Messages = list[dict[str, Any]]
 
@@ -24,6 +24,7 @@ _SPEAKERS = {
     "function_response": "tool",
     "function": "tool",
 }
+_ROLES = {"system", "user", "assistant", "tool"}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -69,17 +70,28 @@ def conversation(messages: Any, record: Mapping[str, Any], names: Mapping[str, s
     Arguments:
         messages: objects with `role` and `content`, or `from` and `value`. Content is text, or a list of parts of
             text; a turn of the assistant may have `tool_calls` in its place. `weight: 0` keeps one from being learned.
+            All of it may be JSON text.
         record: where `tools` and `documents` may be.
         names: other names for `role` and `content`.
 
     Raises:
         BadRecord: not a list of messages with text, or the assistant says nothing.
     """
+    if isinstance(messages, str):  # as tables have them, whose values are text
+        messages = parsed(messages)
     if not isinstance(messages, list):
         raise BadRecord("the messages are not a list")
     checked = [_message(message, number, names or {}) for number, message in enumerate(messages, 1)]
     weights = [_weight(message.pop("weight", None), number) for number, message in enumerate(checked, 1)]
     return Conversation(checked, weights, _objects(record, "tools"), _objects(record, "documents"))
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text; None where it is none."""
+    try:
+        return json_value(text)
+    except ParseError:
+        return None
 
 
 def joined(before: Conversation, after: Conversation) -> Conversation:
@@ -125,7 +137,8 @@ def _message(message: Any, number: int, names: Mapping[str, str]) -> dict[str, A
     speaker, content = message.get(role_name), _content(message.get(content_name), number)
     if not isinstance(speaker, str):
         raise BadRecord(f"the {role_name if role_name != 'role' else 'role'} of message {number} is not text")
-    role = speaker if role_name == "role" else _SPEAKERS.get(speaker.lower(), speaker)
+    known = _SPEAKERS if role_name != "role" else {}  # a role may be the template's own
+    role = known.get(speaker.lower(), speaker.lower() if speaker.lower() in _ROLES else speaker)
     found = {key: value for key, value in message.items() if key not in (role_name, content_name) and value is not None}
     found = {"role": role, **found}
     if speaker == "function_call":

@@ -14,6 +14,7 @@ from lmlab.storage import DamagedError, without_compression
 
 _BUFFER_BYTES = 2**20
 _PEEK_BYTES = 4096
+_LISTS = re.compile(rb"\[[^\n]*\][ \t\r]*\n\[")  # a list a line, each a record of its own
 _OUTSIDE, _INSIDE = re.compile(rb'["{}\[\]]'), re.compile(rb'["\\]')
 _BETWEEN = b" \t\r\n,"
 
@@ -40,7 +41,9 @@ class JsonlSource(RecordSource):
         with open_text(self, path, self.encoding) as file:
             head = file.peek(_PEEK_BYTES)[:_PEEK_BYTES].lstrip()  # type: ignore[attr-defined]
             whole = without_compression(path).endswith(".json")
-            if re.match(rb"\[\s*(?:[{\]]|\Z)", head):
+            if not whole and _LISTS.match(head):
+                yield from self._lines(file, path)
+            elif re.match(rb"\[\s*(?:[{\]]|\Z)", head):
                 yield from _values(file, path, 1, self.max_record_bytes)
             elif whole and head.startswith(b"{") and not _is_line(head):
                 yield from _values(file, path, 0, self.max_record_bytes)
