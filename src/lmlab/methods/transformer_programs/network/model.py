@@ -25,6 +25,7 @@ from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 
 _NO_MATCH = 1e-20  # log of it is the score of a place that does not match; float32 only
 _NEVER = -1e30
+_LARGEST = 1e10  # of a gradient's entries, so that the norm over all seeds is a number
 _SHARP = 1e-10  # of the default to the first place, as in the reference
 
 
@@ -90,11 +91,14 @@ class Mlps(SeededParameters):
         )
 
     def table(self, read: Tensor) -> Tensor:
-        """Log probabilities of results (S, M, rows, D) of inputs (S * M, rows, I * width)."""
+        """Logits of results (S, M, rows, D) of inputs (S * M, rows, I * width).
+
+        The paper takes their log-softmax first, which no sampler can tell: all are the same for shifted logits.
+        """
         seeds, count = self.read.shape[:2]
         hidden = torch.baddbmm(self.b_in.flatten(0, 1)[:, None], read, self.w_in.flatten(0, 1)).relu()
         found = torch.baddbmm(self.b_out.flatten(0, 1)[:, None], hidden, self.w_out.flatten(0, 1))
-        return torch.log_softmax(found, -1).view(seeds, count, read.shape[1], -1)
+        return found.view(seeds, count, read.shape[1], -1)
 
 
 class Block(SeededParameters):
@@ -171,31 +175,33 @@ class Block(SeededParameters):
         key, query, value = self.gates(sample, forbidden)
         gates = torch.cat([key, query] if value is None else [key, query, value], 1)
         read = torch.bmm(gates, cat.flatten(2)).view(seeds, -1, batch, places, width)
-        key_read, query_read = read[:, :heads], read[:, heads : 2 * heads]
-        wanted = torch.matmul(query_read.flatten(2, 3), self.predicates(sample)).view(
-            seeds, heads, batch, places, width
-        )
-        scores = torch.matmul(wanted, key_read.transpose(-1, -2))  # (S, H, B, N, N)
+        # split, not slices, whose gradients would each be padded with zeros to the whole
+        key_read, query_read, value_read = read.split([heads, heads, self.cat_heads if self.cat_heads else 0], 1)
+        wanted = torch.matmul(query_read.flatten(2, 3), self.predicates(sample))
+        wanted = wanted.view(seeds, heads, batch, places, width)
+        scores = torch.matmul(wanted, key_read.transpose(-1, -2)) * mask  # (S, H, B, N, N)
+        cat_scores, num_scores = scores.split([self.cat_heads, self.num_heads], 1)
         new_cat = new_num = None
         if self.cat_heads:
-            weights = self._closest(scores[:, : self.cat_heads], mask, bias, sample, attention)
-            new_cat = torch.matmul(weights, read[:, 2 * heads :])
+            weights = self._closest(cat_scores, mask, bias, sample, attention)
+            new_cat = torch.matmul(weights, value_read)
         if self.num_heads:
-            counted = scores[:, self.cat_heads :] * mask
-            causal = self.spec.causal_num_heads
-            if causal:
-                lower = torch.ones(places, places, device=mask.device).tril()
-                counted = torch.cat([counted[:, :causal] * lower, counted[:, causal:]], 1)
+            if self.spec.causal_num_heads:
+                lower = torch.ones(self.num_heads, 1, places, places, device=mask.device)
+                lower[: self.spec.causal_num_heads].tril_()
+                num_scores = num_scores * lower
             summed = torch.bmm(self.num_gates(sample), num.flatten(2)).view(seeds, -1, batch, places, 1)
-            new_num = torch.matmul(counted, summed)
+            new_num = torch.matmul(num_scores, summed)
         return new_cat, new_num
 
     def _closest(self, scores: Tensor, mask: Tensor, bias: Tensor, sample: Sampler, attention: Attention) -> Tensor:
         """Attention weights (S, H, B, N, N) of the nearest match; of the first place where nothing matches."""
-        matches = (scores * mask).sum(-1)
+        matches = scores.sum(-1)
         taken = matches / (matches + _SHARP) if attention.default == "sharp" else matches
         left = (1.0 - taken).relu()
-        scores = torch.cat([scores[..., :1] + left[..., None], scores[..., 1:]], -1)
+        first = torch.zeros(scores.shape[-1], device=scores.device)
+        first[0] = 1.0
+        scores = torch.addcmul(scores, left[..., None], first)
         if self.spec.position_bias == "none":
             # the reference multiplies by a softmax over equal biases
             logits = (scores / scores.shape[-1] + _SHARP).log()
@@ -249,6 +255,20 @@ class ProgramTransformer(nn.Module):
         self.unembed = make.normal(rows, len(spec.labels), std=len(spec.labels) ** -0.5)
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("dead", torch.zeros(len(self.seeds), dtype=torch.bool))
+
+    def bury(self, seeds: Tensor) -> None:
+        """Stop training some seeds: their weights become 0, whose loss is a number that nothing depends on."""
+        self.dead |= seeds
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.masked_fill_(seeds.view(-1, *[1] * (parameter.dim() - 1)), 0.0)
+
+    def guard_gradients(self) -> None:
+        """Keep a gradient that is no number within its seed: the seed gets none in that step, and huge entries are cut
+        off.
+        """
+        for parameter in self.parameters():
+            parameter.register_hook(_guarded)
 
     def forward(self, tokens: Tensor, sample: Sampler) -> Tensor:
         """Logits (S, B, N, C) of tokens (B, N), whose padding is 0; (S, B, C) with `pool_outputs`."""
@@ -321,6 +341,11 @@ class ProgramTransformer(nn.Module):
             count = same.tril().sum(-1).to(cat.dtype)
             num = torch.cat([num, count.expand(seeds, 1, -1, -1)[..., None]], 1)
         return cat, num
+
+
+def _guarded(gradient: Tensor) -> Tensor:
+    finite = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
+    return torch.where(finite, gradient, 0.0).clamp(-_LARGEST, _LARGEST)
 
 
 def nearness(context: int, places: int, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ Sampling = Literal["gumbel_soft", "gumbel_hard", "softmax", "argmax", "hard", "e
 """
 
 NOISY = ("gumbel_soft", "gumbel_hard")
-_TINY = 1e-20  # an exponential sample of 0 would give infinite noise
+_TINY, _BELOW_ONE = 1e-20, 1 - 2**-24
 
 
 class Noise:
@@ -42,8 +42,9 @@ class Noise:
         """Noise of a shape whose first axis is the seeds."""
         drawn = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
         for part, generator in zip(drawn, self.generators, strict=True):
-            part.exponential_(generator=generator)
-        return drawn.clamp_(min=_TINY).log_().neg_()
+            part.uniform_(generator=generator)
+        # -log(u) is an exponential sample; 0 and 1 would give infinite noise
+        return drawn.clamp_(_TINY, _BELOW_ONE).log_().neg_().log_().neg_()
 
 
 @dataclass(frozen=True)

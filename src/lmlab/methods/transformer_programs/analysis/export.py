@@ -1,0 +1,148 @@
+"""From trained networks to a program's directory, checked on every split, on random inputs and, where they are few
+enough, on all inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import LmlabError
+from lmlab.files import sha256_file, write_json, write_text
+from lmlab.methods.transformer_programs.analysis.minimize import described, minimize, score
+from lmlab.methods.transformer_programs.analysis.verify import (
+    EXHAUSTIVE,
+    VerificationReport,
+    every_input,
+    random_inputs,
+    verify,
+)
+from lmlab.methods.transformer_programs.network.convert import MOST_ROWS, to_program
+from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, save_program
+from lmlab.methods.transformer_programs.program.ir import Program
+from lmlab.methods.transformer_programs.tasks.dataset import Dataset
+from lmlab.methods.transformer_programs.tasks.rasp import PAD, UNK, Example
+
+MANIFEST, PYTHON = "manifest.json", "program.py"
+_RANDOM = 2000
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a program is exported.
+
+    Attributes:
+        exhaustive: inputs up to which all are tried.
+        allow_unfaithful: write a program that differs, marked as such.
+    """
+
+    minimize: bool = False
+    max_accuracy_drop: float = 0.001
+    max_rows: int = MOST_ROWS
+    max_length: int | None = None
+    exhaustive: int = EXHAUSTIVE
+    allow_unfaithful: bool = False
+
+
+def export_program(
+    model: ProgramTransformer,
+    place: int,
+    data: Dataset,
+    out: str | Path,
+    options: ExportOptions = ExportOptions(),
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Convert, verify, minimize if asked, and write; the manifest.
+
+    Arguments:
+        place: which of the model's seeds.
+
+    Raises:
+        LmlabError: program and model differ, and `allow_unfaithful` is not set.
+    """
+    out = Path(out)
+    splits = {"train": data.train, "valid": data.valid, **({"test": data.test} if data.test is not None else {})}
+    reach = [tokens for split in splits.values() for tokens, _ in split.examples]
+    program = to_program(model, place, reach, options.max_rows, options.max_length, about)
+    report = check_model(model, place, program, reach, data, options.exhaustive)
+    if not report.equal and not options.allow_unfaithful:
+        assert report.first is not None
+        raise LmlabError(difference(report), "Report it, or use --allow-unfaithful to write it marked as such.")
+    manifest: dict[str, Any] = {
+        "seed": model.seeds[place],
+        "faithful": report.equal,
+        "verification": report.record(),
+        "size": described(program),
+        "accuracy": {name: score(program, split.examples) for name, split in splits.items() if len(split)},
+    }
+    if options.minimize:
+        shorter = minimize(program, [*data.train.examples, *data.valid.examples], options.max_accuracy_drop)
+        test = [] if data.test is None else list(data.test.examples)
+        manifest["minimized"] = {
+            "max_accuracy_drop": options.max_accuracy_drop,
+            "before": shorter.before,
+            "after": shorter.after,
+            **({"test_accuracy": score(shorter.program, test)} if test else {}),
+        }
+        program = shorter.program
+    return write_program(program, out, manifest)
+
+
+def write_program(program: Program, out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """A program's directory: its form, tables, Python text and manifest."""
+    save_program(program, out)
+    write_text(out / PYTHON, to_python(program))
+    manifest = manifest | {"sha256": {name: sha256_file(out / name) for name in (PROGRAM, WEIGHTS, PYTHON)}}
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def check_model(
+    model: ProgramTransformer,
+    place: int,
+    program: Program,
+    sequences: Sequence[Sequence[str]],
+    data: Dataset,
+    exhaustive: int,
+) -> VerificationReport:
+    """Compare on the given sequences, on random ones of every length, and on all where they are few enough."""
+    report = verify(model, program, sequences, place)
+    symbols = symbols_of(program)
+    bos, eos, longest = _frame(program, data.train.examples, data.context)
+    report.add(verify(model, program, random_inputs(symbols, longest, _RANDOM, 0, bos, eos), place))
+    total = sum(len(symbols) ** length for length in range(1, longest + 1))
+    if total <= exhaustive:
+        report.add(verify(model, program, list(every_input(symbols, longest, bos, eos)), place))
+        report.exhaustive = longest
+    return report
+
+
+def symbols_of(program: Program) -> list[str]:
+    """The tokens that are no marks."""
+    return [token for token in program.vocabulary or () if token not in (PAD, UNK, program.bos, program.eos)]
+
+
+def _frame(program: Program, examples: Sequence[Example], context: int) -> tuple[str | None, str | None, int]:
+    """The marks that sequences have, and the most symbols between them."""
+    tokens = examples[0][0]
+    bos = program.bos if tokens[0] == program.bos else None
+    eos = program.eos if tokens[-1] == program.eos else None
+    return bos, eos, max(1, context - (bos is not None) - (eos is not None))
+
+
+def difference(report: VerificationReport) -> str:
+    """The first difference in one sentence."""
+    first = report.first or {}
+    where = "" if first.get("place") is None else f" at place {first['place']}"
+    variable = first.get("variable")
+    told = "" if not variable else f" The first variable that differs is '{variable['name']}'."
+    theirs = first.get("model", first.get("oracle"))
+    return (
+        f"The program and the {report.against} differ on {report.different} of {report.places} places; first on"
+        f" {' '.join(first.get('tokens', []))!r:.200}{where}: program {first.get('program')!r}, {report.against}"
+        f" {theirs!r}.{told}"
+    )

@@ -1,0 +1,263 @@
+"""Makes a program short: first without changing what it computes, then as far as a stated accuracy allows.
+
+A variable is removed by fixing it at its most common value; the classifier is fitted again to what remains
+(multinomial logistic regression). Every step is measured on examples, and only kept while the accuracy stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmlab.methods.transformer_programs.analysis.transform import drop_dead, fix, simplify
+from lmlab.methods.transformer_programs.program.domains import domains
+from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
+from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select, Value
+from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
+from lmlab.methods.transformer_programs.tasks.rasp import PAD, Example
+
+_MOST_EXAMPLES = 3000
+_ITERATIONS = 60
+_PENALTY = 1e-5
+
+
+@dataclass(frozen=True)
+class Minimized:
+    """A shorter program, and what it cost.
+
+    Attributes:
+        before, after: accuracy, lines of Python, nodes, rows.
+    """
+
+    program: Program
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def minimize(
+    program: Program, examples: Sequence[Example], max_accuracy_drop: float = 0.001, refit: bool = True
+) -> Minimized:
+    """A shorter program whose accuracy on the examples is at most so much lower.
+
+    Arguments:
+        examples: labeled sequences, such as the training data; the first 3,000 are used while searching, all for the
+            check at the end.
+        refit: also fit the classifier again; else its rows are only dropped and added.
+    """
+    before = {"accuracy": score(program, examples), **described(program)}
+    exact = simplify(program)
+    used = examples[:_MOST_EXAMPLES]
+    floor = max(score(exact, used), before["accuracy"]) - max_accuracy_drop
+    stages = [exact, _fix_variables(exact, used, floor)]
+    if refit:
+        stages.append(_drop_features(stages[-1], used, floor))
+    stages += [_shorten(each, used) for each in stages]
+    # what the search did not see may need more than it left: all examples decide
+    good = [each for each in stages if score(each, examples) >= before["accuracy"] - max_accuracy_drop]
+    found = min(good or [exact], key=lambda each: (to_python(each).count("\n"), each.size()["classifier_rows"]))
+    return Minimized(found, before, {"accuracy": score(found, examples), **described(found)})
+
+
+def described(program: Program) -> dict[str, int]:
+    """Its size, with the lines of its Python text."""
+    return {"lines": to_python(program).count("\n"), **program.size()}
+
+
+def score(program: Program, examples: Sequence[Example]) -> float:
+    """The share of labeled places with the right answer."""
+    execution = Interpreter(program).run([tokens for tokens, _ in examples])
+    wanted = _wanted(program, examples, execution)
+    scored = wanted != -1
+    return float((execution.label_ids == wanted)[scored].mean()) if scored.any() else 1.0
+
+
+def _wanted(program: Program, examples: Sequence[Example], execution: Execution) -> np.ndarray:
+    """The numbers of the right labels; -1 where there is none, -2 for one that the program does not know."""
+    number = {label: place for place, label in enumerate(program.labels)}
+    wanted = np.full(execution.label_ids.shape, -1, dtype=np.int64)
+    for row, (_, labels) in enumerate(examples):
+        ids = [-1 if label == PAD else number.get(label, -2) for label in labels]
+        if program.pool_outputs:
+            wanted[row] = next((each for each in ids if each != -1), -1)
+        else:
+            wanted[row, : len(ids)] = ids
+    return wanted
+
+
+def _fix_variables(program: Program, examples: Sequence[Example], floor: float) -> Program:
+    """Fix categories at their most common value, the last nodes first, and drop features, while the accuracy stays."""
+    for node in reversed(program.nodes):
+        if node.name not in {each.name for each in program.nodes} or node.name in program.numerical:
+            continue
+        changed = fix(program, node.name, _most_common(program, node.name, examples))
+        if changed is not None and score(changed, examples) >= floor:
+            program = simplify(changed)
+    for feature in list(program.classifier.features):
+        changed = _without_feature(program, feature)
+        if changed is not None and score(changed, examples) >= floor:
+            program = simplify(changed)
+    return program
+
+
+def _without_feature(program: Program, feature: str) -> Program | None:
+    if feature not in program.classifier.weights or len(program.classifier.features) < 2:
+        return None
+    weights = {name: rows for name, rows in program.classifier.weights.items() if name != feature}
+    return drop_dead(replace(program, classifier=Classifier(program.labels, weights)))
+
+
+def _most_common(program: Program, name: str, examples: Sequence[Example]) -> Value:
+    execution = Interpreter(program).run([tokens for tokens, _ in examples])
+    valid = np.arange(execution.columns[name].shape[1])[None, :] < execution.lengths_B[:, None]
+    (number, _), *_ = Counter(execution.columns[name][valid].tolist()).most_common(1)
+    value: Value = execution.names[number]
+    return value
+
+
+def _drop_features(program: Program, examples: Sequence[Example], floor: float) -> Program:
+    """Drop features of the classifier, fitting it again each time, those that say least first."""
+    order = sorted(program.classifier.features, key=lambda name: _spread(program.classifier.rows_of(name)))
+    for feature in order:
+        if feature == "ones" or len(program.classifier.features) < 2:
+            continue
+        changed = _without_feature(program, feature)
+        if changed is None:
+            continue
+        fitted = refit(changed, examples)
+        if score(fitted, examples) >= floor:
+            program = simplify(fitted)
+    return program
+
+
+def _spread(rows: Mapping[str, tuple[float, ...]]) -> float:
+    table = np.array(list(rows.values()))
+    return float(np.abs(table - table.mean(0)).max()) if len(table) > 1 else float(np.abs(table).max())
+
+
+def refit(program: Program, examples: Sequence[Example]) -> Program:
+    """The program with a classifier that is fitted to the examples, over the same features and a constant."""
+    execution = Interpreter(program).run([tokens for tokens, _ in examples])
+    wanted = _wanted(program, examples, execution)
+    if program.pool_outputs:
+        return program  # its logits are means over places; its rows are kept
+    keep = wanted >= 0
+    labels = torch.from_numpy(wanted[keep])
+    cats: dict[str, tuple[list[str], torch.Tensor]] = {}
+    for feature, rows in program.classifier.weights.items():
+        if feature in program.numerical:
+            continue
+        values = list(rows)
+        line = {value: number for number, value in enumerate(values)}
+        table = np.array([line.get(str(value), 0) for value in execution.names])
+        cats[feature] = values, torch.from_numpy(table[execution.columns[feature][keep]])
+    nums = [feature for feature in program.classifier.features if feature in program.numerical and feature != "ones"]
+    numbers = torch.from_numpy(np.stack([execution.columns[name][keep] for name in nums], -1)) if nums else None
+    classes = len(program.labels)
+    parameters = {name: torch.zeros(len(values), classes, dtype=torch.float64) for name, (values, _) in cats.items()}
+    linear = torch.zeros(len(nums), classes, dtype=torch.float64)
+    bias = torch.zeros(classes, dtype=torch.float64)
+    trained = [*parameters.values(), linear, bias]
+    for each in trained:
+        each.requires_grad_()
+    optimizer = torch.optim.LBFGS(trained, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = bias.expand(len(labels), -1)
+        for name, (_, ids) in cats.items():
+            logits = logits + parameters[name][ids]
+        if numbers is not None:
+            logits = logits + numbers @ linear
+        penalty = sum(((each**2).sum() for each in trained), torch.zeros((), dtype=torch.float64))
+        value = torch.nn.functional.cross_entropy(logits, labels) + _PENALTY * penalty
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    weights: dict[str, Mapping[str, tuple[float, ...]]] = {}
+    for name, (values, _) in cats.items():
+        weights[name] = {
+            value: tuple(round(each, 4) for each in row)
+            for value, row in zip(values, parameters[name].detach().tolist(), strict=True)
+        }
+    for name, row in zip(nums, linear.detach().tolist(), strict=True):
+        weights[name] = {PLACEHOLDER: tuple(round(each, 4) for each in row)}
+    if "ones" in program.inputs:
+        weights["ones"] = {PLACEHOLDER: tuple(round(each, 4) for each in bias.detach().tolist())}
+    return replace(program, classifier=Classifier(program.labels, weights))
+
+
+def _shorten(program: Program, examples: Sequence[Example]) -> Program:
+    """Tables and predicates without what the examples do not reach, where that is shorter: other keys get the result,
+    or partner, that most have.
+    """
+    execution = Interpreter(program).run([tokens for tokens, _ in examples])
+    valid = np.arange(int(execution.lengths_B.max(initial=1)))[None, :] < execution.lengths_B[:, None]
+    nodes: list[Node] = []
+    for node in program.nodes:
+        columns = [execution.columns[name][valid].tolist() for name in node.reads]
+        if isinstance(node, Lookup):
+            decoded = [
+                [float(each) for each in column]
+                if name in program.numerical
+                else [execution.names[each] for each in column]
+                for name, column in zip(node.inputs, columns, strict=True)
+            ]
+            nodes.append(_reached_table(node, set(zip(*decoded, strict=True))))
+        else:
+            asked = {execution.names[each] for each in set(columns[1])}
+            nodes.append(_reached_pairs(node, asked, domains(program).get(node.query)))
+    return simplify(replace(program, nodes=tuple(nodes)))
+
+
+def _reached_table(node: Lookup, reached: set[tuple[Any, ...]]) -> Lookup:
+    results = {key: node.table.get(key, node.default) for key in reached}
+    results = {key: result for key, result in results.items() if result is not None}
+    if not results or node.default is None:
+        return node
+    default = Counter(results.values()).most_common(1)[0][0]
+    table = {_whole(key): result for key, result in results.items() if result != default and result is not None}
+    shorter = Lookup(node.name, node.inputs, table, default)
+    return shorter if len(table) < len(node.table) else node
+
+
+def _whole(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(int(each) if isinstance(each, float) and each.is_integer() else each for each in key)
+
+
+def _reached_pairs(node: Select, asked: set[Value], queries: frozenset[Value] | None) -> Select:
+    """A query that no example has may look for whatever makes the rule short: what its neighbors look for."""
+    wanted: dict[Value, set[Value]] = {query: set() for query in asked}
+    for query, key in node.predicate:
+        if query in asked:
+            wanted[query].add(key)
+    if queries is None or asked >= queries:
+        return replace(node, predicate=tuple(pair for pair in node.predicate if pair[0] in asked))
+    kinds = Counter(_kind(query, keys) for query, keys in wanted.items())
+    rule = kinds.most_common(1)[0][0] if kinds else ("none", 0)
+    pairs = [(query, key) for query, key in node.predicate if query in asked]
+    for query in sorted(queries - asked, key=str):
+        if rule[0] == "same":
+            pairs.append((query, query))
+        elif rule[0] == "shift" and isinstance(query, int) and isinstance(rule[1], int) and query + rule[1] >= 0:
+            pairs.append((query, query + rule[1]))
+        elif rule[0] == "constant":
+            pairs.append((query, rule[1]))
+    return replace(node, predicate=tuple(pairs))
+
+
+def _kind(query: Value, keys: set[Value]) -> tuple[str, Value]:
+    if len(keys) != 1:
+        return "none", 0
+    (key,) = keys
+    if key == query:
+        return "same", 0
+    if isinstance(key, int) and isinstance(query, int):
+        return "shift", key - query
+    return "constant", key

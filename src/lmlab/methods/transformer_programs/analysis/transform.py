@@ -1,0 +1,244 @@
+"""Changes of programs that keep what they compute, and one that fixes a variable at a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lmlab.methods.transformer_programs.program.domains import domains, partners
+from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Node, Program, Select, Value
+from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
+
+Row = tuple[float, ...]
+
+
+def simplify(program: Program) -> Program:
+    """The same answers with fewer parts: nothing that no answer depends on, equal nodes once, tables without rows that
+    no input reaches, tables of one result and of one category folded away.
+    """
+    while True:
+        before = program
+        program = _merge_equal(_fold(_tidy(drop_dead(program))))
+        if program == before:
+            return program
+
+
+def drop_dead(program: Program) -> Program:
+    """Without nodes and features that no answer depends on."""
+    live = program.live
+    weights: dict[str, Mapping[str, Row]] = {}
+    constant = [0.0] * len(program.labels)
+    for feature, rows in program.classifier.weights.items():
+        if program.classifier.matters(feature):
+            weights[feature] = rows
+        elif feature not in program.numerical and rows:
+            constant = [a + b for a, b in zip(constant, next(iter(rows.values())), strict=True)]
+    kept = tuple(node for node in program.nodes if node.name in live)
+    names = {*program.inputs, *(node.name for node in kept)}
+    changed = replace(
+        program, nodes=kept, numerical=frozenset(program.numerical & names),
+        classifier=Classifier(program.labels, weights),
+    )  # fmt: skip
+    return add_constant(changed, tuple(constant))
+
+
+def add_constant(program: Program, row: Row) -> Program:
+    """Add a row to all logits: to that of the constant 1, which is there for it."""
+    if not any(row):
+        return program
+    if "ones" not in program.inputs:
+        program = replace(program, inputs=(*program.inputs, "ones"), numerical=program.numerical | {"ones"})
+    weights = dict(program.classifier.weights)
+    before = weights.get("ones", {}).get(PLACEHOLDER, (0.0,) * len(row))
+    weights["ones"] = {PLACEHOLDER: tuple(a + b for a, b in zip(before, row, strict=True))}
+    return replace(program, classifier=Classifier(program.labels, weights))
+
+
+def fix(program: Program, name: str, value: Value) -> Program | None:
+    """The program in which a category is always one value; None where heads match it."""
+    readers = [node for node in program.nodes if name in node.reads]
+    if any(isinstance(node, Select) and name in (node.key, node.query) for node in readers):
+        return None
+    weights = dict(program.classifier.weights)
+    row = weights.pop(name, {}).get(str(value))
+    program = replace(program, classifier=Classifier(program.labels, weights))
+    if row is not None:
+        program = add_constant(program, row)
+    nodes: list[Node] = []
+    followers: list[str] = []
+    for node in program.nodes:
+        if node.name == name:
+            continue
+        if isinstance(node, Lookup) and name in node.inputs:
+            node = _specialized(node, name, value)
+            if not node.inputs:
+                followers.append(node.name)
+                nodes.append(Lookup(node.name, ("positions",), {}, node.default))  # its readers take the value below
+                continue
+        elif isinstance(node, Select) and node.value == name:
+            followers.append(node.name)
+        nodes.append(node)
+    inputs = program.inputs
+    changed = replace(program, nodes=tuple(nodes), inputs=inputs)
+    for follower in followers:
+        node = program.node(follower)
+        fixed = _specialized(node, name, value).default if isinstance(node, Lookup) else value
+        if fixed is None:
+            return None
+        further = fix(changed, follower, fixed)
+        if further is None:
+            return None
+        changed = further
+    return drop_dead(changed)
+
+
+def _specialized(node: Lookup, name: str, value: Value) -> Lookup:
+    place = node.inputs.index(name)
+    inputs = node.inputs[:place] + node.inputs[place + 1 :]
+    table = {key[:place] + key[place + 1 :]: result for key, result in node.table.items() if key[place] == value}
+    if not inputs:
+        return Lookup(node.name, (), {}, table.get((), node.default))
+    return Lookup(node.name, inputs, table, node.default)
+
+
+def _tidy(program: Program) -> Program:
+    """Predicates and tables without what no input reaches, and without rows that only say the default."""
+    known = domains(program)
+    nodes: list[Node] = []
+    for node in program.nodes:
+        if isinstance(node, Select):
+            found = partners(node.predicate, known.get(node.query), known.get(node.key))
+            pairs = tuple((query, key) for query, keys in found.items() for key in sorted(keys, key=str))
+            nodes.append(replace(node, predicate=pairs))
+        else:
+            nodes.append(_tidy_table(node, known))
+    return replace(program, nodes=tuple(nodes))
+
+
+def _tidy_table(node: Lookup, known: Mapping[str, frozenset[Value] | None]) -> Lookup:
+    table = {}
+    for key, result in node.table.items():
+        reached = all(
+            name not in known or known[name] is None or value in (known[name] or ())
+            for name, value in zip(node.inputs, key, strict=True)
+        )
+        if reached and result != node.default:
+            table[key] = result
+    return replace(node, table=table)
+
+
+def _fold(program: Program) -> Program:
+    """Tables of one result become constants; tables of one category go into what reads them."""
+    known = domains(program)
+    for node in program.nodes:
+        if not isinstance(node, Lookup) or node.default is None:
+            continue
+        if not node.table:
+            folded = fix(program, node.name, node.default)
+        elif len(node.inputs) == 1 and node.inputs[0] not in program.numerical and known.get(node.inputs[0]):
+            folded = _into_readers(program, node, known[node.inputs[0]] or frozenset())
+        else:
+            continue
+        if folded is not None:
+            return folded
+    return program
+
+
+def _into_readers(program: Program, node: Lookup, values: frozenset[Value]) -> Program | None:
+    """What reads a table of one category reads that category itself, if nothing but the classifier and tables does."""
+    source = node.inputs[0]
+    result: dict[Value, Any] = {value: node.table.get((value,), node.default) for value in values}
+    readers = [each for each in program.nodes if node.name in each.reads]
+    if not all(isinstance(each, Lookup) and source not in each.inputs for each in readers):
+        return None
+    weights = {name: dict(rows) for name, rows in program.classifier.weights.items()}
+    rows = weights.pop(node.name, None)
+    if rows is not None:
+        before = weights.get(source, {})
+        zero = (0.0,) * len(program.labels)
+        weights[source] = {
+            str(value): tuple(
+                a + b for a, b in zip(before.get(str(value), zero), rows[str(result[value])], strict=True)
+            )
+            for value in sorted(values, key=str)
+        }
+    nodes: list[Node] = []
+    for each in program.nodes:
+        if each.name == node.name:
+            continue
+        if isinstance(each, Lookup) and node.name in each.inputs:
+            place = each.inputs.index(node.name)
+            table = {
+                (*key[:place], value, *key[place + 1 :]): found
+                for key, found in each.table.items()
+                for value in values
+                if key[place] == result[value]
+            }
+            inputs = (*each.inputs[:place], source, *each.inputs[place + 1 :])
+            nodes.append(Lookup(each.name, inputs, table, each.default))
+        else:
+            nodes.append(each)
+    classifier = Classifier(program.labels, weights)
+    return replace(program, nodes=tuple(nodes), classifier=classifier)
+
+
+def _merge_equal(program: Program) -> Program:
+    """Nodes that compute the same become one, whose rows in the classifier are the sum of theirs."""
+    seen: dict[Any, str] = {}
+    for node in program.nodes:
+        what: Any = (
+            (node.op, *node.reads, frozenset(node.predicate), node.causal)
+            if isinstance(node, Select)
+            else (node.op, node.inputs, frozenset(node.table.items()), node.default)
+        )
+        if what in seen:
+            return _renamed(program, node.name, seen[what])
+        seen[what] = node.name
+    return program
+
+
+def _renamed(program: Program, old: str, new: str) -> Program:
+    """The program in which another variable stands for one that is equal to it."""
+
+    def name(each: str) -> str:
+        return new if each == old else each
+
+    nodes: list[Node] = []
+    for node in program.nodes:
+        if node.name == old:
+            continue
+        if isinstance(node, Select):
+            node = replace(node, key=name(node.key), query=name(node.query), value=name(node.value))
+        elif old in node.inputs:
+            node = _with_input(node, old, new)
+        nodes.append(node)
+    weights = {feature: dict(rows) for feature, rows in program.classifier.weights.items()}
+    rows = weights.pop(old, None)
+    if rows is not None:
+        zero = (0.0,) * len(program.labels)
+        theirs = weights.get(new, {})
+        weights[new] = {
+            value: tuple(a + b for a, b in zip(rows.get(value, zero), theirs.get(value, zero), strict=True))
+            for value in dict.fromkeys([*theirs, *rows])
+        }
+    return replace(
+        program,
+        nodes=tuple(nodes),
+        numerical=program.numerical - {old},
+        classifier=Classifier(program.labels, weights),
+    )
+
+
+def _with_input(node: Lookup, old: str, new: str) -> Lookup:
+    place = node.inputs.index(old)
+    if new not in node.inputs:
+        return replace(node, inputs=(*node.inputs[:place], new, *node.inputs[place + 1 :]))
+    twin = node.inputs.index(new)
+    table = {key[:place] + key[place + 1 :]: result for key, result in node.table.items() if key[place] == key[twin]}
+    return Lookup(node.name, node.inputs[:place] + node.inputs[place + 1 :], table, node.default)
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a node gives numbers."""
+    return node.op == SELECT_SUM

@@ -1,0 +1,140 @@
+"""Settings of Transformer Programs; no torch or numpy here, so that help is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from lmlab.config import NO_INFLUENCE, Config
+
+
+class ShapeConfig(Config):
+    """The shape of a network.
+
+    Attributes:
+        num_layers: layers.
+        cat_heads: heads of a layer that take the value of the nearest match.
+        num_heads: heads of a layer that count or sum.
+        cat_mlps: tables of a layer over two categories.
+        num_mlps: tables of a layer over two counts.
+        d_mlp: hidden units of an MLP while it is trained.
+        d_var: values of each categorical variable; by default as many as the larger of vocabulary and length.
+        embedding_vars: categories that each word is given; 0 takes the token itself.
+        prefix_count: give the number of times that the token has occurred so far as one more input.
+        causal_num_heads: of the counting heads of a layer, so many see the places up to their own alone.
+        predicates: table learns the key of each query apart, as in the paper; families lets a gate choose between that
+            and rules (k = q + s, k = c - q, k = c, and for counting heads k < q and k > q).
+        forbid: inputs that nothing may read; without positions, programs run at any length.
+    """
+
+    num_layers: PositiveInt = 2
+    cat_heads: int = Field(default=2, ge=0)
+    num_heads: int = Field(default=2, ge=0)
+    cat_mlps: int = Field(default=1, ge=0)
+    num_mlps: int = Field(default=1, ge=0)
+    d_mlp: PositiveInt = 64
+    d_var: PositiveInt | None = None
+    embedding_vars: int = Field(default=0, ge=0)
+    prefix_count: bool = False
+    causal_num_heads: int = Field(default=0, ge=0)
+    predicates: Literal["table", "families"] = "table"
+    forbid: tuple[Literal["positions"], ...] = ()
+
+
+class DataConfig(Config):
+    """What is learned from: a task that is drawn, or files.
+
+    Attributes:
+        task: reverse, sort, hist, double_hist, most_freq, dyck1, dyck2 or induction.
+        vocab_size: of the task, marks included (kinds of brackets for dyck); by default the paper's.
+        size: examples to draw, all splits together.
+        min_length: shortest sequence; by default the paper's, or 1 for files.
+        max_length: longest sequence, marks included; by default the paper's, or that of the training data.
+        data_seed: of drawing and splitting.
+        data: training data: JSON lines with tokens and labels (or label), or CoNLL columns (.conll, .tsv, .txt).
+        valid: validation data; by default a tenth of the training data.
+        test: test data.
+        labels: files have a label a token, or one a sequence.
+        token_column: of CoNLL files, counted from 0.
+        label_column: of CoNLL files; -1 is the last.
+        max_words: the most common words that files keep; others are <unk>.
+        lower: lower-case the tokens of files.
+        replace_numbers: write each run of digits as @.
+        test_lengths: also measure on drawn sequences of these lengths, such as 16 or 24.
+    """
+
+    task: str | None = None
+    vocab_size: PositiveInt | None = None
+    size: PositiveInt = 20_000
+    min_length: PositiveInt | None = None
+    max_length: PositiveInt | None = None
+    data_seed: int = Field(default=0, ge=0)
+    data: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    labels: Literal["tokens", "sequence"] = "tokens"
+    token_column: int = 0
+    label_column: int = -1
+    max_words: PositiveInt = 10_000
+    lower: bool = False
+    replace_numbers: bool = False
+    test_lengths: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_data(self) -> DataConfig:
+        if (self.task is None) == (self.data is None):
+            raise ValueError("give either task or data.")
+        if self.data is None and (self.valid or self.test):
+            raise ValueError("valid and test belong to data; a task draws its own.")
+        return self
+
+
+class FitConfig(Config):
+    """How networks are trained.
+
+    Attributes:
+        seeds: how many networks are trained as one computation.
+        first_seed: the seed of the first of them.
+        epochs: passes over the training data, over which the temperature falls.
+        batch_size: sequences of a step.
+        learning_rate: of Adam, constant but for what `schedule` says.
+        schedule: constant, as in the paper, or cosine to a tenth.
+        tau_start, tau_end: the temperature at the start and at the end.
+        tau_schedule: geomspace falls by equal factors, linspace by equal amounts.
+        sampling: how choices are made in training: gumbel_soft (the paper's), gumbel_hard, hard, softmax or entmax.
+        attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
+            becomes the nearest match as the temperature falls.
+        attention_default: how a head without a match falls back on the first place: sharp as in the paper, or smooth.
+        loss: per_token averages within a sequence, per_seq sums.
+        samples: forward passes of a step, each with its own noise.
+        polish: of so many seeds, the best by validation, the classifier is fitted again to the arg max at the end, a
+            logistic regression; 0 leaves all as training did.
+        init_embeddings: word vectors that categories of words begin from: a text file as GloVe's, or a model.
+        evaluations: how often all seeds are measured with the arg max, the end included.
+        device: auto, cpu or cuda.
+    """
+
+    seeds: PositiveInt = 8
+    first_seed: int = Field(default=0, ge=0)
+    epochs: PositiveFloat = 30
+    batch_size: PositiveInt = 512
+    learning_rate: PositiveFloat = 0.05
+    schedule: Literal["constant", "cosine"] = "constant"
+    tau_start: PositiveFloat = 3.0
+    tau_end: PositiveFloat = 0.01
+    tau_schedule: Literal["geomspace", "linspace"] = "geomspace"
+    sampling: Literal["gumbel_soft", "gumbel_hard", "hard", "softmax", "entmax"] = "gumbel_soft"
+    attention_noise: bool = True
+    attention_default: Literal["sharp", "smooth"] = "sharp"
+    loss: Literal["per_token", "per_seq"] = "per_token"
+    samples: PositiveInt = 1
+    polish: int = Field(default=3, ge=0)
+    init_embeddings: str | None = None
+    evaluations: Annotated[PositiveInt, NO_INFLUENCE] = 5
+    checkpoint_every: Annotated[PositiveInt, NO_INFLUENCE] = 500
+    device: Annotated[str, NO_INFLUENCE] = "auto"
+
+
+class TrainSettings(ShapeConfig, DataConfig, FitConfig):
+    """A training: shape, data, and how it goes."""

@@ -1,0 +1,87 @@
+"""Sections of reports: the seeds of a training with their curves, and the program that came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.ir import Program
+from lmlab.reports import Block, Code, Figure, Note, Section, Series, Table, line_chart
+
+_SHOWN_LINES = 400
+
+
+def training_sections(results: Mapping[str, Any], program: Program | None) -> list[Section]:
+    """What a training gave.
+
+    Arguments:
+        results: of the stage `train_program`.
+    """
+    blocks: list[Block] = []
+    if results["plateau"]:
+        blocks.append(
+            Note(
+                f"All seeds are on a plateau: the best of {len(results['seeds'])} has"
+                f" {100 * results['valid_accuracy']:.1f} % on validation, the most common answer"
+                f" {100 * results['majority']:.1f} %. Try more seeds, more heads or more epochs.",
+                "warning",
+            )
+        )
+    for label, count in results.get("unseen_labels", {}).items():
+        blocks.append(
+            Note(f"The label '{label}' never occurs in training; its {count} places count as wrong.", "warning")
+        )
+    blocks += [seed_table(results["seeds"], results["best_seed"]), *curves(results["curves"], results["seeds"])]
+    sections = [Section("Seeds", blocks, "Accuracy is that of the program: of the network under the arg max.", 1)]
+    if program is not None:
+        sections.append(program_section(program, results.get("program") or {}))
+    return sections
+
+
+def seed_table(rows: Sequence[Mapping[str, Any]], best: int) -> Table:
+    """A row for each seed, the best one marked."""
+    names = [name for name in ("valid_accuracy", "test_accuracy", "test_sequence_accuracy") if name in rows[0]]
+    titles = {"valid_accuracy": "validation", "test_accuracy": "test", "test_sequence_accuracy": "whole sequences"}
+    table = [
+        [str(row["seed"]), *(100 * row[name] for name in names), "loss is no number" if row["diverged"] else ""]
+        for row in rows
+    ]
+    place = next(number for number, row in enumerate(rows) if row["seed"] == best)
+    return Table(["seed", *(f"{titles[name]}, %" for name in names), ""], table, highlight_row=place)
+
+
+def curves(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """The accuracy of each seed over the training."""
+    if len(found) < 2:
+        return []
+    steps = [each["step"] for each in found]
+    lines = [
+        Series(f"seed {row['seed']}", steps, [100 * each["accuracy"][place] for each in found])
+        for place, row in enumerate(rows)
+    ]
+    chart = line_chart(lines, "step", "validation accuracy of the arg max, %")
+    return [Figure(chart, "Measured on the first 2,000 validation sequences.")]
+
+
+def program_section(program: Program, manifest: Mapping[str, Any]) -> Section:
+    """The program's text and how it was checked."""
+    blocks: list[Block] = []
+    checked = manifest.get("verification")
+    if checked:
+        every = checked.get("exhaustive")
+        scope = f"on all inputs up to {every} symbols" if every else "on every split and on random inputs"
+        kind = "good" if manifest.get("faithful") else "bad"
+        word = "agree" if manifest.get("faithful") else "DIFFER"
+        blocks.append(Note(f"Program and network {word} {scope}: {checked['places']:,} places.", kind))  # type: ignore[arg-type]
+    size = program.size()
+    blocks.append(Table(["part", "count"], [[name.replace("_", " "), count] for name, count in size.items()]))
+    shorter = manifest.get("minimized")
+    if shorter:
+        names = ("lines", "nodes", "predicate_pairs", "table_rows", "classifier_rows")
+        rows = [[name.replace("_", " "), shorter["before"][name], shorter["after"][name]] for name in names]
+        blocks.append(Table(["", "before", "minimized"], rows))
+    lines = to_python(program).splitlines()
+    cut = "" if len(lines) <= _SHOWN_LINES else f" The first {_SHOWN_LINES} of {len(lines)} lines."
+    blocks.append(Code("\n".join(lines[:_SHOWN_LINES]), f"program.py.{cut}"))
+    return Section("Program", blocks, rank=2)

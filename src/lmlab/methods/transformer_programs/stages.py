@@ -1,0 +1,106 @@
+"""The stage of recipes: `train_program` trains the seeds of a shape, exports the best one's program and checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from lmlab.digests import describe
+from lmlab.methods.transformer_programs.analysis.export import ExportOptions, export_program
+from lmlab.methods.transformer_programs.config import TrainSettings
+from lmlab.methods.transformer_programs.program.files import load_program
+from lmlab.methods.transformer_programs.report import training_sections
+from lmlab.methods.transformer_programs.tasks.load import load_data
+from lmlab.methods.transformer_programs.training.run import TrainedNetworks, train
+from lmlab.reports import Section
+from lmlab.runs import Results, Stage, StageContext
+
+PROGRAM_DIRECTORY = "program"
+
+
+class TrainProgramConfig(TrainSettings):
+    """What is trained, and what is made of it.
+
+    Attributes:
+        export: write the program of the best seed.
+        minimize: make that program short.
+        max_accuracy_drop: accuracy that this may cost.
+    """
+
+    export: bool = True
+    minimize: bool = False
+    max_accuracy_drop: float = Field(default=0.001, ge=0)
+
+
+class TrainProgramResults(Results):
+    """Accuracies of the best seed, a row for each seed, and what the program is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    best_seed: int
+    valid_accuracy: float
+    test_accuracy: float | None = None
+    majority: float
+    plateau: bool
+    seeds: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    program: dict[str, Any] | None = None
+
+
+class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
+    """Writes network.json, checkpoints and program/."""
+
+    def run(self, config: TrainProgramConfig, context: StageContext) -> TrainProgramResults:
+        """Train, from the newest checkpoint if there is one, then export."""
+        own = set(TrainSettings.model_fields)
+        settings = TrainSettings(**{name: value for name, value in config.model_dump().items() if name in own})
+        results = train(settings, context.directory, context.seed)
+        manifest = None
+        if config.export:
+            networks = TrainedNetworks.find(context.directory)
+            options = ExportOptions(minimize=config.minimize, max_accuracy_drop=config.max_accuracy_drop)
+            manifest = export_program(
+                networks.load(), networks.place_of(None), load_data(settings), context.directory / PROGRAM_DIRECTORY,
+                options, {"task": config.task} if config.task else None,
+            )  # fmt: skip
+        return TrainProgramResults(**results, program=manifest)
+
+    def depends_on(self, config: TrainProgramConfig, promised: Mapping[str, Any]) -> Any:
+        """The files that are read."""
+        paths = [each for each in (config.data, config.valid, config.test) if each and Path(each).is_file()]
+        return {path: describe(path) for path in paths}
+
+    def plan(self, config: TrainProgramConfig, promised: Mapping[str, Any]) -> dict[str, str]:
+        """What would be trained."""
+        heads, mlps = f"{config.cat_heads}+{config.num_heads} heads", f"{config.cat_mlps}+{config.num_mlps} MLPs"
+        shape = f"{config.num_layers} layers, {heads}, {mlps}"
+        return {"program": f"{config.task or config.data}: {shape}, {config.seeds} seeds, {config.epochs:g} epochs"}
+
+    def summary(self, results: TrainProgramResults) -> str:
+        """The best seed, beside the most common answer."""
+        place = "test" if results.test_accuracy is not None else "validation"
+        best = results.valid_accuracy if results.test_accuracy is None else results.test_accuracy
+        text = (
+            f"Best of {len(results.seeds)} seeds (seed {results.best_seed}): {100 * best:.2f} % on {place}, most common"
+            f" answer {100 * results.majority:.1f} %."
+        )
+        if results.plateau:
+            text += " ALL SEEDS ARE ON A PLATEAU: try more seeds, more heads or more epochs."
+        if results.program is not None:
+            checked = results.program["verification"]
+            text += f" Program and model agree on {checked['places']:,} places."
+        return text
+
+    def headline(self, results: TrainProgramResults) -> dict[str, str]:
+        """The accuracy of the program."""
+        best = results.valid_accuracy if results.test_accuracy is None else results.test_accuracy
+        return {"program's accuracy": f"{100 * best:.2f} %"}
+
+    def report(self, config: TrainProgramConfig, results: TrainProgramResults, directory: Path) -> list[Section]:
+        """Seeds, curves and the program's text."""
+        path = directory / PROGRAM_DIRECTORY
+        program = load_program(path) if results.program is not None else None
+        return training_sections(results.model_dump(), program)

@@ -1,0 +1,155 @@
+"""Data by its settings: a task that is drawn, or files (Friedman et al. 2023, section 4 and appendix)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lmlab.data.documents import Reject
+from lmlab.data.labeled import Kind, LabeledSequence, read_labeled
+from lmlab.data.rejects import Rejects
+from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.config import DataConfig
+from lmlab.methods.transformer_programs.tasks.dataset import Dataset, Split, encode
+from lmlab.methods.transformer_programs.tasks.rasp import BOS, EOS, PAD, UNK, Example, generate, split, task
+from lmlab.progress import console
+
+_RESERVED = (PAD, BOS, EOS)
+_MOST_UNFIT = 0.5
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def load_data(config: DataConfig, rejects: Path | None = None) -> Dataset:
+    """The splits that a configuration asks for.
+
+    Arguments:
+        rejects: receives the rows of files that cannot be used.
+
+    Raises:
+        UserError: there is no such task or file, a token is a reserved mark, or too little can be used.
+    """
+    return draw(config) if config.task is not None else _from_files(config, rejects)
+
+
+def draw(config: DataConfig) -> Dataset:
+    """A RASP task."""
+    assert config.task is not None
+    chosen = task(config.task)
+    vocab_size, shortest, longest = chosen.defaults
+    examples = generate(
+        chosen.name,
+        config.size,
+        config.vocab_size or vocab_size,
+        config.min_length or shortest,
+        config.max_length or longest,
+        config.data_seed,
+    )
+    parts = split(examples, config.data_seed)
+    if not all(parts):
+        raise UserError(f"{len(examples)} examples are too few for three splits.", "Raise size.")
+    # in the reference, <pad> and, but where it is an answer, <unk> are labels that are never given
+    never = {PAD} if chosen.unmasked else {PAD, UNK}
+    answers = sorted({label for _, labels in parts[0] for label in labels} - never)
+    words = [PAD, *sorted({token for tokens, _ in parts[0] for token in tokens} - {PAD})]
+    return _dataset(words, answers, parts, chosen.autoregressive, pooled=False)
+
+
+def _from_files(config: DataConfig, rejects: Path | None) -> Dataset:
+    assert config.data is not None
+    pooled = config.labels == "sequence"
+    with Rejects(rejects, _MOST_UNFIT) as unfit:
+        train = _read(config, config.data, unfit)
+        valid = _read(config, config.valid, unfit) if config.valid else None
+        test = _read(config, config.test, unfit) if config.test else []
+    unfit.check(len(train) + len(valid or ()) + len(test), "Mend the file, or raise max_length.")
+    if unfit.first is not None:
+        first = f"{unfit.first.where}: {unfit.first.reason}"
+        console.print(f"{unfit.unfit:,} sequences are set aside; the first is {first}.", style="yellow")
+    if valid is None:
+        order = np.random.RandomState(0).permutation(len(train)).tolist()
+        held = max(1, len(train) // 10)
+        train, valid = [train[place] for place in order[held:]], [train[place] for place in order[:held]]
+    if not train or not valid:
+        raise UserError(f"'{config.data}' has too few sequences that can be used.", "Give more data.")
+    counts = Counter(token for tokens, _ in train for token in tokens if token not in _RESERVED)
+    common = [word for word, _ in counts.most_common(config.max_words) if word != UNK]
+    answers = sorted({label for _, labels in train for label in labels} - {PAD})
+    return _dataset([PAD, UNK, BOS, EOS, *common], answers, (train, valid, test), False, pooled)
+
+
+def _read(config: DataConfig, path: str, unfit: Rejects) -> list[Example]:
+    found: list[Example] = []
+    for each in read_labeled(path, config.labels, config.token_column, config.label_column):
+        problem = each if isinstance(each, Reject) else _problem(config, each)
+        if problem is not None:
+            unfit.add(problem)
+            continue
+        assert isinstance(each, LabeledSequence)
+        tokens = [BOS, *(_spelled(config, token) for token in each.tokens), EOS]
+        if config.labels == "sequence":
+            found.append((tokens, [each.labels[0] or PAD, *[PAD] * (len(tokens) - 1)]))
+        else:
+            found.append((tokens, [PAD, *(label or PAD for label in each.labels), PAD]))
+    return found
+
+
+def read_examples(path: str, labels: str, bos: str | None, eos: str | None) -> list[Example]:
+    """The labeled sequences of a file with the marks of a program.
+
+    Raises:
+        UserError: a row cannot be used; here each one counts.
+    """
+    found: list[Example] = []
+    kind: Kind = "sequence" if labels == "sequence" else "tokens"
+    for each in read_labeled(path, kind):
+        if isinstance(each, Reject):
+            raise UserError(f"{each.where}: {each.reason}.")
+        tokens = [*([bos] if bos else []), *each.tokens, *([eos] if eos else [])]
+        if kind == "sequence":
+            found.append((tokens, [each.labels[0] or PAD, *[PAD] * (len(tokens) - 1)]))
+        else:
+            answers = (label or PAD for label in each.labels)
+            found.append((tokens, [*([PAD] if bos else []), *answers, *([PAD] if eos else [])]))
+    return found
+
+
+def _problem(config: DataConfig, each: LabeledSequence) -> Reject | None:
+    """Why a sequence is not used.
+
+    Raises:
+        UserError: a token or label is one of the marks: no data may hold them, so that this is a fault of the file.
+    """
+    reserved = next((word for word in (*each.tokens, *each.labels) if word in _RESERVED), None)
+    if reserved is not None:
+        raise UserError(f"{each.where}: '{reserved}' is a reserved mark.", "Spell this token or label otherwise.")
+    if config.min_length is not None and len(each.tokens) < config.min_length:
+        return Reject(each.where, f"{len(each.tokens)} tokens are fewer than min_length {config.min_length}")
+    if config.max_length is not None and len(each.tokens) + 2 > config.max_length:
+        return Reject(each.where, f"{len(each.tokens)} tokens and two marks exceed max_length {config.max_length}")
+    return None
+
+
+def _spelled(config: DataConfig, token: str) -> str:
+    token = token.lower() if config.lower else token
+    return _DIGITS.sub("@", token) if config.replace_numbers else token
+
+
+def _dataset(
+    words: Sequence[str], answers: Sequence[str], parts: Sequence[list[Example]], autoregressive: bool, pooled: bool
+) -> Dataset:
+    context = max(len(tokens) for part in parts for tokens, _ in part)
+    splits: list[Split] = [encode(part, words, answers, context, pooled) for part in parts]
+    for name, part in zip(("validation", "test"), splits[1:], strict=True):
+        for label, count in part.unseen.items():
+            console.print(
+                f"The label {label!r} of the {name} data never occurs in training; its {count} places count as wrong.",
+                style="yellow",
+            )
+    train, valid, test = splits
+    return Dataset(
+        tuple(words), tuple(answers), train, valid, test if len(test) else None, context, autoregressive, pooled
+    )

@@ -1,0 +1,145 @@
+"""A training as files: data, networks and their table in one directory, found again by later commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from lmlab.config import validate
+from lmlab.errors import UserError, reads
+from lmlab.files import read_mapping, write_json
+from lmlab.methods.transformer_programs.config import TrainSettings
+from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.network.spec import NetworkSpec
+from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, Dataset, Split
+from lmlab.methods.transformer_programs.tasks.load import load_data
+from lmlab.methods.transformer_programs.tasks.vectors import starting_logits
+from lmlab.methods.transformer_programs.training.fit import Fitted, fit, measure, spec_of
+from lmlab.runs import Artifact
+from lmlab.train import checkpoints, load_checkpoint
+
+NETWORK = "network.json"
+_NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is left, has learned something
+
+
+@dataclass(frozen=True)
+class TrainedNetworks(Artifact):
+    """A directory with trained networks: `network.json` and checkpoints."""
+
+    called: ClassVar[str] = "trained networks of programs"
+
+    @classmethod
+    def _at(cls, path: Path) -> TrainedNetworks | None:
+        return cls(path) if (path / NETWORK).exists() else None
+
+    @classmethod
+    def _remedy(cls) -> str:
+        return "Name the directory that 'lmlab programs train' wrote."
+
+    def record(self) -> dict[str, Any]:
+        """What `network.json` says."""
+        return read_mapping(self.path / NETWORK)
+
+    @reads("trained networks of programs")
+    def load(self) -> ProgramTransformer:
+        """All seeds."""
+        return load_networks(self.path)
+
+    def settings(self) -> TrainSettings:
+        """What they were trained with."""
+        return validate(TrainSettings, self.record()["settings"], f"'{self.path / NETWORK}'")
+
+    def place_of(self, seed: int | None) -> int:
+        """The place of a seed among the others; by default of the best.
+
+        Raises:
+            UserError: there is no such seed.
+        """
+        record = self.record()
+        if seed is None:
+            return int(record["best"])
+        if seed not in record["seeds"]:
+            raise UserError(f"'{self.path}' has no seed {seed}.", f"Its seeds: {', '.join(map(str, record['seeds']))}.")
+        return int(record["seeds"].index(seed))
+
+
+def load_networks(path: Path) -> ProgramTransformer:
+    """The networks of a directory with `network.json`."""
+    record = read_mapping(path / NETWORK)
+    spec = validate(NetworkSpec, record["network"], f"'{path / NETWORK}'")
+    model = ProgramTransformer(spec, record["seeds"])
+    saved = checkpoints(path / "checkpoints")
+    if not saved:
+        raise UserError(f"'{path}' has no checkpoint.", "Run the same training again: it goes on.")
+    load_checkpoint(saved[-1], model)
+    return model
+
+
+def train(settings: TrainSettings, directory: str | Path, shift: int = 0) -> dict[str, Any]:
+    """Train what the settings say, from where an earlier attempt stopped; the results, also written to `network.json`.
+
+    Arguments:
+        shift: added to the first seed: the seed of a recipe.
+
+    Raises:
+        UserError: the data or the shape are wrong.
+        Interrupted: stopped by a signal.
+    """
+    directory = Path(directory)
+    data = load_data(settings, directory / "rejects.jsonl")
+    spec = spec_of(settings, data)
+    logits = starting_logits(settings.init_embeddings, spec) if settings.init_embeddings else None
+    first = settings.first_seed + shift
+    fitted = fit(spec, settings, data, directory, logits, range(first, first + settings.seeds))
+    return store(fitted, settings, data, directory)
+
+
+def store(fitted: Fitted, settings: TrainSettings, data: Dataset, directory: Path) -> dict[str, Any]:
+    """Write `network.json`; the results."""
+    model, rows = fitted.model, fitted.seeds
+    best = rows[fitted.best]
+    majority = _majority(data.valid)
+    results: dict[str, Any] = {
+        "best_seed": best["seed"],
+        "majority": majority,
+        "plateau": bool(best["valid_accuracy"] < majority + _NEAR_CHANCE * (1 - majority)),
+        "seeds": rows,
+        "curves": fitted.curves,
+        "unseen_labels": {**data.valid.unseen, **(data.test.unseen if data.test else {})},
+        "training": fitted.summary,
+    }
+    results |= {key: best[key] for key in best if key.endswith("accuracy")}
+    write_json(
+        directory / NETWORK,
+        {
+            "network": model.spec.model_dump(mode="json"),
+            "seeds": list(model.seeds),
+            "best": fitted.best,
+            "settings": settings.model_dump(mode="json"),
+            "results": {key: results[key] for key in ("best_seed", "majority", "plateau", "seeds")},
+        },
+    )
+    return results
+
+
+def _majority(split: Split) -> float:
+    """The share of the most common label."""
+    labels = split.labels[split.labels > IGNORED]
+    return float(torch.bincount(labels).max() / max(1, labels.numel())) if labels.numel() else 0.0
+
+
+def soft_gap(model: ProgramTransformer, split: Split, sampler: Any, place: int) -> float:
+    """How much the accuracy falls from the network as it is trained to its arg max."""
+    soft, _ = measure(model, split, sampler)
+    hard, _ = measure(model, split)
+    return float(soft[place] - hard[place])
+
+
+def sequences_of(data: Dataset) -> list[Sequence[str]]:
+    """The token sequences of all splits."""
+    parts = [data.train, data.valid, *([data.test] if data.test is not None else [])]
+    return [tokens for part in parts for tokens, _ in part.examples]

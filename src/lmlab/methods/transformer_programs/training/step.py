@@ -1,0 +1,121 @@
+"""The step function of many seeds: a loss for each, which no other seed's can disturb.
+
+Shapes: S seeds, B sequences, N places, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmlab.data import Batch
+from lmlab.errors import LmlabError
+from lmlab.methods.transformer_programs.config import FitConfig
+from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.network.sampling import NOISY, Noise, Sampler
+from lmlab.methods.transformer_programs.tasks.dataset import Split
+from lmlab.progress import console
+from lmlab.train import StepOutput
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The temperature of each step: it falls from epoch to epoch, and evenly within each (section 3.5). The last epoch
+    stays at its own.
+    """
+
+    start: float
+    end: float
+    schedule: str
+    epochs: int
+    steps: int
+
+    def at(self, step: int) -> float:
+        """Of a step, counted from 0."""
+        per_epoch = max(1, self.steps // max(1, self.epochs))
+        epoch, within = divmod(step, per_epoch)
+        falling = epoch < self.epochs - 1
+        progress = (epoch + within / max(1, per_epoch - 1)) / (self.epochs - 1) if falling else 1.0
+        if self.schedule == "linspace":
+            return self.start + (self.end - self.start) * progress
+        return float(self.start * (self.end / self.start) ** progress)
+
+
+class ProgramStep:
+    """The loss of a batch, summed over seeds and sequences.
+
+    Arguments:
+        split: the training data; batches are numbers of its rows.
+    """
+
+    def __init__(self, split: Split, config: FitConfig, temperature: Temperature) -> None:
+        self.split, self.config, self.temperature = split, config, temperature
+
+    def __call__(self, model: ProgramTransformer, batch: Batch) -> StepOutput:
+        """The loss of the rows of `batch["rows"]` (1, B)."""
+        rows = batch["rows"].flatten()
+        tokens, labels = self.split.tokens[rows], self.split.labels[rows]
+        longest = int((tokens != 0).sum(1).max())
+        tokens = tokens[:, :longest]
+        labels = labels[:, :longest] if labels.dim() == 2 else labels
+        step = int(model.num_steps)
+        tau = self.temperature.at(step)
+        losses_S = self._losses(model, tokens, labels, tau, step)
+        fresh_S = ~losses_S.isfinite() & ~model.dead
+        if bool(fresh_S.any()):
+            self._bury(model, fresh_S, step, tau)
+            if bool(model.dead.all()):
+                raise LmlabError(
+                    f"The loss of every seed is no number (temperature {tau:.3g}).", "Lower the learning rate."
+                )
+            # once more without them: what is no number would spread by multiplication with 0
+            losses_S = self._losses(model, tokens, labels, tau, step)
+        count = torch.tensor(float(len(rows)))
+        total = losses_S.masked_fill(model.dead, 0.0).sum()
+        return StepOutput(total * count, count, {"tau": (torch.tensor(tau), torch.tensor(1.0))})
+
+    def _losses(self, model: ProgramTransformer, tokens: Tensor, labels: Tensor, tau: float, step: int) -> Tensor:
+        """(S,): the mean over sequences of each seed."""
+        total: Tensor | None = None
+        for number in range(self.config.samples):
+            kind = self.config.sampling
+            noisy = kind in NOISY or self.config.attention_noise
+            noise = Noise(model.seeds, step * self.config.samples + number, tokens.device) if noisy else None
+            logits = model(tokens, Sampler(kind, tau, noise))
+            loss = sequence_losses(logits, labels, self.config.loss).mean(-1)
+            total = loss if total is None else total + loss
+        assert total is not None
+        return total / self.config.samples
+
+    def _bury(self, model: ProgramTransformer, fresh: Tensor, step: int, tau: float) -> None:
+        model.bury(fresh)
+        names = ", ".join(str(model.seeds[each]) for each in fresh.nonzero().flatten().tolist())
+        console.print(
+            f"The loss of seed {names} is no number at step {step + 1} (temperature {tau:.3g}); it stops, the others go"
+            " on."
+        )
+
+    def after_step(self, model: ProgramTransformer) -> Mapping[str, float]:
+        """Count the step."""
+        model.num_steps += 1
+        return {}
+
+
+def sequence_losses(logits: Tensor, labels: Tensor, how: str) -> Tensor:
+    """(S, B): the cross-entropy of each sequence over its labeled places (section 2.9).
+
+    Arguments:
+        logits: (S, B, N, C), or (S, B, C).
+        labels: (B, N) or (B,); negative where nothing is predicted.
+    """
+    log_probs = torch.log_softmax(logits, -1)
+    labeled = labels >= 0
+    chosen = labels.clamp(min=0).expand(logits.shape[:-1])[..., None]
+    losses = -log_probs.gather(-1, chosen)[..., 0] * labeled
+    if labels.dim() == 1:
+        return losses
+    summed = losses.sum(-1)
+    return summed if how == "per_seq" else summed / labeled.sum(-1).clamp(min=1)
