@@ -105,3 +105,9 @@ def test_the_code_of_the_page_on_python_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "docs/api.md", "exec"), names)  # noqa: S102 - our own page
     assert isinstance(names["answer"], str) and len(names["scores"]) == 2
+
+
+@pytest.mark.slow
+def test_transformer_programs_counts(run, tmp_path):
+    told = run("transformer_programs", tmp_path / "run")
+    assert re.search(r"Equal to the network on [\d,]+ places: True", told) and "def run(tokens" in told

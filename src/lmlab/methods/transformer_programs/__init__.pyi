@@ -3,6 +3,7 @@ from .analysis.minimize import Minimized, minimize, refit
 from .analysis.transform import simplify
 from .analysis.verify import VerificationReport, compare_oracle, compare_programs, every_input, verify
 from .config import DataConfig, FitConfig, ShapeConfig, TrainSettings
+from .network.compile import from_program
 from .network.convert import to_program
 from .network.model import ProgramTransformer
 from .network.reference import load_reference
@@ -18,6 +19,7 @@ from .tasks.load import load_data
 from .tasks.rasp import TASKS
 from .training.fit import Fitted, fit, spec_of
 from .training.run import TrainedNetworks, train
+from .training.sweep import SweepRow, sweep
 
 __all__ = [
     "TASKS",
@@ -37,6 +39,7 @@ __all__ = [
     "ProgramTransformer",
     "Select",
     "ShapeConfig",
+    "SweepRow",
     "TrainSettings",
     "TrainedNetworks",
     "VerificationReport",
@@ -45,6 +48,7 @@ __all__ = [
     "every_input",
     "export_program",
     "fit",
+    "from_program",
     "import_python",
     "load_data",
     "load_program",
@@ -54,6 +58,7 @@ __all__ = [
     "save_program",
     "simplify",
     "spec_of",
+    "sweep",
     "to_program",
     "to_python",
     "train",

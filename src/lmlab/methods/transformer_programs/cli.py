@@ -58,6 +58,35 @@ def train(
     run_stages(name, {"program": stage}, out, None, dry_run, redo)
 
 
+@app.command(
+    epilog=example(
+        "lmlab programs sweep recipes/programs-laptop.yaml --vary stages.hist.num_heads=1,2,4 --out runs/shapes"
+    )
+)
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with one stage train_program.")],
+    vary: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE,... as for 'lmlab sweep'; may be repeated.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the runs.")] = Path("runs/programs-sweep"),
+    rungs: Annotated[int, typer.Option(min=1, help="How often the better part goes on for longer.")] = 3,
+    factor: Annotated[int, typer.Option(min=2, help="One of so many goes on, for so many times the epochs.")] = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once.", show_default=False)] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster.")] = False,
+) -> None:
+    """Train many shapes by successive halving: all for a short time, the better part for longer."""
+    from rich.table import Table
+
+    from lmlab.methods.transformer_programs.training.sweep import sweep as halve
+    from lmlab.runs import parse_axes
+
+    rows = halve(recipe, parse_axes(vary), out, rungs, factor, workers, "ray" if ray else "processes")
+    table = Table("rung", "run", "epochs", "validation, %", "test, %", "best seed")
+    for row in rows:
+        test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.2f}"
+        cells = (row.rung, row.name, f"{row.epochs:g}", f"{100 * row.valid_accuracy:.2f}", test, row.best_seed)
+        table.add_row(*map(str, cells))
+    print_table(table)
+
+
 @app.command(epilog=example("lmlab programs export runs/hist --minimize --max-accuracy-drop 0.001 --out hist_program/"))
 def export(
     run: Annotated[Path, typer.Argument(help="What 'lmlab programs train' wrote, or a run of the reference.")],

@@ -140,7 +140,7 @@ def difference(report: VerificationReport) -> str:
     where = "" if first.get("place") is None else f" at place {first['place']}"
     variable = first.get("variable")
     told = "" if not variable else f" The first variable that differs is '{variable['name']}'."
-    theirs = first.get("model", first.get("oracle"))
+    theirs = first.get(report.against)
     return (
         f"The program and the {report.against} differ on {report.different} of {report.places} places; first on"
         f" {' '.join(first.get('tokens', []))!r:.200}{where}: program {first.get('program')!r}, {report.against}"

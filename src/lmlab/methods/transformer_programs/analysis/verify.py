@@ -98,7 +98,7 @@ def verify(
 
 def compare_programs(first: Program, second: Program, sequences: Sequence[Sequence[str]]) -> VerificationReport:
     """Compare the answers of two programs; labels are compared by name."""
-    report = VerificationReport(against="program")
+    report = VerificationReport(against="other program")
     ours, theirs = Interpreter(first), Interpreter(second)
     for part in batched(sequences):
         one, other = ours.run(part), theirs.run(part)

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.methods.transformer_programs.network.predicates import Predicates
-from lmlab.methods.transformer_programs.network.sampling import Sampler
+from lmlab.methods.transformer_programs.network.sampling import NOISY, Sampler
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 
 _NO_MATCH = 1e-20  # log of it is the score of a place that does not match; float32 only
 _NEVER = -1e30
-_LARGEST = 1e10  # of a gradient's entries, so that the norm over all seeds is a number
 _SHARP = 1e-10  # of the default to the first place, as in the reference
 
 
@@ -86,15 +85,14 @@ class Mlps(SeededParameters):
         batch, places = stream.shape[2:4]
         read = torch.bmm(gates.flatten(1, 2), stream.flatten(2))
         read = read.view(seeds, count, inputs, batch * places, self.width).transpose(2, 3)
-        return sample(self.table(read.reshape(seeds * count, batch * places, inputs * self.width))).view(
-            seeds, count, batch, places, -1
-        )
+        logits = self.table(read.reshape(seeds * count, batch * places, inputs * self.width))
+        if sample.kind not in NOISY:
+            # as in the paper; under noise it is left out, for weights of shifted logits are the same but for rounding
+            logits = torch.log_softmax(logits, -1)
+        return sample(logits).view(seeds, count, batch, places, -1)
 
     def table(self, read: Tensor) -> Tensor:
-        """Logits of results (S, M, rows, D) of inputs (S * M, rows, I * width).
-
-        The paper takes their log-softmax first, which no sampler can tell: all are the same for shifted logits.
-        """
+        """Logits of results (S, M, rows, D) of inputs (S * M, rows, I * width)."""
         seeds, count = self.read.shape[:2]
         hidden = torch.baddbmm(self.b_in.flatten(0, 1)[:, None], read, self.w_in.flatten(0, 1)).relu()
         found = torch.baddbmm(self.b_out.flatten(0, 1)[:, None], hidden, self.w_out.flatten(0, 1))
@@ -223,13 +221,7 @@ class ProgramTransformer(nn.Module):
         attention: how heads attend in training.
         embedding_logits: where the categories of words begin: (vocabulary, embedding_vars * d_var).
 
-    Attributes:
-        num_steps: steps of training so far; noise and temperature depend on it.
-        dead: seeds whose loss was no number; they are trained no more.
     """
-
-    num_steps: Tensor
-    dead: Tensor
 
     def __init__(
         self,
@@ -253,22 +245,6 @@ class ProgramTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, layer, generators) for layer in range(spec.num_layers))
         rows = len(spec.cat_names(spec.num_layers)) * spec.d_var + len(spec.num_names(spec.num_layers))
         self.unembed = make.normal(rows, len(spec.labels), std=len(spec.labels) ** -0.5)
-        self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
-        self.register_buffer("dead", torch.zeros(len(self.seeds), dtype=torch.bool))
-
-    def bury(self, seeds: Tensor) -> None:
-        """Stop training some seeds: their weights become 0, whose loss is a number that nothing depends on."""
-        self.dead |= seeds
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.masked_fill_(seeds.view(-1, *[1] * (parameter.dim() - 1)), 0.0)
-
-    def guard_gradients(self) -> None:
-        """Keep a gradient that is no number within its seed: the seed gets none in that step, and huge entries are cut
-        off.
-        """
-        for parameter in self.parameters():
-            parameter.register_hook(_guarded)
 
     def forward(self, tokens: Tensor, sample: Sampler) -> Tensor:
         """Logits (S, B, N, C) of tokens (B, N), whose padding is 0; (S, B, C) with `pool_outputs`."""
@@ -341,11 +317,6 @@ class ProgramTransformer(nn.Module):
             count = same.tril().sum(-1).to(cat.dtype)
             num = torch.cat([num, count.expand(seeds, 1, -1, -1)[..., None]], 1)
         return cat, num
-
-
-def _guarded(gradient: Tensor) -> Tensor:
-    finite = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
-    return torch.where(finite, gradient, 0.0).clamp(-_LARGEST, _LARGEST)
 
 
 def nearness(context: int, places: int, device: torch.device) -> Tensor:

@@ -34,12 +34,6 @@ class Predicates(nn.Module):
             self.shift = normal(heads, 2 * values - 1, std=values**-0.5)
             self.mirror = normal(heads, 2 * values - 1, std=values**-0.5)
             self.constant = normal(heads, values, std=values**-0.5)
-        place = torch.arange(values)
-        self.register_buffer("difference", place[None, :] - place[:, None] + values - 1, persistent=False)
-        self.register_buffer("total", place[None, :] + place[:, None], persistent=False)
-
-    difference: Tensor
-    total: Tensor
 
     def forward(self, sample: Sampler) -> Tensor:
         """(S, H, D queries, D keys): weights of the keys that each query looks for."""
@@ -47,8 +41,10 @@ class Predicates(nn.Module):
         if not self.families:
             return table
         values = table.shape[-1]
-        shift = sample(self.shift)[..., self.difference]
-        mirror = sample(self.mirror)[..., self.total]
+        place = torch.arange(values, device=table.device)
+        difference, total = place[None, :] - place[:, None] + values - 1, place[None, :] + place[:, None]
+        shift = sample(self.shift)[..., difference]
+        mirror = sample(self.mirror)[..., total]
         constant = sample(self.constant)[..., None, :].expand_as(table)
         below = torch.ones(values, values, device=table.device).tril(-1).expand_as(table)
         allowed: Tensor = self.gate

@@ -38,6 +38,12 @@ class Noise:
     def __init__(self, seeds: Sequence[int], step: int, device: torch.device) -> None:
         self.generators = [torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63) for seed in seeds]
 
+    def of(self, place: int) -> Noise:
+        """The noise of one seed, by its place."""
+        alone = Noise((), 0, torch.device("cpu"))
+        alone.generators = [self.generators[place]]
+        return alone
+
     def gumbel(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Noise of a shape whose first axis is the seeds."""
         drawn = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)

@@ -18,6 +18,7 @@ BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 Example = tuple[list[str], list[str]]
 """Tokens and labels of one sequence, marks included; `<pad>` where nothing is predicted."""
 
+_Draw = Callable[[np.random.RandomState], list[str]]
 _PAIRS = (("(", ")"), ("{", "}"))
 _PASSES = (2, 3, 4, 5)  # times the number wanted that are drawn, until enough are distinct
 
@@ -166,20 +167,44 @@ def generate(
     Raises:
         UserError: the lengths leave no sequence.
     """
-    draw = _SAMPLERS[task(name).name](name, vocab_size, min_length, max_length)
+    chosen = task(name)
+    draw = _SAMPLERS[name](name, vocab_size, min_length, max_length)
+    random = np.random.RandomState(seed)
     if name == "induction":
-        return _draw_induction(draw, size, seed, unique)
-    if not unique:
-        return _draw(draw, size, seed)
-    found: list[Example] = []
-    for factor in _PASSES:
-        seen: dict[str, Example] = {}
-        for example in _draw(draw, factor * size, seed):
+        drawn = _until_distinct(draw, random, size, unique)
+    elif unique:
+        drawn = _distinct(draw, random, size)
+    else:
+        drawn = [draw(random) for _ in range(size)]
+    return [(tokens, chosen.label(tokens)) for tokens in drawn]
+
+
+def _distinct(draw: _Draw, random: np.random.RandomState, size: int) -> list[list[str]]:
+    """The first so many distinct sequences of 2, 3, 4 or 5 times as many draws."""
+    seen: dict[str, list[str]] = {}
+    count = 0
+    for passes in _PASSES:
+        for _ in range(passes * size - count):
+            tokens = draw(random)
             # joined without spaces, as in the reference: "1 0" and "10" are the same to it
-            seen.setdefault("".join(example[0]), example)
-        found = list(seen.values())
-        if len(found) >= size:
-            return found[:size]
+            seen.setdefault("".join(tokens), tokens)
+        count = passes * size
+        if len(seen) >= size:
+            break
+    return list(seen.values())[:size]
+
+
+def _until_distinct(draw: _Draw, random: np.random.RandomState, size: int, unique: bool) -> list[list[str]]:
+    """Draws until so many are distinct, or twice as many were not."""
+    found, seen, repeated = list[list[str]](), set[str](), 0
+    while len(found) < size and repeated <= 2 * size:
+        tokens = draw(random)
+        joined = "".join(tokens)
+        if joined in seen and unique:
+            repeated += 1
+            continue
+        seen.add(joined)
+        found.append(tokens)
     return found
 
 
@@ -196,32 +221,9 @@ def _deal(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[E
     return [examples[place] for place in order[held:]], [examples[place] for place in order[:held]]
 
 
-_Draw = Callable[[np.random.RandomState], Example]
-
-
-def _draw(draw: _Draw, count: int, seed: int) -> list[Example]:
-    random = np.random.RandomState(seed)
-    return [draw(random) for _ in range(count)]
-
-
-def _draw_induction(draw: _Draw, size: int, seed: int, unique: bool) -> list[Example]:
-    random, found, seen, repeated = np.random.RandomState(seed), list[Example](), set[str](), 0
-    while len(found) < size:
-        example = draw(random)
-        joined = "".join(example[0])
-        if joined in seen and unique:
-            repeated += 1
-            if repeated > 2 * size:
-                break
-            continue
-        seen.add(joined)
-        found.append(example)
-    return found
-
-
 def _plain(name: str, vocab_size: int, min_length: int, max_length: int) -> _Draw:
     chosen = task(name)
-    symbols = np.array(symbols_of(name, vocab_size))
+    symbols = symbols_of(name, vocab_size)
     below = max_length - 1 if chosen.ends else max_length
     if not 1 <= min_length < below:
         raise UserError(
@@ -230,11 +232,9 @@ def _plain(name: str, vocab_size: int, min_length: int, max_length: int) -> _Dra
             "Raise max_length.",
         )
 
-    def draw(random: np.random.RandomState) -> Example:
-        length = random.randint(min_length, below)
-        drawn = random.choice(symbols, size=length, replace=True).tolist()
-        tokens = [BOS, *drawn, *([EOS] if chosen.ends else [])]
-        return tokens, chosen.label(tokens)
+    def draw(random: np.random.RandomState) -> list[str]:
+        drawn = _choice(random, symbols, random.randint(min_length, below))
+        return [BOS, *drawn, *([EOS] if chosen.ends else [])]
 
     return draw
 
@@ -252,13 +252,12 @@ def _brackets(name: str, vocab_size: int, min_length: int, max_length: int) -> _
             drawn = [*drawn, opening, closing] if random.randint(0, 2) == 0 else [opening, *drawn, closing]
         return drawn
 
-    def draw(random: np.random.RandomState) -> Example:
+    def draw(random: np.random.RandomState) -> list[str]:
         count = max_length - 1
         drawn = balanced(random) if random.randint(2) else []
         if not drawn or len(drawn) < count:
-            drawn = drawn + random.choice(symbols, size=count - len(drawn)).tolist()
-        tokens = [BOS, *drawn[:count]]
-        return tokens, _framed(_dyck)(tokens)
+            drawn = drawn + _choice(random, symbols, count - len(drawn))
+        return [BOS, *drawn[:count]]
 
     return draw
 
@@ -266,24 +265,26 @@ def _brackets(name: str, vocab_size: int, min_length: int, max_length: int) -> _
 def _letters(name: str, vocab_size: int, min_length: int, max_length: int) -> _Draw:
     symbols = symbols_of(name, vocab_size)
     count = len(symbols) // 2
-    letters, digits = np.array(symbols[:count]), np.array(symbols[count:])
+    letters, digits = symbols[:count], symbols[count:]
     if not 0 <= min_length // 2 <= max_length // 2:
         raise UserError(f"{name}: min_length {min_length} is above max_length {max_length}.")
 
-    def draw(random: np.random.RandomState) -> Example:
+    def draw(random: np.random.RandomState) -> list[str]:
         pairs = random.randint(min_length // 2, max_length // 2 + 1)
         digit_of = random.randint(0, count, size=count)
         drawn = []
         for letter in random.randint(0, count, size=pairs):
             drawn += [letters[letter], digits[digit_of[letter]]]
-        at_start = random.randint(0, 2)
-        drawn.insert(
-            0 if at_start else len(drawn), random.choice(digits) if at_start else letters[random.randint(0, count)]
-        )
-        tokens = [BOS, *map(str, drawn)]
-        return tokens, _induction(tokens)
+        if random.randint(0, 2):
+            return [BOS, *_choice(random, digits, 1), *drawn]
+        return [BOS, *drawn, letters[random.randint(0, count)]]
 
     return draw
+
+
+def _choice(random: np.random.RandomState, symbols: Sequence[str], count: int) -> list[str]:
+    """What the legacy generator's `choice` with replacement draws, in less time."""
+    return [symbols[place] for place in random.randint(0, len(symbols), size=count).tolist()]
 
 
 _SAMPLERS = dict.fromkeys(TASKS, _plain) | {"dyck1": _brackets, "dyck2": _brackets, "induction": _letters}

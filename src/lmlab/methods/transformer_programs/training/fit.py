@@ -23,6 +23,7 @@ from lmlab.methods.transformer_programs.network.model import Attention, ProgramT
 from lmlab.methods.transformer_programs.network.sampling import Sampler
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset, Split, accuracy
+from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.methods.transformer_programs.training.polish import polish
 from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
 from lmlab.train import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig
@@ -126,7 +127,7 @@ def fit(
     attention = Attention(config.attention_noise, config.attention_default)
     model = start or ProgramTransformer(spec, chosen, attention, embedding_logits)
     model.attention = attention
-    model.guard_gradients()
+    packed = PackedNetworks(model)
     device = select_device(config.device)
     train, valid = _on(data.train, device), _on(data.valid, device)
     batch = min(config.batch_size, len(train))
@@ -137,17 +138,17 @@ def fit(
     curves: list[dict[str, Any]] = []
     small = valid.part(_SMALL_SPLIT)
 
-    def evaluate(network: ProgramTransformer) -> dict[str, float]:
-        tokens, _ = measure(network, small)
-        curves.append({"step": int(network.num_steps), "accuracy": [round(each, 6) for each in tokens.tolist()]})
+    def evaluate(networks: PackedNetworks) -> dict[str, float]:
+        tokens, _ = measure(networks.networks(), small)
+        curves.append({"step": int(networks.num_steps), "accuracy": [round(each, 6) for each in tokens.tolist()]})
         return {
             "valid_error": 1 - float(tokens.max()),
-            **{f"valid_accuracy_{seed}": float(each) for seed, each in zip(network.seeds, tokens, strict=True)},
+            **{f"valid_accuracy_{seed}": float(each) for seed, each in zip(networks.seeds, tokens, strict=True)},
         }
 
     every = max(1, steps // config.evaluations)
     trainer = Trainer(
-        model,
+        packed,
         ProgramStep(train, config, temperature),
         Loader(Batches(len(train), batch, steps, 0), 1, 0, shuffle=False),
         TrainerConfig(
@@ -167,21 +168,24 @@ def fit(
         evaluate,
     )
     summary = trainer.fit()
-    rows, best = _table(model, data, device)
+    model = packed.networks()
+    rows, best = _table(model, packed.dead, data, device)
     if config.polish:
         order = sorted(range(len(rows)), key=lambda place: -rows[place]["valid_accuracy"])
         for place in order[: config.polish]:
             polish(model, place, train)
-        polished, best = _table(model, data, device)
+        polished, best = _table(model, packed.dead, data, device)
         for row, before in zip(polished, rows, strict=True):
             row["valid_accuracy_before_polish"] = before["valid_accuracy"]
         rows = polished
     return Fitted(model, rows, best, summary, curves)
 
 
-def _table(model: ProgramTransformer, data: Dataset, device: torch.device) -> tuple[list[dict[str, Any]], int]:
+def _table(
+    model: ProgramTransformer, dead_S: Tensor, data: Dataset, device: torch.device
+) -> tuple[list[dict[str, Any]], int]:
     rows: list[dict[str, Any]] = [
-        {"seed": seed, "diverged": bool(dead)} for seed, dead in zip(model.seeds, model.dead.tolist(), strict=True)
+        {"seed": seed, "diverged": bool(dead)} for seed, dead in zip(model.seeds, dead_S.tolist(), strict=True)
     ]
     for name, split in (("valid", data.valid), ("test", data.test)):
         if split is None or not len(split):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save
 
 from lmlab.config import validate
 from lmlab.errors import UserError, reads
-from lmlab.files import read_mapping, write_json
+from lmlab.files import atomic_file, read_mapping, write_json
 from lmlab.methods.transformer_programs.config import TrainSettings
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
@@ -20,15 +21,15 @@ from lmlab.methods.transformer_programs.tasks.load import load_data
 from lmlab.methods.transformer_programs.tasks.vectors import starting_logits
 from lmlab.methods.transformer_programs.training.fit import Fitted, fit, measure, spec_of
 from lmlab.runs import Artifact
-from lmlab.train import checkpoints, load_checkpoint
+from lmlab.train import load_weights
 
-NETWORK = "network.json"
+NETWORK, WEIGHTS = "network.json", "network.safetensors"
 _NEAR_CHANCE = 0.1  # a seed this far above the most common answer, of what is left, has learned something
 
 
 @dataclass(frozen=True)
 class TrainedNetworks(Artifact):
-    """A directory with trained networks: `network.json` and checkpoints."""
+    """A directory with trained networks: `network.json` and their weights."""
 
     called: ClassVar[str] = "trained networks of programs"
 
@@ -72,10 +73,7 @@ def load_networks(path: Path) -> ProgramTransformer:
     record = read_mapping(path / NETWORK)
     spec = validate(NetworkSpec, record["network"], f"'{path / NETWORK}'")
     model = ProgramTransformer(spec, record["seeds"])
-    saved = checkpoints(path / "checkpoints")
-    if not saved:
-        raise UserError(f"'{path}' has no checkpoint.", "Run the same training again: it goes on.")
-    load_checkpoint(saved[-1], model)
+    load_weights(model, load_file(path / WEIGHTS), f"'{path / WEIGHTS}'")
     return model
 
 
@@ -113,6 +111,8 @@ def store(fitted: Fitted, settings: TrainSettings, data: Dataset, directory: Pat
         "training": fitted.summary,
     }
     results |= {key: best[key] for key in best if key.endswith("accuracy")}
+    with atomic_file(directory / WEIGHTS) as file:
+        file.write(save({name: each.cpu().contiguous() for name, each in model.state_dict().items()}))
     write_json(
         directory / NETWORK,
         {

@@ -14,9 +14,9 @@ from torch import Tensor
 from lmlab.data import Batch
 from lmlab.errors import LmlabError
 from lmlab.methods.transformer_programs.config import FitConfig
-from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.sampling import NOISY, Noise, Sampler
 from lmlab.methods.transformer_programs.tasks.dataset import Split
+from lmlab.methods.transformer_programs.training.packed import PackedNetworks
 from lmlab.progress import console
 from lmlab.train import StepOutput
 
@@ -54,7 +54,7 @@ class ProgramStep:
     def __init__(self, split: Split, config: FitConfig, temperature: Temperature) -> None:
         self.split, self.config, self.temperature = split, config, temperature
 
-    def __call__(self, model: ProgramTransformer, batch: Batch) -> StepOutput:
+    def __call__(self, model: PackedNetworks, batch: Batch) -> StepOutput:
         """The loss of the rows of `batch["rows"]` (1, B)."""
         rows = batch["rows"].flatten()
         tokens, labels = self.split.tokens[rows], self.split.labels[rows]
@@ -77,7 +77,7 @@ class ProgramStep:
         total = losses_S.masked_fill(model.dead, 0.0).sum()
         return StepOutput(total * count, count, {"tau": (torch.tensor(tau), torch.tensor(1.0))})
 
-    def _losses(self, model: ProgramTransformer, tokens: Tensor, labels: Tensor, tau: float, step: int) -> Tensor:
+    def _losses(self, model: PackedNetworks, tokens: Tensor, labels: Tensor, tau: float, step: int) -> Tensor:
         """(S,): the mean over sequences of each seed."""
         total: Tensor | None = None
         for number in range(self.config.samples):
@@ -90,7 +90,7 @@ class ProgramStep:
         assert total is not None
         return total / self.config.samples
 
-    def _bury(self, model: ProgramTransformer, fresh: Tensor, step: int, tau: float) -> None:
+    def _bury(self, model: PackedNetworks, fresh: Tensor, step: int, tau: float) -> None:
         model.bury(fresh)
         names = ", ".join(str(model.seeds[each]) for each in fresh.nonzero().flatten().tolist())
         console.print(
@@ -98,7 +98,7 @@ class ProgramStep:
             " on."
         )
 
-    def after_step(self, model: ProgramTransformer) -> Mapping[str, float]:
+    def after_step(self, model: PackedNetworks) -> Mapping[str, float]:
         """Count the step."""
         model.num_steps += 1
         return {}

@@ -1,0 +1,284 @@
+"""From a program to a network that computes it: gates and predicates that are decided, tables as exact MLPs. So
+programs that were edited, or written by hand, can be measured, trained further and exported again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.network.model import Block, Mlps, ProgramTransformer
+from lmlab.methods.transformer_programs.network.spec import NetworkSpec
+from lmlab.methods.transformer_programs.program.domains import PADDING, domains
+from lmlab.methods.transformer_programs.program.ir import (
+    SELECT_CLOSEST,
+    SELECT_SUM,
+    Lookup,
+    Program,
+    Select,
+    Value,
+)
+from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER
+
+_DECIDED = 10.0  # logit of what is chosen; of everything else its negative
+_CERTAIN = 20.0  # logit of a table's result over its default
+_MOST_COUNTS = 4096  # greatest count in a table, so that codes of pairs are exact in fp32
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each node stands in the network.
+
+    Attributes:
+        layer: of each node.
+        name: of each variable in the network.
+        index: of each categorical variable, the number of each of its values.
+    """
+
+    spec: NetworkSpec
+    layer: Mapping[str, int]
+    name: Mapping[str, str]
+    index: Mapping[str, Mapping[Value, int]]
+
+
+def from_program(program: Program, seed: int = 0) -> ProgramTransformer:
+    """The network of a program, as one seed, whose answers are the same. Variables are named by their layers.
+
+    Raises:
+        UserError: a node computes what no such network does; the message names it.
+    """
+    layout = _lay_out(program)
+    model = ProgramTransformer(layout.spec, [seed])
+    with torch.no_grad():
+        _decide_everything(model)
+        for node in program.nodes:
+            block = model.blocks[layout.layer[node.name]]
+            assert isinstance(block, Block)
+            if isinstance(node, Select):
+                _write_head(block, node, layout)
+            else:
+                _write_table(block, node, program, layout)
+        if layout.spec.embedding_vars:
+            _write_embeddings(model, program)
+        _write_classifier(model, program, layout)
+    return model
+
+
+def _lay_out(program: Program) -> _Layout:
+    known = domains(program)
+    if program.vocabulary is None:
+        raise UserError("The program does not say its vocabulary, which a network needs.", "Add 'vocabulary' to it.")
+    words = (PADDING, *(word for word in program.vocabulary if word != PADDING))
+    embedded = sum(name.startswith("var") for name in program.inputs)
+    if embedded and any("tokens" in node.reads for node in program.nodes):
+        raise UserError("A node reads tokens, which a network of embedded words does not.")
+    layers: dict[str, int] = {name: -1 for name in program.inputs}
+    place: dict[str, tuple[int, str, int]] = {}
+    counts: dict[tuple[int, str], int] = {}
+    for node in program.nodes:
+        # a table may read the heads of its own layer; a head reads what stands before the layer
+        if isinstance(node, Lookup):
+            layer = max(0, *(layers[name] + (_is_table(program, name)) for name in node.inputs))
+            kind = "num_mlp" if all(name in program.numerical for name in node.inputs) else "mlp"
+            if kind == "mlp" and any(name in program.numerical for name in node.inputs):
+                raise UserError(f"'{node.name}' reads categories and numbers together, which no MLP of a network does.")
+        else:
+            layer = max(0, *(layers[name] + 1 for name in node.reads))
+            kind = "num_attn" if node.op == SELECT_SUM else "attn"
+            if len({query for query, _ in node.predicate}) < len(node.predicate):
+                raise UserError(f"'{node.name}': a query has several partners; a predicate of a network gives it one.")
+        layers[node.name] = layer
+        number = counts.get((layer, kind), 0)
+        counts[layer, kind] = number + 1
+        place[node.name] = layer, kind, number
+    depth = 1 + max(layers.values(), default=0) if program.nodes else 1
+    most = {
+        kind: max([count for (_, each), count in counts.items() if each == kind] or [0])
+        for kind in ("attn", "num_attn", "mlp", "num_mlp")
+    }
+    values = {name: sorted(domain or (), key=lambda v: (isinstance(v, str), v)) for name, domain in known.items()}
+    index = _indices(program, values, words)
+    longest = program.max_length or 2
+    width = 1 + max([longest, *(1 + max(each.values(), default=0) for each in index.values())])
+    causal = [node for node in program.nodes if isinstance(node, Select) and node.causal and not program.autoregressive]
+    if any(node.op == SELECT_CLOSEST for node in causal):
+        raise UserError(f"'{causal[0].name}' takes one value of the places up to its own, which no head here does.")
+    layout_causal = _causal_first(program, place) if causal else 0
+    spec = NetworkSpec(
+        vocabulary=words,
+        labels=program.labels,
+        d_var=width,
+        context=longest,
+        num_layers=depth,
+        cat_heads=most["attn"],
+        num_heads=most["num_attn"],
+        cat_mlps=most["mlp"],
+        num_mlps=most["num_mlp"],
+        d_mlp=max([4, *(_units(node, program) for node in program.nodes if isinstance(node, Lookup))]),
+        mlp_vars_in=max([1, *(len(node.inputs) for node in program.nodes if isinstance(node, Lookup))]),
+        embedding_vars=embedded,
+        causal_num_heads=layout_causal,
+        autoregressive=program.autoregressive,
+        pool_outputs=program.pool_outputs,
+        bos=program.bos,
+        eos=program.eos,
+    )
+    names = {name: name for name in program.inputs}
+    names |= {node: f"{kind}_{layer}_{number}_outputs" for node, (layer, kind, number) in place.items()}
+    return _Layout(spec, layers, names, index)
+
+
+def _is_table(program: Program, name: str) -> int:
+    """1 where a variable is the result of a table, which a table of the same layer cannot read."""
+    return int(any(node.name == name and isinstance(node, Lookup) for node in program.nodes))
+
+
+def _causal_first(program: Program, place: dict[str, tuple[int, str, int]]) -> int:
+    """How many counting heads of a layer are causal; they change places so as to be its first.
+
+    Raises:
+        UserError: layers have different numbers of them.
+    """
+    layers: dict[int, list[tuple[bool, str]]] = {}
+    for node in program.nodes:
+        if isinstance(node, Select) and node.op == SELECT_SUM:
+            layers.setdefault(place[node.name][0], []).append((not node.causal, node.name))
+    numbers = {sum(not other for other, _ in heads) for heads in layers.values()}
+    if len(numbers) > 1:
+        raise UserError("Layers have different numbers of causal counting heads, which a network has not.")
+    for layer, heads in layers.items():
+        for number, (_, name) in enumerate(sorted(heads, key=lambda head: head[0])):
+            place[name] = layer, "num_attn", number
+    return numbers.pop()
+
+
+def _indices(
+    program: Program, values: Mapping[str, list[Value]], words: tuple[str, ...]
+) -> dict[str, dict[Value, int]]:
+    """The number of each value of each categorical variable."""
+    index: dict[str, dict[Value, int]] = {}
+    for name in program.inputs:
+        if name == "tokens":
+            if program.embeddings is not None and any(each.startswith("var") for each in program.inputs):
+                continue
+            index[name] = {word: number for number, word in enumerate(words)}
+        elif name == "positions":
+            index[name] = {place: place for place in range(program.max_length or 0)}
+        elif program.embeddings is not None and name in program.embeddings.columns and name not in program.numerical:
+            numbers = program.embeddings.columns[name]
+            pairs = zip(program.embeddings.values(name), numbers, strict=True)
+            index[name] = {value: int(number) for value, number in pairs if not isinstance(value, float)}
+    for node in program.nodes:
+        if isinstance(node, Lookup):
+            results = values[node.name]
+            plain = all(isinstance(each, int) and 0 <= each < 10_000 for each in results)
+            index[node.name] = {
+                each: each if plain and isinstance(each, int) else number for number, each in enumerate(results)
+            }
+        elif node.op == SELECT_CLOSEST:
+            index[node.name] = index[node.value]
+    return index
+
+
+def _units(node: Lookup, program: Program) -> int:
+    """Hidden units that a table needs: one a row, or three to tell one number from its neighbors."""
+    return len(node.table) * (3 if node.inputs[0] in program.numerical else 1)
+
+
+def _decide_everything(model: ProgramTransformer) -> None:
+    """Parts that no node uses read the first variable and look for a value that nothing has."""
+    for name, parameter in model.named_parameters():
+        parameter.zero_()
+        if name.endswith("predicates.table"):
+            parameter.fill_(-_DECIDED)
+            parameter[..., -1] = _DECIDED
+
+
+def _choose(gate: torch.Tensor, place: int) -> None:
+    gate.fill_(-_DECIDED)
+    gate[place] = _DECIDED
+
+
+def _write_head(block: Block, node: Select, layout: _Layout) -> None:
+    layer = layout.layer[node.name]
+    number = int(layout.name[node.name].split("_")[-2])
+    head = number if node.op == SELECT_CLOSEST else number + layout.spec.cat_heads
+    cats = layout.spec.cat_names(layer)
+    _choose(block.key[0, head], cats.index(layout.name[node.key]))
+    _choose(block.query[0, head], cats.index(layout.name[node.query]))
+    if node.op == SELECT_CLOSEST:
+        _choose(block.value[0, head], cats.index(layout.name[node.value]))
+    else:
+        _choose(block.num_value[0, number], layout.spec.num_names(layer).index(layout.name[node.value]))
+    table = block.predicates.table[0, head]
+    queries, keys = layout.index[node.query], layout.index[node.key]
+    for query, key in node.predicate:
+        if query in queries and key in keys:
+            _choose(table[queries[query]], keys[key])
+
+
+def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) -> None:
+    layer, spec = layout.layer[node.name], layout.spec
+    number = int(layout.name[node.name].split("_")[-2])
+    counts = node.inputs[0] in program.numerical
+    mlps = block.num_mlp if counts else block.cat_mlp
+    assert isinstance(mlps, Mlps)
+    own = [*spec.num_names(layer), *(f"num_attn_{layer}_{h}_outputs" for h in range(spec.num_heads))]
+    names = own if counts else [*spec.cat_names(layer), *spec.head_names(layer)]
+    reads = [*node.inputs, *[node.inputs[0]] * (spec.mlp_vars_in - len(node.inputs))]
+    for slot, name in enumerate(reads):
+        _choose(mlps.read[0, number, slot], names.index(layout.name[name]))
+    results = layout.index[node.name]
+    if node.default is None:
+        raise UserError(f"'{node.name}' has no default; a network answers every key.", "Give it one.")
+    mlps.b_out[0, number, results[node.default]] = _CERTAIN / 2
+    w_in, b_in, w_out = mlps.w_in[0, number], mlps.b_in[0, number], mlps.w_out[0, number]
+    if not counts:
+        for unit, (key, result) in enumerate(node.table.items()):
+            for slot, (name, value) in enumerate(zip(node.inputs, key, strict=True)):
+                place = layout.index[name].get(value) if not isinstance(value, float) else None
+                if place is not None:
+                    w_in[slot * spec.d_var + place, unit] = 1.0
+            b_in[unit] = 1.0 - len(node.inputs)  # above 0 only where all inputs are those of the key
+            w_out[unit, results[result]] = _CERTAIN
+        return
+    base = 1
+    for slot in reversed(range(len(node.inputs))):
+        tops = [key[slot] for key in node.table]
+        if any(not isinstance(top, int) or top > _MOST_COUNTS for top in tops):
+            raise UserError(f"'{node.name}' has keys that are no counts up to {_MOST_COUNTS:,}.")
+        w_in[slot, :] = float(base)
+        # counts at the places that a sequence can have must not carry over into the next digit
+        base *= 1 + max([program.max_length or 0, *(int(top) for top in tops)]) ** min(2, layer + 1)
+    for row, (key, result) in enumerate(node.table.items()):
+        code = sum(float(w_in[slot, 0]) * int(value) for slot, value in enumerate(key))
+        for unit, (shift, scale) in enumerate(((1.0, 1.0), (0.0, -2.0), (-1.0, 1.0))):  # a peak of height 1 at the code
+            b_in[3 * row + unit] = shift - code
+            w_out[3 * row + unit, results[result]] = scale * _CERTAIN
+
+
+def _write_embeddings(model: ProgramTransformer, program: Program) -> None:
+    embeddings = program.embeddings
+    assert embeddings is not None
+    names = [name for name in program.inputs if name.startswith("var")]
+    for number, word in enumerate(model.spec.vocabulary):
+        for variable, name in enumerate(names):
+            _choose(model.embedding[0, number, variable], int(embeddings.columns[name][embeddings.index[word]]))
+
+
+def _write_classifier(model: ProgramTransformer, program: Program, layout: _Layout) -> None:
+    spec = layout.spec
+    cats, nums = spec.cat_names(spec.num_layers), spec.num_names(spec.num_layers)
+    for feature, rows in program.classifier.weights.items():
+        name = layout.name[feature]
+        if feature in program.numerical:
+            place = len(cats) * spec.d_var + nums.index(name)
+            model.unembed[0, place] = torch.tensor(rows[PLACEHOLDER])
+            continue
+        first = cats.index(name) * spec.d_var
+        for value, number in layout.index[feature].items():
+            if str(value) in rows:
+                model.unembed[0, first + number] = torch.tensor(rows[str(value)])

@@ -1,0 +1,168 @@
+"""Programs that are made shorter answer as before; those that become networks do too."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_network import INPUTS, random_spec, sharpened
+
+from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.analysis.explain import (
+    confusions,
+    contributions,
+    coverage,
+    measure_program,
+    write_page,
+)
+from lmlab.methods.transformer_programs.analysis.minimize import minimize, refit, score
+from lmlab.methods.transformer_programs.analysis.transform import simplify
+from lmlab.methods.transformer_programs.analysis.verify import compare_oracle, compare_programs, every_input, verify
+from lmlab.methods.transformer_programs.network.compile import from_program
+from lmlab.methods.transformer_programs.network.convert import to_program
+from lmlab.methods.transformer_programs.program.files import load_program
+from lmlab.methods.transformer_programs.program.interpret import Interpreter
+from lmlab.methods.transformer_programs.program.ir import Lookup, Program, Select
+from lmlab.methods.transformer_programs.program.tables import Classifier
+from lmlab.methods.transformer_programs.tasks.rasp import Example
+
+
+def _labeled(program: Program) -> list[Example]:
+    """What a program itself answers: it is right on all of it."""
+    answers = Interpreter(program).predict(INPUTS)
+    if program.pool_outputs:
+        return [
+            (tokens, [answer, *["<pad>"] * (len(tokens) - 1)]) for tokens, answer in zip(INPUTS, answers, strict=True)
+        ]
+    return list(zip(INPUTS, answers, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_simplifying_changes_no_answer(seed: int) -> None:
+    program = to_program(sharpened(random_spec(random.Random(seed)), seed))
+    shorter = simplify(program)
+    ours, theirs = Interpreter(shorter).run(INPUTS), Interpreter(program).run(INPUTS)
+    assert ours.answers == theirs.answers
+    assert abs(ours.logits - theirs.logits).max() < 1e-6
+    assert shorter.size()["nodes"] <= program.size()["nodes"]
+    assert simplify(shorter) == shorter
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 3))
+def test_minimizing_costs_no_more_than_it_may(seed: int) -> None:
+    program = to_program(sharpened(random_spec(random.Random(seed)), seed))
+    for drop in (0.0, 0.05):
+        found = minimize(program, _labeled(program), drop)
+        assert score(found.program, _labeled(program)) >= 1 - drop
+        assert found.after["lines"] <= found.before["lines"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_program_becomes_the_network_that_computes_it(seed: int) -> None:
+    program = to_program(sharpened(random_spec(random.Random(seed)), seed))
+    if _beyond_networks(program):
+        with pytest.raises(UserError, match="several partners|numbers of causal|reads tokens"):
+            from_program(program)
+        return
+    network = from_program(program)
+    assert verify(network, program, INPUTS).equal
+    assert compare_programs(to_program(network), program, INPUTS).equal
+
+
+def _beyond_networks(program: Program) -> bool:
+    """Whether the program has what no network of tables has, though it came from one with rules or running counts."""
+    selects = [node for node in program.nodes if isinstance(node, Select)]
+    several = any(len({query for query, _ in node.predicate}) < len(node.predicate) for node in selects)
+    sums = [node for node in selects if node.op == "select_sum"]
+    layers: dict[str, int] = {}
+    for node in sums:
+        if node.causal and not program.autoregressive:
+            layers[_layer(program, node.name)] = layers.get(_layer(program, node.name), 0) + 1
+    uneven = bool(layers) and len({layers.get(_layer(program, node.name), 0) for node in sums}) > 1
+    embedded = program.embeddings is not None and any("tokens" in node.reads for node in program.nodes)
+    return several or uneven or embedded
+
+
+def _layer(program: Program, name: str) -> str:
+    """By what a node depends on: how many nodes stand between it and the inputs."""
+    depth = {each: -1 for each in program.inputs}
+    for node in program.nodes:
+        table = isinstance(node, Lookup)
+        lookups = {each.name for each in program.nodes if isinstance(each, Lookup)}
+        depth[node.name] = max(0, *(depth[each] + (each in lookups if table else 1) for each in node.reads))
+    return str(depth[name])
+
+
+def test_published_programs_become_networks(ground_truth: Path) -> None:
+    for name in ("rasp/hist", "rasp/reverse", "rasp_categorical_only/dyck1"):
+        program = load_program(ground_truth / "published" / name)
+        symbols = [token for token in program.vocabulary or () if not token.startswith("<")][:3]
+        inputs = list(every_input(symbols, 4, "<s>"))
+        assert verify(from_program(program), program, inputs).equal, name
+
+
+def test_what_no_network_computes_is_refused(counting: Program) -> None:
+    head = counting.nodes[0]
+    assert isinstance(head, Select)
+    twice = replace(head, predicate=(("a", "a"), ("a", "b")))
+    with pytest.raises(UserError, match="'count': a query has several partners"):
+        from_program(replace(counting, nodes=(twice, counting.nodes[1])))
+    with pytest.raises(UserError, match="'kind' has no default"):
+        from_program(replace(counting, nodes=(head, Lookup("kind", ("count",), {(1,): 0}, None))))
+
+
+def test_equal_nodes_and_dead_ones_go(counting: Program) -> None:
+    count, kind = counting.nodes
+    twin = replace(count, name="twin")
+    second = Lookup("second", ("twin",), kind.table, kind.default) if isinstance(kind, Lookup) else kind
+    rows = {"kind": counting.classifier.weights["kind"], "second": {"0": (2.0, 0.0), "1": (0.0, 2.0)}}
+    dead = Select("select_closest", "dead", "tokens", "tokens", "positions", (("a", "a"),))
+    longer = replace(
+        counting, nodes=(count, twin, kind, second, dead), numerical=counting.numerical | {"twin"},
+        classifier=Classifier(counting.labels, rows),
+    )  # fmt: skip
+    shorter = simplify(longer)
+    assert [node.name for node in shorter.nodes] == ["count", "kind"]
+    assert shorter.classifier.weights["kind"] == {"0": (3.0, 0.0), "1": (0.0, 3.0)}
+
+
+def test_programs_are_compared_with_rules_and_with_each_other(counting: Program) -> None:
+    def rule(tokens: list[str]) -> list[str]:
+        return ["once" if tokens.count(each) == 1 else "more" for each in tokens]
+
+    inputs = list(every_input("ab", 5))
+    assert compare_oracle(counting, rule, inputs).equal  # type: ignore[arg-type]
+    kind = counting.nodes[1]
+    assert isinstance(kind, Lookup)
+    other = replace(counting, nodes=(counting.nodes[0], replace(kind, table={(0,): 0, (1,): 0, (3,): 0})))
+    report = compare_programs(counting, other, inputs)
+    assert not report.equal and report.first is not None
+    assert (
+        report.first["tokens"] == ["a", "a", "a"]
+        and report.first["program"] == "more"
+        and report.first["other program"] == "once"
+    )
+
+
+def test_refitting_finds_what_the_rows_should_be(counting: Program) -> None:
+    rows = {"kind": {"0": (0.0, 1.0), "1": (1.0, 0.0)}, "ones": {"_": (0.0, 0.0)}}
+    wrong = replace(counting, classifier=Classifier(counting.labels, rows))
+    examples = [(tokens, Interpreter(counting).predict([tokens])[0]) for tokens in every_input("ab", 3)]
+    assert score(wrong, examples) == 0 and score(refit(wrong, examples), examples) == 1
+
+
+def test_explaining_tells_what_decided_and_what_is_dead(counting: Program, tmp_path: Path) -> None:
+    examples: list[Example] = [(["a", "b", "a"], ["more", "once", "more"]), (["<b>"], ["more"])]
+    known = replace(counting, vocabulary=(*(counting.vocabulary or ()), "<b>"))
+    execution = Interpreter(known).run([tokens for tokens, _ in examples])
+    first, second, rows = contributions(execution, 0, 0)
+    assert (first, second) == ("more", "once") and rows == [("kind", "1", 1.0, 0.0)]
+    taken = coverage(execution)
+    assert dict(taken["count"])["'NA'"] == 0 and dict(taken["kind"]) == {"0": 1, "1": 1, "any other key": 2}
+    assert measure_program(known, examples)["accuracy"] == 0.75
+    assert confusions(known, examples) == [("more", "once", 1)]
+    write_page(known, examples, tmp_path / "page.html", "<script>alert(1)</script>")
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "\\u003cb\\u003e" in page

@@ -1,0 +1,195 @@
+"""Many seeds are trained as one computation, and none disturbs another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.methods.transformer_programs.config import FitConfig, TrainSettings
+from lmlab.methods.transformer_programs.network.convert import to_program
+from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.network.sampling import Sampler
+from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, UNSEEN, Dataset, accuracy, encode
+from lmlab.methods.transformer_programs.tasks.load import draw, load_data
+from lmlab.methods.transformer_programs.training.fit import Batches, Fitted, fit, measure, spec_of
+from lmlab.methods.transformer_programs.training.packed import PackedNetworks
+from lmlab.methods.transformer_programs.training.polish import polish
+from lmlab.methods.transformer_programs.training.run import train
+from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
+
+SETTINGS = TrainSettings(
+    task="hist", size=600, max_length=5, num_layers=1, cat_heads=1, num_heads=1, cat_mlps=1, num_mlps=1, d_mlp=8,
+    seeds=3, epochs=3, batch_size=64, evaluations=1, polish=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return draw(SETTINGS)
+
+
+def _fit(data: Dataset, directory: Path, seeds: list[int], settings: FitConfig = SETTINGS) -> Fitted:
+    return fit(spec_of(SETTINGS, data), settings, data, directory, seeds=seeds)
+
+
+@pytest.fixture(scope="module")
+def three(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    return _fit(data, tmp_path_factory.mktemp("three"), [4, 7, 9])
+
+
+def test_a_seed_alone_is_the_same_seed_among_others(data: Dataset, three: Fitted, tmp_path: Path) -> None:
+    alone = _fit(data, tmp_path, [7]).model
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(three.model.get_parameter(name)[1:2], parameter), name
+    assert to_program(alone) == to_program(three.model, 1)
+
+
+def test_the_seeds_differ(three: Fitted) -> None:
+    for name, parameter in three.model.named_parameters():
+        assert not torch.allclose(parameter[0], parameter[1]), name
+
+
+@pytest.mark.parametrize("poison", ["weights", "gradient"])
+def test_a_seed_without_a_number_stops_and_the_others_go_on(
+    data: Dataset, three: Fitted, tmp_path: Path, poison: str
+) -> None:
+    spec = spec_of(SETTINGS, data)
+    model = ProgramTransformer(spec, [4, 7, 9])
+    forward = PackedNetworks.forward
+
+    def without_gradient(self: PackedNetworks, tokens: torch.Tensor, sample: Sampler) -> torch.Tensor:
+        """The first seed's logits as they are, with a gradient that is no number."""
+        logits = forward(self, tokens, sample)
+        return torch.cat([logits[:1] + (logits[:1] * 0).sqrt(), logits[1:]])
+
+    with pytest.MonkeyPatch.context() as patch:
+        if poison == "weights":
+            with torch.no_grad():
+                model.unembed[0] = float("nan")
+        else:
+            patch.setattr(PackedNetworks, "forward", without_gradient)
+        fitted = fit(spec, SETTINGS, data, tmp_path, seeds=[4, 7, 9], start=model)
+    for name, parameter in fitted.model.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert torch.equal(parameter[1:], three.model.get_parameter(name)[1:]), name
+    assert [row["diverged"] for row in fitted.seeds] == [poison == "weights", False, False]
+    assert fitted.best != 0 or poison == "gradient"
+
+
+def test_all_seeds_without_a_number_are_an_error(data: Dataset, tmp_path: Path) -> None:
+    model = ProgramTransformer(spec_of(SETTINGS, data), [0])
+    with torch.no_grad():
+        model.unembed.fill_(float("nan"))
+    with pytest.raises(LmlabError, match="The loss of every seed is no number \\(temperature 3\\)"):
+        fit(model.spec, SETTINGS, data, tmp_path, seeds=[0], start=model)
+
+
+def test_a_resumed_training_takes_the_same_course(data: Dataset, three: Fitted, tmp_path: Path) -> None:
+    spec = spec_of(SETTINGS, data)
+    step_of = ProgramStep.__call__
+    calls = 0
+
+    def stops(self: ProgramStep, model: PackedNetworks, batch: dict[str, torch.Tensor]) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 13:
+            raise LmlabError("pulled the plug")
+        return step_of(self, model, batch)
+
+    settings = SETTINGS.model_copy(update={"checkpoint_every": 5})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgramStep, "__call__", stops)
+        with pytest.raises(LmlabError, match="pulled the plug"):
+            fit(spec, settings, data, tmp_path, seeds=[4, 7, 9])
+    resumed = fit(spec, settings, data, tmp_path, seeds=[4, 7, 9])
+    for name, parameter in resumed.model.named_parameters():
+        assert torch.equal(parameter, three.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("sampling", ["gumbel_hard", "hard", "softmax", "entmax"])
+def test_every_way_to_sample_trains(data: Dataset, tmp_path: Path, sampling: str) -> None:
+    settings = SETTINGS.model_copy(
+        update={"sampling": sampling, "epochs": 0.3, "attention_noise": sampling == "gumbel_hard", "samples": 2}
+    )
+    fitted = _fit(data, tmp_path, [0], settings)
+    assert all(parameter.isfinite().all() for parameter in fitted.model.parameters())
+    assert to_program(fitted.model).nodes
+
+
+def test_polishing_raises_the_accuracy_of_the_training_data(data: Dataset, three: Fitted) -> None:
+    before = {name: each.clone() for name, each in three.model.state_dict().items()}
+    try:
+        first, _ = measure(three.model, data.train)
+        polish(three.model, 1, data.train)
+        second, _ = measure(three.model, data.train)
+        assert second[1] >= first[1] and torch.equal(first[[0, 2]], second[[0, 2]])
+        assert second[1] > 0.5
+    finally:
+        three.model.load_state_dict(before)
+
+
+def test_the_temperature_falls_as_in_the_paper() -> None:
+    geometric = Temperature(3.0, 0.01, "geomspace", 4, 40)
+    assert geometric.at(0) == pytest.approx(3.0)
+    assert geometric.at(9) == geometric.at(10) == pytest.approx(3.0 * (0.01 / 3.0) ** (1 / 3))
+    assert geometric.at(30) == geometric.at(39) == pytest.approx(0.01)
+    linear = Temperature(3.0, 1.0, "linspace", 3, 30)
+    assert linear.at(9) == pytest.approx(2.0) and linear.at(25) == pytest.approx(1.0)
+
+
+def test_batches_go_through_all_rows_again_and_again() -> None:
+    batches = Batches(10, 4, 5, seed=0)
+    rows = [row for number in range(5) for row in batches[number]["rows"].tolist()]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10)) and rows[:10] != rows[10:]
+
+
+def test_an_answer_that_training_has_not_seen_counts_as_wrong() -> None:
+    examples = [(["<s>", "a"], ["<pad>", "x"]), (["<s>", "a"], ["<pad>", "new"])]
+    split = encode(examples, ["<pad>", "<s>", "a"], ["x"], 3, False)
+    assert split.labels.tolist() == [[IGNORED, 0, IGNORED], [IGNORED, UNSEEN, IGNORED]] and split.unseen == {"new": 1}
+    tokens, sequences = accuracy(torch.zeros(1, 2, 3, dtype=torch.long), split.labels)
+    assert float(tokens) == float(sequences) == 0.5
+
+
+def test_files_are_read_and_bad_rows_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"tokens": ["a", "b"], "labels": ["3", 2]}', '{"tokens": ["NA"], "labels": [1]}'] * 10
+    lines += ['{"tokens": ["a"], "labels": ["x", "y"]}', '{"tokens": [], "labels": []}', "{"]
+    lines.append('{"tokens": ["a"], "labels": [null]}')
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "valid.jsonl").write_text('{"tokens": ["b", "c"], "labels": ["3", "never"]}')
+    settings = TrainSettings(data=str(tmp_path / "train.jsonl"), valid=str(tmp_path / "valid.jsonl"))
+    found = load_data(settings, tmp_path / "rejects.jsonl")
+    assert found.labels == ("1", "2", "3") and set(found.vocabulary) == {
+        "<pad>",
+        "<unk>",
+        "<s>",
+        "</s>",
+        "a",
+        "b",
+        "NA",
+    }
+    assert found.valid.unseen == {"never": 1} and len(found.train) == 20
+    rejects = (tmp_path / "rejects.jsonl").read_text()
+    assert "line 21" in rejects and "1 tokens but 2 labels" in rejects and "'tokens' is empty" in rejects
+    assert "no place has a label" in rejects
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["<s>"], "labels": ["x"]}\n')
+    with pytest.raises(UserError, match="line 1: '<s>' is a reserved mark"):
+        load_data(settings)
+
+
+def test_columns_are_read(tmp_path: Path) -> None:
+    (tmp_path / "train.conll").write_text("-DOCSTART- O\n\nEU B-ORG\nrejects O\n\n" + "Peter\tNNP\tB-PER\n\n" * 3)
+    found = load_data(TrainSettings(data=str(tmp_path / "train.conll"), lower=True))
+    assert {"B-ORG", "O", "B-PER"} >= set(found.labels) and "peter" in found.vocabulary
+    pooled = tmp_path / "intents.jsonl"
+    pooled.write_text('{"tokens": ["play", "it"], "intent": "Music"}\n' * 12)
+    whole = load_data(TrainSettings(data=str(pooled), labels="sequence"))
+    assert whole.pooled and whole.train.labels.tolist() == [0] * len(whole.train)
+
+
+def test_a_plateau_is_told(tmp_path: Path) -> None:
+    results = train(SETTINGS.model_copy(update={"epochs": 0.2, "seeds": 1}), tmp_path)
+    assert results["plateau"] and 0.3 < results["majority"] < 0.7

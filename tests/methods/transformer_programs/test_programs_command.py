@@ -1,0 +1,108 @@
+"""`lmlab programs` from training to a page, each command as the documentation has it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlab.files import read_json, read_mapping
+
+_ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learned something, by the function behind the command."""
+    from lmlab.commandline.options import run_stages
+
+    out = tmp_path_factory.mktemp("programs") / "run"
+    stage = {
+        "kind": "train_program", "task": "hist", "size": 2000, "max_length": 6, "num_layers": 1, "cat_heads": 0,
+        "num_heads": 2, "cat_mlps": 0, "d_mlp": 16, "seeds": 2, "epochs": 4, "batch_size": 128, "evaluations": 2,
+    }  # fmt: skip
+    run_stages("hist", {"program": stage}, out, None, False, False)
+    return out
+
+
+def test_export_and_everything_after_it(lmlab: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    stage = read_mapping(trained / "results.json")["program"]
+    assert len(stage["seeds"]) == 2 and stage["program"]["faithful"]
+    assert (trained / "program" / "program" / "program.py").exists() and (
+        trained / "program" / "metrics.jsonl"
+    ).exists()
+    program = tmp_path / "program"
+    done = lmlab("programs", "export", trained, "--minimize", "--max-accuracy-drop", "0.05", "--out", program)
+    assert done.code == 0, done.err
+    manifest = read_mapping(program / "manifest.json")
+    assert manifest["faithful"] and manifest["verification"]["exhaustive"] == 5
+    assert manifest["minimized"]["after"]["lines"] <= manifest["minimized"]["before"]["lines"]
+    ran = lmlab("programs", "run", program, "3 1 3")
+    assert ran.code == 0 and re.search(r"<s> \d \d \d", ran.out + ran.err)
+    traced = lmlab("programs", "run", program, "3 1 3", "--trace")
+    assert traced.code == 0 and "ANSWER" in traced.out
+    (tmp_path / "in.jsonl").write_text(json.dumps({"tokens": ["1", "2"]}) + "\n")
+    assert lmlab("programs", "run", program, "--input", tmp_path / "in.jsonl").code == 0
+    same = lmlab(
+        "programs", "verify", trained / "program" / "program", "--run", trained, "--task", "hist", "--exhaustive", "3"
+    )
+    assert same.code == 0 and "Equal on 258 sequences" in same.out + same.err
+    assert lmlab("programs", "evaluate", trained / "program" / "program", "--task", "hist", "--examples", "5").code in (
+        0,
+        2,
+    )
+    (tmp_path / "data.jsonl").write_text(json.dumps({"tokens": ["1", "2", "1"], "labels": ["2", "1", "2"]}) + "\n")
+    page = tmp_path / "page.html"
+    assert lmlab("programs", "explain", program, "--data", tmp_path / "data.jsonl", "--out", page).code == 0
+    assert "Step through an input" in page.read_text()
+
+
+def test_mistakes_are_told(lmlab: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    program = trained / "program" / "program"
+    for arguments, message in (
+        (("run", program, "3 9"), "place 2: the token '9' is not in the program's vocabulary"),
+        (("run", program), "Give either tokens or --input"),
+        (("run", program, "3", "--rule", "x"), "--rule x"),
+        (("verify", program), "Give one of --against, --run and --oracle"),
+        (("verify", program, "--oracle", "no_module:x", "--exhaustive", "2"), "--oracle no_module:x"),
+        (("export", tmp_path), "holds nothing that is trained networks of programs"),
+        (("export", trained, "--seed", "9"), "has no seed 9"),
+        (("import", tmp_path / "none.py"), "No such file"),
+        (("train", "--task", "hits"), "Unknown task 'hits'. Did you mean 'hist'"),
+        (("train",), "give either task or data"),
+        (("train", "--task", "hist", "--d-var", "4", "--size", "200", "--out", tmp_path / "r"), "d_var is 4"),
+    ):
+        done = lmlab("programs", *arguments)
+        assert done.code == 2, (arguments, done.err)
+        assert message in " ".join((done.out + done.err).split()), (arguments, done.err)
+
+
+def test_a_program_that_differs_from_its_rule_ends_with_1(lmlab: Callable[..., Any], trained: Path) -> None:
+    done = lmlab("programs", "verify", trained / "program" / "program", "--oracle", "reverse", "--exhaustive", "2")
+    assert done.code == 1 and "first on '<s>" in done.out + done.err
+
+
+def test_halving_keeps_the_better_shapes(tmp_path: Path) -> None:
+    from lmlab.methods.transformer_programs.training.sweep import sweep
+
+    stage = {
+        "kind": "train_program", "task": "hist", "size": 300, "max_length": 5, "num_layers": 1, "cat_heads": 0,
+        "cat_mlps": 0, "d_mlp": 4, "seeds": 1, "epochs": 2, "batch_size": 64, "evaluations": 1,
+    }  # fmt: skip
+    recipe = {"name": "s", "stages": {"hist": stage}}
+    rows = sweep(recipe, {"stages.hist.num_heads": [1, 2]}, tmp_path, rungs=2, factor=2, workers=1)
+    assert [row.rung for row in rows] == [1, 0, 0] and rows[0].epochs == 2 and rows[1].epochs == 1
+    assert rows[0].name == rows[1].name and rows[1].valid_accuracy >= rows[2].valid_accuracy
+    assert [each["name"] for each in read_json(tmp_path / "halving.json")] == [row.name for row in rows]
+
+
+def test_every_documented_command_exists(lmlab: Callable[..., Any]) -> None:
+    page = (_ROOT / "docs" / "methods" / "transformer_programs.md").read_text()
+    verbs = set(re.findall(r"lmlab programs (\w+)", page))
+    assert verbs >= {"train", "export", "verify", "run", "explain", "sweep"}
+    for verb in verbs:
+        assert lmlab("programs", verb, "--help").code == 0, verb
