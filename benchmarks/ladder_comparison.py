@@ -20,6 +20,11 @@ from lmlab.methods.ladder.tables.reference_data import published_ladder
 _SHOWN = ("N <= 370M to 760M", "N <= 760M to 1.3B")
 
 
+def _loss_member(settings):
+    """The chain whose quantity is printed."""
+    return next((each for each in settings.members if each.chained), settings.members[0])
+
+
 def main() -> None:
     table = published_ladder(Path(os.environ.get("LMLAB_SHARED", "../shared")))
     tasks = TaskRegistry.builtin().select("main")
@@ -32,10 +37,12 @@ def main() -> None:
         "inside, backtests",
         "inside, 7B",
         "width, points",
+        "losses inside, backtests",
+        "losses inside, 7B",
         "fit, s",
     ]
     print("| " + " | ".join([*columns, "with intervals, s"]) + " |")
-    print("|---" * 10 + "|")
+    print("|---" * 12 + "|")
     per_task = {}
     for name in ("recommended", "paper", "flops", "single", "c4"):
         settings = preset(name)
@@ -55,10 +62,21 @@ def main() -> None:
         coverage = (
             np.mean(list(forecaster.calibration.coverage(0.9).values())) if forecaster.calibration else float("nan")
         )
+        known = np.array([target_values(target, task, _loss_member(settings))[0] for task in tasks])
+        held = sum(
+            each.loss is not None and each.loss_lo <= value <= each.loss_hi
+            for each, value in zip(predictions, known, strict=True)
+        )
+        losses = (
+            np.mean(list(next(iter(forecaster.calibration.losses.values())).coverage(0.9).values()))
+            if forecaster.calibration and forecaster.calibration.losses
+            else float("nan")
+        )
         width = np.mean([100 * (each.hi - each.lo) for each in predictions])
         print(
             f"| {name} | {shown} | {score(list(results.values())):.2f} | {errors.mean():.2f} | {coverage:.0%} |"
-            f" {inside} of {len(tasks)} | {width:.1f} | {middle - start:.2f} | {end - middle:.1f} |",
+            f" {inside} of {len(tasks)} | {width:.1f} | {losses:.0%} | {held} of {len(tasks)} |"
+            f" {middle - start:.2f} | {end - middle:.1f} |",
             flush=True,
         )
     carried = [_carry_forward(table, split, tasks) for split in every]
@@ -67,7 +85,7 @@ def main() -> None:
     shown = " | ".join(f"{carried[[split.name for split in every].index(name)]:.2f}" for name in _SHOWN)
     print(
         f"| best run carried forward | {shown} | {np.mean(carried):.2f} | {per_task['carry-forward'].mean():.2f} | - |"
-        " - | - | - | - |\n"
+        " - | - | - | - | - | - |\n"
     )
     print(
         "| 7B-4T, error in points | "

@@ -43,6 +43,31 @@ _STACKED = (
 )
 
 
+# The second round: all splits of a benchmark together, repeats averaged, runs below 1xC by weight, and the direct law.
+_BASE = {"delta": None, "shrink": 1e-3}
+_SHORT = {
+    "task loss": "bpb, least squares, shrunk 0.001",
+    "c4": "c4",
+    "TaskCE": "TaskCE, sigmoid, least squares, shrunk 0.001",
+    "direct": "direct, shrunk 0.001",
+}
+_FAMILY = {
+    _SHORT["task loss"]: TwoStepSettings(**_BASE),
+    _SHORT["c4"]: TwoStepSettings(x="c4"),
+    _SHORT["TaskCE"]: TwoStepSettings(x="taskce", **_BASE),
+    _SHORT["direct"]: TwoStepSettings(law="direct", **_BASE),
+    "direct": TwoStepSettings(law="direct", delta=None),
+}
+_WIDER = {
+    "": {},
+    "pooled": {"pool": True},
+    **{
+        f"pooled, repeats averaged, short runs {weight:g}": {"pool": True, "runs": "all", "short_weight": weight}
+        for weight in (0.0, 0.03, 0.1, 0.25, 0.5, 1.0)
+    },
+}
+
+
 def single_chains() -> dict[str, TwoStepSettings]:
     chains = {"paper": TwoStepSettings(starts="paper"), "paper, grid of starts": TwoStepSettings()}
     for label, delta in (("1e-2", 1e-2), ("none", None)):
@@ -85,6 +110,9 @@ def single_chains() -> dict[str, TwoStepSettings]:
         chains[f"{x}, runs weigh alike"] = TwoStepSettings(x=x, weighting="runs")
         chains[f"{x}, binomial weights"] = TwoStepSettings(x=x, weighting="binomial")
         chains[f"{x}, all runs"] = TwoStepSettings(x=x, runs="all")
+    for label, changes in _WIDER.items():
+        for name, settings in _FAMILY.items():
+            chains[f"{name}, {label}" if label else name] = settings.model_copy(update=changes)
     for name in _SETS:
         chains[f"set {name}"] = TwoStepSettings(x=f"eval/{name}-validation/CrossEntropyLoss")
     return chains
@@ -104,6 +132,18 @@ def means() -> dict[str, tuple[str, ...]]:
         "mean of least-squares shrunk, c4 and FLOPs": (least, "c4", flops),
         "mean of least-squares shrunk, c4, TaskCE and FLOPs": (least, "c4", taskce, flops),
         "mean of least-squares shrunk, c4, validation and TaskCE": (least, "c4", "validation", taskce),
+        **{
+            f"mean of {', '.join(names[:-1])} and {names[-1]}" + (f", {label}" if label else ""): tuple(
+                f"{_SHORT[name]}, {label}" if label else _SHORT[name] for name in names
+            )
+            for label in _WIDER
+            for names in (
+                ("task loss", "c4", "TaskCE", "direct"),
+                ("c4", "TaskCE", "direct"),
+                ("task loss", "c4", "direct"),
+                *([("task loss", "c4", "TaskCE")] if label else []),
+            )
+        },
         "mean of paper and c4": ("paper, grid of starts", "c4"),
         "mean of shrunk and c4": (shrunk, "c4"),
         "mean of shrunk, c4 and FLOPs": (shrunk, "c4", flops),

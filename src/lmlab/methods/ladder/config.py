@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lmlab.methods.ladder.rungs.plan import Rung
 
 LossForm = Literal["nd", "flops", "single", "power", "direct"]
-AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc"]
+AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc", "soft"]
+Variant = Literal["rc", "mc", "soft"]
 
 OLMO_SIZES = {  # d_model, num_heads, num_layers, d_ff
     "190M": (768, 12, 12, 3072),
@@ -144,13 +145,13 @@ class TwoStepSettings(Config):
     Attributes:
         x: the quantity between the steps: `bpb` (task loss), `c4`, `taskce`, `validation` (mean of all validation
             sets), or a column.
-        law: of the first step; `single` and `power` lead straight to the accuracy and have no second step.
+        law: of the first step; `single`, `power` and `direct` lead straight to the accuracy and have no second step.
         delta: where Huber's loss of the first step becomes linear, in logarithms; None for least squares.
         starts: `paper` is the reference's single start with its bounds and optimizer, `grid` takes the best of at least
             24.
         shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
         last: checkpoints whose mean stands for a run, at most those of its last tenth.
-        accuracy_law: of the second step.
+        accuracy_law: of the second step; `mc` predicts answers by letter, `soft` the probability of the right answer.
         moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
             and the share at a run's beginning that is left out.
         anchor: append the point (loss 0, accuracy 1).
@@ -184,6 +185,11 @@ class TwoStepSettings(Config):
         if self.starts == "paper" and self.runs == "all":
             raise ValueError("starts 'paper' fit the runs of the paper; take starts 'grid' with runs 'all'.")
         return self
+
+    @property
+    def variant(self) -> Variant:
+        """Which accuracy is predicted: of full answers, of letters, or the probability of the right answer."""
+        return self.accuracy_law if self.accuracy_law in ("mc", "soft") else "rc"
 
     @property
     def chained(self) -> bool:
@@ -237,6 +243,8 @@ PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     "single": (TwoStepSettings(law="single"),),
     "power": (TwoStepSettings(law="power"),),
     "c4": (TwoStepSettings(x="c4"),),
+    # The probability of the right answer, itself a figure: the curve is nearly a line, and its ends are known.
+    "soft": (TwoStepSettings(x="taskce", accuracy_law="soft", delta=None, shrink=1e-3, anchor=False, **_ALL),),
     "taskce": (
         TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1),
     ),
@@ -267,10 +275,10 @@ class EstimatorOptions(Config):
     """An estimator by name, and what is changed of it; the reference's flags are known too.
 
     Attributes:
-        preset: recommended, paper, flops, single, power, c4 or taskce.
+        preset: recommended, paper, flops, single, power, c4, taskce or soft.
         x: between the steps: bpb, c4, taskce, validation, or a column.
-        y: the accuracy: rc_acc, or mc_acc for answers by letter.
-        law: of the first step: nd, flops, single or power.
+        y: the accuracy: rc_acc, mc_acc for answers by letter, or soft for the probability of the right answer.
+        law: of the first step: nd, flops, single, power or direct.
         moving_avg: checkpoints to average.
         skip_perc: share left out of the second step.
         last_n_points: checkpoints that stand for a run.
@@ -280,7 +288,7 @@ class EstimatorOptions(Config):
 
     preset: str = "recommended"
     x: Annotated[str | None, Flag(("-x", "--x"))] = None
-    y: Annotated[Literal["rc_acc", "mc_acc"] | None, Flag(("-y", "--y"))] = None
+    y: Annotated[Literal["rc_acc", "mc_acc", "soft"] | None, Flag(("-y", "--y"))] = None
     law: str | None = None
     moving_avg: Annotated[int | None, Flag(("--moving-avg", "--moving_avg"))] = Field(default=None, ge=1)
     skip_perc: Annotated[float | None, Flag(("--skip-perc", "--skip_perc"))] = Field(default=None, ge=0, le=0.99)
@@ -300,10 +308,13 @@ class EstimatorOptions(Config):
             changes["accuracy_law"] = "mc"
         if self.use_log_sigmoid:
             changes |= {"accuracy_law": "log_sigmoid", "anchor": False}
-        found = preset(self.preset)
+        name = "soft" if self.y == "soft" and self.preset == "recommended" else self.preset
+        if self.y == "soft" and name != "soft":
+            changes |= {"accuracy_law": "soft", "anchor": False, "x": self.x or "taskce"}
+        found = preset(name)
         if not changes:
             return found
-        base = found.members[0] if len(found.members) == 1 else TwoStepSettings(delta=1e-2)
+        base = found.members[0]
         member = validate(TwoStepSettings, base.model_dump() | changes, "the options")
         return EstimatorSettings(name=f"{self.preset}, changed", members=(member,))
 

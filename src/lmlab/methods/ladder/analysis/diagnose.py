@@ -156,7 +156,9 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
 
 
 def _second_flags(second: dict[str, float], measured: Floats, chance: float) -> list[str]:
-    flags = []
+    flags: list[str] = []
+    if "k" not in second:
+        return flags  # the probability of the right answer has its anchors by itself
     if abs(second["a"]) < _FLAT or float(np.quantile(measured, 0.95)) < chance + _FLAT:
         flags.append("no signal: accuracy stays at chance")
     if second.get("b", 1.0) < 0.97:

@@ -90,10 +90,11 @@ def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
 
 def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> float | None:
     """What was measured at the target, if it was."""
-    if run is None or not all(key in run.metrics for key in task.accuracy_keys):
-        return None
     member = forecaster.ensemble.settings.members[0]
-    return run.final_value(run.accuracy(task, "mc" if member.accuracy_law == "mc" else "rc"), member.last)
+    keys = {"rc": task.accuracy_keys, "mc": task.mc_accuracy_keys, "soft": task.soft_keys}[member.variant]
+    if run is None or not all(key in run.metrics for key in keys):
+        return None
+    return run.final_value(run.accuracy(task, member.variant), member.last)
 
 
 def distance_sentence(prediction: Prediction) -> str:
@@ -102,10 +103,11 @@ def distance_sentence(prediction: Prediction) -> str:
     width = f"Intervals are to hold {prediction.level:.0%} of outcomes"
     if reach is None:
         width += "; the ladder is too small to calibrate them."
-    elif prediction.diagnostics["wider"] > 1:
+    elif prediction.diagnostics["beyond"] > 1:
         width += (
-            f". Backtests, which calibrate them, reach to {reach:.3g} x the compute of what they are fitted to; beyond"
-            f" that they are {prediction.diagnostics['wider']:.2f} times as wide."
+            f". Backtests, which calibrate them, reach to {reach:.3g} x the compute of what they are fitted to; at"
+            f" {prediction.diagnostics['beyond']:.2f} times that distance (in the logarithm) what other forms of the"
+            " law say counts as many times."
         )
     else:
         width += f", and are calibrated on backtests, which reach to {reach:.3g} x the compute."

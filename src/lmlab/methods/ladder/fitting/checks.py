@@ -47,7 +47,8 @@ def check(
             raise UserError(f"The run '{run.name}' is fitted, and is a target too.", "Leave it out of one of them.")
     runs = []
     for run in table:
-        kept = _without_bad_rows(run, tasks, settings or (TwoStepSettings(),), drop_bad_rows)
+        separate = table.second is not None and run.mode == "train"
+        kept = _without_bad_rows(run, tasks, settings or (TwoStepSettings(),), drop_bad_rows, separate)
         reason = kept.unfinished
         if run.mode == "train" and reason and not allow_unfinished:
             console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow")
@@ -66,7 +67,7 @@ def check_values(table: RunTable, tasks: Sequence[Task], settings: Sequence[TwoS
         UserError: a value that is no number or out of its range, with file, row and column.
     """
     for run in table:
-        _without_bad_rows(run, tasks, settings, drop=False)
+        _without_bad_rows(run, tasks, settings, drop=False, separate=table.second is not None)
     if table.second is not None:
         for run in table.second:
             _without_bad_rows(run, tasks, settings, drop=False)
@@ -78,7 +79,7 @@ def check_values(table: RunTable, tasks: Sequence[Task], settings: Sequence[TwoS
 
 
 def _columns_read(
-    run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings]
+    run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings], separate: bool
 ) -> dict[str, tuple[float, float, Task]]:
     """The columns that chains read of a run, with the limits of their values."""
     found: dict[str, tuple[float, float, Task]] = {}
@@ -86,7 +87,8 @@ def _columns_read(
         above_zero, share, below_zero = (0.0, math.inf, task), (0.0, 1.0, task), (-math.inf, 0.0, task)
         for each in settings:
             whole = task.pooled(run.metrics) if each.pool else task
-            keys = whole.mc_accuracy_keys if each.accuracy_law == "mc" else whole.accuracy_keys
+            variant = "rc" if separate else each.variant
+            keys = {"rc": whole.accuracy_keys, "mc": whole.mc_accuracy_keys, "soft": whole.soft_keys}[variant]
             found |= dict.fromkeys(keys, share)
             match each.x if each.chained else "":
                 case "":
@@ -104,9 +106,11 @@ def _columns_read(
     return found
 
 
-def _without_bad_rows(run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings], drop: bool) -> Run:
+def _without_bad_rows(
+    run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings], drop: bool, separate: bool = False
+) -> Run:
     bad = np.zeros(len(run), dtype=bool)
-    for name, (low, high, task) in _columns_read(run, tasks, settings).items():
+    for name, (low, high, task) in _columns_read(run, tasks, settings, separate).items():
         if run.mode == "eval" and name not in run.metrics:
             continue  # of a target it is enough to know what was measured
         values = run.column(name, task)

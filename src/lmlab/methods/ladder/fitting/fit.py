@@ -248,6 +248,8 @@ def _curve_starts(form: AccuracyForm, x_K: Floats, y_K: Floats, chance: float) -
     spread = max(float(np.ptp(inner)), 1e-3)
     middles = np.quantile(inner, (0.0, 0.5))
     slopes = (2.0 / spread, 6.0 / spread)
+    if form == "soft":
+        return np.array([(1.0, 0.0)])
     if form == "log_sigmoid":
         return np.array([(-0.1, middle, slope) for middle in middles for slope in slopes])
     limits = acc.bounds(form, chance)

@@ -50,8 +50,8 @@ class Prediction:
         level: what share of such intervals is to hold the outcome.
         parts: the share of each source of uncertainty in the variance.
         calibrated: whether the width was calibrated on backtests.
-        diagnostics: distance from the ladder, flags, how many times wider than by backtests the interval is, and for
-            every chain its parameters, its quantity with an interval, and its own accuracy.
+        diagnostics: distance from the ladder, flags, how many times farther than any backtest it is, and for every
+            chain its parameters, its quantity with an interval, and its own accuracy.
     """
 
     task: str
@@ -207,12 +207,12 @@ class Forecaster:
         x_3 = logs(n, d, flops_per_token or self.flops_per_token(n))
         x_3Q = x_3[:, None]
         point = self.ensemble.accuracy(x_3Q)[0, :, 0]
-        spread = self.ensemble.spread(x_3Q)
-        below, above = (side[:, 0] for side in spread.total)
-        normal = normal_quantile(level)
         away = distance(self.ensemble.chains[0].points, x_3)
         beyond = self.calibration.beyond(math.log(away["times_compute"])) if self.calibration else 1.0
-        calibrated = beyond * self.calibration.factor(level) if self.calibration else normal
+        spread = self.ensemble.spread(x_3Q, beyond)
+        below, above = (side[:, 0] for side in spread.total)
+        normal = normal_quantile(level)
+        calibrated = self.calibration.factor(level) if self.calibration else normal
         factor = np.where(
             at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated
         )  # backtests at chance are too easy
@@ -256,7 +256,7 @@ class Forecaster:
                         "distance": away,
                         "flags": list(flags[place]),
                         "reach": math.exp(self.calibration.reach) if self.calibration else None,
-                        "wider": beyond,
+                        "beyond": beyond,
                         "chains": chains,
                     },
                 )
@@ -269,9 +269,9 @@ class Forecaster:
         """One chain's quantity for each task, with the limits of its interval."""
         if not self.ensemble.settings.members[member].chained:
             return [(None, None, None)] * len(self.tasks)
-        point, sd = (each[:, 0] for each in self.ensemble.log_loss(member, x_3Q))
+        point, sd = (each[:, 0] for each in self.ensemble.log_loss(member, x_3Q, beyond))
         calibration = self.calibration.losses.get(member) if self.calibration else None
-        reach = sd * (beyond * calibration.factor(level) if calibration else normal_quantile(level))
+        reach = sd * (calibration.factor(level) if calibration else normal_quantile(level))
         return [tuple(map(float, row)) for row in np.exp(np.stack([point, point - reach, point + reach], axis=1))]  # type: ignore[misc]
 
     def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:

@@ -73,7 +73,7 @@ class Ensemble:
     curve_T: Floats
     other_laws: tuple[tuple[Chain, ...], ...]
 
-    def log_loss(self, member: int, x_3Q: Floats) -> tuple[Floats, Floats]:
+    def log_loss(self, member: int, x_3Q: Floats, beyond: float = 1.0) -> tuple[Floats, Floats]:
         """What one chain says of its quantity, as a logarithm, and its standard deviation; [T, Q] both.
 
         The parts are those of accuracies without the curve: the fit, the run that is predicted, and other forms of the
@@ -85,8 +85,11 @@ class Ensemble:
         if self.replicates:
             low, high = percentiles(np.log(self.replicates[member].loss(x_3Q)), _ONE_DEVIATION)
             variance += np.square((high - low) / 2)
-        away = [np.square(np.log(other.loss(x_3Q)[0]) - point) for other in self.other_laws[member]]
-        variance += np.mean(away, axis=0) if away else 0.0
+        away = [
+            np.square(np.log(other.loss(x_3Q)[0]) - point) * _plausibility(other, [chain])[:, None]
+            for other in self.other_laws[member]
+        ]
+        variance += beyond**2 * np.mean(away, axis=0) if away else 0.0
         if self.one_size:
             variance += np.square(np.log(chain.loss(self._at_own_size(x_3Q))[0]) - point)
         return point + chain.points.loss_offset_T[:, None], np.sqrt(variance)
@@ -95,8 +98,13 @@ class Ensemble:
         """Predicted accuracy, [S, T, Q]."""
         return mean_logit([chain.accuracy(x_3Q) for chain in chains or self.chains], self.settings.weights)
 
-    def spread(self, x_3Q: Floats) -> Spread:
-        """Where the uncertainty at some places comes from."""
+    def spread(self, x_3Q: Floats, beyond: float = 1.0) -> Spread:
+        """Where the uncertainty at some places comes from.
+
+        Arguments:
+            beyond: by how much the part `form` is multiplied where backtests do not reach: the other parts grow with
+                the distance by themselves.
+        """
         point = logit(self.accuracy(x_3Q)[0])
         parts = {}
         if self.replicates:
@@ -105,14 +113,15 @@ class Ensemble:
             parts["fit"] = (middle - low, high - middle)
         parts["run"] = tuple(np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))  # type: ignore[assignment]
         parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
-        others = [logit(chain.accuracy(x_3Q)[0]) for chain in self.forms]
+        away = [
+            np.square(logit(form.accuracy(x_3Q)[0]) - point) * _plausibility(form, [*self.forms, *self.chains])[:, None]
+            for form in self.forms
+        ]
+        form = np.mean(away, axis=0) if away else np.zeros(point.shape)
         if self.one_size:
-            others.append(logit(self.accuracy(self._at_own_size(x_3Q))[0]))
-        if others:
-            away = np.sqrt(np.mean([(other - point) ** 2 for other in others], axis=0))
-            if self.one_size:
-                away = np.maximum(away, np.abs(others[-1] - point))
-            parts["form"] = (away, away)
+            form = form + np.square(logit(self.accuracy(self._at_own_size(x_3Q))[0]) - point)
+        if away or self.one_size:
+            parts["form"] = (beyond * np.sqrt(form),) * 2
         return Spread(parts)
 
     @property
@@ -169,10 +178,32 @@ def other_forms(table: RunTable, settings: EstimatorSettings) -> list[TwoStepSet
     """
     first = settings.members[0]
     same: dict[str, Any] = {"runs": first.runs, "short_weight": first.short_weight, "pool": first.pool}
+    if first.variant != "rc":  # a form predicts the same figure: answers by letter are no form of full answers
+        same |= {"accuracy_law": first.accuracy_law, "anchor": first.anchor, "x": first.x}
     forms = [TwoStepSettings(delta=1e-2, **same), TwoStepSettings(delta=1e-2, law="flops", **same)]
+    if first.variant != "rc":
+        return forms
     if all(C4 in run.metrics for run in table.ladder):
         forms.append(TwoStepSettings(delta=1e-2, x="c4", **same))
     return forms
+
+
+def _plausibility(form: Chain, others: Sequence[Chain]) -> Floats:
+    """How much another form of the law counts, [T]: its deviations are weighed by the variance of the residuals that
+    the best law of the same quantity leaves over its own.
+
+    Noise can hide which of two forms is right only if both fit about as well; a form that misses the runs by ten times
+    their noise is no alternative at the target either.
+    """
+
+    def residual(chain: Chain) -> Floats:
+        points = chain.points
+        r = np.log(points.target(chain.settings.chained)) - np.log(np.maximum(chain.loss(points.x_3R)[0], 1e-6))
+        freedom = max(1, r.shape[1] - chain.first.parameters_BP.shape[1])
+        return np.maximum((r**2).sum(1) / freedom, 1e-12)
+
+    same = [form, *(each for each in others if each.settings.x == form.settings.x and each.settings.chained)]
+    return np.asarray(np.min([residual(each) for each in same], axis=0) / residual(form))
 
 
 def _other_laws(chain: Chain) -> tuple[Chain, ...]:
@@ -252,6 +283,8 @@ def _curve_noise(chain: Chain, settings: EstimatorSettings, chains: Sequence[Cha
     """How far the runs' accuracies lie from the curve at their own losses, in logits, with the binomial error at least;
     [T].
     """
+    if chain.points.separate and chain.second is not None:
+        return _separate_curve_noise(chain)
     actual = np.clip(chain.points.accuracy_TR, 1e-4, 1 - 1e-4)
     curves = [
         each.accuracy_of(each.points.y_TR[None])[0]
@@ -263,15 +296,33 @@ def _curve_noise(chain: Chain, settings: EstimatorSettings, chains: Sequence[Cha
         away = logit(actual) - logit(mean_logit(curves) if len(curves) > 1 else curves[0])
         residual = np.sqrt((away**2).sum(1) / max(1, actual.shape[1] - 3))
     residual = np.where(at_chance(chain), np.maximum(residual, _NO_SIGNAL), residual)
+    return _at_least_binomial(chain, residual, actual[:, actual.shape[1] // 2])
+
+
+def _separate_curve_noise(chain: Chain) -> Floats:
+    """The same where the curve is of other runs than those of the first step: how far their checkpoints lie from it."""
+    points = chain.points
+    curve = chain.accuracy_of(points.loss_TK[None])[0]
+    away = logit(points.accuracy_TK) - logit(curve)
+    residual = np.sqrt((away**2).sum(1) / max(1, away.shape[1] - 3))
+    return _at_least_binomial(chain, residual, np.median(points.accuracy_TK, axis=1))
+
+
+def _at_least_binomial(chain: Chain, residual_T: Floats, accuracy_T: Floats) -> Floats:
+    """No figure of some questions is known better than by their number; a probability has less than binomial noise."""
+    if chain.settings.variant == "soft":
+        return np.asarray(np.maximum(residual_T, _LEAST))
     questions = np.array([task.n_instances or np.inf for task in chain.tasks])
-    middle = actual[:, actual.shape[1] // 2]
-    return np.asarray(np.maximum(residual, 1 / np.sqrt(questions * middle * (1 - middle))))
+    return np.asarray(np.maximum(residual_T, 1 / np.sqrt(questions * accuracy_T * (1 - accuracy_T))))
 
 
 def at_chance(chain: Chain) -> NDArray[np.bool_]:
     """Whether all runs are at chance, for each task; [T]."""
     chance_T = np.array([task.chance for task in chain.tasks])
-    return np.asarray(np.quantile(chain.points.accuracy_TR, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
+    if chain.settings.variant == "soft":  # near chance it still moves with the loss
+        return np.zeros(len(chance_T), dtype=bool)
+    values_TK = chain.points.accuracy_TK if chain.points.separate else chain.points.accuracy_TR
+    return np.asarray(np.quantile(values_TK, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
 
 
 def logit(accuracy: Floats) -> Floats:
@@ -303,10 +354,10 @@ class Calibration:
     losses: dict[int, Calibration] = field(default_factory=dict)
 
     def beyond(self, log_distance: float) -> float:
-        """How much wider than the backtests say an interval is at this logarithm of the ratio of compute: errors that
-        add up like those of a random walk grow with the root of the distance.
+        """How many times farther than any backtest a target is, both as logarithms of the ratio of compute; 1 within
+        their reach. Two laws that part with the distance part in proportion to it.
         """
-        return float(np.sqrt(max(1.0, log_distance / self.reach))) if self.reach > 0 else 1.0
+        return max(1.0, log_distance / self.reach) if self.reach > 0 else 1.0
 
     def factor(self, level: float, without: str | None = None) -> float:
         """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal

@@ -8,21 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.config import TwoStepSettings
-from lmlab.methods.ladder.tables.table import (
-    Floats,
-    Run,
-    RunTable,
-)
+from lmlab.methods.ladder.config import TwoStepSettings, Variant
+from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 
-Variant = Literal["rc", "mc"]
 _PARTS = (
     7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
 )
@@ -42,6 +36,7 @@ class Points:
         loss_TK, accuracy_TK: smoothed checkpoints for the second step, of all runs one after the other.
         run_K: to which configuration each belongs; external models have numbers of their own from R on.
         members: names of the runs of each configuration.
+        separate: whether the second step's checkpoints are of other runs than the first step's points.
         share_R: how much each run of a configuration weighs.
     """
 
@@ -55,6 +50,7 @@ class Points:
     accuracy_TK: Floats
     run_K: NDArray[np.int64]
     members: tuple[tuple[str, ...], ...]
+    separate: bool
     share_R: Floats
 
     @property
@@ -155,6 +151,7 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
         [np.mean([logs(run.n, run.final_tokens, run.flops_per_token) for run in group], axis=0) for group in groups],
         axis=1,
     )
+    separate = table.second is not None
     own, whole_TR = np.array(accuracy), np.array(pooled_accuracy)
     return Points(
         x_3R,
@@ -167,6 +164,7 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
         np.stack([value for _, value in curves]),
         np.array(owners, dtype=np.int64),
         tuple(tuple(run.name for run in group) for group in groups),
+        separate,
         np.array([settings.short_weight if group[0].name in short else 1.0 for group in groups]),
     )
 
@@ -204,7 +202,7 @@ def _logit(p: Floats) -> Floats:
 
 
 def _variant(settings: TwoStepSettings) -> Variant:
-    return "mc" if settings.accuracy_law == "mc" else "rc"
+    return settings.variant
 
 
 def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> list[Run]:

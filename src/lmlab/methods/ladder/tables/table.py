@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.ladder.config import Variant
 from lmlab.methods.ladder.tables.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -112,9 +113,16 @@ class Run:
             sum(share * self.column(key, task) for key, share in zip(keys, task.shares, strict=True)), dtype=float
         )
 
-    def accuracy(self, task: Task, variant: Literal["rc", "mc"] = "rc") -> Floats:
-        """[K] accuracy, 0 to 1."""
-        return self.weighted(task.accuracy_keys if variant == "rc" else task.mc_accuracy_keys, task)
+    def accuracy(self, task: Task, variant: Variant = "rc") -> Floats:
+        """[K] accuracy, 0 to 1: of full answers, of letters (`mc`), or the probability of the right answer (`soft`).
+
+        Raises:
+            UserError: the task has no such columns.
+        """
+        keys = {"rc": task.accuracy_keys, "mc": task.mc_accuracy_keys, "soft": task.soft_keys}[variant]
+        if not keys:
+            raise UserError(f"Task '{task.name}' has no {variant}_{'accuracy_' if variant == 'mc' else ''}keys.")
+        return self.weighted(keys, task)
 
     def intermediate(self, task: Task, x: str) -> Floats:
         """[K] the quantity between the two steps: `bpb`, `c4`, `taskce`, or any column."""
