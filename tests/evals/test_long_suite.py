@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 import transformers
 
 from lmlab.data import Tokenizer
+from lmlab.endpoints import Endpoint
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator, ModelScorer
 from lmlab.evals.long import (
     TOLERANCE,
     Asking,
+    EndpointWriter,
     LongSettings,
     build_instances,
     by_context,
@@ -23,6 +26,7 @@ from lmlab.evals.long import (
     effective_length,
     header_of,
     judge,
+    measure_written,
     measurer,
     prompt_of,
     read_instances,
@@ -330,3 +334,17 @@ def test_long_perplexity_keeps_its_key_tokens(directory, tmp_path, lmlab):
     assert refused.code == 2 and "of another tokenizer" in refused.err
     planned = lmlab("long", "rope", directory, "--to", "8192")
     assert planned.code == 0 and "160000" in planned.out  # 2 t theta of 10,000 and t of 8
+
+
+def test_what_an_endpoint_writes_is_measured(file, asking, tmp_path):
+    instances = [each for each in read_instances(file).instances if each.task == "json_kv" and each.variant == "int"]
+    script = [
+        {"match": f'Key: "?{re.escape(each.question[6:-1])}', "text": f'{each.answer[0]}"'} for each in instances[1:]
+    ]
+    script.append({"text": "I am sorry, the key is not mentioned."})
+    (tmp_path / "script.jsonl").write_text("".join(json.dumps(line) + "\n" for line in script))
+    endpoint = Endpoint(model="scripted", backend="mock", replies=tmp_path / "script.jsonl")
+    writer = EndpointWriter(endpoint, tmp_path / "replies.sqlite")
+    rows = list(measure_written(writer, instances, controls=True))
+    assert [row["score"] for row in rows] == [0.0] + [1.0] * (len(instances) - 1)
+    assert [row["refused"] for row in rows] == [True] + [False] * (len(instances) - 1)

@@ -70,6 +70,7 @@ from lmlab.train import (
     long_ce_step,
     read_metrics,
     routed,
+    way_of,
     with_saturation,
 )
 
@@ -232,6 +233,8 @@ class Train(Stage[TrainConfig, TrainResults]):
                 "Name a stage 'train'.",
             )
         place = world()
+        if loop.parallel.sequence_parallel > 1:  # heads that do not suit are told before the model is built
+            way_of(model_config, loop.parallel.sequence_parallel, loop.parallel.sequence_attention)
         loader = Loader(mixture, loop.batch_size, data_seed, *loop.parallel.data_place(place), shuffle=False)
         trainer = Trainer(
             build_network(model_config, start, context.seed, config.lora),

@@ -148,7 +148,7 @@ def niah_multivalue(draw: Draw) -> Plan:
         for rank, (share, number) in enumerate(zip(shares, numbers, strict=True)):
             items.insert(round(share * count) + rank, _needle(key, number))
         question = f"What are all the special magic numbers for {key} mentioned in the text?"
-        prefix = f"The special magic numbers for {key} mentioned in the text are"
+        prefix = f"The special magic numbers for {key} mentioned in the text are:"
         meta = {"chance": 0.0, "values": numbers}
         return [Draft(laid_out(items), question, (", ".join(numbers),), prefix, meta=meta)]
 
@@ -165,7 +165,7 @@ def _ask(key: str) -> str:
 
 
 def _begin(key: str) -> str:
-    return f"The special magic number for {key} mentioned in the text is"
+    return f"The special magic number for {key} mentioned in the text is:"
 
 
 def _number(chance: random.Random) -> str:
