@@ -29,13 +29,15 @@ class RepositoriesSource(Config):
     Attributes:
         path: the folder that holds them.
         suffixes: of the files that are taken.
-        min_files: folders with fewer are left out.
+        exclude: names of folders, at any depth, whose files are left out.
+        min_files: repositories with fewer are left out.
         seed: another order of the files.
     """
 
     kind: Literal["repositories"] = "repositories"
     path: str | None = None
     suffixes: tuple[str, ...] = Field(default=(".py", ".md", ".rst", ".txt", ".toml", ".c", ".h"), min_length=1)
+    exclude: tuple[str, ...] = ("test", "tests")
     min_files: int = Field(default=2, ge=1)
     domain: str = "repositories"
     seed: int = 0
@@ -53,11 +55,13 @@ class RepositoriesSource(Config):
         """
         if not self.root.is_dir():
             raise UserError(f"There is no folder '{self.root}'.", "Name the folder that holds the repositories.")
-        for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and path.name not in _SKIPPED):
+        for folder in sorted(
+            path for path in self.root.iterdir() if path.is_dir() and not self._hidden(path.relative_to(self.root))
+        ):
             files = [
                 path
                 for path in folder.rglob("*")
-                if path.suffix in self.suffixes and path.is_file() and not _hidden(path.relative_to(folder))
+                if path.suffix in self.suffixes and path.is_file() and not self._hidden(path.relative_to(folder))
             ]
             if len(files) >= self.min_files:
                 yield folder.name, sorted(files, key=self._place)
@@ -65,13 +69,15 @@ class RepositoriesSource(Config):
     def read(self) -> Iterator[Document | Reject]:
         """One document a repository; each file begins with its path."""
         for name, files in self.repositories():
-            parts = []
+            parts, unread = list[str](), list[str]()
             for path in files:
                 shown = path.relative_to(self.root).as_posix()
                 try:
                     parts.append(f"# {shown}\n{path.read_text(encoding='utf-8')}")
                 except UnicodeDecodeError:
-                    yield Reject(str(path), "not UTF-8")
+                    unread.append(shown)
+            if unread:  # one reject for all of them: repositories are what is counted
+                yield Reject(str(self.root / unread[0]), f"{len(unread)} files of '{name}' are not UTF-8")
             if parts:
                 yield Document(name, "\n".join(parts), self.domain, name)
 
@@ -90,6 +96,5 @@ class RepositoriesSource(Config):
         shown = f"{self.seed}|{path.relative_to(self.root).as_posix()}"
         return hashlib.sha256(shown.encode()).hexdigest()
 
-
-def _hidden(path: Path) -> bool:
-    return any(part in _SKIPPED or part.startswith(".") for part in path.parts)
+    def _hidden(self, path: Path) -> bool:
+        return any(part in _SKIPPED or part in self.exclude or part.startswith(".") for part in path.parts)
