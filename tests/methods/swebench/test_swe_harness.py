@@ -344,3 +344,12 @@ def test_commands_refuse_what_they_cannot_do(lmlab: Callable[..., Any], built: I
         assert done.code == 2 and message in done.err, done.err
     lost = lmlab(*base)
     assert lost.code == 1 and "No verdict" in lost.out and "is not at" in lost.out
+
+
+def test_the_example_tells_the_reference_from_a_wrong_patch_and_a_forged_one(
+    judge: Judge, environment: EnvironmentSpec, tmp_path: Path
+) -> None:
+    script = Path(__file__).parents[3] / "examples" / "swebench.py"
+    command = [sys.executable, str(script), environment.python, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[1:] == ["reference: resolved", "wrong: unresolved", "forged: forged"], done.stderr

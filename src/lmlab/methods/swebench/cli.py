@@ -9,7 +9,7 @@ import typer
 
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands import building, running
+from lmlab.methods.swebench.commands import asking, building, making, running
 from lmlab.methods.swebench.commands.shared import Instances, Split
 
 app = typer.Typer(
@@ -25,6 +25,12 @@ Network = Annotated[
 app.command(epilog=building.collect_help)(building.collect)
 app.command(epilog=building.validate_help)(building.validate)
 app.command(epilog=building.check_help)(building.check)
+app.command(epilog=making.synth_help)(making.synth)
+app.command(epilog=making.adequacy_help)(making.adequacy)
+app.command(epilog=asking.retrieve_help)(asking.retrieve)
+app.command(epilog=asking.infer_help)(asking.infer)
+app.command(epilog=asking.agent_help)(asking.agent)
+app.command("train-data", epilog=asking.train_data_help)(asking.train_data)
 app.command("eval", epilog=running.evaluate_help)(running.evaluate)
 
 

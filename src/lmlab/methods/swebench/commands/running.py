@@ -38,11 +38,13 @@ def evaluate(
 ) -> None:
     """Apply patches, run the tests in a sandbox, and say which issues are resolved."""
     from lmlab.files import write_json
+    from lmlab.methods.swebench.grading.run_report import log_folder
     from lmlab.methods.swebench.harness.evaluate import evaluate as run
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
     from lmlab.methods.swebench.harness.repairing import repaired
     from lmlab.methods.swebench.instances.load import load_instances
     from lmlab.methods.swebench.instances.predictions import by_model, load_predictions
+    from lmlab.methods.swebench.report import evaluation_page
 
     if "/" in run_id or run_id in ("", ".", ".."):
         raise UserError(f"--run-id {run_id!r} is no name.", "Use letters, digits, points and hyphens.")
@@ -62,7 +64,9 @@ def evaluate(
         counts = done.summary["statuses"]
         print_rows(["status", "patches"], [[name, count] for name, count in counts.items()])
         print(f"{next(iter(own.values())).model}: {done.share}; {done.reused} results were there before.")
-        print(f"Report: {done.path}")
+        logs = log_folder(out, run_id, next(iter(own.values())).model)
+        page = evaluation_page(done, found, patches, logs).write(done.path.with_suffix(".html"))
+        print(f"Report: {done.path}\nPage: {page}")
         for name, result in done.results.items():
             if result.status == "infra":
                 failed = True

@@ -1,0 +1,89 @@
+"""How well the tests of an instance tell a right solution from a wrong one: mutants of the solution that they kill."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from lmlab.methods.swebench.building.mutations import mutants
+from lmlab.methods.swebench.harness.git import run_git
+from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.harness.testing import passing, statuses_of
+from lmlab.methods.swebench.harness.workspace import copied
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.patches.diff import FileDiff, read_diff
+
+
+@dataclass(frozen=True)
+class Adequacy:
+    """What mutants of the solution show.
+
+    Attributes:
+        mutants: changes of added lines of the solution.
+        killed: those under which a test fails that passes with the solution.
+        survivors: the others, as kind, function and line: wrong solutions that the tests accept, or changes that change
+            nothing.
+    """
+
+    mutants: int
+    killed: int
+    survivors: tuple[tuple[str, str, int], ...]
+
+    @property
+    def score(self) -> float | None:
+        """The share that is killed; None where the solution has nothing to mutate."""
+        return self.killed / self.mutants if self.mutants else None
+
+    def to_row(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "mutants": self.mutants,
+            "killed": self.killed,
+            "score": self.score,
+            "survivors": [list(each) for each in self.survivors],
+        }
+
+
+def adequacy(instance: Instance, judge: Judge, most: int = 10, seed: int = 0) -> Adequacy:
+    """Mutate the lines that the solution adds, and run the tests on each mutant.
+
+    Arguments:
+        most: mutants that are tried, chosen at random.
+    """
+    hidden = judge.workspaces.hidden_tests(instance)
+    expected = [*instance.fail_to_pass, *instance.pass_to_pass]
+    killed, survivors, tried = 0, [], 0
+    with judge.workspaces.fresh(instance) as solved:
+        run_git(solved, ["apply", "--whitespace=nowarn", "-"], instance.patch.encode())
+        hidden.write(solved)
+        found = []
+        for file in read_diff(instance.patch):
+            if file.new is not None and file.new.endswith(".py") and (solved / file.new).is_file():
+                source = (solved / file.new).read_text("utf-8", "replace")
+                generator = random.Random(f"{seed}{file.new}")
+                found += [(file.new, each) for each in mutants(source, generator, added_lines(file))]
+        random.Random(seed).shuffle(found)
+        for path, mutant in found[:most]:
+            with copied(solved) as tree:
+                (tree / path).write_text(mutant.source, encoding="utf-8")
+                run = judge.test(instance, tree)
+            tried += 1
+            outcomes = statuses_of(run)
+            if run.result.timed_out or not all(passing(outcomes.get(test)) for test in expected):
+                killed += 1
+            else:
+                survivors.append((mutant.kind, mutant.function, mutant.line))
+    return Adequacy(tried, killed, tuple(survivors))
+
+
+def added_lines(file: FileDiff) -> set[int]:
+    """Numbers of the lines that a change of a file adds, in the changed file."""
+    found = set()
+    for hunk in file.hunks:
+        number = hunk.new_start
+        for line in hunk.lines:
+            if line.startswith("+"):
+                found.add(number)
+            number += line[:1] in (" ", "+", "\n")
+    return found

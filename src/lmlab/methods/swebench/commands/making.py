@@ -1,0 +1,89 @@
+"""Commands that make bugs, and that measure how well tests tell right from wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.swebench.commands.shared import Folder, Ids, print_rows
+from lmlab.methods.swebench.config import SandboxConfig
+
+
+@options(SandboxConfig)
+def synth(
+    tree: Annotated[Path, typer.Argument(help="A source tree whose tests pass.")],
+    settings: SandboxConfig,
+    name: Annotated[str | None, typer.Option(help="OWNER/NAME, by default of the folder.", show_default=False)] = None,
+    most: Annotated[int, typer.Option("--bugs", "-n", min=1, help="Instances to make.")] = 20,
+    require: Annotated[
+        list[str] | None, typer.Option("--require", help="A package that the tests need.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of bugs.")] = 0,
+    out: Folder = Path("synthetic"),
+) -> None:
+    """Make bugs by small changes of the syntax tree; the tests that break tell what must be repaired."""
+    from collections import Counter
+
+    from lmlab.methods.swebench.building.synthesize import synthesize
+    from lmlab.methods.swebench.harness.environment import EnvironmentSpec
+    from lmlab.methods.swebench.harness.open import TREES, open_judge
+    from lmlab.methods.swebench.instances.load import write_instances
+    from lmlab.progress import progress
+
+    if not tree.is_dir():
+        raise UserError(f"No such folder: '{tree}'.")
+    judge = open_judge(settings, out / TREES)
+    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *(require or [])])))
+    made = []
+    with progress("synth", most, "bugs") as advance:
+        for instance in synthesize(tree, name or f"local/{tree.resolve().name}", judge, spec, most, seed):
+            made.append(instance)
+            advance()
+    write_instances(out / "instances.jsonl", made)
+    counts = Counter(each.extra["mutation"]["kind"] for each in made)
+    print_rows(["change", "bugs"], [[kind, count] for kind, count in counts.most_common()])
+    print(f"{len(made)} instances: {out / 'instances.jsonl'}")
+
+
+synth_help = example("lmlab swe synth ../mypackage --bugs 50 --timeout-s 60 --out synthetic")
+
+
+@options(SandboxConfig)
+def adequacy(
+    instances: Annotated[Path, typer.Argument(help="instances.jsonl of `validate`; scores are written into it.")],
+    settings: SandboxConfig,
+    mutants: Annotated[int, typer.Option(min=1, help="Mutants of each solution.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the choice of mutants.")] = 0,
+    id: Ids = None,
+) -> None:
+    """Say how many mutants of each solution its tests kill: those that live are wrong patches that would pass."""
+    from dataclasses import replace
+
+    from lmlab.methods.swebench.building.adequacy import adequacy as measure
+    from lmlab.methods.swebench.harness.open import open_judge, trees_beside
+    from lmlab.methods.swebench.instances.load import load_instances, write_instances
+    from lmlab.progress import progress
+
+    every = load_instances(instances)
+    wanted = {each.instance_id for each in load_instances(instances, None, id)}
+    judge = open_judge(settings, trees_beside(instances))
+    scored, rows = [], []
+    with progress("adequacy", len(wanted), "instances") as advance:
+        for each in every:
+            if each.instance_id in wanted:
+                found = measure(each, judge, mutants, seed)
+                each = replace(each, extra={**each.extra, "adequacy": found.to_row()})
+                score = "" if found.score is None else f"{found.score:.2f}"
+                rows.append([each.instance_id, found.mutants, found.killed, score])
+                advance()
+            scored.append(each)
+    write_instances(instances, scored)
+    print_rows(["instance", "mutants", "killed", "score"], rows)
+
+
+adequacy_help = example("lmlab swe adequacy benchmark/instances.jsonl --mutants 10 --timeout-s 60")

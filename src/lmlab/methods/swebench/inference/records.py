@@ -1,0 +1,54 @@
+"""Records for fine-tuning: issue and files in, patch out (the SWE-Llama recipe)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+from lmlab.errors import UserError
+from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.inference.contexts import Count, Source, approximate_tokens, make_context
+from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
+from lmlab.methods.swebench.instances.instance import Instance
+
+SWE_LLAMA = {"lora.rank": 16, "lora.alpha": 16, "lora.dropout": 0.05, "max_tokens": 30_000}
+"""Section 4 of the paper: adapters on the query, key, value and output projections; longer sequences are dropped."""
+
+
+def sft_records(
+    instances: Sequence[Instance],
+    workspaces: Workspaces,
+    mix: Mapping[Source, float],
+    budget: int,
+    max_tokens: int = 30_000,
+    count: Count = approximate_tokens,
+    seed: int = 0,
+) -> Iterator[dict[str, object]]:
+    """A conversation of an issue and its solution for each instance; those that are too long are left out.
+
+    A model that was trained on files that all need edits edits all that it is shown, and fails with retrieved ones. So
+    contexts are drawn from several sources.
+
+    Arguments:
+        mix: source of contexts to its weight.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    names, weights = list(mix), list(mix.values())
+    if not names or sum(weights) <= 0:
+        raise UserError("The mix of contexts has no weights.", "Write it as oracle=0.5,bm25=0.5.")
+    generator = random.Random(seed)
+    for instance in instances:
+        source = generator.choices(names, weights)[0]
+        context = make_context(instance, workspaces.pristine(instance), source, budget, count)
+        prompt = make_prompt(instance.problem_statement, context)
+        target = f"<patch>\n{instance.patch.rstrip()}\n</patch>"
+        if count(prompt) + count(target) > max_tokens:
+            continue
+        yield {
+            "id": instance.instance_id,
+            "domain": instance.repo,
+            "context": source,
+            "messages": [*messages_of(prompt), {"role": "assistant", "content": target}],
+        }

@@ -1,0 +1,77 @@
+"""The page of an evaluation: which issues are resolved, why others are not, patch and log beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lmlab.methods.swebench.grading.find_logs import OUTPUT
+from lmlab.methods.swebench.harness.evaluate import Evaluated
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.instances.predictions import Prediction
+from lmlab.reports import Code, Details, Facts, Note, Page, Paragraph, Section, Table
+
+_MOST_SHOWN = 200  # instances with patch and log; a page of thousands is no page
+_LOG_TAIL = 6_000  # characters
+
+
+def evaluation_page(
+    done: Evaluated, instances: Sequence[Instance], predictions: Mapping[str, Prediction], logs: Path
+) -> Page:
+    """The page of one model's run.
+
+    Arguments:
+        logs: the folder with one folder an instance.
+    """
+    summary, share = done.summary, done.share
+    low, high = (100 * each for each in share.interval.bounds)
+    facts = {
+        "Resolved": f"{share.resolved} of {share.total}",
+        "Share": f"{100 * share.interval.value:.1f} % ({low:.1f} to {high:.1f})",
+        "Isolation": summary["provenance"]["isolation"],
+        "Seconds": f"{summary['seconds']:.0f}",
+    }
+    first = [Facts(facts)]
+    controlled = summary["provenance"]["control"]
+    notes = [] if controlled else [Note("Without control runs a pass can be forged.", "warning")]
+    if summary["statuses"].get("infra"):
+        notes.append(Note(f"{summary['statuses']['infra']} patches have no verdict: surroundings have failed.", "bad"))
+    rows = [
+        [name, each["status"], each["reason"].splitlines()[0][:200] if each["reason"] else "", each["test_s"]]
+        for name, each in summary["instances"].items()
+    ]
+    verdicts = Table(["instance", "status", "reason", "seconds of tests"], rows)
+    known = {each.instance_id: each for each in instances}
+    details = [
+        Details(f"{name}: {done.results[name].status}", _blocks(known[name], predictions[name], done, logs / name))
+        for name in list(summary["instances"])[:_MOST_SHOWN]
+    ]
+    held = ", ".join(f"{limit} by {how}" for limit, how in summary["provenance"]["enforced"].items())
+    return Page(
+        "Issues resolved",
+        f"{next(iter(predictions.values())).model}, {len(predictions)} patches",
+        [
+            Section("Result", [*first, *notes, verdicts], rank=0),
+            Section("Patches and logs", details, "What each patch is, and what the tests said of it."),
+            Section("Surroundings", [Paragraph(f"Limits were held: {held}."), Code(_lines(summary["provenance"]))]),
+        ],
+    )
+
+
+def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder: Path) -> list[Paragraph | Code | Note]:
+    result = done.results[instance.instance_id]
+    found: list[Paragraph | Code | Note] = [Paragraph(instance.problem_statement[:4000])]
+    if result.touches_test_infra:
+        paths = ", ".join(result.touches_test_infra)
+        found.append(Note(f"It changes how tests are found or judged; the verdict is without: {paths}.", "warning"))
+    if result.failures:
+        found.append(Code("\n".join(result.failures[:50]), "not as expected"))
+    found.append(Code((prediction.patch or "")[:20_000], "the patch"))
+    log = folder / OUTPUT
+    if log.exists():
+        found.append(Code(log.read_text("utf-8", "replace")[-_LOG_TAIL:], "the end of the log"))
+    return found
+
+
+def _lines(values: Mapping[str, object]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in values.items())

@@ -1,0 +1,249 @@
+"""Contexts, prompts, answers, agents, records, and bugs that are made."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swe_parts import BASE, FIXED, write_tree
+
+from lmlab.endpoints import Endpoint
+from lmlab.endpoints.protocol import Choice, Reply, Usage
+from lmlab.errors import UserError
+from lmlab.methods.swebench.building.adequacy import added_lines, adequacy
+from lmlab.methods.swebench.building.mutations import KINDS, mutants
+from lmlab.methods.swebench.building.synthesize import synthesize
+from lmlab.methods.swebench.harness.environment import EnvironmentSpec
+from lmlab.methods.swebench.harness.judge import Judge
+from lmlab.methods.swebench.inference.agent import run_agent
+from lmlab.methods.swebench.inference.contexts import (
+    approximate_tokens,
+    collapsed,
+    documents,
+    make_context,
+    rank_bm25,
+    recall,
+)
+from lmlab.methods.swebench.inference.infer import infer, prompts_of
+from lmlab.methods.swebench.inference.prompts import messages_of
+from lmlab.methods.swebench.inference.records import sft_records
+from lmlab.methods.swebench.inference.settings import InferConfig
+from lmlab.methods.swebench.instances.instance import Instance
+from lmlab.methods.swebench.instances.load import write_instances
+from lmlab.methods.swebench.patches.diff import read_diff
+from lmlab.retrieval.search.bm25 import ENGLISH_STOP_WORDS, words
+
+_SECRETS = ("test_empty", "test_sum", "a + b", "text.strip()")
+
+
+def test_bm25_scores_are_those_of_the_formula() -> None:
+    files = {f"m{n}.py": text for n, text in enumerate(("read a line of the file", "write line line", "close it", "x"))}
+    query = "the line is not read"
+    texts = {path: words(f"{path}\n{text}", ENGLISH_STOP_WORDS) for path, text in files.items()}
+    mean = sum(map(len, texts.values())) / len(texts)
+
+    def score(path: str) -> float:
+        total = 0.0
+        for word in words(query, ENGLISH_STOP_WORDS):
+            n = sum(word in each for each in texts.values())
+            tf = texts[path].count(word)
+            idf = math.log(1 + (len(texts) - n + 0.5) / (n + 0.5))
+            total += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(texts[path]) / mean))
+        return total
+
+    found = rank_bm25(files, query, split_names=False)
+    assert [path for path, _ in found] == ["m0.py", "m1.py"]
+    assert [value for _, value in found] == pytest.approx([score(path) for path, _ in found], abs=1e-4)
+
+
+def test_documents_are_source_files_by_their_path_in_the_repository(tmp_path: Path) -> None:
+    tree = tmp_path / "test" / "tree"
+    write_tree(tree, {"a/b.py": "x", "tests/c.py": "x", "a/testing.py": "x", "latest.py": "x", "a/b.txt": "x"})
+    (tree / "out.py").symlink_to("/etc/passwd")
+    assert sorted(documents(tree)) == ["a/b.py", "latest.py"]
+
+
+def test_names_are_found_by_their_parts() -> None:
+    files = {"a.py": "def readNextLine(): pass", "b.py": "def other(): pass"}
+    assert [path for path, _ in rank_bm25(files, "the next line")] == ["a.py"]
+    assert rank_bm25(files, "the next line", split_names=False) == []
+
+
+def test_a_file_that_does_not_fit_is_passed_over_and_the_next_one_is_taken(built: Instance, judge: Judge) -> None:
+    tree = judge.workspaces.pristine(built)
+    oracle = make_context(built, tree, "oracle", 1000)
+    assert list(oracle.files) == ["calc/__init__.py"] and list(oracle.readmes) == ["README.md"]
+    assert oracle.files["calc/__init__.py"].startswith('1 """Arithmetic."""\n2 ')
+    assert make_context(built, tree, "oracle", 20).files == {}
+    found = make_context(built, tree, "bm25", 60)
+    assert sum(approximate_tokens(text) for text in found.files.values()) < 60
+    assert recall(["calc/__init__.py"], built) == 1.0 and recall([], built) == 0.0
+
+
+def test_collapsed_files_keep_their_numbers_and_clamp_at_the_ends() -> None:
+    text = "\n".join(f"line {number}" for number in range(1, 101))
+    shown = collapsed(text, [(2, 3), (50, 50), (60, 60)]).split("\n")
+    assert shown[0] == "1 line 1" and shown[17] == "18 line 18" and shown[18] == "..."
+    assert shown[19] == "35 line 35" and shown[-2:] == ["75 line 75", "..."] and shown.count("...") == 2
+
+
+def test_prompts_hold_issue_and_code_and_nothing_of_the_solution(built: Instance, judge: Judge) -> None:
+    for style in ("style-2", "style-3", "full_file_gen"):
+        config = InferConfig(context="oracle", style=style, budget=5000)  # type: ignore[arg-type]
+        (prompt,) = prompts_of([built], judge.workspaces, config)
+        assert not any(secret in prompt for secret in _SECRETS)
+        assert f"<issue>\n{built.problem_statement.strip()}\n</issue>" in prompt and prompt.endswith("\n\n")
+        assert ("[start of calc/__init__.py]\n1 " in prompt) == (style != "full_file_gen")
+        system, user = messages_of(prompt)
+        assert system["role"] == "system" and "\n" not in system["content"] and "<issue>" in user["content"]
+
+
+def test_answers_of_an_endpoint_become_predictions_that_are_paid_for_once(
+    built: Instance, judge: Judge, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.jsonl"
+    script.write_text(json.dumps({"text": f"Here it is.\n<patch>\n{built.patch}</patch>"}) + "\n")
+    endpoint = Endpoint(model="m", backend="mock", replies=script)
+    config = InferConfig(context="none", samples=2)
+    found = infer([built], judge.workspaces, endpoint, config, tmp_path / "out")
+    assert [each.model for each in found] == ["m.0", "m.1"]
+    assert judge.judge(built, found[0].patch).resolved
+    script.write_text(json.dumps({"text": "no"}) + "\n")
+    again = infer([built], judge.workspaces, endpoint, config, tmp_path / "out")
+    assert [each.patch for each in again] == [each.patch for each in found]
+
+
+def _agent(answers: Sequence[str]) -> Callable[[Sequence[dict[str, str]]], Reply]:
+    left = list(answers)
+
+    def ask(messages: Sequence[dict[str, str]]) -> Reply:
+        return Reply("ok", (Choice(left.pop(0), "stop"),), Usage(1, 1), cost_usd=0.5)
+
+    return ask
+
+
+def test_an_agent_works_in_the_sandbox_and_its_changes_are_the_patch(
+    built: Instance, judge: Judge, tmp_path: Path
+) -> None:
+    answers = [
+        "I look.\n```bash\ngit log --oneline --all; ls tests; cat tests/test_calc.py; cat > /tmp/x\n```",
+        "no command",
+        "```bash\nsed -i 's/return a - b/return a + b/' calc/__init__.py; touch new; rm -rf .git\n```",
+        "```bash\ncurl -m 2 https://example.com; exit 3\n```",
+        "```bash\nSUBMIT\n```",
+    ]
+    prediction, done = run_agent(built, judge, _agent(answers), "m", keep=tmp_path)
+    assert done.end == "submitted" and done.cost_usd == 2.5 and [each["exit_code"] for each in done.steps] == [0, 0, 3]
+    said = "\n".join(each["content"] for each in done.messages if each["role"] == "user")
+    assert "base" in said and not any(secret in said for secret in _SECRETS)
+    assert prediction.patch is not None and [each.path for each in read_diff(prediction.patch)] == [
+        "calc/__init__.py",
+        "new",
+    ]
+    assert judge.judge(built, prediction.patch).failures == ("tests/test_calc.py::test_empty",)
+    kept = json.loads((tmp_path / f"{built.instance_id}.traj.json").read_text())
+    assert len(kept["messages"]) == len(done.messages) and kept["end"] == "submitted"
+    _, stopped = run_agent(built, judge, _agent(answers), "m", most_cost_usd=0.6)
+    assert stopped.end == "cost" and stopped.cost_usd == 1.0
+
+
+def test_records_to_learn_from_are_conversations_with_the_solution(built: Instance, judge: Judge) -> None:
+    (record,) = sft_records([built], judge.workspaces, {"oracle": 1.0}, 5000)
+    *asked, answer = record["messages"]  # type: ignore[misc]
+    assert answer["content"] == f"<patch>\n{built.patch.rstrip()}\n</patch>"
+    assert not any(secret in each["content"] for each in asked for secret in _SECRETS)
+    assert list(sft_records([built], judge.workspaces, {"oracle": 1.0}, 5000, max_tokens=10)) == []
+    mix = Counter(
+        each["context"] for each in sft_records([built] * 200, judge.workspaces, {"oracle": 3.0, "none": 1.0}, 500)
+    )
+    assert 120 < mix["oracle"] < 180
+    with pytest.raises(UserError, match="no weights"):
+        list(sft_records([built], judge.workspaces, {}, 100))
+
+
+_FUNCTION = '''
+@wrap
+def f(a, b=1):
+    """Doc 1 + 1."""
+    n: int = 3
+    if a < b and b:
+        return a[1:2] + g(a, b)
+    else:
+        n += 2
+    return n
+'''
+
+
+def test_mutants_are_small_different_and_of_every_kind() -> None:
+    found = list(mutants(_FUNCTION, random.Random(0)))
+    assert {each.kind for each in found} == set(KINDS)
+    trees = [ast.dump(ast.parse(each.source)) for each in found]
+    assert len(set(trees)) == len(trees) and ast.dump(ast.parse(_FUNCTION)) not in trees
+    assert all(("Doc 1 + 1." in each.source and "n: int" in each.source) or each.kind == "statement" for each in found)
+    only = list(mutants(_FUNCTION, random.Random(0), lines={9}))
+    assert only and {each.line for each in only} == {9}
+    assert list(mutants("def broken(", random.Random(0))) == []
+
+
+def test_added_lines_are_numbered_as_in_the_new_file(built: Instance) -> None:
+    (file,) = read_diff(built.patch)
+    lines = FIXED["calc/__init__.py"].splitlines()
+    assert {lines[number - 1].strip() for number in added_lines(file)} == {
+        "return a + b",
+        "if not text:",
+        'raise ValueError("empty")',
+        "return int(text.strip())",
+    }
+
+
+def test_adequacy_is_the_share_of_wrong_solutions_that_the_tests_kill(built: Instance, judge: Judge) -> None:
+    found = adequacy(built, judge, most=4)
+    assert found.mutants == 4 and found.score is not None and found.score >= 0.5
+    blind = replace(built, fail_to_pass=("tests/test_calc.py::test_mul",), pass_to_pass=())
+    assert adequacy(blind, judge, most=2).score == 0.0
+
+
+def test_made_bugs_are_instances_whose_tests_are_hidden(
+    judge: Judge, environment: EnvironmentSpec, tmp_path: Path
+) -> None:
+    tree = tmp_path / "calc"
+    write_tree(tree, {**BASE, **FIXED})
+    made = list(synthesize(tree, "owner/calc", judge, environment, most=2))
+    assert len(made) == 2 and made[0].patch != made[1].patch
+    for instance in made:
+        assert instance.fail_to_pass and judge.judge(instance, instance.patch).status == "resolved"
+        with judge.workspaces.fresh(instance) as seen:
+            assert not any((seen / path).exists() for path in instance.extra["test_files"])
+        nothing = "diff --git a/README.md b/README.md\n--- a/README.md\n+++ b/README.md\n@@ -1 +1,2 @@\n # calc\n+x\n"
+        assert judge.judge(instance, nothing).status == "unresolved"
+        assert "assert" not in instance.problem_statement.splitlines()[0]
+
+
+def test_commands_ask_rank_and_write_records(
+    lmlab: Callable[..., Any], built: Instance, judge: Judge, tmp_path: Path
+) -> None:
+    import shutil
+
+    write_instances(tmp_path / "i.jsonl", [built])
+    shutil.copytree(judge.workspaces.trees.folder, tmp_path / "trees")
+    common = ("-i", tmp_path / "i.jsonl", "--cache", tmp_path / "cache")
+    ranked = lmlab("swe", "retrieve", *common, "-k", "2", "--out", tmp_path / "hits.jsonl")
+    assert ranked.code == 0 and json.loads((tmp_path / "hits.jsonl").read_text())["instance_id"] == built.instance_id
+    written = lmlab("swe", "train-data", *common, "--context-mix", "oracle=1", "--out", tmp_path / "sft.jsonl")
+    assert written.code == 0 and "1 conversations of 1 instances" in written.out
+    wrong = lmlab("swe", "train-data", *common, "--context-mix", "orcle=1", "--out", tmp_path / "x.jsonl")
+    assert wrong.code == 2 and "Did you mean 'oracle'" in wrong.err
+    checked = lmlab("swe", "check", "-i", tmp_path / "i.jsonl", "--lite")
+    assert checked.code == 0 and "1 instances, 0 with problems" in checked.out
+    evaluated = lmlab("swe", "eval", *common, "-p", "gold", "-o", tmp_path / "out", "--timeout-s", "60")
+    assert evaluated.code == 0 and "1/1 resolved" in evaluated.out, evaluated.err
+    page = (tmp_path / "out" / "gold.run.html").read_text()
+    assert built.instance_id in page and "Limits were held" in page
