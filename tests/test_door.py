@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 import lmlab
 from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
 from lmlab.errors import UserError
+from lmlab.methods.qurating import Rater
 from lmlab.models import (
     GenerationConfig,
     ModelConfig,
@@ -20,6 +23,7 @@ from lmlab.models import (
     from_pretrained,
     generate,
     save_pretrained,
+    weights_fingerprint,
 )
 
 TEXT = "def f(x):\n    return x\n"
@@ -146,3 +150,37 @@ def test_routing_of_a_model_on_texts(tmp_path):
 def test_selection_takes_the_best_rows_within_the_budget():
     table = {"id": ["a", "b", "c", "d"], "rating": np.array([0.1, 3.0, 2.0, -1.0]), "length": [10, 10, 10, 10]}
     assert lmlab.select_texts(table, "50%", metric="rating", mode="top_k").ids == ["b", "c"]
+
+
+def test_ratings_are_those_of_the_rater(tmp_path):
+    tokenizer = Tokenizer.train([TEXT], 300)
+    shape = ModelConfig(
+        vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=64, num_labels=2
+    )
+    rater = Rater(Transformer(shape).initialize(3), tokenizer, ("clarity", "depth"), segment=32, precision="fp32")
+    rater.save(tmp_path / "rater")
+    found = lmlab.rate_texts(str(tmp_path / "rater"), [TEXT, "x = 1", ""])
+    assert list(found) == ["clarity", "depth"]
+    # by hand: the scalars of the network at the last token of the text, which is shorter than a segment
+    ids = torch.tensor([tokenizer.encode(TEXT, "as_text")])
+    with torch.no_grad():
+        by_hand = rater.model(ids).scores_BC[0]
+    assert [found[name][0] for name in found] == pytest.approx(by_hand.tolist(), abs=1e-5)
+    assert found["clarity"][0] != pytest.approx(found["clarity"][1], abs=1e-6)
+    assert math.isnan(found["clarity"][2]) and math.isnan(found["depth"][2])
+    with pytest.raises(UserError, match="nowhere"):
+        lmlab.rate_texts(tmp_path / "nowhere", [TEXT])
+
+
+def test_a_circuit_tells_where_it_comes_from_as_the_command_does(tmp_path):
+    place = write_model(tmp_path / "model", init_std=0.4)
+    rows = [{"clean": f"x{n} = ", "corrupted": f"y{n} = ", "answer": "x", "distractor": "y"} for n in range(4)]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"ablation": "zero", "method": "random", "num_edges": 5, "force": True, "batch_size": 2}
+    about = lmlab.find_circuit(place, tmp_path / "examples.jsonl", device="cpu", **options).about
+    assert about["model"] == place and about["data"] == str(tmp_path / "examples.jsonl")
+    assert about["tokenizer_hash"] == Tokenizer.load(place).fingerprint[:16]
+    assert about["model_hash"] == weights_fingerprint(from_pretrained(place))[:16]
+    assert about["settings"]["num_edges"] == 5 and about["examples"] == 4
+    with pytest.raises(UserError, match="the settings: unknown key 'num_edgse'. Did you mean 'num_edges'"):
+        lmlab.find_circuit(place, tmp_path / "examples.jsonl", num_edgse=5)

@@ -6,12 +6,13 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
 from lmlab.evals.long.texts import passages
 from lmlab.evals.tasks import olmes
-from lmlab.methods.ladder import write_table
+from lmlab.methods.ladder import TaskRegistry, write_table
 from lmlab.methods.ladder.tables.reference_data import published_ladder
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
@@ -62,7 +63,15 @@ def test_ladder_predicts_what_the_large_model_reached(run, tmp_path):
     write_table(table, tmp_path / "runs.csv")
     found = re.findall(r"(\w+): ([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]", run("ladder", tmp_path / "runs.csv"))
     assert [each[0] for each in found] == ["arc_easy_val_5shot", "hellaswag_val_5shot"]
-    assert all(float(low) < float(middle) < float(high) for _, middle, low, high in found)
+    large = table["7B-4T"]
+    keys = {
+        task.name: task.accuracy_keys for task in TaskRegistry.builtin().select(",".join(each[0] for each in found))
+    }
+    reached = {name: 100 * float(np.mean([large.metrics[key][-1] for key in each])) for name, each in keys.items()}
+    for name, middle, low, high in found:
+        assert float(low) < float(middle) < float(high)
+        assert float(low) <= reached[name] <= float(high), name  # what the 7B model, which it never saw, came to
+        assert abs(float(middle) - reached[name]) < 5
 
 
 @pytest.mark.slow
@@ -90,8 +99,11 @@ def test_prolong_measures_a_model_at_each_length(run, tmp_path):
     assert re.findall(r"^(\S+): [\d.]+ at 512 tokens, [\d.]+ at 768 tokens$", told, re.M) == ["json_kv.int", "niah"]
 
 
-def test_the_code_of_the_page_on_python_runs(tmp_path, monkeypatch):
-    """The blocks run one after the other, as a reader would type them, with a small model in the place of theirs."""
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A folder with what the pages name, a small model in the place of theirs; code is run in it as a reader would type
+    it.
+    """
     place = tmp_path / "models" / "smollm2"
     tokenizer = chat_tokenizer(Tokenizer.train(["def f(x):\n    return x\n"], 300), ChatConfig(template="tulu"))
     shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=1024)
@@ -99,12 +111,28 @@ def test_the_code_of_the_page_on_python_runs(tmp_path, monkeypatch):
     tokenizer.save(place)
     (tmp_path / "texts.jsonl").write_text('{"id": "a", "text": "def f(x):", "domain": "code", "group": "a"}\n')
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.S)
-    assert len(blocks) >= 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "docs/api.md", "exec"), names)  # noqa: S102 - our own page
-    assert isinstance(names["answer"], str) and len(names["scores"]) == 2
+
+    def type_in(page):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S)
+        names: dict[str, object] = {}
+        for block in blocks:
+            exec(compile(block, page, "exec"), names)  # noqa: S102 - our own page
+        return blocks, names
+
+    return type_in
+
+
+def test_the_code_of_the_page_on_python_runs(reader):
+    blocks, names = reader("docs/api.md")
+    assert len(blocks) >= 3 and isinstance(names["answer"], str) and len(names["scores"]) == 2
+
+
+def test_the_first_lines_that_a_visitor_reads_run(reader, capsys):
+    (block,), names = reader("README.md")
+    assert len(block.strip().splitlines()) <= 6
+    *_, bits, measured = capsys.readouterr().out.splitlines()
+    assert float(bits) == names["model"].bits_per_byte("The capital of France is Paris.") > 0
+    assert "bits_per_byte" in measured and "code" in measured
 
 
 @pytest.mark.slow
