@@ -165,7 +165,8 @@ def test_ratings_are_those_of_the_rater(tmp_path):
     ids = torch.tensor([tokenizer.encode(TEXT, "as_text")])
     with torch.no_grad():
         by_hand = rater.model(ids).scores_BC[0]
-    assert [found[name][0] for name in found] == pytest.approx(by_hand.tolist(), abs=1e-5)
+    by_rater = [found[name][0] for name in found]
+    assert by_rater == pytest.approx(by_hand.tolist(), rel=0.01)  # in bf16, where the processor is faster so
     assert found["clarity"][0] != pytest.approx(found["clarity"][1], abs=1e-6)
     assert math.isnan(found["clarity"][2]) and math.isnan(found["depth"][2])
     with pytest.raises(UserError, match="nowhere"):
