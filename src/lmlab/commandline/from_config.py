@@ -127,7 +127,7 @@ def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]
         *names,
         help=help[:1].upper() + help[1:],
         metavar=_spelling(config_type, name) if is_mapping else None,
-        show_default=not repeated and default is not None and not required,
+        show_default=_shown_default(default) if repeated and not is_mapping else default is not None and not required,
         **{key: value for key, value in bounds.items() if value is not None},
     )
     empty = default is None or (repeated and not default)
@@ -135,6 +135,10 @@ def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]
     items = [f"{key}={value}" for key, value in default.items()] if is_mapping and default else default
     shown = inspect.Parameter.empty if required else None if empty else list(items) if repeated else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
+
+
+def _shown_default(default: Any) -> str | bool:
+    return ",".join(map(str, default)) if isinstance(default, list | tuple) and default else False
 
 
 def _shape(annotation: Any) -> tuple[Any, bool] | None:
@@ -161,9 +165,12 @@ def _shape(annotation: Any) -> tuple[Any, bool] | None:
 
 def _value(config_type: type[Config], name: str, value: Any) -> Any:
     """What an option says, as the field's validation expects it."""
-    shape = _shape(config_type.model_fields[name].annotation)
+    annotation = config_type.model_fields[name].annotation
+    shape = _shape(annotation)
     if shape is None or not shape[1]:
-        return value
+        # numbers hold no commas, so that several may stand in one word: --tokens 256,512
+        split = isinstance(value, list) and _holds_numbers(annotation)
+        return [item.strip() for each in value for item in str(each).split(",")] if split else value
     pairs = {}
     for text in value:
         for pair in text.split(","):
@@ -172,6 +179,14 @@ def _value(config_type: type[Config], name: str, value: Any) -> Any:
                 raise UserError(f"--{name.replace('_', '-')} {text}: expected {_spelling(config_type, name)}.")
             pairs[key.strip()] = item.strip()
     return pairs
+
+
+def _holds_numbers(annotation: Any) -> bool:
+    """Whether a field is a list of numbers, or may be one."""
+    parts = [each for each in get_args(annotation) if each is not type(None)]
+    if get_origin(annotation) in (list, tuple):
+        return bool(parts) and _shape(parts[0]) in ((int, False), (float, False))
+    return any(_holds_numbers(each) for each in parts)
 
 
 def _spelling(config_type: type[Config], name: str) -> str:

@@ -21,8 +21,13 @@ class JudgeConfig(Config):
         judge: the name of an entry point of the group `lmlab.judges`, and what it needs: `exact:DIRECTORY` (a local
             model's exact label probabilities), or an endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
         mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
+        generations: votes of a question, with the mode `votes`.
         orders: show each pair in both orders, or in one.
-        base_url, key_env, concurrency, max_cost_usd, price: of an endpoint.
+        base_url: address of an endpoint.
+        key_env: environment variable that holds its key.
+        concurrency: requests at once.
+        max_cost_usd: ceiling of the cost.
+        price: of an endpoint's tokens.
     """
 
     judge: str

@@ -1,12 +1,12 @@
 from .analysis.fit_weights import FittedWeights, fit_weights, propose_weights
-from .config import RaterConfig
+from .config import ExcerptConfig, PairConfig, RaterConfig
 from .rating.criteria import DEFAULT_CRITERIA, criterion
-from .rating.excerpting import Excerpt, ExcerptConfig, excerpt, excerpts, group_length
+from .rating.excerpting import Excerpt, excerpt, excerpts, group_length
 from .rating.judgment_rows import JudgmentRows, encode_groups
 from .rating.loss import bt_loss, pair_loss
 from .rating.metrics import pair_metrics
 from .rating.offline import offline_judge
-from .rating.pairs import PairConfig, make_groups
+from .rating.pairs import make_groups
 from .rating.rater import Rater
 from .rating.train_rater import TrainedRater, measure, rater_step, train_rater
 from .selecting.drawing.inclusion import exact_inclusion, inclusion_probability

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lmlab.commandline.options import DryRun, Redo, Set, Split, example
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import DomainField, DryRun, IdField, Redo, Set, Split, TextField, example
 from lmlab.errors import UserError, reads
+from lmlab.methods.qurating.config import AnnotateOptions, PairConfig, QualityJudgeConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,34 +38,22 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the
         " clearer.' --out judged",
     )
 )
+@options(QualityJudgeConfig)
+@options(PairConfig, "pairs")
 def judge(
     corpus: Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")],
     tokenizer: Annotated[
         Path, typer.Option(help="Directory of the rater's tokenizer, by which excerpts are measured.")
     ],
+    settings: QualityJudgeConfig,
+    pairs: PairConfig,
     criterion: Criteria = ["educational_value"],  # noqa: B006
-    judge: Annotated[
-        str, typer.Option(help="offline (a rule), exact:DIRECTORY (a local model), openai:MODEL, local:DIRECTORY.")
-    ] = "offline",
-    mode: Annotated[str, typer.Option(help="logprobs or votes.")] = "logprobs",
-    generations: Annotated[int, typer.Option(min=1, help="Votes of a question, with --mode votes.")] = 20,
-    design: Annotated[str, typer.Option(help="adjacent, random, cross_domain or within_domain.")] = "adjacent",
-    n: Annotated[int, typer.Option("--pairs", "-n", min=1, help="Groups to compare.")] = 1000,
-    k: Annotated[int, typer.Option(min=2, help="Texts of a group.")] = 2,
-    tokens: Annotated[str, typer.Option(help="Shortest and longest excerpt.")] = "256,512",
-    seed: Annotated[int, typer.Option(help="Of excerpts and pairs.")] = 42,
-    base_url: Annotated[str | None, typer.Option(help="Address of the endpoint.", show_default=False)] = None,
-    key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the key.", show_default=False)
-    ] = None,
     price: Annotated[
         str | None, typer.Option(help="PROMPT,COMPLETION in US dollars a million tokens.", show_default=False)
     ] = None,
-    max_cost_usd: Annotated[float | None, typer.Option(help="Ceiling of the cost.", show_default=False)] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.", show_default=False)] = None,
-    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
-    id_field: Annotated[str | None, typer.Option(help="Field with the id.", show_default=False)] = None,
-    domain_field: Annotated[str | None, typer.Option(help="Field with the domain.", show_default=False)] = None,
+    text_field: TextField = "text",
+    id_field: IdField = None,
+    domain_field: DomainField = None,
     split: Split = None,
     out: Out = Path("judgments"),
 ) -> None:
@@ -72,28 +62,13 @@ def judge(
     Replies are kept: the same command after a kill asks only what is missing.
     """
     from lmlab.config import validate
+    from lmlab.endpoints import Price
     from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
-    from lmlab.methods.qurating.config import QualityJudgeConfig
     from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
-    from lmlab.methods.qurating.rating.pairs import PairConfig
     from lmlab.runs import Vocabulary
 
-    low, _, high = tokens.partition(",")
-    if not (low.strip().isdigit() and high.strip().isdigit()):
-        raise UserError(f"--tokens {tokens}: expected two numbers.", "Write it as 256,512.")
-    pairs = validate(
-        PairConfig, {"design": design, "n": n, "k": k, "tokens": (int(low), int(high)), "seed": seed}, "the options"
-    )
-    options = {
-        "base_url": base_url,
-        "key_env": key_env,
-        "max_cost_usd": max_cost_usd,
-        "concurrency": concurrency,
-        "price": _price(price),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = validate(
-        QualityJudgeConfig, {"judge": judge, "mode": mode, "generations": generations, **given}, "the options"
+    settings = settings.model_copy(
+        update={"price": None if price is None else validate(Price, _price(price), "--price")}
     )
     documents = documents_at(corpus, text_field, id_field, domain_field, split)
     out.mkdir(parents=True, exist_ok=True)
@@ -204,29 +179,11 @@ def train(
         "torchrun --nproc-per-node 8 -m lmlab quality annotate corpus/ --rater rater --out rated",
     )
 )
+@options(AnnotateOptions)
 def annotate(
     corpus: Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")],
     rater: Annotated[Path, typer.Option(help="Directory of a rater.")],
-    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
-    id_field: Annotated[
-        str | None,
-        typer.Option(help="Field with the id; by default rows are named by file and number.", show_default=False),
-    ] = None,
-    input_ids: Annotated[
-        str | None, typer.Option(help="Field with token ids to use in place of texts.", show_default=False)
-    ] = None,
-    ids_tokenizer: Annotated[
-        Path | None, typer.Option(help="Directory of the tokenizer that made them.", show_default=False)
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="Columns of the corpus to keep, by default all.", show_default=False)
-    ] = None,
-    block: Annotated[int, typer.Option(min=1, help="Rows that are rated at once and written together.")] = 1024,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Processes; under torchrun each rank is one.")] = 1,
-    backend: Annotated[str, typer.Option(help="processes, or ray for a cluster that sees the folder.")] = "processes",
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each process, for Ray.")] = 0,
-    split: Split = None,
+    settings: AnnotateOptions,
     out: Out = Path("rated"),
 ) -> None:
     """Rate every row of a corpus. The same command goes on after a kill, and on other machines shares the work."""
@@ -235,24 +192,22 @@ def annotate(
     from lmlab.methods.qurating.rating.annotate import Annotation
     from lmlab.methods.qurating.rating.annotate import annotate as run
 
-    if backend not in ("processes", "ray"):
-        raise UserError(f"Unknown back end '{backend}'.", "Use processes or ray.")
     device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _cuda() else "auto"
     job = Annotation(
         corpus,
         str(rater),
         str(out),
-        text_field,
-        id_field,
-        input_ids,
-        None if ids_tokenizer is None else str(ids_tokenizer),
-        block,
-        None if columns is None else tuple(columns.split(",")),
+        settings.text,
+        settings.id,
+        settings.input_ids,
+        None if settings.ids_tokenizer is None else str(settings.ids_tokenizer),
+        settings.block,
+        None if settings.columns is None else tuple(settings.columns.split(",")),
         device,
-        precision,
-        split,
+        settings.precision,
+        settings.split,
     )
-    found = run(job, workers, "ray" if backend == "ray" else "processes", gpus)
+    found = run(job, settings.workers, settings.backend, settings.gpus)
     print(
         f"{found['rows']:,} rows, {found['tokens']:,} tokens, {found['empty']:,} empty; {found['rated']:,} were rated"
         " now."

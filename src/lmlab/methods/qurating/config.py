@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config
+from lmlab.config import NO_INFLUENCE, Config, Flag
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend
 from lmlab.judging import Criterion, JudgeConfig, load_wording
 from lmlab.methods.qurating.rating.criteria import criterion
-from lmlab.methods.qurating.rating.pairs import PairConfig
 from lmlab.methods.qurating.selecting.settings import SelectionSettings
 from lmlab.methods.qurating.selecting.token_counts import share_of
 from lmlab.runs import Input, ModelInput, VocabularyInput
 from lmlab.train import ScheduleConfig
 
+Design = Literal["adjacent", "random", "cross_domain", "within_domain", "active"]
+
 
 class QualityJudgeConfig(JudgeConfig):
-    """Who judges, and how: by default the rule `offline`, for rehearsals."""
+    """Who judges, and how: by default the rule `offline`, for rehearsals.
+
+    Attributes:
+        judge: who judges: offline (a rule), exact:DIRECTORY (a local model), openai:MODEL, local:DIRECTORY.
+    """
 
     judge: str = "offline"
 
@@ -44,6 +49,42 @@ class CriterionConfig(Config):
         except FileNotFoundError:
             raise UserError(f"The clause of '{name}' is to be in '{self.file}', which is not there.") from None
         return criterion(name, clause, None if wording is None else load_wording(wording))
+
+
+class ExcerptConfig(Config):
+    """How long excerpts are.
+
+    Attributes:
+        tokens: shortest and longest, in the rater's tokens.
+        p_max: probability of the longest; else the length is uniform between both.
+        seed: of excerpts and pairs.
+    """
+
+    tokens: tuple[PositiveInt, PositiveInt] = (256, 512)
+    p_max: float = Field(default=0.5, ge=0, le=1)
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _check(self) -> ExcerptConfig:
+        if self.tokens[0] > self.tokens[1]:
+            raise ValueError(f"tokens must rise, not fall from {self.tokens[0]} to {self.tokens[1]}.")
+        return self
+
+
+class PairConfig(ExcerptConfig):
+    """Which documents are compared, and what of them is shown.
+
+    Attributes:
+        design: `adjacent` groups documents as they come; `random` goes through them in random orders, again and again;
+            `cross_domain` and `within_domain` compare documents of different and of one domain; `active` takes the
+            random pairs of which a rater is least sure.
+        n: groups to compare.
+        k: texts of a group, all of which are compared with each other.
+    """
+
+    design: Design = "adjacent"
+    n: Annotated[PositiveInt, Flag(("--pairs", "-n"))] = 1000
+    k: int = Field(default=2, ge=2)
 
 
 class JudgeStageConfig(Config):
@@ -123,26 +164,54 @@ class RaterStageConfig(Config):
         return self
 
 
-class AnnotateConfig(Config):
-    """Which documents, by which rater.
+class RatingOptions(Config):
+    """How a corpus is read and rated.
 
     Attributes:
-        documents: a stage that collects, or a corpus of the data layer.
-        rater: a stage `quality_rater`, or a rater's directory.
+        text: field with the text.
+        id: field with the id; by default rows are named by file and number.
         split: of a corpus, by name, or `all`; by default `train` where there are several.
-        block: documents that are rated at once.
-        workers, backend: as in `lmlab.fan_out`.
+        block: rows that are rated at once and written together.
+        precision: of the rater: auto, fp32 or bf16.
+        workers: processes that share the work; under torchrun each rank is one.
+        backend: where they run: processes, or ray for a cluster that sees the folder.
     """
 
-    documents: Input
-    rater: Input
-    text: str = "text"
-    id: str | None = None
+    text: Annotated[str, Flag(("--text-field",))] = "text"
+    id: Annotated[str | None, Flag(("--id-field",))] = None
     split: str | None = None
     block: PositiveInt = 1024
     precision: str = "auto"
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
     backend: Annotated[Backend, NO_INFLUENCE] = "processes"
+
+
+class AnnotateOptions(RatingOptions):
+    """How a corpus of any kind is rated from the command line.
+
+    Attributes:
+        input_ids: field with token ids to use in place of texts.
+        ids_tokenizer: directory of the tokenizer that made them.
+        columns: columns of the corpus to keep, with commas between them; by default all.
+        gpus: GPUs of each process, for Ray.
+    """
+
+    input_ids: str | None = None
+    ids_tokenizer: Path | None = None
+    columns: str | None = None
+    gpus: float = Field(default=0, ge=0)
+
+
+class AnnotateConfig(RatingOptions):
+    """Which documents, by which rater.
+
+    Attributes:
+        documents: a stage that collects, or a corpus of the data layer.
+        rater: a stage `quality_rater`, or a rater's directory.
+    """
+
+    documents: Input
+    rater: Input
 
 
 class AnalysisConfig(Config):

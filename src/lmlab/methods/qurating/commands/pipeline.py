@@ -12,8 +12,7 @@ from pydantic import Field
 from lmlab.config import Config, validate
 from lmlab.data import KEEP_ALL, source_settings
 from lmlab.errors import UserError
-from lmlab.methods.qurating.config import AnalysisConfig, CriterionConfig
-from lmlab.methods.qurating.rating.pairs import PairConfig
+from lmlab.methods.qurating.config import AnalysisConfig, CriterionConfig, PairConfig
 from lmlab.methods.qurating.selecting.settings import Mode, SelectionSettings
 from lmlab.runs import Recipe
 

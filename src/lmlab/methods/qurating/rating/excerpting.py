@@ -8,31 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from pydantic import Field, PositiveInt, model_validator
-
-from lmlab.config import Config
 from lmlab.data import Document, Tokenizer
+from lmlab.methods.qurating.config import ExcerptConfig
 
 _CHARACTERS_A_TOKEN = 40
-
-
-class ExcerptConfig(Config):
-    """How long excerpts are.
-
-    Attributes:
-        tokens: shortest and longest, in the rater's tokens.
-        p_max: probability of the longest; else the length is uniform between both.
-    """
-
-    tokens: tuple[PositiveInt, PositiveInt] = (256, 512)
-    p_max: float = Field(default=0.5, ge=0, le=1)
-    seed: int = 42
-
-    @model_validator(mode="after")
-    def _check(self) -> ExcerptConfig:
-        if self.tokens[0] > self.tokens[1]:
-            raise ValueError(f"tokens must rise, not fall from {self.tokens[0]} to {self.tokens[1]}.")
-        return self
 
 
 @dataclass(frozen=True)

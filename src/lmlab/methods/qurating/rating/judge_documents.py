@@ -8,8 +8,9 @@ from typing import Any
 from lmlab.data import Document, Tokenizer
 from lmlab.files import write_json
 from lmlab.judging import Criterion, JudgeConfig, JudgePairs, components, summarize, write_judgments
+from lmlab.methods.qurating.config import PairConfig
 from lmlab.methods.qurating.rating.excerpting import group_excerpts
-from lmlab.methods.qurating.rating.pairs import PairConfig, make_groups
+from lmlab.methods.qurating.rating.pairs import make_groups
 from lmlab.progress import progress
 
 JUDGMENTS = "judgments.parquet"

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
 
 from lmlab.data import Document
 from lmlab.errors import UserError
-from lmlab.methods.qurating.rating.excerpting import ExcerptConfig
+from lmlab.methods.qurating.config import PairConfig
 
-Design = Literal["adjacent", "random", "cross_domain", "within_domain", "active"]
 _POOL = 8  # an active design chooses among so many times the groups that are wanted
-
-
-class PairConfig(ExcerptConfig):
-    """Which documents are compared, and what of them is shown.
-
-    Attributes:
-        design: `adjacent` groups documents as they come; `random` goes through them in random orders, again and again;
-            `cross_domain` and `within_domain` compare documents of different and of one domain; `active` takes the
-            random pairs of which a rater is least sure.
-        n: groups.
-        k: texts of a group, all of which are compared with each other.
-    """
-
-    design: Design = "adjacent"
-    n: PositiveInt = 1000
-    k: int = Field(default=2, ge=2)
 
 
 def make_groups(
