@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, Redo, example, print_table, run_stages
 from lmlab.errors import UserError, missing_extra
+from lmlab.evals.config import MeasuringOptions
 
 app = typer.Typer(
     help="Measure models on benchmarks, questions and texts; compare two of them.",
@@ -25,15 +27,14 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False),
 ]
-TooLong = Annotated[
-    str, typer.Option(help="What is done with items that are longer than the model's window: error, truncate, or skip.")
-]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")]
 
 
 @app.callback(invoke_without_command=True)
+@options(MeasuringOptions)
 def evaluate(
     context: typer.Context,
+    settings: MeasuringOptions,
     models: Annotated[
         list[Path] | None,
         typer.Option(
@@ -45,30 +46,10 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, groups or YAML files, with commas between them.", show_default=False)
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Most questions of a task, spread evenly over all.", show_default=False)
-    ] = None,
     documents: Annotated[
         Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)
     ] = None,
     task: Annotated[Path | None, typer.Option(help="A file of questions, JSON lines.", show_default=False)] = None,
-    window: Annotated[int, typer.Option(min=2, help="Most tokens the model sees at once in documents.")] = 256,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="How far that window slides, by default half of it.", show_default=False)
-    ] = None,
-    begin: Annotated[
-        str,
-        typer.Option(help="Windows with the begin mark: first, every, or auto: every for Gemma, else a text's first."),
-    ] = "auto",
-    too_long: TooLong = "error",
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="Also score options without their question.")
-    ] = False,
-    precision: Precision = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the tasks.")] = 1,
-    backend: Annotated[
-        str, typer.Option(help="processes: of this machine; ray: of the cluster of RAY_ADDRESS.")
-    ] = "processes",
     out: Out = None,
     dry_run: DryRun = False,
     redo: Redo = False,
@@ -84,20 +65,8 @@ def evaluate(
             "Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more."
         )
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    settings = {
-        "window": window,
-        "stride": stride,
-        "begin": begin,
-        "limit": limit,
-        "documents": documents,
-        "task": task,
-        "too_long": too_long,
-        "unconditional": unconditional,
-        "precision": precision,
-        "workers": workers,
-        "backend": backend,
-    }
-    places = run_evaluation(models, names, settings, out, dry_run, redo)
+    chosen = {**settings.model_dump(), "documents": documents, "task": task}
+    places = run_evaluation(models, names, chosen, out, dry_run, redo)
     if not dry_run:
         for model, place in zip(models, places, strict=True):
             _print_tasks(place, str(model) if len(places) > 1 else None)

@@ -19,9 +19,9 @@ from pydantic import Field
 from lmlab.config import Config, validate
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError, missing_extra
+from lmlab.evals.config import TooLong
 from lmlab.evals.measurement import Measurement, mean
 from lmlab.evals.rows import Row
-from lmlab.evals.tasks.questions import TooLong
 from lmlab.files import read_jsonl
 from lmlab.models import GenerationConfig, Transformer, generate
 

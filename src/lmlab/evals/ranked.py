@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
+from lmlab.evals.config import TooLong
 from lmlab.evals.measurement import Measurement, bootstrapped, mean
 from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.rows import Row
 from lmlab.evals.scoring import Score, Scorer
-from lmlab.evals.tasks.questions import Question, TooLong, encode_pairs, fit_window
+from lmlab.evals.tasks.questions import Question, encode_pairs, fit_window
 from lmlab.stats import calibration_error
 
 Normalization = Literal["none", "characters", "bytes", "tokens", "unconditional"]

@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field
 
-from lmlab.config import NO_INFLUENCE, Config
+from lmlab.config import NO_INFLUENCE
 from lmlab.data import read_documents
 from lmlab.distributed import world
 from lmlab.errors import UserError
@@ -30,8 +30,8 @@ from lmlab.evals import (
     task_figures,
     task_summary,
 )
-from lmlab.evals.tasks.questions import TooLong
-from lmlab.fan_out import Backend, fan_out
+from lmlab.evals.config import MeasuringOptions
+from lmlab.fan_out import fan_out
 from lmlab.hardware import reuse_memory
 from lmlab.reports import Section
 from lmlab.runs import (
@@ -57,53 +57,26 @@ from lmlab.stages.parts.evaluate_report import (
 Figures = dict[str, dict[str, Any]]
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(MeasuringOptions):
     """Which model on what.
 
     Attributes:
         model: a model's directory, or the stage that trained it.
         title: what the report calls the model, where there are several.
         tasks: benchmarks by name, group, or YAML file.
-        limit: the most questions of each task, spread evenly over all.
-        too_long: what is done with what is longer than the model's window: an `error`, `truncate` its beginning, or
-            `skip` it.
-        unconditional: also score the options of tasks without their question.
-        window, stride: the most tokens the model sees at once in scoring documents, and how far that window slides (by
-            default half of it).
-        begin: whether the begin mark stands before the `first` window of a document or before `every` one; `auto` is
-            what the model needs: Gemma every one, others the first.
         untrained: also measure the same network with fresh weights.
         baselines: a stage `baselines`, to set its figures beside the model's.
-        workers, backend: over how many processes the tasks are spread, each with its own copy of the model.
     """
 
     model: ModelInput
     title: Annotated[str | None, NO_INFLUENCE] = None
     tasks: list[str] = Field(default=[])
-    limit: PositiveInt | None = None
-    too_long: TooLong = "error"
-    unconditional: bool = False
     documents: DocumentsInput | None = None
     split: Literal["train", "heldout"] = "heldout"
     task: QuestionsInput | None = None
     baselines: Input | None = None
-    window: PositiveInt = 256
-    stride: PositiveInt | None = None
-    begin: Literal["auto", "first", "every"] = "auto"
     untrained: bool = False
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
-    backend: Annotated[Backend, NO_INFLUENCE] = "processes"
-
-    @model_validator(mode="after")
-    def _check(self) -> EvaluateConfig:
-        if self.stride is not None and self.stride > self.window:
-            raise ValueError(
-                f"stride {self.stride} is longer than window {self.window}: tokens between two windows would not be"
-                " scored."
-            )
-        return self
 
 
 class Evaluate(Stage[EvaluateConfig, EvaluateResults]):

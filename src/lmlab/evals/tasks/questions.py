@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from lmlab.config import Config, validate
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
+from lmlab.evals.config import TooLong
 from lmlab.evals.prefix_sharing import Window
 from lmlab.files import read_jsonl
-
-TooLong = Literal["error", "truncate", "skip"]
 
 
 class Question(Config):

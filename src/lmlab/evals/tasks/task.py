@@ -24,9 +24,9 @@ from pydantic import Field, field_validator
 
 from lmlab.config import Config
 from lmlab.errors import UserError
+from lmlab.evals.config import TooLong
 from lmlab.evals.measurement import Measurement
 from lmlab.evals.rows import Row
-from lmlab.evals.tasks.questions import TooLong
 from lmlab.files import sha256_file, sha256_json
 
 if TYPE_CHECKING:
