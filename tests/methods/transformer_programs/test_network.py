@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from lmlab.config import validate
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_mapping
+from lmlab.methods.transformer_programs.analysis import export
 from lmlab.methods.transformer_programs.analysis.verify import every_input, verify
+from lmlab.methods.transformer_programs.config import DataConfig
 from lmlab.methods.transformer_programs.network.convert import DISCRETE, to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer, nearness
 from lmlab.methods.transformer_programs.network.reference import load_reference, names
@@ -29,6 +31,7 @@ from lmlab.methods.transformer_programs.program.files import load_program, save_
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Program, Select
 from lmlab.methods.transformer_programs.tasks import rasp
+from lmlab.methods.transformer_programs.tasks.load import draw
 
 
 @pytest.fixture(scope="module", params=["hist", "reverse"])
@@ -201,6 +204,44 @@ def test_a_table_too_long_gets_the_rows_that_data_reach() -> None:
     table = program.node("num_mlp_1_0_outputs")
     assert isinstance(table, Lookup) and table.default is None and 0 < len(table.table) < 1000
     assert verify(model, program, inputs).equal
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_counts_beyond_the_training_lengths_are_never_a_silent_default(seed: int) -> None:
+    spec = NetworkSpec(
+        vocabulary=("<pad>", "a", "b"), labels=("x", "y"), d_var=4, context=4, num_layers=1, cat_heads=0, num_heads=2,
+        cat_mlps=0, num_mlps=2, forbid_positions=True,
+    )  # fmt: skip
+    model = sharpened(spec, seed)
+    program = to_program(model)
+    assert program.longest is None
+    longer = [["a"] * n + ["b"] * m for n in range(12) for m in range(1, 12)]
+    try:
+        Interpreter(program).run(longer)
+    except UserError as refused:
+        told = str(refused)
+    else:
+        assert verify(model, program, longer).equal
+        return
+    assert "has no row for" in told and verify(model, to_program(model, max_length=24), longer).equal
+
+
+def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = draw(DataConfig(task="hist", size=200, max_length=5))
+    spec = NetworkSpec(vocabulary=data.vocabulary, labels=data.labels, d_var=8, context=data.context, num_layers=1)
+    model = sharpened(spec, 0)
+
+    def wrong(*arguments: Any, **named: Any) -> Program:
+        program = to_program(*arguments, **named)
+        rows = {"ones": {"_": tuple(float(place) * 1e3 for place in range(len(program.labels)))}}
+        return replace(program, classifier=replace(program.classifier, weights={**program.classifier.weights, **rows}))
+
+    monkeypatch.setattr(export, "to_program", wrong)
+    with pytest.raises(LmlabError, match="The program and the model differ on .* program '.', model '.'"):
+        export.export_program(model, 0, data, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+    marked = export.export_program(model, 0, data, tmp_path / "p", export.ExportOptions(allow_unfaithful=True))
+    assert not marked["faithful"] and not read_mapping(tmp_path / "p" / "manifest.json")["faithful"]
 
 
 def test_a_difference_is_named_with_its_variable() -> None:

@@ -61,7 +61,6 @@ class DataConfig(Config):
         max_words: the most common words that files keep; others are <unk>.
         lower: lower-case the tokens of files.
         replace_numbers: write each run of digits as @.
-        test_lengths: also measure on drawn sequences of these lengths, such as 16 or 24.
     """
 
     task: str | None = None
@@ -79,7 +78,6 @@ class DataConfig(Config):
     max_words: PositiveInt = 10_000
     lower: bool = False
     replace_numbers: bool = False
-    test_lengths: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _check_data(self) -> DataConfig:

@@ -221,6 +221,17 @@ def _num_table(
             "Train with constants (learned_numbers: false).",
         )
     ranges = [range(max(grid, each + 1)) for each in most if each is not None]
+    unbounded = model.spec.forbid_positions  # it runs at any length, where counts go beyond the grid
+    if unbounded and len(inputs) == 1:
+        settled = _settles(mlps, number, len(ranges[0]), len(places))
+        if settled is not None:
+            default_of_all, last = settled
+            keys = torch.arange(last + 1)[:, None]
+            results = _results(mlps, number, keys, places, 1)
+            rows_of: dict[tuple[Value | float, ...], Value] = {
+                (key,): result for key, result in enumerate(results) if result != default_of_all
+            }
+            return Lookup(name, inputs, rows_of, default_of_all)
     rows = 1
     for each in ranges:
         rows *= len(each)
@@ -228,7 +239,7 @@ def _num_table(
         keys = torch.tensor(list(itertools.product(*ranges)))
         results = _results(mlps, number, keys, places, 1)
         inside = [result for key, result in zip(keys.tolist(), results, strict=True) if max(key) < grid]
-        default: Value | None = Counter(inside).most_common(1)[0][0]
+        default: Value | None = None if unbounded else Counter(inside).most_common(1)[0][0]
     else:
         if not len(reach):
             spans = ", ".join(f"'{each}' 0 to {top}" for each, top in zip(inputs, most, strict=True))
@@ -246,6 +257,24 @@ def _num_table(
         default = None
     table = {tuple(key): result for key, result in zip(keys.tolist(), results, strict=True) if result != default}
     return Lookup(name, inputs, table, default)
+
+
+def _settles(mlps: Mlps, number: int, least: int, slots: int) -> tuple[int, int] | None:
+    """What an MLP of one count gives for every count from some point on, and that point; None if that is not certain.
+
+    Beyond its last bend each logit is a line, so that the highest one stays so if none rises faster.
+    """
+    with torch.no_grad():
+        w_in = mlps.w_in[0, number, :slots].double().sum(0)
+        b_in, w_out = mlps.b_in[0, number].double(), mlps.w_out[0, number].double()
+        bends = (-b_in / w_in)[w_in != 0]
+        last = max(least, int(bends.clamp(min=0).max().ceil()) + 1 if len(bends) else 0)
+        if last > MOST_ROWS:
+            return None
+        slopes = (w_in.clamp(min=0)[:, None] * w_out).sum(0)
+        winner = _results(mlps, number, torch.tensor([[last]]), [0] * slots, 1)[0]
+        others = torch.cat([slopes[:winner], slopes[winner + 1 :]])
+        return (winner, last) if bool((others < slopes[winner]).all()) or bool((slopes == 0).all()) else None
 
 
 def _assemble(model: ProgramTransformer, state: _State, nodes: Sequence[Node], about: dict[str, Any] | None) -> Program:

@@ -23,7 +23,7 @@ trained network does. `emitted`: as the Python text of the reference does, where
 many places away as there are matches.
 """
 
-UNKNOWN = "<unk>"
+UNKNOWN, PADDING = "<unk>", "<pad>"
 _MOST_CELLS = 1 << 22  # of the matrix of places by places of all sequences that run at once
 _DENSE = 1 << 20
 _NEVER = np.iinfo(np.int32).max
@@ -143,6 +143,8 @@ class Interpreter:
                 f" ({self.program.reads_positions}).",
                 "Shorten it, or train with forbid: [positions], which gives programs for any length.",
             )
+        if PADDING in tokens:
+            raise UserError(f"Sequence {number + 1}: '{PADDING}' is a reserved mark.", "Spell this token otherwise.")
         known = self._vocabulary
         if known is None:
             return tokens
