@@ -13,7 +13,7 @@ from lmlab.data.packs.config import PackConfig
 
 app = typer.Typer(no_args_is_help=True, help="Look at data, pack it, plan mixtures.")
 
-TokenPlace = "Tokenised shards, MDS with a column input_ids, or JSON lines with that key."
+TokenPlace = "Tokenized shards, MDS with a column input_ids, or JSON lines with that key."
 
 
 @app.command(
