@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 import transformers
 
-from lmlab.data import Tokenizer
+from lmlab.data import ChatConfig, Tokenizer, chat_tokenizer
 from lmlab.endpoints import Endpoint
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator, ModelScorer
@@ -31,6 +34,7 @@ from lmlab.evals.long import (
     prompt_of,
     read_instances,
     read_results,
+    read_suite_rows,
     run_suite,
     summarize,
     write_instances,
@@ -348,3 +352,38 @@ def test_what_an_endpoint_writes_is_measured(file, asking, tmp_path):
     rows = list(measure_written(writer, instances, controls=True))
     assert [row["score"] for row in rows] == [0.0] + [1.0] * (len(instances) - 1)
     assert [row["refused"] for row in rows] == [True] + [False] * (len(instances) - 1)
+
+
+def test_a_chat_template_counts_and_must_be_the_same(directory, model, tokenizer, tmp_path):
+    chatting = chat_tokenizer(tokenizer, ChatConfig(template="tulu"))
+    asking = Asking(chatting, chat=True)
+    settings = LongSettings(tasks=["json_kv"], lengths=[512], contexts=1, questions=2)
+    write_instances(tmp_path / "chat.jsonl", header_of(asking, settings), build_instances(asking, settings))
+    found = read_instances(tmp_path / "chat.jsonl")
+    for each in found.instances:
+        ids = asking.ids(each)
+        text = chatting.decode(ids)
+        assert len(ids) == each.prompt_tokens <= 512 - each.budget
+        assert "<|user|>" in text and text.rstrip().endswith(each.prefix) and "<|assistant|>" in text
+    measure = measurer(_evaluator(model, chatting), asking, "generate")
+    with pytest.raises(UserError, match="Build them again with the same --chat"):
+        run_suite(found, measure, tmp_path / "out", model="tiny", mode="generate", max_seq_len=1024)
+    with pytest.raises(UserError, match="no chat template"):
+        Asking(tokenizer, chat=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
+def test_two_processes_find_what_one_does(file, directory, tmp_path):
+    command = ["-m", "lmlab", "long", "eval", directory, "--instances", file, "--mode", "forced", "--out"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, before in (("one", []), ("two", launcher)):
+        arguments = [sys.executable, *before, *map(str, command), str(tmp_path / name)]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
+    assert one["tasks"].keys() == two["tasks"].keys()
+    rows = [{row["id"]: row for row in read_suite_rows(tmp_path / name)} for name in ("one", "two")]
+    assert rows[0].keys() == rows[1].keys()
+    assert all(rows[0][each]["score"] == rows[1][each]["score"] for each in rows[0])
