@@ -227,17 +227,19 @@ def optimizers(train: Target, clusters: int, seeds: int, evaluations: int) -> No
         )
 
 
-def defences(test: Target, attacks: dict[str, Passages], sentinels: Path, names: list[str], fusion: bool) -> None:
-    asked = read_queries(sentinels)
-    picked = np.random.default_rng(0).permutation(len(asked))[:500]
-    texts = [asked.texts[row] for row in picked]
+def defences(
+    test: Target, attacks: dict[str, Passages], sentinels: str, texts: list[str], names: list[str], fusion: bool
+) -> None:
+    """Detectors with the vectors of 500 sentinel questions and the texts of all."""
     encoder = test.retriever.encoder
-    context = DetectorContext(encoder, test.index, texts, encoder.encode_text(texts, "query"))
+    picked = np.random.default_rng(0).permutation(len(texts))[:500]
+    sample = [texts[row] for row in picked]
+    context = DetectorContext(encoder, test.index, texts, encoder.encode_text(sample, "query"))
     stack = ["hubness", "similarity", "questions"]
     rows = measure_defences(names, context, test, attacks, stack=stack)
     rows += measure_fusion(test, attacks) if fusion else []
     for row in rows:
-        tell(part="defences", sentinels=sentinels.name, **row.row())
+        tell(part="defences", sentinels=sentinels, **row.row())
 
 
 def main() -> None:
@@ -255,6 +257,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--attack", type=Path, action="append", default=[])
+    parser.add_argument("--sentinels", choices=["nq-open", "boolq-test"], default="nq-open")
     parser.add_argument("--detector", action="append")
     parser.add_argument("--no-fusion", action="store_true")
     given = parser.parse_args()
@@ -285,10 +288,15 @@ def main() -> None:
             sets = {
                 place.name: Passages.of(AdversarialSet.load(place).texts, retriever.encoder) for place in given.attack
             }
-            rag = black_box(read_poisonedrag(given.shared / "poisonedrag" / "nq.json"))
+            targeted = read_poisonedrag(given.shared / "poisonedrag" / "nq.json")
+            rag = black_box(targeted)
+            # the attacker's questions are the split train of boolq and those of PoisonedRAG: sentinels are others
+            gone = {each.question.strip().casefold() for each in targeted}
+            asked = test.data.queries if given.sentinels == "boolq-test" else read_queries(given.shared / "nq-open")
+            texts = [text for text in asked.texts if text.strip().casefold() not in gone]
             sets["S + I (nq)"] = Passages.of(rag.texts, retriever.encoder)
             names = given.detector or ["hubness", "similarity", "questions", "near_duplicate"]
-            defences(test, sets, given.shared / "nq-open", names, not given.no_fusion)
+            defences(test, sets, given.sentinels, texts, names, not given.no_fusion)
         case "transfer":
             for place in given.attack:
                 vectors = encoded(test, AdversarialSet.load(place).texts)

@@ -15,6 +15,7 @@ from lmlab.evals.tasks import olmes
 from lmlab.methods.ladder import TaskRegistry, write_table
 from lmlab.methods.ladder.tables.reference_data import published_ladder
 from lmlab.models import ModelConfig, Transformer, save_pretrained
+from tiny_retriever import write_collection, write_retriever
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LMLAB_SHARED", ROOT.parent / "shared"))
@@ -80,6 +81,14 @@ def test_olmoe_tells_the_load_of_every_layer(run):
     told = run("olmoe", shared("olmoe", "tiny", "checkpoint"), shared("texts") / "*.jsonl.zst")
     loads = [float(each) for each in re.findall(r"has ([\d.]+) times", told)]
     assert loads and all(1 <= each <= 16 for each in loads)
+
+
+def test_corpus_poisoning_measures_an_attack_with_and_without_a_gate(run, tmp_path):
+    place, data = write_retriever(tmp_path / "encoder"), write_collection(tmp_path / "data", 120, 80)
+    told = run("corpus_poisoning", data, data, place)
+    found = re.search(r"undefended: (\d) passages, ASR@5 ([\d.]+) %", told)
+    behind = re.search(r"behind the gate: (\d) passages, ASR@5 ([\d.]+) %", told)
+    assert 0 < int(found[1]) <= 3 and int(behind[1]) <= int(found[1]) and float(behind[2]) <= float(found[2])
 
 
 def test_qurating_chooses_a_third_of_the_words(run):

@@ -19,6 +19,7 @@ app = typer.Typer()
     epilog=example(
         "lmlab serve models/smollm2",
         "lmlab serve runs/demo --name demo --port 8001",
+        "lmlab serve models/minilm --embeddings",
         "KEY=... lmlab serve models/smollm2 --host 0.0.0.0 --key-env KEY",
     )
 )
@@ -52,9 +53,14 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=1, help="Most requests that wait; beyond that they are refused for a while.")
     ] = 128,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="Serve vectors of texts (/v1/embeddings); encoders always do."),
+    ] = False,
     max_body: Annotated[float, typer.Option(min=0.001, help="Longest body of a request in MB.")] = 8.0,
 ) -> None:
-    """Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running batch.
+    """Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running batch; or an
+    encoder: vectors of texts.
 
     Ctrl-C stops it.
     """
@@ -72,6 +78,21 @@ def serve(
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
+    if embeddings or (model / "modules.json").is_file():
+        from lmlab.endpoints.server.embeddings import ServedEncoder
+        from lmlab.hardware import select_device
+        from lmlab.retrieval import load_encoder
+
+        encoder = load_encoder(model, str(select_device()))
+        told = ServedEncoder(name or model.resolve().name, encoder, "bf16" if precision == "bf16" else "fp32")
+
+        def open_(address: str) -> None:
+            text = f"Serving vectors of '{told.name}' at {address} ({encoder.dim} dimensions). Ctrl-C stops."
+            print(text, file=sys.stderr, flush=True)
+
+        server.serve(told, listener, config, open_)
+        print("Stopped.", file=sys.stderr)
+        return
     found, network, tokenizer = load_model(model, precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
     served = ServedModel(

@@ -9,7 +9,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -60,6 +60,15 @@ class ServerConfig:
 def create_app(model: ServedModel, config: ServerConfig | None = None) -> Starlette:
     """An ASGI application that serves a model."""
     server = _Server(model, config or ServerConfig())
+    routes = [
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/v1/completions", server.completions, methods=["POST"]),
+    ]
+    return application(server, routes)
+
+
+def application(server: Service, routes: Sequence[Route]) -> Starlette:
+    """An ASGI application with what every server has, and further routes."""
     hosts = server.config.hosts
     handlers: dict[Any, Any] = {
         ApiError: lambda request, error: error.response(),
@@ -79,8 +88,7 @@ def create_app(model: ServedModel, config: ServerConfig | None = None) -> Starle
             Route("/health", server.health),
             Route("/v1/models", server.models),
             Route("/v1/models/{name:path}", server.one_model),
-            Route("/v1/chat/completions", server.chat, methods=["POST"]),
-            Route("/v1/completions", server.completions, methods=["POST"]),
+            *routes,
         ],
         exception_handlers=handlers,
         middleware=(
@@ -89,24 +97,34 @@ def create_app(model: ServedModel, config: ServerConfig | None = None) -> Starle
     )
 
 
-class _Server:
-    def __init__(self, model: ServedModel, config: ServerConfig) -> None:
-        self.model, self.config = model, config
+class Served(Protocol):
+    """What is served has a name and a longest input."""
+
+    name: str
+
+    @property
+    def max_seq_len(self) -> int:
+        """In tokens."""
+        ...
+
+
+class Service:
+    """What every server does: check requests, and tell what it serves."""
+
+    def __init__(self, served: Served, config: ServerConfig) -> None:
+        self.served, self.config = served, config
         self._created = int(time.time())
+
+    def counts(self) -> dict[str, int]:
+        """What the server has to do."""
+        return {}
 
     async def health(self, request: Request) -> Response:
         """Whether the server lives, and what it has to do."""
-        engine = self.model.engine
-        counts = {
-            "running": engine.running,
-            "waiting": engine.waiting,
-            "served": engine.served,
-            "generated_tokens": engine.generated,
-        }
-        return json_response({"status": "ok", "model": self.model.name} | counts)
+        return json_response({"status": "ok", "model": self.served.name} | self.counts())
 
     async def models(self, request: Request) -> Response:
-        """The model that is served."""
+        """What is served."""
         self._authorize(request)
         return json_response({"object": "list", "data": [self._described()]})
 
@@ -116,9 +134,73 @@ class _Server:
         self._check_name(request.path_params["name"])
         return json_response(self._described())
 
+    async def read(self, request: Request, kind: type[B]) -> B:
+        self._authorize(request)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "The body must be JSON, with the header 'Content-Type: application/json'.")
+        content = bytearray()
+        try:
+            async with asyncio.timeout(self.config.body_timeout_s):
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > self.config.max_body_bytes:
+                        raise ApiError(
+                            413,
+                            f"The body is longer than {self.config.max_body_bytes:,} bytes.",
+                            headers={"Connection": "close"},
+                        )
+        except TimeoutError:
+            raise ApiError(408, "The body did not come in time.", headers={"Connection": "close"}) from None
+        body = parse(kind, bytes(content))
+        self._check_name(body.model)
+        return body
+
+    def _authorize(self, request: Request) -> None:
+        if self.config.secret is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.config.secret.encode()):
+            raise ApiError(
+                401, "The API key is missing or wrong.", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+            )
+
+    def _check_name(self, name: str) -> None:
+        if name != self.served.name:
+            raise ApiError(
+                404,
+                f"There is no model '{name}' here; this server has '{self.served.name}'.",
+                "model_not_found",
+                "model",
+            )
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "id": self.served.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "lmlab",
+            "max_model_len": self.served.max_seq_len,
+        }
+
+
+class _Server(Service):
+    def __init__(self, model: ServedModel, config: ServerConfig) -> None:
+        super().__init__(model, config)
+        self.model = model
+
+    def counts(self) -> dict[str, int]:
+        """What the engine has to do."""
+        engine = self.model.engine
+        return {
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "served": engine.served,
+            "generated_tokens": engine.generated,
+        }
+
     async def chat(self, request: Request) -> Response:
         """An answer to a conversation; as long as the context has room for if no length is given."""
-        body = await self._read(request, ChatBody)
+        body = await self.read(request, ChatBody)
         ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages])
         given = body.max_completion_tokens or body.max_tokens
         if body.top_logprobs and not body.logprobs:
@@ -130,7 +212,7 @@ class _Server:
 
     async def completions(self, request: Request) -> Response:
         """Texts that go on, or with `echo` also the log-probabilities of the prompts themselves."""
-        body = await self._read(request, CompletionBody)
+        body = await self.read(request, CompletionBody)
         if body.best_of not in (None, body.n or 1):
             raise ApiError(400, "'best_of' is not supported by this server.", "unsupported_parameter", "best_of")
         tokenizer = self.model.tokenizer
@@ -198,54 +280,6 @@ class _Server:
             top_log_probs=top,
             logit_bias=body.logit_bias,
         )
-
-    async def _read(self, request: Request, kind: type[B]) -> B:
-        self._authorize(request)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "The body must be JSON, with the header 'Content-Type: application/json'.")
-        content = bytearray()
-        try:
-            async with asyncio.timeout(self.config.body_timeout_s):
-                async for chunk in request.stream():
-                    content += chunk
-                    if len(content) > self.config.max_body_bytes:
-                        raise ApiError(
-                            413,
-                            f"The body is longer than {self.config.max_body_bytes:,} bytes.",
-                            headers={"Connection": "close"},
-                        )
-        except TimeoutError:
-            raise ApiError(408, "The body did not come in time.", headers={"Connection": "close"}) from None
-        body = parse(kind, bytes(content))
-        self._check_name(body.model)
-        return body
-
-    def _authorize(self, request: Request) -> None:
-        if self.config.secret is None:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.config.secret.encode()):
-            raise ApiError(
-                401, "The API key is missing or wrong.", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
-            )
-
-    def _check_name(self, name: str) -> None:
-        if name != self.model.name:
-            raise ApiError(
-                404,
-                f"There is no model '{name}' here; this server has '{self.model.name}'.",
-                "model_not_found",
-                "model",
-            )
-
-    def _described(self) -> dict[str, Any]:
-        return {
-            "id": self.model.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "lmlab",
-            "max_model_len": self.model.max_seq_len,
-        }
 
 
 class _Stream(StreamingResponse):

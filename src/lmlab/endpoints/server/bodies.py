@@ -12,6 +12,7 @@ from lmlab.errors import did_you_mean
 _MOST_SAMPLES = 128
 _MOST_TOP = 20
 _MOST_PROMPTS = 256
+_MOST_INPUTS = 2048
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 TokenId = Annotated[int, Field(ge=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -34,12 +35,23 @@ class ResponseFormat(_Body):
     type: Literal["text"]
 
 
-class _Sampling(_Body):
-    """What both kinds of requests have; `top_k`, `min_p` and `repetition_penalty` are not OpenAI's, but other servers
-    take them too.
-    """
+class _Asked(_Body):
+    """What every request has: the model's name, and what clients send that means nothing here."""
 
     model: str
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+
+class _Sampling(_Asked):
+    """What both kinds of generating requests have; `top_k`, `min_p` and `repetition_penalty` are not OpenAI's, but
+    other servers take them too.
+    """
+
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: PositiveInt | None = None
@@ -53,12 +65,6 @@ class _Sampling(_Body):
     logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -114,17 +120,38 @@ class CompletionBody(_Sampling):
         Raises:
             ApiError: there are too many or none.
         """
-        given: Any = self.prompt
-        several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
-        prompts = given if several else [given]
-        if len(prompts) > _MOST_PROMPTS:
-            raise ApiError(
-                400, f"'prompt' has {len(prompts)} prompts; a request may have {_MOST_PROMPTS}.", param="prompt"
-            )
-        return prompts
+        return _several(self.prompt, "prompt", _MOST_PROMPTS)
 
 
-B = TypeVar("B", bound=_Sampling)
+class EmbeddingBody(_Asked):
+    """Of `/v1/embeddings`: a text or token ids, or several of them. `input_type` is not OpenAI's: it says whether texts
+    are queries or documents, for encoders that tell them apart.
+    """
+
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: PositiveInt | None = None
+    input_type: Literal["query", "document"] | None = None
+
+    def inputs(self) -> list[str | list[int]]:
+        """The inputs, one or several.
+
+        Raises:
+            ApiError: there are too many or none.
+        """
+        return _several(self.input, "input", _MOST_INPUTS)
+
+
+def _several(given: Any, name: str, most: int) -> list[str | list[int]]:
+    """One or several texts or lists of ids as a list."""
+    several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+    found: list[str | list[int]] = given if several else [given]
+    if len(found) > most:
+        raise ApiError(400, f"'{name}' has {len(found)} {name}s; a request may have {most}.", param=name)
+    return found
+
+
+B = TypeVar("B", bound=_Asked)
 
 
 def parse(kind: type[B], content: bytes) -> B:

@@ -16,6 +16,7 @@ import uvicorn
 
 from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server.app import ServerConfig, create_app
+from lmlab.endpoints.server.embeddings import ServedEncoder, create_embeddings_app
 from lmlab.errors import UserError
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -25,7 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
-    model: ServedModel,
+    model: ServedModel | ServedEncoder,
     listener: socket.socket,
     config: ServerConfig | None = None,
     ready: Callable[[str], None] | None = None,
@@ -44,7 +45,7 @@ def serve(
 
 
 @contextlib.contextmanager
-def background(model: ServedModel, config: ServerConfig | None = None) -> Iterator[str]:
+def background(model: ServedModel | ServedEncoder, config: ServerConfig | None = None) -> Iterator[str]:
     """Serve a model from a thread, at a free port of the loopback; gives the address."""
     addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
     listener = bind("127.0.0.1", 0)
@@ -62,12 +63,12 @@ def background(model: ServedModel, config: ServerConfig | None = None) -> Iterat
 class _Server(uvicorn.Server):
     def __init__(
         self,
-        model: ServedModel,
+        model: ServedModel | ServedEncoder,
         listener: socket.socket,
         config: ServerConfig | None,
         ready: Callable[[str], None] | None = None,
     ) -> None:
-        app = create_app(model, config)
+        app = create_app(model, config) if isinstance(model, ServedModel) else create_embeddings_app(model, config)
         super().__init__(
             uvicorn.Config(
                 app, log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False, **_PROTOCOL

@@ -61,3 +61,36 @@ class CraftConfig(Config):
     def budget(self) -> int:
         """Passage forwards for each passage."""
         return self.evaluations or (6500 if self.k == 1 else 1300)
+
+
+class PoisonConfig(Config):
+    """What the stage `poison` does: attacks on one's own retriever, each beside the same defences.
+
+    Attributes:
+        encoder: directory of an encoder, or minilm.
+        data: a BEIR folder.
+        train_split, test_split: whose queries the attacker has, and which are held out.
+        sentinels: questions of one's own for the defences, a file or folder.
+        sentinel_count: how many of them are encoded.
+        attacks: name -> settings of crafting.
+        detectors: what is measured, one by one and together as a gate.
+        rate: share of clean passages that the gate refuses.
+        language_model: for the detector perplexity.
+        fusion: measure fusion with BM25 as a defence too.
+        k: depths of success.
+    """
+
+    encoder: str
+    data: str
+    sentinels: str
+    train_split: str = "train"
+    test_split: str = "test"
+    sentinel_count: PositiveInt = 500
+    attacks: dict[str, CraftConfig] = {"stuffing": CraftConfig(optimizer="none"), "multiflip": CraftConfig()}
+    detectors: tuple[str, ...] = ("hubness", "similarity", "questions")
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    language_model: str | None = None
+    fusion: bool = True
+    k: tuple[PositiveInt, ...] = (1, 5, 10, 20, 50, 100)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    device: Annotated[str, NO_INFLUENCE] = "cpu"

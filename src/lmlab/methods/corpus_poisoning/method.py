@@ -12,8 +12,9 @@ METHOD = Method(
     help="Robustness of one's own retriever: craft passages, measure, gate, harden, measure again.",
     page="methods/corpus_poisoning.md",
     published="50 passages mislead over 94 % of questions (Contriever)",
-    reached="",
+    reached="10 passages: 69 % of held-out questions; 0 % behind a gate with one's own questions (MiniLM)",
     extras=("retrieval",),
+    stages={"poison": "lmlab.methods.corpus_poisoning.stages:Poison"},
     detectors={
         "hubness": "lmlab.methods.corpus_poisoning.defend.vectors:Hubness",
         "similarity": "lmlab.methods.corpus_poisoning.defend.vectors:MeanSimilarity",

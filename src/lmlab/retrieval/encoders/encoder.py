@@ -177,6 +177,12 @@ class TextEncoder:
         empty = sum(len(each) <= bare for each in ids)
         if empty:
             warnings.warn(f"{empty} of {len(ids)} texts are empty or become no token.", stacklevel=2)
+        return self.encode_rows(ids, kind, precision)
+
+    def encode_rows(
+        self, ids: Sequence[Sequence[int]], kind: Kind = "document", precision: Precision = "fp32"
+    ) -> Vectors:
+        """Vectors [N, H] of ids that stand as the network reads them, wrapped and cut, of any lengths."""
         skip = 0 if self.pool_prompt else self.tokenizer.prompt_length(self.prompt(kind))
         found = np.zeros((len(ids), self.dim), np.float32)
         with torch.inference_mode(), fast_inference(), autocast(self.device, precision):

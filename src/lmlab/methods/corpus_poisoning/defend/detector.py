@@ -26,7 +26,8 @@ class DetectorContext:
     Attributes:
         encoder: the retriever that is defended.
         index: its clean corpus; needed to fit, not to score.
-        sentinels: questions of one's own, disjoint from the attacker's, with their vectors.
+        sentinels: questions of one's own, disjoint from the attacker's.
+        sentinel_vectors: vectors of some of them.
         language_model: where a causal language model is; for `perplexity`.
         masked_model: where a masked language model with the retriever's vocabulary is; for `gmtp`.
     """

@@ -31,14 +31,15 @@ def context_of(
     masked_model: str | None = None,
     seed: int = 0,
 ) -> DetectorContext:
-    """What detectors may use, with a sample of sentinel questions."""
+    """What detectors may use: all sentinel questions as text, and the vectors of a sample of them."""
     texts: list[str] = []
     vectors = None
     if sentinels is not None:
         asked = read_queries(sentinels)
         picked = np.random.default_rng(seed).permutation(len(asked))[:count]
-        texts = [asked.texts[number] for number in sorted(picked.tolist())]
-        vectors = target.retriever.encoder.encode_text(texts, "query")
+        texts = list(asked.texts)
+        sample = [texts[number] for number in sorted(picked.tolist())]
+        vectors = target.retriever.encoder.encode_text(sample, "query")
     encoder = target.retriever.encoder
     return DetectorContext(encoder, target.index, texts, vectors, language_model, masked_model)
 
