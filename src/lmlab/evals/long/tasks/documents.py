@@ -66,7 +66,7 @@ def repo_def(draw: Draw) -> Plan:
     # contexts of one package begin at files of their own, where there is something to ask
     starts = [match.start() for match in re.finditer(rf"^# {name}/\S+\.py$", text, re.MULTILINE)]
     parts = [text[start : start + 12 * draw.length] for start in chance.sample(starts, min(_STARTS, len(starts)))]
-    text = max(parts, key=lambda part: len(_DEFINITION.findall(part[: 3 * draw.length])))
+    text = max(parts, key=lambda part: sum(_asks(*found) for found in _DEFINITION.findall(part[: 3 * draw.length])))
 
     def make(count: int) -> list[Draft]:
         context = cut_words(text, count)
@@ -74,7 +74,7 @@ def repo_def(draw: Draw) -> Plan:
         for match in _DEFINITION.finditer(context):
             found.setdefault(match[1], []).append((match.start(), match[2]))
         unique = [(function, *places[0]) for function, places in found.items() if len(places) == 1]
-        unique = [each for each in unique if not each[0].startswith("__")]
+        unique = [each for each in unique if _asks(each[0], each[2])]
         picked = [unique[place] for place in spread_over(min(draw.questions, len(unique)), len(unique))]
         return [
             Draft(
@@ -89,6 +89,11 @@ def repo_def(draw: Draw) -> Plan:
         ]
 
     return Plan(make, 1, count_words(text), f"The source code of the Python package '{name}':", 32, ("\n", "):"))
+
+
+def _asks(function: str, parameters: str) -> bool:
+    """Whether the parameters of a function must be read to be known: every method has `self`."""
+    return not function.startswith("__") and parameters.strip() not in ("self", "cls")
 
 
 def ppl_gain(draw: Draw) -> Plan:
