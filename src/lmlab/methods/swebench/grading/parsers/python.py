@@ -129,9 +129,25 @@ def django(log: str, context: LogContext) -> StatusMap:
         if line.startswith("ok") and open_test is not None:
             found[open_test] = PASSED
     for text, pattern in _DJANGO_INTERRUPTED.items():
-        if text in log:
-            found |= {match[1]: PASSED for match in pattern.finditer(log)}
+        found |= {match[1]: PASSED for match in _near(pattern, text, log)}
     return found
+
+
+def _near(pattern: re.Pattern[str], text: str, log: str) -> Iterator[re.Match[str]]:
+    """Matches of a pattern that begins at most two lines before a text that it holds: what `finditer` finds, without
+    trying every other line.
+    """
+    end = place = 0
+    while (place := log.find(text, place)) >= 0:
+        starts = [log.rfind("\n", 0, place) + 1]
+        for _ in range(2):
+            starts.insert(0, log.rfind("\n", 0, max(starts[0] - 1, 0)) + 1)
+        for start in dict.fromkeys(starts):
+            if start >= end and (match := pattern.match(log, start)):
+                end = match.end()
+                yield match
+                break
+        place = max(place + 1, end)
 
 
 _SYMPY_TITLE = re.compile(r" (.*)\.py:(.*) ")

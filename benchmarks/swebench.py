@@ -1,0 +1,217 @@
+"""SWE-bench: grading, sandbox and attacks beside the public package `swebench` 5.0.2, in one run.
+
+python benchmarks/swebench.py --shared ../shared [--attacks] [--instances 12]
+
+Prints: agreement with the published verdicts and the time of a log by both graders; what a sandbox, a workspace and a
+run of tests cost; instances an hour with one and two workers and what the walls add; with --attacks how many attacks of
+the tests each grader takes for a pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# This folder would stand in for the package `swebench`, which bears the script's name
+sys.path[:] = [each for each in sys.path if Path(each or ".").resolve() != Path(__file__).parent.resolve()]
+sys.path.insert(0, str(ROOT / "tests" / "methods" / "swebench"))
+
+from lmlab.methods.swebench import (  # noqa: E402
+    Environments,
+    EnvironmentSpec,
+    Instance,
+    Judge,
+    Prediction,
+    TreeStore,
+    Workspaces,
+    collect_git,
+    evaluate,
+    grade_log,
+    validate,
+)
+from lmlab.methods.swebench.building.settings import ValidateConfig  # noqa: E402
+from lmlab.methods.swebench.grading.logs import decode  # noqa: E402
+from lmlab.methods.swebench.harness.git import commit_tree, git  # noqa: E402
+from lmlab.sandbox import Box, Limits, choose_executor  # noqa: E402
+
+
+def _logs(shared: Path) -> Iterator[tuple[dict[str, object], Instance, bytes]]:
+    with gzip.open(shared / "lite_meta.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["eval_script"] = row.pop("eval_script_skeleton")
+    lite = {row["instance_id"]: Instance.from_row(row) for row in rows}
+    with tarfile.open(shared / "logs.tar.xz") as archive:
+        data = {each.name: archive.extractfile(each).read() for each in archive if each.isfile()}  # type: ignore[union-attr]
+    for line in (shared / "expected.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        yield row, lite[row["instance_id"]], data[row["log"]]
+
+
+def _spec(instance: Instance) -> object:
+    from swebench.types import TestSpec
+
+    tests = list(instance.fail_to_pass), list(instance.pass_to_pass)
+    return TestSpec(
+        instance.instance_id, "", [], instance.repo, instance.version, *tests, instance.log_parser, instance.eval_type
+    )
+
+
+def grading(shared: Path, scratch: Path) -> None:
+    """Agreement on all logs; time of those that both can read, in turns."""
+    from swebench.harness.grading import get_eval_report
+
+    file = scratch / "log"
+    right = total = same = both = 0
+    ours = theirs = 0.0
+    for row, instance, data in _logs(shared):
+        verdict = grade_log(instance, decode(data))
+        total += 1
+        right += (verdict.applied, verdict.resolved) == (row["applied"], row["resolved"])
+        if row["format"] != "docker":
+            continue
+        file.write_bytes(data)
+        prediction = {"instance_id": instance.instance_id, "model_name_or_path": "m", "model_patch": "x"}
+        spec, begin = _spec(instance), time.perf_counter()
+        report = get_eval_report(spec, prediction, str(file), True)
+        middle = time.perf_counter()
+        own = grade_log(instance, decode(file.read_bytes())).report()
+        theirs, ours = theirs + middle - begin, ours + time.perf_counter() - middle
+        both, same = both + 1, same + (own == report)
+    print(f"published verdicts: {right} of {total} equal; reports equal to those of swebench 5.0.2: {same} of {both}")
+    mine, other = 1e3 * ours / both, 1e3 * theirs / both
+    print(f"time of a log: ours {mine:.2f} ms, theirs {other:.2f} ms, {other / mine:.2f} times")
+
+
+def _timed(work: Callable[[], object], count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        work()
+        found.append(1e3 * (time.perf_counter() - begin))
+    return sorted(found)
+
+
+def _judge(folder: Path) -> tuple[Judge, Instance]:
+    from swe_parts import BASE, FIXED, write_tree
+
+    repository = folder / "calc"
+    write_tree(repository, BASE)
+    commit_tree(repository)
+    write_tree(repository, FIXED)
+    git(repository, "add", "--all")
+    git(repository, "commit", "-q", "-m", "Add numbers")
+    workspaces = Workspaces(folder / "cache", TreeStore(folder / "trees"))
+    limits = Limits(timeout_s=60, memory_mib=512, processes=64)
+    judge = Judge(choose_executor("bubblewrap"), workspaces, Environments(folder / "environments"), limits)
+    (candidate,) = collect_git(repository, workspaces.trees, "owner/calc")
+    config = ValidateConfig(repeats=1, before_runs=1, hash_seeds=())
+    begin = time.perf_counter()
+    instance = validate(candidate, judge, EnvironmentSpec(), config)
+    assert isinstance(instance, Instance), instance
+    environment = judge.environments.ensure(judge.environment_of(instance))
+    print(
+        f"environment with pytest: {environment.bytes / 1e6:.0f} MB; validated in {time.perf_counter() - begin:.1f} s"
+    )
+    return judge, instance
+
+
+def costs(judge: Judge, instance: Instance, count: int, scratch: Path) -> None:
+    """What a sandbox, a workspace, and a run of tests cost; instances an hour."""
+    judge.workspaces.pristine(instance)
+
+    def fresh() -> None:
+        with judge.workspaces.fresh(instance):
+            pass
+
+    def start() -> None:
+        with judge.executor.open(Box(scratch)) as session:
+            session.run(["/bin/true"])
+
+    local = replace(judge, executor=choose_executor("local", unsafe=True))
+
+    def tests(with_: Judge) -> Callable[[], object]:
+        def run() -> None:
+            with judge.workspaces.fresh(instance) as tree:
+                with_.test(instance, tree, ["tests/test_calc.py"])
+
+        return run
+
+    for name, work, times in (("sandbox, /bin/true", start, 40), ("fresh workspace", fresh, 40)):
+        found = _timed(work, times)
+        print(f"{name}: median {statistics.median(found):.0f} ms, 95th of 100 {found[int(0.95 * len(found))]:.0f} ms")
+    walls, none = [], []
+    for _ in range(10):  # in turns, as the machine's load changes
+        walls += _timed(tests(judge), 1)
+        none += _timed(tests(local), 1)
+    one, two = statistics.median(walls), statistics.median(none)
+    print(f"run of tests: {one:.0f} ms in bubblewrap, {two:.0f} ms without walls: {100 * (one / two - 1):+.0f} %")
+    many = [replace(instance, instance_id=f"owner__calc-{number}") for number in range(count)]
+    predictions = {each.instance_id: Prediction(each.instance_id, "gold", each.patch) for each in many}
+    for workers in (1, 2):
+        begin = time.perf_counter()
+        done = evaluate(many, predictions, judge, scratch / f"out{workers}", "run", workers)
+        seconds = time.perf_counter() - begin
+        assert done.share.resolved == count, done.summary["statuses"]
+        spent = done.summary["control_s"] / sum(each.wall_s for each in done.results.values())
+        print(
+            f"{workers} worker(s): {3600 * count / seconds:.0f} instances an hour, all {count} resolved;"
+            f" controls are {100 * spent:.0f} % of the time"
+        )
+
+
+def attacks(judge: Judge, instance: Instance, scratch: Path) -> None:
+    """Which attacks each takes for a pass: ours by its verdict, the public grader by the log of the first run."""
+    from swebench.harness.grading import get_eval_report
+    from test_swe_attacks import ATTACKS
+
+    quick = replace(judge, limits=judge.limits.model_copy(update={"timeout_s": 4.0, "memory_mib": 256}))
+    ours, theirs, logs = [], [], 0
+    for name, attack in ATTACKS.items():
+        place = scratch / name.replace(":", "_")
+        result = quick.judge(instance, attack.patch, keep=place)
+        ours += [name] if result.resolved else []
+        log = place / "test_output.txt"
+        if log.exists():
+            logs += 1
+            prediction = {"instance_id": instance.instance_id, "model_name_or_path": "m", "model_patch": "x"}
+            report = get_eval_report(_spec(instance), prediction, str(log), True)
+            theirs += [name] if report[instance.instance_id]["resolved"] else []
+    print(f"attacks taken for a pass: ours {len(ours)} of {len(ATTACKS)}, swebench 5.0.2 {len(theirs)} of {logs} logs")
+    print(f"  by the public grader: {', '.join(theirs)}")
+
+
+def main() -> None:
+    """All measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, help="folder that holds data/swebench")
+    parser.add_argument("--attacks", action="store_true")
+    parser.add_argument("--instances", type=int, default=12)
+    options = parser.parse_args()
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory(prefix="lmlab-swebench-") as folder:
+        scratch = Path(folder)
+        if options.shared is not None:
+            grading(options.shared / "data" / "swebench", scratch)
+        judge, instance = _judge(scratch / "judge")
+        work = scratch / "work"
+        work.mkdir()
+        costs(judge, instance, options.instances, work)
+        if options.attacks:
+            attacks(judge, instance, scratch / "attacks")
+    print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
