@@ -15,7 +15,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from lmlab import cli, plugins
-from lmlab.commandline.from_config import options
+from lmlab.commandline.from_config import changes, options
 from lmlab.config import Config, Flag
 from lmlab.errors import UserError
 
@@ -178,3 +178,60 @@ def test_a_mapping_that_is_not_empty_by_default_may_be_left_out():
     for arguments in ([], ["--weights", "c=2"]):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert seen == [{"a": 1.0, "b": 0.5}, {"c": 2.0}]
+
+
+class Sized(Config):
+    """Sizes.
+
+    Attributes:
+        sizes: of each part.
+        share: of the whole.
+        loud: tell everything.
+    """
+
+    sizes: tuple[int, ...] = (2, 3)
+    share: float = 0.5
+    loud: bool = False
+    names: tuple[str, ...] = ()
+
+
+def _invoke(decorator, *arguments):
+    app, seen = typer.Typer(), []
+
+    @app.command()
+    @decorator
+    def measure(found: object) -> None:
+        seen.append(found)
+
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments), catch_exceptions=False)
+    return done.output, seen
+
+
+def test_numbers_may_stand_in_one_word_and_texts_may_hold_commas():
+    decorator = options(Sized, "found")
+    assert _invoke(decorator)[1] == [Sized()]
+    arguments = ("--sizes", "4,5", "--sizes", "6", "--names", "a,b")
+    assert _invoke(decorator, *arguments)[1] == [Sized(sizes=(4, 5, 6), names=("a,b",))]
+    assert "[default: (2,3)]" in _invoke(decorator, "--help")[0]
+
+
+def test_options_that_change_a_file_say_only_what_was_given():
+    decorator = changes(Sized, ("sizes", "share", "loud"), "found")
+    assert _invoke(decorator)[1] == [{}]
+    given = _invoke(decorator, "--share", "0.25", "--sizes", "7", "--no-loud")[1]
+    assert given == [{"share": 0.25, "sizes": ["7"], "loud": False}]
+    shown = _invoke(decorator, "--help")[0]
+    assert "Of the whole." in shown and "default" not in shown and "--names" not in shown
+
+
+def test_a_command_may_have_several_configurations():
+    app, seen = typer.Typer(), []
+
+    @app.command()
+    @options(Sized, "sizes", exclude=("names",))
+    @options(Weighted, "weighted")
+    def measure(sizes: Sized, weighted: Weighted, last: str = "z") -> None:
+        seen.append((sizes, weighted, last))
+
+    CliRunner().invoke(app, ["--share", "1", "--weights", "a=3", "--last", "y"], catch_exceptions=False)
+    assert seen == [(Sized(share=1.0), Weighted(weights={"a": 3.0}), "y")]
