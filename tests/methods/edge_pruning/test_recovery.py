@@ -82,8 +82,12 @@ def test_edge_pruning_finds_the_exact_edges_for_at_least_four_of_five_seeds(trac
     read, task = tracr_task(name, ablation)
     known_E = task.masked.graph.mask(read.ground_truth[ablation])
     config = EdgePruningConfig(price=0.01, steps=250, batch_size=32)
-    exact = [torch.equal(find_by_pruning(task, config, seed).kept_E, known_E) for seed in range(5)]
-    assert sum(exact) >= 4
+    exact = 0
+    for seed in range(5):
+        exact += torch.equal(find_by_pruning(task, config, seed).kept_E, known_E)
+        if exact == 4 or exact < seed:  # decided: four are right, or two are wrong
+            break
+    assert exact >= 4
 
 
 @pytest.mark.slow
