@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.files import read_mapping, write_json
+from lmlab.files import write_json
 from lmlab.methods.swebench.grading.find_logs import OUTPUT, REPORT, RUN_LOG, FoundLog, find_logs
 from lmlab.methods.swebench.grading.infrastructure import sign_in
 from lmlab.methods.swebench.grading.logs import read_log_file
@@ -96,19 +96,6 @@ def make_run_report(
         "failure_reasons": dict(sorted(reasons.items())),
         "schema_version": 2,
     }
-
-
-def read_run_report(path: Path) -> dict[str, Any]:
-    """A run's report of any harness of the 2.x to 5.x line.
-
-    Raises:
-        UserError: it is none.
-    """
-    found = read_mapping(path)
-    resolved = found.get("resolved_ids")
-    if not isinstance(resolved, list) or not all(isinstance(each, str) for each in resolved):
-        raise UserError(f"'{path}' is no report of a run: it has no list 'resolved_ids'.")
-    return found
 
 
 @dataclass(frozen=True)

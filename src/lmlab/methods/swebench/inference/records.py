@@ -11,9 +11,6 @@ from lmlab.methods.swebench.inference.contexts import Count, Source, approximate
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
 from lmlab.methods.swebench.instances.instance import Instance
 
-SWE_LLAMA = {"lora.rank": 16, "lora.alpha": 16, "lora.dropout": 0.05, "max_tokens": 30_000}
-"""Section 4 of the paper: adapters on the query, key, value and output projections; longer sequences are dropped."""
-
 
 def sft_records(
     instances: Sequence[Instance],

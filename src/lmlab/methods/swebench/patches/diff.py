@@ -7,7 +7,6 @@ and a missing last line end are content.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)", re.DOTALL)
@@ -232,12 +231,3 @@ def _unquote(name: str, quote: str) -> str:
 def write_diff(files: list[FileDiff]) -> str:
     """The text of a patch."""
     return "".join(map(str, files))
-
-
-def changed_lines(text: str) -> Iterator[tuple[str, str]]:
-    """(mark, line) of all added and removed lines of a patch."""
-    for file in read_diff(text):
-        for hunk in file.hunks:
-            for line in hunk.lines:
-                if line[:1] in ("+", "-"):
-                    yield line[0], line[1:]

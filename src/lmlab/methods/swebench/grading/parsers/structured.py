@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from xml.parsers import expat
 
-from lmlab.errors import UserError
 from lmlab.methods.swebench.grading.parsers.status import (
     ERROR,
     FAILED,
@@ -124,15 +123,3 @@ def doctest(log: str, context: LogContext) -> StatusMap:
         elif name == "Expression" and event == "start" and attributes.get("success") != "true":
             found |= dict.fromkeys(nested, FAILED)
     return found
-
-
-def read_junit(text: str, where: str) -> StatusMap:
-    """JUnit XML of a file.
-
-    Raises:
-        UserError: it is not XML.
-    """
-    try:
-        return junit(text, LogContext())
-    except ParseError as error:
-        raise UserError(f"{where}: {error}.") from None
