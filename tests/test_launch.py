@@ -131,13 +131,16 @@ def test_a_plan_of_tuning_an_earlier_stage_tells_memory_and_time(lmlab, recipe, 
     assert ("of adapters are trained" in text) == (lora is not None)
 
 
-@pytest.mark.parametrize("key", ["quantize", "load_in_4bit"])
-def test_a_quantized_base_is_refused_by_name(lmlab, recipe, key):
+@pytest.mark.parametrize("key", ["quantization_config", "load_in_4bit"])
+def test_other_keys_of_a_quantized_base_are_refused_with_ours(lmlab, recipe, key):
     def change(data):
         data["stages"]["model"] |= {"start": "somewhere", "lora": {key: "nf4"}}
 
     shown = lmlab("run", recipe(change), "--dry-run")
-    assert shown.code == 2 and f"{key}: the weights beside adapters are not quantized" in " ".join(shown.err.split())
+    assert shown.code == 2
+    assert f"{key}: weights beside adapters are quantized by the key quantize: nf4 or int8" in " ".join(
+        shown.err.split()
+    )
 
 
 def test_a_plan_for_many_processes_tells_memory_and_traffic(lmlab, recipe):
