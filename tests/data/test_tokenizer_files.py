@@ -159,3 +159,12 @@ def test_the_tokenizer_of_minilm_is_read_as_transformers_reads_it(tmp_path):
     assert ours.encode(LONG) == other(LONG, add_special_tokens=False)["input_ids"]
     assert len(ours.encode(LONG)) > 128  # to which the file truncates
     assert ours.named_tokens == other.special_tokens_map
+
+
+@pytest.mark.parametrize("names", [["tokenizer.model"], ["vocab.json", "merges.txt"]])
+def test_older_forms_of_a_tokenizer_are_named_with_what_converts_them(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"holds its tokenizer as {' and '.join(names)} only") as found:
+        Tokenizer.load(tmp_path)
+    assert "save_pretrained" in str(found.value)

@@ -19,6 +19,7 @@ NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 """The special tokens that every chat template may ask for."""
 
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -77,6 +78,12 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
 def _backend(directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
     if not path.exists():
+        others = [name for name in _OTHER_FORMS if (directory / name).exists()]
+        if others:
+            raise UserError(
+                f"'{directory}' holds its tokenizer as {' and '.join(others)} only, which lmlab does not read.",
+                "Let transformers write tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+            )
         raise UserError(
             f"'{directory}' holds no tokenizer.json.", "Name a directory that holds a tokenizer, such as a model's."
         )

@@ -121,7 +121,7 @@ class ChatTemplate:
             raise UserError(f"The tokenizer's chat template does not come to an end: {error}.") from None
         except Exception as error:  # a template is a program from outside: it can fail in any way
             reason = str(error) or type(error).__name__
-            raise UserError(f"The tokenizer's chat template refuses these messages: {reason}.") from None
+            raise UserError(f"The tokenizer's chat template refuses these messages: {reason.rstrip('.')}.") from None
 
     def has_generation_blocks(self, tools: Any = None) -> bool:
         """Whether the template says itself, by `{% generation %}` blocks, what the assistant writes."""
