@@ -148,6 +148,9 @@ class TrainConfig(Config):
             raise ValueError("trainer.epochs belongs to one source; give the length of a mixture in steps or tokens.")
         if self.long_ce is not None and (self.long_ce >= self.seq_len or self.z_loss):
             raise ValueError("long_ce must be below seq_len, and goes without z_loss.")
+        if self.long_ce is not None and self.trainer.parallel.sequence_parallel > 1:
+            # Its weights compare two readings of a whole row, of which a process has only its share.
+            raise ValueError("long_ce goes without trainer.parallel.sequence_parallel.")
         if self.start_optimizer and self.start is None:
             raise ValueError("start_optimizer needs 'start'.")
         if self.window is not None and (self.start is None or self.model is not None or self.lora is not None):
