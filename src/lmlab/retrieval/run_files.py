@@ -22,8 +22,9 @@ _CHUNK = 1 << 20
 _RRF_CONSTANT = 60.0
 
 
-def write_run(run: Mapping[str, Mapping[str, float]], path: Path, tag: str = "lmlab") -> None:
+def write_run(run: Mapping[str, Mapping[str, float]], path: str | Path, tag: str = "lmlab") -> None:
     """Write a run: JSON where the name ends so, else TREC's six columns."""
+    path = Path(path)
     with atomic_file(path, "w") as file:
         if path.suffix == ".json":
             file.write(json.dumps(run, ensure_ascii=False))

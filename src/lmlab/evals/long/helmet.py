@@ -49,12 +49,13 @@ class HelmetSet:
     chat: bool
 
 
-def read_helmet_config(path: Path) -> list[HelmetSet]:
+def read_helmet_config(path: str | Path) -> list[HelmetSet]:
     """The data sets of a configuration: parallel lists with commas between their entries, and scalars for all.
 
     Raises:
         UserError: a key is missing or unknown, or the lists are not equally long.
     """
+    path = Path(path)
     given = read_yaml(path)
     for key in given:
         if key not in _KNOWN:
@@ -88,7 +89,7 @@ def read_helmet_config(path: Path) -> list[HelmetSet]:
     ]
 
 
-def helmet_instances(asking: Asking, found: HelmetSet, data: Path) -> list[Instance]:
+def helmet_instances(asking: Asking, found: HelmetSet, data: str | Path) -> list[Instance]:
     """The instances of a data set, from the folder that holds HELMET's `data`.
 
     `max_test_samples` draws distinct questions, which then come at every depth of their gold passage.
@@ -96,6 +97,7 @@ def helmet_instances(asking: Asking, found: HelmetSet, data: Path) -> list[Insta
     Raises:
         UserError: the files are missing or of a kind that is not read; the message names them.
     """
+    data = Path(data)
     family = _family(found.name)
     rows = _rows(data, found.test_file)
     demos = _rows(data, found.demo_file) if found.demo_file and found.shots else []
@@ -286,8 +288,9 @@ def _cut(asking: Asking, instance: Instance, room: int) -> Instance:
     return instance.model_copy(update={"prompt_tokens": tokens})
 
 
-def write_helmet_results(directory: Path, found: HelmetSet, rows: Sequence[Row], model: str) -> Path:
+def write_helmet_results(directory: str | Path, found: HelmetSet, rows: Sequence[Row], model: str) -> Path:
     """Write `NAME.json` and `NAME.json.score`, as HELMET names and lays them out; returns the first."""
+    directory = Path(directory)
     test = Path(found.test_file).stem or found.name
     name = (
         f"{found.name}_eval_{test}_in{found.length}_size{found.samples}_shots{found.shots}_sampFalsemax{found.budget}"

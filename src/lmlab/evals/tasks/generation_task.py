@@ -97,8 +97,9 @@ class GenerationTask(Task):
         for each in self.prompts():
             yield Asked(each.id, each.domain, each.prompt.split("\n"), each.references)
 
-    def located(self, folder: Path) -> Self:
+    def located(self, folder: str | Path) -> Self:
         """Requests of the package need no file."""
+        folder = Path(folder)
         return self if olmes.is_packaged(self.requests) else super().located(folder)
 
     def source(self) -> Any:

@@ -109,8 +109,9 @@ class RankedTask(Task):
             lines = context.split("\n")
             yield Asked(question.id, question.domain, lines, [lines[-1] + answer])
 
-    def located(self, folder: Path) -> Self:
+    def located(self, folder: str | Path) -> Self:
         """Requests of the package need no file."""
+        folder = Path(folder)
         return self if olmes.is_packaged(self.requests) else super().located(folder)
 
     def source(self) -> Any:

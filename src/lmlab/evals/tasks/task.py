@@ -183,12 +183,13 @@ class Task(Config):
         """Short names of several tasks of `catalog`."""
         return {}
 
-    def located(self, folder: Path) -> Self:
+    def located(self, folder: str | Path) -> Self:
         """The task with its requests found from the folder of its file.
 
         Raises:
             UserError: they are not there.
         """
+        folder = Path(folder)
         path = folder / self.requests
         if not path.exists():
             raise UserError(f"Task '{self.name}': the requests '{path}' do not exist.")

@@ -73,8 +73,9 @@ def _run(config: AblationConfig, variant: str, seed: int) -> PlannedRun:
     return PlannedRun(f"{name}/seed-{seed}", recipe, {"variant": variant, "seed": seed})
 
 
-def train_on_bytes(config: ByteTrainingConfig, directory: Path, seed: int) -> dict[str, Any]:
+def train_on_bytes(config: ByteTrainingConfig, directory: str | Path, seed: int) -> dict[str, Any]:
     """Train one model, from its newest checkpoint in the directory if there is one; its figures."""
+    directory = Path(directory)
     corpus = ByteCorpus(Path(config.texts))
     steps = config.trainer.num_steps(config.seq_len)
     if steps is None:

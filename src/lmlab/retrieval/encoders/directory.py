@@ -215,8 +215,9 @@ def static_encoder(table_VD: Tensor, tokenizer: EncoderTokenizer, name: str = "s
     return TextEncoder(StaticBody(table_VD.detach().float()), words, max_length=_LONGEST, name=name)
 
 
-def save_static(encoder: TextEncoder, directory: Path) -> None:
+def save_static(encoder: TextEncoder, directory: str | Path) -> None:
     """Write a static encoder as sentence-transformers reads it."""
+    directory = Path(directory)
     from safetensors.torch import save_file
 
     from lmlab.files import write_json, write_text
@@ -234,12 +235,13 @@ def save_static(encoder: TextEncoder, directory: Path) -> None:
 
 
 @torch.no_grad()
-def save_encoder(encoder: TextEncoder, directory: Path) -> None:
+def save_encoder(encoder: TextEncoder, directory: str | Path) -> None:
     """Write an encoder of our own network as a directory that sentence-transformers reads too.
 
     Raises:
         UserError: its network is another's, or dense layers follow it.
     """
+    directory = Path(directory)
     from lmlab.files import write_json, write_text
     from lmlab.models import save_pretrained
 

@@ -51,8 +51,9 @@ class Clusters:
         """The centroids with length 1, as if they were passages: the ceiling of attacks by mean similarity."""
         return self.centroids_kH / np.maximum(np.linalg.norm(self.centroids_kH, axis=1, keepdims=True), 1e-12)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write it; no pickle."""
+        path = Path(path)
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -67,7 +68,7 @@ class Clusters:
 
     @classmethod
     @reads("a file of clusters")
-    def load(cls, path: Path, about: dict[str, Any] | None = None) -> Clusters:
+    def load(cls, path: str | Path, about: dict[str, Any] | None = None) -> Clusters:
         """Read it.
 
         Arguments:
@@ -76,6 +77,7 @@ class Clusters:
         Raises:
             UserError: it is of something else; the message says in which fields.
         """
+        path = Path(path)
         with np.load(path, allow_pickle=False) as file:
             found = cls(
                 file["labels"],

@@ -81,7 +81,7 @@ def craft(
     texts: Sequence[str],
     vectors_nH: NDArray[np.float32],
     config: CraftConfig,
-    directory: Path,
+    directory: str | Path,
     tau_n: NDArray[np.float32] | None = None,
     stop: Any = None,
 ) -> Craft:
@@ -96,6 +96,7 @@ def craft(
     Raises:
         UserError: there are fewer distinct queries than clusters, the passage is too long, or the payload does not fit.
     """
+    directory = Path(directory)
     if not len(texts):
         raise UserError("There are 0 queries to attack.")
     loaded = encoder.load()

@@ -82,8 +82,9 @@ class AdversarialSet:
         metadata = {passage.id: passage.row()["metadata"] for passage in self.passages}
         return Corpus(tuple(self.ids), empty, tuple(self.texts), metadata)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write the overlay and the list of ids to remove."""
+        directory = Path(directory)
         if doubled := len(self.ids) - len(set(self.ids)):
             raise UserError(f"{doubled} ids of crafted passages stand twice.")
         write_jsonl(directory / OVERLAY, (passage.row() for passage in self.passages))
@@ -91,12 +92,13 @@ class AdversarialSet:
 
     @classmethod
     @reads("a set of crafted passages")
-    def load(cls, place: Path) -> AdversarialSet:
+    def load(cls, place: str | Path) -> AdversarialSet:
         """Read an overlay, or the folder of one.
 
         Raises:
             UserError: a record is not marked as crafted.
         """
+        place = Path(place)
         path = place / OVERLAY if place.is_dir() else place
         if not path.exists():
             raise UserError(f"'{place}' holds no {OVERLAY}.", "Run: lmlab poison craft")

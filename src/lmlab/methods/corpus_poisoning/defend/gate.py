@@ -127,8 +127,9 @@ class AdmissionGate:
             return self.check_all(Passages.of([passage], self.encoder))[0]
         return self.check_all(Passages([passage], np.asarray(vector, np.float32)[None]))[0]
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write it: JSON and arrays, no pickle."""
+        directory = Path(directory)
         arrays: dict[str, NDArray[Any]] = {}
         states: dict[str, dict[str, Any]] = {}
         for name, detector in self.detectors.items():
@@ -153,12 +154,13 @@ class AdmissionGate:
 
     @classmethod
     @reads("a gate")
-    def load(cls, directory: Path, context: DetectorContext) -> AdmissionGate:
+    def load(cls, directory: str | Path, context: DetectorContext) -> AdmissionGate:
         """Read it.
 
         Raises:
             UserError: it is for another encoder.
         """
+        directory = Path(directory)
         about = read_mapping(directory / "gate.json")
         if about["encoder"] != context.encoder.fingerprint:
             theirs, ours = about["encoder"], context.encoder.fingerprint

@@ -82,9 +82,15 @@ def clean_hits(index: ExactIndex, vectors_QH: NDArray[np.float32], queries: Quer
 
 
 def stored_hits(
-    path: Path, about: dict[str, Any], index: ExactIndex, vectors_QH: NDArray[np.float32], queries: Queries, depth: int
+    path: str | Path,
+    about: dict[str, Any],
+    index: ExactIndex,
+    vectors_QH: NDArray[np.float32],
+    queries: Queries,
+    depth: int,
 ) -> CleanHits:
     """`clean_hits`, from a file if it holds those of the same encoder, corpus and queries to this depth."""
+    path = Path(path)
     if path.exists():
         found, known = _read(path)
         if known == about and found.depth >= min(depth, len(index) - bool(found.self_matches)):

@@ -34,7 +34,7 @@ class _Commit:
 
 
 def collect_git(
-    repository: Path, trees: TreeStore, name: str | None = None, config: CollectConfig | None = None
+    repository: str | Path, trees: TreeStore, name: str | None = None, config: CollectConfig | None = None
 ) -> Iterator[Candidate]:
     """Changes of a repository that edit source and tests, the newest first.
 
@@ -46,6 +46,7 @@ def collect_git(
     Raises:
         UserError: it is no repository.
     """
+    repository = Path(repository)
     config = config or CollectConfig()
     with tempfile.TemporaryDirectory(prefix="lmlab-collect-") as scratch:
         if repository.is_file():
@@ -74,7 +75,7 @@ def collect_git(
 
 
 def collect_archives(
-    archives: Sequence[Path], trees: TreeStore, name: str, config: CollectConfig | None = None
+    archives: Sequence[str | Path], trees: TreeStore, name: str, config: CollectConfig | None = None
 ) -> Iterator[Candidate]:
     """The step from each source archive (sdist) to the next one that edits source and tests.
 
@@ -84,15 +85,16 @@ def collect_archives(
     Raises:
         UserError: there are fewer than two, or one cannot be unpacked.
     """
-    if len(archives) < 2:
+    places = [Path(each) for each in archives]
+    if len(places) < 2:
         raise UserError("A step needs two archives: name them in the order of their releases.")
     config = config or CollectConfig(max_source_files=None, max_source_lines=None)
     with tempfile.TemporaryDirectory(prefix="lmlab-archives-") as scratch:
         repository = Path(scratch) / "repository"
         repository.mkdir()
         commit_tree(repository)
-        commits = [_add_release(repository, archive, Path(scratch)) for archive in archives]
-        steps = itertools.pairwise(zip(archives, commits, strict=True))
+        commits = [_add_release(repository, archive, Path(scratch)) for archive in places]
+        steps = itertools.pairwise(zip(places, commits, strict=True))
         for (one, parent), (two, commit) in steps:
             label = _release(two)
             step = _Commit(commit, parent, "")

@@ -41,7 +41,7 @@ def read_report(path: Path, instance_id: str) -> dict[str, Any] | None:
 
 
 def make_run_report(
-    instances: Sequence[Instance], predictions: Mapping[str, Prediction], logs: Path, network: bool = True
+    instances: Sequence[Instance], predictions: Mapping[str, Prediction], logs: str | Path, network: bool = True
 ) -> dict[str, Any]:
     """The report of a model's run, from the folders of its instances.
 
@@ -50,6 +50,7 @@ def make_run_report(
         logs: the folder with one folder an instance, each with report.json where it was run.
         network: the tests had one (`sign_in`).
     """
+    logs = Path(logs)
     ids: dict[str, set[str]] = {
         name: set()
         for name in (
@@ -119,7 +120,7 @@ class Share:
 
 
 def regrade(
-    directory: Path, instances: Sequence[Instance], write: bool = False, network: bool = True
+    directory: str | Path, instances: Sequence[Instance], write: bool = False, network: bool = True
 ) -> dict[Path, dict[str, tuple[FoundLog, Verdict]]]:
     """Grade every log in a folder again.
 
@@ -133,6 +134,7 @@ def regrade(
     Raises:
         UserError: there is no log of these instances.
     """
+    directory = Path(directory)
     known = {each.instance_id: each for each in instances}
     found: dict[Path, dict[str, tuple[FoundLog, Verdict]]] = {}
     for log in find_logs(directory, known):

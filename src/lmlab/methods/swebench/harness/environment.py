@@ -68,7 +68,8 @@ class Environment:
 class Environments:
     """Environments below a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
         self.folder = folder
 
     def ensure(self, spec: EnvironmentSpec) -> Environment:

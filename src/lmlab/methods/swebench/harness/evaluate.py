@@ -75,7 +75,7 @@ def evaluate(
     instances: Sequence[Instance],
     predictions: Mapping[str, Prediction],
     judge: Judge,
-    out: Path,
+    out: str | Path,
     run_id: str,
     workers: int = 1,
     resume: bool = True,
@@ -93,6 +93,7 @@ def evaluate(
     Raises:
         UserError: there are no predictions, or they are of several models.
     """
+    out = Path(out)
     models = {each.model for each in predictions.values()}
     if len(models) != 1:
         raise UserError(f"A run is of one model, and these predictions are of {len(models)}.")

@@ -63,12 +63,13 @@ class Judge:
     limits: Limits = field(default_factory=Limits)
     control: bool = True
 
-    def judge(self, instance: Instance, patch: str | None, keep: Path | None = None) -> Result:
+    def judge(self, instance: Instance, patch: str | None, keep: str | Path | None = None) -> Result:
         """The result of a patch. Whatever fails that is not the patch is `infra`, and no exception.
 
         Arguments:
             keep: a folder for the log of the run.
         """
+        keep = None if keep is None else Path(keep)
         began = time.monotonic()
         trial = _Trial(self, instance, patch or "", keep)
         try:
@@ -86,15 +87,19 @@ class Judge:
         return EnvironmentSpec.model_validate(told) if isinstance(told, dict) else EnvironmentSpec()
 
     @contextmanager
-    def session(self, instance: Instance, workspace: Path) -> Iterator[Session]:
+    def session(self, instance: Instance, workspace: str | Path) -> Iterator[Session]:
         """A session in the instance's environment."""
+        workspace = Path(workspace)
         environment = self.environments.ensure(self.environment_of(instance))
         box = Box(workspace, python=environment.python, variables=dict(environment.spec.env), image=instance.image)
         with self.executor.open(box, self.limits) as session:
             yield session
 
-    def test(self, instance: Instance, workspace: Path, files: Sequence[str] | None = None, **env: str) -> RunOfTests:
+    def test(
+        self, instance: Instance, workspace: str | Path, files: Sequence[str] | None = None, **env: str
+    ) -> RunOfTests:
         """Run the instance's tests in a workspace."""
+        workspace = Path(workspace)
         with self.session(instance, workspace) as session:
             return run_tests(
                 session,

@@ -65,11 +65,13 @@ def changed_paths(before: Path, after: Path) -> dict[str, str]:
 class TreeStore:
     """Trees in a folder, each an archive that is named by the digest of its content."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
         self.folder = folder
 
-    def add(self, tree: Path) -> str:
+    def add(self, tree: str | Path) -> str:
         """Store a folder; its digest."""
+        tree = Path(tree)
         digest = tree_digest(tree)
         place = self._place(digest)
         if not place.exists():
@@ -82,7 +84,7 @@ class TreeStore:
                     _add(archive, tree, path)
         return digest
 
-    def add_commit(self, repository: Path, commit: str, scratch: Path) -> str:
+    def add_commit(self, repository: str | Path, commit: str, scratch: str | Path) -> str:
         """Store the tree of a commit, without history.
 
         Arguments:
@@ -92,19 +94,22 @@ class TreeStore:
             UserError: it has submodules.
             LmlabError: git fails.
         """
+        scratch = Path(scratch)
+        repository = Path(repository)
         listed = git(repository, "ls-tree", "-r", "-z", commit)
         if any(entry.startswith(b"160000 ") for entry in listed.split(b"\0")):
             raise UserError(f"The commit {commit[:12]} has submodules, which are not supported.")
         unpack(git(repository, "archive", "--format=tar", commit), scratch)
         return self.add(scratch)
 
-    def unpack(self, digest: str, into: Path) -> None:
+    def unpack(self, digest: str, into: str | Path) -> None:
         """Write a stored tree into an empty folder.
 
         Raises:
             UserError: it is not in the store.
             LmlabError: what the archive holds is something else.
         """
+        into = Path(into)
         place = self._place(digest)
         if not place.exists():
             raise UserError(f"The tree {digest[:16]} is not at '{self.folder}'.", "Copy the folder trees/ along.")

@@ -71,7 +71,9 @@ class Workspaces:
             NAME, or OWNER/NAME, bare or not.
     """
 
-    def __init__(self, cache: Path, trees: TreeStore, repositories: Path | None = None) -> None:
+    def __init__(self, cache: str | Path, trees: TreeStore, repositories: str | Path | None = None) -> None:
+        repositories = None if repositories is None else Path(repositories)
+        cache = Path(cache)
         self.cache, self.trees, self.repositories = cache, trees, repositories
 
     def pristine(self, instance: Instance) -> Path:

@@ -58,12 +58,13 @@ class Classifier:
         return len(set(rows.values())) > 1
 
     @classmethod
-    def read(cls, path: Path) -> Classifier:
+    def read(cls, path: str | Path) -> Classifier:
         """Read `feature,value,LABEL,...`.
 
         Raises:
             UserError: a row is not so long as the header, or holds what is no finite number.
         """
+        path = Path(path)
         rows = read_csv(path)
         header = rows[0] if rows else []
         if header[:2] != ["feature", "value"] or len(header) < 3:
@@ -84,8 +85,9 @@ class Classifier:
                 weights[name] = {value: row for value, row in values.items() if value != PLACEHOLDER}
         return cls(tuple(labels), weights)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write what `read` reads."""
+        path = Path(path)
         rows = (
             [feature, value, *(repr(float(each)) for each in numbers)]
             for feature, values in self.weights.items()
@@ -120,12 +122,13 @@ class Embeddings:
         return {word: number for number, word in enumerate(self.words)}
 
     @classmethod
-    def read(cls, path: Path, categories: str | None = None) -> Embeddings:
+    def read(cls, path: str | Path, categories: str | None = None) -> Embeddings:
         """Read `word,var0_embeddings,...`.
 
         Raises:
             UserError: a word appears twice, or a category is no whole number.
         """
+        path = Path(path)
         rows = read_csv(path)
         header = rows[0] if rows else []
         if header[:1] != ["word"]:
@@ -145,8 +148,9 @@ class Embeddings:
             columns[name] = tuple(int(each) for each in numbers)
         return cls(words, columns, categories)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write what `read` reads."""
+        path = Path(path)
         rows = ([word, *map(repr, row)] for word, *row in zip(self.words, *self.columns.values(), strict=True))
         write_csv(path, [["word", *self.columns], *rows])
 

@@ -23,7 +23,7 @@ _MOST_UNFIT = 0.5
 _DIGITS = re.compile(r"[0-9]+")
 
 
-def load_data(config: DataConfig, rejects: Path | None = None) -> Dataset:
+def load_data(config: DataConfig, rejects: str | Path | None = None) -> Dataset:
     """The splits that a configuration asks for.
 
     Arguments:
@@ -32,6 +32,7 @@ def load_data(config: DataConfig, rejects: Path | None = None) -> Dataset:
     Raises:
         UserError: there is no such task or file, a token is a reserved mark, or too little can be used.
     """
+    rejects = None if rejects is None else Path(rejects)
     return draw(config) if config.task is not None else _from_files(config, rejects)
 
 
