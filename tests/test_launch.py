@@ -87,7 +87,7 @@ def test_a_sweep_runs_every_combination_once_and_one_failure_stops_no_other(lmla
         "2",
     )
     shown = lmlab(*arguments)
-    assert shown.code == 1 and "2 of 4 runs failed" in shown.err and "No document is left for training" in shown.err
+    assert shown.code == 2 and "2 of 4 runs failed" in shown.err and "No document is left for training" in shown.err
     rows = read_json(tmp_path / "sweep" / "sweep.json")
     assert [row["state"] for row in rows] == ["done", "failed", "done", "failed"]
     assert rows[0]["results"]["model"]["steps"] == 6

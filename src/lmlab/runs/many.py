@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lmlab.distributed import World, imagine, world
 from lmlab.errors import Interrupted, LmlabError, UserError, from_unforeseen
@@ -131,8 +131,8 @@ def run_many(
         the outcomes, in order.
 
     Raises:
-        UserError: a recipe is wrong.
-        LmlabError: some of the runs failed; the others are kept.
+        UserError: a recipe is wrong, or runs failed by what they were given.
+        LmlabError: some of the runs failed otherwise. In both cases the others are kept.
     """
     out = Path(out)
     _require_own_names(runs)
@@ -146,8 +146,11 @@ def run_many(
     ]
     outcomes: dict[int, RunOutcome] = {}
     failed: list[RunOutcome] = []
+    mistakes = 0
     with progress("runs", len(runs), "runs") as advance:
-        for number, error in fan_out(_run, jobs, workers, backend, gpus, fresh, _died):
+        for number, failure in fan_out(_run, jobs, workers, backend, gpus, fresh, _died):
+            error = None if failure is None else failure.told
+            mistakes += failure is not None and failure.mistake
             outcome = _outcome(runs[number], out, error)
             outcomes[number] = outcome
             failed += [outcome] * (error is not None)
@@ -160,7 +163,8 @@ def run_many(
     found = [outcomes[number] for number in range(len(runs))]
     write_table(found, out)
     if failed:
-        raise LmlabError(
+        kind = UserError if mistakes == len(failed) else LmlabError
+        raise kind(
             f"{len(failed)} of {len(runs)} runs failed; the others are in '{out}'. {failed[0].name}: {failed[0].error}",
             "Run the same command again: finished runs are kept.",
         )
@@ -211,8 +215,15 @@ class _Job:
     alone: bool
 
 
-def _run(job: _Job) -> str | None:
-    """Run one recipe; the sentence of its error, or None."""
+class _Failure(NamedTuple):
+    """The sentence of an error, and whether it is the user's mistake."""
+
+    told: str
+    mistake: bool
+
+
+def _run(job: _Job) -> _Failure | None:
+    """Run one recipe; its failure, or None."""
     import torch
 
     quiet, before = console.quiet, torch.get_num_threads()
@@ -231,15 +242,15 @@ def _run(job: _Job) -> str | None:
                 traceback.print_exc()
             told = from_unforeseen(error)
             console.print(f"error: {told}", style="red")
-            return f"{told.message} {told.remedy or ''}".strip()
+            return _Failure(f"{told.message} {told.remedy or ''}".strip(), isinstance(told, UserError))
         finally:
             console.quiet = quiet
             torch.set_num_threads(before)
     return None
 
 
-def _died(job: _Job) -> str:
-    return "Its process died, perhaps for want of memory. Use fewer workers."
+def _died(job: _Job) -> _Failure:
+    return _Failure("Its process died, perhaps for want of memory. Use fewer workers.", False)
 
 
 @contextlib.contextmanager
