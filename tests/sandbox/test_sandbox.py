@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.sandbox import Box, ExecResult, Limits, Mount, SandboxFailure, Session, choose_executor, probe_all
+from lmlab.sandbox import Box, ExecResult, Limits, Mount, SandboxFailure, Session, cgroups, choose_executor, probe_all
 from lmlab.sandbox.bubblewrap import Bubblewrap
 from lmlab.sandbox.local import Local
 from lmlab.sandbox.process import CappedSink, descendants
@@ -184,6 +185,69 @@ def test_calls_to_the_kernel_that_tests_have_no_use_for_fail(walled: Run, comman
     assert walled(["sh", "-c", command])[0].exit_code != 0
 
 
+def test_settings_of_the_machine_are_read_only_though_root_has_started_it(walled: Run) -> None:
+    code = """
+import os
+for top, folders, names in os.walk("/proc"):
+    folders[:] = [f for f in folders if not f.isdigit()]
+    for name in names:
+        path = os.path.join(top, name)
+        if os.path.islink(path): continue
+        try: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)); print(path)
+        except OSError: pass
+print("walked")
+"""
+    assert walled(["python", "-c", code])[1] == "walked\n"
+
+
+@pytest.mark.parametrize(("family", "kind"), [(40, 1), (38, 5), (17, 3), (29, 3)])
+def test_sockets_that_no_namespace_holds_cannot_be_had(walled: Run, family: int, kind: int) -> None:
+    code = f"import socket\ntry: socket.socket({family}, {kind})\nexcept OSError as e: print(e.errno)"
+    assert walled(["python", "-c", code])[1] == "97\n"
+    assert walled(["python", "-c", "import socket; socket.socket(); socket.socketpair()"])[0].exit_code == 0
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/tmp", "/run", "/home/user"])
+def test_every_place_in_memory_has_an_end(walled: Run, place: str) -> None:
+    _, out = walled(["sh", "-c", f"head -c 30000000 /dev/zero > {place}/x; touch /dev/x || wc -c < {place}/x"])
+    assert "No space left" in out and out.split()[-1] == str(_SMALL.tmp_mib << 20)
+
+
+def test_disk_is_counted_in_mounted_folders_and_however_deep(
+    either: tuple[Session, Run], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    session, run = either
+    mount = Mount(tmp_path_factory.mktemp("results"), "/results", writable=True)
+    fill = "import os, sys, time\nos.chdir(sys.argv[1])\n"
+    write = "for n in range(999): open(f'f{n}', 'wb').write(bytes(1 << 22)); time.sleep(.02)"
+    result, _ = run(["python", "-c", fill + write, session.place(mount)], mounts=[mount])
+    assert result.disk_exceeded
+    deep = "for n in range(40): os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+    result, _ = run(["python", "-c", fill + deep + write, session.root])
+    assert result.disk_exceeded
+    endless = "while True: os.mkdir('d'); os.chdir('d'); time.sleep(.0005)"
+    result, _ = run(["python", "-c", fill + endless, session.root], timeout=20)
+    assert result.disk_exceeded
+    subprocess.run(["rm", "-rf", str(tmp_path)], check=False)  # Python's own rmtree ends at its recursion limit
+
+
+def test_groups_of_the_dead_are_removed_and_those_of_the_living_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = cgroups.make_group(_SMALL)
+    folders = list(dict.fromkeys(group.folders.values()))
+    if not folders:
+        pytest.skip("no control group can be made here")
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    left = [folder.with_name(f"lmlab-{dead}-0123456789ab") for folder in folders]
+    for each in left:
+        each.mkdir()
+    monkeypatch.setattr(cgroups, "_NEW_S", -1.0)
+    cgroups._sweep.cache_clear()
+    cgroups.make_group(_SMALL).remove()
+    assert not any(each.exists() for each in left) and all(each.exists() for each in folders)
+    group.remove()
+    assert not any(each.exists() for each in folders)
+
+
 def test_a_fork_bomb_ends_at_the_number_of_processes(walled: Run) -> None:
     if "processes" not in Bubblewrap().probe().enforced:
         pytest.skip("no control group limits processes here")
@@ -268,7 +332,10 @@ def test_the_filter_is_a_program_whose_jumps_end_in_it() -> None:
         jumps = [(place, step) for place, step in enumerate(steps) if step[0] in (0x15, 0x35)]
         assert all(place + 1 + max(yes, no) < len(steps) for place, (_, yes, no, _) in jumps)
         denied = [step for step in steps if step[0] == 0x15 and step[1] > 1]
-        assert all(steps[place + 1 + yes] == (6, 0, 0, 0x00050001) for place, (_, yes, _, _) in jumps if place > 3)
+        ends = [steps[place + 1 + yes] for place, (_, yes, _, _) in jumps if place > 3]
+        refused, (is_socket, *families) = ends[:-5], ends[-5:]
+        assert set(refused) == {(6, 0, 0, 0x00050001)} and is_socket == (0x20, 0, 0, 16)
+        assert set(families) == {(6, 0, 0, 0x7FFF0000)} and steps[-2] == (6, 0, 0, 0x00050061)
         assert len(denied) > 30
     assert seccomp_filter("pdp11") is None
 

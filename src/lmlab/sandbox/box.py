@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,10 @@ class Box:
     python: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
+
+    def written(self, mounts: Sequence[Mount] = ()) -> list[str]:
+        """Folders of the host that a run may write to."""
+        return [str(self.workspace), *(str(each.source) for each in (*self.mounts, *mounts) if each.writable)]
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """All variables."""

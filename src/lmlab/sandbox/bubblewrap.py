@@ -22,7 +22,16 @@ from typing import BinaryIO
 from lmlab.sandbox.box import WORKSPACE, Box, Mount, get_file, put_file
 from lmlab.sandbox.cgroups import Group, make_group
 from lmlab.sandbox.limits import MIB, ExecResult, Limits, SandboxFailure
-from lmlab.sandbox.process import CappedSink, Ended, Stop, descendants, folder_bytes, resident_bytes, run_process
+from lmlab.sandbox.process import (
+    CappedSink,
+    Ended,
+    Stop,
+    descendants,
+    folder_bytes,
+    folders_bytes,
+    resident_bytes,
+    run_process,
+)
 from lmlab.sandbox.seccomp import seccomp_filter
 from lmlab.sandbox.session import ExecutorInfo, Session
 
@@ -120,8 +129,7 @@ class _Session:
         told_read, told_write = os.pipe()
         held: list[int] = [told_write]
         try:
-            arguments, fds = self._arguments(env, mounts, told_write)
-            held += fds
+            arguments = self._arguments(env, mounts, told_write, held)
             options = _memory_file(b"".join(each.encode() + b"\0" for each in arguments))
             held.append(options)
             joined = " ".join(map(str, group.procs))
@@ -135,7 +143,7 @@ class _Session:
                 timeout=timeout or limits.timeout_s,
                 sink=capped,
                 pass_fds=held,
-                watch=self._watch(group),
+                watch=self._watch(group, mounts),
                 kill=group.kill,
             )
             while held:
@@ -148,14 +156,17 @@ class _Session:
                 os.close(each)
             group.remove()
 
-    def _watch(self, group: Group) -> _Watch:
+    def _watch(self, group: Group, mounts: Sequence[Mount]) -> _Watch:
         memory = None if "memory" in group.folders else self._limits.memory_mib * MIB
-        return _Watch(str(self._box.workspace), self._size + self._limits.disk_mib * MIB, memory)
+        folders = self._box.written(mounts)
+        size = self._size + folders_bytes(folders[1:], sys.maxsize)
+        return _Watch(folders, size + self._limits.disk_mib * MIB, memory)
 
     def _result(self, ended: Ended, told: list[dict[str, int]], group: Group, sink: CappedSink) -> ExecResult:
         codes = [each["exit-code"] for each in told if "exit-code" in each]
         oom = ended.stopped == "memory" or group.oom_kills() > 0
-        if not codes and ended.stopped is None and not oom:
+        # bwrap itself never ends by a signal unless somebody outside sends it, whatever it has told before
+        if (not codes or ended.status < 0) and ended.stopped is None and not oom:
             if ended.status < 0 or ended.status > 128:
                 raise SandboxFailure(f"The sandbox was ended from outside ({ended.status}).")
             said = sink.begin.decode("utf-8", "replace").strip() or f"it ended with {ended.status}"
@@ -174,23 +185,26 @@ class _Session:
         )
 
     def _arguments(
-        self, env: Mapping[str, str] | None, mounts: Sequence[Mount], told: int
-    ) -> tuple[list[str], list[int]]:
-        """The options of bwrap, which the code could read in /proc/1/cmdline if they were its arguments, and the open
-        files that they name.
+        self, env: Mapping[str, str] | None, mounts: Sequence[Mount], told: int, held: list[int]
+    ) -> list[str]:
+        """The options of bwrap, which the code could read in /proc/1/cmdline if they were its arguments. The open files
+        that they name are added to `held`.
         """
-        fds: list[int] = []
 
         def data(text: str | bytes) -> str:
-            fds.append(_memory_file(text.encode() if isinstance(text, str) else text))
-            return str(fds[-1])
+            held.append(_memory_file(text.encode() if isinstance(text, str) else text))
+            return str(held[-1])
 
         found = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
         found += ["--cap-drop", "ALL", "--clearenv", "--hostname", "testbed", "--uid", "1000", "--gid", "1000"]
         found += ["--json-status-fd", str(told)]
         # The order matters: a later mount hides what was mounted below it before
         found += ["--proc", "/proc", "--dev", "/dev"]
-        for place in ("/tmp", "/run", "/home/user"):
+        # Started by root, the code is root to the files of /proc that belong to no process: settings of the whole
+        # machine, of which one names a program that the kernel runs
+        for name in _settings_of_the_machine():
+            found += ["--ro-bind", name, name]
+        for place in ("/dev/shm", "/tmp", "/run", "/home/user"):
             found += ["--size", str(self._limits.tmp_mib * MIB), "--tmpfs", place]
         found += ["--ro-bind", "/usr", "/usr"]
         for name in ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin"):
@@ -206,28 +220,43 @@ class _Session:
             found += ["--ro-bind", str(path), str(path)]
         for mount in (*self._box.mounts, *mounts):
             found += ["--bind" if mount.writable else "--ro-bind", str(mount.source), mount.target]
-        found += ["--bind", str(self._box.workspace), WORKSPACE, "--chdir", WORKSPACE, "--remount-ro", "/"]
+        found += ["--bind", str(self._box.workspace), WORKSPACE, "--chdir", WORKSPACE]
+        found += ["--remount-ro", "/dev", "--remount-ro", "/"]
         if (program := seccomp_filter()) is not None:
             found += ["--seccomp", data(program)]
         for name, value in self._box.environment(env).items():
             found += ["--setenv", name, value]
-        return found, fds
+        return found
 
 
 class _Watch:
     """Asks after what no control group counts."""
 
-    def __init__(self, folder: str, most_disk: int, most_memory: int | None) -> None:
-        self._folder, self._most_disk, self._most_memory = folder, most_disk, most_memory
+    def __init__(self, folders: Sequence[str], most_disk: int, most_memory: int | None) -> None:
+        self._folders, self._most_disk, self._most_memory = folders, most_disk, most_memory
         self._turn = 0
 
     def __call__(self, pid: int) -> Stop | None:
         self._turn += 1
         if self._most_memory is not None and resident_bytes(descendants(pid)) > self._most_memory:
             return "memory"
-        if self._turn % _DISK_EVERY == 0 and folder_bytes(self._folder, self._most_disk) > self._most_disk:
+        if self._turn % _DISK_EVERY == 0 and folders_bytes(self._folders, self._most_disk) > self._most_disk:
             return "disk"
         return None
+
+
+def _settings_of_the_machine() -> list[str]:
+    """Folders of /proc that belong to no process, and files there that may be written; nobody but root could."""
+    if os.geteuid() != 0:
+        return []
+    found = []
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdigit() or entry.is_symlink():
+                continue
+            if entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_mode & 0o222:
+                found.append(entry.path)
+    return sorted(found)
 
 
 def _memory_file(data: bytes) -> int:

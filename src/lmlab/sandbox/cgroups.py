@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from lmlab.sandbox.limits import MIB, Limits
@@ -19,6 +20,7 @@ from lmlab.sandbox.limits import MIB, Limits
 _ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")  # the last one only counts, and is part of cpu in version 2
 _PERIOD_US = 100_000
+_NEW_S = 10.0
 
 
 @dataclass
@@ -89,8 +91,24 @@ class Group:
                     self.kill()
 
 
+@cache
+def _sweep() -> None:
+    """Remove the groups of processes that were killed before they could; once in a process.
+
+    A number that is dead here may live in another process namespace: a group with processes in it cannot be removed,
+    and one that is new may be about to get them.
+    """
+    for parent in {*_parents_2(), *(parent for each in _CONTROLLERS for parent in _parents_1(each))}:
+        for folder in parent.glob("lmlab-*-*"):
+            pid = folder.name.split("-")[1]
+            with contextlib.suppress(OSError):
+                if not Path("/proc", pid).exists() and time.time() - folder.stat().st_mtime > _NEW_S:
+                    folder.rmdir()
+
+
 def make_group(limits: Limits) -> Group:
     """A group with limits; without folders where this process may make none."""
+    _sweep()
     name = f"lmlab-{os.getpid()}-{uuid.uuid4().hex[:12]}"
     group = _version_2(name) if (_ROOT / "cgroup.controllers").exists() else _version_1(name)
     for controller, folder in list(group.folders.items()):
@@ -125,14 +143,25 @@ def _set(group: Group, controller: str, folder: Path, limits: Limits) -> None:
         (folder / "cpu.cfs_quota_us").write_text(str(int(limits.cpus * _PERIOD_US)))
 
 
-def _version_2(name: str) -> Group:
+def _parents_2() -> list[Path]:
+    """Where groups of version 2 may be made."""
     own = _ROOT / _own_path("").lstrip("/")
     # A group with processes of its own may have no limited children, so ours is a sibling of the caller's
-    for parent in (own, own.parent):
+    return [parent for parent in (own, own.parent) if parent.is_relative_to(_ROOT)]
+
+
+def _parents_1(controller: str) -> list[Path]:
+    """Where groups of a controller of version 1 may be made."""
+    own = _ROOT / controller / _own_path(controller).lstrip("/")
+    return list(dict.fromkeys((own, _ROOT / controller)))
+
+
+def _version_2(name: str) -> Group:
+    for parent in _parents_2():
         have = _read(parent / "cgroup.subtree_control").split()
         wanted = [each for each in _CONTROLLERS if each in have]
         folder = parent / name
-        if wanted and parent.is_relative_to(_ROOT):
+        if wanted:
             with contextlib.suppress(OSError):
                 folder.mkdir()
                 return Group(dict.fromkeys(wanted, folder), 2)
@@ -142,8 +171,7 @@ def _version_2(name: str) -> Group:
 def _version_1(name: str) -> Group:
     group = Group()
     for controller in _CONTROLLERS:
-        own = _own_path(controller)
-        for parent in dict.fromkeys((_ROOT / controller / own.lstrip("/"), _ROOT / controller)):
+        for parent in _parents_1(controller):
             folder = parent / name
             try:
                 folder.mkdir()

@@ -11,7 +11,15 @@ from typing import BinaryIO
 
 from lmlab.sandbox.box import Box, Mount, get_file, put_file
 from lmlab.sandbox.limits import MIB, ExecResult, Limits
-from lmlab.sandbox.process import CappedSink, Stop, descendants, folder_bytes, resident_bytes, run_process
+from lmlab.sandbox.process import (
+    CappedSink,
+    Stop,
+    descendants,
+    folder_bytes,
+    folders_bytes,
+    resident_bytes,
+    run_process,
+)
 from lmlab.sandbox.session import ExecutorInfo, Session
 
 
@@ -59,13 +67,14 @@ class _Session:
         limits = self._limits
         capped = CappedSink(sink, int(limits.output_mib * MIB))
         known: set[int] = set()
+        folders = self._box.written(mounts)
+        most = self._size + folders_bytes(folders[1:], sys.maxsize) + limits.disk_mib * MIB
 
         def watch(pid: int) -> Stop | None:
             known.update(found := descendants(pid))
             if resident_bytes(found) > limits.memory_mib * MIB:
                 return "memory"
-            most = self._size + limits.disk_mib * MIB
-            return "disk" if folder_bytes(self.root, most) > most else None
+            return "disk" if folders_bytes(folders, most) > most else None
 
         def kill() -> None:
             for pid in known:  # also those that have left the group

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
@@ -20,6 +20,7 @@ Stop = Literal["time", "memory", "disk"]
 _PIECE = 1 << 16
 _POLL_S = 0.1
 _GRACE_S = 5.0
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class CappedSink:
@@ -228,16 +229,54 @@ def resident_bytes(pids: Sequence[int]) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+_ENTRY_BYTES = 256  # what a name and its inode take at least, so that empty files cost something
+_MOST_DEEP = 256  # folders in one another; each is held open while it is counted
+
+
 def folder_bytes(root: str, stop_at: int) -> int:
-    """Disk that a folder takes, without following links; counting ends where it is more than enough."""
-    total, folders = 0, [root]
-    while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                if total > stop_at:
-                    return total
+    """Disk that a folder takes, without following links; counting ends where it is more than enough.
+
+    Folders are opened one in the other, as code can nest them deeper than any path may be long. Those that are nested
+    deeper than any real tree count as more than enough.
+    """
+    try:
+        top = os.open(root, _FOLDER)
+    except OSError:
+        return 0
+    total, pending = 0, [(top, ["."])]
+    try:
+        while pending:
+            if len(pending) > _MOST_DEEP:
+                return stop_at + 1
+            at, names = pending[-1]
+            if not names:
+                os.close(pending.pop()[0])
+                continue
+            try:
+                folder = os.open(names.pop(), _FOLDER, dir_fd=at)
+            except OSError:
+                continue  # it has just been removed, or is not ours to read
+            inner: list[str] = []
+            pending.append((folder, inner))
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(OSError):
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512 + _ENTRY_BYTES
+                        if entry.is_dir(follow_symlinks=False):
+                            inner.append(entry.name)
+                    if total > stop_at:
+                        return total
+        return total
+    finally:
+        for folder, _ in pending:
+            os.close(folder)
+
+
+def folders_bytes(roots: Iterable[str], stop_at: int) -> int:
+    """Disk that several folders take (`folder_bytes`)."""
+    total = 0
+    for root in roots:
+        total += folder_bytes(root, stop_at - total)
+        if total > stop_at:
+            break
     return total

@@ -1,6 +1,7 @@
 """A filter of system calls for code that has no business with the kernel: a program of classic BPF (seccomp(2)).
 
-What it denies fails with EPERM. Numbers are those of Linux's system call tables.
+What it denies fails with EPERM, a socket of a family that no network namespace holds with EAFNOSUPPORT. Numbers are
+those of Linux's system call tables.
 """
 
 from __future__ import annotations
@@ -90,8 +91,11 @@ _DENIED = {
     },
 }
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001
-_NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
+_ALLOW, _KILL, _EPERM, _EAFNOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050061
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the lower half of the argument
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+# Unix, IPv4, IPv6, netlink. Others reach past the network's namespace: vsock to the machine that this one runs in
+_FAMILIES = (1, 2, 10, 16)
 _X32 = 0x40000000  # calls of the x32 interface have other numbers for the same things
 
 
@@ -109,7 +113,17 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
     ]
     tests = [(_AT_LEAST, _X32)] if machine == "x86_64" else []
     tests += [(_EQUAL, number) for number in numbers]
+    tests.append((_EQUAL, _SOCKET[machine]))
     for place, (kind, number) in enumerate(tests):
-        program.append((kind, len(tests) - place, 0, number))
-    program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _EPERM)]
+        is_socket = place == len(tests) - 1
+        program.append((kind, len(tests) - place + is_socket, 0, number))
+    families = [(_EQUAL, len(_FAMILIES) - place, 0, family) for place, family in enumerate(_FAMILIES)]
+    program += [
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _EPERM),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        *families,
+        (_RETURN, 0, 0, _EAFNOSUPPORT),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     return b"".join(struct.pack("HBBI", *each) for each in program)
