@@ -1,9 +1,9 @@
-"""Corpus poisoning: quality, speed and defences of a real retriever on real collections, beside the reference's
+"""Corpus poisoning: quality, speed and defenses of a real retriever on real collections, beside the reference's
 structure and sentence-transformers in the same run.
 
     python benchmarks/poison.py PART --shared shared/data/retrieval --cache cache [--k 10] [--evaluations 2600] ...
 
-Parts: encoding, quality, speed, craft, optimizers, defences, transfer. Everything costly is cached. Each part prints
+Parts: encoding, quality, speed, craft, optimizers, defenses, transfer. Everything costly is cached. Each part prints
 JSON lines, with the machine's load.
 """
 
@@ -31,7 +31,7 @@ from lmlab.methods.corpus_poisoning import (
     cluster_queries,
     craft,
     evaluate_attack,
-    measure_defences,
+    measure_defenses,
     measure_fusion,
     optimize,
     passage_scores,
@@ -227,7 +227,7 @@ def optimizers(train: Target, clusters: int, seeds: int, evaluations: int) -> No
         )
 
 
-def defences(
+def defenses(
     test: Target, attacks: dict[str, Passages], sentinels: str, texts: list[str], names: list[str], fusion: bool
 ) -> None:
     """Detectors with the vectors of 500 sentinel questions and the texts of all."""
@@ -236,15 +236,15 @@ def defences(
     sample = [texts[row] for row in picked]
     context = DetectorContext(encoder, test.index, texts, encoder.encode_text(sample, "query"))
     stack = ["hubness", "similarity", "questions"]
-    rows = measure_defences(names, context, test, attacks, stack=stack)
+    rows = measure_defenses(names, context, test, attacks, stack=stack)
     rows += measure_fusion(test, attacks) if fusion else []
     for row in rows:
-        tell(part="defences", sentinels=sentinels, **row.row())
+        tell(part="defenses", sentinels=sentinels, **row.row())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["encoding", "quality", "speed", "craft", "optimizers", "defences", "transfer"])
+    parser.add_argument("part", choices=["encoding", "quality", "speed", "craft", "optimizers", "defenses", "transfer"])
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--encoder", default="minilm")
@@ -284,7 +284,7 @@ def main() -> None:
             attack(train, test, config, given.out / f"{given.optimizer}-{given.objective}-{given.k}-{config.budget}")
         case "optimizers":
             optimizers(train, given.clusters, given.seeds, given.evaluations or 1300)
-        case "defences":
+        case "defenses":
             sets = {
                 place.name: Passages.of(AdversarialSet.load(place).texts, retriever.encoder) for place in given.attack
             }
@@ -296,7 +296,7 @@ def main() -> None:
             texts = [text for text in asked.texts if text.strip().casefold() not in gone]
             sets["S + I (nq)"] = Passages.of(rag.texts, retriever.encoder)
             names = given.detector or ["hubness", "similarity", "questions", "near_duplicate"]
-            defences(test, sets, given.sentinels, texts, names, not given.no_fusion)
+            defenses(test, sets, given.sentinels, texts, names, not given.no_fusion)
         case "transfer":
             for place in given.attack:
                 vectors = encoded(test, AdversarialSet.load(place).texts)

@@ -127,16 +127,16 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     assert code == 2 and "holds no gate" in err
 
 
-def test_a_report_has_defences_beside_every_attack_or_says_that_it_has_none(run, common, small, attack, tmp_path):
+def test_a_report_has_defenses_beside_every_attack_or_says_that_it_has_none(run, common, small, attack, tmp_path):
     arguments = ("report", "--data", small, *common, "--passages", attack, "--k", 10, "--k", 20, "--out", tmp_path)
     code, _, err = run(*arguments)
-    assert code == 2 and "needs a table of defences beside them" in err and not (tmp_path / "report.html").exists()
+    assert code == 2 and "needs a table of defenses beside them" in err and not (tmp_path / "report.html").exists()
     code, text, err = run(*arguments, "--sentinels", small, "--detector", "hubness", "--detector", "similarity")
     assert code == 2 and "120 clean passages" not in text and "cannot tell a threshold" in err
     arguments = (*arguments, "--rate", "0.05")
     code, text, err = run(*arguments, "--sentinels", small, "--detector", "hubness", "--detector", "questions")
-    rows = json.loads((tmp_path / "report.json").read_text())["defences"]
-    assert code == 0 and [row["defence"] for row in rows] == ["hubness", "questions", "stack", "fusion with BM25"]
+    rows = json.loads((tmp_path / "report.json").read_text())["defenses"]
+    assert code == 0 and [row["defense"] for row in rows] == ["hubness", "questions", "stack", "fusion with BM25"]
     undefended = json.loads((tmp_path / "report.json").read_text())["attacks"][0]["found"]["asr"]
     for row in rows[:3]:
         refused = row["tpr"][next(iter(row["tpr"]))]
@@ -144,11 +144,11 @@ def test_a_report_has_defences_beside_every_attack_or_says_that_it_has_none(run,
         assert row["asr"]["20"] <= undefended["20"] + 0.1 and (refused < 1 or row["asr"]["20"] == 0)
     page = (tmp_path / "report.html").read_text()
     assert "ASR@20, undefended" in page and "ASR@20, defended" in page and "Clean nDCG@10" in page
-    code, text, err = run(*arguments, "--no-defences")
+    code, text, err = run(*arguments, "--no-defenses")
     page = (tmp_path / "report.html").read_text()
-    assert code == 0 and "has no table of defences, as was asked for" in page
-    assert "no table of defences" in (tmp_path / "report.md").read_text()
-    assert json.loads((tmp_path / "report.json").read_text())["defences"] is None
+    assert code == 0 and "has no table of defenses, as was asked for" in page
+    assert "no table of defenses" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["defenses"] is None
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_the_purpose_is_said_in_help_module_and_page(run):
     assert code == 0 and "one's own retriever" in " ".join(text.split())
     page = (Path(__file__).parents[3] / "docs" / "methods" / "corpus_poisoning.md").read_text()
     assert (
-        "robustness evaluation of one's own retriever" in page and "Defences stand beside every attack figure" in page
+        "robustness evaluation of one's own retriever" in page and "Defenses stand beside every attack figure" in page
     )
 
 

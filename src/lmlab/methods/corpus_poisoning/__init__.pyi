@@ -7,7 +7,7 @@ from .attack.problem import Budget, Problem
 from .config import CraftConfig
 from .defend.detector import Detector, DetectorContext, Passages, Threshold, make_detector
 from .defend.gate import AdmissionGate, Verdict
-from .defend.measure import DefenceRow, measure_defences, measure_fusion
+from .defend.measure import DefenseRow, measure_defenses, measure_fusion
 from .measure.evaluate import AttackReport, evaluate_attack, passage_scores, smallest_k
 from .measure.thresholds import CleanHits, clean_hits, stored_hits
 
@@ -22,7 +22,7 @@ __all__ = [
     "Coverage",
     "Craft",
     "CraftConfig",
-    "DefenceRow",
+    "DefenseRow",
     "Detector",
     "DetectorContext",
     "EncoderSpec",
@@ -38,7 +38,7 @@ __all__ = [
     "craft",
     "evaluate_attack",
     "make_detector",
-    "measure_defences",
+    "measure_defenses",
     "measure_fusion",
     "optimize",
     "passage_scores",

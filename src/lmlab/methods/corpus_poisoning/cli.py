@@ -409,8 +409,8 @@ def report(
     language_model: LanguageModel = None,
     masked_model: MaskedModel = None,
     k: Depths = None,
-    no_defences: Annotated[
-        bool, typer.Option("--no-defences", help="Leave out the table of defences; the report says so.")
+    no_defenses: Annotated[
+        bool, typer.Option("--no-defenses", help="Leave out the table of defenses; the report says so.")
     ] = False,
     rate: Rate = 0.005,
     no_fusion: Annotated[bool, typer.Option("--no-fusion", help="Leave out fusion with BM25.")] = False,
@@ -421,20 +421,20 @@ def report(
     device: Device = "cpu",
     precision: PrecisionOption = "bf16",
 ) -> None:
-    """One page: success undefended and defended, and what each defence costs in clean quality."""
+    """One page: success undefended and defended, and what each defense costs in clean quality."""
     from lmlab.methods.corpus_poisoning import report as pages
     from lmlab.methods.corpus_poisoning.defend.gate import DEFAULT_DETECTORS
     from lmlab.methods.corpus_poisoning.defend.run import context_of, report_rows
     from lmlab.methods.corpus_poisoning.setup import Target
 
-    if sentinels is None and not no_defences and not detector:
+    if sentinels is None and not no_defenses and not detector:
         raise UserError(
-            "A report of attacks needs a table of defences beside them, and the defences need sentinel questions.",
-            "Give --sentinels, or name other detectors, or say --no-defences.",
+            "A report of attacks needs a table of defenses beside them, and the defenses need sentinel questions.",
+            "Give --sentinels, or name other detectors, or say --no-defenses.",
         )
     target = Target.load(retriever(encoder, cache, precision, device, query_encoder), data, split)
     context = None
-    if not no_defences:
+    if not no_defenses:
         context = context_of(target, sentinels, sentinel_count, language_model, masked_model)
     names = detector or list(DEFAULT_DETECTORS)
     depths = sorted(set(k)) if k else [depth for depth in DEPTHS if depth <= len(target.data.corpus)]

@@ -64,19 +64,19 @@ class CraftConfig(Config):
 
 
 class PoisonConfig(Config):
-    """What the stage `poison` does: attacks on one's own retriever, each beside the same defences.
+    """What the stage `poison` does: attacks on one's own retriever, each beside the same defenses.
 
     Attributes:
         encoder: directory of an encoder, or minilm.
         data: a BEIR folder.
         train_split, test_split: whose queries the attacker has, and which are held out.
-        sentinels: questions of one's own for the defences, a file or folder.
+        sentinels: questions of one's own for the defenses, a file or folder.
         sentinel_count: how many of them are encoded.
         attacks: name -> settings of crafting.
         detectors: what is measured, one by one and together as a gate.
         rate: share of clean passages that the gate refuses.
         language_model: for the detector perplexity.
-        fusion: measure fusion with BM25 as a defence too.
+        fusion: measure fusion with BM25 as a defense too.
         k: depths of success.
     """
 

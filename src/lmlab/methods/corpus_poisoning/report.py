@@ -1,4 +1,4 @@
-"""One page: what the attack reaches undefended and defended, and what each defence costs in clean quality."""
+"""One page: what the attack reaches undefended and defended, and what each defense costs in clean quality."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lmlab.errors import UserError
 from lmlab.files import write_json, write_text
 from lmlab.reports import Code, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
 
-NO_DEFENCES = (
-    "This report has no table of defences, as was asked for (--no-defences). An attack figure alone says little."
+NO_DEFENSES = (
+    "This report has no table of defenses, as was asked for (--no-defenses). An attack figure alone says little."
 )
 PURPOSE = (
     "This measures the robustness of one's own retriever on one's own corpora. Crafted passages are an overlay that is"
@@ -19,38 +19,38 @@ PURPOSE = (
 )
 
 
-def build(attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None) -> Page:
+def build(attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]] | None) -> Page:
     """The page.
 
     Arguments:
         attacks: `name`, `found` (figures of `evaluate_on`), `examples` (texts with id, stopped, payload), `summary`
             (of the crafting).
-        defences: rows of `DefenceRow`; None where the user wants none.
+        defenses: rows of `DefenseRow`; None where the user wants none.
 
     Raises:
-        UserError: there are no rows of defences, and the user did not say that none are wanted.
+        UserError: there are no rows of defenses, and the user did not say that none are wanted.
     """
-    if defences is not None and not defences:
-        raise UserError("A report of attacks needs a table of defences beside them.", "Or say --no-defences.")
-    sections = [_overview(attacks, defences), _attacks(attacks)]
-    if defences:
-        sections.append(_defences(defences))
+    if defenses is not None and not defenses:
+        raise UserError("A report of attacks needs a table of defenses beside them.", "Or say --no-defenses.")
+    sections = [_overview(attacks, defenses), _attacks(attacks)]
+    if defenses:
+        sections.append(_defenses(defenses))
     return Page("Robustness of a retriever", PURPOSE, [*sections, _examples(attacks)])
 
 
-def _overview(attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None) -> Section:
+def _overview(attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]] | None) -> Section:
     facts = {}
     for each in attacks:
         found = each["found"]
         if "20" in found["asr"]:
             facts[f"{each['name']}: ASR@20, undefended"] = f"{100 * found['asr']['20']:.1f} %"
-        own = [row for row in defences or [] if row["attack"] == each["name"] and row["defence"] == "stack"]
+        own = [row for row in defenses or [] if row["attack"] == each["name"] and row["defense"] == "stack"]
         if own and "20" in own[0]["asr"]:
             facts[f"{each['name']}: ASR@20, defended"] = f"{100 * own[0]['asr']['20']:.1f} %"
             if own[0]["ndcg_change"] is not None:
-                facts["Clean nDCG@10, change by the defence"] = f"{own[0]['ndcg_change']:+.4f}"
+                facts["Clean nDCG@10, change by the defense"] = f"{own[0]['ndcg_change']:+.4f}"
     blocks: list[Any] = [Facts(facts)] if facts else []
-    blocks += [Note(NO_DEFENCES, "warning")] if defences is None else []
+    blocks += [Note(NO_DEFENSES, "warning")] if defenses is None else []
     return Section("Undefended, defended, and the cost", blocks or [Paragraph(PURPOSE)], rank=0)
 
 
@@ -101,12 +101,12 @@ def _attacks(attacks: Sequence[dict[str, Any]]) -> Section:
     return Section("The attack, undefended", blocks, rank=1)
 
 
-def _defences(rows: Sequence[dict[str, Any]]) -> Section:
+def _defenses(rows: Sequence[dict[str, Any]]) -> Section:
     rates = list(dict.fromkeys(rate for row in rows for rate in row["tpr"]))
     depths = list(dict.fromkeys(k for row in rows for k in row["asr"]))
     table = [
         [
-            row["defence"],
+            row["defense"],
             row["attack"],
             row["auroc"],
             *(None if rate not in row["tpr"] else 100 * row["tpr"][rate] for rate in rates),
@@ -116,10 +116,10 @@ def _defences(rows: Sequence[dict[str, Any]]) -> Section:
         ]
         for row in rows
     ]
-    columns = ["Defence", "Attack", "AUROC", *(f"Refused at {100 * float(rate):g} % clean" for rate in rates)]
+    columns = ["Defense", "Attack", "AUROC", *(f"Refused at {100 * float(rate):g} % clean" for rate in rates)]
     columns += [f"ASR@{k} % left" for k in depths] + ["Clean refused %", "Clean nDCG@10"]
     return Section(
-        "Defences",
+        "Defenses",
         [
             Table(
                 columns,
@@ -127,7 +127,7 @@ def _defences(rows: Sequence[dict[str, Any]]) -> Section:
                 "Detectors are fitted on a third of the clean documents, thresholds set on another.",
             )
         ],
-        "An attacker who knows a defence works around it: compare rows of adaptive attacks, where there are some.",
+        "An attacker who knows a defense works around it: compare rows of adaptive attacks, where there are some.",
         rank=2,
     )
 
@@ -143,29 +143,29 @@ def _examples(attacks: Sequence[dict[str, Any]]) -> Section:
     return Section("Examples", blocks or [Paragraph("There are none.")], rank=5)
 
 
-def write(page: Page, attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None, out: Path) -> None:
+def write(page: Page, attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]] | None, out: Path) -> None:
     """Write `report.html`, `report.json` and `report.md`."""
     page.write(out / "report.html")
     write_json(
-        out / "report.json", {"attacks": list(attacks), "defences": None if defences is None else list(defences)}
+        out / "report.json", {"attacks": list(attacks), "defenses": None if defenses is None else list(defenses)}
     )
-    write_text(out / "report.md", _markdown(attacks, defences))
+    write_text(out / "report.md", _markdown(attacks, defenses))
 
 
-def _markdown(attacks: Sequence[dict[str, Any]], defences: Sequence[dict[str, Any]] | None) -> str:
+def _markdown(attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]] | None) -> str:
     lines = ["# Robustness of a retriever", "", PURPOSE, "", "| attack | passages | k | ASR@k % |", "|---|---|---|---|"]
     for each in attacks:
         found = each["found"]
         for k, value in found["asr"].items():
             lines.append(f"| {_cell(each['name'])} | {found['passages']} | {k} | {100 * value:.2f} |")
-    if defences is None:
-        return "\n".join([*lines, "", NO_DEFENCES, ""])
-    lines += ["", "| defence | attack | refused | ASR@k % left | clean nDCG@10 |", "|---|---|---|---|---|"]
-    for row in defences:
+    if defenses is None:
+        return "\n".join([*lines, "", NO_DEFENSES, ""])
+    lines += ["", "| defense | attack | refused | ASR@k % left | clean nDCG@10 |", "|---|---|---|---|---|"]
+    for row in defenses:
         refused = ", ".join(f"{100 * value:.0f} % at {100 * float(rate):g} %" for rate, value in row["tpr"].items())
         left = ", ".join(f"@{k} {100 * value:.1f}" for k, value in row["asr"].items())
         change = "" if row["ndcg_change"] is None else f"{row['ndcg_change']:+.4f}"
-        lines.append(f"| {row['defence']} | {_cell(row['attack'])} | {refused} | {left} | {change} |")
+        lines.append(f"| {row['defense']} | {_cell(row['attack'])} | {refused} | {left} | {change} |")
     return "\n".join([*lines, ""])
 
 

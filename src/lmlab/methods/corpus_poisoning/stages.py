@@ -20,10 +20,10 @@ from lmlab.storage import find_files
 
 
 class PoisonResults(Results):
-    """Figures of each attack, and of each defence against it."""
+    """Figures of each attack, and of each defense against it."""
 
     attacks: list[dict[str, Any]]
-    defences: list[dict[str, Any]]
+    defenses: list[dict[str, Any]]
     depth: str
 
 
@@ -55,14 +55,14 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
             target, sentinels, places, config.detectors, config.detectors, fitting, config.fusion, config.rate
         )
         write(build(attacks, rows), attacks, rows, context.directory)
-        return PoisonResults(attacks=attacks, defences=rows or [], depth=str(max(k for k in fitting if k <= 20)))
+        return PoisonResults(attacks=attacks, defenses=rows or [], depth=str(max(k for k in fitting if k <= 20)))
 
     def summary(self, results: PoisonResults) -> str:
         """Success undefended and defended."""
         told = []
         for attack in results.attacks:
             open_ = attack["found"]["asr"][results.depth]
-            own = [row for row in results.defences if row["attack"] == attack["name"] and row["defence"] == "stack"]
+            own = [row for row in results.defenses if row["attack"] == attack["name"] and row["defense"] == "stack"]
             left = own[0]["asr"].get(results.depth) if own else None
             after = "" if left is None else f", {100 * left:.1f} % behind the gate"
             told.append(f"{attack['name']}: ASR@{results.depth} {100 * open_:.1f} %{after}")
@@ -70,4 +70,4 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
 
     def report(self, config: PoisonConfig, results: PoisonResults, directory: Path) -> list[Section]:
         """The sections of the page."""
-        return list(build(results.attacks, results.defences).sections)
+        return list(build(results.attacks, results.defenses).sections)

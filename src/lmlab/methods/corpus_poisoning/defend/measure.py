@@ -40,8 +40,8 @@ STACK = "stack"
 
 
 @dataclass(frozen=True)
-class DefenceRow:
-    """One defence against one set of passages.
+class DefenseRow:
+    """One defense against one set of passages.
 
     Attributes:
         auroc, average_precision: how well scores part crafted passages from clean documents.
@@ -52,7 +52,7 @@ class DefenceRow:
             sample was scored.
     """
 
-    defence: str
+    defense: str
     attack: str
     auroc: float | None
     average_precision: float | None
@@ -67,7 +67,7 @@ class DefenceRow:
         return asdict(self)
 
 
-def measure_defences(
+def measure_defenses(
     names: Sequence[str],
     context: DetectorContext,
     target: Target,
@@ -77,7 +77,7 @@ def measure_defences(
     sample: int = 400,
     stack: Sequence[str] = (),
     stack_rate: float = 0.005,
-) -> list[DefenceRow]:
+) -> list[DefenseRow]:
     """Every detector, and the stack of some, against every set of passages.
 
     Arguments:
@@ -125,7 +125,7 @@ def _stack(
     queries: NDArray[np.float32],
     target: Target,
     k_values: Sequence[int],
-) -> list[DefenceRow]:
+) -> list[DefenseRow]:
     fitting, calibration, rest = _thirds(len(documents))
     gate = AdmissionGate.fit(names, context, documents.part(fitting), documents.part(calibration), rate)
     scores = gate.suspicion(documents)
@@ -139,7 +139,7 @@ def _stack(
 
 
 def _row(
-    defence: str,
+    defense: str,
     attack: str,
     clean: Scores,
     crafted: Scores,
@@ -151,7 +151,7 @@ def _row(
     passages: Passages,
     target: Target,
     k_values: Sequence[int],
-) -> DefenceRow:
+) -> DefenseRow:
     kept = np.flatnonzero(crafted <= bounds[0].value)
     left = hits if refused is None else without(hits, refused)
     similar = passage_scores(queries, passages.vectors[kept])
@@ -160,8 +160,8 @@ def _row(
     if refused is not None:
         before, after = (clean_ndcg(each, target.data.queries.ids, target.data.qrels) for each in (hits, left))
         change = after - before
-    return DefenceRow(
-        defence,
+    return DefenseRow(
+        defense,
         attack,
         roc_auc(clean, crafted),
         average_precision(clean, crafted),
@@ -196,8 +196,8 @@ def clean_ndcg(hits: CleanHits, query_ids: Sequence[str], qrels: Qrels, k: int =
 
 def measure_fusion(
     target: Target, attacks: Mapping[str, Passages], k_values: Sequence[int] = (10, 20), depth: int = 100
-) -> list[DefenceRow]:
-    """Fusion with BM25 by reciprocal ranks as a defence: what gradients cannot reach, but stuffing can."""
+) -> list[DefenseRow]:
+    """Fusion with BM25 by reciprocal ranks as a defense: what gradients cannot reach, but stuffing can."""
     data, queries = target.data, target.queries()
     hits = target.hits(depth)
     rows = []
@@ -223,7 +223,7 @@ def measure_fusion(
             str(k): float(np.mean([any(id in names for id in list(found)[:k]) for found in both.values()]))
             for k in k_values
         }
-        rows.append(DefenceRow("fusion with BM25", attack, None, None, {}, asr, None, after - before, len(everything)))
+        rows.append(DefenseRow("fusion with BM25", attack, None, None, {}, asr, None, after - before, len(everything)))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Defences as commands use them: a context from options, a gate that is fitted and asked, a table for the report."""
+"""Defenses as commands use them: a context from options, a gate that is fitted and asked, a table for the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmlab.files import read_mapping
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, to_json
-from lmlab.methods.corpus_poisoning.defend.measure import measure_defences, measure_fusion, sweep
+from lmlab.methods.corpus_poisoning.defend.measure import measure_defenses, measure_fusion, sweep
 from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.parsing import parse_json, require_mapping
@@ -127,7 +127,7 @@ def report_rows(
     fusion: bool,
     rate: float = 0.005,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """What a report shows: figures of each set of passages, and of each defence against each; no defences without a
+    """What a report shows: figures of each set of passages, and of each defense against each; no defenses without a
     context.
 
     Arguments:
@@ -153,7 +153,7 @@ def report_rows(
     if context is None:
         return attacks, None
     depths = [k for k in k_values if k in (10, 20)] or [max(k_values)]
-    rows = measure_defences(names, context, target, sets, depths, stack=stack, stack_rate=rate)
+    rows = measure_defenses(names, context, target, sets, depths, stack=stack, stack_rate=rate)
     rows += measure_fusion(target, sets, depths) if fusion else []
     return attacks, [row.row() for row in rows]
 
