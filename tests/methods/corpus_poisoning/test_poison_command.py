@@ -34,7 +34,7 @@ FAST = ("--k", 3, "--length", 10, "--evaluations", 120, "--candidates", 12)
 def attack(common, small, tmp_path_factory):
     from lmlab.methods.corpus_poisoning import CraftConfig
     from lmlab.methods.corpus_poisoning.attack.run import craft_for
-    from lmlab.methods.corpus_poisoning.cli import retriever
+    from lmlab.methods.corpus_poisoning.commands.shared import retriever
 
     out = tmp_path_factory.mktemp("attack")
     config = CraftConfig(k=3, length=10, evaluations=120, candidates=12)
@@ -191,3 +191,25 @@ def test_a_dot_product_retriever_is_told_of_long_vectors(run, tmp_path):
     norms = json.loads(text)["norms"]
     told = "By the dot product length alone ranks it higher" in err
     assert code == 0 and told == (norms["crafted_max"] > norms["clean_p99"])
+
+
+def test_other_tools_files_are_written_and_read_and_what_was_read_is_told_as_json(run, place, attack, tmp_path):
+    code, _, err = run("export", attack, "--out", tmp_path / "theirs", "--name", "small", "--encoder", place)
+    assert code == 0, err
+    given = ("import", tmp_path / "theirs", "--encoder", place, "--out", tmp_path / "ours", "--json")
+    code, text, err = run(*given)
+    assert code == 0, err
+    out = str(tmp_path / "ours")
+    assert json.loads(text) == {"passages": 3, "k": 3, "found": 3, "round_trip": 3, "out": out}
+    ours, theirs = ((folder / "adversarial.jsonl").read_text() for folder in (tmp_path / "ours", attack))
+    told = [[json.loads(line)["text"] for line in text.splitlines()] for text in (ours, theirs)]
+    assert told[0] == told[1]
+    next((tmp_path / "theirs").glob("*-s1.json")).unlink()
+    code, _, err = run(*given)
+    assert code == 2 and "lacks 1 of 3 clusters: s1" in err
+    code, text, _ = run(*given, "--partial")
+    assert code == 0 and json.loads(text)["found"] == 2 and json.loads(text)["k"] == 3
+    question = {"id": "q1", "question": "who", "correct answer": "a", "incorrect answer": "b", "adv_texts": ["x", "y"]}
+    (tmp_path / "rag.json").write_text(json.dumps({"q1": question}))
+    code, text, _ = run("import", tmp_path / "rag.json", "--form", "poisonedrag", "--out", tmp_path / "rag", "--json")
+    assert code == 0 and json.loads(text) == {"passages": 2, "out": str(tmp_path / "rag")}

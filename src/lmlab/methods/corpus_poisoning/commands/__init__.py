@@ -1,0 +1,1 @@
+"""The commands `lmlab poison`, by subject."""

@@ -1,0 +1,159 @@
+"""`lmlab poison`: crafting passages, and training with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example, print_table
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.commands.shared import (
+    Cache,
+    Data,
+    Device,
+    EncoderPlace,
+    IgnoreMissing,
+    MaxLength,
+    PrecisionOption,
+    QueryEncoder,
+    Split,
+    retriever,
+)
+from lmlab.methods.corpus_poisoning.config import CraftConfig
+
+Settings = Annotated[
+    Path | None,
+    typer.Option("--config", help="A YAML file with settings, which go before options.", show_default=False),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, which goes before options.", show_default=False),
+]
+
+craft_help = example(
+    "lmlab poison craft --data data/boolq --encoder minilm --k 10 --out attack",
+    "lmlab poison craft --data data/boolq --encoder minilm --payload-position prefix --out attack",
+)
+harden_help = example("lmlab poison harden --data data/boolq --encoder minilm --rounds 3 --out hardened")
+
+
+def with_files(settings: CraftConfig, config: Path | None, set_: list[str] | None) -> CraftConfig:
+    """Settings with those of a file and of `--set`."""
+    from lmlab.config import apply_overrides, validate
+    from lmlab.files import read_yaml
+
+    data = {**settings.model_dump(), **(read_yaml(config) if config else {})}
+    return validate(CraftConfig, apply_overrides(data, set_ or []), "the settings")
+
+
+@options(CraftConfig, exclude=("payload", "precision"))
+def craft(
+    data: Data,
+    settings: CraftConfig,
+    encoder: EncoderPlace = "minilm",
+    out: Annotated[Path, typer.Option("--out", "-o", "--output_file", help="Folder of the attack.")] = Path("attack"),
+    cache: Cache = Path("vectors"),
+    split: Split = "train",
+    queries: Annotated[
+        str | None, typer.Option(help="Other queries: a file or folder; then judgments are not needed.")
+    ] = None,
+    payload_file: Annotated[
+        Path | None,
+        typer.Option(help="A text of your own for every passage, which the report shows.", show_default=False),
+    ] = None,
+    query_encoder: QueryEncoder = None,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+    max_length: MaxLength = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Stop after so long; the next run goes on.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run was cut off; that is what happens anyway.")
+    ] = False,
+    ignore_missing: IgnoreMissing = False,
+    parity: Annotated[
+        bool,
+        typer.Option("--parity", "--do_kmeans", help="The reference's algorithm with its quirks, for comparison."),
+    ] = False,
+    num_iter: Annotated[int, typer.Option("--iterations", "--num_iter", min=1, help="Of --parity.")] = 5000,
+    num_grad_iter: Annotated[int, typer.Option("--num_grad_iter", min=1, help="Of --parity.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "--per_gpu_eval_batch_size", min=1, help="Of --parity.")] = 64,
+    kmeans_split: Annotated[
+        int | None, typer.Option("--kmeans_split", min=0, help="Of --parity: one cluster only.", show_default=False)
+    ] = None,
+    dont_init_gold: Annotated[bool, typer.Option("--dont_init_gold", help="Of --parity.")] = False,
+    config: Settings = None,
+    set_: Set = None,
+) -> None:
+    """Craft passages against a retriever of your own; they are written as an overlay with a list of ids to remove."""
+    from lmlab.methods.corpus_poisoning.attack.run import craft_for
+
+    if payload_file is not None:
+        if not payload_file.is_file():
+            raise UserError(f"No such file: '{payload_file}'.")
+        place = settings.payload_position if settings.payload_position != "none" else "prefix"
+        text = payload_file.read_text("utf-8").strip()
+        settings = settings.model_copy(update={"payload": text, "payload_position": place})
+    settings = with_files(settings, config, set_).model_copy(update={"precision": precision})
+    if parity:
+        from lmlab.methods.corpus_poisoning.attack.parity import craft_by_reference
+        from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings
+
+        how = ReferenceSettings(
+            settings.length, settings.candidates, batch, num_iter, num_grad_iter, not dont_init_gold
+        )
+        made = retriever(encoder, cache, precision, device, query_encoder, max_length)
+        about = craft_by_reference(made, data, split, how, out, settings.k, kmeans_split, settings.seed)
+        print(f"{about['found']} of {about['k']} clusters by the reference's algorithm: {out}")
+        return
+    found = craft_for(
+        retriever(encoder, cache, precision, device, query_encoder, max_length),
+        data,
+        split,
+        settings,
+        out,
+        queries,
+        max_seconds,
+        ignore_missing,
+    )
+    print(
+        f"{len(found.passages)} passages for {len(found.clusters)} clusters of queries in {found.seconds:.0f} CPU s"
+        f" ({found.evaluations:,} evaluations): {out / 'adversarial.jsonl'}\nTo remove them: {out / 'removal.txt'}"
+    )
+
+
+@options(CraftConfig, exclude=("payload", "precision", "payload_position", "target_asr"))
+def harden(
+    data: Data,
+    settings: CraftConfig,
+    encoder: EncoderPlace = "minilm",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of rounds.")] = Path("hardened"),
+    cache: Cache = Path("vectors"),
+    rounds: Annotated[int, typer.Option(min=1, help="Attack and train so many times.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of training, each round.")] = 200,
+    batch: Annotated[int, typer.Option(min=2, help="Queries of a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of training.")] = 2e-5,
+    negatives: Annotated[int, typer.Option(min=1, help="Crafted passages beside each query's document.")] = 1,
+    depth: Annotated[int, typer.Option(min=1, help="Of the success that is reported.")] = 20,
+    device: Device = "cpu",
+    precision: PrecisionOption = "bf16",
+) -> None:
+    """Train a retriever with crafted passages as negatives, and attack what comes out anew, several rounds."""
+    from rich.table import Table
+
+    from lmlab.methods.corpus_poisoning.defend.harden import HardenSettings
+    from lmlab.methods.corpus_poisoning.defend.harden import harden as run_rounds
+
+    how = HardenSettings(rounds, steps, batch, learning_rate, negatives, depth)
+    config = settings.model_copy(update={"precision": precision})
+    rows = run_rounds(retriever(encoder, cache, precision, device), data, config, how, out)
+    table = Table("round", "clean nDCG@10", f"ASR@{depth} %, old passages", f"ASR@{depth} %, new attack")
+    for row in rows:
+        old, new = row[f"asr@{depth}_old"], row[f"asr@{depth}_new"]
+        told = "" if old is None else f"{100 * old:.2f}"
+        table.add_row(str(row["round"]), f"{row['clean_ndcg@10']:.4f}", told, f"{100 * new:.2f}")
+    print_table(table)

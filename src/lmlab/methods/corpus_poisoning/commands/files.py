@@ -1,0 +1,72 @@
+"""`lmlab poison`: passages of other tools, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.commands.shared import AsJson, Device, EncoderPlace, retriever
+
+import_help = example(
+    "lmlab poison import results/ --form reference --encoder models/contriever --out attack",
+    "lmlab poison import nq.json --form poisonedrag --out attack",
+)
+export_help = example("lmlab poison export attack --out results --name nq --encoder models/contriever")
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="The reference's folder of JSON files, or PoisonedRAG's file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the overlay.")],
+    form: Annotated[str, typer.Option(help="reference or poisonedrag.")] = "reference",
+    encoder: EncoderPlace = "minilm",
+    k: Annotated[
+        int | None, typer.Option("--k", "--num_advp", min=1, help="Which k of several.", show_default=False)
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Take what is there of incomplete sets.")] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Read passages of other tools as an overlay that is marked."""
+    import json
+
+    from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag, read_reference
+
+    if form == "poisonedrag":
+        found = black_box(read_poisonedrag(source))
+        found.save(out)
+        if as_json:
+            print(json.dumps({"passages": len(found), "out": str(out)}))
+            return
+        print(f"{len(found)} passages without gradients (question and text): {out}")
+        return
+    if form != "reference":
+        raise UserError(f"--form {form}: reference or poisonedrag.")
+    made = retriever(encoder, Path("vectors"), "fp32", device)
+    found, about = read_reference(source, made.encoder.tokenizer, k, partial)
+    found.save(out)
+    if as_json:
+        print(json.dumps({"passages": len(found), **about, "out": str(out)}))
+        return
+    told = f"k = {about['found']}/{about['k']}" if about["found"] < about["k"] else f"k = {about['k']}"
+    print(f"{len(found)} passages ({told}), of which {about['round_trip']} are read again as the same tokens: {out}")
+
+
+def export(
+    passages: Annotated[Path, typer.Argument(help="Crafted passages.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the reference's files.")],
+    name: Annotated[str, typer.Option(help="The collection's name in file names.")] = "data",
+    encoder: EncoderPlace = "minilm",
+    device: Device = "cpu",
+) -> None:
+    """Write passages as the reference's files, one a cluster."""
+    from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+    from lmlab.methods.corpus_poisoning.formats import write_reference
+
+    found = AdversarialSet.load(passages)
+    made = retriever(encoder, Path("vectors"), "fp32", device)
+    write_reference(found, made.encoder.tokenizer, out, name, Path(encoder).name)
+    print(f"{len(found)} files: {out}")
