@@ -76,7 +76,7 @@ def test_pieces_of_words_that_do_not_survive_are_replaced(target):
 def test_the_same_seed_gives_the_same_bytes_in_workers_in_any_order(target, tmp_path, monkeypatch):
     def in_workers(function, jobs, workers):  # what a worker gets and does, without the seconds that its imports take
         for number in reversed(range(len(jobs))):
-            yield number, function(pickle.loads(pickle.dumps(jobs[number])))
+            yield number, function(pickle.loads(pickle.dumps(jobs[number])))  # noqa: S301
 
     threads = torch.get_num_threads()
     crafted(target, tmp_path / "here")
