@@ -231,6 +231,24 @@ def test_plans_say_what_long_text_there_is_and_how_often_it_is_read(tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(UserError, match="is empty"):
         plan_mix([parse_stream(str(tmp_path / "none.jsonl"))], [256])
+    with pytest.raises(UserError, match="Nothing would be read"):
+        plan_mix([parse_stream(f"{short}#0.0001")], [256])
+
+
+def test_plans_count_the_documents_within_packed_sequences(tmp_path):
+    with MDSWriter(COLUMNS, tmp_path / "packs") as writer:
+        for _ in range(3):
+            writer.write(SAMPLE)
+    (plan,) = plan_mix([parse_stream(str(tmp_path / "packs"))], [5, 8])
+    assert (plan.documents, plan.tokens, plan.longer) == (6, 24, {5: 15, 8: 0})
+
+
+@pytest.mark.parametrize("ids", [np.arange(8.0), np.arange(-1, 7)])
+def test_what_is_no_token_id_is_named(tmp_path, ids):
+    with MDSWriter({**COLUMNS, "input_ids": f"ndarray:{ids.dtype}"}, tmp_path) as writer:
+        writer.write(SAMPLE | {"input_ids": ids})
+    with pytest.raises(DamagedError, match="input_ids are no token ids"):
+        PackRows(tmp_path, 8)[0]
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8), st.integers(0, 10_000))

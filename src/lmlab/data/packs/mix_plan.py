@@ -103,6 +103,8 @@ def plan_mix(streams: Sequence[Stream], lengths: Iterable[int], tokens: int | No
         reads = largest_remainder([stream.share or 0 for stream in streams], tokens)
     else:
         reads = [round(stream.repeat * has) for stream, (_, has, _) in zip(streams, counted, strict=True)]
+    if not sum(reads):
+        raise UserError("Nothing would be read of any stream.", "Raise their repeats, or --tokens.")
     plans = []
     for stream, (documents, has, longer), read in zip(streams, counted, reads, strict=True):
         epochs = read / has

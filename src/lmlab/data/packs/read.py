@@ -64,11 +64,22 @@ class TokenSource:
         return self.kind == "jsonl" or any("mask" in entry["column_names"] for _, entry in self.entries)
 
     def lengths(self) -> Iterator[tuple[str, int]]:
-        """Domain and tokens of every document, without reading the tokens where that can be."""
+        """Domain and tokens of every document, without reading the tokens where that can be; of samples that are packed
+        already, of the documents in them.
+        """
         if self.kind == "corpus":
             for shard in self.corpus.shards:
                 sizes = np.diff(shard.ends, prepend=0).tolist()
                 yield from zip((self.corpus.domains[each] for each in shard.domains), sizes, strict=True)
+            return
+        if self.kind == "mds":
+            for folder, entry in self.entries:
+                shard = MDSShard(entry, folder)
+                for number in range(len(shard)):
+                    row = shard[number]
+                    domain, tokens = str(row.get("domain") or ""), row["input_ids"]
+                    borders = np.asarray(row.get("indices", [[0, np.size(tokens)]])).reshape(-1, 2)
+                    yield from ((domain, int(stop) - int(start)) for start, stop in borders)
             return
         for document in self:
             yield document.domain, len(document.tokens)

@@ -66,7 +66,9 @@ class PackRows:
             raise UserError(f"'{folder}' holds no packed sequences (a column input_ids).", "Make them: lmlab data pack")
         self._ends = np.cumsum([entry["samples"] for _, entry in self._entries])
         self._shard = lru_cache(_OPEN_SHARDS)(self._open)
-        self.pack_length = len(self._sample(0)["input_ids"])
+        self.pack_length = int(np.size(self._sample(0)["input_ids"]))
+        if not self.pack_length:
+            raise DamagedError(self._where(0), "it has no tokens", remedy="Pack the documents again.")
         self.per_row, rest = divmod(seq_len, self.pack_length)
         if rest or not self.per_row:
             raise UserError(
@@ -137,11 +139,13 @@ class PackRows:
 
     def _checked(self, sample: dict[str, Any], number: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """The borders of documents and the mask of a sample that is what it should be."""
-        tokens, mask, length = sample["input_ids"], sample.get("mask"), self.pack_length
+        tokens, mask, length = np.asarray(sample["input_ids"]), sample.get("mask"), self.pack_length
         borders = np.asarray(sample.get("indices", [[0, length]]), np.int64)
         fault = None
         if tokens.shape != (length,):
-            fault = f"it has {tokens.size} tokens, the others {length}"
+            fault = f"it has {np.size(tokens)} tokens, the others {length}"
+        elif tokens.dtype.kind not in "iu" or int(tokens.min()) < 0:
+            fault = "input_ids are no token ids"
         elif borders.ndim != 2 or borders.shape[1] != 2:
             fault = "indices is no list of pairs"
         elif (borders[:, 0] > borders[:, 1]).any() or (borders[1:, 0] < borders[:-1, 1]).any():
