@@ -48,8 +48,9 @@ from lmlab.evals.long.metrics import (
     row_f1,
 )
 from lmlab.evals.long.tasks.facts import FACTS
-from lmlab.evals.long.texts import passages
+from lmlab.evals.long.texts import Paper, passages
 from lmlab.evals.tasks import olmes
+from lmlab.methods.prolong import perplexity
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
 pytestmark = pytest.mark.skipif(olmes.version() is None, reason=f"the package {olmes.PACKAGE} is not installed")
@@ -336,6 +337,29 @@ def test_long_perplexity_keeps_its_key_tokens(directory, tmp_path, lmlab):
     (tmp_path / "keys.json").write_text(json.dumps(known | {"tokenizer": "another"}))
     refused = lmlab("long", "ppl", directory, *how)
     assert refused.code == 2 and "of another tokenizer" in refused.err
+    for change in ({"texts": "other"}, {"keys": [[0], [5]]}):
+        (tmp_path / "keys.json").write_text(json.dumps(known | change))
+        refused = lmlab("long", "ppl", directory, *how)
+        assert refused.code == 2 and re.search("of other texts|not those of these texts", refused.err)
+    # nothing is kept of what cannot be measured
+    for wrong, says in ((("--context", "299"), "leaves none"), (("--length", "1024", "--context", "1024"), "none")):
+        refused = lmlab("long", "ppl", directory, *how, "--keys", tmp_path / "no.json", *wrong)
+        assert refused.code == 2 and says in refused.err and not (tmp_path / "no.json").exists()
+
+
+def test_long_perplexity_takes_the_same_texts_again_where_some_are_short(directory, tmp_path, lmlab, monkeypatch):
+    def paper(words):
+        return Paper(f"of {words}", "abstract", "word " * words, ())
+
+    # the longest by words is the shortest in tokens
+    monkeypatch.setattr(perplexity, "papers", lambda: (paper(90), Paper("b", "a", "supercalifragilistic " * 80, ())))
+    how = ("--keys", tmp_path / "k.json", "--length", "200", "--context", "64", "--slide", "32", "--texts", "1")
+    first = lmlab("long", "ppl", directory, *how)
+    assert first.code == 0, first.err
+    assert lmlab("long", "ppl", directory, *how).out == first.out
+    monkeypatch.setattr(perplexity, "papers", lambda: (paper(9),))
+    refused = lmlab("long", "ppl", directory, *how, "--keys", tmp_path / "none.json")
+    assert refused.code == 2 and "No text has 200 tokens" in refused.err
     planned = lmlab("long", "rope", directory, "--to", "8192")
     assert planned.code == 0 and "160000" in planned.out  # 2 t theta of 10,000 and t of 8
 

@@ -76,7 +76,7 @@ def long_perplexity(
         UserError: the keys are not those of these texts, or no text is longer than the short context.
     """
     if len(keys) != len(texts) or any(
-        key and not 0 < max(key) < len(ids) for key, ids in zip(keys, texts, strict=False)
+        key and not 0 < min(key) <= max(key) < len(ids) for key, ids in zip(keys, texts, strict=False)
     ):
         raise UserError("The key tokens are not those of these texts.", "Find them anew, on the same texts.")
     total, count, key_total, key_count = 0.0, 0, 0.0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from lmlab.config import Config, validate
@@ -9,7 +10,7 @@ from lmlab.errors import UserError
 from lmlab.evals import Evaluator
 from lmlab.evals.long import LongPPL, LongPPLConfig, key_tokens, long_perplexity
 from lmlab.evals.long.texts import count_words, papers
-from lmlab.files import read_mapping, write_json
+from lmlab.files import read_mapping, sha256_json, write_json
 
 
 class KeyFile(Config):
@@ -21,6 +22,7 @@ class KeyFile(Config):
         tokenizer: fingerprint of the tokenizer.
         model: that found them.
         config: which tokens count.
+        texts: SHA-256 of the texts' tokens.
     """
 
     keys: list[list[int]]
@@ -28,6 +30,7 @@ class KeyFile(Config):
     tokenizer: str
     model: str
     config: LongPPLConfig
+    texts: str | None = None
 
 
 def measure_long_ppl(
@@ -50,15 +53,25 @@ def measure_long_ppl(
     if size > evaluator.scorer.max_seq_len:
         raise UserError(f"Texts of {size} tokens exceed the model's {evaluator.scorer.max_seq_len}.", "Lower --length.")
     ids = _texts(evaluator, count, size)
+    if not ids:
+        raise UserError(f"No text has {size:,} tokens.", "Lower --length.")
+    digest = sha256_json(ids)
+    if known is not None and known.texts not in (None, digest):
+        raise UserError(f"The key tokens in '{keys}' are those of other texts.", "Name another file with --keys.")
     if known is None:
+        if context >= size - 1:
+            raise UserError(
+                f"A short context of {context:,} tokens leaves none of texts of {size:,} tokens.", "Lower --context."
+            )
         config = LongPPLConfig(context=context, slide=slide)
         found = key_tokens(evaluator.model, ids, config)
-        known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config)
+        known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config, texts=digest)
         write_json(keys, known.model_dump(mode="json"))
     return long_perplexity(evaluator.model, ids, known.keys, known.config)
 
 
 def _texts(evaluator: Evaluator, count: int, size: int) -> list[list[int]]:
-    ordered = sorted(papers(), key=lambda paper: -count_words(paper.body))[:count]
-    found = [evaluator.tokenizer.encode_prompt(f"{paper.abstract}\n\n{paper.body}")[:size] for paper in ordered]
-    return [ids for ids in found if len(ids) == size]
+    """The first texts that have so many tokens: the same ones, whether `count` was asked for or found."""
+    ordered = sorted(papers(), key=lambda paper: -count_words(paper.body))
+    found = (evaluator.tokenizer.encode_prompt(f"{paper.abstract}\n\n{paper.body}")[:size] for paper in ordered)
+    return list(islice((ids for ids in found if len(ids) == size), count))
