@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmlab.errors import UserError
@@ -70,10 +71,19 @@ def build_context(asking: Asking, draw: Draw) -> list[Instance]:
         filler = cut_words(plan.filler, found or 0)
     found_drafts = sizes.drafts(count, filler)
     # the longest question was measured alone; none may be longer than the room
-    instances = [_instance(asking, draw, plan, draft, number, count) for number, draft in enumerate(found_drafts)]
+    instances = [
+        _instance(asking, draw, plan, draft, number, count)
+        for number, draft in enumerate(found_drafts)
+        if _can_be_written(asking, draft, plan)
+    ]
     fits = [each for each in instances if each.prompt_tokens <= room]
-    longest = max((each.prompt_tokens for each in fits), default=0)
-    short = longest < room * (1 - TOLERANCE)
+    if not fits:
+        raise NoRoom(
+            f"In {draw.length} tokens the task {draw.task}.{draw.variant} has nothing to ask that can be answered in"
+            f" {plan.budget} tokens.",
+            "Ask for longer ones.",
+        )
+    short = max(each.prompt_tokens for each in fits) < room * (1 - TOLERANCE)
     return [each.model_copy(update={"short": True}) if short else each for each in fits]
 
 
@@ -116,19 +126,25 @@ class _Sizes:
         found = self.plan.make(count)
         if not filler:
             return found
-        return [
-            Draft(
-                f"{filler}\n\n{each.context}" if each.context else filler,
-                each.question,
-                each.answer,
-                each.prefix,
-                each.demos,
-                each.depth,
-                each.options,
-                each.meta,
-            )
-            for each in found
-        ]
+        return [_behind(each, filler) for each in found]
+
+
+def _behind(draft: Draft, filler: str) -> Draft:
+    """A question whose context stands behind filler, and so deeper than before."""
+    context = f"{filler}\n\n{draft.context}" if draft.context else filler
+    if draft.depth is None:
+        return replace(draft, context=context)
+    place = len(context) - (1 - draft.depth) * len(draft.context)
+    return replace(draft, context=context, depth=round(place / len(context), 4))
+
+
+def _can_be_written(asking: Asking, draft: Draft, plan: Plan) -> bool:
+    """Whether an answer fits the budget, so that a model can be right; an abstract (no budget of its own) may be
+    told in part.
+    """
+    if plan.partial:
+        return True
+    return any(len(asking.tokenizer.encode(answer, "as_text")) <= plan.budget for answer in draft.answer)
 
 
 def _instance(asking: Asking, draw: Draw, plan: Plan, draft: Draft, number: int, count: int) -> Instance:

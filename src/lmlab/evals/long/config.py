@@ -74,8 +74,8 @@ class LongSettings(Config):
     lengths: Annotated[list[PositiveInt] | None, Flag(("--length",))] = None
     tasks: Annotated[list[str], Flag(("--task",))] = list(DEFAULT_TASKS)
     contexts: PositiveInt | None = None
-    questions: PositiveInt = 8
-    demos: int = Field(default=0, ge=0)
+    questions: int = Field(default=8, ge=1, le=128)
+    demos: int = Field(default=0, ge=0, le=64)
     seed: int = 0
 
     @field_validator("tasks")

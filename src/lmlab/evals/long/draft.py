@@ -31,6 +31,7 @@ class Plan:
         make: the questions about the context with so many items; they all have the same context.
         filler: text of which a part may stand before the context, where items alone do not give the exact length;
             None where nothing may.
+        partial: an answer that is longer than the budget counts as far as it goes.
     """
 
     make: Callable[[int], list[Draft]]
@@ -40,6 +41,7 @@ class Plan:
     budget: int = 16
     stop: tuple[str, ...] = ("\n",)
     filler: str | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Whatever the questions share is computed once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -132,8 +133,9 @@ def measure_written(writer: Writer, group: Sequence[Instance], controls: bool) -
 
 def judge(instance: Instance, output: str) -> Row:
     """The figures of a written answer, the first of them its score; whether it could be parsed, and whether it
-    declines.
+    declines. What repeats how the answer begins, as models of chat do ("label: 3"), is read from there on.
     """
+    output = _behind_prefix(output, instance.prefix.strip())
     first = output.strip().split("\n", 1)[0].strip()
     answers, meta = instance.answer, instance.meta
     parsed: bool = bool(first)
@@ -155,7 +157,7 @@ def judge(instance: Instance, output: str) -> Row:
             found = output.strip()
             figures = {name: rouge("rougeL", part)(found, answers[0]) for name, part in _ROUGE}  # type: ignore[arg-type]
             if meta.get("facts"):
-                figures["facts"] = metrics.share_found(found, meta["facts"])
+                figures["facts"] = metrics.share_of_words(found, meta["facts"])
         case "niah_multivalue":
             figures = {"recall": metrics.share_found(output, meta["values"])}
         case "repo_def":
@@ -179,6 +181,12 @@ def judge(instance: Instance, output: str) -> Row:
     }
 
 
+def _behind_prefix(output: str, prefix: str) -> str:
+    """What an output says after the answer's beginning, where a line of it begins so; else all of it."""
+    found = re.search(rf"^[ \t]*{re.escape(prefix)}", output, re.IGNORECASE | re.MULTILINE) if prefix else None
+    return output[found.end() :] if found else output
+
+
 _ROUGE = (("rougeL", "fmeasure"), ("rougeL_recall", "recall"))
 
 
@@ -195,12 +203,13 @@ def measure_forced(scorer: Scorer, asking: Asking, group: Sequence[Instance], co
         if instance.task == "ppl_gain":
             ids = asking.ids(instance)[: instance.length]
             part = len(ids) // 4
-            wanted.append((instance, {"all": add(ids, part), "near": add(ids[-2 * part :], part)}))
+            # a text that lacks the begin mark is strange to some models, wherever it was cut
+            near = [*asking.tokenizer.begin_ids, *ids[-2 * part :]]
+            wanted.append((instance, {"all": add(ids, part), "near": add(near, part)}))
             continue
         prompt = asking.ids(instance)
-        answer = asking.answer_ids(prompt, instance, instance.answer[0])
-        if instance.task == "summ":  # an answer may be longer than its budget
-            answer = answer[: instance.budget]
+        # of an answer that is longer than the budget, as abstracts are, what fits the length
+        answer = asking.answer_ids(prompt, instance, instance.answer[0])[: instance.budget]
         numbers = {"gold": add([*prompt, *answer], len(answer))}
         for option in instance.options:
             ids = asking.answer_ids(prompt, instance, option)

@@ -41,6 +41,13 @@ def share_found(output: str, values: Sequence[str]) -> float:
     return sum(substring_match(output, [value]) for value in values) / len(values)
 
 
+def share_of_words(output: str, values: Sequence[str]) -> float:
+    """What share of several values stands within the output as words of their own: 3 is not in 2013, nor 3.5 in 35."""
+    return sum(re.search(rf"(?<![\w.]){re.escape(value)}(?!\.?\w)", output) is not None for value in values) / len(
+        values
+    )
+
+
 def parse_ranking(output: str) -> list[str]:
     """The identifiers of the longest chain `a > b > c` in an output, each once; empty where there is none."""
     text = re.sub(r"(?i)\bid\b|[\[\]:]", " ", output)

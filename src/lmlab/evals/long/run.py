@@ -10,7 +10,7 @@ from typing import Any
 
 from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.evals.long.config import Mode
+from lmlab.evals.long.config import IN_AVERAGES, Mode
 from lmlab.evals.long.figures import summarize
 from lmlab.evals.long.instance import SUITE_VERSION, Instance, InstanceFile, by_context
 from lmlab.evals.rows import Row
@@ -131,12 +131,30 @@ def check_comparable(results: Sequence[dict[str, Any]]) -> None:
                     f"'{first['model']}' and '{other['model']}' differ in {name}: their scores cannot be compared.",
                     "Measure both on the same file of instances.",
                 )
+        if differ := sorted(averaged(first) ^ averaged(other)):
+            name, length = differ[0]
+            raise UserError(
+                f"'{first['model']}' and '{other['model']}' were not measured in the same tasks at the same lengths:"
+                f" one alone has {name} at {int(length):,} tokens.",
+                "Measure both on the same file of instances.",
+            )
         if set(first["categories"]) != set(other["categories"]):
             raise UserError(
                 f"'{first['model']}' was measured in {', '.join(sorted(first['categories'])) or 'no category'}, and"
                 f" '{other['model']}' in {', '.join(sorted(other['categories'])) or 'none'}.",
                 "Measure both on the same file of instances.",
             )
+
+
+def averaged(results: dict[str, Any]) -> set[tuple[str, str]]:
+    """The tasks and lengths whose scores the averages are made of."""
+    return {
+        (name, length)
+        for name, cells in results["tasks"].items()
+        if name in IN_AVERAGES
+        for length, cell in cells.items()
+        if "score" in cell
+    }
 
 
 _MUST_AGREE = {

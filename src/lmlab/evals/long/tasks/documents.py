@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 
 from lmlab.evals.long.draft import Draft, Draw, Plan, spread_over
 from lmlab.evals.long.texts import Paper, count_words, cut_words, packages, papers, topics
 
 _DEFINITION = re.compile(r"^[ \t]*(?:async )?def (\w+)\(([^()\n]{3,80})\)(?: *->[^\n:]*)?:", re.MULTILINE)
+_NAME = re.compile(r"\bdef +(\w+)")  # of any definition, whatever its parameters look like
 _STARTS = 12  # files at which a context may begin
 _FACT = re.compile(r"\b(?:[A-Z][A-Za-z]*[A-Z0-9][A-Za-z0-9]*|\d+(?:\.\d+)?)\b")
 
@@ -45,7 +47,8 @@ def summ(draw: Draw) -> Plan:
 
     def make(count: int) -> list[Draft]:
         context = cut_words(paper.body, count)
-        facts = [fact for fact in dict.fromkeys(_FACT.findall(paper.abstract)) if fact in context]
+        shown = set(_FACT.findall(context))  # as words: the 3 of 2013 is not the 3 of the abstract
+        facts = [fact for fact in dict.fromkeys(_FACT.findall(paper.abstract)) if fact in shown]
         meta = {"facts": facts, "title": paper.title}
         question = f"Write the abstract of the paper '{paper.title}'."
         return [Draft(context, question, (paper.abstract,), "Abstract:", meta=meta)]
@@ -53,7 +56,7 @@ def summ(draw: Draw) -> Plan:
     instruction = "Read the following paper and summarize it."
     # an abstract has about 200 words; where that would take most of the length, less is asked for
     budget = min(256, draw.length // 4)
-    return Plan(make, 1, count_words(paper.body), instruction, budget)
+    return Plan(make, 1, count_words(paper.body), instruction, budget, partial=True)
 
 
 def repo_def(draw: Draw) -> Plan:
@@ -70,11 +73,9 @@ def repo_def(draw: Draw) -> Plan:
 
     def make(count: int) -> list[Draft]:
         context = cut_words(text, count)
-        found: dict[str, list[tuple[int, str]]] = {}
-        for match in _DEFINITION.finditer(context):
-            found.setdefault(match[1], []).append((match.start(), match[2]))
-        unique = [(function, *places[0]) for function, places in found.items() if len(places) == 1]
-        unique = [each for each in unique if _asks(each[0], each[2])]
+        defined = Counter(_NAME.findall(context))
+        found = [(match[1], match.start(), match[2]) for match in _DEFINITION.finditer(context)]
+        unique = [each for each in found if defined[each[0]] == 1 and _asks(each[0], each[2])]
         picked = [unique[place] for place in spread_over(min(draw.questions, len(unique)), len(unique))]
         return [
             Draft(
@@ -106,7 +107,7 @@ def ppl_gain(draw: Draw) -> Plan:
         context = cut_words(document, count)
         return [Draft(context, "", (context.split()[-1],), meta={"chance": 0.0})] if count else []
 
-    return Plan(make, 8, count_words(document), "", 1)
+    return Plan(make, 8, count_words(document), "", 1, partial=True)  # nothing is answered
 
 
 @lru_cache

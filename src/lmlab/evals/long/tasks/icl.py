@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lmlab.evals.long.draft import Draft, Draw, Plan, laid_out
@@ -23,7 +24,9 @@ def icl(draw: Draw) -> Plan:
     chance = draw.random
     classes = _classes(draw.variant, chance.sample)
     names = list(classes)
-    numbers = chance.sample(range(len(names)), len(names))
+    # labels of equally many digits: else the first digit of 12 would make 1 the more probable one, always
+    first = 0 if len(names) <= 10 else 10
+    numbers = chance.sample(range(first, first + len(names)), len(names))
     labels = {
         name: name if draw.variant == "natural_label" else str(number)
         for name, number in zip(names, numbers, strict=True)
@@ -58,10 +61,18 @@ def _classes(variant: str, sample: object) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {"negative": [], "positive": []}
         for text, label in sentiment():
             found[label].append(text)
-        return found
+        return _each_once(found)
     assert callable(sample)
     chosen: Sequence[tuple[str, Sequence[str]]] = sample(subjects(), _CLASSES[variant])
-    return {name: [_one_line(text) for text in texts] for name, texts in chosen}
+    return _each_once({name: [_one_line(text) for text in texts] for name, texts in chosen})
+
+
+def _each_once(classes: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Without repeats, which would be questions that stand among their own examples, and without the texts of several
+    classes, such as "Which of the following is true?".
+    """
+    counts = Counter(text for texts in classes.values() for text in set(texts))
+    return {name: [text for text in dict.fromkeys(texts) if counts[text] == 1] for name, texts in classes.items()}
 
 
 def _shot(text: str, label: str) -> str:

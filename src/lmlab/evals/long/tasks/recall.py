@@ -90,7 +90,8 @@ def niah(draw: Draw) -> Plan:
         items = list(texts[:count])
         place = round(depth * count)
         items.insert(place, needle)
-        return [Draft(laid_out(items), question, (answer,), prefix, depth=depth, meta={"chance": 0.0})]
+        told = depth_of(place, len(items))
+        return [Draft(laid_out(items), question, (answer,), prefix, depth=told, meta={"chance": 0.0})]
 
     instruction = "Answer the question by what the following text says."
     return Plan(make, 0, len(texts), instruction, 12, filler=_filler(chance))

@@ -21,11 +21,12 @@ def rag(draw: Draw) -> Plan:
     """
     chance = draw.random
     chosen = _mixed(chance)
+    chosen, further = chosen[: len(chosen) - draw.demos], chosen[len(chosen) - draw.demos :]
     order = {id(passage): chance.random() for passage in chosen}
     picks = {id(passage): chance.choice(passage.questions) for passage in chosen}
     examples = [
         f"Question: {question}\nAnswer: {answers[0]}"
-        for question, answers in (chance.choice(passage.questions) for passage in chosen[::-1][: draw.demos])
+        for question, answers in (chance.choice(passage.questions) for passage in reversed(further))
     ]
 
     def make(count: int) -> list[Draft]:
