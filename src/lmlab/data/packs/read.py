@@ -74,9 +74,8 @@ class TokenSource:
             return
         if self.kind == "mds":
             for folder, entry in self.entries:
-                shard = MDSShard(entry, folder)
-                for number in range(len(shard)):
-                    row = shard[number]
+                samples = MDSShard(entry, folder)
+                for row in (samples[number] for number in range(len(samples))):
                     domain, tokens = str(row.get("domain") or ""), row["input_ids"]
                     borders = np.asarray(row.get("indices", [[0, np.size(tokens)]])).reshape(-1, 2)
                     yield from ((domain, int(stop) - int(start)) for start, stop in borders)
