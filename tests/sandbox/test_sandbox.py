@@ -289,7 +289,7 @@ def test_a_killed_sandbox_is_no_exit_status_of_its_command(tmp_path: Path) -> No
         thread.start()
         while len(mine := set(descendants(os.getpid())) - before) < 3:
             time.sleep(0.01)
-        for pid in mine:
+        for pid in sorted(mine):  # the outermost first, else it tells how the inner one ended
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
         thread.join(10)

@@ -276,6 +276,7 @@ EXHAUSTED = {
     "sleeps_for_ever": ("import time\ntime.sleep(10**6)", "timed_out"),
     "takes_ten_gigabytes": ("b = []\nwhile True: b.append(bytearray(1 << 24))", "out_of_memory"),
     "fills_the_disk": ("for n in range(10**6): open(f'f{n}', 'wb').write(bytes(1 << 22))", "disk_full"),
+    "nests_folders_for_ever": ("import os\nwhile True: os.mkdir('d'); os.chdir('d')", "disk_full"),
 }
 
 
@@ -332,6 +333,10 @@ ATTACKS: dict[str, Attack] = {
     "config:usercustomize_in_src": Attack(_new("src/usercustomize.py", content="raise SystemExit(0)\n"), "unresolved"),
     "config:path_file": Attack(_new("x.pth", content="import sys; sys.exit(0)\n"), "unresolved"),
     "config:a_pytest_of_its_own": Attack(_new("pytest.py", content="raise SystemExit(0)\n"), "unresolved"),
+    "config:a_pytest_behind_a_link": Attack(
+        _new("calc/own/__main__.py", content="raise SystemExit(0)\n") + _new("pytest", "120000", "calc/own"),
+        "unresolved",
+    ),
     "config:a_standard_module_of_its_own": Attack(_new("pathlib.py", content="raise SystemExit(0)\n"), "unresolved"),
     "config:an_entry_point": Attack(
         _new("calc.egg-info/entry_points.txt", content="[pytest11]\nx = calc.hook\n"), "unresolved"
@@ -343,6 +348,14 @@ ATTACKS: dict[str, Attack] = {
     "path:git_config_in_capitals": Attack(_new(".GIT/config"), "refused"),
     "path:link_out_of_the_tree": Attack(_new("calc/link", "120000", "/etc/passwd"), "refused"),
     "path:submodule": Attack(_new("sub", "160000", "Subproject commit " + "1" * 40), "refused"),
+    "path:a_link_in_a_circle": Attack(_new("calc/loop", "120000", "loop"), "unresolved"),
+    "path:a_name_that_is_no_text": Attack(
+        _new("tests/x.py")
+        .replace("x.py", "\\377.py")
+        .replace("a/tests/\\377.py b/tests/\\377.py", '"a/tests/\\377.py" "b/tests/\\377.py"')
+        .replace("+++ b/tests/\\377.py", '+++ "b/tests/\\377.py"'),
+        "unresolved",
+    ),
     "path:through_a_link": Attack(_new("in", "120000", "calc") + _new("in/x.py"), "*"),
     # Input that somebody reads
     "input:empty": Attack("  \n", "empty_patch"),
@@ -353,6 +366,7 @@ ATTACKS: dict[str, Attack] = {
         "*",
     ),
     "input:control_characters": Attack("\x1b]0;owned\x07\x1b[2J<script>alert(1)</script>\n", "apply_failed"),
+    "input:half_a_character": Attack(_new("x", content="\ud800\n"), "apply_failed"),
     "input:a_shell_command": Attack("--- a/$(touch /tmp/owned)\n+++ b/`id`\n@@ -1 +1 @@\n-a\n+b\n", "apply_failed"),
     # Weak matching: almost the right thing
     "match:one_of_two_numbers": Attack(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +22,15 @@ from swe_parts import BASE, FIXED
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
 from lmlab.methods.swebench.grading.verdict import grade_log
+from lmlab.methods.swebench.harness.applying import Applied
 from lmlab.methods.swebench.harness.compare import compare, pass_at
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
 from lmlab.methods.swebench.harness.evaluate import evaluate, result_key
-from lmlab.methods.swebench.harness.git import git
+from lmlab.methods.swebench.harness.git import commit_tree, git
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.harness.trees import TreeStore, changed_paths, tree_digest, unpack
-from lmlab.methods.swebench.harness.workspace import diff_against
+from lmlab.methods.swebench.harness.workspace import copied, diff_against
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import write_instances
 from lmlab.methods.swebench.instances.predictions import Prediction
@@ -255,8 +258,6 @@ def test_trees_are_stored_once_and_unpacked_as_they_were(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out-of-the-archive", "a/../../out"])
 def test_archives_that_reach_out_are_refused(name: str, tmp_path: Path) -> None:
-    import tarfile
-
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         archive.addfile(tarfile.TarInfo(name), io.BytesIO())
@@ -269,6 +270,119 @@ def test_archives_that_reach_out_are_refused(name: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be unpacked"):
             unpack(data.getvalue(), inside)
     assert not (tmp_path / "out").exists()
+
+
+def _archive(*members: tuple[str, str | bytes]) -> bytes:
+    """An archive of files (bytes) and links (text)."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                archive.addfile(member)
+    return data.getvalue()
+
+
+def test_git_runs_no_program_that_an_archive_names(tmp_path: Path) -> None:
+    clean = f'[filter "x"]\n\tclean = touch {tmp_path}/owned; cat\n'.encode()
+    members = [(".gitattributes", b"* filter=x\n"), ("a", b"x\n"), ("b/a", b"x\n")]
+    members += [
+        (f"{top}{dot}/{name}", data)
+        for top in ("", "b/")
+        for dot in (".git", ".GIT")
+        for name, data in (("config", clean), ("HEAD", b"ref: refs/heads/main\n"))
+    ]
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    unpack(_archive(*members), tree)
+    commit_tree(tree)
+    assert not (tmp_path / "owned").exists() and not list(tree.glob("*/.git"))
+    assert git(tree, "ls-files").split() == [b".gitattributes", b"a", b"b/a"]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a", ".."), ("a/x", b"x")],
+        [("a", "/tmp"), ("a/x", b"x")],
+        [("a/b", "../.."), ("a/b/x", b"x")],
+        [("a", "."), ("a/a/a/x", "../../../..")],
+        [("x", b"x"), ("x", "x")],
+    ],
+)
+def test_links_of_an_archive_lead_nowhere_outside(members: list[tuple[str, str | bytes]], tmp_path: Path) -> None:
+    inside = tmp_path / "in" / "side"
+    inside.mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(_archive(*members), inside)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["side"]
+    assert not any(path.is_symlink() and not path.resolve().is_relative_to(inside) for path in inside.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no archive", b"\x1f\x8b\x08\x00" + b"x" * 30, b"\xfd7zXZ\x00" + b"x" * 30, _archive()[:15]]
+)
+def test_damaged_archives_are_told_in_a_sentence(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(data, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workspace_is_removed_however_deep_and_whatever_its_modes(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    with copied(tree) as workspace:
+        folder = os.open(workspace, os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=folder)
+            inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        os.close(folder)
+        (workspace / "closed" / "x").mkdir(parents=True)
+        (workspace / "closed").chmod(0)
+    assert not workspace.parent.exists()
+
+
+def test_a_tree_that_cannot_be_copied_is_a_failure_of_the_surroundings(
+    judge: Judge, built: Instance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge.workspaces.pristine(built)
+    cp = tmp_path / "cp"
+    cp.write_text("#!/bin/sh\necho 'cp: error writing x: No space left on device' >&2\nexit 1\n")
+    cp.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    result = judge.judge(built, built.patch)
+    assert result.status == "infra" and "No space left on device" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("others", "status"), [(Applied("git apply", ""), "apply_failed"), (Applied("", "x"), "infra")]
+)
+def test_a_patch_that_is_not_applied_in_time_is_blamed_only_if_another_one_is(
+    others: Applied, status: str, judge: Judge, built: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apply(session: Session, patch: str) -> Applied:
+        return others if patch == built.patch else Applied("", "applying it used up the limits", exhausted=True)
+
+    monkeypatch.setattr("lmlab.methods.swebench.harness.judge.apply_patch", apply)
+    assert judge.judge(built, _HALF).status == status
+
+
+def test_a_repository_in_a_workspace_is_a_plain_folder(judge: Judge, built: Instance, tmp_path: Path) -> None:
+    with judge.workspaces.fresh(built) as tree:
+        (tree / "inner").mkdir()
+        (tree / "inner" / "x.py").write_bytes(b"# caf\xe9\n")
+        commit_tree(tree / "inner")
+        git(tree / "inner", "config", "core.fsmonitor", f"touch {tmp_path}/owned; false")
+        (tree / "calc" / ".git").write_text("gitdir: /etc\n")
+        patch = diff_against(judge.workspaces.pristine(built), tree)
+    assert "b/inner/x.py" in patch and "Subproject" not in patch and not (tmp_path / "owned").exists()
+    patch.encode()
 
 
 def _summary(statuses: Mapping[str, str], model: str = "m") -> dict[str, Any]:

@@ -35,6 +35,7 @@ clean
 exit 71
 """
 _NOT_APPLIED = 71
+_NO_SPACE = "No space left on device"
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Applied:
     Attributes:
         by: the command that took the patch; empty where none did.
         said: what the tries printed.
+        exhausted: time, memory or disk were used up, by the patch or by whatever else runs on the machine.
     """
 
     by: str
     said: str
+    exhausted: bool = False
 
 
 def apply_patch(session: Session, patch: str, timeout: float = 60.0) -> Applied:
@@ -67,9 +70,9 @@ def apply_patch(session: Session, patch: str, timeout: float = 60.0) -> Applied:
     if result.exit_code == 0:
         return Applied(said.rpartition("applied: ")[2].strip(), said)
     if result.exit_code == _NOT_APPLIED:
-        return Applied("", said)
+        return Applied("", said, exhausted=_NO_SPACE in said)
     if result.timed_out or result.oom_killed or result.disk_exceeded:
-        return Applied("", f"applying it used up the limits ({result})")
+        return Applied("", f"applying it used up the limits ({result})", exhausted=True)
     raise SandboxFailure(f"git could not be run in the sandbox: {said.strip()[-300:] or result.exit_code}.")
 
 

@@ -193,7 +193,7 @@ def _write_logs(folder: Path, instance: Instance, prediction: Prediction, result
     folder.mkdir(parents=True, exist_ok=True)
     if prediction.empty:
         return
-    write_text(folder / PATCH, prediction.patch or "")
+    write_text(folder / PATCH, (prediction.patch or "").encode("utf-8", "backslashreplace").decode())
     said = f"{result.status}: {result.reason}\n"
     write_text(folder / RUN_LOG, said)
     log = place / OUTPUT

@@ -29,8 +29,8 @@ from lmlab.methods.swebench.harness.testing import (
     run_tests,
     statuses_of,
 )
-from lmlab.methods.swebench.harness.trees import changed_paths, tree_files
-from lmlab.methods.swebench.harness.workspace import HiddenTests, Workspaces, clear_way, copied, copy_tree
+from lmlab.methods.swebench.harness.trees import DOT_GIT, changed_paths, tree_files
+from lmlab.methods.swebench.harness.workspace import HiddenTests, Workspaces, clear_way, copied, copy_tree, remove
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.methods.swebench.patches.safety import infra_paths, judge_patch
@@ -78,7 +78,9 @@ class Judge:
         except _Ended as ended:
             result = trial.result(ended.status, ended.reason)
         except (LmlabError, OSError) as failure:
-            result = trial.result("infra", str(failure).splitlines()[0])
+            result = trial.result("infra", (str(failure).splitlines() or [type(failure).__name__])[0])
+        except Exception as failure:  # one odd patch must not end the judging of thousands
+            result = trial.result("infra", f"the harness has failed ({type(failure).__name__}: {failure})"[:500])
         return replace(result, wall_s=time.monotonic() - began)
 
     def environment_of(self, instance: Instance) -> EnvironmentSpec:
@@ -125,7 +127,7 @@ class _Trial:
         return Result(
             self.instance.instance_id,
             status,
-            reason,
+            _shown(reason),
             self.statuses,
             evidence=self.evidence,
             runs=self.runs,
@@ -142,6 +144,8 @@ class _Trial:
         """Raise what ends the trial before the issue is resolved."""
         if not self.patch.strip():
             raise _Ended("empty_patch", "there is nothing to apply")
+        if not _is_text(self.patch):
+            raise _Ended("apply_failed", "it has characters that no file can hold")
         if refused := judge_patch(self.patch).refused:
             path, reason = next(iter(refused.items()))
             raise _Ended("refused", f"{path}: {reason}")
@@ -168,21 +172,33 @@ class _Trial:
     def _apply(self, workspace: Path) -> None:
         with self.judge.session(self.instance, workspace) as session:
             applied = apply_patch(session, self.patch)
+        if not applied.by and applied.exhausted:
+            self._blame_applying(applied.said)
         if not applied.by:
             raise _Ended("apply_failed", applied.said.strip()[-1500:])
         self.facts["applied_by"] = applied.by
+
+    def _blame_applying(self, said: str) -> None:
+        """End the trial without a verdict if no other patch can be applied either."""
+        other = self.instance.patch or self.instance.test_patch
+        with (
+            self.judge.workspaces.fresh(self.instance) as workspace,
+            self.judge.session(self.instance, workspace) as session,
+        ):
+            if not apply_patch(session, other).by:
+                raise _Ended("infra", f"{said.strip()[-500:]}, and neither can the reference solution be applied")
 
     def _restore(self, pristine: Path, workspace: Path) -> None:
         """Put back what is not the patch's to change. What it has changed is told by the tree itself, as a patch may be
         read in more than one way.
         """
-        dot_git = workspace / ".git"
-        shutil.rmtree(dot_git) if dot_git.is_dir() and not dot_git.is_symlink() else dot_git.unlink(missing_ok=True)
-        copy_tree(pristine / ".git", dot_git)
+        remove(workspace / DOT_GIT)
+        copy_tree(pristine / DOT_GIT, workspace / DOT_GIT)
         changed = changed_paths(pristine, workspace)
         own = {path for file in read_diff(self.instance.patch) for path in file.paths}
         infra = set(infra_paths(pristine, workspace, changed))
-        tests = {path for path in changed if path in self.hidden.paths or (is_test(path) and path not in own)}
+        run = {*self.hidden.paths, *files_of(self.instance)}
+        tests = {path for path in changed if path in run or (is_test(path) and path not in own)}
         for path in changed:
             _refuse_link(workspace, path)
         for path in sorted(infra | tests):
@@ -190,8 +206,8 @@ class _Trial:
             if os.path.lexists(pristine / path):
                 (workspace / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(pristine / path, workspace / path, follow_symlinks=False)
-        self.facts["touches_test_infra"] = tuple(sorted(infra - self.hidden.paths))
-        self.facts["restored"] = tuple(sorted(tests - infra))
+        self.facts["touches_test_infra"] = tuple(map(_shown, sorted(infra - self.hidden.paths)))
+        self.facts["restored"] = tuple(map(_shown, sorted(tests - infra)))
 
     def _first_run(self, workspace: Path) -> RunOfTests:
         run = self.judge.test(self.instance, workspace)
@@ -289,6 +305,19 @@ class _Trial:
         return {"tests": sorted(found.tests | found.missing), "copies": sorted(found.copies)}
 
 
+def _is_text(patch: str) -> bool:
+    try:
+        patch.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    """Text that JSON can carry, as names of files may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 _LIMITS: dict[Status, str] = {"timed_out": "time", "out_of_memory": "memory", "disk_full": "disk"}
 
 
@@ -302,7 +331,8 @@ def _exhausted(result: ExecResult) -> Status | None:
 
 def _refuse_link(workspace: Path, path: str) -> None:
     place = workspace / path
-    if place.is_symlink() and not place.resolve().is_relative_to(workspace.resolve()):
+    # Not Path.resolve, which refuses links that lead in a circle
+    if place.is_symlink() and not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(workspace)):
         raise _Ended("refused", f"{path}: a symbolic link to {os.readlink(place)}")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import stat
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,22 +18,20 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
 from lmlab.methods.swebench.harness.git import git, run_git
 
+DOT_GIT = ".git"
 MOST_FILES, MOST_BYTES = 200_000, 4 << 30
 
 
 def tree_files(folder: Path) -> Iterator[str]:
-    """Paths of the files and links below a folder, sorted, without .git."""
-    pending, found = [""], []
+    """Paths of the files and links below a folder, sorted, without what is called .git, at whatever depth."""
+    pending, found = [""], list[str]()
     while pending:
         at = pending.pop()
         with os.scandir(folder / at if at else folder) as entries:
             for entry in entries:
                 path = f"{at}/{entry.name}" if at else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    if path != ".git":
-                        pending.append(path)
-                else:
-                    found.append(path)
+                if entry.name != DOT_GIT:
+                    (pending if entry.is_dir(follow_symlinks=False) else found).append(path)
     return iter(sorted(found))
 
 
@@ -136,12 +137,16 @@ def _add(archive: tarfile.TarFile, tree: Path, path: str) -> None:
 def unpack(data: bytes, into: Path, strip: int = 0) -> None:
     """Unpack an archive of somebody else's: nothing outside the folder, no devices, not too much.
 
+    What is called .git is left out, as its configuration names programs that git runs. Links come last, so that nothing
+    is written through one.
+
     Arguments:
         strip: leading folders to leave out.
 
     Raises:
         UserError: it is damaged, too large, or has members that reach out of the folder.
     """
+    links: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
             files = size = 0
@@ -149,13 +154,41 @@ def unpack(data: bytes, into: Path, strip: int = 0) -> None:
                 files, size = files + 1, size + member.size
                 if files > MOST_FILES or size > MOST_BYTES:
                     raise UserError(f"The archive has more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB.")
-                member.name = "/".join(member.name.strip("/").split("/")[strip:])
-                if member.name and (member.isfile() or member.isdir() or member.issym()):
+                parts = member.name.strip("/").split("/")[strip:]
+                member.name = "/".join(parts)
+                if not member.name or any(part.lower() == DOT_GIT for part in parts):
+                    continue
+                if member.issym():
+                    links.append(member)
+                elif member.isfile() or member.isdir():
                     archive.extract(member, into, filter="data")
-    except (tarfile.TarError, EOFError, OSError, gzip.BadGzipFile) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+            for member in links:
+                _link(into, member)
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES):
             raise
         raise UserError(f"The archive cannot be unpacked: {error}.") from None
+
+
+def _link(into: Path, member: tarfile.TarInfo) -> None:
+    """Make a link that leads nowhere outside, in folders that are none.
+
+    Raises:
+        UserError: it leads outside, or stands where something else does.
+    """
+    depth = 0
+    parts = member.name.split("/")
+    for part in [*parts[:-1], *member.linkname.split("/")]:
+        depth += -1 if part == ".." else part not in ("", ".")
+        if depth < 0 or member.linkname.startswith("/"):
+            raise UserError(f"The archive cannot be unpacked: '{member.name}' is a link to '{member.linkname}'.")
+    place = into
+    for part in parts[:-1]:
+        place /= part
+        if place.is_symlink() or part == "..":
+            raise UserError(f"The archive cannot be unpacked: '{member.name}' stands behind a link.")
+        place.mkdir(exist_ok=True)
+    (place / parts[-1]).symlink_to(member.linkname)
 
 
 def is_commit(repository: Path, name: str) -> bool:

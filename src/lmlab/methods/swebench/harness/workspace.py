@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from filelock import FileLock
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import sha256_json
 from lmlab.methods.swebench.harness.git import commit_tree, git, run_git
-from lmlab.methods.swebench.harness.trees import TreeStore, file_state, is_commit
+from lmlab.methods.swebench.harness.trees import DOT_GIT, TreeStore, file_state, is_commit
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.sandbox.box import put_file
@@ -58,7 +57,7 @@ def clear_way(folder: Path, path: str) -> None:
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             place.unlink()
         elif count == len(parts) and place.is_dir():
-            shutil.rmtree(place)
+            remove(place)
 
 
 class Workspaces:
@@ -152,31 +151,65 @@ class Workspaces:
 @contextmanager
 def copied(tree: Path) -> Iterator[Path]:
     """A copy of a tree in a temporary folder, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="lmlab-work-", ignore_cleanup_errors=True) as scratch:
+    scratch = tempfile.mkdtemp(prefix="lmlab-work-")
+    try:
         workspace = Path(scratch) / "testbed"
         copy_tree(tree, workspace)
         yield workspace
+    finally:
+        _discard(scratch)
+
+
+def _discard(folder: str) -> None:
+    """Remove a folder that somebody hostile has written to. Python's own way ends at folders nested deeper than its
+    recursion limit, and at those whose modes forbid it.
+    """
+    if subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True).returncode != 0:
+        subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, capture_output=True)
+        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
 def copy_tree(tree: Path, into: Path) -> None:
-    """Copy a tree with links and times; file systems that can share blocks do."""
-    subprocess.run(["cp", "-a", "--reflink=auto", "--", str(tree), str(into)], check=True, capture_output=True)
+    """Copy a tree with links and times; file systems that can share blocks do.
+
+    Raises:
+        OSError: it cannot be copied, for want of space for example.
+    """
+    done = subprocess.run(["cp", "-a", "--reflink=auto", "--", str(tree), str(into)], check=False, capture_output=True)
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise OSError(f"A tree cannot be copied: {said[-1][:300] if said else done.returncode}")
     into.chmod(0o755)
+
+
+def remove(place: Path) -> None:
+    """Remove a file, link or folder, if it is there."""
+    if place.is_dir() and not place.is_symlink():
+        _discard(str(place))
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _dot_gits(folder: Path) -> list[Path]:
+    """Whatever is called .git below a folder."""
+    found = []
+    for at, folders, files in os.walk(folder):
+        found += [Path(at, name) for name in (*folders, *files) if name == DOT_GIT]
+        folders[:] = [name for name in folders if name != DOT_GIT]
+    return found
 
 
 def diff_against(pristine: Path, workspace: Path) -> str:
     """What was changed in a workspace, as a patch, new files too.
 
     Whoever worked there may have written to its .git, configuration and hooks included; that of the pristine tree takes
-    its place.
+    its place, and repositories inside of it are taken for plain folders. Bytes that are no UTF-8 are replaced, as a
+    prediction is JSON.
     """
-    dot_git = workspace / ".git"
-    if dot_git.is_symlink() or dot_git.is_file():
-        dot_git.unlink()
-    elif dot_git.exists():
-        shutil.rmtree(dot_git)
-    copy_tree(pristine / ".git", dot_git)
+    for place in _dot_gits(workspace):
+        remove(place)
+    copy_tree(pristine / DOT_GIT, workspace / DOT_GIT)
     git(workspace, "read-tree", "HEAD")  # forgets sizes and times, so that contents are compared
     git(workspace, "add", "--all", "--intent-to-add")
     options = ("--no-renames", "--full-index", "--no-ext-diff", "--no-textconv")
-    return git(workspace, "diff", *options, "HEAD").decode("utf-8", "surrogateescape")
+    return git(workspace, "diff", *options, "HEAD").decode("utf-8", "replace")

@@ -70,7 +70,10 @@ def judge_patch(text: str) -> PatchSafety:
             if reason := _reason(path, file):
                 refused[path] = reason
         text = "".join(line for hunk in file.hunks for line in (*hunk.lines, hunk.section))
-        if any(is_test_infra(path, text) or (file.old is None and shadows(path)) for path in file.paths):
+        if any(
+            is_test_infra(path, text) or (file.old is None and shadows(path, _LINK in file.modes))
+            for path in file.paths
+        ):
             infra.append(file.path)
         if file.binary:
             binary.append(file.path)
@@ -123,10 +126,13 @@ def is_test_infra(path: str, changed_text: str) -> bool:
     return name in _INFRA_NAMES or ".dist-info/" in path or ".egg-info/" in path
 
 
-def shadows(path: str) -> bool:
-    """Whether a new module or package bears the name of one that the runner imports."""
-    top = path.removeprefix("src/").split("/")[0]
-    return top.removesuffix(".py") in _INFRA_SHADOWS and path.endswith(".py")
+def shadows(path: str, link: bool = False) -> bool:
+    """Whether a new module or package bears the name of one that the runner imports.
+
+    Arguments:
+        link: it is a symbolic link, which may lead to a package of another name.
+    """
+    return _top(path).removesuffix(".py") in _INFRA_SHADOWS and (link or path.endswith(".py"))
 
 
 def infra_paths(before: Path, after: Path, changed: Iterable[str]) -> list[str]:
@@ -135,7 +141,10 @@ def infra_paths(before: Path, after: Path, changed: Iterable[str]) -> list[str]:
         path
         for path in changed
         if is_test_infra(path, _changed_text(before / path, after / path))
-        or (shadows(path) and not any((before / root / _top(path)).exists() for root in ("", "src")))
+        or (
+            shadows(path, (after / path).is_symlink())
+            and not any((before / root / _top(path)).exists() for root in ("", "src"))
+        )
     ]
 
 
