@@ -204,3 +204,36 @@ def test_a_pickle_in_a_store_is_not_read(tiny, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         store.vectors()
     shutil.rmtree(tmp_path)
+
+
+def test_ids_of_a_store_may_hold_any_character_and_a_finished_store_is_left_alone(tiny, tmp_path):
+    ids, texts = ["a\u2028b", "c\x85d", "e\nf"], ["sea", "ship", "star"]
+    store = EmbeddingStore.build(tmp_path, tiny, ids, texts)
+    assert EmbeddingStore.open(tmp_path).ids == ids
+    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert EmbeddingStore.build(tmp_path, tiny, ids, texts).meta == store.meta
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    EmbeddingStore.build(tmp_path, tiny, ["x", "y", "z"], texts)  # other ids of the same texts are written
+    assert EmbeddingStore.open(tmp_path).ids == ["x", "y", "z"]
+    np.save(tmp_path / store.meta["shards"][0], np.zeros((2, tiny.dim), np.float32))
+    with pytest.raises(UserError, match=r"is damaged: its shards do not hold 3 vectors of 32 dimensions"):
+        EmbeddingStore.open(tmp_path).vectors()
+    np.save(tmp_path / store.meta["shards"][0], np.zeros((3, 7), np.float32))
+    with pytest.raises(UserError, match="is damaged: the shard '00000-"):
+        EmbeddingStore.open(tmp_path).vectors()
+
+
+def test_a_judgment_that_contradicts_another_and_crafted_documents_are_told(collection, tmp_path):
+    path = tmp_path / "qrels.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\nq\td\t1\nq\td\t1\n")
+    assert read_qrels(path) == {"q": {"d": 1}}
+    path.write_text("query-id\tcorpus-id\tscore\nq\td\t1\nq\td\t0\n")
+    with pytest.raises(UserError, match=r"line 3: the document 'd' has the grade 1 for the query 'q' already"):
+        read_qrels(path)
+    shutil.copytree(collection, tmp_path / "mixed")
+    with (tmp_path / "mixed" / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "redteam-1", "text": "sea", "metadata": {"redteam": True}}) + "\n")
+    assert len(load_dataset(tmp_path / "mixed").corpus) == 61
+    assert len(load_dataset(tmp_path / "mixed", redteam="drop").corpus) == 60
+    with pytest.raises(UserError, match="marked as crafted by an attack"):
+        load_dataset(tmp_path / "mixed", redteam="error")

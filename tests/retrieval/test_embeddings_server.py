@@ -55,3 +55,14 @@ def test_vectors_are_the_encoders_in_both_forms_and_for_both_kinds(served):
 def test_what_cannot_be_embedded_is_told(served, settings, message):
     with pytest.raises(openai.BadRequestError, match=message):
         served[1].embeddings.create(model="tiny", **settings)
+
+
+def test_each_side_of_two_towers_has_its_own_longest_input(tmp_path):
+    from lmlab.endpoints.server.errors import ApiError
+
+    short = write_retriever(tmp_path / "q", max_length=12)
+    two = load_encoder(write_retriever(tmp_path / "d", seed=1), query_encoder=short)
+    encoder, text = ServedEncoder("two", two), "sea " * 15
+    assert encoder.embed([text], "document")[0].shape == (1, 32)
+    with pytest.raises(ApiError, match="This model reads 12 tokens; input 0 has 17"):
+        encoder.embed([text], "query")

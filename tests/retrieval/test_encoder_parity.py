@@ -200,3 +200,29 @@ def test_empty_texts_are_the_special_tokens_alone_and_are_counted(tiny):
     static = static_encoder(tiny.embedding_matrix_VD, tiny.tokenizer)
     with pytest.warns(UserWarning, match="1 of 2 texts"):
         assert np.array_equal(static.encode_text(["", "sea"])[0], np.zeros(32))
+
+
+def test_dense_layers_decide_on_the_fingerprint_and_none_may_follow_normalization(tmp_path):
+    import json
+
+    from safetensors.torch import save_file
+
+    place = write_retriever(tmp_path, normalize=False)
+    weight = torch.arange(16 * 32.0).reshape(16, 32) / 100
+    folder = place / "2_Dense"
+    folder.mkdir()
+    modules = json.loads((place / "modules.json").read_text())
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    normal = {"idx": 3, "name": "3", "path": "3_Normalize", "type": "sentence_transformers.models.Normalize"}
+    (place / "modules.json").write_text(json.dumps([*modules, dense, normal]))
+    prints = []
+    for matrix, activation in ((weight, "Tanh"), (weight.flip(0), "Tanh"), (weight, "Identity")):
+        settings = {"in_features": 32, "out_features": 16, "bias": False}
+        settings["activation_function"] = f"torch.nn.modules.activation.{activation}"
+        (folder / "config.json").write_text(json.dumps(settings))
+        save_file({"linear.weight": matrix.contiguous()}, folder / "model.safetensors")
+        prints.append(str(load_encoder(place).fingerprint))
+    assert len(set(prints)) == 3  # rows in another order have the same sum, and give other vectors
+    (place / "modules.json").write_text(json.dumps([*modules, normal, dense, normal]))
+    with pytest.raises(UserError, match="normalizes before its module Dense"):
+        load_encoder(place)

@@ -76,3 +76,21 @@ def test_rounds_of_attack_and_training_report_old_and_new_success(collection, tm
     assert 0 <= rows[1]["asr@5_old"] <= 1
     hardened = load_encoder(tmp_path / "out" / "round-1" / "encoder")
     assert hardened.fingerprint["model"] != load_encoder(place).fingerprint["model"]
+
+
+def test_a_prompt_that_is_not_pooled_is_not_pooled_in_training_either(tmp_path):
+    place = write_retriever(tmp_path, prompts={"query": "what is ", "document": "the "}, include_prompt=False)
+    encoder = load_encoder(place)
+    queries, texts = ["sea ship", "star"], ["captain", "moon orbit comet"]
+    examples = [
+        ContrastiveExample(encoder.tokenize([query], "query")[0], encoder.tokenize([text]), [number])
+        for number, (query, text) in enumerate(zip(queries, texts, strict=True))
+    ]
+    rows = ContrastiveRows(examples)
+    batch = {key: torch.stack([torch.as_tensor(rows[n][key]) for n in range(2)]) for key in rows[0]}
+    scores = torch.from_numpy(encoder.encode_text(queries, "query") @ encoder.encode_text(texts).T).double() / 0.1
+    expected = float(-torch.log_softmax(scores, 1).diagonal().sum())
+    found = contrastive_step(encoder.modes, 0.1, True, (3, 2))(encoder.body.module, batch)
+    assert float(found.loss_sum) == pytest.approx(expected, abs=1e-4)
+    pooled = contrastive_step(encoder.modes, 0.1, True)(encoder.body.module, batch)
+    assert abs(float(pooled.loss_sum) - expected) > 1e-2

@@ -136,3 +136,15 @@ def test_bm25_answers_empty_and_unknown_queries_and_follows_the_rule():
     assert index.run(["q"], ["ship sea"], 3) == {"q": {"b": pytest.approx(float(index.scores("sea")[1]))}}
     assert BM25(["a"], [""]).run(["q"], ["sea"], 3) == {"q": {}}
     assert len(BM25([], [])) == 0
+
+
+@pytest.mark.parametrize("kind", INDEX_KINDS)
+def test_an_index_of_which_all_was_removed_finds_nothing_and_takes_documents_again(kind):
+    vectors = unit(np.random.default_rng(1), 50, 16)
+    ids = [f"d{number}" for number in range(50)]
+    index = make_index(kind, ids, vectors)
+    index.remove(ids)
+    assert index.topk(vectors[:2], 3).rows_QK.shape == (2, 0) and len(index) == 0
+    index.add(["again"], vectors[:1])
+    assert index.topk(vectors[:1], 3).run(["q"], index.ids)["q"].keys() == {"again"}
+    assert make_index(kind, [], np.zeros((0, 16), np.float32)).topk(vectors[:2], 3).rows_QK.shape == (2, 0)

@@ -69,16 +69,25 @@ class EmbeddingStore:
             "precision": precision,
             "dtype": dtype,
         }
+        before = None
         if _exists(f"{place}/meta.json"):
-            cls.open(place)._require(about)
+            before = cls.open(place)._require(about)
         parts = [range(start, min(start + shard_rows, len(texts))) for start in range(0, len(texts), shard_rows)]
         names = [
             f"{number:05d}-{sha256_json([about, [texts[row] for row in part]])[:16]}.npy"
             for number, part in enumerate(parts)
         ]
         store = cls(place, {**about, "rows": len(ids), "dim": encoder.dim, "texts": _digest(texts), "shards": names})
+        listed = "".join(json.dumps(id) + "\n" for id in ids).encode()
+        if (
+            before is not None
+            and before.meta == {**store.meta, "complete": True}
+            and all(map(_exists, (f"{place}/{name}" for name in names)))
+            and _read(f"{place}/ids.txt") == listed
+        ):
+            return store  # nothing is written, so that readers and other builds of the same are not disturbed
         _write(f"{place}/meta.json", json.dumps({**store.meta, "complete": False}, indent=2).encode())
-        _write(f"{place}/ids.txt", "".join(json.dumps(id, ensure_ascii=False) + "\n" for id in ids).encode())
+        _write(f"{place}/ids.txt", listed)
         with progress("encode", len(texts), "texts") as advance:
             for name, part in zip(names, parts, strict=True):
                 if not _exists(f"{place}/{name}"):
@@ -125,7 +134,7 @@ class EmbeddingStore:
             )
         return self
 
-    def _require(self, about: dict[str, Any]) -> None:
+    def _require(self, about: dict[str, Any]) -> EmbeddingStore:
         have = {**_flat(self.meta["fingerprint"]), **{key: self.meta.get(key) for key in about if key != "fingerprint"}}
         want = {**_flat(about["fingerprint"]), **{key: value for key, value in about.items() if key != "fingerprint"}}
         differing = [key for key in sorted({*have, *want}) if have.get(key) != want.get(key)]
@@ -135,16 +144,17 @@ class EmbeddingStore:
                 f"The store '{self.location}' holds vectors of another encoder: {told}.",
                 "Choose another folder, or remove this one.",
             )
+        return self
 
     @property
     def ids(self) -> list[str]:
         """The ids of its rows."""
         data = _read(f"{self.location}/ids.txt").decode()
-        return [parse_json(line, f"'{self.location}/ids.txt'") for line in data.splitlines()]
+        return [parse_json(line, f"'{self.location}/ids.txt'") for line in data.split("\n")[:-1]]
 
     def chunks(self) -> list[NDArray[Any]]:
         """Its shards, memory-mapped where they are local."""
-        return [self._shard(name) for name in self.meta["shards"]]
+        return self._check([self._shard(name) for name in self.meta["shards"]])
 
     def vectors(self) -> NDArray[np.float32]:
         """All of them in memory, [N, H] in fp32."""
@@ -160,6 +170,22 @@ class EmbeddingStore:
             return np.load(io.BytesIO(_read(place)), allow_pickle=False)
         found: NDArray[Any] = np.load(place, mmap_mode="r", allow_pickle=False)
         return found
+
+    def _check(self, chunks: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Shards, if they are of the width and together of the number of rows that the store says."""
+        width, rows = self.meta["dim"], self.meta["rows"]
+        odd = [
+            name
+            for name, chunk in zip(self.meta["shards"], chunks, strict=True)
+            if chunk.ndim != 2 or chunk.shape[1] != width
+        ]
+        if odd or sum(map(len, chunks)) != rows:
+            what = f"the shard '{odd[0]}' is not" if odd else "its shards do not hold"
+            raise UserError(
+                f"The store '{self.location}' is damaged: {what} {rows:,} vectors of {width} dimensions.",
+                "Remove it, and encode again.",
+            )
+        return chunks
 
 
 def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,11 @@ def train_encoder(
         optimizer=OptimizerConfig(name="adamw", learning_rate=learning_rate, weight_decay=0.01),
         **{"device": encoder.device, "precision": "fp32", "checkpoint_every": max(1, steps), **trainer},
     )
-    step = contrastive_step(encoder.modes, temperature, encoder.normalize)
+    skipped = (0, 0)
+    if not encoder.pool_prompt:
+        before = encoder.tokenizer.prompt_length
+        skipped = (before(encoder.prompt("query")), before(encoder.prompt("document")))
+    step = contrastive_step(encoder.modes, temperature, encoder.normalize, skipped)
     fitted = Trainer(network, step, Loader(rows, batch_size, seed), config, directory)
     summary = fitted.fit()
     trained = encoder.variant(body=CoreBody(network.eval().requires_grad_(False)))

@@ -53,10 +53,10 @@ class ServedEncoder:
         encoded = iter(whole.tokenize(texts, kind))
         rows = [next(encoded) if isinstance(each, str) else side.wrap(each, kind) for each in inputs]
         for number, row in enumerate(rows):
-            if len(row) > self.max_seq_len:
+            if len(row) > side.max_length:
                 raise ApiError(
                     400,
-                    f"This model reads {self.max_seq_len} tokens; input {number} has {len(row)}. Shorten it.",
+                    f"This model reads {side.max_length} tokens; input {number} has {len(row)}. Shorten it.",
                     "context_length_exceeded",
                     "input",
                 )

@@ -24,18 +24,21 @@ _SHOWN = 5
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 
 
-def load_dataset(place: str | Path, split: str = "test", ignore_missing: bool = False) -> RetrievalDataset:
+def load_dataset(
+    place: str | Path, split: str = "test", ignore_missing: bool = False, redteam: Redteam = "keep"
+) -> RetrievalDataset:
     """A BEIR folder: its documents, the queries that its split judges, and the judgments.
 
     Arguments:
         ignore_missing: leave out judgments of unknown queries or documents, and say how many, in place of an error.
+        redteam: what to do with documents that are marked as crafted by an attack.
 
     Raises:
         UserError: a file is missing or damaged, an id stands twice, or judgments name unknown ids.
     """
     root = collection_root(place)
     notices: list[str] = []
-    corpus = read_corpus(collection_part(root, "corpus"))
+    corpus = read_corpus(collection_part(root, "corpus"), redteam)
     queries = read_queries(collection_part(root, "queries"))
     qrels = read_qrels(collection_part(root, f"qrels/{split}"))
     qrels = _check(qrels, queries, corpus, ignore_missing, notices)
@@ -262,4 +265,6 @@ def _judge(found: Qrels, where: str, query: str, document: str, grade: str) -> N
         value = int(grade)
     except ValueError:
         raise UserError(f"{where}: the grade '{grade.strip()}' is no whole number.") from None
-    found.setdefault(query.strip(), {})[document.strip()] = value
+    judged, id = found.setdefault(query.strip(), {}), document.strip()
+    if judged.setdefault(id, value) != value:
+        raise UserError(f"{where}: the document '{id}' has the grade {judged[id]} for the query '{query}' already.")

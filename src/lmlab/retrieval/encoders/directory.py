@@ -65,6 +65,8 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
     heads: list[nn.Module] = []
     for module in read_json(directory / "modules.json"):
         kind, folder = str(module["type"]).rpartition(".")[2], directory / str(module["path"])
+        if found["normalize"] and kind in ("Dense", "LayerNorm", "Pooling"):
+            raise UserError(f"'{directory}' normalizes before its module {kind}, which is not supported.")
         match kind:
             case "Transformer":
                 body = load_body(folder, device)
@@ -90,8 +92,6 @@ def read_sentence_transformer(directory: Path, device: str) -> TextEncoder:
                 )
     if body is None:
         raise UserError(f"'{directory / 'modules.json'}' names no Transformer and no StaticEmbedding.")
-    if isinstance(body, CoreBody) and found["normalize"] and heads and kind != "Normalize":
-        raise UserError(f"'{directory}' normalizes before its dense layers, which is not supported.")
     similarity = _SIMILARITIES.get(str(settings.get("similarity_fn_name")))
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
     return TextEncoder(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -16,11 +17,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
+from lmlab.models import weights_fingerprint
 from lmlab.models.pooling import PoolingMode, pool
 from lmlab.retrieval.encoders.bodies import Body, body_hash
 from lmlab.retrieval.encoders.words import EncoderTokenizer
@@ -105,7 +107,7 @@ class TextEncoder:
     similarity: Similarity = "cosine"
     max_length: int = 512
     prompts: Mapping[str, str] = field(default_factory=dict)
-    heads: tuple[Callable[[Tensor], Tensor], ...] = ()
+    heads: tuple[nn.Module, ...] = ()
     pool_prompt: bool = True
     truncate_dim: int | None = None
     name: str = "encoder"
@@ -127,9 +129,10 @@ class TextEncoder:
 
     @cached_property
     def _weights_hash(self) -> str:
-        heads = [weights for head in self.heads for weights in getattr(head, "parameters", lambda: [])()]
-        extra = "".join(f"{float(each.double().sum()):.6e}" for each in heads)
-        return body_hash(self.body) + extra
+        if not self.heads:
+            return body_hash(self.body)
+        heads = [f"{head} {weights_fingerprint(head)}" for head in self.heads]
+        return f"{body_hash(self.body)} {hashlib.sha256(' '.join(heads).encode()).hexdigest()[:16]}"
 
     @cached_property
     def dim(self) -> int:

@@ -61,6 +61,8 @@ class ApproximateIndex(ExactIndex):
 
     def _rebuild(self) -> None:
         self._rows = np.flatnonzero(self._live)
+        if not len(self._rows):
+            return  # nothing can be found, and some of these do not take nothing
         vectors = np.ascontiguousarray(self.chunks[0][self._rows], np.float32)
         match self.kind:
             case "hnsw":

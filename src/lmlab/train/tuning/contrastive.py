@@ -72,7 +72,10 @@ class ContrastiveRows:
 
 
 def contrastive_step(
-    pooling: tuple[PoolingMode, ...] = ("mean",), temperature: float = 0.05, normalize: bool = True
+    pooling: tuple[PoolingMode, ...] = ("mean",),
+    temperature: float = 0.05,
+    normalize: bool = True,
+    skipped: tuple[int, int] = (0, 0),
 ) -> StepFunction:
     """A step function on `ContrastiveRows`: minus the log-share of each query's own document among all documents of the
     micro-batch; logs how often that is the nearest, as `accuracy`.
@@ -80,18 +83,21 @@ def contrastive_step(
     Arguments:
         temperature: similarities are divided by it.
         normalize: compare by cosine.
+        skipped: so many first tokens of queries, and of documents, are not pooled (prompts).
     """
 
-    def vectors(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def vectors(model: Any, ids_BT: Tensor, mask_BT: Tensor, skip: int) -> Tensor:
         hidden_BTD = model(ids_BT, attention_mask_BT=mask_BT, logits="none").hidden_BTD
-        pooled_BH = pool(hidden_BTD, mask_BT, pooling)
+        pooled_BH = pool(hidden_BTD, mask_BT, pooling, skip)
         return F.normalize(pooled_BH, dim=-1) if normalize else pooled_BH
 
     def step(model: Any, batch: Batch) -> StepOutput:
-        queries_BH = vectors(model, batch["query_ids"], batch["query_mask"])
+        queries_BH = vectors(model, batch["query_ids"], batch["query_mask"], skipped[0])
         numbers = batch["document_numbers"]
-        documents = vectors(model, batch["document_ids"].flatten(0, 1), batch["document_mask"].flatten(0, 1))
-        logits = queries_BH @ documents.T / temperature
+        ids, mask = batch["document_ids"].flatten(0, 1), batch["document_mask"].flatten(0, 1)
+        documents = vectors(model, ids, mask, skipped[1])
+        with torch.autocast(queries_BH.device.type, enabled=False):  # in bf16 similar documents would tie
+            logits = queries_BH @ documents.T / temperature
         own = torch.arange(len(queries_BH), device=logits.device) * numbers.shape[1]
         same = numbers.flatten()[None] == numbers[:, :1]
         same[torch.arange(len(own), device=logits.device), own] = False
