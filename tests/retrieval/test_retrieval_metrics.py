@@ -95,3 +95,18 @@ def test_fusion_counts_ranks_from_one_and_nothing_for_what_is_absent():
     assert fused == {"q": {"b": 1 / 62 + 1 / 61, "a": 1 / 61}, "r": {"c": 1 / 61}}
     weighted = fuse_rrf([{"q": {"a": 1.0}}, {"q": {"b": 1.0}}], weights=[1, 2], k=1)
     assert weighted == {"q": {"b": 2 / 61}}
+
+
+def test_a_written_run_keeps_every_bit_of_its_scores_and_refuses_what_it_cannot_hold(tmp_path):
+    close = [np.float32(0.7), np.nextafter(np.float32(0.7), np.float32(1), dtype=np.float32)]
+    run = {"q": {"z": float(close[0]), "a": float(close[1])}}  # one step of fp32 apart: in eight digits they would tie
+    write_run(run, tmp_path / "run.trec")
+    assert read_run(tmp_path / "run.trec") == run and list(read_run(tmp_path / "run.trec")["q"]) == ["a", "z"]
+    for odd in ({"q": {"my document": 1.0}}, {"my query": {"d": 1.0}}, {"q": {"": 1.0}}):
+        with pytest.raises(UserError, match=r"has spaces, and TREC's columns"):
+            write_run(odd, tmp_path / "odd.trec")
+        write_run(odd, tmp_path / "odd.json")
+        assert read_run(tmp_path / "odd.json") == odd
+    (tmp_path / "twice.trec").write_text("q Q0 d 1 2 x\nq Q0 d 2 1 x\n")
+    with pytest.raises(UserError, match="line 2: the document 'd' stands twice for the query 'q'"):
+        read_run(tmp_path / "twice.trec")

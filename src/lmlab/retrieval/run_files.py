@@ -25,13 +25,17 @@ _RRF_CONSTANT = 60.0
 def write_run(run: Mapping[str, Mapping[str, float]], path: str | Path, tag: str = "lmlab") -> None:
     """Write a run: JSON where the name ends so, else TREC's six columns."""
     path = Path(path)
+    if path.suffix != ".json":
+        for id in (each for query, found in run.items() for each in (query, *found)):
+            if not id or id.split() != [id]:
+                raise UserError(f"The id '{id}' has spaces, and TREC's columns are parted by them.", "Write .json.")
     with atomic_file(path, "w") as file:
         if path.suffix == ".json":
             file.write(json.dumps(run, ensure_ascii=False))
             return
         for query, found in run.items():
             for rank, (document, score) in enumerate(ranked(found), 1):
-                file.write(f"{query} Q0 {document} {rank} {score:.8g} {tag}\n")
+                file.write(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
 
 
 @reads("a run")
@@ -67,7 +71,10 @@ def _trec_queries(location: str) -> Iterator[tuple[str, dict[str, float]]]:
                 continue
             if len(parts) != 6:
                 raise UserError(f"'{location}', line {number}: {len(parts)} columns where a TREC run has 6.")
-            found.setdefault(parts[0], {})[parts[2]] = _score(parts[4], f"'{location}', line {number}")
+            where, scores = f"'{location}', line {number}", found.setdefault(parts[0], {})
+            if parts[2] in scores:
+                raise UserError(f"{where}: the document '{parts[2]}' stands twice for the query '{parts[0]}'.")
+            scores[parts[2]] = _score(parts[4], where)
     yield from found.items()
 
 
