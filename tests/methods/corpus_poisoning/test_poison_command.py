@@ -213,3 +213,44 @@ def test_other_tools_files_are_written_and_read_and_what_was_read_is_told_as_jso
     (tmp_path / "rag.json").write_text(json.dumps({"q1": question}))
     code, text, _ = run("import", tmp_path / "rag.json", "--form", "poisonedrag", "--out", tmp_path / "rag", "--json")
     assert code == 0 and json.loads(text) == {"passages": 2, "out": str(tmp_path / "rag")}
+
+
+def test_the_attackers_own_questions_are_told_by_the_passages_and_left_out(run, common, small, attack, tmp_path):
+    given = ("evaluate", "--passages", attack, "--data", small, *common, "--k", 5, "--json")
+    code, _, err = run(*given, "--split", "train")
+    assert code == 2 and "0 are held out" in err
+    code, text, err = run(*given, "--split", "train", "--allow-overlap")
+    assert code == 0 and json.loads(text)["queries"] == 40 and "40 evaluated queries are the attacker's too" in err
+    code, text, err = run(*given)
+    assert code == 0 and json.loads(text)["queries"] == 40 and "attacker" not in err
+
+
+def test_other_questions_with_the_collections_ids_have_none_of_its_judgments(run, common, small, attack, tmp_path):
+    rows = [json.loads(line) for line in (small / "queries.jsonl").read_text().splitlines()[40:60]]
+    texts = "".join(json.dumps({**row, "text": f"how big is {row['text'][8:]}"}) + "\n" for row in rows)
+    (tmp_path / "others.jsonl").write_text(texts)
+    given = ("evaluate", "--passages", attack, "--data", small, *common, "--k", 5, "--json", "--queries")
+    code, text, err = run(*given, tmp_path / "others.jsonl")
+    found = json.loads(text)
+    assert code == 0 and found["queries"] == 20, err
+    assert (found["ndcg_before"], found["ndcg_after"], found["beats_gold"]) == (None, None, None)
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, text, _ = run(*given, tmp_path / "same.jsonl")
+    assert code == 0 and json.loads(text)["ndcg_before"] > 0
+
+
+def test_a_payload_that_is_no_text_or_none_is_refused(run, common, small, tmp_path):
+    for name, content, message in (("empty", b" \n", "holds no text"), ("odd", b"\xff\xfe", "is not a text")):
+        (tmp_path / name).write_bytes(content)
+        code, _, err = run("craft", "--data", small, *common, *FAST, "--payload-file", tmp_path / name)
+        assert code == 2 and message in err, err
+
+
+def test_figures_of_a_corpus_that_holds_crafted_documents_are_refused(run, common, small, attack, tmp_path):
+    import shutil
+
+    shutil.copytree(small, tmp_path / "mixed")
+    with (tmp_path / "mixed" / "corpus.jsonl").open("a") as file:
+        file.write((attack / "adversarial.jsonl").read_text())
+    code, _, err = run("evaluate", "--passages", attack, "--data", tmp_path / "mixed", *common, "--k", 5)
+    assert code == 2 and "marked as crafted by an attack" in err and "line 121" in err

@@ -254,3 +254,11 @@ def test_impossible_settings_end_before_any_work(target, place, small, tmp_path)
     with pytest.raises(UserError, match="encoder is .* not"):
         craft(other, target.data.queries.texts, target.queries(), CraftConfig(**FAST, k=4), tmp_path / "one")
     assert write_collection(tmp_path / "c").exists() and place.exists() and small.exists()
+
+
+def test_passages_for_other_thresholds_are_not_taken_from_a_finished_run(target, tmp_path):
+    config = CraftConfig(**{**FAST, "k": 2, "evaluations": 60, "objective": "coverage"})
+    given = (target.retriever.spec, target.data.queries.texts, target.queries(), config, tmp_path)
+    tau = target.hits(20).tau(20)
+    runs = [craft(*given, each).run for each in (tau, tau, tau + np.float32(0.1))]
+    assert runs[0] == runs[1] != runs[2]  # a corpus that has changed has other thresholds

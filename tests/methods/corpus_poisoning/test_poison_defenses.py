@@ -123,7 +123,7 @@ def test_masking_the_tokens_that_carry_the_similarity_is_what_it_says(context, c
     assert scores[0] == pytest.approx((similarity - after) / abs(similarity), abs=1e-4)
 
 
-def test_gmtp_reads_the_least_likely_of_the_tokens_that_matter(context, crafted, tmp_path):
+def test_gmtp_reads_the_least_likely_of_the_tokens_that_matter(context, clean, crafted, tmp_path):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=wordpiece().get_vocab_size(),
@@ -136,6 +136,10 @@ def test_gmtp_reads_the_least_likely_of_the_tokens_that_matter(context, crafted,
     context.masked_model = str(tmp_path)
     scores = make_detector("gmtp", context).score(crafted)
     assert (scores > 1).all() and np.isfinite(scores).all()
+    gate = AdmissionGate.fit(["gmtp"], context, clean.part(range(60)), clean.part(range(60, 120)), 0.05)
+    gate.save(tmp_path / "gate")
+    again = AdmissionGate.load(tmp_path / "gate", DetectorContext(context.encoder))  # a pipeline names no model
+    assert np.allclose(again.suspicion(crafted), gate.suspicion(crafted))
     config.vocab_size = 20
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "small")
     context.masked_model = str(tmp_path / "small")

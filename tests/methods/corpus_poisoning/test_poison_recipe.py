@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,15 @@ def test_a_recipe_attacks_defends_and_reports(place, small, tmp_path):
         "attacks": {"stuffing": {**attack, "optimizer": "none"}, "multiflip": attack},
         "rate": 0.05,
         "precision": "fp32",
-        "k": [5, 10, 20, 1000],
+        "k": [30, 50, 1000],
     }
     recipe = Recipe.parse({"name": "poison", "seed": 1, "stages": {"small": stage}}, "the test")
     run_recipe(recipe, tmp_path / "run", False)
     folder = tmp_path / "run" / "small"
     page = (folder / "report.html").read_text()
-    assert "ASR@20, defended" in page and (folder / "attack-multiflip" / "removal.txt").exists()
+    assert "Share of held-out queries" in page and (folder / "attack-multiflip" / "removal.txt").exists()
+    told = json.loads((folder / "report.json").read_text())["defenses"]
+    assert {tuple(row["asr"]) for row in told} == {("50",)}  # no depth of 10 or 20 was asked for
     before = (folder / "report.json").stat().st_mtime_ns
     run_recipe(recipe, tmp_path / "run", False)
     assert (folder / "report.json").stat().st_mtime_ns == before  # nothing has changed: nothing runs again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,9 @@ def test_the_references_files_are_written_read_and_refused(target, small, tmp_pa
     assert about["found"] == 2 and files == ["small-encoder-k2-s0.json", "small-encoder-k2-s1.json"]
     row = json.loads((tmp_path / files[0]).read_text())
     assert row.keys() == {"it", "best_acc", "dummy", "tot"} and len(row["dummy"]) == 6
+    other = replace(SETTINGS, iterations=SETTINGS.iterations + 1)
+    with pytest.raises(UserError, match="was made by other settings"):
+        craft_by_reference(retriever, str(small), "train", other, tmp_path, k=2)
     overlay = AdversarialSet.load(tmp_path)
     tokenizer = retriever.encoder.tokenizer
     assert tokenizer.pieces(overlay.passages[0].token_ids) == row["dummy"]

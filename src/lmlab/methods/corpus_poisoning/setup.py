@@ -60,8 +60,12 @@ class Target:
 
     @classmethod
     def load(cls, retriever: Retriever, place: str, split: str, ignore_missing: bool = False) -> Target:
-        """Read it."""
-        return cls(retriever, load_dataset(place, split, ignore_missing), place)
+        """Read it.
+
+        Raises:
+            UserError: it is damaged, or holds crafted documents: figures of a clean corpus would be wrong.
+        """
+        return cls(retriever, load_dataset(place, split, ignore_missing, "error"), place)
 
     @property
     def name(self) -> str:

@@ -11,10 +11,11 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
 from lmlab.methods.corpus_poisoning.config import PoisonConfig
-from lmlab.methods.corpus_poisoning.defend.run import context_of, report_rows
+from lmlab.methods.corpus_poisoning.defend.run import context_of, defended_depths, report_rows
 from lmlab.methods.corpus_poisoning.report import build, write
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.reports import Section
+from lmlab.retrieval.encoders.load import packaged_directory
 from lmlab.runs import Results, Stage, StageContext
 from lmlab.storage import find_files
 
@@ -31,8 +32,10 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
     """Writes the overlays `attack-NAME/`, `report.html`, and vectors in `vectors/`."""
 
     def depends_on(self, config: PoisonConfig, promised: Mapping[str, Any]) -> Any:
-        """The collection's files, and the sentinels'."""
-        places = [config.data, config.sentinels]
+        """The files of the collection, of the sentinels, and of the models."""
+        encoder = packaged_directory(config.encoder) or config.encoder
+        models = [str(place) for place in (encoder, config.language_model) if place and Path(place).exists()]
+        places = [config.data, config.sentinels, *models]
         return [[name, *describe(name)] for place in places for name in find_files(place)]
 
     def run(self, config: PoisonConfig, context: StageContext) -> PoisonResults:
@@ -55,7 +58,7 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
             target, sentinels, places, config.detectors, config.detectors, fitting, config.fusion, config.rate
         )
         write(build(attacks, rows), attacks, rows, context.directory)
-        return PoisonResults(attacks=attacks, defenses=rows or [], depth=str(max(k for k in fitting if k <= 20)))
+        return PoisonResults(attacks=attacks, defenses=rows or [], depth=str(max(defended_depths(fitting))))
 
     def summary(self, results: PoisonResults) -> str:
         """Success undefended and defended."""

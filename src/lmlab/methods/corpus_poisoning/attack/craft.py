@@ -4,6 +4,7 @@ cut off goes on and the number of workers changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -18,9 +19,15 @@ from numpy.typing import NDArray
 from lmlab.config import influences
 from lmlab.errors import Interrupted, UserError
 from lmlab.fan_out import fan_out
-from lmlab.files import read_mapping, sha256_json, write_json
+from lmlab.files import read_mapping, sha256_json, write_json, write_text
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cluster_queries
-from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet, Passage, passage_id
+from lmlab.methods.corpus_poisoning.attack.crafted import (
+    ATTACKERS,
+    AdversarialSet,
+    Passage,
+    passage_id,
+    query_digests,
+)
 from lmlab.methods.corpus_poisoning.attack.objective import Coverage, MeanSimilarity, Objective
 from lmlab.methods.corpus_poisoning.attack.optimizers import Found, optimize
 from lmlab.methods.corpus_poisoning.attack.problem import Budget, NotFiniteError, Penalty, Problem, check_length
@@ -101,7 +108,8 @@ def craft(
         raise UserError("There are 0 queries to attack.")
     loaded = encoder.load()
     about = {"encoder": loaded.fingerprint, "queries": sha256_json(list(texts))[:16]}
-    run = sha256_json([about, {**influences(config), "k": config.k}])[:8]
+    passed = [] if tau_n is None or config.objective == "mean" else [hashlib.sha256(tau_n.tobytes()).hexdigest()]
+    run = sha256_json([about, {**influences(config), "k": config.k}, *passed])[:8]
     payload = _payload(config, run)
     check_length(loaded, config.length)
     _layout(loaded, config, payload)  # errors before any work
@@ -125,6 +133,7 @@ def craft(
     done = _run(jobs, loaded, config.workers, stop)
     passages = AdversarialSet(tuple(Passage(**_tuples(each["passage"])) for each in done))
     passages.save(directory)
+    write_text(directory / ATTACKERS, "".join(f"{digest}\n" for digest in query_digests(texts)))
     seconds = sum(each["cpu_seconds"] for each in done)
     evaluations = sum(passage.evaluations for passage in passages.passages)
     summary = {

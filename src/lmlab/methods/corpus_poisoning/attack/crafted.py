@@ -4,6 +4,7 @@ which run made it, and how; a list of ids says what to remove.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,14 @@ from lmlab.errors import UserError, reads
 from lmlab.files import read_jsonl, write_jsonl, write_text
 from lmlab.retrieval import REDTEAM, Corpus
 
-OVERLAY, REMOVAL = "adversarial.jsonl", "removal.txt"
+OVERLAY, REMOVAL, ATTACKERS = "adversarial.jsonl", "removal.txt", "attack-queries.txt"
+
+
+def query_digests(texts: Sequence[str]) -> list[str]:
+    """Short digests of queries, without regard to case and the spaces around them, by which a later evaluation tells
+    those that the attacker had.
+    """
+    return [hashlib.sha256(text.strip().casefold().encode()).hexdigest()[:16] for text in texts]
 
 
 @dataclass(frozen=True)

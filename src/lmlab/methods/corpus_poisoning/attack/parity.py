@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.files import write_text
+from lmlab.files import sha256_json, write_text
 from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings, pairs_of, reference_attack
 from lmlab.methods.corpus_poisoning.formats import read_reference, slug
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
@@ -46,10 +47,15 @@ def craft_by_reference(
 
         labels = KMeans(k, n_init=1, random_state=0).fit_predict(queries)
     texts = corpus.texts
+    about_run = [asdict(settings), seed, retriever.encoder.fingerprint, corpus.ids, pairs]
+    how = sha256_json(about_run)[:16]
     for number in range(k) if only is None else [only]:
         path = out / f"{slug(target.data.name)}-{slug(Path(retriever.spec.place).name)}-k{k}-s{number}.json"
+        told = path.with_suffix(".settings")  # the reference's file has no place for it
         rows = np.flatnonzero(labels == number)
         if path.exists():
+            if told.exists() and told.read_text("utf-8") != how:
+                raise UserError(f"'{path}' was made by other settings.", "Choose another folder.")
             continue
         golds = [place[pairs[row][1]] for row in rows]
         found = reference_attack(
@@ -66,6 +72,7 @@ def craft_by_reference(
             "dummy": retriever.encoder.tokenizer.pieces(found.ids_L.tolist()),
             "tot": found.dev_pairs,
         }
+        write_text(told, how)
         write_text(path, json.dumps(row))
     if only is not None:
         return {"k": k, "found": 1}

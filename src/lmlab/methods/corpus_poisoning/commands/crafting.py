@@ -9,7 +9,7 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
 from lmlab.methods.corpus_poisoning.commands.shared import (
     Cache,
     Data,
@@ -47,6 +47,18 @@ def with_files(settings: CraftConfig, config: Path | None, set_: list[str] | Non
 
     data = {**settings.model_dump(), **(read_yaml(config) if config else {})}
     return validate(CraftConfig, apply_overrides(data, set_ or []), "the settings")
+
+
+@reads("a text")
+def read_payload(path: Path) -> str:
+    """The text that a user wants in every passage.
+
+    Raises:
+        UserError: it is no text, or empty.
+    """
+    if not (text := path.read_text("utf-8").strip()):
+        raise UserError(f"'{path}' holds no text.", "Leave --payload-file out for the canary.")
+    return text
 
 
 @options(CraftConfig, exclude=("payload", "precision"))
@@ -96,7 +108,7 @@ def craft(
         if not payload_file.is_file():
             raise UserError(f"No such file: '{payload_file}'.")
         place = settings.payload_position if settings.payload_position != "none" else "prefix"
-        text = payload_file.read_text("utf-8").strip()
+        text = read_payload(payload_file)
         settings = settings.model_copy(update={"payload": text, "payload_position": place})
     settings = with_files(settings, config, set_).model_copy(update={"precision": precision})
     if parity:

@@ -178,6 +178,8 @@ class AdmissionGate:
             context.sentinels = context.sentinels or ("",)
             if context.language_model is None and "language_model" in state:
                 context.language_model = str(state["language_model"])
+            if context.masked_model is None and "masked_model" in state:
+                context.masked_model = str(state["masked_model"])
             detectors[name] = make_detector(name, context)
             detectors[name].restore({**state, **own})
         gate = cls(context.encoder, detectors)

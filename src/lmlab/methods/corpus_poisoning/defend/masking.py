@@ -97,11 +97,16 @@ class GMTP(_ByToken):
         super().__init__(context, "gmtp")
         if context.masked_model is None:
             raise UserError("The detector gmtp needs a masked language model.", "Give --masked-model.")
+        self._place = context.masked_model
         self._model = _masked_model(Path(context.masked_model), self._encoder)
         self._mask = int(self._encoder.tokenizer.mask_id or 0)
 
     def fit(self, clean: Passages) -> None:
         """Nothing is to be learned but the threshold."""
+
+    def state(self) -> dict[str, Any]:
+        """The sentinels, and where the model is."""
+        return {**super().state(), "masked_model": self._place}
 
     @torch.no_grad()
     def score(self, passages: Passages) -> Scores:

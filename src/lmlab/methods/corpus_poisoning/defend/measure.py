@@ -44,7 +44,8 @@ class DefenseRow:
     """One defense against one set of passages.
 
     Attributes:
-        auroc, average_precision: how well scores part crafted passages from clean documents.
+        auroc, average_precision: how well scores part crafted passages from clean documents that the detector was not
+            fitted on.
         tpr: rate of refused clean documents -> share of crafted passages that are refused.
         asr: k -> success that is left at the first rate.
         fpr: share of other clean documents that are refused at the first rate.
@@ -102,7 +103,20 @@ def measure_defenses(
         for attack, passages in attacks.items():
             found = detector.score(passages)
             rows.append(
-                _row(name, attack, scores, found, bounds, fpr, refused, hits, queries, passages, target, k_values)
+                _row(
+                    name,
+                    attack,
+                    scores[calibration + rest],
+                    found,
+                    bounds,
+                    fpr,
+                    refused,
+                    hits,
+                    queries,
+                    passages,
+                    target,
+                    k_values,
+                )
             )
     if stack:
         rows += _stack(stack, stack_rate, context, documents, attacks, hits, queries, target, k_values)
@@ -132,8 +146,9 @@ def _stack(
     bound = gate.threshold
     fpr = float((scores[rest] > bound.value).mean())
     refused = np.flatnonzero(scores > bound.value)
+    unseen = scores[calibration + rest]
     return [
-        _row(STACK, name, scores, gate.suspicion(each), [bound], fpr, refused, hits, queries, each, target, k_values)
+        _row(STACK, name, unseen, gate.suspicion(each), [bound], fpr, refused, hits, queries, each, target, k_values)
         for name, each in attacks.items()
     ]
 

@@ -152,10 +152,15 @@ def report_rows(
         )
     if context is None:
         return attacks, None
-    depths = [k for k in k_values if k in (10, 20)] or [max(k_values)]
+    depths = defended_depths(k_values)
     rows = measure_defenses(names, context, target, sets, depths, stack=stack, stack_rate=rate)
     rows += measure_fusion(target, sets, depths) if fusion else []
     return attacks, [row.row() for row in rows]
+
+
+def defended_depths(k_values: Sequence[int]) -> list[int]:
+    """The depths at which defenses are measured: 10 and 20, or else the largest of those asked for."""
+    return [k for k in k_values if k in (10, 20)] or [max(k_values)]
 
 
 def _place_of(target: Target) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
-from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.attack.crafted import ATTACKERS, AdversarialSet, query_digests
 from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
-from lmlab.retrieval import INDEX_KINDS, Queries, make_index, read_queries
+from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, make_index, read_queries
 
 
 def evaluate_on(
@@ -45,7 +45,7 @@ def evaluate_on(
         raise UserError(
             f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."
         )
-    kept = _held_out(asked, attack_queries, allow_overlap, notices)
+    kept = _held_out(asked, _attackers(attack_queries, place), allow_overlap, notices)
     vectors, hits = target.queries(asked, name)[kept], target.hits(max(100, *k_values), asked, name)
     hits = type(hits)(hits.scores_QK[kept], hits.rows_QK[kept], hits.document_ids, hits.self_matches)
     if hits.self_matches:
@@ -53,12 +53,13 @@ def evaluate_on(
     passages = retriever.encoder.encode_text(crafted.texts)
     scores = passage_scores(vectors, passages)
     ids = [asked.ids[number] for number in kept]
-    report = evaluate_attack(scores, hits, documents, k_values, ids, target.data.qrels, crafted.ids)
+    qrels = _judgments(target, asked)
+    report = evaluate_attack(scores, hits, documents, k_values, ids, qrels, crafted.ids)
     found: dict[str, Any] = {
         "title": f"{len(crafted)} passages in {documents:,} documents of {target.data.name},"
         f" {len(ids):,} queries ({name or split})",
         **_text_keys(report.row()),
-        "perfect": _ceiling(place, vectors, hits, k_values),
+        "perfect": _ceiling(place, vectors, hits, k_values) if retriever.encoder.similarity == "cosine" else None,
         "norms": _norms(retriever, crafted, target, notices),
         "notices": notices,
     }
@@ -81,13 +82,25 @@ def _text_keys(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _held_out(asked: Queries, attack_queries: str | None, allow: bool, notices: list[str]) -> list[int]:
+def _judgments(target: Target, asked: Queries) -> Qrels:
+    """The collection's judgments of queries whose id and text are its own: other files may number theirs alike."""
+    own = dict(zip(target.data.queries.ids, target.data.queries.texts, strict=True))
+    same = {id for id, text in zip(asked.ids, asked.texts, strict=True) if own.get(id) == text}
+    return {id: judged for id, judged in target.data.qrels.items() if id in same}
+
+
+def _attackers(attack_queries: str | None, place: Path) -> set[str]:
+    """Digests of the attacker's queries: those of a file, or those that stand beside the passages."""
+    if attack_queries is not None:
+        return set(query_digests(read_queries(attack_queries).texts))
+    path = (place if place.is_dir() else place.parent) / ATTACKERS
+    return set(path.read_text("utf-8").split()) if path.exists() else set()
+
+
+def _held_out(asked: Queries, known: set[str], allow: bool, notices: list[str]) -> list[int]:
     """The numbers of queries that the attacker did not have."""
     everything = list(range(len(asked)))
-    if attack_queries is None:
-        return everything
-    known = {text.strip().casefold() for text in read_queries(attack_queries).texts}
-    shared = [number for number in everything if asked.texts[number].strip().casefold() in known]
+    shared = [number for number, digest in enumerate(query_digests(asked.texts)) if digest in known]
     if not shared:
         return everything
     if allow:
