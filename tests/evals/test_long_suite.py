@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -51,7 +52,7 @@ from lmlab.evals.long.tasks.facts import FACTS
 from lmlab.evals.long.texts import Paper, passages
 from lmlab.evals.tasks import olmes
 from lmlab.methods.prolong import perplexity
-from lmlab.models import ModelConfig, Transformer, save_pretrained
+from lmlab.models import ModelConfig, Transformer, from_pretrained, save_pretrained
 
 pytestmark = pytest.mark.skipif(olmes.version() is None, reason=f"the package {olmes.PACKAGE} is not installed")
 
@@ -322,10 +323,33 @@ def test_the_commands_build_measure_and_show(directory, tmp_path, lmlab):
     assert lmlab("long", "report", tmp_path / "base", tmp_path / "tuned", "--out", tmp_path / "both.html").code == 0
     page = (tmp_path / "both.html").read_text()
     assert "Where in the context" in page and "gold_only" in page and "Effective length" in page
+    # the same place with other weights is another model, and without controls rows are others
+    other = Transformer(from_pretrained(directory).config).initialize(4)
+    changed = tmp_path / "model"
+    shutil.copytree(directory, changed)
+    assert lmlab("long", "eval", changed, *how, "--out", tmp_path / "again").code == 0
+    before = (tmp_path / "again" / "rows.jsonl").read_bytes()
+    assert lmlab("long", "eval", changed, *how, "--out", tmp_path / "again").code == 0
+    refused = lmlab("long", "eval", changed, *how, "--no-controls", "--out", tmp_path / "again")
+    assert refused.code == 2 and "holds results with another controls" in refused.err
+    save_pretrained(other, changed)
+    refused = lmlab("long", "eval", changed, *how, "--out", tmp_path / "again")
+    assert refused.code == 2 and "holds results with another weights" in refused.err
+    assert (tmp_path / "again" / "rows.jsonl").read_bytes() == before
     refused = lmlab("long", "eval", directory, "--mode", "guess", "--out", tmp_path / "no")
     assert refused.code == 2 and "there is no such mode" in refused.err
     unknown = lmlab("long", "build", directory, "--task", "jsonkv", "--out", tmp_path / "no.jsonl")
     assert unknown.code == 2 and "Did you mean 'json_kv'?" in unknown.err
+
+
+def test_settings_of_other_results_leave_their_instances_alone(directory, tmp_path, lmlab):
+    how = ("long", "eval", directory, "--task", "json_kv", "--contexts", "1", "--mode", "forced", "--out", tmp_path)
+    assert lmlab(*how, "--length", "512").code == 0
+    before = (tmp_path / "instances.jsonl").read_bytes()
+    refused = lmlab(*how, "--length", "640")
+    assert refused.code == 2 and "holds results on instances of other settings" in refused.err
+    assert (tmp_path / "instances.jsonl").read_bytes() == before
+    assert lmlab(*how, "--length", "512").code == 0
 
 
 def test_long_perplexity_keeps_its_key_tokens(directory, tmp_path, lmlab):
@@ -342,9 +366,8 @@ def test_long_perplexity_keeps_its_key_tokens(directory, tmp_path, lmlab):
         refused = lmlab("long", "ppl", directory, *how)
         assert refused.code == 2 and re.search("of other texts|not those of these texts", refused.err)
     # nothing is kept of what cannot be measured
-    for wrong, says in ((("--context", "299"), "leaves none"), (("--length", "1024", "--context", "1024"), "none")):
-        refused = lmlab("long", "ppl", directory, *how, "--keys", tmp_path / "no.json", *wrong)
-        assert refused.code == 2 and says in refused.err and not (tmp_path / "no.json").exists()
+    refused = lmlab("long", "ppl", directory, *how, "--keys", tmp_path / "no.json", "--context", "299")
+    assert refused.code == 2 and "leaves none" in refused.err and not (tmp_path / "no.json").exists()
 
 
 def test_long_perplexity_takes_the_same_texts_again_where_some_are_short(directory, tmp_path, lmlab, monkeypatch):

@@ -59,3 +59,16 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
     (tmp_path / "rows.part-0.jsonl").write_text(f'{{"id": "0"}}\n{line}\n{{"id": "1"}}\n')
     with pytest.raises(UserError, match=r"rows\.part-0\.jsonl', line 2 is not a row"):
         RowFile(tmp_path / "rows.jsonl").done()
+
+
+def test_a_part_is_written_by_one_process_at_a_time(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    first, second = RowFile(path), RowFile(path)
+    first.append({"id": "0"})
+    with pytest.raises(UserError, match="Another process is writing"):
+        second.append({"id": "1"})
+    RowFile(path, 1).append({"id": "2"})  # another part is free
+    first.close()
+    second.append({"id": "1"})
+    second.close()
+    assert [row["id"] for row in read_rows([tmp_path / "rows.part-0.jsonl"])] == ["0", "1"]

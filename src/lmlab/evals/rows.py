@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
@@ -60,11 +60,20 @@ class RowFile:
         return {row["id"]: row for row in read_rows(found)}
 
     def append(self, row: Row) -> None:
-        """Write a row, so that it survives the process."""
+        """Write a row, so that it survives the process.
+
+        Raises:
+            UserError: another process is writing the same part.
+        """
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_half_a_line(self._part)
             self._file = self._part.open("a", encoding="utf-8")
+            if not _locked(self._file):
+                self.close()
+                raise UserError(
+                    f"Another process is writing '{self._part}'.", "Wait for it, or name another directory."
+                )
+            _drop_half_a_line(self._part)
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
 
@@ -83,6 +92,23 @@ class RowFile:
         for part in self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"):
             part.unlink()
         return rows
+
+
+def _locked(file: IO[str]) -> bool:
+    """Keep others from writing a file for as long as it is open in this process; False where one does already. The
+    system takes the lock back from a process that dies.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _drop_half_a_line(path: Path) -> None:

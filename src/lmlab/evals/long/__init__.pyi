@@ -11,14 +11,16 @@ from .instance import (
     InstanceFile,
     by_context,
     prompt_of,
+    read_header,
     read_instances,
     write_instances,
 )
 from .long_ppl import LongPPL, LongPPLConfig, key_tokens, long_perplexity
 from .measure import ModelWriter, Writer, Written, judge, measure_forced, measure_written, measurer
-from .run import RESULTS, check_comparable, read_results, read_suite_rows, run_suite
+from .run import MEASURED, RESULTS, check_comparable, read_results, read_suite_rows, run_suite
 
 __all__ = [
+    "MEASURED",
     "PRESETS",
     "RESULTS",
     "SUITE_VERSION",
@@ -52,6 +54,7 @@ __all__ = [
     "measure_written",
     "measurer",
     "prompt_of",
+    "read_header",
     "read_helmet_config",
     "read_instances",
     "read_results",

@@ -141,17 +141,7 @@ def read_instances(path: Path | str, tokenizer: str | None = None) -> InstanceFi
             names the line.
     """
     rows = enumerate(read_jsonl(Path(path)), 1)
-    header = None
-    for _, row in rows:
-        if row.get("longeval") not in (None, SUITE_VERSION):
-            raise UserError(
-                f"'{path}' was built by version {row['longeval']} of the suite; this is version {SUITE_VERSION}.",
-                "Build it again: lmlab long build",
-            )
-        header = validate(Header, row, f"'{path}', line 1")
-        break
-    if header is None:
-        raise UserError(f"'{path}' is empty.", "Build it: lmlab long build")
+    header = _header(path, next(rows, (1, None))[1])
     if tokenizer is not None and header.tokenizer != tokenizer:
         raise UserError(
             f"The instances in '{path}' have the lengths of another tokenizer than the model's.",
@@ -167,6 +157,26 @@ def read_instances(path: Path | str, tokenizer: str | None = None) -> InstanceFi
         seen.add(instance.id)
     fingerprint = sha256_json([header.model_dump(mode="json"), [each.model_dump(mode="json") for each in instances]])
     return InstanceFile(header, instances, fingerprint)
+
+
+def read_header(path: Path | str) -> Header:
+    """The header of a file of instances, without reading them.
+
+    Raises:
+        UserError: as in `read_instances`.
+    """
+    return _header(path, next(iter(read_jsonl(Path(path))), None))
+
+
+def _header(path: Path | str, row: dict[str, Any] | None) -> Header:
+    if row is None:
+        raise UserError(f"'{path}' is empty.", "Build it: lmlab long build")
+    if row.get("longeval") not in (None, SUITE_VERSION):
+        raise UserError(
+            f"'{path}' was built by version {row['longeval']} of the suite; this is version {SUITE_VERSION}.",
+            "Build it again: lmlab long build",
+        )
+    return validate(Header, row, f"'{path}', line 1")
 
 
 def by_context(instances: Sequence[Instance]) -> Iterator[list[Instance]]:

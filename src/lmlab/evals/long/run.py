@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lmlab.evals.rows import Row
 from lmlab.evals.run import collect_rows
 from lmlab.files import read_mapping, write_json
 
-RESULTS, ROWS = "long.json", "rows.jsonl"
+RESULTS, ROWS, MEASURED = "long.json", "rows.jsonl", "measured.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def run_suite(
     max_seq_len: int | None,
     template: str = "plain",
     device: str = "",
+    how: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure all questions, context by context; under `torchrun` the processes of a job share the contexts. What an
     earlier attempt on the same instances has measured is kept.
@@ -47,6 +48,7 @@ def run_suite(
         model: what was measured, for the report.
         max_seq_len: the model's window; None where that is not known.
         template: how the prompts are worded now, which must be as when they were built.
+        how: what else rows depend on, such as the model's weights: an earlier attempt is only continued with the same.
 
     Returns:
         what `long.json` holds.
@@ -71,8 +73,9 @@ def run_suite(
         "template": file.header.template,
         "settings": file.header.settings,
         "origin": file.header.origin,
+        **(how or {}),
     }
-    _check_directory(directory, about)
+    _check_directory(directory, about, ("instances", "mode", "model", *(how or {})))
     groups = [_Group(found[0].context_id, found) for found in by_context(file.instances)]
     start = time.perf_counter()
 
@@ -177,11 +180,11 @@ def _check_window(instances: Sequence[Instance], window: int | None) -> None:
         )
 
 
-def _check_directory(directory: Path, about: dict[str, Any]) -> None:
-    path = directory / "measured.json"
+def _check_directory(directory: Path, about: dict[str, Any], keys: Sequence[str]) -> None:
+    path = directory / MEASURED
     if path.exists():
         before = read_mapping(path)
-        changed = [key for key in ("instances", "mode", "model") if before.get(key) != about[key]]
+        changed = [key for key in keys if before.get(key) != about[key]]
         if changed:
             raise UserError(
                 f"'{directory}' holds results with another {', '.join(changed)}.", "Name another directory with --out."

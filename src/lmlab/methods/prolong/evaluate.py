@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmlab.endpoints import Endpoint
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator, Settings, find_tasks, run_task, task_summary
 from lmlab.evals.long import (
+    MEASURED,
     Asking,
     EndpointWriter,
     Header,
@@ -23,6 +27,7 @@ from lmlab.evals.long import (
     helmet_instances,
     measure_written,
     measurer,
+    read_header,
     read_helmet_config,
     read_instances,
     read_suite_rows,
@@ -32,14 +37,27 @@ from lmlab.evals.long import (
 )
 from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.progress import console
+from lmlab.redaction import redact
 
 INSTANCES, SHORT = "instances.jsonl", "short.json"
 
 
 def instances_for(asking: Asking, settings: LongSettings, path: Path) -> InstanceFile:
-    """Build a file of instances and read it back; tasks that a length leaves no room for are named and left out."""
+    """Build a file of instances and read it back; tasks that a length leaves no room for are named and left out. A file
+    that stands there already is taken if it was built by the same settings.
+
+    Raises:
+        UserError: it was built by others, and results of its instances stand beside it.
+    """
     left_out: list[str] = []
-    write_instances(path, header_of(asking, settings), build_instances(asking, settings, left_out))
+    header = header_of(asking, settings)
+    if path.exists() and (path.parent / MEASURED).exists():
+        if read_header(path) != header:
+            raise UserError(
+                f"'{path.parent}' holds results on instances of other settings.", "Name another directory with --out."
+            )
+        return read_instances(path, asking.tokenizer.fingerprint)
+    write_instances(path, header, build_instances(asking, settings, left_out))
     for line in dict.fromkeys(left_out):
         console.print(f"Left out: {line}", markup=False)
     return read_instances(path, asking.tokenizer.fingerprint)
@@ -74,11 +92,25 @@ def evaluate(
         max_seq_len=scorer.max_seq_len,
         template=asking.template,
         device=scorer.description,
+        how={"controls": controls, "weights": _weights_of(evaluator)},
     )
     if short_tasks:
         results["short"] = _measure_short(evaluator, short_tasks, short_limit, directory)
         write_json(directory / SHORT, results["short"])
     return results
+
+
+def _weights_of(evaluator: Evaluator) -> str:
+    """What tells a model from the one that stood in the same place before, and its precisions from each other: a digest
+    of the beginning of each tensor.
+    """
+    model = evaluator.model if evaluator.model is not None else getattr(evaluator.scorer, "model", None)
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items() if model is not None else ():
+        begin = value.detach().reshape(-1)[:64].cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(begin.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _measure_short(evaluator: Evaluator, names: Sequence[str], limit: int | None, directory: Path) -> dict[str, Any]:
@@ -110,6 +142,7 @@ def evaluate_endpoint(
         max_seq_len=None,
         template=file.header.template,
         device="endpoint",
+        how={"controls": controls, "address": redact(str(endpoint.base_url))},
     )
 
 
@@ -124,7 +157,7 @@ def evaluate_helmet(
     """
     if evaluator.model is None:
         raise UserError(f"HELMET needs a model that writes, and this one runs by {evaluator.scorer.description}.")
-    found = {}
+    found, weights = {}, _weights_of(evaluator)
     for each in read_helmet_config(config):
         asking = Asking(evaluator.tokenizer, each.chat)
         instances = helmet_instances(asking, each, data)
@@ -141,6 +174,7 @@ def evaluate_helmet(
             max_seq_len=evaluator.scorer.max_seq_len,
             template=asking.template,
             device=evaluator.scorer.description,
+            how={"weights": weights},
         )
         rows = read_suite_rows(place)
         path = write_helmet_results(directory, each, rows, model)

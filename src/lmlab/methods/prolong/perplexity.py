@@ -52,6 +52,10 @@ def measure_long_ppl(
     count, size = (texts, length) if known is None else (len(known.keys), known.length)
     if size > evaluator.scorer.max_seq_len:
         raise UserError(f"Texts of {size} tokens exceed the model's {evaluator.scorer.max_seq_len}.", "Lower --length.")
+    if known is None and context >= size - 1:
+        raise UserError(
+            f"A short context of {context:,} tokens leaves none of texts of {size:,} tokens.", "Lower --context."
+        )
     ids = _texts(evaluator, count, size)
     if not ids:
         raise UserError(f"No text has {size:,} tokens.", "Lower --length.")
@@ -59,10 +63,6 @@ def measure_long_ppl(
     if known is not None and known.texts not in (None, digest):
         raise UserError(f"The key tokens in '{keys}' are those of other texts.", "Name another file with --keys.")
     if known is None:
-        if context >= size - 1:
-            raise UserError(
-                f"A short context of {context:,} tokens leaves none of texts of {size:,} tokens.", "Lower --context."
-            )
         config = LongPPLConfig(context=context, slide=slide)
         found = key_tokens(evaluator.model, ids, config)
         known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config, texts=digest)
