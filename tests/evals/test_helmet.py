@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -79,6 +80,24 @@ def test_configurations_are_parallel_lists(tmp_path):
         read_helmet_config(_config(tmp_path, test_files="a,b"))
     with pytest.raises(UserError, match="unknown key 'dataset'"):
         read_helmet_config(_config(tmp_path, dataset="x"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"shots": "x"}, {"shots": -1}, {"max_test_samples": None}, {"use_chat_template": "False"}]
+)
+def test_values_that_are_none_are_named(tmp_path, change):
+    with pytest.raises(UserError, match=f"{next(iter(change))} holds"):
+        read_helmet_config(_config(tmp_path, **change))
+
+
+def test_files_without_questions_are_named_and_examples_are_as_many_as_asked_for(tmp_path, data, tokenizer):
+    recall = read_helmet_config(_config(tmp_path, shots=1))[0]
+    prompt = prompt_of(helmet_instances(Asking(tokenizer), recall, data)[0])
+    assert "Key: x" in prompt and "Key: y" not in prompt
+    for text in ("[1, 2]", "{}", "[]"):
+        (data / "bad.json").write_text(text)
+        with pytest.raises(UserError, match="holds no questions"):
+            helmet_instances(Asking(tokenizer), replace(recall, test_file="data/bad.json"), data)
 
 
 def test_distinct_questions_are_drawn_with_all_their_depths(tmp_path, data, tokenizer):

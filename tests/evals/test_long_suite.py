@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -419,15 +416,11 @@ def test_a_chat_template_counts_and_must_be_the_same(directory, model, tokenizer
         Asking(tokenizer, chat=True)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
-def test_two_processes_find_what_one_does(file, directory, tmp_path):
-    command = ["-m", "lmlab", "long", "eval", directory, "--instances", file, "--mode", "forced", "--out"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, before in (("one", []), ("two", launcher)):
-        arguments = [sys.executable, *before, *map(str, command), str(tmp_path / name)]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment, check=False)
+def test_two_processes_find_what_one_does(file, directory, tmp_path, forkserver):
+    command = ["long", "eval", directory, "--instances", file, "--mode", "forced", "--out"]
+    for name, processes in (("one", 1), ("two", 2)):
+        done = forkserver.run(*command, tmp_path / name, processes=processes, environment={"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (read_results(tmp_path / name) for name in ("one", "two"))
     assert one["tasks"].keys() == two["tasks"].keys()

@@ -93,21 +93,27 @@ def main(out: Path) -> None:
                     init_std=0.3,
                     **sliding,
                 )
+                wholes = {}
+                for name, case in DOCUMENTS.items():
+                    model = Transformer(config).initialize(1)
+                    model.recompute_blocks = int(name == "odd")
+                    plain, batch = language_model_step_by_domain(["a", "b"]), rows(name, case)
+                    wholes[name] = model, plain, batch, *run(model, plain, batch)
                 for size, group in groups.items():
                     if world.rank >= size:
                         continue
                     ways = {way_of(config, size, "auto"), *(["allgather_kv"] if window else [])}
                     for way in sorted(ways):
-                        for name, case in DOCUMENTS.items():
-                            model = Transformer(config).initialize(1)
-                            model.recompute_blocks = int(name == "odd")
-                            plain = language_model_step_by_domain(["a", "b"])
-                            batch = rows(name, case)
-                            whole_sums, whole = run(model, plain, batch)
+                        for name, (model, plain, batch, whole_sums, whole) in wholes.items():
                             part = Part(group, world.rank, size)
                             sums, gradients = run(model, SequenceParallelStep(plain, part, way), batch)
-                            for each in (sums, *gradients.values()):
-                                dist.all_reduce(each, group=group)
+                            together = torch.cat([sums, *(each.double().flatten() for each in gradients.values())])
+                            dist.all_reduce(together, group=group)  # at once: each exchange waits for all
+                            sums, *parts = together.split([len(sums), *(each.numel() for each in gradients.values())])
+                            gradients = {
+                                name: part.view_as(each)
+                                for part, (name, each) in zip(parts, gradients.items(), strict=True)
+                            }
                             key = f"{heads}, {size} processes, {way}, {name}" + (", window" if window else "")
                             found[key] = [
                                 float((sums - whole_sums).abs().max() / whole_sums.abs().max()),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,11 +21,9 @@ SMOLLM = ModelConfig(vocab_size=40, num_layers=1, d_model=36, num_heads=9, num_k
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
-def test_parts_of_a_text_give_the_loss_and_gradients_of_the_whole(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    done = subprocess.run(
-        [*launcher, str(_WORKER), str(tmp_path / "found.json")], capture_output=True, text=True, timeout=600
-    )
+def test_parts_of_a_text_give_the_loss_and_gradients_of_the_whole(tmp_path, forkserver):
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    done = forkserver.run(tmp_path / "found.json", script=_WORKER, processes=4, environment=one_thread, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert len({key.split(", ")[1] for key in found}) == 3  # groups of 2, 3 and 4

@@ -73,7 +73,11 @@ def read_helmet_config(path: str | Path) -> list[HelmetSet]:
                 raise UserError(f"'{path}': {key} holds {value!r}, which is no number of tokens.")
     if not all(lists["datasets"]):
         raise UserError(f"'{path}' names no datasets.")
-    shots, samples = given.get("shots", 2), given.get("max_test_samples", _MOST_SAMPLES)
+    shots = _whole(path, given, "shots", 2, 0)
+    samples = _whole(path, given, "max_test_samples", _MOST_SAMPLES, 1)
+    chat = given.get("use_chat_template", False)
+    if not isinstance(chat, bool):
+        raise UserError(f"'{path}': use_chat_template holds {chat!r}; write true or false.")
     return [
         HelmetSet(
             name,
@@ -81,12 +85,19 @@ def read_helmet_config(path: str | Path) -> list[HelmetSet]:
             int(lists["generation_max_length"][number]),
             lists["test_files"][number],
             lists["demo_files"][number],
-            int(shots),
-            int(samples),
-            bool(given.get("use_chat_template", False)),
+            shots,
+            samples,
+            chat,
         )
         for number, name in enumerate(lists["datasets"])
     ]
+
+
+def _whole(path: Path, given: Mapping[str, Any], key: str, default: int, least: int) -> int:
+    value = given.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"'{path}': {key} holds {value!r}; write a whole number of {least} or more.")
+    return value
 
 
 def helmet_instances(asking: Asking, found: HelmetSet, data: str | Path) -> list[Instance]:
@@ -101,6 +112,8 @@ def helmet_instances(asking: Asking, found: HelmetSet, data: str | Path) -> list
     family = _family(found.name)
     rows = _rows(data, found.test_file)
     demos = _rows(data, found.demo_file) if found.demo_file and found.shots else []
+    if family == "json_kv":  # whose rows have their examples with them
+        rows = [row | {"demos": list(row.get("demos") or [])[: found.shots]} for row in rows]
     made = []
     for number, row in enumerate(_sampled(rows, family, found.samples)):
         where = f"'{found.test_file}', question {number}"
@@ -141,10 +154,10 @@ def _rows(data: Path, name: str) -> list[dict[str, Any]]:
     path = data.parent / name if name.startswith("data/") else data / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise UserError(f"'{name}' lies outside the folder of HELMET's data.", "Name a file within it.")
-    if path.suffix == ".json":
-        rows = read_json(path)
-        return list(rows) if isinstance(rows, list) else []
-    return list(read_jsonl(path))
+    rows = read_json(path) if path.suffix == ".json" else list(read_jsonl(path))
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"'{path}' holds no questions: a list of mappings is expected.", "Download it again.")
+    return rows
 
 
 def _sampled(rows: Sequence[dict[str, Any]], family: str, count: int) -> Iterator[dict[str, Any]]:
@@ -176,7 +189,7 @@ def _passages(row: Mapping[str, Any]) -> str:
 
 
 def _json_kv(row: Mapping[str, Any], _: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shown = [f"Key: {key}\nCorresponding value: {value}" for key, value in row.get("demos", [])[:2]]
+    shown = [f"Key: {key}\nCorresponding value: {value}" for key, value in row["demos"]]
     return {
         "instruction": "Extract the value corresponding to the specified key in the JSON object below.",
         "context": row["context"],
