@@ -41,7 +41,7 @@ def read_labeled(
         labels_field: the field of JSON lines with the labels; by default `labels` or `tags`, or `label` or `intent`.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it cannot have such labels.
     """
     try:
         file = open_binary(path)
@@ -50,6 +50,11 @@ def read_labeled(
     with file:
         lines = ((number, line) for number, line in enumerate(iter(lambda: file.readline(MAX_JSON_BYTES + 1), b""), 1))
         if without_compression(str(path)).lower().endswith(_COLUMNS):
+            if kind == "sequence":
+                raise UserError(
+                    f"'{path}' has columns, which label tokens, not sequences.",
+                    "Give JSON lines with tokens and label, or ask for labels of tokens.",
+                )
             yield from _columns(path, lines, token_column, label_column)
         else:
             for number, line in lines:

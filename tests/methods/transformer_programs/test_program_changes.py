@@ -63,7 +63,7 @@ def test_minimizing_costs_no_more_than_it_may(seed: int) -> None:
 def test_a_program_becomes_the_network_that_computes_it(seed: int) -> None:
     program = to_program(sharpened(random_spec(random.Random(seed)), seed))
     if _beyond_networks(program):
-        with pytest.raises(UserError, match="several partners|numbers of causal|reads tokens"):
+        with pytest.raises(UserError, match="several partners|numbers of causal|reads tokens|has no default"):
             from_program(program)
         return
     network = from_program(program)
@@ -82,7 +82,8 @@ def _beyond_networks(program: Program) -> bool:
             layers[_layer(program, node.name)] = layers.get(_layer(program, node.name), 0) + 1
     uneven = bool(layers) and len({layers.get(_layer(program, node.name), 0) for node in sums}) > 1
     embedded = program.embeddings is not None and any("tokens" in node.reads for node in program.nodes)
-    return several or uneven or embedded
+    endless = any(isinstance(node, Lookup) and node.default is None for node in program.nodes)
+    return several or uneven or embedded or endless
 
 
 def _layer(program: Program, name: str) -> str:

@@ -25,7 +25,14 @@ app = typer.Typer(
 Where = Annotated[Path, typer.Argument(help="A program: its directory or program.json.")]
 To = Annotated[Path, typer.Option("--out", "-o", help="Directory of the program.")]
 Drop = Annotated[float, typer.Option(min=0, help="With --minimize: accuracy that it may cost.")]
-Labels = Annotated[str, typer.Option(help="tokens or sequence: what the labels of a file belong to.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="tokens or sequence: what the labels of a file belong to.", show_default="what the program answers"
+    ),
+]
+TokenColumn = Annotated[int, typer.Option(help="Of a file with columns, counted from 0.")]
+LabelColumn = Annotated[int, typer.Option(help="Of a file with columns; -1 is the last.")]
 Data = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="Labeled sequences: JSON lines or CoNLL columns.", show_default=False),
@@ -148,7 +155,9 @@ def minimize(
     out: To = Path("program"),
     data: Data = None,
     task: Task = None,
-    labels: Labels = "tokens",
+    labels: Labels = None,
+    token_column: TokenColumn = 0,
+    label_column: LabelColumn = -1,
     max_accuracy_drop: Drop = 0.001,
     examples: Most = 20_000,
 ) -> None:
@@ -158,7 +167,11 @@ def minimize(
     from lmlab.methods.transformer_programs.program.files import load_program
 
     read = load_program(program)
-    found = shorten(read, _examples(read, data, task, labels, examples, splits=("train", "valid")), max_accuracy_drop)
+    found = shorten(
+        read,
+        _examples(read, data, task, labels, (token_column, label_column), examples, splits=("train", "valid")),
+        max_accuracy_drop,
+    )
     about = {"max_accuracy_drop": max_accuracy_drop, "before": found.before, "after": found.after}
     _show_manifest(write_program(found.program, out, {"minimized": about}), out)
 
@@ -182,7 +195,9 @@ def verify(
     ] = None,
     data: Data = None,
     task: Task = None,
-    labels: Labels = "tokens",
+    labels: Labels = None,
+    token_column: TokenColumn = 0,
+    label_column: LabelColumn = -1,
     examples: Most = 20_000,
 ) -> None:
     """Compare a program with its network, another program, or a rule; the exit code is 1 if they differ."""
@@ -203,7 +218,12 @@ def verify(
         bos, eos = _marks(read)
         sequences = list(checks.every_input(symbols, exhaustive, bos, eos))
     else:
-        sequences = [tokens for tokens, _ in _examples(read, data, task or _task_of(oracle), labels, examples)]
+        sequences = [
+            tokens
+            for tokens, _ in _examples(
+                read, data, task or _task_of(oracle), labels, (token_column, label_column), examples
+            )
+        ]
     if against is not None:
         report = checks.compare_programs(read, load_program(against), sequences)
     elif oracle is not None:
@@ -269,7 +289,9 @@ def evaluate(
     program: Where,
     data: Data = None,
     task: Task = None,
-    labels: Labels = "tokens",
+    labels: Labels = None,
+    token_column: TokenColumn = 0,
+    label_column: LabelColumn = -1,
     examples: Most = 20_000,
     spans: Annotated[bool, typer.Option("--spans", help="Also strict F1 of BIO spans.")] = False,
 ) -> None:
@@ -279,7 +301,7 @@ def evaluate(
     from lmlab.progress import console
 
     read = load_program(program)
-    figures = measure_program(read, _examples(read, data, task, labels, examples), spans)
+    figures = measure_program(read, _examples(read, data, task, labels, (token_column, label_column), examples), spans)
     for name, value in figures.items():
         console.print(f"{name.replace('_', ' ')}: {value if isinstance(value, int) else f'{100 * value:.2f} %'}")
 
@@ -289,7 +311,9 @@ def explain(
     program: Where,
     data: Data = None,
     task: Task = None,
-    labels: Labels = "tokens",
+    labels: Labels = None,
+    token_column: TokenColumn = 0,
+    label_column: LabelColumn = -1,
     examples: Most = 2000,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("program.html"),
 ) -> None:
@@ -299,7 +323,12 @@ def explain(
     from lmlab.progress import console
 
     read = load_program(program)
-    write_page(read, _examples(read, data, task, labels, examples), out, str(read.about.get("task") or program.name))
+    write_page(
+        read,
+        _examples(read, data, task, labels, (token_column, label_column), examples),
+        out,
+        str(read.about.get("task") or program.name),
+    )
     console.print(f"Page: {out}")
 
 
@@ -323,16 +352,38 @@ def _oracle(name: str) -> Any:
 
 
 def _examples(
-    program: Program, data: Path | None, task: str | None, labels: str, most: int, splits: Sequence[str] = ("test",)
+    program: Program,
+    data: Path | None,
+    task: str | None,
+    labels: str | None,
+    columns: tuple[int, int],
+    most: int,
+    splits: Sequence[str] = ("test",),
 ) -> list[Example]:
     """Labeled sequences for a program: of a file, or drawn."""
     from lmlab.config import validate
     from lmlab.methods.transformer_programs.config import DataConfig
     from lmlab.methods.transformer_programs.tasks.load import draw, read_examples
+    from lmlab.progress import console
 
     if data is not None:
-        bos, eos = _marks(program)
-        return read_examples(str(data), labels, bos, eos)[:most]
+        if labels not in ("tokens", "sequence", None):
+            raise UserError(f"--labels {labels}: expected tokens or sequence.")
+        sequence = labels == "sequence" if labels else program.pool_outputs
+        if sequence != program.pool_outputs:
+            gives = "one answer a sequence" if program.pool_outputs else "an answer for each token"
+            raise UserError(f"--labels {labels}: the program gives {gives}.", "Leave --labels out.")
+        found = read_examples(str(data), "sequence" if sequence else "tokens", *_marks(program), *columns)
+        longest = program.longest
+        kept = [each for each in found if longest is None or len(each[0]) <= longest]
+        if not kept:
+            raise UserError(f"No sequence of '{data}' has at most {longest} places, which the program knows.")
+        if len(kept) < len(found):
+            told = (
+                f"{len(found) - len(kept):,} of {len(found):,} sequences are longer than the program's {longest} places"
+            )
+            console.print(f"{told} and left out.", style="yellow")
+        return kept[:most]
     name = task or program.about.get("task")
     if not isinstance(name, str):
         raise UserError("Give --data or --task.")

@@ -15,7 +15,7 @@ from lmlab.evals.spans import span_scores
 from lmlab.files import write_text
 from lmlab.methods.transformer_programs.analysis.minimize import described
 from lmlab.methods.transformer_programs.analysis.page import render
-from lmlab.methods.transformer_programs.program.domains import domains, partners
+from lmlab.methods.transformer_programs.program.domains import domains, partners, with_counts
 from lmlab.methods.transformer_programs.program.emit_python import predicate_lines, table_lines
 from lmlab.methods.transformer_programs.program.files import ordered_keys
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
@@ -141,7 +141,7 @@ def write_page(program: Program, examples: Sequence[Example], path: str | Path, 
     """Write the page of a program; it loads nothing from anywhere."""
     execution = Interpreter(program).run([tokens for tokens, _ in examples])
     taken = coverage(execution)
-    known = domains(program)
+    known = with_counts(program, domains(program))
     variables: list[dict[str, Any]] = []
     for name in program.variables:
         node = None if name in program.inputs else program.node(name)

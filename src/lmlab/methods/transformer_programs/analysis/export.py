@@ -21,6 +21,7 @@ from lmlab.methods.transformer_programs.analysis.verify import (
 )
 from lmlab.methods.transformer_programs.network.convert import MOST_ROWS, to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
+from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.program.emit_python import to_python
 from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, save_program
 from lmlab.methods.transformer_programs.program.ir import Program
@@ -66,9 +67,10 @@ def export_program(
     """
     out = Path(out)
     splits = {"train": data.train, "valid": data.valid, **({"test": data.test} if data.test is not None else {})}
-    reach = [tokens for split in splits.values() for tokens, _ in split.examples]
-    program = to_program(model, place, reach, options.max_rows, options.max_length, about)
-    report = check_model(model, place, program, reach, data, options.exhaustive)
+    inputs, exhaustive = checked_inputs(model, data, options.exhaustive)
+    program = to_program(model, place, inputs, options.max_rows, options.max_length, about)
+    report = verify(model, program, inputs, place)
+    report.exhaustive = exhaustive
     if not report.equal and not options.allow_unfaithful:
         assert report.first is not None
         raise LmlabError(difference(report), "Report it, or use --allow-unfaithful to write it marked as such.")
@@ -101,24 +103,22 @@ def write_program(program: Program, out: Path, manifest: dict[str, Any]) -> dict
     return manifest
 
 
-def check_model(
-    model: ProgramTransformer,
-    place: int,
-    program: Program,
-    sequences: Sequence[Sequence[str]],
-    data: Dataset,
-    exhaustive: int,
-) -> VerificationReport:
-    """Compare on the given sequences, on random ones of every length, and on all where they are few enough."""
-    report = verify(model, program, sequences, place)
-    symbols = symbols_of(program)
-    bos, eos, longest = _frame(program, data.train.examples, data.context)
-    report.add(verify(model, program, random_inputs(symbols, longest, _RANDOM, 0, bos, eos), place))
-    total = sum(len(symbols) ** length for length in range(1, longest + 1))
-    if total <= exhaustive:
-        report.add(verify(model, program, list(every_input(symbols, longest, bos, eos)), place))
-        report.exhaustive = longest
-    return report
+def checked_inputs(model: ProgramTransformer, data: Dataset, exhaustive: int) -> tuple[list[Sequence[str]], int | None]:
+    """What a program and its network are compared on: all splits, random sequences of every length, and all sequences
+    where they are few enough.
+
+    Returns:
+        the sequences, and up to how many symbols they are all there; None if they are not.
+    """
+    splits = [data.train, data.valid, *([] if data.test is None else [data.test])]
+    inputs: list[Sequence[str]] = [tokens for split in splits for tokens, _ in split.examples]
+    spec = model.spec
+    symbols = [token for token in spec.vocabulary if token not in (PAD, UNK, spec.bos, spec.eos)]
+    bos, eos, longest = _frame(spec, data.train.examples, data.context)
+    inputs += random_inputs(symbols, longest, _RANDOM, 0, bos, eos)
+    if sum(len(symbols) ** length for length in range(1, longest + 1)) > exhaustive:
+        return inputs, None
+    return [*inputs, *every_input(symbols, longest, bos, eos)], longest
 
 
 def symbols_of(program: Program) -> list[str]:
@@ -126,11 +126,11 @@ def symbols_of(program: Program) -> list[str]:
     return [token for token in program.vocabulary or () if token not in (PAD, UNK, program.bos, program.eos)]
 
 
-def _frame(program: Program, examples: Sequence[Example], context: int) -> tuple[str | None, str | None, int]:
+def _frame(spec: NetworkSpec, examples: Sequence[Example], context: int) -> tuple[str | None, str | None, int]:
     """The marks that sequences have, and the most symbols between them."""
     tokens = examples[0][0]
-    bos = program.bos if tokens[0] == program.bos else None
-    eos = program.eos if tokens[-1] == program.eos else None
+    bos = spec.bos if tokens[0] == spec.bos else None
+    eos = spec.eos if tokens[-1] == spec.eos else None
     return bos, eos, max(1, context - (bos is not None) - (eos is not None))
 
 

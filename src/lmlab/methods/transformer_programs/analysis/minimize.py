@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.analysis.transform import drop_dead, fix, simplify
 from lmlab.methods.transformer_programs.program.domains import domains
 from lmlab.methods.transformer_programs.program.emit_python import to_python
@@ -59,7 +60,7 @@ def minimize(
         stages.append(_drop_features(stages[-1], used, floor))
     stages += [_shorten(each, used) for each in stages]
     # what the search did not see may need more than it left: all examples decide
-    good = [each for each in stages if score(each, examples) >= before["accuracy"] - max_accuracy_drop]
+    good = [each for each in stages if _score(each, examples) >= before["accuracy"] - max_accuracy_drop]
     found = min(good or [exact], key=lambda each: (to_python(each).count("\n"), each.size()["classifier_rows"]))
     return Minimized(found, before, {"accuracy": score(found, examples), **described(found)})
 
@@ -67,6 +68,14 @@ def minimize(
 def described(program: Program) -> dict[str, int]:
     """Its size, with the lines of its Python text."""
     return {"lines": to_python(program).count("\n"), **program.size()}
+
+
+def _score(program: Program, examples: Sequence[Example]) -> float:
+    """The accuracy; below any where a change made a table of reached rows, or the classifier, meet what it has not."""
+    try:
+        return score(program, examples)
+    except UserError:
+        return -1.0
 
 
 def score(program: Program, examples: Sequence[Example]) -> float:
@@ -96,11 +105,11 @@ def _fix_variables(program: Program, examples: Sequence[Example], floor: float) 
         if node.name not in {each.name for each in program.nodes} or node.name in program.numerical:
             continue
         changed = fix(program, node.name, _most_common(program, node.name, examples))
-        if changed is not None and score(changed, examples) >= floor:
+        if changed is not None and _score(changed, examples) >= floor:
             program = simplify(changed)
     for feature in list(program.classifier.features):
         changed = _without_feature(program, feature)
-        if changed is not None and score(changed, examples) >= floor:
+        if changed is not None and _score(changed, examples) >= floor:
             program = simplify(changed)
     return program
 
@@ -130,7 +139,7 @@ def _drop_features(program: Program, examples: Sequence[Example], floor: float) 
         if changed is None:
             continue
         fitted = refit(changed, examples)
-        if score(fitted, examples) >= floor:
+        if _score(fitted, examples) >= floor:
             program = simplify(fitted)
     return program
 

@@ -16,7 +16,7 @@ import torch
 from lmlab.methods.transformer_programs.network.convert import DISCRETE
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
-from lmlab.methods.transformer_programs.program.ir import Program
+from lmlab.methods.transformer_programs.program.ir import Program, spelled
 
 TOLERANCE = 1e-4
 EXHAUSTIVE = 1_000_000  # inputs up to which all are tried
@@ -214,7 +214,8 @@ def encode(model: ProgramTransformer, sequences: Sequence[Sequence[str]]) -> tor
     longest = max(model.spec.context, max(map(len, sequences), default=0))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
     for row, each in zip(ids, sequences, strict=True):
-        row[: len(each)] = torch.tensor([index.get(token, unknown) for token in each])
+        words = (spelled(token, model.spec.lower, model.spec.replace_numbers) for token in each)
+        row[: len(each)] = torch.tensor([index.get(word, unknown) for word in words])
     return ids
 
 
@@ -231,11 +232,11 @@ def random_inputs(
     symbols: Sequence[str], longest: int, count: int, seed: int = 0, bos: str | None = None, eos: str | None = None
 ) -> list[list[str]]:
     """Random sequences of every length, about equally many."""
-    random = np.random.default_rng(seed)
-    return [
-        [*([bos] if bos else []), *random.choice(list(symbols), 1 + number % longest).tolist(), *([eos] if eos else [])]
-        for number in range(count)
-    ]
+    random, found = np.random.default_rng(seed), list[list[str]]()
+    for number in range(count):
+        chosen = random.integers(len(symbols), size=1 + number % longest).tolist()
+        found.append([*([bos] if bos else []), *(symbols[each] for each in chosen), *([eos] if eos else [])])
+    return found
 
 
 def batched(sequences: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> Iterator[list[Sequence[str]]]:

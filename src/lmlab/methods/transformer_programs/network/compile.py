@@ -25,7 +25,9 @@ from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER
 
 _DECIDED = 10.0  # logit of what is chosen; of everything else its negative
 _CERTAIN = 20.0  # logit of a table's result over its default
-_MOST_COUNTS = 4096  # greatest count in a table, so that codes of pairs are exact in fp32
+_MOST_COUNTS = 4096  # greatest count in a table
+_EXACT = 1 << 24  # whole numbers up to it are exact in fp32
+_ANY_LENGTH = 1024  # places for which networks of programs for any length are made
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ def _lay_out(program: Program) -> _Layout:
         raise UserError("The program does not say its vocabulary, which a network needs.", "Add 'vocabulary' to it.")
     words = (PADDING, *(word for word in program.vocabulary if word != PADDING))
     embedded = sum(name.startswith("var") for name in program.inputs)
+    learned = next((name for name in program.inputs if name in program.numerical and name != "ones"), None)
+    if learned is not None and (program.classifier.matters(learned) or learned in program.live):
+        raise UserError(f"'{learned}' is a number of each word, which a network made from a program does not have.")
+    if embedded and program.classifier.matters("tokens"):
+        raise UserError("The classifier has rows for tokens, which a network of embedded words does not.")
+    if program.max_length is None and program.reads_positions:
+        raise UserError(f"{program.reads_positions}, but the program does not say how many.", "Add 'max_length' to it.")
     if embedded and any("tokens" in node.reads for node in program.nodes):
         raise UserError("A node reads tokens, which a network of embedded words does not.")
     layers: dict[str, int] = {name: -1 for name in program.inputs}
@@ -102,7 +111,9 @@ def _lay_out(program: Program) -> _Layout:
     values = {name: sorted(domain or (), key=lambda v: (isinstance(v, str), v)) for name, domain in known.items()}
     index = _indices(program, values, words)
     longest = program.max_length or 2
-    width = 1 + max([longest, *(1 + max(each.values(), default=0) for each in index.values())])
+    width = 1 + max(
+        [longest, len(words) * (not embedded), *(1 + max(each.values(), default=0) for each in index.values())]
+    )
     causal = [node for node in program.nodes if isinstance(node, Select) and node.causal and not program.autoregressive]
     if any(node.op == SELECT_CLOSEST for node in causal):
         raise UserError(f"'{causal[0].name}' takes one value of the places up to its own, which no head here does.")
@@ -123,6 +134,8 @@ def _lay_out(program: Program) -> _Layout:
         causal_num_heads=layout_causal,
         autoregressive=program.autoregressive,
         pool_outputs=program.pool_outputs,
+        lower=program.lower,
+        replace_numbers=program.replace_numbers,
         bos=program.bos,
         eos=program.eos,
     )
@@ -245,19 +258,34 @@ def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) 
             b_in[unit] = 1.0 - len(node.inputs)  # above 0 only where all inputs are those of the key
             w_out[unit, results[result]] = _CERTAIN
         return
-    base = 1
-    for slot in reversed(range(len(node.inputs))):
+    base, greatest = 1, _greatest(program)
+    for slot, name in reversed(list(enumerate(node.inputs))):
         tops = [key[slot] for key in node.table]
-        if any(not isinstance(top, int) or top > _MOST_COUNTS for top in tops):
+        if any(not float(top).is_integer() or top > _MOST_COUNTS for top in tops if not isinstance(top, str)):
             raise UserError(f"'{node.name}' has keys that are no counts up to {_MOST_COUNTS:,}.")
         w_in[slot, :] = float(base)
-        # counts at the places that a sequence can have must not carry over into the next digit
-        base *= 1 + max([program.max_length or 0, *(int(top) for top in tops)]) ** min(2, layer + 1)
+        # no count that a sequence can have may carry over into the next digit
+        base *= 1 + max([greatest[name], *(int(top) for top in tops)])
+        if len(node.inputs) > 1 and base > _EXACT:
+            raise UserError(
+                f"'{node.name}' reads counts so large that single precision cannot tell all pairs apart.",
+                "Lower 'max_length'.",
+            )
     for row, (key, result) in enumerate(node.table.items()):
         code = sum(float(w_in[slot, 0]) * int(value) for slot, value in enumerate(key))
         for unit, (shift, scale) in enumerate(((1.0, 1.0), (0.0, -2.0), (-1.0, 1.0))):  # a peak of height 1 at the code
             b_in[3 * row + unit] = shift - code
             w_out[3 * row + unit, results[result]] = scale * _CERTAIN
+
+
+def _greatest(program: Program) -> dict[str, int]:
+    """The greatest value of each count, at any length that the program says."""
+    length = program.max_length or _ANY_LENGTH
+    found = {name: 1 for name in program.inputs if name in program.numerical}
+    for node in program.nodes:
+        if isinstance(node, Select) and node.op == SELECT_SUM:
+            found[node.name] = length * found[node.value]
+    return found
 
 
 def _write_embeddings(model: ProgramTransformer, program: Program) -> None:

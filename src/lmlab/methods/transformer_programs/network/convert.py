@@ -25,6 +25,7 @@ MOST_ROWS = 50_000
 CATEGORIES = "Emb{i}.V{j:02d}"
 DISCRETE = Sampler("argmax", 1.0)
 _PAD = "<pad>"
+_AT_ONCE = 4096
 
 
 @dataclass
@@ -34,10 +35,12 @@ class _State:
     Attributes:
         values: of each categorical variable, what each category is called; None for one that no value has.
         greatest: of each numerical variable, the greatest value; None if it is no whole number.
+        unbounded: the program runs at any length, where counts go beyond these.
     """
 
     values: dict[str, list[Value | None]]
     greatest: dict[str, int | None]
+    unbounded: bool
     nodes: list[Node] = field(default_factory=list)
 
 
@@ -69,7 +72,24 @@ def to_program(
         )
     model = _one_seed(model, seed)
     length = max(spec.context, max_length or 0)
-    state = _inputs(model, length)
+    program = _converted(model, length, spec.forbid_positions, reach, max_rows, about)
+    if not spec.forbid_positions and program.reads_positions is None:
+        program = _converted(model, length, True, reach, max_rows, about)
+    return check(program, "the converted program")
+
+
+def _converted(
+    model: ProgramTransformer, length: int, unbounded: bool, reach: Sequence[Sequence[str]], max_rows: int,
+    about: dict[str, Any] | None,
+) -> Program:  # fmt: skip
+    """The program.
+
+    Arguments:
+        length: places for which tables of counts hold.
+        unbounded: it runs at any length, so that no table of counts may answer what it was not made for.
+    """
+    spec = model.spec
+    state = _inputs(model, length, unbounded)
     for layer, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         _heads(spec, block, layer, state, length)
@@ -77,7 +97,7 @@ def to_program(
             mlps = getattr(block, f"{kind}_mlp", None)
             if isinstance(mlps, Mlps):
                 _mlps(model, mlps, kind, layer, state, reach, max_rows)
-    return check(_assemble(model, state, state.nodes, about), "the converted program")
+    return _assemble(model, state, state.nodes, about)
 
 
 def _one_seed(model: ProgramTransformer, seed: int) -> ProgramTransformer:
@@ -90,7 +110,7 @@ def _one_seed(model: ProgramTransformer, seed: int) -> ProgramTransformer:
     return single
 
 
-def _inputs(model: ProgramTransformer, length: int) -> _State:
+def _inputs(model: ProgramTransformer, length: int, unbounded: bool) -> _State:
     spec = model.spec
     values: dict[str, list[Value | None]] = {}
     for i in range(spec.embedding_vars):
@@ -100,7 +120,7 @@ def _inputs(model: ProgramTransformer, length: int) -> _State:
         values["tokens"] = [*spec.vocabulary, *spare]
     values["positions"] = list(range(spec.d_var))
     greatest: dict[str, int | None] = {name: None if spec.learned_numbers else 1 for name in spec.num_inputs}
-    state = _State(values, greatest)
+    state = _State(values, greatest, unbounded)
     if spec.prefix_count:
         same = tuple((token, token) for token in spec.vocabulary if token != _PAD)
         state.nodes.append(Select("select_sum", "prefix_count", "tokens", "tokens", "ones", same, causal=True))
@@ -141,12 +161,15 @@ def _plain(name: str) -> str:
 
 
 def _pairs(wanted: Tensor, keys: list[Value | None], queries: list[Value | None]) -> tuple[tuple[Value, Value], ...]:
-    """The pairs of a predicate, without queries that no place has."""
+    """The pairs of a predicate, without queries that no place has. A key that no place has is the empty text, as in the
+    reference, unless that is a token.
+    """
     return tuple(
         (query, "" if keys[k] is None else keys[k])
         for q, query in enumerate(queries)
         if query is not None and query != _PAD
         for k in wanted[q].nonzero().flatten().tolist()
+        if keys[k] is not None or "" not in keys
     )
 
 
@@ -221,8 +244,7 @@ def _num_table(
             "Train with constants (learned_numbers: false).",
         )
     ranges = [range(max(grid, each + 1)) for each in most if each is not None]
-    unbounded = model.spec.forbid_positions  # it runs at any length, where counts go beyond the grid
-    if unbounded and len(inputs) == 1:
+    if state.unbounded and len(inputs) == 1:
         settled = _settles(mlps, number, len(ranges[0]), len(places))
         if settled is not None:
             default_of_all, last = settled
@@ -239,7 +261,7 @@ def _num_table(
         keys = torch.tensor(list(itertools.product(*ranges)))
         results = _results(mlps, number, keys, places, 1)
         inside = [result for key, result in zip(keys.tolist(), results, strict=True) if max(key) < grid]
-        default: Value | None = None if unbounded else Counter(inside).most_common(1)[0][0]
+        default: Value | None = None if state.unbounded else Counter(inside).most_common(1)[0][0]
     else:
         if not len(reach):
             spans = ", ".join(f"'{each}' 0 to {top}" for each, top in zip(inputs, most, strict=True))
@@ -247,11 +269,11 @@ def _num_table(
                 f"The table of '{name}' would have {rows:,} rows ({spans}); the limit is {max_rows:,}.",
                 "Give data, whose reachable rows are then written and any other is an error; or raise the limit.",
             )
-        so_far = _assemble(model, state, state.nodes, None)
-        columns = Interpreter(so_far).run(reach).columns
-        reached = {
-            tuple(map(int, row)) for row in zip(*(columns[each].ravel().tolist() for each in inputs), strict=True)
-        }
+        interpreter, reached = Interpreter(_assemble(model, state, state.nodes, None)), set[tuple[int, ...]]()
+        for first in range(0, len(reach), _AT_ONCE):
+            columns = interpreter.run(reach[first : first + _AT_ONCE]).columns
+            read = [columns[each].ravel().tolist() for each in inputs]
+            reached |= {tuple(map(int, row)) for row in zip(*read, strict=True)}
         keys = torch.tensor(sorted(reached))
         results = _results(mlps, number, keys, places, 1)
         default = None
@@ -296,6 +318,8 @@ def _assemble(model: ProgramTransformer, state: _State, nodes: Sequence[Node], a
         eos=spec.eos,
         vocabulary=spec.vocabulary,
         max_length=None if spec.forbid_positions else spec.context,
+        lower=spec.lower,
+        replace_numbers=spec.replace_numbers,
         about=dict(about or {}),
     )
 

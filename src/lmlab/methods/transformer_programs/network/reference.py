@@ -76,6 +76,8 @@ def _network(
         autoregressive=bool(arguments.get("autoregressive", False)),
         pool_outputs=bool(arguments.get("pool_outputs", False)),
         pool_over="context",
+        lower=bool(arguments.get("do_lower", False)) and arguments.get("dataset") not in rasp.TASKS,
+        replace_numbers=bool(arguments.get("replace_numbers", False)) and arguments.get("dataset") not in rasp.TASKS,
     )
     model = ProgramTransformer(spec)
     with torch.no_grad():

@@ -31,6 +31,7 @@ class NetworkSpec(Config):
         sampled_tokens: tokens pass through the sampler with logits of 10 and -10, as in the reference, so that they are
             one-hot only under the arg max.
         forbid_positions: nothing reads positions, so that the program runs at any length.
+        lower, replace_numbers: how the tokens of its training data were spelled.
         pool_over: with `pool_outputs`, the mean is over the tokens, or over all places of the context.
     """
 
@@ -59,6 +60,8 @@ class NetworkSpec(Config):
     autoregressive: bool = False
     pool_outputs: bool = False
     pool_over: Literal["tokens", "context"] = "tokens"
+    lower: bool = False
+    replace_numbers: bool = False
     bos: str = "<s>"
     eos: str = "</s>"
 

@@ -33,6 +33,15 @@ def domains(program: Program) -> dict[str, frozenset[Value] | None]:
     return found
 
 
+def with_counts(program: Program, known: Domains) -> Domains:
+    """The same with 0 for each number that is always whole: a sum of ones, or a sum of such sums."""
+    whole = {"ones"} & set(program.inputs)
+    for node in program.nodes:
+        if node.op == SELECT_SUM and node.reads[-1] in whole:
+            whole.add(node.name)
+    return {**known, **dict.fromkeys(whole, frozenset({0}))}
+
+
 def partners(
     pairs: tuple[tuple[Value, Value], ...], queries: frozenset[Value] | None, keys: frozenset[Value] | None
 ) -> dict[Value, frozenset[Value]]:

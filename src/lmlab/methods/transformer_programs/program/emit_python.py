@@ -7,10 +7,11 @@ sorted: equal programs give equal text.
 from __future__ import annotations
 
 import builtins
+import keyword
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lmlab.methods.transformer_programs.program.domains import Domains, domains, partners
+from lmlab.methods.transformer_programs.program.domains import PADDING, Domains, domains, partners, with_counts
 from lmlab.methods.transformer_programs.program.files import EMBEDDINGS, WEIGHTS
 from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Node, Program, Select, Value, ordered
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import {types}
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -106,6 +107,11 @@ def add_numbers(
     for place, value in enumerate(values):
         logits[place] = [a + value * b for a, b in zip(logits[place], row, strict=True)]
 '''
+_SPELL = '''\
+def spell(token: str) -> str:
+    """The token as the program reads it."""
+    return {how}
+'''
 _MAIN = """\
 if __name__ == "__main__":
     print(run(sys.argv[1].split()))
@@ -113,7 +119,7 @@ if __name__ == "__main__":
 _HELPERS = {
     "read_table", "select_closest", "select_sum", "read_weights", "read_words", "add_categories", "add_numbers", "run",
     "csv", "sys", "Callable", "Sequence", "Path", "FOLDER", "LABELS", "ROWS", "WORDS", "known", "logits", "answers",
-    "scores", "annotations", "VOCABULARY",
+    "scores", "annotations", "VOCABULARY", "re", "spell",
 }  # fmt: skip
 
 
@@ -126,18 +132,22 @@ def to_python(program: Program) -> str:
 class _Emitter:
     def __init__(self, program: Program) -> None:
         self.program, self.domains = program, domains(program)
-        self.needed = program.live | set(program.classifier.features)
+        self.needed = program.live | (set(program.classifier.features) & program.numerical)
         for node in reversed(program.nodes):
             if node.name in self.needed:
                 self.needed |= set(node.reads)
         self.nodes = [node for node in program.nodes if node.name in self.needed]
-        self.names = _local_names(program.variables)
+        functions = {f"{'match' if isinstance(node, Select) else 'table'}_{node.name}" for node in self.nodes}
+        self.names = _local_names(program.variables, functions)
 
     def text(self) -> str:
         program, title = self.program, str(self.program.about.get("task", ""))
         title = f" ({title})" if title.isidentifier() else ""
         files = WEIGHTS if program.embeddings is None else f"{WEIGHTS} and {EMBEDDINGS}"
-        parts = [_HEAD.format(title=title, files=files)]
+        heads = any(isinstance(node, Select) for node in self.nodes)
+        parts = [_HEAD.format(title=title, files=files, types="Callable, Sequence" if heads else "Sequence")]
+        if program.replace_numbers:
+            parts[0] = parts[0].replace("import csv\n", "import csv\nimport re\n", 1)
         if any(isinstance(node, Select) and node.op != SELECT_SUM for node in self.nodes):
             parts.append(_CLOSEST)
         if any(isinstance(node, Select) and node.op == SELECT_SUM for node in self.nodes):
@@ -146,7 +156,11 @@ class _Emitter:
         if program.embeddings is not None:
             parts.append(_WORDS.format(embeddings=EMBEDDINGS))
         elif program.vocabulary is not None:
-            parts.append("\n".join(_collection("VOCABULARY = ", program.vocabulary, 0, "")) + "\n")
+            known = [word for word in program.vocabulary if word != PADDING]
+            parts.append("\n".join(_collection("VOCABULARY = ", known, 0, "")) + "\n")
+        if program.lower or program.replace_numbers:
+            how = "token.lower()" if program.lower else "token"
+            parts.append(_SPELL.format(how=f're.sub("[0-9]+", "@", {how})' if program.replace_numbers else how))
         features = program.classifier.features
         if any(feature not in program.numerical for feature in features):
             parts.append(_SCORES)
@@ -168,7 +182,7 @@ class _Emitter:
         arguments = ", ".join(f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True))
         result = _type(self.domains.get(node.name))
         head = f"def table_{node.name}({arguments}) -> {result}:"
-        return _wrapped_head(head) + table_lines(node, names, self.domains)
+        return _wrapped_head(head) + table_lines(node, names, with_counts(self.program, self.domains))
 
     def _run(self) -> list[str]:
         program = self.program
@@ -181,7 +195,10 @@ class _Emitter:
         lines.append("    logits = [[0.0] * len(LABELS) for _ in tokens]")
         for feature in program.classifier.features:
             how = "add_numbers" if feature in program.numerical else "add_categories"
-            lines += _call(f"    {how}", ["logits", literal(feature), self.names[feature]])
+            values = self.names[feature]
+            if feature not in program.numerical and not program.classifier.matters(feature):
+                values = f"[{literal(next(iter(program.classifier.rows_of(feature))))}] * len(tokens)"  # equal rows
+            lines += _call(f"    {how}", ["logits", literal(feature), values])
         if program.pool_outputs:
             lines.append("    logits = [[sum(column) / len(tokens) for column in zip(*logits, strict=True)]]")
             lines.append("    return LABELS[max(range(len(LABELS)), key=lambda label: logits[0][label])]")
@@ -205,18 +222,22 @@ class _Emitter:
                 f"    if len(tokens) > {program.longest}:",
                 f'        raise ValueError(f"{{len(tokens)}} places; the program knows {program.longest}")',
             ]
+        given = "tokens"
+        if program.lower or program.replace_numbers:
+            given = "spelled"
+            lines.append("    spelled = [spell(token) for token in tokens]")
         known = "WORDS" if program.embeddings is not None else "VOCABULARY" if program.vocabulary is not None else None
         if known is not None and "<unk>" in (program.vocabulary or ()):
-            lines += [f'    known = [token if token in {known} else "<unk>" for token in tokens]']
+            lines += [f'    known = [token if token in {known} else "<unk>" for token in {given}]']
         elif known is not None:
             lines += [
-                "    for place, token in enumerate(tokens):",
+                f"    for place, token in enumerate({given}):",
                 f"        if token not in {known}:",
                 '            raise ValueError(f"unknown token {token!r} at place {place}")',
-                "    known = list(tokens)",
+                f"    known = list({given})",
             ]
         else:
-            lines.append("    known = list(tokens)")
+            lines.append(f"    known = list({given})")
         used_known = False
         for name in program.inputs:
             if name not in self.needed:
@@ -233,10 +254,8 @@ class _Emitter:
                 assert program.embeddings is not None
                 lines.append(f"    {local} = [{self._category(name)} for token in known]")
                 used_known = True
-        if not used_known and lines and lines[-1] != "    known = list(tokens)":
+        if not used_known:
             lines = [line for line in lines if not line.startswith("    known = ")]
-        elif not used_known:
-            lines = lines[:-1]
         return lines
 
     def _category(self, name: str) -> str:
@@ -258,13 +277,11 @@ class _Emitter:
             arguments = [self.names[name] for name in node.inputs]
             if len(arguments) == 1:
                 return _call(f"    {target} = ", [f"table_{node.name}(a) for a in {arguments[0]}"], "[]")
-            letters = [f"x{place}" for place in range(len(arguments))]
-            return [
-                f"    {target} = [",
-                f"        table_{node.name}({', '.join(letters)})",
-                *_call(f"        for {', '.join(letters)} in zip", [*arguments, "strict=True"]),
-                "    ]",
-            ]
+            letters = ", ".join(f"x{place}" for place in range(len(arguments)))
+            result, source = f"        table_{node.name}({letters})", [*arguments, "strict=True"]
+            line = f"{result} for {letters} in zip({', '.join(source)})"
+            lines = [line] if len(line) <= _WIDTH else [result, *_call(f"        for {letters} in zip", source)]
+            return [f"    {target} = [", *lines, "    ]"]
         causal = repr(node.causal or self.program.autoregressive)
         key, query, value = (self.names[name] for name in node.reads)
         function = f"match_{node.name}"
@@ -337,9 +354,10 @@ def table_lines(node: Lookup, names: Sequence[str], known: Domains) -> list[str]
                     before += _collection(f"    values_{place} = ", ordered(set(values)), 4, "")
                     test = f"{name} in values_{place}"
                 tests.append(test)
-            lines += [*before, f"    if {' and '.join(tests)}:", f"        return {literal(result)}"]
+            lines += [*before, *_if_all(tests), f"        return {literal(result)}"]
     if node.default is None:
-        return [*lines, f'    raise ValueError(f"no row for {{({", ".join(names)},)!r}}")']
+        shown = f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+        return [*lines, *_call("    raise ValueError", [f'f"no row for {{{shown}!r}}"'])]
     return [*lines, f"    return {literal(node.default)}"]
 
 
@@ -367,13 +385,22 @@ def _grouped(keys: Sequence[tuple[Any, ...]]) -> Iterable[list[list[Any]]]:
 def _test(name: str, values: Sequence[Any], domain: frozenset[Value] | None) -> str:
     """`name in {...}`, or shorter for one value and for ranges of numbers."""
     values = ordered(set(values))
-    whole = all(isinstance(each, int) for each in values)
-    numeric = whole and (domain is None or all(isinstance(each, int) for each in domain))
+    # a range says the same as a set only where no text and no fraction may stand
+    numeric = domain is not None and all(isinstance(each, int) for each in (*values, *domain))
     if len(values) == 1:
         return f"{name} == {literal(values[0])}"
     if numeric and len(values) > 2 and values[-1] - values[0] == len(values) - 1:
         return f"{values[0]} <= {name} <= {values[-1]}"
     return f"{name} in {{{', '.join(literal(each) for each in values)}}}"
+
+
+def _if_all(tests: Sequence[str]) -> list[str]:
+    """`if a and b:`, on lines of their own where that is too long."""
+    line = f"    if {' and '.join(tests)}:"
+    if len(line) <= _WIDTH:
+        return [line]
+    first, *others = tests
+    return ["    if (", f"        {first}", *(f"        and {test}" for test in others), "    ):"]
 
 
 def _condition(name: str, values: Sequence[Any], domain: frozenset[Value] | None) -> list[str]:
@@ -425,25 +452,23 @@ def _type(domain: frozenset[Value] | None) -> str:
 
 def _argument_names(node: Lookup) -> Iterable[str]:
     """What a table's arguments are called: after what they read, or by letters where that says nothing."""
-    used: set[str] = set()
+    used = {f"values_{place}" for place in range(len(node.inputs))}
     for name in node.inputs:
         short = name.removesuffix("_outputs").removesuffix("s") or name
-        if short in used or hasattr(builtins, short) or short in _HELPERS:
-            short = f"{short}_{len(used)}"
+        while short in used or hasattr(builtins, short) or short in _HELPERS or keyword.iskeyword(short):
+            short += "_"
         used.add(short)
         yield short
 
 
-def _local_names(names: Sequence[str]) -> dict[str, str]:
+def _local_names(names: Sequence[str], functions: set[str]) -> dict[str, str]:
     """A local variable for each variable of the program, none of which hides what the text uses."""
     found: dict[str, str] = {}
-    taken = _HELPERS | set(dir(builtins)) | {"chosen", "place", "token", "a"}
+    taken = _HELPERS | set(dir(builtins)) | functions | {"chosen", "place", "token", "tokens", "spelled", "a"}
     for name in names:
         local = name
-        while (local in taken and local != "tokens") or (local == "tokens" and name == "tokens"):
+        while local in taken:
             local += "_"
-            if local == "tokens_":
-                break
         taken.add(local)
         found[name] = local
     return found
@@ -452,6 +477,7 @@ def _local_names(names: Sequence[str]) -> dict[str, str]:
 def literal(value: Any) -> str:
     """A value as a Python literal: whatever a text holds, it stays a text."""
     text = repr(value)
-    if isinstance(value, str) and text.startswith("'") and '"' not in text:
-        return f'"{text[1:-1]}"'
-    return text
+    if not isinstance(value, str) or text.startswith('"') or value.count('"') > value.count("'"):
+        return text
+    inner = text[1:-1].replace("\\'", "'").replace('"', '\\"')  # the quotes of formatted code
+    return f'"{inner}"'

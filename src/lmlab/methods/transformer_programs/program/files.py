@@ -27,7 +27,7 @@ from lmlab.methods.transformer_programs.program.tables import Classifier, Embedd
 PROGRAM, WEIGHTS, EMBEDDINGS = "program.json", "weights.csv", "embeddings.csv"
 _KNOWN = {
     "format", "inputs", "numerical", "nodes", "classifier", "embeddings", "categories", "autoregressive",
-    "pool_outputs", "bos", "eos", "vocabulary", "max_length",
+    "pool_outputs", "bos", "eos", "vocabulary", "max_length", "lower", "replace_numbers",
 }  # fmt: skip
 _FIELDS = {
     SELECT_CLOSEST: {"op", "name", "key", "query", "value", "predicate", "causal"},
@@ -50,7 +50,8 @@ def load_program(path: str | Path) -> Program:
     data, where = read_mapping(path), f"'{path}'"
     if data.get("format") != FORMAT:
         raise UserError(f"{where}: the format is {data.get('format')!r:.60}, not '{FORMAT}'.")
-    classifier = Classifier.read(_beside(path, data, "classifier", WEIGHTS))
+    vocabulary = _names(data, "vocabulary", where) if data.get("vocabulary") is not None else None
+    classifier = Classifier.read(_beside(path, data, "classifier", WEIGHTS), vocabulary or ())
     embeddings = None
     if data.get("embeddings") is not None:
         categories = _text(data, "categories", where) if data.get("categories") is not None else None
@@ -69,8 +70,10 @@ def load_program(path: str | Path) -> Program:
         pool_outputs=_flag(data, "pool_outputs", where),
         bos=_text(data, "bos", where) if "bos" in data else "<s>",
         eos=_text(data, "eos", where) if "eos" in data else "</s>",
-        vocabulary=_names(data, "vocabulary", where) if data.get("vocabulary") is not None else None,
+        vocabulary=vocabulary,
         max_length=_length(data, where),
+        lower=_flag(data, "lower", where),
+        replace_numbers=_flag(data, "replace_numbers", where),
         about={key: value for key, value in data.items() if key not in _KNOWN},
     )
     return check(complete(program), where)
@@ -95,6 +98,7 @@ def save_program(program: Program, directory: str | Path) -> Path:
         data["vocabulary"] = list(program.vocabulary)
     if program.max_length is not None:
         data["max_length"] = program.max_length
+    data |= {name: True for name in ("lower", "replace_numbers") if getattr(program, name)}
     if program.embeddings is not None:
         data |= {"embeddings": EMBEDDINGS, "categories": program.embeddings.categories}
         program.embeddings.write(directory / EMBEDDINGS)

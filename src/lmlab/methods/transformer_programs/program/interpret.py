@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Program, Select
+from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Program, Select, spelled
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER
 
 Rule = Literal["faithful", "emitted"]
@@ -143,6 +143,9 @@ class Interpreter:
                 f" ({self.program.reads_positions}).",
                 "Shorten it, or train with forbid: [positions], which gives programs for any length.",
             )
+        lower, replace_numbers = self.program.lower, self.program.replace_numbers
+        if lower or replace_numbers:
+            tokens = [spelled(token, lower, replace_numbers) for token in tokens]
         if PADDING in tokens:
             raise UserError(f"Sequence {number + 1}: '{PADDING}' is a reserved mark.", "Spell this token otherwise.")
         known = self._vocabulary
@@ -263,6 +266,9 @@ class Interpreter:
             column = columns[feature]
             if feature in program.numerical:
                 logits_BNC += column[:, :, None] * np.array(rows[PLACEHOLDER])
+                continue
+            if not program.classifier.matters(feature):  # equal rows are a constant, whatever the value
+                logits_BNC += valid_BN[:, :, None] * np.array(next(iter(rows.values())))
                 continue
             weights = np.zeros((len(rows) + 1, len(program.labels)))
             row_of = np.full(len(self._numbers), -1, dtype=np.int64)

@@ -22,6 +22,7 @@ Value = str | int
 Number = int | float
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_DIGITS = re.compile(r"[0-9]+")
 _EMBEDDING = re.compile(r"var\d+_embeddings")
 _NUMBER_INPUT = re.compile(r"num_var\d+_embeddings")
 SELECT_CLOSEST, SELECT_SUM, LOOKUP = "select_closest", "select_sum", "lookup"
@@ -93,6 +94,7 @@ class Program:
         bos, eos: marks; where a sequence begins or ends with them, so does the answer.
         vocabulary: the tokens that are known; None if no file says so.
         max_length: places that the program knows, marks included; None if any number.
+        lower, replace_numbers: tokens are read in lower case; each run of their digits is read as @.
         about: what else its file says, kept as it is.
     """
 
@@ -107,6 +109,8 @@ class Program:
     eos: str = "</s>"
     vocabulary: tuple[str, ...] | None = None
     max_length: int | None = None
+    lower: bool = False
+    replace_numbers: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -160,6 +164,12 @@ class Program:
         }
 
 
+def spelled(token: str, lower: bool, replace_numbers: bool) -> str:
+    """A token as a program, or its training, spells it."""
+    token = token.lower() if lower else token
+    return _DIGITS.sub("@", token) if replace_numbers else token
+
+
 def check(program: Program, where: str) -> Program:
     """The program itself, once it is sure to run.
 
@@ -191,6 +201,9 @@ def check(program: Program, where: str) -> Program:
             _check_lookup(program, node, place)
     for name in program.numerical - all_names:
         raise UserError(f"{where}: the numerical variable '{name}' does not exist. {did_you_mean(name, all_names)}")
+    for mark in (program.bos, program.eos):
+        if spelled(mark, program.lower, program.replace_numbers) != mark:
+            raise UserError(f"{where}: the mark {mark!r:.60} would be spelled otherwise.", "Choose another mark.")
     if program.embeddings is not None and program.vocabulary is not None:
         strange = next((word for word in program.vocabulary if word not in program.embeddings.index), None)
         if strange is not None:

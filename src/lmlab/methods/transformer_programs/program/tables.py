@@ -58,8 +58,11 @@ class Classifier:
         return len(set(rows.values())) > 1
 
     @classmethod
-    def read(cls, path: str | Path) -> Classifier:
+    def read(cls, path: str | Path, vocabulary: Sequence[str] = ()) -> Classifier:
         """Read `feature,value,LABEL,...`.
+
+        Arguments:
+            vocabulary: the tokens; where `_` is one of them, its rows are kept.
 
         Raises:
             UserError: a row is not so long as the header, or holds what is no finite number.
@@ -81,7 +84,7 @@ class Classifier:
                 raise UserError(f"'{path}', row {number}: the value {row[1]!r} of '{row[0]}' appears twice.")
             feature[row[1]] = numbers
         for name, values in weights.items():
-            if len(values) > 1:
+            if len(values) > 1 and PLACEHOLDER not in vocabulary:
                 weights[name] = {value: row for value, row in values.items() if value != PLACEHOLDER}
         return cls(tuple(labels), weights)
 

@@ -49,6 +49,7 @@ class Dataset:
     Attributes:
         vocabulary, labels: in the order of their numbers.
         pooled: one label a sequence.
+        lower, replace_numbers: how the tokens of files were spelled.
     """
 
     vocabulary: tuple[str, ...]
@@ -59,6 +60,8 @@ class Dataset:
     context: int
     autoregressive: bool = False
     pooled: bool = False
+    lower: bool = False
+    replace_numbers: bool = False
 
 
 def encode(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,13 @@ from lmlab.data.labeled import Kind, LabeledSequence, read_labeled
 from lmlab.data.rejects import Rejects
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.config import DataConfig
+from lmlab.methods.transformer_programs.program.ir import spelled
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset, Split, encode
 from lmlab.methods.transformer_programs.tasks.rasp import BOS, EOS, PAD, UNK, Example, generate, split, task
 from lmlab.progress import console
 
 _RESERVED = (PAD, BOS, EOS)
 _MOST_UNFIT = 0.5
-_DIGITS = re.compile(r"[0-9]+")
 
 
 def load_data(config: DataConfig, rejects: str | Path | None = None) -> Dataset:
@@ -55,7 +55,8 @@ def draw(config: DataConfig) -> Dataset:
     # in the reference, <pad> and, but where it is an answer, <unk> are labels that are never given
     never = {PAD} if chosen.unmasked else {PAD, UNK}
     answers = sorted({label for _, labels in parts[0] for label in labels} - never)
-    words = [PAD, *sorted({token for tokens, _ in parts[0] for token in tokens} - {PAD})]
+    # the reference takes those of the training part; few examples may leave some to the other parts
+    words = [PAD, *sorted({token for tokens, _ in examples for token in tokens} - {PAD})]
     return _dataset(words, answers, parts, chosen.autoregressive, pooled=False)
 
 
@@ -79,7 +80,8 @@ def _from_files(config: DataConfig, rejects: Path | None) -> Dataset:
     counts = Counter(token for tokens, _ in train for token in tokens if token not in _RESERVED)
     common = [word for word, _ in counts.most_common(config.max_words) if word != UNK]
     answers = sorted({label for _, labels in train for label in labels} - {PAD})
-    return _dataset([PAD, UNK, BOS, EOS, *common], answers, (train, valid, test), False, pooled)
+    found = _dataset([PAD, UNK, BOS, EOS, *common], answers, (train, valid, test), False, pooled)
+    return replace(found, lower=config.lower, replace_numbers=config.replace_numbers)
 
 
 def _read(config: DataConfig, path: str, unfit: Rejects) -> list[Example]:
@@ -90,7 +92,7 @@ def _read(config: DataConfig, path: str, unfit: Rejects) -> list[Example]:
             unfit.add(problem)
             continue
         assert isinstance(each, LabeledSequence)
-        tokens = [BOS, *(_spelled(config, token) for token in each.tokens), EOS]
+        tokens = [BOS, *(spelled(token, config.lower, config.replace_numbers) for token in each.tokens), EOS]
         if config.labels == "sequence":
             found.append((tokens, [each.labels[0] or PAD, *[PAD] * (len(tokens) - 1)]))
         else:
@@ -98,15 +100,17 @@ def _read(config: DataConfig, path: str, unfit: Rejects) -> list[Example]:
     return found
 
 
-def read_examples(path: str, labels: str, bos: str | None, eos: str | None) -> list[Example]:
-    """The labeled sequences of a file with the marks of a program.
+def read_examples(
+    path: str, kind: Kind, bos: str | None, eos: str | None, token_column: int = 0, label_column: int = -1
+) -> list[Example]:
+    """The labeled sequences of a file with the marks of a program. Their tokens stay as they are: a program spells them
+    itself.
 
     Raises:
-        UserError: a row cannot be used; here each one counts.
+        UserError: a row cannot be used, for here each one counts; or there is none.
     """
     found: list[Example] = []
-    kind: Kind = "sequence" if labels == "sequence" else "tokens"
-    for each in read_labeled(path, kind):
+    for each in read_labeled(path, kind, token_column, label_column):
         if isinstance(each, Reject):
             raise UserError(f"{each.where}: {each.reason}.")
         tokens = [*([bos] if bos else []), *each.tokens, *([eos] if eos else [])]
@@ -115,6 +119,8 @@ def read_examples(path: str, labels: str, bos: str | None, eos: str | None) -> l
         else:
             answers = (label or PAD for label in each.labels)
             found.append((tokens, [*([PAD] if bos else []), *answers, *([PAD] if eos else [])]))
+    if not found:
+        raise UserError(f"'{path}' holds no labeled sequences.")
     return found
 
 
@@ -132,11 +138,6 @@ def _problem(config: DataConfig, each: LabeledSequence) -> Reject | None:
     if config.max_length is not None and len(each.tokens) + 2 > config.max_length:
         return Reject(each.where, f"{len(each.tokens)} tokens and two marks exceed max_length {config.max_length}")
     return None
-
-
-def _spelled(config: DataConfig, token: str) -> str:
-    token = token.lower() if config.lower else token
-    return _DIGITS.sub("@", token) if config.replace_numbers else token
 
 
 def _dataset(

@@ -98,6 +98,8 @@ def spec_of(shape: ShapeConfig, data: Dataset) -> NetworkSpec:
         "forbid_positions": "positions" in shape.forbid,
         "autoregressive": data.autoregressive,
         "pool_outputs": data.pooled,
+        "lower": data.lower,
+        "replace_numbers": data.replace_numbers,
     }
     known = {name: value for name, value in values.items() if name in NetworkSpec.model_fields}
     return validate(NetworkSpec, known, "the shape")
