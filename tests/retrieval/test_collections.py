@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from lmlab.retrieval import (
     read_queries,
     write_dataset,
 )
-from tiny_retriever import write_collection
+from tiny_retriever import WORDS, write_collection
 
 
 def test_a_beir_folder_is_read_compressed_or_not_and_written_again(collection, tmp_path):
@@ -210,9 +211,9 @@ def test_ids_of_a_store_may_hold_any_character_and_a_finished_store_is_left_alon
     ids, texts = ["a\u2028b", "c\x85d", "e\nf"], ["sea", "ship", "star"]
     store = EmbeddingStore.build(tmp_path, tiny, ids, texts)
     assert EmbeddingStore.open(tmp_path).ids == ids
-    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"}
     assert EmbeddingStore.build(tmp_path, tiny, ids, texts).meta == store.meta
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"} == stamps
     EmbeddingStore.build(tmp_path, tiny, ["x", "y", "z"], texts)  # other ids of the same texts are written
     assert EmbeddingStore.open(tmp_path).ids == ["x", "y", "z"]
     np.save(tmp_path / store.meta["shards"][0], np.zeros((2, tiny.dim), np.float32))
@@ -237,3 +238,20 @@ def test_a_judgment_that_contradicts_another_and_crafted_documents_are_told(coll
     assert len(load_dataset(tmp_path / "mixed", redteam="drop").corpus) == 60
     with pytest.raises(UserError, match="marked as crafted by an attack"):
         load_dataset(tmp_path / "mixed", redteam="error")
+
+
+def test_builds_in_one_folder_wait_for_each_other(tiny, tmp_path):
+    texts = [[f"sea {word}" for word in words] for words in (WORDS[13:23], WORDS[23:33])]
+    ids = [f"d{number}" for number in range(10)]
+
+    def build(number: int) -> None:
+        EmbeddingStore.build(tmp_path, tiny, ids, texts[number], shard_rows=2)
+
+    threads = [threading.Thread(target=build, args=(number % 2,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = EmbeddingStore.open(tmp_path)
+    own = next(each for each in texts if np.allclose(store.vectors(), tiny.encode_text(each), atol=1e-6))
+    assert store.require(tiny, "document", own).ids == ids and len(list(tmp_path.glob("*.npy"))) == 5

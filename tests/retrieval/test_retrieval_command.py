@@ -22,7 +22,11 @@ def test_a_collection_is_encoded_searched_and_measured(collection, tmp_path, cap
     encoder = write_retriever(tmp_path / "encoder")
     common = ("--data", collection, "--encoder", encoder, "--cache", tmp_path / "cache")
     code, out, _ = run(capsys, monkeypatch, "encode", *common)
-    assert code == 0 and "60 document vectors of 32 dimensions" in out and "36 query vectors" in out
+    assert code == 0 and "60 document vectors of 32 dimensions" in out
+    assert out.count("18 query vectors of 32 dimensions") == 2 and "query-test" in out and "query-train" in out
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
+    code, _, _ = run(capsys, monkeypatch, "evaluate", *common, "--k", 10, "--json")
+    assert code == 0 and {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == stamps
     figures = {}
     for by in ("dense", "bm25", "hybrid"):
         target = tmp_path / f"{by}.trec"

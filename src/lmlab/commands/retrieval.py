@@ -12,7 +12,10 @@ from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lmlab.retrieval import AnyEncoder, EmbeddingStore, RetrievalDataset
+    from lmlab.retrieval.encoders.encoder import Kind
 
 app = typer.Typer(
     no_args_is_help=True, help="Dense and lexical retrieval: encode collections, search them, measure what is found."
@@ -108,18 +111,19 @@ def encode(
 ) -> None:
     """Encode all documents and queries of a collection; what is there already is not made again."""
     from lmlab.retrieval import EmbeddingStore, read_corpus, read_queries
+    from lmlab.retrieval.collections.read import judged_queries
 
     made = load(encoder, device, query_encoder, pooling, prompt, max_length, dims)
     corpus, queries = read_corpus(_file(data, "corpus")), read_queries(data)
-    for kind, ids, texts in (("document", corpus.ids, corpus.texts), ("query", queries.ids, list(queries.texts))):
+    parts: list[tuple[str, Kind, Sequence[str], Sequence[str]]] = [("document", "document", corpus.ids, corpus.texts)]
+    for split, judged in judged_queries(data).items():  # where `search` and `evaluate` look for them
+        asked = queries.only([id for id in queries.ids if id in judged])
+        parts.append((f"query-{split}", "query", asked.ids, asked.texts))
+    if len(parts) == 1:
+        parts.append(("query", "query", queries.ids, queries.texts))
+    for name, kind, ids, texts in parts:
         store = EmbeddingStore.build(
-            cache / kind,
-            made,
-            ids,
-            texts,
-            kind,  # type: ignore[arg-type]
-            check_precision(precision),
-            "float16" if half else "float32",
+            cache / name, made, ids, list(texts), kind, check_precision(precision), "float16" if half else "float32"
         )
         print(f"{store.meta['rows']:,} {kind} vectors of {store.meta['dim']} dimensions in {store.location}")
 
@@ -158,7 +162,8 @@ def _search(
     if how in ("dense", "hybrid"):
         made = load(encoder, **options)
         documents, queries = stores(data, made, cache, precision)
-        found = make_index(index, data.corpus.ids, documents.vectors())  # type: ignore[arg-type]
+        vectors = documents.chunks() if index == "exact" else documents.vectors()  # exact search reads them in place
+        found = make_index(index, data.corpus.ids, vectors)  # type: ignore[arg-type]
         hits = found.topk(queries.vectors(), k)
         if hits.notice:
             typer.echo(hits.notice, err=True)

@@ -7,6 +7,7 @@ texts only their shards are made again. No pickle is written or read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -69,6 +70,20 @@ class EmbeddingStore:
             "precision": precision,
             "dtype": dtype,
         }
+        with _alone(place):
+            return cls._build(place, about, encoder, ids, texts, shard_rows)
+
+    @classmethod
+    def _build(
+        cls,
+        place: str,
+        about: dict[str, Any],
+        encoder: Encoder,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        shard_rows: int,
+    ) -> EmbeddingStore:
+        kind, precision, dtype = about["kind"], about["precision"], about["dtype"]
         before = None
         if _exists(f"{place}/meta.json"):
             before = cls.open(place)._require(about)
@@ -186,6 +201,16 @@ class EmbeddingStore:
                 "Remove it, and encode again.",
             )
         return chunks
+
+
+def _alone(location: str) -> contextlib.AbstractContextManager[Any]:
+    """Wait for other builds in a local folder, of which one of other texts would remove the shards of this one."""
+    if is_url(location):
+        return contextlib.nullcontext()
+    from filelock import FileLock
+
+    Path(location).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(location) / ".lock")
 
 
 def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:

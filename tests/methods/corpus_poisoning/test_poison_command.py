@@ -120,6 +120,13 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     code, text, _ = run("detect", "sweep", "--data", small, *common, "--passages", attack, "--sentinels", small)
     curves = json.loads(text)
     assert all(point["fpr"] <= point["rate"] + 1e-9 for point in curves["hubness"])
+    pairs = ("detect", "fit", "--data", small, *common, "--rate", "0.05", "--detector", "near_duplicate")
+    assert run(*pairs, "--out", tmp_path / "pairs")[0] == 0
+    code, _, err = run("gate", source, "--gate", tmp_path / "pairs", "--encoder", common[1])
+    assert code == 2 and "here each comes alone" in " ".join(err.split())
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    code, _, err = run("gate", tmp_path / "latin.jsonl", "--gate", gate, "--encoder", common[1])
+    assert code == 2 and "UTF-8" in err, err
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"text": 3}\n')
     code, _, err = run("gate", tmp_path / "bad.jsonl", "--gate", gate, "--encoder", common[1])
     assert code == 2 and "line 2: the key 'text' must hold a passage" in err

@@ -47,6 +47,13 @@ def load_dataset(
     return RetrievalDataset(name, split, corpus, asked, qrels, tuple(notices))
 
 
+def judged_queries(place: str | Path) -> dict[str, set[str]]:
+    """The ids of the queries that each split of a BEIR folder judges; none where it has no judgments."""
+    root = collection_root(place)
+    found = _below(f"{root}/qrels")
+    return {split: set(read_qrels(collection_part(root, f"qrels/{split}"))) for split in sorted(set(map(_stem, found)))}
+
+
 def collection_root(place: str | Path) -> str:
     location = str(place)
     if is_folder(location):

@@ -22,9 +22,13 @@ _LINKS, _BREADTH_BUILD, _BREADTH = 32, 200, 200
 
 
 def make_index(
-    kind: IndexKind, ids: Sequence[str], vectors: NDArray[Any], oversample: int = _OVERSAMPLE, dims: int | None = None
+    kind: IndexKind,
+    ids: Sequence[str],
+    vectors: NDArray[Any] | Sequence[NDArray[Any]],
+    oversample: int = _OVERSAMPLE,
+    dims: int | None = None,
 ) -> ExactIndex:
-    """An index over vectors [N, H].
+    """An index over vectors [N, H], or for `exact` also over chunks of them, which may be memory-mapped.
 
     Arguments:
         oversample: candidates for each result, of all but `exact`.

@@ -18,7 +18,7 @@ from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, to_json
 from lmlab.methods.corpus_poisoning.defend.measure import measure_defenses, measure_fusion, sweep
 from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
-from lmlab.parsing import parse_json, require_mapping
+from lmlab.parsing import MAX_JSON_BYTES, parse_json, require_mapping
 from lmlab.retrieval import read_corpus, read_queries
 from lmlab.retrieval.collections.records import document_text
 
@@ -60,6 +60,12 @@ def run_gate(gate: AdmissionGate, source: IO[str], sink: IO[str], where: str) ->
     Raises:
         UserError: a line is no record with text; with its number.
     """
+    if "near_duplicate" in gate.detectors:
+        raise UserError(
+            "The gate has the detector near_duplicate, which compares new passages with one another; here each comes"
+            " alone, and it would admit all.",
+            "Fit a gate without it, or use `lmlab poison detect score` on all at once.",
+        )
     total = refused = 0
     for id, text in _records(source, where):
         verdict = gate.check(text)
@@ -68,8 +74,15 @@ def run_gate(gate: AdmissionGate, source: IO[str], sink: IO[str], where: str) ->
     return total, refused
 
 
+def _lines(source: IO[str], where: str) -> Iterator[str]:
+    try:
+        yield from iter(lambda: source.readline(MAX_JSON_BYTES + 1), "")
+    except UnicodeDecodeError:
+        raise UserError(f"{where} is not UTF-8.") from None
+
+
 def _records(source: IO[str], where: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(source, 1):
+    for number, line in enumerate(_lines(source, where), 1):
         if line.strip():
             place = f"{where}, line {number}"
             row = require_mapping(parse_json(line, place), place)
