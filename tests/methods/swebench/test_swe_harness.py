@@ -29,6 +29,7 @@ from lmlab.methods.swebench.harness.evaluate import evaluate, result_key
 from lmlab.methods.swebench.harness.git import commit_tree, git
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.reward import RewardFn
+from lmlab.methods.swebench.harness.testing import RunOfTests, run_tests
 from lmlab.methods.swebench.harness.trees import TreeStore, changed_paths, tree_digest, unpack
 from lmlab.methods.swebench.harness.workspace import copied, diff_against
 from lmlab.methods.swebench.instances.instance import Instance
@@ -371,6 +372,26 @@ def test_a_patch_that_is_not_applied_in_time_is_blamed_only_if_another_one_is(
 
     monkeypatch.setattr("lmlab.methods.swebench.harness.judge.apply_patch", apply)
     assert judge.judge(built, _HALF).status == status
+
+
+@pytest.mark.parametrize(("runs", "status"), [(1, "unresolved"), (2, "infra")])
+def test_a_machine_without_room_is_no_verdict_though_tests_ran(
+    runs: int, status: str, judge: Judge, built: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [True] * runs  # how many runs find the disk full
+
+    def run(*arguments: Any, **options: Any) -> RunOfTests:
+        found = run_tests(*arguments, **options)
+        if not left:
+            return found
+        left.pop()
+        full = found.output + "E   OSError: [Errno 28] No space left on device"
+        bad = dict.fromkeys(found.logged, "FAILED")
+        return replace(found, output=full, logged=bad, structured=bad, result=replace(found.result, exit_code=1))
+
+    monkeypatch.setattr("lmlab.methods.swebench.harness.judge.run_tests", run)
+    result = judge.judge(built, built.patch)
+    assert (result.status, result.runs, left) == (status, 2, [])
 
 
 def test_a_repository_in_a_workspace_is_a_plain_folder(judge: Judge, built: Instance, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import LmlabError
-from lmlab.methods.swebench.grading.parsers.status import LogContext, StatusMap
+from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, LogContext, StatusMap
 from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
 from lmlab.methods.swebench.harness.applying import apply_patch
 from lmlab.methods.swebench.harness.control import Control, Survivors, control_source, functions_of, survivors
@@ -159,6 +159,8 @@ class _Trial:
                 verdict = self._grade(run)
                 self.facts["failures"] = (*verdict.fail_to_pass.failure, *verdict.pass_to_pass.failure)
                 if not verdict.resolved:
+                    if any(sign in run.output for sign in _STARVED):
+                        self._blame("unresolved", self._why(verdict, run), passing_ones=True)
                     raise _Ended("unresolved", self._why(verdict, run))
                 if conflict := disagreement(run):
                     raise _Ended("invalid", conflict)
@@ -243,14 +245,21 @@ class _Trial:
 
         return is_pytest(command_of(self.instance))
 
-    def _blame(self, status: Status, reason: str) -> None:
-        """End the trial: by a verdict if the tests can be run on the tree without the patch, else without one."""
+    def _blame(self, status: Status, reason: str, passing_ones: bool = False) -> None:
+        """End the trial: by a verdict if the tests can be run on the tree without the patch, else without one.
+
+        Arguments:
+            passing_ones: those that pass without the patch must do so now.
+        """
         with self.judge.workspaces.fresh(self.instance) as workspace:
             self.hidden.write(workspace)
             run = self.judge.test(self.instance, workspace)
         self.runs += 1
         found = statuses_of(run)
         kept = [test for test in self.instance.pass_to_pass if status_of(test, found) is not None]
+        if passing_ones:
+            kept = [test for test in kept if status_of(test, found) not in (FAILED, ERROR)]
+            kept = kept if len(kept) == len(self.instance.pass_to_pass) else []
         if run.result.ended and found and (kept or not self.instance.pass_to_pass):
             raise _Ended(status, reason)
         raise _Ended("infra", f"{reason}, and so it is without the patch")
@@ -318,6 +327,13 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+# What a machine says that has no room left for anybody; code that says it too is told from it by the tree without it
+_STARVED = (
+    "No space left on device",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+    "Too many open files",
+)
 _LIMITS: dict[Status, str] = {"timed_out": "time", "out_of_memory": "memory", "disk_full": "disk"}
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import shutil
 import stat
 import tarfile
 import zlib
@@ -161,13 +162,35 @@ def unpack(data: bytes, into: Path, strip: int = 0) -> None:
                 if member.issym():
                     links.append(member)
                 elif member.isfile() or member.isdir():
-                    archive.extract(member, into, filter="data")
+                    _extract(archive, member, into)
             for member in links:
                 _link(into, member)
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES):
             raise
         raise UserError(f"The archive cannot be unpacked: {error}.") from None
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
+    """Write a file or folder where no links are yet. Not `TarFile.extract`, which knows filters from Python 3.11.4 on
+    only, and whose filters were broken since.
+
+    Raises:
+        UserError: its path leaves the folder.
+    """
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise UserError(f"The archive cannot be unpacked: '{member.name}' leads out of it.")
+    place = into.joinpath(*parts)
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    content = archive.extractfile(member)
+    assert content is not None
+    with content, open(place, "wb") as file:
+        shutil.copyfileobj(content, file)
+    place.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
 def _link(into: Path, member: tarfile.TarInfo) -> None:
