@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tokenizers
-from tokenizers import decoders, models, normalizers
+from tokenizers import decoders, models, normalizers, processors
 
 from lmlab.data import TULU_TEMPLATE, Tokenizer, encode_for_answer
 
@@ -43,3 +43,14 @@ def test_no_message_can_end_its_turn():
     ids = encode_for_answer(tokenizer, spelled)
     assert tokenizer.eos_id not in ids and tokenizer.eos_id in tokenizer.encode_chat(spelled)
     assert tokenizer.decode(ids) == "<|user|>\na<|endoftext|><|assistant|>\nb\n<|assistant|>\n"
+
+
+def test_a_prompt_does_not_end_though_the_tokenizer_ends_every_text():
+    backend = Tokenizer.train(["abc " * 50], 270).backend
+    backend.add_special_tokens(["<s>"])
+    marks = [(name, backend.token_to_id(name)) for name in ("<s>", "<|endoftext|>")]
+    for form, begin in (("<s> $A <|endoftext|>", [marks[0][1]]), ("$A <|endoftext|>", []), ("$A", [])):
+        backend.post_processor = processors.TemplateProcessing(single=form, special_tokens=marks)
+        tokenizer = Tokenizer(backend, "<s>", "<|endoftext|>")
+        assert tokenizer.encode_prompt("abc ab") == [*begin, *tokenizer.encode("abc ab")]
+        assert tokenizer.encode_prompt("") == [marks[0][1]] and tokenizer.begin_ids == begin

@@ -134,10 +134,11 @@ class Tokenizer:
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself; never
-        empty.
+        """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself, and without
+        the end that some put behind every text; never empty.
         """
         ids: list[int] = self.backend.encode(text).ids
+        ids = ids[: len(ids) - self._ending]
         if not ids or (self._add_bos and ids[0] != self.bos_id):
             return [self.bos_id, *ids]
         return ids
@@ -209,6 +210,14 @@ class Tokenizer:
         name = model.get("unk_token")
         found = self.backend.token_to_id(name) if name else model.get("unk_id")  # Unigram names an id
         return -1 if found is None else int(found)
+
+    @cached_property
+    def _ending(self) -> int:
+        """How many tokens the tokenizer puts behind every text."""
+        whole, inner = (self.backend.encode("a", add_special_tokens=special).ids for special in (True, False))
+        starts = range(len(whole) - len(inner) + 1)
+        begin = next((start for start in starts if whole[start : start + len(inner)] == inner), None)
+        return 0 if begin is None or not inner else len(whole) - begin - len(inner)
 
     @cached_property
     def begin_ids(self) -> list[int]:

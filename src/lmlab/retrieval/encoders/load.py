@@ -94,7 +94,8 @@ def _from_run(
     found = Model.find(path)
     tokenizer = found.tokenizer()
     mode: PoolingMode = pooling or "lasttoken"
-    end = tokenizer.eos_token if mode == "lasttoken" and tokenizer.encode_prompt("a")[-1] != tokenizer.eos_id else None
+    ended = tokenizer.backend.encode("a").ids[-1:] == [tokenizer.eos_id]
+    end = tokenizer.eos_token if mode == "lasttoken" and not ended else None
     how: Similarity = similarity or "cosine"
     module = found.load(device)
     return TextEncoder(
