@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,13 @@ def short(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.3g}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A quantity for people: 397 kB, 47.6 GFLOP/s, 12 B."""
+    number = short(value)
+    suffix = number[-1] if number[-1].isalpha() and math.isfinite(value) else ""
+    return f"{number.removesuffix(suffix)} {suffix}{unit}"
 
 
 def duration(seconds: float) -> str:

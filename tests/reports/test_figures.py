@@ -78,6 +78,16 @@ def test_logarithmic_axes_have_few_ticks_within_the_data(low: float, high: float
         assert max(axis.tickvals) <= high * 1.01
 
 
+def test_a_few_values_of_a_logarithmic_axis_are_its_ticks() -> None:
+    def ticks(*values: float) -> object:
+        return line_chart([Series("s", values, [0.0] * len(values))], "k", "recall", log_x=True).layout.xaxis.tickvals
+
+    assert ticks(5, 10, 20) == (5, 10, 20)
+    assert ticks(8192, 32768, 131072) == (8192, 32768, 131072)
+    assert ticks(1000, 1010, 2000) is None  # two labels would overlap
+    assert ticks(0.013, 0.04) is None
+
+
 def test_empty_charts_can_be_drawn() -> None:
     line_chart([], "x", "y", log_x=True, log_y=True)
     bar_chart([], {}, None, "y", None)
@@ -110,6 +120,12 @@ def test_bars_of_the_wrong_length_are_an_error() -> None:
 def test_heat_maps_diverge_from_zero_only_with_both_signs() -> None:
     assert heat_map([[-1, 2]], ["a", "b"], ["r"], "x", "y", "z").data[0].zmid == 0
     assert heat_map([[1, 2]], ["a", "b"], ["r"], "x", "y", "z").data[0].zmid is None
+
+
+def test_a_heat_map_of_one_value_is_colored_from_zero() -> None:
+    for value, bounds in ((0, (0, 1)), (0.4, (0, 0.4)), (-2, (-2, 0))):
+        drawn = heat_map([[value, value]], ["a", "b"], ["c"], "", "", "").data[0]
+        assert (drawn.zmin, drawn.zmax) == bounds
 
 
 def test_a_heat_map_of_the_wrong_shape_is_an_error() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lmlab.reports import format_bytes, format_duration, format_number
+from lmlab.progress import with_unit
+from lmlab.reports import format_bytes, format_duration, format_moment, format_number
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,14 @@ def test_impossible_sizes_and_durations_are_errors() -> None:
     for seconds in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite number of seconds"):
             format_duration(seconds)
+
+
+def test_moments_are_told_in_utc() -> None:
+    assert format_moment("2026-01-31T00:05:07+0100") == "2026-01-30 23:05 UTC"
+    assert format_moment("2026-01-31T00:05:07") == "2026-01-31 00:05"
+    with pytest.raises(ValueError, match="isoformat"):
+        format_moment("yesterday")
+
+
+def test_quantities_have_a_space_before_their_unit() -> None:
+    assert [with_unit(value, "B") for value in (12, 397e3, 4.76e10, 0)] == ["12 B", "397 kB", "47.6 GB", "0 B"]

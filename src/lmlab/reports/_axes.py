@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from lmlab.reports._figure_json import escape_label
@@ -11,6 +12,7 @@ from lmlab.reports.formats import format_number
 
 SMALLEST_PLAIN_TICK = 0.01  # axes below this write powers of ten rather than "10µ"
 MAX_LOG_TICKS = 6
+CLOSEST_LOG_TICKS = 1.2  # ratio of neighbors: closer ones would overlap
 MAX_LABEL = 24  # characters: longer labels would leave no room for the plot on a phone
 MAX_NUMBER_LABELS = 12
 
@@ -38,8 +40,14 @@ def _whole_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Ticks of a logarithmic axis, as dense as leaves them legible on a phone; Plotly's own below one decade."""
+    """Ticks of a logarithmic axis, as dense as leaves them legible on a phone: at a few values the values themselves;
+    else Plotly's own below one decade.
+    """
     positive = [value for value in values if math.isfinite(value) and value > 0]
+    known = sorted(set(positive))
+    near = any(after < before * CLOSEST_LOG_TICKS for before, after in pairwise(known))
+    if 1 < len(known) <= MAX_LOG_TICKS and not near and all(float(each).is_integer() for each in known):
+        return {"tickmode": "array", "tickvals": known}
     if not positive or max(positive) < 10 * min(positive):
         return {}
     decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)

@@ -169,6 +169,7 @@ def heat_map(
             x=list(range(len(x))),
             y=list(range(len(y))),
             autocolorscale=True,
+            **_one_color(finite),
             zmid=0 if finite and min(finite) < 0 < max(finite) else None,
             text=[[format_number(value) for value in row] for row in z],
             texttemplate="%{text}" if len(x) <= 16 else None,
@@ -290,6 +291,14 @@ def _add_reference(figure: go.Figure, label: str, height: float) -> None:
         showlegend=True,
         name=escape_label(f"{label} ({format_number(height)})"),
     )
+
+
+def _one_color(values: Sequence[float]) -> dict[str, float]:
+    """The range of colors where all values are the same, as in a matrix of zeros: from zero, not around the value."""
+    if not values or min(values) != max(values):
+        return {}
+    value = values[0]
+    return {"zmin": min(value, 0), "zmax": max(value, 0) if value else 1}
 
 
 def _share(part: int, whole: int) -> str:

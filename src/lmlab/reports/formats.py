@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 SIGNIFICANT_DIGITS = 4
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -72,6 +73,20 @@ def format_duration(seconds: float) -> str:
     if seconds < 24 * 3600 - 30:
         return _two_units(round(seconds / 60), 60, "h", "min")
     return _two_units(round(seconds / 3600), 24, "d", "h")
+
+
+def format_moment(written: str) -> str:
+    """Write a moment of ISO 8601 for readers, in UTC: "2026-01-31T09:05:07+0100" -> "2026-01-31 08:05 UTC".
+
+    One without a time zone is shown in none.
+
+    Raises:
+        ValueError: the text is no moment of ISO 8601.
+    """
+    moment = datetime.fromisoformat(written)
+    if moment.tzinfo is None:
+        return moment.strftime("%Y-%m-%d %H:%M")
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _two_units(amount: int, size: int, large: str, small: str) -> str:

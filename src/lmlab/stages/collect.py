@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lmlab.data import DROPPED_BY, CollectConfig, Decontamination, SourceConfig, collect
 from lmlab.evals import Task, find_tasks, own_texts
-from lmlab.progress import short
+from lmlab.progress import with_unit
 from lmlab.reports import Details, Figure, Paragraph, Section, Table, funnel_chart
 from lmlab.runs import Artifact, Documents, ReadResults, Results, Stage, StageContext
 
@@ -118,7 +118,7 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
 
     def headline(self, results: CollectResults) -> dict[str, str]:
         """The size of the training text."""
-        return {"Training text": f"{short(sum(results.train.bytes.values()))}B"}
+        return {"Training text": with_unit(sum(results.train.bytes.values()), "B")}
 
     def report(self, config: CollectStageConfig, results: CollectResults, directory: Any) -> list[Section]:
         """The funnel, and a table by domain."""
@@ -170,4 +170,4 @@ class Collect(Stage[CollectStageConfig, CollectResults]):
 
 
 def _count(split: Counts) -> str:
-    return f"{sum(split.documents.values()):,} documents ({short(sum(split.bytes.values()))}B)"
+    return f"{sum(split.documents.values()):,} documents ({with_unit(sum(split.bytes.values()), 'B')})"

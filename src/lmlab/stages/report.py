@@ -11,7 +11,18 @@ from typing import Any, Literal
 
 from lmlab.config import Config
 from lmlab.files import read_mapping
-from lmlab.reports import Block, Code, Details, Facts, Page, Section, Table, format_bytes, format_duration
+from lmlab.reports import (
+    Block,
+    Code,
+    Details,
+    Facts,
+    Page,
+    Section,
+    Table,
+    format_bytes,
+    format_duration,
+    format_moment,
+)
 from lmlab.runs import PlannedStage, Results, Stage, StageContext, StageRecord
 
 
@@ -80,8 +91,10 @@ def write_report(title: str, run: Path, stages: list[PlannedStage]) -> Path:
         )
     )
     shown.append(Section("Environment", [_environment(manifest["environment"])]))
-    subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}, started {manifest['created']}"
-    return Page(title, subtitle, shown, generated=time.strftime("%Y-%m-%dT%H:%M:%S%z")).write(run / "report.html")
+    subtitle = f"Recipe {manifest['name']}, seed {manifest['seed']}, started {format_moment(manifest['created'])}"
+    return Page(title, subtitle, shown, generated=format_moment(time.strftime("%Y-%m-%dT%H:%M:%S%z"))).write(
+        run / "report.html"
+    )
 
 
 def _glance(headlines: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[Block]:

@@ -30,7 +30,7 @@ from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import read_json, sha256_file, write_json
 from lmlab.models import named_tensors
 from lmlab.models.lora.adapt import adapters
-from lmlab.progress import console, short
+from lmlab.progress import console, with_unit
 from lmlab.train.limits import is_disk_full
 from lmlab.train.mirror import Mirror
 from lmlab.train.optimization.optimizer import Optimizers
@@ -328,7 +328,7 @@ def verify_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _size(count: int) -> str:
-    return f"{short(count)}B"
+    return with_unit(count, "B")
 
 
 def _remedy(path: Path) -> str:

@@ -10,7 +10,7 @@ from lmlab.errors import LmlabError
 from lmlab.hardware import memory_bytes
 from lmlab.models import Transformer
 from lmlab.models.lora.adapt import adapters
-from lmlab.progress import short
+from lmlab.progress import with_unit
 from lmlab.train.config import TrainerConfig
 from lmlab.train.cost import estimate
 
@@ -30,11 +30,11 @@ def memory_on_paper(
 ) -> str:
     """What the training needs by the estimate, and what there is; empty where the estimate does not apply."""
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()
-    of = f" of {short(there)}B" if there else ""
+    of = f" of {with_unit(there, 'B')}" if there else ""
     if not isinstance(model, Transformer) or tokens_per_step is None or adapters(model):
         return ""
     needs = estimate(model.config, tokens_per_step // config.batch_size, config, world, dtype)
-    return f" On paper it needs {short(needs.memory)}B{of}, {short(needs.activations)}B of it for them."
+    return f" On paper it needs {with_unit(needs.memory, 'B')}{of}, {with_unit(needs.activations, 'B')} of it for them."
 
 
 def not_finite(step: int, loss: float, norm: float, newest: int, rows: tuple[int, int]) -> LmlabError:

@@ -161,8 +161,12 @@ def test_the_report_shows_forecast_doubts_cards_and_the_next_run(lmlab, config, 
         "How far to trust it",
         "of 3",
         "Extrapolation: 75.4 x the compute",
+        "90% interval of the loss",
+        "Direct law of accuracy, PIQA",
+        "it gives 0.7563 (accuracy).",
     ):
         assert text in page
+    assert page.count("bits per byte.") == 1  # of the task loss alone: an accuracy has no such unit
     assert out.with_suffix(".csv").exists()
     assert r"\toprule" in out.with_suffix(".tex").read_text()
 

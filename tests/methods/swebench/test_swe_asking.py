@@ -247,3 +247,4 @@ def test_commands_ask_rank_and_write_records(
     assert evaluated.code == 0 and "1/1 resolved" in evaluated.out, evaluated.err
     page = (tmp_path / "out" / "gold.run.html").read_text()
     assert built.instance_id in page and "Limits were held" in page
+    assert "gold, 1 patch<" in page and "{&#39;" not in page and "memory_mib: 4096" in page

@@ -101,7 +101,7 @@ def _forecast_section(
             "Mean width": f"{width:.1f} points",
         }
         blocks.insert(0, Facts(facts))
-    blocks.append(Table(PREDICTION_COLUMNS[:-1], [row[:-1] for row in rows], "Accuracies in %; errors in points."))
+    blocks.append(_forecast_table(rows, level, measured is not None))
     shares = [
         [title, *(f"{each.parts.get(part, 0):.0%}" for part in ("fit", "run", "curve", "form"))]
         for title, each in zip(titles, predictions, strict=True)
@@ -115,6 +115,19 @@ def _forecast_section(
     if len(forecaster.ensemble.chains) > 1:
         blocks.append(Details("What each chain says", [_chains_table(forecaster, predictions)]))
     return Section("Forecast", blocks, f"{distance_sentence(predictions[0])} {runs_sentence(forecaster)}")
+
+
+def _forecast_table(rows: Sequence[Sequence[Any]], level: float, measured: bool) -> Table:
+    """The rows of `PREDICTION_COLUMNS` as narrow as a page: bounds in one cell, the unit beside them, no notes."""
+    columns = ["task", "loss", f"{level:.0%} interval of the loss", "accuracy, %", f"{level:.0%} interval, %"]
+    found: list[list[Any]] = []
+    for task, loss, loss_from, loss_to, unit, accuracy, low, high, actual, error, _ in rows:
+        bounds = None if loss_from is None else f"{loss_from:g} to {loss_to:g} {unit}"
+        found.append([task, loss, bounds, accuracy, None if low is None else f"{low:.1f} to {high:.1f}"])
+        if measured:
+            found[-1] += [actual, error]
+    caption = "Accuracies in %; errors in points." if measured else "Accuracies in %."
+    return Table(columns + (["measured, %", "error, points"] if measured else []), found, caption)
 
 
 def _chains_table(forecaster: Forecaster, predictions: Sequence[Prediction]) -> Table:
@@ -396,7 +409,7 @@ def _how_section(forecaster: Forecaster) -> Section:
     rows, sentences = parameter_rows(forecaster)
     table = Table(PARAMETER_COLUMNS, [row[:-1] for row in rows])
     facts = {
-        "Data": forecaster.table.ladder.digest[:12],
+        "Digest of the data": forecaster.table.ladder.digest[:8],
         "Seed": str(forecaster.seed),
         "Replicates": str(_replicates(forecaster)),
     }

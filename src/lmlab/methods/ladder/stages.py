@@ -23,7 +23,7 @@ from lmlab.methods.ladder.rungs.train import VALIDATION, collect, collect_run, q
 from lmlab.methods.ladder.tables.read import write_table
 from lmlab.methods.ladder.tables.table import RunTable
 from lmlab.methods.ladder.tables.tasks import Task
-from lmlab.progress import duration, short
+from lmlab.progress import duration, with_unit
 from lmlab.reports import Facts, Figure, Note, Section, Series, Table, line_chart
 from lmlab.runs import (
     Results,
@@ -88,8 +88,8 @@ class Ladder(Stage[LadderConfig, LadderResults]):
         return {
             "runs": ", ".join(rung.name for rung in rungs),
             "arithmetic": (
-                f"{short(total)}FLOP, {total / (d * flops_per_token(config.target.model, config.seq_len)):.0%} of the"
-                " target's"
+                f"{with_unit(total, 'FLOP')},"
+                f" {total / (d * flops_per_token(config.target.model, config.seq_len)):.0%} of the target's"
             ),
             "target": f"N = {n:,.0f}, D = {d:,.0f}",
             "time": (

@@ -165,12 +165,16 @@ def ablation_sections(config: AblationConfig, found: Mapping[str, Any], director
         for name, each in results.items()
     ]
     table = Table(
-        ["variant", "parameters", "active", "seeds", "loss (nats a byte)", "deviation", "highest load"],
+        ["variant", "parameters", "active", "seeds", "loss (nats a byte)", "SD of seeds", "highest load"],
         rows,
-        "Validation, mean of domains",
+        "Validation, mean of domains; loads are those of an expert over the mean.",
     )
     bars = bar_chart(
-        list(results), {"loss": [float(np.mean(each)) for each in losses.values()]}, None, "nats a byte", None
+        list(results),
+        {"loss": [float(np.mean(each)) for each in losses.values()]},
+        {"loss": [_deviation(each) or 0.0 for each in losses.values()]},
+        "nats a byte",
+        None,
     )
     compared = [
         [row["choice"], row["variant"], row["against"], row["difference"], _interval(row["interval"]), row["p"]]
@@ -182,11 +186,13 @@ def ablation_sections(config: AblationConfig, found: Mapping[str, Any], director
         key = "task_loss" if any("task_loss" in row for row in logged) else "loss"
         curves.append(Series(name, [row["step"] for row in logged], [row[key] for row in logged]))
     return [
-        Section("Variants", [table, FigureBlock(bars, "Validation loss, mean over seeds.")]),
+        Section(
+            "Variants", [table, FigureBlock(bars, "Validation loss, mean over seeds with their standard deviation.")]
+        ),
         Section(
             "Choices",
             [Table(["choice", "variant", "against", "difference", "95 % interval", "p"], compared)],
-            "Differences of validation loss, seed by seed; p is that of a paired t-test.",
+            "Differences of validation loss in nats a byte, seed by seed; p is that of a paired t-test.",
         ),
         Section(
             "Learning",
@@ -205,7 +211,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 def _load(results: Sequence[Mapping[str, Any]]) -> str:
     loads = [value for each in results for value in each["max_load"]]
-    return f"{min(loads):.2f}-{max(loads):.2f}" if loads else "-"
+    return f"{min(loads):.2f} to {max(loads):.2f}" if loads else "-"
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -166,7 +166,7 @@ def comparison_sentence(row: Mapping[str, Any]) -> str:
     if row["p"] is not None:
         low, high = row["interval"]
         tested = f", 95 % interval {low:+.4f} to {high:+.4f}, p = {row['p']:.3f}"
-    gap = f"{row['variant']} - {row['against']} = {row['difference']:+.4f} ({row['seeds']} seeds{tested})"
+    gap = f"{row['variant']} - {row['against']} = {row['difference']:+.4f} nats a byte ({row['seeds']} seeds{tested})"
     return f"{row['choice']}: {gap}"
 
 

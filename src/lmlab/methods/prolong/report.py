@@ -58,6 +58,13 @@ def sections(results: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str
     return [section for section in found if section.blocks]
 
 
+def _over_length(series: Sequence[Series], title: str) -> Any:
+    """A figure of scores, from zero."""
+    chart = line_chart(series, "tokens of prompt and answer", title, log_x=True)
+    chart.update_yaxes(rangemode="tozero")
+    return chart
+
+
 def _names(results: Sequence[dict[str, Any]]) -> list[str]:
     names = [str(each["model"]) for each in results]
     return names if len(set(names)) == len(names) else [f"{number}. {name}" for number, name in enumerate(names, 1)]
@@ -85,7 +92,7 @@ def _overview(results: Sequence[dict[str, Any]]) -> list[Block]:
     if any(each.x for each in series):
         blocks.append(
             Figure(
-                line_chart(series, "tokens of prompt and answer", "average score", log_x=True),
+                _over_length(series, "average score"),
                 "Mean of the categories' scores at each length.",
                 "Average over length",
             )
@@ -129,7 +136,7 @@ def _tasks(results: Sequence[dict[str, Any]]) -> list[Block]:
                 series.append(Series("chance", lengths, [chance] * len(lengths), dashed=True))
             blocks.append(
                 Figure(
-                    line_chart(series, "tokens of prompt and answer", f"{task}: score", log_x=True),
+                    _over_length(series, f"{task}: score"),
                     f"{task}: score with 95 % bootstrap intervals over contexts.",
                     f"{task} over length",
                 )

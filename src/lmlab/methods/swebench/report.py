@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lmlab.methods.swebench.grading.find_logs import OUTPUT
 from lmlab.methods.swebench.harness.evaluate import Evaluated
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.predictions import Prediction
-from lmlab.reports import Code, Details, Facts, Note, Page, Paragraph, Section, Table
+from lmlab.reports import Code, Details, Facts, Note, Page, Paragraph, Section, Table, format_duration
 
 _MOST_SHOWN = 200  # instances with patch and log; a page of thousands is no page
 _LOG_TAIL = 6_000  # characters
@@ -27,15 +30,17 @@ def evaluation_page(
     low, high = (100 * each for each in share.interval.bounds)
     facts = {
         "Resolved": f"{share.resolved} of {share.total}",
-        "Share": f"{100 * share.interval.value:.1f} % ({low:.1f} to {high:.1f})",
+        "Share": f"{100 * share.interval.value:.1f} %",
+        "95 % interval, %": f"{low:.1f} to {high:.1f}",
         "Isolation": summary["provenance"]["isolation"],
-        "Seconds": f"{summary['seconds']:.0f}",
+        "Time": format_duration(summary["seconds"]),
     }
     first = [Facts(facts)]
     controlled = summary["provenance"]["control"]
     notes = [] if controlled else [Note("Without control runs a pass can be forged.", "warning")]
     if summary["statuses"].get("infra"):
-        notes.append(Note(f"{summary['statuses']['infra']} patches have no verdict: surroundings have failed.", "bad"))
+        lost = summary["statuses"]["infra"]
+        notes.append(Note(f"No verdict for {_patches(lost)}: the surroundings have failed.", "bad"))
     rows = [
         [name, each["status"], each["reason"].splitlines()[0][:200] if each["reason"] else "", each["test_s"]]
         for name, each in summary["instances"].items()
@@ -49,7 +54,7 @@ def evaluation_page(
     held = ", ".join(f"{limit} by {how}" for limit, how in summary["provenance"]["enforced"].items())
     return Page(
         "Issues resolved",
-        f"{next(iter(predictions.values())).model}, {len(predictions)} patches",
+        f"{next(iter(predictions.values())).model}, {_patches(len(predictions))}",
         [
             Section("Result", [*first, *notes, verdicts], rank=0),
             Section("Patches and logs", details, "What each patch is, and what the tests said of it."),
@@ -73,5 +78,10 @@ def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder:
     return found
 
 
-def _lines(values: Mapping[str, object]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in values.items())
+def _patches(count: int) -> str:
+    return "1 patch" if count == 1 else f"{count:,} patches"
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    """A line for each value, of mappings one for each of theirs, in words of YAML."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).rstrip()

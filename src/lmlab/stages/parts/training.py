@@ -20,7 +20,7 @@ from lmlab.files import read_json
 from lmlab.hardware import gemm_flops, select_device, select_dtype
 from lmlab.models import WITHOUT_WEIGHTS, LoRAConfig, ModelConfig, Transformer, save_pretrained
 from lmlab.models.lora.quantized import require_bitsandbytes
-from lmlab.progress import duration, short
+from lmlab.progress import duration, with_unit
 from lmlab.reports import Figure, Series, format_bytes, format_duration, line_chart
 from lmlab.runs import Model, Results
 from lmlab.stages.parts.adapters import Adapters, adapted, refuse_shares
@@ -141,13 +141,13 @@ def _plan_model(
     rows = {
         "parameters": f"{model.num_parameters():,} ({model.num_parameters(embedding=False):,} without embeddings)"
         + (f", {needs.trained:,} of adapters are trained" if lora else ""),
-        "arithmetic": f"{short(needs.flops)}FLOP a step" + (" and process" if place.size > 1 else ""),
+        "arithmetic": with_unit(needs.flops, "FLOP") + " a step" + (" and process" if place.size > 1 else ""),
         "memory": (
             f"about {format_bytes(needs.memory)}: " + ", ".join(f"{format_bytes(size)} {name}" for size, name in parts)
         ),
         "time": (
             f"about {duration(seconds)}{'' if steps else ' a step'} on {device} at {_TYPICAL_UTILIZATION:.0%} of its"
-            f" {short(peak)}FLOP/s"
+            f" {with_unit(peak, 'FLOP/s')}"
         ),
     }
     if lora is not None and lora.quantize is not None:
@@ -305,7 +305,7 @@ def training_facts(results: TrainingResults) -> dict[str, str]:
             f"{results.device}, {results.precision}"
             + (f", {results.processes} processes" if results.processes > 1 else "")
         ),
-        "GEMM peak": f"{short(results.gemm_peak_flops)}FLOP/s",
+        "GEMM peak": with_unit(results.gemm_peak_flops, "FLOP/s"),
         "Load before": "unknown" if results.load_before is None else f"{results.load_before:.0%} of the cores",
         "Peak memory": format_bytes(results.peak_memory_bytes) if results.peak_memory_bytes else "unknown",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
-from lmlab.progress import short
+from lmlab.progress import with_unit
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class Plan:
     def lines(self, free: int | None = None) -> list[str]:
         """For the user; with what helps if it does not fit into so many bytes."""
         found = [
-            f"Memory of a step: weights {short(self.weights)}B, store {short(self.store)}B, sub-layers"
-            f" {short(self.sublayers)}B, cached activations {short(self.cache)}B; {short(self.flops)}FLOP."
+            f"Memory of a step: weights {with_unit(self.weights, 'B')}, store {with_unit(self.store, 'B')}, sub-layers"
+            f" {with_unit(self.sublayers, 'B')}, cached activations {with_unit(self.cache, 'B')};"
+            f" {with_unit(self.flops, 'FLOP')}."
         ]
         if free is not None and self.total > free:
             found.append(
-                f"That is more than the {short(free)}B there are: take a smaller --batch-size or --micro-batch-size,"
+                f"That is more than the {with_unit(free, 'B')} there are: take a smaller --batch-size or"
+                " --micro-batch-size,"
                 " --recompute, or fewer examples."
             )
         return found

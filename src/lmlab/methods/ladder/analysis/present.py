@@ -83,8 +83,10 @@ def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
                     "; ".join(report.flags),
                 ]
             )
-        worked = formula(reports[0].first, member, largest.n, largest.final_tokens, units(member.x))
-        sentences.append(f"{name_of(member)}, {forecaster.tasks[0].title}: {worked}")
+        unit = units(member.x) if member.chained else "(accuracy)"
+        worked = formula(reports[0].first, member, largest.n, largest.final_tokens, unit)
+        name = name_of(member)
+        sentences.append(f"{name[0].upper()}{name[1:]}, {forecaster.tasks[0].title}: {worked}")
     return rows, sentences
 
 
