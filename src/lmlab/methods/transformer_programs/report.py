@@ -82,6 +82,6 @@ def program_section(program: Program, manifest: Mapping[str, Any]) -> Section:
         rows = [[name.replace("_", " "), shorter["before"][name], shorter["after"][name]] for name in names]
         blocks.append(Table(["", "before", "minimized"], rows))
     lines = to_python(program).splitlines()
-    cut = "" if len(lines) <= _SHOWN_LINES else f" The first {_SHOWN_LINES} of {len(lines)} lines."
-    blocks.append(Code("\n".join(lines[:_SHOWN_LINES]), f"program.py.{cut}"))
+    cut = "" if len(lines) <= _SHOWN_LINES else f": the first {_SHOWN_LINES} of {len(lines)} lines."
+    blocks.append(Code("\n".join(lines[:_SHOWN_LINES]), f"program.py{cut}"))
     return Section("Program", blocks, rank=2)

@@ -97,7 +97,7 @@ class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
     def headline(self, results: TrainProgramResults) -> dict[str, str]:
         """The accuracy of the program."""
         best = results.valid_accuracy if results.test_accuracy is None else results.test_accuracy
-        return {"program's accuracy": f"{100 * best:.2f} %"}
+        return {"Accuracy of the program": f"{100 * best:.2f} %"}
 
     def report(self, config: TrainProgramConfig, results: TrainProgramResults, directory: Path) -> list[Section]:
         """Seeds, curves and the program's text."""
