@@ -123,3 +123,15 @@ def test_broken_python_is_refused(text_file: Path) -> None:
     text_file.write_text("def run(tokens:\n")
     with pytest.raises(UserError, match="is not Python"):
         import_python(text_file)
+
+
+def test_rows_of_numbers_for_a_head_that_copies_words_are_refused(text_file: Path) -> None:
+    rows = _WEIGHTS.replace("attn_0_0_outputs,a,5,5", "attn_0_0_outputs,0,5,5", 1)
+    (text_file.parent / "tiny_weights.csv").write_text(rows)
+    head = "[mlp_0_0_output_scores, num_attn_0_0_output_scores]"
+    assert head in _TEXT
+    text_file.write_text(_TEXT.replace(head, "[token_scores, attn_0_0_output_scores]"))
+    with pytest.raises(
+        UserError, match="'attn_0_0_outputs' has values such as 'a', but the classifier's rows for it are those of '0'"
+    ):
+        import_python(text_file)

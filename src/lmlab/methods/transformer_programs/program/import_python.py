@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.program.domains import domains
 from lmlab.methods.transformer_programs.program.files import complete
 from lmlab.methods.transformer_programs.program.ir import (
     SELECT_CLOSEST,
@@ -133,7 +134,21 @@ class _Reader:
             pool_outputs=self.pools,
             about={"task": self.path.stem},
         )
-        return check(complete(program), f"'{self.path}'")
+        program = check(complete(program), f"'{self.path}'")
+        self._check_rows(program)
+        return program
+
+    def _check_rows(self, program: Program) -> None:
+        """With one categorical head a layer, the reference numbers the rows of words that the head's text copies."""
+        known = domains(program)
+        for name, rows in program.classifier.weights.items():
+            values = known.get(name)
+            if values and not {str(value) for value in values} & set(rows):
+                raise UserError(
+                    f"'{self.path}': '{name}' has values such as {min(values, key=str)!r:.60}, but the classifier's"
+                    f" rows for it are those of {next(iter(rows))!r:.60} and others.",
+                    "The reference writes this for layers of one head, and cannot run it; import the run's directory.",
+                )
 
     def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
         if isinstance(statement, ast.Import):
