@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.lite import lite_criteria
 from lmlab.methods.swebench.patches.answers import diff_of
 
+_NEEDS_PIP = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this environment has no pip")
 _ONCE = ValidateConfig(repeats=1, before_runs=1, hash_seeds=())
 
 
@@ -187,6 +189,7 @@ def test_the_criteria_of_lite(lite: dict[str, Instance]) -> None:
     assert words == []
 
 
+@_NEEDS_PIP
 def test_environments_are_built_once_by_their_content(tmp_path: Path) -> None:
     store = Environments(tmp_path)
     spec = EnvironmentSpec(requirements=())
@@ -210,6 +213,7 @@ def test_a_benchmark_is_built_and_evaluated_from_the_command_line(
 
 
 @pytest.mark.slow
+@_NEEDS_PIP
 def test_the_measured_instances_are_built_again_from_their_archives(shared: Path, tmp_path: Path, judge: Judge) -> None:
     """Rebuilds real instances where their releases can be downloaded; only the smallest, as each costs seconds."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(tmp_path)]
