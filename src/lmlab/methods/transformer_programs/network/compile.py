@@ -4,8 +4,6 @@ programs that were edited, or written by hand, can be measured, trained further 
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -235,14 +233,6 @@ def _write_head(block: Block, node: Select, layout: _Layout) -> None:
             _choose(table[queries[query]], keys[key])
 
 
-def _is_full(node: Lookup) -> bool:
-    """Whether a table of counts has every combination of them up to the largest of each."""
-    if not all(isinstance(value, int) for key in node.table for value in key):
-        return False
-    sizes = [max(key[slot] for key in node.table) + 1 for slot in range(len(node.inputs))]  # type: ignore[operator]
-    return len(node.table) == math.prod(sizes)
-
-
 def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) -> None:
     layer, spec = layout.layer[node.name], layout.spec
     number = int(layout.name[node.name].split("_")[-2])
@@ -255,13 +245,9 @@ def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) 
     for slot, name in enumerate(reads):
         _choose(mlps.read[0, number, slot], names.index(layout.name[name]))
     results = layout.index[node.name]
-    default = node.default
-    if default is None:
-        if not _is_full(node):
-            raise UserError(f"'{node.name}' has no default; a network answers every key.", "Give it one.")
-        # Beyond the keys of a full table the program has no answer; the network has one, the commonest.
-        default = Counter(node.table.values()).most_common(1)[0][0]
-    mlps.b_out[0, number, results[default]] = _CERTAIN / 2
+    if node.default is None:
+        raise UserError(f"'{node.name}' has no default; a network answers every key.", "Give it one.")
+    mlps.b_out[0, number, results[node.default]] = _CERTAIN / 2
     w_in, b_in, w_out = mlps.w_in[0, number], mlps.b_in[0, number], mlps.w_out[0, number]
     if not counts:
         for unit, (key, result) in enumerate(node.table.items()):
