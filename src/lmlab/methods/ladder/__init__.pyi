@@ -1,5 +1,5 @@
 from .analysis.ablate import Ablation, ablate
-from .analysis.backtest import Split, SplitResult, backtest, mean_logit, score, splits
+from .analysis.backtest import Split, SplitResult, backtest, score, splits
 from .analysis.compare import Difference, compare
 from .analysis.design import compute_optimal
 from .analysis.next_run import NextRun, next_runs
@@ -8,6 +8,7 @@ from .config import PRESETS, EstimatorOptions, EstimatorSettings, LadderPlan, Ru
 from .fitting.chain import Chain, fit_chain
 from .fitting.checks import check
 from .fitting.forecast import Forecaster, Prediction, TwoStep, bootstrap
+from .fitting.logits import mean_logit
 from .fitting.points import logs, target_values
 from .fitting.steps import AccuracyLaw, LossLaw
 from .rungs.plan import Rung, flops_per_token, size_of

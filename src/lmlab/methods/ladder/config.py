@@ -196,6 +196,11 @@ class TwoStepSettings(Config):
         """Whether there is a second step."""
         return self.law in ("nd", "flops")
 
+    @property
+    def sign(self) -> float:
+        """Where an unlucky run lies by the first step: above with its loss, below with its accuracy."""
+        return 1.0 if self.chained else -1.0
+
 
 class EstimatorSettings(Config):
     """An estimator: one two-step chain, or the mean logit of several.

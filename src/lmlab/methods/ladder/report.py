@@ -51,10 +51,9 @@ def write_report(
         _next_section(forecaster, predictions, n, d, flops),
         _how_section(forecaster),
     ]
-    runs = {name for chain in forecaster.ensemble.chains for name in chain.points.names}
     subtitle = (
-        f"Estimator {forecaster.ensemble.settings.name}, {len(runs)} runs, a target of {_count(n)} parameters and"
-        f" {_count(d)} tokens"
+        f"Estimator {forecaster.ensemble.settings.name}, {len(forecaster.fitted_runs)} runs, a target of"
+        f" {_count(n)} parameters and {_count(d)} tokens"
     )
     page = Page(
         "What the ladder predicts",

@@ -16,6 +16,7 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
+from lmlab.methods.ladder.fitting.logits import mean_logit
 from lmlab.methods.ladder.fitting.points import logs, target_values
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
@@ -108,14 +109,6 @@ def combine(results: Sequence[SplitResult], weights: Sequence[float] = ()) -> Sp
     accuracy = mean_logit([each.accuracy_TQ for each in results], weights)
     first = results[0]
     return SplitResult(first.split, first.loss_TQ, accuracy, first.actual_loss_TQ, first.actual_TQ, first.x_3Q)
-
-
-def mean_logit(values: Sequence[Floats], weights: Sequence[float] = ()) -> Floats:
-    """The accuracy whose logit is the (weighted) mean of the logits."""
-    if len(values) == 1:
-        return values[0]
-    logits = np.average([np.log(each) - np.log1p(-each) for each in values], axis=0, weights=weights or None)
-    return np.asarray(1 / (1 + np.exp(-logits)))
 
 
 def backtest(

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.forecast import Forecaster
-from lmlab.methods.ladder.fitting.intervals import logit
+from lmlab.methods.ladder.fitting.logits import logit
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables.table import Floats
 from lmlab.stats import normal_cdf, normal_quantile

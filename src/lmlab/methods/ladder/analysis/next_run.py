@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.analysis.backtest import mean_logit
 from lmlab.methods.ladder.fitting.chain import Chain, fit_again
 from lmlab.methods.ladder.fitting.fit import StepFit
-from lmlab.methods.ladder.fitting.intervals import Ensemble, logit
+from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.laws import log_residuals, shift_units
+from lmlab.methods.ladder.fitting.logits import inverse_logit, logit, mean_logit
 from lmlab.methods.ladder.fitting.points import Points, logs, thin
 from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Floats
 
@@ -164,9 +164,10 @@ class _Draws:
             points, counts_K = _with_run(chain, points, counts_K, added_3)
         configurations = points.x_3R.shape[1]
         noise_T = self.ensemble.noise_MT[number]
-        sign = 1.0 if chain.settings.chained else -1.0
         spread_TR = noise_T[:, None] / np.sqrt(points.repeats_R)
-        y_STR = truth.loss(points.x_3R) * np.exp(sign * spread_TR[None] * self.run_STR[:, :, :configurations])
+        y_STR = truth.loss(points.x_3R) * np.exp(
+            chain.settings.sign * spread_TR[None] * self.run_STR[:, :, :configurations]
+        )
         weights_SG = np.ones((len(self.chosen_S), points.num_groups))
         if chain.second is None:
             return fit_again(chain, points, counts_K, y_STR, weights_SG)
@@ -174,7 +175,7 @@ class _Draws:
         # Where the runs lie beside the curve is drawn anew, run by run: neighboring checkpoints stray together.
         away = self.ensemble.curve_T[None, :, None] * self.curve_STG[:, :, points.run_K]
         odds = logit(_curve(truth, losses_STK)) + away
-        accuracy_STK = 1 / (1 + np.exp(-odds))
+        accuracy_STK = inverse_logit(odds)
         return fit_again(chain, points, counts_K, y_STR, weights_SG, accuracy_STK)
 
 

@@ -93,7 +93,7 @@ def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
 def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> float | None:
     """What was measured at the target, if it was."""
     member = forecaster.ensemble.settings.members[0]
-    keys = {"rc": task.accuracy_keys, "mc": task.mc_accuracy_keys, "soft": task.soft_keys}[member.variant]
+    keys = task.accuracy_columns(member.variant)
     if run is None or not all(key in run.metrics for key in keys):
         return None
     return run.final_value(run.accuracy(task, member.variant), member.last)
@@ -126,7 +126,7 @@ def distance_sentence(prediction: Prediction) -> str:
 def runs_sentence(forecaster: Forecaster) -> str:
     """Which runs are fitted, which are taken together, and which are not."""
     chains = forecaster.ensemble.chains
-    fitted = {name for chain in chains for name in chain.points.names}
+    fitted = forecaster.fitted_runs
     left = [run.name for run in forecaster.table.ladder if run.name not in fitted]
     repeated = [" and ".join(group) for group in chains[0].points.members if len(group) > 1]
     text = f"{len(fitted)} of {len(fitted) + len(left)} runs are fitted"

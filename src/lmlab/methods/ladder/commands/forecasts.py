@@ -60,7 +60,7 @@ def fit(
     table = read_runs(runs, data, estimator.step2_config_path)
     forecaster = fitted(table, data, estimator, calibrated=False)
     rows, sentences = parameter_rows(forecaster)
-    title = f"{forecaster.ensemble.settings.name}: {len(forecaster.table.ladder)} runs"
+    title = f"{forecaster.ensemble.settings.name}: {len(forecaster.fitted_runs)} of {len(forecaster.table.ladder)} runs"
     show([*PARAMETER_COLUMNS, "notes"], rows, output, title, forecaster.to_json())
     print("\n".join(sentences))
 

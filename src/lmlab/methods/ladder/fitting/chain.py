@@ -83,7 +83,7 @@ def fit_chain(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings)
 def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Chain:
     """Fit one chain to points."""
     chance_T = np.array([task.chance for task in tasks])
-    y_TR, weights_BR = points.target(settings.chained), _run_weights(points)[None]
+    y_TR, weights_BR = points.target(settings.chained), points.weight_R[None]
     first = fit_first_step(settings.law, points.x_3R, y_TR, weights_BR, settings.delta, settings.starts, chance_T)
     if settings.shrink and settings.law in SHRUNK:
         first = fit_first_step(
@@ -135,7 +135,7 @@ def fit_again(
     y_BR = y_STR.reshape(-1, y_STR.shape[2])
     if not settings.chained:
         y_BR = np.minimum(y_BR, 1.0)  # no accuracy is above 1, whatever the noise
-    weights_BR = np.repeat(weights_SG[:, : y_BR.shape[1]], len(tasks), axis=0) * _run_weights(points)
+    weights_BR = np.repeat(weights_SG[:, : y_BR.shape[1]], len(tasks), axis=0) * points.weight_R
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
     center = _center(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law in SHRUNK else None
     first = fit_first_step(
@@ -180,11 +180,6 @@ def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepS
         share_G[: len(points.share_R)] = points.share_R
         weights *= share_G[points.run_K]
     return np.asarray(weights / weights.mean(1, keepdims=True))
-
-
-def _run_weights(points: Points) -> Floats:
-    """Of the first step's points: a mean of k runs weighs k times; [R]."""
-    return points.share_R * points.repeats_R
 
 
 def _center(parameters_BP: Floats, num_tasks: int) -> Floats:

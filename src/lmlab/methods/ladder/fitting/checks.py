@@ -87,8 +87,7 @@ def _columns_read(
         above_zero, share, below_zero = (0.0, math.inf, task), (0.0, 1.0, task), (-math.inf, 0.0, task)
         for each in settings:
             whole = task.pooled(run.metrics) if each.pool else task
-            variant = "rc" if separate else each.variant
-            keys = {"rc": whole.accuracy_keys, "mc": whole.mc_accuracy_keys, "soft": whole.soft_keys}[variant]
+            keys = whole.accuracy_columns("rc" if separate else each.variant)
             found |= dict.fromkeys(keys, share)
             match each.x if each.chained else "":
                 case "":

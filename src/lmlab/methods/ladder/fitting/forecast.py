@@ -28,10 +28,9 @@ from lmlab.methods.ladder.fitting.intervals import (
     at_chance,
     calibrate,
     fit_ensemble,
-    inverse_logit,
-    logit,
     other_forms,
 )
+from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables.table import C4, RunTable, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
@@ -183,6 +182,11 @@ class Forecaster:
         """What it predicts."""
         return self.ensemble.tasks
 
+    @property
+    def fitted_runs(self) -> set[str]:
+        """Names of the runs that a chain is fitted to: not all of the table need be."""
+        return {name for chain in self.ensemble.chains for name in chain.points.names}
+
     def predict(
         self, n: float, d: float, level: float = 0.9, task: str | None = None, flops_per_token: float | None = None
     ) -> Prediction:
@@ -296,7 +300,7 @@ class Forecaster:
         return {
             "lmlab": lmlab.__version__,
             "data": self.table.ladder.digest,
-            "runs": sorted({name for chain in self.ensemble.chains for name in chain.points.names}),
+            "runs": sorted(self.fitted_runs),
             "seed": self.seed,
             "estimator": self.ensemble.settings.model_dump(mode="json"),
             "calibrated": self.calibration is not None,

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmlab.methods.ladder.analysis.backtest import Split, mean_logit, splits
+from lmlab.methods.ladder.analysis.backtest import Split, splits
 from lmlab.methods.ladder.config import EstimatorSettings, LossForm, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
 from lmlab.methods.ladder.fitting.fit import fit_first_step
+from lmlab.methods.ladder.fitting.logits import logit, mean_logit
 from lmlab.methods.ladder.fitting.points import levels, logs, target_values
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
@@ -140,7 +141,9 @@ class Ensemble:
     def _shifted(self, x_3Q: Floats, sign: float) -> Floats:
         values = []
         for chain, noise in zip(self.chains, self.noise_MT, strict=True):
-            values.append(chain.accuracy_of(chain.loss(x_3Q) * np.exp(_sign(chain) * sign * noise)[None, :, None])[0])
+            values.append(
+                chain.accuracy_of(chain.loss(x_3Q) * np.exp(chain.settings.sign * sign * noise)[None, :, None])[0]
+            )
         return logit(mean_logit(values, self.settings.weights))
 
 
@@ -212,7 +215,7 @@ def _other_laws(chain: Chain) -> tuple[Chain, ...]:
     if not settings.chained:
         return ()
     chance_T = np.array([task.chance for task in chain.tasks])
-    weights = (points.share_R * points.repeats_R)[None]
+    weights = points.weight_R[None]
     # The other law of N and D is near: its search starts where this one ended. The law of compute needs the grid.
     forms: list[tuple[LossForm, Any]] = [("flops", "grid")]
     if settings.law == "nd":
@@ -235,12 +238,8 @@ def _replicate(chain: Chain, noise_T: Floats, count: int, seed: int) -> Chain:
     weights = rng.exponential(size=(count, chain.points.num_groups))
     weights[:, :runs] *= runs / weights[:, :runs].sum(1, keepdims=True)
     # A run that is unlucky has a higher loss and, by a law that leads straight to it, a lower accuracy.
-    noise_TR = _sign(chain) * noise_T[:, None] / np.sqrt(chain.points.repeats_R)
+    noise_TR = chain.settings.sign * noise_T[:, None] / np.sqrt(chain.points.repeats_R)
     return refit(chain, Resample(weights, np.exp(noise_TR[None] * normal_STR)))
-
-
-def _sign(chain: Chain) -> float:
-    return 1.0 if chain.settings.chained else -1.0
 
 
 def _run_noise(chain: Chain, table: RunTable) -> Floats:
@@ -252,7 +251,7 @@ def _run_noise(chain: Chain, table: RunTable) -> Floats:
     y_TR = points.target(chain.settings.chained)
     residuals = np.log(y_TR) - np.log(np.maximum(chain.loss(points.x_3R)[0], 1e-6))
     freedom = max(1.0, float(points.share_R.sum()) - chain.first.parameters_BP.shape[1])
-    total = (points.share_R * points.repeats_R * residuals**2).sum(1)
+    total = (points.weight_R * residuals**2).sum(1)
     pairs = repeated_runs(table)
     for one, two in pairs:
         for place, task in enumerate(chain.tasks):
@@ -323,17 +322,6 @@ def at_chance(chain: Chain) -> NDArray[np.bool_]:
         return np.zeros(len(chance_T), dtype=bool)
     values_TK = chain.points.accuracy_TK if chain.points.separate else chain.points.accuracy_TR
     return np.asarray(np.quantile(values_TK, 0.95, axis=1) < chance_T + _CHANCE_MARGIN)
-
-
-def logit(accuracy: Floats) -> Floats:
-    """ln(p / (1 - p)), p kept away from 0 and 1."""
-    p = np.clip(accuracy, 1e-6, 1 - 1e-6)
-    return np.log(p) - np.log1p(-p)
-
-
-def inverse_logit(value: Floats) -> Floats:
-    """1 / (1 + exp(-x))."""
-    return np.asarray(1 / (1 + np.exp(-value)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import TwoStepSettings, Variant
+from lmlab.methods.ladder.fitting.logits import logit
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 
@@ -62,6 +63,11 @@ class Points:
     def repeats_R(self) -> Floats:
         """How many runs are behind each point."""
         return np.array([len(group) for group in self.members], dtype=float)
+
+    @property
+    def weight_R(self) -> Floats:
+        """Of the first step's points: a mean of k runs weighs k times."""
+        return self.share_R * self.repeats_R
 
     @property
     def num_groups(self) -> int:
@@ -125,7 +131,7 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
         runs = tuple(run for run in runs if run.name not in short)
     groups = _repeats(runs) if settings.runs == "all" else [[run] for run in runs]
     curve_groups = groups if table.second is None else [[run] for run in table.second.ladder.runs]
-    variant, external = _variant(settings), _external(table, tasks, settings)
+    variant, external = settings.variant, _external(table, tasks, settings)
     first_variant: Variant = variant if table.second is None else "rc"
 
     def finals(task: Task, read: Callable[[Run, Task], Floats]) -> list[float]:
@@ -158,7 +164,7 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
         np.array(y),
         own,
         whole_TR,
-        (_logit(own) - _logit(whole_TR)).mean(1),
+        (logit(own) - logit(whole_TR)).mean(1),
         (np.log(np.array(own_y)) - np.log(np.array(y))).mean(1),
         np.stack([loss for loss, _ in curves]),
         np.stack([value for _, value in curves]),
@@ -189,20 +195,11 @@ def _checkpoints(
     for run in runs:
         first, width = _skipped(run, settings), min(settings.moving_average, max(1, len(run) // _PARTS))
         losses.append(moving_average(run.intermediate(task, settings.x)[first:], width))
-        accuracies.append(moving_average(run.accuracy(task, _variant(settings))[first:], width))
+        accuracies.append(moving_average(run.accuracy(task, settings.variant)[first:], width))
     for run in external:
         losses.append(run.intermediate(task, settings.x)[:1])
         accuracies.append(run.accuracy(task)[:1])
     return np.concatenate(losses), np.concatenate(accuracies)
-
-
-def _logit(p: Floats) -> Floats:
-    p = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.log(p) - np.log1p(-p)
-
-
-def _variant(settings: TwoStepSettings) -> Variant:
-    return settings.variant
 
 
 def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> list[Run]:
@@ -226,5 +223,5 @@ def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings)
 def target_values(run: Run, task: Task, settings: TwoStepSettings) -> tuple[float, float]:
     """What was measured on a target: the last of its averaged values."""
     return run.final_value(run.intermediate(task, settings.x), settings.last), run.final_value(
-        run.accuracy(task, _variant(settings)), settings.last
+        run.accuracy(task, settings.variant), settings.last
     )

@@ -119,7 +119,7 @@ class Run:
         Raises:
             UserError: the task has no such columns.
         """
-        keys = {"rc": task.accuracy_keys, "mc": task.mc_accuracy_keys, "soft": task.soft_keys}[variant]
+        keys = task.accuracy_columns(variant)
         if not keys:
             raise UserError(f"Task '{task.name}' has no {variant}_{'accuracy_' if variant == 'mc' else ''}keys.")
         return self.weighted(keys, task)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.analysis.backtest import mean_logit
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
+from lmlab.methods.ladder.fitting.logits import mean_logit
 from lmlab.methods.ladder.fitting.points import logs, target_values
 from lmlab.methods.ladder.rungs.plan import parse_length
 from lmlab.methods.ladder.tables.table import Run, RunTable

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from lmlab.config import Config, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json
+from lmlab.methods.ladder.config import Variant
 
 
 class Task(Config):
@@ -71,6 +72,10 @@ class Task(Config):
     def shares(self) -> tuple[float, ...]:
         """The weights, equal ones where none are given."""
         return self.weights or (1 / len(self.loss_keys),) * len(self.loss_keys)
+
+    def accuracy_columns(self, variant: Variant) -> tuple[str, ...]:
+        """The columns of full answers, of answers by letter (`mc`), or of the probability of the right answer."""
+        return {"rc": self.accuracy_keys, "mc": self.mc_accuracy_keys, "soft": self.soft_keys}[variant]
 
     def pooled(self, columns: Collection[str]) -> Task:
         """All splits as one task, each weighing as many as it has questions; the task itself where a split's columns
