@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -28,7 +28,11 @@ from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.lite import lite_criteria
 from lmlab.methods.swebench.patches.answers import diff_of
 
-_NEEDS_PIP = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this environment has no pip")
+# Asked of the metadata: looking for the module (`find_spec("pip")`) makes setuptools switch its distutils off for the
+# whole process, and torch.compile then fails in every later test of this worker.
+_NEEDS_PIP = pytest.mark.skipif(
+    not any(importlib.metadata.distributions(name="pip")), reason="this environment has no pip"
+)
 _ONCE = ValidateConfig(repeats=1, before_runs=1, hash_seeds=())
 
 
