@@ -51,7 +51,7 @@ def main() -> None:
 
 def _smollm2() -> Path:
     """SmolLM2-135M-Instruct as a directory, written once."""
-    from lmlab.digests import cache_directory
+    from lmlab.files import cache_directory
     from lmlab.models import convert
 
     place = cache_directory() / "smollm2-135m"

@@ -12,9 +12,9 @@ from tokenizers import processors
 from lmlab.data import TokenizedCorpus, Tokenizer
 from lmlab.errors import UserError
 from lmlab.evals import Evaluator
+from lmlab.files import parse_yaml
 from lmlab.models import ModelConfig, Transformer, from_pretrained, read_config, save_pretrained
 from lmlab.models.generation.defaults import end_token_ids
-from lmlab.parsing import parse_yaml
 
 WORDS = ["the cat sat on the mat and the dog sat on the log "] * 20
 ROWS = [{"id": f"d{n}", "text": f"the cat {n} sat on the mat and the dog sat on the log " * 3} for n in range(8)]

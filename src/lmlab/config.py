@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, overload
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.parsing import kind_of, parse_yaml
+from lmlab.files import kind_of, parse_yaml
 
 
 class Config(BaseModel):

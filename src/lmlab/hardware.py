@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from lmlab import __version__
-from lmlab.digests import cache_directory
 from lmlab.errors import UserError
-from lmlab.files import read_json, write_json
+from lmlab.files import cache_directory, read_json, write_json
 from lmlab.gemm import mm
 
 _PEAKS = "gemm_peaks.json"

@@ -29,7 +29,7 @@ from lmlab.data import (
     write_packs,
 )
 from lmlab.errors import UserError
-from lmlab.storage import DamagedError
+from lmlab.files import DamagedError
 
 ORACLE = [5, 3, 9, 20, 2]
 

@@ -27,8 +27,7 @@ from lmlab.data import (
     tokenize_documents,
 )
 from lmlab.errors import UserError
-from lmlab.files import read_jsonl, write_jsonl
-from lmlab.storage import DamagedError
+from lmlab.files import DamagedError, read_jsonl, write_jsonl
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 

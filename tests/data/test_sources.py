@@ -35,7 +35,7 @@ from lmlab.data import (
     rejects_summary,
 )
 from lmlab.errors import LmlabError, UserError
-from lmlab.storage import DamagedError
+from lmlab.files import DamagedError
 
 pyarrow = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -26,7 +26,7 @@ from lmlab.data import (
 )
 from lmlab.data.sources.text import cut
 from lmlab.errors import UserError
-from lmlab.storage import DamagedError
+from lmlab.files import DamagedError
 
 WORDS = "thou art more lovely and temperate rough winds do shake the darling buds of may".split()  # noqa: SIM905
 

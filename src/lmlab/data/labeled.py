@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from lmlab.data.documents import Reject
 from lmlab.errors import UserError
-from lmlab.parsing import MAX_JSON_BYTES, ParseError, json_value
-from lmlab.storage import open_binary, without_compression
+from lmlab.files import MAX_JSON_BYTES, ParseError, json_value, open_binary, without_compression
 
 Kind = Literal["tokens", "sequence"]
 _COLUMNS = (".conll", ".tsv", ".txt", ".bio", ".iob", ".iob2")

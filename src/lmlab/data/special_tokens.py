@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 
 from lmlab.errors import UserError
-from lmlab.parsing import json_value
+from lmlab.files import json_value
 
 Span = tuple[int, int]
 

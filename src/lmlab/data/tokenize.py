@@ -15,10 +15,8 @@ from lmlab.data.shards import ShardBuilder, TokenizedItem, hash_range, token_dty
 from lmlab.data.tokenizer import SpecialTokens, Tokenizer
 from lmlab.errors import UserError
 from lmlab.fan_out import Backend, fan_out, num_cores
-from lmlab.files import atomic_file, read_mapping
-from lmlab.parsing import json_value
+from lmlab.files import atomic_file, json_value, open_binary, read_mapping, without_compression
 from lmlab.progress import progress, short
-from lmlab.storage import open_binary, without_compression
 
 BYTES_PER_TOKEN = 4  # of text, about
 _BATCH_BYTES = 2**20

@@ -17,8 +17,7 @@ from lmlab.data.chat.template import ChatTemplate, Message
 from lmlab.data.special_tokens import Span, SpelledTokens
 from lmlab.data.tokenizer_files import read_tokenizer
 from lmlab.errors import UserError, reads
-from lmlab.files import write_json, write_text
-from lmlab.parsing import json_value
+from lmlab.files import json_value, write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 SpecialTokens = Literal["as_text", "as_tokens"]

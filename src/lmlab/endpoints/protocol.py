@@ -6,8 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lmlab.files import sha256_json
-from lmlab.parsing import json_value
+from lmlab.files import json_value, sha256_json
 
 Status = Literal["ok", "content_filter", "context_length_exceeded", "rejected", "failed"]
 FINAL: tuple[Status, ...] = ("ok", "content_filter", "context_length_exceeded")

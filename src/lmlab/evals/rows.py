@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.files import write_jsonl
-from lmlab.parsing import json_value
+from lmlab.files import json_value, write_jsonl
 
 Row = dict[str, Any]
 

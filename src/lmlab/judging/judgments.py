@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from lmlab.data import Reject, record_source
 from lmlab.errors import UserError, reads
-from lmlab.files import atomic_file
+from lmlab.files import atomic_file, json_value
 from lmlab.judging.votes import MISSING
-from lmlab.parsing import json_value
 
 Matrix = NDArray[np.float64]
 _SLACK = 1e-3

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError, reads
-from lmlab.files import atomic_file
-from lmlab.parsing import parse_json, require_mapping
-from lmlab.storage import open_binary, without_compression
+from lmlab.files import atomic_file, open_binary, parse_json, require_mapping, without_compression
 
 Run = dict[str, dict[str, float]]
 

@@ -20,11 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError, reads
-from lmlab.files import atomic_file, read_mapping, sha256_json
-from lmlab.parsing import parse_json, require_mapping
+from lmlab.files import atomic_file, file_system, is_url, parse_json, read_mapping, require_mapping, sha256_json
 from lmlab.progress import progress
 from lmlab.retrieval.encoders.encoder import Encoder, Kind, Precision
-from lmlab.storage import file_system, is_url
 
 StoreType = Literal["float32", "float16"]
 

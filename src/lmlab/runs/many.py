@@ -24,8 +24,7 @@ from typing import Any, Literal, NamedTuple
 from lmlab.distributed import World, imagine, world
 from lmlab.errors import Interrupted, LmlabError, UserError, from_unforeseen
 from lmlab.fan_out import Backend, fan_out, num_cores
-from lmlab.files import read_json, read_mapping, write_json, write_text
-from lmlab.parsing import parse_yaml, write_yaml
+from lmlab.files import parse_yaml, read_json, read_mapping, write_json, write_text, write_yaml
 from lmlab.progress import console, progress
 from lmlab.redaction import redact_all
 from lmlab.runs.recipe import Recipe, read_recipe

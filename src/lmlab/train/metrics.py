@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.files import write_jsonl
-from lmlab.parsing import ParseError, json_value
+from lmlab.files import ParseError, json_value, write_jsonl
 from lmlab.train.trackers import TrackerName, open_trackers
 
 

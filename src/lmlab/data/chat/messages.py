@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmlab.parsing import ParseError, json_value
+from lmlab.files import ParseError, json_value
 
 Messages = list[dict[str, Any]]
 

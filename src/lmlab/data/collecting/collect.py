@@ -24,8 +24,7 @@ from lmlab.data.documents import Reject, Source
 from lmlab.data.rejects import Rejects
 from lmlab.errors import UserError
 from lmlab.fan_out import fan_out
-from lmlab.files import atomic_file, write_json
-from lmlab.parsing import json_value
+from lmlab.files import atomic_file, json_value, write_json
 from lmlab.progress import progress
 
 _PART_BYTES = 2**26

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.data.documents import Document, Reject
-from lmlab.parsing import json_value
+from lmlab.files import json_value
 
 
 class Spool:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.data.sources.mds import MDSShard, read_shard
-from lmlab.digests import cache_directory
-from lmlab.files import atomic_file, sha256_json
+from lmlab.files import atomic_file, cache_directory, is_url, sha256_json
 from lmlab.redaction import redact
-from lmlab.storage import is_url
 
 
 def map_shard(entry: Mapping[str, Any], folder: str) -> MDSShard:

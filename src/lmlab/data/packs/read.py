@@ -13,8 +13,7 @@ from lmlab.data.shards import TokenizedCorpus
 from lmlab.data.sources.mds import MDSShard, read_mds_index
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
-from lmlab.files import read_jsonl
-from lmlab.storage import DamagedError, is_url, without_compression
+from lmlab.files import DamagedError, is_url, read_jsonl, without_compression
 
 _MOST = 2**32
 

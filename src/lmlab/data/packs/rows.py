@@ -15,8 +15,7 @@ from lmlab.data.packs.local import map_shard
 from lmlab.data.sources.mds import MDSError, MDSShard, read_mds_index
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError, did_you_mean
-from lmlab.files import read_mapping
-from lmlab.storage import DamagedError
+from lmlab.files import DamagedError, read_mapping
 
 NOTES = "packs.json"
 """Beside the index: what `write_packs` knows of the whole; sequences that others packed have none."""

@@ -9,7 +9,7 @@ from typing import Any
 from lmlab.data.sources.kinds import find_source, kind_of
 from lmlab.data.sources.records import RecordSource
 from lmlab.errors import UserError
-from lmlab.storage import find_files, is_folder, without_compression
+from lmlab.files import find_files, is_folder, without_compression
 
 _ARROW_MARKS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 _TEXT = (".txt", ".text")

@@ -12,8 +12,8 @@ from lmlab.data.sources.files import short_reason
 from lmlab.data.sources.jsonl import too_long
 from lmlab.data.sources.records import RecordSource
 from lmlab.errors import LmlabError, UserError, missing_extra
+from lmlab.files import DamagedError, bytes_read, open_raw, share_read
 from lmlab.redaction import redact
-from lmlab.storage import DamagedError, bytes_read, open_raw, share_read
 
 _BATCH_RECORDS = 256
 _BUFFER_BYTES = 2**20

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.parsing import parse_yaml
+from lmlab.files import parse_yaml
 from lmlab.redaction import redact
 
 NAME = "README.md"

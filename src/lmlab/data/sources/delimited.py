@@ -14,8 +14,8 @@ from lmlab.data.sources.files import Encoding, open_text
 from lmlab.data.sources.jsonl import bounded_lines, too_long
 from lmlab.data.sources.records import RecordSource, parse_text
 from lmlab.errors import UserError
+from lmlab.files import DamagedError, without_compression
 from lmlab.redaction import redact
-from lmlab.storage import DamagedError, without_compression
 
 _FIRST_ROW = 2**13
 

@@ -14,20 +14,21 @@ from lmlab.data.documents import Reject
 from lmlab.data.sources.dataset_card import MAX_BYTES, Card, read_card
 from lmlab.data.sources.dataset_card import NAME as CARD
 from lmlab.data.sources.splits import ALL, Choice, canonical, choose_files
-from lmlab.digests import describe
 from lmlab.errors import LmlabError
-from lmlab.parsing import MAX_JSON_BYTES, json_value
-from lmlab.progress import console
-from lmlab.redaction import redact
-from lmlab.storage import (
+from lmlab.files import (
     MAX_EXPANSION,
+    MAX_JSON_BYTES,
     DamagedError,
     bytes_read,
+    describe,
     find_files,
+    json_value,
     open_binary,
     open_raw,
     share_read,
 )
+from lmlab.progress import console
+from lmlab.redaction import redact
 
 T = TypeVar("T")
 _KEEP = "Write or download it again, or keep what can be read of it with damaged: keep in the source."

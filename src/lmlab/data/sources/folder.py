@@ -9,8 +9,8 @@ from typing import Any, Literal
 from lmlab.data.documents import Document, Reject, Source
 from lmlab.data.sources.files import FileSource
 from lmlab.data.sources.kinds import find_source, kind_of
+from lmlab.files import without_compression
 from lmlab.redaction import redact
-from lmlab.storage import without_compression
 
 _TEXTS = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".tokens", ".raw", "")
 # What folders of data hold about themselves.

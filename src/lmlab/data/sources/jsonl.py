@@ -9,8 +9,8 @@ from typing import IO, Any, ClassVar, Literal
 from lmlab.data.documents import Reject
 from lmlab.data.sources.files import Encoding, open_text
 from lmlab.data.sources.records import RecordSource, parse_json
+from lmlab.files import DamagedError, without_compression
 from lmlab.redaction import redact
-from lmlab.storage import DamagedError, without_compression
 
 _BUFFER_BYTES = 2**20
 _PEEK_BYTES = 4096

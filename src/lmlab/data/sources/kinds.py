@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmlab import plugins
 from lmlab.errors import UserError, did_you_mean
-from lmlab.storage import without_compression
+from lmlab.files import without_compression
 
 if TYPE_CHECKING:
     from lmlab.data.sources.records import RecordSource

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal
 from lmlab.data.documents import Reject
 from lmlab.data.sources.mds import MDSError, MDSShard, mds_entries, mds_indexes
 from lmlab.data.sources.records import RecordSource
-from lmlab.digests import describe
 from lmlab.errors import UserError
+from lmlab.files import DamagedError, describe, find_files
 from lmlab.redaction import redact
-from lmlab.storage import DamagedError, find_files
 
 
 class MDSSource(RecordSource):

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from lmlab.config import Config
 from lmlab.data.documents import Document, Reject
-from lmlab.digests import content_digests
 from lmlab.errors import UserError
+from lmlab.files import content_digests
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 _TEST_FOLDERS = {"test", "tests", "idle_test"}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.files import FileSource
 from lmlab.data.sources.splits import ALL
-from lmlab.parsing import ParseError, json_value
+from lmlab.files import ParseError, json_value
 
 _SPLIT = "split"
 _MARKS = ("redteam", "metadata")  # where a record says that it was crafted

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from lmlab.config import Config
 from lmlab.data.documents import Document, Reject
-from lmlab.digests import content_digests
 from lmlab.errors import UserError
+from lmlab.files import content_digests
 
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 

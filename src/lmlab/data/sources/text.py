@@ -10,8 +10,8 @@ from pydantic import Field
 
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.files import Encoding, FileSource, open_text
+from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
-from lmlab.storage import DamagedError, bytes_read, share_read
 
 # With fewer files than this a held-out share of a few percent can hardly be made of whole files.
 _FEW_FILES = 20

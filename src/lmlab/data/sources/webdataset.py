@@ -12,8 +12,8 @@ from lmlab.data.sources.files import short_reason
 from lmlab.data.sources.jsonl import too_long
 from lmlab.data.sources.records import RecordSource, parse_json, parse_text
 from lmlab.data.sources.splits import canonical
+from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
-from lmlab.storage import DamagedError, bytes_read, share_read
 
 _TEXTS = ("txt", "text", "md", "html", "cls", "id")
 

@@ -15,7 +15,7 @@ from lmlab.endpoints.backends import Transient
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import ChatRequest, Malformed, Reply, error_message, parse_reply, refusal
 from lmlab.errors import UserError
-from lmlab.parsing import json_value
+from lmlab.files import json_value
 
 _TRANSIENT = {408, 409, 425, 429}
 _WRONG_ADDRESS = {301, 302, 307, 308, 404, 405}

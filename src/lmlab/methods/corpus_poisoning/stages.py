@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmlab.digests import describe
 from lmlab.errors import UserError
+from lmlab.files import describe, find_files
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
 from lmlab.methods.corpus_poisoning.config import PoisonConfig
@@ -17,7 +17,6 @@ from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.reports import Section
 from lmlab.retrieval.encoders.load import packaged_directory
 from lmlab.runs import Results, Stage, StageContext
-from lmlab.storage import find_files
 
 
 class PoisonResults(Results):

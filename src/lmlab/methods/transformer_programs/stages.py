@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from lmlab.digests import describe
+from lmlab.files import describe
 from lmlab.methods.transformer_programs.analysis.export import ExportOptions, export_program
 from lmlab.methods.transformer_programs.config import TrainSettings
 from lmlab.methods.transformer_programs.program.files import load_program

@@ -10,9 +10,17 @@ from typing import Any, Literal
 
 from lmlab.data.sources.records import is_redteam
 from lmlab.errors import UserError, reads
-from lmlab.parsing import MAX_JSON_BYTES, kind_of, parse_json, require_mapping
+from lmlab.files import (
+    MAX_JSON_BYTES,
+    find_files,
+    is_folder,
+    kind_of,
+    open_binary,
+    parse_json,
+    require_mapping,
+    without_compression,
+)
 from lmlab.retrieval.collections.records import REDTEAM, Corpus, Qrels, Queries, RetrievalDataset
-from lmlab.storage import find_files, is_folder, open_binary, without_compression
 
 Redteam = Literal["drop", "keep", "error"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from lmlab.data import ChatConfig, RecordSource, Reject, chat_template, read_records, record_kinds, record_source
+from lmlab.files import is_url
 from lmlab.runs import Input, StageContext
-from lmlab.storage import is_url
 
 REJECTS_REMEDY = "Mend the records (rejects.jsonl lists them), or raise max_reject_fraction."
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmlab.errors import LmlabError, UserError, missing_extra
-from lmlab.parsing import json_value
+from lmlab.files import json_value
 
 SCALARS = {
     "int": "<i8",

@@ -7,8 +7,7 @@ from typing import Any
 
 from lmlab.data.sources.mds.encoding import short_reason
 from lmlab.errors import UserError
-from lmlab.parsing import MAX_JSON_BYTES, json_value
-from lmlab.storage import find_files, open_raw
+from lmlab.files import MAX_JSON_BYTES, find_files, json_value, open_raw
 
 INDEX = "index.json"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lmlab.data.sources.mds.encoding import DAMAGE, MDSError, decoder, short_reason, zstandard_library
 from lmlab.errors import LmlabError, UserError
-from lmlab.storage import MAX_EXPANSION, open_raw
+from lmlab.files import MAX_EXPANSION, open_raw
 
 # a small file that holds one repeated value grows more than any text; up to here it does no harm
 _EXPANSION_COUNTS_FROM = 2**28

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError, reads
-from lmlab.files import atomic_file
-from lmlab.parsing import parse_json
+from lmlab.files import atomic_file, parse_json
 
 _MINI_BATCH_ABOVE = 200_000
 _LEAST = 2  # queries of a cluster; smaller ones join their nearest

@@ -11,14 +11,13 @@ from typing import IO, Any
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.files import read_mapping
+from lmlab.files import MAX_JSON_BYTES, parse_json, read_mapping, require_mapping
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, to_json
 from lmlab.methods.corpus_poisoning.defend.measure import measure_defenses, measure_fusion, sweep
 from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
-from lmlab.parsing import MAX_JSON_BYTES, parse_json, require_mapping
 from lmlab.retrieval import read_corpus, read_queries
 from lmlab.retrieval.collections.records import document_text
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError, reads
-from lmlab.files import atomic_file
-from lmlab.parsing import parse_json
+from lmlab.files import atomic_file, parse_json
 from lmlab.retrieval import ExactIndex, Queries
 
 K_VALUES = (1, 3, 5, 10, 20, 50, 100, 1000)

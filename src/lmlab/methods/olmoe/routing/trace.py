@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import LmlabError, UserError, reads
-from lmlab.files import atomic_file
-from lmlab.parsing import json_value
+from lmlab.files import atomic_file, json_value
 
 Ints = NDArray[np.integer[Any]]
 _MOST_BYTES = 2**36

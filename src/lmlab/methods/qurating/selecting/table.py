@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from lmlab.data import ParquetSource, RecordSource, Reject, record_source
 from lmlab.data.sources.records import field
 from lmlab.errors import UserError, did_you_mean, reads
+from lmlab.files import open_raw
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens, share_of
-from lmlab.storage import open_raw
 
 _ROWS = 2**18
 Tabular = (

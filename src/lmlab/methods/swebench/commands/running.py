@@ -148,7 +148,7 @@ def environments(
     prune: Annotated[bool, typer.Option("--prune", help="Remove all of them.")] = False,
 ) -> None:
     """List the environments that were built, with their size."""
-    from lmlab.digests import cache_directory
+    from lmlab.files import cache_directory
     from lmlab.methods.swebench.harness.environment import Environments
 
     store = Environments((cache or cache_directory() / "swe") / "envs")

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.files import write_json
+from lmlab.files import ParseError, json_value, write_json
 from lmlab.methods.swebench.grading.find_logs import OUTPUT, REPORT, RUN_LOG, FoundLog, find_logs
 from lmlab.methods.swebench.grading.infrastructure import sign_in
 from lmlab.methods.swebench.grading.logs import read_log_file
 from lmlab.methods.swebench.grading.verdict import Verdict, grade_log
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.predictions import Prediction
-from lmlab.parsing import ParseError, json_value
 from lmlab.stats import Interval, wilson
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmlab.digests import cache_directory
+from lmlab.files import cache_directory
 from lmlab.methods.swebench.config import SandboxConfig
 from lmlab.methods.swebench.harness.environment import Environments
 from lmlab.methods.swebench.harness.judge import Judge

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmlab.files import ParseError
 from lmlab.methods.swebench.grading.logs import END, EXIT_CODE, START, decode
 from lmlab.methods.swebench.grading.parsers import parse
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, PASSED, XFAIL, LogContext, StatusMap
 from lmlab.methods.swebench.grading.parsers.structured import junit
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.split import directives, runnable_tests
-from lmlab.parsing import ParseError
 from lmlab.sandbox import ExecResult, Mount, Session
 from lmlab.sandbox.box import get_file
 

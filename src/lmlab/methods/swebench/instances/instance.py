@@ -10,9 +10,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lmlab.errors import UserError
-from lmlab.files import sha256_json
+from lmlab.files import ParseError, json_value, kind_of, sha256_json
 from lmlab.methods.swebench.grading.parsers import parser_of
-from lmlab.parsing import ParseError, json_value, kind_of
 
 EvalType = Literal["pass_and_fail", "fail_only"]
 _LISTS = {"fail_to_pass": "FAIL_TO_PASS", "pass_to_pass": "PASS_TO_PASS"}

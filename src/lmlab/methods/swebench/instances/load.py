@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError, missing_extra, reads
-from lmlab.files import read_json, read_jsonl, write_json, write_jsonl
+from lmlab.files import read_json, read_jsonl, require_mapping, write_json, write_jsonl
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.task_repository import is_task_repository, read_task_repository
-from lmlab.parsing import require_mapping
 
 ALIASES = {
     "full": "SWE-bench/SWE-bench",

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.files import read_json, read_jsonl, write_jsonl
+from lmlab.files import kind_of, read_json, read_jsonl, require_mapping, write_jsonl
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import shown
-from lmlab.parsing import kind_of, require_mapping
 
 GOLD = "gold"
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmlab.errors import UserError
-from lmlab.files import read_mapping, read_yaml, write_text
-from lmlab.parsing import decode_utf8
+from lmlab.files import decode_utf8, read_mapping, read_yaml, write_text
 
 if TYPE_CHECKING:
     from lmlab.methods.swebench.instances.instance import Instance

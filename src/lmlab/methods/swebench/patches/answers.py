@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lmlab.errors import UserError
+from lmlab.files import ParseError, json_value
 from lmlab.methods.swebench.patches.extract import extract_patch
 from lmlab.methods.swebench.patches.repair import ReadFile
-from lmlab.parsing import ParseError, json_value
 
 AnswerFormat = Literal["diff", "search_replace", "full_file", "json_edits"]
 

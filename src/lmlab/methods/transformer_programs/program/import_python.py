@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lmlab.errors import UserError
+from lmlab.files import MAX_JSON_BYTES, decode_utf8, open_binary
 from lmlab.methods.transformer_programs.program.domains import domains
 from lmlab.methods.transformer_programs.program.files import complete
 from lmlab.methods.transformer_programs.program.ir import (
@@ -26,8 +27,6 @@ from lmlab.methods.transformer_programs.program.ir import (
     check,
 )
 from lmlab.methods.transformer_programs.program.tables import Classifier, Embeddings
-from lmlab.parsing import MAX_JSON_BYTES, decode_utf8
-from lmlab.storage import open_binary
 
 _HELPERS = {"select_closest", "select", "aggregate", "aggregate_sum"}
 _RESULTS = {"feature_logits", "logits", "classes", "predictions", "token_predictions", "pooled", "prediction"}

@@ -14,9 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lmlab.errors import UserError
-from lmlab.files import write_text
-from lmlab.parsing import MAX_JSON_BYTES, decode_utf8
-from lmlab.storage import open_binary
+from lmlab.files import MAX_JSON_BYTES, decode_utf8, open_binary, write_text
 
 PLACEHOLDER = "_"  # the value of numerical features, and of categories that no value has
 _CATEGORY = re.compile(r"([\w.]*)\{i\}([\w.]*)\{j(?::0?(\d)d)?\}([\w.]*)")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
+from lmlab.files import open_binary
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
-from lmlab.storage import open_binary
 
 
 def starting_logits(source: str, spec: NetworkSpec) -> Tensor:

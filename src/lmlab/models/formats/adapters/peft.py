@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError, reads
-from lmlab.files import write_json
+from lmlab.files import json_value, write_json
 from lmlab.models.formats.adapters.beside import (
     expected_shapes,
     read_beside,
@@ -40,7 +40,6 @@ from lmlab.models.lora.layers import LoRALinear, QuantizedLoRALinear
 from lmlab.models.lora.quantized import QuantizedLinear
 from lmlab.models.moe.experts import Experts
 from lmlab.models.transformer import Transformer
-from lmlab.parsing import json_value
 
 _PREFIX = "base_model.model."
 _WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"

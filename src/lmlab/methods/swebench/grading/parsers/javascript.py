@@ -10,9 +10,9 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from lmlab.files import json_value
 from lmlab.methods.swebench.grading.parsers.lines import jest, jest_json
 from lmlab.methods.swebench.grading.parsers.status import FAILED, PASSED, LogContext, StatusMap, without_escapes
-from lmlab.parsing import json_value
 
 
 class _Suites:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from xml.parsers import expat
 
+from lmlab.files import ParseError, json_value
 from lmlab.methods.swebench.grading.parsers.status import (
     ERROR,
     FAILED,
@@ -15,7 +16,6 @@ from lmlab.methods.swebench.grading.parsers.status import (
     LogContext,
     StatusMap,
 )
-from lmlab.parsing import ParseError, json_value
 
 _MOST_BYTES = 64 << 20
 

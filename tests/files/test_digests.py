@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from lmlab import digests
-from lmlab.digests import content_digest, describe
+from lmlab.files import content_digest, describe, digests
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmlab.files import sha256_file
-from lmlab.storage import is_url, remote_version
+from lmlab.files.atomic import sha256_file
+from lmlab.files.locations import is_url, remote_version
 
 _SETTLED_NS = 2 * 10**9  # a file written within the last two seconds may change again without a new time
 _TABLE = (
@@ -46,7 +46,7 @@ def describe(location: str) -> list[Any]:
     return [path.stat().st_size, content_digest(path)]
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: str | Path) -> str:
     """The SHA-256 of a file's content, from the cache if size, time and inode are those that it was computed for.
 
     Raises:
@@ -55,10 +55,10 @@ def content_digest(path: Path) -> str:
     return next(iter(content_digests([path])))
 
 
-def content_digests(paths: list[Path]) -> Iterator[str]:
+def content_digests(paths: Sequence[str | Path]) -> Iterator[str]:
     """The SHA-256 of each file's content, in order; as `content_digest`, with the cache opened once."""
     with _cache() as cache:
-        for path in paths:
+        for path in map(Path, paths):
             stat = path.stat()
             state = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
             key = os.fsencode(path.resolve()).hex() if not str(path).isprintable() else str(path.resolve())

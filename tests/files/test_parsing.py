@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlab.errors import UserError
-from lmlab.files import read_json, read_jsonl, read_yaml
-from lmlab.parsing import parse_json, parse_yaml, write_yaml
+from lmlab.files import parse_json, parse_yaml, read_json, read_jsonl, read_yaml, write_yaml
 
 _BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12)

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.parsing import MAX_JSON_BYTES, MAX_YAML_BYTES, decode_utf8, parse_json, parse_yaml, require_mapping
-from lmlab.storage import open_binary
+from lmlab.files.locations import open_binary
+from lmlab.files.parsing import MAX_JSON_BYTES, MAX_YAML_BYTES, decode_utf8, parse_json, parse_yaml, require_mapping
 
 
 @contextmanager
-def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, on failure
     remove it.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,45 +35,45 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
-def remove_leftovers(directory: Path) -> None:
+def remove_leftovers(directory: str | Path) -> None:
     """Remove the temporary files and directories below `directory` that killed processes have left; nobody else may be
     writing there.
     """
-    for path in sorted(directory.rglob(".*.tmp")):
+    for path in sorted(Path(directory).rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_file(path, "w") as file:
         file.write(text)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, allow_nan: bool = False) -> Any:
-    """Read a JSON file; a missing or broken one is a `UserError` that names it (`lmlab.parsing.parse_json`)."""
+def read_json(path: str | Path, allow_nan: bool = False) -> Any:
+    """Read a JSON file; a missing or broken one is a `UserError` that names it (`parse_json`)."""
     return parse_json(_read_bounded(path, MAX_JSON_BYTES), f"'{path}'", allow_nan)
 
 
-def read_mapping(path: Path, allow_nan: bool = False) -> dict[str, Any]:
+def read_mapping(path: str | Path, allow_nan: bool = False) -> dict[str, Any]:
     """Read a JSON file whose top level is a mapping of keys to values; anything else is a `UserError`."""
     return require_mapping(read_json(path, allow_nan), f"'{path}'")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping (`lmlab.parsing.parse_yaml`)."""
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping (`parse_yaml`)."""
     text = decode_utf8(_read_bounded(path, MAX_YAML_BYTES), f"'{path}'")
     return require_mapping(parse_yaml(text, f"'{path}'"), f"'{path}'")
 
 
-def _read_bounded(path: Path, most: int) -> bytes:
+def _read_bounded(path: str | Path, most: int) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(most + 1)  # one more than is taken, so that parsing refuses it
@@ -82,7 +83,7 @@ def _read_bounded(path: Path, most: int) -> bytes:
         raise UserError(f"'{path}' is a directory where a file is needed.") from None
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write one JSON object a line, atomically; return the number of rows."""
     count = 0
     with atomic_file(path, "w") as file:
@@ -92,7 +93,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def read_jsonl(path: Path, allow_nan: bool = False) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: str | Path, allow_nan: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON lines file, each a mapping; anything else is a `UserError` that names file and line."""
     try:
         file = open_binary(path)
@@ -106,7 +107,7 @@ def read_jsonl(path: Path, allow_nan: bool = False) -> Iterator[dict[str, Any]]:
                 yield require_mapping(parse_json(line, where, allow_nan), where)
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: str | Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
