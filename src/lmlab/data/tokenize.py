@@ -13,8 +13,8 @@ from typing import Any
 from lmlab.data.documents import Document
 from lmlab.data.shards import ShardBuilder, TokenizedItem, hash_range, token_dtype, write_manifest
 from lmlab.data.tokenizer import SpecialTokens, Tokenizer
+from lmlab.distributed import Backend, fan_out, num_cores
 from lmlab.errors import UserError
-from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import atomic_file, json_value, open_binary, read_mapping, without_compression
 from lmlab.progress import progress, short
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
-from lmlab.fan_out import Backend
+from lmlab.distributed import Backend
 
 TooLong = Literal["error", "truncate", "skip"]
 

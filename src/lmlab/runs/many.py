@@ -21,9 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lmlab.distributed import World, imagine, world
+from lmlab.distributed import Backend, World, fan_out, imagine, num_cores, world
 from lmlab.errors import Interrupted, LmlabError, UserError, from_unforeseen
-from lmlab.fan_out import Backend, fan_out, num_cores
 from lmlab.files import parse_yaml, read_json, read_mapping, write_json, write_text, write_yaml
 from lmlab.progress import console, progress
 from lmlab.redaction import redact_all

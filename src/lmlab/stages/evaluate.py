@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lmlab.config import NO_INFLUENCE
 from lmlab.data import read_documents
-from lmlab.distributed import world
+from lmlab.distributed import fan_out, world
 from lmlab.errors import UserError
 from lmlab.evals import (
     Evaluator,
@@ -31,7 +31,6 @@ from lmlab.evals import (
     task_summary,
 )
 from lmlab.evals.config import MeasuringOptions
-from lmlab.fan_out import fan_out
 from lmlab.hardware import reuse_memory
 from lmlab.reports import Section
 from lmlab.runs import (

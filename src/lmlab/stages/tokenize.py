@@ -8,8 +8,8 @@ from pydantic import Field, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
 from lmlab.data import SpecialTokens, tokenize_documents
+from lmlab.distributed import Backend
 from lmlab.errors import UserError
-from lmlab.fan_out import Backend
 from lmlab.progress import short
 from lmlab.reports import Section, Table
 from lmlab.runs import (

@@ -22,8 +22,8 @@ from lmlab.data.collecting.dedup import NUM_PERMUTATIONS, NearDuplicates, signat
 from lmlab.data.collecting.spool import Spool, read_range
 from lmlab.data.documents import Reject, Source
 from lmlab.data.rejects import Rejects
+from lmlab.distributed import fan_out
 from lmlab.errors import UserError
-from lmlab.fan_out import fan_out
 from lmlab.files import atomic_file, json_value, write_json
 from lmlab.progress import progress
 

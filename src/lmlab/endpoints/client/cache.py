@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmlab.distributed import Lease, Leases, SqliteStore
 from lmlab.endpoints.protocol import Reply
 from lmlab.errors import UserError
-from lmlab.leases import Lease, Leases, SqliteStore
 
 _SCHEMA = """
 create table if not exists replies (
@@ -22,8 +22,8 @@ class ReplyCache:
     """Replies by the key of their request.
 
     A reply is committed before anyone hears of it, so a killed process loses only what was still under way. Who is
-    about to send a request claims its key first: a lease (`lmlab.leases`), which is renewed for as long as the request
-    takes.
+    about to send a request claims its key first: a lease (`lmlab.distributed`), which is renewed for as long as the
+    request takes.
 
     Arguments:
         path: the file; None keeps replies in memory, for as long as this object lives.

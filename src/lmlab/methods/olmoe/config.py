@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, validate
+from lmlab.distributed import Backend
 from lmlab.errors import did_you_mean
-from lmlab.fan_out import Backend
 from lmlab.models import ModelConfig
 from lmlab.runs import Input, ModelInput, TokensInput
 from lmlab.train import TrainerConfig

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.distributed import Backend
 from lmlab.errors import UserError
-from lmlab.fan_out import Backend
 from lmlab.judging import Criterion, JudgeConfig, load_wording
 from lmlab.methods.qurating.rating.criteria import criterion
 from lmlab.methods.qurating.selecting.settings import SelectionSettings

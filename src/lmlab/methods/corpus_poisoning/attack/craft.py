@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from lmlab.config import influences
+from lmlab.distributed import fan_out
 from lmlab.errors import Interrupted, UserError
-from lmlab.fan_out import fan_out
 from lmlab.files import read_mapping, sha256_json, write_json, write_text
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cluster_queries
 from lmlab.methods.corpus_poisoning.attack.crafted import (

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.distributed import Backend
 from lmlab.errors import UserError
-from lmlab.fan_out import Backend
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.ladder.config import LadderPlan
 from lmlab.methods.ladder.rungs.plan import Rung, flops_per_token, size_of

@@ -24,10 +24,9 @@ import torch
 from lmlab.data import Document, RecordSource, Reject, Rejects, TextSource, choose_kind, record_source
 from lmlab.data.sources.records import OF_SPLIT, field
 from lmlab.data.sources.splits import TRAIN
+from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
 from lmlab.errors import LmlabError, UserError
-from lmlab.fan_out import Backend, fan_out
 from lmlab.files import atomic_file, read_mapping, sha256_json, write_json
-from lmlab.leases import FolderStore, Lease, Leases
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import Rater, annotation
 from lmlab.methods.qurating.selecting.table import relative_names

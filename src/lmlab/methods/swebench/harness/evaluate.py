@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import __version__
+from lmlab.distributed import FolderStore, Leases
 from lmlab.errors import UserError
 from lmlab.files import read_mapping, sha256_json, write_json, write_text
-from lmlab.leases import FolderStore, Leases
 from lmlab.methods.swebench.grading.find_logs import METADATA, OUTPUT, PATCH, REPORT, RUN_LOG
 from lmlab.methods.swebench.grading.run_report import Share, log_folder, make_run_report
 from lmlab.methods.swebench.grading.verdict import grade

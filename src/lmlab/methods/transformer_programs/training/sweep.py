@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lmlab.distributed import Backend
 from lmlab.errors import UserError
-from lmlab.fan_out import Backend
 from lmlab.files import write_json
 from lmlab.methods.transformer_programs.config import TrainSettings
 from lmlab.runs import PlannedRun, RunOutcome, run_many, vary

@@ -203,10 +203,10 @@ class FolderStore:
     folder, or an empty one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
         self._new = itertools.count()
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str) -> Record | None:
         """The record of a name."""
@@ -267,7 +267,7 @@ class SqliteStore:
 
     _SCHEMA = "create table if not exists leases (name text primary key, owner text not null, beat integer not null)"
 
-    def __init__(self, path: Path | None, wait_s: float = 60.0) -> None:
+    def __init__(self, path: str | Path | None, wait_s: float = 60.0) -> None:
         import sqlite3
 
         # A connection of its own, as the number of changed rows is that of the connection's last statement.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lmlab.distributed import fan_out
 from lmlab.errors import Interrupted, LmlabError, UserError
-from lmlab.fan_out import fan_out
 from lmlab.train.interrupt import StopRequest
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlab.leases import FolderStore, Leases, Record, SqliteStore, Store
+from lmlab.distributed import FolderStore, Leases, Record, SqliteStore, Store
 
 SHORT_S = 0.6
 _STORES = {"folder": FolderStore, "sqlite": SqliteStore}
@@ -38,7 +38,7 @@ def run(make: Callable[[], Store], tmp_path: Path) -> Iterator[Callable[[str], s
             before,
             "import os, sys, time, fcntl",
             "from pathlib import Path",
-            f"from lmlab.leases import Leases, {kind}",
+            f"from lmlab.distributed import Leases, {kind}",
             f"leases = Leases({kind}(Path({str(tmp_path / 'leases')!r})), {SHORT_S}, {owner!r})",
             code,
         ]

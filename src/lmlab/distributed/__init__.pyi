@@ -1,0 +1,24 @@
+from .jobs import Backend, fan_out, num_cores
+from .leases import FolderStore, Lease, Leases, Record, SqliteStore, Store
+from .processes import World, control_group, from_all, from_main, imagine, joined, sum_over_all, wait_for_all, world
+
+__all__ = [
+    "Backend",
+    "FolderStore",
+    "Lease",
+    "Leases",
+    "Record",
+    "SqliteStore",
+    "Store",
+    "World",
+    "control_group",
+    "fan_out",
+    "from_all",
+    "from_main",
+    "imagine",
+    "joined",
+    "num_cores",
+    "sum_over_all",
+    "wait_for_all",
+    "world",
+]
