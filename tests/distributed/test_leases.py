@@ -189,7 +189,8 @@ def test_two_processes_never_hold_one_piece(
         victim.kill()
         victim.wait()
     counts = [int(said(each) or -1) for each in workers]
-    assert all(count > 0 for count in counts) and sum(counts) > 50
+    # nothing promises that everyone has a turn: on a crowded machine one process may find the piece held every time
+    assert min(counts) >= 0 and sum(count > 0 for count in counts) >= 2 and sum(counts) > 50
     assert [each.wait() for each in workers] == [0] * 4
 
 
