@@ -303,7 +303,7 @@ def induction(arguments: argparse.Namespace) -> None:
         search,
     )
     from lmlab.methods.edge_pruning.examples.tasks import induction_row
-    from lmlab.models.taps import Recorder
+    from lmlab.models.internals.taps import Recorder
     from lmlab.progress import console
 
     console.quiet = True

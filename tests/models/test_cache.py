@@ -97,7 +97,7 @@ def test_summary_vectors_without_a_position(make_model, ids):
 
 
 def test_rotary_vectors_without_a_position_are_not_rotated(make_model, ids):
-    from lmlab.models.taps import Recorder
+    from lmlab.models.internals.taps import Recorder
 
     model = make_model("llama")
     positions = torch.cat((torch.full((4,), -1), torch.arange(13))).expand(3, -1)

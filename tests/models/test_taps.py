@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmlab.models.taps import Recorder, Taps, tap_names
+from lmlab.models.internals.taps import Recorder, Taps, tap_names
 
 KINDS = ["llama", "qwen3", "olmo2", "olmoe", "gpt2", "no_family"]
 

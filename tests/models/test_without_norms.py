@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lmlab.errors import UserError
-from lmlab.models import GenerationConfig, ModelConfig, Transformer, family_of, generate, surgery
-from lmlab.models.taps import Recorder
+from lmlab.models import GenerationConfig, ModelConfig, Transformer, family_of, generate
+from lmlab.models.internals import surgery
+from lmlab.models.internals.taps import Recorder
 
 
 def test_a_network_without_norms_or_causal_order_equals_its_formula(make_model, ids):

@@ -11,6 +11,7 @@ from .formats.hf import (
     save_pretrained,
 )
 from .formats.settings import family_of
+from .forward.output import TransformerOutput
 from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.defaults import end_token_ids, generation_defaults
@@ -23,11 +24,10 @@ from .moe.config import LoadBalancingConfig, MoEConfig, RouterZConfig
 from .moe.layer import MoE
 from .moe.losses import RouterLosses, load_balancing_loss, router_z_loss
 from .moe.router import RouterOutput
-from .output import TransformerOutput
 from .presets import PRESETS
-from .prompt_tuning import PromptTuned
+from .prompts.prompt_tuning import PromptTuned
+from .prompts.soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
 from .reach import label_log_probs, long_short_difference, near_log_probs
-from .soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
 from .transformer import Transformer, named_tensors, with_scalar_head
 from .window import WITHOUT_WEIGHTS, WindowConfig, extended_theta, window_notice, with_window
 

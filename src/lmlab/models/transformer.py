@@ -25,9 +25,13 @@ from lmlab.models.attention.backends import Backend, Spread
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.block import Block
 from lmlab.models.config import ModelConfig, RopeScaling
-from lmlab.models.context import check_before_text, context_of, look_around
 from lmlab.models.dtypes import compute_dtype
+from lmlab.models.forward.context import check_before_text, context_of, look_around
+from lmlab.models.forward.output import TransformerOutput, at_first_real, at_last_real, at_positions
+from lmlab.models.forward.tokens import Tokens
 from lmlab.models.initialize import draw
+from lmlab.models.internals.parts import part
+from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.norm import make_norm
 from lmlab.models.layers.soft_cap import cap
@@ -37,11 +41,7 @@ from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.losses import RouterAccounts
 from lmlab.models.moe.router import RouterOutput
-from lmlab.models.output import TransformerOutput, at_first_real, at_last_real, at_positions
-from lmlab.models.parts import part
-from lmlab.models.soft_prompt import SoftPrompt
-from lmlab.models.taps import Taps
-from lmlab.models.tokens import Tokens
+from lmlab.models.prompts.soft_prompt import SoftPrompt
 
 
 class Transformer(nn.Module):
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
                 gives scalars.
             scores_at_BN: positions whose scalars are wanted in place of those at the last real token, such as the ends
                 of packed documents.
-            taps: listeners on intermediates (`lmlab.models.taps`).
+            taps: listeners on intermediates (`lmlab.models.internals.taps`).
 
         Raises:
             ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, more

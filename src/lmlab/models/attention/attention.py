@@ -15,10 +15,10 @@ from lmlab.models.attention.cache import KVCache
 from lmlab.models.attention.rope import Table, apply_rotary
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.config import ModelConfig
+from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.norm import make_norm
 from lmlab.models.lora.adapt import full_weight
-from lmlab.models.taps import Taps
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.generation.static import StaticStep, can_be_static
-from lmlab.models.soft_prompt import SoftPrompt
+from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
 Decode = Callable[[Sequence[int]], str]

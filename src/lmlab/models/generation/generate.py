@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, GenerationConfig
 from lmlab.models.generation.decoding import Continuation, Decode, Decoding, FinishReason, PromptScores, TopTokens
-from lmlab.models.soft_prompt import SoftPrompt
+from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
 _UNFINISHED = "\ufffd"  # what decoders write for the bytes of half a character

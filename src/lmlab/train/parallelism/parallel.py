@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from lmlab.distributed import World, sum_over_all
 from lmlab.errors import UserError
 from lmlab.models import Transformer
-from lmlab.models.parts import give_runner
+from lmlab.models.internals.parts import give_runner
 from lmlab.train.config import ParallelConfig
 from lmlab.train.parallelism.experts import spread_experts
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
-from lmlab.models import Transformer, surgery
-from lmlab.models.taps import Recorder
+from lmlab.models import Transformer
+from lmlab.models.internals import surgery
+from lmlab.models.internals.taps import Recorder
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Group
 from lmlab.methods.edge_pruning.graph.store import Store
 from lmlab.methods.edge_pruning.masking.activations import Activations, capture
-from lmlab.models import Transformer, surgery
+from lmlab.models import Transformer
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
+from lmlab.models.internals import surgery
 
 _ADDS_UP = 1e-4
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
+from lmlab.models.internals.parts import part
 from lmlab.models.layers.norm import norm_factor
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.router import RouterOutput
-from lmlab.models.parts import part
 
 
 @part

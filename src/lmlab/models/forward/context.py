@@ -16,8 +16,8 @@ from lmlab.models.attention.rope import rotary_table
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import compute_dtype
-from lmlab.models.taps import Taps
-from lmlab.models.tokens import Tokens
+from lmlab.models.forward.tokens import Tokens
+from lmlab.models.internals.taps import Taps
 
 
 def look_around(

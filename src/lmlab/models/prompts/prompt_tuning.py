@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmlab.models.output import TransformerOutput
-from lmlab.models.soft_prompt import SoftPrompt
+from lmlab.models.forward.output import TransformerOutput
+from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
 

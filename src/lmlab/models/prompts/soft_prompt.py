@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
 from lmlab.models.fingerprint import weights_fingerprint
-from lmlab.models.output import at_positions
-from lmlab.models.tokens import Tokens
+from lmlab.models.forward.output import at_positions
+from lmlab.models.forward.tokens import Tokens
 
 _FORMAT = "lmlab soft prompt 1"
 

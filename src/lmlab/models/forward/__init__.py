@@ -1,0 +1,1 @@
+"""What one pass takes, what its blocks share, and what it gives."""

@@ -1,0 +1,1 @@
+"""Soft prompts: vectors before a text, and models that learn them."""
