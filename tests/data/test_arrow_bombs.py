@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from lmlab.data import record_source
-from lmlab.data.sources import arrow_bounds
-from lmlab.data.sources.arrow_bounds import blocks, check_message
+from lmlab.data.sources.reading import arrow_bounds
+from lmlab.data.sources.reading.arrow_bounds import blocks, check_message
 from lmlab.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")

@@ -20,7 +20,7 @@ from lmlab.data import (
     record_source,
     source_settings,
 )
-from lmlab.data.sources.splits import choose_files
+from lmlab.data.sources.reading.splits import choose_files
 from lmlab.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")

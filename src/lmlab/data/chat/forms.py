@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmlab.data.chat.messages import BadRecord, parsed
-from lmlab.data.sources.records import field
+from lmlab.data.sources.reading.records import field
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _PAIRS = (

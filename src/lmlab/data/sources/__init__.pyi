@@ -1,14 +1,14 @@
-from .choose import choose_kind, record_source, source_settings
 from .columnar import ArrowSource, ParquetSource
 from .delimited import CsvSource
-from .files import FileSource
+from .finding.choose import choose_kind, record_source, source_settings
+from .finding.kinds import find_source, record_kinds, source_kinds
+from .finding.registry import SourceConfig
 from .folder import FolderSource
 from .jsonl import JsonlSource
-from .kinds import find_source, record_kinds, source_kinds
 from .mds_source import MDSSource
 from .python_library import PythonLibrarySource
-from .records import RecordSource
-from .registry import SourceConfig
+from .reading.files import FileSource
+from .reading.records import RecordSource
 from .text import TextSource
 from .tokenized import TokenizedSource
 from .webdataset import WebDatasetSource

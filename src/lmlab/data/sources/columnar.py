@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 from lmlab.data.documents import Reject
-from lmlab.data.sources.arrow_bounds import blocks, check_message
-from lmlab.data.sources.files import short_reason
 from lmlab.data.sources.jsonl import too_long
-from lmlab.data.sources.records import RecordSource
+from lmlab.data.sources.reading.arrow_bounds import blocks, check_message
+from lmlab.data.sources.reading.files import short_reason
+from lmlab.data.sources.reading.records import RecordSource
 from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import DamagedError, bytes_read, open_raw, share_read
 from lmlab.redaction import redact

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from lmlab.data.documents import Reject
-from lmlab.data.sources.files import Encoding, open_text
 from lmlab.data.sources.jsonl import bounded_lines, too_long
-from lmlab.data.sources.records import RecordSource, parse_text
+from lmlab.data.sources.reading.files import Encoding, open_text
+from lmlab.data.sources.reading.records import RecordSource, parse_text
 from lmlab.errors import UserError
 from lmlab.files import DamagedError, without_compression
 from lmlab.redaction import redact

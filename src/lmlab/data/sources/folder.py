@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from lmlab.data.documents import Document, Reject, Source
-from lmlab.data.sources.files import FileSource
-from lmlab.data.sources.kinds import find_source, kind_of
+from lmlab.data.sources.finding.kinds import find_source, kind_of
+from lmlab.data.sources.reading.files import FileSource
 from lmlab.files import without_compression
 from lmlab.redaction import redact
 

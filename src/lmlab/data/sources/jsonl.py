@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, ClassVar, Literal
 
 from lmlab.data.documents import Reject
-from lmlab.data.sources.files import Encoding, open_text
-from lmlab.data.sources.records import RecordSource, parse_json
+from lmlab.data.sources.reading.files import Encoding, open_text
+from lmlab.data.sources.reading.records import RecordSource, parse_json
 from lmlab.files import DamagedError, without_compression
 from lmlab.redaction import redact
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from lmlab.data.documents import Reject
 from lmlab.data.sources.mds import MDSError, MDSShard, mds_entries, mds_indexes
-from lmlab.data.sources.records import RecordSource
+from lmlab.data.sources.reading.records import RecordSource
 from lmlab.errors import UserError
 from lmlab.files import DamagedError, describe, find_files
 from lmlab.redaction import redact

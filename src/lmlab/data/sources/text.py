@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar, Literal
 from pydantic import Field
 
 from lmlab.data.documents import Document, Reject
-from lmlab.data.sources.files import Encoding, FileSource, open_text
+from lmlab.data.sources.reading.files import Encoding, FileSource, open_text
 from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
 

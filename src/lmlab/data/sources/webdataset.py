@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import IO, Any, ClassVar, Literal
 
 from lmlab.data.documents import Reject
-from lmlab.data.sources.files import short_reason
 from lmlab.data.sources.jsonl import too_long
-from lmlab.data.sources.records import RecordSource, parse_json, parse_text
-from lmlab.data.sources.splits import canonical
+from lmlab.data.sources.reading.files import short_reason
+from lmlab.data.sources.reading.records import RecordSource, parse_json, parse_text
+from lmlab.data.sources.reading.splits import canonical
 from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lmlab.data.sources.records import is_redteam
+from lmlab.data.sources.reading.records import is_redteam
 from lmlab.errors import UserError, reads
 from lmlab.files import (
     MAX_JSON_BYTES,

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import torch
 
 from lmlab.data import Document, RecordSource, Reject, Rejects, TextSource, choose_kind, record_source
-from lmlab.data.sources.records import OF_SPLIT, field
-from lmlab.data.sources.splits import TRAIN
+from lmlab.data.sources.reading.records import OF_SPLIT, field
+from lmlab.data.sources.reading.splits import TRAIN
 from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file, read_mapping, sha256_json, write_json

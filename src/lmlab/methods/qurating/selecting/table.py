@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmlab.data import ParquetSource, RecordSource, Reject, record_source
-from lmlab.data.sources.records import field
+from lmlab.data.sources.reading.records import field
 from lmlab.errors import UserError, did_you_mean, reads
 from lmlab.files import open_raw
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens, share_of

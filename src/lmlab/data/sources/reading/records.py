@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from lmlab.data.documents import Document, Reject
-from lmlab.data.sources.files import FileSource
-from lmlab.data.sources.splits import ALL
+from lmlab.data.sources.reading.files import FileSource
+from lmlab.data.sources.reading.splits import ALL
 from lmlab.files import ParseError, json_value
 
 _SPLIT = "split"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from lmlab.data.documents import Source
-from lmlab.data.sources.kinds import source_kinds
+from lmlab.data.sources.finding.kinds import source_kinds
 
 if TYPE_CHECKING:
     SourceConfig = Source

@@ -11,9 +11,9 @@ from pydantic import AfterValidator, Field
 
 from lmlab.config import Config
 from lmlab.data.documents import Reject
-from lmlab.data.sources.dataset_card import MAX_BYTES, Card, read_card
-from lmlab.data.sources.dataset_card import NAME as CARD
-from lmlab.data.sources.splits import ALL, Choice, canonical, choose_files
+from lmlab.data.sources.reading.dataset_card import MAX_BYTES, Card, read_card
+from lmlab.data.sources.reading.dataset_card import NAME as CARD
+from lmlab.data.sources.reading.splits import ALL, Choice, canonical, choose_files
 from lmlab.errors import LmlabError
 from lmlab.files import (
     MAX_EXPANSION,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lmlab.data.sources.kinds import find_source, kind_of
-from lmlab.data.sources.records import RecordSource
+from lmlab.data.sources.finding.kinds import find_source, kind_of
+from lmlab.data.sources.reading.records import RecordSource
 from lmlab.errors import UserError
 from lmlab.files import find_files, is_folder, without_compression
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from lmlab.data.sources.dataset_card import Card
+from lmlab.data.sources.reading.dataset_card import Card
 from lmlab.errors import UserError
 from lmlab.redaction import redact
 

@@ -12,7 +12,7 @@ from lmlab.errors import UserError, did_you_mean
 from lmlab.files import without_compression
 
 if TYPE_CHECKING:
-    from lmlab.data.sources.records import RecordSource
+    from lmlab.data.sources.reading.records import RecordSource
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def kind_of(name: str) -> str | None:
 
 def record_kinds() -> dict[str, type[RecordSource]]:
     """The kinds whose sources have records with named fields, by name."""
-    from lmlab.data.sources.records import RecordSource
+    from lmlab.data.sources.reading.records import RecordSource
 
     return {name: made for name, made in source_kinds().items() if issubclass(made, RecordSource)}
 

@@ -1,0 +1,1 @@
+"""Which kind of source a location needs, and the kinds that there are."""

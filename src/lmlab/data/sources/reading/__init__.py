@@ -1,0 +1,1 @@
+"""What sources share in reading: which files and splits, damaged ones, and records that become documents."""
