@@ -14,7 +14,7 @@ PAIRS = [("It was the best", " of times"), ("def f(x)", ": return x"), ("été, 
 def test_the_harness_scores_and_generates_by_the_server_as_in_process(make_served, model_directory):
     from lm_eval.api.instance import Instance
 
-    from lmlab.evals.harness import HarnessModel
+    from lmlab.evals.eleuther.harness import HarnessModel
 
     def ask(model):
         scored = model.loglikelihood([Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)])

@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval", reason="the package lm-eval is not installed")
 
 from lmlab.data import Tokenizer
 from lmlab.evals import Evaluator
-from lmlab.evals.harness import HarnessModel, run_harness
+from lmlab.evals.eleuther.harness import HarnessModel, run_harness
 from lmlab.evals.scoring import score_all
 from lmlab.evals.tasks.questions import encode_pairs, fit_window
 from lmlab.models import ModelConfig, Transformer, save_pretrained

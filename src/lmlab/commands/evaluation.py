@@ -147,7 +147,7 @@ def compare(
     """Test whether the second model differs from the first on the same questions: paired bootstrap, and McNemar's test
     of accuracies.
     """
-    from lmlab.evals.compare_runs import compare_evaluations, comparison_table, write_comparison
+    from lmlab.evals.comparing.evaluations import compare_evaluations, comparison_table, write_comparison
 
     found = compare_evaluations(first, second)
     print_table(comparison_table(found))
@@ -178,14 +178,14 @@ def harness(
 
     if importlib.util.find_spec("lm_eval") is None:
         raise missing_extra("lm-eval", "eval", "Running tasks of EleutherAI's harness")
-    from lmlab.evals.harness_tasks import check_harness_tasks
+    from lmlab.evals.eleuther.names import check_harness_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise UserError("--tasks names no task.", "`lm-eval ls tasks` lists the harness's tasks.")
     check_harness_tasks(names, include)
+    from lmlab.evals.eleuther.harness import run_harness
     from lmlab.evals.evaluator import Evaluator
-    from lmlab.evals.harness import run_harness
     from lmlab.files import write_json
 
     reuse_memory()

@@ -1,6 +1,6 @@
 from .baselines.compression import xz_bits, xz_bits_after
 from .baselines.ngram import ByteNGram
-from .compare import Comparison, compare_values, pair_rows
+from .comparing.questions import Comparison, compare_values, pair_rows
 from .evaluator import Evaluator
 from .generation import Prompt
 from .measurement import Measurement, bootstrapped, mean, ratio

@@ -1,0 +1,1 @@
+"""The harness of EleutherAI, on the models of lmlab."""
