@@ -42,7 +42,7 @@ from lmlab.methods.swebench import (  # noqa: E402
 )
 from lmlab.methods.swebench.building.settings import ValidateConfig  # noqa: E402
 from lmlab.methods.swebench.grading.logs import decode  # noqa: E402
-from lmlab.methods.swebench.harness.git import commit_tree, git  # noqa: E402
+from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git  # noqa: E402
 from lmlab.sandbox import Box, Limits, choose_executor  # noqa: E402
 
 

@@ -15,10 +15,10 @@ from lmlab.methods.swebench.building.candidate import Rejection
 from lmlab.methods.swebench.building.collect import collect_git
 from lmlab.methods.swebench.building.validate import ValidateConfig, validate
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
-from lmlab.methods.swebench.harness.git import commit_tree, git
 from lmlab.methods.swebench.harness.judge import Judge
-from lmlab.methods.swebench.harness.trees import TreeStore
-from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.sandbox import Limits
 from lmlab.sandbox.bubblewrap import Bubblewrap

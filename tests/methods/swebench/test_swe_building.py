@@ -22,8 +22,8 @@ from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConf
 from lmlab.methods.swebench.building.validate import validate
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
-from lmlab.methods.swebench.harness.trees import TreeStore
-from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.lite import lite_criteria
 from lmlab.methods.swebench.patches.answers import diff_of

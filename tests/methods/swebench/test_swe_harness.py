@@ -22,16 +22,16 @@ from swe_parts import BASE, FIXED
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.leaks import scan_leaks, scan_repository
 from lmlab.methods.swebench.grading.verdict import grade_log
-from lmlab.methods.swebench.harness.applying import Applied
 from lmlab.methods.swebench.harness.compare import compare, pass_at
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
 from lmlab.methods.swebench.harness.evaluate import evaluate, result_key
-from lmlab.methods.swebench.harness.git import commit_tree, git
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.reward import RewardFn
 from lmlab.methods.swebench.harness.testing import RunOfTests, run_tests
-from lmlab.methods.swebench.harness.trees import TreeStore, changed_paths, tree_digest, unpack
-from lmlab.methods.swebench.harness.workspace import copied, diff_against
+from lmlab.methods.swebench.harness.workspaces.applying import Applied
+from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, changed_paths, tree_digest, unpack
+from lmlab.methods.swebench.harness.workspaces.workspace import copied, diff_against
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import write_instances
 from lmlab.methods.swebench.instances.predictions import Prediction

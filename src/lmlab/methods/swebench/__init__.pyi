@@ -14,8 +14,8 @@ from .harness.evaluate import evaluate as evaluate
 from .harness.judge import Judge as Judge
 from .harness.result import Result as Result
 from .harness.reward import RewardFn as RewardFn
-from .harness.trees import TreeStore as TreeStore
-from .harness.workspace import Workspaces as Workspaces
+from .harness.workspaces.trees import TreeStore as TreeStore
+from .harness.workspaces.workspace import Workspaces as Workspaces
 from .instances.instance import Instance as Instance
 from .instances.load import load_instances as load_instances
 from .instances.predictions import Prediction as Prediction

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmlab.methods.swebench.building.mutations import mutants
-from lmlab.methods.swebench.harness.git import run_git
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import passing, statuses_of
-from lmlab.methods.swebench.harness.workspace import copied
+from lmlab.methods.swebench.harness.workspaces.git import run_git
+from lmlab.methods.swebench.harness.workspaces.workspace import copied
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import FileDiff, read_diff
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.candidate import Candidate, statement_of, version_in
 from lmlab.methods.swebench.building.settings import CollectConfig
-from lmlab.methods.swebench.harness.git import commit_tree, git, run_git
-from lmlab.methods.swebench.harness.trees import TreeStore, tree_files, unpack
+from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore, tree_files, unpack
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import FileDiff, read_diff
 from lmlab.methods.swebench.patches.split import is_test, runnable_tests, split_patch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lmlab.methods.swebench.harness.git import git, run_git
 from lmlab.methods.swebench.harness.judge import Judge
-from lmlab.methods.swebench.harness.trees import tree_files
+from lmlab.methods.swebench.harness.workspaces.git import git, run_git
+from lmlab.methods.swebench.harness.workspaces.trees import tree_files
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 

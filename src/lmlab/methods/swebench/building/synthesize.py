@@ -12,8 +12,8 @@ from lmlab.methods.swebench.building.mutations import Mutant, mutants
 from lmlab.methods.swebench.harness.environment import EnvironmentSpec
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.testing import PYTEST, RunOfTests, passing, statuses_of
-from lmlab.methods.swebench.harness.trees import tree_files
-from lmlab.methods.swebench.harness.workspace import copied
+from lmlab.methods.swebench.harness.workspaces.trees import tree_files
+from lmlab.methods.swebench.harness.workspaces.workspace import copied
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.answers import diff_of
 from lmlab.methods.swebench.patches.split import is_test, runnable_tests

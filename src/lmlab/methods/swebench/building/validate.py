@@ -17,10 +17,10 @@ from lmlab.methods.swebench.building.settings import ValidateConfig
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, StatusMap
 from lmlab.methods.swebench.harness.control import survivors
 from lmlab.methods.swebench.harness.environment import EnvironmentFailure, EnvironmentSpec
-from lmlab.methods.swebench.harness.git import run_git
 from lmlab.methods.swebench.harness.judge import Judge, write_controls
 from lmlab.methods.swebench.harness.testing import RunOfTests, command_of, loosest, passing
-from lmlab.methods.swebench.harness.workspace import HiddenTests
+from lmlab.methods.swebench.harness.workspaces.git import run_git
+from lmlab.methods.swebench.harness.workspaces.workspace import HiddenTests
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.sandbox import SandboxFailure
 

@@ -216,8 +216,8 @@ def _endpoint(model: str, base_url: str | None, key_env: str | None, price: str 
 def _workspaces(instances: str, cache: Path | None, repositories: Path | None):  # type: ignore[no-untyped-def]
     from lmlab.files import cache_directory
     from lmlab.methods.swebench.harness.open import trees_beside
-    from lmlab.methods.swebench.harness.trees import TreeStore
-    from lmlab.methods.swebench.harness.workspace import Workspaces
+    from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
+    from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 
     folder = (cache or cache_directory() / "swe") / "workspaces"
     return Workspaces(folder, TreeStore(trees_beside(instances)), repositories)

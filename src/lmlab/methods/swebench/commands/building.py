@@ -29,7 +29,7 @@ def collect(
     """Find changes that edit source and tests: candidates.jsonl, with the tree before each in trees/."""
     from lmlab.methods.swebench.building.collect import collect_archives, collect_git
     from lmlab.methods.swebench.harness.open import TREES
-    from lmlab.methods.swebench.harness.trees import TreeStore
+    from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
     from lmlab.methods.swebench.instances.load import write_instances
     from lmlab.progress import progress
 

@@ -1,0 +1,1 @@
+"""Patches put to the test: applied, tested, controlled, reported."""

@@ -16,7 +16,6 @@ from typing import Any
 from lmlab.errors import LmlabError
 from lmlab.methods.swebench.grading.parsers.status import ERROR, FAILED, LogContext, StatusMap
 from lmlab.methods.swebench.grading.verdict import Verdict, grade, status_of
-from lmlab.methods.swebench.harness.applying import apply_patch
 from lmlab.methods.swebench.harness.control import Control, Survivors, control_source, functions_of, survivors
 from lmlab.methods.swebench.harness.environment import Environments, EnvironmentSpec
 from lmlab.methods.swebench.harness.result import Result, Status
@@ -29,8 +28,16 @@ from lmlab.methods.swebench.harness.testing import (
     run_tests,
     statuses_of,
 )
-from lmlab.methods.swebench.harness.trees import DOT_GIT, changed_paths, tree_files
-from lmlab.methods.swebench.harness.workspace import HiddenTests, Workspaces, clear_way, copied, copy_tree, remove
+from lmlab.methods.swebench.harness.workspaces.applying import apply_patch
+from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, changed_paths, tree_files
+from lmlab.methods.swebench.harness.workspaces.workspace import (
+    HiddenTests,
+    Workspaces,
+    clear_way,
+    copied,
+    copy_tree,
+    remove,
+)
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.methods.swebench.patches.safety import infra_paths, judge_patch

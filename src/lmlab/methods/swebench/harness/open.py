@@ -8,8 +8,8 @@ from lmlab.files import cache_directory
 from lmlab.methods.swebench.config import SandboxConfig
 from lmlab.methods.swebench.harness.environment import Environments
 from lmlab.methods.swebench.harness.judge import Judge
-from lmlab.methods.swebench.harness.trees import TreeStore
-from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.sandbox import Limits, choose_executor
 
 TREES = "trees"

@@ -17,7 +17,7 @@ from lmlab.endpoints import ChatRequest, Endpoint, Reply, answer
 from lmlab.files import write_json
 from lmlab.methods.swebench.grading.logs import decode
 from lmlab.methods.swebench.harness.judge import Judge
-from lmlab.methods.swebench.harness.workspace import diff_against
+from lmlab.methods.swebench.harness.workspaces.workspace import diff_against
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.predictions import Prediction
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmlab.methods.swebench.harness.repairing import reader_of
-from lmlab.methods.swebench.harness.trees import tree_files
+from lmlab.methods.swebench.harness.workspaces.trees import tree_files
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 

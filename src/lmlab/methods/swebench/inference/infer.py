@@ -9,7 +9,7 @@ from lmlab.endpoints import ChatRequest, Endpoint, Reply, answer
 from lmlab.errors import UserError
 from lmlab.files import write_jsonl
 from lmlab.methods.swebench.harness.repairing import reader_of
-from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.contexts import Count, approximate_tokens, make_context
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
 from lmlab.methods.swebench.inference.settings import InferConfig

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from lmlab.errors import UserError
-from lmlab.methods.swebench.harness.workspace import Workspaces
+from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
 from lmlab.methods.swebench.inference.contexts import Count, Source, approximate_tokens, make_context
 from lmlab.methods.swebench.inference.prompts import make_prompt, messages_of
 from lmlab.methods.swebench.instances.instance import Instance

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
-from lmlab.methods.swebench.harness.git import git, run_git
+from lmlab.methods.swebench.harness.workspaces.git import git, run_git
 
 DOT_GIT = ".git"
 MOST_FILES, MOST_BYTES = 200_000, 4 << 30

@@ -14,8 +14,8 @@ from filelock import FileLock
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import sha256_json
-from lmlab.methods.swebench.harness.git import commit_tree, git, run_git
-from lmlab.methods.swebench.harness.trees import DOT_GIT, TreeStore, file_state, is_commit
+from lmlab.methods.swebench.harness.workspaces.git import commit_tree, git, run_git
+from lmlab.methods.swebench.harness.workspaces.trees import DOT_GIT, TreeStore, file_state, is_commit
 from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.sandbox.box import put_file

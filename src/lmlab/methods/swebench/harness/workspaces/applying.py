@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmlab.methods.swebench.grading.logs import decode
-from lmlab.methods.swebench.harness.git import VARIABLES
+from lmlab.methods.swebench.harness.workspaces.git import VARIABLES
 from lmlab.sandbox import Mount, SandboxFailure, Session
 
 _PLACE, _NAME = "/patch", "model.diff"

@@ -1,0 +1,1 @@
+"""Source trees and the fresh copies of them in which patches are tried."""
