@@ -11,7 +11,7 @@ from lmlab.data.chapters.docbook import read_docbook
 from lmlab.data.chapters.hypertext import read_html
 from lmlab.data.chapters.latex import read_latex
 from lmlab.data.chapters.rst import read_rst
-from lmlab.storage import without_compression
+from lmlab.files import without_compression
 
 _HEADING = re.compile(r"#{1,6} +(.+)")
 

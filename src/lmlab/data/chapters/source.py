@@ -13,8 +13,8 @@ from lmlab.data.chapters.read import READERS, reader_of
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.files import Encoding, FileSource, open_text
 from lmlab.errors import UserError
+from lmlab.files import find_files
 from lmlab.redaction import redact
-from lmlab.storage import find_files
 
 _MIN_WORDS = 200
 
