@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from lmlab.data.chapters.chapter import Chapter, cut_at_paragraph
 from lmlab.data.chapters.read import READERS, reader_of
 from lmlab.data.documents import Document, Reject
-from lmlab.data.sources.files import Encoding, FileSource, open_text
+from lmlab.data.sources.reading.files import Encoding, FileSource, open_text
 from lmlab.errors import UserError
 from lmlab.files import find_files
 from lmlab.redaction import redact
