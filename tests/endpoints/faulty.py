@@ -18,8 +18,8 @@ Answer = Callable[[dict[str, Any]], str]
 @dataclass
 class FaultyEndpoint:
     """`faults` holds, for the requests to come: a status, (status, headers, body), "hang", "cut", "malformed", "empty",
-    "trickle", a list of events of a stream, or "ok". With an `upstream` it is a proxy: what is no fault is passed on to
-    the server there."""
+    "trickle", a list of events of a stream, its bytes, or "ok". `refuses` names fields that are always refused. With an
+    `upstream` it is a proxy: what is no fault is passed on to the server there."""
 
     upstream: str | None = None
     faults: list[Any] = field(default_factory=list)
@@ -30,6 +30,8 @@ class FaultyEndpoint:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     most_at_once: int = 0
+    refuses: tuple[str, ...] = ()
+    paths: list[str] = field(default_factory=list)
     url: str = ""
     _now: int = 0
 
@@ -43,6 +45,7 @@ class FaultyEndpoint:
                 )
                 body = json.loads(await reader.readexactly(size))
                 self.headers.append(head.decode())
+                self.paths.append(head.split()[1].decode())
                 self.bodies.append(body)
                 self._now += 1
                 self.most_at_once = max(self.most_at_once, self._now)
@@ -59,6 +62,16 @@ class FaultyEndpoint:
     async def _respond(self, writer: asyncio.StreamWriter, body: dict[str, Any], fault: Any) -> bool:
         """Whether the connection can be used again."""
         await asyncio.sleep(self.delay_s)
+        for name in self.refuses:
+            if name in body:
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                error = {
+                    "message": said,
+                    "type": "invalid_request_error",
+                    "param": name,
+                    "code": "unsupported_parameter",
+                }
+                return await _write(writer, 400, {}, json.dumps({"error": error}).encode())
         if fault == "hang":
             await asyncio.sleep(60)
         if fault == "empty":
@@ -69,7 +82,10 @@ class FaultyEndpoint:
             return await _write(writer, fault, {}, json.dumps({"error": {"message": f"fault {fault}"}}).encode())
         if isinstance(fault, tuple):
             status, headers, error = fault
-            return await _write(writer, status, headers, json.dumps({"error": error}).encode())
+            sent = error if status == 200 else {"error": error}
+            return await _write(writer, status, headers, json.dumps(sent).encode())
+        if isinstance(fault, bytes):  # a stream, byte for byte
+            return await _write(writer, 200, {}, fault)
         if fault == "trickle":
             return await _trickle(writer)
         if isinstance(fault, list):
@@ -89,17 +105,17 @@ class FaultyEndpoint:
     def _whole(self, body: dict[str, Any]) -> bytes:
         choices = [
             {"index": i, "message": {"role": "assistant", "content": self.answer(body)}, "finish_reason": "stop"}
-            for i in range(body["n"])
+            for i in range(body.get("n", 1))
         ]
         return json.dumps({"choices": choices, **self._usage()}).encode()
 
     def _events(self, body: dict[str, Any]) -> bytes:
         pieces = [
             {"choices": [{"index": i, "delta": {"content": letter}}]}
-            for i in range(body["n"])
+            for i in range(body.get("n", 1))
             for letter in self.answer(body)
         ]
-        ends = [{"choices": [{"index": i, "delta": {}, "finish_reason": self.reason}]} for i in range(body["n"])]
+        ends = [{"choices": [{"index": i, "delta": {}, "finish_reason": self.reason}]} for i in range(body.get("n", 1))]
         events = [*pieces, *ends, {"choices": [], **self._usage()}]
         return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
@@ -154,3 +170,8 @@ def running(endpoint: FaultyEndpoint) -> Iterator[FaultyEndpoint]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+def completion(message: dict[str, Any], finish: str = "stop", **more: Any) -> tuple[int, dict[str, str], Any]:
+    """A fault that is a whole answer: this message, and further fields of the body."""
+    return 200, {}, {"choices": [{"index": 0, "message": message, "finish_reason": finish}], **more}

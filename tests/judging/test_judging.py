@@ -19,6 +19,7 @@ from lmlab.judging import (
     EndpointJudge,
     JudgePairs,
     Marks,
+    NoVerdicts,
     PlainText,
     RuleJudge,
     grade,
@@ -26,6 +27,7 @@ from lmlab.judging import (
     order_effects,
     parse_vote,
     preference,
+    require_verdicts,
     soft_labels,
     summarize,
 )
@@ -242,3 +244,34 @@ def test_plain_texts_can_be_graded() -> None:
     judge = EndpointJudge(Endpoint(model="m", concurrency=1), backend=MockBackend(lambda request: next(answers)))
     good, bad = grade(judge, CLARITY, ["a text", "another"])
     assert good.average == 7 and good.row()["scores"] == [7.0] and bad.average == -100
+
+
+@pytest.mark.parametrize(
+    ("text", "vote"),
+    [
+        ("</think>\nB", 1),
+        ("A is shorter.</think>B", 1),
+        ("<think>A <think>x</think> y</think>A", 0),
+        ("</think>B <think>", None),
+    ],
+)
+def test_a_thought_may_begin_in_the_prompt(text: str, vote: int | None) -> None:
+    assert parse_vote(text) == vote
+
+
+def test_a_judging_without_any_verdict_is_an_error_with_its_reasons() -> None:
+    def refuse(request: ChatRequest) -> Reply:
+        return Reply("rejected", error="no such model")
+
+    def sometimes(request: ChatRequest) -> Reply | str:
+        return refuse(request) if "zebra" in request.messages[-1]["content"] else "A"
+
+    for answer, missing in ((refuse, 4), (sometimes, 2)):
+        judge = EndpointJudge(Endpoint(model="m"), "votes", 1, backend=MockBackend(answer))
+        found = JudgePairs(judge, CLARITY).run([["zebra", "two"], ["three", "four"]])
+        assert sum(found.missing.values()) == missing
+        if missing == 4:
+            with pytest.raises(NoVerdicts, match=r"4 rejected.*no such model"):
+                require_verdicts(found)
+        else:
+            require_verdicts(found)

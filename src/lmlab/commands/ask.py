@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lmlab.commandline.options import example
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 
 app = typer.Typer()
+NOT_ASKED = "not_asked"
 
 
 @app.command(
@@ -54,6 +56,23 @@ def ask(
     cache: Annotated[
         Path | None, typer.Option(help="File that keeps replies \\[default: OUT.cache].", show_default=False)
     ] = None,
+    body: Annotated[
+        list[str] | None,
+        typer.Option("--body", metavar="NAME=JSON", help="Further field of every request's body.", show_default=False),
+    ] = None,
+    omit: Annotated[
+        list[str] | None,
+        typer.Option(help="Field that is not sent, as temperature or n to models that refuse it.", show_default=False),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Further header; $NAME is an environment variable.", show_default=False
+        ),
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Parameter of the address.", show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens and cost, and stop.")] = False,
     write_batch: Annotated[
         Path | None,
@@ -67,7 +86,7 @@ def ask(
     from lmlab import endpoints
     from lmlab.endpoints.client.request_files import read_requests
 
-    settings = {
+    settings: dict[str, Any] = {
         "base_url": base_url,
         "key_env": key_env,
         "replies": replies,
@@ -75,6 +94,12 @@ def ask(
         "max_cost_usd": max_cost_usd,
     }
     settings |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    settings |= {
+        "extra_body": {name: _json(value) for name, value in _pairs(body, "--body").items()},
+        "omit": tuple(omit or ()),
+        "headers": _pairs(header, "--header"),
+        "query": _pairs(query, "--query"),
+    }
     asked = list(read_requests(requests, {"max_tokens": max_tokens, "temperature": temperature}))
     place = endpoints.Endpoint.named(endpoint, **settings)
     if prices is not None:
@@ -82,7 +107,7 @@ def ask(
     if out is None and not dry_run and write_batch is None:
         raise UserError("There is no file for the replies.", "Name it with --out, or say --dry-run.")
     kept = cache or (out.with_name(out.name + ".cache") if out is not None else None)
-    questions = [request for _, request in asked]
+    questions = [place.shaped(request) for _, request in asked]
     if read_batch is not None:
         if kept is None:
             raise UserError(
@@ -107,16 +132,66 @@ def _run(place: Any, asked: list[tuple[Any, Any]], out: Path, kept: Path | None)
     from lmlab.progress import progress
 
     rows: list[dict[str, Any]] = [{} for _ in asked]
-    with progress("ask", len(asked), "requests") as advance:
+    counts: Counter[str] = Counter()
+    try:
+        with progress("ask", len(asked), "requests") as advance:
 
-        def take(number: int, reply: endpoints.Reply) -> None:
-            rows[number] = reply_row(asked[number][0], reply)
-            advance()
+            def take(number: int, reply: endpoints.Reply) -> None:
+                rows[number] = reply_row(asked[number][0], reply)
+                counts["cached" if reply.cached else reply.status] += 1
+                advance()
 
-        counts = endpoints.answer(place, [request for _, request in asked], take, kept)
-    write_jsonl(out, rows)
-    paid = [row["cost_usd"] for row in rows if row["cost_usd"] is not None]
-    print(f"{out}: {_counted(counts)}" + (f"; ${sum(paid):.4f}" if paid else ""))
+            endpoints.answer(place, [request for _, request in asked], take, kept)
+    finally:  # also when the run ends early: what has come was paid for
+        if not all(rows) and kept is not None and kept.exists():
+            _recall(rows, asked, place, kept)
+        if any(rows):
+            told = (
+                row or {"id": id, "status": NOT_ASKED, "texts": []} for row, (id, _) in zip(rows, asked, strict=True)
+            )
+            write_jsonl(out, told)
+            paid = [row["cost_usd"] for row in rows if row and row["cost_usd"] is not None]
+            if unasked := sum(not row for row in rows):
+                counts[NOT_ASKED] = unasked
+            print(f"{out}: {_counted(counts)}" + (f"; ${sum(paid):.4f}" if paid else ""))
+    if asked and not any(row["status"] == "ok" or row.get("tool_calls") for row in rows):
+        first = next((row["error"] for row in rows if "error" in row), "no text")
+        raise LmlabError(f"No request was answered; the first: {first}.", f"'{out}' says why of each.")
+
+
+def _recall(rows: list[dict[str, Any]], asked: list[tuple[Any, Any]], place: Any, kept: Path) -> None:
+    """Fill rows with replies that came while the run was ending."""
+    from lmlab.endpoints import ReplyCache
+    from lmlab.endpoints.backends import identity_of
+    from lmlab.endpoints.client.request_files import reply_row
+
+    cache, identity = ReplyCache(kept), identity_of(place)
+    try:
+        for number, (id, request) in enumerate(asked):
+            if not rows[number] and (reply := cache.get(place.shaped(request).key(identity))) is not None:
+                rows[number] = reply_row(id, reply)
+    finally:
+        cache.close()
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    found = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"{option} {text}: expected NAME=VALUE.")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _json(text: str) -> Any:
+    """A value as JSON, or as the text that it is."""
+    from lmlab.files.parsing import ParseError, json_value
+
+    try:
+        return json_value(text)
+    except ParseError:
+        return text
 
 
 def _counted(counts: Any) -> str:

@@ -1,7 +1,7 @@
-from .backends import Backend, MockBackend, ReplayBackend, Transient, make_backend
+from .backends import Backend, EndpointUnavailable, MockBackend, ReplayBackend, Transient, make_backend
 from .client.batch import export_replies, read_batch, write_batch
 from .client.cache import ReplyCache
-from .client.client import Client, EndpointUnavailable, answer
+from .client.client import Client, answer
 from .client.costs import BudgetExceeded, Price, load_price
 from .client.estimates import Estimate, estimate
 from .endpoint import Endpoint

@@ -11,9 +11,19 @@ from typing import Any, Protocol
 
 from lmlab.config import Config, validate
 from lmlab.endpoints.endpoint import Endpoint
-from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, Usage, estimated_tokens
-from lmlab.errors import UserError, missing_extra
+from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, Usage, estimated_tokens, message_text
+from lmlab.errors import LmlabError, UserError, missing_extra
 from lmlab.files import read_jsonl
+
+EXIT_UNAVAILABLE = 5
+
+
+class EndpointUnavailable(LmlabError):
+    """The endpoint is down, has no credit left, or refuses everything alike: nothing more is asked, and everything that
+    came is kept.
+    """
+
+    exit_code = EXIT_UNAVAILABLE
 
 
 class Transient(Exception):
@@ -46,7 +56,7 @@ class Backend(Protocol):
 
         Raises:
             Transient: another attempt makes sense.
-            UserError: no request can be answered.
+            UserError, EndpointUnavailable: no request can be answered.
         """
 
     async def close(self) -> None:
@@ -182,7 +192,7 @@ def read_script(path: Path) -> Callable[[ChatRequest], str | Reply]:
     rows = _script_rows(path, read_jsonl(path))
 
     def answer(request: ChatRequest) -> str | Reply:
-        said = request.messages[-1]["content"] if request.messages else ""
+        said = message_text(request.messages[-1]) if request.messages else ""
         return next(
             (text for pattern, text in rows if pattern.search(said)),
             Reply("rejected", error=f"no line of '{path}' matches"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import Config, validate
 from lmlab.endpoints.client.costs import Price
+from lmlab.endpoints.protocol import ChatRequest
 from lmlab.errors import UserError, did_you_mean
 
 _BACKENDS = ("openai", "local", "replay", "mock")
@@ -31,9 +33,18 @@ class Endpoint(Config):
         timeout_s: longest silence of the endpoint within one attempt.
         total_timeout_s: longest time for one attempt as a whole, which also ends an answer that trickles; None for
             none.
+        longest_wait_s: a longer wait that the endpoint asks for (`Retry-After`) is not waited for; attempts then have
+            the usual time between them.
         max_retries: attempts after the first.
-        give_up_after: end the run when so many requests in a row have failed after all retries.
+        give_up_after: end the run when so many requests in a row have failed after all retries, or were rejected in the
+            same words.
         stream: let answers come as streams, which keeps proxies from closing quiet connections.
+        max_tokens_field: what the endpoint calls the length of an answer; `max_completion_tokens` is also tried where
+            it refuses the other.
+        omit: fields of requests that are not sent, such as `temperature` and `n`, for models that refuse them.
+        extra_body: further fields of the body of every request, such as `reasoning_effort`.
+        headers: further headers; `$NAME` in a value is the environment variable of this name, for keys.
+        query: further parameters of the address, such as `api-version`; likewise.
         price: of the model; None leaves costs unknown.
         max_cost_usd: a ceiling, which counts what the cache has paid for before.
     """
@@ -49,11 +60,24 @@ class Endpoint(Config):
     tokens_per_minute: PositiveFloat | None = None
     timeout_s: PositiveFloat = 120.0
     total_timeout_s: PositiveFloat | None = 900.0
+    longest_wait_s: NonNegativeFloat = 60.0
     max_retries: NonNegativeInt = 6
     give_up_after: PositiveInt = 20
     stream: bool = False
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    omit: tuple[str, ...] = ()
+    extra_body: dict[str, JsonValue] = Field(default={})
+    headers: dict[str, str] = Field(default={})
+    query: dict[str, str] = Field(default={})
     price: Price | None = None
     max_cost_usd: NonNegativeFloat | None = None
+
+    def shaped(self, request: ChatRequest) -> ChatRequest:
+        """The request as this endpoint gets it, with the fields that are added and left out; to do it again changes
+        nothing.
+        """
+        extra = {**dict.fromkeys(self.omit), **self.extra_body, **(request.extra or {})}
+        return replace(request, extra=extra) if extra else request
 
     @classmethod
     def named(cls, text: str, **options: Any) -> Endpoint:

@@ -10,7 +10,7 @@ from .measures.agreement import Agreement, cohen_kappa, grade_agreement, krippen
 from .measures.bradley_terry import Disconnected, components, fit_bradley_terry, wins_of
 from .measures.calibration import Calibration, cross_calibrated, fit_calibration
 from .measures.position_bias import OrderEffects, order_effects
-from .pairs import Judged, JudgePairs, PlainText, Text
+from .pairs import Judged, JudgePairs, NoVerdicts, PlainText, Text, require_verdicts
 from .summary import summarize
 from .votes import MISSING, parse_vote, preference, soft_labels
 from .wording import Criterion, Wording, load_wording, make_criterion
@@ -34,6 +34,7 @@ __all__ = [
     "Judgment",
     "LocalJudge",
     "Marks",
+    "NoVerdicts",
     "OrderEffects",
     "PlainText",
     "Question",
@@ -60,6 +61,7 @@ __all__ = [
     "parse_vote",
     "preference",
     "read_judgments",
+    "require_verdicts",
     "soft_labels",
     "summarize",
     "wins_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, JsonValue, PositiveInt
 
 from lmlab.config import Config
 from lmlab.endpoints import Price
@@ -28,6 +28,10 @@ class JudgeConfig(Config):
         concurrency: requests at once.
         max_cost_usd: ceiling of the cost.
         price: of an endpoint's tokens.
+        omit: fields of requests that an endpoint does not get, such as temperature and n, for models that refuse them.
+        extra_body: further fields of the body of an endpoint's requests.
+        headers: further headers of an endpoint's requests; $NAME in a value is an environment variable.
+        query: further parameters of an endpoint's address; likewise.
     """
 
     judge: str
@@ -39,11 +43,25 @@ class JudgeConfig(Config):
     concurrency: PositiveInt | None = None
     max_cost_usd: float | None = None
     price: Price | None = None
+    omit: tuple[str, ...] = ()
+    extra_body: dict[str, JsonValue] = Field(default={})
+    headers: dict[str, str] = Field(default={})
+    query: dict[str, str] = Field(default={})
 
     def endpoint_options(self) -> dict[str, Any]:
         """Those of an endpoint that are set."""
-        names = ("base_url", "key_env", "concurrency", "max_cost_usd", "price")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        names = (
+            "base_url",
+            "key_env",
+            "concurrency",
+            "max_cost_usd",
+            "price",
+            "omit",
+            "extra_body",
+            "headers",
+            "query",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, (), {})}
 
     def make(self, cache: str | Path | None = None) -> Judge:
         """The judge.

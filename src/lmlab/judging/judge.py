@@ -28,11 +28,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Votes for both texts (or probabilities, of one generation); `status` says why there are none."""
+    """Votes for both texts (or probabilities, of one generation); `status` says why there are none, and `error` what
+    was said.
+    """
 
     votes_a: float
     votes_b: float
     status: str = "ok"
+    error: str | None = None
 
 
 class Judge(Protocol):

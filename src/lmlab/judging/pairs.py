@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lmlab.errors import LmlabError
 from lmlab.files import sha256_json
 from lmlab.judging.judge import Judge, Question, Verdict
 from lmlab.judging.judgments import Judgment, Matrix
@@ -51,6 +52,7 @@ class Judged:
         judgments: one for each group.
         missing: questions without a verdict by (criterion, domain, reason).
         asked: questions by (criterion, domain).
+        errors: for each reason the first that was said of it.
         identical: groups with two equal texts, which count as equally good without being shown.
         skipped: groups of fewer than two texts.
     """
@@ -58,8 +60,33 @@ class Judged:
     judgments: list[Judgment] = field(default_factory=list)
     missing: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
     identical: int = 0
     skipped: int = 0
+
+
+class NoVerdicts(LmlabError):
+    """A judge was asked, and gave no verdict on anything."""
+
+
+def require_verdicts(found: Judged) -> None:
+    """Raise if all questions stayed without a verdict, so that nobody takes an empty judging for one.
+
+    Raises:
+        NoVerdicts: they did; with the reasons.
+    """
+    asked, missing = sum(found.asked.values()), sum(found.missing.values())
+    if not asked or missing < asked:
+        return
+    reasons: Counter[str] = Counter()
+    for (_, _, reason), count in found.missing.items():
+        reasons[reason] += count
+    counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    said = next((f" The first was told: {error}" for error in found.errors.values()), "")
+    raise NoVerdicts(
+        f"None of {asked:,} questions got a verdict: {counted}.{said}",
+        "See to the judge, and run the same command again: what was paid for is not asked for again.",
+    )
 
 
 class JudgePairs:
@@ -104,6 +131,8 @@ class JudgePairs:
             votes[g, name][:, i, j] = verdict.votes_a, verdict.votes_b
             if verdict.status != "ok":
                 found.missing[name, kept[g][i].domain, verdict.status] += 1
+                if verdict.error:
+                    found.errors.setdefault(verdict.status, verdict.error)
             if advance:
                 advance(1)
 

@@ -53,6 +53,7 @@ def summarize(found: Judged, generations: int) -> dict[str, Any]:
         "identical_groups": found.identical,
         "criteria": criteria,
         "missing": missing,
+        "errors": found.errors,
     }
 
 

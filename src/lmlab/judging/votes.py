@@ -16,16 +16,28 @@ from lmlab.endpoints import Choice
 Floats = NDArray[np.float64]
 MISSING = -100.0
 _TRIM = " \t\r\n\"'`*.\u2018\u2019\u201c\u201d\u00ab\u00bb\u201e()[]{}<>"
-_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_THINKING = re.compile(r"<think>.*?</think>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
+_THOUGHT_BEGIN = re.compile(r"<think>|\[THINK\]", re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</think>|\[/THINK\]", re.IGNORECASE)
 _LEADING = re.compile(r"(the answer is|answer\s*:|option)(?![a-z0-9])\s*:?\s*", re.IGNORECASE)
+
+
+def without_thoughts(text: str) -> str | None:
+    """A text without the thoughts before its answer; None where a thought has no end.
+
+    Templates of some models open the thought in the prompt, so that the text has only its end.
+    """
+    answer = _THINKING.sub("", text)
+    *_, answer = _THOUGHT_END.split(answer)
+    return None if _THOUGHT_BEGIN.search(answer) else answer
 
 
 def parse_vote(text: str, labels: Sequence[str] = ("A", "B")) -> int | None:
     """The number of the label that an answer gives; None for a void vote: both labels, a label twice, another sentence,
     an unclosed thought.
     """
-    answer = _THINKING.sub("", unicodedata.normalize("NFKC", text))
-    if "<think>" in answer.lower():
+    answer = without_thoughts(unicodedata.normalize("NFKC", text))
+    if answer is None:
         return None
     before = None
     while answer != before:

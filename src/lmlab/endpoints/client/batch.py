@@ -13,7 +13,8 @@ from typing import Any
 
 from lmlab.endpoints.client.cache import ReplyCache
 from lmlab.endpoints.client.costs import Price
-from lmlab.endpoints.protocol import FINAL, ChatRequest, Malformed, Reply, error_message, parse_reply, refusal
+from lmlab.endpoints.protocol import FINAL, ChatRequest, Reply
+from lmlab.endpoints.reading import Malformed, error_message, parse_reply, refusal
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl, write_jsonl
 

@@ -16,6 +16,10 @@ create table if not exists replies (
     key text primary key, model text not null, reply text not null, cost_usd real, at real not null
 )
 """
+_PAID = """
+create table if not exists unusable (key text not null, model text not null, status text not null, cost_usd real,
+    at real not null)
+"""
 
 
 class ReplyCache:
@@ -38,6 +42,7 @@ class ReplyCache:
             _write_ahead(self._database)
             self._database.execute("pragma synchronous=normal")
             self._database.execute(_SCHEMA)
+            self._database.execute(_PAID)
             self._store = SqliteStore(path)
         except sqlite3.DatabaseError as error:
             raise UserError(
@@ -56,6 +61,11 @@ class ReplyCache:
             (key, model, reply.to_json(), reply.cost_usd, time.time()),
         )
 
+    def note_paid(self, key: str, model: str, reply: Reply) -> None:
+        """Remember what a reply cost that is of no use, so that it is not kept: a refusal, a call of a tool."""
+        row = (key, model, reply.status, reply.cost_usd, time.time())
+        self._database.execute("insert into unusable values (?, ?, ?, ?, ?)", row)
+
     def claim(self, key: str) -> Lease | None:
         """The lease of a request that is now ours to send; None while it is somebody's, or once its reply is here.
 
@@ -69,10 +79,12 @@ class ReplyCache:
         return lease
 
     def spent(self, model: str) -> float:
-        """US dollars paid for the replies of a model that are kept here."""
-        return self._database.execute(
-            "select coalesce(sum(cost_usd), 0) from replies where model = ?", (model,)
-        ).fetchone()[0]
+        """US dollars paid for the replies of a model, also for those of no use."""
+        query = "select coalesce(sum(cost_usd), 0) from {} where model = ?"
+        found = (
+            self._database.execute(query.format(table), (model,)).fetchone()[0] for table in ("replies", "unusable")
+        )
+        return float(sum(found))
 
     def __iter__(self) -> Iterator[tuple[str, str, Reply]]:
         """Key, model and reply of all, in the order of their coming."""

@@ -12,20 +12,20 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from lmlab.endpoints.backends import Backend, Transient, make_backend
+from lmlab.endpoints.backends import Backend, EndpointUnavailable, Transient, make_backend
 from lmlab.endpoints.client.cache import ReplyCache
 from lmlab.endpoints.client.costs import Purse
-from lmlab.endpoints.client.limits import AdaptiveLimit, Pacer
+from lmlab.endpoints.client.limits import AdaptiveLimit, Closed, Pacer
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import FINAL, ChatRequest, Reply
-from lmlab.errors import Interrupted, LmlabError, UserError, missing_extra
+from lmlab.errors import Interrupted, UserError, missing_extra
 
 if TYPE_CHECKING:
     import tenacity
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 60.0
 _CLAIM_POLL_S = 0.1
-EXIT_UNAVAILABLE = 5
-
-
-class EndpointUnavailable(LmlabError):
-    """So many requests in a row have failed that the endpoint must be down; everything that came is kept."""
-
-    exit_code = EXIT_UNAVAILABLE
 
 
 class Client:
@@ -60,12 +53,14 @@ class Client:
     def __init__(self, endpoint: Endpoint, cache: str | Path | None = None, backend: Backend | None = None) -> None:
         cache = None if cache is None else Path(cache)
         self.endpoint = endpoint
-        self._attempts = _retrying(endpoint, self._tell)
+        self._attempts = _retrying(endpoint, self._tell, self._sleep)
         self._backend, self._owns_backend = backend or make_backend(endpoint), backend is None
         self._cache = ReplyCache(cache)
         self.purse = Purse(endpoint.price, endpoint.max_cost_usd, self._cache.spent(self._backend.identity))
         self._limit = AdaptiveLimit(endpoint.concurrency)
-        self._requests, self._tokens = Pacer(endpoint.requests_per_minute), Pacer(endpoint.tokens_per_minute)
+        self._requests = Pacer(endpoint.requests_per_minute, sleep=self._sleep)
+        self._tokens = Pacer(endpoint.tokens_per_minute, sleep=self._sleep)
+        self._stopping = asyncio.Event()
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._quiet_until = 0.0
         self._failed_in_a_row = 0
@@ -90,8 +85,9 @@ class Client:
         Raises:
             UserError: the key or the address is wrong.
             BudgetExceeded: the request could pass the ceiling.
-            EndpointUnavailable: this and many requests before it have failed.
+            EndpointUnavailable: this and many requests before it have failed, or the account has no credit left.
         """
+        request = self.endpoint.shaped(request)
         key = request.key(self._backend.identity)
         if (task := self._under_way.get(key)) is not None:  # the same question at the same time
             return self._count(replace(await asyncio.shield(task), attempts=0, cost_usd=0.0))
@@ -123,21 +119,40 @@ class Client:
             await self._finish(set(tasks))
 
     async def _finish(self, tasks: set[asyncio.Task[Reply]]) -> None:
-        """Wait for what was sent; what still waits for its turn is given up."""
+        """Wait for what was sent; what still waits, for its turn or for another attempt, is given up."""
         if not tasks:
             return
+        self._stopping.set()
         await self._limit.close()
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             await self._limit.close(False)
+            self._stopping.clear()
+
+    def abandon(self) -> None:
+        """Give up also what was sent: its replies are lost, and may have to be paid for."""
+        for task in self._under_way.values():
+            task.cancel()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, unless the run ends.
+
+        Raises:
+            Closed: it does.
+        """
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+        raise Closed
 
     async def _answer(self, key: str, request: ChatRequest) -> Reply:
         while (reply := self._cache.get(key)) is None:
             if (claim := self._cache.claim(key)) is not None:
                 with claim:
                     return await self._ask(key, request)
-            await asyncio.sleep(_CLAIM_POLL_S)
+            await self._sleep(_CLAIM_POLL_S)
         return replace(reply, attempts=0, cost_usd=None if reply.cost_usd is None else 0.0)
 
     async def _ask(self, key: str, request: ChatRequest) -> Reply:
@@ -165,13 +180,12 @@ class Client:
                 reply = await self._backend.send(request)
                 cost = None if self.purse.price is None else self.purse.price.of(reply.usage)
                 spent, at_risk, reply = cost or 0.0, 0.0, replace(reply, cost_usd=cost)
-                if reply.status in FINAL:
-                    self._cache.put(key, self._backend.identity, reply)
+                self._keep(key, request, reply)
             except Transient as error:
                 at_risk = 0.0 if error.answered else reserved
                 self._hold_back(error, sent_at)
                 raise
-            except UserError:
+            except (UserError, EndpointUnavailable):
                 at_risk = 0.0
                 raise
             finally:
@@ -180,17 +194,25 @@ class Client:
             self._tokens.correct(reply.usage.prompt + reply.usage.completion - _likely_tokens(request))
             return reply
 
+    def _keep(self, key: str, request: ChatRequest, reply: Reply) -> None:
+        """Commit a reply; one that answers nothing is asked for again another time, and what it cost is noted."""
+        wanted = reply.status == "tool_calls" and bool((request.extra or {}).get("tools"))
+        if reply.status in FINAL or wanted:
+            self._cache.put(key, self._backend.identity, reply)
+        elif reply.cost_usd:
+            self._cache.note_paid(key, self._backend.identity, reply)
+
     async def _pace(self, request: ChatRequest) -> None:
         await self._requests.wait()
         await self._tokens.wait(_likely_tokens(request))
         while (rest := self._quiet_until - time.monotonic()) > 0:
-            await asyncio.sleep(rest)
+            await self._sleep(rest)
 
     def _hold_back(self, error: Transient, sent_at: float) -> None:
         """Fewer at once, and nobody before the time that the endpoint names."""
         if error.overloaded:
             self._limit.too_many(sent_at)
-            self._quiet_until = max(self._quiet_until, time.monotonic() + min(error.retry_after_s, _LONGEST_WAIT_S))
+            self._quiet_until = max(self._quiet_until, time.monotonic() + _asked_wait(error, self.endpoint))
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -198,7 +220,7 @@ class Client:
         _log.info("attempt %d: %s; the next one in %.1f s", state.attempt_number, error, wait)
 
     def _count(self, reply: Reply) -> Reply:
-        self.counts["cached" if reply.cached and reply.status in FINAL else reply.status] += 1
+        self.counts["cached" if reply.cached and reply.status != "failed" else reply.status] += 1
         return reply
 
 
@@ -211,7 +233,7 @@ def answer(
 ) -> Counter[str]:
     """Answer many requests from synchronous code; `take` gets the number of each request and its reply, as they come.
 
-    Ctrl-C and SIGTERM finish the requests under way.
+    Ctrl-C and SIGTERM finish the requests under way; a second one gives them up.
 
     Returns:
         `Client.counts`.
@@ -222,9 +244,10 @@ def answer(
     """
     cache = None if cache is None else Path(cache)
     stopped = False
+    asking: Client | None = None
 
     async def work() -> Counter[str]:
-        nonlocal stopped
+        nonlocal asking
         loop, main = asyncio.get_running_loop(), asyncio.current_task()
         assert main is not None
 
@@ -233,10 +256,13 @@ def answer(
             if not stopped:
                 stopped = True
                 main.cancel()
+            elif asking is not None:
+                asking.abandon()
 
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop)
         async with Client(endpoint, cache, backend) as client, aclosing(client.run(requests)) as replies:
+            asking = client
             async for number, reply in replies:
                 take(number, reply)
             return client.counts
@@ -251,25 +277,33 @@ def answer(
         ) from None
 
 
-def _retrying(endpoint: Endpoint, tell: Callable[[tenacity.RetryCallState], None]) -> tenacity.AsyncRetrying:
+def _retrying(
+    endpoint: Endpoint, tell: Callable[[tenacity.RetryCallState], None], sleep: Callable[[float], Awaitable[None]]
+) -> tenacity.AsyncRetrying:
     try:
         import tenacity
     except ModuleNotFoundError:
         raise missing_extra("tenacity", "judge", "A client of models") from None
     return tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(endpoint.max_retries + 1),
-        wait=_wait,
+        wait=lambda state: _wait(state, endpoint),
+        sleep=sleep,
         retry=tenacity.retry_if_exception_type(Transient),
         before_sleep=tell,
         reraise=True,
     )
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Full jitter up to min(60, 2^k) seconds, and no less than the endpoint asks for."""
+def _wait(state: tenacity.RetryCallState, endpoint: Endpoint) -> float:
+    """Full jitter up to min(60, 2^k) seconds, and no less than the endpoint asks for, within reason."""
     error = state.outcome.exception() if state.outcome else None
     jitter = random.uniform(0, min(_LONGEST_WAIT_S, 2.0 ** (state.attempt_number - 1)))
-    return max(error.retry_after_s if isinstance(error, Transient) else 0.0, jitter)
+    return max(_asked_wait(error, endpoint) if isinstance(error, Transient) else 0.0, jitter)
+
+
+def _asked_wait(error: Transient, endpoint: Endpoint) -> float:
+    """The wait that the endpoint asks for; none where it is longer than anyone would sit through."""
+    return error.retry_after_s if error.retry_after_s <= endpoint.longest_wait_s else 0.0
 
 
 def _likely_tokens(request: ChatRequest) -> int:

@@ -64,7 +64,7 @@ def estimate(
     cached = prompt = completion = 0
     most = 0.0
     try:
-        for request in requests:
+        for request in map(endpoint.shaped, requests):
             if (key := request.key(identity)) in seen:
                 continue
             seen.add(key)

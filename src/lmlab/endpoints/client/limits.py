@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 _PROMOTE_AFTER = 20
@@ -17,10 +18,17 @@ class Pacer:
     Arguments:
         per_minute: the limit; None for none.
         burst_s: what an idle time may save up, in seconds.
+        sleep: waits so many seconds; it may raise.
     """
 
-    def __init__(self, per_minute: float | None, burst_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        per_minute: float | None,
+        burst_s: float = 1.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._per_second = None if per_minute is None else per_minute / 60
+        self._sleep = sleep
         self._burst_s = burst_s
         self._free_at = 0.0
 
@@ -29,7 +37,7 @@ class Pacer:
         free_at = max(self._free_at, now - self._burst_s)
         self._free_at = free_at + (0 if self._per_second is None else amount / self._per_second)
         if free_at > now:
-            await asyncio.sleep(free_at - now)
+            await self._sleep(free_at - now)
 
     def correct(self, amount: float) -> None:
         """Add what a request took beyond its estimate; a negative amount gives it back."""

@@ -15,10 +15,19 @@ from lmlab.files import read_jsonl
 
 
 class Message(Config):
-    """One turn of a conversation."""
+    """One turn of a conversation; the content is a text or a list of the protocol's parts."""
 
     role: str
-    content: str
+    content: str | list[dict[str, JsonValue]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, JsonValue]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs 'content'")
+        return self
 
 
 class RequestRow(Config):
@@ -42,6 +51,7 @@ class RequestRow(Config):
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = None
     sample: int = 0
+    extra: dict[str, JsonValue] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> RequestRow:
@@ -55,7 +65,7 @@ class RequestRow(Config):
         settings = {
             name: getattr(self, name) for name in RequestRow.model_fields if name not in ("id", "prompt", "messages")
         }
-        return ChatRequest(tuple(message.model_dump() for message in messages), **settings)
+        return ChatRequest(tuple(message.model_dump(exclude_none=True) for message in messages), **settings)
 
 
 def read_requests(path: Path, defaults: Mapping[str, Any] | None = None) -> Iterator[tuple[Any, ChatRequest]]:
@@ -85,4 +95,8 @@ def reply_row(id: Any, reply: Reply) -> dict[str, Any]:
             None if choice.log_probs is None else [asdict(token) for token in choice.log_probs]
             for choice in reply.choices
         ]
+    if any(choice.reasoning for choice in reply.choices):
+        row["reasoning"] = [choice.reasoning for choice in reply.choices]
+    if any(choice.tool_calls for choice in reply.choices):
+        row["tool_calls"] = [list(choice.tool_calls) for choice in reply.choices]
     return row if reply.error is None else row | {"error": reply.error}

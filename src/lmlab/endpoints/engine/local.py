@@ -10,7 +10,7 @@ from lmlab.endpoints.backends import Transient
 from lmlab.endpoints.client.token_log import TokenLog, spelling
 from lmlab.endpoints.engine.engine import Busy, EngineFailed
 from lmlab.endpoints.engine.served import ServedModel
-from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, TokenLogProb, Usage
+from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, TokenLogProb, Usage, message_text
 from lmlab.errors import UserError
 from lmlab.files import sha256_file, sha256_json
 from lmlab.models import Completion
@@ -48,8 +48,10 @@ class LocalBackend:
         started = time.perf_counter()
         if request.response_format not in (None, {"type": "text"}):
             return Reply("rejected", error="a local model has no response_format but text")
+        if set(request.extra or {}) - {"temperature", "n", "top_p", "max_tokens"}:
+            return Reply("rejected", error=f"a local model has no field {', '.join(request.extra or {})}")
         try:
-            ids = self.model.chat_ids(request.messages)
+            ids = self.model.chat_ids([{"role": m["role"], "content": message_text(m)} for m in request.messages])
         except UserError as error:
             return Reply("rejected", error=" ".join(str(error).split()))
         if len(ids) + request.max_tokens > self.model.max_seq_len:

@@ -96,10 +96,11 @@ class _Tally:
     votes: list[float] = field(default_factory=lambda: [0.0, 0.0])
     answers: int = 0
     status: str = "ok"
+    error: str | None = None
 
     def add(self, reply: Reply, mode: Mode, labels: Sequence[str]) -> None:
         if reply.status != "ok":
-            self.status = reply.status
+            self.status, self.error = reply.status, reply.error
             return
         for choice in reply.choices:
             self.answers += 1
@@ -114,7 +115,7 @@ class _Tally:
 
     def verdict(self) -> Verdict:
         if self.status != "ok" and sum(self.votes) == 0:
-            return Verdict(MISSING, MISSING, self.status)
+            return Verdict(MISSING, MISSING, self.status, self.error)
         return Verdict(self.votes[0], self.votes[1], "ok" if sum(self.votes) else "only void votes")
 
 

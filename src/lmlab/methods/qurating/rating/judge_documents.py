@@ -7,7 +7,7 @@ from typing import Any
 
 from lmlab.data import Document, Tokenizer
 from lmlab.files import write_json
-from lmlab.judging import Criterion, JudgeConfig, JudgePairs, components, summarize, write_judgments
+from lmlab.judging import Criterion, JudgeConfig, JudgePairs, components, require_verdicts, summarize, write_judgments
 from lmlab.methods.qurating.config import PairConfig
 from lmlab.methods.qurating.rating.excerpting import group_excerpts
 from lmlab.methods.qurating.rating.pairs import make_groups
@@ -27,6 +27,9 @@ def judge_documents(
 ) -> dict[str, Any]:
     """Compare excerpts of documents and write `judgments.parquet` and `judging.json` to a directory; returns the
     latter's figures.
+
+    Raises:
+        NoVerdicts: the judge gave none; the files then show why.
     """
     groups = make_groups(documents, pairs, ratings)
     excerpts = [group_excerpts(group, tokenizer, pairs) for group in groups]
@@ -40,4 +43,5 @@ def judge_documents(
         "connected_sets": components([each.ids for each in found.judgments]),
     }
     write_json(directory / "judging.json", figures)
+    require_verdicts(found)
     return figures
