@@ -1,6 +1,6 @@
 from .attention.cache import KVCache
 from .config import ModelConfig, RopeScaling
-from .fingerprint import weights_fingerprint
+from .fingerprint import known_fingerprint, weights_fingerprint
 from .formats.adapters.peft import load_lora, save_lora
 from .formats.convert import Conversion, convert
 from .formats.hf import (
@@ -20,6 +20,10 @@ from .generation.shared import common_beginning, continue_shared
 from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
 from .loss import IGNORE, Targets, TokenLoss, TokenScores, fused_cross_entropy, score_targets, token_log_probs
+from .memory.files import load_memory, save_memory, stored_tensors
+from .memory.memory import Memory, Piece, hash_of_ids
+from .memory.reading import kernel_of, read_rows
+from .memory.rows import KVRows
 from .moe.config import LoadBalancingConfig, MoEConfig, RouterZConfig
 from .moe.layer import MoE
 from .moe.losses import RouterLosses, load_balancing_loss, router_z_loss
@@ -43,11 +47,14 @@ __all__ = [
     "GenerationConfig",
     "GrowingText",
     "KVCache",
+    "KVRows",
     "LoRAConfig",
     "LoadBalancingConfig",
+    "Memory",
     "MoE",
     "MoEConfig",
     "ModelConfig",
+    "Piece",
     "PromptScores",
     "PromptTuned",
     "RopeScaling",
@@ -73,22 +80,29 @@ __all__ = [
     "fused_cross_entropy",
     "generate",
     "generation_defaults",
+    "hash_of_ids",
+    "kernel_of",
+    "known_fingerprint",
     "label_log_probs",
     "load_balancing_loss",
     "load_lora",
+    "load_memory",
     "load_soft_prompt",
     "long_short_difference",
     "merge_lora",
     "named_tensors",
     "near_log_probs",
     "read_config",
+    "read_rows",
     "read_settings",
     "remove_lora",
     "router_z_loss",
     "save_lora",
+    "save_memory",
     "save_pretrained",
     "save_soft_prompt",
     "score_targets",
+    "stored_tensors",
     "stream",
     "token_log_probs",
     "unmerge_lora",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 
 import torch
 from torch import nn
@@ -22,3 +23,18 @@ def weights_fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> s
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], str]] = weakref.WeakKeyDictionary()
+
+
+def known_fingerprint(model: nn.Module) -> str:
+    """The fingerprint of a model, whichever precision it was read in; computed again only when a weight has changed."""
+    try:
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers()))
+    except RuntimeError:  # weights that were made in inference mode, or are spread, do not tell
+        return weights_fingerprint(model, torch.bfloat16)
+    found = _known.get(model)
+    if found is None or found[0] != state:
+        found = _known[model] = (state, weights_fingerprint(model, torch.bfloat16))
+    return found[1]

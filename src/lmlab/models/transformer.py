@@ -4,7 +4,8 @@
 - rotary (scaled or not), learned or no positions, restarting at every packed document
 - causal, or every token sees its whole text (encoders); packed documents do not see each other
 - grouped key-value heads, optional QK-norm; dense or mixture-of-experts feed-forward, gated or plain
-- token ids or embeddings in, after a soft prompt if there is one; hidden states, logits, a fused loss or k scalars out
+- token ids or embeddings in, after a soft prompt or a memory if there is one
+- hidden states, logits, a fused loss or k scalars out
 
 Shapes: B batch, T tokens, S keys, D model width, V vocabulary, C scalars.
 """
@@ -26,7 +27,7 @@ from lmlab.models.attention.cache import KVCache
 from lmlab.models.block import Block
 from lmlab.models.config import ModelConfig, RopeScaling
 from lmlab.models.dtypes import compute_dtype
-from lmlab.models.forward.context import check_before_text, context_of, look_around
+from lmlab.models.forward.context import behind, check_before_text, context_of, look_around
 from lmlab.models.forward.output import TransformerOutput, at_first_real, at_last_real, at_positions
 from lmlab.models.forward.tokens import Tokens
 from lmlab.models.initialize import draw
@@ -37,6 +38,7 @@ from lmlab.models.layers.norm import make_norm
 from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets
+from lmlab.models.memory.memory import Memory
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.losses import RouterAccounts
@@ -138,6 +140,7 @@ class Transformer(nn.Module):
         *,
         inputs_embeds_BTD: Tensor | None = None,
         soft_prompt: SoftPrompt | None = None,
+        memory: Memory | None = None,
         token_type_ids_BT: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
@@ -159,6 +162,8 @@ class Transformer(nn.Module):
             soft_prompt: vectors before each text. Everything that is given or returned by position speaks of the text
                 alone, except taps and `routers`, which see the prompt too. A cache must be empty: it takes the prompt
                 in, and what follows goes on without it.
+            memory: what stands for a text before this one: vectors, keys and values of every layer, or both; as with a
+                soft prompt, a cache takes it in. Positions of the text are counted from its end.
             token_type_ids_BT: rows of the table of token types; by default 0 everywhere.
             position_ids_BT: explicit positions of the text; by default they count from 0 in every document, or go on
                 from the cache, or follow those of the soft prompt. -1 gives a token no position: nothing is added from
@@ -182,7 +187,9 @@ class Transformer(nn.Module):
 
         Raises:
             ValueError: neither or both inputs given, boundaries combined with a cache or with `visible_BTS`, more
-                tokens than a learned table has, or a soft prompt that does not fit or would stand within the text.
+                tokens than a learned table has, a soft prompt or a memory that does not fit or would stand within the
+                text, or both of them.
+            UserError: the memory was made for other weights.
         """
         if (input_ids_BT is None) == (inputs_embeds_BTD is None):
             raise ValueError("give either input_ids_BT or inputs_embeds_BTD")
@@ -194,14 +201,26 @@ class Transformer(nn.Module):
         x_BTD = self._embed(input_ids_BT, shared) if inputs_embeds_BTD is None else inputs_embeds_BTD
         valid_BT = None if attention_mask_BT is None else attention_mask_BT.bool()
         tokens = Tokens(x_BTD, self.config.causal, document_ids_BT, valid_BT, position_ids_BT, token_type_ids_BT)
-        text = None
+        text = rows = None
+        if memory is not None:
+            if soft_prompt is not None:
+                raise ValueError("give a soft prompt as a piece of the memory, not beside it")
+            if position_ids_BT is not None:
+                raise ValueError("positions after a memory are counted, not given")
+            memory.check(self)
+            rows, soft_prompt = memory.rows, memory.soft_prompt(self)
         if soft_prompt is not None and soft_prompt.length:
             check_before_text(cache, visible_BTS)
             tokens, text = soft_prompt.before(tokens)
+        if rows is not None:
+            check_before_text(cache, visible_BTS)
+            if self.spread is not None:
+                raise ValueError("a text that is spread over processes cannot stand after keys and values from outside")
+            tokens = behind(rows, tokens, cache)
         visibility, position_ids_BT = look_around(self.config, tokens, visible_BTS, cache)
         starts_BT = None if tokens.document_ids_BT is None else visibility.starts_BT
         context = context_of(
-            self.config, self.attention_backend, tokens.x_BTD, visibility, position_ids_BT, cache, taps, starts_BT
+            self.config, self.attention_backend, tokens.x_BTD, visibility, position_ids_BT, cache, taps, starts_BT, rows
         )
         if self.spread is not None:
             context = replace(context, attend=self.spread, visibility=self.spread.whole)
@@ -275,6 +294,10 @@ class Transformer(nn.Module):
         for mixture, counts_E in zip(self.mixtures, counts_LE, strict=True):
             if mixture.bias_E is not None:
                 mixture.update_bias(counts_E)
+
+    def embed(self, input_ids_BT: Tensor) -> Tensor:
+        """What `forward` makes of token ids first, [B, T, D]: what can be given to it as `inputs_embeds_BTD`."""
+        return self._embed(input_ids_BT, None)
 
     def _embed(self, input_ids_BT: Tensor | None, shared: SharedGradient | None) -> Tensor:
         """The tokens' rows of the table, [B, T, D], times `embedding_scale`, which has their type, as in Gemma."""

@@ -19,6 +19,7 @@ from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.norm import make_norm
 from lmlab.models.lora.adapt import full_weight
+from lmlab.models.memory.rows import Before
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class AttentionContext:
         backend: how attention is computed.
         taps: listeners on intermediates.
         positions_BT: where each token of this pass stands in its text.
+        before: keys and values from outside, which stand before those of this pass and of the cache.
         attend: how queries meet keys; another one than `attend` where a text is spread over processes.
     """
 
@@ -43,6 +45,7 @@ class AttentionContext:
     backend: Backend = "auto"
     taps: Taps | None = None
     positions_BT: Tensor | None = None
+    before: Before | None = None
     attend: Attend = attend
 
     def tap(self, layer: int, name: str, x: Tensor) -> Tensor:
@@ -105,8 +108,11 @@ class Attention(nn.Module):
         v_BKTH = self._project(self.value, None, query if value is None else value, self.num_kv_heads)
         visibility, rotary = context.visibility, context.rotary
         if self.window is not None:
-            visibility = visibility.within(self.window, q_BNTH.device)
             rotary = context.sliding_rotary or rotary
+        if context.before is not None:
+            visibility = context.before.visibility(self.layer, self.window)
+        elif self.window is not None:
+            visibility = visibility.within(self.window, q_BNTH.device)
         if rotary is not None and self.rotates:
             q_BNTH, k_BKTH = apply_rotary(q_BNTH, rotary), apply_rotary(k_BKTH, rotary)
         if self.query_scale is not None:
@@ -118,6 +124,8 @@ class Attention(nn.Module):
         if context.cache is not None:
             k_BKTH, v_BKTH = (x.to(q_BNTH.dtype) for x in context.cache.update(self.layer, k_BKTH, v_BKTH))
             prefix = context.cache.prefix
+        if context.before is not None:
+            k_BKTH, v_BKTH = context.before.put(self.layer, k_BKTH, v_BKTH)
         if context.wants(self.layer, "attention.pattern"):
             if prefix is not None:
                 raise ValueError("the attention pattern cannot be tapped on a cache that shares a prefix")

@@ -1,6 +1,7 @@
 """The key-value cache: preallocated, grows by slices, can be cropped, and shared as a prefix by many continuations.
 
-Shapes: L layers, B rows, K key-value heads, S slots, H width of a head, T newest tokens.
+Shapes: L layers, B rows, K key-value heads, S slots, M slots of a memory before them, H width of a
+head, T newest tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lmlab.models.attention.visibility import Visibility, padding_mask
 from lmlab.models.config import ModelConfig
+from lmlab.models.memory.rows import KVRows
 
 
 class KVCache:
@@ -43,6 +45,7 @@ class KVCache:
         self._placed_BS: Tensor | None = None  # which slots have a position; None as long as none was given explicitly
         self.length = 0
         self.prefix: KVCache | None = None
+        self.memory: KVRows | None = None  # keys and values from outside, which stand before the slots
 
     @property
     def batch_size(self) -> int:
@@ -51,8 +54,29 @@ class KVCache:
 
     @property
     def max_length(self) -> int:
-        """Number of slots, those of a shared prefix not counted."""
-        return self._keys.shape[3]
+        """Number of slots, those of a shared prefix or of a memory not counted."""
+        return self._keys.shape[3] - self._before
+
+    @property
+    def _before(self) -> int:
+        """M, the slots of the memory."""
+        return 0 if self.memory is None else self.memory.slots
+
+    def take_in(self, memory: KVRows) -> None:
+        """Put keys and values from outside before all slots; later tokens take the positions after it.
+
+        Raises:
+            ValueError: the cache is in use, or the memory is for another number of rows.
+        """
+        if self.length or self.prefix is not None or self.memory is not None:
+            raise ValueError("a memory stands before the text: give it with the first tokens, to an empty cache")
+        if memory.batch_size not in (1, self.batch_size):
+            raise ValueError(f"a memory of {memory.batch_size} rows does not fit a cache of {self.batch_size}")
+        self.memory = memory = memory.expand(self.batch_size).to(self._keys)
+        before = memory.slots
+        shape = (*self._keys.shape[:3], before + self._keys.shape[3], self._keys.shape[4])
+        self._keys, self._values = (self._keys.new_empty(shape) for _ in range(2))
+        self._keys[:, :, :, :before], self._values[:, :, :, :before] = memory.keys_LBKMH, memory.values_LBKMH
 
     def extend(self, num_new: int, valid_BT: Tensor | None = None, position_ids_BT: Tensor | None = None) -> None:
         """Claim slots for new tokens, which the layers then `update`.
@@ -79,21 +103,23 @@ class KVCache:
         self.length = new
 
     def update(self, layer: int, key_BKTH: Tensor, value_BKTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest tokens' keys and values of a layer and return all of its own, each [B, K, length, H]."""
-        start = self.length - key_BKTH.shape[2]
-        self._keys[layer, :, :, start : self.length] = key_BKTH
-        self._values[layer, :, :, start : self.length] = value_BKTH
+        """Store the newest tokens' keys and values of a layer and return all of its own, each [B, K, M + length, H]."""
+        stop = self._before + self.length
+        start = stop - key_BKTH.shape[2]
+        self._keys[layer, :, :, start:stop] = key_BKTH
+        self._values[layer, :, :, start:stop] = value_BKTH
         return self.layer(layer)
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each [B, K, length, H]."""
-        return self._keys[layer, :, :, : self.length], self._values[layer, :, :, : self.length]
+        """Keys and values of a layer, each [B, K, M + length, H]."""
+        stop = self._before + self.length
+        return self._keys[layer, :, :, :stop], self._values[layer, :, :, :stop]
 
     def positions(self, num_new: int) -> Tensor:
         """Positions [B or 1, num_new] of the newest tokens: how many real tokens with a position stand before each in
         its row.
         """
-        before: Tensor | int = 0
+        before: Tensor | int = 0 if self.memory is None else self.memory.next_position_B[:, None]
         if self.prefix is not None and self.prefix.length:
             counts_P = self.prefix._counts().expand(self.prefix.batch_size, -1)[:, -1]
             before = counts_P.repeat_interleave(self.batch_size // self.prefix.batch_size)[:, None]
@@ -102,7 +128,8 @@ class KVCache:
     def next_positions(self) -> Tensor:
         """Position [B or 1, 1] of the token that will follow the newest one; not of a cache that shares a prefix."""
         assert self.prefix is None
-        return self._counts()[:, -1:]
+        after = self._counts()[:, -1:]
+        return after if self.memory is None else after + self.memory.next_position_B[:, None]
 
     def real_lengths(self) -> Tensor:
         """Number of real tokens of each row, [B]."""
@@ -175,6 +202,7 @@ class KVCache:
             raise ValueError("rows of a cache that shares a prefix cannot be selected")
         index = torch.tensor(rows, device=self._keys.device)
         self._keys, self._values = self._keys[:, index], self._values[:, index]
+        self.memory = None if self.memory is None else self.memory.select(rows)
         self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
         self._placed_BS = None if self._placed_BS is None else self._placed_BS[index]
 
@@ -183,10 +211,10 @@ class KVCache:
         tokens.
 
         Raises:
-            ValueError: this cache shares a prefix.
+            ValueError: this cache shares a prefix, or holds a memory.
         """
-        if self.prefix is not None:
-            raise ValueError("rows of a cache that shares a prefix cannot be copied")
+        if self.prefix is not None or self.memory is not None:
+            raise ValueError("rows of a cache that shares a prefix, or holds a memory, cannot be copied")
         length = stop - start
         copied = KVCache(self._config, 1, length + room, self._keys.dtype, self._keys.device)
         copied._keys[:, 0, :, :length], copied._values[:, 0, :, :length] = (
@@ -209,10 +237,10 @@ class KVCache:
             room: free slots for tokens to come.
 
         Raises:
-            ValueError: a cache shares a prefix.
+            ValueError: a cache shares a prefix, or holds a memory.
         """
-        if any(cache.prefix is not None for cache, _ in parts):
-            raise ValueError("rows of a cache that shares a prefix cannot be selected")
+        if any(cache.prefix is not None or cache.memory is not None for cache, _ in parts):
+            raise ValueError("rows of a cache that shares a prefix, or holds a memory, cannot join others")
         lengths = [cache.real_lengths()[list(rows)] for cache, rows in parts]
         length, first = max(int(each.max()) for each in lengths if len(each)), parts[0][0]
         joined = cls(first._config, sum(map(len, lengths)), length + room, first._keys.dtype, first._keys.device)
@@ -242,10 +270,10 @@ class KVCache:
             max_length: slots of the continuations.
 
         Raises:
-            ValueError: this cache shares a prefix itself.
+            ValueError: this cache shares a prefix itself, or holds a memory.
         """
-        if self.prefix is not None:
-            raise ValueError("a cache that shares a prefix cannot be shared as one")
+        if self.prefix is not None or self.memory is not None:
+            raise ValueError("a cache that shares a prefix, or holds a memory, cannot be shared as one")
         forked = KVCache(self._config, self.batch_size * copies, max_length, self._keys.dtype, self._keys.device)
         forked.prefix = self
         return forked

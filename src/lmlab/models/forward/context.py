@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, S keys, D model width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.forward.tokens import Tokens
 from lmlab.models.internals.taps import Taps
+from lmlab.models.memory.rows import Before, KVRows
 
 
 def look_around(
@@ -77,15 +80,22 @@ def context_of(
     cache: KVCache | None,
     taps: Taps | None,
     starts_BT: Tensor | None = None,
+    memory: KVRows | None = None,
 ) -> AttentionContext:
-    """What all blocks share; `starts_BT` says where each token's document begins, None if a row is one text."""
+    """What all blocks share; `starts_BT` says where each token's document begins, None if a row is one text. `memory`
+    is what was given with these tokens; what a cache holds is found there.
+    """
     dtype = compute_dtype(x_BTD)
     rotary = sliding_rotary = None
     if config.positions == "rotary":
-        _check_length(config, position_ids_BT, visibility, cache)
+        _check_length(config, position_ids_BT, visibility, cache is not None or memory is not None)
         rotary = rotary_table(config, position_ids_BT, dtype, starts_BT=starts_BT)
         if config.sliding_rope_theta is not None and "sliding" in config.attention_kinds:
             sliding_rotary = rotary_table(config, position_ids_BT, dtype, sliding=True)
+    held = memory if cache is None else cache.memory
+    if held is not None:
+        before = Before(held, visibility, config.num_heads, position_ids_BT, in_cache=cache is not None)
+        return AttentionContext(visibility, rotary, sliding_rotary, cache, backend, taps, position_ids_BT, before)
     if backend == "auto":
         half = is_half(dtype) and config.attention_soft_cap is None
         for kind in set(config.attention_kinds):
@@ -95,7 +105,7 @@ def context_of(
     return AttentionContext(visibility, rotary, sliding_rotary, cache, backend, taps, position_ids_BT)
 
 
-def _check_length(config: ModelConfig, position_ids_BT: Tensor, visibility: Visibility, cache: KVCache | None) -> None:
+def _check_length(config: ModelConfig, position_ids_BT: Tensor, visibility: Visibility, continues: bool) -> None:
     """Refuse passes that would need one token's rotation for several lengths of its text.
 
     Raises:
@@ -103,7 +113,7 @@ def _check_length(config: ModelConfig, position_ids_BT: Tensor, visibility: Visi
             branches of a tree would share a beginning.
     """
     scaling, tree = config.rope_scaling, visibility.is_tree
-    if scaling is None or not scaling.depends_on_length or (cache is None and not tree):
+    if scaling is None or not scaling.depends_on_length or not (continues or tree):
         return
     original = scaling.original_max_seq_len or 0
     longest, first = int(position_ids_BT.amax()) + 1, int(position_ids_BT[:, 0].amin())
@@ -116,8 +126,26 @@ def _check_length(config: ModelConfig, position_ids_BT: Tensor, visibility: Visi
 
 
 def check_before_text(cache: KVCache | None, visible_BTS: Tensor | None) -> None:
-    """Refuse a soft prompt that would not stand before the text."""
+    """Refuse a soft prompt, or a memory, that would not stand before the text."""
     if visible_BTS is not None:
-        raise ValueError("visible_BTS says nothing of the slots of a soft prompt; the two cannot be combined")
+        raise ValueError("visible_BTS says nothing of the slots of a soft prompt or a memory; do not combine them")
     if cache is not None and (cache.length or cache.prefix is not None):
-        raise ValueError("a soft prompt stands before the text: give it with the first tokens, to an empty cache")
+        raise ValueError(
+            "a soft prompt or a memory stands before the text: give it with the first tokens, to an empty cache"
+        )
+
+
+def behind(memory: KVRows, tokens: Tokens, cache: KVCache | None) -> Tokens:
+    """The tokens at the positions after a memory, which a cache takes in; those without a position stay without.
+
+    Raises:
+        ValueError: the memory is for another number of rows.
+    """
+    rows = len(tokens.x_BTD)
+    if memory.batch_size not in (1, rows):
+        raise ValueError(f"a memory of {memory.batch_size} rows does not fit a batch of {rows}")
+    if cache is not None:
+        cache.take_in(memory)
+    positions_BT = tokens.positions()
+    next_B1 = memory.next_position_B.to(positions_BT.device)[:, None]
+    return replace(tokens, position_ids_BT=torch.where(positions_BT >= 0, positions_BT + next_B1, positions_BT))

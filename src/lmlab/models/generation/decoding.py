@@ -23,6 +23,7 @@ from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.generation.static import StaticStep, can_be_static
+from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
@@ -116,6 +117,24 @@ class Continuation:
             self.finish_reason = "length"
 
 
+@dataclass(frozen=True)
+class _Beginning:
+    """What stands before all tokens of the prompts."""
+
+    soft_prompt: SoftPrompt | None
+    memory: Memory | None
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.soft_prompt is None and self.memory is None
+
+    @property
+    def length(self) -> int:
+        """Slots that a cache needs for it; for keys and values it makes room itself."""
+        pieces = () if self.memory is None else self.memory.pieces
+        return (0 if self.soft_prompt is None else self.soft_prompt.length) + sum(each.x.shape[1] for each in pieces)
+
+
 class Decoding:
     """A batch under way.
 
@@ -161,6 +180,7 @@ class Decoding:
         asked: Sequence[tuple[Sequence[int], DecodingConfig]],
         cache: KVCache | None = None,
         soft_prompt: SoftPrompt | None = None,
+        memory: Memory | None = None,
     ) -> list[list[Continuation]]:
         """Read prompts together, choose the first token of each continuation, and let those that are not done join the
         batch.
@@ -170,15 +190,19 @@ class Decoding:
             cache: keys and values of the first tokens of a single prompt, with room for the rest; in an empty batch
                 also for what is added.
             soft_prompt: vectors before the prompts, one row for all or one for each; not with a cache.
+            memory: what stands for a text before the prompts, one for all or one for each; in an empty batch, not with
+                a cache or a soft prompt.
 
         Returns:
             for each prompt its `num_samples` continuations, which grow with every `step`.
 
         Raises:
-            UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, or stop
-                strings without `decode`.
+            UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, stop strings
+                without `decode`, or a memory in a batch under way.
         """
-        check_prompts(self._model, asked, self._decode, soft_prompt)
+        check_prompts(self._model, asked, self._decode, soft_prompt, memory)
+        if memory is not None and self.live:
+            raise UserError("What goes on from a memory cannot join a batch that is under way.", "Start another batch.")
         found = [
             [Continuation(prompt, config, sample) for sample in range(config.num_samples)] for prompt, config in asked
         ]
@@ -189,10 +213,9 @@ class Decoding:
         if not self.live:
             self._cache, self.rows = None, []
         with evaluating(self._model):
-            logits, read = self._read([prompt for prompt, _ in asked], found, cache, soft_prompt)
-            if (
-                self._keep is not None and soft_prompt is None
-            ):  # keys after a soft prompt do not belong to the ids alone
+            before = _Beginning(soft_prompt, memory)
+            logits, read = self._read([prompt for prompt, _ in asked], found, cache, before)
+            if self._keep is not None and before.is_nothing:  # keys after such do not belong to the ids alone
                 for number, (prompt, _) in enumerate(asked):
                     self._keep(prompt, read, number)
             new = [row for samples in found for row in samples]
@@ -254,19 +277,19 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         found: list[list[Continuation]],
         cache: KVCache | None,
-        soft_prompt: SoftPrompt | None,
+        before: _Beginning,
     ) -> tuple[Tensor, KVCache]:
         """Run the prompts through the model: the logits after each, and their keys and values."""
         if cache is None:
             room = 0 if self.rows else max(samples[0].config.max_new_tokens for samples in found)
             longest, weight = max(map(len, prompts)), self._model.embedding.weight
-            longest += 0 if soft_prompt is None else soft_prompt.length
+            longest += before.length
             cache = KVCache(self._model.config, len(prompts), longest + room, weight.dtype, weight.device)
         ids_RT, valid_RT = left_pad([prompt[cache.length :] for prompt in prompts], self._device)
         scored = [samples for samples in found if samples[0].config.score_prompt]
         if not scored:
-            return self._run(ids_RT, valid_RT, cache, soft_prompt, "last").logits_BTV[:, 0].float(), cache
-        hidden_RTD = self._run(ids_RT, valid_RT, cache, soft_prompt, "none").hidden_BTD
+            return self._run(ids_RT, valid_RT, cache, before, "last").logits_BTV[:, 0].float(), cache
+        hidden_RTD = self._run(ids_RT, valid_RT, cache, before, "none").hidden_BTD
         for number, samples in enumerate(found):
             if samples[0].config.score_prompt:
                 scores = self._score(
@@ -283,10 +306,17 @@ class Decoding:
         ids_RT: Tensor,
         valid_RT: Tensor | None,
         cache: KVCache,
-        soft_prompt: SoftPrompt | None,
+        before: _Beginning,
         logits: Literal["last", "none"],
     ) -> Any:
-        return self._model(ids_RT, attention_mask_BT=valid_RT, cache=cache, soft_prompt=soft_prompt, logits=logits)
+        return self._model(
+            ids_RT,
+            attention_mask_BT=valid_RT,
+            cache=cache,
+            soft_prompt=before.soft_prompt,
+            memory=before.memory,
+            logits=logits,
+        )
 
     def _score(self, hidden_TD: Tensor, prompt: Sequence[int], top: int) -> PromptScores:
         scores = PromptScores([None], [[]])
@@ -347,6 +377,7 @@ def check_prompts(
     asked: Sequence[tuple[Sequence[int], DecodingConfig]],
     decode: Decode | None,
     soft_prompt: SoftPrompt | None = None,
+    memory: Memory | None = None,
 ) -> None:
     """Refuse what cannot be continued.
 
@@ -361,8 +392,10 @@ def check_prompts(
     limit = model.config.max_seq_len
     longest, new = max(((len(prompt), config.max_new_tokens) for prompt, config in asked), key=sum)
     before = soft_prompt.length if soft_prompt is not None and soft_prompt.positions else 0
+    behind = f" behind a soft prompt of {before} vectors" if before else ""
+    if memory is not None and (before := int(memory.next_position.max())):
+        behind = f" behind a memory of {before} positions"
     if before + longest + new > limit:
-        behind = f" behind a soft prompt of {before} vectors" if before else ""
         raise UserError(
             f"The longest prompt has {longest} tokens{behind}; with {new} new ones it exceeds the model's {limit}.",
             "Shorten the prompt or lower max_new_tokens.",

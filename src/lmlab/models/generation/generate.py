@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, GenerationConfig
 from lmlab.models.generation.decoding import Continuation, Decode, Decoding, FinishReason, PromptScores, TopTokens
+from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
 
@@ -49,6 +50,7 @@ def generate(
     *,
     decode: Decode | None = None,
     soft_prompt: SoftPrompt | None = None,
+    memory: Memory | None = None,
 ) -> list[list[Completion]]:
     """Continue prompts of token ids.
 
@@ -57,6 +59,7 @@ def generate(
         config: how, for all prompts or for each one.
         decode: ids to text, for stop strings and for `Completion.text`.
         soft_prompt: vectors before the prompts, one row for all or one for each.
+        memory: what stands for a text before the prompts, one for all or one for each; not with a soft prompt.
 
     Returns:
         for each prompt its `num_samples` completions.
@@ -69,7 +72,7 @@ def generate(
     configs = [config] * len(prompts) if isinstance(config, GenerationConfig) else config
     decoding = Decoding(model, decode)
     asked = [(prompt, _for_decoding(each)) for prompt, each in zip(prompts, configs, strict=True)]
-    found = decoding.add(asked, soft_prompt=soft_prompt)
+    found = decoding.add(asked, soft_prompt=soft_prompt, memory=memory)
     while decoding.live:
         decoding.step()
     return [[Completion.of(row, decode) for row in samples] for samples in found]
@@ -83,6 +86,7 @@ def stream(
     cache: KVCache | None = None,
     *,
     soft_prompt: SoftPrompt | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[str]:
     """Continue one prompt and yield its text as it grows; half a character or what may begin a stop string is held
     back.
@@ -91,10 +95,11 @@ def stream(
         cache: keys and values of the first tokens of the prompt, to which those of the others are added; one row, with
             room for all.
         soft_prompt: vectors before the prompt; not with a cache.
+        memory: what stands for a text before the prompt; not with a cache or a soft prompt.
     """
     decoding = Decoding(model, decode)
     ((row,),) = decoding.add(
-        [(prompt, _for_decoding(config.model_copy(update={"num_samples": 1})))], cache, soft_prompt
+        [(prompt, _for_decoding(config.model_copy(update={"num_samples": 1})))], cache, soft_prompt, memory
     )
     text = GrowingText(row, decode)
     while True:

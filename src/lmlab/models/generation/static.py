@@ -30,7 +30,12 @@ def can_be_static(model: Transformer, cache: KVCache) -> bool:
     by_length = scaling is not None and scaling.depends_on_length
     windowed = "sliding" in config.attention_kinds
     return not (
-        by_length or windowed or model.mixtures or cache.prefix is not None or model.attention_backend != "auto"
+        by_length
+        or windowed
+        or model.mixtures
+        or cache.prefix is not None
+        or cache.memory is not None
+        or model.attention_backend != "auto"
     )
 
 

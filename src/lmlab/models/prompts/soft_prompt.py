@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
-from lmlab.models.fingerprint import weights_fingerprint
+from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.forward.output import at_positions
 from lmlab.models.forward.tokens import Tokens
 
@@ -173,7 +173,7 @@ def save_soft_prompt(prompt: SoftPrompt, path: Path | str, model: nn.Module) -> 
     tensors = {"vectors": prompt.vectors_BPD.detach().cpu().contiguous()}
     if prompt.valid_BP is not None:
         tensors["valid"] = prompt.valid_BP.cpu().contiguous()
-    about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": _fingerprint(model)}
+    about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": known_fingerprint(model)}
     with atomic_file(Path(path)) as file:
         file.write(save(tensors, about))
 
@@ -196,7 +196,7 @@ def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
         raise LmlabError(f"'{path}' is damaged ({error}).", "Copy or make the soft prompt again.") from None
     if about.get("format") != _FORMAT or "vectors" not in tensors:
         raise UserError(f"'{path}' holds no soft prompt of lmlab.")
-    if about["model"] != _fingerprint(model):
+    if about["model"] != known_fingerprint(model):
         raise UserError(
             f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
             "Load the model that it was made for, or make the soft prompt again.",
@@ -206,8 +206,3 @@ def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
     return SoftPrompt(
         tensors["vectors"].to(device), about["positions"] == "true", None if valid is None else valid.to(device)
     )
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Of a model, whichever precision it was read in."""
-    return weights_fingerprint(model, torch.bfloat16)

@@ -1,0 +1,124 @@
+"""Files of memories: safetensors with the hashes of their sources and of the weights that they are for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import atomic_file
+from lmlab.models.fingerprint import known_fingerprint
+from lmlab.models.memory.memory import Memory, Piece
+from lmlab.models.memory.rows import EMPTY, KVRows
+from lmlab.models.transformer import Transformer
+from lmlab.parsing import parse_json
+
+_FORMAT = "lmlab memory 1"
+
+
+def stored_tensors(memory: Memory) -> dict[str, Tensor]:
+    """What is written: of keys and values only slots that are not empty, head by head, as heads may hold unlike numbers
+    of them.
+    """
+    tensors = dict(memory.tensors)
+    if memory.rows is not None and not memory.rows.is_full:
+        held = memory.rows.positions_LBKM >= 0
+        tensors["keys"], tensors["values"] = memory.rows.keys_LBKMH[held], memory.rows.values_LBKMH[held]
+    if memory.rows is not None:  # positions need no eight bytes
+        tensors["positions"] = tensors["positions"].int()
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def save_memory(memory: Memory, path: Path | str, model: Transformer) -> None:
+    """Write a memory for the weights of a model.
+
+    Raises:
+        UserError: it does not fit the model, or has numbers that are none.
+    """
+    memory = replace(memory, model_hash=memory.model_hash or known_fingerprint(model))
+    memory.check(model)
+    tensors = stored_tensors(memory)
+    _refuse_nan(tensors, "The memory")
+    about = {
+        "format": _FORMAT,
+        "model": memory.model_hash or "",
+        "positions": str(memory.positions).lower(),
+        "tokens": json.dumps(memory.tokens_B),
+        "sources": json.dumps(memory.source_hash),
+        "about": json.dumps(dict(memory.about), sort_keys=True),
+    }
+    with atomic_file(Path(path)) as file:
+        file.write(save(tensors, about))
+
+
+def load_memory(path: Path | str, model: Transformer) -> Memory:
+    """Read a memory, onto the device of the model that it was made for.
+
+    Raises:
+        UserError: there is no such file, it holds no memory, or it was made for other weights.
+        LmlabError: it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no memory '{path}'.")
+    try:
+        with safe_open(path, "pt") as file:
+            about, names = file.metadata() or {}, list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy it again, or compress the text again.") from None
+    if about.get("format") != _FORMAT:
+        raise UserError(f"'{path}' holds no memory of lmlab.")
+    _refuse_nan(tensors, f"'{path}'")
+    try:
+        memory = _memory_of(tensors, about, model.embedding.weight.device)
+    except (KeyError, ValueError, IndexError, RuntimeError, TypeError, LmlabError):
+        raise LmlabError(f"'{path}' is damaged: its parts do not fit each other.", "Compress the text again.") from None
+    try:
+        memory.check(model)
+    except UserError as error:
+        raise UserError(f"'{path}': {error.message}", error.remedy) from None
+    return memory
+
+
+def _memory_of(tensors: dict[str, Tensor], about: dict[str, str], device: torch.device) -> Memory:
+    pieces: list[Piece] = []
+    while (name := f"pieces.{len(pieces)}") and (f"{name}.ids" in tensors or f"{name}.vectors" in tensors):
+        x = tensors[f"{name}.ids" if f"{name}.ids" in tensors else f"{name}.vectors"]
+        valid = tensors.get(f"{name}.valid")
+        pieces.append(Piece(x.to(device), None if valid is None else valid.to(device)))
+    rows = None
+    if "keys" in tensors:
+        positions = tensors["positions"].long()
+        keys, values = (_spread(tensors[name], positions) for name in ("keys", "values"))
+        rows = KVRows(keys.to(device), values.to(device), positions.to(device), tensors["next_position"].to(device))
+    return Memory(
+        rows,
+        tuple(pieces),
+        about["positions"] == "true",
+        tuple(parse_json(about["tokens"], "its tokens")),
+        tuple(parse_json(about["sources"], "its sources")),
+        about["model"],
+        parse_json(about["about"], "its about"),
+    )
+
+
+def _spread(held: Tensor, positions_LBKM: Tensor) -> Tensor:
+    """Slots that were written without the empty ones, at their places."""
+    if held.dim() == 5:
+        return held
+    spread = held.new_zeros(*positions_LBKM.shape, held.shape[1])
+    spread[positions_LBKM != EMPTY] = held
+    return spread
+
+
+def _refuse_nan(tensors: dict[str, Tensor], what: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"{what} has values in '{name}' that are no numbers (NaN or infinite).")
