@@ -12,12 +12,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import atomic_file
+from lmlab.files import atomic_file, parse_json
 from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.memory.memory import Memory, Piece
 from lmlab.models.memory.rows import EMPTY, KVRows
 from lmlab.models.transformer import Transformer
-from lmlab.parsing import parse_json
 
 _FORMAT = "lmlab memory 1"
 
