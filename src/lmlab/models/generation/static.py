@@ -100,6 +100,7 @@ class _NewestSlot(KVCache):
         self._keys[..., cache.length :, :] = 0  # what is hidden must still be a number
         self._values[..., cache.length :, :] = 0
         self.prefix = None
+        self.memory = None
         device, valid_BS = self._keys.device, cache.valid()
         self.slot = torch.tensor([cache.length], device=device)
         self._seen_BS = torch.zeros(cache.batch_size, cache.max_length, dtype=torch.bool, device=device)
