@@ -26,7 +26,7 @@ from lmlab.methods.transformer_programs.network.model import ProgramTransformer,
 from lmlab.methods.transformer_programs.network.reference import load_reference, names
 from lmlab.methods.transformer_programs.network.sampling import Noise, Sampler, entmax15
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
-from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.files import load_program, save_program
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Program, Select

@@ -22,7 +22,8 @@ from lmlab.methods.transformer_programs.config import DataConfig
 from lmlab.methods.transformer_programs.network.compile import from_program
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
-from lmlab.methods.transformer_programs.program.emit_python import literal, to_python
+from lmlab.methods.transformer_programs.program.emitting.emit import to_python
+from lmlab.methods.transformer_programs.program.emitting.layout import literal
 from lmlab.methods.transformer_programs.program.files import load_program, save_program
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Program, Select, check

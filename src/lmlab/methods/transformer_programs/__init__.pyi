@@ -8,7 +8,7 @@ from .network.convert import to_program
 from .network.model import ProgramTransformer
 from .network.reference import load_reference
 from .network.spec import NetworkSpec
-from .program.emit_python import to_python
+from .program.emitting.emit import to_python
 from .program.files import load_program, save_program
 from .program.import_python import import_python
 from .program.interpret import Execution, Interpreter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.reports import Block, Code, Figure, Note, Section, Series, Table, line_chart
 

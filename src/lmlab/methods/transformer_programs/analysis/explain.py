@@ -16,7 +16,7 @@ from lmlab.files import write_text
 from lmlab.methods.transformer_programs.analysis.minimize import described
 from lmlab.methods.transformer_programs.analysis.page import render
 from lmlab.methods.transformer_programs.program.domains import domains, partners, with_counts
-from lmlab.methods.transformer_programs.program.emit_python import predicate_lines, table_lines
+from lmlab.methods.transformer_programs.program.emitting.bodies import predicate_lines, table_lines
 from lmlab.methods.transformer_programs.program.files import ordered_keys
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select

@@ -22,7 +22,7 @@ from lmlab.methods.transformer_programs.analysis.verify import (
 from lmlab.methods.transformer_programs.network.convert import MOST_ROWS, to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
-from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, save_program
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset

@@ -17,7 +17,7 @@ import torch
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.analysis.transform import drop_dead, fix, simplify
 from lmlab.methods.transformer_programs.program.domains import domains
-from lmlab.methods.transformer_programs.program.emit_python import to_python
+from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select, Value
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
