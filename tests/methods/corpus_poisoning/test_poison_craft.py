@@ -27,7 +27,7 @@ from lmlab.methods.corpus_poisoning import (
     smallest_k,
 )
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
-from lmlab.methods.corpus_poisoning.attack.craft import craft_passage
+from lmlab.methods.corpus_poisoning.attack.passage import craft_passage
 from lmlab.methods.corpus_poisoning.attack.run import craft_for
 from lmlab.methods.corpus_poisoning.measure.evaluate import success
 from lmlab.retrieval import ExactIndex, Queries
@@ -131,10 +131,10 @@ def test_a_payload_stands_verbatim_in_the_text(position, target, tmp_path):
 
 
 def test_the_default_payload_is_a_canary_of_the_run():
-    from lmlab.methods.corpus_poisoning.attack.craft import _payload
+    from lmlab.methods.corpus_poisoning.attack.layout import payload_of
 
-    assert _payload(CraftConfig(payload_position="prefix"), "ab12") == "REDTEAM-CANARY-ab12"
-    assert _payload(CraftConfig(), "ab12") == ""
+    assert payload_of(CraftConfig(payload_position="prefix"), "ab12") == "REDTEAM-CANARY-ab12"
+    assert payload_of(CraftConfig(), "ab12") == ""
 
 
 def by_re_ranking(target, queries, vectors, passages, k):

@@ -1,0 +1,84 @@
+"""What a passage starts from: its payload in place, the positions that are free, and the ids that stand there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError
+from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, spell
+from lmlab.methods.corpus_poisoning.config import CraftConfig
+from lmlab.retrieval import AnyEncoder
+
+CANARY = "REDTEAM-CANARY-{run}"
+
+
+def payload_of(config: CraftConfig, run: str) -> str:
+    if config.payload_position == "none":
+        return ""
+    return config.payload or CANARY.format(run=run)
+
+
+def layout_of(encoder: AnyEncoder, config: CraftConfig, payload: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The ids of a passage with its payload in place, and which positions are free.
+
+    Raises:
+        UserError: the payload has unknown tokens, or leaves no room.
+    """
+    tokenizer = encoder.tokenizer
+    fixed = tokenizer.inner([payload])[0] if payload else []
+    unknown = tokenizer.backend.token_to_id(tokenizer.special.get("unk_token", "")) if payload else None
+    if payload and (not fixed or (unknown is not None and unknown in fixed)):
+        raise UserError("The payload holds what the encoder's vocabulary cannot spell.", "Use other words.")
+    if payload:
+        back = _folded(spell(tokenizer, fixed))
+        if back != _folded(payload):
+            raise UserError(f"The payload is read by the encoder as '{back:.100}'.", "Use plain words.")
+    if len(fixed) >= config.length:
+        around = len(encoder.wrap([]))
+        raise UserError(
+            f"The payload has {len(fixed)} tokens, and with {around} around it leaves no room in a passage of"
+            f" {config.length} tokens.",
+            "Raise --length, or shorten the payload.",
+        )
+    free = np.ones(config.length, bool)
+    ids = np.zeros(config.length, np.int64)
+    if fixed:
+        place = slice(0, len(fixed)) if config.payload_position == "prefix" else slice(-len(fixed), None)
+        ids[place], free[place] = fixed, False
+    return ids, free
+
+
+def _folded(text: str) -> str:
+    """A text without case and spaces, as uncased encoders see it."""
+    return re.sub(r"\s+", "", text.casefold())
+
+
+def start_ids(
+    config: CraftConfig, encoder: AnyEncoder, texts: Sequence[str], vectors_nH: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Where the optimization starts, [length]: the queries nearest to their mean one after another (stuffing), mask
+    tokens, or random words.
+
+    Raises:
+        UserError: the encoder has no mask token.
+    """
+    length, tokenizer = config.length, encoder.tokenizer
+    if config.start == "mask":
+        if tokenizer.mask_id is None:
+            raise UserError("The encoder has no mask token to start from.", "Use --start queries.")
+        return np.full(length, tokenizer.mask_id, np.int64)
+    if config.start == "random":
+        generator = np.random.default_rng(config.seed)
+        return generator.choice(allowed_ids(tokenizer, config.words), length)
+    mean = vectors_nH.astype(np.float64).mean(0)
+    found: list[int] = []
+    for row in np.argsort(-(vectors_nH @ mean), kind="stable"):
+        found += tokenizer.inner([texts[int(row)]])[0]
+        if len(found) >= length:
+            break
+    filler = tokenizer.inner(["."])[0][:1] or [int(allowed_ids(tokenizer)[0])]
+    return np.array((found + filler * length)[:length], np.int64)

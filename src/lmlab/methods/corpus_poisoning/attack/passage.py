@@ -1,0 +1,161 @@
+"""One passage: optimized, and made sure that its text becomes its ids again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmlab.methods.corpus_poisoning.attack.crafted import Passage, passage_id
+from lmlab.methods.corpus_poisoning.attack.layout import layout_of
+from lmlab.methods.corpus_poisoning.attack.objective import Coverage, MeanSimilarity, Objective
+from lmlab.methods.corpus_poisoning.attack.optimizers import Found, optimize
+from lmlab.methods.corpus_poisoning.attack.problem import Budget, NotFiniteError, Penalty, Problem
+from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, reads_back, spell
+from lmlab.methods.corpus_poisoning.config import CraftConfig
+from lmlab.retrieval import AnyEncoder
+from lmlab.retrieval.collections.records import document_text
+
+
+def seed_of(seed: int, cluster: int) -> int:
+    """A seed of its own for each cluster."""
+    return int(np.random.SeedSequence([seed, cluster]).generate_state(1)[0])
+
+
+def objective_of(
+    config: CraftConfig, queries_nH: torch.Tensor, tau_n: NDArray[np.float32] | None, unit: bool
+) -> Objective:
+    """The objective of a cluster."""
+    if config.objective == "coverage":
+        assert tau_n is not None
+        return Coverage(queries_nH, torch.from_numpy(tau_n))
+    return MeanSimilarity.of(queries_nH, unit)
+
+
+def craft_passage(
+    encoder: AnyEncoder,
+    objective: Objective,
+    free_ids: NDArray[np.int64],
+    config: CraftConfig,
+    run: str,
+    cluster: str,
+    payload: str = "",
+    seed: int = 0,
+    penalty: Penalty | None = None,
+    number: int = 0,
+    stop: Any = None,
+) -> Passage:
+    """Optimize one passage and make sure that its text becomes its ids again.
+
+    Arguments:
+        free_ids: where free positions start.
+    """
+    fixed, free = layout_of(encoder, config, payload)
+    allowed = allowed_ids(encoder.tokenizer, config.words)
+    ids = fixed.copy()
+    ids[free] = free_ids[: int(free.sum())]
+    note = ""
+    problem = Problem(encoder, objective, allowed, free, Budget(config.budget), config.precision, penalty)
+    try:
+        found = optimize(problem, ids, config.optimizer, config.candidates, seed, stop)
+    except NotFiniteError as error:
+        note = f"{error.message} Tried again in fp32."
+        problem.precision = "fp32"
+        try:
+            found = optimize(problem, ids, config.optimizer, config.candidates, seed, stop)
+        except NotFiniteError:
+            note = f"{error.message} Not finite in fp32 either: the start is kept."
+            found = Found(ids, float("nan"), "not finite")
+    text, final, repaired = _as_text(problem, found, payload, free, config)
+    return Passage(
+        passage_id(run, cluster, number),
+        text,
+        run,
+        config.optimizer,
+        str(encoder.fingerprint["model"]),
+        cluster,
+        tuple(int(id) for id in final.ids_L),
+        _finite(found.value),
+        _finite(final.value),
+        problem.budget.spent,
+        config.seed,
+        payload,
+        found.stopped,
+        " ".join(each for each in (note, repaired) if each),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _as_text(
+    problem: Problem, found: Found, payload: str, free: NDArray[np.bool_], config: CraftConfig
+) -> tuple[str, Found, str]:
+    """The text, its ids as an indexer reads them, and their objective. Ids that do not survive (pieces of words from
+    the start) are replaced by what the text becomes, and optimized once more from there.
+    """
+    tokenizer = problem.encoder.tokenizer
+    text = _text(problem, found.ids_L, payload, free, config)
+    if reads_back(tokenizer, found.ids_L, document_text("", text)):
+        return text, found, ""
+    best: tuple[str, Found] | None = None
+    current, budget = found, problem.budget
+    for _ in range(3):
+        ids = np.array(tokenizer.inner([document_text("", _text(problem, current.ids_L, payload, free, config))])[0])
+        ids = _fitted(ids, current.ids_L, free, problem.allowed_V)
+        again = _only_allowed(ids, free, problem.allowed_V)
+        problem.budget = Budget(max(config.budget // 4, 2 * config.candidates))
+        current = optimize(problem, again, config.optimizer, config.candidates, config.seed)
+        budget.spent += problem.budget.spent
+        text = _text(problem, current.ids_L, payload, free, config)
+        if reads_back(tokenizer, current.ids_L, document_text("", text)):
+            best = (text, current)
+            break
+    problem.budget = budget
+    if best is None:
+        ids = np.array(tokenizer.inner([document_text("", text)])[0], np.int64)
+        return (
+            text,
+            Found(ids, _value_of(problem, ids), current.stopped),
+            "Its text becomes other ids than those chosen.",
+        )
+    return best[0], best[1], "Pieces of words were replaced after the first pass."
+
+
+def _value_of(problem: Problem, ids: NDArray[np.int64]) -> float:
+    rows = torch.tensor([problem.encoder.wrap(ids.tolist())], device=problem.encoder.device)
+    with torch.inference_mode():
+        return float(problem.objective(problem.encoder.encode_ids(rows))[0])
+
+
+def _fitted(
+    ids: NDArray[np.int64], before: NDArray[np.int64], free: NDArray[np.bool_], allowed: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Ids of another length cut or filled to the passage's, payload in its place."""
+    fitted = before.copy()
+    payload_first = not free[0]
+    inner = ids[(~free).sum() :] if payload_first else ids[: max(0, len(ids) - (~free).sum())]
+    count = int(free.sum())
+    values = np.full(count, allowed[0])
+    values[: min(count, len(inner))] = inner[:count]
+    fitted[free] = values
+    return fitted
+
+
+def _only_allowed(ids: NDArray[np.int64], free: NDArray[np.bool_], allowed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What may not stand at a free position is replaced by an allowed neighbor, for the optimizer to change."""
+    found = ids.copy()
+    odd = free & ~np.isin(ids, allowed)
+    found[odd] = allowed[np.searchsorted(allowed, ids[odd]) % len(allowed)]
+    return found
+
+
+def _text(problem: Problem, ids: NDArray[np.int64], payload: str, free: NDArray[np.bool_], config: CraftConfig) -> str:
+    inner = spell(problem.encoder.tokenizer, ids[free].tolist())
+    if config.payload_position == "none":
+        return inner.strip()
+    parts = [payload, inner.strip()] if config.payload_position == "prefix" else [inner.strip(), payload]
+    return " ".join(parts)
