@@ -36,8 +36,8 @@ from lmlab.methods.corpus_poisoning import (
     optimize,
     passage_scores,
 )
-from lmlab.methods.corpus_poisoning.attack.layout import start_ids
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.attack.layout import start_ids
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids
 from lmlab.methods.corpus_poisoning.formats import black_box, read_poisonedrag
 from lmlab.methods.corpus_poisoning.measure.evaluate import success
