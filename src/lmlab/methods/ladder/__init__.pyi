@@ -1,6 +1,7 @@
 from .analysis.ablate import Ablation, ablate
 from .analysis.backtest import Split, SplitResult, backtest, score, splits
 from .analysis.compare import Difference, compare
+from .analysis.decide import Decision, Rank, Ranking, Scenario, decide, rank
 from .analysis.design import compute_optimal
 from .analysis.next_run import NextRun, next_runs
 from .analysis.variance import Noise, variance
@@ -23,6 +24,7 @@ __all__ = [
     "Ablation",
     "AccuracyLaw",
     "Chain",
+    "Decision",
     "Difference",
     "EstimatorOptions",
     "EstimatorSettings",
@@ -32,10 +34,13 @@ __all__ = [
     "NextRun",
     "Noise",
     "Prediction",
+    "Rank",
+    "Ranking",
     "Run",
     "RunTable",
     "Rung",
     "RunsOptions",
+    "Scenario",
     "Split",
     "SplitResult",
     "TargetError",
@@ -50,12 +55,14 @@ __all__ = [
     "collect",
     "compare",
     "compute_optimal",
+    "decide",
     "fit_chain",
     "flops_per_token",
     "logs",
     "mean_logit",
     "next_runs",
     "preset",
+    "rank",
     "score",
     "score_target",
     "size_of",

@@ -131,17 +131,12 @@ def collect(
 
 def _sizes(given: Sequence[str]) -> dict[str, float]:
     """`NAME=N` as a mapping."""
-    found = {}
-    for each in given:
-        name, sign, value = each.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            sign = ""
-        if not sign or not name or not 0 < found[name] < float("inf"):
-            raise UserError(
-                f"--size {each}: write NAME=N, with a positive number of parameters.", "As in 190M=190354176."
-            )
+    from lmlab.methods.ladder.tables.target import named_numbers
+
+    found = named_numbers(given, "--size", "NAME=N, with a positive number of parameters", "190M=190354176")
+    for name, value in found.items():
+        if value <= 0:
+            raise UserError(f"--size {name}={value:g}: a number of parameters is positive.")
     return found
 
 

@@ -334,3 +334,22 @@ class ForecastOptions(Config):
 
     interval: float = 0.9
     seed: int = 0
+
+
+class DecideOptions(Config):
+    """Scenarios, and what is wanted of them.
+
+    Attributes:
+        scenario: a model that could be trained, as N:D, such as 7e9:4T or 1e9:20xC; may be repeated.
+        at_least: a threshold, TASK=ACCURACY in 0 to 1, such as hellaswag=0.8, or mean=0.6 for the mean over the tasks;
+            may be repeated.
+        sure: the probability with which all thresholds are to be reached.
+        flops_per_second: of one device, for the hours of devices.
+        price: of an hour of one device, in your currency.
+    """
+
+    scenario: Annotated[tuple[str, ...], Flag(("-s", "--scenario"))] = ()
+    at_least: tuple[str, ...] = ()
+    sure: float = 0.8
+    flops_per_second: PositiveFloat = 4e14
+    price: NonNegativeFloat | None = None

@@ -10,7 +10,6 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.logits import logit
 from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.tables.table import Floats
 from lmlab.stats import normal_cdf, normal_quantile
 
 
@@ -56,7 +55,7 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         factor = each.calibration.factor(level) if each.calibration else normal_quantile(level)
         own = [((parts[name][0] + parts[name][1]) / 2) ** 2 for name in ("fit", "run", "curve") if name in parts]
         spreads.append(factor**2 * np.sum(own, axis=0)[:, 0])
-        together.append(_correlations(each, x_3Q))
+        together.append(each.ensemble.correlations(x_3Q))
         forms.append(np.array([logit(chain.accuracy(x_3Q)[0, :, 0]) - logit(p) for chain in each.ensemble.forms]))
     difference = points[1] - points[0]
     variance = spreads[0] * slopes[0] ** 2 + spreads[1] * slopes[1] ** 2
@@ -72,22 +71,6 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
     whole = float(np.sqrt(reach @ correlation @ reach)) / len(rows)
     rows.append(_row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), whole, z))
     return rows
-
-
-def _correlations(forecaster: Forecaster, x_3Q: Floats) -> Floats:
-    """How far the errors of tasks go together, [T, T]: the correlations of their replicates.
-
-    The same runs, lucky or not, are behind all tasks, so that errors do not cancel in a mean as independent ones would.
-    Without replicates they are taken to go together entirely.
-    """
-    tasks = len(forecaster.tasks)
-    if not forecaster.ensemble.replicates or tasks == 1:
-        return np.ones((tasks, tasks))
-    values = logit(forecaster.ensemble.accuracy(x_3Q, forecaster.ensemble.replicates)[:, :, 0])
-    values = values - values.mean(0)
-    covariance = values.T @ values
-    scale = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
-    return np.asarray(covariance / np.outer(scale, scale))
 
 
 def _row(name: str, a: float, b: float, difference: float, reach: float, z: float) -> Difference:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lmlab.methods.ladder.analysis.compare import Difference
+from lmlab.methods.ladder.analysis.decide import Decision, Ranking
 from lmlab.methods.ladder.analysis.diagnose import formula, name_of, units
 from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, variance
-from lmlab.methods.ladder.config import TwoStepSettings
+from lmlab.methods.ladder.config import DecideOptions, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import only_target, score_target
@@ -97,6 +99,93 @@ def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> fl
     if run is None or not all(key in run.metrics for key in keys):
         return None
     return run.final_value(run.accuracy(task, member.variant), member.last)
+
+
+DIFFERENCE_COLUMNS = ["task", "A, %", "B, %", "B - A, points", "{level} interval", "probability that B is better"]
+
+
+def difference_rows(differences: Sequence[Difference]) -> list[list[Any]]:
+    """Rows for `DIFFERENCE_COLUMNS`."""
+    return [
+        [
+            each.task,
+            100 * each.a,
+            100 * each.b,
+            100 * each.difference,
+            f"{100 * each.lo:.1f} to {100 * each.hi:.1f}",
+            each.b_better,
+        ]
+        for each in differences
+    ]
+
+
+def decision_rows(decision: Decision, wanted: DecideOptions) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of scenarios: cost, mean accuracy, the probability of each threshold, and what is said of it."""
+    thresholds = list(decision.scenarios[0].reaches)
+    names = [f"{name} reached" for name in thresholds] + (["all reached"] if len(thresholds) > 1 else [])
+    columns = ["N", "D", "FLOPs", "device hours", "mean, %", "from", "to", *names, "best", "notes"]
+    if wanted.price is not None:
+        columns.insert(4, "price")
+    rows = []
+    for number, each in enumerate(decision.scenarios):
+        hours = each.flops / wanted.flops_per_second / 3600
+        reached = [each.reaches[name] for name in thresholds] + ([each.reaches_all] if len(thresholds) > 1 else [])
+        row = [
+            _four_digits(each.n),
+            _four_digits(each.d),
+            _four_digits(each.flops),
+            _four_digits(hours),
+            *(round(100 * side["mean"], 1) for side in (each.accuracy, each.lo, each.hi)),
+            *(None if value is None else round(value, 3) for value in reached),
+            round(each.best, 3),
+            each.where + ("; the choice" if number == decision.choice else ""),
+        ]
+        if wanted.price is not None:
+            row.insert(4, _four_digits(hours * wanted.price))
+        rows.append(row)
+    return columns, rows
+
+
+def decision_sentence(decision: Decision, sure: float) -> str:
+    """What to do."""
+    if not decision.scenarios[0].reaches:
+        return "Without --at-least there is nothing to reach: 'best' is the probability of the highest mean."
+    if decision.choice is None:
+        best = max(decision.scenarios, key=lambda each: each.reaches_all or 0.0)
+        return (
+            f"No scenario reaches what is wanted with a probability of {sure:.0%}. Nearest: N = {best.n:.4g}, D ="
+            f" {best.d:.4g} with {best.reaches_all:.0%}."
+        )
+    chosen = decision.scenarios[decision.choice]
+    return (
+        f"The cheapest that reaches what is wanted with a probability of at least {sure:.0%}: N = {chosen.n:.4g}, D ="
+        f" {chosen.d:.4g} ({chosen.flops:.4g} FLOPs), with {chosen.reaches_all:.0%}."
+    )
+
+
+def rank_table(ranking: Ranking, level: float) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of recipes, the likeliest first."""
+    tasks = list(ranking.recipes[0].best_at)
+    columns = ["recipe", "mean, %", f"{level:.0%} interval", "best", "expected rank", "by largest run"]
+    rows: list[list[Any]] = [
+        [
+            each.name,
+            round(100 * each.accuracy, 1),
+            f"{100 * each.lo:.1f} to {100 * each.hi:.1f}",
+            round(each.best, 3),
+            round(each.rank, 2),
+            each.by_largest_run,
+            *(round(each.best_at[task], 2) for task in tasks),
+        ]
+        for each in ranking.recipes
+    ]
+    return [*columns, *(f"best at {task}" for task in tasks)], rows
+
+
+def orders_sentence(ranking: Ranking, most: int = 3) -> str:
+    """The likeliest orders of the mean, with their probabilities."""
+    text = "; ".join(f"{' > '.join(order)}: {share:.0%}" for order, share in ranking.orders[:most])
+    return f"Probability of each order of the mean: {text}" + ("; ..." if len(ranking.orders) > most else ".")
 
 
 def distance_sentence(prediction: Prediction) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,10 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
+from lmlab.errors import UserError
 from lmlab.methods.ladder.cli import app
 from lmlab.methods.ladder.commands.shared import show
-from lmlab.methods.ladder.config import EstimatorOptions, ForecastOptions, RunsOptions
+from lmlab.methods.ladder.config import DecideOptions, EstimatorOptions, ForecastOptions, RunsOptions
 
 Runs = Annotated[
     Path | None,
@@ -206,13 +208,51 @@ def ablate(
     )
 
 
-@app.command(epilog=example("lmlab ladder compare a.csv b.csv -n 7e9 -d 4T"))
+@app.command(
+    epilog=example(
+        "lmlab ladder decide runs.csv -s 1e9:100B -s 3e9:1T -s 7e9:4T --at-least mean=0.65 --price 2.5",
+        "lmlab ladder decide -c final.json -s 7e9:4T -s 13e9:5T --at-least hellaswag=0.8 --sure 0.9",
+    )
+)
+@with_runs
+@with_preset
+@with_forecast
+@options(DecideOptions, "wanted")
+def decide(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    wanted: DecideOptions,
+    runs: Runs = None,
+    output: Output = None,
+) -> None:
+    """Several models that could be trained side by side: cost, forecast, the probability that each reaches what is
+    wanted, and the cheapest that does.
+    """
+    from lmlab.methods.ladder.analysis.decide import decide as decide_between
+    from lmlab.methods.ladder.analysis.present import decision_rows, decision_sentence
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
+    from lmlab.methods.ladder.tables.target import named_numbers, parse_scenario
+
+    targets = [parse_scenario(each) for each in wanted.scenario]
+    thresholds = named_numbers(wanted.at_least, "--at-least", "TASK=ACCURACY", "hellaswag=0.8")
+    forecaster = fitted(read_runs(runs, data), data, estimator, forecast.seed)
+    decision = decide_between(forecaster, targets, thresholds, wanted.sure, forecast.interval, forecast.seed)
+    columns, rows = decision_rows(decision, wanted)
+    show(columns, rows, output, f"{len(rows)} scenarios, {estimator.settings().name}", asdict(decision))
+    print(decision_sentence(decision, wanted.sure))
+
+
+@app.command(
+    epilog=example(
+        "lmlab ladder compare a.csv b.csv -n 7e9 -d 4T", "lmlab ladder compare a.csv b.csv c.csv -n 7e9 -d 4T"
+    )
+)
 @options(RunsOptions, "data", exclude=("config_path", "drop_bad_rows", "allow_unfinished", "root"))
 @with_preset
 @with_forecast
 def compare(
-    a: Annotated[Path, typer.Argument(help="Run table of one recipe.")],
-    b: Annotated[Path, typer.Argument(help="Run table of the other.")],
+    recipes: Annotated[list[Path], typer.Argument(help="Run tables, one a recipe: two or more.")],
     n: Annotated[float, typer.Option("-n", "--n", help="Parameters of the target.")],
     d: Annotated[str, typer.Option("-d", "--d", help="Its tokens.")],
     data: RunsOptions,
@@ -220,29 +260,31 @@ def compare(
     forecast: ForecastOptions,
     output: Output = None,
 ) -> None:
-    """Which of two recipes will be better at a target, with the probability of it."""
+    """Which of several recipes will be best at a target: of two the difference task by task, of more their order; with
+    probabilities.
+    """
     from lmlab.methods.ladder.analysis.compare import compare as compare_ladders
+    from lmlab.methods.ladder.analysis.decide import rank
+    from lmlab.methods.ladder.analysis.present import DIFFERENCE_COLUMNS, difference_rows, orders_sentence, rank_table
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
     from lmlab.methods.ladder.rungs.plan import parse_length
 
-    one, two = (fitted(read_runs(path), data, estimator, forecast.seed) for path in (a, b))
-    rows = [
-        [
-            each.task,
-            100 * each.a,
-            100 * each.b,
-            100 * each.difference,
-            f"{100 * each.lo:.1f} to {100 * each.hi:.1f}",
-            each.b_better,
-        ]
-        for each in compare_ladders(one, two, n, parse_length(d, n), forecast.interval)
-    ]
-    show(
-        ["task", "A, %", "B, %", "B - A, points", f"{forecast.interval:.0%} interval", "probability that B is better"],
-        rows,
-        output,
-        f"{a} and {b}",
-    )
+    if len(recipes) < 2:
+        raise UserError("A comparison needs two run tables or more.", "lmlab ladder compare a.csv b.csv -n 7e9 -d 4T")
+    if len(set(map(str, recipes))) < len(recipes):
+        raise UserError("A run table is named twice.")
+    tokens = parse_length(d, n)
+    ladders = {str(path): fitted(read_runs(path), data, estimator, forecast.seed) for path in recipes}
+    if len(recipes) == 2:
+        one, two = ladders.values()
+        rows = difference_rows(compare_ladders(one, two, n, tokens, forecast.interval))
+        columns = [each.format(level=f"{forecast.interval:.0%}") for each in DIFFERENCE_COLUMNS]
+        show(columns, rows, output, f"{recipes[0]} and {recipes[1]}")
+        return
+    ranking = rank(ladders, n, tokens, forecast.interval, forecast.seed)
+    columns, rows = rank_table(ranking, forecast.interval)
+    show(columns, rows, output, f"{len(rows)} recipes at N = {n:.4g}, D = {tokens:.4g}", asdict(ranking))
+    print(orders_sentence(ranking))
 
 
 @app.command(

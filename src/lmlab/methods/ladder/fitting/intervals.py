@@ -125,6 +125,21 @@ class Ensemble:
             parts["form"] = (beyond * np.sqrt(form),) * 2
         return Spread(parts)
 
+    def correlations(self, x_3Q: Floats) -> Floats:
+        """How far the errors of all tasks at all places go together, [T Q, T Q]: the correlations of their replicates.
+
+        The same runs, lucky or not, are behind all of them, so that errors do not cancel in a mean as independent ones
+        would. Without replicates they are taken to go together entirely.
+        """
+        size = len(self.tasks) * x_3Q.shape[1]
+        if not self.replicates:
+            return np.ones((size, size))
+        values = logit(self.accuracy(x_3Q, self.replicates)).reshape(-1, size)
+        values = values - values.mean(0)
+        covariance = values.T @ values
+        scale = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
+        return np.asarray(covariance / np.outer(scale, scale))
+
     @property
     def one_size(self) -> bool:
         """Whether all runs are of one size: a law of compute then takes a larger model for a longer training of the

@@ -125,3 +125,40 @@ def target_point(
             )
         return run.n, run.final_tokens, run.flops_per_token, run
     raise UserError("What is to be predicted? Give both -n and -d, or --target.", "For instance: -n 7e9 -d 4T")
+
+
+def parse_scenario(text: str) -> tuple[float, float]:
+    """N and D of `N:D`, as in `7e9:4T` or `1e9:20xC`.
+
+    Raises:
+        UserError: it has another form, or N is not positive.
+    """
+    size, sign, length = text.partition(":")
+    try:
+        n = float(size)
+    except ValueError:
+        sign = ""
+    if not sign or not (n > 0 and math.isfinite(n)):
+        raise UserError(f"'{text}' is not a scenario.", "Write N:D, such as 7e9:4T or 1e9:20xC.")
+    return n, parse_length(length, n)
+
+
+def named_numbers(given: Sequence[str], option: str, form: str, hint: str) -> dict[str, float]:
+    """`NAME=NUMBER` as a mapping.
+
+    Raises:
+        UserError: one has another form, or a name is given twice.
+    """
+    found: dict[str, float] = {}
+    for each in given:
+        name, _, value = each.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name or not math.isfinite(number):
+            raise UserError(f"{option} {each}: write {form}.", f"As in {hint}.")
+        if name in found:
+            raise UserError(f"{option} names '{name}' twice.")
+        found[name] = number
+    return found

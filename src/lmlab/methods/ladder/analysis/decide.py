@@ -1,0 +1,267 @@
+"""From forecasts to a decision: several targets of one ladder side by side, and several recipes in their order.
+
+Both are answered by draws of the accuracies that are forecast. The draws have the widths of the printed intervals, and
+errors go together as those of the fit's replicates do: the same runs, lucky or not, are behind all tasks and all
+targets.
+
+Legend: S draws, T tasks, Q targets, A recipes, K other forms of the law.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.analysis.diagnose import distance
+from lmlab.methods.ladder.fitting.forecast import Forecaster
+from lmlab.methods.ladder.fitting.intervals import at_chance
+from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
+from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.tables.table import Floats
+from lmlab.methods.ladder.tables.tasks import TaskRegistry
+from lmlab.stats import normal_quantile, percentiles
+
+DRAWS = 4000
+MEAN = "mean"  # the mean over all tasks, as a name among those of tasks
+_OWN = ("fit", "run", "curve")  # parts of the uncertainty that two ladders do not share
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One model that could be trained.
+
+    Attributes:
+        n, d: parameters without the input embedding, and tokens.
+        flops: of its training.
+        accuracy, lo, hi: forecast of each task and of the mean over them (`mean`), 0 to 1, with the interval.
+        reaches: for each threshold the probability that it is reached.
+        reaches_all: the probability that all are reached together; None without thresholds.
+        best: the probability that no other scenario has a higher mean.
+        where: whether it lies beyond the ladder, and how far in compute.
+    """
+
+    n: float
+    d: float
+    flops: float
+    accuracy: dict[str, float]
+    lo: dict[str, float]
+    hi: dict[str, float]
+    reaches: dict[str, float]
+    reaches_all: float | None
+    best: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Scenarios in the order given, and the cheapest that reaches all thresholds with the wanted probability."""
+
+    scenarios: tuple[Scenario, ...]
+    choice: int | None
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of several recipes at a target.
+
+    Attributes:
+        accuracy, lo, hi: mean over the tasks, 0 to 1.
+        best: the probability that its mean is the highest.
+        rank: the expected rank, 1 for the best.
+        best_at: for each task the probability that it is the best at it.
+        by_largest_run: its place if recipes are ordered by the mean accuracy of their largest runs, without a law: the
+            baseline that no law has beaten at equal cost elsewhere (Magnusson et al. 2025, arXiv 2504.11393).
+    """
+
+    name: str
+    accuracy: float
+    lo: float
+    hi: float
+    best: float
+    rank: float
+    best_at: dict[str, float]
+    by_largest_run: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Recipes, the likeliest first, and the probability of each order that was drawn, the likeliest first."""
+
+    recipes: tuple[Rank, ...]
+    orders: tuple[tuple[tuple[str, ...], float], ...]
+
+
+def decide(
+    forecaster: Forecaster,
+    targets: Sequence[tuple[float, float]],
+    thresholds: Mapping[str, float] | None = None,
+    sure: float = 0.8,
+    level: float = 0.9,
+    seed: int = 0,
+) -> Decision:
+    """Set several targets of one ladder side by side.
+
+    Arguments:
+        targets: N and D of each.
+        thresholds: accuracies (0 to 1) that are wanted, by the name of a task or `mean`.
+        sure: the probability with which all of them are to be reached.
+        level: of the intervals.
+
+    Raises:
+        UserError: no target, one twice, a threshold out of its range or of a task that was not fitted.
+    """
+    names = [task.name for task in forecaster.tasks]
+    registry = TaskRegistry(forecaster.tasks)
+    wanted = {name if name == MEAN else registry[name].name: value for name, value in (thresholds or {}).items()}
+    if len(wanted) < len(thresholds or {}):
+        raise UserError("Two thresholds name the same task.")
+    for name, value in wanted.items():
+        if not 0 < value < 1:
+            raise UserError(f"The threshold {name}={value} is not between 0 and 1.", "Write 0.65 for 65 %.")
+    if not targets:
+        raise UserError("There is no scenario.", "Name at least one, such as --scenario 7e9:4T.")
+    if len(set(targets)) < len(targets):
+        raise UserError("A scenario is given twice.")
+    if not 0 < sure < 1:
+        raise UserError(f"The probability --sure lies between 0 and 1, not at {sure}.")
+    predictions = [forecaster.predict_all(n, d, level) for n, d in targets]  # also refuses impossible ones
+    x_3Q = np.stack([logs(n, d, forecaster.flops_per_token(n)) for n, d in targets], axis=1)
+    accuracy_STQ = _draws(forecaster, x_3Q, level, seed)
+    mean_SQ = accuracy_STQ.mean(1)
+    low_Q, high_Q = percentiles(mean_SQ, level)
+    best_S = mean_SQ.argmax(1)
+    scenarios = []
+    for q, (n, d) in enumerate(targets):
+        hits = {
+            name: (mean_SQ[:, q] if name == MEAN else accuracy_STQ[:, names.index(name), q]) >= value
+            for name, value in wanted.items()
+        }
+        own = {each.task: each for each in predictions[q]}
+        away = distance(forecaster.ensemble.chains[0].points, x_3Q[:, q])
+        scenarios.append(
+            Scenario(
+                n,
+                d,
+                float(np.exp(x_3Q[2, q])),
+                {name: each.accuracy for name, each in own.items()}
+                | {MEAN: float(np.mean([each.accuracy for each in own.values()]))},
+                {name: each.lo for name, each in own.items()} | {MEAN: float(low_Q[q])},
+                {name: each.hi for name, each in own.items()} | {MEAN: float(high_Q[q])},
+                {name: float(hit.mean()) for name, hit in hits.items()},
+                float(np.all(list(hits.values()), axis=0).mean()) if hits else None,
+                float((best_S == q).mean()),
+                f"{away['kind']}, {away['times_compute']:.3g} x the compute of the largest run",
+            )
+        )
+    fit = [q for q, each in enumerate(scenarios) if each.reaches_all is not None and each.reaches_all >= sure]
+    return Decision(tuple(scenarios), min(fit, key=lambda q: scenarios[q].flops) if fit else None)
+
+
+def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float = 0.9, seed: int = 0) -> Ranking:
+    """Order several recipes at one target.
+
+    Their runs are independent, so that each has draws of its own; what another form of the law would change is drawn
+    once for all, since it moves them together.
+
+    Raises:
+        UserError: fewer than two, different tasks, or the same runs twice.
+    """
+    if len(forecasters) < 2:
+        raise UserError("A ranking needs two recipes or more.")
+    tasks = [tuple(task.name for task in each.tasks) for each in forecasters.values()]
+    if len(set(tasks)) > 1:
+        raise UserError("The ladders were fitted to different tasks.")
+    seen: dict[str, str] = {}
+    for name, each in forecasters.items():
+        digest = each.table.ladder.digest
+        if digest in seen:
+            raise UserError(f"The ladders '{seen[digest]}' and '{name}' are the same.")
+        seen[digest] = name
+    rng = np.random.default_rng(seed)
+    forms = min(len(each.ensemble.forms) for each in forecasters.values())
+    shared_SK = rng.standard_normal((DRAWS, forms))
+    names, points, values = list(forecasters), [], []
+    for each in forecasters.values():
+        x_3Q = logs(n, d, each.flops_per_token(n))[:, None]
+        point_T = logit(each.ensemble.accuracy(x_3Q)[0, :, 0])
+        spread = each.ensemble.spread(x_3Q).parts
+        own = [spread[name] for name in _OWN if name in spread]
+        below, above = (np.sqrt(np.sum([part[side][:, 0] ** 2 for part in own], axis=0)) for side in (0, 1))
+        z_ST = rng.standard_normal((DRAWS, len(point_T))) @ _root(each.ensemble.correlations(x_3Q)).T
+        scale = _scale(each, level)
+        drawn = point_T + scale * z_ST * np.where(z_ST < 0, below, above)
+        if forms:
+            moved = [logit(form.accuracy(x_3Q)[0, :, 0]) - point_T for form in each.ensemble.forms[:forms]]
+            drawn = drawn + shared_SK @ np.array(moved) / np.sqrt(forms)
+        points.append(inverse_logit(point_T))
+        values.append(inverse_logit(drawn))
+    value_AST = np.array(values)
+    mean_AS = value_AST.mean(2)
+    order_SA = (-mean_AS.T).argsort(axis=1, kind="stable")
+    place_SA = order_SA.argsort(axis=1)
+    best_TA = np.array([np.bincount(column, minlength=len(names)) for column in value_AST.argmax(0).T]) / DRAWS
+    low, high = percentiles(mean_AS.T, level)
+    largest = [_largest_mean(each) for each in forecasters.values()]
+    rows = [
+        Rank(
+            name,
+            float(points[a].mean()),
+            float(low[a]),
+            float(high[a]),
+            float((order_SA[:, 0] == a).mean()),
+            float(place_SA[:, a].mean() + 1),
+            {task: float(best_TA[t, a]) for t, task in enumerate(tasks[0])},
+            1 + sum(value > largest[a] for value in largest),
+        )
+        for a, name in enumerate(names)
+    ]
+    counted = Counter(map(tuple, order_SA.tolist()))
+    orders = tuple(
+        (tuple(names[a] for a in order), count / DRAWS)
+        for order, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    )
+    return Ranking(tuple(sorted(rows, key=lambda row: row.rank)), orders)
+
+
+def _draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floats:
+    """Accuracies at several targets, [S, T, Q], as wide as the printed intervals."""
+    tasks, places = len(forecaster.tasks), x_3Q.shape[1]
+    point_TQ = logit(forecaster.ensemble.accuracy(x_3Q)[0])
+    sides = []
+    for q in range(places):
+        away = distance(forecaster.ensemble.chains[0].points, x_3Q[:, q])
+        beyond = forecaster.calibration.beyond(np.log(away["times_compute"])) if forecaster.calibration else 1.0
+        sides.append([side[:, 0] for side in forecaster.ensemble.spread(x_3Q[:, q : q + 1], beyond).total])
+    below_TQ, above_TQ = (np.stack([each[side] for each in sides], axis=1) for side in (0, 1))
+    root = _root(forecaster.ensemble.correlations(x_3Q))
+    z_STQ = (np.random.default_rng(seed).standard_normal((DRAWS, tasks * places)) @ root.T).reshape(-1, tasks, places)
+    scale_T = _scale(forecaster, level)[:, None]
+    return inverse_logit(point_TQ + scale_T * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
+
+
+def _scale(forecaster: Forecaster, level: float) -> Floats:
+    """What standard deviations are multiplied by so that a share `level` lies inside the printed interval, [T]."""
+    normal = normal_quantile(level)
+    calibrated = forecaster.calibration.factor(level) if forecaster.calibration else normal
+    chance_T = at_chance(forecaster.ensemble.chains[0])
+    return np.where(chance_T, max(calibrated, normal), calibrated) / normal
+
+
+def _root(correlation: Floats) -> Floats:
+    """A square root; of fewer replicates than errors the matrix is singular, so by its eigenvalues."""
+    values, vectors = np.linalg.eigh(correlation)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    return np.asarray(root / np.sqrt(np.maximum((root**2).sum(1, keepdims=True), 1e-30)))
+
+
+def _largest_mean(forecaster: Forecaster) -> float:
+    """Mean accuracy over the tasks of the run with the most compute."""
+    run = max(forecaster.table.ladder, key=lambda each: each.flops)
+    member = forecaster.ensemble.settings.members[0]
+    return float(
+        np.mean([run.final_value(run.accuracy(task, member.variant), member.last) for task in forecaster.tasks])
+    )

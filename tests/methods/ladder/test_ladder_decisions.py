@@ -1,0 +1,111 @@
+"""Several targets side by side, several recipes in their order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
+from lmlab.methods.ladder.analysis.decide import _draws
+from lmlab.methods.ladder.fitting.points import logs
+
+_CHAIN = TwoStepSettings(delta=None)
+
+
+@pytest.fixture(scope="module")
+def forecaster(synthetic):
+    table, tasks = synthetic(2, 0.003)
+    return TwoStep(_CHAIN, 64).fit(table, tasks, calibrated=False)
+
+
+def _shifted(table: RunTable, loss: float, accuracy: float) -> RunTable:
+    """A recipe that is better by so much in all runs."""
+    return RunTable(
+        tuple(
+            replace(
+                run,
+                metrics={
+                    name: values - loss if name.startswith("loss") else np.clip(values + accuracy, 0, 1)
+                    for name, values in run.metrics.items()
+                },
+            )
+            for run in table
+        )
+    )
+
+
+def test_draws_are_as_wide_as_the_printed_intervals(forecaster):
+    x_3Q = np.stack([logs(3e9, 1e12, None), logs(7e9, 4e12, None)], axis=1)
+    accuracy_STQ = _draws(forecaster, x_3Q, 0.9, 0)
+    for q, (n, d) in enumerate(((3e9, 1e12), (7e9, 4e12))):
+        for t, each in enumerate(forecaster.predict_all(n, d, 0.9)):
+            low, middle, high = np.quantile(accuracy_STQ[:, t, q], (0.05, 0.5, 0.95))
+            width = each.hi - each.lo
+            assert low == pytest.approx(each.lo, abs=0.06 * width)
+            assert high == pytest.approx(each.hi, abs=0.06 * width)
+            assert middle == pytest.approx(each.accuracy, abs=0.05 * width)
+    # One ladder is behind both targets: what it misjudges at one it misjudges at the other.
+    assert np.corrcoef(accuracy_STQ[:, 0, 0], accuracy_STQ[:, 0, 1])[0, 1] > 0.8
+
+
+def test_a_threshold_at_the_forecast_is_reached_half_of_the_time_and_the_cheapest_is_chosen(forecaster):
+    targets = [(7e9, 4e12), (3e9, 1e12), (1.3e9, 2e11)]
+    middle = forecaster.predict_all(*targets[1])
+    decision = decide(forecaster, targets, {"task0": middle[0].accuracy, "task1": middle[1].lo})
+    large, medium, small = decision.scenarios
+    assert medium.reaches["task0"] == pytest.approx(0.5, abs=0.05)
+    assert medium.reaches["task1"] == pytest.approx(0.95, abs=0.03)
+    assert medium.reaches_all <= medium.reaches["task0"]
+    assert large.reaches_all > medium.reaches_all > small.reaches_all
+    assert decision.choice == 0
+    assert sum(each.best for each in decision.scenarios) == pytest.approx(1)
+    assert large.best > 0.9
+    assert decide(forecaster, targets, {"task0": middle[0].accuracy}, sure=0.3).choice == 1
+    assert decide(forecaster, targets, {"mean": 0.9999}).choice is None
+    assert decide(forecaster, targets).scenarios[0].reaches_all is None
+    widths = [(each.hi["mean"] - each.lo["mean"]) for each in decision.scenarios]
+    assert widths[0] > widths[1] > widths[2]  # farther is less sure
+
+
+@pytest.mark.parametrize(
+    ("targets", "thresholds", "message"),
+    [
+        ([], {}, "no scenario"),
+        ([(1e9, 1e11), (1e9, 1e11)], {}, "twice"),
+        ([(1e9, 1e11)], {"nope": 0.5}, "no task 'nope'"),
+        ([(1e9, 1e11)], {"mean": 65.0}, "0.65 for 65 %"),
+        ([(float("nan"), 1e11)], {}, "positive number of parameters"),
+    ],
+)
+def test_impossible_decisions_are_refused_by_name(forecaster, targets, thresholds, message):
+    with pytest.raises(UserError, match=message):
+        decide(forecaster, targets, thresholds)
+
+
+def test_recipes_are_ordered_as_they_are_and_two_as_their_comparison_says(synthetic):
+    table, tasks = synthetic(2, 0.003, seed=1)
+    tables = {
+        "plain": table,
+        "best": _shifted(synthetic(2, 0.003, seed=2)[0], 0.05, 0.06),
+        "better": _shifted(synthetic(2, 0.003, seed=3)[0], 0.02, 0.025),
+    }
+    fitted = {name: TwoStep(_CHAIN, 64).fit(each, tasks, calibrated=False) for name, each in tables.items()}
+    ranking = rank(fitted, 3e9, 3e11)
+    assert [each.name for each in ranking.recipes] == ["best", "better", "plain"]
+    assert ranking.orders[0][0] == ("best", "better", "plain")
+    assert sum(share for _, share in ranking.orders) == pytest.approx(1)
+    assert sum(each.best for each in ranking.recipes) == pytest.approx(1)
+    assert [each.by_largest_run for each in ranking.recipes] == [1, 2, 3]
+    for task in ("task0", "task1"):
+        assert sum(each.best_at[task] for each in ranking.recipes) == pytest.approx(1)
+    pair = rank({name: fitted[name] for name in ("plain", "better")}, 7e9, 4e12)
+    mean = compare(fitted["plain"], fitted["better"], 7e9, 4e12)[-1]
+    better = next(each for each in pair.recipes if each.name == "better")
+    assert better.best == pytest.approx(mean.b_better, abs=0.06)
+    with pytest.raises(UserError, match="are the same"):
+        rank({"a": fitted["plain"], "b": fitted["plain"]}, 3e9, 3e11)
+    with pytest.raises(UserError, match="two recipes"):
+        rank({"a": fitted["plain"]}, 3e9, 3e11)
