@@ -194,6 +194,10 @@ def test_two_recipes_are_compared_and_the_better_one_is_named(lmlab, synthetic, 
     assert json.loads(out.read_text())[0]["probability that B is better"] > 0.9
     same = lmlab("ladder", "compare", tmp_path / "a.csv", tmp_path / "a.csv", *target)
     assert same.code == 2
+    assert "A run table is named twice" in same.err
+    write_table(table, tmp_path / "copy.csv")
+    same = lmlab("ladder", "compare", tmp_path / "a.csv", tmp_path / "copy.csv", *target)
+    assert same.code == 2
     assert "The two ladders are the same" in same.err
 
 
@@ -271,3 +275,36 @@ def test_what_is_asked_for_must_be_said(lmlab, config, folder):
     assert "Give both -n and -d" in lmlab("ladder", "predict", config, "--root", folder, "-n", "7e9").err
     assert "is not a length" in lmlab("ladder", "predict", config, "--root", folder, "-n", "7e9", "-d", "many").err
     assert "no task 'helaswag'" in lmlab("ladder", "fit", config, "--root", folder, "-k", "helaswag").err
+
+
+def test_scenarios_recipes_and_a_run_under_way_from_the_command_line(lmlab, synthetic, tmp_path):
+    from lmlab.methods.ladder import write_table
+
+    (tmp_path / "tasks.toml").write_text('[one]\nloss_keys = ["loss0"]\naccuracy_keys = ["acc0"]\nchance = 0.25\n')
+    for seed in range(3):
+        write_table(synthetic(1, 0.003, seed=seed)[0], tmp_path / f"{seed}.csv")
+    common = ("--task-file", tmp_path / "tasks.toml", "--preset", "paper")
+    scenarios = ("-s", "3e9:20xC", "-s", "7e9:4T", "--at-least", "one=0.6", "--at-least", "mean=0.6", "--price", "2")
+    done = lmlab("ladder", "decide", tmp_path / "0.csv", *scenarios, *common, "-o", tmp_path / "d.json")
+    assert done.code == 0, done.err
+    assert "The cheapest that reaches what is wanted" in done.out
+    decision = json.loads((tmp_path / "d.json").read_text())
+    assert len(decision["scenarios"]) == 2 and set(decision["scenarios"][0]["reaches"]) == {"one", "mean"}
+    assert "price" in done.out
+    three = [tmp_path / f"{seed}.csv" for seed in range(3)]
+    done = lmlab("ladder", "compare", *three, "-n", "3e9", "-d", "20xC", *common)
+    assert done.code == 0, done.err
+    assert "Probability of each order" in done.out
+    done = lmlab("ladder", "follow", tmp_path / "0.csv", "--run", "1279M-10xC", "--at", "0.6", *common)
+    assert done.code == 0, done.err
+    assert "after 60% of its tokens" in done.out and "is not known" in done.out
+    for wrong, message in (
+        (("decide", tmp_path / "0.csv", *common), "There is no scenario"),
+        (("decide", tmp_path / "0.csv", "-s", "7e9", *common), "Write N:D"),
+        (("decide", tmp_path / "0.csv", "-s", "7e9:4T", "--at-least", "one", *common), "TASK=ACCURACY"),
+        (("compare", tmp_path / "0.csv", "-n", "3e9", "-d", "1T", *common), "two run tables or more"),
+        (("compare", three[0], three[0], three[1], "-n", "3e9", "-d", "1T", *common), "named twice"),
+        (("follow", tmp_path / "0.csv", "--run", "nope", *common), "no run 'nope'"),
+    ):
+        done = lmlab("ladder", *wrong)
+        assert done.code == 2 and message in done.err, done.err

@@ -10,6 +10,7 @@ import pytest
 from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
 from lmlab.methods.ladder.analysis.decide import _draws
+from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
 from lmlab.methods.ladder.fitting.points import logs
 
 _CHAIN = TwoStepSettings(delta=None)
@@ -109,3 +110,80 @@ def test_recipes_are_ordered_as_they_are_and_two_as_their_comparison_says(synthe
         rank({"a": fitted["plain"], "b": fitted["plain"]}, 3e9, 3e11)
     with pytest.raises(UserError, match="two recipes"):
         rank({"a": fitted["plain"]}, 3e9, 3e11)
+
+
+def _with_luck(table: RunTable, seed: int) -> RunTable:
+    """The same runs as they are on the way: above the law by an excess that fades with the learning rate."""
+    rng = np.random.default_rng(seed)
+    runs = []
+    for run in table:
+        share = run.tokens / run.final_tokens
+        excess = 0.04 * (1 - share) * (1 + 0.1 * rng.standard_normal())
+        metrics = {name: values + (name.startswith("loss")) * excess for name, values in run.metrics.items()}
+        peak = 1e-3
+        rate = peak * (0.1 + 0.45 * (1 + np.cos(np.pi * share)))
+        runs.append(replace(run, metrics=metrics, lr=rate, lr_peak=peak, planned_tokens=run.final_tokens))
+    return RunTable(tuple(runs))
+
+
+def test_a_run_under_way_is_forecast_better_than_by_the_ladder_alone(published, main_tasks):
+    """The published ladder's 1B-10xC, from the three smaller sizes: halfway, its end is known twice as well."""
+    small = RunTable(tuple(run for run in published.ladder if run.size != "1.3B" and not run.name.startswith("1B")))
+    whole = published["1B-10xC"]
+    forecaster = TwoStep("paper", 60).fit(small, main_tasks, calibrated=False)
+    actual = np.array([whole.final_value(whole.accuracy(task), 5) for task in main_tasks])
+    errors, widths = {}, {}
+    for share in (0.3, 0.6, 0.9):
+        found = follow(forecaster, cut_off(whole, share), whole.final_tokens)
+        errors[share] = np.abs(np.array([each.accuracy for each in found]) - actual).mean()
+        widths[share] = np.mean([each.hi - each.lo for each in found])
+        alone = np.abs(np.array([each.ladder_accuracy for each in found]) - actual).mean()
+        assert [each.ladder_accuracy for each in found] == [
+            each.accuracy for each in forecaster.predict_all(whole.n, whole.final_tokens, 0.9, whole.flops_per_token)
+        ]
+    assert errors[0.6] < 0.6 * alone and errors[0.9] < errors[0.6]
+    assert widths[0.9] < widths[0.6] < widths[0.3]
+    assert without_run(published, "1B-10xC").ladder.runs == tuple(
+        run for run in published.ladder if run.name != "1B-10xC"
+    )
+
+
+def test_the_luck_of_a_run_is_found_and_what_is_usual_is_not_taken_for_it(synthetic):
+    table, tasks = synthetic(1, 0.003, seed=4)
+    table = _with_luck(table, 0)
+    ladder = RunTable(tuple(run for run in table if run.n < 1e9))
+    forecaster = TwoStep(_CHAIN, 64).fit(ladder, tasks, calibrated=False)
+    run = table["1279M-10xC"]
+    plain = follow(forecaster, cut_off(run, 0.7))[0]
+    end = run.final_value(run.intermediate(tasks[0], "bpb"), 5)
+    assert plain.loss == pytest.approx(end, rel=0.006)  # without what is usual it would be 1.5 % too high
+    worse = replace(run, metrics=dict(run.metrics) | {"loss0": run.metrics["loss0"] * 1.05})
+    moved = follow(forecaster, cut_off(worse, 0.7))[0]
+    assert moved.loss / plain.loss == pytest.approx(1 + 0.05 * plain.weight, abs=0.004)
+    assert moved.accuracy < plain.accuracy and plain.weight > 0.5
+    assert moved.own_curve / plain.own_curve == pytest.approx(1.05, abs=0.01)
+
+
+def test_runs_that_cannot_be_followed_are_refused_by_name(synthetic):
+    table, tasks = synthetic(1, 0.003, seed=4)
+    table = _with_luck(table, 0)
+    ladder = RunTable(tuple(run for run in table if run.n < 1e9))
+    forecaster = TwoStep(_CHAIN, 8).fit(ladder, tasks, calibrated=False)
+    run = table["1279M-10xC"]
+    half = cut_off(run, 0.5)
+    for each, d, message in (
+        (run, None, "it is finished"),
+        (cut_off(run, 0.1), None, "says nothing of its end"),
+        (replace(half, planned_tokens=None), None, "is not known"),
+        (replace(half, n=float("nan")), None, "number of parameters"),
+        (half, half.final_tokens * 1.2, "their schedules differ"),
+        (ladder.runs[0], None, "part of the ladder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            follow(forecaster, each, d)
+    rare = RunTable(tuple(each.keep(np.array([len(each) - 1])) for each in ladder))
+    few = TwoStep(_CHAIN, 8).fit(rare, tasks, calibrated=False)
+    with pytest.raises(UserError, match="Only 0 runs of the ladder were measured"):
+        follow(few, half)
+    with pytest.raises(UserError, match="between 0 and 1"):
+        cut_off(run, 1.0)

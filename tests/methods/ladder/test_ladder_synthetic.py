@@ -117,3 +117,10 @@ def test_the_same_seed_gives_the_same_intervals(synthetic):
     assert one == two
     assert (one[0].lo, one[0].hi) != (other[0].lo, other[0].hi)
     assert one[0].accuracy == other[0].accuracy
+
+
+def test_runs_that_were_measured_once_are_fitted(synthetic):
+    """Leaving out the beginning of a run leaves its end."""
+    table, tasks = synthetic(1, checkpoints=1)
+    prediction = TwoStep("paper", 0).fit(table, tasks, calibrated=False).predict(3e9, 3e11)
+    assert prediction.accuracy == pytest.approx(true_accuracy(true_loss(3e9, 3e11)), abs=0.01)

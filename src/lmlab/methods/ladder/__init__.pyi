@@ -3,6 +3,7 @@ from .analysis.backtest import Split, SplitResult, backtest, score, splits
 from .analysis.compare import Difference, compare
 from .analysis.decide import Decision, Rank, Ranking, Scenario, decide, rank
 from .analysis.design import compute_optimal
+from .analysis.follow import Followed, follow
 from .analysis.next_run import NextRun, next_runs
 from .analysis.variance import Noise, variance
 from .config import PRESETS, EstimatorOptions, EstimatorSettings, LadderPlan, RunsOptions, TwoStepSettings, preset
@@ -28,6 +29,7 @@ __all__ = [
     "Difference",
     "EstimatorOptions",
     "EstimatorSettings",
+    "Followed",
     "Forecaster",
     "LadderPlan",
     "LossLaw",
@@ -58,6 +60,7 @@ __all__ = [
     "decide",
     "fit_chain",
     "flops_per_token",
+    "follow",
     "logs",
     "mean_logit",
     "next_runs",

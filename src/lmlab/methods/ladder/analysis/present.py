@@ -12,6 +12,7 @@ import numpy as np
 from lmlab.methods.ladder.analysis.compare import Difference
 from lmlab.methods.ladder.analysis.decide import Decision, Ranking
 from lmlab.methods.ladder.analysis.diagnose import formula, name_of, units
+from lmlab.methods.ladder.analysis.follow import Followed
 from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, variance
 from lmlab.methods.ladder.config import DecideOptions, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
@@ -161,6 +162,44 @@ def decision_sentence(decision: Decision, sure: float) -> str:
         f"The cheapest that reaches what is wanted with a probability of at least {sure:.0%}: N = {chosen.n:.4g}, D ="
         f" {chosen.d:.4g} ({chosen.flops:.4g} FLOPs), with {chosen.reaches_all:.0%}."
     )
+
+
+FOLLOWED_COLUMNS = [
+    "task",
+    "accuracy at its end, %",
+    "from",
+    "to",
+    "by the ladder alone, %",
+    "from ",
+    "to ",
+    "loss",
+    "loss from",
+    "loss to",
+    "by its own curve",
+    "unit",
+    "weight of the run",
+]
+
+
+def followed_rows(forecaster: Forecaster, found: Sequence[Followed]) -> list[list[Any]]:
+    """Rows for `FOLLOWED_COLUMNS`, and the means."""
+    rows: list[list[Any]] = [
+        [
+            task.title,
+            *(round(100 * value, 1) for value in (each.accuracy, each.lo, each.hi)),
+            *(round(100 * value, 1) for value in (each.ladder_accuracy, each.ladder_lo, each.ladder_hi)),
+            *(_four_digits(value) for value in (each.loss, each.loss_lo, each.loss_hi, each.own_curve)),
+            each.unit or None,
+            round(each.weight, 2),
+        ]
+        for task, each in zip(forecaster.tasks, found, strict=True)
+    ]
+    if len(found) > 1:
+        own, alone = (
+            float(np.mean([getattr(each, name) for each in found])) for name in ("accuracy", "ladder_accuracy")
+        )
+        rows.append(["mean", round(100 * own, 1), None, None, round(100 * alone, 1), *(None,) * 8])
+    return rows
 
 
 def rank_table(ranking: Ranking, level: float) -> tuple[list[str], list[list[Any]]]:

@@ -289,6 +289,50 @@ def compare(
 
 @app.command(
     epilog=example(
+        "lmlab ladder follow runs.csv --run 7B-4T -d 4T",
+        "lmlab ladder follow runs.csv --run 1B-10xC --at 0.5",
+    )
+)
+@with_runs
+@with_preset
+@with_forecast
+def follow(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    run: Annotated[str, typer.Option("--run", help="The run under way: its name in the table.")],
+    runs: Runs = None,
+    d: Annotated[
+        str | None, typer.Option("-d", "--d", help="Tokens at its end; default: what is planned.", show_default=False)
+    ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(help="Look back: as if only this share of a finished run had been seen.", show_default=False),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Forecast the end of a run under way, from smaller finished runs and from what it has shown so far."""
+    from lmlab.methods.ladder.analysis.follow import cut_off, without_run
+    from lmlab.methods.ladder.analysis.follow import follow as follow_run
+    from lmlab.methods.ladder.analysis.present import FOLLOWED_COLUMNS, followed_rows
+    from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
+    from lmlab.methods.ladder.rungs.plan import parse_length
+
+    table = read_runs(runs, data)
+    under_way = table[run]
+    end = parse_length(d, under_way.n) if d is not None else None
+    if at is not None:
+        under_way, end = cut_off(under_way, at), end or under_way.final_tokens
+    forecaster = fitted(without_run(table, run), data, estimator, forecast.seed)
+    found = follow_run(forecaster, under_way, end, forecast.interval)
+    title = f"{run} after {found[0].seen:.0%} of its tokens, {estimator.settings().name}"
+    show(FOLLOWED_COLUMNS, followed_rows(forecaster, found), output, title, [asdict(each) for each in found])
+    if under_way.lr is None:
+        print(f"The learning rate of '{run}' is not known: it is taken to decay as those of the ladder's runs did.")
+
+
+@app.command(
+    epilog=example(
         "lmlab ladder report runs.csv -n 7e9 -d 4T -o report.html",
         "lmlab ladder report -c final.json -t 7B-4T -o out/report.html",
     )

@@ -184,7 +184,8 @@ def _repeats(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _skipped(run: Run, settings: TwoStepSettings) -> int:
-    return math.ceil(settings.skip * len(run))
+    """Checkpoints at a run's beginning that are left out; its last one stays, also where it is the only one."""
+    return min(math.ceil(settings.skip * len(run)), len(run) - 1)
 
 
 def _checkpoints(

@@ -1,0 +1,334 @@
+"""Forecast of a run under way: the ladder's forecast, moved by what the run has shown so far.
+
+The ladder's laws are those of finished runs; a run whose learning rate has not decayed lies above them. How far, its
+finished runs tell: at the same share of their tokens they lay above the law by some excess, at their end they lie
+beside it by their own luck. So a run under way shows its own luck, and any error of the law at its size, as its excess
+over what is usual at this share. That is an observation with the spread of the ladder's runs among themselves; the
+ladder's forecast is the prior with the spread of its interval; the forecast is the mean of both, weighted by their
+precision (a normal prior and a normal observation). Where the run's accuracies lie beside the second step's curve is
+used in the same way.
+
+Legend: T tasks, R runs of the ladder, M chains.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.analysis.diagnose import distance, units
+from lmlab.methods.ladder.fitting.forecast import Forecaster
+from lmlab.methods.ladder.fitting.intervals import Ensemble
+from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
+from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
+from lmlab.stats import normal_quantile
+
+_WINDOW = 0.15  # of a run's tokens: its newest checkpoints, which are averaged
+_EARLIEST = 0.2  # the share before which warm-up and the first fall say nothing of the end
+_FEWEST = 4  # runs of the ladder, to know what is usual and how it varies
+_SAME_RATE = 0.1  # of the peak
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The forecast of one task at the end of a run.
+
+    Attributes:
+        seen: the share of its tokens that it has seen.
+        accuracy, lo, hi: of the end, 0 to 1, with an interval.
+        ladder_accuracy, ladder_lo, ladder_hi: by the ladder alone, without the run.
+        loss, loss_lo, loss_hi: the quantity of the first chain that has one, in `unit`; None without such a chain.
+        own_curve: the same by the run's own points alone, B / D^beta + E, with its learning rate where it is known.
+        weight: of the run against the ladder, 0 to 1: mean over the chains.
+    """
+
+    task: str
+    seen: float
+    accuracy: float
+    lo: float
+    hi: float
+    ladder_accuracy: float
+    ladder_lo: float
+    ladder_hi: float
+    loss: float | None
+    loss_lo: float | None
+    loss_hi: float | None
+    unit: str
+    own_curve: float | None
+    weight: float
+
+
+def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: float = 0.9) -> list[Followed]:
+    """Forecast the end of a run from the ladder and from what it has shown.
+
+    Arguments:
+        forecaster: of a ladder without this run, whose runs have the same schedule.
+        run: its checkpoints so far.
+        d: tokens at its end; by default what is planned.
+
+    Raises:
+        UserError: nobody knows its end, it is finished, it has hardly begun, its learning rate goes another way than
+            those of the ladder's runs, or it is one of them.
+    """
+    end = d or run.planned_tokens
+    if not end:
+        raise UserError(f"Where the run '{run.name}' is to end is not known.", "Give its tokens with -d.")
+    if not (math.isfinite(run.n) and run.n > 0):
+        raise UserError(f"The number of parameters of '{run.name}' is not known.", "Add the column n to the table.")
+    if run.name in forecaster.fitted_runs:
+        raise UserError(f"The run '{run.name}' is part of the ladder that is to forecast it.")
+    seen = run.final_tokens / end
+    if seen >= 1 - 1e-9:
+        raise UserError(f"The run '{run.name}' has seen {run.final_tokens:.4g} of {end:.4g} tokens: it is finished.")
+    if seen < _EARLIEST:
+        raise UserError(
+            f"The run '{run.name}' has seen {seen:.1%} of its tokens; before {_EARLIEST:.0%} it says nothing of its"
+            " end.",
+            "Take lmlab ladder predict, which goes by the ladder alone.",
+        )
+    ladder = _comparable(forecaster, run, seen)
+    ensemble = forecaster.ensemble
+    x_3Q = logs(run.n, end, run.flops_per_token or forecaster.flops_per_token(run.n))[:, None]
+    before = forecaster.predict_all(run.n, end, level, run.flops_per_token)
+    away = distance(ensemble.chains[0].points, x_3Q[:, 0])
+    beyond = forecaster.calibration.beyond(math.log(away["times_compute"])) if forecaster.calibration else 1.0
+    moved: list[Floats] = []
+    weights_MT, left_MT = [], []
+    loss_rows = None
+    for member, settings in enumerate(ensemble.settings.members):
+        if not settings.chained:
+            continue
+        point_T, sd_T = (each[:, 0] for each in ensemble.log_loss(member, x_3Q, beyond))
+        usual_T, spread_T = _usual(ensemble, member, ladder, seen)
+        own_T = _excess(ensemble, member, run, seen, end) - usual_T
+        weight_T = sd_T**2 / (sd_T**2 + spread_T**2)
+        weights_MT.append(weight_T)
+        left_MT.append(np.sqrt(1 - weight_T))
+        shift_T = weight_T * own_T
+        chain = ensemble.chains[member]
+        plain = chain.loss(x_3Q)
+        moved.append(
+            logit(chain.accuracy_of(plain * np.exp(shift_T)[None, :, None])[0, :, 0])
+            - logit(chain.accuracy_of(plain)[0, :, 0])
+        )
+        if loss_rows is None:
+            calibration = forecaster.calibration.losses.get(member) if forecaster.calibration else None
+            reach = calibration.factor(level) if calibration else normal_quantile(level)
+            middle = point_T + shift_T
+            width = reach * sd_T * left_MT[-1]
+            loss_rows = (np.exp(middle), np.exp(middle - width), np.exp(middle + width), units(settings.x), settings.x)
+    if not moved:
+        raise UserError("The estimator has no quantity between its steps, which a run under way could show.")
+    # A chain without such a quantity is moved as far as the others are.
+    aside_T, aside_left_T = _beside_the_curve(ensemble, ladder, run, seen, end)
+    middle_T = logit(np.array([each.accuracy for each in before])) + np.mean(moved, axis=0) + aside_T
+    law_left_T = np.mean(left_MT, axis=0)
+    spread = ensemble.spread(x_3Q, beyond).parts
+    below, above = (
+        np.sqrt(
+            sum(
+                (part[side][:, 0] * (aside_left_T if name == "curve" else law_left_T)) ** 2
+                for name, part in spread.items()
+            )
+        )
+        for side in (0, 1)
+    )
+    whole = ensemble.spread(x_3Q, beyond).total
+    rows = []
+    for t, (task, each) in enumerate(zip(forecaster.tasks, before, strict=True)):
+        # The printed interval of the ladder's forecast, narrowed by as much as its standard deviation.
+        down = (logit(np.array(each.accuracy)) - logit(np.array(each.lo))) * below[t] / whole[0][t, 0]
+        up = (logit(np.array(each.hi)) - logit(np.array(each.accuracy))) * above[t] / whole[1][t, 0]
+        value, lo, hi = map(float, inverse_logit(middle_T[t] + np.array([0.0, -float(down), float(up)])))
+        loss, loss_lo, loss_hi = (None if loss_rows is None else float(loss_rows[side][t]) for side in range(3))
+        rows.append(
+            Followed(
+                task.name,
+                seen,
+                value,
+                lo,
+                hi,
+                each.accuracy,
+                each.lo,
+                each.hi,
+                loss,
+                loss_lo,
+                loss_hi,
+                "" if loss_rows is None else loss_rows[3],
+                None if loss_rows is None else own_curve(run, run.intermediate(task, loss_rows[4]), end),
+                float(np.mean([weight[t] for weight in weights_MT])),
+            )
+        )
+    return rows
+
+
+def without_run(table: RunTable, name: str) -> RunTable:
+    """The ladder without a run that it is to forecast, and without runs of its size that are as long or longer: they
+    would not be there yet.
+    """
+    run = table[name]
+    later = [each.name for each in table if each.n == run.n and each.final_tokens >= 0.98 * run.final_tokens]
+    return table.where(without=[name, *later])
+
+
+def cut_off(run: Run, share: float) -> Run:
+    """The run as it was when it had seen a share of its tokens.
+
+    Raises:
+        UserError: the share is not between 0 and 1, or nothing was measured before it.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"The share --at lies between 0 and 1, not at {share}.")
+    keep = run.tokens <= share * run.final_tokens
+    if not keep.any():
+        raise UserError(f"The run '{run.name}' was not measured before {share:.0%} of its tokens.")
+    return run.keep(keep)
+
+
+def own_curve(run: Run, values: Floats, d: float) -> float | None:
+    """A loss at the end of a run by its own points alone: B / D^beta + E - F (1 - h), h the learning rate over its peak
+    (Bhagia et al.'s code and others use such a term); without known rates F is 0. None of fewer than six points.
+
+    Arguments:
+        values: [K] the loss at each checkpoint.
+        d: tokens at the end, where the rate is taken to be a tenth of its peak.
+    """
+    from scipy.optimize import least_squares
+
+    keep = run.tokens > 0.05 * d
+    y, x = values[keep], run.tokens[keep] / d
+    if len(y) < 6 or not (y > 0).all():
+        return None
+    known = run.lr is not None and bool(run.lr_peak)
+    rate = run.lr[keep] / run.lr_peak if known and run.lr is not None and run.lr_peak else np.ones(len(y))
+
+    def law(p: Floats, x: Floats, h: Floats) -> Floats:
+        return np.maximum(p[0] + np.exp(p[1]) * x ** -p[2] - p[3] * (1 - h), 1e-6)
+
+    most = 1.0 if known else 1e-12
+    found = least_squares(
+        lambda p: np.log(law(p, x, rate)) - np.log(y),
+        [0.7 * y[-1], math.log(0.2 * y[-1]), 0.3, min(0.02, most / 2)],
+        bounds=([0.0, -12.0, 0.02, 0.0], [np.inf, 12.0, 1.5, most]),
+    )
+    return float(law(found.x, np.ones(1), np.full(1, 0.1 if known else 1.0))[0])
+
+
+def _comparable(forecaster: Forecaster, run: Run, seen: float) -> list[Run]:
+    """The fitted runs of the ladder that show what is usual at this share.
+
+    Raises:
+        UserError: too few, or their learning rates go another way.
+    """
+    found = [each for each in forecaster.table.ladder if each.name in forecaster.fitted_runs]
+    found = [each for each in found if _window(each, seen, each.final_tokens).any()]
+    if len(found) < _FEWEST:
+        raise UserError(
+            f"Only {len(found)} runs of the ladder were measured at {seen:.0%} of their tokens; {_FEWEST} are needed to"
+            " know what is usual there.",
+            "Measure runs more often, or take lmlab ladder predict.",
+        )
+    rates = [_rate(each, seen, each.final_tokens) for each in found]
+    known = [rate for rate in rates if rate is not None]
+    own = _rate(run, seen, run.final_tokens / seen)
+    if own is not None and known and abs(own - float(np.median(known))) > _SAME_RATE:
+        raise UserError(
+            f"The learning rate of '{run.name}' stands at {own:.0%} of its peak, those of the ladder's runs stood at"
+            f" {np.median(known):.0%} at the same share of their tokens: their schedules differ.",
+            "Correct -d if the run is to end elsewhere.",
+        )
+    return found
+
+
+def _window(run: Run, seen: float, end: float) -> NDArray[np.bool_]:
+    """Which checkpoints lie in the window that ends at a share of the run, [K]."""
+    share = run.tokens / end
+    return np.asarray((share > seen - _WINDOW) & (share <= seen * (1 + 1e-9)))
+
+
+def _rate(run: Run, seen: float, end: float) -> float | None:
+    """Mean learning rate in the window over its peak."""
+    if run.lr is None or not run.lr_peak:
+        return None
+    return float(run.lr[_window(run, seen, end)].mean() / run.lr_peak)
+
+
+def _log_law(ensemble: Ensemble, member: int, run: Run, tokens: Floats) -> Floats:
+    """The law's value at some lengths of a run, [T, K]."""
+    ratio = run.flops_per_token or 6 * run.n
+    x_3K = np.log(np.stack([np.full(len(tokens), run.n), tokens, ratio * tokens]))
+    chain = ensemble.chains[member]
+    return np.asarray(np.log(chain.loss(x_3K)[0]) + chain.points.loss_offset_T[:, None])
+
+
+def _excess(ensemble: Ensemble, member: int, run: Run, seen: float, end: float) -> Floats:
+    """Mean excess of a run's logarithm over the law in the window, [T]."""
+    window = _window(run, seen, end)
+    x = ensemble.settings.members[member].x
+    values = np.log([run.intermediate(task, x)[window] for task in ensemble.tasks])
+    return np.asarray((values - _log_law(ensemble, member, run, run.tokens[window])).mean(1))
+
+
+def _usual(ensemble: Ensemble, member: int, ladder: list[Run], seen: float) -> tuple[Floats, Floats]:
+    """The excess in the window over that at the end, mean over the ladder's runs, and the standard deviation of a
+    further run's; [T] both.
+
+    The run under way is of another size. So its deviation from the mean is at least as large as that of a size's runs
+    from the mean of the other sizes.
+    """
+    settings = ensemble.settings.members[member]
+    above_RT = []
+    for run in ladder:
+        final = (
+            np.log([run.final_value(run.intermediate(task, settings.x), settings.last) for task in ensemble.tasks])
+            - _log_law(ensemble, member, run, run.tokens[-1:])[:, 0]
+        )
+        above_RT.append(_excess(ensemble, member, run, seen, run.final_tokens) - final)
+    values_RT = np.array(above_RT)
+    count = len(values_RT)
+    spread_T = values_RT.std(0, ddof=1) * math.sqrt(1 + 1 / count)
+    sizes = np.array([run.n for run in ladder])
+    if len(set(sizes)) > 1:
+        left = [values_RT[sizes == n] - values_RT[sizes != n].mean(0) for n in sorted(set(sizes))]
+        spread_T = np.maximum(spread_T, np.sqrt(np.mean(np.square(np.concatenate(left)), axis=0)))
+    return values_RT.mean(0), np.maximum(spread_T, 1e-6)
+
+
+def _beside_the_curve(
+    ensemble: Ensemble, ladder: list[Run], run: Run, seen: float, end: float
+) -> tuple[Floats, Floats]:
+    """How far the run's accuracies will lie beside the curve at its end, in logits, and the share of the standard
+    deviation that is left of it; [T] both.
+
+    A run that lies beside the curve now will do so at its end, as far as those of the ladder did.
+    """
+    now_T = _aside(ensemble, run, _window(run, seen, end))
+    change_RT = np.array(
+        [
+            _aside(ensemble, each, each.tokens > (1 - _WINDOW / 3) * each.final_tokens)
+            - _aside(ensemble, each, _window(each, seen, each.final_tokens))
+            for each in ladder
+        ]
+    )
+    spread_T = np.sqrt(np.square(change_RT).mean(0)) * math.sqrt(1 + 1 / len(ladder))
+    prior_T = ensemble.curve_T
+    weight_T = prior_T**2 / (prior_T**2 + np.maximum(spread_T, 1e-6) ** 2)
+    return weight_T * now_T, np.sqrt(1 - weight_T)
+
+
+def _aside(ensemble: Ensemble, run: Run, window: NDArray[np.bool_]) -> Floats:
+    """Mean distance of a run's accuracies from the curves at its own losses in some checkpoints, in logits, [T]."""
+    found = []
+    for chain, settings in zip(ensemble.chains, ensemble.settings.members, strict=True):
+        if not settings.chained:
+            continue
+        losses_TK = np.array([run.intermediate(task, settings.x)[window] for task in ensemble.tasks])
+        curve_TK = chain.accuracy_of((losses_TK * np.exp(-chain.points.loss_offset_T)[:, None])[None])[0]
+        actual_TK = np.array([run.accuracy(task, settings.variant)[window] for task in ensemble.tasks])
+        found.append((logit(np.clip(actual_TK, 1e-4, 1 - 1e-4)) - logit(curve_TK)).mean(1))
+    return np.asarray(np.mean(found, axis=0))
