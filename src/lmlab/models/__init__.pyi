@@ -30,6 +30,7 @@ from .moe.losses import RouterLosses, load_balancing_loss, router_z_loss
 from .moe.router import RouterOutput
 from .presets import PRESETS
 from .prompts.prompt_tuning import PromptTuned
+from .prompts.segments import Segment, SegmentError, segment_forward
 from .prompts.soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
 from .reach import label_log_probs, long_short_difference, near_log_probs
 from .transformer import Transformer, named_tensors, with_scalar_head
@@ -61,6 +62,8 @@ __all__ = [
     "RouterLosses",
     "RouterOutput",
     "RouterZConfig",
+    "Segment",
+    "SegmentError",
     "SoftPrompt",
     "Targets",
     "TokenLoss",
@@ -102,6 +105,7 @@ __all__ = [
     "save_pretrained",
     "save_soft_prompt",
     "score_targets",
+    "segment_forward",
     "stored_tensors",
     "stream",
     "token_log_probs",

@@ -226,7 +226,10 @@ class Transformer(nn.Module):
             context = replace(context, attend=self.spread, visibility=self.spread.whole)
         x_BTD, routers = self._run_blocks(self._enter(tokens, position_ids_BT, taps), context)
         hidden_BTD = self._leave(x_BTD, taps)
-        hidden_BTD = hidden_BTD if text is None else text.of_text(hidden_BTD)
+        if text is not None and soft_prompt is not None:
+            hidden_BTD = text.of_text(hidden_BTD)
+            if cache is not None and soft_prompt.budget is not None:
+                cache.go_on_from(position_ids_BT.amax(1) + 1)
         router_losses = None
         if routers and self.training and torch.is_grad_enabled():
             router_losses = self.router_accounts.losses(routers, tokens.real(), tokens.document_ids_BT)
@@ -253,6 +256,11 @@ class Transformer(nn.Module):
             routers=routers,
             router_losses=router_losses,
         )
+
+    @part
+    def embed(self, input_ids_BT: Tensor) -> Tensor:
+        """The tokens' rows of the table, [B, T, D], as `inputs_embeds_BTD` takes them: without positions."""
+        return self._embed(input_ids_BT, None)
 
     @part
     def pool(self, hidden: Tensor) -> Tensor:

@@ -271,7 +271,8 @@ class Trainer:
                 raise LmlabError(
                     f"{error.message} It happened at step {self.step + 1}; training stopped.", error.remedy
                 ) from error
-            output.loss_sum.backward()
+            if not output.learned:
+                output.loss_sum.backward()
             sums.add(output)
             if stop.requested and self.world.size == 1:
                 break

@@ -43,6 +43,7 @@ class KVCache:
         self._keys, self._values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         self._valid_BS: Tensor | None = None  # None as long as there is no padding
         self._placed_BS: Tensor | None = None  # which slots have a position; None as long as none was given explicitly
+        self._ahead_B1: Tensor | None = None  # by how much positions are ahead of the tokens counted (`go_on_from`)
         self.length = 0
         self.prefix: KVCache | None = None
         self.memory: KVRows | None = None  # keys and values from outside, which stand before the slots
@@ -122,14 +123,32 @@ class KVCache:
         before: Tensor | int = 0 if self.memory is None else self.memory.next_position_B[:, None]
         if self.prefix is not None and self.prefix.length:
             counts_P = self.prefix._counts().expand(self.prefix.batch_size, -1)[:, -1]
+            if self.prefix._ahead_B1 is not None:
+                counts_P = counts_P + self.prefix._ahead_B1[:, 0]
             before = counts_P.repeat_interleave(self.batch_size // self.prefix.batch_size)[:, None]
+        if self._ahead_B1 is not None:
+            before = before + self._ahead_B1
         return (self._counts()[:, self.length - num_new :] - 1).clamp(min=0) + before
 
     def next_positions(self) -> Tensor:
         """Position [B or 1, 1] of the token that will follow the newest one; not of a cache that shares a prefix."""
         assert self.prefix is None
-        after = self._counts()[:, -1:]
-        return after if self.memory is None else after + self.memory.next_position_B[:, None]
+        after = self._counted()
+        after = after if self.memory is None else after + self.memory.next_position_B[:, None]
+        return after if self._ahead_B1 is None else after + self._ahead_B1
+
+    def go_on_from(self, position: int | Tensor) -> None:
+        """Say where the token after the newest one stands, [B] or the same for all rows: not after the last position
+        that was counted, but where what the cache holds stands for more tokens, or for fewer positions, than it has
+        slots.
+        """
+        self._ahead_B1 = None
+        wanted_B1 = torch.as_tensor(position, device=self._keys.device).reshape(-1, 1)
+        self._ahead_B1 = (wanted_B1 - self.next_positions()).expand(self.batch_size, 1).clone()
+
+    def _counted(self) -> Tensor:
+        """How many real tokens with a position the slots in use hold, [B or 1, 1]."""
+        return self._counts()[:, -1:] if self.length else self._keys.new_zeros(1, 1, dtype=torch.long)
 
     def real_lengths(self) -> Tensor:
         """Number of real tokens of each row, [B]."""
@@ -205,6 +224,7 @@ class KVCache:
         self.memory = None if self.memory is None else self.memory.select(rows)
         self._valid_BS = None if self._valid_BS is None else self._valid_BS[index]
         self._placed_BS = None if self._placed_BS is None else self._placed_BS[index]
+        self._ahead_B1 = None if self._ahead_B1 is None else self._ahead_B1[index]
 
     def copy_of(self, row: int, start: int, stop: int, room: int = 0) -> KVCache:
         """A cache of one row with the tokens of these slots, and `room` free ones; they must be the row's first real
@@ -224,6 +244,7 @@ class KVCache:
         if self._placed_BS is not None:
             copied._placed_BS = copied._all_slots()
             copied._placed_BS[0, :length] = self._placed_BS[row, start:stop]
+        copied._ahead_B1 = None if self._ahead_B1 is None else self._ahead_B1[row : row + 1].clone()
         copied.length = length
         return copied
 
@@ -248,6 +269,8 @@ class KVCache:
         joined.extend(length, torch.arange(length, device=first._keys.device) >= length - torch.cat(lengths)[:, None])
         if any(cache._placed_BS is not None for cache, _ in parts):
             joined._placed_BS = joined._all_slots()
+        if any(cache._ahead_B1 is not None for cache, _ in parts):
+            joined._ahead_B1 = torch.zeros(joined.batch_size, 1, dtype=torch.long, device=first._keys.device)
         start = 0
         for cache, rows in parts:
             stop, kept = start + len(rows), min(length, cache.length)
@@ -257,6 +280,8 @@ class KVCache:
             if joined._placed_BS is not None and cache._placed_BS is not None:
                 placed = cache._placed_BS[index, cache.length - kept : cache.length]
                 joined._placed_BS[start:stop, length - kept : length] = placed
+            if joined._ahead_B1 is not None and cache._ahead_B1 is not None:
+                joined._ahead_B1[start:stop] = cache._ahead_B1[index]
             start = stop
         return joined
 

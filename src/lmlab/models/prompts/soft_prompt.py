@@ -35,12 +35,23 @@ class SoftPrompt:
         positions: the vectors take the first positions, and the text those after them. Without, the vectors have no
             position (nothing is added from a learned table, nothing is rotated) and the text counts from 0, as in
             AutoCompressors with learned positions.
-        valid_BP: False for padding before a prompt that is shorter than others of the batch; None if there is none.
+        valid_BP: False for vectors that no token may see, such as padding before a prompt that is shorter than others
+            of the batch; None if there are none.
+        budget: how many positions are kept for the prompt, however long it is: the text begins after them, and vectors
+            beyond so many take the first ones again. None for as many as there are vectors.
+
+    Raises:
+        ValueError: a budget for vectors without positions, or of none.
     """
 
     vectors_BPD: Tensor
     positions: bool = True
     valid_BP: Tensor | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and (not self.positions or self.budget < 1):
+            raise ValueError("a soft prompt with a budget of positions has positions, and a budget of at least 1")
 
     @staticmethod
     def of(prompts: Sequence[Tensor], *, positions: bool = True) -> SoftPrompt:
@@ -71,7 +82,9 @@ class SoftPrompt:
                 f"a soft prompt for {rows} rows of width {width} is [1 or {rows}, P, {width}], not"
                 f" {list(self.vectors_BPD.shape)}"
             )
-        if not self.positions or tokens.position_ids_BT is not None:
+        if self.budget is not None and tokens.position_ids_BT is None:
+            tokens = replace(tokens, position_ids_BT=tokens.positions().expand(rows, -1) + self.budget)
+        elif not self.positions or tokens.position_ids_BT is not None:
             tokens = replace(tokens, position_ids_BT=tokens.positions().expand(rows, -1))
         if tokens.document_ids_BT is None and tokens.valid_BT is None and self.valid_BP is None:
             return self._at_the_front(tokens), TextPlaces(self.length)
@@ -130,8 +143,10 @@ class SoftPrompt:
         if not self.positions:
             return torch.full((1, self.length), -1, device=like.device)
         if self.valid_BP is None:
-            return torch.arange(self.length, device=like.device)[None]
-        return (self.valid_BP.long().cumsum(1) - 1).clamp(min=0)
+            places_BP = torch.arange(self.length, device=like.device)[None]
+        else:
+            places_BP = (self.valid_BP.long().cumsum(1) - 1).clamp(min=0)
+        return places_BP if self.budget is None else places_BP % self.budget
 
 
 @dataclass(frozen=True)
@@ -174,6 +189,8 @@ def save_soft_prompt(prompt: SoftPrompt, path: Path | str, model: nn.Module) -> 
     if prompt.valid_BP is not None:
         tensors["valid"] = prompt.valid_BP.cpu().contiguous()
     about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": known_fingerprint(model)}
+    if prompt.budget is not None:
+        about["budget"] = str(prompt.budget)
     with atomic_file(Path(path)) as file:
         file.write(save(tensors, about))
 
@@ -201,8 +218,13 @@ def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
             f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
             "Load the model that it was made for, or make the soft prompt again.",
         )
+    if not bool(torch.isfinite(tensors["vectors"]).all()):
+        raise LmlabError(f"The soft prompt '{path}' holds vectors that are not finite.", "Make it again.")
     device = next(model.parameters()).device
     valid = tensors.get("valid")
     return SoftPrompt(
-        tensors["vectors"].to(device), about["positions"] == "true", None if valid is None else valid.to(device)
+        tensors["vectors"].to(device),
+        about["positions"] == "true",
+        None if valid is None else valid.to(device),
+        int(about["budget"]) if "budget" in about else None,
     )

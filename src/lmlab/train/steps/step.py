@@ -21,11 +21,14 @@ class StepOutput:
         loss_sum: the loss summed over what it is a mean of (tokens, pairs), with gradients.
         count: how many they are; the gradient of a step is that of total loss_sum / total count.
         sums: further sums to log as means, name -> (sum, count).
+        learned: the step function has computed the gradient of the sum itself, piece by piece, so that it need not hold
+            the whole graph.
     """
 
     loss_sum: Tensor
     count: Tensor
     sums: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    learned: bool = False
 
 
 StepFunction = Callable[[Any, Batch], StepOutput]

@@ -1,0 +1,1 @@
+"""The compressor: its network, how texts are cut, its files."""

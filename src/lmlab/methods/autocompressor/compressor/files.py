@@ -1,0 +1,122 @@
+"""The files of a compressor: the directory of its model, which any other program reads as such, and beside it
+`compressor.json` and `compressor.safetensors`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lmlab.config import validate
+from lmlab.errors import LmlabError, UserError, reads
+from lmlab.files import atomic_file, read_mapping, sha256_json, write_json
+from lmlab.methods.autocompressor.compressor.model import AutoCompressor
+from lmlab.methods.autocompressor.config import CompressorConfig
+from lmlab.models import known_fingerprint, save_pretrained
+from lmlab.runs import Model
+
+SETTINGS, WEIGHTS = "compressor.json", "compressor.safetensors"
+TABLE = "embed_summary.weight"
+_FORMAT = "lmlab compressor 1"
+
+
+def model_fingerprint(compressor: AutoCompressor) -> str:
+    """Of the weights that read vectors, whichever precision they were read in: the same as a soft prompt's."""
+    return known_fingerprint(compressor.model)
+
+
+def fingerprint(compressor: AutoCompressor) -> str:
+    """Of all that vectors depend on: the model, the summary tokens, how they are read."""
+    table = compressor.summary_embedding_ND.detach().float().cpu()
+    told = compressor.config.model_dump(include={"summary_length", "accumulate", "rope_positions", "position_budget"})
+    return sha256_json([model_fingerprint(compressor), table.tolist(), told])
+
+
+def save_compressor(
+    compressor: AutoCompressor,
+    directory: str | Path,
+    *,
+    companions: str | Path | None = None,
+    tokens: dict[str, int] | None = None,
+    save_model: bool = True,
+) -> None:
+    """Write a directory that `load_compressor` reads, and every other program as that of a plain model.
+
+    Arguments:
+        companions: a directory whose tokenizer is copied.
+        tokens: the ids of marks, as for `save_pretrained`.
+        save_model: False leaves the model that lies there as it is.
+    """
+    directory = Path(directory)
+    if save_model:
+        save_pretrained(compressor.model, directory, companions=companions, tokens=tokens)
+    with atomic_file(directory / WEIGHTS) as file:
+        file.write(save({TABLE: compressor.summary_embedding_ND.detach().float().cpu().contiguous()}))
+    write_json(
+        directory / SETTINGS,
+        {"format": _FORMAT, "model": model_fingerprint(compressor), **compressor.config.model_dump(mode="json")},
+    )
+
+
+@reads("the directory of a compressor")
+def load_compressor(
+    place: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> AutoCompressor:
+    """Read a compressor, in evaluation mode.
+
+    Arguments:
+        place: its directory, the stage that trained it, or a run with one.
+        dtype: of the model's weights, by default fp32; the summary tokens are in fp32 at least.
+
+    Raises:
+        UserError: there is none, or its model is another one than it was trained with.
+        LmlabError: a file is damaged.
+    """
+    found = Model.find(place)
+    directory = found.source if found.form != "gguf" else found.path.parent
+    if not (directory / SETTINGS).exists():
+        raise UserError(
+            f"'{place}' holds a model, but no compressor ({SETTINGS} is missing).",
+            "Train one: lmlab compress train; or convert the reference's: lmlab compress convert",
+        )
+    settings = read_mapping(directory / SETTINGS)
+    if settings.pop("format", None) != _FORMAT:
+        raise UserError(f"'{directory / SETTINGS}' is not the file of a compressor of lmlab.")
+    told = settings.pop("model", None)
+    config = validate(CompressorConfig, settings, f"'{directory / SETTINGS}'")
+    compressor = AutoCompressor(found.load(device, dtype), config)
+    table = read_table(directory / WEIGHTS, config.summary_length, compressor.model.config.d_model)
+    with torch.no_grad():
+        compressor.summary_embedding_ND.copy_(table)
+    if told != model_fingerprint(compressor):
+        raise UserError(
+            f"The model in '{directory}' is another one than its summary tokens were trained with.",
+            "Copy the whole directory again.",
+        )
+    return compressor.eval()
+
+
+def read_table(path: Path, rows: int, width: int) -> torch.Tensor:
+    """The summary tokens of a file.
+
+    Raises:
+        UserError: it has others than the settings say.
+        LmlabError: it is missing, damaged, or holds what is no number.
+    """
+    if not path.is_file():
+        raise LmlabError(f"'{path}' is missing.", "Copy the compressor again.")
+    try:
+        with safe_open(path, "pt") as file:
+            if TABLE not in file.keys():  # noqa: SIM118 (not a mapping)
+                raise UserError(f"'{path}' holds no {TABLE}.")
+            table = file.get_tensor(TABLE)
+    except SafetensorError as error:
+        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy the compressor again.") from None
+    if tuple(table.shape) != (rows, width):
+        raise UserError(f"'{path}' holds summary tokens of shape {list(table.shape)}, not {[rows, width]}.")
+    if not bool(torch.isfinite(table).all()):
+        raise LmlabError(f"'{path}' holds summary tokens that are not finite.", "Train or copy the compressor again.")
+    return table

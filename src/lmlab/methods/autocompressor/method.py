@@ -1,0 +1,15 @@
+"""Context compression: what the command line, recipes and the documentation's tables know of the method."""
+
+from lmlab.plugins import Method
+
+METHOD = Method(
+    title="AutoCompressor",
+    question="Can a few vectors stand for a long text that a model has read?",
+    paper="Chevalier et al. 2023",
+    url="https://arxiv.org/abs/2305.14788",
+    command="compress",
+    cli="lmlab.methods.autocompressor.cli:app",
+    help="Context compression: learn to write summary vectors for text, and to read them in its place.",
+    page="methods/autocompressor.md",
+    stages={"compress_train": "lmlab.methods.autocompressor.stages:CompressTrain"},
+)

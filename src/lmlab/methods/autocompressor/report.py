@@ -1,0 +1,34 @@
+"""Sections of the method's pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmlab.reports import Facts, Figure, Section, line_chart
+from lmlab.stages.parts.training import TrainingResults, loop_curves, series, training_facts
+from lmlab.train import read_metrics
+
+
+def training_sections(results: TrainingResults, directory: Path) -> list[Section]:
+    """What a training shows: losses by segment, and whether the vectors are healthy."""
+    rows = read_metrics(directory / "metrics.jsonl")
+    blocks: list[Any] = [Facts(training_facts(results))]
+    for beginning, caption in (
+        ("loss/segment_", "Loss by segment: what later ones gain over the first, summaries give them."),
+        ("heldout_loss/segment_", "The same on held-out rows, cut into equal segments."),
+    ):
+        names = sorted(
+            {name for row in rows for name in row if name.startswith(beginning)}, key=lambda n: int(n.split("_")[-1])
+        )
+        if names:
+            curves = [series(rows, name, f"segment {name.removeprefix(beginning)}") for name in names]
+            blocks.append(Figure(line_chart(curves, "step", "loss (nats a token)"), caption, caption))
+    health = (
+        ("summary/norm", "norm of a vector", "Norm of a summary vector over that of a token's embedding."),
+        ("summary/cosine", "cosine", "Mean cosine of the vectors of a summary; near 1 they all say the same."),
+    )
+    for name, title, caption in health:
+        if any(name in row for row in rows):
+            blocks.append(Figure(line_chart([series(rows, name, title)], "step", title), caption, caption))
+    return [Section("Learning to compress", blocks + loop_curves(rows), rank=4)]

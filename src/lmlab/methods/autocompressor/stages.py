@@ -1,0 +1,76 @@
+"""Stages of recipes: `compress_train` teaches a model to compress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lmlab.methods.autocompressor.report import training_sections
+from lmlab.methods.autocompressor.training.config import CompressTrainConfig
+from lmlab.methods.autocompressor.training.train import train_compressor
+from lmlab.reports import Section
+from lmlab.runs import Artifact, Model, Stage, StageContext, Tokens, Vocabulary
+from lmlab.stages.parts.training import TrainingResults
+
+
+class CompressTrainResults(TrainingResults):
+    """The training; further fields are held-out losses by segment, `heldout_loss/segment_1` and so on."""
+
+
+class CompressTrain(Stage[CompressTrainConfig, CompressTrainResults]):
+    """Writes metrics.jsonl, checkpoints/ and the compressor as model/."""
+
+    gives: ClassVar[tuple[type[Artifact], ...]] = (Model, Vocabulary)
+    distributed: ClassVar[bool] = True
+
+    def plan(self, config: CompressTrainConfig, promised: Mapping[str, Any]) -> dict[str, str]:
+        """How rows are cut."""
+        cut = config.segments
+        return {
+            "rows": f"{config.seq_len} tokens in {cut.blocks} x {cut.segments} segments"
+            f"{' of random lengths' if cut.random else ''}, {config.compressor.summary_length} vectors each",
+            "gradients": f"{cut.bptt} back-propagation",
+        }
+
+    def promises(self, config: CompressTrainConfig, promised: Mapping[str, Any]) -> Any:
+        """The shape of the model."""
+        if "start" in promised:
+            return promised["start"]
+        return Model.find(config.start).config if Path(config.start).exists() else None
+
+    def run(self, config: CompressTrainConfig, context: StageContext) -> CompressTrainResults:
+        """Train from the newest checkpoint, or from the start."""
+        heldout = context.find(Tokens, "heldout_tokens").path if config.heldout_tokens else None
+        found = train_compressor(
+            config,
+            context.find(Model, "start"),
+            context.find(Tokens, "tokens").path,
+            context.directory,
+            heldout_tokens=heldout,
+            seed=context.seed,
+        )
+        return CompressTrainResults(**found)
+
+    def summary(self, results: CompressTrainResults) -> str:
+        """The loss, and what summaries are worth."""
+        first, last = results.heldout("loss/segment_1"), _last_segment(results)
+        gain = "" if first is None or last is None else f"; held out {first:.3f} in the first segment, {last:.3f} later"
+        return f"loss {results.final_loss:.3f}{gain}, {results.tokens_per_second:,.0f} tokens/s."
+
+    def headline(self, results: CompressTrainResults) -> dict[str, str]:
+        """Loss."""
+        heldout = results.heldout("loss")
+        return {"Loss": f"{results.final_loss:.3f}"} | ({} if heldout is None else {"Held-out loss": f"{heldout:.3f}"})
+
+    def report(self, config: CompressTrainConfig, results: CompressTrainResults, directory: Path) -> list[Section]:
+        """Curves by segment, and the health of the vectors."""
+        return training_sections(results, directory)
+
+
+def _last_segment(results: TrainingResults) -> float | None:
+    """The held-out loss of the last segment."""
+    found, number = None, 2
+    while (value := results.heldout(f"loss/segment_{number}")) is not None:
+        found, number = value, number + 1
+    return found

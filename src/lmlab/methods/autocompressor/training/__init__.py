@@ -1,0 +1,1 @@
+"""Learning to compress: the step function, its gradients, the task of recall."""

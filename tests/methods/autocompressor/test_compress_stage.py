@@ -1,0 +1,151 @@
+"""The stage `compress_train`: what it writes, and a training that is cut off and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lmlab.data import Tokenizer, tokenize_documents
+from lmlab.errors import UserError
+from lmlab.files import write_jsonl
+from lmlab.methods.autocompressor import AutoCompressor
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+_WORDS = [
+    "the",
+    "a",
+    "of",
+    "summary",
+    "vector",
+    "segment",
+    "text",
+    "model",
+    "reads",
+    "writes",
+    "long",
+    "short",
+    "token",
+    "value",
+    "key",
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, tokens, and a model that has learned nothing."""
+    place = tmp_path_factory.mktemp("parts")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(_WORDS, 120)) for _ in range(24)]
+    tokenizer = Tokenizer.train(texts, 300)
+    write_jsonl(place / "texts.jsonl", ({"id": f"d{n}", "text": text, "domain": "w"} for n, text in enumerate(texts)))
+    tokenize_documents(place / "texts.jsonl", tokenizer, place / "tokens")
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=64)
+    save_pretrained(Transformer(shape).initialize(0), place / "base")
+    tokenizer.save(place / "base")
+    return place
+
+
+def _recipe(parts: Path, path: Path, **changes: Any) -> Path:
+    stage = {
+        "kind": "compress_train",
+        "start": str(parts / "base"),
+        "tokens": str(parts / "tokens"),
+        "heldout_tokens": str(parts / "tokens"),
+        "heldout_rows": 4,
+        "seq_len": 64,
+        "compressor": {"summary_length": 3, "nested": True},
+        "trainer": {"steps": 6, "batch_size": 4, "micro_batch_size": 2, "log_every": 1, "checkpoint_every": 2},
+    }
+    stage["trainer"] |= {"precision": "fp32", "device": "cpu"} | changes.pop("trainer", {})
+    path.write_text(yaml.safe_dump({"name": "c", "stages": {"compressor": stage | changes}}))
+    return path
+
+
+def _losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "compressor" / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows]
+
+
+def test_a_training_that_is_cut_off_ends_as_one_that_is_not(
+    lmlab: Callable[..., Any], parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    recipe = _recipe(parts, tmp_path / "c.yaml")
+    assert lmlab("compress", "train", recipe, "--out", whole).code == 0
+    from lmlab.methods.autocompressor.training.step import CompressorStep
+
+    calls = iter(range(1000))
+    step = CompressorStep.__call__
+    monkeypatch.setattr(CompressorStep, "__call__", lambda *given: 1 / 0 if next(calls) == 7 else step(*given))
+    assert lmlab("compress", "train", recipe, "--out", cut).code != 0
+    monkeypatch.undo()
+    assert lmlab("compress", "train", recipe, "--out", cut).code == 0
+    assert _losses(cut) == _losses(whole)
+    for name in ("model.safetensors", "compressor.safetensors"):
+        a, b = ((run / "compressor" / "model" / name).read_bytes() for run in (cut, whole))
+        assert a == b
+    compressor = AutoCompressor.load(whole)
+    assert compressor.config.trained_segments == 4 and compressor.config.nested
+    vectors = compressor.compress(torch.arange(40)[None] % 30, summary_length=2)
+    assert vectors.length == 2
+
+
+def test_adapters_are_trained_beside_summary_tokens(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
+    recipe = _recipe(parts, tmp_path / "c.yaml", lora={"rank": 2, "targets": ["query", "value"]})
+    assert lmlab("compress", "train", recipe, "--out", tmp_path / "run").code == 0
+    base, trained = Transformer_of(parts / "base"), AutoCompressor.load(tmp_path / "run")
+    changed = {
+        name for name, each in trained.model.state_dict().items() if not torch.equal(each, base.state_dict()[name])
+    }
+    assert changed == {"blocks.0.attention.query.weight", "blocks.0.attention.value.weight"}
+    assert (tmp_path / "run" / "compressor" / "adapters" / "adapter_model.safetensors").exists()
+
+
+def Transformer_of(place: Path) -> Transformer:
+    from lmlab.models import from_pretrained
+
+    return from_pretrained(place)
+
+
+def test_bad_trainings_are_refused_by_name(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
+    for changes, said in (
+        ({"segments": {"segments": 1}}, "no gradient"),
+        ({"compressor": {"summary_length": 40}}, "has no room"),
+        ({"segments": {"segments": 40}}, "too short for 40 segments"),
+        ({"lora": {"targets": ["nothing"]}}, "nothing"),
+        ({"compressor": {"rope_positions": "text_only"}}, "position_budget"),
+    ):
+        found = lmlab("compress", "train", _recipe(parts, tmp_path / "c.yaml", **changes), "--out", tmp_path / "run")
+        assert found.code == 2 and said in found.err and "Traceback" not in found.err, changes
+        for each in sorted((tmp_path / "run").rglob("*"), reverse=True):
+            each.unlink() if each.is_file() else each.rmdir()
+
+
+def test_files_that_do_not_belong_together_are_refused(parts: Path, tmp_path: Path) -> None:
+    compressor = AutoCompressor.from_base(parts / "base", summary_length=3)
+    compressor.save(tmp_path / "one", companions=parts / "base")
+    again = AutoCompressor.load(tmp_path / "one")
+    ids = torch.arange(20)[None]
+    assert torch.equal(again.compress(ids).vectors_BPD, compressor.compress(ids).vectors_BPD)
+    with pytest.raises(UserError, match="no compressor"):
+        AutoCompressor.load(parts / "base")
+    other = Transformer(compressor.model.config).initialize(5)
+    save_pretrained(other, tmp_path / "one")
+    with pytest.raises(UserError, match="another one than its summary tokens"):
+        AutoCompressor.load(tmp_path / "one")
+
+
+def test_summary_tokens_begin_as_the_end_mark(parts: Path) -> None:
+    compressor = AutoCompressor.from_base(parts / "base", summary_length=3, noise=0.0)
+    end = compressor.model.embedding.weight[Tokenizer.load(parts / "base").eos_id]
+    assert torch.equal(compressor.summary_embedding_ND, end.expand(3, -1))
+    for init in ("noise", "mean", "vocab"):
+        rows = AutoCompressor.from_base(parts / "base", summary_length=3, init=init).summary_embedding_ND  # type: ignore[arg-type]
+        assert bool(torch.isfinite(rows).all()) and not torch.equal(rows[0], rows[1])

@@ -1,0 +1,170 @@
+"""The compressor computes what the reference computes, and what follows from the paper's definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from compressors import by_formula, small
+from torch import Tensor
+
+from lmlab.methods.autocompressor import AutoCompressor
+from lmlab.models import SegmentError, SoftPrompt
+
+_IDS = ((7 * torch.arange(24) + 3) % 37)[None]
+_SEGMENTS = [8, 6, 10]
+# figures of the reference's code in fp64 (its Llama variant as the same mixin over the class of transformers)
+_ORACLES: dict[str, dict[str, Any]] = {
+    "opt": {
+        "loss": 3.95023650,
+        "sum": 2.982477,
+        "abs": 128.605496,
+        "first": [-0.884002, 0.314791, -0.149855, -1.162307],
+        "logits": [-0.282501, -1.143965, -0.181960, 1.070088],
+        "one": 3.99625823,
+        "gradient": 0.00667211,
+    },
+    "llama": {
+        "loss": 3.66118503,
+        "sum": 1.435461,
+        "first": [1.362150, -0.241621, -0.916382, 0.203783],
+        "logits": [0.047721, 0.414335, 0.120503, -0.365409],
+        "one": 3.64354448,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", _ORACLES)
+def test_accumulated_summaries_are_those_of_the_reference(kind: str) -> None:
+    oracle, compressor = _ORACLES[kind], by_formula(kind)
+    out = compressor(_IDS, segment_lengths=_SEGMENTS, labels=_IDS, output_summary=True, logits=True)
+    vectors = out.summary.vectors_BPD
+    assert out.loss is not None and out.logits_BTV is not None
+    assert vectors.shape == (1, 9, 16)
+    assert out.loss.item() == pytest.approx(oracle["loss"], abs=1e-5)
+    assert vectors.sum().item() == pytest.approx(oracle["sum"], abs=1e-5)
+    assert vectors[0, 0, :4].tolist() == pytest.approx(oracle["first"], abs=1e-5)
+    assert out.logits_BTV[0, -1, :4].tolist() == pytest.approx(oracle["logits"], abs=1e-5)
+    assert compressor(_IDS, labels=_IDS).loss.item() == pytest.approx(oracle["one"], abs=1e-5)
+    if "abs" in oracle:
+        assert vectors.abs().sum().item() == pytest.approx(oracle["abs"], abs=1e-5)
+    if "gradient" in oracle:
+        out.loss.backward()
+        assert compressor.summary_embedding_ND.grad is not None
+        assert compressor.summary_embedding_ND.grad.norm().item() == pytest.approx(oracle["gradient"], abs=1e-7)
+
+
+def test_token_embeddings_as_a_soft_prompt_are_the_plain_prefix() -> None:
+    for kind in ("llama", "gqa", "moe"):
+        compressor, ids = small(kind), _IDS
+        plain = compressor(ids).logits_BTV
+        prompt = compressor.model.embed(ids[:, :9])
+        assert plain is not None
+        assert torch.allclose(compressor(ids[:, 9:], soft_prompt=prompt).logits_BTV, plain[:, 9:], atol=1e-12)
+
+
+def test_passing_summaries_on_by_hand_is_reading_in_segments(each: AutoCompressor, ids: Tensor) -> None:
+    whole = each(ids, segment_lengths=_SEGMENTS, output_summary=True)
+    first = each.compress(ids[:, :8], segment_lengths=[8])
+    second = each.compress(ids[:, 8:14], segment_lengths=[6], soft_prompt=first)
+    last = each(ids[:, 14:], soft_prompt=second, output_summary=True)
+    assert torch.allclose(last.summary.vectors_BPD, whole.summary.vectors_BPD, atol=1e-12)
+    assert torch.allclose(last.logits_BTV, whole.logits_BTV[:, 14:], atol=1e-12)
+    assert last.summary.segment_of_P.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert last.summary.tokens_B.tolist() == [24, 24]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(each: AutoCompressor, ids: Tensor, side: str) -> None:
+    """Rows of 17 and 24 tokens together, in segments of which the first or the last of the shorter row is padding."""
+    pad = torch.zeros(1, 7, dtype=torch.long)
+    short = ids[:1, :17]
+    row = torch.cat((pad, short) if side == "left" else (short, pad), 1)
+    mask = torch.ones(2, 24, dtype=torch.bool)
+    mask[0, slice(0, 7) if side == "left" else slice(17, 24)] = False
+    cut = [7, 8, 9] if side == "left" else [8, 9, 7]
+    both = each(torch.cat((row, ids[1:])), mask, segment_lengths=cut, output_summary=True)
+    alone = each(short, segment_lengths=[8, 9], output_summary=True)
+    other = each(ids[1:], segment_lengths=cut, output_summary=True)
+    shown = slice(7, 24) if side == "left" else slice(0, 17)
+    assert torch.allclose(both.logits_BTV[:1, shown], alone.logits_BTV, atol=1e-12)
+    assert torch.allclose(both.logits_BTV[1:], other.logits_BTV, atol=1e-12)
+    assert torch.allclose(both.summary.row(0).vectors_BPD, alone.summary.vectors_BPD, atol=1e-12)
+    assert torch.allclose(both.summary.row(1).vectors_BPD, other.summary.vectors_BPD, atol=1e-12)
+    # what follows a summary of which a part is padding is as after one without
+    after = each(ids[:, :5], soft_prompt=both.summary).logits_BTV
+    assert torch.allclose(after[:1], each(ids[:1, :5], soft_prompt=alone.summary).logits_BTV, atol=1e-12)
+
+
+def test_without_summary_tokens_one_segment_is_the_model_itself(each: AutoCompressor, ids: Tensor) -> None:
+    plain = AutoCompressor(each.model, each.config.model_copy(update={"summary_length": 0}))
+    labels = torch.cat((ids[:, 1:], torch.full((2, 1), -100)), 1)
+    loss = each.model(ids, labels_BT=labels).loss
+    assert torch.equal(plain(ids, labels=ids).loss, loss.sum / loss.count)
+
+
+def test_of_two_segments_replacing_is_accumulating(each: AutoCompressor, ids: Tensor) -> None:
+    replaced = AutoCompressor(each.model, each.config.model_copy(update={"accumulate": False}))
+    replaced.load_state_dict(each.state_dict())
+    for cut, equal in (([10, 14], True), (_SEGMENTS, False)):
+        a, b = (compressor(ids, segment_lengths=cut).logits_BTV for compressor in (each, replaced.eval()))
+        assert torch.equal(a, b) == equal
+
+
+def test_first_vectors_of_a_summary_do_not_depend_on_later_ones(ids: Tensor) -> None:
+    for kind in ("opt", "llama"):
+        whole, part = small(kind, nested=True), small(kind, nested=True)
+        vectors = whole.compress(ids, segment_lengths=[24]).vectors_BPD
+        assert torch.allclose(
+            part.compress(ids, segment_lengths=[24], summary_length=2).vectors_BPD, vectors[:, :2], atol=1e-12
+        )
+
+
+def test_text_only_positions_put_the_text_behind_the_budget(ids: Tensor) -> None:
+    compressor = small("llama", rope_positions="text_only", position_budget=12)
+    first = compressor.compress(ids, segment_lengths=[8, 8, 8])
+    assert first.length == 9
+    positions = torch.cat((torch.arange(9) % 12, 12 + torch.arange(24)))[None].expand(2, -1)
+    embeds = torch.cat((first.vectors_BPD, compressor.model.embed(ids)), 1)
+    expected = compressor.model(inputs_embeds_BTD=embeds, position_ids_BT=positions).logits_BTV[:, 9:]
+    assert torch.allclose(compressor(ids, soft_prompt=first).logits_BTV, expected, atol=1e-12)
+
+
+def test_kernels_agree(ids: Tensor) -> None:
+    """A memory that was written with one way of attention is read with another alike (reported: a gap of quality)."""
+    for kind in ("opt", "gqa"):
+        compressor = small(kind).float()
+        vectors = compressor.compress(ids, segment_lengths=[9, 15]).vectors_BPD
+        found = []
+        for backend in ("sdpa", "eager", "blocked"):
+            compressor.model.attention_backend = backend  # type: ignore[assignment]
+            again = compressor.compress(ids, segment_lengths=[9, 15]).vectors_BPD
+            assert torch.allclose(again, vectors, atol=1e-4)
+            found.append(compressor(ids, soft_prompt=vectors).logits_BTV)
+        assert all(torch.allclose(each, found[0], atol=1e-4) for each in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [([8, 6, 11], "have 25 tokens together, and the text 24"), ([0, 24], "Segment 1 of"), (0, "is empty")],
+)
+def test_segments_that_do_not_fit_are_refused(lengths: Any, said: str) -> None:
+    with pytest.raises(SegmentError, match=said):
+        small()(_IDS, segment_lengths=lengths)
+
+
+def test_a_window_that_is_too_short_is_said_with_its_numbers() -> None:
+    with pytest.raises(SegmentError, match="table of 32 positions"):
+        small("opt")(_IDS.repeat(1, 2))
+    with pytest.raises(SegmentError, match=r"40 vectors before the text, 24 tokens and 3 summary tokens are 67"):
+        small("llama")(_IDS, soft_prompt=torch.zeros(1, 40, 16, dtype=torch.float64), output_summary=True)
+
+
+def test_soft_prompts_that_do_not_fit_are_refused() -> None:
+    compressor = small()
+    for wrong in (torch.zeros(1, 3, 17), torch.zeros(3, 3, 16), torch.full((1, 3, 16), torch.nan)):
+        with pytest.raises(Exception, match="soft prompt"):
+            compressor(_IDS.repeat(2, 1), soft_prompt=wrong.double())
+    broadcast = compressor(_IDS.repeat(2, 1), soft_prompt=SoftPrompt(torch.zeros(1, 3, 16).double()))
+    assert torch.equal(broadcast.logits_BTV[0], broadcast.logits_BTV[1])
