@@ -74,6 +74,16 @@ class CompressorStep:
             self._counts_LE = None
         return {}
 
+    def check(self, model: AutoCompressor, length: int) -> None:
+        """Refuse rows that cannot be cut so, before anything is learned.
+
+        Raises:
+            SegmentError: they are too short for their segments, or the window is.
+        """
+        was_training = model.training
+        self._blocks(model.model.config, length, model.summary_length, model.train(), torch.Generator())
+        model.train(was_training)
+
     def _prefix(self, model: AutoCompressor, generator: torch.Generator) -> int:
         most = model.summary_length
         if not (self.nested and model.training and most):
