@@ -118,7 +118,7 @@ def test_bad_trainings_are_refused_by_name(lmlab: Callable[..., Any], parts: Pat
     for changes, said in (
         ({"segments": {"segments": 1}}, "no gradient"),
         ({"compressor": {"summary_length": 40}}, "has no room"),
-        ({"segments": {"segments": 40}}, "too short for 40 segments"),
+        ({"segments": {"blocks": 1, "segments": 40}, "compressor": {"summary_length": 1}}, "too short for 40 segments"),
         ({"lora": {"targets": ["nothing"]}}, "nothing"),
         ({"compressor": {"rope_positions": "text_only"}}, "position_budget"),
     ):

@@ -131,6 +131,8 @@ class AutoCompressor(nn.Module):
             found = Model.find(model)
             if init == "eos" and eos_id is None:
                 eos_id = next(iter(found.end_token_ids()), None)
+                tokenizer = found.tokenizer_if_any() if eos_id is None else None
+                eos_id = eos_id if tokenizer is None else tokenizer.eos_id
             model = found.load()
         settings = CompressorConfig(
             summary_length=summary_length, accumulate=accumulate, summary_init=f"{init} {noise:g}", **config
