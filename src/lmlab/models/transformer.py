@@ -303,10 +303,6 @@ class Transformer(nn.Module):
             if mixture.bias_E is not None:
                 mixture.update_bias(counts_E)
 
-    def embed(self, input_ids_BT: Tensor) -> Tensor:
-        """What `forward` makes of token ids first, [B, T, D]: what can be given to it as `inputs_embeds_BTD`."""
-        return self._embed(input_ids_BT, None)
-
     def _embed(self, input_ids_BT: Tensor | None, shared: SharedGradient | None) -> Tensor:
         """The tokens' rows of the table, [B, T, D], times `embedding_scale`, which has their type, as in Gemma."""
         assert input_ids_BT is not None
