@@ -1,0 +1,69 @@
+"""JSON objects in a reply: the last one that has all keys, however much prose stands around it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lmlab.judging.rubrics.cleaning import quoted_spans
+from lmlab.judging.rubrics.numbers import ALONE, Written, written
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=float)  # line ends within strings are a common slip
+_OPENS = re.compile(r'\{(?=\s{0,200}")')
+_WORK = 12  # characters that may be decoded in all, in lengths of the reply: nested braces stay linear
+_DEEP = 20_000  # the cost of an object that nests too deep
+
+
+def last_object(text: str, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The last JSON object, or the outermost of several within each other, that has all keys in any case.
+
+    One that stands in a quoted part is not taken, unless nothing stands outside.
+    """
+    lowered = text.casefold()
+    if not all(key.casefold() in lowered for key in keys):
+        return None
+    inside = bytearray(len(text) + 1)
+    for low, high in quoted_spans(text):
+        inside[low:high] = b"\1" * (high - low)
+    whole = all(inside[place] or character.isspace() for place, character in enumerate(text))
+    left, best, best_end = _WORK * len(text) + 1000, None, -1
+    for place in reversed([found.start() for found in _OPENS.finditer(text)]):
+        if left <= 0:
+            break
+        if inside[place] and not whole:
+            continue
+        value, end, cost = _decoded(text, place)
+        left -= cost
+        if isinstance(value, dict) and (best is None or end >= best_end):
+            folded = {str(key).strip().casefold(): each for key, each in value.items()}
+            if all(key.casefold() in folded for key in keys):
+                best, best_end = folded, end
+    return best
+
+
+def _decoded(text: str, place: int) -> tuple[Any, int, int]:
+    """The object that starts at a place, where it ends, and the characters that were read for it."""
+    try:
+        value, end = _DECODER.raw_decode(text, place)
+        return value, end, end - place
+    except json.JSONDecodeError as error:
+        # A string without an end is told of at its beginning, but was read to the end of the text; and the place of an
+        # error is told in lines, which are counted from the beginning.
+        read = (len(text) if error.msg.startswith("Unterminated") else error.pos) - place
+        return None, -1, read + place // 16 + 50
+    except (RecursionError, ValueError):
+        return None, -1, _DEEP
+
+
+def grade_in(value: Any) -> Written | None:
+    """The grade that a value of such an object is: a number, "2", "2/3", or an object with a grade or score."""
+    if isinstance(value, dict):
+        folded = {str(key).strip().casefold(): each for key, each in value.items()}
+        value = next((folded[key] for key in ("grade", "score") if key in folded), None)
+    if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        return Written(value, exempt=True)
+    if isinstance(value, str) and (found := ALONE.fullmatch(value)):
+        return written(found, exempt=True)
+    return None
