@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmlab.files import sha256_json
-from lmlab.parsing import ParseError, json_value
+from lmlab.files.parsing import ParseError, json_value
 
 _MARK = re.compile(r"^(?:[-*+\u2022\u2023\u25e6\u00b7]|\(?[0-9]{1,3}[.)])\s+")
 _LONGEST_LITERAL = 100_000  # characters; Python's parser of literals takes much memory for long ones
