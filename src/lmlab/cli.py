@@ -125,7 +125,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _fail(from_unforeseen(error))
+        _fail(from_unforeseen(error, *_needs()))
 
 
 def _set_allocator() -> None:
@@ -143,6 +143,13 @@ def _debugging() -> bool:
     if _DEBUG in arguments:
         sys.argv = [sys.argv[0], *(each for each in arguments if each != _DEBUG), *sys.argv[1 + len(arguments) :]]
     return _DEBUG in arguments or os.environ.get("LMLAB_DEBUG", "0") not in ("", "0")
+
+
+def _needs() -> tuple[tuple[str, ...], str]:
+    """The extras of the method that was called, and what was called."""
+    command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
+    method = _methods().get(command)
+    return (method.extras if method else (), f"lmlab {command}")
 
 
 def _terminate(number: int, frame: Any) -> None:

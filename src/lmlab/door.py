@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lmlab.runs import Model
     from lmlab.stages.parts.evaluate_report import EvaluateResults
 
+_HERE = "the settings"  # what messages call the arguments of a call
 _WIDEST = 2048  # tokens; attention to more than these costs memory and hardly lowers the bits of usual texts
 
 
@@ -190,7 +191,7 @@ def evaluate(
     from lmlab.stages.parts.evaluate_report import EvaluateResults
 
     further = {"documents": documents, "task": questions, **settings}
-    found = run_evaluation([Path(model)], list(tasks), further, None if out is None else Path(out), False, redo)
+    found = run_evaluation([Path(model)], list(tasks), further, None if out is None else Path(out), False, redo, _HERE)
     return StageRecord.finished_in(found[0]).read_results(EvaluateResults)
 
 
@@ -216,7 +217,7 @@ def train_model(
     from lmlab.commands.recipes import train_stages
 
     name, stages, seed = train_stages(config if isinstance(config, Mapping) else Path(config), overrides)
-    return run_stages(name, stages, None if out is None else Path(out), None, False, redo, seed)
+    return run_stages(name, stages, None if out is None else Path(out), None, False, redo, seed, _HERE)
 
 
 def run(

@@ -10,7 +10,7 @@ import errno
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -48,6 +48,34 @@ class Interrupted(LmlabError):
 
     exit_code = EXIT_INTERRUPTED
 
+
+# Optional modules: the package that brings each, and the extras of lmlab that hold it, the most general one first.
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "accelerate": ("accelerate", ("gguf",)),
+    "bitsandbytes": ("bitsandbytes", ("quantize",)),
+    "bm25s": ("bm25s", ("retrieval", "swe")),
+    "datasets": ("datasets", ("swe",)),
+    "datasketch": ("datasketch", ("data",)),
+    "faiss": ("faiss-cpu", ("ann",)),
+    "gguf": ("gguf", ("gguf",)),
+    "h11": ("uvicorn", ("serve",)),
+    "hnswlib": ("hnswlib", ("ann",)),
+    "httpx": ("httpx", ("judge", "quality", "swe")),
+    "lm_eval": ("lm-eval", ("eval",)),
+    "lz4": ("lz4", ("data",)),
+    "pyarrow": ("pyarrow", ("data", "quality", "swe")),
+    "ray": ("ray", ("ray",)),
+    "rouge_score": ("rouge-score", ("eval",)),
+    "s3fs": ("s3fs", ("s3",)),
+    "sklearn": ("scikit-learn", ("quality", "retrieval")),
+    "starlette": ("starlette", ("serve",)),
+    "tenacity": ("tenacity", ("judge", "quality", "swe")),
+    "tensorboard": ("tensorboard", ("track",)),
+    "transformers": ("transformers", ("hf", "gguf", "retrieval")),
+    "uvicorn": ("uvicorn", ("serve",)),
+    "wandb": ("wandb", ("track",)),
+    "zstandard": ("zstandard", ("data",)),
+}
 
 _DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, RuntimeError, TypeError, ValueError)
 _DAMAGE_OF_LIBRARIES = {"BadZipFile", "SafetensorError", "error", "LZMAError", "ZstdError", "ArrowException"}
@@ -114,14 +142,21 @@ def doing(what: str) -> Iterator[None]:
         raise
 
 
-def from_unforeseen(error: Exception) -> LmlabError:
+def from_unforeseen(error: Exception, extras: Collection[str] = (), purpose: str = "This") -> LmlabError:
     """The sentence for an exception that no code of lmlab has turned into one: what happened, and what was being done.
 
-    What the system refuses, memory that ran out and text that no encoding has are told as such; everything else is our
-    fault.
+    What the system refuses, memory that ran out, text that no encoding has and packages that are not installed are told
+    as such; everything else is our fault.
+
+    Arguments:
+        extras: of lmlab, which what was called needs: of those that hold a missing package one of these is named.
+        purpose: what was called.
     """
     if isinstance(error, LmlabError):
         return error
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lmlab"):
+        held = EXTRAS.get(error.name.partition(".")[0], ("", ()))[1]
+        return missing_extra(error.name, purpose, next((each for each in extras if each in held), None))
     if isinstance(error, OSError) and error.errno is not None:
         return from_os_error(error)
     where = f" in {', '.join(dict.fromkeys(reversed(notes)))}" if (notes := getattr(error, "__notes__", None)) else ""
@@ -150,10 +185,20 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     return f"Known: {', '.join(candidates)}." if candidates else ""
 
 
-def missing_extra(module: str, extra: str, purpose: str) -> UserError:
-    """The error for an optional dependency that is not installed."""
+def missing_extra(module: str, purpose: str, extra: str | None = None) -> UserError:
+    """The error for an optional dependency that is not installed.
+
+    Arguments:
+        module: what could not be imported; of `EXTRAS`, or a module that one of those needs.
+        purpose: what needs it, the subject of the sentence.
+        extra: of lmlab, that brings it, by default the first one in `EXTRAS`.
+    """
+    package, extras = EXTRAS.get(module.partition(".")[0], (module.partition(".")[0], ()))
+    if extra is None and extras:
+        extra = extras[0]
     return UserError(
-        f"{purpose} needs the package '{module}', which is not installed.", f"Run: pip install 'lmlab[{extra}]'"
+        f"{purpose} needs the package '{package}', which is not installed.",
+        f"Run: pip install {package if extra is None else repr(f'lmlab[{extra}]')}",
     )
 
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from lmlab.errors import LmlabError, UserError, did_you_mean
+from lmlab.errors import EXTRAS, LmlabError, UserError, did_you_mean
 
 Group = Literal["stages", "sources", "tasks", "judges", "detectors"]
 
@@ -104,11 +104,18 @@ def load(place: str) -> Any:
         return getattr(import_module(module), attribute)
     except LmlabError:
         raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in EXTRAS:
+            raise  # the command line names the extra that brings it
+        raise _broken(place, error) from error
     except Exception as error:  # code of any package
-        raise UserError(
-            f"'{place}' cannot be loaded ({type(error).__name__}: {error}).",
-            "Mend or remove the package that offers it.",
-        ) from error
+        raise _broken(place, error) from error
+
+
+def _broken(place: str, error: Exception) -> UserError:
+    return UserError(
+        f"'{place}' cannot be loaded ({type(error).__name__}: {error}).", "Mend or remove the package that offers it."
+    )
 
 
 @lru_cache(maxsize=8)

@@ -76,15 +76,20 @@ def run_stages(
     dry_run: bool,
     redo: bool,
     seed: int = 0,
+    where: str = "the command line",
 ) -> Path:
-    """Run stages as a recipe of that name; the directory of the run."""
+    """Run stages as a recipe of that name; the directory of the run.
+
+    Arguments:
+        where: what messages call the place where they were asked for.
+    """
     from lmlab.config import apply_overrides
     from lmlab.runs import Recipe
 
     data = apply_overrides(
         {"name": name, "seed": seed, "stages": stages}, [f"stages.{override}" for override in overrides or []]
     )
-    return execute(Recipe.parse(data, "the command line"), out, dry_run, redo)
+    return execute(Recipe.parse(data, where), out, dry_run, redo)
 
 
 def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> Path:

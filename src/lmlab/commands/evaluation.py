@@ -79,18 +79,29 @@ def run_evaluation(
     out: Path | None,
     dry_run: bool,
     redo: bool,
+    where: str = "the command line",
 ) -> list[Path]:
     """Measure models in one run; the directory of each one's stage.
 
     Arguments:
         settings: of the stage `evaluate`; None stands for its default.
+        where: what messages call the place where it was asked for.
+
+    Raises:
+        UserError: there is nothing to measure, or something is not there.
     """
     from lmlab.files import sha256_json
+    from lmlab.runs import Documents, Model, Questions
 
     if not tasks and settings.get("documents") is None and settings.get("task") is None:
         raise UserError(
             "Nothing to measure.", "Give --tasks, --documents or --task; `lmlab eval tasks` lists the tasks."
         )
+    for model in models:
+        Model.find(model)
+    for kind, key in ((Documents, "documents"), (Questions, "task")):
+        if (place := settings.get(key)) is not None:
+            kind.find(place)
     chosen = {
         key: str(value) if isinstance(value, Path) else value for key, value in settings.items() if value is not None
     }
@@ -103,7 +114,7 @@ def run_evaluation(
     measured = {key: value for key, value in chosen.items() if key not in ("workers", "backend")}
     name = f"eval-{sha256_json([measured, list(tasks), places])[:8]}"
     stages["report"] = {"kind": "report", "title": f"Evaluation of {', '.join(places.values())}"}
-    directory = run_stages(name, stages, out, None, dry_run, redo)
+    directory = run_stages(name, stages, out, None, dry_run, redo, where=where)
     return [directory / stage for stage in places]
 
 
@@ -177,7 +188,7 @@ def harness(
     from lmlab.hardware import reuse_memory
 
     if importlib.util.find_spec("lm_eval") is None:
-        raise missing_extra("lm-eval", "eval", "Running tasks of EleutherAI's harness")
+        raise missing_extra("lm_eval", "Running tasks of EleutherAI's harness")
     from lmlab.evals.eleuther.names import check_harness_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]

@@ -48,12 +48,13 @@ def launch_slurm(
     """Write a submission script that runs a recipe on many machines; submit it with sbatch."""
     from lmlab.files import write_text
     from lmlab.launch.slurm import SlurmJob
+    from lmlab.packaged import recipe_file
     from lmlab.runs import Recipe
 
     name = Recipe.load(recipe, set_ or []).name
     directory = (out or Path("runs") / name).resolve()
     settings = [part for override in set_ or [] for part in ("--set", override)]
-    command = ["run", str(recipe.resolve()), "--out", str(directory), *settings]
+    command = ["run", str(recipe_file(recipe).resolve()), "--out", str(directory), *settings]
     job = SlurmJob(
         name, command, directory.parent, nodes, gpus_per_node, cpus_per_gpu, time, repeat, partition, account, setup
     )

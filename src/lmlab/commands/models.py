@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 
@@ -126,11 +127,12 @@ def generate(
 
 @app.command(
     epilog=example(
-        "lmlab chat --model models/smollm2", "lmlab chat --model models/smollm2 --system 'Answer in one sentence.'"
+        "lmlab chat models/smollm2", "lmlab chat models/smollm2 --system 'Answer in one sentence.' --temperature 0"
     )
 )
+@takes_model
 def chat(
-    model: ModelDirectory,
+    model: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
     adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Most tokens of an answer. {_OWN}512.")] = None,

@@ -22,9 +22,11 @@ from lmlab.commandline.options import (
     example,
     fields_of,
     planning_for,
+    print_table,
     run_recipe_file,
     run_stages,
 )
+from lmlab.errors import UserError
 
 app = typer.Typer()
 
@@ -32,14 +34,16 @@ app = typer.Typer()
 @app.command(epilog=example("lmlab demo", "lmlab demo --set model.trainer.steps=100 --out runs/short"))
 def demo(out: Out = None, set_: Set = None, dry_run: DryRun = False, redo: Redo = False) -> None:
     """Run recipes/demo.yaml: from the standard library's text to a trained, measured, exported model and a report."""
-    run_recipe_file(_demo_recipe(), out, set_, dry_run, redo)
+    run_recipe_file(Path("demo"), out, set_, dry_run, redo)
 
 
 @app.command(
-    epilog=example("lmlab run recipes/demo.yaml --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine")
+    epilog=example(
+        "lmlab run demo-quality --out runs/demo --dry-run", "lmlab run mine.yaml --set seed=1 --out runs/mine"
+    )
 )
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file, or the name of one that comes with lmlab.")],
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -54,6 +58,37 @@ def run(
     """
     with planning_for(processes, per_machine, dry_run):
         run_recipe_file(recipe, out, set_, dry_run, redo)
+
+
+@app.command(name="recipes", epilog=example("lmlab recipes", "lmlab recipes chat-smollm2 --out mine.yaml"))
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One of them, to be written out.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File to write, by default standard output.", show_default=False),
+    ] = None,
+) -> None:
+    """List the recipes that come with lmlab, or write one out to change it. `lmlab run NAME` runs it as it is."""
+    from lmlab.files import write_text
+    from lmlab.packaged import packaged_recipes, recipe_file, told
+
+    if name is None:
+        from rich.table import Table
+
+        table = Table("name", "what it is for")
+        for each, path in packaged_recipes().items():
+            table.add_row(each, told(path))
+        print_table(table)
+        return
+    text = packaged_recipes().get(Path(name).stem, Path(name))
+    content = recipe_file(text).read_text("utf-8")
+    if out is None:
+        print(content, end="")
+    elif out.exists():
+        raise UserError(f"'{out}' is there already.", "Choose another file, or remove it.")
+    else:
+        write_text(out, content)
+        print(f"{out}: change it and run it with lmlab run {out}")
 
 
 @app.command(
@@ -158,9 +193,3 @@ def train_stages(config: Path | Mapping[str, Any], overrides: Sequence[str]) -> 
     settings = apply_overrides(given, list(overrides))
     seed = settings.pop("seed", 0)
     return name, {"model": {"kind": "train", **settings}}, seed
-
-
-def _demo_recipe() -> Path:
-    package = Path(__file__).parents[1]
-    candidates = (package / "recipes" / "demo.yaml", package.parents[1] / "recipes" / "demo.yaml")
-    return next(path for path in candidates if path.exists())

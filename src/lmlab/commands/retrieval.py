@@ -91,8 +91,8 @@ def check_precision(precision: str) -> Any:
 
 @app.command(
     epilog=example(
-        "lmlab retrieval encode --data data/boolq --encoder minilm --cache cache/boolq",
-        "lmlab retrieval encode --data data/boolq --encoder models/e5 --prompt 'query=query: '"
+        "lmlab retrieval encode --data data/scifact --encoder minilm --cache cache/scifact",
+        "lmlab retrieval encode --data data/scifact --encoder models/e5 --prompt 'query=query: '"
         " --prompt 'document=passage: '",
     )
 )
@@ -179,8 +179,8 @@ Depth = Annotated[int, typer.Option("--k", min=1, help="Results for each query."
 
 @app.command(
     epilog=example(
-        "lmlab retrieval search --data data/boolq --encoder minilm --out run.trec",
-        "lmlab retrieval search --data data/boolq --by bm25 --out run.json",
+        "lmlab retrieval search --data data/scifact --encoder minilm --out run.trec",
+        "lmlab retrieval search --data data/scifact --by bm25 --out run.json",
     )
 )
 def search(
@@ -211,8 +211,8 @@ def search(
 
 @app.command(
     epilog=example(
-        "lmlab retrieval evaluate --data data/boolq --encoder minilm --cache cache/boolq",
-        "lmlab retrieval evaluate --data data/boolq --run run.trec --k 10 --k 100",
+        "lmlab retrieval evaluate --data data/scifact --encoder minilm --cache cache/scifact",
+        "lmlab retrieval evaluate --data data/scifact --run run.trec --k 10 --k 100",
     )
 )
 def evaluate(

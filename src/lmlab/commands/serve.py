@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import example
 from lmlab.commands.models import Adapter, Precision, load_model
 from lmlab.errors import missing_extra
@@ -23,8 +24,9 @@ app = typer.Typer()
         "KEY=... lmlab serve models/smollm2 --host 0.0.0.0 --key-env KEY",
     )
 )
+@takes_model
 def serve(
-    model: Annotated[Path, typer.Argument(help="Directory of a model or of a train stage.")],
+    model: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the model in requests \\[default: the directory's].", show_default=False)
     ] = None,
@@ -69,7 +71,7 @@ def serve(
         from lmlab.endpoints import server
     except ModuleNotFoundError as error:
         if error.name in ("starlette", "uvicorn", "h11"):
-            raise missing_extra(error.name, "serve", "lmlab serve") from None
+            raise missing_extra(error.name, "lmlab serve") from None
         raise
     from dataclasses import replace
 

@@ -32,6 +32,9 @@ class Document:
         return asdict(self)
 
 
+_KEYS = ("id", "text", "domain", "group")
+
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     """A record that could not become a document, and why.
@@ -76,13 +79,25 @@ class Source(Protocol):
 
 
 def read_documents(path: Path | str) -> Iterator[Document]:
-    """Yield the documents of a JSON lines file that `collect` wrote."""
+    """Yield the documents of a JSON lines file: of one that `collect` wrote, or of a user's own, whose lines need no
+    more than a `text`. Without an `id` a document is called by its line; other keys say nothing here.
+
+    Raises:
+        UserError: a line has no text, or one of the keys is no text; the line is named.
+    """
     for number, row in enumerate(read_jsonl(Path(path)), 1):
-        if not {"id", "text"} <= set(row) <= {"id", "text", "domain", "group"} or not all(
-            isinstance(value, str) for value in row.values()
-        ):
+        known = {key: row[key] for key in _KEYS if row.get(key) is not None}
+        if isinstance(known.get("id"), int) and not isinstance(known["id"], bool):
+            known["id"] = str(known["id"])
+        if "text" not in known or not all(isinstance(value, str) for value in known.values()):
             raise UserError(
-                f"'{path}', line {number}: not a document; it needs the keys id, text, domain and group, with texts.",
-                "Name a file that a stage collect wrote, or tokenize yours first: lmlab tokenize --help",
+                f"'{path}', line {number}: not a document.",
+                'A line is {"text": "..."}, and may have texts as id, domain and group; `lmlab tokenize` reads other'
+                " files and keys.",
             )
-        yield Document(**row)
+        if row.get("redteam") is True:
+            raise UserError(
+                f"'{path}', line {number}: the record says that it was crafted to attack a model (redteam).",
+                "Remove such records.",
+            )
+        yield Document(**{"id": f"line {number}", **known})

@@ -137,7 +137,7 @@ def _by_ray(
     try:
         import ray
     except ImportError:
-        raise missing_extra("ray", "ray", "Spreading jobs over a cluster") from None
+        raise missing_extra("ray", "Spreading jobs over a cluster") from None
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, configure_logging=False)

@@ -85,7 +85,7 @@ def make_backend(endpoint: Endpoint) -> Backend:
         from lmlab.endpoints.client.transport import HttpBackend
     except ModuleNotFoundError as error:
         if error.name == "httpx":
-            raise missing_extra("httpx", "judge", "A client of an HTTP endpoint") from None
+            raise missing_extra("httpx", "A client of an HTTP endpoint") from None
         raise
     return HttpBackend(endpoint)
 

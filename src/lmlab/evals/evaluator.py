@@ -109,7 +109,7 @@ def _load_other(directory: Path, device: torch.device, dtype: torch.dtype, reaso
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise missing_extra("transformers", "hf", "An architecture that lmlab does not have") from None
+        raise missing_extra("transformers", "An architecture that lmlab does not have") from None
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, trust_remote_code=False, use_safetensors=True

@@ -171,6 +171,6 @@ def rouge(
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise missing_extra("rouge-score", "eval", "The metric ROUGE") from None
+        raise missing_extra("rouge_score", "The metric ROUGE") from None
     scorer = RougeScorer([metric], use_stemmer=True)
     return lambda answer, reference: float(getattr(scorer.score(reference, answer)[metric], part))

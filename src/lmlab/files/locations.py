@@ -249,7 +249,7 @@ class _Zstd:
         try:
             import zstandard
         except ImportError:
-            raise missing_extra("zstandard", "data", f"Reading '{location}'") from None
+            raise missing_extra("zstandard", f"Reading '{location}'") from None
         self._object = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
 
     def feed(self, data: bytes) -> bytes:
@@ -269,7 +269,7 @@ def _lz4(location: str) -> _Limited:
     try:
         import lz4.frame
     except ImportError:
-        raise missing_extra("lz4", "data", f"Reading '{location}'") from None
+        raise missing_extra("lz4", f"Reading '{location}'") from None
     return _Limited(lz4.frame.LZ4FrameDecompressor())
 
 

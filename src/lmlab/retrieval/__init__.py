@@ -1,8 +1,8 @@
 """Dense and lexical retrieval: encoders, collections of documents and queries, stored vectors, exact search, BM25,
 fusion, and metrics equal to trec_eval's.
 
-    encoder, data = load_encoder("minilm"), load_dataset("data/boolq", split="test")
-    store = EmbeddingStore.build("cache/boolq", encoder, data.corpus.ids, data.corpus.texts)
+    encoder, data = load_encoder("minilm"), load_dataset("data/scifact", split="test")
+    store = EmbeddingStore.build("cache/scifact", encoder, data.corpus.ids, data.corpus.texts)
     index = ExactIndex(data.corpus.ids, store.chunks())
     hits = index.topk(encoder.encode_text(data.queries.texts, "query"), k=100)
     print(evaluate_run(hits.run(data.queries.ids, data.corpus.ids), data.qrels).means["nDCG@10"])

@@ -327,7 +327,7 @@ class Documents(Artifact):
 
     @classmethod
     def _remedy(cls) -> str:
-        return "Name a stage that collects or selects, or a file of JSON lines with id, text and domain."
+        return "Name a stage that collects or selects, or a file of JSON lines with a text each."
 
     def split(self, name: Literal["train", "heldout"]) -> Path:
         """The file of a split; a single file is every split.

@@ -19,6 +19,7 @@ from typing import Any
 from lmlab.config import Config, apply_overrides, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_yaml, write_yaml
+from lmlab.packaged import packaged_recipes, recipe_file
 from lmlab.redaction import redact_all
 from lmlab.runs.stage import InputField, Stage, find_stage, input_fields
 
@@ -138,7 +139,8 @@ def called(source: str | Path | Mapping[str, Any]) -> str:
     return "the recipe" if isinstance(source, Mapping) else f"'{source}'"
 
 
-def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(place: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = recipe_file(place)
     if path.resolve() in readers:
         raise UserError(
             f"'{path}' extends itself by way of {' and '.join(repr(str(each)) for each in readers)}.",
@@ -151,6 +153,8 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"'{path}': extends: the path of one recipe is needed.")
     under = path.parent / Path(base).expanduser()
+    if not under.exists() and Path(base).stem in packaged_recipes() and len(Path(base).parts) == 1:
+        under = recipe_file(base)  # a copy of one that extends another still does
     if not under.exists():
         raise UserError(
             f"'{path}': extends: no such file: '{under}'.",

@@ -44,7 +44,7 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise missing_extra("tensorboard", "track", "Writing to TensorBoard") from None
+            raise missing_extra("tensorboard", "Writing to TensorBoard") from None
         self._writer = SummaryWriter(str(directory / "tensorboard"))
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class _WeightsAndBiases:
         try:
             import wandb
         except ImportError:
-            raise missing_extra("wandb", "track", "Writing to Weights & Biases") from None
+            raise missing_extra("wandb", "Writing to Weights & Biases") from None
         place = directory.resolve()
         id = hashlib.sha256(str(place).encode()).hexdigest()[:16]  # a resumed run goes on with its curves
         self._run = wandb.init(

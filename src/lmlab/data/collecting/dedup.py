@@ -141,5 +141,5 @@ def _datasketch() -> Any:
     try:
         import datasketch
     except ImportError:
-        raise missing_extra("datasketch", "data", "Finding near-duplicates") from None
+        raise missing_extra("datasketch", "Finding near-duplicates") from None
     return datasketch

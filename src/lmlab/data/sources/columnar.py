@@ -204,5 +204,5 @@ def _pyarrow(path: str) -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise missing_extra("pyarrow", "data", f"Reading '{path}'") from None
+        raise missing_extra("pyarrow", f"Reading '{path}'") from None
     return pyarrow

@@ -283,7 +283,7 @@ def _retrying(
     try:
         import tenacity
     except ModuleNotFoundError:
-        raise missing_extra("tenacity", "judge", "A client of models") from None
+        raise missing_extra("tenacity", "A client of models") from None
     return tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(endpoint.max_retries + 1),
         wait=lambda state: _wait(state, endpoint),

@@ -219,7 +219,7 @@ def read_table(*place: str) -> list[dict[str, Any]]:
     try:
         import pyarrow as pa
     except ImportError:
-        raise missing_extra("pyarrow", "data", f"Reading {place[-2]}") from None
+        raise missing_extra("pyarrow", f"Reading {place[-2]}") from None
     path = _root().joinpath("hf_datasets", *place, "data-00000-of-00001.arrow")
     with pa.memory_map(str(path)) as source:
         rows: list[dict[str, Any]] = pa.ipc.open_stream(source).read_all().to_pylist()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import changes, options
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import DryRun, Set, example, run_stages
 from lmlab.errors import UserError
 from lmlab.methods.olmoe.config import AblationConfig, TraceConfig, UpcycleConfig
@@ -37,6 +38,7 @@ Step = Annotated[
 @app.command(
     epilog=example("lmlab olmoe trace models/OLMoE-1B-7B 'texts/*.jsonl.zst' --domain-field domain --out final.npz")
 )
+@takes_model
 @options(TraceConfig)
 def trace(
     model: Annotated[
@@ -256,9 +258,10 @@ def ablate(
     from lmlab.config import apply_overrides
     from lmlab.files import read_yaml
     from lmlab.methods.olmoe.stages import AblationResults, comparison_sentence
+    from lmlab.packaged import recipe_file
     from lmlab.runs import StageRecord
 
-    settings = apply_overrides(read_yaml(config), set_ or []) | changes
+    settings = apply_overrides(read_yaml(recipe_file(config)), set_ or []) | changes
     stages = {"ablation": {"kind": "ablation", **settings}, "report": {"kind": "report", "title": "Design choices"}}
     run_stages(config.stem, stages, out, None, dry_run, redo=False)
     if not dry_run:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
+from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
@@ -27,6 +28,7 @@ Chat = Annotated[bool, typer.Option("--chat", help="Ask by the model's chat temp
         "lmlab long build models/smollm2 --length 4096 --task json_kv.uuid --task rag --contexts 10 --out hard.jsonl",
     )
 )
+@takes_model
 @options(LongSettings)
 def build(
     model: Annotated[str, typer.Argument(help="Model, or tokenizer, by whose tokens lengths are measured.")],
@@ -56,6 +58,7 @@ def build(
         "torchrun --nproc-per-node 8 -m lmlab long eval models/llama --preset full --out runs/long",
     ),
 )
+@takes_model
 @options(LongSettings)
 def evaluate(
     model: Annotated[
@@ -151,6 +154,7 @@ def report(
 @app.command(
     epilog=example("lmlab long helmet models/llama --data HELMET/data --config HELMET/configs/recall.yaml --out helmet")
 )
+@takes_model
 def helmet(
     model: ModelPlace,
     data: Annotated[Path, typer.Option(help="HELMET's folder data.")],
@@ -179,6 +183,7 @@ def helmet(
         "lmlab long ppl models/tuned --keys keys.json",
     )
 )
+@takes_model
 def ppl(
     model: ModelPlace,
     keys: Annotated[Path, typer.Option(help="Key tokens: read where the file exists, else found by this model.")],
@@ -200,6 +205,7 @@ def ppl(
 
 
 @app.command(name="rope", epilog=example("lmlab long rope models/llama --to 65536"))
+@takes_model
 def rope(model: ModelPlace, to: Annotated[int, typer.Option(min=1, help="The new window, in tokens.")]) -> None:
     """Say which bases of the rotary frequencies the two rules give for a longer window."""
     from lmlab.models import extended_theta

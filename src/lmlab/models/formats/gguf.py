@@ -72,4 +72,4 @@ def _require_gguf() -> None:
         try:
             __import__(module)
         except ImportError:
-            raise missing_extra(module, "gguf", "Reading GGUF files") from None
+            raise missing_extra(module, "Reading GGUF files", "gguf") from None

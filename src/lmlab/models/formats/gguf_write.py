@@ -51,7 +51,7 @@ def write_gguf(
     try:
         import gguf
     except ImportError:
-        raise missing_extra("gguf", "gguf", "Writing GGUF files") from None
+        raise missing_extra("gguf", "Writing GGUF files") from None
     family = next((each for name in _ARCHITECTURES if (each := family_of(model.config, name)) is not None), None)
     if (problem := _problem(model.config)) or family is None or family.model_type not in _ARCHITECTURES:
         raise UserError(

@@ -329,7 +329,7 @@ def compare_with_transformers(
         from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
-        raise missing_extra("transformers", "hf", "Comparing with transformers") from None
+        raise missing_extra("transformers", "Comparing with transformers") from None
     logging.disable_progress_bar()
     auto = AutoModel if hidden else AutoModelForCausalLM
     # the fused kernels there leave the caps on scores out

@@ -100,7 +100,7 @@ def require_bitsandbytes(kind: str) -> None:
     try:
         _library()
     except ImportError:
-        raise missing_extra("bitsandbytes", "quantize", f"lora.quantize: {kind}") from None
+        raise missing_extra("bitsandbytes", f"lora.quantize: {kind}") from None
     except Exception as error:  # its compiled part fails in its own ways
         raise UserError(
             f"lora.quantize: {kind}: bitsandbytes does not work on this machine ({error}).",

@@ -132,7 +132,7 @@ def load_body(directory: Path, device: str) -> Body:
     try:
         import transformers
     except ImportError:
-        raise missing_extra("transformers", "hf", f"The encoder '{directory}'") from None
+        raise missing_extra("transformers", f"The encoder '{directory}'") from None
     module = transformers.AutoModel.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     return TransformersBody(_freeze(module.to(device)))
 

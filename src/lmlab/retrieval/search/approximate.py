@@ -97,7 +97,7 @@ def _hnswlib(vectors: Floats) -> Any:
     try:
         import hnswlib
     except ImportError:
-        raise missing_extra("hnswlib", "ann", "The index hnsw") from None
+        raise missing_extra("hnswlib", "The index hnsw") from None
     index = hnswlib.Index(space="ip", dim=vectors.shape[1])
     index.init_index(max_elements=max(1, len(vectors)), ef_construction=_BREADTH_BUILD, M=_LINKS, random_seed=0)
     index.set_num_threads(1)  # so that the graph is the same every time
@@ -115,7 +115,7 @@ def _faiss(vectors: Floats, kind: str) -> Any:
     try:
         import faiss
     except ImportError:
-        raise missing_extra("faiss", "ann", f"The index {kind}") from None
+        raise missing_extra("faiss", f"The index {kind}") from None
     dim = vectors.shape[1]
     if kind == "faiss-hnsw":
         index: Any = faiss.IndexHNSWFlat(dim, _LINKS, faiss.METRIC_INNER_PRODUCT)

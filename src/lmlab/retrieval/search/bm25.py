@@ -53,7 +53,7 @@ class BM25:
         try:
             import bm25s
         except ImportError:
-            raise missing_extra("bm25s", "retrieval", "BM25") from None
+            raise missing_extra("bm25s", "BM25") from None
         if len(ids) != len(texts):
             raise ValueError(f"{len(ids)} ids for {len(texts)} texts")
         self.ids, self.stop_words = list(ids), stop_words

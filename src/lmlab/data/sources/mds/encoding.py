@@ -132,5 +132,5 @@ def zstandard_library() -> Any:
     try:
         import zstandard
     except ImportError:
-        raise missing_extra("zstandard", "data", "Reading a compressed MDS shard") from None
+        raise missing_extra("zstandard", "Reading a compressed MDS shard") from None
     return zstandard

@@ -34,10 +34,10 @@ Set = Annotated[
 ]
 
 craft_help = example(
-    "lmlab poison craft --data data/boolq --encoder minilm --k 10 --out attack",
-    "lmlab poison craft --data data/boolq --encoder minilm --payload-position prefix --out attack",
+    "lmlab poison craft --data data/scifact --encoder minilm --k 10 --out attack",
+    "lmlab poison craft --data data/scifact --encoder minilm --payload-position prefix --out attack",
 )
-harden_help = example("lmlab poison harden --data data/boolq --encoder minilm --rounds 3 --out hardened")
+harden_help = example("lmlab poison harden --data data/scifact --encoder minilm --rounds 3 --out hardened")
 
 
 def with_files(settings: CraftConfig, config: Path | None, set_: list[str] | None) -> CraftConfig:

@@ -27,9 +27,9 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
     retriever,
 )
 
-detect_fit_help = example("lmlab poison detect fit --data data/boolq --sentinels data/nq-open --rate 0.005 --out gate")
+detect_fit_help = example("lmlab poison detect fit --data data/scifact --sentinels mine.jsonl --rate 0.005 --out gate")
 detect_score_help = example("lmlab poison detect score --gate gate --passages attack")
-detect_sweep_help = example("lmlab poison detect sweep --data data/boolq --passages attack --sentinels data/nq-open")
+detect_sweep_help = example("lmlab poison detect sweep --data data/scifact --passages attack --sentinels mine.jsonl")
 gate_help = example("lmlab poison gate new.jsonl --gate gate --out verdicts.jsonl")
 
 

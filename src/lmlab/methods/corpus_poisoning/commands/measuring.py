@@ -33,9 +33,9 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
     retriever,
 )
 
-evaluate_help = example("lmlab poison evaluate --passages attack --data data/boolq --encoder minilm --k 10 --k 20")
+evaluate_help = example("lmlab poison evaluate --passages attack --data data/scifact --encoder minilm --k 10 --k 20")
 report_help = example(
-    "lmlab poison report --data data/boolq --passages attack --passages stuffing --sentinels data/nq-open --out report"
+    "lmlab poison report --data data/scifact --passages attack --passages stuffing --sentinels mine.jsonl --out report"
 )
 
 

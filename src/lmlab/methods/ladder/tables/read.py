@@ -278,7 +278,7 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise missing_extra("pyarrow", "data", f"Reading '{path}'") from None
+        raise missing_extra("pyarrow", f"Reading '{path}'") from None
     try:
         table = parquet.read_table(path)
     except FileNotFoundError:
@@ -360,7 +360,7 @@ def write_table(table: RunTable, path: str | Path) -> Path:
             import pyarrow
             import pyarrow.parquet as parquet
         except ImportError:
-            raise missing_extra("pyarrow", "data", f"Writing '{path}'") from None
+            raise missing_extra("pyarrow", f"Writing '{path}'") from None
         with atomic_file(path) as file:
             parquet.write_table(pyarrow.Table.from_pylist(rows), file)
         return path

@@ -67,7 +67,7 @@ def load_routed(place: str | Path, dtype: torch.dtype = torch.float32) -> Routed
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise missing_extra("transformers", "hf", "Models of other families") from None
+        raise missing_extra("transformers", "Models of other families") from None
     return watch(
         AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, use_safetensors=True).eval()
     )

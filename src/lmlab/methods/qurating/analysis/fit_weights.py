@@ -140,7 +140,7 @@ def _regressions(seed: int) -> dict[str, Callable[[], Any]]:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import PolynomialFeatures
     except ImportError:
-        raise missing_extra("scikit-learn", "quality", "Fitting weights") from None
+        raise missing_extra("sklearn", "Fitting weights") from None
     strengths = np.logspace(-6, 2, 17)
     return {
         "mean": DummyRegressor,

@@ -153,7 +153,7 @@ def _hub(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise missing_extra("datasets", "swe", "Loading instances from the hub") from None
+        raise missing_extra("datasets", "Loading instances from the hub") from None
     try:
         found = load_dataset(name, split=split)
     except Exception as error:
@@ -170,5 +170,5 @@ def _pyarrow(purpose: str) -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise missing_extra("pyarrow", "data", purpose) from None
+        raise missing_extra("pyarrow", purpose) from None
     return pyarrow

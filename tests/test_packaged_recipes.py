@@ -1,0 +1,42 @@
+"""Recipes that come with lmlab are run by name from anywhere, and written out to be changed."""
+
+from pathlib import Path
+
+import pytest
+
+from lmlab.errors import UserError
+from lmlab.packaged import packaged_recipes, recipe_file
+from lmlab.runs import Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_all_recipes_are_found_by_name_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert set(packaged_recipes()) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+    for place in ("demo", "demo.yaml", "recipes/demo.yaml"):
+        assert recipe_file(place).read_text() == (ROOT / "recipes" / "demo.yaml").read_text()
+    assert Recipe.load("demo-quality").name == "demo"
+
+
+def test_a_file_of_the_users_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text("name: mine\nstages: {documents: {kind: collect, sources: [{kind: python_library}]}}\n")
+    assert Recipe.load("demo").name == "mine"
+
+
+@pytest.mark.parametrize("place", ["demos", "recipes/dem.yaml", "elsewhere/demo.yaml", "demo.json"])
+def test_what_is_neither_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="No such file") as caught:
+        recipe_file(place)
+    assert ("Did you mean 'demo'" in str(caught.value)) == (place in ("demos", "recipes/dem.yaml"))
+
+
+def test_a_copy_of_one_that_extends_another_runs(tmp_path, monkeypatch, lmlab):
+    monkeypatch.chdir(tmp_path)
+    lmlab("recipes", "demo-quality", "--out", "mine.yaml")
+    assert "extends: demo.yaml" in Path("mine.yaml").read_text()
+    assert "judgments" in {stage.name for stage in Recipe.load("mine.yaml").stages}
+    again = lmlab("recipes", "demo", "--out", "mine.yaml")
+    assert again.code == 2 and "is there already" in again.err
