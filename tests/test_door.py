@@ -185,3 +185,55 @@ def test_a_circuit_tells_where_it_comes_from_as_the_command_does(tmp_path):
     assert about["settings"]["num_edges"] == 5 and about["examples"] == 4
     with pytest.raises(UserError, match="the settings: unknown key 'num_edgse'. Did you mean 'num_edges'"):
         lmlab.find_circuit(place, tmp_path / "examples.jsonl", num_edgse=5)
+
+
+def test_what_a_user_hands_over_is_taken_or_refused_by_name(directory, tmp_path):
+    """Wrong types, empty things and NumPy's: never a traceback of lmlab's insides, never another meaning."""
+    loaded = lmlab.load(directory)
+    for call, said in (
+        (lambda: loaded.score("x", " Paris"), r"options: a list of texts is needed, not a text"),
+        (lambda: loaded.score("x", []), "no option"),
+        (lambda: loaded.score("x", ["a", 5]), r"options\[1\]: a text is needed, not a number"),
+        (lambda: loaded.perplexity(5), "text: a text or a list of texts is needed, not a number"),
+        (lambda: loaded.bits_per_byte(""), "text: it is empty"),
+        (lambda: loaded.bits_per_byte([]), "text: it is empty"),
+        (lambda: loaded.bits_per_byte(["a", None]), r"text\[1\]: a text is needed, not nothing"),
+        (lambda: loaded.bits_per_byte(b"abc"), "bytes"),
+        (lambda: loaded.bits_per_byte({"a", "b"}), "no order"),
+        (lambda: loaded.bits_per_byte("\ud800"), "no character"),
+        (lambda: loaded.measure("abc", window=0), "window: 0 is less than 2"),
+        (lambda: loaded.measure("abc", window=129), "window: 129 tokens are more than the model's 128"),
+        (lambda: loaded.measure("abc", window=8.5), "window: a whole number is needed, not 8.5"),
+        (lambda: loaded.generate(5), "prompt"),
+        (lambda: loaded.generate("x", temperature=True), "temperature: a number is needed, got true"),
+        (lambda: loaded.chat([{"role": "user", "text": "x"}]), r"messages\[0\]: the key 'content' is missing"),
+        (lambda: loaded.chat([{"content": "x"}]), r"messages\[0\]: the key 'role' is missing"),
+        (lambda: loaded.chat([{"role": "user", "content": 5}]), "content: a text is needed, not a number"),
+        (lambda: loaded.chat([]), "conversation is empty"),
+        (lambda: loaded.chat({"role": "user", "content": "x"}), "list of messages is needed, not a mapping"),
+        (lambda: lmlab.load(""), "place: the path is empty"),
+        (lambda: lmlab.load(None), "place: a path is needed, not nothing"),
+        (lambda: lmlab.load(directory, precision=None), "precision: a text is needed"),
+        (lambda: lmlab.evaluate(directory, documents="nope.jsonl"), "^There is nothing at 'nope.jsonl'"),
+        (lambda: lmlab.evaluate(directory, 5), "tasks: a text or a list of texts is needed"),
+        (lambda: lmlab.train_model(5), "config: a path is needed"),
+        (lambda: lmlab.run("nope"), "No such file: 'nope'"),
+        (lambda: lmlab.fit_ladder(tmp_path, preset="x"), "preset"),
+        (lambda: lmlab.measure_long(directory, mode="x"), "mode: there is no mode 'x'"),
+        (lambda: lmlab.rate_texts(directory, [1]), r"texts\[0\]"),
+        (lambda: lmlab.select_texts({"a": [1.0]}, -5), "tokens: -5 is less than 1"),
+        (lambda: lmlab.find_circuit(directory, tmp_path), "is a directory where a file is needed"),
+        (lambda: lmlab.find_circuit(directory, pruning=5), "pruning"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
+
+
+def test_every_form_of_one_meaning_is_the_same(directory):
+    loaded = lmlab.load(directory)
+    settings = {"max_new_tokens": np.int64(4), "temperature": np.float32(0)}
+    expected = loaded.generate(["a", "b"], max_new_tokens=4, temperature=0)
+    for prompts in (np.array(["a", "b"]), ("a", "b"), iter(["a", "b"])):
+        assert loaded.generate(prompts, **settings) == expected
+    assert loaded.generate("a", stop=" ", **settings) == loaded.generate("a", stop=(" ",), **settings)
+    assert loaded.bits_per_byte(TEXT) == loaded.bits_per_byte([TEXT, ""]) == loaded.bits_per_byte(np.str_(TEXT))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.packaged import packaged_recipes, recipe_file
+from lmlab.files.packaged import packaged_recipes, recipe_file
 from lmlab.runs import Recipe
 
 ROOT = Path(__file__).parents[1]

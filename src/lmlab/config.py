@@ -9,9 +9,9 @@ import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, overload
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, overload
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import kind_of, parse_yaml
@@ -22,6 +22,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_truths(cls, data: Any) -> Any:
+        """`steps: yes` is a slip that would train for one step: YAML's and Python's true is no number here."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            info = cls.model_fields.get(name)
+            if isinstance(value, bool) and info is not None and _is_number(info.annotation):
+                raise ValueError(f"{name}: a number is needed, got {str(value).lower()}.")
+        return data
+
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
         """Take the descriptions of fields from the class's docstring, where the source already has them: they are the
@@ -31,6 +41,21 @@ class Config(BaseModel):
         for name, text in _attributes_in(cls.__doc__ or "").items():
             if name in cls.model_fields and cls.model_fields[name].description is None:
                 cls.model_fields[name].description = text
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a type takes numbers, and neither true and false nor just anything."""
+    found = set(_alternatives(annotation))
+    return bool(found & {int, float}) and not found & {bool, Any, object}
+
+
+def _alternatives(annotation: Any) -> Iterable[Any]:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return [each for part in get_args(annotation) for each in _alternatives(part)]
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    return [*map(type, get_args(annotation))] if origin is Literal else [annotation]
 
 
 def _attributes_in(docstring: str) -> dict[str, str]:

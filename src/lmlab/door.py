@@ -6,13 +6,15 @@ paths; a model is whatever `lmlab.runs.Model.find` takes: a directory, a GGUF fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from lmlab.errors import UserError
+from lmlab import arguments
+from lmlab.errors import UserError, did_you_mean, from_unforeseen
 
 if TYPE_CHECKING:
     from lmlab.data import Tokenizer
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
 
 _HERE = "the settings"  # what messages call the arguments of a call
 _WIDEST = 2048  # tokens; attention to more than these costs memory and hardly lowers the bits of usual texts
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _told(function: F) -> F:
+    """Let what the system refuses and packages that are missing end in the sentences of the command line."""
+
+    @functools.wraps(function)
+    def call(*values: Any, **named: Any) -> Any:
+        try:
+            return function(*values, **named)
+        except (OSError, ModuleNotFoundError) as error:
+            raise from_unforeseen(error, purpose=f"lmlab.{function.__name__}") from error
+
+    return cast(F, call)
 
 
 @dataclass(frozen=True)
@@ -61,10 +79,11 @@ class LanguageModel:
         from lmlab.commands.models import CONTINUING, sampling
         from lmlab.stages.generate import complete_texts, generation_config
 
-        config = generation_config(sampling(self.place, CONTINUING, settings), self.place, self.tokenizer)
+        prompts = arguments.texts(prompt, "prompt")
+        given = _decoding(settings)
+        config = generation_config(sampling(self.place, CONTINUING, given), self.place, self.tokenizer)
         if config.num_samples != 1:
             raise UserError("num_samples: one text is given for each prompt.", "Repeat the prompt, or change the seed.")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         found = [each[0].text or "" for each in complete_texts(self.network, self.tokenizer, prompts, config)]
         return found[0] if isinstance(prompt, str) else found
 
@@ -86,10 +105,10 @@ class LanguageModel:
         from lmlab.commands.chat import Conversation
         from lmlab.commands.models import chat_settings
 
-        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
-        if not said or said[-1].get("role") != "user":
+        said = arguments.messages(messages)
+        if said[-1]["role"] != "user":
             raise UserError("The last message of the conversation is not a user's.", "End it with role 'user'.")
-        config = chat_settings(self.place, self.network, self.tokenizer, settings)
+        config = chat_settings(self.place, self.network, self.tokenizer, _decoding(settings))
         conversation = Conversation(self.network, self.tokenizer, config)
         conversation.messages = said[:-1]
         return conversation.reply(said[-1]["content"])
@@ -102,7 +121,10 @@ class LanguageModel:
         """
         from lmlab.evals import Question, option_scores, rank_questions
 
-        question = Question(id="question", context=context, options=list(options), gold=0)
+        chosen = arguments.texts(options, "options", single=False)
+        if not chosen:
+            raise UserError("options: there is no option.", "Give a list of texts.")
+        question = Question(id="question", context=arguments.text(context, "context"), options=chosen, gold=0)
         row = next(iter(rank_questions(self.evaluator.scorer, self.tokenizer, [question])))
         return [float(each) for each in option_scores(row, "none")]
 
@@ -111,13 +133,21 @@ class LanguageModel:
 
         Arguments:
             window: the most tokens that the model sees at once, by default all that it can, up to 2,048.
+
+        Raises:
+            UserError: there is no text, or none but empty ones.
         """
         from lmlab.data import Document
         from lmlab.evals import measure_documents, perplexity_figures
 
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = arguments.texts(text, "text")
+        if not any(texts):
+            raise UserError("text: it is empty, so that there is nothing to measure.")
         documents = [Document(str(number), each) for number, each in enumerate(texts)]
-        seen = window or min(self.evaluator.scorer.max_seq_len, _WIDEST)
+        most = self.evaluator.scorer.max_seq_len
+        seen = min(most, _WIDEST) if window is None else arguments.whole(window, "window", least=2)
+        if seen > most:
+            raise UserError(f"window: {seen} tokens are more than the model's {most}.")
         begins = self.evaluator.begins_windows
         rows = measure_documents(self.evaluator.scorer, self.tokenizer, documents, seen, begin_every=begins)
         return perplexity_figures(list(rows))
@@ -139,6 +169,7 @@ class LanguageModel:
         return Evaluator(ModelScorer(self.network, precision), self.tokenizer, self.network)
 
 
+@_told
 def load(place: str | Path, *, precision: str = "fp32", adapter: str | Path | None = None) -> LanguageModel:
     """A model with its tokenizer, on the GPU where there is one.
 
@@ -152,22 +183,26 @@ def load(place: str | Path, *, precision: str = "fp32", adapter: str | Path | No
     """
     from lmlab.commands.models import load_model
 
-    return LanguageModel(*load_model(Path(place), precision, None if adapter is None else Path(adapter)))
+    found, kind = arguments.place_or_none(adapter, "adapter"), arguments.text(precision, "precision")
+    return LanguageModel(*load_model(arguments.place(place, "place"), kind, found))
 
 
+@_told
 def generate(model: LanguageModel | str | Path, prompt: str, **settings: Any) -> str:
     """Continue a text: `LanguageModel.generate` of a model by its place. Load it once to use it more than once."""
     return _loaded(model).generate(prompt, **settings)
 
 
+@_told
 def chat(model: LanguageModel | str | Path, messages: str | Sequence[Mapping[str, str]], **settings: Any) -> str:
     """Answer a message or a conversation: `LanguageModel.chat` of a model by its place."""
     return _loaded(model).chat(messages, **settings)
 
 
+@_told
 def evaluate(
-    model: str | Path,
-    tasks: Sequence[str] = (),
+    model: LanguageModel | str | Path,
+    tasks: str | Sequence[str] = (),
     *,
     documents: str | Path | None = None,
     questions: str | Path | None = None,
@@ -178,8 +213,8 @@ def evaluate(
     """Measure a model, as `lmlab eval` does: the same run directory, rows and report, and its figures returned.
 
     Arguments:
-        tasks: names, groups or YAML files; `lmlab eval tasks` lists them.
-        documents: to measure bits per byte on.
+        tasks: names, groups or YAML files, in a list or with commas between them; `lmlab eval tasks` lists them.
+        documents: to measure bits per byte on: JSON lines with a `text` each.
         questions: a file of ranked questions.
         settings: further ones of the stage `evaluate`, such as `limit=200` or `too_long="truncate"`.
 
@@ -190,16 +225,23 @@ def evaluate(
     from lmlab.runs import StageRecord
     from lmlab.stages.parts.evaluate_report import EvaluateResults
 
-    further = {"documents": documents, "task": questions, **settings}
-    found = run_evaluation([Path(model)], list(tasks), further, None if out is None else Path(out), False, redo, _HERE)
+    further = {
+        "documents": arguments.place_or_none(documents, "documents"),
+        "task": arguments.place_or_none(questions, "questions"),
+        **arguments.plain(settings),
+    }
+    place = model.place.path if isinstance(model, LanguageModel) else arguments.place(model, "model")
+    directory = arguments.place_or_none(out, "out")
+    found = run_evaluation([place], arguments.words(tasks, "tasks"), further, directory, False, bool(redo), _HERE)
     return StageRecord.finished_in(found[0]).read_results(EvaluateResults)
 
 
+@_told
 def train_model(
     config: str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     redo: bool = False,
 ) -> Path:
     """Train a language model, as `lmlab train` does; the directory of its run, which `load` takes.
@@ -216,15 +258,17 @@ def train_model(
     from lmlab.commandline.options import run_stages
     from lmlab.commands.recipes import train_stages
 
-    name, stages, seed = train_stages(config if isinstance(config, Mapping) else Path(config), overrides)
-    return run_stages(name, stages, None if out is None else Path(out), None, False, redo, seed, _HERE)
+    given = arguments.plain(config) if isinstance(config, Mapping) else arguments.place(config, "config")
+    name, stages, seed = train_stages(given, arguments.texts(overrides, "overrides"))
+    return run_stages(name, stages, arguments.place_or_none(out, "out"), None, False, bool(redo), seed, _HERE)
 
 
+@_told
 def run(
     recipe: str | Path | Mapping[str, Any],
     out: str | Path | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     redo: bool = False,
 ) -> Path:
     """Run a recipe, as `lmlab run` does: finished stages are skipped. The directory of the run.
@@ -241,13 +285,16 @@ def run(
     from lmlab.commandline.options import execute
     from lmlab.runs import Recipe
 
-    return execute(Recipe.load(recipe, overrides), None if out is None else Path(out), False, redo)
+    given = arguments.plain(recipe) if isinstance(recipe, Mapping) else arguments.place(recipe, "recipe")
+    loaded = Recipe.load(given, arguments.texts(overrides, "overrides"))
+    return execute(loaded, arguments.place_or_none(out, "out"), False, bool(redo))
 
 
+@_told
 def fit_ladder(
     runs: str | Path,
     *,
-    tasks: str = "main",
+    tasks: str | Sequence[str] = "main",
     task_file: str | Path | None = None,
     preset: str = "recommended",
     seed: int = 0,
@@ -259,21 +306,30 @@ def fit_ladder(
 
     Arguments:
         runs: a run table (.csv, .parquet), a folder of `lmlab ladder collect`, or the reference's .json.
-        tasks: by name, separated by commas, or `main`, `main+`, `all`.
+        tasks: by name, in a list or with commas between them, or `main`, `main+`, `all`.
         task_file: tasks of your own, TOML or JSON.
         preset: `recommended`, or `paper` for the published estimator.
 
     Raises:
         UserError: the table lacks what a task needs, or holds what cannot be.
     """
+    from lmlab.config import validate
     from lmlab.methods.ladder import EstimatorOptions, RunsOptions
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
 
-    own = None if task_file is None else Path(task_file)
-    options = RunsOptions(tasks=tasks, task_file=own, drop_bad_rows=drop_bad_rows, allow_unfinished=allow_unfinished)
-    return fitted(read_runs(Path(runs)), options, EstimatorOptions(preset=preset), seed)
+    chosen = {
+        "tasks": ",".join(arguments.words(tasks, "tasks")),
+        "task_file": arguments.place_or_none(task_file, "task_file"),
+        "drop_bad_rows": drop_bad_rows,
+        "allow_unfinished": allow_unfinished,
+    }
+    options = validate(RunsOptions, chosen, _HERE)
+    estimator = validate(EstimatorOptions, {"preset": preset}, _HERE)
+    estimator.settings()  # a preset that is none is named before anything is read
+    return fitted(read_runs(arguments.place(runs, "runs")), options, estimator, arguments.whole(seed, "seed"))
 
 
+@_told
 def trace_routing(model: str | Path, texts: str | Path, **settings: Any) -> RoutingTrace:
     """Which experts a model's routers choose for each token of texts, as `lmlab olmoe trace` does (Muennighoff et al.
     2024).
@@ -288,10 +344,13 @@ def trace_routing(model: str | Path, texts: str | Path, **settings: Any) -> Rout
     from lmlab.config import validate
     from lmlab.methods.olmoe import TraceConfig, trace_texts
 
-    places = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    return trace_texts(model, str(texts), validate(TraceConfig, places, "the settings"))
+    place, source = arguments.place(model, "model"), str(arguments.place(texts, "texts"))
+    if isinstance(texts, str):
+        source = texts  # a URL is no path
+    return trace_texts(place, source, validate(TraceConfig, arguments.plain(settings), _HERE))
 
 
+@_told
 def find_circuit(model: str | Path, examples: str | Path | None = None, *, seed: int = 0, **settings: Any) -> Circuit:
     """The edges between the parts of a model that do a task, as `lmlab circuits find` does (Bhaskar et al. 2024).
 
@@ -312,15 +371,20 @@ def find_circuit(model: str | Path, examples: str | Path | None = None, *, seed:
     from lmlab.methods.edge_pruning import find_circuit as find
     from lmlab.methods.edge_pruning.examples.load import load as load_task
 
+    settings = arguments.plain(settings)
     chosen = {name: settings.pop(name) for name in TaskOptions.model_fields if name in settings}
-    options = validate(TaskOptions, {**chosen, "data": examples}, "the settings")
-    pruning = {"micro_batch_size": options.batch_size, **settings.pop("pruning", {})}
-    config = validate(FindConfig, {**settings, "pruning": pruning}, "the settings")
-    loaded = load_task(Path(model), options)
+    options = validate(TaskOptions, {**chosen, "data": arguments.place_or_none(examples, "examples")}, _HERE)
+    pruning = settings.pop("pruning", {})
+    if isinstance(pruning, Mapping):
+        pruning = {"micro_batch_size": options.batch_size, **pruning}
+    config = validate(FindConfig, {**settings, "pruning": pruning}, _HERE)
+    drawn = arguments.whole(seed, "seed")
+    loaded = load_task(arguments.place(model, "model"), options)
     task, _ = loaded.task(config.ablation, config.graph, options)
-    return find(task, config, seed, None, options.force, loaded.about())
+    return find(task, config, drawn, None, options.force, loaded.about())
 
 
+@_told
 def measure_long(
     model: LanguageModel | str | Path, *, mode: str = "forced", chat: bool = False, **settings: Any
 ) -> dict[str, dict[int, float]]:
@@ -336,15 +400,17 @@ def measure_long(
         UserError: a setting is wrong, or a length exceeds the model's window.
     """
     from tempfile import TemporaryDirectory
-    from typing import cast
+    from typing import get_args
 
     from lmlab.config import validate
     from lmlab.evals.long import Asking, LongSettings, Mode
     from lmlab.methods.prolong.evaluate import evaluate as measure
     from lmlab.methods.prolong.evaluate import instances_for
 
+    if arguments.text(mode, "mode") not in get_args(Mode):
+        raise UserError(f"mode: there is no mode '{mode}'. {did_you_mean(mode, get_args(Mode))}")
+    chosen = validate(LongSettings, arguments.plain(settings), _HERE)
     evaluator = _loaded(model).evaluator
-    chosen = validate(LongSettings, settings, "the settings")
     with TemporaryDirectory() as folder:
         place = Path(folder)
         file = instances_for(Asking(evaluator.tokenizer, chat), chosen, place / "instances.jsonl")
@@ -355,7 +421,8 @@ def measure_long(
     }
 
 
-def rate_texts(rater: str | Path, texts: Sequence[str]) -> dict[str, list[float]]:
+@_told
+def rate_texts(rater: str | Path, texts: str | Sequence[str]) -> dict[str, list[float]]:
     """Ratings of texts by each criterion of a rater that `lmlab quality train` has trained (Wettig et al. 2024); NaN
     for a text without tokens.
 
@@ -364,11 +431,13 @@ def rate_texts(rater: str | Path, texts: Sequence[str]) -> dict[str, list[float]
     """
     from lmlab.methods.qurating import Rater
 
-    found = Rater.from_pretrained(rater)
-    ratings_NC = found.rate(texts)
+    rated = arguments.texts(texts, "texts")
+    found = Rater.from_pretrained(arguments.place(rater, "rater"))
+    ratings_NC = found.rate(rated)
     return {name: ratings_NC[:, column].tolist() for column, name in enumerate(found.criteria)}
 
 
+@_told
 def select_texts(rated: str | Path | Mapping[str, Any], tokens: int | str, **settings: Any) -> Manifest:
     """The rows of a rated corpus that are worth training on, as `lmlab quality select` chooses them (Wettig et al.
     2024).
@@ -384,9 +453,17 @@ def select_texts(rated: str | Path | Mapping[str, Any], tokens: int | str, **set
     from lmlab.methods.qurating import select
     from lmlab.methods.qurating.selecting.table import budget_of
 
-    table = str(rated) if isinstance(rated, Path) else rated
-    budget = budget_of(tokens, table, settings.get("length", "length"))
-    return select(table, **{"mode": "sample", **settings, "tokens": budget})
+    table = rated if isinstance(rated, Mapping) else str(arguments.place(rated, "rated"))
+    chosen = arguments.plain(settings)
+    wanted = arguments.text(tokens, "tokens") if isinstance(tokens, str) else arguments.whole(tokens, "tokens", least=1)
+    budget = budget_of(wanted, table, chosen.get("length", "length"))
+    return select(table, **{"mode": "sample", **chosen, "tokens": budget})
+
+
+def _decoding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of decoding; one stop stands for several."""
+    found: dict[str, Any] = arguments.plain(settings)
+    return found | {"stop": (found["stop"],)} if isinstance(found.get("stop"), str) else found
 
 
 def _loaded(model: LanguageModel | str | Path) -> LanguageModel:

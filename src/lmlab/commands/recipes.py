@@ -70,7 +70,7 @@ def recipes(
 ) -> None:
     """List the recipes that come with lmlab, or write one out to change it. `lmlab run NAME` runs it as it is."""
     from lmlab.files import write_text
-    from lmlab.packaged import packaged_recipes, recipe_file, told
+    from lmlab.files.packaged import packaged_recipes, recipe_file, told
 
     if name is None:
         from rich.table import Table

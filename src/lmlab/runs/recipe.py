@@ -19,7 +19,7 @@ from typing import Any
 from lmlab.config import Config, apply_overrides, validate
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_yaml, write_yaml
-from lmlab.packaged import packaged_recipes, recipe_file
+from lmlab.files.packaged import packaged_recipes, recipe_file
 from lmlab.redaction import redact_all
 from lmlab.runs.stage import InputField, Stage, find_stage, input_fields
 

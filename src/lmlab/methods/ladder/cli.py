@@ -181,7 +181,7 @@ def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
     from lmlab.config import validate
     from lmlab.files import read_yaml
     from lmlab.methods.ladder.config import LadderPlan
-    from lmlab.packaged import recipe_file
+    from lmlab.files.packaged import recipe_file
 
     if path is not None:
         return validate(LadderPlan, read_yaml(recipe_file(path)), f"'{path}'")

@@ -258,7 +258,7 @@ def ablate(
     from lmlab.config import apply_overrides
     from lmlab.files import read_yaml
     from lmlab.methods.olmoe.stages import AblationResults, comparison_sentence
-    from lmlab.packaged import recipe_file
+    from lmlab.files.packaged import recipe_file
     from lmlab.runs import StageRecord
 
     settings = apply_overrides(read_yaml(recipe_file(config)), set_ or []) | changes

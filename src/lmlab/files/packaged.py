@@ -14,7 +14,7 @@ _SUFFIX = ".yaml"
 @lru_cache(maxsize=1)
 def packaged_recipes() -> dict[str, Path]:
     """The files by their names, such as `demo` or `ladder-laptop`."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "recipes", package.parents[1] / "recipes"):
         if found := sorted(folder.glob(f"*{_SUFFIX}")):
             return {path.stem: path for path in found}
