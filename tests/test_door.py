@@ -218,7 +218,7 @@ def test_what_a_user_hands_over_is_taken_or_refused_by_name(directory, tmp_path)
         (lambda: lmlab.evaluate(directory, 5), "tasks: a text or a list of texts is needed"),
         (lambda: lmlab.train_model(5), "config: a path is needed"),
         (lambda: lmlab.run("nope"), "No such file: 'nope'"),
-        (lambda: lmlab.fit_ladder(tmp_path, preset="x"), "preset"),
+        (lambda: lmlab.fit_ladder(tmp_path, preset="x"), "no estimator .x."),
         (lambda: lmlab.measure_long(directory, mode="x"), "mode: there is no mode 'x'"),
         (lambda: lmlab.rate_texts(directory, [1]), r"texts\[0\]"),
         (lambda: lmlab.select_texts({"a": [1.0]}, -5), "tokens: -5 is less than 1"),

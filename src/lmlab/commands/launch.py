@@ -47,8 +47,8 @@ def launch_slurm(
 ) -> None:
     """Write a submission script that runs a recipe on many machines; submit it with sbatch."""
     from lmlab.files import write_text
-    from lmlab.launch.slurm import SlurmJob
     from lmlab.files.packaged import recipe_file
+    from lmlab.launch.slurm import SlurmJob
     from lmlab.runs import Recipe
 
     name = Recipe.load(recipe, set_ or []).name

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lmlab.data import Document, Tokenizer
+from lmlab.errors import UserError
 from lmlab.evals.measurement import Measurement, ratio
 from lmlab.evals.prefix_sharing import Window
 from lmlab.evals.rows import Row
@@ -80,7 +81,15 @@ def document_row(document: Document, bits: float, tokens: int) -> Row:
 
 
 def bits_per_byte(rows: Sequence[Row]) -> Measurement:
-    """Total bits over total bytes, with a standard error over documents."""
+    """Total bits over total bytes, with a standard error over documents.
+
+    Raises:
+        UserError: none of the documents holds a byte.
+    """
+    if not any(row["bytes"] for row in rows):
+        names = sorted({str(row.get("domain", "")) for row in rows})
+        of = f" of the domain '{names[0]}'" if len(names) == 1 and names[0] else ""
+        raise UserError(f"There is no text to measure: {len(rows)} documents{of}, all of them empty.")
     return ratio([row["bits"] for row in rows], [row["bytes"] for row in rows])
 
 

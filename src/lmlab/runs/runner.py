@@ -194,8 +194,8 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
             state = "new"
         elif record.fingerprint == fingerprint:
             state = record.state
-        elif entry.stage.reads_all_stages:
-            state = "new"
+        elif entry.stage.reads_all_stages or (record.state != "done" and _wrote_nothing(path)):
+            state = "new"  # what failed at once, by a setting that is wrong, keeps nobody from mending it
         elif note:
             state = "unfinished"
         else:
@@ -203,6 +203,11 @@ def plan_stages(recipe: Recipe, directory: str | Path, redo: bool = False) -> li
             changes = (*_differences(record.content, content), *_changed_files(record.files, files))
         planned.append(PlannedStage(entry, path, fingerprint, state, changes, files, content, note, promised))
     return planned
+
+
+def _wrote_nothing(path: Path) -> bool:
+    """Whether a stage has left no more than its record."""
+    return all(each.name == RECORD or each.name.startswith(".") for each in path.iterdir())
 
 
 def _going_on(

@@ -152,7 +152,10 @@ class Evaluate(Stage[EvaluateConfig, EvaluateResults]):
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if config.documents is not None:
-            documents = list(read_documents(context.find(Documents, "documents").split(config.split)))
+            read = context.find(Documents, "documents").split(config.split)
+            documents = list(read_documents(read))
+            if not documents:
+                raise UserError(f"'{read}' holds no documents.", "There is nothing to measure.")
             place = context.directory / f"documents-{name}.jsonl"
             every = None if config.begin == "auto" else config.begin == "every"
             rows = run_documents(

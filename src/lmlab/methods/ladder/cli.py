@@ -180,8 +180,8 @@ def _shape(name: str) -> Any:
 def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
     from lmlab.config import validate
     from lmlab.files import read_yaml
-    from lmlab.methods.ladder.config import LadderPlan
     from lmlab.files.packaged import recipe_file
+    from lmlab.methods.ladder.config import LadderPlan
 
     if path is not None:
         return validate(LadderPlan, read_yaml(recipe_file(path)), f"'{path}'")

@@ -257,8 +257,8 @@ def ablate(
     """Train variants of a model with several seeds and compare them with significance."""
     from lmlab.config import apply_overrides
     from lmlab.files import read_yaml
-    from lmlab.methods.olmoe.stages import AblationResults, comparison_sentence
     from lmlab.files.packaged import recipe_file
+    from lmlab.methods.olmoe.stages import AblationResults, comparison_sentence
     from lmlab.runs import StageRecord
 
     settings = apply_overrides(read_yaml(recipe_file(config)), set_ or []) | changes
