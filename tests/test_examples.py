@@ -91,6 +91,11 @@ def test_corpus_poisoning_measures_an_attack_with_and_without_a_gate(run, tmp_pa
     assert 0 < int(found[1]) <= 3 and int(behind[1]) <= int(found[1]) and float(behind[2]) <= float(found[2])
 
 
+def test_tutor_tells_what_of_a_dialogue_is_learned(run):
+    told = run("tutor").splitlines()
+    assert [line.split()[0] for line in told] == ["read", "read", "learned"]
+
+
 def test_qurating_chooses_a_third_of_the_words(run):
     pytest.importorskip("pyarrow")
     chosen, modules = map(int, re.match(r"(\d+) of (\d+) modules", run("qurating")).groups())

@@ -1,0 +1,1 @@
+"""The commands of `lmlab tutor`, by subject."""

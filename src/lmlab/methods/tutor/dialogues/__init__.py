@@ -1,0 +1,1 @@
+"""Dialogues between teachers and students: written by models, and as sequences to learn from."""

@@ -1,0 +1,16 @@
+"""Tutors: what the command line, recipes and the documentation's tables know of the method."""
+
+from lmlab.plugins import Method
+
+METHOD = Method(
+    title="Tutors",
+    question="Can a model help a student with a whole chapter, and how does one make it better at that?",
+    paper="Chevalier et al. 2024",
+    url="https://arxiv.org/abs/2402.11111",
+    command="tutor",
+    cli="lmlab.methods.tutor.cli:app",
+    help="Tutors: grade them on whole chapters, build their dialogues, tune them (TutorEval, TutorChat).",
+    page="methods/tutor.md",
+    extras=("judge",),
+    stages={"tutor_mix": "lmlab.methods.tutor.stages:TutorMix"},
+)
