@@ -25,6 +25,7 @@ from .locations import (
     share_read,
     without_compression,
 )
+from .owned import OwnedFolder, check_owner, owned_folder, write_manifest
 from .parsing import (
     MAX_JSON_BYTES,
     MAX_YAML_BYTES,
@@ -43,10 +44,12 @@ __all__ = [
     "MAX_JSON_BYTES",
     "MAX_YAML_BYTES",
     "DamagedError",
+    "OwnedFolder",
     "ParseError",
     "atomic_file",
     "bytes_read",
     "cache_directory",
+    "check_owner",
     "content_digest",
     "content_digests",
     "decode_utf8",
@@ -59,6 +62,7 @@ __all__ = [
     "kind_of",
     "open_binary",
     "open_raw",
+    "owned_folder",
     "parse_json",
     "parse_yaml",
     "read_json",
@@ -73,6 +77,7 @@ __all__ = [
     "without_compression",
     "write_json",
     "write_jsonl",
+    "write_manifest",
     "write_text",
     "write_yaml",
 ]

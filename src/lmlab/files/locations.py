@@ -402,11 +402,14 @@ def file_system(location: str) -> tuple[Any, str]:
 
 def _find_local(location: str, suffixes: Sequence[str]) -> list[str]:
     root = Path(location).expanduser()
-    if root.is_dir():
-        return [str(path) for path in sorted(root.rglob("*")) if path.is_file() and _counts(path.name, suffixes)]
     if root.is_file():
         return [str(root)]
-    return [name for name in sorted(glob.glob(str(root), recursive=True)) if Path(name).is_file()]
+    from lmlab.files.owned import only_owned  # which reads its manifests by way of this module
+
+    if root.is_dir():
+        found = [str(path) for path in sorted(root.rglob("*")) if path.is_file() and _counts(path.name, suffixes)]
+        return only_owned(found, root)
+    return only_owned([name for name in sorted(glob.glob(str(root), recursive=True)) if Path(name).is_file()], Path())
 
 
 def _find_remote(location: str, suffixes: Sequence[str]) -> list[str]:

@@ -26,7 +26,8 @@ from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.analysis.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
 from lmlab.methods.qurating.rating.annotate import Annotation, annotate
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
-from lmlab.methods.qurating.selecting.materialize import filter_rows, materialize, order_rows, write_ordered
+from lmlab.methods.qurating.selecting.curriculum import order_rows, write_ordered
+from lmlab.methods.qurating.selecting.materialize import filter_rows, materialize
 from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 

@@ -356,10 +356,10 @@ def test_a_rating_that_is_not_finite_is_named_or_left_out(bad: Any) -> None:
     assert manifest.ids == ["c", "a"] and manifest.report["dropped"] == {"non-finite ratings": 1}
 
 
-def test_equal_ratings_cannot_be_normalized() -> None:
+def test_equal_ratings_cannot_be_normalized_for_a_sample() -> None:
+    table = {"length": [1, 1], "r_average": [2.0, 2.0]}
     with pytest.raises(ZeroVariance, match="r_average"):
-        select({**SMALL, "r_average": [2.0] * 3}, **ASK)
-    assert select({**SMALL, "r_average": [2.0] * 3}, normalize=False, **ASK).ids == ["a", "b"]
+        select(table, metric="r_average", mode="sample", tau=1.0, tokens=1)
 
 
 def test_a_budget_beyond_the_corpus_is_an_error_with_both_numbers() -> None:

@@ -45,7 +45,9 @@ from lmlab.runs import Artifact, Documents, Model, ReadResults, Results, Stage, 
 
 
 class JudgingResults(Results):
-    """What was asked, by criterion the effects of order and how sure the judge was, and what labels are missing."""
+    """What was asked, by criterion the effects of order and how sure the judge was, what labels are missing, and for
+    each reason the first that the judge said of it.
+    """
 
     judge: str
     groups: int
@@ -55,6 +57,7 @@ class JudgingResults(Results):
     connected_sets: int
     criteria: dict[str, dict[str, Any]]
     missing: list[dict[str, Any]]
+    errors: dict[str, str] = {}
 
 
 class QualityJudge(Stage[JudgeStageConfig, JudgingResults]):

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmlab.data import Reject, record_source
 from lmlab.errors import UserError, did_you_mean
-from lmlab.files import atomic_file
+from lmlab.files import atomic_file, check_owner, owned_folder, sha256_json
 from lmlab.methods.qurating.analysis.scorers import (
     DSIR,
     GradeRegression,
+    LikelihoodScorer,
     LinearClassifier,
     ensemble_buckets,
-    log_likelihoods,
     tiers,
 )
 from lmlab.methods.qurating.selecting.table import Chunk, RatedTable, as_floats
+from lmlab.methods.qurating.selecting.writing import TableWriter
 
 KINDS = ("ppl", "dsir", "linear", "classifier", "buckets")
+_COMMAND = "lmlab quality score"
 _SAMPLE = 20_000
+_BLOCK = 1024  # texts that are scored at once by a model, and lost when it is killed
 Score = Callable[[Chunk], NDArray[np.float64]]
 
 
@@ -51,58 +55,81 @@ def score_corpus(
     """
     if kind not in KINDS:
         raise UserError(f"There is no scorer '{kind}'. {did_you_mean(kind, KINDS)}")
+    check_owner(out, _COMMAND)
     rated = RatedTable(table)
     own = rated.columns
+    classifier: LinearClassifier | None = None
     match kind:
         case "ppl":
-            directory = _need(model, "--model, a language model")
-            score: Score = lambda chunk: log_likelihoods(directory, _texts(chunk, text))  # noqa: E731
+            scorer = LikelihoodScorer(_need(model, "--model, a language model"))
+            kept = KeptScores(out / ".scores", scorer.fingerprint)
+            score: Score = lambda chunk: kept.of(_texts(chunk, text), scorer)  # noqa: E731
         case "dsir":
             weights = DSIR.fit(_read(_need(target, "--target, good texts"), text), _sample(rated, text))
             score = lambda chunk: weights.score(_texts(chunk, text))  # noqa: E731
         case "linear":
             good = _read(_need(target, "--target, good texts"), text)
             classifier = LinearClassifier.fit(good, _sample(rated, text, max(1000, len(good))))
-            classifier.save(out / "linear.json")
-            score = lambda chunk: classifier.score(_texts(chunk, text))  # noqa: E731
+            fitted = classifier
+            score = lambda chunk: fitted.score(_texts(chunk, text))  # noqa: E731
         case "classifier":
             features = list(columns) or [column for column in own if column.endswith("_average")]
             regression = _regression(rated, features, _need(grades, "--grades, graded texts"), id or "id")
             score = lambda chunk: regression.score(_features(chunk, features))  # noqa: E731
         case _:
-            return _write_buckets(rated, out, name, _need(list(columns), "--columns, of scores"))
-    count = 0
-    for shard in range(len(rated.shards)):
-        parts = []
-        for chunk in rated.chunks(list(dict.fromkeys([*own, *([text] if kind in ("ppl", "dsir", "linear") else [])]))):
-            if chunk.shard == shard:
-                scored = pa.table({column: chunk.columns[column] for column in own}).append_column(
-                    f"{name}_average", pa.array(score(chunk))
-                )
-                parts.append(scored)
-                count += len(scored)
-        _write(parts, out, shard)
+            bucket = _buckets(rated, _need(list(columns), "--columns, of scores"))
+            score = lambda chunk: next(bucket)  # noqa: E731
+    read = list(dict.fromkeys([*own, *([text] if kind in ("ppl", "dsir", "linear") else [])]))
+    column, count = f"{name}_average", 0
+    with owned_folder(out, _COMMAND, [kind, name, text], rated.files) as folder:
+        if classifier is not None:
+            classifier.save(folder.new("linear.json", data=False))
+        for shard, chunks in groupby(rated.chunks(read), lambda chunk: chunk.shard):
+            with TableWriter(folder.new(f"{shard:05d}.parquet")) as writer:
+                for chunk in chunks:
+                    scores = score(chunk)
+                    scored = {each: chunk.columns[each] for each in own} | {column: pa.array(scores.astype(np.float64))}
+                    if kind == "buckets":
+                        scored[f"{name}_tier"] = pa.array(tiers(scores.astype(np.int64)))
+                    writer.write(pa.table(scored))
+                    count += chunk.num_rows
+    shutil.rmtree(out / ".scores", ignore_errors=True)
     return count
 
 
-def _write_buckets(rated: RatedTable, out: Path, name: str, columns: Sequence[str]) -> int:
+class KeptScores:
+    """Scores of blocks of texts that survive a kill, by the content of the block.
+
+    Arguments:
+        scorer: what tells it from others.
+    """
+
+    def __init__(self, folder: Path, scorer: str) -> None:
+        self.folder, self._scorer = folder, scorer
+
+    def of(self, texts: list[str], score: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The scores of texts, computed where they are not there yet."""
+        parts = [np.zeros(0)]
+        for start in range(0, len(texts), _BLOCK):
+            block = texts[start : start + _BLOCK]
+            path = self.folder / f"{sha256_json([self._scorer, block])}.npy"
+            if path.exists():
+                parts.append(np.load(path, allow_pickle=False))
+                continue
+            parts.append(score(block))
+            with atomic_file(path) as file:
+                np.save(file, parts[-1])
+        return np.concatenate(parts)
+
+
+def _buckets(rated: RatedTable, columns: Sequence[str]) -> Iterator[NDArray[np.float64]]:
+    """The bucket of each row, chunk by chunk: ranks need all scores, and no other column."""
     for column in columns:
         rated.require(column)
-    scores = np.concatenate([_features(chunk, columns) for chunk in rated.chunks(list(columns))])
-    bucket = ensemble_buckets(scores)
-    labels, start = tiers(bucket), 0
-    for shard in range(len(rated.shards)):
-        parts = []
-        for chunk in rated.chunks(rated.columns):
-            if chunk.shard == shard:
-                stop = start + chunk.num_rows
-                table = pa.table(dict(chunk.columns)).append_column(
-                    f"{name}_average", pa.array(bucket[start:stop].astype(np.float64))
-                )
-                parts.append(table.append_column(f"{name}_tier", pa.array(labels[start:stop])))
-                start = stop
-        _write(parts, out, shard)
-    return len(bucket)
+    parts = [_features(chunk, columns) for chunk in rated.chunks(list(columns))]
+    bucket = ensemble_buckets(np.concatenate(parts)) if parts else np.zeros(0)
+    sizes = np.cumsum([len(part) for part in parts])[:-1]
+    return (each.astype(np.float64) for each in np.split(bucket, sizes))
 
 
 def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str) -> GradeRegression:
@@ -156,11 +183,6 @@ def _records(location: str) -> Iterable[tuple[str, dict[str, Any]]]:
         if isinstance(record, Reject) or not isinstance(record, dict):
             raise UserError(f"{where} cannot be read.")
         yield where, record
-
-
-def _write(parts: Sequence[pa.Table], out: Path, shard: int) -> None:
-    with atomic_file(out / f"{shard:05d}.parquet") as file:
-        pq.write_table(pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({}), file)
 
 
 def _need(value: Any, what: str) -> Any:

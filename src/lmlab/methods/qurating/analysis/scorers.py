@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.files import read_mapping, write_json
+from lmlab.files import read_mapping, sha256_json, write_json
 
 Floats = NDArray[np.float64]
 BUCKETS = 10_000
@@ -167,27 +167,45 @@ def tiers(bucket: NDArray[np.int64], buckets: int = _PERCENTILES) -> list[str]:
     return [TIERS[place] for place in np.minimum(bucket * len(TIERS) // buckets, len(TIERS) - 1)]
 
 
-def log_likelihoods(place: str | Path, texts: Sequence[str], window: int = 1024, precision: str = "auto") -> Floats:
+class LikelihoodScorer:
     """Mean log-likelihood of a token, in nats, under a language model, of each text; NaN for a text without tokens.
 
     Each token is predicted from those before it in its window; the first of a window from the begin token.
-    """
-    from lmlab.evals import ModelScorer, Window
-    from lmlab.runs import Model
 
-    found = Model.find(place)
-    tokenizer = found.tokenizer()
-    scorer = ModelScorer(found.load(), precision, share=False)
-    size = min(window, scorer.max_seq_len - 1)
-    encoded = tokenizer.encode_batch(list(texts), "as_text")
-    windows, owners = [], []
-    for number, ids in enumerate(encoded):
-        for start in range(0, len(ids), size):
-            piece = ids[start : start + size]
-            windows.append(Window([tokenizer.bos_id, *piece], len(piece)))
-            owners.append(number)
-    sums = np.zeros(len(texts))
-    for window_number, score in scorer.score(windows):
-        sums[owners[window_number]] += score.log_prob
-    counts = np.array([len(ids) for ids in encoded], np.float64)
-    return np.divide(sums, counts, out=np.full(len(texts), np.nan), where=counts > 0)
+    Attributes:
+        fingerprint: of the model and the window.
+    """
+
+    def __init__(self, place: str | Path, window: int = 1024, precision: str = "auto") -> None:
+        from lmlab.evals import ModelScorer
+        from lmlab.models import weights_fingerprint
+        from lmlab.runs import Model
+
+        found = Model.find(place)
+        self.tokenizer = found.tokenizer()
+        model = found.load()
+        self.scorer = ModelScorer(model, precision, share=False)
+        self.size = min(window, self.scorer.max_seq_len - 1)
+        self.fingerprint = sha256_json([weights_fingerprint(model), self.tokenizer.fingerprint, self.size, precision])
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """The scores of texts, [N]."""
+        from lmlab.evals import Window
+
+        encoded = self.tokenizer.encode_batch(list(texts), "as_text")
+        windows, owners = [], []
+        for number, ids in enumerate(encoded):
+            for start in range(0, len(ids), self.size):
+                piece = ids[start : start + self.size]
+                windows.append(Window([self.tokenizer.bos_id, *piece], len(piece)))
+                owners.append(number)
+        sums = np.zeros(len(texts))
+        for window_number, score in self.scorer.score(windows):
+            sums[owners[window_number]] += score.log_prob
+        counts = np.array([len(ids) for ids in encoded], np.float64)
+        return np.divide(sums, counts, out=np.full(len(texts), np.nan), where=counts > 0)
+
+
+def log_likelihoods(place: str | Path, texts: Sequence[str], window: int = 1024, precision: str = "auto") -> Floats:
+    """`LikelihoodScorer` of some texts, once."""
+    return LikelihoodScorer(place, window, precision)(texts)

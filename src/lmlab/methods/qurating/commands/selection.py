@@ -105,20 +105,26 @@ def select(
     out: Out = Path("selection"),
 ) -> None:
     """Choose rows up to a number of tokens: manifest.parquet, selection.json, and the rows as shards N-of-M."""
-    from lmlab.files import write_json
+    from lmlab.files import owned_folder, write_json
     from lmlab.methods.qurating.selecting.materialize import materialize
     from lmlab.methods.qurating.selecting.selection import select as choose
     from lmlab.methods.qurating.selecting.selection import select_mixture
+    from lmlab.methods.qurating.selecting.table import RatedTable
     from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
-    if format not in ("parquet", "jsonl"):
-        raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")
+    _check_format(format)
     config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode)
     places = _locations(where)
     manifest = (select_mixture if mode == "mixture" else choose)(places, config, measure=_measure(tokenizer))
-    manifest.write(out / "manifest.parquet")
-    write_json(out / "selection.json", manifest.report)
     report = manifest.report
+    with owned_folder(out, "lmlab quality select", report["config"], RatedTable(places).files) as folder:
+        manifest.write(folder.new("manifest.parquet", data=False))
+        write_json(folder.new("selection.json", data=False), report)
+        written = []
+        if not manifest_only:
+            names = columns.split(",") if columns else None
+            size = max(1, parse_tokens(shard_tokens))
+            written = materialize(places, manifest, out, names, size, format, folder.new)
     print(
         f"{report['rows']:,} of {report['of_rows']:,} rows, {report['tokens']:,} of {report['of_tokens']:,} tokens."
         f" {report['noise']}."
@@ -126,10 +132,7 @@ def select(
     for reason, count in report["dropped"].items():
         print(f"Left out: {count:,} rows ({reason}).")
     print(f"Manifest: {out / 'manifest.parquet'}")
-    if not manifest_only:
-        written = materialize(
-            places, manifest, out, columns.split(",") if columns else None, max(1, parse_tokens(shard_tokens)), format
-        )
+    if written:
         print(f"Shards: {len(written)} in {out}")
 
 
@@ -152,13 +155,18 @@ def filter(
     out: Out = Path("filtered"),
 ) -> None:
     """Keep the rows whose columns are within bounds."""
+    from lmlab.files import owned_folder
     from lmlab.methods.qurating.commands.shared import pairs_of
     from lmlab.methods.qurating.selecting.materialize import filter_rows
+    from lmlab.methods.qurating.selecting.table import RatedTable
 
+    _check_format(format)
     bounds = pairs_of(minimum or [], "--min", float), pairs_of(maximum or [], "--max", float)
     if not any(bounds):
         raise UserError("There is no bound.", "Give --min COLUMN=VALUE or --max COLUMN=VALUE.")
-    found = filter_rows(_locations(where), *bounds, out, format)
+    places = _locations(where)
+    with owned_folder(out, "lmlab quality filter", [*bounds], RatedTable(places).files) as folder:
+        found = filter_rows(places, *bounds, out, format, folder.new)
     print(
         f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are"
         f" not.\nShards: {out}"
@@ -182,10 +190,16 @@ def order(
     out: Out = Path("curriculum"),
 ) -> None:
     """Write rows in the order of a curriculum. Train on them with `order: {order: sequential}`."""
-    from lmlab.methods.qurating.selecting.materialize import write_ordered
+    from lmlab.files import owned_folder
+    from lmlab.methods.qurating.selecting.curriculum import write_ordered
+    from lmlab.methods.qurating.selecting.table import RatedTable
 
-    path = write_ordered(_locations(where), metric, out, tau=tau, seed=seed, descending=descending, id=id, kind=format)
-    print(f"Rows in order: {path}")
+    _check_format(format)
+    places = _locations(where)
+    settings: dict[str, Any] = {"tau": tau, "seed": seed, "descending": descending, "id": id}
+    with owned_folder(out, "lmlab quality order", [metric, settings], RatedTable(places).files) as folder:
+        path = write_ordered(places, metric, out, **settings, kind=format, place=folder.new)
+    print(f"Rows in order: {out / path.name}")
 
 
 @app.command(
@@ -271,6 +285,11 @@ def report(
         f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read:"
         f" {selection / 'extremes.md'}"
     )
+
+
+def _check_format(format: str) -> None:
+    if format not in ("parquet", "jsonl"):
+        raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")
 
 
 def _locations(where: list[Path]) -> list[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lmlab.methods.qurating.selecting.budgets import domain_budgets
 from lmlab.methods.qurating.selecting.drawing.inclusion import inclusion_probability
+from lmlab.methods.qurating.selecting.drawing.temperature import is_zero
 from lmlab.methods.qurating.selecting.moments import Moments
 from lmlab.methods.qurating.selecting.scan import Measure, Scan, scan
 from lmlab.methods.qurating.selecting.selection import Keys, with_ids
@@ -25,6 +26,7 @@ from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
 
 _BINS = 4096
+_CELLS = 2**22  # of all domains
 _DECILES = 10
 TAUS = (0.0, 0.25, 0.5, 1.0, 2.0, math.inf)
 
@@ -170,16 +172,18 @@ class _Bins:
             z = keys.z(rows)
             if len(z):
                 low, high = min(low, float(z.min())), max(high, float(z.max()))
-        size = len(keys.found.domains) * _BINS
+        domains = len(keys.found.domains)
+        bins = max(32, min(_BINS, _CELLS // max(1, domains)))
+        size = domains * bins
         counts, tokens, sums = np.zeros(size), np.zeros(size), np.zeros(size)
         for rows in keys.found.rows():
             z = keys.z(rows)
-            bin = np.clip((z - low) / max(high - low, 1e-300) * _BINS, 0, _BINS - 1).astype(np.int64)
-            index = rows["domain"].astype(np.int64) * _BINS + bin
+            bin = np.clip((z - low) / max(high - low, 1e-300) * bins, 0, bins - 1).astype(np.int64)
+            index = rows["domain"].astype(np.int64) * bins + bin
             counts += np.bincount(index, minlength=size)
             tokens += np.bincount(index, rows["length"].astype(np.float64), size)
             sums += np.bincount(index, z, size)
-        shape = (len(keys.found.domains), _BINS)
+        shape = (domains, bins)
         mean = np.divide(sums, counts, out=np.zeros(size), where=counts > 0)
         return cls(mean.reshape(shape), counts.reshape(shape), tokens.reshape(shape))
 
@@ -188,7 +192,7 @@ class _Bins:
         found = np.zeros(self.z.shape)
         for domain, budget in enumerate(budgets):
             some = self.tokens[domain] > 0
-            if tau == 0:
+            if is_zero(tau):
                 tokens = self.tokens[domain]
                 above = np.cumsum(tokens[::-1])[::-1] - tokens
                 found[domain] = np.clip(
@@ -220,7 +224,7 @@ class _Bins:
         )
 
     def _effective(self, tau: float, rows: float) -> float:
-        if tau == 0:
+        if is_zero(tau):
             return rows
         logit = np.zeros(self.z.shape) if math.isinf(tau) else self.z / tau
         weight = self.rows * np.exp(logit - logit.max(where=self.rows > 0, initial=-1e300))

@@ -26,6 +26,9 @@ from lmlab.methods.qurating.selecting.table import Chunk, RatedTable, as_floats
 _log = logging.getLogger(__name__)
 _ROWS = 2**20
 _SHOWN = 5
+_ROW_IDS = "or take the rows' numbers with --row-ids (row_ids: true)"
+UNLABELED = np.uint64(2**64 - 1)
+_NO_LABEL = ("", "-1", "-1.0")
 _SORTED_AT_ONCE = 2**25  # ids, 256 MB
 NO_DOMAIN = ""
 Measure = Callable[[pa.Array], NDArray[np.int64]]
@@ -42,7 +45,6 @@ class Scan:
         dropped: rows that were left out, by reason.
         integer_ids: whether ids are integers, which then are their own hashes.
         moments: of each column of ratings.
-        cap_labels: number of labels of `cap_duplicates`.
     """
 
     folder: Path
@@ -56,7 +58,6 @@ class Scan:
     dropped: dict[str, int] = field(default_factory=dict)
     integer_ids: bool = True
     moments: dict[str, Moments] = field(default_factory=dict)
-    cap_labels: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -65,7 +66,7 @@ class Scan:
 
     def rows(self) -> Iterator[NDArray[Any]]:
         """The rows as structured arrays: `position`, `id64`, `length`, `domain`, a column `r0`, `r1`, ... for each
-        rating, `sd` and `cap`.
+        rating, `sd`, and `cap`, a hash of the label of `cap_duplicates`, `UNLABELED` for none.
         """
         with open(self.folder / "rows.bin", "rb") as file:
             while len(part := np.fromfile(file, self.kind, _ROWS)):
@@ -90,7 +91,7 @@ def scan(
         [("position", "<i8"), ("id64", "<u8"), ("length", "<i8"), ("domain", "<i4")]
         + [(f"r{number}", "<f8") for number in range(len(metrics))]
         + ([("sd", "<f8")] if config.uncertainty else [])
-        + ([("cap", "<i4")] if config.cap_duplicates else [])
+        + ([("cap", "<u8")] if config.cap_duplicates else [])
     )
     found = Scan(folder, kind, table.shards)
     lengths = _LengthColumn(table, config.length, measure, text)
@@ -108,7 +109,8 @@ def scan(
     for number, name in enumerate(metrics):
         moments = exact_moments(partial(_column, found, f"r{number}"))
         found.moments[name] = moments
-        if config.normalize and moments.count and moments.std == 0:
+        # Without noise equal ratings are in order: the lower id comes first.
+        if config.noise and config.normalize and moments.count and moments.std == 0:
             raise ZeroVariance(
                 f"All {moments.count:,} ratings in '{name}' are {moments.mean:g}.",
                 "Choose another column, or normalize: false.",
@@ -157,7 +159,6 @@ class _Reader:
         self.found, self.config, self.lengths, self.metrics = found, config, lengths, metrics
         self._position, self._shard = 0, -1
         self._labels: dict[str, int] = {}
-        self._caps: dict[Any, int] = {}
         self._tokens, self._rows = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._bad: dict[str, list[str]] = {"non-finite ratings": [], "no tokens": []}
         self._bad_counts = dict.fromkeys(self._bad, 0)
@@ -190,14 +191,14 @@ class _Reader:
         kept &= finite
         rows["domain"] = self._domain(chunk)
         if config.cap_duplicates:
-            rows["cap"] = _codes(chunk.columns[next(iter(config.cap_duplicates))], self._caps)
+            rows["cap"] = _label_hashes(chunk.columns[next(iter(config.cap_duplicates))])
         if config.id is None:
             rows["id64"] = rows["position"]
         else:
             ids = chunk.columns[config.id]
             if ids.null_count:
                 raise UserError(
-                    f"{ids.null_count:,} rows have no id in '{config.id}'.", "Name another column of ids, or none."
+                    f"{ids.null_count:,} rows have no id in '{config.id}'.", f"Name another column of ids, {_ROW_IDS}."
                 )
             found.integer_ids = pa.types.is_integer(ids.type)
             rows["id64"] = hash_ids(np.asarray(ids) if found.integer_ids else ids.to_pylist())
@@ -230,11 +231,7 @@ class _Reader:
         while len(found.firsts) < len(found.shards):
             found.firsts.append(self._position)
         found.domains = list(self._labels)
-        found.domain_tokens, found.domain_rows, found.cap_labels = (
-            self._tokens.tolist(),
-            self._rows.tolist(),
-            len(self._caps),
-        )
+        found.domain_tokens, found.domain_rows = self._tokens.tolist(), self._rows.tolist()
         empty, nonfinite = self._bad_counts["no tokens"], self._bad_counts["non-finite ratings"]
         if empty and not config.skip_empty:
             raise EmptyDocument(
@@ -263,6 +260,18 @@ def _codes(array: pa.Array, known: dict[Any, int]) -> NDArray[np.int32]:
     return np.where(indices < 0, missing, table[indices]).astype(np.int32)
 
 
+def _label_hashes(array: pa.Array) -> NDArray[np.uint64]:
+    """64 bits of each label, `UNLABELED` where there is none: null, not a number, empty, or -1."""
+    if pa.types.is_nested(array.type):
+        raise UserError(f"A column of labels holds {array.type}.", "Name a column of texts or integers.")
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    labels = ["" if label is None or label != label else str(label) for label in encoded.dictionary.to_pylist()]
+    hashes = hash_ids(labels) if labels else np.zeros(1, np.uint64)
+    hashes[np.array([label in _NO_LABEL for label in labels] or [True])] = UNLABELED
+    indices = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int64)
+    return np.where(indices < 0, UNLABELED, hashes[indices])
+
+
 def _check_ids(found: Scan, table: RatedTable, path: str) -> None:
     """Look for two equal hashes, some ranges of them at a time so that memory stays bounded."""
     ranges = -(-found.num_rows // _SORTED_AT_ONCE)
@@ -277,7 +286,7 @@ def _check_ids(found: Scan, table: RatedTable, path: str) -> None:
             raise DuplicateIds(
                 f"{len(twice):,} ids in '{path}' are given to several rows, such as"
                 f" {_spell(found, table, path, twice[:_SHOWN])}.",
-                "Rows with one id would share their noise: make ids unique, or name another column.",
+                f"Rows with one id would share their noise: make ids unique, name another column, {_ROW_IDS}.",
             )
 
 

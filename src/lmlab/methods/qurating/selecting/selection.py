@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from lmlab.config import validate
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file
-from lmlab.methods.qurating.selecting.budgets import domain_budgets
+from lmlab.methods.qurating.selecting.budgets import domain_budgets, shares_of, until_spent, within_the_whole
 from lmlab.methods.qurating.selecting.drawing.keys import gumbels
 from lmlab.methods.qurating.selecting.drawing.threshold import find_thresholds
+from lmlab.methods.qurating.selecting.ids import ids_of, sorted_by_key
 from lmlab.methods.qurating.selecting.moments import Moments, exact_moments, standardize
-from lmlab.methods.qurating.selecting.scan import Measure, Scan, scan
+from lmlab.methods.qurating.selecting.problems import BadTemperature
+from lmlab.methods.qurating.selecting.scan import UNLABELED, Measure, Scan, scan
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
 
@@ -168,8 +170,9 @@ def select_mixture(
 
 
 def with_ids(config: SelectionConfig, rated: RatedTable) -> SelectionConfig:
-    """The settings with the column `id` for ids where there is one and no other is named."""
-    return config.model_copy(update={"id": "id"}) if config.id is None and "id" in rated.columns else config
+    """The settings with the column `id` for ids where there is one, and neither another nor `row_ids` is said."""
+    wanted = config.id is None and not config.row_ids and "id" in rated.columns
+    return config.model_copy(update={"id": "id"}) if wanted else config
 
 
 class Keys:
@@ -213,7 +216,13 @@ class Keys:
             return gumbels(rows["id64"], config.seed)
         if not config.noise:
             return -self.z(rows) if config.mode == "bottom_k" else self.z(rows)
-        return self.z(rows) / config.tau + gumbels(rows["id64"], config.seed)
+        with np.errstate(over="ignore"):
+            keys = self.z(rows) / config.tau + gumbels(rows["id64"], config.seed)
+        if not np.isfinite(keys).all():
+            raise BadTemperature(
+                f"Ratings divided by the temperature {config.tau:g} exceed what numbers hold.", "Normalize them."
+            )
+        return keys
 
     def all(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
         """Rows and their keys."""
@@ -223,55 +232,42 @@ class Keys:
 
 def _choose(table: RatedTable, found: Scan, keys: Keys) -> Manifest:
     config = keys.config
-    allowed = _capped(found, keys) if config.cap_duplicates else None
+    allowed = _capped(table, found, keys) if config.cap_duplicates else None
     tokens_D = found.domain_tokens if allowed is None else _tokens_of(found, allowed)
     budgets = domain_budgets(found.domains, tokens_D, config)
     rows, row_keys, certain = find_thresholds(keys, np.array(budgets, np.int64), len(found.domains), allowed)
-    ids = _ids(table, found, rows, config.id)
-    order = np.lexsort((ids, -row_keys))
-    rows, row_keys, ids, certain = rows[order], row_keys[order], ids[order], certain[order]
-    kept = _until_spent(rows, certain, budgets)
-    rows, row_keys, ids = rows[kept], row_keys[kept], ids[kept]
+    order = sorted_by_key(table, found, config.id, rows, row_keys)
+    rows, row_keys, certain = rows[order], row_keys[order], certain[order]
+    kept = until_spent(rows, budgets)
+    assert kept[certain].all(), "rows above a threshold are chosen"
+    kept &= within_the_whole(rows, kept, shares_of(found.domains, tokens_D, config), config.tokens)
+    rows, row_keys = rows[kept], row_keys[kept]
+    ids = ids_of(table, found, config.id, rows)
     return Manifest(_manifest_table(found, rows, row_keys, ids), _report(found, keys, rows, budgets))
 
 
-def _until_spent(rows: NDArray[Any], certain: NDArray[np.bool_], budgets: list[int]) -> NDArray[np.bool_]:
-    """Which rows, in falling order of keys, are reached before the budget of their domain is spent."""
-    kept = np.zeros(len(rows), bool)
-    for domain, budget in enumerate(budgets):
-        where = np.flatnonzero(rows["domain"] == domain)
-        lengths = rows["length"][where]
-        kept[where] = np.cumsum(lengths) - lengths < budget
-    assert kept[certain].all(), "rows above a threshold are chosen"
-    return kept
-
-
-def _ids(table: RatedTable, found: Scan, rows: NDArray[Any], path: str | None) -> NDArray[Any]:
-    """The ids of some rows; texts are read again, as only their hashes were kept."""
-    if path is None or found.integer_ids:
-        return rows["id64"].astype(np.int64) if len(rows) == 0 or rows["id64"].max() < 2**63 else rows["id64"]
-    order = np.argsort(rows["position"])
-    positions = rows["position"][order]
-    ids = np.empty(len(rows), object)
-    for chunk in table.chunks([path]):
-        start = found.firsts[chunk.shard] + chunk.first
-        first, last = np.searchsorted(positions, [start, start + chunk.num_rows])
-        ids[order[first:last]] = chunk.columns[path].take(pa.array(positions[first:last] - start)).to_pylist()
-    return ids.astype(str) if len(ids) else ids.astype("U1")
-
-
-def _capped(found: Scan, keys: Keys) -> NDArray[np.bool_]:
-    """Which rows are among the first so many, by key, of their label."""
+def _capped(table: RatedTable, found: Scan, keys: Keys) -> NDArray[np.bool_]:
+    """Which rows are among the first so many, by key and then by id, of their label."""
     most = next(iter(keys.config.cap_duplicates.values()))
-    parts = [(rows["cap"], row_keys, rows["id64"]) for rows, row_keys in keys.all()]
-    label, key, id64 = (
-        (np.concatenate(columns) for columns in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 3
-    )
-    order = np.lexsort((id64, -key, label))
-    starts = np.r_[True, label[order][1:] != label[order][:-1]] if len(order) else np.zeros(0, bool)
+    kind = np.dtype([("cap", "<u8"), ("key", "<f8"), ("id64", "<u8"), ("position", "<i8")])
+    rows = np.empty(found.num_rows, kind)
+    start = 0
+    for part, row_keys in keys.all():
+        piece = rows[start : start + len(part)]
+        piece["key"] = row_keys
+        for name in ("cap", "id64", "position"):
+            piece[name] = part[name]
+        start += len(part)
+    allowed = rows["cap"] == UNLABELED
+    labeled = np.flatnonzero(~allowed)
+    _, group, size = np.unique(rows["cap"][labeled], return_inverse=True, return_counts=True)
+    allowed[labeled[size[group] <= most]] = True
+    crowded = labeled[size[group] > most]
+    some, group = rows[crowded], group[size[group] > most]
+    order = sorted_by_key(table, found, keys.config.id, some, some["key"], group)
+    starts = np.r_[True, np.diff(group[order]) != 0] if len(order) else np.zeros(0, bool)
     place = np.arange(len(order))
-    allowed = np.zeros(len(order), bool)
-    allowed[order] = place - np.maximum.accumulate(np.where(starts, place, 0)) < most
+    allowed[crowded[order]] = place - np.maximum.accumulate(np.where(starts, place, 0)) < most
     return allowed
 
 
@@ -284,11 +280,11 @@ def _tokens_of(found: Scan, allowed: NDArray[np.bool_]) -> list[int]:
     return tokens.tolist()
 
 
-def _manifest_table(found: Scan, rows: NDArray[Any], keys: NDArray[np.float64], ids: NDArray[Any]) -> pa.Table:
+def _manifest_table(found: Scan, rows: NDArray[Any], keys: NDArray[np.float64], ids: pa.Array) -> pa.Table:
     shard = np.searchsorted(np.array(found.firsts), rows["position"], side="right") - 1
     row = rows["position"] - np.array(found.firsts, np.int64)[shard] if len(rows) else rows["position"]
     columns = [
-        pa.array(ids.tolist() if ids.dtype.kind == "U" else ids),
+        ids,
         pa.DictionaryArray.from_arrays(pa.array(shard.astype(np.int32)), pa.array(found.shards)),
         pa.array(row),
         pa.array(keys),
@@ -316,6 +312,7 @@ def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> 
     return {
         "rows": len(rows),
         "tokens": int(tokens.sum()),
+        "budget": config.tokens,
         "of_rows": found.num_rows,
         "of_tokens": found.num_tokens,
         "noise": config.describe_noise(),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from lmlab.config import Config, Flag, validate
-from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature
+from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature, is_zero
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
 Mode = Literal["sample", "top_k", "bottom_k", "uniform"]
@@ -33,13 +33,15 @@ class SelectionSettings(Config):
         invert: the lowest first.
         seed: of the noise; by default the recipe's, and 42 where there is none.
         id: column of ids, which noise is keyed by; by default id, or the row's number.
+        row_ids: key noise by the rows' numbers, whatever columns there are; for corpora whose ids are not unique.
         length: column of lengths in tokens; without it `input_ids` are counted.
         minimum: least values of columns; rows below are left out before anything else.
         maximum: greatest values of columns; rows above are left out before anything else.
         uncertainty: a column that is subtracted `penalty` times from the normalized rating, such as the standard
             deviation over raters.
         penalty: how many times `uncertainty` is subtracted.
-        cap_duplicates: at most so many rows of each label of a column, the ones with the highest keys.
+        cap_duplicates: at most so many rows of each label of a column, the ones with the highest keys; rows without a
+            label (null, empty, or the -1 of clusterings) are no duplicates of each other.
         drop_nonfinite: leave out rows without a finite rating, and count them, in place of an error.
         skip_empty: leave out rows without tokens, and count them, in place of an error.
     """
@@ -57,6 +59,7 @@ class SelectionSettings(Config):
     invert: bool = False
     seed: NonNegativeInt | None = None
     id: str | None = None
+    row_ids: bool = False
     length: str = "length"
     minimum: Annotated[dict[str, float], Flag(("--min",))] = Field(default={})
     maximum: Annotated[dict[str, float], Flag(("--max",))] = Field(default={})
@@ -96,6 +99,8 @@ class SelectionConfig(SelectionSettings):
             raise ValueError("give either metric or weights.")
         if self.mode != "uniform" and not self.metrics:
             raise ValueError(f"the mode {self.mode} needs a metric.")
+        if self.row_ids and self.id is not None:
+            raise ValueError("give either id or row_ids.")
         if isinstance(self.domains, dict) and self.domain is None:
             raise ValueError("weights of domains need the column 'domain'.")
         if isinstance(self.domains, dict) and (
@@ -114,7 +119,7 @@ class SelectionConfig(SelectionSettings):
     @property
     def noise(self) -> bool:
         """Whether chance plays a part."""
-        return self.mode == "uniform" or (self.mode == "sample" and self.tau > 0)
+        return self.mode == "uniform" or (self.mode == "sample" and not is_zero(self.tau))
 
     def describe_noise(self) -> str:
         """What the mode and the temperature come to, in words."""

@@ -72,6 +72,11 @@ class RatedTable:
             self.shards = relative_names(self._files)
 
     @property
+    def files(self) -> list[str]:
+        """The files of the shards; none for a table in memory."""
+        return [] if self._memory is not None else list(self._files)
+
+    @property
     def columns(self) -> list[str]:
         """The names of all columns, by the first shard."""
         if self._memory is not None:

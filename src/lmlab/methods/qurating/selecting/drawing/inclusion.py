@@ -12,11 +12,12 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature
+from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature, is_zero
 from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
 
 Floats = NDArray[np.float64]
 _LARGEST_EXACT = 9
+_SHARP = 1e12  # beyond it float64 cannot tell the times of rows apart, and chances are 0 and 1
 
 
 def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: float = 1.0) -> Floats:
@@ -43,7 +44,7 @@ def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: 
         return np.zeros(len(z_N))
     if budget == total:
         return np.ones(len(z_N))
-    if tau == 0:
+    if is_zero(tau) or float(np.ptp(z_N)) / tau > _SHARP:
         return _of_the_best(z_N, length_N, budget)
     logit_N = np.zeros(len(z_N)) if math.isinf(tau) else z_N / tau
     log_t = _log_time(logit_N, length_N, budget)
@@ -84,14 +85,27 @@ def exact_inclusion(z: ArrayLike, count: int, tau: float = 1.0) -> Floats:
             f"exact inclusion is for at most {_LARGEST_EXACT} rows and at most all of them, not for {count} of"
             f" {len(z_N)}"
         )
-    if tau == 0:
+    if is_zero(tau):
         return _of_the_best(z_N, np.ones(len(z_N)), count)
-    weight_N = np.exp((z_N - z_N.max()) / tau)
+    rows = range(len(z_N))
+    shares = {left: _shares(z_N, left, tau) for size in rows for left in itertools.combinations(rows, size + 1)}
     chosen = np.zeros(len(z_N))
-    for order in itertools.permutations(range(len(z_N)), count):
-        left, probability = float(weight_N.sum()), 1.0
+    for order in itertools.permutations(rows, count):
+        left, probability = tuple(rows), 1.0
         for row in order:
-            probability *= weight_N[row] / left
-            left -= weight_N[row]
+            probability *= shares[left][row]
+            left = tuple(other for other in left if other != row)
         chosen[list(order)] += probability
     return chosen
+
+
+def _shares(z_N: Floats, left: tuple[int, ...], tau: float) -> dict[int, float]:
+    """The chances of the rows that are left to be the next, relative to the best of them, so that none underflows that
+    matters.
+    """
+    z = z_N[list(left)]
+    if math.isinf(tau):
+        return dict.fromkeys(left, 1 / len(left))
+    with np.errstate(over="ignore"):
+        weights = np.exp((z - z.max()) / tau)
+    return dict(zip(left, (weights / weights.sum()).tolist(), strict=True))

@@ -6,6 +6,13 @@ import math
 
 from lmlab.methods.qurating.selecting.problems import BadTemperature
 
+_SMALLEST = 1e-200
+
+
+def is_zero(tau: float) -> bool:
+    """Whether a temperature is 0, or so small that no noise in float64 changes the order of ratings."""
+    return tau < _SMALLEST
+
 
 def check_temperature(tau: float) -> float:
     """The temperature as it is.

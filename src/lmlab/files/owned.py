@@ -1,0 +1,168 @@
+"""Folders that one command owns: a manifest says which files are its result, and readers trust it, not the folder.
+
+A command writes beside the old files and changes them for the new ones when all of these are there; so a folder holds
+one result, never the mixture of two, and a command that fails or is killed leaves the former one as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import UserError
+from lmlab.files.atomic import read_mapping, sha256_json, write_json
+
+MANIFEST = "lmlab-files.json"
+
+
+class OwnedFolder:
+    """The new content of a folder, while it is written.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._staging = path / f".writing-{os.getpid()}.tmp"
+        self._data: dict[str, bool] = {}
+
+    def new(self, name: str, data: bool = True) -> Path:
+        """Where to write a file of this name; it comes to its place when the command is done.
+
+        Arguments:
+            data: whether it holds records, which who reads the folder gets; not so for notes beside them.
+        """
+        assert Path(name).name == name or not name, f"'{name}' is no plain name"
+        self._staging.mkdir(parents=True, exist_ok=True)
+        self._data[name] = data
+        return self._staging / name
+
+    def _settle(self, command: str, settings: Any) -> None:
+        """Change the old files for the new ones. In between the manifest says that the folder is not whole."""
+        old = _listed(self.path)
+        kept = {name for name, _ in self._data.items()}
+        write_manifest(self.path, command, settings, self._data, done=False, stale=old - kept)
+        for name in self._data:
+            os.replace(self._staging / name, self.path / name)
+        for name in old - kept:
+            (self.path / name).unlink(missing_ok=True)
+        write_manifest(self.path, command, settings, self._data)
+
+
+@contextmanager
+def owned_folder(
+    path: str | Path, command: str, settings: Any = None, reads: Sequence[str] = ()
+) -> Iterator[OwnedFolder]:
+    """Write the files of a folder anew: those that the same command wrote before go, those of others stay.
+
+    Arguments:
+        command: who writes.
+        settings: what it was told, for the manifest.
+        reads: files that it reads, none of which may be one that it replaces.
+
+    Raises:
+        UserError: the folder belongs to another command, or is read at the same time.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"'{path}' is a file where a folder is needed.", "Choose another folder with --out.")
+    check_owner(path, command)
+    inside = [each for each in reads if "://" not in str(each) and Path(each).resolve().parent == path.resolve()]
+    if inside:
+        raise UserError(f"'{path}' holds what is read, such as '{inside[0]}'.", "Choose another folder with --out.")
+    path.mkdir(parents=True, exist_ok=True)
+    for left in path.glob(".writing-*.tmp"):  # of a command that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = OwnedFolder(path)
+    try:
+        yield folder
+        folder._settle(command, settings)
+    finally:
+        shutil.rmtree(folder._staging, ignore_errors=True)
+
+
+def check_owner(path: str | Path, command: str) -> None:
+    """Refuse a folder that another command has written.
+
+    Raises:
+        UserError: it has.
+    """
+    owner = _manifest(Path(path)).get("command", command)
+    if owner != command:
+        raise UserError(f"'{path}' holds what `{owner}` wrote.", "Choose another folder with --out, or remove it.")
+
+
+def write_manifest(
+    path: str | Path,
+    command: str,
+    settings: Any,
+    files: dict[str, bool],
+    *,
+    done: bool = True,
+    stale: Iterable[str] = (),
+) -> None:
+    """Say what a folder holds.
+
+    Arguments:
+        files: names, and whether they hold records.
+        done: whether all of them are there.
+        stale: files of an earlier content that are still to go.
+    """
+    path = Path(path)
+    content = {
+        "command": command,
+        "settings": sha256_json(settings),
+        "done": done,
+        "data": [name for name, data in files.items() if data],
+        "other": [name for name, data in files.items() if not data],
+    }
+    write_json(path / MANIFEST, content if done else content | {"stale": sorted(stale)})
+
+
+def only_owned(files: Sequence[str], root: Path) -> list[str]:
+    """Those of some files that are data, where a manifest says what is.
+
+    Arguments:
+        root: no folder above it is looked into for a manifest.
+
+    Raises:
+        UserError: a folder's writing was cut off.
+    """
+    known: dict[Path, set[Path] | None] = {}
+
+    def data_of(folder: Path) -> set[Path] | None:
+        """What may be read of a folder; None for everything."""
+        if folder not in known:
+            if (folder / MANIFEST).is_file():
+                manifest = _manifest(folder)
+                if not manifest.get("done"):
+                    raise UserError(
+                        f"The writing of '{folder}' was cut off.", f"Run `{manifest.get('command')}` again."
+                    )
+                known[folder] = {folder / name for name in manifest.get("data", ())}
+            else:
+                known[folder] = None if folder in (root, folder.parent) else data_of(folder.parent)
+        return known[folder]
+
+    kept = []
+    for name in files:
+        allowed = data_of(Path(name).parent)
+        if allowed is None or Path(name) in allowed:
+            kept.append(name)
+    return kept
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    return read_mapping(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+
+
+def _listed(path: Path) -> set[str]:
+    """Files that an earlier content of a folder has, or had when it was cut off; plain names only."""
+    manifest = _manifest(path)
+    names = [*manifest.get("data", ()), *manifest.get("other", ()), *manifest.get("stale", ())]
+    return {name for name in names if isinstance(name, str) and Path(name).name == name and name not in (".", "..")}

@@ -1,0 +1,92 @@
+"""Folders that commands write, and passes over corpora that are larger than memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lmlab.data import Tokenizer, record_source
+from lmlab.methods.qurating.analysis.score_corpus import score_corpus
+from lmlab.methods.qurating.selecting.curriculum import write_ordered
+
+
+@pytest.fixture
+def tiny_lm(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=128)
+    save_pretrained(Transformer(config).initialize(0), tmp_path / "lm")
+    tokenizer.save(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_second_choice_replaces_the_first(tmp_path: Path, kind: str, lmlab: Callable[..., Any]) -> None:
+    rng = np.random.default_rng(0)
+    table = {"id": np.arange(400), "text": [f"t{n}" for n in range(400)], "length": [10] * 400}
+    pq.write_table(pa.table({**table, "r": rng.standard_normal(400)}), tmp_path / "corpus.parquet")
+    common = ["quality", "select", "--in", tmp_path / "corpus.parquet", "--mode", "sample"]
+    common += ["--metric", "r", "--format", kind]
+    out = tmp_path / "out"
+    for tokens, shard in ((3800, 500), (1900, 1000)):
+        assert lmlab(*map(str, [*common, "--tokens", tokens, "--shard-tokens", shard, "--out", out])).code == 0
+        read = [record["id"] for _, record in record_source(str(out)).records()]
+        assert len(read) == len(set(read)) == tokens // 10
+    assert len(list(out.glob(f"*-of-*.{kind}"))) == 2
+    refused = lmlab("quality", "filter", "--in", str(out), "--min", "r=0", "--out", str(out))
+    assert refused.code == 2 and "lmlab quality select" in refused.err
+    assert len(list(record_source(str(out)).records())) == 190
+
+
+def test_an_external_sort_orders_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmlab.methods.qurating.selecting.curriculum._BUCKET_ROWS", 64)
+    rng = np.random.default_rng(0)
+    rows = [{"id": f"d{n}", "r": float(rng.integers(5)), "note": [None, 1, 2.5][n % 3]} for n in range(1000)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = write_ordered(tmp_path / "in.jsonl", "r", tmp_path / "out", id="id", kind="parquet")
+    assert pq.read_table(path).column("id").to_pylist() == [
+        row["id"] for row in sorted(rows, key=lambda row: (row["r"], row["id"]))
+    ]
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [path.name]
+
+
+def test_a_killed_scoring_goes_on_and_the_model_is_loaded_once(
+    tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmlab.methods.qurating.analysis import score_corpus as module
+    from lmlab.methods.qurating.analysis.scorers import LikelihoodScorer, log_likelihoods
+
+    texts = [f"the words of text number {n}" for n in range(40)]
+    for shard in range(2):
+        pq.write_table(pa.table({"text": texts[20 * shard : 20 * shard + 20]}), tmp_path / f"{shard}.parquet")
+    monkeypatch.setattr(module, "_BLOCK", 8)
+    calls, whole = [], LikelihoodScorer.__call__
+
+    def killed(self: LikelihoodScorer, some: Sequence[str]) -> Any:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(list(some))
+        return whole(self, some)
+
+    places = [str(tmp_path / f"{shard}.parquet") for shard in range(2)]
+    monkeypatch.setattr(LikelihoodScorer, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score_corpus("ppl", places, tmp_path / "out", "ppl", model=tiny_lm)
+
+    def counted(self: LikelihoodScorer, some: Sequence[str]) -> Any:
+        calls.append(list(some))
+        return whole(self, some)
+
+    monkeypatch.setattr(LikelihoodScorer, "__call__", counted)
+    assert score_corpus("ppl", places, tmp_path / "out", "ppl", model=tiny_lm) == 40
+    assert sum(map(len, calls)) == 40  # none twice
+    found = pq.read_table(record_source(str(tmp_path / "out")).files()).column("ppl_average").to_numpy()
+    monkeypatch.setattr(LikelihoodScorer, "__call__", whole)
+    assert found == pytest.approx(log_likelihoods(tiny_lm, texts), abs=1e-5)

@@ -1,0 +1,68 @@
+"""Folders that one command owns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lmlab.data import record_source
+from lmlab.errors import UserError
+from lmlab.files import find_files, owned_folder
+
+
+def write(folder: Path, files: dict[str, str], command: str = "lmlab one", **options: object) -> None:
+    with owned_folder(folder, command, **options) as owned:
+        for name, content in files.items():
+            owned.new(name, data=name.endswith(".jsonl")).write_text(content)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith("lmlab-")}
+
+
+def test_a_second_content_replaces_the_first_and_leaves_what_others_put_there(tmp_path):
+    write(tmp_path, {"0-of-2.jsonl": "{}", "1-of-2.jsonl": "{}", "report.json": "{}"})
+    (tmp_path / "mine.jsonl").write_text("{}")
+    write(tmp_path, {"0-of-1.jsonl": '{"text": "new"}'})
+    assert names(tmp_path) == {"0-of-1.jsonl", "mine.jsonl"}
+    assert find_files(str(tmp_path)) == [str(tmp_path / "0-of-1.jsonl")]  # readers trust the manifest
+    assert find_files(str(tmp_path / "*.jsonl")) == [str(tmp_path / "0-of-1.jsonl")]
+    assert find_files(str(tmp_path / "mine.jsonl")) == [str(tmp_path / "mine.jsonl")]
+    assert [record for _, record in record_source(str(tmp_path)).records()] == [{"text": "new"}]
+    assert len(find_files(str(tmp_path.parent), (".jsonl",))) >= 1  # also from a folder above
+
+
+def test_a_failure_leaves_the_former_content_as_it_was(tmp_path):
+    write(tmp_path, {"a.jsonl": "1"})
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path, {"a.jsonl": "2", "": "3"})
+    assert (tmp_path / "a.jsonl").read_text() == "1" and names(tmp_path) == {"a.jsonl"}
+    (tmp_path / ".writing-1.tmp").mkdir()  # of a process that was killed
+    (tmp_path / ".writing-1.tmp" / "b.jsonl").write_text("3")
+    assert [Path(each).name for each in find_files(str(tmp_path))] == ["a.jsonl"]
+    write(tmp_path, {"c.jsonl": "1"})
+    assert names(tmp_path) == {"c.jsonl"}
+
+
+def test_a_change_that_was_cut_off_is_not_read_and_can_be_repeated(tmp_path):
+    write(tmp_path, {"a.jsonl": "1", "b.jsonl": "1"})
+    manifest = json.loads((tmp_path / "lmlab-files.json").read_text())
+    stale = {"done": False, "data": ["c.jsonl"], "stale": ["a.jsonl", "b.jsonl", "../other", ".."]}
+    (tmp_path / "lmlab-files.json").write_text(json.dumps(manifest | stale))
+    with pytest.raises(UserError, match=r"cut off[\s\S]*lmlab one"):
+        find_files(str(tmp_path))
+    write(tmp_path, {"c.jsonl": "1"})
+    assert names(tmp_path) == {"c.jsonl"} and tmp_path.is_dir()
+
+
+def test_another_command_and_a_folder_that_is_read_are_refused(tmp_path):
+    write(tmp_path / "out", {"a.jsonl": "1"})
+    with pytest.raises(UserError, match="`lmlab one` wrote"):
+        write(tmp_path / "out", {"a.jsonl": "2"}, "lmlab two")
+    with pytest.raises(UserError, match="what is read"):
+        write(tmp_path / "out", {"a.jsonl": "2"}, reads=[str(tmp_path / "out/a.jsonl")])
+    with pytest.raises(UserError, match="is a file"):
+        write(tmp_path / "out/a.jsonl", {})
+    assert (tmp_path / "out/a.jsonl").read_text() == "1"
