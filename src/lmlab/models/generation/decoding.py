@@ -118,7 +118,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class _Beginning:
+class Beginning:
     """What stands before all tokens of the prompts."""
 
     soft_prompt: SoftPrompt | None
@@ -200,7 +200,7 @@ class Decoding:
             UserError: an empty prompt, one that exceeds the model's `max_seq_len` with its continuation, stop strings
                 without `decode`, or a memory in a batch under way.
         """
-        check_prompts(self._model, asked, self._decode, soft_prompt, memory)
+        self._check(asked, soft_prompt, memory)
         if memory is not None and self.live:
             raise UserError("What goes on from a memory cannot join a batch that is under way.", "Start another batch.")
         found = [
@@ -213,7 +213,7 @@ class Decoding:
         if not self.live:
             self._cache, self.rows = None, []
         with evaluating(self._model):
-            before = _Beginning(soft_prompt, memory)
+            before = Beginning(soft_prompt, memory)
             logits, read = self._read([prompt for prompt, _ in asked], found, cache, before)
             if self._keep is not None and before.is_nothing:  # keys after such do not belong to the ids alone
                 for number, (prompt, _) in enumerate(asked):
@@ -223,6 +223,14 @@ class Decoding:
             self._choose(new, logits if parents == list(range(len(found))) else logits[parents])
             self._join(read, new, parents)
         return found
+
+    def _check(
+        self,
+        asked: Sequence[tuple[Sequence[int], DecodingConfig]],
+        soft_prompt: SoftPrompt | None,
+        memory: Memory | None,
+    ) -> None:
+        check_prompts(self._model, asked, self._decode, soft_prompt, memory)
 
     def read(self, tokens: Sequence[int], cache: KVCache) -> None:
         """Read tokens of a prompt into the cache that `add` will get, so that a long prompt can be read in pieces with
@@ -277,11 +285,11 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         found: list[list[Continuation]],
         cache: KVCache | None,
-        before: _Beginning,
+        before: Beginning,
     ) -> tuple[Tensor, KVCache]:
         """Run the prompts through the model: the logits after each, and their keys and values."""
         if cache is None:
-            room = 0 if self.rows else max(samples[0].config.max_new_tokens for samples in found)
+            room = 0 if self.rows else self._room(found)
             longest, weight = max(map(len, prompts)), self._model.embedding.weight
             longest += before.length
             cache = KVCache(self._model.config, len(prompts), longest + room, weight.dtype, weight.device)
@@ -301,12 +309,16 @@ class Decoding:
                     row.prompt_scores = scores
         return self._logits(hidden_RTD[:, -1]), cache
 
+    def _room(self, found: list[list[Continuation]]) -> int:
+        """Slots for tokens to come."""
+        return max(samples[0].config.max_new_tokens for samples in found)
+
     def _run(
         self,
         ids_RT: Tensor,
         valid_RT: Tensor | None,
         cache: KVCache,
-        before: _Beginning,
+        before: Beginning,
         logits: Literal["last", "none"],
     ) -> Any:
         return self._model(

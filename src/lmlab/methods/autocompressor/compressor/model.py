@@ -5,22 +5,34 @@ Shapes: B batch, T tokens, M tokens of a segment, N summary tokens of a segment,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from lmlab.config import validate
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.methods.autocompressor.config import CompressorConfig, SummaryInit
-from lmlab.models import IGNORE, SoftPrompt, TokenLoss, Transformer, fused_cross_entropy, segment_forward
+from lmlab.models import (
+    IGNORE,
+    GenerationConfig,
+    SoftPrompt,
+    TokenLoss,
+    Transformer,
+    fused_cross_entropy,
+    segment_forward,
+)
 from lmlab.models.internals.parts import part
+
+if TYPE_CHECKING:
+    from lmlab.methods.autocompressor.compressor.generate import Generated
 
 _NOISE = 0.02
 
@@ -419,6 +431,39 @@ class AutoCompressor(nn.Module):
             ).summary
         finally:
             self.train(was_training)
+
+    def generate(
+        self,
+        input_ids: Tensor | Sequence[Sequence[int]],
+        attention_mask: Tensor | None = None,
+        *,
+        soft_prompt: SummaryVectors | SoftPrompt | Tensor | None = None,
+        compress_every: int | None = None,
+        config: GenerationConfig | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        **settings: Any,
+    ) -> list[list[Generated]]:
+        """Continue prompts.
+
+        Arguments:
+            input_ids: [B, T] with `attention_mask` for padding, or a list of ids for each prompt.
+            soft_prompt: vectors before the prompts, one row for all or one for each.
+            compress_every: compress the text behind the vectors whenever it has so many tokens, prompt included; each
+                continuation then says how often that was.
+            config: how, or its fields as `settings` (`max_new_tokens`, `temperature`, ...).
+
+        Returns:
+            for each prompt its `num_samples` continuations.
+        """
+        from lmlab.methods.autocompressor.compressor.generate import generate
+
+        if isinstance(input_ids, Tensor):
+            rows = input_ids[None] if input_ids.dim() == 1 else input_ids
+            mask = torch.ones_like(rows) if attention_mask is None else attention_mask.view_as(rows)
+            input_ids = [ids[real.bool()].tolist() for ids, real in zip(rows, mask, strict=True)]
+        if settings:
+            config = validate(GenerationConfig, settings, "the settings of the generation")
+        return generate(self, input_ids, config, soft_prompt=soft_prompt, compress_every=compress_every, decode=decode)
 
     def _summary_tokens(self, summary_length: int | None) -> Tensor:
         """The table's first rows: a causal summary's first vectors do not depend on later ones."""
