@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
-from lmlab.commandline.options import DryRun, Out, Redo, Set, example, run_recipe_file
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import DryRun, IdField, Out, Redo, Set, TextField, example, run_recipe_file
 from lmlab.errors import UserError
+from lmlab.methods.autocompressor.config import EncodeConfig
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Context compression: learn to write summary vectors for text, and to read them in its place.",
 )
+
+Compressor = Annotated[str, typer.Argument(help="A compressor: its directory, the stage that trained it, or a run.")]
 
 
 @app.command(
@@ -36,7 +40,7 @@ def train(
     epilog=example("lmlab compress text runs/compress paper.txt --out paper.safetensors"),
 )
 def text(
-    compressor: Annotated[str, typer.Argument(help="A compressor: its directory, the stage that trained it, a run.")],
+    compressor: Compressor,
     file: Annotated[Path, typer.Argument(help="A text file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The vectors, as a soft prompt (safetensors).")],
     segment: Annotated[
@@ -62,3 +66,34 @@ def text(
     found = model.compress(torch.tensor([ids]), segment_lengths=segment, summary_length=vectors)
     save_soft_prompt(found.soft_prompt, out, model.model)
     print(f"{len(ids):,} tokens in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab compress encode runs/compress --in docs.jsonl --segment 2048 --out store",
+        "lmlab compress encode runs/compress --in wiki.parquet --segment 512 --independent --dtype int8 --workers 4"
+        " --out store",
+    )
+)
+@options(EncodeConfig)
+def encode(
+    compressor: Compressor,
+    documents: Annotated[str, typer.Option("--in", help="File, glob, folder or URL of texts or records.")],
+    settings: EncodeConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.")],
+    text_field: TextField = "text",
+    id_field: IdField = None,
+) -> None:
+    """Compress documents into a store. The same command after a kill goes on, and elsewhere shares the work."""
+    from lmlab.commandline.options import fields_of
+    from lmlab.methods.autocompressor import EncodeJob
+    from lmlab.methods.autocompressor.store.encode import encode as run
+
+    told = settings.model_dump(exclude={"workers", "backend", "gpus"})
+    fields = tuple(fields_of(text_field, id_field, None).items())
+    job = EncodeJob(compressor, documents, str(out), fields=fields, **told)
+    found = run(job, settings.workers, settings.backend, settings.gpus)
+    print(
+        f"{found['documents']:,} documents ({found['empty']:,} without text), {found['encoded']:,} encoded now;"
+        f" {found['tokens']:,} tokens became {found['rows']:,} summaries.\nStore: {out}"
+    )

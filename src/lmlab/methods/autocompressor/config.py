@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from lmlab.config import Config
 
@@ -101,3 +101,29 @@ def check_trains(compressor: CompressorConfig, segments: SegmentsConfig) -> None
         )
     if segments.bptt == "sliding" and (segments.depth < 2 or segments.total < 2):
         raise ValueError("bptt sliding needs a depth and segments of at least 2, or summary tokens get no gradient.")
+
+
+class EncodeConfig(Config):
+    """How documents become rows of a store.
+
+    Attributes:
+        segment: tokens of a segment; by default as many as the window allows.
+        independent: compress every segment by itself, as passages that are retrieved one by one.
+        dtype: how vectors are stored; int8 has a scale for each vector.
+        block: documents of a part of the store, what a killed encoding loses at most.
+        batch: segments that are read together.
+        workers: processes.
+        backend: processes here, or ray.
+        gpus: GPUs of each worker, on Ray.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    segment: PositiveInt | None = None
+    independent: bool = False
+    dtype: Literal["fp32", "fp16", "int8"] = "fp16"
+    block: PositiveInt = 64
+    batch: PositiveInt = 16
+    workers: PositiveInt = 1
+    backend: Literal["processes", "ray"] = "processes"
+    gpus: NonNegativeFloat = 0
+    device: str = "auto"

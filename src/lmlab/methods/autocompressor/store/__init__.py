@@ -1,0 +1,1 @@
+"""Corpora as stores of summary vectors."""

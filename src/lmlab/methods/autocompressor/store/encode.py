@@ -1,0 +1,250 @@
+"""Encoding a corpus: documents to a store of summary vectors, by any number of processes, going on where others were
+cut off.
+
+The documents are cut into blocks by their order alone. A block is encoded at once and written as one part, so that a
+store that was resumed has the bytes of one that never stopped.
+
+Shapes: B texts, M tokens of a segment, R rows, N vectors of a row, D model width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlab.config import validate
+from lmlab.data import Document, Source, SourceConfig, Tokenizer, source_settings
+from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
+from lmlab.errors import UserError
+from lmlab.files import sha256_json
+from lmlab.gemm import fast_inference
+from lmlab.hardware import select_device
+from lmlab.methods.autocompressor.compressor.files import fingerprint, load_compressor, model_fingerprint
+from lmlab.methods.autocompressor.compressor.model import AutoCompressor
+from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
+from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
+from lmlab.models import RowType, StoreMeta, StoreRow, SummaryStore
+from lmlab.runs import Model
+
+__all__ = ["EncodeJob", "SummaryStore", "encode", "meta_of", "summaries_of"]
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What is to be encoded, and where.
+
+    Attributes:
+        compressor: its directory, stage or run.
+        documents: a location of the data layer.
+        out: folder of the store.
+        segment: tokens of a segment; None for as many as the window allows.
+        independent: compress every segment by itself, as passages that are retrieved one by one.
+        dtype: how vectors are stored.
+        block: documents of a part.
+        batch: segments that are read together.
+        fields: which fields of records are read.
+    """
+
+    compressor: str
+    documents: str
+    out: str
+    segment: int | None = None
+    independent: bool = False
+    dtype: RowType = "fp16"
+    block: int = 64
+    batch: int = 16
+    device: str = "auto"
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+def encode(job: EncodeJob, workers: int = 1, backend: Backend = "processes", gpus: float = 0) -> dict[str, Any]:
+    """Encode documents; returns counts. Run it again after a kill, or at the same time elsewhere.
+
+    Arguments:
+        workers, backend, gpus: as in `fan_out`.
+
+    Raises:
+        UserError: the folder holds another store, the compressor has no summary tokens, two documents share an id, or a
+            record cannot be read.
+    """
+    if workers <= 1:
+        return _work(job)
+    results = [found for _, found in fan_out(_work, [job] * workers, workers, backend, gpus)]
+    return results[0] | {"encoded": sum(found["encoded"] for found in results)}
+
+
+def meta_of(compressor: AutoCompressor, tokenizer: Tokenizer, job: EncodeJob) -> StoreMeta:
+    """What is noted of a store.
+
+    Raises:
+        UserError: the compressor has no summary tokens.
+    """
+    if not compressor.summary_length:
+        raise UserError("The model has no summary tokens (summary_length 0): it cannot compress.")
+    return StoreMeta(
+        model=model_fingerprint(compressor),
+        compressor=fingerprint(compressor),
+        tokenizer=tokenizer.fingerprint,
+        summary_length=compressor.summary_length,
+        width=compressor.model.config.d_model,
+        dtype=job.dtype,
+        segment=job.segment,
+        independent=job.independent,
+        positions=compressor.positions,
+        budget=compressor.config.position_budget,
+        attention=compressor.model.attention_backend,
+        source=sha256_json([_source(job).fingerprint(), job.block]),
+    )
+
+
+def _work(job: EncodeJob) -> dict[str, Any]:
+    """Encode blocks until there are none."""
+    return _Worker(job).run()
+
+
+class _Worker:
+    def __init__(self, job: EncodeJob) -> None:
+        self.job = job
+        self.compressor = load_compressor(job.compressor, select_device(job.device))
+        self.tokenizer = Model.find(job.compressor).tokenizer()
+        self.store = SummaryStore.create(job.out, meta_of(self.compressor, self.tokenizer, job))
+        self.leases = Leases(FolderStore(self.store.path / ".leases"))
+        self.encoded = 0
+
+    def run(self) -> dict[str, Any]:
+        documents = empty = 0
+        left = set[int]()
+        try:
+            for number, block in _blocks(self.job):
+                documents += len(block)
+                empty += sum(not each.text.strip() for each in block)
+                if not self._try(number, block):
+                    left.add(number)
+            while left:  # held by others, of whom some may have died
+                time.sleep(_POLL_S)
+                left = {
+                    number for number, block in _blocks(self.job) if number in left and not self._try(number, block)
+                }
+        finally:
+            self.leases.close()
+        rows = [row for id in self.store.ids for row in self.store.rows(id)]
+        tokens = sum(row.tokens for row in rows)
+        return {"documents": documents, "empty": empty, "encoded": self.encoded, "rows": len(rows), "tokens": tokens}
+
+    def _try(self, number: int, block: Sequence[Document]) -> bool:
+        """Encode a block that nobody has encoded and nobody holds; whether it is done."""
+        if not self.store.has_part(number) and (lease := self.leases.acquire(f"part-{number:05d}")) is not None:
+            self._encode_held(lease, number, block)
+        return self.store.has_part(number)
+
+    def _encode_held(self, lease: Lease, number: int, block: Sequence[Document]) -> None:
+        with lease:
+            if not self.store.has_part(number):
+                self._encode(number, block)
+                self.encoded += len(block)
+
+    def _encode(self, number: int, block: Sequence[Document]) -> None:
+        """Encode the documents of a block; those without text have no rows."""
+        job, meta = self.job, self.store.meta
+        kept = [each for each in block if each.text.strip()]
+        ids = [self.tokenizer.encode_prompt(each.text) for each in kept]
+        with fast_inference():
+            found = summaries_of(self.compressor, ids, job.segment, job.independent, job.batch)
+        rows = [
+            StoreRow(
+                id=document.id,
+                segment=segment,
+                tokens=length,
+                text=hashlib.sha256(document.text.encode()).hexdigest(),
+                model=meta.model,
+                compressor=meta.compressor,
+            )
+            for document, (lengths, _) in zip(kept, found, strict=True)
+            for segment, length in enumerate(lengths)
+        ]
+        none = torch.zeros(0, meta.summary_length, meta.width)
+        self.store.write_part(number, rows, torch.cat([none, *(vectors for _, vectors in found)]))
+
+
+def _blocks(job: EncodeJob) -> Iterator[tuple[int, list[Document]]]:
+    """The documents in blocks, in the order of the source.
+
+    Raises:
+        UserError: two documents share an id, or a record cannot be read.
+    """
+    seen, block, number = set[str](), list[Document](), 0
+    for item in _source(job).read():
+        if not isinstance(item, Document):  # it would be missing from the store, and nobody would know
+            raise UserError(f"{item.where}: {item.reason}", "Mend or remove the record.")
+        if item.id in seen:
+            raise UserError(
+                f"Two documents of '{job.documents}' have the id '{item.id}', by which rows of a store are found.",
+                "Give each its own.",
+            )
+        seen.add(item.id)
+        block.append(item)
+        if len(block) == job.block:
+            yield number, block
+            number, block = number + 1, []
+    if block:
+        yield number, block
+
+
+def _source(job: EncodeJob) -> Source:
+    """The documents; records are named by their field `id` where they have one and no other was asked for."""
+    fields = dict(job.fields)
+    source: Source = validate(SourceConfig, source_settings(job.documents, fields), f"'{job.documents}'")
+    if "id_field" in fields or source.kind == "text" or source.kind == "folder":
+        return source
+    settings = source_settings(job.documents, fields | {"id_field": "id"})
+    named: Source = validate(SourceConfig, settings, f"'{job.documents}'")
+    return named if isinstance(next(named.read(), None), Document) else source
+
+
+@torch.no_grad()
+def summaries_of(
+    compressor: AutoCompressor,
+    texts: Sequence[Sequence[int]],
+    segment: int | None = None,
+    independent: bool = False,
+    batch: int = 16,
+) -> list[tuple[list[int], Tensor]]:
+    """The lengths of each text's segments, and their summaries, [segments, N, D], in fp32.
+
+    Segments of one number and length are read together, so that no padding is computed.
+
+    Arguments:
+        segment, independent, batch: as in `EncodeJob`.
+    """
+    kappa, budget = compressor.summary_length, compressor.config.position_budget
+    cuts = []
+    for ids in texts:
+        total = 1 if independent or not compressor.config.accumulate else len(ids)
+        limit = longest_segment(compressor.model.config, kappa, total, 0, budget) if segment is None else segment
+        cuts.append(lengths_of(len(ids), limit, limit))
+    states: list[SummaryVectors] = [compressor.nothing() for _ in texts]
+    found: list[list[Tensor]] = [[] for _ in texts]
+    for number in range(max(map(len, cuts), default=0)):
+        by_length: dict[int, list[int]] = {}
+        for text, lengths in enumerate(cuts):
+            if number < len(lengths):
+                by_length.setdefault(lengths[number], []).append(text)
+        for length, members in sorted(by_length.items()):
+            for chosen in (members[first : first + batch] for first in range(0, len(members), batch)):
+                starts = [sum(cuts[i][:number]) for i in chosen]
+                rows = [list(texts[i][start : start + length]) for i, start in zip(chosen, starts, strict=True)]
+                ids_BM = torch.tensor(rows, device=compressor.model.embedding.weight.device)
+                before = None if independent else torch.cat([states[i].vectors_BPD for i in chosen])
+                after = compressor(ids_BM, soft_prompt=before, output_summary=True, logits=False).summary
+                for place, i in enumerate(chosen):
+                    found[i].append(after.vectors_BPD[place, -kappa:].float().cpu())
+                    states[i] = after.row(place)
+    return [(cut, torch.stack(own)) for cut, own in zip(cuts, found, strict=True)]

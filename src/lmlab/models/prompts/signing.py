@@ -1,0 +1,43 @@
+"""Who wrote a file: a mark that only this user of this machine can make.
+
+Vectors are inputs of a model that no filter of texts sees, so that what others wrote is read only when a user says that
+he trusts it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from lmlab.files import cache_directory
+
+_KEY = "signing-key"
+
+
+def mark_of(digests: str) -> str:
+    """The mark of what was written here."""
+    return hmac.new(_key(), digests.encode(), hashlib.sha256).hexdigest()
+
+
+def is_own(digests: str, mark: object) -> bool:
+    """Whether this user of this machine made the mark."""
+    return isinstance(mark, str) and hmac.compare_digest(mark, mark_of(digests))
+
+
+def _key() -> bytes:
+    path = cache_directory() / _KEY
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(f"{path}.{os.getpid()}.{secrets.token_hex(4)}")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            os.link(draft, path)  # the first of several processes decides
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink(missing_ok=True)
+    return path.read_bytes()

@@ -1,0 +1,385 @@
+"""A store of summary vectors: many texts by their ids, on the disk.
+
+A folder with `meta.json` and parts. A part is `part-NNNNN.safetensors` with rows of vectors, `part-NNNNN.jsonl` that
+says of each row which text, segment and weights it is of, and `part-NNNNN.json`, written last, with the digests of both
+and the mark of who wrote them.
+
+Shapes: R rows, N vectors of a row, P vectors of a text, D model width.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lmlab.config import Config, validate
+from lmlab.errors import LmlabError, UserError, did_you_mean, reads
+from lmlab.files import atomic_file, read_jsonl, read_mapping, sha256_file, write_json
+from lmlab.models.prompts.signing import is_own, mark_of
+from lmlab.models.prompts.soft_prompt import SoftPrompt
+
+META, FORMAT = "meta.json", "lmlab summary store 1"
+_PART = re.compile(r"part-(\d{5,})\.json")
+RowType = Literal["fp32", "fp16", "int8"]
+
+
+class StoreMeta(Config):
+    """What all rows of a store have in common.
+
+    Attributes:
+        model: fingerprint of the weights that read the vectors.
+        compressor: fingerprint of all that wrote them.
+        tokenizer: fingerprint of the tokenizer of the texts.
+        summary_length: kappa, vectors of a row.
+        width: of a vector.
+        dtype: how rows are stored; int8 has a scale for each vector.
+        segment: tokens of a segment.
+        independent: every segment was compressed by itself; without, after those before it.
+        positions, budget: as in `SoftPrompt`.
+        attention: the way attention was computed.
+        source: what was compressed.
+    """
+
+    model: str
+    compressor: str
+    tokenizer: str | None = None
+    summary_length: PositiveInt
+    width: PositiveInt
+    dtype: RowType = "fp16"
+    segment: PositiveInt | None = None
+    independent: bool = False
+    positions: bool = True
+    budget: PositiveInt | None = None
+    attention: str = "auto"
+    source: str | None = None
+
+
+class StoreRow(Config):
+    """What is known of a row.
+
+    Attributes:
+        id: of the text.
+        segment: its number in the text.
+        tokens: that it stands for.
+        text: SHA-256 of the text.
+        model, compressor: fingerprints of the weights that read and wrote it.
+    """
+
+    id: str
+    segment: NonNegativeInt
+    tokens: NonNegativeInt
+    text: str
+    model: str
+    compressor: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    part: int
+    row: int
+    told: StoreRow
+
+
+class SummaryStore:
+    """The vectors of many texts.
+
+    Arguments:
+        path: its folder.
+        trust: read parts that this user did not write, too.
+
+    Raises:
+        UserError: there is no store, or another one than it says.
+        LmlabError: it is damaged.
+    """
+
+    @reads("a store of summary vectors")
+    def __init__(self, path: str | Path, *, trust: bool = False) -> None:
+        self.path, self.trust = Path(path), trust
+        if not (self.path / META).is_file():
+            raise UserError(
+                f"'{path}' is no store of summary vectors ({META} is missing).",
+                "Make one: lmlab compress encode COMPRESSOR --in TEXTS --out STORE",
+            )
+        told = read_mapping(self.path / META)
+        if told.pop("format", None) != FORMAT:
+            raise UserError(f"'{self.path / META}' is not that of a store of summary vectors of lmlab.")
+        self.meta = validate(StoreMeta, told, f"'{self.path / META}'")
+        self._known: set[int] = set()
+
+    @classmethod
+    def create(cls, path: str | Path, meta: StoreMeta, *, trust: bool = False) -> SummaryStore:
+        """A new store, or the one that is there, if it is for the same.
+
+        Raises:
+            UserError: the folder holds another one; the field is named.
+        """
+        path = Path(path)
+        if (path / META).exists():
+            found = cls(path, trust=trust)
+            found.expect(meta)
+            return found
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / META, {"format": FORMAT, **meta.model_dump(mode="json")})
+        return cls(path, trust=trust)
+
+    def expect(self, meta: StoreMeta) -> None:
+        """Refuse a store whose rows were made in another way.
+
+        Raises:
+            UserError: with the first field that differs.
+        """
+        for name in StoreMeta.model_fields:
+            here, there = getattr(self.meta, name), getattr(meta, name)
+            if here != there:
+                raise UserError(
+                    f"The store '{self.path}' has {name} {_brief(here)}, and what is asked for {_brief(there)}.",
+                    "Use what it was made with, or another folder.",
+                )
+
+    def check(self, model: str, width: int, compressor: str | None = None, summary_length: int | None = None) -> None:
+        """Refuse to have vectors read by other weights.
+
+        Arguments:
+            model: fingerprint of the weights (`known_fingerprint`).
+            compressor: that of what writes, where more is to be written.
+
+        Raises:
+            UserError: width, kappa or weights differ.
+        """
+        for name, here, there in (
+            ("width", self.meta.width, width),
+            ("summary_length", self.meta.summary_length, summary_length or self.meta.summary_length),
+            ("model", self.meta.model, model),
+            ("compressor", self.meta.compressor, compressor or self.meta.compressor),
+        ):
+            if here != there:
+                raise UserError(
+                    f"The store '{self.path}' has {name} {_brief(here)}, and the model here {_brief(there)}: its"
+                    " vectors mean nothing to it.",
+                    "Load the model that the store was made with, or compress the texts again.",
+                )
+
+    def parts(self) -> list[int]:
+        """The numbers of the whole parts."""
+        found = (_PART.fullmatch(each.name) for each in self.path.glob("part-*.json"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def has_part(self, number: int) -> bool:
+        """Whether a part is whole."""
+        return (self.path / f"{_stem(number)}.json").exists()
+
+    def write_part(self, number: int, rows: Sequence[StoreRow], vectors_RND: Tensor) -> None:
+        """Write a part, whose bytes depend on its rows alone.
+
+        Raises:
+            UserError: the vectors have another shape, or are no finite numbers.
+        """
+        expected = (len(rows), self.meta.summary_length, self.meta.width)
+        if tuple(vectors_RND.shape) != expected:
+            raise UserError(f"The vectors have the shape {list(vectors_RND.shape)}, the store needs {list(expected)}.")
+        if not bool(torch.isfinite(vectors_RND).all()):
+            bad = rows[int((~torch.isfinite(vectors_RND)).flatten(1).any(1).nonzero()[0])]
+            raise UserError(f"The vectors of '{bad.id}' are no finite numbers.", "Look at the compressor.")
+        stem = self.path / _stem(number)
+        tensors = packed(vectors_RND.detach().float().cpu(), self.meta.dtype)
+        with atomic_file(stem.with_suffix(".safetensors")) as file:
+            file.write(save(tensors, {"format": FORMAT}))
+        with atomic_file(stem.with_suffix(".jsonl"), "w") as file:
+            for row in rows:
+                file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
+        digests = self._digests(stem)
+        write_json(
+            stem.with_suffix(".json"),
+            {"rows": len(rows), **digests, "written_by": getpass.getuser(), "mark": mark_of(json.dumps(digests))},
+        )
+        self._forget()
+
+    def add(self, id: str, vectors: SoftPrompt | Tensor, *, text: str = "", tokens: int = 0) -> None:
+        """Add a text's vectors, [P, D] or one row, P a multiple of kappa, as a part of its own.
+
+        Arguments:
+            text: what they stand for, whose hash is kept.
+            tokens: that they stand for.
+
+        Raises:
+            UserError: the id is there already, or the vectors do not fit.
+        """
+        if id in self:
+            raise UserError(f"The store '{self.path}' holds '{id}' already.", "Choose another id.")
+        given = vectors.vectors_BPD if isinstance(vectors, SoftPrompt) else vectors
+        flat = given[0] if given.dim() == 3 and len(given) == 1 else given
+        kappa = self.meta.summary_length
+        if flat.dim() != 2 or len(flat) % kappa or not len(flat):
+            raise UserError(f"Vectors of shape {list(given.shape)} are no summaries of {kappa} vectors each.")
+        count, digest = len(flat) // kappa, hashlib.sha256(text.encode()).hexdigest()
+        each = [tokens // count + (number < tokens % count) for number in range(count)]
+        rows = [
+            StoreRow(
+                id=id,
+                segment=number,
+                tokens=each[number],
+                text=digest,
+                model=self.meta.model,
+                compressor=self.meta.compressor,
+            )
+            for number in range(count)
+        ]
+        self.write_part(max(self.parts(), default=-1) + 1, rows, flat.reshape(count, kappa, -1))
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all texts, in order."""
+        return list(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._index
+
+    def rows(self, id: str) -> list[StoreRow]:
+        """What is known of a text's rows.
+
+        Raises:
+            UserError: there is no such text.
+        """
+        return [place.told for place in self._places(id)]
+
+    def vectors(self, id: str) -> Tensor:
+        """All vectors of a text, [P, D], in fp32; compare stores of any type in it.
+
+        Raises:
+            UserError: there is no such text, or others wrote it and nobody said that they are trusted.
+            LmlabError: the part is damaged.
+        """
+        return torch.cat([self._read(place.part)[place.row] for place in self._places(id)])
+
+    def get(self, *ids: str) -> SoftPrompt:
+        """The vectors of a text, or of several one after the other, as a soft prompt of one row."""
+        both = torch.cat([self.vectors(id) for id in ids])
+        return SoftPrompt(both[None], self.meta.positions, None, self.meta.budget)
+
+    def search(self, vectors: SoftPrompt | Tensor, k: int = 10) -> list[tuple[str, float]]:
+        """The texts whose vectors are nearest to these, and their Euclidean distances, nearest first; only texts of as
+        many vectors are compared.
+        """
+        given = vectors.vectors_BPD if isinstance(vectors, SoftPrompt) else vectors
+        query = given.reshape(-1, self.meta.width).float()
+        found = [
+            (id, float((self.vectors(id) - query).norm()))
+            for id, places in self._index.items()
+            if len(places) * self.meta.summary_length == len(query)
+        ]
+        return sorted(found, key=lambda each: (each[1], each[0]))[:k]
+
+    def verify(self) -> None:
+        """Read everything once.
+
+        Raises:
+            LmlabError: a part is damaged.
+        """
+        for number in self.parts():
+            self._check_part(number)
+            self._read(number)
+
+    @cached_property
+    def _index(self) -> dict[str, list[_Place]]:
+        found: dict[str, list[_Place]] = {}
+        for number in self.parts():
+            path = self.path / f"{_stem(number)}.jsonl"
+            for place, told in enumerate(read_jsonl(path)):
+                row = validate(StoreRow, told, f"'{path}', line {place + 1}")
+                if row.model != self.meta.model or row.compressor != self.meta.compressor:
+                    raise UserError(
+                        f"'{path}', line {place + 1}: the row of '{row.id}' was made by other weights than the"
+                        " store's.",
+                        "Take the part out, or compress its texts again.",
+                    )
+                own = found.setdefault(row.id, [])
+                if row.segment != len(own):
+                    raise UserError(f"'{path}', line {place + 1}: segment {row.segment} of '{row.id}' is out of order.")
+                own.append(_Place(number, place, row))
+        return found
+
+    def _places(self, id: str) -> list[_Place]:
+        if id not in self._index:
+            near = did_you_mean(id, self._index) if len(self._index) < 10_000 else ""
+            raise UserError(f"The store '{self.path}' holds no '{id}'. {near}".rstrip())
+        return self._index[id]
+
+    def _read(self, number: int) -> Tensor:
+        """The rows of a part, [R, N, D], in fp32."""
+        if number not in self._known:
+            self._check_part(number)
+        path = self.path / f"{_stem(number)}.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                vectors_RND = unpacked({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError) as error:
+            raise LmlabError(f"'{path}' is damaged ({error}).", "Copy the store again, or encode again.") from None
+        if vectors_RND.shape[1:] != (self.meta.summary_length, self.meta.width):
+            raise LmlabError(f"'{path}' has rows of shape {list(vectors_RND.shape[1:])}.", "Encode again.")
+        if not bool(torch.isfinite(vectors_RND).all()):
+            raise LmlabError(f"'{path}' holds vectors that are no finite numbers.", "Encode again.")
+        return vectors_RND
+
+    def _check_part(self, number: int) -> None:
+        """That it is what was written, and by whom."""
+        stem = self.path / _stem(number)
+        told = read_mapping(stem.with_suffix(".json"))
+        digests = self._digests(stem)
+        if any(told.get(name) != digest for name, digest in digests.items()):
+            raise LmlabError(f"'{stem}' is not what was written: a file of the part has changed.", "Copy it again.")
+        if not self.trust and not is_own(json.dumps(digests), told.get("mark")):
+            raise UserError(
+                f"The vectors in '{stem}' were not written by you on this machine (by {told.get('written_by')!r}, they"
+                " say): vectors can tell a model anything, unseen.",
+                "If you trust them: --trust, or SummaryStore(path, trust=True).",
+            )
+        self._known.add(number)
+
+    @staticmethod
+    def _digests(stem: Path) -> dict[str, str]:
+        files = {name: stem.with_suffix(f".{name}") for name in ("safetensors", "jsonl")}
+        if missing := [path for path in files.values() if not path.is_file()]:
+            raise LmlabError(f"'{missing[0]}' is missing.", "Copy the store again, or encode again.")
+        return {name: sha256_file(path) for name, path in files.items()}
+
+    def _forget(self) -> None:
+        vars(self).pop("_index", None)
+
+
+def packed(vectors_RND: Tensor, dtype: RowType) -> dict[str, Tensor]:
+    """Rows as they are stored."""
+    if dtype == "int8":
+        scale_RN = vectors_RND.abs().amax(-1).clamp(min=1e-12) / 127
+        return {"vectors": (vectors_RND / scale_RN[..., None]).round().to(torch.int8), "scales": scale_RN}
+    return {"vectors": vectors_RND.to(torch.float16 if dtype == "fp16" else torch.float32).contiguous()}
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Stored rows in fp32."""
+    vectors_RND = tensors["vectors"].float()
+    return vectors_RND * tensors["scales"][..., None] if "scales" in tensors else vectors_RND
+
+
+def _stem(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text

@@ -1,0 +1,183 @@
+"""Stores of summary vectors: what is read again, who wrote it, and encodings that were cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lmlab.data import Tokenizer
+from lmlab.errors import LmlabError, UserError
+from lmlab.files import read_mapping, write_json, write_jsonl
+from lmlab.methods.autocompressor import AutoCompressor, EncodeJob, SummaryStore, encode, summaries_of
+from lmlab.methods.autocompressor.store import encode as encoding
+from lmlab.models import ModelConfig, StoreMeta, Transformer, save_pretrained
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compressor on a small model, and documents of many lengths."""
+    place = tmp_path_factory.mktemp("store")
+    rng = np.random.default_rng(0)
+    words = ["summary", "vectors", "stand", "for", "a", "text", "read", "before"]
+    texts = [" ".join(rng.choice(words, int(rng.integers(3, 60)))) for _ in range(11)]
+    tokenizer = Tokenizer.train(texts, 300)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=96)
+    save_pretrained(Transformer(shape).initialize(0), place / "base")
+    tokenizer.save(place / "base")
+    compressor = AutoCompressor.from_base(place / "base", summary_length=3, noise=0.5)
+    compressor.save(place / "compressor", companions=place / "base")
+    write_jsonl(place / "docs.jsonl", ({"id": f"d{n}", "text": text} for n, text in enumerate(texts)))
+    return place
+
+
+def _job(place: Path, out: Path, **changes: Any) -> EncodeJob:
+    settings = {"segment": 16, "block": 3, "device": "cpu"} | changes
+    return EncodeJob(str(place / "compressor"), str(place / "docs.jsonl"), str(out), **settings)
+
+
+def _files(store: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in store.iterdir() if each.is_file()}
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_what_is_stored_is_what_the_compressor_writes(place: Path, tmp_path: Path, independent: bool) -> None:
+    found = encode(_job(place, tmp_path / "s", dtype="fp32", independent=independent))
+    compressor, tokenizer = AutoCompressor.load(place / "compressor"), Tokenizer.load(place / "base")
+    store = SummaryStore(tmp_path / "s")
+    assert found["documents"] == len(store) == 11
+    for line in (place / "docs.jsonl").read_text().splitlines():
+        document = json.loads(line)
+        ids = torch.tensor([tokenizer.encode_prompt(document["text"])])
+        if independent:
+            fresh = torch.cat([compressor.compress(part).vectors_BPD[0] for part in ids.split(16, 1)])
+        else:
+            fresh = compressor.compress(ids, segment_lengths=16).vectors_BPD[0]
+        assert torch.allclose(store.vectors(document["id"]), fresh, atol=1e-5)
+        assert sum(row.tokens for row in store.rows(document["id"])) == ids.shape[1]
+    prompt = store.get("d0", "d1")
+    assert prompt.length == len(store.vectors("d0")) + len(store.vectors("d1"))
+    assert store.search(store.get("d3"), 1)[0] == ("d3", 0.0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 2e-3), ("int8", 2e-2)])
+def test_short_types_keep_vectors_nearly(place: Path, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    encode(_job(place, tmp_path / "s", dtype=dtype))
+    encode(_job(place, tmp_path / "whole", dtype="fp32"))
+    whole = SummaryStore(tmp_path / "whole")
+    for id in whole.ids:
+        a, b = whole.vectors(id), SummaryStore(tmp_path / "s").vectors(id)
+        assert float((a - b).abs().max() / a.abs().max()) < tolerance
+
+
+def test_an_encoding_that_was_killed_ends_with_the_same_bytes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(_job(place, tmp_path / "whole"))
+    calls = iter(range(100))
+    run = encoding.summaries_of
+    monkeypatch.setattr(encoding, "summaries_of", lambda *given: 1 / 0 if next(calls) == 2 else run(*given))
+    with pytest.raises(ZeroDivisionError):
+        encode(_job(place, tmp_path / "cut"))
+    monkeypatch.undo()
+    (tmp_path / "cut" / "part-00002.safetensors").write_bytes(b"half")  # written, and not yet told
+    assert len(SummaryStore(tmp_path / "cut").parts()) == 2
+    assert encode(_job(place, tmp_path / "cut"))["encoded"] == 5
+    assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
+
+
+def test_many_processes_write_the_same_store(place: Path, tmp_path: Path) -> None:
+    encode(_job(place, tmp_path / "one"))
+    found = encode(_job(place, tmp_path / "two"), workers=2)
+    assert found["encoded"] == 11 and _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_batches_change_nothing_that_matters(place: Path) -> None:
+    compressor = AutoCompressor.load(place / "compressor")
+    texts = [list(range(n)) for n in (5, 16, 40, 33, 16)]
+    for (cut, a), (other, b) in zip(
+        summaries_of(compressor, texts, 16), summaries_of(compressor, texts, 16, batch=1), strict=True
+    ):
+        assert cut == other and torch.allclose(a, b, atol=1e-5)
+
+
+def test_other_stores_models_and_settings_are_refused_by_name(place: Path, tmp_path: Path) -> None:
+    encode(_job(place, tmp_path / "s"))
+    for changes, said in (
+        ({"segment": 8}, "segment 16"),
+        ({"dtype": "int8"}, "dtype fp16"),
+        ({"independent": True}, "independent False"),
+        ({"block": 4}, "source"),
+    ):
+        with pytest.raises(UserError, match=said):
+            encode(_job(place, tmp_path / "s", **changes))
+    store = SummaryStore(tmp_path / "s")
+    meta = store.meta
+    store.check(meta.model, meta.width)
+    for given, said in (
+        ((meta.model, 64), "width 32"),
+        (("0" * 64, 32), "model"),
+        ((meta.model, 32, meta.compressor, 5), "summary_length 3"),
+        ((meta.model, 32, "0" * 64), "compressor"),
+    ):
+        with pytest.raises(UserError, match=said):
+            store.check(*given)
+    with pytest.raises(UserError, match="Did you mean"):
+        store.get("d99")
+    with pytest.raises(UserError, match="no store"):
+        SummaryStore(tmp_path)
+
+
+def test_what_others_wrote_or_changed_is_not_read(place: Path, tmp_path: Path) -> None:
+    encode(_job(place, tmp_path / "s"))
+    told = read_mapping(tmp_path / "s" / "part-00000.json")
+    write_json(tmp_path / "s" / "part-00000.json", told | {"mark": "0" * 64})
+    with pytest.raises(UserError, match="were not written by you"):
+        SummaryStore(tmp_path / "s").get("d0")
+    assert SummaryStore(tmp_path / "s", trust=True).get("d0").length >= 3
+    path = tmp_path / "s" / "part-00000.jsonl"
+    path.write_text(path.read_text().replace('"tokens": 16', '"tokens": 15', 1))
+    with pytest.raises(LmlabError, match="has changed"):
+        SummaryStore(tmp_path / "s", trust=True).get("d0")
+
+
+def test_vectors_are_added_by_hand(tmp_path: Path) -> None:
+    meta = StoreMeta(model="m", compressor="c", summary_length=2, width=4)
+    store = SummaryStore.create(tmp_path / "s", meta)
+    store.add("a", torch.ones(4, 4), text="x", tokens=5)
+    assert [row.tokens for row in store.rows("a")] == [3, 2] and torch.equal(store.vectors("a"), torch.ones(4, 4))
+    for id, vectors, said in (
+        ("a", torch.ones(2, 4), "already"),
+        ("b", torch.ones(3, 4), "no summaries of 2"),
+        ("b", torch.ones(2, 5), "shape"),
+        ("b", torch.full((2, 4), torch.nan), "finite"),
+    ):
+        with pytest.raises(UserError, match=said):
+            store.add(id, vectors)
+
+
+def test_documents_that_cannot_be_told_apart_are_refused(
+    lmlab: Callable[..., Any], place: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "twice.jsonl", [{"id": "a", "text": "x y"}, {"id": "a", "text": "z"}])
+    found = lmlab("compress", "encode", place / "compressor", "--in", tmp_path / "twice.jsonl", "--out", tmp_path / "t")
+    assert found.code == 2 and "have the id 'a'" in found.err
+    found = lmlab(
+        "compress",
+        "encode",
+        place / "compressor",
+        "--in",
+        place / "docs.jsonl",
+        "--segment",
+        16,
+        "--out",
+        tmp_path / "s",
+    )
+    assert found.code == 0 and "11 documents" in found.out
+    found = lmlab("compress", "encode", place / "base", "--in", place / "docs.jsonl", "--out", tmp_path / "b")
+    assert found.code == 2 and "no compressor" in found.err
