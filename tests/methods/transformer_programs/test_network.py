@@ -20,7 +20,7 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_mapping
 from lmlab.methods.transformer_programs.analysis import export
 from lmlab.methods.transformer_programs.analysis.verify import every_input, verify
-from lmlab.methods.transformer_programs.config import DataConfig
+from lmlab.methods.transformer_programs.config import DataConfig, ExportOptions
 from lmlab.methods.transformer_programs.network.convert import DISCRETE, to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer, nearness
 from lmlab.methods.transformer_programs.network.reference import load_reference, names
@@ -240,7 +240,7 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(LmlabError, match="The program and the model differ on .* program '.', model '.'"):
         export.export_program(model, 0, data, tmp_path / "p")
     assert not (tmp_path / "p").exists()
-    marked = export.export_program(model, 0, data, tmp_path / "p", export.ExportOptions(allow_unfaithful=True))
+    marked = export.export_program(model, 0, data, tmp_path / "p", ExportOptions(allow_unfaithful=True))
     assert not marked["faithful"] and not read_mapping(tmp_path / "p" / "manifest.json")["faithful"]
 
 

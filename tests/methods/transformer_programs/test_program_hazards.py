@@ -16,9 +16,9 @@ from test_network import run_python, sharpened
 from lmlab.data.labeled import read_labeled
 from lmlab.errors import UserError
 from lmlab.files import read_mapping
-from lmlab.methods.transformer_programs.analysis.export import ExportOptions, export_program
+from lmlab.methods.transformer_programs.analysis.export import export_program
 from lmlab.methods.transformer_programs.analysis.verify import every_input, verify
-from lmlab.methods.transformer_programs.config import DataConfig
+from lmlab.methods.transformer_programs.config import DataConfig, ExportOptions
 from lmlab.methods.transformer_programs.network.compile import from_program
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec

@@ -87,6 +87,7 @@ def test_a_program_that_differs_from_its_rule_ends_with_1(lmlab: Callable[..., A
 
 
 def test_halving_keeps_the_better_shapes(tmp_path: Path) -> None:
+    from lmlab.methods.transformer_programs.config import HalvingConfig
     from lmlab.methods.transformer_programs.training.sweep import sweep
 
     stage = {
@@ -94,7 +95,7 @@ def test_halving_keeps_the_better_shapes(tmp_path: Path) -> None:
         "cat_mlps": 0, "d_mlp": 4, "seeds": 1, "epochs": 2, "batch_size": 64, "evaluations": 1,
     }  # fmt: skip
     recipe = {"name": "s", "stages": {"hist": stage}}
-    rows = sweep(recipe, {"stages.hist.num_heads": [1, 2]}, tmp_path, rungs=2, factor=2, workers=1)
+    rows = sweep(recipe, {"stages.hist.num_heads": [1, 2]}, tmp_path, HalvingConfig(rungs=2, factor=2), workers=1)
     assert [row.rung for row in rows] == [1, 0, 0] and rows[0].epochs == 2 and rows[1].epochs == 1
     assert rows[0].name == rows[1].name and rows[1].valid_accuracy >= rows[2].valid_accuracy
     assert [each["name"] for each in read_json(tmp_path / "halving.json")] == [row.name for row in rows]

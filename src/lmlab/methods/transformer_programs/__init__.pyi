@@ -1,8 +1,8 @@
-from .analysis.export import ExportOptions, export_program
+from .analysis.export import export_program
 from .analysis.minimize import Minimized, minimize, refit
 from .analysis.transform import simplify
 from .analysis.verify import VerificationReport, compare_oracle, compare_programs, every_input, verify
-from .config import DataConfig, FitConfig, ShapeConfig, TrainSettings
+from .config import DataConfig, ExportOptions, FitConfig, ShapeConfig, TrainSettings
 from .network.compile import from_program
 from .network.convert import to_program
 from .network.model import ProgramTransformer

@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config
+from lmlab.config import NO_INFLUENCE, Config, Flag
+
+EXHAUSTIVE = 1_000_000  # inputs up to which all are tried: a minute on one core
+MAX_ACCURACY_DROP = 0.001  # one answer in a thousand
+MOST_ROWS = 50_000  # of a table that a reader may still want to open
 
 
 class ShapeConfig(Config):
@@ -42,7 +46,19 @@ class ShapeConfig(Config):
     forbid: tuple[Literal["positions"], ...] = ()
 
 
-class DataConfig(Config):
+class ColumnsConfig(Config):
+    """Where tokens and labels stand in files with columns.
+
+    Attributes:
+        token_column: of CoNLL files, counted from 0.
+        label_column: of CoNLL files; -1 is the last.
+    """
+
+    token_column: int = 0
+    label_column: int = -1
+
+
+class DataConfig(ColumnsConfig):
     """What is learned from: a task that is drawn, or files.
 
     Attributes:
@@ -56,8 +72,6 @@ class DataConfig(Config):
         valid: validation data; by default a tenth of the training data.
         test: test data.
         labels: files have a label a token, or one a sequence.
-        token_column: of CoNLL files, counted from 0.
-        label_column: of CoNLL files; -1 is the last.
         max_words: the most common words that files keep; others are <unk>.
         lower: lower-case the tokens of files.
         replace_numbers: write each run of digits as @.
@@ -73,8 +87,6 @@ class DataConfig(Config):
     valid: str | None = None
     test: str | None = None
     labels: Literal["tokens", "sequence"] = "tokens"
-    token_column: int = 0
-    label_column: int = -1
     max_words: PositiveInt = 10_000
     lower: bool = False
     replace_numbers: bool = False
@@ -136,3 +148,75 @@ class FitConfig(Config):
 
 class TrainSettings(ShapeConfig, DataConfig, FitConfig):
     """A training: shape, data, and how it goes."""
+
+
+class ExamplesConfig(ColumnsConfig):
+    """Labeled sequences that a program is measured, minimized or explained on: of a file, or drawn.
+
+    Attributes:
+        data: labeled sequences: JSON lines or CoNLL columns.
+        task: in place of data, sequences of a task; by default the one that the program was trained on.
+        labels: what the labels of a file belong to; by default what the program answers.
+        examples: at most so many sequences.
+    """
+
+    data: Annotated[str | None, Flag(("--data", "-d"))] = None
+    task: str | None = None
+    labels: Literal["tokens", "sequence"] | None = None
+    examples: PositiveInt = 20_000
+
+
+class AccuracyDropConfig(Config):
+    """What a shorter program may cost.
+
+    Attributes:
+        max_accuracy_drop: accuracy that a shorter program may cost, as a share.
+    """
+
+    max_accuracy_drop: float = Field(default=MAX_ACCURACY_DROP, ge=0)
+
+
+class MinimizeConfig(AccuracyDropConfig):
+    """Whether a program is made short.
+
+    Attributes:
+        minimize: make the program short.
+    """
+
+    minimize: bool = False
+
+
+class RowsConfig(Config):
+    """How large the tables of a program may become.
+
+    Attributes:
+        max_rows: rows of the longest table.
+    """
+
+    max_rows: PositiveInt = MOST_ROWS
+
+
+class ExportOptions(MinimizeConfig, RowsConfig):
+    """How a program is exported.
+
+    Attributes:
+        max_length: places for which tables of counts shall hold; by default the network's.
+        exhaustive: try all inputs where they are at most so many.
+        allow_unfaithful: write a program that differs from its model, marked as such.
+    """
+
+    max_length: PositiveInt | None = None
+    exhaustive: int = Field(default=EXHAUSTIVE, ge=0)
+    allow_unfaithful: bool = False
+
+
+class HalvingConfig(Config):
+    """Successive halving of many shapes.
+
+    Attributes:
+        rungs: how often the better part goes on for longer.
+        factor: one of so many goes on, for so many times the epochs.
+    """
+
+    rungs: PositiveInt = 3
+    factor: int = Field(default=3, ge=2)

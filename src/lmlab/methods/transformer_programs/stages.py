@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from lmlab.files import describe
-from lmlab.methods.transformer_programs.analysis.export import ExportOptions, export_program
-from lmlab.methods.transformer_programs.config import TrainSettings
+from lmlab.methods.transformer_programs.analysis.export import export_program
+from lmlab.methods.transformer_programs.config import ExportOptions, MinimizeConfig, TrainSettings
 from lmlab.methods.transformer_programs.program.files import load_program
 from lmlab.methods.transformer_programs.report import training_sections
 from lmlab.methods.transformer_programs.tasks.load import load_data
@@ -21,18 +21,14 @@ from lmlab.runs import Results, Stage, StageContext
 PROGRAM_DIRECTORY = "program"
 
 
-class TrainProgramConfig(TrainSettings):
+class TrainProgramConfig(TrainSettings, MinimizeConfig):
     """What is trained, and what is made of it.
 
     Attributes:
         export: write the program of the best seed.
-        minimize: make that program short.
-        max_accuracy_drop: accuracy that this may cost.
     """
 
     export: bool = True
-    minimize: bool = False
-    max_accuracy_drop: float = Field(default=0.001, ge=0)
 
 
 class TrainProgramResults(Results):

@@ -5,7 +5,6 @@ enough, on all inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from lmlab.errors import LmlabError
 from lmlab.files import sha256_file, write_json, write_text
 from lmlab.methods.transformer_programs.analysis.minimize import described, minimize, score
 from lmlab.methods.transformer_programs.analysis.verify import (
-    EXHAUSTIVE,
     VerificationReport,
     every_input,
     random_inputs,
     verify,
 )
-from lmlab.methods.transformer_programs.network.convert import MOST_ROWS, to_program
+from lmlab.methods.transformer_programs.config import ExportOptions
+from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.program.emitting.emit import to_python
@@ -32,29 +31,12 @@ MANIFEST, PYTHON = "manifest.json", "program.py"
 _RANDOM = 2000
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """How a program is exported.
-
-    Attributes:
-        exhaustive: inputs up to which all are tried.
-        allow_unfaithful: write a program that differs, marked as such.
-    """
-
-    minimize: bool = False
-    max_accuracy_drop: float = 0.001
-    max_rows: int = MOST_ROWS
-    max_length: int | None = None
-    exhaustive: int = EXHAUSTIVE
-    allow_unfaithful: bool = False
-
-
 def export_program(
     model: ProgramTransformer,
     place: int,
     data: Dataset,
     out: str | Path,
-    options: ExportOptions = ExportOptions(),
+    options: ExportOptions | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Convert, verify, minimize if asked, and write; the manifest.
@@ -65,7 +47,7 @@ def export_program(
     Raises:
         LmlabError: program and model differ, and `allow_unfaithful` is not set.
     """
-    out = Path(out)
+    out, options = Path(out), options or ExportOptions()
     splits = {"train": data.train, "valid": data.valid, **({"test": data.test} if data.test is not None else {})}
     inputs, exhaustive = checked_inputs(model, data, options.exhaustive)
     program = to_program(model, place, inputs, options.max_rows, options.max_length, about)

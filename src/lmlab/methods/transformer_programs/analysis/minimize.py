@@ -16,6 +16,7 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.methods.transformer_programs.analysis.transform import drop_dead, fix, simplify
+from lmlab.methods.transformer_programs.config import MAX_ACCURACY_DROP
 from lmlab.methods.transformer_programs.program.domains import domains
 from lmlab.methods.transformer_programs.program.emitting.emit import to_python
 from lmlab.methods.transformer_programs.program.interpret import Execution, Interpreter
@@ -42,7 +43,7 @@ class Minimized:
 
 
 def minimize(
-    program: Program, examples: Sequence[Example], max_accuracy_drop: float = 0.001, refit: bool = True
+    program: Program, examples: Sequence[Example], max_accuracy_drop: float = MAX_ACCURACY_DROP, refit: bool = True
 ) -> Minimized:
     """A shorter program whose accuracy on the examples is at most so much lower.
 

@@ -19,7 +19,6 @@ from lmlab.methods.transformer_programs.program.interpret import Execution, Inte
 from lmlab.methods.transformer_programs.program.ir import Program, spelled
 
 TOLERANCE = 1e-4
-EXHAUSTIVE = 1_000_000  # inputs up to which all are tried
 _AT_ONCE = 4096
 
 Oracle = Callable[[Sequence[str]], Sequence[Any] | str]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.config import MOST_ROWS
 from lmlab.methods.transformer_programs.network.model import Block, Mlps, ProgramTransformer
 from lmlab.methods.transformer_programs.network.sampling import Sampler
 from lmlab.methods.transformer_programs.program.interpret import Interpreter
 from lmlab.methods.transformer_programs.program.ir import Lookup, Node, Program, Select, Value, check
 from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier, Embeddings
 
-MOST_ROWS = 50_000
 CATEGORIES = "Emb{i}.V{j:02d}"
 DISCRETE = Sampler("argmax", 1.0)
 _PAD = "<pad>"

@@ -13,7 +13,7 @@ from typing import Any
 from lmlab.distributed import Backend
 from lmlab.errors import UserError
 from lmlab.files import write_json
-from lmlab.methods.transformer_programs.config import TrainSettings
+from lmlab.methods.transformer_programs.config import HalvingConfig, TrainSettings
 from lmlab.runs import PlannedRun, RunOutcome, run_many, vary
 
 _KIND = "train_program"
@@ -36,8 +36,7 @@ def sweep(
     recipe: str | Path | Mapping[str, Any],
     axes: Mapping[str, Sequence[Any]],
     out: str | Path,
-    rungs: int = 3,
-    factor: int = 3,
+    halving: HalvingConfig | None = None,
     workers: int | None = None,
     backend: Backend = "processes",
 ) -> list[SweepRow]:
@@ -47,6 +46,7 @@ def sweep(
     Arguments:
         recipe: with one stage `train_program`.
         axes: values of each key, as in `lmlab.runs.vary`.
+        halving: rungs and factor.
 
     Returns:
         the rows of all rungs, the best of the last rung first; also written to `sweep.json` in each rung's directory
@@ -56,6 +56,8 @@ def sweep(
         UserError: the recipe has no such stage, or several.
     """
     out, alive, rows = Path(out), vary(recipe, axes), list[SweepRow]()
+    halving = halving or HalvingConfig()
+    rungs, factor = halving.rungs, halving.factor
     for rung in range(rungs):
         planned = [_for_rung(each, factor ** (rungs - 1 - rung)) for each in alive]
         outcomes = run_many(planned, out / f"rung-{rung}", workers, backend)
