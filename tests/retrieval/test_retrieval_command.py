@@ -45,13 +45,13 @@ def test_a_collection_is_encoded_searched_and_measured(collection, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--by", "sparse"), "--by sparse: dense, bm25 or hybrid"),
+        (("--by", "sparse"), "by: input should be 'dense', 'bm25' or 'hybrid', got the text 'sparse'"),
         (("--encoder", "nowhere"), "no encoder at 'nowhere'"),
         (("--split", "dev"), "has no dev.tsv"),
-        (("--precision", "fp8"), "--precision fp8: fp32 or bf16"),
-        (("--prompt", "passage=x"), "--prompt: expected query=TEXT"),
+        (("--precision", "fp8"), "precision: input should be 'fp32' or 'bf16', got the text 'fp8'"),
+        (("--prompt", "passage=x"), "prompt: 'passage=x': expected query=TEXT"),
         (("--pooling", "median"), "--pooling median: known are cls"),
-        (("--index", "flat"), "Unknown index 'flat'"),
+        (("--index", "flat"), "index: input should be 'exact', 'hnsw'"),
     ],
 )
 def test_bad_input_ends_with_exit_code_2_and_a_sentence(arguments, message, collection, tmp_path, capsys, monkeypatch):

@@ -15,6 +15,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import typer
@@ -29,7 +30,11 @@ _PLAIN = (str, int, float, bool)
 
 
 def options(
-    config_type: type[Config], into: str = "settings", exclude: Collection[str] = (), **defaults: Any
+    config_type: type[Config],
+    into: str = "settings",
+    exclude: Collection[str] = (),
+    flags: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    **defaults: Any,
 ) -> Callable[[F], F]:
     """Give a command an option for each field of a configuration that a command line can spell.
 
@@ -38,13 +43,15 @@ def options(
     Arguments:
         into: the parameter of the command that receives the configuration.
         exclude: fields without an option.
+        flags: other spellings of some options than the configuration's, such as those of another tool.
         defaults: other defaults than the configuration's, where leaving an option out means something else.
     """
 
     spelled = {
         name: parameter
         for name in config_type.model_fields
-        if name not in exclude and (parameter := _parameter(config_type, name, defaults)) is not None
+        if name not in exclude
+        and (parameter := _parameter(config_type, name, defaults, flags.get(name, ()))) is not None
     }
     return _decorator(config_type, into, spelled, lambda values: _validated(config_type, values, exclude))
 
@@ -107,7 +114,9 @@ def _without(config_type: type[Config], names: frozenset[str]) -> type[Config]:
     return create_model(config_type.__name__, __base__=config_type, **loose)
 
 
-def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]) -> inspect.Parameter | None:
+def _parameter(
+    config_type: type[Config], name: str, defaults: Mapping[str, Any], spellings: tuple[str, ...] = ()
+) -> inspect.Parameter | None:
     """The option of a field as a parameter that Typer reads; None for what a command line cannot spell."""
     info = config_type.model_fields[name]
     shape = _shape(info.annotation)
@@ -119,7 +128,7 @@ def _parameter(config_type: type[Config], name: str, defaults: Mapping[str, Any]
     required = info.is_required() and name not in defaults
     repeated = kind == list[str]
     bounds = {"min": _bound(info, "ge"), "max": _bound(info, "le")} if kind in (int, float) else {}
-    names = flag.names
+    names = spellings or flag.names
     if not names and kind is bool and default is False:
         names = (f"--{name.replace('_', '-')}",)  # without it Typer would offer --no-NAME too, which says nothing
     help = (info.description or "").strip()

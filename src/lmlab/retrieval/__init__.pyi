@@ -1,13 +1,14 @@
 from .collections.read import load_dataset, read_corpus, read_qrels, read_queries
 from .collections.records import REDTEAM, Corpus, Qrels, Queries, RetrievalDataset
 from .collections.write import write_dataset, write_qrels
+from .config import CollectionConfig, EncoderConfig, IndexKind, SearchConfig
 from .encoders.directory import save_encoder, save_static, static_encoder
 from .encoders.encoder import Encoder, TextEncoder
 from .encoders.load import AnyEncoder, load_encoder
 from .encoders.two_tower import TwoTowerEncoder
 from .metrics import Evaluation, evaluate_run
 from .run_files import Run, fuse_rrf, read_run, write_run
-from .search.approximate import INDEX_KINDS, IndexKind, make_index
+from .search.approximate import INDEX_KINDS, make_index
 from .search.bm25 import BM25
 from .search.exact import ExactIndex, Hits
 from .search.quantize import Ranges, quantize
@@ -18,9 +19,11 @@ __all__ = [
     "INDEX_KINDS",
     "REDTEAM",
     "AnyEncoder",
+    "CollectionConfig",
     "Corpus",
     "EmbeddingStore",
     "Encoder",
+    "EncoderConfig",
     "Evaluation",
     "ExactIndex",
     "Hits",
@@ -30,6 +33,7 @@ __all__ = [
     "Ranges",
     "RetrievalDataset",
     "Run",
+    "SearchConfig",
     "TextEncoder",
     "TwoTowerEncoder",
     "evaluate_run",

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from lmlab.errors import UserError, reads
 from lmlab.files import atomic_file, file_system, is_url, parse_json, read_mapping, require_mapping, sha256_json
 from lmlab.progress import progress
-from lmlab.retrieval.encoders.encoder import Encoder, Kind, Precision
+from lmlab.retrieval.config import Precision
+from lmlab.retrieval.encoders.encoder import Encoder, Kind
 
 StoreType = Literal["float32", "float16"]
 

@@ -19,7 +19,8 @@ from lmlab.endpoints.server.app import ServerConfig, Service, application
 from lmlab.endpoints.server.bodies import EmbeddingBody
 from lmlab.endpoints.server.errors import ApiError, json_response
 from lmlab.retrieval import AnyEncoder, TextEncoder
-from lmlab.retrieval.encoders.encoder import Kind, Precision
+from lmlab.retrieval.config import Precision
+from lmlab.retrieval.encoders.encoder import Kind
 
 
 class ServedEncoder:

@@ -18,7 +18,8 @@ from lmlab.files import sha256_json
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec
 from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits, stored_hits
 from lmlab.retrieval import AnyEncoder, EmbeddingStore, ExactIndex, Queries, RetrievalDataset, load_dataset
-from lmlab.retrieval.encoders.encoder import Kind, Precision
+from lmlab.retrieval.config import Precision
+from lmlab.retrieval.encoders.encoder import Kind
 
 
 @dataclass

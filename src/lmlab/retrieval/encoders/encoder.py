@@ -24,12 +24,12 @@ from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
 from lmlab.models import weights_fingerprint
 from lmlab.models.pooling import PoolingMode, pool
+from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.bodies import Body, body_hash
 from lmlab.retrieval.encoders.words import EncoderTokenizer
 
 Kind = Literal["query", "document"]
 Similarity = Literal["dot", "cosine"]
-Precision = Literal["fp32", "bf16"]
 Vectors = NDArray[np.float32]
 
 _TOKENS_AT_ONCE = 8192  # padded tokens of a batch: on two cores fastest between 4,096 and 16,384

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.retrieval.encoders.encoder import Kind, Precision, Similarity, TextEncoder, Vectors
+from lmlab.retrieval.config import Precision
+from lmlab.retrieval.encoders.encoder import Kind, Similarity, TextEncoder, Vectors
 from lmlab.retrieval.encoders.words import EncoderTokenizer
 
 

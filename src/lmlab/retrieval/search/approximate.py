@@ -5,16 +5,16 @@ which are scored again by whole vectors; so ties, k above the corpus, removals a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError, missing_extra
+from lmlab.retrieval.config import IndexKind
 from lmlab.retrieval.search.exact import SLACK, ExactIndex, Floats, Rows
 from lmlab.retrieval.search.quantize import Ranges, quantize
 
-IndexKind = Literal["exact", "hnsw", "faiss-hnsw", "faiss-ivf", "int8", "binary", "truncated"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 
 _OVERSAMPLE = 4  # candidates for each result, as is usual with one-bit codes

@@ -22,7 +22,8 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.gemm import fast_inference
 from lmlab.methods.corpus_poisoning.attack.objective import Objective
 from lmlab.retrieval import AnyEncoder
-from lmlab.retrieval.encoders.encoder import Precision, autocast
+from lmlab.retrieval.config import Precision
+from lmlab.retrieval.encoders.encoder import autocast
 
 GRADIENT_COST = 3
 
