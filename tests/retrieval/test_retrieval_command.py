@@ -50,7 +50,7 @@ def test_a_collection_is_encoded_searched_and_measured(collection, tmp_path, cap
         (("--split", "dev"), "has no dev.tsv"),
         (("--precision", "fp8"), "precision: input should be 'fp32' or 'bf16', got the text 'fp8'"),
         (("--prompt", "passage=x"), "prompt: 'passage=x': expected query=TEXT"),
-        (("--pooling", "median"), "--pooling median: known are cls"),
+        (("--pooling", "median"), "pooling: 'median': known are cls"),
         (("--index", "flat"), "index: input should be 'exact', 'hnsw'"),
     ],
 )

@@ -8,7 +8,8 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning import CraftConfig, EncoderSpec
-from lmlab.methods.corpus_poisoning.defend.harden import HardenSettings, harden
+from lmlab.methods.corpus_poisoning.config import HardenConfig
+from lmlab.methods.corpus_poisoning.defend.harden import harden
 from lmlab.methods.corpus_poisoning.setup import Retriever
 from lmlab.retrieval import load_dataset, load_encoder, static_encoder
 from lmlab.retrieval.training import TrainingPair, train_encoder
@@ -68,7 +69,7 @@ def test_an_encoder_learns_which_document_answers_a_query(tiny, collection, tmp_
 def test_rounds_of_attack_and_training_report_old_and_new_success(collection, tmp_path):
     place = write_retriever(tmp_path / "encoder")
     config = CraftConfig(k=2, length=8, evaluations=80, candidates=10, precision="fp32")
-    settings = HardenSettings(rounds=1, steps=6, batch=6, learning_rate=1e-3, k=5)
+    settings = HardenConfig(rounds=1, steps=6, batch=6, learning_rate=1e-3, depth=5)
     retriever = Retriever(EncoderSpec(str(place)), tmp_path / "cache")
     rows = harden(retriever, str(collection), config, settings, tmp_path / "out")
     assert [row["round"] for row in rows] == [0, 1] and rows[0]["asr@5_old"] is None

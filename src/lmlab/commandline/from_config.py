@@ -47,13 +47,14 @@ def options(
         defaults: other defaults than the configuration's, where leaving an option out means something else.
     """
 
+    open_fields = {*exclude, *(name for name, value in defaults.items() if value is None)}
     spelled = {
         name: parameter
         for name in config_type.model_fields
         if name not in exclude
         and (parameter := _parameter(config_type, name, defaults, flags.get(name, ()))) is not None
     }
-    return _decorator(config_type, into, spelled, lambda values: _validated(config_type, values, exclude))
+    return _decorator(config_type, into, spelled, lambda values: _validated(config_type, values, open_fields))
 
 
 def changes(config_type: type[Config], fields: Collection[str], into: str = "changes") -> Callable[[F], F]:
@@ -98,9 +99,9 @@ def _decorator(
     return decorate
 
 
-def _validated(config_type: type[Config], values: dict[str, Any], exclude: Collection[str]) -> Config:
-    """The configuration; a required field that the command settles itself is left open."""
-    open_fields = {name for name in exclude if config_type.model_fields[name].is_required()}
+def _validated(config_type: type[Config], values: dict[str, Any], may_miss: Collection[str]) -> Config:
+    """The configuration; a required field that the command settles itself, or that may be left out, is None."""
+    open_fields = {name for name in may_miss if config_type.model_fields[name].is_required()} - set(values)
     if not open_fields:
         return validate(config_type, values, "the options")
     known = validate(_without(config_type, frozenset(open_fields)), values, "the options")

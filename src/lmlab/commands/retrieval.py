@@ -10,7 +10,6 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
-from lmlab.errors import UserError
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -28,24 +27,6 @@ _DEPTH = 100  # results for each query: fusion depends on it
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def load(settings: EncoderConfig) -> AnyEncoder:
-    """The encoder that options name."""
-    from lmlab.models.pooling import POOLING_MODES
-    from lmlab.retrieval import load_encoder
-
-    if settings.pooling is not None and settings.pooling not in POOLING_MODES:
-        raise UserError(f"--pooling {settings.pooling}: known are {', '.join(POOLING_MODES)}.")
-    return load_encoder(
-        settings.encoder,
-        settings.device,
-        settings.query_encoder,
-        pooling=settings.pooling,  # type: ignore[arg-type]
-        prompts=settings.prompts,
-        max_length=settings.max_length,
-        truncate_dim=settings.dims,
-    )
-
-
 @app.command(
     epilog=example(
         "lmlab retrieval encode --data data/scifact --encoder minilm --cache cache/scifact",
@@ -61,10 +42,10 @@ def encode(
     half: Annotated[bool, typer.Option("--half", help="Store 16 bits a number.")] = False,
 ) -> None:
     """Encode all documents and queries of a collection; what is there already is not made again."""
-    from lmlab.retrieval import EmbeddingStore, read_corpus, read_queries
+    from lmlab.retrieval import EmbeddingStore, load_encoder, read_corpus, read_queries
     from lmlab.retrieval.collections.read import judged_queries
 
-    data, made = collection.data, load(settings)
+    data, made = collection.data, load_encoder(settings.encoder, **settings.arguments())
     corpus, queries = read_corpus(_file(data, "corpus")), read_queries(data)
     parts: list[tuple[str, Kind, Sequence[str], Sequence[str]]] = [("document", "document", corpus.ids, corpus.texts)]
     for split, judged in judged_queries(data).items():  # where `search` and `evaluate` look for them
@@ -101,14 +82,14 @@ def stores(
 
 
 def _search(data: RetrievalDataset, settings: EncoderConfig, how: SearchConfig, k: int) -> dict[str, Any]:
-    from lmlab.retrieval import BM25, fuse_rrf, make_index
+    from lmlab.retrieval import BM25, fuse_rrf, load_encoder, make_index
 
     runs = []
     if how.by in ("bm25", "hybrid"):
         lexical = BM25(data.corpus.ids, data.corpus.texts)
         runs.append(lexical.run(data.queries.ids, data.queries.texts, k))
     if how.by in ("dense", "hybrid"):
-        documents, queries = stores(data, load(settings), settings)
+        documents, queries = stores(data, load_encoder(settings.encoder, **settings.arguments()), settings)
         exact = how.index == "exact"  # exact search reads them in place
         found = make_index(how.index, data.corpus.ids, documents.chunks() if exact else documents.vectors())
         hits = found.topk(queries.vectors(), k)

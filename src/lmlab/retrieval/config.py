@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt, field_validator
 
@@ -35,7 +35,7 @@ class EncoderConfig(Config):
             is installed.
         query_encoder: another encoder for queries.
         cache: folder for vectors and what follows from them, made once.
-        device: cpu or cuda.
+        device: where the network runs: cpu or cuda.
         precision: of the network: fp32 or bf16.
         pooling: of a plain model: mean, cls, lasttoken, ...
         prompt: what stands before each query or document: query=TEXT or document=TEXT; may be repeated.
@@ -62,18 +62,35 @@ class EncoderConfig(Config):
                 raise ValueError(f"'{each}': expected query=TEXT or document=TEXT")
         return found
 
-    @property
-    def prompts(self) -> dict[str, str] | None:
-        """The text before each kind of text; None leaves what the encoder's own files say."""
-        return {kind: text for kind, _, text in (each.partition("=") for each in self.prompt)} or None
+    @field_validator("pooling")
+    @classmethod
+    def _is_known(cls, found: str | None) -> str | None:
+        if found is not None:
+            from lmlab.models.pooling import POOLING_MODES
+
+            if found not in POOLING_MODES:
+                raise ValueError(f"'{found}': known are {', '.join(POOLING_MODES)}")
+        return found
+
+    def arguments(self) -> dict[str, Any]:
+        """What `load_encoder` takes beside the place; what is not said is left to the encoder's own files."""
+        found = {
+            "device": self.device,
+            "query_encoder": self.query_encoder,
+            "pooling": self.pooling,
+            "prompts": {kind: text for kind, _, text in (each.partition("=") for each in self.prompt)} or None,
+            "max_length": self.max_length,
+            "truncate_dim": self.dims,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class SearchConfig(Config):
     """How a collection is searched.
 
     Attributes:
-        by: dense, bm25, or hybrid (both by reciprocal ranks).
-        index: exact, hnsw, faiss-hnsw, faiss-ivf, int8, binary or truncated.
+        by: vectors (dense), words (bm25), or both, fused by reciprocal ranks (hybrid).
+        index: of vectors: exact, hnsw, faiss-hnsw, faiss-ivf, int8, binary or truncated.
     """
 
     by: Literal["dense", "bm25", "hybrid"] = "dense"

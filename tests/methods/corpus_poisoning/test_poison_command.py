@@ -35,10 +35,11 @@ def attack(common, small, tmp_path_factory):
     from lmlab.methods.corpus_poisoning import CraftConfig
     from lmlab.methods.corpus_poisoning.attack.run import craft_for
     from lmlab.methods.corpus_poisoning.commands.shared import retriever
+    from lmlab.retrieval.config import EncoderConfig
 
     out = tmp_path_factory.mktemp("attack")
     config = CraftConfig(k=3, length=10, evaluations=120, candidates=12)
-    craft_for(retriever(str(common[1]), common[3], "fp32", "cpu"), str(small), "train", config, out)
+    craft_for(retriever(EncoderConfig(encoder=str(common[1]), cache=common[3])), str(small), "train", config, out)
     return out
 
 
@@ -166,7 +167,7 @@ def test_a_report_has_defenses_beside_every_attack_or_says_that_it_has_none(run,
         (("craft", "--k", 2, "--optimizer", "flip"), "optimizer: input should be 'multiflip'"),
         (("craft", "--k", 2, "--payload-file", "nothing.txt"), "No such file: 'nothing.txt'"),
         (("evaluate", "--passages", "nowhere", "--k", 200), "holds no adversarial.jsonl"),
-        (("evaluate", "--passages", "nowhere", "--index", "tree"), "Unknown index 'tree'"),
+        (("evaluate", "--passages", "nowhere", "--index", "tree"), "index: input should be 'exact'"),
     ],
 )
 def test_bad_input_ends_with_exit_code_2_and_a_sentence(run, common, small, tmp_path, arguments, message):

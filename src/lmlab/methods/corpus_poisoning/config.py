@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.retrieval.config import Precision
+
+PRECISION: Precision = "bf16"  # of encoding collections; what is accepted of a crafted passage is scored in fp32
 
 PayloadPosition = Literal["none", "prefix", "suffix"]
 ObjectiveName = Literal["mean", "coverage"]
@@ -48,7 +51,7 @@ class CraftConfig(Config):
     target_asr: Annotated[float, Field(ge=0, le=1)] | None = None
     coverage_rank: PositiveInt = 20
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
 
     @model_validator(mode="after")
@@ -63,21 +66,99 @@ class CraftConfig(Config):
         return self.evaluations or (6500 if self.k == 1 else 1300)
 
 
-class PoisonConfig(Config):
+class ParityConfig(Config):
+    """The reference's algorithm, with its own names.
+
+    Attributes:
+        iterations: of --parity: steps.
+        gradient_batches: of --parity: batches of queries whose gradients are added up for a step.
+        batch: of --parity: queries of a batch.
+        cluster: of --parity: this cluster only.
+        dont_init_gold: of --parity: start from mask tokens, not from a gold passage.
+    """
+
+    iterations: Annotated[PositiveInt, Flag(("--iterations", "--num_iter"))] = 5000
+    gradient_batches: Annotated[PositiveInt, Flag(("--num_grad_iter",))] = 1
+    batch: Annotated[PositiveInt, Flag(("--batch", "--per_gpu_eval_batch_size"))] = 64
+    cluster: Annotated[Annotated[int, Field(ge=0)] | None, Flag(("--kmeans_split",))] = None
+    dont_init_gold: Annotated[bool, Flag(("--dont_init_gold",))] = False
+
+
+class DetectorsConfig(Config):
+    """Which detectors there are, and what they may use.
+
+    Attributes:
+        detectors: hubness, similarity, questions, norm, near_duplicate, perplexity, mask_collapse, gmtp, or one of a
+            package; as an option it may be repeated.
+        sentinels: questions of one's own, not the attacker's: a file or folder.
+        sentinel_count: how many of them are encoded.
+        language_model: a causal language model, for perplexity.
+        masked_model: a masked language model with the encoder's vocabulary, for gmtp.
+    """
+
+    detectors: Annotated[tuple[str, ...], Flag(("--detector",))] = ("hubness", "similarity", "questions")
+    sentinels: str | None = None
+    sentinel_count: PositiveInt = 500
+    language_model: str | None = None
+    masked_model: str | None = None
+
+
+class RateConfig(Config):
+    """How strict a gate is.
+
+    Attributes:
+        rate: share of clean passages that the gate refuses.
+    """
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.005
+
+
+class DepthsConfig(Config):
+    """To which depth of results success is measured.
+
+    Attributes:
+        k: depths of success, by default 1, 3, 5, 10, 20, 50 and 100.
+    """
+
+    k: tuple[PositiveInt, ...] = (1, 3, 5, 10, 20, 50, 100)
+
+    def depths(self, documents: int) -> list[int]:
+        """Those of the defaults that a collection of so many documents has, or those that were asked for."""
+        asked = "k" in self.model_fields_set
+        return sorted({k for k in self.k if asked or k <= documents})
+
+
+class HardenConfig(Config):
+    """How a round of hardening trains.
+
+    Attributes:
+        rounds: attack and train so many times.
+        steps: of the optimizer, each round.
+        batch: queries of a step.
+        learning_rate: of training.
+        negatives: crafted passages beside each query's own document.
+        depth: of the success that is reported.
+    """
+
+    rounds: PositiveInt = 1
+    steps: PositiveInt = 200
+    batch: Annotated[PositiveInt, Field(ge=2)] = 16
+    learning_rate: PositiveFloat = 2e-5
+    negatives: PositiveInt = 1
+    depth: PositiveInt = 20
+
+
+class PoisonConfig(DetectorsConfig, RateConfig, DepthsConfig):
     """What the stage `poison` does: attacks on one's own retriever, each beside the same defenses.
 
     Attributes:
         encoder: directory of an encoder, or minilm.
         data: a BEIR folder.
-        train_split, test_split: whose queries the attacker has, and which are held out.
         sentinels: questions of one's own for the defenses, a file or folder.
-        sentinel_count: how many of them are encoded.
+        train_split, test_split: whose queries the attacker has, and which are held out.
         attacks: name -> settings of crafting.
-        detectors: what is measured, one by one and together as a gate.
-        rate: share of clean passages that the gate refuses.
-        language_model: for the detector perplexity.
         fusion: measure fusion with BM25 as a defense too.
-        k: depths of success.
+        precision: of the encoder.
     """
 
     encoder: str
@@ -85,12 +166,7 @@ class PoisonConfig(Config):
     sentinels: str
     train_split: str = "train"
     test_split: str = "test"
-    sentinel_count: PositiveInt = 500
     attacks: dict[str, CraftConfig] = {"stuffing": CraftConfig(optimizer="none"), "multiflip": CraftConfig()}
-    detectors: tuple[str, ...] = ("hubness", "similarity", "questions")
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.005
-    language_model: str | None = None
     fusion: bool = True
-    k: tuple[PositiveInt, ...] = (1, 5, 10, 20, 50, 100)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = PRECISION
     device: Annotated[str, NO_INFLUENCE] = "cpu"

@@ -33,7 +33,11 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
     def depends_on(self, config: PoisonConfig, promised: Mapping[str, Any]) -> Any:
         """The files of the collection, of the sentinels, and of the models."""
         encoder = packaged_directory(config.encoder) or config.encoder
-        models = [str(place) for place in (encoder, config.language_model) if place and Path(place).exists()]
+        models = [
+            str(place)
+            for place in (encoder, config.language_model, config.masked_model)
+            if place and Path(place).exists()
+        ]
         places = [config.data, config.sentinels, *models]
         return [[name, *describe(name)] for place in places for name in find_files(place)]
 
@@ -49,10 +53,10 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
             craft_for(retriever, config.data, config.train_split, settings, place)
             places.append(place)
         target = Target.load(retriever, config.data, config.test_split)
-        fitting = [k for k in config.k if k <= len(target.data.corpus)]
+        fitting = [k for k in sorted(set(config.k)) if k <= len(target.data.corpus)]
         if not fitting:
             raise UserError(f"No k is below the {len(target.data.corpus)} documents of '{config.data}'.")
-        sentinels = context_of(target, config.sentinels, config.sentinel_count, config.language_model)
+        sentinels = context_of(target, config)
         attacks, rows = report_rows(
             target, sentinels, places, config.detectors, config.detectors, fitting, config.fusion, config.rate
         )

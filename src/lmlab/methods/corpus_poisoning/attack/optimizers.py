@@ -68,6 +68,14 @@ def _near(problem: Problem, value: float) -> bool:
     return bound is not None and value >= (1 - _NEAR_BOUND) * bound
 
 
+def _ending(problem: Problem, ids_L: Ids, value: float, target: Stop | None) -> str:
+    """Note the value of a step; why the search ends with it, or nothing."""
+    problem.note(value)
+    if _near(problem, value):
+        return "bound"
+    return "target" if target is not None and target(ids_L) else ""
+
+
 def none(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates: int, target: Stop | None) -> Found:
     """The start as it is: query stuffing is no optimization."""
     return Found(ids_L, problem.score(ids_L), "nothing to do")
@@ -164,11 +172,8 @@ def hotflip(
         place = int(generator.choice(problem.free_positions))
         tokens = problem.allowed_V[_top(gains[place], candidates)]
         ids_L, value = _accept_if_better(problem, ids_L, value, place, tokens)
-        problem.note(value)
-        if _near(problem, value):
-            return Found(ids_L, value, "bound")
-        if target is not None and target(ids_L):
-            return Found(ids_L, value, "target")
+        if ending := _ending(problem, ids_L, value, target):
+            return Found(ids_L, value, ending)
     return Found(ids_L, value, "budget")
 
 
@@ -191,11 +196,8 @@ def arca(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidate
         value = problem.score(ids_L)
         if value > best_value:
             best, best_value = ids_L, value
-        problem.note(best_value)
-        if _near(problem, best_value):
-            return Found(best, best_value, "bound")
-        if target is not None and target(best):
-            return Found(best, best_value, "target")
+        if ending := _ending(problem, best, best_value, target):
+            return Found(best, best_value, ending)
     return Found(best, best_value, "budget")
 
 
@@ -214,11 +216,8 @@ def gcg(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates
         value = problem.score(ids_L)
         if value > best_value:
             best, best_value = ids_L, value
-        problem.note(best_value)
-        if _near(problem, best_value):
-            return Found(best, best_value, "bound")
-        if target is not None and target(best):
-            return Found(best, best_value, "target")
+        if ending := _ending(problem, best, best_value, target):
+            return Found(best, best_value, ending)
     return Found(best, best_value, "budget")
 
 
@@ -248,11 +247,8 @@ def gaslite(
         value = problem.score(ids_L)
         if value > best_value:
             best, best_value = ids_L, value
-        problem.note(best_value)
-        if _near(problem, best_value):
-            return Found(best, best_value, "bound")
-        if target is not None and target(best):
-            return Found(best, best_value, "target")
+        if ending := _ending(problem, best, best_value, target):
+            return Found(best, best_value, ending)
     return Found(best, best_value, "budget")
 
 

@@ -28,12 +28,12 @@ _GOLD_TOKENS = 128
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """The reference's defaults."""
+    """What its algorithm is told: `ParityConfig` with the lengths of `CraftConfig`."""
 
-    length: int = 50
-    candidates: int = 100
-    batch: int = 64
-    iterations: int = 5000
+    length: int
+    candidates: int
+    batch: int
+    iterations: int
     gradient_batches: int = 1
     init_gold: bool = True
 

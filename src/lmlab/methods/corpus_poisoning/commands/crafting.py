@@ -10,19 +10,9 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError, reads
-from lmlab.methods.corpus_poisoning.commands.shared import (
-    Cache,
-    Data,
-    Device,
-    EncoderPlace,
-    IgnoreMissing,
-    MaxLength,
-    PrecisionOption,
-    QueryEncoder,
-    Split,
-    retriever,
-)
-from lmlab.methods.corpus_poisoning.config import CraftConfig
+from lmlab.methods.corpus_poisoning.commands.shared import collection_options, encoder_options, retriever
+from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig, ParityConfig
+from lmlab.retrieval.config import CollectionConfig, EncoderConfig
 
 Settings = Annotated[
     Path | None,
@@ -61,14 +51,16 @@ def read_payload(path: Path) -> str:
     return text
 
 
+@collection_options(split="train")
 @options(CraftConfig, exclude=("payload", "precision"))
+@options(ParityConfig, "reference")
+@encoder_options()
 def craft(
-    data: Data,
+    collection: CollectionConfig,
     settings: CraftConfig,
-    encoder: EncoderPlace = "minilm",
+    reference: ParityConfig,
+    which: EncoderConfig,
     out: Annotated[Path, typer.Option("--out", "-o", "--output_file", help="Folder of the attack.")] = Path("attack"),
-    cache: Cache = Path("vectors"),
-    split: Split = "train",
     queries: Annotated[
         str | None, typer.Option(help="Other queries: a file or folder; then judgments are not needed.")
     ] = None,
@@ -76,28 +68,16 @@ def craft(
         Path | None,
         typer.Option(help="A text of your own for every passage, which the report shows.", show_default=False),
     ] = None,
-    query_encoder: QueryEncoder = None,
-    device: Device = "cpu",
-    precision: PrecisionOption = "bf16",
-    max_length: MaxLength = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=1, help="Stop after so long; the next run goes on.", show_default=False)
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a run was cut off; that is what happens anyway.")
     ] = False,
-    ignore_missing: IgnoreMissing = False,
     parity: Annotated[
         bool,
         typer.Option("--parity", "--do_kmeans", help="The reference's algorithm with its quirks, for comparison."),
     ] = False,
-    num_iter: Annotated[int, typer.Option("--iterations", "--num_iter", min=1, help="Of --parity.")] = 5000,
-    num_grad_iter: Annotated[int, typer.Option("--num_grad_iter", min=1, help="Of --parity.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", "--per_gpu_eval_batch_size", min=1, help="Of --parity.")] = 64,
-    kmeans_split: Annotated[
-        int | None, typer.Option("--kmeans_split", min=0, help="Of --parity: one cluster only.", show_default=False)
-    ] = None,
-    dont_init_gold: Annotated[bool, typer.Option("--dont_init_gold", help="Of --parity.")] = False,
     config: Settings = None,
     set_: Set = None,
 ) -> None:
@@ -110,27 +90,33 @@ def craft(
         place = settings.payload_position if settings.payload_position != "none" else "prefix"
         text = read_payload(payload_file)
         settings = settings.model_copy(update={"payload": text, "payload_position": place})
-    settings = with_files(settings, config, set_).model_copy(update={"precision": precision})
+    settings = with_files(settings, config, set_).model_copy(update={"precision": which.precision})
     if parity:
         from lmlab.methods.corpus_poisoning.attack.parity import craft_by_reference
         from lmlab.methods.corpus_poisoning.attack.reference import ReferenceSettings
 
         how = ReferenceSettings(
-            settings.length, settings.candidates, batch, num_iter, num_grad_iter, not dont_init_gold
+            settings.length,
+            settings.candidates,
+            reference.batch,
+            reference.iterations,
+            reference.gradient_batches,
+            not reference.dont_init_gold,
         )
-        made = retriever(encoder, cache, precision, device, query_encoder, max_length)
-        about = craft_by_reference(made, data, split, how, out, settings.k, kmeans_split, settings.seed)
+        about = craft_by_reference(
+            retriever(which), collection.data, collection.split, how, out, settings.k, reference.cluster, settings.seed
+        )
         print(f"{about['found']} of {about['k']} clusters by the reference's algorithm: {out}")
         return
     found = craft_for(
-        retriever(encoder, cache, precision, device, query_encoder, max_length),
-        data,
-        split,
+        retriever(which),
+        collection.data,
+        collection.split,
         settings,
         out,
         queries,
         max_seconds,
-        ignore_missing,
+        collection.ignore_missing,
     )
     print(
         f"{len(found.passages)} passages for {len(found.clusters)} clusters of queries in {found.seconds:.0f} CPU s"
@@ -138,31 +124,27 @@ def craft(
     )
 
 
+@collection_options(exclude=("split", "ignore_missing"))
 @options(CraftConfig, exclude=("payload", "precision", "payload_position", "target_asr"))
+@options(HardenConfig, "how")
+@encoder_options()
 def harden(
-    data: Data,
+    collection: CollectionConfig,
     settings: CraftConfig,
-    encoder: EncoderPlace = "minilm",
+    how: HardenConfig,
+    which: EncoderConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of rounds.")] = Path("hardened"),
-    cache: Cache = Path("vectors"),
-    rounds: Annotated[int, typer.Option(min=1, help="Attack and train so many times.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Of training, each round.")] = 200,
-    batch: Annotated[int, typer.Option(min=2, help="Queries of a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of training.")] = 2e-5,
-    negatives: Annotated[int, typer.Option(min=1, help="Crafted passages beside each query's document.")] = 1,
-    depth: Annotated[int, typer.Option(min=1, help="Of the success that is reported.")] = 20,
-    device: Device = "cpu",
-    precision: PrecisionOption = "bf16",
+    config: Settings = None,
+    set_: Set = None,
 ) -> None:
     """Train a retriever with crafted passages as negatives, and attack what comes out anew, several rounds."""
     from rich.table import Table
 
-    from lmlab.methods.corpus_poisoning.defend.harden import HardenSettings
     from lmlab.methods.corpus_poisoning.defend.harden import harden as run_rounds
 
-    how = HardenSettings(rounds, steps, batch, learning_rate, negatives, depth)
-    config = settings.model_copy(update={"precision": precision})
-    rows = run_rounds(retriever(encoder, cache, precision, device), data, config, how, out)
+    depth = how.depth
+    settings = with_files(settings, config, set_).model_copy(update={"precision": which.precision})
+    rows = run_rounds(retriever(which), collection.data, settings, how, out)
     table = Table("round", "clean nDCG@10", f"ASR@{depth} %, old passages", f"ASR@{depth} %, new attack")
     for row in rows:
         old, new = row[f"asr@{depth}_old"], row[f"asr@{depth}_new"]

@@ -9,7 +9,8 @@ import typer
 
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.corpus_poisoning.commands.shared import AsJson, Device, EncoderPlace, retriever
+from lmlab.methods.corpus_poisoning.commands.shared import AsJson, encoder_options, retriever
+from lmlab.retrieval.config import EncoderConfig
 
 import_help = example(
     "lmlab poison import results/ --form reference --encoder models/contriever --out attack",
@@ -18,16 +19,16 @@ import_help = example(
 export_help = example("lmlab poison export attack --out results --name nq --encoder models/contriever")
 
 
+@encoder_options(exclude=("cache", "precision"))
 def import_(
     source: Annotated[Path, typer.Argument(help="The reference's folder of JSON files, or PoisonedRAG's file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the overlay.")],
+    which: EncoderConfig,
     form: Annotated[str, typer.Option(help="reference or poisonedrag.")] = "reference",
-    encoder: EncoderPlace = "minilm",
     k: Annotated[
         int | None, typer.Option("--k", "--num_advp", min=1, help="Which k of several.", show_default=False)
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Take what is there of incomplete sets.")] = False,
-    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Read passages of other tools as an overlay that is marked."""
@@ -45,7 +46,7 @@ def import_(
         return
     if form != "reference":
         raise UserError(f"--form {form}: reference or poisonedrag.")
-    made = retriever(encoder, Path("vectors"), "fp32", device)
+    made = retriever(which)
     found, about = read_reference(source, made.encoder.tokenizer, k, partial)
     found.save(out)
     if as_json:
@@ -55,18 +56,18 @@ def import_(
     print(f"{len(found)} passages ({told}), of which {about['round_trip']} are read again as the same tokens: {out}")
 
 
+@encoder_options(exclude=("cache", "precision"))
 def export(
     passages: Annotated[Path, typer.Argument(help="Crafted passages.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the reference's files.")],
+    which: EncoderConfig,
     name: Annotated[str, typer.Option(help="The collection's name in file names.")] = "data",
-    encoder: EncoderPlace = "minilm",
-    device: Device = "cpu",
 ) -> None:
     """Write passages as the reference's files, one a cluster."""
     from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
     from lmlab.methods.corpus_poisoning.formats import write_reference
 
     found = AdversarialSet.load(passages)
-    made = retriever(encoder, Path("vectors"), "fp32", device)
-    write_reference(found, made.encoder.tokenizer, out, name, Path(encoder).name)
+    made = retriever(which)
+    write_reference(found, made.encoder.tokenizer, out, name, Path(which.encoder).name)
     print(f"{len(found)} files: {out}")

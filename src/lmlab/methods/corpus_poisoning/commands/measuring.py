@@ -8,30 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.commands.shared import (
-    DEPTHS,
     AsJson,
-    Cache,
-    Data,
-    Depths,
-    Device,
-    EncoderPlace,
-    IgnoreMissing,
-    LanguageModel,
-    MaskedModel,
-    MaxLength,
-    Names,
     Passages,
-    PrecisionOption,
-    QueryEncoder,
-    Rate,
-    SentinelCount,
-    Sentinels,
-    Split,
+    collection_options,
+    encoder_options,
     retriever,
+    target_of,
 )
+from lmlab.methods.corpus_poisoning.config import DepthsConfig, DetectorsConfig, RateConfig
+from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
 evaluate_help = example("lmlab poison evaluate --passages attack --data data/scifact --encoder minilm --k 10 --k 20")
 report_help = example(
@@ -39,13 +28,16 @@ report_help = example(
 )
 
 
+@collection_options()
+@options(DepthsConfig, "depths", k=None)
+@options(SearchConfig, "how", exclude=("by",))
+@encoder_options()
 def evaluate(
     passages: Passages,
-    data: Data,
-    encoder: EncoderPlace = "minilm",
-    cache: Cache = Path("vectors"),
-    split: Split = "test",
-    k: Depths = None,
+    collection: CollectionConfig,
+    depths: DepthsConfig,
+    how: SearchConfig,
+    which: EncoderConfig,
     queries: Annotated[str | None, typer.Option(help="Other queries on the same corpus.", show_default=False)] = None,
     attack_queries: Annotated[
         str | None,
@@ -57,14 +49,6 @@ def evaluate(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Evaluate on the attacker's queries too.")
     ] = False,
-    index: Annotated[
-        str, typer.Option(help="Also the success by this index: hnsw, faiss-hnsw, int8, binary, truncated.")
-    ] = "exact",
-    query_encoder: QueryEncoder = None,
-    device: Device = "cpu",
-    precision: PrecisionOption = "bf16",
-    max_length: MaxLength = None,
-    ignore_missing: IgnoreMissing = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,16 +57,16 @@ def evaluate(
     from lmlab.methods.corpus_poisoning.measure.run import evaluate_on
 
     found = evaluate_on(
-        retriever(encoder, cache, precision, device, query_encoder, max_length),
-        data,
-        split,
+        retriever(which),
+        collection.data,
+        collection.split,
         passages,
-        sorted(set(k)) if k else list(DEPTHS),
+        sorted(set(depths.k)),
         queries,
         attack_queries,
         allow_overlap,
-        index,
-        ignore_missing,
+        how.index,
+        collection.ignore_missing,
     )
     for notice in found["notices"]:
         typer.echo(notice, err=True)
@@ -114,47 +98,39 @@ def show(found: dict[str, Any]) -> None:
         print(line)
 
 
+@collection_options()
+@options(DetectorsConfig)
+@options(DepthsConfig, "depths", k=None)
+@options(RateConfig, "strictness")
+@encoder_options()
 def report(
-    data: Data,
+    collection: CollectionConfig,
     passages: Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")],
+    settings: DetectorsConfig,
+    depths: DepthsConfig,
+    strictness: RateConfig,
+    which: EncoderConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of report.html, report.json, report.md.")] = Path(
         "report"
     ),
-    detector: Names = None,
-    sentinels: Sentinels = None,
-    sentinel_count: SentinelCount = 500,
-    language_model: LanguageModel = None,
-    masked_model: MaskedModel = None,
-    k: Depths = None,
     no_defenses: Annotated[
         bool, typer.Option("--no-defenses", help="Leave out the table of defenses; the report says so.")
     ] = False,
-    rate: Rate = 0.005,
     no_fusion: Annotated[bool, typer.Option("--no-fusion", help="Leave out fusion with BM25.")] = False,
-    encoder: EncoderPlace = "minilm",
-    cache: Cache = Path("vectors"),
-    split: Split = "test",
-    query_encoder: QueryEncoder = None,
-    device: Device = "cpu",
-    precision: PrecisionOption = "bf16",
 ) -> None:
     """One page: success undefended and defended, and what each defense costs in clean quality."""
     from lmlab.methods.corpus_poisoning import report as pages
-    from lmlab.methods.corpus_poisoning.defend.gate import DEFAULT_DETECTORS
     from lmlab.methods.corpus_poisoning.defend.run import context_of, report_rows
-    from lmlab.methods.corpus_poisoning.setup import Target
 
-    if sentinels is None and not no_defenses and not detector:
+    default = settings.detectors == DetectorsConfig.model_fields["detectors"].default
+    if settings.sentinels is None and not no_defenses and default:
         raise UserError(
             "A report of attacks needs a table of defenses beside them, and the defenses need sentinel questions.",
             "Give --sentinels, or name other detectors, or say --no-defenses.",
         )
-    target = Target.load(retriever(encoder, cache, precision, device, query_encoder), data, split)
-    context = None
-    if not no_defenses:
-        context = context_of(target, sentinels, sentinel_count, language_model, masked_model)
-    names = detector or list(DEFAULT_DETECTORS)
-    depths = sorted(set(k)) if k else [depth for depth in DEPTHS if depth <= len(target.data.corpus)]
-    attacks, rows = report_rows(target, context, passages, names, names, depths, not no_fusion, rate)
+    target = target_of(which, collection)
+    context = None if no_defenses else context_of(target, settings)
+    names, asked = settings.detectors, depths.depths(len(target.data.corpus))
+    attacks, rows = report_rows(target, context, passages, names, names, asked, not no_fusion, strictness.rate)
     pages.write(pages.build(attacks, rows), attacks, rows, out)
     print(f"Report: {out / 'report.html'}")

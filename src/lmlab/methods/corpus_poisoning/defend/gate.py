@@ -28,7 +28,6 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
 )
 from lmlab.retrieval import AnyEncoder
 
-DEFAULT_DETECTORS = ("hubness", "similarity", "questions")
 _TAIL = 1e-3  # beyond the most suspicious clean passage, distances still count a little
 
 

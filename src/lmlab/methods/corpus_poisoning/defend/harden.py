@@ -4,7 +4,6 @@ again. Both figures are reported: that of the old passages, and that of the new 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lmlab.errors import UserError
 from lmlab.files import write_json
 from lmlab.methods.corpus_poisoning.attack.craft import EncoderSpec, craft
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
-from lmlab.methods.corpus_poisoning.config import CraftConfig
+from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig
 from lmlab.methods.corpus_poisoning.defend.measure import clean_ndcg
 from lmlab.methods.corpus_poisoning.measure.evaluate import passage_scores, success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
@@ -22,25 +21,8 @@ from lmlab.retrieval import TextEncoder, save_encoder
 from lmlab.retrieval.training import TrainingPair, train_encoder
 
 
-@dataclass(frozen=True)
-class HardenSettings:
-    """How a round trains.
-
-    Attributes:
-        steps: of the optimizer, with `batch` queries each.
-        negatives: crafted passages beside each query's own document.
-    """
-
-    rounds: int = 1
-    steps: int = 200
-    batch: int = 16
-    learning_rate: float = 2e-5
-    negatives: int = 1
-    k: int = 20
-
-
 def harden(
-    retriever: Retriever, data: str, config: CraftConfig, settings: HardenSettings, out: Path
+    retriever: Retriever, data: str, config: CraftConfig, settings: HardenConfig, out: Path
 ) -> list[dict[str, Any]]:
     """Rounds of attack and training on a collection: crafted on its split `train`, measured on `test`. Each round's
     encoder is in `round-N/encoder`, a directory that sentence-transformers reads too.
@@ -67,7 +49,7 @@ def harden(
             out / f"round-{number}" / "attack",
             train.hits(config.coverage_rank).tau(config.coverage_rank) if config.objective == "coverage" else None,
         )
-        rows.append(_measured(current, test, every, found.passages, settings.k, number))
+        rows.append(_measured(current, test, every, found.passages, settings.depth, number))
         write_json(out / "rounds.json", rows)
         every.append(found.passages)
         if number == settings.rounds:

@@ -13,6 +13,7 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.files import MAX_JSON_BYTES, parse_json, read_mapping, require_mapping
 from lmlab.methods.corpus_poisoning.attack.crafted import AdversarialSet
+from lmlab.methods.corpus_poisoning.config import DetectorsConfig
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, make_detector, roc_auc
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate, to_json
 from lmlab.methods.corpus_poisoning.defend.measure import measure_defenses, measure_fusion, sweep
@@ -22,25 +23,19 @@ from lmlab.retrieval import read_corpus, read_queries
 from lmlab.retrieval.collections.records import document_text
 
 
-def context_of(
-    target: Target,
-    sentinels: str | None,
-    count: int = 500,
-    language_model: str | None = None,
-    masked_model: str | None = None,
-    seed: int = 0,
-) -> DetectorContext:
+def context_of(target: Target, settings: DetectorsConfig, seed: int = 0) -> DetectorContext:
     """What detectors may use: all sentinel questions as text, and the vectors of a sample of them."""
     texts: list[str] = []
     vectors = None
-    if sentinels is not None:
-        asked = read_queries(sentinels)
-        picked = np.random.default_rng(seed).permutation(len(asked))[:count]
+    if settings.sentinels is not None:
+        asked = read_queries(settings.sentinels)
+        picked = np.random.default_rng(seed).permutation(len(asked))[: settings.sentinel_count]
         texts = list(asked.texts)
         sample = [texts[number] for number in sorted(picked.tolist())]
         vectors = target.retriever.encoder.encode_text(sample, "query")
     encoder = target.retriever.encoder
-    return DetectorContext(encoder, target.index, texts, vectors, language_model, masked_model)
+    models = (settings.language_model, settings.masked_model)
+    return DetectorContext(encoder, target.index, texts, vectors, *models)
 
 
 def fit_gate(target: Target, context: DetectorContext, names: Sequence[str], rate: float, out: Path) -> AdmissionGate:
