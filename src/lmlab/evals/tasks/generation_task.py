@@ -78,7 +78,9 @@ class GenerationTask(Task):
                 "Leave the task out.",
             )
         how = Writing(max_new_tokens=self.max_new_tokens, stop=self.stop, extract=self.extract, take=self.take)
-        yield from answer_prompts(evaluator.model, evaluator.tokenizer, items, how, settings.too_long)
+        yield from answer_prompts(
+            evaluator.model, evaluator.tokenizer, items, how, settings.too_long, evaluator.end_ids
+        )
 
     def figures(self, rows: Sequence[Row]) -> dict[str, Measurement]:
         """`text_figures`."""
