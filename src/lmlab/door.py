@@ -166,7 +166,7 @@ class LanguageModel:
         from lmlab.evals import Evaluator, ModelScorer
 
         precision = "bf16" if self.network.embedding.weight.dtype.itemsize == 2 else "fp32"  # 2 bytes: bf16
-        return Evaluator(ModelScorer(self.network, precision), self.tokenizer, self.network)
+        return Evaluator(ModelScorer(self.network, precision), self.tokenizer, self.network, self.place.end_token_ids())
 
 
 @_told

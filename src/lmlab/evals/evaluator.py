@@ -29,11 +29,18 @@ class Evaluator:
     Attributes:
         scorer: log-probabilities of tokens.
         model: the transformer itself, for tasks in which it writes; None for an architecture that is not ours.
+        more_ends: tokens that end what it writes, beside the tokenizer's end: those of its generation settings.
     """
 
     scorer: Scorer
     tokenizer: Tokenizer
     model: Transformer | None = None
+    more_ends: tuple[int, ...] = ()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end what the model writes; tuned models often end a turn with another than a text."""
+        return tuple(dict.fromkeys((self.tokenizer.eos_id, *self.more_ends)))
 
     @classmethod
     def load(cls, place: Model | str | Path, device: str = "auto", precision: str = "auto") -> Evaluator:
@@ -53,7 +60,7 @@ class Evaluator:
             except UserError as reason:
                 return cls(TransformersScorer(_load_other(found.path, where, dtype, reason)), found.tokenizer())
         model = found.load(where, dtype)
-        return cls(ModelScorer(model, precision), found.tokenizer(), model)
+        return cls(ModelScorer(model, precision), found.tokenizer(), model, found.end_token_ids())
 
     @property
     def begins_windows(self) -> bool:

@@ -62,9 +62,17 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def answer_prompts(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt], how: Writing, too_long: TooLong = "error"
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    how: Writing,
+    too_long: TooLong = "error",
+    end_ids: Sequence[int] = (),
 ) -> Iterator[Row]:
     """The row of each prompt, as they come: greedy text, the answer in it, and its agreement with the best reference.
+
+    Arguments:
+        end_ids: tokens that end a text, by default the tokenizer's end alone.
 
     Raises:
         UserError: prompt and answer exceed the model's window and `too_long` is `error`.
@@ -85,7 +93,9 @@ def answer_prompts(
             )
         waiting[length, prompt.stop or how.stop].append((prompt, ids[max(0, too_many) :], max(0, too_many)))
     for (length, stop), found in waiting.items():
-        settings = GenerationConfig(max_new_tokens=length, temperature=0, stop=stop, eos_ids=(tokenizer.eos_id,))
+        settings = GenerationConfig(
+            max_new_tokens=length, temperature=0, stop=stop, eos_ids=tuple(end_ids) or (tokenizer.eos_id,)
+        )
         found.sort(key=lambda each: -len(each[1]))
         for start in range(0, len(found), _BATCH):
             batch = found[start : start + _BATCH]

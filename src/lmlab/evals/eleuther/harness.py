@@ -137,7 +137,7 @@ class HarnessModel(TemplateLM):
             temperature=temperature,
             top_p=asked.get("top_p") if temperature else None,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            eos_ids=(self.tokenizer.eos_id,),
+            eos_ids=self.evaluator.end_ids,
         )
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -63,12 +63,14 @@ class ModelWriter:
     Attributes:
         share: read what prompts have in common once.
         stops: end answers at the instances' stop strings.
+        end_ids: tokens that end an answer, by default the tokenizer's end alone.
     """
 
     model: Transformer
     asking: Asking
     share: bool = True
     stops: bool = True
+    end_ids: Sequence[int] = ()
     max_seq_len: int | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class ModelWriter:
                 max_new_tokens=each.budget,
                 temperature=0,
                 stop=tuple(each.stop) if self.stops else (),
-                eos_ids=(tokenizer.eos_id,),
+                eos_ids=tuple(self.end_ids) or (tokenizer.eos_id,),
             )
             for each in instances
         ]
@@ -303,5 +305,5 @@ def measurer(
             f"The mode generate needs a model that writes, and this one runs by {evaluator.scorer.description}.",
             "Use --mode forced.",
         )
-    writer = ModelWriter(evaluator.model, asking, share)
+    writer = ModelWriter(evaluator.model, asking, share, end_ids=evaluator.end_ids)
     return lambda group: measure_written(writer, group, controls)

@@ -164,7 +164,7 @@ def evaluate_helmet(
         header = Header(tokenizer=evaluator.tokenizer.fingerprint, template=asking.template)
         fingerprint = sha256_json([instance.model_dump(mode="json") for instance in instances])
         place = directory / f"{each.name}-{each.length}"
-        writer = ModelWriter(evaluator.model, asking, stops=False)
+        writer = ModelWriter(evaluator.model, asking, stops=False, end_ids=evaluator.end_ids)
         run_suite(
             InstanceFile(header, instances, fingerprint),
             partial(measure_written, writer, controls=False),
