@@ -105,9 +105,8 @@ def test_adapters_on_fused_matrices_of_other_families(family, targets, tmp_path)
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "bias = all"),
+        ({"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]}, "no DoRA on model.embed_tokens"),
+        ({"lora_bias": True}, "no bias in 'model.layers.0.self_attn.q_proj'"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     ],
 )
@@ -145,3 +144,35 @@ def test_malformed_settings_are_a_sentence_that_names_them(make_model, changes, 
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=named):
         load_lora(from_pretrained(tmp_path / "base"), tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("granite", ["k_proj", "gate_proj"]),
+        ("qwen2", ["q_proj", "v_proj"]),
+        ("gpt2", ["c_attn", "c_fc"]),
+        ("gpt_neox", ["query_key_value", "dense_4h_to_h"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"bias": "all"}, {"bias": "lora_only", "use_dora": True}, {"lora_bias": True}],
+    ids=str,
+)
+def test_dora_and_biases_are_folded_in_as_peft_applies_them(family, targets, settings, tmp_path):
+    draw_directory(7, tmp_path / "base", family, odd=False)
+    if settings.get("lora_bias") and family in ("granite", "gpt_neox"):
+        pytest.skip("the matrices of this one have no biases")
+    theirs = their_adapters(tmp_path / "base", tmp_path / "theirs", target_modules=targets, **settings)
+    fill(theirs, ("magnitude", "lora_B.default.bias", ".bias"))
+    theirs.save_pretrained(tmp_path / "theirs")
+    theirs = peft.PeftModel.from_pretrained(load_theirs(tmp_path / "base"), tmp_path / "theirs").eval()  # as it is read
+    ours = from_pretrained(tmp_path / "base")
+    assert load_lora(ours, tmp_path / "theirs")
+    same(ours, theirs)
+    remove_lora(ours, merge=True)
+    save_pretrained(ours, tmp_path / "merged")
+    same(from_pretrained(tmp_path / "merged"), theirs)
+    with pytest.raises(UserError, match="not trained further"):
+        load_lora(from_pretrained(tmp_path / "base"), tmp_path / "theirs", trainable=True)

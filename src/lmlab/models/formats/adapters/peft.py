@@ -31,6 +31,7 @@ from lmlab.models.formats.adapters.beside import (
     wanted_beside,
     write_beside,
 )
+from lmlab.models.formats.adapters.fold import canonical, fold, is_folded, tensors_of
 from lmlab.models.formats.adapters.settings import CONFIG, read_adapter_settings
 from lmlab.models.formats.names import Layout, Shape
 from lmlab.models.formats.pickles import read_pickle
@@ -120,7 +121,7 @@ def load_lora(
     model: Transformer, directory: Path | str, *, trainable: bool = False, allow_pickle: bool = False
 ) -> list[str]:
     """Put the adapters of a directory beside the layers of a model, and its fully trained modules in the place of the
-    model's.
+    model's. DoRA's and those with biases are folded into the weights at once, and leave no adapters.
 
     Arguments:
         model: the base model, without adapters.
@@ -139,6 +140,9 @@ def load_lora(
     if adapters(model):
         raise UserError("The model has adapters already.", "Fold them in or drop them with remove_lora first.")
     settings = read_adapter_settings(directory)
+    folded = is_folded(settings)
+    if folded and trainable:
+        raise UserError(f"'{directory}': adapters of DoRA or with biases are folded in, and not trained further.")
     layout = _layout(model)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     groups = _groups(layout, adaptable(model))
@@ -149,6 +153,8 @@ def load_lora(
         model, layout, lambda stored: _is_target(stored, settings, groups), settings.get("target_parameters") or []
     )
     targets = [stored for stored in targets if stored not in {place.key for place in beside}]
+    if settings.get("use_dora") and beside:
+        raise UserError(f"'{directory / CONFIG}': lmlab has no DoRA on {', '.join(place.key for place in beside)}.")
     if unsupported := [stored for stored in targets if stored not in groups]:
         raise UserError(f"'{directory / CONFIG}': lmlab has no adapters on {', '.join(unsupported)}.")
     saves = settings.get("modules_to_save") or []
@@ -160,6 +166,8 @@ def load_lora(
         parts = tied and _parts_table_and_head(names, get, table, layout.head)
         if tied and layout.head in names:
             saved.append(layout.head)
+        if settings.get("bias") not in (None, "none"):
+            saved += [name for name in names if name.endswith(".bias") and name in layout.shapes and name not in saved]
         ranks = {stored: _pattern(settings, "rank_pattern", stored, int(settings.get("r", 8))) for stored in targets}
         sizes = {
             place.key: _pattern(settings, "rank_pattern", place.key, int(settings.get("r", 8))) for place in beside
@@ -169,6 +177,8 @@ def load_lora(
             for place in beside
             for name, shape in expected_shapes(model, layout, place, sizes[place.key]).items()
         }
+        for stored in targets:
+            expected |= tensors_of(layout, stored, settings)
         # peft may store an adapted table itself as well
         copies = {f"{place.key}.base_layer.weight": place.key for place in beside if not place.of_experts}
         problems = _problems(
@@ -191,6 +201,9 @@ def load_lora(
     for stored in targets:
         rank, alpha = ranks[stored], float(_pattern(settings, "alpha_pattern", stored, settings.get("lora_alpha", 8)))
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        if folded:
+            fold(model, layout, stored, scale, tensors, bool(settings.get("use_dora")))
+            continue
         a, b = tensors[f"{stored}.lora_A.weight"], tensors[f"{stored}.lora_B.weight"]
         pieces = _take_apart(a, layout.split(f"{stored}.weight", b), notes.get(stored))
         for name, piece in zip(groups[stored], pieces, strict=True):
@@ -212,7 +225,7 @@ def load_lora(
     freeze(model, sorted({name.rpartition(".")[0] for name in ours}))
     if not trainable:
         model.requires_grad_(False)
-    return list(thin_pairs(model))
+    return [name for stored in targets for name in groups[stored]] if folded else list(thin_pairs(model))
 
 
 def _stacks(model: Transformer) -> list[str]:
@@ -350,6 +363,8 @@ def _canonical(name: str, layout: Layout) -> str:
     model.
     """
     name = name.removeprefix(_PREFIX).replace(".modules_to_save.default.", ".").replace(".default.weight", ".weight")
+    if (found := canonical(name, layout.canonical)) is not None:
+        return found
     match = re.fullmatch(r"(.*)(\.lora_[AB]\.weight)", name)
     if match is None:
         return layout.canonical(name)

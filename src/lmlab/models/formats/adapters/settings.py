@@ -35,6 +35,8 @@ _WITHOUT_EFFECT = frozenset(
 )
 """What describes how adapters were made or are run, and not what they compute."""
 
+_FOLDED = frozenset(("use_dora", "lora_bias"))  # see fold.py
+
 _Rank = Annotated[int, Field(strict=True, gt=0, le=2**16)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -83,7 +85,7 @@ def read_adapter_settings(directory: Path) -> dict[str, Any]:
     settings = validate(AdapterSettings, found, f"'{path}'")
     expected: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
-        "bias": ("none",),
+        "bias": ("none", "all", "lora_only"),
         "init_lora_weights": _PLAIN_INITS,
     }
     extra = settings.model_extra or {}
@@ -91,7 +93,7 @@ def read_adapter_settings(directory: Path) -> dict[str, Any]:
     problems += [
         f"{key} = {value}"
         for key, value in extra.items()
-        if value and key not in expected and key not in _WITHOUT_EFFECT
+        if value and key not in expected and key not in _WITHOUT_EFFECT and key not in _FOLDED
     ]
     if problems:
         raise UserError(
