@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lmlab.terminal import Terminal, printable
 
@@ -48,52 +48,96 @@ def _bar(label: str, total: float | None, unit: str, start: float) -> Iterator[A
         TextColumn("{task.fields[amount]}", markup=False),
         TextColumn("{task.fields[rate]}", style="cyan", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left", markup=False),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    began = time.monotonic()
+    pace = Pace(start)
     with Progress(*columns, console=console, transient=True) as bar:
-        task: TaskID = bar.add_task(printable(label), total=total, completed=int(start), amount="", rate="", note="")
-        done = start
+        task: TaskID = bar.add_task(
+            printable(label), total=total, completed=int(start), amount="", rate="", left="", note=""
+        )
 
         def advance(amount: float = 1, note: str = "") -> None:
-            nonlocal done
-            done += amount
-            rate = (done - start) / max(time.monotonic() - began, 1e-9)
+            pace.advance(amount, time.monotonic())
+            left = pace.left(total)
             bar.update(
                 task,
-                completed=done,
-                amount=_amount(done, total, unit),
-                rate=f"{short(rate)} {unit}/s",
+                completed=pace.done,
+                amount=_amount(pace.done, total, unit),
+                rate=f"{short(pace.rate)} {unit}/s",
+                left="" if left is None else f"{duration(left)} left",
                 note=printable(note),
             )
 
         yield advance
 
 
+class Pace:
+    """How fast work goes on, and how long it will take.
+
+    The first piece does not count: it holds what is done once, such as loading and compiling. Nothing is foretold
+    before three pieces and five seconds after it, unless a tenth of the work is done.
+
+    Arguments:
+        start: amount that was done before.
+
+    Attributes:
+        done: amount that is done.
+        rate: of it in a second; before a second piece that of the first.
+    """
+
+    def __init__(self, start: float = 0) -> None:
+        self.done, self.rate = start, 0.0
+        self._start, self._began = start, time.monotonic()
+        self._pieces, self._first, self._ended = 0, start, self._began
+        self._spent = 0.0
+
+    def advance(self, amount: float, now: float) -> None:
+        """So much more is done, at this time (`time.monotonic`)."""
+        self.done += amount
+        self._pieces += 1
+        if self._pieces == 1:
+            self._first, self._ended = self.done, now
+            self.rate = (self.done - self._start) / max(now - self._began, 1e-9)
+        else:
+            self._spent = now - self._ended
+            self.rate = (self.done - self._first) / max(self._spent, 1e-9)
+
+    def left(self, total: float | None) -> float | None:
+        """Seconds that the rest will take; None if nobody can tell yet."""
+        if not total or self.rate <= 0 or self._pieces < 2:
+            return None
+        sure = (self._pieces > 3 and self._spent >= 5) or self.done - self._start >= (total - self._start) / 10
+        return max(total - self.done, 0) / self.rate if sure else None
+
+
 class _Lines:
     def __init__(self, label: str, total: float | None, unit: str, start: float) -> None:
-        self.label, self.total, self.unit, self.start = label, total, unit, start
-        self.done = start
+        self.label, self.total, self.unit = label, total, unit
+        self.pace = Pace(start)
         self.began = self.printed = time.monotonic()
         self.any = False
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        self.done += amount
         now = time.monotonic()
+        self.pace.advance(amount, now)
         if now - self.printed >= _LINE_INTERVAL_S and not console.quiet:
             self.printed = now
             self.any = True
-            rate = (self.done - self.start) / max(now - self.began, 1e-9)
-            left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
-            text = f"  {self.label}: {_amount(self.done, self.total, self.unit)}, {short(rate)} {self.unit}/s{left}"
+            seconds = self.pace.left(self.total)
+            left = "" if seconds is None else f", {duration(seconds)} left"
+            amount_done = _amount(self.pace.done, self.total, self.unit)
+            text = f"  {self.label}: {amount_done}, {short(self.pace.rate)} {self.unit}/s{left}"
             print(printable(f"{text}{'  ' + note if note else ''}"), file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         if self.any:
             elapsed = time.monotonic() - self.began
-            print(f"  {self.label}: {short(self.done)} {self.unit} in {duration(elapsed)}", file=sys.stderr, flush=True)
+            print(
+                f"  {self.label}: {short(self.pace.done)} {self.unit} in {duration(elapsed)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:

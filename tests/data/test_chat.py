@@ -104,6 +104,23 @@ def test_every_answer_is_learned_with_what_ends_it_or_the_last_only(tokenizer):
     assert learned(tokenizer, last) == answers[1]
 
 
+def test_a_greeting_is_shown_and_not_learned_as_nothing_asks_for_it(base, tokenizer):
+    """Templates that read the first message refuse to render none, which says nothing about the record."""
+    reads_first = "{% if messages[0]['role'] == 'system' %}S{% endif %}" + PLAIN_CHATML
+    greeting = [{"role": "assistant", "content": "Hello, I am here."}]
+    for template in (None, reads_first):
+        encoder = ChatEncoder(tokenizer if template is None else base.with_chat_template(template))
+        example = encoder.example({"messages": [*greeting, *CONVERSATION]}, "here")
+        assert "I am here" in encoder.tokenizer.backend.decode(example.ids, skip_special_tokens=False)
+        taught = learned(encoder.tokenizer, example)
+        assert "I am here" not in taught and "Eight." in taught
+        assert (example.turns, example.unlearned) == (2, 1)
+        alone = encoder.example({"messages": greeting}, "here")
+        assert isinstance(alone, Reject) and "an answer without a prompt" in alone.reason
+        both = [{"role": "system", "content": "Greet."}, *greeting]
+        assert "I am here" in learned(encoder.tokenizer, encoder.example({"messages": both}, "here"))
+
+
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
@@ -230,7 +247,7 @@ BAD_EXAMPLES = {
     "not Unicode": said("\ud800", role="assistant"),
     "domain is not text": {"messages": CONVERSATION, "domain": 3},
     "the answer is empty": {"prompt": "x", "completion": " "},
-    "too long: ": said("hi " * 5000, role="assistant"),
+    "too long: ": {"messages": [CONVERSATION[0], {"role": "assistant", "content": "hi " * 5000}]},
 }
 BAD_PAIRS = {
     "no 'rejected'": {"prompt": "x", "chosen": "y"},

@@ -30,7 +30,7 @@ from lmlab.stages.parts.records import REJECTS_REMEDY, Records, is_heldout, reco
 _CHECKS = {
     "turns": "turns of the assistant that are learned",
     "turns_stopped": "of these, with the token that ends generation",
-    "turns_not_learned": "turns of the assistant of weight 0",
+    "turns_not_learned": "turns of the assistant that are not learned (weight 0, or a greeting)",
     "turns_too_long": "turns that are left out, beyond max_len",
     "shortest_prompt": "tokens before the first that is learned, at least",
 }
@@ -109,7 +109,7 @@ class TokenizeChat(Stage[TokenizeChatConfig, ChatResults]):
         return (
             f"{examples:,} examples, {short(tokens)} tokens, {learned / tokens:.0%} of them learned, in"
             f" {results.turns:,} turns, of which {results.turns_stopped:,} end with a stop token;"
-            f" {results.turns_not_learned:,} turns of weight 0, {results.turns_too_long:,} beyond max_len."
+            f" {results.turns_not_learned:,} turns that are not learned, {results.turns_too_long:,} beyond max_len."
             f" {results.set_aside()}"
         ).rstrip()
 

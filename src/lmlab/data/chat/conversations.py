@@ -39,7 +39,7 @@ class Example:
         turns: of the assistant that are learned.
         stopped: of these, those that end with a token that ends generation.
         left_out: turns that are not learned because the conversation was too long.
-        unlearned: turns of weight 0.
+        unlearned: turns of weight 0, and a greeting that nothing asks for.
     """
 
     ids: list[int]

@@ -115,7 +115,7 @@ class EncodedText:
         turns: of the assistant that are learned.
         stopped: of these, those that end with a token that ends generation.
         left_out: turns that are learned no more because the conversation was too long.
-        unlearned: turns of weight 0.
+        unlearned: turns of weight 0, and a greeting that nothing asks for.
     """
 
     ids: list[int]
@@ -168,6 +168,9 @@ def encode_conversation(
     if tokenizer.chat_template is None:
         raise BadRecord("messages, but the tokenizer has no chat template (chat.template gives it one)")
     turns = conversation.learned_turns(first)
+    if turns == [0]:
+        raise BadRecord("the conversation begins with its only turn of the assistant: an answer without a prompt")
+    turns = [number for number in turns if number > 0]  # a greeting is shown, and not learned: nothing asks for it
     if not turns:
         weighed = any(message["role"] == "assistant" for message in conversation.messages[first:])
         raise BadRecord("every turn of the assistant has weight 0" if weighed else "no turn of the assistant")
@@ -246,8 +249,8 @@ def _encode_turns(
         stopped=sum(end is not None for end in ends),
         left_out=left_out,
         unlearned=sum(
-            message["role"] == "assistant" and not weight
-            for message, weight in zip(conversation.messages, conversation.weights, strict=True)
+            message["role"] == "assistant" and (not weight or number == 0)
+            for number, (message, weight) in enumerate(zip(conversation.messages, conversation.weights, strict=True))
         ),
     )
 

@@ -44,6 +44,15 @@ class JudgeMaker(Protocol):
         """
 
 
+def check_judge(text: str) -> None:
+    """Refuse the name of a judge that does not exist, before anything is read.
+
+    Raises:
+        UserError: no such judge.
+    """
+    plugins.find("judges", text.partition(":")[0], "judge", f"'{text}'")
+
+
 def make_judge(
     text: str, mode: Mode = "logprobs", generations: int = 20, cache: str | Path | None = None, **endpoint: Any
 ) -> Judge:

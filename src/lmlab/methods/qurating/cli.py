@@ -63,6 +63,7 @@ def judge(
     """
     from lmlab.config import validate
     from lmlab.endpoints import Price
+    from lmlab.judging.judges.find import check_judge
     from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
     from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
     from lmlab.runs import Vocabulary
@@ -70,6 +71,7 @@ def judge(
     settings = settings.model_copy(
         update={"price": None if price is None else validate(Price, _price(price), "--price")}
     )
+    check_judge(settings.judge)
     documents = documents_at(corpus, text_field, id_field, domain_field, split)
     out.mkdir(parents=True, exist_ok=True)
     words = Vocabulary.find(tokenizer).load()

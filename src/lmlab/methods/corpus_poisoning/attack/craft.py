@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,29 +164,44 @@ def _clusters(vectors: NDArray[np.float32], config: CraftConfig, directory: Path
 def _run(jobs: list[_Job], encoder: AnyEncoder, workers: int, stop: Any) -> list[dict[str, Any]]:
     """Run what is not there; in the order of clusters, the largest first."""
     found = {job.cluster: read_mapping(job.path) for job in jobs if job.path.exists()}
-    waiting = [job for job in jobs if job.cluster not in found]
-    with progress("craft", len(jobs), "passages") as advance:
-        advance(len(found))
-        if workers > 1 and stop is None:
+    if workers > 1 and stop is None:
+        waiting = [job for job in jobs if job.cluster not in found]
+        with progress("craft", len(jobs), "passages", start=len(found)) as advance:
             for number, row in fan_out(_craft_one, waiting, workers):
                 found[waiting[number].cluster] = row
                 advance(1)
-        else:
-            for job in jobs:
-                if job.cluster not in found:
-                    try:
-                        found[job.cluster] = _craft_one(job, encoder)
-                    except KeyboardInterrupt:
-                        raise Interrupted(
-                            f"Stopped after {len(found)} of {len(jobs)} passages.", "Run the same command: it goes on."
-                        ) from None
-                    advance(1)
-                if stop is not None and stop([found[number]["passage"]["text"] for number in sorted(found)]):
-                    break
+    else:
+        _one_by_one(jobs, encoder, found, stop)
     return [found[number] for number in sorted(found)]
 
 
-def _craft_one(job: _Job, encoder: AnyEncoder | None = None) -> dict[str, Any]:
+def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str, Any]], stop: Any) -> None:
+    """A passage takes minutes: what is shown is what its budget counts."""
+    sizes = {job.cluster: job.config.budget for job in jobs}
+    with progress("craft", sum(sizes.values()), "forwards", start=sum(sizes[each] for each in found)) as advance:
+        for job in jobs:
+            if job.cluster not in found:
+                note, spent = f"passage {len(found) + 1} of {len(jobs)}", 0
+
+                def told(forwards: int, note: str = note) -> None:
+                    nonlocal spent
+                    spent += forwards
+                    advance(forwards, note)
+
+                try:
+                    found[job.cluster] = _craft_one(job, encoder, told)
+                except KeyboardInterrupt:
+                    raise Interrupted(
+                        f"Stopped after {len(found)} of {len(jobs)} passages.", "Run the same command: it goes on."
+                    ) from None
+                advance(max(0, job.config.budget - spent), note)  # it may end before its budget does
+            if stop is not None and stop([found[number]["passage"]["text"] for number in sorted(found)]):
+                break
+
+
+def _craft_one(
+    job: _Job, encoder: AnyEncoder | None = None, told: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """One passage, written to its file."""
     if encoder is None:
         torch.set_num_threads(1)  # two processes of one thread do more than one of two
@@ -201,6 +216,7 @@ def _craft_one(job: _Job, encoder: AnyEncoder | None = None) -> dict[str, Any]:
         str(job.cluster),
         job.payload,
         seed=seed_of(job.config.seed, job.cluster),
+        told=told,
     )
     row = {"passage": asdict(passage), "cpu_seconds": time.process_time() - started}
     write_json(job.path, row)

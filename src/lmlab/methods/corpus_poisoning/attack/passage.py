@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,18 +47,20 @@ def craft_passage(
     penalty: Penalty | None = None,
     number: int = 0,
     stop: Any = None,
+    told: Callable[[int], None] | None = None,
 ) -> Passage:
     """Optimize one passage and make sure that its text becomes its ids again.
 
     Arguments:
         free_ids: where free positions start.
+        told: is called with the numbers of passage forwards as they are spent.
     """
     fixed, free = layout_of(encoder, config, payload)
     allowed = allowed_ids(encoder.tokenizer, config.words)
     ids = fixed.copy()
     ids[free] = free_ids[: int(free.sum())]
     note = ""
-    problem = Problem(encoder, objective, allowed, free, Budget(config.budget), config.precision, penalty)
+    problem = Problem(encoder, objective, allowed, free, Budget(config.budget, told=told), config.precision, penalty)
     try:
         found = optimize(problem, ids, config.optimizer, config.candidates, seed, stop)
     except NotFiniteError as error:

@@ -37,10 +37,21 @@ class NotFiniteError(LmlabError):
 
 @dataclass
 class Budget:
-    """Passage forwards that may be spent, and that were."""
+    """Passage forwards that may be spent, and that were.
+
+    Attributes:
+        told: is called with every number of them.
+    """
 
     limit: int
     spent: int = 0
+    told: Callable[[int], None] | None = None
+
+    def spend(self, forwards: int) -> None:
+        """So many were."""
+        self.spent += forwards
+        if self.told is not None:
+            self.told(forwards)
 
     @property
     def left(self) -> int:
@@ -105,7 +116,7 @@ class Problem:
 
     def scores(self, ids_BL: NDArray[np.int64], precision: Precision | None = None) -> NDArray[np.float64]:
         """The objective of passages, [B], in one batch of one length: no padding, no mask."""
-        self.budget.spent += len(ids_BL)
+        self.budget.spend(len(ids_BL))
         with torch.inference_mode(), fast_inference(), autocast(self.encoder.device, precision or self.precision):
             vectors = self.encoder.encode_ids(self.wrap(ids_BL))
         with torch.inference_mode():
@@ -128,7 +139,7 @@ class Problem:
         Raises:
             UserError: it is zero: what is differentiated is not the encoder of documents.
         """
-        self.budget.spent += GRADIENT_COST * len(ids_BL)
+        self.budget.spend(GRADIENT_COST * len(ids_BL))
         with torch.enable_grad():
             wrapped = self.wrap(ids_BL)
             embeddings = self.encoder.embedding_matrix_VD[wrapped].detach().requires_grad_()
