@@ -212,7 +212,7 @@ def annotate(
     found = run(job, settings.workers, settings.backend, settings.gpus)
     print(
         f"{found['rows']:,} rows, {found['tokens']:,} tokens, {found['empty']:,} empty; {found['rated']:,} were rated"
-        " now."
+        f" now, {found['reused']:,} of changed files were known."
     )
     print(f"Ratings: {out}\nPlan a choice: lmlab quality plan --in {out} --metric NAME_average --tokens N")
 

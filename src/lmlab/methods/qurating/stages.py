@@ -138,12 +138,15 @@ class QualityRater(Stage[RaterStageConfig, RaterResults]):
 
 
 class AnnotateResults(ReadResults):
-    """Sizes; `rated` by the attempt that finished. Of what is empty `rejects` could not be read."""
+    """Sizes; `rated` by the attempt that finished, `reused` of rows that an earlier state of the corpus had. Of what is
+    empty `rejects` could not be read.
+    """
 
     rows: int
     tokens: int
     empty: int
     rated: int
+    reused: int = 0
     criteria: list[str]
 
 

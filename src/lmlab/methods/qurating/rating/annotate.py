@@ -2,13 +2,15 @@
 were cut off.
 
 The corpus is cut into blocks of rows. A block is rated at once and written whole, so that a resumed annotation is
-bit-equal to one that was never stopped.
+bit-equal to one that was never stopped. When the corpus has changed since, files that are as they were keep their
+annotation, and of the others only rows that nobody has rated are rated; rows that are gone are gone from the ratings.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +27,19 @@ from lmlab.data import Document, RecordSource, Reject, Rejects, TextSource, choo
 from lmlab.data.sources.reading.records import OF_SPLIT, field
 from lmlab.data.sources.reading.splits import TRAIN
 from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
-from lmlab.errors import LmlabError, UserError
-from lmlab.files import atomic_file, read_mapping, sha256_json, write_json
+from lmlab.errors import UserError
+from lmlab.files import atomic_file, check_owner, describe, read_mapping, sha256_json, write_json, write_manifest
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import Rater, annotation
+from lmlab.methods.qurating.rating.reuse import ROWS, SOURCE, RatedRows, content_hashes, source_of
 from lmlab.methods.qurating.selecting.table import relative_names
+from lmlab.methods.qurating.selecting.writing import join_tables
 from lmlab.runs import Vocabulary
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5
+_COMMAND = "lmlab quality annotate"
+_NOTES = ("annotation.json", "rejects.jsonl")
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def annotate(job: Annotation, workers: int = 1, backend: Backend = "processes", 
     results = [
         result for _, result in fan_out(_work, [_Job(job, number) for number in range(workers)], workers, backend, gpus)
     ]
-    return max(results, key=lambda found: found["rows"]) | {"rated": sum(found["rated"] for found in results)}
+    summed = {name: sum(found[name] for found in results) for name in ("rated", "reused")}
+    return max(results, key=lambda found: found["rows"]) | summed
 
 
 def _work(job: _Job) -> dict[str, Any]:
@@ -109,9 +116,14 @@ class _Worker:
         self.names = relative_names(self.files)
         self.parts = self.out / ".parts"
         self.leases = Leases(FolderStore(self.out / ".leases"))
+        self.kept, self.hashes = self.out / ".kept", self.out / ".rows"
+        check_owner(self.out, _COMMAND)
+        self.sources = [sha256_json([name, describe(file)]) for name, file in zip(self.names, self.files, strict=True)]
         self._agree()
-        self._encode = self._encoder()
-        self.rated = 0
+        self._arrange()
+        self._encode, self._content = self._encoder()
+        self.rated = self.reused = 0
+        self._known: RatedRows | None = None
         self._num_blocks: dict[int, int] = {}
 
     def _agree(self) -> None:
@@ -129,6 +141,35 @@ class _Worker:
                 f"'{self.out}' holds the annotation of another corpus, or by another rater.", "Choose another folder."
             )
 
+    def _arrange(self) -> None:
+        """Bring the annotations of files that have not changed to their places, and set the others aside."""
+        path = self.out / "annotation.json"
+        while read_mapping(path).get("corpus") != self._corpus():
+            if (lease := self.leases.acquire("arrange")) is None:
+                time.sleep(_POLL_S)
+                continue
+            with lease:
+                if read_mapping(path).get("corpus") != self._corpus():
+                    write_manifest(self.out, _COMMAND, self._state()["key"], {}, done=False)
+                    self._sort_out()
+                    write_json(path, self._state() | {"corpus": self._corpus()})
+
+    def _sort_out(self) -> None:
+        self.kept.mkdir(exist_ok=True)
+        wanted = {source: self._target(number) for number, source in enumerate(self.sources)}
+        for target in sorted(self.out.glob("[0-9]*.parquet")):
+            source = source_of(target)
+            if source is None:
+                target.unlink()  # nothing tells what it is of
+            elif wanted.get(source) != target:
+                os.replace(target, self.kept / f"{source}.parquet")
+        for source, target in wanted.items():
+            if (self.kept / f"{source}.parquet").exists():
+                os.replace(self.kept / f"{source}.parquet", target)
+
+    def _corpus(self) -> str:
+        return sha256_json(self.sources)
+
     def _state(self) -> dict[str, Any]:
         rater, job = self.rater, self.job
         precision = "bf16" if rater.dtype == torch.bfloat16 else "fp32"
@@ -141,7 +182,6 @@ class _Worker:
             job.columns,
             rater.fingerprint,
             precision,
-            self.names,
             *([] if job.split is None else [job.split]),
         ]
         hashes = {
@@ -210,23 +250,31 @@ class _Worker:
             yield row
 
     def _rate(self, rows: list[dict[str, Any]], number: int, block: int, part: Path) -> None:
-        encoded = self._encode(rows)
+        hashes = content_hashes([self._content(row) for row in rows])
+        if self._known is None:
+            self._known = RatedRows(self.kept, self.hashes, self.rater.criteria)
+        known = self._known.find(hashes)
+        fresh = [row for place, row in enumerate(rows) if place not in known]
+        rated = iter(self.rater.rate_ids(self._encode(fresh)))
         finished = []
-        for row, (lengths, scores) in zip(rows, self.rater.rate_ids(encoded), strict=True):
+        for place, row in enumerate(rows):
+            lengths, scores = known[place] if place in known else next(rated)
             own = {key: value for key, value in row.items() if key not in (_TEXT, _IDS)}
             finished.append(own | annotation(self.rater.criteria, lengths, scores) | {"empty": not lengths})
+        table = _arrow(finished, self.rater.criteria)
         with atomic_file(part) as file:
-            pq.write_table(_arrow(finished, self.rater.criteria), file)
-        self.rated += len(rows)
+            pq.write_table(table.replace_schema_metadata({ROWS: hashes.tobytes().hex().encode()}), file)
+        self.rated, self.reused = self.rated + len(fresh), self.reused + len(known)
         _log.info("%s: block %d, %d rows", self.names[number], block, len(rows))
 
-    def _encoder(self) -> Callable[[list[dict[str, Any]]], list[Sequence[int]]]:
+    def _encoder(self) -> tuple[Callable[[list[dict[str, Any]]], list[Sequence[int]]], Callable[[dict[str, Any]], Any]]:
+        """What gives rows their token ids, and what of a row they are made from."""
         job, own = self.job, self.rater.tokenizer
         if job.input_ids is not None:
             made_by = None if job.ids_tokenizer is None else Vocabulary.find(job.ids_tokenizer).load()
             same = made_by is not None and made_by.fingerprint == own.fingerprint
             if same:
-                return lambda rows: [row.get(_IDS) or [] for row in rows]
+                return lambda rows: [row.get(_IDS) or [] for row in rows], lambda row: row.get(_IDS) or []
             if not self._has_text():
                 raise TokenizerMismatch(
                     f"The ids in '{job.input_ids}' were not made by the rater's tokenizer, and there is no text in"
@@ -234,9 +282,11 @@ class _Worker:
                     "Name the tokenizer that made them if it is the same (ids_tokenizer), or give a corpus with texts.",
                 )
             _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenized again", job.input_ids)
-        return lambda rows: list(
-            own.encode_batch([str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else "" for row in rows], "as_text")
-        )
+
+        def text_of(row: dict[str, Any]) -> str:
+            return str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else ""
+
+        return lambda rows: list(own.encode_batch([text_of(row) for row in rows], "as_text")), text_of
 
     def _has_text(self) -> bool:
         return isinstance(next(iter(self._rows(0)), {}).get(_TEXT), str)
@@ -251,7 +301,7 @@ class _Worker:
             elif (lease := self.leases.acquire(name)) is not None:
                 with lease:
                     if not target.exists():
-                        self._join(parts, target)
+                        self._join(parts, number)
             if not target.exists():
                 time.sleep(_POLL_S)
         for part in parts:
@@ -280,27 +330,27 @@ class _Worker:
                 self._rate(records, number, block, part)
 
     def _part(self, number: int, block: int) -> Path:
-        return self.parts / f"{number:05d}-{block:07d}.parquet"
+        return self.parts / f"{number:05d}-{self.sources[number][:16]}-{block:07d}.parquet"
 
-    def _join(self, parts: Sequence[Path], target: Path) -> None:
-        if not parts:  # a file without rows
-            with atomic_file(target) as file:
-                pq.write_table(pa.table({"length": pa.array([], pa.int64()), "empty": pa.array([], pa.bool_())}), file)
-            return
+    def _join(self, parts: Sequence[Path], number: int) -> None:
+        self._check_corpus()
+        target, source = self._target(number), self.sources[number]
+        rows = [np.zeros((0, 2), np.uint64)]
+        for part in parts:
+            held = bytes.fromhex(pq.read_schema(part).metadata[ROWS].decode())
+            rows.append(np.frombuffer(held, "<u8").reshape(-1, 2))
+        with atomic_file(self.hashes / f"{source}.npy") as file:
+            np.save(file, np.concatenate(rows))
+        whole = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise LmlabError(
-                f"Records of '{target.name}' hold values of kinds that do not fit one column: {error}.",
-                "Keep fewer columns.",
-            ) from None
-        with atomic_file(target) as file, pq.ParquetWriter(file, schema) as writer:
-            for part in parts:
-                writer.write_table(
-                    pq.read_table(part).cast(schema)
-                    if pq.read_schema(part) == schema
-                    else _promote(pq.read_table(part), schema)
-                )
+            if parts:
+                join_tables(list(parts), whole, {SOURCE: source.encode()})
+            else:  # a file without rows
+                empty = pa.table({"length": pa.array([], pa.int64()), "empty": pa.array([], pa.bool_())})
+                pq.write_table(empty.replace_schema_metadata({SOURCE: source.encode()}), whole)
+            os.replace(whole, target)
+        finally:
+            whole.unlink(missing_ok=True)
 
     def _summary(self) -> dict[str, Any]:
         rows = tokens = empty = 0
@@ -316,6 +366,10 @@ class _Worker:
                             if isinstance(row[_REJECTED], str):
                                 other = row[_REJECTED].startswith(OF_SPLIT)
                                 rejects.add(Reject(str(row["id"]), row[_REJECTED], "split" if other else "record"))
+        self._check_corpus()
+        outputs = {self._target(number).name: True for number in range(len(self.files))}
+        write_manifest(self.out, _COMMAND, self._state()["key"], outputs | dict.fromkeys(_NOTES, False))
+        self._clean()
         state = read_mapping(self.out / "annotation.json") | {
             "done": True,
             "rows": rows,
@@ -324,7 +378,20 @@ class _Worker:
             **rejects.account(),
         }
         write_json(self.out / "annotation.json", state)
-        return {"rows": rows, "tokens": tokens, "empty": empty, **rejects.account(), "rated": self.rated}
+        counts = {"rows": rows, "tokens": tokens, "empty": empty, **rejects.account()}
+        return counts | {"rated": self.rated, "reused": self.reused}
+
+    def _check_corpus(self) -> None:
+        if read_mapping(self.out / "annotation.json").get("corpus") != self._corpus():
+            raise UserError("The corpus has changed while it was annotated.", "Run the same command again.")
+
+    def _clean(self) -> None:
+        """Remove what was set aside: all that can be used of it has been."""
+        for folder in (self.kept, self.parts):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in self.hashes.glob("*.npy"):
+            if path.stem not in self.sources:
+                path.unlink(missing_ok=True)
 
 
 _TEXT, _IDS = "\0text", "\0ids"
@@ -372,11 +439,3 @@ def _arrow(rows: list[dict[str, Any]], criteria: Sequence[str]) -> pa.Table:
                 f"The field '{column}' holds values of several kinds.", "Name the columns to keep without it."
             ) from None
     return pa.Table.from_arrays(arrays, names=columns)
-
-
-def _promote(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table.column(each.name).cast(each.type) if each.name in table.column_names else pa.nulls(len(table), each.type)
-        for each in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,7 +92,7 @@ class TableWriter:
         self._clear()
 
 
-def join_tables(parts: list[Path], target: Path, metadata: dict[str, str] | None = None) -> None:
+def join_tables(parts: list[Path], target: Path, metadata: dict[Any, Any] | None = None) -> None:
     """Put Parquet files together, with the columns of all of them.
 
     Raises:
