@@ -273,12 +273,18 @@ class Transformer(nn.Module):
         return pooled.tanh()
 
     @part
-    def embeddings(self, input_ids_BT: Tensor) -> tuple[tuple[Tensor, ...], AttentionContext]:
+    def embeddings(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], AttentionContext]:
         """What the tables of tokens and, if there is one, of positions write, [B, T, D] each, and what all blocks share
         of the pass.
+
+        Arguments:
+            attention_mask_BT: False marks padding that no token may see.
         """
         x_BTD = self._embed(input_ids_BT, None)
-        visibility, position_ids_BT = look_around(self.config, Tokens(x_BTD, self.config.causal), None, None)
+        tokens = Tokens(x_BTD, self.config.causal, None, attention_mask_BT)
+        visibility, position_ids_BT = look_around(self.config, tokens, None, None)
         context = context_of(self.config, self.attention_backend, x_BTD, visibility, position_ids_BT, None, None)
         if self.token_type_embedding is not None or self.embedding_norm is not None:
             raise UserError("The tables of this model do not add up to its residual stream: it normalizes their sum.")

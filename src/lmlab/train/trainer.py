@@ -158,7 +158,7 @@ class Trainer:
                     self.step += 1
                     self._read = self.loader.state()
                     self._complete(row, log, stop)
-                    advance(1, note=f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+                    advance(1, note=f"loss {row['loss']:.3f}, {_rate(batch, row['tokens_per_second'])}")
                 self.checkpoints.wait()
         except BaseException:
             self._settle()
@@ -432,3 +432,10 @@ def _name(dtype: torch.dtype) -> str:
 
 def _every(interval: int | None, step: int) -> bool:
     return interval is not None and step % interval == 0
+
+
+def _rate(batch: Batch, per_second: float) -> str:
+    """The rate in what the batch is counted in: tokens, or examples where there are none."""
+    if any(key.endswith("input_ids") for key in batch):
+        return f"{per_second:,.0f} tokens/s"
+    return f"{per_second:,.0f} examples/s" if per_second >= 10 else f"{per_second:.2g} examples/s"

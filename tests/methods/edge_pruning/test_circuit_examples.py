@@ -15,7 +15,7 @@ from lmlab.methods.edge_pruning.examples.tasks import IOI_TEMPLATES, value_of
 _WORDS = (
     "So When Mary and John went to the store, Sarah gave a ring to Paul. True and False or not True is False ( True )"
     " she he doesn't can't isn't is 0 1 2 3 4 5 6 7 8 9 Tom James Mark Peter Michael Anna Laura Emma Jane Alice Julia"
-    " Kate David Robert Daniel Emily Lisa Maria Susan"
+    " Kate David Robert Daniel Emily Lisa Maria Susan A B C D Answer:A Answer:B Answer: sum of difference between"
 )
 
 

@@ -1,4 +1,4 @@
-from .config import METHODS, EdgePruningConfig, FindConfig, GraphOptions, TaskOptions
+from .config import METHODS, EdgePruningConfig, FindConfig, GraphOptions, TaskOptions, default_price
 from .examples.examples import Examples, make_examples, read_examples
 from .examples.tasks import TASKS, generate
 from .examples.tracr import TracrProgram, is_tracr, load_tracr
@@ -8,11 +8,24 @@ from .graph.graph import CircuitGraph
 from .masking.activations import Activations, capture
 from .masking.counterfactuals import Counterfactuals
 from .masking.masked import Inputs, MaskedModel
-from .measures import Ends, areas, auroc, completeness, curve, measure, minimality, overlap, stability, top_edges
+from .measures import (
+    Ends,
+    areas,
+    auroc,
+    completeness,
+    curve,
+    measure,
+    measure_each,
+    minimality,
+    overlap,
+    stability,
+    top_edges,
+)
 from .search.baselines import acdc, attribute, exact_effects, random_scores
-from .search.find import find_circuit, ranking, search
+from .search.find import best_of, find_circuit, ranking, search
 from .search.plan import Plan, plan
-from .search.prune import Found, find_by_pruning, polish
+from .search.prune import Found, find_by_pruning
+from .search.trials import Refined, Trials, refine
 
 __all__ = [
     "METHODS",
@@ -30,16 +43,20 @@ __all__ = [
     "Inputs",
     "MaskedModel",
     "Plan",
+    "Refined",
     "TaskOptions",
     "TracrProgram",
+    "Trials",
     "acdc",
     "areas",
     "attribute",
     "auroc",
+    "best_of",
     "capture",
     "clean",
     "completeness",
     "curve",
+    "default_price",
     "exact_effects",
     "find_by_pruning",
     "find_circuit",
@@ -48,13 +65,14 @@ __all__ = [
     "load_tracr",
     "make_examples",
     "measure",
+    "measure_each",
     "minimality",
     "overlap",
     "plan",
-    "polish",
     "random_scores",
     "ranking",
     "read_examples",
+    "refine",
     "search",
     "stability",
     "top_edges",

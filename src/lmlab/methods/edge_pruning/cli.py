@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,13 +18,12 @@ from lmlab.methods.edge_pruning.commands.shared import (
     Steps,
     config_of,
     load_model,
+    require_comparable,
     show_circuit,
+    show_stability,
     task_of,
 )
 from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +47,9 @@ def find(
     out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, a JSON file.")] = Path("circuit.json"),
     steps: Steps = None,
     seed: Seed = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Search so often with other seeds; the best is written, with its stability.")
+    ] = 1,
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: spread the frozen weights over the processes (FSDP2).")
     ] = False,
@@ -59,21 +61,37 @@ def find(
 ) -> None:
     """Find a circuit, measure it, and write it."""
     from lmlab.distributed import world
-    from lmlab.methods.edge_pruning import find_circuit
+    from lmlab.methods.edge_pruning import best_of, find_circuit
 
     config = config_of(settings.model_dump(), set_, steps, task.batch_size)
-    loaded = load_model(model, task, shard)
-    circuit = find_circuit(task_of(loaded, config, task), config, seed, run, task.force, loaded.about())
+    loaded = load_model(model, task, shard, search=True)
+    searched = task_of(loaded, config, task)
+    held_out = loaded.held_out_task(searched, task)
+    if held_out is None and not loaded.ground_truth and world().is_main:
+        print("Note: no examples are held out, so the figures are those of the examples that the search saw.")
+    found = []
+    for number in range(seeds):
+        place = run if run is None or seeds == 1 else run / f"seed-{seed + number}"
+        found.append(
+            find_circuit(searched, config, seed + number, place, task.force, loaded.about(), held_out=held_out)
+        )
+    circuit = best_of(found)
     if not world().is_main:
         return
     circuit.save(out)
     show_circuit(circuit)
+    if seeds > 1:
+        show_stability(found, circuit)
     if config.ablation in loaded.ground_truth:
         known, own = set(loaded.ground_truth[config.ablation]), set(circuit.edges)
         print(
             f"Known circuit: {len(known)} edges, {len(own & known)} found, {len(own - known)} too"
             f" many{': exact' if own == known else ''}."
         )
+    tried = circuit.metrics.get("search", {}).get("single_edges_tried")
+    if tried is not None:
+        how = f"{tried:,.0f} single edges were tried" if tried else "single edges were not tried"
+        print(f"Converged: {'yes' if circuit.about['converged'] else 'no'} ({how}).")
     for text in circuit.about["warnings"]:
         print(f"Warning: {text}")
     print(f"Circuit: {out}")
@@ -101,13 +119,17 @@ def evaluate(
         bool, typer.Option("--completeness", help="Also compare circuit and model with the same edges taken out.")
     ] = False,
     minimality: Annotated[bool, typer.Option("--minimality", help="Also take out each edge alone.")] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What faithfulness is measured by, such as probability_difference.", show_default=False),
+    ] = None,
     out: Figures = None,
 ) -> None:
     """Measure a circuit on examples: distance, logit difference, accuracy, exact match, faithfulness."""
     from dataclasses import replace
 
     from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Circuit, Ends, FindConfig, areas, measure, ranking
+    from lmlab.methods.edge_pruning import Circuit, Ends, FindConfig, areas, measure_each, ranking
     from lmlab.methods.edge_pruning import completeness as measure_completeness
     from lmlab.methods.edge_pruning import curve as measure_curve
     from lmlab.methods.edge_pruning import minimality as measure_minimality
@@ -118,11 +140,9 @@ def evaluate(
     about = loaded.about()
     now = {name: about[name] for name in ("model_hash", "tokenizer_hash") if name in about}
     found.require(**now, graph_hash=measured.masked.graph.describe()["hash"])
-    ends = Ends.of(measured)
+    ends = Ends.of(measured, metric)
     ends.require_ability(task.force)
-    figures = measure(measured, found.kept_E)
-    figures["faithfulness"] = ends.faithfulness(figures)
-    everything: dict[str, Any] = {"circuit": figures, "full": ends.full, "empty": ends.empty}
+    everything: dict[str, Any] = ends.summary(measure_each(measured, found.kept_E))
     if completeness:
         everything |= measure_completeness(measured, found.kept_E, ends)
     if minimality:
@@ -167,6 +187,9 @@ def report(
         list[Path] | None,
         typer.Option("--with", help="Another circuit to compare with; may be repeated.", show_default=False),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare circuits that were found under different ablations.")
+    ] = False,
 ) -> None:
     """Write a page with the graph to explore, or the graph for other programs."""
     from lmlab.files import read_mapping
@@ -184,9 +207,11 @@ def report(
                 "Make it with: lmlab circuits compare --model DIR --data FILE --out FILE",
             )
         drawn = {name: each["curve"] for name, each in content["methods"].items()}
+    compared = {str(each): Circuit.load(each) for each in others or []}
+    require_comparable({str(circuit): found, **compared}, force)
     for path in out or [Path("circuit.html")]:
         if path.suffix == ".html":
-            circuit_page(found, drawn, {str(each): Circuit.load(each) for each in others or []}).write(path)
+            circuit_page(found, drawn, compared).write(path)
         elif path.suffix in (".graphml", ".dot"):
             (to_graphml if path.suffix == ".graphml" else to_dot)(found, path)
         else:
@@ -198,7 +223,9 @@ def report(
     name="data", epilog=example("lmlab circuits data ioi --tokenizer models/smollm2 --count 200 --out ioi.jsonl")
 )
 def make_data(
-    task: Annotated[str, typer.Argument(help="ioi, greater-than, pronouns, boolean or induction.")],
+    task: Annotated[
+        str, typer.Argument(help="ioi, greater-than, pronouns, boolean, induction, mcqa, addition or subtraction.")
+    ],
     tokenizer: Annotated[Path, typer.Option(help="Directory of a tokenizer.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The examples, JSON lines.")],
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 200,

@@ -49,11 +49,13 @@ class EdgePruningConfig(Config):
         estimator: what sparsity is computed from: the expected number of open gates, or the gates drawn.
         init_log_alpha, init_std: where gates begin.
         normalize: divide the distance by that of the empty circuit.
-        polish: when gates are decided, drop each edge whose loss the price allows (0.005 of the empty circuit's
-            distance where there is none), and try to win back as many dropped ones as `readd`. None does so for
-            circuits of up to 200 edges.
-        restarts: trainings with different seeds, of which the circuit with the lowest loss is taken.
+        polish: when gates are decided, drop edges that are not worth the price and add those that are, until no single
+            one improves it. None does so where the graph is small enough to try each edge, and with a price by
+            first-order estimates where it is not.
+        restarts: trainings with different seeds, of which the circuit with the lowest loss is taken. None goes on while
+            a search on a small graph has not converged, up to three.
         num_edges: keep so many edges, whatever the gates say.
+        own_price: the price is the user's own; one that was derived gives way to a circuit that leaves no distance.
     """
 
     target: float | None = Field(default=None, gt=0)
@@ -76,9 +78,9 @@ class EdgePruningConfig(Config):
     init_std: float = Field(default=0.01, ge=0)
     normalize: bool = True
     polish: bool | None = None
-    readd: int = Field(default=0, ge=0)
-    restarts: PositiveInt = 1
+    restarts: PositiveInt | None = None
     num_edges: PositiveInt | None = None
+    own_price: bool = True
     clip_norm: PositiveFloat = 1.0
     checkpoint_every: PositiveInt = 200
     parallel: ParallelConfig = ParallelConfig(kind="data")
@@ -92,6 +94,27 @@ class EdgePruningConfig(Config):
         if self.sparsity_schedule == "log" and (self.target is None or self.target >= 1):
             raise ValueError("sparsity_schedule log needs a target below 1.")
         return self
+
+    def edge_price(self, edges: int) -> float:
+        """What one edge of a graph of so many costs when circuits are polished, as a share of the empty circuit's
+        distance.
+        """
+        if self.price is not None:
+            return self.price
+        assert self.target is not None
+        return default_price(edges) if self.target >= 1 else _TARGET_COST / max(1.0, (1 - self.target) * edges)
+
+
+_SMALL_GRAPH, _SHARE, _COST, _TARGET_COST = 1000, 0.07, 0.5, 0.05
+
+
+def default_price(edges: int) -> float:
+    """What one edge costs where nobody says, as a share of the empty circuit's distance.
+
+    So many edges as a circuit may need cost half of that distance together: all of a graph of up to a thousand edges,
+    a thousand of a larger one, and 7 % of those beyond 14,000 edges. GPT-2: 0.0002; SmolLM2-135M: 0.0001.
+    """
+    return _COST / max(min(edges, _SMALL_GRAPH), _SHARE * edges)
 
 
 PAPER = {
@@ -123,7 +146,7 @@ class FindConfig(Config):
         target: edge sparsity, such as 0.98.
         num_edges: in its place, how many edges the circuit has before it is cleaned.
         price: of edge-pruning and node-pruning, in place of a target: what an edge costs, as a share of the empty
-            circuit's distance; by default 0.01.
+            circuit's distance; by default it follows from the size of the graph.
         threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
         ig_steps: of integrated gradients.
         preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
@@ -147,6 +170,9 @@ class FindConfig(Config):
     def _check(self) -> FindConfig:
         if self.target is not None and self.price is not None:
             raise ValueError("give either target or price: a price decides itself how many edges are worth it.")
+        # wrong keys and values are refused whatever the method, not only by those that train gates
+        price = {} if {"target", "price"} & set(self.pruning) else {"price": default_price(_SMALL_GRAPH)}
+        validate(EdgePruningConfig, {**price, **self.pruning}, "pruning")
         return self
 
     def pruning_config(self, edges: int) -> EdgePruningConfig:
@@ -164,7 +190,7 @@ class FindConfig(Config):
         elif target is not None:
             settings["target"] = target
         else:
-            settings["price"] = 0.01
+            settings |= {"price": default_price(edges), "own_price": False}
         if self.num_edges is not None:
             settings["num_edges"] = self.num_edges
         return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
@@ -184,6 +210,8 @@ class TaskOptions(Config):
         drop_mismatched: leave out pairs whose token counts differ.
         first_token: take the first token of answers that have several.
         force: go on though the model cannot do the task.
+        held_out: the share of the examples that a search does not see and figures are measured on; a file whose lines
+            name splits has its own, and a compiled program is searched on all its cases.
     """
 
     data: Annotated[Path | None, Flag(("--data", "-d"))] = None
@@ -196,6 +224,7 @@ class TaskOptions(Config):
     drop_mismatched: bool = False
     first_token: bool = False
     force: bool = False
+    held_out: float = Field(default=0.2, ge=0, lt=1)
 
 
 class CircuitExamplesConfig(Config):
@@ -209,7 +238,7 @@ class CircuitExamplesConfig(Config):
 
     task: str
     tokenizer: VocabularyInput
-    splits: dict[str, PositiveInt] = {"train": 200, "validation": 200, "test": 200}
+    splits: dict[Literal["train", "validation", "test"], PositiveInt] = {"train": 200, "validation": 200, "test": 200}
     shots: NonNegativeInt = 3
 
 

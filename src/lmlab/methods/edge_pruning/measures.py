@@ -7,7 +7,7 @@ Shapes: N examples, B examples of a batch, P positions, V tokens, E edges.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
-from lmlab.stats import overlap_test
+from lmlab.stats import overlap_test, percentile_interval, standard_error
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which the Mechanistic Interpretability Benchmark measures (Mueller et al. 2025)."""
-_CLOSE = 0.05
+_CLOSE, _RESAMPLES = 0.05, 1000
 
 
 def logit_difference(task: Counterfactuals, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
@@ -38,48 +38,78 @@ def _last(task: Counterfactuals, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
     return logits_BPV[torch.arange(len(logits_BPV), device=logits_BPV.device), place_B]
 
 
-def measure(task: Counterfactuals, kept_E: Tensor) -> dict[str, float]:
-    """The figures of one set of edges, means over all examples.
+def measure_each(task: Counterfactuals, kept_E: Tensor) -> dict[str, Tensor]:
+    """The figures of one set of edges for each example, [N] each.
 
     Returns:
         `distance` (KL in nats, or the squared error) and `exact_match` (the most probable token is that of the whole
         model at every position; for `mse` the output is within 0.05); and where there are answers `logit_difference`,
-        `prefers_answer` (it is above 0), `accuracy` (the answer is the most probable of those that can be chosen) and
-        `probability_difference`.
+        `prefers_answer` (it is above 0), `accuracy` (the most probable of the tokens that can be chosen is right) and
+        `probability_difference` (of answer and distractor among those tokens). Where several answers are right,
+        `probability_difference` is the sum over all right less that over all wrong ones (Hanna et al. 2023, section
+        2.2), `cutoff_sharpness` the difference between answer and distractor, the values next to the border, and
+        `rank_correlation` Kendall's tau-b of the logits of all answers with the whole model's.
     """
-    examples, parts = task.examples, []
+    parts = []
     for index, logits in task.run(kept_E.float()):
-        ours, full = task.outputs(logits), task.full(index)
+        ours, full, examples = task.outputs(logits), task.full(index), task.examples
         same_BP = (
             (ours - full).abs().amax(-1) <= _CLOSE if examples.distance == "mse" else ours.argmax(-1) == full.argmax(-1)
         )
         counts_BP = examples.weights[index].to(same_BP.device) > 0
-        figures = {"distance": task.distance(logits, index), "exact_match": (same_BP | ~counts_BP).all(1).float()}
+        # rounding can leave a KL of 0 just below
+        figures = {
+            "distance": task.distance(logits, index).clamp(min=0),
+            "exact_match": (same_BP | ~counts_BP).all(1).float(),
+        }
         if examples.has_answers:
-            last_BV = _last(task, logits, index)
-            chosen = (
-                torch.arange(last_BV.shape[1]) if examples.answer_ids is None else torch.tensor(examples.answer_ids)
-            )
-            best_B = chosen.to(last_BV.device)[last_BV[:, chosen].argmax(1)]
-            difference_B, answers_B = logit_difference(task, logits, index), examples.answers[index].to(last_BV.device)
-            probabilities_BV = (
-                torch.full_like(last_BV, -torch.inf)
-                .index_copy(1, chosen.to(last_BV.device), last_BV[:, chosen])
-                .softmax(1)
-            )
-            pair = [
-                probabilities_BV.gather(1, each[index].to(last_BV.device)[:, None])[:, 0]
-                for each in (examples.answers, examples.distractors)
-            ]
-            figures |= {
-                "logit_difference": difference_B,
-                "prefers_answer": (difference_B > 0).float(),
-                "accuracy": (best_B == answers_B).float(),
-                "probability_difference": pair[0] - pair[1],
-            }
+            figures |= _answered(task, logits, index)
         parts.append(figures)
-    means = {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
-    return {**means, "distance": max(0.0, means["distance"])}  # rounding can leave a KL of 0 just below
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _answered(task: Counterfactuals, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+    """The figures that need answers, at the last position, [B] each."""
+    examples, last_BV = task.examples, _last(task, logits, index)
+    chosen_A = torch.arange(last_BV.shape[1]) if examples.answer_ids is None else torch.tensor(examples.answer_ids)
+    logits_BA = last_BV[:, chosen_A]
+    log_probabilities_BV = torch.full_like(last_BV, -torch.inf).index_copy(
+        1, chosen_A.to(last_BV.device), logits_BA.log_softmax(1)
+    )
+    answers_B, distractors_B = (
+        each[index].to(last_BV.device)[:, None] for each in (examples.answers, examples.distractors)
+    )
+    first_B, second_B = (log_probabilities_BV.gather(1, each)[:, 0].exp() for each in (answers_B, distractors_B))
+    best_B, difference_B = logits_BA.argmax(1), logit_difference(task, logits, index)
+    found = {"logit_difference": difference_B, "prefers_answer": (difference_B > 0).float()}
+    if examples.signs is None:
+        right_B = chosen_A.to(last_BV.device)[best_B] == answers_B[:, 0]
+        return {**found, "accuracy": right_B.float(), "probability_difference": first_B - second_B}
+    signs_BA = examples.signs[index].to(logits_BA)
+    return {
+        **found,
+        "accuracy": (signs_BA.gather(1, best_B[:, None])[:, 0] > 0).float(),
+        "probability_difference": (logits_BA.softmax(1) * signs_BA).sum(1),
+        "cutoff_sharpness": first_B - second_B,
+        "rank_correlation": _rank_correlation(logits_BA, _last(task, task.full(index), index)),
+    }
+
+
+def _rank_correlation(ours_BA: Tensor, full_BA: Tensor) -> Tensor:
+    from scipy.stats import kendalltau
+
+    # outputs that are all equal have no order: their correlation with any other is 0
+    pairs = zip(ours_BA.cpu().double().numpy(), full_BA.cpu().double().numpy(), strict=True)
+    return torch.tensor([float(np.nan_to_num(kendalltau(a, b).statistic)) for a, b in pairs])
+
+
+def measure(task: Counterfactuals, kept_E: Tensor) -> dict[str, float]:
+    """The figures of one set of edges, as `measure_each` has them, means over all examples."""
+    return _means(measure_each(task, kept_E))
+
+
+def _means(each: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(values.double().mean()) for name, values in each.items()}
 
 
 @dataclass(frozen=True)
@@ -88,21 +118,74 @@ class Ends:
 
     full: dict[str, float]
     empty: dict[str, float]
+    full_each: Mapping[str, Tensor] = field(default_factory=dict)
+    empty_each: Mapping[str, Tensor] = field(default_factory=dict)
+    by: str | None = None
 
     @staticmethod
-    def of(task: Counterfactuals) -> Ends:
-        """Measure them."""
+    def of(task: Counterfactuals, by: str | None = None) -> Ends:
+        """Measure them.
+
+        Arguments:
+            by: the figure that faithfulness is measured by, one of `METRICS`.
+
+        Raises:
+            UserError: the examples do not have that figure.
+        """
         edges = task.masked.graph.num_edges
-        return Ends(measure(task, torch.ones(edges)), measure(task, torch.zeros(edges)))
+        full, empty = (measure_each(task, kept(edges)) for kept in (torch.ones, torch.zeros))
+        if by is not None and by not in full:
+            raise UserError(
+                f"These examples have no {by}; they have {', '.join(full)}.",
+                "Give the examples answers (and for several right ones 'answers' and 'distractors').",
+            )
+        return Ends(_means(full), _means(empty), full, empty, by)
 
     @property
     def metric(self) -> str:
-        """By what faithfulness is measured: the logit difference where there are answers, else the distance."""
-        return "logit_difference" if "logit_difference" in self.full else "distance"
+        """By what faithfulness is measured: by default the logit difference where there are answers, else the
+        distance.
+        """
+        return self.by or ("logit_difference" if "logit_difference" in self.full else "distance")
+
+    def summary(self, each: Mapping[str, Tensor], seed: int = 0) -> dict[str, Any]:
+        """The figures of a circuit with what is known of their error.
+
+        Arguments:
+            each: its figures for each example, of `measure_each`.
+
+        Returns:
+            `circuit`, `full` and `empty`: means; `n`: examples; `errors`: standard errors of the circuit's means;
+            `intervals`: 95 % of the bootstrap over examples; `worst`: the 99th percentile and the largest distance.
+        """
+        names, count = list(each), len(next(iter(each.values())))
+        means = _means(each)
+        circuit = {**means, "faithfulness": self.faithfulness(means)}
+        found = {"circuit": circuit, "full": self.full, "empty": self.empty, "metric": self.metric, "n": count}
+        distance = each["distance"].double()
+        worst = {"distance_p99": float(distance.quantile(0.99)), "distance_max": float(distance.max())}
+        if count < 2:
+            return {**found, "errors": {}, "intervals": {}, "worst": worst}
+        draws = np.random.default_rng(seed).integers(count, size=(_RESAMPLES, count))
+        resampled = {name: each[name].double().numpy()[draws].mean(1) for name in names}
+        low, high = (ends[self.metric].double().numpy()[draws].mean(1) for ends in (self.empty_each, self.full_each))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            resampled["faithfulness"] = (resampled[self.metric] - low) / (high - low)
+        intervals = {name: percentile_interval(circuit[name], values) for name, values in resampled.items()}
+        errors = {name: interval.standard_error for name, interval in intervals.items()}
+        errors |= {name: standard_error(values.double().numpy()) for name, values in each.items()}
+        return {
+            **found,
+            "errors": errors,
+            "intervals": {name: list(each.bounds) for name, each in intervals.items() if np.isfinite(each.low)},
+            "worst": worst,
+        }
 
     def faithfulness(self, figures: dict[str, float]) -> float:
         """(M(circuit) - M(empty)) / (M(full) - M(empty))."""
         low, high = self.empty[self.metric], self.full[self.metric]
+        if high == low:
+            return float("nan")
         return (figures[self.metric] - low) / (high - low)
 
     def require_ability(self, force: bool = False) -> None:

@@ -4,7 +4,6 @@ and draws it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lmlab.methods.edge_pruning.config import CircuitConfig, CircuitExamplesConf
 from lmlab.methods.edge_pruning.examples.load import load
 from lmlab.methods.edge_pruning.examples.tasks import generate
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
-from lmlab.methods.edge_pruning.measures import Ends, areas, curve, measure
+from lmlab.methods.edge_pruning.measures import Ends, areas, curve
 from lmlab.methods.edge_pruning.report import circuit_page
 from lmlab.methods.edge_pruning.search.find import find_circuit, ranking
 from lmlab.progress import console
@@ -83,18 +82,14 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
             console.print(line)
         about |= {"model": str(config.model), "data_file_hash": sha256_file(examples)}
         place = context.directory / "search"
-        circuit = find_circuit(tasks["train"], settings, context.seed, place, config.force, about)
-        ends, figures = Ends.of(tasks["test"]), measure(tasks["test"], circuit.kept_E)
-        metrics = {
-            "circuit": {**figures, "faithfulness": ends.faithfulness(figures)},
-            "full": ends.full,
-            "empty": ends.empty,
-        }
-        found: dict[str, Any] = dict(metrics["circuit"])
+        test = tasks["test"]
+        circuit = find_circuit(tasks["train"], settings, context.seed, place, config.force, about, test)
+        ends, measured = Ends.of(test), circuit.metrics["held_out"]
+        found: dict[str, Any] = {**measured["circuit"], "n": measured["n"], "errors": measured["errors"]}
         if config.curve and circuit.scores_E is not None:
             rows = curve(tasks["test"], ranking(config.method, circuit.scores_E), ends)
             found |= {"curve": rows, **areas(rows)}
-        replace(circuit, metrics=metrics).save(context.directory / _CIRCUIT)
+        circuit.save(context.directory / _CIRCUIT)
         return CircuitResults(**{**found, "edges": circuit.num_edges, "edge_sparsity": circuit.sparsity})
 
     def summary(self, results: CircuitResults) -> str:

@@ -12,7 +12,16 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.cli import app
-from lmlab.methods.edge_pruning.commands.shared import Figures, Seed, Set, Steps, config_of, load_model, task_of
+from lmlab.methods.edge_pruning.commands.shared import (
+    Figures,
+    Seed,
+    Set,
+    Steps,
+    config_of,
+    load_model,
+    require_comparable,
+    task_of,
+)
 from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
 
 OnModel = Annotated[
@@ -49,22 +58,23 @@ def compare(
     if bool(circuits) == (model is not None):
         raise UserError("Give circuits to compare, or --model to compare methods.")
     if model is None:
-        _compare_circuits(circuits or [], out)
+        _compare_circuits(circuits or [], task.force, out)
         return
     given = settings.model_dump()
     if settings.target is None and settings.num_edges is None:
         given["target"] = 0.95  # methods can be compared at equal size only
     first = config_of(given, set_, steps, task.batch_size)
-    loaded = load_model(model, task)
+    loaded = load_model(model, task, search=True)
     compared = task_of(loaded, first, task)
+    held_out = loaded.held_out_task(compared, task) or compared
     configs = {
         name: config_of({**given, "method": name}, set_, steps, task.batch_size)
         for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
     }
-    _compare_methods(compared, configs, seed, loaded.ground_truth.get(first.ablation), task.force, out)
+    _compare_methods(compared, held_out, configs, seed, loaded.ground_truth.get(first.ablation), task.force, out)
 
 
-def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
+def _compare_circuits(paths: Sequence[Path], force: bool, out: Path | None) -> None:
     from rich.table import Table
 
     from lmlab.files import write_json
@@ -73,8 +83,7 @@ def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
     found = [Circuit.load(path) for path in paths]
     if len(found) < 2:
         raise UserError("Two circuits at least can be compared.")
-    for each in found[1:]:
-        _ = found[0] & each  # refuses circuits of different graphs
+    require_comparable(dict(zip(map(str, paths), found, strict=True)), force)
     table = Table(title="Overlap", title_justify="left")
     for name in ("a", "b", "edges of a", "edges of b", "shared", "Jaccard", "of the smaller", "by chance", "p"):
         table.add_column(name, justify="left" if len(name) == 1 and name != "p" else "right")
@@ -105,31 +114,36 @@ def _compare_circuits(paths: Sequence[Path], out: Path | None) -> None:
 
 
 def _compare_methods(
-    task: Any, configs: dict[str, FindConfig], seed: int, known: Any, force: bool, out: Path | None
+    task: Any, held_out: Any, configs: dict[str, FindConfig], seed: int, known: Any, force: bool, out: Path | None
 ) -> None:
     import time
 
     from rich.table import Table
 
     from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure, ranking, search
+    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure_each, ranking, search
 
-    ends = Ends.of(task)
+    ends = Ends.of(held_out)
     ends.require_ability(force)
+    which = "held out from the searches" if held_out is not task else "that the searches saw"
+    print(f"Figures are those of {len(held_out.examples):,} examples {which}.")
     results: dict[str, Any] = {}
     for name, config in configs.items():
         start = time.perf_counter()
         found = search(task, config, seed)
         seconds = time.perf_counter() - start
-        figures = measure(task, found.kept_E)
+        summary = ends.summary(measure_each(held_out, found.kept_E))
+        figures = summary["circuit"]
         scores_E = ranking(name, found.scores_E)
-        rows = curve(task, scores_E, ends)
+        rows = curve(held_out, scores_E, ends)
         results[name] = {
             "seconds": seconds,
             "edges": int(found.kept_E.sum()),
             **figures,
-            "faithfulness": ends.faithfulness(figures),
             **areas(rows),
+            "n": summary["n"],
+            "errors": summary["errors"],
+            "intervals": summary["intervals"],
             "curve": rows,
         }
         if known is not None:
@@ -137,7 +151,7 @@ def _compare_methods(
             results[name] |= {"auroc": auroc(scores_E, truth_E), "exact": bool((truth_E == found.kept_E).all())}
     table = Table(title="Methods", title_justify="left")
     first = next(iter(results.values()))
-    columns = [key for key in first if key not in ("curve", "prefers_answer")]
+    columns = [key for key in first if key not in ("curve", "prefers_answer", "errors", "intervals")]
     for column in ("method", *columns):
         table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
     for name, figures in results.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,13 +49,13 @@ def config_of(given: dict[str, Any], overrides: list[str] | None, steps: int | N
     return validate(FindConfig, apply_overrides(given, overrides or []), "the options")
 
 
-def load_model(model: Path, options: TaskOptions, shard: bool = False) -> Loaded:
-    """A model and its examples; examples that were left out are told."""
+def load_model(model: Path, options: TaskOptions, shard: bool = False, search: bool = False) -> Loaded:
+    """A model and its examples, to search with others held out; examples that were left out are told."""
     from lmlab.hardware import reuse_memory
-    from lmlab.methods.edge_pruning.examples.load import load
+    from lmlab.methods.edge_pruning.examples.load import load, load_to_search
 
     reuse_memory()
-    loaded = load(model, options, shard)
+    loaded = (load_to_search if search else load)(model, options, shard)
     if loaded.dropped:
         print(f"{loaded.dropped} examples were left out, as their token counts differ.")
     return loaded
@@ -74,14 +75,65 @@ def task_of(loaded: Loaded, config: FindConfig, options: TaskOptions) -> Any:
 
 def show_circuit(circuit: Circuit) -> None:
     """Print size and figures of a circuit."""
+    print(f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, edge sparsity {100 * circuit.sparsity:.2f} %")
+    held = circuit.metrics.get("held_out")
+    if held is not None:
+        print(f"On {held['n']:,} examples that the search did not see (95 % intervals of the bootstrap):")
+        _show_figures(held)
+    count = circuit.metrics.get("n")
+    if count is not None:
+        seen = "" if "method" not in circuit.about else " that the search saw" if held is not None else ""
+        print(f"On {count:,} examples{seen}:")
+    _show_figures(circuit.metrics)
+
+
+def _show_figures(figures: Mapping[str, Any]) -> None:
     from rich.table import Table
 
-    figures = circuit.metrics
-    print(f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, edge sparsity {100 * circuit.sparsity:.2f} %")
     table = Table()
-    for name in ("measure", "model", "circuit", "no edges"):
+    intervals, errors = figures.get("intervals", {}), figures.get("errors", {})
+    for name in ("measure", "model", "circuit", "95 % interval", "standard error", "no edges"):
         table.add_column(name, justify="left" if name == "measure" else "right")
     for name in figures["circuit"]:
         ends = [f"{figures[which][name]:.4f}" if name in figures[which] else "" for which in ("full", "empty")]
-        table.add_row(name.replace("_", " "), ends[0], f"{figures['circuit'][name]:.4f}", ends[1])
+        interval = " to ".join(f"{each:.4f}" for each in intervals.get(name, ()))
+        error = "" if errors.get(name) is None else f"{errors[name]:.4f}"
+        own = f"{figures['circuit'][name]:.4f}"
+        table.add_row(name.replace("_", " "), ends[0], own, interval, error, ends[1])
     print_table(table)
+
+
+def show_stability(circuits: Sequence[Circuit], best: Circuit) -> None:
+    """Print how far circuits of several seeds agree."""
+    found = best.metrics["stability"]
+    print(
+        f"Over {len(circuits)} seeds: mean Jaccard index of edges {found['jaccard']:.3f}, of writers"
+        f" {found['node_jaccard']:.3f}; {len(found['core']):,} edges are in all circuits, {found['in_any']:,} in any;"
+        f" {min(found['edges']):,} to {max(found['edges']):,} edges, distance {min(found['distances']):.4g} to"
+        f" {max(found['distances']):.4g}; {found['converged']} of {len(circuits)} converged. Written is seed"
+        f" {best.about['seed']}."
+    )
+
+
+def require_comparable(circuits: Mapping[str, Circuit], force: bool = False) -> None:
+    """See that edges of circuits, by name, mean the same.
+
+    Raises:
+        UserError: they belong to different graphs, or pruned edges carry different things in them.
+    """
+    from lmlab.errors import UserError
+
+    (first_name, first), *others = circuits.items()
+    for name, each in others:
+        if each.graph.describe()["hash"] != first.graph.describe()["hash"]:
+            raise UserError(
+                f"'{first_name}' and '{name}' belong to different graphs, so their edges cannot be compared."
+            )
+        if each.ablation != first.ablation:
+            text = f"pruned edges carry {first.ablation} in '{first_name}' and {each.ablation} in '{name}'"
+            if not force:
+                raise UserError(
+                    f"The circuits were found under different ablations: {text}.",
+                    "Find both under the same --ablation, or compare them all the same with --force.",
+                )
+            print(f"Warning: {text}; their edges do not mean the same.")

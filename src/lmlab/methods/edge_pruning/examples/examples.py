@@ -34,6 +34,9 @@ class Examples:
         answers, distractors: tokens at the last position, [N]; -1 where there is none.
         answer_ids: the tokens among which the model chooses; None for all.
         distance: what a circuit's output is compared by: `kl` of the distributions, or `mse` of the outputs themselves.
+        lengths: tokens of each example without padding, [N]; None where all have T.
+        signs: where several answers are right, for each of `answer_ids` 1 if it is right, -1 if it is wrong and 0 if it
+            is neither, [N, A].
     """
 
     clean: Tensor
@@ -45,6 +48,7 @@ class Examples:
     answer_ids: tuple[int, ...] | None = None
     distance: Literal["kl", "mse"] = "kl"
     lengths: Tensor | None = None
+    signs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -53,7 +57,10 @@ class Examples:
         """Some of them."""
         names = ("clean", "corrupted", "positions", "weights", "answers", "distractors")
         parts = {name: getattr(self, name)[index] for name in names}
-        return replace(self, **parts, lengths=None if self.lengths is None else self.lengths[index])
+        for name in ("lengths", "signs"):
+            each = getattr(self, name)
+            parts[name] = None if each is None else each[index]
+        return replace(self, **parts)
 
     @property
     def has_answers(self) -> bool:
@@ -70,7 +77,8 @@ class Examples:
     def fingerprint(self) -> str:
         """A hash of everything."""
         parts = (self.clean, self.corrupted, self.positions, self.weights, self.answers, self.distractors)
-        return sha256_json([*(part.tolist() for part in parts), self.answer_ids, self.distance])[:16]
+        more = [] if self.signs is None else [self.signs.tolist()]
+        return sha256_json([*(part.tolist() for part in parts), self.answer_ids, self.distance, *more])[:16]
 
 
 def make_examples(
@@ -80,6 +88,7 @@ def make_examples(
     answers: Sequence[int] = (),
     distractors: Sequence[int] = (),
     answer_ids: Sequence[int] | None = None,
+    signs: Sequence[Sequence[int]] | None = None,
 ) -> Examples:
     """Put lists of tokens together, padded on the right."""
     count, length, places = len(clean), max(map(len, clean)), max(map(len, positions))
@@ -93,6 +102,7 @@ def make_examples(
         distractors=torch.tensor(distractors) if len(distractors) else none,
         answer_ids=None if answer_ids is None else tuple(answer_ids),
         lengths=torch.tensor([len(row) for row in clean]),
+        signs=None if signs is None else torch.tensor(signs),
     )
 
 
@@ -103,6 +113,8 @@ class _Row:
     positions: list[int]
     answer: int
     distractor: int
+    right: list[int]
+    wrong: list[int]
 
 
 def read_examples(
@@ -111,9 +123,11 @@ def read_examples(
     split: str | None = None,
     drop_mismatched: bool = False,
     first_token: bool = False,
+    vocab_size: int | None = None,
+    max_seq_len: int | None = None,
 ) -> tuple[Examples, int]:
     """Read JSON lines: `clean` and `corrupted` (texts or lists of tokens), optionally `answer`, `distractor`,
-    `answer_set`, `positions`, `split`.
+    `answers`, `distractors`, `answer_set`, `positions`, `split`.
 
     Texts may hold `<predict>...</predict>` around what is to be predicted, whose tokens are then the positions.
 
@@ -122,6 +136,7 @@ def read_examples(
         split: only the lines of this split, if any line names it.
         drop_mismatched: leave out pairs of unequal length in place of an error.
         first_token: of answers with several tokens take the first.
+        vocab_size, max_seq_len: of the model; tokens beyond the one and prompts longer than the other are refused.
 
     Returns:
         the examples, and how many were left out.
@@ -132,9 +147,11 @@ def read_examples(
     path = Path(path)
     rows: list[_Row] = []
     dropped, answer_set = 0, None
+    answered: dict[bool, str] = {}
     for number, line in _lines(path, split):
         where = f"'{path}', line {number}"
         row = _row(line, where, tokenizer, first_token)
+        _check_range(row, where, vocab_size, max_seq_len)
         if len(row.clean) != len(row.corrupted):
             if drop_mismatched:
                 dropped += 1
@@ -144,14 +161,26 @@ def read_examples(
                 f" {_show(row.clean, tokenizer)} and {_show(row.corrupted, tokenizer)}.",
                 "Make them equally long, or leave such pairs out with --drop-mismatched.",
             )
-        if line.get("answer_set") is not None:
-            found = tuple(_token(each, tokenizer, f"{where}, answer_set", first_token) for each in line["answer_set"])
-            if answer_set not in (None, found):
-                raise UserError(
-                    f"{where}: its answer_set differs from that of the lines before.",
-                    "Put tasks with different answers into different files.",
-                )
-            answer_set = found
+        found = _answer_set(line, where, tokenizer, first_token, vocab_size)
+        if rows and answer_set != found:
+            raise UserError(
+                f"{where}: its answer_set differs from that of the lines before.",
+                "Put tasks with different answers into different files.",
+            )
+        answer_set = found
+        _check_answers(row, found, where)
+        answered.setdefault(row.answer != NONE, where)
+        if len(answered) == 2:
+            raise UserError(
+                f"{answered[False]} has no answer, but {answered[True]} has one: by a logit difference only examples"
+                " with answers can be measured.",
+                "Give every line an answer and a distractor, or none, or put them into files of their own.",
+            )
+        if rows and bool(rows[0].right) != bool(row.right):
+            raise UserError(
+                f"{where}: some lines list several answers, this one or those before do not.",
+                "Give every line 'answers' and 'distractors', or none.",
+            )
         rows.append(row)
     if not rows:
         raise UserError(
@@ -165,8 +194,76 @@ def read_examples(
         [row.answer for row in rows],
         [row.distractor for row in rows],
         answer_set,
+        None
+        if not rows[0].right
+        else [[(each in row.right) - (each in row.wrong) for each in answer_set or ()] for row in rows],
     )
     return examples, dropped
+
+
+def _answer_set(
+    line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_token: bool, vocab_size: int | None
+) -> tuple[int, ...] | None:
+    value = line.get("answer_set")
+    if value is None:
+        return None
+    found = tuple(_token_list(value, tokenizer, f"{where}, answer_set", first_token))
+    if len(found) < 2 or len(set(found)) < len(found):
+        raise UserError(f"{where}, answer_set: it must hold two different tokens at least, and none twice.")
+    _check_token(found, f"{where}, answer_set", vocab_size)
+    return found
+
+
+def _token_list(value: Any, tokenizer: Tokenizer | None, where: str, first_token: bool) -> list[int]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: expected a list of answers.")
+    return [_token(each, tokenizer, where, first_token) for each in value]
+
+
+def _check_token(ids: Sequence[int], where: str, vocab_size: int | None) -> None:
+    beyond = [each for each in ids if vocab_size is not None and each >= vocab_size]
+    if beyond:
+        raise UserError(
+            f"{where}: the token {beyond[0]} lies beyond the model's vocabulary of {vocab_size:,}.",
+            "Make the examples with the tokenizer of this model.",
+        )
+
+
+def _check_range(row: _Row, where: str, vocab_size: int | None, max_seq_len: int | None) -> None:
+    for name in ("clean", "corrupted"):
+        ids = getattr(row, name)
+        _check_token(ids, f"{where}, {name}", vocab_size)
+        if max_seq_len is not None and len(ids) > max_seq_len:
+            raise UserError(
+                f"{where}, {name}: it has {len(ids):,} tokens; the model's table of positions has {max_seq_len:,}.",
+                "Shorten the prompt.",
+            )
+    named = [each for each in (row.answer, row.distractor, *row.right, *row.wrong) if each != NONE]
+    _check_token(named, f"{where}, answer", vocab_size)
+
+
+def _check_answers(row: _Row, answer_set: tuple[int, ...] | None, where: str) -> None:
+    """See that what is asked for can be answered."""
+    if (row.answer == NONE) != (row.distractor == NONE):
+        missing = "an answer" if row.answer == NONE else "a distractor"
+        raise UserError(
+            f"{where} has no {missing.split()[1]}: a logit difference needs an answer and a distractor.",
+            f"Give it {missing}, or leave both out to compare distributions (KL).",
+        )
+    if row.answer != NONE and row.answer == row.distractor:
+        raise UserError(f"{where}: answer and distractor are the same token, so their logits never differ.")
+    if bool(row.right) != bool(row.wrong):
+        raise UserError(f"{where}: give both 'answers' and 'distractors', or neither.")
+    if row.right and (row.answer == NONE or answer_set is None):
+        raise UserError(f"{where}: 'answers' need an answer, a distractor and an answer_set beside them.")
+    if set(row.right) & set(row.wrong):
+        raise UserError(f"{where}: a token stands among 'answers' and 'distractors'.")
+    named = [each for each in (row.answer, row.distractor, *row.right, *row.wrong) if each != NONE]
+    if answer_set is not None and not set(named) <= set(answer_set):
+        outside = next(each for each in named if each not in answer_set)
+        raise UserError(
+            f"{where}: the token {outside} of its answers is not in its answer_set, so it could never be chosen."
+        )
 
 
 def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -182,27 +279,46 @@ def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]
             yield number, line
 
 
+def splits_of(path: str | Path) -> list[str]:
+    """The splits that the lines of a file name."""
+    return sorted({str(line["split"]) for _, line in _lines(Path(path), None) if line.get("split") is not None})
+
+
 def _row(line: dict[str, Any], where: str, tokenizer: Tokenizer | None, first_token: bool) -> _Row:
     for key in ("clean", "corrupted"):
         if not line.get(key):
             raise UserError(f"{where}: the field '{key}' is missing or empty.")
     clean, positions = _tokens(line["clean"], tokenizer, f"{where}, clean")
     corrupted, _ = _tokens(line["corrupted"], tokenizer, f"{where}, corrupted")
-    positions = line.get("positions") or positions or [len(clean) - 1]
-    positions = [each + len(clean) if isinstance(each, int) and each < 0 else each for each in positions]
-    if not all(isinstance(each, int) and 0 <= each < len(clean) for each in positions):
+    given = line.get("positions")
+    if given is not None and (not isinstance(given, list) or not given or not all(map(_is_number, given))):
+        raise UserError(f"{where}: positions must be a list of whole numbers, not {given!r}.")
+    positions = given or positions or [len(clean) - 1]
+    positions = [each + len(clean) if each < 0 else each for each in positions]
+    if not all(0 <= each < len(clean) for each in positions):
         raise UserError(f"{where}: positions {positions} lie outside the {len(clean)} tokens.")
+    if len(set(positions)) < len(positions):
+        raise UserError(f"{where}: positions {positions} name a place twice.")
     answer, distractor = (
         NONE if line.get(key) is None else _token(line[key], tokenizer, f"{where}, {key}", first_token)
         for key in ("answer", "distractor")
     )
-    return _Row(clean, corrupted, positions, answer, distractor)
+    right, wrong = (
+        [] if line.get(key) is None else _token_list(line[key], tokenizer, f"{where}, {key}", first_token)
+        for key in ("answers", "distractors")
+    )
+    return _Row(clean, corrupted, positions, answer, distractor, right, wrong)
+
+
+def _is_number(value: Any) -> bool:
+    """A whole number; `true` and `false` are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[int], list[int]]:
     """Tokens, and the positions before those of spans to be predicted."""
     if isinstance(value, list):
-        if not all(isinstance(each, int) and each >= 0 for each in value):
+        if not all(_is_number(each) and each >= 0 for each in value):
             raise UserError(f"{where}: a list must hold token ids.")
         ids, positions = value, []
     elif isinstance(value, str):
@@ -234,10 +350,15 @@ def _tokens(value: Any, tokenizer: Tokenizer | None, where: str) -> tuple[list[i
 
 
 def _token(value: Any, tokenizer: Tokenizer | None, where: str, first_token: bool) -> int:
-    if isinstance(value, int):
-        return value
+    if _is_number(value):
+        if value < 0:
+            raise UserError(f"{where}: {value} is no token; ids begin at 0.")
+        return int(value)
     if not isinstance(value, str) or tokenizer is None:
-        raise UserError(f"{where}: expected {'a text' if tokenizer else 'a token id, as the model has no tokenizer'}.")
+        raise UserError(
+            f"{where}: expected {'a text or a token id' if tokenizer else 'a token id, as the model has no tokenizer'},"
+            f" not {value!r}."
+        )
     ids = tokenizer.encode(value)
     if len(ids) != 1 and not (first_token and ids):
         raise UserError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,15 +14,17 @@ from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes, select_device
 from lmlab.methods.edge_pruning.config import Ablation, GraphOptions, TaskOptions
-from lmlab.methods.edge_pruning.examples.examples import Examples, read_examples
+from lmlab.methods.edge_pruning.examples.examples import Examples, read_examples, splits_of
 from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS, is_tracr, load_tracr
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.masked import MaskedModel
 from lmlab.methods.edge_pruning.search.plan import plan
-from lmlab.models import Transformer, weights_fingerprint
+from lmlab.models import ModelConfig, Transformer, weights_fingerprint
 from lmlab.runs import Model, Vocabulary
 from lmlab.train import ParallelConfig, parallelize
+
+_LEAST_TO_SPLIT = 10
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Loaded:
         dropped: examples that were left out.
         model_hash: of the weights.
         places: where model and examples come from, as they were named.
+        held_out: examples that a search does not see, if there are any.
     """
 
     model: Transformer
@@ -43,6 +47,7 @@ class Loaded:
     dropped: int = 0
     model_hash: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
+    held_out: Examples | None = None
 
     def about(self) -> dict[str, str]:
         """What a circuit notes of them: where they are, and hashes by which others are told from them."""
@@ -55,7 +60,7 @@ class Loaded:
         """The task on the masked model, and the memory plan that goes with it."""
         options = options or TaskOptions()
         drawn = CircuitGraph(self.model.config, graph, self.embedding_names)
-        examples = self.examples if options.examples is None else self.examples.take(slice(options.examples))
+        examples = self._taken(self.examples, options)
         rows, size = options.batch_size, self.model.embedding.weight.itemsize
         planned = plan(drawn, rows, examples.clean.shape[1], len(examples), size, options.recompute)
         masked = MaskedModel(self.model, drawn, options.recompute)
@@ -70,6 +75,56 @@ class Loaded:
         ]
         notes = [f"Note: {each}" for each in drawn.warnings()]
         return Counterfactuals(masked, examples, ablation, options.batch_size), [*lines, *notes]
+
+    def held_out_task(self, task: Counterfactuals, options: TaskOptions) -> Counterfactuals | None:
+        """The same task on the examples that were held out."""
+        if self.held_out is None:
+            return None
+        return Counterfactuals(task.masked, self._taken(self.held_out, options), task.ablation, options.batch_size)
+
+    @staticmethod
+    def _taken(examples: Examples, options: TaskOptions) -> Examples:
+        return examples if options.examples is None else examples.take(slice(options.examples))
+
+    def apart(self, options: TaskOptions) -> Loaded:
+        """With a share of the examples held out from the search, drawn in the same way each time; none where there are
+        fewer than ten.
+        """
+        count = len(self._taken(self.examples, options))
+        held = round(options.held_out * count)
+        if self.held_out is not None or count < _LEAST_TO_SPLIT or not held:
+            return self
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        searched, kept = order[held:].sort().values, order[:held].sort().values
+        return replace(self, examples=self.examples.take(searched), held_out=self.examples.take(kept))
+
+
+def load_to_search(model: Path, options: TaskOptions, shard: bool = False) -> Loaded:
+    """Read a model and examples to search on, with others held out: of a file whose lines name splits those of `test`
+    or else `validation`, and of another a share. A compiled program is searched on all its cases.
+    """
+    if options.data is None:
+        return load(model, options, shard)
+    splits = [] if options.split is not None else splits_of(options.data)
+    if "train" not in splits or not {"validation", "test"} & set(splits):
+        return load(model, options, shard).apart(options)
+    other = "test" if "test" in splits else "validation"
+    found = load(model, options.model_copy(update={"split": "train"}), shard)
+    held, dropped = _read(options.data, found, options.model_copy(update={"split": other}))
+    return replace(found, held_out=held, dropped=found.dropped + dropped)
+
+
+def _read(data: Path, like: Loaded, options: TaskOptions) -> tuple[Examples, int]:
+    how = options.split, options.drop_mismatched, options.first_token
+    return read_examples(data, like.tokenizer, *how, **_limits(like.model.config))
+
+
+def _limits(config: ModelConfig) -> dict[str, Any]:
+    # rotary positions have no table that could be too short
+    return {
+        "vocab_size": config.vocab_size,
+        "max_seq_len": config.max_seq_len if config.positions == "learned" else None,
+    }
 
 
 def load(model: Path, options: TaskOptions | None = None, shard: bool = False) -> Loaded:
@@ -88,7 +143,9 @@ def load(model: Path, options: TaskOptions | None = None, shard: bool = False) -
     places = {"model": str(model), "data": str(data or model)}
     if model.is_dir() and is_tracr(model):
         program = load_tracr(model)
-        examples, dropped = (program.examples, 0) if data is None else read_examples(data, None, *how)
+        examples, dropped = (
+            (program.examples, 0) if data is None else read_examples(data, None, *how, **_limits(program.model.config))
+        )
         known, digest = program.ground_truth, _hash(program.model)
         return Loaded(program.model.to(place), examples, None, EMBEDDINGS, known, dropped, digest, places)
     source = Model.find(model)
@@ -99,7 +156,7 @@ def load(model: Path, options: TaskOptions | None = None, shard: bool = False) -
         )
     own = options.tokenizer
     reader = source.tokenizer_if_any() if own is None else Vocabulary.find(own).load()
-    examples, dropped = read_examples(data, reader, *how)
+    examples, dropped = read_examples(data, reader, *how, **_limits(source.config))
     network = source.load()
     digest = _hash(network)
     if shard:

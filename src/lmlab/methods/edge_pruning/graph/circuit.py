@@ -72,6 +72,11 @@ class Circuit:
             raise UserError(
                 f"The circuits belong to different graphs ({ours} and {theirs}), so their edges cannot be compared."
             )
+        if self.ablation != other.ablation:
+            raise UserError(
+                f"The circuits were found under different ablations ({self.ablation} and {other.ablation}), so their"
+                " edges do not mean the same."
+            )
         return other
 
     def save(self, path: str | Path) -> None:

@@ -88,8 +88,14 @@ def _pad(x: Tensor, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def capture(model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor) -> Activations:
-    """Run the model as it is, and keep what its parts write."""
+def capture(
+    model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor, real_BT: Tensor | None = None
+) -> Activations:
+    """Run the model as it is, and keep what its parts write.
+
+    Arguments:
+        real_BT: False for padding that no token may see; needed where attention is not causal.
+    """
     layers, reordered = range(graph.config.num_layers), graph.config.norm_position == "reordered"
     seen = Recorder(
         "blocks.*.attention.heads",
@@ -99,7 +105,7 @@ def capture(model: Transformer, graph: CircuitGraph, input_ids_BT: Tensor) -> Ac
         "blocks.*.middle",
         "blocks.*.output",
     )
-    model(input_ids_BT, logits="none", taps=seen)
+    model(input_ids_BT, attention_mask_BT=real_BT, logits="none", taps=seen)
     heads, scales, ffns, streams = [], [], [], []
     for layer in layers:
         block, name = model.block(layer), f"blocks.{layer}."

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.config import Ablation
-from lmlab.methods.edge_pruning.examples.examples import Examples
+from lmlab.methods.edge_pruning.examples.examples import NONE, Examples
 from lmlab.methods.edge_pruning.masking.activations import Activations, capture, mean_of, nothing_like
 from lmlab.methods.edge_pruning.masking.masked import Inputs, MaskedModel
 
@@ -59,13 +59,22 @@ class Counterfactuals:
                 f"The examples hold tokens beyond the model's vocabulary of {vocab:,}.",
                 "Make them with the tokenizer of this model.",
             )
+        answers = [examples.answers, examples.distractors, torch.tensor(examples.answer_ids or [0])]
+        if int(max(each.max() for each in answers)) >= vocab or int(min(each.min() for each in answers)) < NONE:
+            raise UserError(f"The examples have answers beyond the model's vocabulary of {vocab:,}.")
+        config, length = masked.graph.config, examples.clean.shape[1]
+        if config.positions == "learned" and length > config.max_seq_len:
+            raise UserError(
+                f"The longest prompt has {length:,} tokens; the model's table of positions has {config.max_seq_len:,}.",
+                "Shorten the prompts.",
+            )
         first = self._compute(torch.arange(min(batch_size, len(examples))))
         self._fixed: Activations | None = None
         if ablation == "zero":
             self._fixed = nothing_like(first[0])
         elif ablation == "mean":
             parts = [
-                capture(masked.model, masked.graph, examples.corrupted[index].to(self.device))
+                capture(masked.model, masked.graph, examples.corrupted[index].to(self.device), self._real(index))
                 for index in self.batches()
             ]
             self._fixed = mean_of(Activations.concatenate(parts), examples.real.to(self.device))
@@ -84,8 +93,9 @@ class Counterfactuals:
         """What takes the place of pruned edges, the scales of the clean run, and the outputs of the whole model."""
         masked, examples = self.masked, self.examples
         clean, corrupted = examples.clean[index_B].to(self.device), examples.corrupted[index_B].to(self.device)
-        seen = capture(masked.model, masked.graph, clean)
-        replaced = capture(masked.model, masked.graph, corrupted)
+        real = self._real(index_B)
+        seen = capture(masked.model, masked.graph, clean, real)
+        replaced = capture(masked.model, masked.graph, corrupted, real)
         last_BTD = seen.streams[-1]
         index = examples.positions[index_B].to(self.device)[..., None].expand(-1, -1, last_BTD.shape[-1])
         return replaced, seen.scales, self.outputs(masked.model.read_out(last_BTD.gather(1, index)))
@@ -119,7 +129,15 @@ class Counterfactuals:
             replaced,
             scales,
             self.examples.positions[index_B].to(self.device),
+            self._real(index_B),
         )
+
+    def _real(self, index_B: Tensor) -> Tensor | None:
+        """False for padding that must be hidden: on the right, a causal network does not see it anyway."""
+        if self.masked.graph.config.causal or self.examples.lengths is None:
+            return None
+        real_BT = self.examples.real[index_B].to(self.device)
+        return None if bool(real_BT.all()) else real_BT
 
     def distance(self, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
         """How far a circuit's outputs are from the whole model's: KL in nats, or the squared error, a mean over

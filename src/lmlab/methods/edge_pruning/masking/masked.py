@@ -36,12 +36,14 @@ class Inputs:
         replaced: what takes the place of pruned edges.
         scales: those of frozen norms, from the clean run.
         positions_BP: where logits are wanted, [B, P].
+        real_BT: False for padding that no token may see, where attention is not causal; None if there is none.
     """
 
     clean_BT: Tensor
     replaced: Activations
     scales: tuple[Tensor, ...]
     positions_BP: Tensor
+    real_BT: Tensor | None = None
 
 
 class MaskedModel:
@@ -77,7 +79,7 @@ class MaskedModel:
         Returns:
             [B, P, V].
         """
-        found, context = self.model.embeddings(inputs.clean_BT)
+        found, context = self.model.embeddings(inputs.clean_BT, inputs.real_BT)
         found = embeddings or found
         batch, length, width = found[0].shape
         store = store or self.new_store(inputs, measured)

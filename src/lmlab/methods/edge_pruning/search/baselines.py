@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning.graph.clean import served
-from lmlab.methods.edge_pruning.graph.graph import Group
 from lmlab.methods.edge_pruning.graph.store import Store
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.measures import logit_difference
+from lmlab.methods.edge_pruning.search.trials import Trials
 from lmlab.progress import progress
 
 Attribution = Literal["eap", "eap-ig", "mask-ig"]
@@ -119,32 +118,22 @@ def acdc(task: Counterfactuals, threshold: float) -> tuple[Tensor, Tensor]:
     Returns:
         the edges kept, and by how much the distance rose at each trial, [E] each.
     """
-    graph, masked = task.masked.graph, task.masked
+    trials = Trials(task)
+    graph = trials.graph
     kept_E, rise_E = torch.ones(graph.num_edges, dtype=torch.bool), torch.zeros(graph.num_edges)
-    batches = [(index, task.inputs(index)) for index in task.batches()]
-    stores = [masked.new_store(inputs) for _, inputs in batches]
-
-    def distance(first_group: int) -> float:
-        z = kept_E[None].to(masked.model.embedding.weight)
-        parts = [
-            task.distance(masked(inputs, z, store=store, first_group=first_group), index)
-            for (index, inputs), store in zip(batches, stores, strict=True)
-        ]
-        return float(torch.cat(parts).mean())
-
-    current = distance(0)
+    current = trials.distance(kept_E)
     with progress("acdc", graph.num_edges, "edges") as advance:
-        for number, group in reversed(list(enumerate(graph.groups))):
+        for number, group in trials.backward():
             for reader in range(len(group.readers)):
                 first = group.first_edge + reader * group.reads
                 edges = range(first + group.reads - 1, first - 1, -1)
-                if not _is_read(task, kept_E, group, reader):
+                if not trials.is_read(kept_E, group, reader):
                     kept_E[first : first + group.reads] = False
                     advance(group.reads)
                     continue
                 for edge in edges:
                     kept_E[edge] = False
-                    without = distance(number)
+                    without = trials.distance(kept_E, number)
                     rise_E[edge] = without - current
                     if without - current < threshold:
                         current = without
@@ -152,14 +141,6 @@ def acdc(task: Counterfactuals, threshold: float) -> tuple[Tensor, Tensor]:
                         kept_E[edge] = True
                     advance(1)
     return kept_E, rise_E
-
-
-def _is_read(task: Counterfactuals, kept_E: Tensor, group: Group, reader: int) -> bool:
-    """Whether anyone reads what follows from a reader."""
-    graph = task.masked.graph
-    return group.kind == "output" or bool(
-        torch.isin(graph.edge_writers[kept_E], torch.tensor(served(graph, group, reader))).any()
-    )
 
 
 def random_scores(task: Counterfactuals, seed: int = 0) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+import lmlab
 from lmlab.config import flatten
 from lmlab.distributed import world
 from lmlab.errors import UserError
@@ -15,7 +19,7 @@ from lmlab.methods.edge_pruning.config import FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
-from lmlab.methods.edge_pruning.measures import Ends, measure, top_edges
+from lmlab.methods.edge_pruning.measures import Ends, measure_each, stability, top_edges
 from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
 from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.models import weights_fingerprint
@@ -83,10 +87,12 @@ def find_circuit(
     directory: str | Path | None = None,
     force: bool = False,
     about: Mapping[str, str] | None = None,
+    held_out: Counterfactuals | None = None,
 ) -> Circuit:
     """Find a circuit, and measure it.
 
     Arguments:
+        held_out: the task on examples that the search does not see; its figures are those to report.
         directory: where edge-pruning keeps checkpoints; another search cannot go on from there.
         force: go on though the model cannot do the task.
         about: what the circuit notes of model and examples (`Loaded.about`); `model_hash` is needed where the weights
@@ -111,22 +117,54 @@ def find_circuit(
     if directory is not None:
         require_same_run(directory, {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation})
     found = search(task, config, seed, directory)
-    figures = measure(task, found.kept_E)
-    metrics = {
-        "circuit": {**figures, "faithfulness": ends.faithfulness(figures)},
-        "full": ends.full,
-        "empty": ends.empty,
-        "edges_before_cleaning": found.num_raw,
-    }
+    metrics = {**ends.summary(measure_each(task, found.kept_E)), "edges_before_cleaning": found.num_raw}
+    if held_out is not None:
+        metrics["held_out"] = Ends.of(held_out).summary(measure_each(held_out, found.kept_E))
+    if found.figures:
+        metrics["search"] = dict(found.figures)
     warnings = [*graph.warnings(), *found.warnings]
     return Circuit(
         graph,
         found.kept_E,
         task.ablation,
         found.scores_E,
-        {**given, **searched, "warnings": warnings, "converged": found.converged},
+        {**given, **searched, "lmlab": source_version(), "warnings": warnings, "converged": found.converged},
         metrics,
     )
+
+
+def best_of(circuits: Sequence[Circuit]) -> Circuit:
+    """The circuit of several seeds with the lowest loss of its search, or else the lowest distance, with the stability
+    of all in its metrics.
+    """
+
+    def rank(circuit: Circuit) -> tuple[bool, float]:
+        own = circuit.metrics.get("search", {}).get("loss", circuit.metrics["circuit"]["distance"])
+        return not circuit.about["converged"], float(own)
+
+    best = min(circuits, key=rank)
+    if len(circuits) == 1:
+        return best
+    steady = stability([each.kept_E for each in circuits])
+    writers = [each.graph.edge_writers[each.kept_E].unique() for each in circuits]
+    nodes = torch.zeros(len(circuits), len(best.graph.writers), dtype=torch.bool)
+    for row, numbers in zip(nodes, writers, strict=True):
+        row[numbers] = True
+    frequency_E = steady["frequency"]
+    found = {
+        "seeds": [int(each.about["seed"]) for each in circuits],
+        "edges": [each.num_edges for each in circuits],
+        "jaccard": steady["jaccard"],
+        "node_jaccard": stability(list(nodes))["jaccard"],
+        "core": [list(edge) for edge in best.graph.edges(frequency_E == 1)],
+        "in_any": int((frequency_E > 0).sum()),
+        "frequency": {
+            " -> ".join(best.graph.edge(n)): float(frequency_E[n]) for n in best.kept_E.nonzero()[:, 0].tolist()
+        },
+        "distances": [float(each.metrics["circuit"]["distance"]) for each in circuits],
+        "converged": sum(bool(each.about["converged"]) for each in circuits),
+    }
+    return replace(best, metrics={**best.metrics, "stability": found})
 
 
 def require_same_run(directory: Path, now: dict[str, object]) -> None:
@@ -149,3 +187,16 @@ def require_same_run(directory: Path, now: dict[str, object]) -> None:
             f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.",
             "Name another directory with --run.",
         )
+
+
+def source_version() -> str:
+    """The version of lmlab, with the commit where it runs from a checkout."""
+    folder = Path(lmlab.__file__).parent
+    if not (folder.parents[1] / ".git").exists():
+        return lmlab.__version__
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return lmlab.__version__
+    return f"{lmlab.__version__} ({found.stdout.strip()})" if found.returncode == 0 else lmlab.__version__

@@ -5,7 +5,6 @@ Shapes: B examples, E edges, W writers.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from lmlab.methods.edge_pruning.config import EdgePruningConfig
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
+from lmlab.methods.edge_pruning.search.trials import Refined, Trials, refine, trim, widen
+from lmlab.progress import progress
 from lmlab.train import (
     OptimizerConfig,
     ParameterGroup,
@@ -35,6 +36,9 @@ from lmlab.train import (
 
 _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
+_RESTARTS = 3
+_COLLAPSED, _EXACT, _EXACT_SHARE, _EXACT_PRICE = 0.9, 1e-3, 0.5, 1e-5
+_MOST_EDGES, _MOST_ARITHMETIC = 4000, 4e12
 _WARM_SHARE, _WARM_SLOPE, _WARM_LOW = 0.05, 1.5, -4.0
 
 
@@ -46,7 +50,10 @@ class Found:
         kept_E: the circuit's edges, cleaned.
         scores_E: by what edges are ranked, higher is more.
         num_raw: edges before cleaning.
-        warnings: for the user; `converged` is false where the training itself is in doubt.
+        warnings: for the user.
+        converged: the circuit is better than the empty one, and no single edge that was added or removed improves the
+            price; where the graph is too large to try each, the training is in no doubt. `figures` say how many were
+            tried.
         figures: of the search.
     """
 
@@ -56,6 +63,12 @@ class Found:
     warnings: tuple[str, ...] = ()
     converged: bool = True
     figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What circuits of several trainings are chosen by, least first."""
+        collapsed = self.figures["distance"] >= _COLLAPSED * self.figures["empty_distance"]
+        return collapsed, self.figures["loss"]
 
 
 class _Numbers:
@@ -133,6 +146,10 @@ def find_by_pruning(
 ) -> Found:
     """Train gates, decide them, clean and polish the circuit.
 
+    Where each edge can be tried, edges are then dropped and added one at a time until no single one improves the
+    price, from the circuit that the gates gave and from the whole graph; the better is taken. Further trainings follow
+    while the result is stuck, up to `restarts`.
+
     Arguments:
         warm_E: scores of another method; gates begin half open at the rank of the size asked for, and more so above it.
         directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by
@@ -143,22 +160,28 @@ def find_by_pruning(
         Interrupted: stopped by a signal; a checkpoint was written.
     """
     directory = None if directory is None else Path(directory)
+    small = each_can_be_tried(task, config)
     best: Found | None = None
-    for number in range(config.restarts):
+    for number in range(config.restarts or (_RESTARTS if small else 1)):
+        if best is not None and best.converged and config.restarts is None:
+            break
         place = None if directory is None else directory / f"training-{number}"
-        found = _once(task, config, seed + number, place, warm_E)
-        if best is None or found.figures["loss"] < best.figures["loss"]:
+        with tempfile.TemporaryDirectory() as temporary:
+            gates = train_gates(task, config, seed + number, place or Path(temporary), warm_E)
+        found = decide(task, config, gates, small)
+        if best is None or found.rank < best.rank:
             best = found
     assert best is not None
     return best
 
 
-def _once(
-    task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path | None, warm_E: Tensor | None
-) -> Found:
-    with tempfile.TemporaryDirectory() as temporary:
-        gates = train_gates(task, config, seed, directory or Path(temporary), warm_E)
-    return decide(task, config, gates)
+def each_can_be_tried(task: Counterfactuals, config: EdgePruningConfig) -> bool:
+    """Whether the circuit is polished, and the graph small enough to try each of its edges."""
+    if config.polish is False or config.num_edges is not None or config.node_gates == "only":
+        return False
+    graph = task.masked.graph
+    arithmetic = 2 * graph.config.num_parameters(active=True, embedding=False) * task.examples.clean.numel()
+    return graph.num_edges <= _MOST_EDGES and graph.num_edges * arithmetic <= _MOST_ARITHMETIC
 
 
 def train_gates(
@@ -241,13 +264,17 @@ def _trainer_config(config: EdgePruningConfig, batch: int, device: str) -> Train
     )
 
 
-def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates) -> Found:
-    """From gates to edges: keep the highest, as many as are open in the mean; clean; polish."""
-    graph = task.masked.graph
+def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates, small: bool | None = None) -> Found:
+    """From gates to edges: keep the highest, as many as are open in the mean; clean; polish.
+
+    Arguments:
+        small: each edge can be tried; by default that is found out.
+    """
+    graph, empty = task.masked.graph, task.empty_distance
     constant = writes_constants(task.masked.model)
     with torch.no_grad():
         open_E, scores_E = gates.open().cpu(), gates.scores().cpu()
-    warnings, converged = _doubts(gates, open_E, config)
+    warnings, healthy = _doubts(gates, open_E, config)
     if not bool(scores_E.isfinite().all()):
         raise LmlabError("The gates are not finite.", "Lower the learning rates.")
     count = config.num_edges or round(float(open_E.sum()))
@@ -255,25 +282,64 @@ def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates) -> Fo
     kept_E[scores_E.argsort(descending=True, stable=True)[: min(count, graph.num_edges)]] = True
     raw = int(kept_E.sum())
     kept_E = clean(graph, kept_E, task.ablation, constant)
-    if config.polish or (config.polish is None and config.num_edges is None and int(kept_E.sum()) <= 200):
-        price = (config.price or 0.005) * task.empty_distance
-        kept_E = polish(task, kept_E, scores_E, price, config.readd)
+    decided, price = task.mean_distance(kept_E), config.edge_price(graph.num_edges)
+    tried, settled = 0, None
+    if each_can_be_tried(task, config) if small is None else small:
+        found = _polish(task, config, kept_E, scores_E, price * empty)
+        kept_E, tried, settled = found.kept_E, found.tried, found.settled
+        # what was tried counts for more than what gates say
+        scores_E = scores_E + kept_E * float(scores_E.max() - scores_E.min() + 1)
+    elif config.polish or (config.polish is None and config.price is not None and config.num_edges is None):
+        kept_E, settled = trim(task, kept_E, price * empty)
         kept_E = clean(graph, kept_E, task.ablation, constant)
-    distance, empty = task.mean_distance(kept_E), task.empty_distance
-    soft = task.mean_distance(open_E)
-    if distance >= 0.9 * empty:
+    distance, soft = task.mean_distance(kept_E), task.mean_distance(open_E)
+    collapsed = distance >= _COLLAPSED * empty
+    if collapsed:
         warnings.append(
-            f"The circuit is no better than the empty one (distance {distance:.3g} against {empty:.3g}); try another"
-            " seed, or more steps."
+            f"The circuit is no better than the empty one (distance {distance:.3g} against {empty:.3g}); try a lower"
+            " price or target, another seed, or more steps."
         )
-    if distance > 3 * soft + 0.05 * max(1.0, empty):
+    if settled is False:
         warnings.append(
-            f"Decided, the circuit is much worse than its gates were (distance {distance:.3g} against {soft:.3g});"
+            "The search ended while single edges still improved the price; try more steps, or another seed."
+        )
+    if settled is None and decided > 3 * soft + 0.05 * max(1.0, empty):
+        warnings.append(
+            f"Decided, the circuit is much worse than its gates were (distance {decided:.3g} against {soft:.3g});"
             " train longer, or polish it."
         )
-    loss = distance / empty + (config.price or 0.0) * int(kept_E.sum())
-    figures = {"distance": distance, "empty_distance": empty, "soft_distance": soft, "loss": loss}
-    return Found(kept_E, scores_E, raw, tuple(warnings), converged, figures)
+    loss = distance / empty + price * int(kept_E.sum())
+    figures = {"distance": distance, "empty_distance": empty, "soft_distance": soft, "loss": loss, "price": price}
+    figures |= {"decided_distance": decided, "single_edges_tried": tried}
+    # gates that are off their target do not matter where every edge was tried after them
+    converged = not collapsed and (settled if settled is not None and tried else healthy and settled is not False)
+    return Found(kept_E, scores_E, raw, tuple(warnings), bool(converged), figures)
+
+
+def _polish(
+    task: Counterfactuals, config: EdgePruningConfig, kept_E: Tensor, scores_E: Tensor, price: float
+) -> Refined:
+    """The best circuit that single trials reach from what the gates gave, and from the whole graph."""
+    trials, empty, whole_E = Trials(task), task.empty_distance, torch.ones_like(kept_E)
+    most = None if config.target is None or config.target >= 1 else round((1 - config.target) * len(kept_E))
+    with progress("single edges", None, "trials") as advance:
+        if config.price is None and most is not None:
+            return refine(trials, kept_E, scores_E, price, most=max(most, int(kept_E.sum())), advance=advance)
+        if not config.own_price:
+            # a circuit that leaves nothing and is much smaller than the graph is what the model does; nothing is
+            # gained by giving up some of it for a price that nobody asked for
+            exact = refine(trials, whole_E, scores_E, _EXACT_PRICE * empty, advance=advance)
+            if exact.distance <= _EXACT * empty and int(exact.kept_E.sum()) <= _EXACT_SHARE * len(kept_E):
+                other = refine(trials, kept_E, scores_E, _EXACT_PRICE * empty, advance=advance)
+                return min(exact, other, key=lambda each: _worth(each, _EXACT_PRICE * empty, empty))
+        found = [refine(trials, start_E, scores_E, price, advance=advance) for start_E in (kept_E, whole_E)]
+        best = min(found, key=lambda each: _worth(each, price, empty))
+        return widen(trials, best, scores_E, price)
+
+
+def _worth(found: Refined, price: float, empty: float) -> tuple[bool, float]:
+    """What circuits are chosen by, least first: one that is no better than none is never preferred."""
+    return found.distance >= _COLLAPSED * empty, found.loss(price)
 
 
 def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[list[str], bool]:
@@ -297,29 +363,3 @@ def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[li
             " lambda_learning_rate."
         )
     return warnings, not warnings
-
-
-def polish(task: Counterfactuals, kept_E: Tensor, scores_E: Tensor, price: float, readd: int = 0) -> Tensor:
-    """Drop edges, the lowest score first, while the distance rises by less than a price each; then win back dropped
-    ones that are worth it.
-    """
-    kept_E = kept_E.clone()
-    distance = task.mean_distance(kept_E)
-    for edge in sorted(kept_E.nonzero().flatten().tolist(), key=lambda number: float(scores_E[number])):
-        kept_E[edge] = False
-        without = task.mean_distance(kept_E)
-        if without - distance < price:
-            distance = without
-        else:
-            kept_E[edge] = True
-    if readd:
-        outside = (~kept_E).nonzero().flatten()
-        for edge in outside[scores_E[outside].argsort(descending=True)][:readd].tolist():
-            kept_E[edge] = True
-            with_it = task.mean_distance(kept_E)
-            if distance - with_it > price:
-                distance = with_it
-            else:
-                kept_E[edge] = False
-    assert math.isfinite(distance)
-    return kept_E

@@ -1,0 +1,211 @@
+"""What circuits must not be silent about: stuck searches, held-out figures, errors, padding, wrong input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning import (
+    Circuit,
+    CircuitGraph,
+    Counterfactuals,
+    EdgePruningConfig,
+    Ends,
+    FindConfig,
+    MaskedModel,
+    TaskOptions,
+    best_of,
+    default_price,
+    find_circuit,
+    make_examples,
+    measure_each,
+    read_examples,
+)
+from lmlab.methods.edge_pruning.examples.load import Loaded
+from lmlab.methods.edge_pruning.masking.gates import Gates
+from lmlab.methods.edge_pruning.report import circuit_page
+from lmlab.methods.edge_pruning.search.prune import decide
+from lmlab.methods.edge_pruning.search.trials import Trials, refine
+from lmlab.models import ModelConfig
+
+
+@pytest.mark.parametrize("ablation", ["zero", "interchange"])
+def test_gates_that_are_stuck_are_left_behind(tracr_task, ablation):
+    read, task = tracr_task("reverse", ablation)
+    known_E = task.masked.graph.mask(read.ground_truth[ablation])
+    for start in (torch.full((94,), -9.0), torch.where(known_E, -3.0, 3.0)):  # empty, and the very opposite
+        gates = Gates(start, task.masked.graph.edge_writers)
+        found = decide(task, EdgePruningConfig(price=0.01), gates)
+        assert torch.equal(found.kept_E, known_E) and found.converged and found.figures["single_edges_tried"] > 0
+
+
+def test_converged_means_that_no_single_edge_improves_the_price(tracr_task):
+    _, task = tracr_task("reverse")
+    price = 0.01 * task.empty_distance
+    found = refine(Trials(task), torch.ones(94, dtype=torch.bool), torch.zeros(94), price)
+    assert found.settled
+    for edge in range(94):
+        other_E = found.kept_E.clone()
+        other_E[edge] = not other_E[edge]
+        change = task.mean_distance(other_E) - found.distance
+        assert change >= price * 0.999 if not other_E[edge] else -change <= price * 1.001
+
+
+def test_a_collapsed_circuit_is_never_called_converged(tracr_task):
+    _, task = tracr_task("reverse")
+    gates = Gates(torch.full((94,), -9.0), task.masked.graph.edge_writers)
+    found = decide(task, EdgePruningConfig(price=0.01, polish=False), gates)
+    assert not found.converged and any("no better than the empty one" in text for text in found.warnings)
+
+
+def test_the_default_price_follows_the_size_of_the_graph():
+    # half of the empty circuit's distance buys the edges that a circuit of such a graph may need
+    assert 0.5 / default_price(94) == pytest.approx(94) and 0.5 / default_price(431) == pytest.approx(431)
+    assert 0.5 / default_price(70_651) == pytest.approx(0.07 * 70_651)
+    assert FindConfig().pruning_config(70_651).price == default_price(70_651)
+    assert FindConfig(target=0.98).pruning_config(70_651).edge_price(70_651) == pytest.approx(0.05 / 1413, rel=1e-3)
+
+
+@pytest.mark.parametrize("ablation", ["interchange", "zero", "mean"])
+def test_padding_is_invisible_where_attention_is_not_causal(network, ablation):
+    model = network("no_norm")
+    short, long = [5, 9, 11, 3], [7, 1, 2, 4, 8, 6, 10]
+    other_short, other_long = [6, 9, 12, 3], [3, 1, 2, 5, 8, 9, 10]
+    graph = CircuitGraph(model.config)
+    both = make_examples([short, long], [other_short, other_long], [[3], [6]])
+    alone = make_examples([short], [other_short], [[3]])
+    kept_E = torch.rand(graph.num_edges, generator=torch.Generator().manual_seed(0)) < 0.6
+    tasks = [Counterfactuals(MaskedModel(model, graph), each, ablation) for each in (both, alone)]
+    if ablation == "mean":  # the mean is over all examples, so that only what they share can be compared
+        tasks[1] = Counterfactuals(MaskedModel(model, graph), both, ablation)
+        tasks[1].examples = both
+    rows = [next(iter(task.run(kept_E.float())))[1][0] for task in tasks]
+    assert torch.allclose(rows[0], rows[1], atol=1e-9)
+    assert torch.allclose(tasks[0].full(torch.tensor([0])), tasks[1].full(torch.tensor([0])), atol=1e-9)
+
+
+def test_a_page_of_a_large_circuit_is_written(tmp_path):
+    shape = {"vocab_size": 11, "num_layers": 12, "d_model": 24, "num_heads": 12, "d_ff": 8, "max_seq_len": 8}
+    graph = CircuitGraph(ModelConfig(**shape))
+    assert graph.num_edges > 20_000
+    for count in (4001, 21_000):
+        kept_E = torch.arange(graph.num_edges) < count
+        for scores_E in (None, torch.rand(graph.num_edges)):
+            circuit_page(Circuit(graph, kept_E, "interchange", scores_E)).write(tmp_path / "page.html")
+            assert "lmlab" in (tmp_path / "page.html").read_text()
+
+
+_PAIR = {"clean": [1, 2, 3], "corrupted": [4, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{**_PAIR, "answer": 61, "distractor": 5}], "line 1, answer: the token 61 lies beyond .* 61"),
+        ([{**_PAIR, "answer": True, "distractor": 5}], "line 1, answer: .* not True"),
+        ([{**_PAIR, "answer": -1, "distractor": 5}], "line 1, answer: -1 is no token"),
+        ([{**_PAIR, "answer": 5, "distractor": 5}], "the same token"),
+        ([{**_PAIR, "answer": 5}], "no distractor"),
+        ([_PAIR, {**_PAIR, "answer": 5, "distractor": 6}], "line 1 has no answer, but .*line 2 has one"),
+        ([{"clean": [1, 61], "corrupted": [2, 3]}], "line 1, clean: the token 61"),
+        ([{"clean": [1, True], "corrupted": [2, 3]}], "line 1, clean: a list must hold token ids"),
+        ([{"clean": [1] * 9, "corrupted": [2] * 9}], "it has 9 tokens; the model's table of positions has 8"),
+        ([{**_PAIR, "positions": [True]}], "positions must be a list of whole numbers"),
+        ([{**_PAIR, "positions": 2}], "positions must be a list"),
+        ([{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 7]}], "the token 6 .* not in its answer_set"),
+        ([{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 6, 99]}], "the token 99"),
+        ([{**_PAIR, "answer": 5, "distractor": 6, "answer_set": [5, 6], "answers": [5]}], "both 'answers' and"),
+    ],
+)
+def test_wrong_examples_are_refused_by_line(tmp_path, rows, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=message):
+        read_examples(path, vocab_size=61, max_seq_len=8)
+
+
+def test_a_task_refuses_what_its_model_cannot_take(network, task_of):
+    masked = task_of(network("gpt2")).masked
+    with pytest.raises(UserError, match="table of positions has 48"):
+        Counterfactuals(masked, make_examples([[1] * 49], [[2] * 49], [[48]]))
+    with pytest.raises(UserError, match="answers beyond"):
+        Counterfactuals(masked, make_examples([[1]], [[2]], [[0]], [61], [3]))
+
+
+@pytest.mark.parametrize("method", ["eap", "edge-pruning"])
+def test_a_mistyped_setting_of_the_training_is_refused_by_every_method(method):
+    with pytest.raises(UserError, match=r"pruning.*steps"):
+        FindConfig(method=method, num_edges=3, pruning={"stepz": 3})
+
+
+def test_circuits_of_different_ablations_are_not_mixed(lmlab, tmp_path, network):
+    graph = CircuitGraph(network("llama").config)
+    kept_E = torch.ones(graph.num_edges, dtype=torch.bool)
+    a, b = (Circuit(graph, kept_E, ablation) for ablation in ("interchange", "zero"))
+    with pytest.raises(UserError, match="interchange and zero"):
+        _ = a & b
+    for name, circuit in (("a", a), ("b", b)):
+        circuit.save(tmp_path / f"{name}.json")
+    done = lmlab("circuits", "compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert done.code == 2 and "different ablations" in done.err
+    done = lmlab("circuits", "compare", tmp_path / "a.json", tmp_path / "b.json", "--force")
+    assert done.code == 0 and "Warning: pruned edges carry interchange" in done.out
+
+
+def test_figures_come_with_their_error_and_count(network, task_of):
+    task = task_of(network("llama"), count=12)
+    kept_E = torch.rand(task.masked.graph.num_edges, generator=torch.Generator().manual_seed(0)) < 0.5
+    each = measure_each(task, kept_E)
+    found = Ends.of(task).summary(each)
+    values = each["distance"].double()
+    assert found["n"] == 12
+    assert found["errors"]["distance"] == pytest.approx(float(values.std()) / 12**0.5)
+    low, high = found["intervals"]["distance"]
+    assert low < found["circuit"]["distance"] < high
+    # for a mean of 12, the percentile interval is close to two standard errors to both sides
+    assert high - low == pytest.approx(3.9 * found["errors"]["distance"], rel=0.25)
+    assert found["worst"]["distance_max"] == pytest.approx(float(values.max()))
+    assert set(found["intervals"]) >= {"faithfulness", "logit_difference"}
+
+
+def test_a_search_holds_examples_out(network, task_of):
+    task = task_of(network("llama"), count=20)
+    loaded = Loaded(task.masked.model, task.examples, None, (), {})
+    apart = loaded.apart(TaskOptions())
+    assert len(apart.examples) == 16 and len(apart.held_out) == 4
+    rows = {tuple(row) for each in (apart.examples, apart.held_out) for row in each.clean.tolist()}
+    assert len(rows) == 20
+    assert loaded.apart(TaskOptions(held_out=0)).held_out is None
+    assert loaded.apart(TaskOptions(examples=5)).held_out is None
+    small = Counterfactuals(task.masked, apart.examples, batch_size=16)
+    circuit = find_circuit(
+        small, FindConfig(method="eap", num_edges=30), force=True, held_out=apart.held_out_task(small, TaskOptions())
+    )
+    assert circuit.metrics["n"] == 16 and circuit.metrics["held_out"]["n"] == 4
+
+
+def test_seeds_agree_or_it_is_told(network, task_of):
+    task = task_of(network("llama"), count=4)
+    circuits = [find_circuit(task, FindConfig(method="random", num_edges=40), seed, force=True) for seed in range(3)]
+    steady = best_of(circuits).metrics["stability"]
+    kept = [set(each.edges) for each in circuits]
+    assert {tuple(edge) for edge in steady["core"]} == kept[0] & kept[1] & kept[2]
+    assert steady["in_any"] == len(kept[0] | kept[1] | kept[2]) and steady["seeds"] == [0, 1, 2]
+    assert 0 <= steady["jaccard"] < steady["node_jaccard"] <= 1
+
+
+def test_several_right_answers_are_measured_as_the_literature_does(network, task_of):
+    model = network("llama")
+    answer_set, signs = list(range(10, 20)), [[-1] * 4 + [1] * 6, [-1] * 8 + [1] * 2]
+    examples = make_examples([[1, 2], [3, 4]], [[5, 2], [6, 4]], [[1], [1]], [14, 18], [12, 16], answer_set, signs)
+    task = Counterfactuals(MaskedModel(model, CircuitGraph(model.config)), examples)
+    found = measure_each(task, torch.ones(task.masked.graph.num_edges))
+    logits = model(examples.clean).logits_BTV[:, -1, answer_set]
+    p, s = logits.softmax(1), torch.tensor(signs)
+    assert torch.allclose(found["probability_difference"], (p * s).sum(1))
+    assert torch.allclose(found["cutoff_sharpness"], torch.stack([p[0, 4] - p[0, 2], p[1, 8] - p[1, 6]]))
+    assert found["rank_correlation"].tolist() == [1, 1]
+    assert found["accuracy"].tolist() == [float(s[n, int(logits[n].argmax())] > 0) for n in range(2)]
