@@ -1,0 +1,191 @@
+"""Known circuits found again: every method on programs that Tracr compiled, with rates, intervals and times.
+
+    PYTHONPATH=tracr jax/bin/python benchmarks/tracr_compile.py --cases circuits-benchmark --out programs
+    python benchmarks/circuit_recovery.py --programs programs --out recovery.jsonl
+    python benchmarks/circuit_recovery.py --programs programs --out recovery.jsonl --report
+
+It goes on where it was stopped (--seconds N stops by itself), a line of the file for each program, ablation, method and
+seed. What an edge is worth is measured on the plain masked model first: the *needed* edges are those whose absence
+alone raises the distance by more than 1e-5 of the empty circuit's. They are the known circuit where they are enough by
+themselves (their distance is below 1e-3 of the empty circuit's); elsewhere edges replace each other, and the best
+circuit that any method found stands for it. A circuit is *recovered* if it is that set, or is as close to the model
+(1e-3 of the empty circuit's distance) with no more edges. Programs whose corruption changes nothing are left out and
+counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+METHODS = ("edge-pruning", "gates alone", "acdc", "exact", "eap", "eap-ig", "mask-ig", "node-pruning", "random")
+_CLOSE, _NEEDED = 1e-3, 1e-5
+
+
+def _task(folder: Path, ablation: str):
+    from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, MaskedModel, load_tracr
+    from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS
+
+    read = load_tracr(folder)
+    masked = MaskedModel(read.model, CircuitGraph(read.model.config, embedding_names=EMBEDDINGS))
+    return Counterfactuals(masked, read.examples, ablation, batch_size=256)
+
+
+def _search(task: Any, ablation: str, method: str, seed: int, steps: int, size: int):
+    from lmlab.methods.edge_pruning import FindConfig, search
+
+    pruning = {"steps": steps, "batch_size": 32}
+    settings: dict[str, Any] = {"ablation": ablation, "method": method}
+    if method == "gates alone":
+        settings |= {"method": "edge-pruning", "pruning": {**pruning, "polish": False}}
+    elif method in ("edge-pruning", "node-pruning"):
+        settings |= {"pruning": pruning}
+    elif method == "acdc":
+        settings |= {"threshold": _CLOSE}
+    else:
+        settings |= {"num_edges": size}
+    return search(task, FindConfig(**settings), seed)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Search, a line at a time."""
+    from lmlab.errors import UserError
+    from lmlab.methods.edge_pruning import auroc, exact_effects, ranking
+    from lmlab.progress import console
+
+    console.quiet = True
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    done = {(each["program"], each["ablation"], each["method"], each["seed"]) for each in _lines(arguments.out)}
+    print(f"load {os.getloadavg()[0]:.1f}; {len(done)} lines before")
+    folders = sorted(
+        (path for path in arguments.programs.iterdir() if (path / "config.json").exists()),
+        key=lambda path: json.loads((path / "config.json").read_text()).get("n_edges", 0),
+        reverse=True,
+    )
+    methods = arguments.method or METHODS
+    for folder in folders:
+        for ablation in ("zero", "interchange"):
+            wanted = [
+                (method, seed)
+                for method in methods
+                for seed in range(arguments.seeds if method == "edge-pruning" else 1)
+                if (folder.name, ablation, method, seed) not in done
+            ]
+            if not wanted or (folder.name, ablation, "none", 0) in done:
+                continue
+            row: dict[str, Any] = {"program": folder.name, "ablation": ablation}
+            try:
+                task = _task(folder, ablation)
+                empty = task.empty_distance
+            except (UserError, RuntimeError) as error:
+                _append(arguments.out, {**row, "method": "none", "seed": 0, "why": str(error)[:200]})
+                continue
+            needed_E = exact_effects(task, 1024) > _NEEDED * empty
+            size = max(1, int(needed_E.sum()))
+            known = task.mean_distance(needed_E) <= _CLOSE * empty
+            row |= {"edges": len(needed_E), "needed": int(needed_E.sum()), "enough": known}
+            for method, seed in wanted:
+                if time.monotonic() - started > arguments.seconds:
+                    print("stopped; the same command goes on")
+                    return
+                begin = time.process_time()
+                found = _search(task, ablation, method, seed, arguments.steps, size)
+                seconds = time.process_time() - begin
+                ranked_E = ranking(method if method != "gates alone" else "edge-pruning", found.scores_E)
+                _append(
+                    arguments.out,
+                    {
+                        **row,
+                        "method": method,
+                        "seed": seed,
+                        "found": int(found.kept_E.sum()),
+                        "distance": task.mean_distance(found.kept_E) / empty,
+                        "same": bool(torch.equal(found.kept_E, needed_E)),
+                        "converged": found.converged,
+                        "auroc": auroc(ranked_E, needed_E) if 0 < int(needed_E.sum()) < len(needed_E) else None,
+                        "seconds": round(seconds, 2),
+                    },
+                )
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """The table."""
+    from lmlab.stats import wilson
+
+    lines = _lines(arguments.out)
+    best: dict[tuple[str, str], int] = {}
+    for each in lines:
+        if each["method"] != "none" and each["distance"] <= _CLOSE:
+            key = (each["program"], each["ablation"])
+            best[key] = min(best.get(key, each["found"]), each["found"])
+    left_out = [each for each in lines if each["method"] == "none"]
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in lines:
+        if each["method"] != "none":
+            rows[each["method"]].append(each)
+    programs = {each["program"] for each in lines if each["method"] != "none"}
+    tasks = {(each["program"], each["ablation"]): each for each in lines if each["method"] != "none"}
+    print(
+        f"{len(programs)} programs, {len(tasks)} tasks with both ablations ({len(left_out)} left out: the corruption"
+        f" changes nothing); the needed edges are enough in {sum(each['enough'] for each in tasks.values())}; "
+        f"{min(each['edges'] for each in tasks.values())} to {max(each['edges'] for each in tasks.values())} edges."
+    )
+    print(
+        "| method | runs | recovered | 95 % interval | exact set | silent failures | AUROC, median | s a run, median |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for method in METHODS:
+        found = rows.get(method, [])
+        if not found:
+            continue
+        good = [
+            each["same"] or (each["distance"] <= _CLOSE and each["found"] <= best[each["program"], each["ablation"]])
+            for each in found
+        ]
+        share = wilson(sum(good), len(good))
+        silent = sum(not ok and each["converged"] and method != "random" for ok, each in zip(good, found, strict=True))
+        areas = [each["auroc"] for each in found if each["auroc"] is not None]
+        print(
+            f"| {method} | {len(found)} | {100 * sum(good) / len(good):.1f} % | {100 * share.low:.1f} to"
+            f" {100 * share.high:.1f} % | {100 * sum(each['same'] for each in found) / len(found):.1f} % | {silent} |"
+            f" {median(areas):.3f} | {median(each['seconds'] for each in found):.1f} |"
+        )
+        for ok, each in zip(good, found, strict=True):
+            if not ok and arguments.failures and method == "edge-pruning":
+                print("   ", each, "best", best.get((each["program"], each["ablation"])))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--method", action="append", help="only these")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--failures", action="store_true", help="with --report: list them")
+    arguments = parser.parse_args()
+    (report if arguments.report else run)(arguments)
+
+
+if __name__ == "__main__":
+    main()
