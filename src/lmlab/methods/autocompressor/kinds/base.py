@@ -1,0 +1,223 @@
+"""What all kinds of compression have in common: a text of token ids becomes a memory that a model reads in its place.
+
+Shapes: B texts, T tokens of a text, Q tokens of a query.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor, nn
+
+from lmlab.config import Config, validate
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError, did_you_mean
+from lmlab.models import KVRows, Memory, Transformer, hash_of_ids, kernel_of, known_fingerprint, read_rows
+
+
+class KindConfig(Config):
+    """How much is kept.
+
+    Attributes:
+        ratio: tokens of the text to each key-value position that is kept.
+        sinks: first tokens that pruning always keeps: all later ones attend to them (Xiao et al. 2024).
+        seed: of what is drawn.
+    """
+
+    ratio: float = Field(default=4.0, ge=1)
+    sinks: NonNegativeInt = 4
+    seed: int = 0
+
+
+def slots_for(tokens: int, ratio: float, sinks: int = 0) -> int:
+    """How many positions are kept of a text: at least one and the sinks, however short it is, and never more than it
+    has.
+    """
+    # a hair less, so that 512 / 4 is not rounded up by what binary fractions cannot say
+    return min(tokens, max(1, sinks, math.ceil(tokens / ratio - 1e-9)))
+
+
+class Compressor(nn.Module):
+    """One kind of compression, for one model.
+
+    Arguments:
+        model: what reads the memories, and unless a kind says otherwise also writes them.
+        config: an object of the kind's `Config`.
+        tokenizer: for kinds whose prompts are words; they do without where there is none.
+
+    Attributes:
+        kind: its name.
+        learns: it must be trained before it is worth anything.
+    """
+
+    kind: ClassVar[str] = ""
+    learns: ClassVar[bool] = False
+    Config: ClassVar[type[KindConfig]] = KindConfig
+
+    def __init__(self, model: Transformer, config: KindConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        if not model.config.causal or not model.config.lm_head:
+            raise UserError("Compression needs a causal language model, and this is none.")
+        self.model, self.config, self.tokenizer = model, config, tokenizer
+
+    def fit(self, *arguments: Any, **named: Any) -> Compressor:
+        """Learn; a kind without anything to learn is as it is."""
+        return self
+
+    def forget(self) -> None:
+        """Drop what is kept of the last text, as before the first one."""
+        _read.pop(self.model, None)
+
+    def memory(self, ids_1T: Tensor, query_1Q: Tensor | None, ratio: float) -> Memory:
+        """The memory of one text without padding; hashes and lengths are added by `compress`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def compress(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        query_BQ: Tensor | None = None,
+        *,
+        ratio: float | None = None,
+    ) -> Memory:
+        """Compress texts.
+
+        Arguments:
+            input_ids_BT: their tokens.
+            attention_mask_BT: False (or 0) marks padding, on either side.
+            query_BQ: what will be asked, one for all or one for each; kinds that do not look at it ignore it. -1 is
+                padding.
+            ratio: in place of the configuration's.
+
+        Returns:
+            one memory for each, in the model's evaluation mode, bound to its weights.
+
+        Raises:
+            UserError: an empty text, ids beyond the vocabulary, or more tokens than the model's window holds.
+        """
+        texts = _texts(input_ids_BT, attention_mask_BT, self.model)
+        ratio = self.config.ratio if ratio is None else validate(KindConfig, {"ratio": ratio}, "ratio").ratio
+        was_training = self.training
+        self.eval()
+        try:
+            found = []
+            for row, text in enumerate(texts):
+                query = None if query_BQ is None else query_BQ[row % len(query_BQ)]
+                query_1Q = None if query is None else query[query >= 0][None]
+                one = self.memory(text[None], query_1Q, ratio)
+                about = {"compressor": self.kind, "kernel": kernel_of(self.model)}
+                found.append(
+                    replace(
+                        one,
+                        tokens_B=(len(text),),
+                        source_hash=(hash_of_ids(text.tolist()),),
+                        model_hash=known_fingerprint(self.model),
+                        about={**one.about, **about},
+                    )
+                )
+        finally:
+            self.train(was_training)
+        return found[0] if len(found) == 1 else Memory.batch(found)
+
+
+def _texts(ids_BT: Tensor, mask_BT: Tensor | None, model: Transformer) -> list[Tensor]:
+    ids_BT = ids_BT.to(model.embedding.weight.device)
+    if ids_BT.dim() != 2:
+        raise UserError(f"Texts to compress are ids [B, T]; these are {list(ids_BT.shape)}.")
+    texts = list(ids_BT) if mask_BT is None else [ids[mask.bool()] for ids, mask in zip(ids_BT, mask_BT, strict=True)]
+    for number, text in enumerate(texts):
+        if not len(text):
+            raise UserError(f"Text {number} has no tokens.", "Leave it out.")
+        if not 0 <= int(text.min()) <= int(text.max()) < model.config.vocab_size:
+            raise UserError(f"Text {number} has ids beyond the model's vocabulary of {model.config.vocab_size}.")
+        if len(text) > model.config.max_seq_len:
+            raise UserError(
+                f"Text {number} has {len(text)} tokens; the model reads {model.config.max_seq_len}.",
+                "Compress it in parts, and join them with Memory.in_sequence.",
+            )
+    return texts
+
+
+_read: weakref.WeakKeyDictionary[Transformer, tuple[tuple[object, ...], KVRows]] = weakref.WeakKeyDictionary()
+
+
+def read_once(model: Transformer, ids_1T: Tensor) -> KVRows:
+    """The rows of the last text that was read, so that kinds that begin alike read it once."""
+    key = (known_fingerprint(model), model.attention_backend, tuple(ids_1T[0].tolist()))
+    found = _read.get(model)
+    if found is None or found[0] != key:
+        found = _read[model] = (key, read_rows(model, ids_1T))
+    return found[1]
+
+
+_kinds: dict[str, Callable[..., Compressor]] = {}
+C = TypeVar("C", bound=type[Compressor])
+
+
+def register(kind: str) -> Callable[[C], C]:
+    """Offer a class under a name."""
+
+    def offer(made: C) -> C:
+        assert kind not in _kinds, kind
+        made.kind = kind
+        _kinds[kind] = made
+        return made
+
+    return offer
+
+
+def kinds() -> dict[str, type[Compressor]]:
+    """All kinds by name, those of files that were added to this folder included."""
+    package = importlib.import_module(__package__)
+    for found in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{found.name}")
+    return dict(sorted(_kinds.items()))  # type: ignore[arg-type]
+
+
+def create(kind: str, model: Transformer, *, tokenizer: Tokenizer | None = None, **settings: Any) -> Compressor:
+    """A compressor by name; several names joined by + are applied one after the other.
+
+    Arguments:
+        settings: fields of the kind's configuration.
+
+    Raises:
+        UserError: there is no such kind, or a setting is impossible.
+    """
+    known = kinds()
+    if "+" in kind:
+        from lmlab.methods.autocompressor.kinds.composed import Composed
+
+        parts = [create(each, model, tokenizer=tokenizer, **settings) for each in kind.split("+")]
+        return Composed(model, parts, KindConfig(ratio=parts[0].config.ratio))
+    if kind not in known:
+        raise UserError(f"There is no kind of compression '{kind}'.", did_you_mean(kind, list(known)))
+    made = known[kind]
+    return made(model, validate(made.Config, settings, f"compression {kind}"), tokenizer)
+
+
+def chosen(kinds_asked: Sequence[str]) -> list[str]:
+    """Kinds by name, in the order asked; `all` is all that need no training.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    known = kinds()
+    names = [
+        name
+        for asked in kinds_asked
+        for name in ([each for each in known if not known[each].learns] if asked == "all" else [asked])
+    ]
+    for name in names:
+        for part in name.split("+"):
+            if part not in known:
+                raise UserError(f"There is no kind of compression '{part}'.", did_you_mean(part, list(known)))
+    return list(dict.fromkeys(names))

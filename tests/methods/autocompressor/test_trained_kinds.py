@@ -1,0 +1,145 @@
+"""Kinds that learn: their formulas, their gradients, and one shared training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_models import random_model
+
+from lmlab.methods.autocompressor.kinds.base import create, kinds
+from lmlab.methods.autocompressor.kinds.ot_pool import sinkhorn, transport_cost
+from lmlab.models import IGNORE
+from lmlab.train import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+LEARNED = ["icae", "kv_tokens", "bi_tokens", "meanpool", "anchor_kv", "ot_pool"]
+
+
+def ids_of(rows, length, seed=0):
+    return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "olmoe"])
+@torch.no_grad()
+def test_anchors_at_every_token_in_causal_order_are_the_full_context(kind):
+    model, context, text = random_model(kind), ids_of(2, 12), ids_of(2, 5, seed=1)
+    memory = create("anchor_kv", model, ratio=1, causal=True).compress(context)
+    close(model(text, memory=memory).logits_BTV, model(torch.cat((context, text), 1)).logits_BTV[:, 12:])
+
+
+@torch.no_grad()
+def test_anchors_are_the_last_tokens_of_runs_at_their_own_positions():
+    memory = create("anchor_kv", random_model(), ratio=4).compress(ids_of(1, 10))
+    assert memory.rows.positions_LBKM.unique().tolist() == [3, 7, 9] and memory.next_position.tolist() == [10]
+
+
+@torch.no_grad()
+def test_means_are_of_runs_of_r_tokens_that_see_each_other():
+    model, ids = random_model(), ids_of(1, 10)
+    vectors = create("meanpool", model, ratio=4).compress(ids).pieces[0].x[0]
+    places = torch.arange(10)[None]
+    hidden = model(ids, visible_BTS=torch.ones(1, 10, 10, dtype=torch.bool), position_ids_BT=places).hidden_BTD[0]
+    close(vectors, torch.stack([hidden[:4].mean(0), hidden[4:8].mean(0), hidden[8:].mean(0)]))
+
+
+@torch.no_grad()
+def test_compression_tokens_stand_behind_the_text():
+    model, ids = random_model(), ids_of(1, 12)
+    for name in ("icae", "kv_tokens", "bi_tokens"):
+        compressor = create(name, model, ratio=4)
+        memory = compressor.compress(ids)
+        assert memory.slots_B.tolist() == [3]
+        x = torch.cat((model.embed(ids), compressor.table_MD[None, :3]), 1)
+        if name == "kv_tokens":
+            assert memory.rows.positions_LBKM.unique().tolist() == [12, 13, 14]
+            assert memory.next_position.tolist() == [15]
+        else:
+            both = {"visible_BTS": torch.ones(1, 15, 15, dtype=torch.bool), "position_ids_BT": torch.arange(15)[None]}
+            hidden = model(inputs_embeds_BTD=x, **(both if name == "bi_tokens" else {})).hidden_BTD
+            close(memory.pieces[0].x, hidden[:, 12:])
+
+
+def test_sinkhorns_plan_has_the_sums_that_it_was_given():
+    generator = torch.Generator().manual_seed(0)
+    tokens, slots = torch.randn(2, 128, 16, generator=generator), torch.randn(2, 32, 16, generator=generator)
+    cost = transport_cost(tokens, slots, 128, 0.2)
+    mass = torch.rand(2, 128, generator=generator).softmax(-1)
+    even = torch.full((2, 32), 1 / 32)
+    plan = sinkhorn(cost, mass, even, 0.1, 30)
+    close(plan.sum(1), even)
+    close(plan.sum(2), mass, 1e-4)
+    by_hand = 1 - torch.cosine_similarity(tokens[1, 5], slots[1, 7], dim=0) + 0.2 * (5 - (7.5 * 4 - 0.5)) ** 2 / 128**2
+    close(cost[1, 5, 7], by_hand)
+    # of all plans with these sums, softer ones cost more
+    assert (plan * cost).sum() < (sinkhorn(cost, mass, even, 1.0, 30) * cost).sum()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_gradients_reach_all_that_is_new_through_every_loss(name):
+    for losses in ({"continuation": 1.0}, {"continuation": 0.0, "autoencode": 1.0}, {"continuation": 0.0, "distill": 1.0}):
+        compressor = create(name, random_model(), train="new", **losses)
+        total, count, parts = compressor.losses(ids_of(2, 12), ids_of(2, 5, seed=1), ids_of(2, 5, seed=2))
+        assert count.item() == 10 and total.isfinite()
+        new = {key: each for key, each in compressor.named_parameters() if not key.startswith("model.")}
+        if not any(each.requires_grad for each in new.values()):
+            continue  # meanpool has nothing of its own
+        total.backward()
+        for key, each in new.items():
+            used = key != "again_D" or "autoencode" in losses
+            assert not used or each.grad.abs().sum() > 0, key
+        assert all(each.grad is None for key, each in compressor.named_parameters() if key.startswith("model."))
+
+
+@torch.no_grad()
+def test_a_memory_of_all_tokens_has_no_divergence_from_the_full_context():
+    compressor = create("anchor_kv", random_model(), ratio=1, causal=True, distill=1.0)
+    labels = ids_of(2, 5, seed=2)
+    labels[0, 2] = IGNORE
+    _, _, parts = compressor.losses(ids_of(2, 12), ids_of(2, 5, seed=1), labels)
+    close(parts["distill"], torch.zeros(()), 1e-4)
+
+
+class CopyRows:
+    """The first token of a context is what follows it."""
+
+    def __len__(self):
+        return 64 * 60
+
+    def __getitem__(self, index):
+        context = np.random.default_rng(index).integers(0, 8, 4)
+        return {"context": context, "input_ids": np.array([9]), "labels": context[:1]}
+
+
+@pytest.mark.parametrize("name", ["anchor_kv", "bi_tokens"])
+def test_fit_learns_by_the_one_training_loop(name, tmp_path):
+    compressor = create(name, random_model(), ratio=2)
+    config = TrainerConfig(
+        steps=60,
+        batch_size=64,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        schedule=ScheduleConfig(kind="constant", warmup_fraction=0),
+        precision="fp32",
+        device="cpu",
+        log_every=60,
+        checkpoint_every=60,
+    )
+    rows = CopyRows()
+    batch = {key: torch.from_numpy(np.stack([rows[i][key] for i in range(64)])) for key in rows[0]}
+
+    def loss():
+        with torch.no_grad():
+            total, count, _ = compressor.losses(batch["context"], batch["input_ids"], batch["labels"])
+        return float(total / count)
+
+    before = loss()
+    compressor.fit(rows, config, tmp_path)
+    assert loss() < min(before, 2.0)
+
+
+def test_every_kind_of_the_specification_is_there():
+    named = {"none", "full", "truncate", *(f"prune:{each}" for each in "random norm recent snap expected kvzip".split())}
+    assert named | set(LEARNED) <= set(kinds())
