@@ -15,7 +15,7 @@ from lmlab.models import Memory, load_memory, read_rows, save_memory
 from lmlab.models.internals.taps import Recorder
 
 PRUNES = [name for name in kinds() if name.startswith("prune:")]
-FREE = [name for name, kind in kinds().items() if not kind.learns]
+FREE = [name for name, kind in kinds().items() if not (kind.learns or kind.trains_each)]
 
 
 def ids_of(rows, length, seed=0):

@@ -7,9 +7,14 @@ import pytest
 import torch
 from small_models import random_model
 
+from lmlab.errors import UserError
+from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
 from lmlab.methods.autocompressor.kinds.base import create, kinds
+from lmlab.methods.autocompressor.kinds.cartridge import Excerpts, train_cartridge
+from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
 from lmlab.methods.autocompressor.kinds.ot_pool import sinkhorn, transport_cost
-from lmlab.models import IGNORE
+from lmlab.methods.autocompressor.kinds.summary import Summary
+from lmlab.models import IGNORE, Memory, read_rows
 from lmlab.train import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 LEARNED = ["icae", "kv_tokens", "bi_tokens", "meanpool", "anchor_kv", "ot_pool"]
@@ -80,9 +85,10 @@ def test_sinkhorns_plan_has_the_sums_that_it_was_given():
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_gradients_reach_all_that_is_new_through_every_loss(name):
-    for losses in ({"continuation": 1.0}, {"continuation": 0.0, "autoencode": 1.0}, {"continuation": 0.0, "distill": 1.0}):
+    one = {"continuation": 0.0}
+    for losses in ({"continuation": 1.0}, one | {"autoencode": 1.0}, one | {"distill": 1.0}):
         compressor = create(name, random_model(), train="new", **losses)
-        total, count, parts = compressor.losses(ids_of(2, 12), ids_of(2, 5, seed=1), ids_of(2, 5, seed=2))
+        total, count, _ = compressor.losses(ids_of(2, 12), ids_of(2, 5, seed=1), ids_of(2, 5, seed=2))
         assert count.item() == 10 and total.isfinite()
         new = {key: each for key, each in compressor.named_parameters() if not key.startswith("model.")}
         if not any(each.requires_grad for each in new.values()):
@@ -141,5 +147,56 @@ def test_fit_learns_by_the_one_training_loop(name, tmp_path):
 
 
 def test_every_kind_of_the_specification_is_there():
-    named = {"none", "full", "truncate", *(f"prune:{each}" for each in "random norm recent snap expected kvzip".split())}
-    assert named | set(LEARNED) <= set(kinds())
+    pruned = {f"prune:{score}" for score in ("random", "norm", "recent", "snap", "expected", "kvzip")}
+    assert {"none", "full", "truncate", "summary", "rmt", "cartridge"} | pruned | set(LEARNED) == set(kinds())
+
+
+@torch.no_grad()
+def test_summaries_as_a_kind_are_the_methods_own():
+    model, ids, text = random_model(), ids_of(1, 20), ids_of(1, 5, seed=1)
+    for name in ("summary", "rmt"):
+        compressor = create(name, model, ratio=4, segment=12)
+        trained = AutoCompressor(model, CompressorConfig(summary_length=3, accumulate=name == "summary"))
+        trained.summary_embedding_ND.copy_(compressor.table_ND)
+        memory = compressor.compress(ids)
+        expected = trained.compress(ids, segment_lengths=12)
+        assert torch.equal(memory.pieces[0].x, expected.vectors_BPD)
+        close(model(text, memory=memory).logits_BTV, model(text, soft_prompt=expected.soft_prompt).logits_BTV)
+        again = Summary.of(trained, 12)
+        assert again.kind == name and torch.equal(again.compress(ids).pieces[0].x, memory.pieces[0].x)
+        with pytest.raises(UserError, match="asks for 6 vectors of a segment of 12 tokens; the compressor writes 3"):
+            compressor.compress(ids, ratio=2)
+
+
+def test_a_cartridge_begins_as_the_first_rows_and_learns_what_the_text_says(tmp_path):
+    """A model that repeats: after `a` comes whatever came after it in the text. Rows learn to say so."""
+    model, ids = random_model(max_seq_len=96), ids_of(1, 40)[0]
+    named = {"rows": 6, "excerpt": 12, "learning_rate": 3e-2, "top": 61}
+    begun = create("cartridge", model, steps=0, **named).compress(ids[None])
+    first = read_rows(model, ids[None, :6])
+    assert torch.equal(begun.rows.keys_LBKMH, first.keys_LBKMH) and begun.next_position.tolist() == [6]
+    config = CartridgeConfig(steps=60, **named)
+    learned = train_cartridge(model, ids, config, tmp_path / "one")
+    assert torch.equal(learned.rows.keys_LBKMH[:, :, :, 0], first.keys_LBKMH[:, :, :, 0])  # the sink stays
+    assert not torch.equal(learned.rows.keys_LBKMH[:, :, :, 1:], first.keys_LBKMH[:, :, :, 1:])
+    excerpts = Excerpts(model, ids, 12, 8, 61, seed=99)
+
+    def divergence(memory):
+        found = 0.0
+        for number in range(8):
+            row = excerpts[number]
+            with torch.no_grad():
+                logits = model(torch.from_numpy(row["input_ids"])[None], memory=memory).logits_BTV[0].log_softmax(-1)
+            places, values = (torch.from_numpy(row[name]) for name in ("top_ids", "top_log_probs"))
+            wanted = torch.zeros(12, 61).scatter(1, places, values.exp())
+            found += float((wanted * ((wanted + 1e-9).log() - logits)).sum()) / 96
+        return found
+
+    assert divergence(learned) < 0.7 * divergence(begun)
+    # the same directory gives the same again, without training
+    assert torch.equal(train_cartridge(model, ids, config, tmp_path / "one").rows.keys_LBKMH, learned.rows.keys_LBKMH)
+    assert all(each.requires_grad for each in model.parameters())
+    with pytest.raises(UserError, match="cannot begin as the first tokens of a text of 3"):
+        train_cartridge(model, ids[:3], config, tmp_path / "two")
+    joined = Memory.in_sequence([learned, begun], model)  # cartridges of several corpora stand behind each other
+    assert joined.next_position.tolist() == [12]

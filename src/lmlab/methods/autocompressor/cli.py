@@ -10,6 +10,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, IdField, Out, Redo, Set, TextField, example, run_recipe_file
 from lmlab.errors import UserError
+from lmlab.methods.autocompressor.commands import kinds
 from lmlab.methods.autocompressor.config import EncodeConfig
 
 app = typer.Typer(
@@ -97,3 +98,7 @@ def encode(
         f"{found['documents']:,} documents ({found['empty']:,} without text), {found['encoded']:,} encoded now;"
         f" {found['tokens']:,} tokens became {found['rows']:,} summaries.\nStore: {out}"
     )
+
+
+app.command(epilog=kinds.compare_help)(kinds.compare)
+app.command(epilog=kinds.cartridge_help)(kinds.cartridge)

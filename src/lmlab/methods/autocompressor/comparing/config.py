@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
@@ -45,7 +45,7 @@ class CompareConfig(Config):
     contexts: PositiveInt = 8
     questions: int = Field(default=4, ge=1, le=128)
     aware: bool = False
-    share: str = "layer"
+    share: Literal["head", "layer", "model"] = "layer"
     sinks: NonNegativeInt = 4
     seed: int = 0
 

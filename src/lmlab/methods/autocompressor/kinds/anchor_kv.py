@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.data import Tokenizer
-from lmlab.methods.autocompressor.kinds.base import KindConfig, register
+from lmlab.methods.autocompressor.kinds.base import register
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.methods.autocompressor.kinds.trained import Trained, TrainedConfig, groups_of
 from lmlab.models import Memory, Transformer, read_rows
 

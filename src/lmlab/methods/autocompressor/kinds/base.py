@@ -14,27 +14,13 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from lmlab.config import Config, validate
+from lmlab.config import validate
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError, did_you_mean
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.models import KVRows, Memory, Transformer, hash_of_ids, kernel_of, known_fingerprint, read_rows
-
-
-class KindConfig(Config):
-    """How much is kept.
-
-    Attributes:
-        ratio: tokens of the text to each key-value position that is kept.
-        sinks: first tokens that pruning always keeps: all later ones attend to them (Xiao et al. 2024).
-        seed: of what is drawn.
-    """
-
-    ratio: float = Field(default=4.0, ge=1)
-    sinks: NonNegativeInt = 4
-    seed: int = 0
 
 
 def slots_for(tokens: int, ratio: float, sinks: int = 0) -> int:
@@ -56,10 +42,12 @@ class Compressor(nn.Module):
     Attributes:
         kind: its name.
         learns: it must be trained before it is worth anything.
+        trains_each: it trains for each text, which takes minutes.
     """
 
     kind: ClassVar[str] = ""
     learns: ClassVar[bool] = False
+    trains_each: ClassVar[bool] = False
     Config: ClassVar[type[KindConfig]] = KindConfig
 
     def __init__(self, model: Transformer, config: KindConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -194,7 +182,7 @@ def create(kind: str, model: Transformer, *, tokenizer: Tokenizer | None = None,
     """
     known = kinds()
     if "+" in kind:
-        from lmlab.methods.autocompressor.kinds.composed import Composed
+        from lmlab.methods.autocompressor.kinds.prune import Composed
 
         parts = [create(each, model, tokenizer=tokenizer, **settings) for each in kind.split("+")]
         return Composed(model, parts, KindConfig(ratio=parts[0].config.ratio))
@@ -205,7 +193,7 @@ def create(kind: str, model: Transformer, *, tokenizer: Tokenizer | None = None,
 
 
 def chosen(kinds_asked: Sequence[str]) -> list[str]:
-    """Kinds by name, in the order asked; `all` is all that need no training.
+    """Kinds by name, in the order asked; `all` is all that need no training at all.
 
     Raises:
         UserError: there is no such kind.
@@ -214,7 +202,11 @@ def chosen(kinds_asked: Sequence[str]) -> list[str]:
     names = [
         name
         for asked in kinds_asked
-        for name in ([each for each in known if not known[each].learns] if asked == "all" else [asked])
+        for name in (
+            [each for each in known if not (known[each].learns or known[each].trains_each)]
+            if asked == "all"
+            else [asked]
+        )
     ]
     for name in names:
         for part in name.split("+"):

@@ -11,7 +11,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from lmlab.methods.autocompressor.kinds.base import KindConfig, register
+from lmlab.methods.autocompressor.kinds.base import register
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.methods.autocompressor.kinds.prune import Pruning
 from lmlab.models import KVRows, ModelConfig
 from lmlab.models.attention.rope import Table, apply_rotary, rotary_table

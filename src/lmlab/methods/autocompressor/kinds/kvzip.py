@@ -10,7 +10,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.methods.autocompressor.kinds.base import KindConfig, register
+from lmlab.methods.autocompressor.kinds.base import register
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.methods.autocompressor.kinds.prune import Budget, Pruning, attention_of
 from lmlab.models import KVRows
 

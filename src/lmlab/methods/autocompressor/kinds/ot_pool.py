@@ -11,7 +11,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from lmlab.data import Tokenizer
-from lmlab.methods.autocompressor.kinds.base import KindConfig, register, slots_for
+from lmlab.methods.autocompressor.kinds.base import register, slots_for
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.methods.autocompressor.kinds.meanpool import means_of
 from lmlab.methods.autocompressor.kinds.trained import Trained, TrainedConfig
 from lmlab.models import Memory, Piece, Transformer

@@ -14,7 +14,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from lmlab.data import Tokenizer
-from lmlab.methods.autocompressor.kinds.base import KindConfig, register, slots_for
+from lmlab.methods.autocompressor.kinds.base import register, slots_for
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.methods.autocompressor.kinds.trained import Trained, TrainedConfig
 from lmlab.models import KVRows, Memory, Piece, Transformer, read_rows
 

@@ -6,7 +6,7 @@ Shapes: B texts, T tokens of a text, C tokens of what follows it, D model width,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from lmlab.data import Batch, Loader, Tokenizer
-from lmlab.methods.autocompressor.kinds.base import Compressor, KindConfig
+from lmlab.methods.autocompressor.kinds.base import Compressor
+from lmlab.methods.autocompressor.kinds.config import KindConfig
 from lmlab.models import IGNORE, LoRAConfig, Memory, Transformer, add_lora
 from lmlab.train import StepOutput, Trainer, TrainerConfig
 
@@ -126,7 +127,7 @@ class Trained(Compressor):
         rows: Any,
         config: TrainerConfig,
         directory: str | Path,
-        evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+        evaluate: Callable[[Any], dict[str, float]] | None = None,
     ) -> Trained:
         """Train with the one loop of lmlab; a directory with checkpoints goes on where they stand.
 

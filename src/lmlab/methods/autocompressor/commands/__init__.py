@@ -1,0 +1,1 @@
+"""The commands of `lmlab compress`, one file a subject."""

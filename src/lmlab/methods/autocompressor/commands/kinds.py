@@ -1,0 +1,91 @@
+"""`lmlab compress compare` and `cartridge`: kinds of compression beside each other, and trained rows for a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.autocompressor.comparing.config import CompareConfig
+from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
+
+compare_help = example(
+    "lmlab compress compare models/smollm2 --out runs/kinds",
+    "lmlab compress compare models/smollm2 --task json_kv --length 1024 --ratio 2,10 --kind prune:kvzip"
+    " --kind prune:snap+prune:norm --out runs/two",
+)
+cartridge_help = example(
+    "lmlab compress cartridge models/smollm2 paper.txt --rows 64 --steps 200 --out paper.safetensors",
+)
+
+
+@options(CompareConfig)
+def compare(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
+    settings: CompareConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the rows and the table.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
+) -> None:
+    """Compare kinds of compression at equal key-value positions: what answers lose, with another context's memory as
+    control, and bytes. The same command after a kill goes on with the contexts that are missing.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from lmlab.commandline.options import print_table
+    from lmlab.evals import Evaluator
+    from lmlab.methods.autocompressor.comparing.run import TABLE, compare
+    from lmlab.methods.autocompressor.comparing.table import COLUMNS, cells
+
+    lines = compare(Evaluator.load(model, device, precision), settings, out)
+    table = Table(*COLUMNS, box=box.SIMPLE)
+    for line in lines:
+        table.add_row(*cells(line))
+    print_table(table)
+    print(f"Table: {out / TABLE}")
+
+
+@options(CartridgeConfig, exclude=("ratio", "sinks"))
+def cartridge(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
+    file: Annotated[Path, typer.Argument(help="A text file.")],
+    settings: CartridgeConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The rows, as a memory (safetensors).")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Train a few rows of keys and values to stand for one text. The same command after a kill goes on."""
+    from dataclasses import replace
+
+    import torch
+
+    from lmlab.hardware import select_device
+    from lmlab.methods.autocompressor.kinds.cartridge import train_cartridge
+    from lmlab.models import hash_of_ids, kernel_of, known_fingerprint, save_memory
+    from lmlab.runs import Model
+
+    found = Model.find(model)
+    network = found.load(select_device(device), torch.float32)
+    try:
+        ids = found.tokenizer().encode_prompt(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' cannot be read as text: {error}.") from None
+    if not ids:
+        raise UserError(f"'{file}' has no text.")
+    if settings.rows is None:
+        raise UserError("How large is the cartridge?", "--rows 64")
+    key = hash_of_ids([*ids, settings.rows, settings.steps, settings.seed])[:16]
+    trained = train_cartridge(network, torch.tensor(ids), settings, out.with_name(f"{out.name}.{key}.training"))
+    memory = replace(
+        trained,
+        tokens_B=(len(ids),),
+        source_hash=(hash_of_ids(ids),),
+        model_hash=known_fingerprint(network),
+        about={"compressor": "cartridge", "kernel": kernel_of(network)},
+    )
+    save_memory(memory, out, network)
+    print(f"{len(ids):,} tokens became {memory.rows.slots if memory.rows else 0} rows.\nCartridge: {out}")
