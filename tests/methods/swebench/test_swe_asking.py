@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from lmlab.methods.swebench.instances.instance import Instance
 from lmlab.methods.swebench.instances.load import write_instances
 from lmlab.methods.swebench.patches.diff import read_diff
 from lmlab.retrieval.search.bm25 import ENGLISH_STOP_WORDS, words
+from lmlab.runs import Recipe, run_recipe
 
 _SECRETS = ("test_empty", "test_sum", "a + b", "text.strip()")
 
@@ -248,3 +250,29 @@ def test_commands_ask_rank_and_write_records(
     page = (tmp_path / "out" / "gold.run.html").read_text()
     assert built.instance_id in page and "Limits were held" in page
     assert "gold, 1 patch<" in page and "{&#39;" not in page and "memory_mib: 4096" in page
+
+
+def test_a_recipe_asks_a_model_and_judges_its_patches(built: Instance, judge: Judge, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmark"
+    write_instances(folder / "instances.jsonl", [built, replace(built, instance_id="owner__calc-2")])
+    shutil.copytree(judge.workspaces.trees.folder, folder / "trees")
+    script = tmp_path / "script.jsonl"
+    script.write_text(json.dumps({"text": f"<patch>\n{built.patch}</patch>"}) + "\n")
+    common = {"instances": str(folder / "instances.jsonl"), "cache": str(tmp_path / "cache")}
+    endpoint = {"model": "m", "backend": "mock", "replies": str(script)}
+    ask = {"kind": "swe_infer", **common, "endpoint": endpoint, "context": "none", "ids": ["owner__calc-2"]}
+    judged = {"kind": "swe_evaluate", **common, "patches": "ask", "timeout_s": 60, "ids": ["owner__calc-2"]}
+    recipe = Recipe.parse({"name": "swe", "stages": {"ask": ask, "judged": judged}}, "the test")
+    results = run_recipe(recipe, tmp_path / "run")
+    asked, found = (results[name].to_json() for name in ("ask", "judged"))
+    assert asked == {"model": "m", "issues": 1, "patches": 1, "empty": 0}
+    (row,) = found["models"]
+    assert (row["model"], row["resolved"], row["total"]) == ("m", 1, 1) and row["low"] < row["share"] == 1
+    assert (tmp_path / "run" / "judged" / row["page"]).exists()
+    public = json.loads((tmp_path / "run" / "judged" / "m.run.json").read_text())
+    assert public["resolved_ids"] == ["owner__calc-2"]
+    stamp = (tmp_path / "run" / "judged" / "m.run.json").stat().st_mtime_ns
+    run_recipe(recipe, tmp_path / "run")  # nothing has changed
+    assert (tmp_path / "run" / "judged" / "m.run.json").stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="give either model or endpoint"):
+        Recipe.parse({"name": "swe", "stages": {"ask": {"kind": "swe_infer", **common}}}, "the test")

@@ -1,16 +1,28 @@
-"""Settings of the method: where patches are run, and what they may use."""
+"""Settings of the method: where patches are run, what they may use, and which issues."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from lmlab.config import Config, Flag
+from lmlab.config import NO_INFLUENCE, Config, Flag
 
 
-class SandboxConfig(Config):
+class WorkspaceConfig(Config):
+    """Where trees of repositories come from, and where unpacked ones are kept.
+
+    Attributes:
+        cache: folder for environments and unpacked trees, by default lmlab's cache.
+        repositories: folder with repositories OWNER__NAME, for instances that bring no tree along.
+    """
+
+    cache: Annotated[Path | None, NO_INFLUENCE] = None
+    repositories: Path | None = None
+
+
+class SandboxConfig(WorkspaceConfig):
     """Where code is run, and what it may use.
 
     Attributes:
@@ -22,8 +34,6 @@ class SandboxConfig(Config):
         processes: that live at once.
         cpus: cores that it keeps busy.
         control: repeat a run that would count as a pass with tests that must fail; without it a pass can be forged.
-        cache: folder for environments and unpacked trees, by default lmlab's cache.
-        repositories: folder with repositories OWNER__NAME, for instances that bring no tree along.
     """
 
     executor: str = "auto"
@@ -34,5 +44,43 @@ class SandboxConfig(Config):
     processes: PositiveInt = 512
     cpus: PositiveFloat = 2.0
     control: Annotated[bool, Flag(("--control/--no-control",))] = True
-    cache: Path | None = None
-    repositories: Path | None = None
+
+
+class EvaluateConfig(SandboxConfig):
+    """How patches are judged.
+
+    Attributes:
+        repair: what is mended in patches: raw, recount, minimal or anchor. It changes scores.
+        workers: runs at once.
+    """
+
+    repair: Literal["raw", "recount", "minimal", "anchor"] = "raw"
+    workers: Annotated[PositiveInt, Flag(("--workers", "-w")), NO_INFLUENCE] = 1
+
+
+class AgentConfig(Config):
+    """How a model works on an issue by commands.
+
+    Attributes:
+        steps: most answers to one issue.
+        max_tokens: of one answer.
+        temperature: 0 takes the likeliest token.
+    """
+
+    steps: PositiveInt = 30
+    max_tokens: PositiveInt = 1024
+    temperature: float = Field(default=0.0, ge=0)
+
+
+class InstancesConfig(Config):
+    """Which issues.
+
+    Attributes:
+        instances: a .jsonl, .json or .parquet file, a folder, a task repository, or full, lite, verified.
+        split: of the instances; by default test where there are several.
+        ids: only these.
+    """
+
+    instances: str
+    split: str | None = None
+    ids: tuple[str, ...] | None = None

@@ -14,4 +14,8 @@ METHOD = Method(
     published="verdicts of `swebench` 5.0.2 on 518 logs",
     reached="the same on all 518",
     extras=("swe",),
+    stages={
+        "swe_infer": "lmlab.methods.swebench.stages:SweInfer",
+        "swe_evaluate": "lmlab.methods.swebench.stages:SweEvaluate",
+    },
 )

@@ -63,6 +63,25 @@ def evaluation_page(
     )
 
 
+def model_sections(results: Mapping[str, Any]) -> list[Section]:
+    """A row for each model of the stage `swe_evaluate`."""
+    rows = [
+        [
+            each["model"],
+            f"{each['resolved']} of {each['total']}",
+            f"{100 * each['share']:.1f}",
+            f"{100 * each['low']:.1f} to {100 * each['high']:.1f}",
+            ", ".join(f"{count} {status}" for status, count in each["statuses"].items()),
+            each["page"],
+        ]
+        for each in results["models"]
+    ]
+    columns = ["model", "resolved", "share, %", "95 % interval, %", "statuses", "patches and logs"]
+    notes = [] if results["control"] else [Note("Without control runs a pass can be forged.", "warning")]
+    told = f"Which issues the patches resolve, by their hidden tests in a sandbox ({results['isolation']})."
+    return [Section("Issues resolved", [*notes, Table(columns, rows)], told)]
+
+
 def _blocks(instance: Instance, prediction: Prediction, done: Evaluated, folder: Path) -> list[Paragraph | Code | Note]:
     result = done.results[instance.instance_id]
     found: list[Paragraph | Code | Note] = [Paragraph(instance.problem_statement[:4000])]

@@ -11,7 +11,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, print_rows
-from lmlab.methods.swebench.config import SandboxConfig
+from lmlab.methods.swebench.config import AgentConfig, SandboxConfig, WorkspaceConfig
 from lmlab.methods.swebench.inference.settings import InferConfig
 
 Model = Annotated[
@@ -23,8 +23,6 @@ MaxCost = Annotated[float | None, typer.Option("--max-cost-usd", help="Ceiling o
 Price = Annotated[
     str | None, typer.Option(help="PROMPT,COMPLETION in US dollars a million tokens.", show_default=False)
 ]
-Cache = Annotated[Path | None, typer.Option(help="Folder for unpacked trees.", show_default=False)]
-Repositories = Annotated[Path | None, typer.Option(help="Folder with repositories OWNER__NAME.", show_default=False)]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(help="Directory of the tokenizer that counts; else four bytes are a token.", show_default=False),
@@ -32,10 +30,12 @@ Tokenizer = Annotated[
 
 
 @options(InferConfig)
+@options(WorkspaceConfig, "where")
 def infer(
     instances: Instances,
     model: Model,
     settings: InferConfig,
+    where: WorkspaceConfig,
     split: Split = None,
     id: Ids = None,
     base_url: BaseUrl = None,
@@ -43,19 +43,20 @@ def infer(
     price: Price = None,
     max_cost_usd: MaxCost = None,
     tokenizer: Tokenizer = None,
-    cache: Cache = None,
-    repositories: Repositories = None,
     out: Folder = Path("predictions"),
 ) -> None:
     """Ask a model for patches: predictions.jsonl. Replies are kept; the same command asks only for what is missing."""
     from collections import Counter
 
+    from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.infer import infer as ask
     from lmlab.methods.swebench.instances.load import load_instances
 
     found = load_instances(instances, split, id)
     endpoint = _endpoint(model, base_url, key_env, price, max_cost_usd)
-    predictions = ask(found, _workspaces(instances, cache, repositories), endpoint, settings, out, _count(tokenizer))
+    predictions = ask(
+        found, open_workspaces(where, trees_beside(instances)), endpoint, settings, out, _count(tokenizer)
+    )
     counts = Counter("empty" if each.empty else "patch" for each in predictions)
     print(f"{counts['patch']} patches, {counts['empty']} answers without one: {out / 'predictions.jsonl'}")
     print(f"Next: lmlab swe eval --instances {instances} --predictions {out / 'predictions.jsonl'}")
@@ -68,15 +69,14 @@ infer_help = example(
 
 
 @options(SandboxConfig)
+@options(AgentConfig, "how")
 def agent(
     instances: Instances,
     model: Model,
     settings: SandboxConfig,
+    how: AgentConfig,
     split: Split = None,
     id: Ids = None,
-    steps: Annotated[int, typer.Option(min=1, help="Most answers to one issue.")] = 30,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     base_url: BaseUrl = None,
     key_env: KeyEnv = None,
     price: Price = None,
@@ -95,7 +95,7 @@ def agent(
     judge = open_judge(settings, trees_beside(instances))
     endpoint = _endpoint(model, base_url, key_env, price, max_cost_usd)
     out.mkdir(parents=True, exist_ok=True)
-    ask = asker(endpoint, out / "replies.sqlite", max_tokens, temperature)
+    ask = asker(endpoint, out / "replies.sqlite", how.max_tokens, how.temperature)
     predictions = []
     with progress("agent", len(found), "issues") as advance:
         for instance in found:
@@ -105,7 +105,7 @@ def agent(
                 prediction = Prediction(instance.instance_id, row["model"], row["patch"], row["extra"])
             else:
                 name = endpoint.model.strip("/").replace("/", "__")
-                prediction, _ = run_agent(instance, judge, ask, name, steps, None, keep=out / "trajectories")
+                prediction, _ = run_agent(instance, judge, ask, name, how.steps, None, keep=out / "trajectories")
                 write_json(kept, {"model": name, "patch": prediction.patch, "extra": prediction.extra})
             predictions.append(prediction)
             advance()
@@ -116,24 +116,25 @@ def agent(
 agent_help = example("lmlab swe agent -i benchmark/instances.jsonl -m openai:NAME --base-url URL --steps 30")
 
 
+@options(WorkspaceConfig, "where")
 def retrieve(
     instances: Instances,
+    where: WorkspaceConfig,
     split: Split = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Files for each issue.")] = 20,
     split_names: Annotated[
         bool, typer.Option("--split-names/--whole-names", help="Know names by their parts too.")
     ] = True,
-    cache: Cache = None,
-    repositories: Repositories = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Hits, JSON lines.")] = Path("hits.jsonl"),
 ) -> None:
     """Rank the files of each repository for its issue by BM25, and say how many of those that the solution edits are
     found."""
     from lmlab.files import write_jsonl
+    from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.contexts import documents, rank_bm25, recall
     from lmlab.methods.swebench.instances.load import load_instances
 
-    workspaces = _workspaces(instances, cache, repositories)
+    workspaces = open_workspaces(where, trees_beside(instances))
     rows, recalls = [], []
     for instance in load_instances(instances, split):
         hits = rank_bm25(documents(workspaces.pristine(instance)), instance.problem_statement, k, split_names)
@@ -155,8 +156,10 @@ def retrieve(
 retrieve_help = example("lmlab swe retrieve -i benchmark/instances.jsonl -k 5 --out hits.jsonl")
 
 
+@options(WorkspaceConfig, "where")
 def train_data(
     instances: Instances,
+    where: WorkspaceConfig,
     split: Split = None,
     mix: Annotated[
         str, typer.Option("--context-mix", help="Sources of contexts with weights: bm25, oracle, oracle-collapsed.")
@@ -165,13 +168,12 @@ def train_data(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longer conversations are left out.")] = 30_000,
     tokenizer: Tokenizer = None,
     seed: Annotated[int, typer.Option(help="Of the choice of contexts.")] = 0,
-    cache: Cache = None,
-    repositories: Repositories = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Conversations, JSON lines.")] = Path("sft.jsonl"),
 ) -> None:
     """Write conversations of issues and their solutions, for the stage `tokenize_chat`."""
     from lmlab.errors import did_you_mean
     from lmlab.files import write_jsonl
+    from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.contexts import Source
     from lmlab.methods.swebench.inference.records import sft_records
     from lmlab.methods.swebench.instances.load import load_instances
@@ -188,7 +190,7 @@ def train_data(
             raise UserError(f"--context-mix {mix}: expected NAME=NUMBER,...") from None
     found = load_instances(instances, split)
     records = sft_records(
-        found, _workspaces(instances, cache, repositories), weights, budget, max_tokens, _count(tokenizer), seed
+        found, open_workspaces(where, trees_beside(instances)), weights, budget, max_tokens, _count(tokenizer), seed
     )
     written = write_jsonl(out, records)
     print(f"{written} conversations of {len(found)} instances: {out}")
@@ -213,22 +215,8 @@ def _endpoint(model: str, base_url: str | None, key_env: str | None, price: str 
     return Endpoint.named(model, **{name: value for name, value in given.items() if value is not None})
 
 
-def _workspaces(instances: str, cache: Path | None, repositories: Path | None):  # type: ignore[no-untyped-def]
-    from lmlab.files import cache_directory
-    from lmlab.methods.swebench.harness.open import trees_beside
-    from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
-    from lmlab.methods.swebench.harness.workspaces.workspace import Workspaces
-
-    folder = (cache or cache_directory() / "swe") / "workspaces"
-    return Workspaces(folder, TreeStore(trees_beside(instances)), repositories)
-
-
 def _count(tokenizer: Path | None):  # type: ignore[no-untyped-def]
-    from lmlab.methods.swebench.inference.contexts import approximate_tokens
-
-    if tokenizer is None:
-        return approximate_tokens
+    from lmlab.methods.swebench.inference.contexts import counter_of
     from lmlab.runs import Vocabulary
 
-    words = Vocabulary.find(tokenizer).load()
-    return lambda text: len(words.encode(text))
+    return counter_of(None if tokenizer is None else Vocabulary.find(tokenizer).load())

@@ -10,29 +10,25 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, Workers, print_rows
-from lmlab.methods.swebench.config import SandboxConfig
+from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, print_rows
+from lmlab.methods.swebench.config import EvaluateConfig
 
 Predictions = Annotated[
     str, typer.Option("--predictions", "-p", help="Patches: a .jsonl or .json file, or gold for the reference.")
 ]
 
 
-@options(SandboxConfig)
+@options(EvaluateConfig)
 def evaluate(
     instances: Instances,
     predictions: Predictions,
-    settings: SandboxConfig,
+    settings: EvaluateConfig,
     run_id: Annotated[str, typer.Option(help="Name of the run, in logs and reports.")] = "run",
     split: Split = None,
     id: Ids = None,
-    workers: Workers = 1,
     shard: Annotated[
         str | None, typer.Option(help="I/N: every N-th instance, from the I-th on (from 1).", show_default=False)
     ] = None,
-    repair: Annotated[
-        str, typer.Option(help="What is mended in patches: raw, recount, minimal or anchor. It changes scores.")
-    ] = "raw",
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Take up results that are there.")] = True,
     out: Folder = Path("evaluation"),
 ) -> None:
@@ -57,8 +53,8 @@ def evaluate(
     judge = open_judge(settings, trees_beside(instances))
     failed = False
     for own in models.values():
-        patches, steps = repaired(own, found, judge, repair)
-        done = run(found, patches, judge, out, run_id, workers, resume)
+        patches, steps = repaired(own, found, judge, settings.repair)
+        done = run(found, patches, judge, out, run_id, settings.workers, resume)
         if steps:
             write_json(done.path.with_suffix(".repairs.json"), steps)
         counts = done.summary["statuses"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmlab.files import cache_directory
-from lmlab.methods.swebench.config import SandboxConfig
+from lmlab.methods.swebench.config import SandboxConfig, WorkspaceConfig
 from lmlab.methods.swebench.harness.environment import Environments
 from lmlab.methods.swebench.harness.judge import Judge
 from lmlab.methods.swebench.harness.workspaces.trees import TreeStore
@@ -26,15 +26,24 @@ def open_judge(settings: SandboxConfig, trees: Path) -> Judge:
     """
     required = [each.strip() for each in (settings.require_limits or "").split(",") if each.strip()]
     executor = choose_executor(settings.executor, settings.unsafe, required)
-    cache = settings.cache or cache_directory() / "swe"
     limits = Limits(
         timeout_s=settings.timeout_s,
         memory_mib=settings.memory_mib,
         processes=settings.processes,
         cpus=settings.cpus,
     )
-    workspaces = Workspaces(cache / "workspaces", TreeStore(trees), settings.repositories)
-    return Judge(executor, workspaces, Environments(cache / "envs"), limits, settings.control)
+    environments = Environments(cache_of(settings) / "envs")
+    return Judge(executor, open_workspaces(settings, trees), environments, limits, settings.control)
+
+
+def open_workspaces(settings: WorkspaceConfig, trees: Path) -> Workspaces:
+    """Unpacked trees, from the folder with the packed ones."""
+    return Workspaces(cache_of(settings) / "workspaces", TreeStore(trees), settings.repositories)
+
+
+def cache_of(settings: WorkspaceConfig) -> Path:
+    """The folder for environments and unpacked trees."""
+    return settings.cache or cache_directory() / "swe"
 
 
 def trees_beside(instances: str | Path) -> Path:

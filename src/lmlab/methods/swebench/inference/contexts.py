@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lmlab.data import Tokenizer
 from lmlab.methods.swebench.harness.repairing import reader_of
 from lmlab.methods.swebench.harness.workspaces.trees import tree_files
 from lmlab.methods.swebench.instances.instance import Instance
@@ -26,6 +27,11 @@ Count = Callable[[str], int]
 def approximate_tokens(text: str) -> int:
     """Tokens of a text where no tokenizer is given: four bytes each."""
     return -(-len(text.encode()) // 4)
+
+
+def counter_of(words: Tokenizer | None) -> Count:
+    """Counts tokens by a tokenizer, or without one."""
+    return approximate_tokens if words is None else lambda text: len(words.encode(text))
 
 
 def documents(tree: Path) -> dict[str, str]:
