@@ -66,6 +66,26 @@ class EndpointConfig(Config):
     prices: str | None = None
 
 
+class JudgingConfig(Config):
+    """How a judge is asked.
+
+    Attributes:
+        rubric: a rubric that comes with lmlab (tutoreval-v1, faithfulness-v1, key-points-v1), or a YAML file.
+        reading: text, json (the endpoint is held to a schema), or labels (expected grade under label probabilities).
+        samples: replies to each question, whose grades are averaged.
+        temperature: by default 0, or 0.7 with several samples.
+        max_tokens: of a reply.
+        replies: for the back ends replay and mock, their file.
+    """
+
+    rubric: str = "tutoreval-v1"
+    reading: Literal["text", "json", "labels"] = "text"
+    samples: PositiveInt = 1
+    temperature: NonNegativeFloat | None = None
+    max_tokens: PositiveInt = 800
+    replies: str | None = None
+
+
 class ScoreConfig(Config):
     """How figures are made of grades.
 
@@ -181,7 +201,9 @@ class TutorEvaluateConfig(Config):
         questions: a set of questions.
         against: an earlier stage of this kind, with which it is compared question by question.
         judge: who grades: offline, or openai:MODEL and the like.
-        answers: how it is asked.
+        judging: how the judge is asked.
+        endpoint: what may be asked of an endpoint.
+        answers: how the tutor is asked.
         scores: how figures are made.
     """
 
@@ -189,6 +211,8 @@ class TutorEvaluateConfig(Config):
     questions: Input
     against: Input | None = None
     judge: str = "offline"
+    judging: JudgingConfig = JudgingConfig()
+    endpoint: EndpointConfig = EndpointConfig()
     answers: AnswerConfig = AnswerConfig()
     scores: ScoreConfig = ScoreConfig()
 

@@ -12,5 +12,9 @@ METHOD = Method(
     help="Tutors: grade them on whole chapters, build their dialogues, tune them (TutorEval, TutorChat).",
     page="methods/tutor.md",
     extras=("judge",),
-    stages={"tutor_mix": "lmlab.methods.tutor.stages:TutorMix"},
+    stages={
+        "tutor_evaluate": "lmlab.methods.tutor.stages:TutorEvaluate",
+        "tutor_dialogues": "lmlab.methods.tutor.stages:TutorDialogues",
+        "tutor_mix": "lmlab.methods.tutor.stages:TutorMix",
+    },
 )

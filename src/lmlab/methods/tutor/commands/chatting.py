@@ -9,8 +9,13 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
-from lmlab.methods.tutor.config import FormatConfig, MixConfig
+from lmlab.methods.tutor.config import ChatGenerateConfig, EndpointConfig, FormatConfig, MixConfig
 
+generate_help = example(
+    "lmlab tutor chat-generate textbooks --scheme rule --per-chapter 3 --out dialogues",
+    "lmlab tutor chat-generate textbooks --teacher openai:gpt-4o-mini --key-env OPENAI_API_KEY"
+    " --base-url https://api.openai.com/v1 --prices prices.yaml --max-cost-usd 5 --out dialogues",
+)
 format_help = example("lmlab tutor chat-format tutorchat.jsonl --tokenizer models/llemma --max-len 32768 --out tokens")
 mix_help = example(
     "lmlab tutor chat-mix --dialogues tutorchat.parquet --folders stem --metamath MetaMathQA-395K.json"
@@ -18,6 +23,36 @@ mix_help = example(
 )
 TokenizerPlace = Annotated[str, typer.Option("--tokenizer", help="Whose tokens: a directory of a tokenizer or model.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the tokens, which the stage train reads.")]
+
+
+@options(ChatGenerateConfig)
+@options(EndpointConfig, into="endpoint")
+def chat_generate(
+    chapters: Annotated[str, typer.Argument(help="Chapters: a file, folder or glob; DOMAIN/BOOK/... in a folder.")],
+    settings: ChatGenerateConfig,
+    endpoint: EndpointConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dialogues.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Who writes: local:DIRECTORY, openai:MODEL.", show_default=False)
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Who plays the student, by default the same.", show_default=False)
+    ] = None,
+    replies: Annotated[Path | None, typer.Option(help="Of the back ends replay and mock.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; send nothing.")] = False,
+) -> None:
+    """Write dialogues about chapters: two models talk, one writes all, or sentences are quoted by rule."""
+    from lmlab.methods.tutor.endpoints import endpoint_of
+    from lmlab.methods.tutor.writing.write import estimate_writing, told, write_about
+
+    made = [None if each is None else endpoint_of(each, endpoint, replies) for each in (teacher, student)]
+    if dry_run and made[0] is not None:
+        requests, found = estimate_writing(chapters, settings, made[0], out)
+        print(f"At most {requests:,} requests. The first of each dialogue: {found}")
+        return
+    for line in told(write_about(chapters, settings, made[0], out, made[1])):
+        print(line)
+    print(f"Dialogues: {out}")
 
 
 @options(FormatConfig)

@@ -1,0 +1,1 @@
+"""What a tutor answers to the questions, locally or by an endpoint."""

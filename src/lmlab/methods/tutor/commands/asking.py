@@ -1,0 +1,213 @@
+"""`lmlab tutor generate`, `grade`, `report`, `compare`, `import`, `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import example
+from lmlab.errors import UserError
+from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, JudgingConfig, ScoreConfig
+
+generate_help = example(
+    "lmlab tutor generate --model models/smollm2 --data tutoreval.parquet --book open --out runs/tutor",
+    "lmlab tutor generate --model openai:gpt-4o-mini --base-url https://api.openai.com/v1 --key-env OPENAI_API_KEY"
+    " --data tutoreval.parquet --out runs/api --dry-run",
+)
+grade_help = example(
+    "lmlab tutor grade runs/tutor --judge offline",
+    "lmlab tutor grade runs/tutor --judge openai:gpt-4o --key-env OPENAI_API_KEY --base-url https://api.openai.com/v1"
+    " --rpm 500 --prices prices.yaml --max-cost-usd 20",
+)
+report_help = example("lmlab tutor report runs/tutor --out tutor.html")
+compare_help = example(
+    "lmlab tutor compare runs/base runs/tuned",
+    "lmlab tutor compare runs/base runs/tuned --judge openai:gpt-4o --sequential",
+)
+import_help = example("lmlab tutor import generations/openbook/MODEL.json --out runs/imported")
+export_help = example("lmlab tutor export runs/tutor --out generations")
+
+Run = Annotated[Path, typer.Argument(help="Folder of answers, as `generate` writes it.")]
+NewRun = Annotated[bool, typer.Option("--new-run", help="Move what another model or wording left there aside.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs; send nothing.")]
+JudgeName = Annotated[str, typer.Option(help="Who grades: offline, or openai:MODEL, local:DIRECTORY and the like.")]
+
+
+@options(AnswerConfig)
+@options(EndpointConfig, into="endpoint")
+def generate(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's directory, stage or run; or openai:NAME.")],
+    data: Annotated[str, typer.Option("--data", help="Questions: TutorEval, or JSON lines with the same columns.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the answers.")],
+    settings: AnswerConfig,
+    endpoint: EndpointConfig,
+    new_run: NewRun = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let a tutor answer questions about chapters. The same command after a kill goes on with what is missing."""
+    from lmlab.distributed import joined, world
+    from lmlab.methods.tutor.answering.run import (
+        ANSWERS,
+        answer_by_endpoint,
+        answer_locally,
+        estimate_answers,
+        move_aside,
+    )
+    from lmlab.methods.tutor.endpoints import endpoint_of, is_endpoint
+    from lmlab.methods.tutor.items.item import load_items
+    from lmlab.methods.tutor.scoring.grade import keep_items
+
+    items = load_items(data, settings.book)[: settings.limit]
+    if dry_run:
+        words = sum(item.chapter_words for item in items) if settings.book == "open" else 0
+        print(f"{len(items):,} questions about {len({item.cluster for item in items}):,} chapters, {words:,} words.")
+        if is_endpoint(model):
+            print(estimate_answers(endpoint_of(model, endpoint), items, settings, out))
+        return
+    with joined():
+        if new_run and world().is_main:
+            move_aside(out)
+        if world().is_main:
+            keep_items(items, out)
+        if is_endpoint(model):
+            rows = answer_by_endpoint(endpoint_of(model, endpoint), items, settings, out)
+        else:
+            rows = answer_locally(model, items, settings, out)
+        if world().is_main:
+            bad = sum(row["answer_status"] != "ok" for row in rows)
+            print(f"{len(rows):,} questions" + (f", {bad:,} without an answer" if bad else "") + f": {out / ANSWERS}")
+
+
+@options(JudgingConfig)
+@options(EndpointConfig, into="endpoint")
+@options(ScoreConfig, into="scores")
+def grade(
+    run: Run,
+    settings: JudgingConfig,
+    endpoint: EndpointConfig,
+    scores: ScoreConfig,
+    judge: JudgeName = "offline",
+    new_run: Annotated[bool, typer.Option("--new-run", help="Let another judge grade beside the first.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Grade a tutor's answers by the key points of experts. What is graded is not graded again."""
+    from lmlab.methods.tutor.scoring.grade import estimate_grading, grade_run
+    from lmlab.methods.tutor.scoring.judges import judge_of, names_the_tutor
+
+    made = judge_of(judge, settings, endpoint, run)
+    if dry_run:
+        print(estimate_grading(run, made))
+        return
+    rows, path = grade_run(run, made, new_run, flag="self_judging" if names_the_tutor(judge, run) else None)
+    print(f"Grades: {path}")
+    _tell(run, rows, scores)
+
+
+@options(ScoreConfig, into="scores")
+def report(
+    run: Run,
+    scores: ScoreConfig,
+    judge: Annotated[str | None, typer.Option(help="Of several judges this one.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page.", show_default=False)] = None,
+) -> None:
+    """Say a tutor's score with its interval over chapters, and where it comes from; write report.json and a page."""
+    from lmlab.methods.tutor.scoring.grade import graded_rows
+
+    _tell(run, graded_rows(run, judge), scores, out)
+
+
+@options(JudgingConfig)
+@options(EndpointConfig, into="endpoint")
+@options(ScoreConfig, into="scores")
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of answers of the tutor that is compared with.")],
+    second: Annotated[Path, typer.Argument(help="Folder of answers of the other one.")],
+    settings: JudgingConfig,
+    endpoint: EndpointConfig,
+    scores: ScoreConfig,
+    judge: Annotated[
+        str | None, typer.Option(help="Grade what is not graded yet by this judge.", show_default=False)
+    ] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Chapter by chapter, until the paired interval leaves 0 out.")
+    ] = False,
+    looks: Annotated[int, typer.Option(min=1, help="With --sequential: looks at the interval, at most.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A page.", show_default=False)] = None,
+) -> None:
+    """Compare two tutors on the questions that both were asked, paired, by chapters."""
+    from lmlab.files import write_json
+    from lmlab.methods.tutor.report import comparison_section
+    from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known, verdict
+    from lmlab.methods.tutor.scoring.grade import grader_of, shared_chapters
+    from lmlab.methods.tutor.scoring.judges import judge_of
+    from lmlab.reports import Page
+
+    chapters = shared_chapters(first, second)
+    if not chapters:
+        raise UserError(f"'{first}' and '{second}' share no question.", "Ask both tutors the same set.")
+    graders = [
+        grader_of(place, None if judge is None else judge_of(judge, settings, endpoint, place))
+        for place in (first, second)
+    ]
+    if sequential:
+        found = compare_until_known(graders[0], graders[1], chapters, scores, looks)
+    else:
+        ids = [id for each in chapters.values() for id in each]
+        found = compare_rows(graders[0](ids), graders[1](ids), scores)
+    print(f"{found['first']}: {found['first_score']:.1f} %\n{found['second']}: {found['second_score']:.1f} %")
+    print(verdict(found))
+    if out is not None:
+        write_json(out.with_suffix(".json"), found)
+        print(f"Page: {Page('Two tutors', sections=[comparison_section(found)]).write(out)}")
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(help="A file of the published scripts: openbook/MODEL.json.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the answers.")],
+    compat_reference: Annotated[
+        bool, typer.Option("--compat-reference", help="Read grades as the published script does, failures as 0.")
+    ] = False,
+) -> None:
+    """Read answers and grades of the published scripts; grades are read again from the judge's replies, strictly."""
+    from lmlab.methods.tutor.scoring.reference import import_answers
+
+    rows = import_answers(path, out, compat_reference)
+    print(f"{len(rows):,} answers: {out}")
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder in whose openbook/ or closedbook/ it is written.")],
+) -> None:
+    """Write answers and grades as the published scripts do; a missing grade is null."""
+    from lmlab.files import read_mapping
+    from lmlab.methods.tutor.answering.run import RUN
+    from lmlab.methods.tutor.scoring.grade import kept_items, latest_rows
+    from lmlab.methods.tutor.scoring.reference import export_answers
+
+    book = read_mapping(run / RUN)["asked"]["book"]
+    print(f"Answers: {export_answers(latest_rows(run), kept_items(run), out, book)}")
+
+
+def _tell(run: Path, rows: list[dict[str, object]], scores: ScoreConfig, page: Path | None = None) -> None:
+    """Write the report, say the score, and end with code 3 where too many answers lack a grade."""
+    from lmlab.files import write_json
+    from lmlab.methods.tutor.report import headline, sections
+    from lmlab.methods.tutor.scoring.score import EXIT_UNGRADED, score, too_many_ungraded
+    from lmlab.progress import console
+    from lmlab.reports import Page
+
+    found = score(rows, scores)
+    write_json(run / "report.json", found)
+    print(headline(found))
+    for warning in found["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    written = Page(f"A tutor: {found['tutor']['model']}", sections=sections(found, rows)).write(
+        page or run / "report.html"
+    )
+    print(f"Report: {run / 'report.json'}\nPage: {written}")
+    if too_many_ungraded(found, scores):
+        raise typer.Exit(EXIT_UNGRADED)

@@ -1,0 +1,1 @@
+"""Questions about chapters, with the points that an answer has to make."""

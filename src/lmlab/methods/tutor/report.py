@@ -1,0 +1,118 @@
+"""Sections of pages: a tutor's score and where it comes from, two tutors side by side, what was answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmlab.evals.rows import Row
+from lmlab.methods.tutor.scoring.compare import verdict
+from lmlab.reports import Block, Details, Facts, Figure, Note, Paragraph, Sample, Section, Table, bar_chart
+
+_SAMPLES = 4
+_CHARACTERS = 1500  # of an answer on the page
+
+
+def figure_text(figure: dict[str, Any]) -> str:
+    """A score with its interval, in percent."""
+    if figure["value"] is None:
+        return "none"
+    if figure["low"] is None:
+        return f"{figure['value']:.1f} %"
+    return f"{figure['value']:.1f} % [{figure['low']:.1f}, {figure['high']:.1f}]"
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The score in a sentence."""
+    told = f"{report['headline']} {figure_text(report['total'])} over {report['n_graded']:,} answers"
+    missing = f", {report['n_ungraded']:,} without a grade" if report["n_ungraded"] else ""
+    return f"{told} about {report['chapters']:,} chapters{missing}; judged by {report['judge']['name']}."
+
+
+def sections(
+    report: dict[str, Any], rows: Sequence[Row] = (), comparison: dict[str, Any] | None = None
+) -> list[Section]:
+    """The sections of a tutor's report."""
+    found = [Section("Score", _overview(report, comparison), rank=1)]
+    found.append(Section("Where it comes from", _breakdowns(report), rank=2))
+    if rows:
+        found.append(Section("Answers", _answers(rows, report["headline"]), rank=3))
+    return [each for each in found if each.blocks]
+
+
+def comparison_section(comparison: dict[str, Any]) -> Section:
+    """Two tutors side by side."""
+    rows = [[comparison[name], comparison[f"{name}_score"]] for name in ("first", "second")]
+    blocks: list[Block] = [
+        Paragraph(verdict(comparison)),
+        Table(["tutor", f"{comparison['headline']}, %"], rows),
+        Facts(
+            {
+                "better on": f"{comparison['better']:,} questions",
+                "worse on": f"{comparison['worse']:,}",
+                "p of no difference": "unknown" if comparison["p"] is None else f"{comparison['p']:.3g}",
+                "judge": comparison["judge"]["name"],
+            }
+        ),
+    ]
+    return Section("Compared", blocks, "Paired over the questions that both have a grade for, by chapters.", rank=1)
+
+
+def _overview(report: dict[str, Any], comparison: dict[str, Any] | None) -> list[Block]:
+    facts = {name: figure_text(figure) for name, figure in report["criteria"].items()}
+    facts |= {
+        "answers": f"{report['n']:,}, of which {report['n_graded']:,} are graded",
+        "chapters": f"{report['chapters']:,}",
+        "ungraded as zero": f"{report['total_ungraded_as_zero']:.1f} % (for comparison only)",
+        "tutor": f"{report['tutor']['model']} ({report['tutor']['format']}, prompts {report['tutor']['prompt_hash']})",
+        "judge": f"{report['judge']['name']} (prompts {report['judge']['prompt_hash'][:16]})",
+        "cost": "unknown" if report["cost_usd"] is None else f"${report['cost_usd']:.4f}",
+    }
+    blocks: list[Block] = [Note(text, "warning") for text in report["warnings"]]
+    blocks.append(Facts(facts))
+    if comparison is not None:
+        blocks += [Paragraph(f"Against {comparison['first']}: {verdict(comparison)}")]
+    statuses = [[status, count] for status, count in report["by_status"].items()]
+    if len(statuses) > 1:
+        blocks.append(Table(["status", "answers"], statuses, "What became of the answers."))
+    return blocks
+
+
+def _breakdowns(report: dict[str, Any]) -> list[Block]:
+    blocks: list[Block] = []
+    for column, values in report["breakdowns"].items():
+        rows = [
+            [value, figure["n"], figure["chapters"], figure["value"], figure["low"], figure["high"]]
+            for value, figure in values.items()
+        ]
+        shown = [row for row in rows if row[3] is not None]
+        if column in ("domain", "difficulty") and len(shown) > 1:
+            halves = [0.0 if row[4] is None else (row[5] - row[4]) / 2 for row in shown]
+            name = report["headline"]
+            chart = bar_chart(
+                [str(row[0]) for row in shown], {name: [row[3] for row in shown]}, {name: halves}, f"{name}, %", None
+            )
+            blocks.append(Figure(chart, f"By {column}, with intervals over chapters.", f"Scores by {column}"))
+        blocks.append(Table([column, "answers", "chapters", "score, %", "low", "high"], rows))
+    return blocks
+
+
+def _answers(rows: Sequence[Row], main: str) -> list[Block]:
+    """The worst and the best answers, and one of those without a grade."""
+    graded = [row for row in rows if row.get("grades", {}).get(main) is not None]
+    graded.sort(key=lambda row: (row["grades"][main], row["id"]))
+    ungraded = [row for row in rows if row not in graded][:1]
+    chosen = [*graded[: _SAMPLES // 2], *graded[max(_SAMPLES // 2, len(graded) - _SAMPLES // 2) :], *ungraded]
+    return [Details(_title(row, main), [_sample(row)]) for row in chosen]
+
+
+def _title(row: Row, main: str) -> str:
+    grade = row["grades"].get(main)
+    told = row["status"] if grade is None else f"{grade:g} of {row['judge']['maximum']:g}"
+    return f"{told}: {row['question'][:100]}"
+
+
+def _sample(row: Row) -> Sample:
+    points = "; ".join(row["key_points"])
+    caption = f"Key points: {points[:_CHARACTERS]}" if points else "No key points."
+    return Sample(f"{row['question'][:_CHARACTERS]}\n\n", row["tutor"]["output"][:_CHARACTERS], caption)

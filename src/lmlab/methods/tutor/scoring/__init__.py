@@ -1,0 +1,1 @@
+"""Grades of answers, the figures made of them, and tutors side by side."""

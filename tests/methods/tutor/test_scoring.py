@@ -1,0 +1,145 @@
+"""Figures of graded answers: by hand, by chapters, and never a zero for what could not be read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from lmlab.errors import UserError
+from lmlab.methods.tutor.config import ScoreConfig
+from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known
+from lmlab.methods.tutor.scoring.reference import import_answers
+from lmlab.methods.tutor.scoring.score import mean_figure, score, too_many_ungraded
+
+JUDGE = {
+    "name": "j",
+    "prompt_hash": "h",
+    "headline": "correctness",
+    "criteria": ["presentation", "correctness"],
+    "maximum": 3.0,
+}
+
+
+def row(number, grade, status="ok", cluster=None, **columns):
+    chapter = f"c{number // 2}" if cluster is None else cluster
+    return {
+        "id": f"q{number}",
+        "question": f"q{number}?",
+        "cluster": chapter,
+        "key_points": ["p"],
+        "domain": "physics",
+        "difficulty": "easy",
+        "misleading_question": False,
+        "answer_in_chapter": True,
+        "closed_book": True,
+        "chapter_words": 100 + 10 * int(chapter[1:]),
+        "tutor": {"model": "m", "output": "o", "prompt_tokens": 10, "completion_tokens": 2},
+        "judge": JUDGE,
+        "grades": {"presentation": None if grade is None else 3.0, "correctness": grade},
+        "status": status,
+        "flags": [],
+        **columns,
+    }
+
+
+def test_totals_by_hand():
+    rows = [row(0, 3.0), row(1, 1.5, domain="biology"), row(2, 0.0, difficulty="hard"), row(3, None, "missing")]
+    rows += [row(4, 0.0, "empty_answer"), row(5, None, "partial")]
+    found = score(rows)
+    assert (found["n"], found["n_graded"], found["n_ungraded"]) == (6, 4, 2)
+    assert found["total"]["value"] == pytest.approx((3 + 1.5 + 0 + 0) / 4 * 100 / 3)
+    assert found["total_ungraded_as_zero"] == pytest.approx((3 + 1.5 + 0 + 0) / 6 * 100 / 3)
+    assert found["breakdowns"]["domain"]["biology"]["value"] == pytest.approx(50)
+    assert found["breakdowns"]["domain"]["physics"]["value"] == pytest.approx(100 / 3)
+    assert found["breakdowns"]["hard slice"]["hard"]["value"] == 0
+    assert found["breakdowns"]["domain x difficulty"]["biology, easy"]["n"] == 1
+    assert set(found["breakdowns"]["chapter length"]) == {
+        "1 short (100 to 100 words)",
+        "2 middle (110 to 110 words)",
+        "3 long (120 to 120 words)",
+    }
+    assert found["by_status"] == {"empty_answer": 1, "missing": 1, "ok": 3, "partial": 1}
+    assert too_many_ungraded(found, ScoreConfig()) and not too_many_ungraded(found, ScoreConfig(max_ungraded=0.5))
+    assert "2 of 6 answers have no grade" in found["warnings"][0]
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_chapters():
+    rows = [row(n, float(n % 4)) for n in range(12)]
+    found = score(rows, ScoreConfig(seed=5, resamples=3000))["total"]
+    sums = np.array([sum(100 / 3 * (n % 4) for n in (2 * c, 2 * c + 1)) for c in range(6)])
+    drawn = np.random.default_rng(5).integers(0, 6, (3000, 6))
+    low, high = np.quantile(sums[drawn].sum(1) / 12, [0.025, 0.975])
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert found == score(rows, ScoreConfig(seed=5, resamples=3000))["total"]
+
+
+def test_chapters_that_differ_make_intervals_wider_than_questions_alone():
+    draw = np.random.default_rng(0)
+    effects = draw.normal(0, 20, 20)
+    values = [50 + effects[c] + draw.normal(0, 5) for c in range(20) for _ in range(8)]
+    by_chapter = mean_figure(values, [c for c in range(20) for _ in range(8)], ScoreConfig())
+    alone = mean_figure(values, list(range(160)), ScoreConfig())
+    assert by_chapter["high"] - by_chapter["low"] > 2 * (alone["high"] - alone["low"])
+
+
+def test_one_chapter_has_no_interval_but_a_reason():
+    found = score([row(0, 1.0, cluster="c0"), row(1, 2.0, cluster="c0")])
+    assert found["total"]["low"] is None and "one chapter" in found["total"]["reason"]
+    with pytest.raises(UserError, match="no graded answers"):
+        score([])
+
+
+def other(rows, change):
+    return [{**each, "tutor": {**each["tutor"], "model": "n"}, "grades": change(each)} for each in rows]
+
+
+def test_tutors_are_compared_on_what_both_have_a_grade_for():
+    first = [row(n, 1.0) for n in range(20)] + [row(20, None, "missing")]
+    better = other(first, lambda each: {**each["grades"], "correctness": 2.0})
+    found = compare_rows(first, better)
+    assert found["n"] == 20 and found["difference"] == pytest.approx(100 / 3) and found["low"] > 0
+    assert (found["better"], found["worse"]) == (20, 0)
+    with pytest.raises(UserError, match="different judges"):
+        compare_rows(first, [{**each, "judge": {**JUDGE, "prompt_hash": "other"}} for each in better])
+
+
+def test_sequential_comparison_stops_when_it_knows_and_keeps_its_level():
+    draw = np.random.default_rng(1)
+    first = {f"q{n}": row(n, float(draw.integers(0, 4))) for n in range(120)}
+    chapters = {f"c{c}": [f"q{2 * c}", f"q{2 * c + 1}"] for c in range(60)}
+    asked = []
+
+    def grade(table):
+        return lambda ids: (asked.extend(ids), [table[id] for id in ids])[1]
+
+    far = {key: {**each, "grades": {**each["grades"], "correctness": 3.0}} for key, each in first.items()}
+    found = compare_until_known(grade(first), grade(far), chapters, ScoreConfig())
+    assert found["low"] > 0 and found["chapters_seen"] == 12 and len(asked) == 48
+    false = 0
+    for trial in range(200):
+        draw = np.random.default_rng(trial)
+        same = {key: row(int(key[1:]), float(draw.integers(0, 4))) for key in first}
+        twin = {key: row(int(key[1:]), float(draw.integers(0, 4))) for key in first}
+        config = ScoreConfig(seed=trial, resamples=400)
+        found = compare_until_known(lambda ids, t=same: [t[i] for i in ids], lambda ids, t=twin: [t[i] for i in ids],
+                                    chapters, config)  # fmt: skip
+        false += found["low"] > 0 or found["high"] < 0
+    assert false <= 18  # 5 % of 200, and three standard deviations
+
+
+def test_files_of_the_published_scripts_are_read_strictly_or_as_they_read_them(tmp_path):
+    base = {"chapter": "c", "question": "q", "key_points": ["k"], "closedbook_eval": False, "model": "m"}
+    replies = ["PRESENTATION: GRADE: 2/3\nCORRECTNESS: GRADE: 1/3", "ERROR", "PRESENTATION: 3/3\nCORRECTNESS: 3/3"]
+    rows = [{**base, "question": f"q{n}", "output": "a", "grading_out": reply} for n, reply in enumerate(replies)]
+    (tmp_path / "m.json").write_text(json.dumps(rows))
+    from lmlab.methods.tutor.scoring.grade import graded_rows
+
+    import_answers(tmp_path / "m.json", tmp_path / "strict")
+    strict = score(graded_rows(tmp_path / "strict"))
+    assert (strict["n_graded"], strict["total"]["value"]) == (2, pytest.approx((1 + 3) / 2 * 100 / 3))
+    import_answers(tmp_path / "m.json", tmp_path / "compat", compat=True)
+    compat = score(graded_rows(tmp_path / "compat"))
+    assert compat["total"]["value"] == pytest.approx(np.mean([1, 0, 3]) * 100 / 3)  # its formula, failures as 0

@@ -1,0 +1,104 @@
+"""`lmlab tutor`: from questions to a report, and the same again for nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+
+import pytest
+
+from lmlab.judging.rubrics.forms import reminder
+
+SHORT = ("--max-new-tokens", "8", "--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **named):
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_from_questions_to_a_report_and_again_for_nothing(lmlab, tutor, questions, judge_script, tmp_path, no_network):
+    out = tmp_path / "run"
+    done = lmlab("tutor", "generate", "--model", tutor, "--data", questions, "--out", out, *SHORT)
+    assert done.code == 0, done.err
+    grade = ("tutor", "grade", out, "--judge", "mock:script", "--replies", judge_script)
+    told = lmlab(*grade)
+    assert told.code == 0, told.err
+    report = json.loads((out / "report.json").read_text())
+    grades = {1: 1.5, 4: 1.5, 7: 1.5, 2: 3, 5: 3}
+    expected = sum(grades.get(n, 2) for n in range(12)) / 12 * 100 / 3
+    assert report["total"]["value"] == pytest.approx(expected) and report["n_graded"] == 12
+    before = {name: (out / name).read_bytes() for name in ("report.json", "report.html", "answers.jsonl")}
+    assert lmlab("tutor", "generate", "--model", tutor, "--data", questions, "--out", out, *SHORT).code == 0
+    again = lmlab(*grade)
+    assert again.code == 0
+    assert {name: (out / name).read_bytes() for name in before} == before
+    dry = lmlab(*grade, "--dry-run")
+    assert "12 requests, 12 of them answered already" in dry.out
+
+
+def test_unreadable_grades_are_counted_and_end_with_code_3(lmlab, tutor, questions, tmp_path):
+    out = tmp_path / "run"
+    lmlab("tutor", "generate", "--model", tutor, "--data", questions, "--out", out, *SHORT)
+    script = tmp_path / "bad.jsonl"
+    rows = [
+        {"match": r"of 3\?", "text": "no grade at all"},
+        {"match": re.escape(reminder("grades")), "text": "nor now"},
+    ]
+    rows += [{"match": "", "text": "PRESENTATION: GRADE: 1/3\nCORRECTNESS: GRADE: 3/3"}]
+    script.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = lmlab("tutor", "grade", out, "--judge", "mock:x", "--replies", script)
+    report = json.loads((out / "report.json").read_text())
+    assert (told.code, report["n_ungraded"], report["total"]["value"]) == (3, 1, pytest.approx(100))
+    assert report["total_ungraded_as_zero"] == pytest.approx(100 * 11 / 12)
+    assert lmlab("tutor", "grade", out, "--judge", "mock:other", "--replies", script).code == 2
+    assert lmlab("tutor", "grade", out, "--judge", "mock:other", "--replies", script, "--new-run").code in (0, 3)
+
+
+def test_all_key_points_reach_the_judge_as_bullets(tutor, questions, tmp_path):
+    from lmlab.endpoints import Endpoint, MockBackend
+    from lmlab.judging import Asking, GradingRubric, RubricJudge
+    from lmlab.methods.tutor.answering.run import answer_locally
+    from lmlab.methods.tutor.config import AnswerConfig
+    from lmlab.methods.tutor.items.item import load_items
+    from lmlab.methods.tutor.scoring.grade import grade_run, keep_items
+
+    items = load_items(questions)
+    keep_items(items, tmp_path / "run")
+    answer_locally(str(tutor), items, AnswerConfig(max_new_tokens=4, precision="fp32"), tmp_path / "run")
+    seen = []
+
+    def answer(request):
+        seen.append(request.messages[-1]["content"])
+        return "PRESENTATION: GRADE: 1/3\nCORRECTNESS: GRADE: 1/3"
+
+    endpoint = Endpoint(model="x", backend="mock", replies=questions)
+    judge = RubricJudge(GradingRubric.load("tutoreval-v1"), endpoint, Asking(), None, MockBackend(answer))
+    grade_run(tmp_path / "run", judge)
+    for number, item in enumerate(items):
+        shown = [text for text in seen if item.question in text]
+        assert any(f"- point {number}\n- it shines" in text for text in shown)
+
+
+def test_two_tutors_are_compared_and_a_page_is_written(lmlab, tutor, questions, judge_script, tmp_path):
+    for name in ("a", "b"):
+        lmlab("tutor", "generate", "--model", tutor, "--data", questions, "--out", tmp_path / name, *SHORT)
+        lmlab("tutor", "grade", tmp_path / name, "--judge", "mock:s", "--replies", judge_script)
+    told = lmlab("tutor", "compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "two.html")
+    assert told.code == 0 and "no difference is shown" in told.out and (tmp_path / "two.html").exists()
+    exported = lmlab("tutor", "export", tmp_path / "a", "--out", tmp_path / "generations")
+    assert exported.code == 0, exported.err
+    (file,) = (tmp_path / "generations" / "openbook").rglob("*.json")
+    assert json.loads(file.read_text())[0]["correctness"] == 2.0
+    assert lmlab("tutor", "import", file, "--out", tmp_path / "back").code == 0
+    assert lmlab("tutor", "report", tmp_path / "back").code == 0
+
+
+@pytest.mark.parametrize("arguments", [("grade", "nowhere"), ("report", "nowhere"), ("compare", "a", "b")])
+def test_a_folder_without_answers_is_refused(lmlab, tmp_path, arguments):
+    told = lmlab("tutor", arguments[0], *(tmp_path / each for each in arguments[1:]))
+    assert told.code == 2 and "Traceback" not in told.err
