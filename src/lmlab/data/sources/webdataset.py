@@ -15,6 +15,7 @@ from lmlab.data.sources.reading.splits import canonical
 from lmlab.files import DamagedError, bytes_read, share_read
 from lmlab.redaction import redact
 
+_READ_BYTES = 1 << 20
 _TEXTS = ("txt", "text", "md", "html", "cls", "id")
 
 
@@ -32,19 +33,21 @@ class WebDatasetSource(RecordSource):
         """One record a name, in the order of the file."""
         shown, last = redact(path), "its beginning"
         with self._open(path) as file:
+            blocks = _Blocks(file)
             try:
-                with tarfile.open(fileobj=(read := _LastRead(file)), mode="r|") as members:  # type: ignore[call-overload]
-                    named = ((*_split_name(member.name), member) for member in members if member.isfile())
-                    for key, group in groupby(named, lambda each: each[0]):
-                        last = f"{shown}:{key}"
-                        parts = ((suffix, member, members.extractfile(member)) for _, suffix, member in group)
-                        yield last, self._record(last, key, parts)
+                while blocks.more():  # archives may be laid end to end, as `cat` does it
+                    with tarfile.open(fileobj=blocks, mode="r|", bufsize=tarfile.BLOCKSIZE) as members:  # type: ignore[call-overload]
+                        named = ((*_split_name(member.name), member) for member in members if member.isfile())
+                        for key, group in groupby(named, lambda each: each[0]):
+                            last = f"{shown}:{key}"
+                            parts = ((suffix, member, members.extractfile(member)) for _, suffix, member in group)
+                            yield last, self._record(last, key, parts)
+                    if blocks.last.strip(b"\0"):  # tarfile takes a cut between two members for the end
+                        raise DamagedError(path, f"the archive ends after {last} without its mark of the end")
             except tarfile.TarError as error:
                 raise DamagedError(
                     path, f"the archive is broken after {last}, {short_reason(error)}", share_read(*bytes_read(file))
                 ) from None
-            if read.last[-tarfile.BLOCKSIZE :].strip(b"\0"):  # tarfile takes a cut between two members for the end
-                raise DamagedError(path, f"the archive ends after {last} without its mark of the end")
 
     def _record(self, where: str, key: str, parts: Iterable[tuple[str, tarfile.TarInfo, IO[bytes] | None]]) -> Any:
         record: dict[str, Any] = {"__key__": key}
@@ -65,16 +68,32 @@ class WebDatasetSource(RecordSource):
         return fields | record
 
 
-class _LastRead:
-    """A file that remembers what was read last."""
+class _Blocks:
+    """A file in tar's blocks, so that what follows an archive is not read with it."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.last = file, b""
+        self._file, self._ahead, self._place, self._began = file, b"", 0, False
+        self.last = b""
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(size)
+        """At most so many bytes; `last` remembers them."""
+        if len(self._ahead) - self._place < size:
+            self._ahead, self._place = self._ahead[self._place :] + self._file.read(_READ_BYTES), 0
+        data = self._ahead[self._place : self._place + size]
+        self._place += len(data)
         self.last = data or self.last
         return data
+
+    def more(self) -> bool:
+        """Whether another archive follows, or at first any: the blocks of zeros that end one are passed over."""
+        if not self._began:
+            self._began = True
+            return True
+        while data := self.read(tarfile.BLOCKSIZE):
+            if data.strip(b"\0"):
+                self._place -= len(data)
+                return True
+        return False
 
 
 def _split_name(name: str) -> tuple[str, str]:
