@@ -68,7 +68,7 @@ def test_of_several_splits_the_one_for_training_is_taken_and_told(layout, place,
     source = record_source(place.format(tmp_path))
     expected = sorted(name for name in names if "train" in name)
     assert texts(source) == expected
-    (notice,) = source.notices()
+    notice, *_ = source.notices()
     assert "several splits" in notice and "left out" in notice and notice in capsys.readouterr().err
     assert source.fingerprint() != source.model_copy(update={"split": "all"}).fingerprint()
     assert texts(source.model_copy(update={"split": "all"})) == sorted(names)

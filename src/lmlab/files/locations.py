@@ -177,6 +177,8 @@ def share_read(read: int, size: int | None) -> str:
     """How much of a file was read, for people."""
     if not size:
         return f"{read:,} bytes were read, how many are missing is unknown"
+    if read >= size:
+        return f"all of its {size:,} bytes were read; how many should follow cannot be told"
     return f"{read:,} of {size:,} bytes were read, about {max(0.0, 1 - read / size):.0%} are missing"
 
 

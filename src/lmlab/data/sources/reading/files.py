@@ -13,6 +13,7 @@ from lmlab.config import Config
 from lmlab.data.documents import Reject
 from lmlab.data.sources.reading.dataset_card import MAX_BYTES, Card, read_card
 from lmlab.data.sources.reading.dataset_card import NAME as CARD
+from lmlab.data.sources.reading.parts import missing_parts
 from lmlab.data.sources.reading.splits import ALL, Choice, canonical, choose_files
 from lmlab.errors import LmlabError
 from lmlab.files import (
@@ -99,6 +100,7 @@ class FileSource(Config):
 
         Raises:
             UserError: nothing matches, or there are several splits and none for training.
+            DamagedError: the files say that they are more, and `damaged` is `error`.
         """
         return self._choice().files
 
@@ -109,8 +111,11 @@ class FileSource(Config):
 
     def notices(self) -> list[str]:
         """Which split is taken where there are several."""
-        notice = self._choice().notice
-        return [] if notice is None else [notice]
+        choice = self._choice()
+        found = [] if choice.notice is None else [choice.notice]
+        if missing := missing_parts(self.path, choice.files):
+            found.append(f"'{redact(self.path)}': {len(missing)} parts are missing, the first is {redact(missing[0])}.")
+        return found
 
     def _found(self) -> list[str]:
         """All files that the location means, of every split."""
@@ -121,7 +126,17 @@ class FileSource(Config):
     def _choice(self) -> Choice:
         found = self._found()
         listed = {str(name) for path in _beside(self.path, _DICT) for name in _listed(path)}
-        return choose_files(self.path, found, self.split, listed, self.is_text, self._card(found))
+        choice = choose_files(self.path, found, self.split, listed, self.is_text, self._card(found))
+        missing = missing_parts(self.path, choice.files)
+        # where most are missing somebody took a few of them on purpose, which is told and no error
+        if missing and self.damaged == "error" and len(missing) <= len(choice.files):
+            raise DamagedError(
+                missing[0],
+                f"it is not there, though {len(choice.files)} other files of the same data are",
+                f"{len(missing)} are missing" if len(missing) > 1 else "",
+                f"Copy it, or name the parts that are meant by a glob. {_KEEP}",
+            )
+        return choice
 
     def _card(self, files: list[str]) -> Card | None:
         """What the README of a data set says of these files."""
