@@ -101,4 +101,5 @@ def encode(
 
 
 app.command(epilog=kinds.compare_help)(kinds.compare)
+app.command(epilog=kinds.probe_help)(kinds.probe)
 app.command(epilog=kinds.cartridge_help)(kinds.cartridge)
