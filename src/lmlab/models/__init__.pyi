@@ -6,6 +6,7 @@ from .formats.convert import Conversion, convert
 from .formats.hf import (
     compare_with_transformers,
     from_pretrained,
+    from_pretrained_with,
     read_config,
     read_settings,
     save_pretrained,
@@ -85,6 +86,7 @@ __all__ = [
     "extended_theta",
     "family_of",
     "from_pretrained",
+    "from_pretrained_with",
     "fused_cross_entropy",
     "generate",
     "generation_defaults",

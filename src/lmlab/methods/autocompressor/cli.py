@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, IdField, Out, Redo, Set, TextField, example, run_recipe_file
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.commands import kinds
-from lmlab.methods.autocompressor.config import EncodeConfig
+from lmlab.methods.autocompressor.config import EncodeConfig, IclConfig, PplConfig, RagConfig, RerankConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,6 +99,175 @@ def encode(
         f"{found['documents']:,} documents ({found['empty']:,} without text), {found['encoded']:,} encoded now;"
         f" {found['tokens']:,} tokens became {found['rows']:,} summaries.\nStore: {out}"
     )
+
+
+@app.command(
+    epilog=example(
+        "lmlab compress ppl runs/compress --data docs.jsonl --context 0,512,2048 --target 512 --segment 512 --out ppl",
+        "lmlab compress ppl runs/compress --data docs.jsonl --baseline truncate,full,rmt --rmt runs/rmt --out ppl",
+    )
+)
+@options(PplConfig)
+def ppl(
+    compressor: Compressor,
+    data: Annotated[str, typer.Option(help="File, glob, folder or URL of texts or records.")],
+    settings: PplConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("ppl"),
+    rmt: Annotated[
+        str | None, typer.Option(help="A compressor that replaces vectors, for the line rmt.", show_default=False)
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="A plain model, for the line base: it reads what its window holds.", show_default=False),
+    ] = None,
+    text_field: TextField = "text",
+    id_field: IdField = None,
+) -> None:
+    """Perplexity of texts after compressed context, beside truncation, full attention, other documents' vectors.
+
+    The same command after a kill goes on.
+    """
+    from lmlab.commandline.options import fields_of
+    from lmlab.methods.autocompressor.measure.ppl import table
+    from lmlab.methods.autocompressor.measure.run import run_ppl
+
+    found = run_ppl(compressor, data, settings, out, {"rmt": rmt, "base": base}, fields_of(text_field, id_field, None))
+    _print(["line", "context", "perplexity", "gain in nats (95 %)", "summaries better by"], table(found))
+    for context, each in found["gain_retained"].items():
+        if each["share"] is not None:
+            print(f"Gain retained at {context} tokens: {each['share']:.0%} of that of full attention.")
+    for name, why in found["refused"].items():
+        print(f"{name} was left out: {why}")
+    print(f"Results: {out}")
+
+
+@app.command(
+    epilog=example(
+        "lmlab compress icl runs/compress --task sst2 --soft 30,30,30 --plain 0 --seeds 7 --out icl",
+        "lmlab compress icl runs/compress --task ag_news --demonstrations train.jsonl --tests test.jsonl --soft-tokens"
+        " 750,750 --out icl",
+    )
+)
+@options(IclConfig)
+def icl(
+    compressor: Compressor,
+    task: Annotated[str, typer.Option(help="ag_news, sst2, boolq, wic, wsc, rte, cb, copa, multirc, mr or subj.")],
+    settings: IclConfig,
+    demonstrations: Annotated[
+        Path | None,
+        typer.Option(help="Records to draw from, JSON lines; by default those of a package.", show_default=False),
+    ] = None,
+    tests: Annotated[Path | None, typer.Option(help="Records that are asked, JSON lines.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("icl"),
+) -> None:
+    """Accuracy with demonstrations that are compressed, plain, or both. The same command after a kill goes on."""
+    from lmlab.methods.autocompressor.measure.run import run_icl
+
+    found = run_icl(compressor, task, settings, out, demonstrations, tests)
+    spread = "" if found["sd"] is None else f" (sd {found['sd']:.1%} over {len(found['seeds'])} draws)"
+    print(
+        f"{task}: accuracy {found['accuracy']:.1%}{spread} on {found['tests']:,} tests;"
+        f" always the commonest answer: {found['majority']:.1%}.\nResults: {out}"
+    )
+
+
+Store = Annotated[Path, typer.Option(help="A store of `encode --independent` with the passages' summaries.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others wrote; they can tell a model anything.")]
+
+
+@app.command(
+    epilog=example(
+        "lmlab compress rag runs/compress --data texts.jsonl --passages passages.jsonl --store store --out rag",
+        "lmlab compress rag runs/compress --data texts.jsonl --passages passages.jsonl --store store --retriever minilm"
+        " --k 1,5,10 --lines soft_replug,fused,fused_random",
+    )
+)
+@options(RagConfig)
+def rag(
+    compressor: Compressor,
+    data: Annotated[str, typer.Option(help="Texts whose continuation is predicted.")],
+    passages: Annotated[str, typer.Option(help="The documents that the store was made of, one a passage.")],
+    store: Store,
+    settings: RagConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("rag"),
+    trust: Trust = False,
+) -> None:
+    """Perplexity with retrieved passages: plain, as summaries one by one (REPLUG), and fused."""
+    from lmlab.methods.autocompressor.measure.rag import table
+    from lmlab.methods.autocompressor.measure.run import run_rag
+
+    found = run_rag(compressor, data, passages, store, settings, out, trust)
+    _print(["line", "passages", "perplexity", "gain", "95 %"], table(found))
+    print(f"{found['texts']:,} texts. Results: {out}")
+
+
+@app.command(
+    epilog=example("lmlab compress rerank runs/compress --data data/scifact --store store --k 20 --plain --out rerank")
+)
+@options(RerankConfig)
+def rerank(
+    compressor: Compressor,
+    data: Annotated[str, typer.Option(help="A collection (BEIR's layout).")],
+    store: Store,
+    settings: RerankConfig,
+    first: Annotated[
+        Path | None, typer.Option(help="A run of the first stage; by default BM25's.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("rerank"),
+    trust: Trust = False,
+) -> None:
+    """Rank the passages of a first stage anew, by how probable the question is after their summaries."""
+    from lmlab.methods.autocompressor.measure.run import run_rerank
+
+    found = run_rerank(compressor, data, store, settings, out, first, trust)
+    rows = [
+        [name, f"{cell['recall']:.3f}", f"{cell.get('questions_per_second', 0):.2f}" if name != "first" else ""]
+        for name, cell in found["ways"].items()
+    ]
+    _print(["ranked by", f"recall@{found['k']}", "questions a second"], rows)
+    print(f"{found['questions']:,} questions. Results: {out}")
+
+
+def _print(columns: list[str], rows: Iterable[list[str]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from lmlab.commandline.options import print_table
+
+    shown = Table(*columns, box=box.SIMPLE)
+    for row in rows:
+        shown.add_row(*row)
+    print_table(shown)
+
+
+@app.command(
+    epilog=example(
+        "lmlab compress convert AutoCompressor-2.7b-6k models/compressor --allow-pickle",
+        "lmlab compress convert runs/compress reference",
+        "lmlab compress convert adapters models/compressor --base models/llama-2 --accumulate",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of the reference (whole or adapters), or a compressor.")],
+    target: Annotated[Path, typer.Argument(help="The directory that is written, in the other form.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model beside which adapters stand; of a compressor, write its adapters.", show_default=False
+        ),
+    ] = None,
+    accumulate: Annotated[
+        bool | None,
+        typer.Option("--accumulate/--replace", help="Of adapters, whose files do not say it.", show_default=False),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files too, as plain weights only.")
+    ] = False,
+) -> None:
+    """Convert checkpoints of the reference implementation, in either direction."""
+    from lmlab.methods.autocompressor.compressor.convert import convert as run
+
+    print(run(source, target, base=base, accumulate=accumulate, allow_pickle=allow_pickle))
 
 
 app.command(epilog=kinds.compare_help)(kinds.compare)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -127,3 +127,131 @@ class EncodeConfig(Config):
     backend: Literal["processes", "ray"] = "processes"
     gpus: NonNegativeFloat = 0
     device: str = "auto"
+
+
+class PplConfig(Config):
+    """Perplexity of a text after compressed context.
+
+    Attributes:
+        context: tokens before the text that are compressed; several give several points.
+        target: tokens of the text that is predicted.
+        segment: tokens of a compressed segment.
+        baseline: lines beside summaries: shuffled (another document's vectors), truncate (as many plain tokens as there
+            are vectors), full (all plain, where the window holds them), rmt, base.
+        texts: most documents.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    context: tuple[NonNegativeInt, ...] = (0, 512, 1024)
+    target: PositiveInt = 512
+    segment: PositiveInt = 512
+    baseline: tuple[Literal["shuffled", "truncate", "full", "rmt", "base"], ...] = ("shuffled", "truncate", "full")
+    texts: PositiveInt = 100
+    device: str = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, data: Any) -> Any:
+        return _spread_names(data, "baseline")
+
+    @model_validator(mode="after")
+    def _check(self) -> PplConfig:
+        if not self.context or max(self.context) == 0:
+            raise ValueError("context needs at least one number above 0.")
+        return self
+
+
+class IclConfig(Config):
+    """Accuracy with demonstrations in the context.
+
+    Attributes:
+        soft: demonstrations of each segment that is compressed, as 30,30,30.
+        soft_tokens: in place of their numbers, tokens of each segment, filled with whole demonstrations, as 750,750.
+        plain: demonstrations that are read as they are, behind the vectors.
+        plain_tokens: in place of their number, as many as fit so many tokens.
+        seeds: draws of demonstrations.
+        calibrate: subtract the loss of the same answer to an emptied item; by default as the paper does for the task.
+        balance: as many demonstrations of each label; by default as the paper does for the task.
+        limit: most tests.
+        parity: of multirc, the reference's template, which puts the answer's word in the candidate's place too.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    soft: tuple[PositiveInt, ...] = ()
+    soft_tokens: tuple[PositiveInt, ...] = ()
+    plain: NonNegativeInt = 0
+    plain_tokens: PositiveInt | None = None
+    seeds: PositiveInt = 7
+    calibrate: bool | None = None
+    balance: bool | None = None
+    limit: PositiveInt | None = None
+    parity: bool = False
+    device: str = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> IclConfig:
+        if self.soft and self.soft_tokens:
+            raise ValueError("give either soft or soft_tokens.")
+        if self.plain and self.plain_tokens:
+            raise ValueError("give either plain or plain_tokens.")
+        return self
+
+
+class RagConfig(Config):
+    """Summaries of retrieved passages before a text.
+
+    Attributes:
+        k: numbers of passages.
+        context: tokens before the continuation, by which passages are found.
+        continuation: tokens that are predicted.
+        lines: replug and soft_replug weigh one pass a passage; fused reads all summaries at once, by their distance;
+            fused_as_retrieved by rank; fused_random reads others; fused_passages plain text.
+        retriever: bm25, or an encoder, such as minilm or a directory.
+        texts: most texts.
+        seed: of random passages.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    k: tuple[PositiveInt, ...] = (1, 3, 5, 10)
+    context: PositiveInt = 128
+    continuation: PositiveInt = 128
+    lines: tuple[
+        Literal["replug", "soft_replug", "fused", "fused_as_retrieved", "fused_random", "fused_passages"], ...
+    ] = ("replug", "soft_replug", "fused", "fused_as_retrieved", "fused_random", "fused_passages")
+    retriever: str = "bm25"
+    texts: PositiveInt = 200
+    seed: NonNegativeInt = 0
+    device: str = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, data: Any) -> Any:
+        return _spread_names(data, "lines")
+
+
+class RerankConfig(Config):
+    """Passages in a new order, by how probable a question is after their summaries.
+
+    Attributes:
+        split: of the collection.
+        candidates: passages of the first stage that are ranked anew.
+        k: recall is counted among so many first ones.
+        plain: rank by the passages' text too.
+        questions: most questions.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    split: str = "test"
+    candidates: PositiveInt = 100
+    k: PositiveInt = 20
+    plain: bool = False
+    questions: PositiveInt | None = None
+    device: str = "auto"
+
+
+def _spread_names(data: Any, name: str) -> Any:
+    """Names that stand in one word, separated by commas."""
+    if isinstance(data, dict) and isinstance(data.get(name), (list, tuple)):
+        names = [part.strip() for each in data[name] for part in str(each).split(",")]
+        return data | {name: tuple(names)}
+    return data

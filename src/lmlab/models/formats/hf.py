@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,31 @@ def from_pretrained(
     with ExitStack() as stack:
         stored = open_weights(path, stack, allow_pickle)
         return _build(config, layout, stored, device, dtype, seed if num_labels is not None else None)
+
+
+@reads("the directory of a model")
+def from_pretrained_with(
+    path: Path | str, beside: Collection[str], *, allow_pickle: bool = False
+) -> tuple[Transformer, dict[str, Tensor]]:
+    """Read a Hugging Face directory whose files hold tensors beside the model's, such as those of a method, in fp32.
+
+    Arguments:
+        beside: their names.
+        allow_pickle: also read `pytorch_model.bin`, with `weights_only`.
+
+    Returns:
+        the model in evaluation mode, and those of the tensors that are there.
+
+    Raises:
+        UserError, LmlabError: as `from_pretrained`.
+    """
+    path = Path(path)
+    config, layout = _layout(read_settings(path), path / "config.json", None)
+    with ExitStack() as stack:
+        stored = open_weights(path, stack, allow_pickle)
+        found = {name: stored.get(name).float() for name in beside if name in stored.shapes}
+        shapes = {name: shape for name, shape in stored.shapes.items() if name not in found}
+        return _build(config, layout, Stored(stored.where, shapes, stored.get), "cpu", torch.float32, None), found
 
 
 def save_pretrained(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ def meta_of(compressor: AutoCompressor, tokenizer: Tokenizer, job: EncodeJob) ->
         positions=compressor.positions,
         budget=compressor.config.position_budget,
         attention=compressor.model.attention_backend,
-        source=sha256_json([_source(job).fingerprint(), job.block]),
+        source=sha256_json([_source(job.documents, dict(job.fields)).fingerprint(), job.block]),
     )
 
 
@@ -181,9 +181,7 @@ def _blocks(job: EncodeJob) -> Iterator[tuple[int, list[Document]]]:
         UserError: two documents share an id, or a record cannot be read.
     """
     seen, block, number = set[str](), list[Document](), 0
-    for item in _source(job).read():
-        if not isinstance(item, Document):  # it would be missing from the store, and nobody would know
-            raise UserError(f"{item.where}: {item.reason}", "Mend or remove the record.")
+    for item in documents_of(job.documents, dict(job.fields)):
         if item.id in seen:
             raise UserError(
                 f"Two documents of '{job.documents}' have the id '{item.id}', by which rows of a store are found.",
@@ -198,14 +196,25 @@ def _blocks(job: EncodeJob) -> Iterator[tuple[int, list[Document]]]:
         yield number, block
 
 
-def _source(job: EncodeJob) -> Source:
-    """The documents; records are named by their field `id` where they have one and no other was asked for."""
-    fields = dict(job.fields)
-    source: Source = validate(SourceConfig, source_settings(job.documents, fields), f"'{job.documents}'")
-    if "id_field" in fields or source.kind == "text" or source.kind == "folder":
+def documents_of(location: str, fields: Mapping[str, str]) -> Iterator[Document]:
+    """The documents at a location of the data layer.
+
+    Raises:
+        UserError: a record cannot be read: it would be missing, and nobody would know.
+    """
+    for item in _source(location, fields).read():
+        if not isinstance(item, Document):
+            raise UserError(f"{item.where}: {item.reason}", "Mend or remove the record.")
+        yield item
+
+
+def _source(location: str, fields: Mapping[str, str]) -> Source:
+    """Records are named by their field `id` where they have one and no other was asked for."""
+    source: Source = validate(SourceConfig, source_settings(location, dict(fields)), f"'{location}'")
+    if "id_field" in fields or source.kind in ("text", "folder"):
         return source
-    settings = source_settings(job.documents, fields | {"id_field": "id"})
-    named: Source = validate(SourceConfig, settings, f"'{job.documents}'")
+    settings = source_settings(location, {**fields, "id_field": "id"})
+    named: Source = validate(SourceConfig, settings, f"'{location}'")
     return named if isinstance(next(named.read(), None), Document) else source
 
 

@@ -94,9 +94,7 @@ def recall_trainer(kind: Kind, seed: int, steps: int, directory: str, **settings
         schedule=ScheduleConfig(kind="constant", warmup_fraction=0),
         precision="fp32",
         device="cpu",
-        log_every=100,
-        checkpoint_every=steps,
-        **settings,
+        **({"log_every": 100, "checkpoint_every": steps} | settings),
     )
     loader = Loader(RecallRows(64 * steps, seed), config.batch_size, seed)
     step = CompressorStep(SEGMENTS)

@@ -1,0 +1,1 @@
+"""Demonstrations in the context: plain, compressed, or both."""

@@ -1,0 +1,103 @@
+"""Perplexity after compressed context: every line is what it says, and an attempt that was cut off goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressors import small
+
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError
+from lmlab.files import write_jsonl
+from lmlab.methods.autocompressor import AutoCompressor
+from lmlab.methods.autocompressor.measure.ppl import Measurement, PplSettings, measure_ppl
+from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+_TEXTS = [(f"d{n}", torch.randint(0, 37, (30,), generator=torch.Generator().manual_seed(n)).tolist()) for n in range(5)]
+
+
+def test_lines_are_what_they_say() -> None:
+    compressor = small("llama")
+    settings = PplSettings((0, 4, 12), 8, 8, ("shuffled", "truncate", "full"))
+    found = Measurement(compressor, settings).read(_TEXTS[0][1], _TEXTS[1][1])
+    ids, other = (torch.tensor([each[1][:20]]) for each in _TEXTS[:2])
+    text = ids[:, 12:]
+
+    def loss(before: Any = None, plain: torch.Tensor | None = None) -> float:
+        logits = compressor(text if plain is None else torch.cat((plain, text), 1), soft_prompt=before).logits_BTV
+        assert logits is not None
+        return float(torch.nn.functional.cross_entropy(logits[0, -8:-1], text[0, 1:]))
+
+    expected = {
+        "summary/0": loss(),
+        "summary/4": loss(compressor.compress(ids[:, 8:12], segment_lengths=[4])),
+        "summary/12": loss(compressor.compress(ids[:, :12], segment_lengths=[4, 8])),
+        "shuffled/12": loss(compressor.compress(other[:, :12], segment_lengths=[4, 8])),
+        "truncate/4": loss(plain=ids[:, 9:12]),
+        "truncate/12": loss(plain=ids[:, 6:12]),
+        "full/12": loss(plain=ids[:, :12]),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert set(found) == set(expected) | {"shuffled/4", "full/4"}
+
+
+def test_what_does_not_fit_the_window_is_left_out_and_said(tmp_path: Path) -> None:
+    compressor = small("opt")
+    measurement = Measurement(compressor, PplSettings((0, 28), 2, 14, ("full",)))
+    long = [(id, ids * 2) for id, ids in _TEXTS]
+    found = measure_ppl(Measurement(compressor, PplSettings((0, 40), 8, 20, ("full", "truncate"))), long, tmp_path)
+    assert list(found["refused"]) == ["full/40"] and "32 positions" in found["refused"]["full/40"]
+    assert set(found["lines"]) == {"summary/0", "summary/40", "truncate/40"}
+    assert "full/28" in measurement.read(*(ids for _, ids in _TEXTS[:2]))
+
+
+def test_an_attempt_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor = small("llama")
+    settings = PplSettings((0, 12), 8, 6, ("shuffled", "truncate", "full", "rmt"))
+    others = {"rmt": small("llama", accumulate=False)}
+    whole = measure_ppl(Measurement(compressor, settings, others), _TEXTS, tmp_path / "whole")
+    calls, read = iter(range(100)), Measurement.read
+    monkeypatch.setattr(Measurement, "read", lambda *given: 1 / 0 if next(calls) == 2 else read(*given))
+    with pytest.raises(ZeroDivisionError):
+        measure_ppl(Measurement(compressor, settings, others), _TEXTS, tmp_path / "cut")
+    assert measure_ppl(Measurement(compressor, settings, others), _TEXTS, tmp_path / "cut") == whole
+    retained = whole["gain_retained"]["12"]
+    lines = {name: cell["loss"] for name, cell in whole["lines"].items()}
+    none = lines["summary/0"]
+    share = (none - lines["summary/12"]) / (none - lines["full/12"]) if none > lines["full/12"] else None
+    assert retained["share"] == (None if share is None else pytest.approx(share))
+    assert whole["lines"]["truncate/12"]["summary_better_by"]["nats"] == pytest.approx(
+        lines["truncate/12"] - lines["summary/12"]
+    )
+    with pytest.raises(UserError, match="other documents, models or settings"):
+        measure_ppl(Measurement(compressor, PplSettings((0, 6), 8, 6)), _TEXTS, tmp_path / "cut")
+    with pytest.raises(UserError, match="0 documents have 112"):
+        measure_ppl(Measurement(compressor, PplSettings((0, 104), 8, 6)), _TEXTS, tmp_path / "none")
+    with pytest.raises(UserError, match="--rmt"):
+        Measurement(compressor, settings)
+
+
+def test_the_command_prints_every_line(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    words = ["summary", "vectors", "stand", "for", "a", "text", "that", "was", "read", "before", "it"]
+    texts = [" ".join(words[(n * i) % len(words)] for i in range(1, 80)) for n in range(1, 6)]
+    tokenizer = Tokenizer.train(texts, 290)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=32, num_heads=2, max_seq_len=128)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path / "base")
+    tokenizer.save(tmp_path / "base")
+    AutoCompressor.from_base(tmp_path / "base", summary_length=2).save(tmp_path / "c", companions=tmp_path / "base")
+    write_jsonl(tmp_path / "docs.jsonl", ({"id": f"d{n}", "text": text} for n, text in enumerate(texts)))
+    command = ("compress", "ppl", tmp_path / "c", "--data", tmp_path / "docs.jsonl", "--context", "0,16,32")
+    found = lmlab(*command, "--target", 16, "--segment", 16, "--base", tmp_path / "base", "--out", tmp_path / "ppl")
+    assert found.code == 0, found.err
+    for line in ("summary", "shuffled", "truncate", "full", "base"):
+        assert line in found.out
+    told = json.loads((tmp_path / "ppl" / "ppl.json").read_text())
+    assert told["lines"]["base/0"]["loss"] == pytest.approx(told["lines"]["summary/0"]["loss"])
+    assert told["lines"]["base/32"]["loss"] == pytest.approx(told["lines"]["full/32"]["loss"])
+    found = lmlab(*command, "--baseline", "nothing", "--out", tmp_path / "other")
+    assert found.code == 2 and "baseline" in found.err
