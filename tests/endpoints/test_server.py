@@ -314,7 +314,9 @@ GOOD = {"model": "small", "messages": MESSAGES, "max_tokens": 3}
     [
         ({"model": "big"}, 404, "model", "There is no model 'big' here; this server has 'small'."),
         ({"temprature": 1}, 400, "temprature", "Did you mean 'temperature'?"),
-        ({"tools": [{}]}, 400, "tools", "'tools' is not supported"),
+        ({"tools": [{}]}, 400, "tools.0.type", "Field required"),
+        ({"functions": []}, 400, "functions", "'functions' is not supported"),
+        ({"tool_choice": "required"}, 400, "tool_choice", "needs 'tools'"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         ({"temperature": "hot"}, 400, "temperature", "valid number"),
         ({"n": 1000}, 400, "n", "less than or equal to 128"),
@@ -330,7 +332,8 @@ GOOD = {"model": "small", "messages": MESSAGES, "max_tokens": 3}
         ({"top_logprobs": 3}, 400, "top_logprobs", "needs 'logprobs': true"),
         ({"logit_bias": {"9999": 1}}, 400, "logit_bias", "no token id below 300"),
         ({"presence_penalty": 1}, 400, "presence_penalty", "less than or equal to 0"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "'text'"),
+        ({"response_format": {"type": "xml"}}, 400, "response_format.type", "'text'"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format", "needs 'json_schema'"),
     ],
     ids=str,
 )

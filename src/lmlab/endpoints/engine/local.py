@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lmlab.endpoints.backends import Transient
 from lmlab.endpoints.client.token_log import TokenLog, spelling
 from lmlab.endpoints.engine.engine import Busy, EngineFailed
+from lmlab.endpoints.engine.guides import MakeGuide
 from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.protocol import ChatRequest, Choice, Reply, TokenLogProb, Usage, message_text
 from lmlab.errors import UserError
@@ -46,8 +49,6 @@ class LocalBackend:
             Transient: too many requests wait, or the model failed.
         """
         started = time.perf_counter()
-        if request.response_format not in (None, {"type": "text"}):
-            return Reply("rejected", error="a local model has no response_format but text")
         if set(request.extra or {}) - {"temperature", "n", "top_p", "max_tokens"}:
             return Reply("rejected", error=f"a local model has no field {', '.join(request.extra or {})}")
         try:
@@ -60,6 +61,10 @@ class LocalBackend:
                 f" {self.model.max_seq_len}"
             )
             return Reply("context_length_exceeded", error=said)
+        try:
+            guide = await asyncio.to_thread(_guide, self.model, request.response_format)
+        except UserError as error:
+            return Reply("rejected", error=" ".join(str(error).split()))
         config = self.model.config(
             max_new_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -69,7 +74,7 @@ class LocalBackend:
             seed=request.seed,
             top_log_probs=request.top_logprobs or 0,
             logit_bias=request.logit_bias,
-        )
+        ).model_copy(update={"guide": guide})
         try:
             (job,) = self.model.engine.submit([ids], config)
             done = [Completion.of(row, self.model.tokenizer.decode) for row in await job.rows()]
@@ -101,6 +106,16 @@ class LocalBackend:
         return tuple(
             TokenLogProb(spelling(tokenizer, token.id), token.log_prob or 0.0, spelled(token.top)) for token in tokens
         )
+
+
+def _guide(model: ServedModel, form: dict[str, Any] | None) -> MakeGuide | None:
+    """What the answer has to be, by the protocol's `response_format`."""
+    kind = (form or {}).get("type", "text")
+    if kind == "text":
+        return None
+    if kind not in ("json_object", "json_schema"):
+        raise UserError(f"There is no response_format '{kind}'.")
+    return model.guides.json(((form or {}).get("json_schema") or {}).get("schema"))
 
 
 def local_identity(place: str | Path, precision: str) -> str:

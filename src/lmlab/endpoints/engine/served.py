@@ -9,6 +9,8 @@ from typing import Any
 
 from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.endpoints.engine.engine import Engine
+from lmlab.endpoints.engine.guides import Guides
+from lmlab.endpoints.engine.tools import told
 from lmlab.errors import UserError
 from lmlab.hardware import select_device, select_dtype
 from lmlab.models import DecodingConfig, Transformer
@@ -53,6 +55,7 @@ class ServedModel:
         self.max_new_tokens: int | None = defaults.pop("max_new_tokens", None)
         self._sampling: dict[str, Any] = {"temperature": 1.0} | defaults
         self.engine = Engine(network, tokenizer.decode, max_rows, max_waiting)
+        self.guides = Guides(tokenizer, network.config.vocab_size, self.eos_ids)
 
     @classmethod
     def load(cls, place: str | Path, precision: str = "fp32") -> ServedModel:
@@ -77,13 +80,21 @@ class ServedModel:
         room = max(1, min(self.max_seq_len, self.engine.max_slots // num_samples) - prompt_length)
         return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
-    def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def chat_ids(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """A conversation as a prompt. What is spelled like a special token in a message stays text.
+
+        Arguments:
+            tools: that the model may call, in the protocol's form; a chat template that knows none is told of them in
+                the system message.
 
         Raises:
             UserError: the tokenizer has no chat template, or it refuses the messages.
         """
-        return encode_for_answer(self.tokenizer, messages)
+        template = self.tokenizer.chat_template
+        involved = bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+        if involved and (template is None or not any("tools" in source for source in template.sources.values())):
+            return encode_for_answer(self.tokenizer, told(messages, tools))
+        return encode_for_answer(self.tokenizer, messages, list(tools) or None)
 
     def config(
         self, *, seed: int | None, top_p: float | None, logit_bias: dict[str, float] | None, **settings: Any

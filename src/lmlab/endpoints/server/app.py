@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -22,9 +21,12 @@ from starlette.types import Receive, Scope, Send
 
 from lmlab.data import Tokenizer
 from lmlab.endpoints.engine.engine import Busy, EngineFailed, Job
+from lmlab.endpoints.engine.guides import MakeGuide
 from lmlab.endpoints.engine.served import ServedModel
+from lmlab.endpoints.engine.tools import call_schema
 from lmlab.endpoints.server.answering import events, whole
-from lmlab.endpoints.server.bodies import B, ChatBody, CompletionBody, parse
+from lmlab.endpoints.server.bodies import B, ChatBody, CompletionBody, ToolChoice, parse
+from lmlab.endpoints.server.connections import OnlyHosts
 from lmlab.endpoints.server.errors import ApiError, json_response
 from lmlab.endpoints.server.forms import ChatForm, CompletionForm, Form
 from lmlab.errors import UserError
@@ -91,9 +93,7 @@ def application(server: Service, routes: Sequence[Route]) -> Starlette:
             *routes,
         ],
         exception_handlers=handlers,
-        middleware=(
-            [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
-        ),
+        middleware=[] if hosts is None else [Middleware(OnlyHosts, hosts=hosts)],
     )
 
 
@@ -201,14 +201,38 @@ class _Server(Service):
     async def chat(self, request: Request) -> Response:
         """An answer to a conversation; as long as the context has room for if no length is given."""
         body = await self.read(request, ChatBody)
-        ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages])
+        tools = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+        guide = await asyncio.to_thread(self._guide, body, tools)
+        ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages], tools)
         given = body.max_completion_tokens or body.max_tokens
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
         config = self._settings(
             body, [ids], given or self.model.most_new_tokens(len(ids), body.n or 1), body.top_logprobs or 0
         )
-        return await self._answer(request, body, [ids], config, ChatForm(self.model.tokenizer, bool(body.logprobs)))
+        config = config.model_copy(update={"guide": guide})
+        names = [tool["function"]["name"] for tool in tools]
+        form = ChatForm(self.model.tokenizer, bool(body.logprobs), names)
+        return await self._answer(request, body, [ids], config, form)
+
+    def _guide(self, body: ChatBody, tools: Sequence[dict[str, Any]]) -> MakeGuide | None:
+        """What the answer has to be: JSON, the call of a tool, or either that or a text."""
+        form, choice = body.response_format, body.tool_choice
+        if tools and form is not None and form.type != "text":
+            raise ApiError(400, "'response_format' and 'tools' cannot both be asked for.", "invalid_value", "tools")
+        if tools:
+            if isinstance(choice, ToolChoice):
+                name = choice.function.name
+                if name not in [tool["function"]["name"] for tool in tools]:
+                    raise ApiError(400, f"There is no tool '{name}'.", "invalid_value", "tool_choice")
+                return self.model.guides.json(call_schema(tools, name))
+            schema = call_schema(tools)
+            return (self.model.guides.json if choice == "required" else self.model.guides.call_or_text)(schema)
+        if choice not in (None, "none", "auto"):
+            raise ApiError(400, "'tool_choice' needs 'tools'.", "invalid_value", "tool_choice")
+        if form is None or form.type == "text":
+            return None
+        return self.model.guides.json(None if form.json_schema is None else form.json_schema.schema_)
 
     async def completions(self, request: Request) -> Response:
         """Texts that go on, or with `echo` also the log-probabilities of the prompts themselves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from lmlab.endpoints.server.errors import ApiError
 from lmlab.errors import did_you_mean
@@ -29,10 +29,71 @@ class StreamOptions(_Body):
     include_obfuscation: bool = False  # what is sent has no padding in either case
 
 
-class ResponseFormat(_Body):
-    """Only plain text."""
+class JsonSchema(_Body):
+    """A JSON schema by a name; `strict` changes nothing, as every schema is kept to."""
 
-    type: Literal["text"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """Plain text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("the type json_schema, and no other, needs 'json_schema'")
+        return self
+
+
+class Function(_Body):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    """A tool, which is a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Body):
+    """A function by its name."""
+
+    name: str
+
+
+class ToolChoice(_Body):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class CalledFunction(_Body):
+    """A call: the arguments are JSON as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Body):
+    """A call that an earlier answer was."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
 
 
 class _Asked(_Body):
@@ -87,11 +148,16 @@ class Message(_Body):
     content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        """With its content as one text."""
+    def plain(self) -> dict[str, Any]:
+        """With its content as one text, and what tools have to do with it."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        return {"role": self.role, "content": content}
+        found: dict[str, Any] = {"role": self.role, "content": content}
+        if self.tool_calls:
+            found["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
+        return found | ({"tool_call_id": self.tool_call_id} if self.role == "tool" and self.tool_call_id else {})
 
 
 class ChatBody(_Sampling):
@@ -103,6 +169,9 @@ class ChatBody(_Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP)
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None  # an answer is at most one call in either case
 
 
 class CompletionBody(_Sampling):
@@ -152,6 +221,8 @@ def _several(given: Any, name: str, most: int) -> list[str | list[int]]:
 
 
 B = TypeVar("B", bound=_Asked)
+# How pydantic calls the alternatives of a field within the place of an error; they are no part of the body.
+_ALTERNATIVES = ("list[", "constrained-", "function-", "literal[", "ToolChoice")
 
 
 def parse(kind: type[B], content: bytes) -> B:
@@ -164,11 +235,7 @@ def parse(kind: type[B], content: bytes) -> B:
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(
-        str(part)
-        for part in first["loc"]
-        if isinstance(part, int) or not part.startswith(("list[", "constrained", "function"))
-    )
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or not part.startswith(_ALTERNATIVES))
     if first["type"] == "json_invalid":
         raise ApiError(400, "The body is not valid JSON.", "invalid_json")
     if first["type"] == "extra_forbidden":

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from lmlab.data import Tokenizer
 from lmlab.endpoints.client.token_log import TextOffsets, Token
+from lmlab.endpoints.engine.tools import read_call
 from lmlab.endpoints.server.answers import chat_log_probs, completion_log_probs, prompt_tokens
 from lmlab.models import PromptScores
 
@@ -40,12 +41,18 @@ class Form(Protocol):
 
 
 class ChatForm:
-    """Of `/v1/chat/completions`."""
+    """Of `/v1/chat/completions`.
+
+    Arguments:
+        tools: names of the functions that the model may call. An answer that may be a call is told when it is whole.
+    """
 
     whole, chunk = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, log_probs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, log_probs: bool, tools: Sequence[str] = ()) -> None:
         self.id, self.tokenizer, self.log_probs = f"chatcmpl-{uuid.uuid4().hex}", tokenizer, log_probs
+        self._tools = list(tools)
+        self._held: dict[int, tuple[str, list[Token]]] = {}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         return self._part(index, {"role": "assistant", "content": ""}, (), None)
@@ -54,10 +61,22 @@ class ChatForm:
         return "", []
 
     def choice(self, index: int, text: str, tokens: Sequence[Token], finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._tools and (call := read_call(text, self._tools)) is not None:
+            message |= {"content": None, "tool_calls": [call]}
+            finish_reason = "tool_calls"
         return {"index": index, "message": message, "logprobs": self._reported(tokens), "finish_reason": finish_reason}
 
     def piece(self, index: int, text: str, tokens: Sequence[Token], finish_reason: str | None) -> list[dict[str, Any]]:
+        if self._tools:
+            before, held = self._held.get(index, ("", []))
+            text, tokens = before + text, [*held, *tokens]
+            if finish_reason is None:
+                self._held[index] = text, tokens
+                return []
+            if (call := read_call(text, self._tools)) is not None:
+                called = self._part(index, {"tool_calls": [{"index": 0, **call}]}, tokens, None)
+                return [called, self._part(index, {}, (), "tool_calls")]
         parts = [self._part(index, {"content": text}, tokens, None)] if text or (tokens and self.log_probs) else []
         return parts if finish_reason is None else [*parts, self._part(index, {}, (), finish_reason)]
 

@@ -16,12 +16,13 @@ import uvicorn
 
 from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server.app import ServerConfig, create_app
+from lmlab.endpoints.server.connections import BoundedProtocol
 from lmlab.endpoints.server.embeddings import ServedEncoder, create_embeddings_app
 from lmlab.errors import UserError
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
 _GRACE_S = 10
-_PROTOCOL: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off"}
+_PROTOCOL: dict[str, Any] = {"http": BoundedProtocol, "ws": "none", "lifespan": "off"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Protocol
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import Config
@@ -37,6 +40,22 @@ class GenerationConfig(Config):
     max_repetitions: int | None = Field(default=None, ge=2)
 
 
+class Guide(Protocol):
+    """What a continuation may be: asked before every token, and told of it.
+
+    Attributes:
+        done: nothing more may come.
+    """
+
+    done: bool
+
+    def allowed(self) -> Any:
+        """Which tokens may come next, a boolean tensor [V] on the CPU."""
+
+    def take(self, token: int) -> None:
+        """Go on with a token that was chosen."""
+
+
 class DecodingConfig(GenerationConfig):
     """What may be asked of one prompt beyond that.
 
@@ -45,8 +64,10 @@ class DecodingConfig(GenerationConfig):
         score_prompt: report the log-probability of each token of the prompt too.
         logit_bias: tokens and what is added to their logits before one is chosen; reported log-probabilities do not
             have it.
+        guide: makes what says which tokens may come, one for each continuation; log-probabilities do not have it.
     """
 
     top_log_probs: NonNegativeInt = 0
     score_prompt: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
+    guide: Callable[[], Any] | None = Field(default=None, exclude=True, repr=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
 from lmlab.models.attention.cache import KVCache
-from lmlab.models.generation.config import DecodingConfig
+from lmlab.models.generation.config import DecodingConfig, Guide
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.generation.static import StaticStep, can_be_static
 from lmlab.models.memory.memory import Memory
@@ -73,8 +73,11 @@ class Continuation:
     last: int = -1
     dropped: bool = False
     _draws: np.random.Generator | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
+        if self.config.guide is not None:
+            self.guide = self.config.guide()
         seed = self.config.seed
         if self.config.temperature > 0:
             self._draws = np.random.default_rng([abs(seed), int(seed < 0), self.sample, *self.prompt])
@@ -103,6 +106,11 @@ class Continuation:
         self.log_probs.append(log_prob)
         if config.top_log_probs:
             self.top.append(top)
+        if self.guide is not None:
+            self.guide.take(token)
+            if self.guide.done:
+                self.finish_reason = "stop"
+                return
         if config.stop and decode is not None:
             tail = self.ids[
                 -max(len(stop.encode()) for stop in config.stop) - 8 :
@@ -431,7 +439,7 @@ def _check_reach(model: Transformer, asked: Sequence[tuple[Sequence[int], Decodi
 
 def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:
     """One id a row, [R]. Rows with the same settings are drawn together."""
-    if any(row.config.logit_bias or row.config.repetition_penalty != 1 for row in rows):
+    if any(row.config.logit_bias or row.config.repetition_penalty != 1 or row.guide is not None for row in rows):
         logits_RV = logits_RV.clone()
         for place, row in enumerate(rows):
             for token, bias in row.config.logit_bias:
@@ -439,6 +447,8 @@ def _sample(rows: Sequence[Continuation], logits_RV: Tensor) -> Tensor:
             if row.config.repetition_penalty != 1:
                 held = torch.tensor([*row.prompt, *row.ids], device=logits_RV.device)
                 penalize(logits_RV[place], held, row.config.repetition_penalty)
+            if row.guide is not None and not row.done:
+                logits_RV[place].masked_fill_(~row.guide.allowed().to(logits_RV.device), float("-inf"))
     groups: dict[tuple[float, int | None, float | None, float | None], list[int]] = {}
     for place, row in enumerate(rows):
         if row.config.temperature > 0 and not row.done:

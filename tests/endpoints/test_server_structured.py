@@ -1,0 +1,224 @@
+"""Answers of the server that are JSON of a schema, or calls of tools, and connections that come to nothing. The model
+has random weights and would write neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+
+from lmlab.endpoints import ChatRequest
+from lmlab.endpoints.engine.local import LocalBackend
+from lmlab.endpoints.engine.tools import read_call
+from lmlab.endpoints.server import ServerConfig, background
+from lmlab.endpoints.server.connections import BoundedProtocol
+
+pytest.importorskip("llguidance")
+MESSAGES = [{"role": "user", "content": "It was the best of times"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"grade": {"type": "integer", "minimum": 1, "maximum": 5}, "word": {"enum": ["été", "worst"]}},
+    "required": ["grade", "word"],
+    "additionalProperties": False,
+}
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+
+
+TOOLS = [tool("add", a={"type": "boolean"}, b={"type": "boolean"}), tool("look", place={"enum": ["here", "there"]})]
+
+
+@pytest.fixture(scope="module")
+def served(make_served):
+    model = make_served(max_rows=8)
+    with background(model, ServerConfig(hosts=("127.0.0.1", "[::1]"))) as url:
+        model.url = url
+        yield model
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def checked(content: str) -> dict[str, Any]:
+    found = json.loads(content)
+    assert set(found) == {"grade", "word"} and 1 <= found["grade"] <= 5 and found["word"] in ("été", "worst")
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_keeps_to_its_schema(client, temperature, stream):
+    form = {"type": "json_schema", "json_schema": {"name": "grade", "schema": SCHEMA, "strict": True}}
+    options = {"model": "small", "messages": MESSAGES, "temperature": temperature, "seed": 1, "max_tokens": 400}
+    reply = client.chat.completions.create(**options, n=3, response_format=form, stream=stream)
+    texts, reasons = ["", "", ""], set()
+    if stream:
+        for event in reply:
+            for choice in event.choices:
+                texts[choice.index] += choice.delta.content or ""
+                reasons.add(choice.finish_reason)
+    else:
+        texts = [choice.message.content for choice in reply.choices]
+        reasons = {choice.finish_reason for choice in reply.choices}
+    assert all(checked(text) for text in texts) and reasons - {None} == {"stop"}
+
+
+def test_free_and_bound_answers_share_the_batch(client, served):
+    from concurrent.futures import ThreadPoolExecutor
+
+    alone = client.chat.completions.create(model="small", messages=MESSAGES, temperature=0, max_tokens=30)
+    form = {"type": "json_schema", "json_schema": {"name": "grade", "schema": SCHEMA}}
+
+    def ask(number: int) -> str:
+        bound = {"response_format": form, "max_tokens": 400} if number % 2 else {"max_tokens": 30}
+        reply = client.chat.completions.create(model="small", messages=MESSAGES, temperature=0, **bound)
+        return reply.choices[0].message.content
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(ask, range(8)))
+    assert set(texts[::2]) == {alone.choices[0].message.content} and all(map(checked, texts[1::2]))
+
+
+def test_json_mode_gives_an_object_and_a_bad_schema_is_refused(client):
+    options = {"model": "small", "messages": MESSAGES, "temperature": 0}
+    reply = client.chat.completions.create(**options, max_tokens=60, response_format={"type": "json_object"})
+    assert reply.choices[0].message.content.startswith("{")
+    bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    with pytest.raises(openai.BadRequestError, match="schema cannot be followed"):
+        client.chat.completions.create(**options, max_tokens=60, response_format=bad)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
+def test_a_call_that_is_demanded_is_made(client, choice, stream):
+    options = {"model": "small", "messages": MESSAGES, "temperature": 1.0, "seed": 3, "max_tokens": 400}
+    reply = client.chat.completions.create(**options, tools=TOOLS, tool_choice=choice, stream=stream)
+    if stream:
+        events = list(reply)
+        (call,) = [each for event in events for part in event.choices for each in part.delta.tool_calls or ()]
+        finish = [part.finish_reason for event in events for part in event.choices][-1]
+    else:
+        (call,) = reply.choices[0].message.tool_calls
+        finish = reply.choices[0].finish_reason
+        assert reply.choices[0].message.content is None
+    arguments = json.loads(call.function.arguments)
+    assert finish == "tool_calls" and call.id
+    if isinstance(choice, dict) or call.function.name == "look":
+        assert call.function.name == "look" and arguments["place"] in ("here", "there")
+    else:
+        assert call.function.name == "add" and {type(arguments[name]) for name in "ab"} == {bool}
+
+
+def test_a_call_that_is_not_demanded_may_be_a_text_and_results_come_back(client):
+    options = {"model": "small", "temperature": 0, "max_tokens": 20}
+    message = client.chat.completions.create(**options, messages=MESSAGES, tools=TOOLS).choices[0].message
+    assert (message.content is None) == bool(message.tool_calls)
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"place": "here"}'}}
+    turns = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "nothing"},
+    ]
+    assert client.chat.completions.create(**options, messages=turns, tools=TOOLS).choices[0].finish_reason
+    fly = {"type": "function", "function": {"name": "fly"}}
+    with pytest.raises(openai.BadRequestError, match="no tool 'fly'"):
+        client.chat.completions.create(**options, messages=MESSAGES, tools=TOOLS, tool_choice=fly)
+
+
+def test_calls_are_read_in_both_forms_and_only_of_tools_that_there_are():
+    bare = '{"name": "add", "arguments": {"a": 1}}'
+    for text in (bare, f"<tool_call>\n{bare}\n</tool_call>"):
+        call = read_call(text, ["add"])
+        assert call is not None and call["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    for text in ('{"name": "fly", "arguments": {}}', '{"name": "add", "arguments": 3}', "add", "[1]", ""):
+        assert read_call(text, ["add"]) is None
+
+
+def test_a_model_in_this_process_keeps_to_a_schema_too(model_directory: Path):
+    async def ask() -> Any:
+        backend = LocalBackend.load(model_directory)
+        try:
+            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+            return await backend.send(
+                ChatRequest(tuple(MESSAGES), max_tokens=400, temperature=1.0, response_format=form)
+            )
+        finally:
+            await backend.close()
+
+    assert checked(asyncio.run(ask()).text)
+
+
+def connected(served: Any, sent: bytes) -> socket.socket:
+    place = urlsplit(served.url)
+    connection = socket.create_connection((place.hostname, place.port), timeout=20)
+    connection.sendall(sent)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ",
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+    ],
+)
+def test_a_silent_or_half_sent_head_does_not_hold_a_connection(served, monkeypatch, sent):
+    monkeypatch.setattr(BoundedProtocol, "head_timeout_s", 0.5)
+    connection, started, received = connected(served, sent), time.monotonic(), b""
+    with connection:
+        while part := connection.recv(65536):
+            received += part
+    assert time.monotonic() - started < 15
+    assert b"408" in received and b'"error"' in received and b"did not come in time" in received
+    assert (received.count(b'"status":"ok"') == 1) == (sent.count(b"GET") == 2)  # what was whole was answered
+
+
+def test_a_head_that_trickles_is_bounded_and_a_slow_answer_is_not(served, client, monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "head_timeout_s", 0.6)
+    with connected(served, b"GET /health HTTP/1.1\r\n") as connection:
+        started = time.monotonic()
+        try:
+            while time.monotonic() - started < 15:
+                connection.sendall(b"X-More: 1\r\n")
+                time.sleep(0.1)
+        except OSError:
+            pass
+        assert time.monotonic() - started < 10
+    reply = client.chat.completions.create(model="small", messages=MESSAGES, temperature=0, max_tokens=600)
+    assert reply.choices[0].message.content is not None
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "", "[::2]:80"])
+def test_a_refused_host_is_told_in_the_form_of_the_protocol(served, host):
+    answer = httpx.get(f"{served.url}/models", headers={"Host": host})
+    assert answer.status_code == 400 and answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"]["code"] in ("invalid_host", None)
+    for name in ("127.0.0.1", "127.0.0.1:9", "[::1]:8000", "[::1]"):
+        assert httpx.get(f"{served.url}/models", headers={"Host": name}).status_code == 200
+
+
+def test_what_is_no_http_is_told_in_the_form_of_the_protocol(served):
+    with connected(served, b"\x16\x03\x01 nonsense\r\n\r\n") as connection:
+        received = connection.recv(65536)
+    assert b"400" in received.partition(b"\r\n")[0] and b'"invalid_request_error"' in received
