@@ -123,6 +123,9 @@ def evaluate(
         str | None,
         typer.Option(help="What faithfulness is measured by, such as probability_difference.", show_default=False),
     ] = None,
+    rank: Annotated[
+        str, typer.Option(help="Of --curve: edges by their signed or absolute scores, or by the method's own rule.")
+    ] = "own",
     out: Figures = None,
 ) -> None:
     """Measure a circuit on examples: distance, logit difference, accuracy, exact match, faithfulness."""
@@ -134,6 +137,8 @@ def evaluate(
     from lmlab.methods.edge_pruning import curve as measure_curve
     from lmlab.methods.edge_pruning import minimality as measure_minimality
 
+    if rank not in ("own", "signed", "absolute"):
+        raise UserError(f"--rank {rank}: known are own, signed and absolute.")
     found = Circuit.load(circuit)
     loaded = load_model(model, task)
     measured = task_of(loaded, FindConfig(ablation=found.ablation, graph=found.graph.options), task)
@@ -152,10 +157,13 @@ def evaluate(
     if curve:
         if found.scores_E is None:
             raise UserError(f"'{circuit}' has no scores, by which edges could be ranked.", "Leave out --curve.")
-        rows = measure_curve(measured, ranking(found.about.get("method", ""), found.scores_E), ends)
+        scores_E = {"signed": found.scores_E, "absolute": found.scores_E.abs()}.get(
+            rank, ranking(found.about.get("method", ""), found.scores_E)
+        )
+        rows = measure_curve(measured, scores_E, ends)
         everything |= {"curve": rows, **areas(rows)}
     show_circuit(replace(found, metrics=everything))
-    for key in ("completeness_gap", "superfluous", "cpr", "cmd"):
+    for key in ("completeness_gap", "superfluous", "cpr", "cmd", "cpr_log", "cmd_log"):
         if key in everything:
             print(f"{key.replace('_', ' ')}: {everything[key]:.4g}")
     if out is not None:

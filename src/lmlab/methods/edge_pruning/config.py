@@ -12,7 +12,21 @@ from lmlab.runs import Input, ModelInput, VocabularyInput
 from lmlab.train import ParallelConfig
 
 Ablation = Literal["interchange", "zero", "mean"]
-Method = Literal["edge-pruning", "node-pruning", "eap", "eap-ig", "mask-ig", "exact", "acdc", "random"]
+Method = Literal[
+    "edge-pruning",
+    "node-pruning",
+    "ugs",
+    "ranking",
+    "eap",
+    "eap-ig",
+    "eap-gp",
+    "mask-ig",
+    "nap",
+    "nap-ig",
+    "exact",
+    "acdc",
+    "random",
+]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
@@ -26,11 +40,13 @@ class GraphOptions(Config):
             them.
         moe: a mixture of experts is one writer (`block`), or each expert is one (`expert`); the router is inside and
             reads what the experts read.
+        join_embeddings: the tables of tokens and of positions are one writer, as in EAP-IG and MIB.
     """
 
     embedding_nodes: bool = True
     post_norm: Literal["frozen", "block"] = "frozen"
     moe: Literal["block", "expert"] = "block"
+    join_embeddings: bool = False
 
 
 class EdgePruningConfig(Config):
@@ -55,6 +71,8 @@ class EdgePruningConfig(Config):
         restarts: trainings with different seeds, of which the circuit with the lowest loss is taken. None goes on while
             a search on a small graph has not converged, up to three.
         num_edges: keep so many edges, whatever the gates say.
+        sampler: how gates are drawn: hard concrete, or `uniform`, the window of UGS (Li and Janson 2024), which has no
+            saturated ends.
         own_price: the price is the user's own; one that was derived gives way to a circuit that leaves no distance.
     """
 
@@ -80,6 +98,7 @@ class EdgePruningConfig(Config):
     polish: bool | None = None
     restarts: PositiveInt | None = None
     num_edges: PositiveInt | None = None
+    sampler: Literal["hard_concrete", "uniform"] = "hard_concrete"
     own_price: bool = True
     clip_norm: PositiveFloat = 1.0
     checkpoint_every: PositiveInt = 200
@@ -136,11 +155,32 @@ PAPER = {
 """The settings of the paper for GPT-2, in place of the defaults."""
 
 
+class RankingConfig(Config):
+    """How one ranking for circuits of all sizes is trained (Matryoshka attribution).
+
+    Attributes:
+        objective: what a masked pass is to be: `distance`, close to the model; `faithful`, of its faithfulness in the
+            logit difference, |1 - f| small (for CMD); `metric`, of the highest logit difference (for CPR).
+        sizes: how many edges are drawn for each example: `log`, uniformly in their logarithm, or `uniform`.
+        temperature: of the soft masks; at 0 they would be those of the best k edges.
+    """
+
+    objective: Literal["distance", "faithful", "metric"] = "distance"
+    sizes: Literal["log", "uniform"] = "log"
+    steps: PositiveInt = 500
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat = 0.05
+    temperature: PositiveFloat = 0.5
+    checkpoint_every: PositiveInt = 200
+
+
 class FindConfig(Config):
     """What to find, and how.
 
     Attributes:
-        method: edge-pruning, node-pruning, eap, eap-ig, mask-ig, exact, acdc or random.
+        method: edge-pruning, node-pruning, ugs, ranking, eap, eap-ig, eap-gp, mask-ig, nap, nap-ig, exact, acdc or
+            random.
         ablation: what pruned edges carry: interchange (the corrupted run), zero, or mean.
         graph: how fine the graph is.
         target: edge sparsity, such as 0.98.
@@ -150,7 +190,8 @@ class FindConfig(Config):
         threshold: of acdc: the rise of the distance that keeps an edge, as a share of that of the empty circuit.
         ig_steps: of integrated gradients.
         preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
-        pruning: further settings of edge-pruning and node-pruning.
+        pruning: further settings of edge-pruning, node-pruning and ugs.
+        ranking: settings of `ranking`.
         warm_start: begin edge-pruning from the scores of `eap-ig`.
     """
 
@@ -165,6 +206,7 @@ class FindConfig(Config):
     warm_start: bool = False
     preset: Literal["default", "paper"] = "default"
     pruning: dict[str, object] = {}
+    ranking: RankingConfig = RankingConfig()
 
     @model_validator(mode="after")
     def _check(self) -> FindConfig:
@@ -184,6 +226,8 @@ class FindConfig(Config):
         settings: dict[str, object] = dict(PAPER) if self.preset == "paper" else {}
         if self.method == "node-pruning":
             settings["node_gates"] = "only"
+        if self.method == "ugs":
+            settings |= {"sampler": "uniform", "init_log_alpha": 1.0}
         target = self.target if self.num_edges is None else 1 - self.num_edges / edges
         if self.price is not None:
             settings["price"] = self.price

@@ -194,7 +194,8 @@ def _curves(circuit: Circuit, curves: Mapping[str, Sequence[Mapping[str, float]]
         chart = line_chart(series, "edges kept (%)", _NAMES[key], log_x=True)
         blocks.append(Figure(chart, f"{_NAMES[key].capitalize()} over the share of edges."))
     rows: list[list[Any]] = [[name, *areas(each).values()] for name, each in curves.items()]
-    blocks.append(Table(["method", "area under faithfulness (CPR)", "area of its distance from 1 (CMD)"], rows))
+    names = ["area under faithfulness (CPR)", "area of its distance from 1 (CMD)"]
+    blocks.append(Table(["method", *names, "CPR over log shares", "CMD over log shares"], rows))
     return Section("Curves", blocks, "Edges are kept by rank and cleaned; CPR is better when high, CMD when low.")
 
 

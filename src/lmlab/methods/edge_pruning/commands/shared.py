@@ -45,7 +45,7 @@ def config_of(given: dict[str, Any], overrides: list[str] | None, steps: int | N
     from lmlab.config import apply_overrides, validate
 
     pruning = {key: value for key, value in (("steps", steps), ("micro_batch_size", batch_size)) if value is not None}
-    given = {**given, "pruning": {**given.get("pruning", {}), **pruning}}
+    given = {**given, **{part: {**given.get(part, {}), **pruning} for part in ("pruning", "ranking")}}
     return validate(FindConfig, apply_overrides(given, overrides or []), "the options")
 
 

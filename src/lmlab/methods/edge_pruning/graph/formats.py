@@ -4,6 +4,7 @@ and of the benchmark MIB.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import UserError, reads
-from lmlab.files import read_json, read_mapping, write_json, write_text
+from lmlab.files import atomic_file, read_json, read_mapping, write_json, write_text
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.graph import OUTPUT, CircuitGraph
 
@@ -109,8 +110,8 @@ def read_edge_list(path: Path, graph: CircuitGraph) -> Tensor:
 
 
 def write_eap_ig(circuit: Circuit, path: Path) -> None:
-    """Write the JSON of EAP-IG and MIB. Edges to a shared key or value head are written for every query head of its
-    group, embeddings are joined.
+    """Write the graph of EAP-IG and MIB: JSON, or where the name ends in .pt plain tensors. Edges to a shared key or
+    value head are written for every query head of its group, embeddings are joined.
 
     Raises:
         UserError: experts or whole attention layers are writers, which the format does not know.
@@ -128,7 +129,9 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
             key = f"{'input' if writer in graph.embedding_names else writer}->{name}"
             score, kept = float(scores[number]), bool(circuit.kept_E[number])
             if key in edges:
-                score, kept = max(score, edges[key]["score"]), kept or edges[key]["in_graph"]
+                # of edges that are one there, the one with the larger effect counts, with its sign
+                score = max(score, edges[key]["score"], key=abs)
+                kept = kept or edges[key]["in_graph"]
             edges[key] = {"score": score, "in_graph": kept}
     used = {
         name
@@ -143,7 +146,68 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
         "parallel_attn_mlp": False,
         "d_model": config.d_model,
     }
-    write_json(path, {"cfg": shape, "nodes": {name: {"in_graph": name in used} for name in names}, "edges": edges})
+    if path.suffix == ".pt":
+        _write_tensors(path, shape, names[:-1], edges, used)
+    else:
+        write_json(path, {"cfg": shape, "nodes": {name: {"in_graph": name in used} for name in names}, "edges": edges})
+
+
+def _their_rows(shape: Mapping[str, int]) -> list[str]:
+    """Their readers in the order of the columns of their tensors."""
+    heads = range(shape["n_heads"])
+    names = []
+    for layer in range(shape["n_layers"]):
+        names += [*(f"a{layer}.h{head}<{part}>" for part in "qkv" for head in heads), f"m{layer}"]
+    return [*names, "logits"]
+
+
+def _write_tensors(
+    path: Path, shape: dict[str, Any], writers: list[str], edges: Mapping[str, Mapping[str, Any]], used: set[str]
+) -> None:
+    readers = _their_rows(shape)
+    scores, inside = torch.zeros(len(writers), len(readers)), torch.zeros(len(writers), len(readers), dtype=torch.bool)
+    row, column = ({name: n for n, name in enumerate(names)} for names in (writers, readers))
+    for key, each in edges.items():
+        writer, reader = key.split("->")
+        scores[row[writer], column[reader]] = each["score"]
+        inside[row[writer], column[reader]] = each["in_graph"]
+    content = {
+        "cfg": shape,
+        "src_nodes": writers,
+        "dst_nodes": readers,
+        "edges_scores": scores,
+        "edges_in_graph": inside,
+        "nodes_in_graph": torch.tensor([name in used for name in writers]),
+    }
+    with atomic_file(path) as file:
+        torch.save(content, file)
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """Their tensors as the mapping that their JSON holds; nothing but tensors and plain containers is read."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if not path.exists():
+            raise UserError(f"No such file: '{path}'.") from None
+        raise UserError(
+            f"'{path}' is not a graph of EAP-IG: plain tensors are read only ({error.args[0]!s:.80})."
+        ) from None
+    names = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph")
+    if not isinstance(found, dict) or not set(names) <= set(found):
+        raise UserError(f"'{path}' is not a graph of EAP-IG: it must hold {', '.join(names)}.")
+    writers, readers, scores, inside = (found[name] for name in names[1:])
+    if tuple(scores.shape) != (len(writers), len(readers)) or scores.shape != inside.shape:
+        raise UserError(
+            f"'{path}': edges_scores {tuple(scores.shape)} and edges_in_graph {tuple(inside.shape)} do not fit"
+            f" {len(writers)} writers and {len(readers)} readers."
+        )
+    edges = {
+        f"{writer}->{reader}": {"score": score, "in_graph": kept}
+        for writer, some, flags in zip(writers, scores.tolist(), inside.tolist(), strict=True)
+        for reader, score, kept in zip(readers, some, flags, strict=True)
+    }
+    return {"cfg": found["cfg"], "edges": edges}
 
 
 def _their_readers(reader: str, share: int) -> Iterable[str]:
@@ -159,12 +223,13 @@ def _their_readers(reader: str, share: int) -> Iterable[str]:
 
 @reads("a graph of EAP-IG")
 def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
-    """Read such a file: which edges are kept, and scores, [E] each. Of edges that are one here, the highest counts.
+    """Read such a file, JSON or .pt: which edges are kept, and scores, [E] each. Of edges that are one here, the one
+    with the larger effect counts.
 
     Raises:
         UserError: it is none, or was made for another shape.
     """
-    found = read_mapping(path)
+    found = _read_tensors(path) if path.suffix == ".pt" else read_mapping(path)
     if not isinstance(found, Mapping) or not {"cfg", "edges"} <= set(found):
         raise UserError(f"'{path}' is not a graph of EAP-IG (cfg or edges are missing).")
     config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
@@ -180,5 +245,5 @@ def read_eap_ig(path: Path, graph: CircuitGraph) -> tuple[Tensor, Tensor]:
         if None in each:
             raise UserError(f"'{path}' lacks the edge {source} -> {reader}.")
         kept_E[number] = any(one["in_graph"] for one in each)
-        scores_E[number] = max(float(one["score"]) for one in each)
+        scores_E[number] = max((float(one["score"]) for one in each), key=abs)
     return kept_E, scores_E

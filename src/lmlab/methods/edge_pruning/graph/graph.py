@@ -75,7 +75,8 @@ class CircuitGraph:
     ) -> None:
         self.config, self.options = config, options or GraphOptions()
         _check(config, self.options)
-        embeddings = tuple(embedding_names) if config.positions == "learned" else ("embeds",)
+        apart = config.positions == "learned" and not self.options.join_embeddings
+        embeddings = tuple(embedding_names) if apart else ("embeds",)
         self.embedding_names = embeddings
         writers: list[str] = list(embeddings) if self.options.embedding_nodes else []
         self.first_writer = len(writers)

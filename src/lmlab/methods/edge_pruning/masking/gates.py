@@ -24,6 +24,17 @@ def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
     return (s * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
+def sample_window(theta: Tensor, uniform: Tensor) -> Tensor:
+    """Gates in [0, 1] by uniform gradient sampling (Li and Janson 2024): with p = sigmoid(theta) and w = p (1 - p),
+    (p - u) / w + 1/2, clamped; within the window the gradient for p is 1, beyond it 0.
+    """
+    p = torch.sigmoid(theta)
+    width = (p * (1 - p)).detach().clamp(min=_EDGE)
+    place = (p.detach() - uniform) / width + 0.5
+    inside = (place > 0) & (place < 1)
+    return place.clamp(0, 1) + inside * (p - p.detach())
+
+
 def probability_open(log_alpha: Tensor) -> Tensor:
     """P(z > 0), the expected L0 norm of a gate."""
     return torch.sigmoid(log_alpha - _OPEN_AT)
@@ -62,7 +73,8 @@ class Gates(nn.Module):
     Arguments:
         log_alpha_E: where the gates of edges begin; None for gates of writers alone.
         edge_writers: the writer of each edge, [E].
-        writers: W, for gates of writers; None for none.
+        log_alpha_W: where the gates of writers begin; None for none.
+        uniform: draw edges by `sample_window` in place of hard-concrete gates; theta stands for log-alpha.
 
     Attributes:
         num_steps: steps that were taken.
@@ -73,8 +85,11 @@ class Gates(nn.Module):
     num_steps: Tensor
     begun: Tensor
 
-    def __init__(self, log_alpha_E: Tensor | None, edge_writers: Tensor, log_alpha_W: Tensor | None = None) -> None:
+    def __init__(
+        self, log_alpha_E: Tensor | None, edge_writers: Tensor, log_alpha_W: Tensor | None = None, uniform: bool = False
+    ) -> None:
         super().__init__()
+        self.uniform = uniform
         self.edges = None if log_alpha_E is None else nn.Parameter(log_alpha_E.float())
         self.nodes = None if log_alpha_W is None else nn.Parameter(log_alpha_W.float())
         self.edge_constraint, self.node_constraint = Lagrangian(), Lagrangian()
@@ -87,7 +102,8 @@ class Gates(nn.Module):
         """Draw the masks of so many examples, [B, E]."""
         z_BE: Tensor | None = None
         if self.edges is not None:
-            z_BE = sample(self.edges, torch.rand(batch, len(self.edges), device=self.edges.device))
+            draw = sample_window if self.uniform else sample
+            z_BE = draw(self.edges, torch.rand(batch, len(self.edges), device=self.edges.device))
         if self.nodes is not None:
             z_BW = sample(self.nodes, torch.rand(batch, len(self.nodes), device=self.nodes.device))
             spread_BE = z_BW[:, self.edge_writers]
@@ -97,7 +113,9 @@ class Gates(nn.Module):
 
     def open(self) -> Tensor:
         """The probability of each edge to be open, [E]."""
-        found = None if self.edges is None else probability_open(self.edges)
+        found = None
+        if self.edges is not None:
+            found = torch.sigmoid(self.edges) if self.uniform else probability_open(self.edges)
         if self.nodes is not None:
             spread = probability_open(self.nodes)[self.edge_writers]
             found = spread if found is None else found * spread

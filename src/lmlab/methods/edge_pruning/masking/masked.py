@@ -84,6 +84,8 @@ class MaskedModel:
         batch, length, width = found[0].shape
         store = store or self.new_store(inputs, measured)
         embedded = [y - c for y, c in zip(found, inputs.replaced.embeddings, strict=True)]
+        if self.graph.options.join_embeddings:
+            embedded = [torch.stack(torch.broadcast_tensors(*embedded)).sum(0)]
         if self.graph.options.embedding_nodes:
             store.write(0, torch.stack(embedded, 1).flatten(2))
         always_BTD = None if self.graph.options.embedding_nodes else sum(embedded)

@@ -5,6 +5,7 @@ Shapes: B examples, E edges, P positions, V tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -15,9 +16,10 @@ from lmlab.methods.edge_pruning.graph.store import Store
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.measures import logit_difference
 from lmlab.methods.edge_pruning.search.trials import Trials
+from lmlab.models import Transformer
 from lmlab.progress import progress
 
-Attribution = Literal["eap", "eap-ig", "mask-ig"]
+Attribution = Literal["eap", "eap-ig", "eap-gp", "mask-ig", "nap", "nap-ig"]
 
 
 def attribute(task: Counterfactuals, method: Attribution = "eap", steps: int = 5) -> Tensor:
@@ -30,11 +32,18 @@ def attribute(task: Counterfactuals, method: Attribution = "eap", steps: int = 5
         method: `eap`: the gradient at the whole model (Syed et al. 2023). `eap-ig`: that gradient taken on inputs
             between the corrupted and the clean embeddings, times what the clean run writes (Hanna et al. 2024, eq. 4).
             `mask-ig`: the mean gradient of masks at levels between 0 and 1.
+            `eap-gp`: `eap-ig` on a path that follows the gradient of the distance to the corrupted run's logits (Zhang
+            et al. 2025). `nap`, `nap-ig`: of whole writers, the sums over their edges of `eap` and `eap-ig`: all edges
+            of a writer have its score.
         steps: of the integrated gradients.
 
     Returns:
         [E]; positive where an edge helps.
     """
+    if method in ("nap", "nap-ig"):
+        edge_E = attribute(task, "eap" if method == "nap" else "eap-ig", steps)
+        writers = task.masked.graph.edge_writers
+        return edge_E.new_zeros(len(task.masked.graph.writers)).index_add(0, writers, edge_E)[writers]
     total_E = torch.zeros(task.masked.graph.num_edges, dtype=torch.float64)
     with progress(method, len(task.examples), "examples") as advance:
         for index_B in task.batches():
@@ -69,10 +78,40 @@ def _attribute(task: Counterfactuals, index_B: Tensor, method: Attribution, step
         masked(inputs, masked.ones(), store=store)
         clean, _ = masked.model.embeddings(inputs.clean_BT)
     total = torch.zeros(())
+    if method == "eap-gp":
+        for point in _gradient_path(task, index_B, clean, inputs.replaced.embeddings, steps):
+            total = total + gradient(1.0, point, store)
+        return total / steps
     for k in range(steps):
         between = tuple(c + (k / steps) * (y - c) for y, c in zip(clean, inputs.replaced.embeddings, strict=True))
         total = total + gradient(1.0, between, store)
     return total / steps
+
+
+def _gradient_path(
+    task: Counterfactuals, index_B: Tensor, clean: tuple[Tensor, ...], corrupted: tuple[Tensor, ...], steps: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """From the clean embeddings of tokens toward the corrupted run: each step has the length of a part of the straight
+    way, and the direction that brings the logits nearest to those of the corrupted run.
+    """
+    model, positions_BP = task.masked.model, task.inputs(index_B).positions_BP
+    target_BPV = _logits_of(model, corrupted[0].expand_as(clean[0]), positions_BP).detach()
+    stride_B = (corrupted[0] - clean[0]).flatten(1).norm(dim=1) / steps
+    point_BTD = clean[0].detach()
+    for _ in range(steps):
+        yield (point_BTD, *clean[1:])
+        point_BTD = point_BTD.detach().requires_grad_()
+        with torch.enable_grad():
+            gap = (_logits_of(model, point_BTD, positions_BP) - target_BPV).square().sum()
+            (slope_BTD,) = torch.autograd.grad(gap, point_BTD)
+        length_B = slope_BTD.flatten(1).norm(dim=1).clamp(min=1e-12)
+        point_BTD = point_BTD.detach() - slope_BTD * (stride_B / length_B)[:, None, None]
+
+
+def _logits_of(model: Transformer, embedded_BTD: Tensor, positions_BP: Tensor) -> Tensor:
+    logits_BTV = model(inputs_embeds_BTD=embedded_BTD).logits_BTV
+    assert logits_BTV is not None
+    return logits_BTV.gather(1, positions_BP[..., None].expand(-1, -1, logits_BTV.shape[-1]))
 
 
 @torch.no_grad()

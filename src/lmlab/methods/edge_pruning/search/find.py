@@ -22,14 +22,18 @@ from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.measures import Ends, measure_each, stability, top_edges
 from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
 from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
+from lmlab.methods.edge_pruning.search.rank import train_ranking
 from lmlab.models import weights_fingerprint
+
+TRAINED = ("edge-pruning", "node-pruning", "ugs", "ranking")
+"""Methods whose scores say by themselves which edges come first; those of others are effects, of either sign."""
 
 
 def ranking(method: str, scores_E: Tensor) -> Tensor:
     """By what the edges of a method are ranked, higher is more, [E]: gates and trials by their scores, first-order
     effects by their size.
     """
-    return scores_E if method in ("edge-pruning", "node-pruning", "acdc") else scores_E.abs()
+    return scores_E if method in TRAINED or method == "acdc" else scores_E.abs()
 
 
 def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: str | Path | None = None) -> Found:
@@ -43,7 +47,7 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
     """
     directory = None if directory is None else Path(directory)
     edges, _ = task.masked.graph.num_edges, task.empty_distance
-    if config.method == "edge-pruning" or config.method == "node-pruning":
+    if config.method == "edge-pruning" or config.method == "node-pruning" or config.method == "ugs":
         warm = attribute(task, "eap-ig", config.ig_steps).abs() if config.warm_start else None
         return find_by_pruning(task, config.pruning_config(edges), seed, directory, warm)
     if config.method == "acdc":
@@ -55,6 +59,8 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
                 scores_E,
                 int(kept_E.sum()),
             )
+    elif config.method == "ranking":
+        scores_E = train_ranking(task, config.ranking, seed, directory)
     elif config.method == "exact":
         scores_E = exact_effects(task)
     elif config.method == "random":

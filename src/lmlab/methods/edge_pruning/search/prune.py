@@ -71,7 +71,7 @@ class Found:
         return collapsed, self.figures["loss"]
 
 
-class _Numbers:
+class Numbers:
     """Rows that only say which example they are."""
 
     def __init__(self, count: int) -> None:
@@ -196,12 +196,17 @@ def train_gates(
     edges = None if config.node_gates == "only" else begin(graph.num_edges)
     if edges is not None and warm_E is not None:
         edges += _warm(warm_E, config) - config.init_log_alpha
-    gates = Gates(edges, graph.edge_writers, None if config.node_gates == "none" else begin(len(graph.writers)))
+    gates = Gates(
+        edges,
+        graph.edge_writers,
+        None if config.node_gates == "none" else begin(len(graph.writers)),
+        config.sampler == "uniform",
+    )
     batch = min(config.batch_size, len(task.examples) // here.size * here.size)
     trainer = Trainer(
         gates,
         PruningStep(task, config),
-        Loader(_Numbers(len(task.examples)), batch, seed, here.rank, here.size),
+        Loader(Numbers(len(task.examples)), batch, seed, here.rank, here.size),
         _trainer_config(config, batch, str(task.device)),
         directory,
     )
@@ -229,7 +234,7 @@ def _whole(gates: Gates) -> Gates:
     tensors = {
         name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gates.state_dict().items()
     }
-    whole = Gates(tensors.get("edges"), tensors["edge_writers"], tensors.get("nodes"))
+    whole = Gates(tensors.get("edges"), tensors["edge_writers"], tensors.get("nodes"), gates.uniform)
     whole.load_state_dict(tensors)
     return whole
 
