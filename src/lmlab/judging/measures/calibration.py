@@ -6,13 +6,16 @@ A calibrated judge has people's mean and spread on items like those; it orders n
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmlab.errors import UserError
+from lmlab.errors import UserError, reads
+from lmlab.files import read_json, write_json
 
 Floats = NDArray[np.float64]
 Kind = Literal["linear", "isotonic"]
@@ -90,3 +93,25 @@ def cross_calibrated(
     for number in range(folds):
         found[fold == number] = fit_calibration(x[fold != number], y[fold != number], kind)(x[fold == number])
     return found
+
+
+def write_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Write a calibration as JSON."""
+    write_json(Path(path), asdict(calibration))
+
+
+@reads("a calibration")
+def read_calibration(path: str | Path) -> Calibration:
+    """Read what `write_calibration` wrote.
+
+    Raises:
+        UserError: it is not one.
+    """
+    found = read_json(Path(path))
+    x, y = (tuple(float(each) for each in found[name]) for name in ("x", "y"))
+    rising = all(first < second for first, second in pairwise(x))
+    if found["kind"] not in ("linear", "isotonic") or len(x) != len(y) or not x or not rising:
+        raise ValueError("its points do not rise, or are of no known kind")
+    if found["kind"] == "linear" and len(x) != 2:
+        raise ValueError("a line has two points")
+    return Calibration(found["kind"], x, y)

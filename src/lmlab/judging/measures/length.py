@@ -1,0 +1,149 @@
+"""What the length of answers, and the order in which they are shown, do to a judge; and verdicts without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmlab.errors import UserError
+from lmlab.stats import Interval, bootstrap
+
+Floats = NDArray[np.float64]
+_PRIOR = 1e-2  # a weak pull to 0: without it, wins that length alone explains have no finite fit
+_STEPS = 100
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """Shares of wins, a tie being half a one.
+
+    Attributes:
+        raw: as the judge says.
+        controlled: as it would say of answers of equal length.
+        slope: of the log-odds in tanh of the standardized difference of lengths; above 0 for a judge that likes length.
+    """
+
+    raw: Interval[float]
+    controlled: Interval[float]
+    slope: float
+
+
+def length_controlled(
+    wins: ArrayLike,
+    lengths: ArrayLike,
+    other_lengths: ArrayLike,
+    difficulty: ArrayLike | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = 500,
+    seed: int = 0,
+) -> LengthControlled:
+    """The share of wins at equal length (Dubois et al. 2024): a logistic model with a constant, tanh of the
+    standardized difference of lengths, and the difficulty of each question, read at a difference of 0.
+
+    Arguments:
+        wins: 1 for a win, 0 for a loss, between them for what is not sure.
+        lengths, other_lengths: of both answers.
+        difficulty: of each question; it is centered.
+        clusters: what each question belongs to.
+
+    Raises:
+        UserError: there are no comparisons.
+    """
+    y = np.asarray(wins, float)
+    gap = np.asarray(lengths, float) - np.asarray(other_lengths, float)
+    if not len(y) or len(gap) != len(y):
+        raise UserError("There are no comparisons, or not as many lengths as comparisons.")
+    spread = float(gap.std()) or 1.0
+    columns = [np.ones(len(y)), np.tanh(gap / spread)]
+    if difficulty is not None:
+        hard = np.asarray(difficulty, float)
+        columns.append(hard - hard.mean())
+    x = np.stack(columns, 1)
+
+    def at_zero(chosen: NDArray[np.int64]) -> float:
+        fit = _logistic(x[chosen], y[chosen])
+        level = x[chosen].copy()
+        level[:, 1] = 0.0
+        return float(_sigmoid(level @ fit).mean())
+
+    controlled = bootstrap(at_zero, len(y), 0.95, resamples, seed, clusters)
+    raw = bootstrap(lambda chosen: float(y[chosen].mean()), len(y), 0.95, resamples, seed, clusters)
+    return LengthControlled(raw, controlled, float(_logistic(x, y)[1]))
+
+
+@dataclass(frozen=True)
+class BothOrders:
+    """Comparisons of two systems, each shown in both orders.
+
+    Attributes:
+        wins: of the first system: 1, 0, or 1/2 where the orders disagree or both are undecided.
+        disagreements: share of comparisons whose winner changes with the order.
+        first_place: share of wins of whatever was shown first; 1/2 for a judge without a liking for places.
+    """
+
+    wins: tuple[float, ...]
+    disagreements: float
+    first_place: float
+
+
+def both_orders(shown_first: ArrayLike, shown_second: ArrayLike) -> BothOrders:
+    """Settle comparisons that were made in both orders.
+
+    Arguments:
+        shown_first: the share of votes for the first system when it is shown first.
+        shown_second: likewise when it is shown second.
+
+    Raises:
+        UserError: there are none, or not as many of one order as of the other.
+    """
+    a, b = np.asarray(shown_first, float), np.asarray(shown_second, float)
+    if not len(a) or len(a) != len(b):
+        raise UserError(
+            "Comparisons in both orders are pairs of verdicts.", "Give as many of one order as of the other."
+        )
+    there, back = np.sign(a - 0.5), np.sign(b - 0.5)
+    differ = there * back < 0
+    wins = np.where(there + back > 0, 1.0, np.where(there + back < 0, 0.0, 0.5))
+    return BothOrders(tuple(wins.tolist()), float(differ.mean()), float((a + 1 - b).mean() / 2))
+
+
+def length_effect(
+    gaps: ArrayLike,
+    lengths: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval[float] | None:
+    """The slope of a judge's grades less people's on the logarithm of lengths; None where all are equal."""
+    y, x = np.asarray(gaps, float), np.log(np.maximum(1.0, np.asarray(lengths, float)))
+    if len(y) < 2 or not np.ptp(x):
+        return None
+
+    def slope(chosen: NDArray[np.int64]) -> float:
+        centered = x[chosen] - x[chosen].mean()
+        power = float((centered**2).sum())
+        return float((centered * y[chosen]).sum()) / power if power > 1e-12 else math.nan
+
+    return bootstrap(slope, len(y), 0.95, resamples, seed, clusters)
+
+
+def _logistic(x: Floats, y: Floats) -> Floats:
+    w = np.zeros(x.shape[1])
+    prior = _PRIOR * np.eye(x.shape[1])
+    for _ in range(_STEPS):
+        p = _sigmoid(x @ w)
+        gradient = x.T @ (y - p) - prior @ w
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + prior
+        step = np.linalg.solve(hessian, gradient)
+        w = w + step * min(1.0, 4.0 / max(1e-300, float(np.abs(step).max())))
+        if np.abs(step).max() < 1e-10:
+            break
+    return w
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), 1 - 1 / (1 + np.exp(-np.abs(x))))
