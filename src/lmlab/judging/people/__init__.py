@@ -1,0 +1,1 @@
+"""Grades by people: tables of them, published sets with their labels, and pages on which people grade."""

@@ -1,0 +1,107 @@
+"""JudgeBench (Tan et al. 2024): pairs of answers of which one is right, for judges that compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmlab.errors import UserError
+from lmlab.files import read_jsonl
+from lmlab.judging.judge import Judge, Question, Verdict
+from lmlab.judging.measures.length import BothOrders, both_orders
+from lmlab.judging.wording import Criterion
+from lmlab.stats import Interval, bootstrap
+
+_BETTER = {"A>B": 1.0, "A<B": 0.0, "B>A": 0.0, "B<A": 1.0}
+
+
+@dataclass(frozen=True)
+class LabeledPair:
+    """Two answers to a question.
+
+    Attributes:
+        first_wins: whether the first is the right one.
+        source: of the question.
+    """
+
+    id: str
+    question: str
+    first: str
+    second: str
+    first_wins: bool
+    source: str
+
+
+def read_judgebench(path: str | Path) -> list[LabeledPair]:
+    """The pairs of a file of JSON lines with `question`, `response_A`, `response_B` and `label` (A>B or B>A).
+
+    Raises:
+        UserError: a line has another form; with its number.
+    """
+    found = []
+    for number, row in enumerate(read_jsonl(Path(path)), 1):
+        texts = [row.get(name) for name in ("question", "response_A", "response_B")]
+        label = str(row.get("label", "")).replace(" ", "")
+        if not all(isinstance(text, str) for text in texts) or label not in _BETTER:
+            raise UserError(
+                f"'{path}', line {number} has no question, response_A, response_B and label A>B or B>A.",
+                "Name a file in JudgeBench's form.",
+            )
+        question, first, second = (str(text) for text in texts)
+        source = str(row.get("source", ""))
+        found.append(
+            LabeledPair(str(row.get("pair_id", number)), question, first, second, _BETTER[label] == 1.0, source)
+        )
+    if not found:
+        raise UserError(f"'{path}' has no pairs.")
+    return found
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """How a judge that compares does on labeled pairs.
+
+    Attributes:
+        accuracy: the right answer wins in both orders together; where the orders disagree, half a point.
+        orders: what the order of answers does.
+        missing: pairs without a verdict in both orders, which count as wrong.
+    """
+
+    accuracy: Interval[float]
+    orders: BothOrders
+    missing: int
+
+
+def score_pairs(judge: Judge, criterion: Criterion, pairs: Sequence[LabeledPair]) -> PairScore:
+    """Show every pair in both orders.
+
+    Raises:
+        UserError: the judge has no verdict on any pair.
+    """
+    questions = []
+    for pair in pairs:
+        asked = [f"Question: {pair.question}\n\nAnswer: {text}" for text in (pair.first, pair.second)]
+        questions += [Question(criterion, asked[0], asked[1]), Question(criterion, asked[1], asked[0])]
+    verdicts: list[Verdict | None] = [None] * len(questions)
+    judge.compare(questions, verdicts.__setitem__)
+    shares = [_share(each) for each in verdicts]
+    both = [(a, 1 - b) for a, b in zip(shares[::2], shares[1::2], strict=True) if a is not None and b is not None]
+    known = [a is not None and b is not None for a, b in zip(shares[::2], shares[1::2], strict=True)]
+    if not both:
+        raise UserError("The judge has no verdict on any pair.", "See what it replies.")
+    orders = both_orders([a for a, _ in both], [b for _, b in both])
+    wins = iter(orders.wins)
+    right = []
+    for pair, keep in zip(pairs, known, strict=True):
+        win = next(wins) if keep else None
+        right.append(0.0 if win is None else win if pair.first_wins else 1 - win)
+    accuracy = bootstrap(lambda chosen: float(sum(right[each] for each in chosen) / len(chosen)), len(right))
+    return PairScore(accuracy, orders, known.count(False))
+
+
+def _share(verdict: Verdict | None) -> float | None:
+    """The share of votes for the first text that is shown."""
+    if verdict is None or verdict.votes_a < 0 or verdict.votes_b < 0 or verdict.votes_a + verdict.votes_b <= 0:
+        return None
+    return verdict.votes_a / (verdict.votes_a + verdict.votes_b)
