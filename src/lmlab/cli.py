@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from lmlab import __version__, plugins
-from lmlab.commands import ask, data, doctor, evaluation, launch, models, recipes, retrieval, serve
+from lmlab.commands import ask, data, doctor, evaluation, judging, launch, models, recipes, retrieval, serve
 from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, UserError, from_unforeseen
 from lmlab.terminal import printable
 
@@ -69,6 +69,7 @@ for part in (recipes, models, serve, ask):
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(data.app, name="data")
 app.add_typer(retrieval.app, name="retrieval")
+app.add_typer(judging.app, name="judge")
 app.add_typer(launch.app, name="launch")
 app.add_typer(doctor.app)
 

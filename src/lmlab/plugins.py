@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from lmlab.errors import EXTRAS, LmlabError, UserError, did_you_mean
 
-Group = Literal["stages", "sources", "tasks", "judges", "detectors"]
+Group = Literal["stages", "sources", "tasks", "judges", "graders", "detectors"]
 
 _METHODS = "lmlab.methods"
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Method:
         page: its page below docs/.
         published: a figure of the paper; `reached` is ours, measured as the page says.
         extras: optional dependencies of lmlab that it needs (`pip install 'lmlab[EXTRA]'`).
-        stages, sources, tasks, judges, detectors: kinds that it registers: name -> "module:attribute".
+        stages, sources, tasks, judges, graders, detectors: kinds that it registers: name -> "module:attribute".
     """
 
     title: str
@@ -53,6 +53,7 @@ class Method:
     sources: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
+    graders: Mapping[str, str] = field(default_factory=dict)
     detectors: Mapping[str, str] = field(default_factory=dict)
 
 

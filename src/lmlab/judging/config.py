@@ -14,15 +14,10 @@ from lmlab.judging.judge import Judge
 Mode = Literal["logprobs", "votes"]
 
 
-class JudgeConfig(Config):
-    """Who judges, and how.
+class EndpointSettings(Config):
+    """How an endpoint is reached, for judges that ask one.
 
     Attributes:
-        judge: the name of an entry point of the group `lmlab.judges`, and what it needs: `exact:DIRECTORY` (a local
-            model's exact label probabilities), or an endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
-        mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
-        generations: votes of a question, with the mode `votes`.
-        orders: show each pair in both orders, or in one.
         base_url: address of an endpoint.
         key_env: environment variable that holds its key.
         concurrency: requests at once.
@@ -34,10 +29,6 @@ class JudgeConfig(Config):
         query: further parameters of an endpoint's address; likewise.
     """
 
-    judge: str
-    mode: Mode = "logprobs"
-    generations: PositiveInt = 20
-    orders: Literal["both", "one"] = "both"
     base_url: str | None = None
     key_env: str | None = None
     concurrency: PositiveInt | None = None
@@ -50,18 +41,25 @@ class JudgeConfig(Config):
 
     def endpoint_options(self) -> dict[str, Any]:
         """Those of an endpoint that are set."""
-        names = (
-            "base_url",
-            "key_env",
-            "concurrency",
-            "max_cost_usd",
-            "price",
-            "omit",
-            "extra_body",
-            "headers",
-            "query",
-        )
+        names = EndpointSettings.model_fields
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, (), {})}
+
+
+class JudgeConfig(EndpointSettings):
+    """Who judges, and how.
+
+    Attributes:
+        judge: the name of an entry point of the group `lmlab.judges`, and what it needs: `exact:DIRECTORY` (a local
+            model's exact label probabilities), or an endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
+        mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
+        generations: votes of a question, with the mode `votes`.
+        orders: show each pair in both orders, or in one.
+    """
+
+    judge: str
+    mode: Mode = "logprobs"
+    generations: PositiveInt = 20
+    orders: Literal["both", "one"] = "both"
 
     def make(self, cache: str | Path | None = None) -> Judge:
         """The judge.

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from lmlab.endpoints import Backend, ChatRequest, Endpoint, Estimate, Reply, Usage, answer, estimate
+from lmlab.errors import UserError
 from lmlab.files import sha256_json
+from lmlab.judging.answers.config import AnswerJudgeConfig
 from lmlab.judging.answers.grades import AnswerGrades, Take
 from lmlab.judging.answers.item import AnswerItem
 from lmlab.judging.judge import Marks
@@ -29,9 +31,13 @@ _TOP = 20  # the most likely tokens that endpoints report
 _STATUSES = {
     "content_filter": "content_filter",
     "context_length_exceeded": "context_length",
+    "refused": "refused",
+    "tool_calls": "endpoint_error",
+    "no_answer": "empty",
     "rejected": "endpoint_error",
     "failed": "endpoint_error",
 }
+_ASKED_AGAIN = ("ok", "no_answer")  # a reply without grades, or one that was nothing but thought
 _VARIED = 0.7  # the temperature of several samples, which at 0 would all be the same
 # A digit stands for each verdict in the mode of label probabilities.
 _VERDICT_SCALE = Scale(-1.0, 1.0, 1.0)
@@ -134,10 +140,10 @@ class RubricJudge:
     def judge(self, items: Sequence[AnswerItem], take: Take) -> None:
         """Ask about all items, and again where a reply cannot be read."""
         parts = list(self._parts(items))
-        waiting = [part for part in parts if part.criterion != -1]
+        waiting = parts
         for attempt in range(self.asking.reasks + 1):
             self._ask(waiting, items)
-            waiting = [part for part in waiting if not part.read and part.replies[-1].status == "ok"]
+            waiting = [part for part in waiting if not part.read and part.replies[-1].status in _ASKED_AGAIN]
             if not waiting or self.asking.reading == "labels" or attempt == self.asking.reasks:
                 break
             for part in waiting:
@@ -323,3 +329,16 @@ def _spent(parts: Sequence[_Part]) -> dict[str, Any]:
         "seconds": sum(reply.seconds for reply in replies),
         "attempts": max((len(part.replies) for part in parts), default=0),
     }
+
+
+def make(text: str, config: AnswerJudgeConfig, cache: Path | None = None) -> RubricJudge:
+    """`openai:MODEL` and the other back ends of endpoints.
+
+    Raises:
+        UserError: no model, or no such rubric.
+    """
+    if not text.partition(":")[2]:
+        raise UserError(f"The judge '{text}' names no model.", f"Write {text.partition(':')[0]}:MODEL.")
+    asking = Asking(config.reading, config.samples, config.temperature, config.max_tokens, config.reasks)
+    endpoint = Endpoint.named(text, **config.endpoint_options())
+    return RubricJudge(GradingRubric.load(config.rubric), endpoint, asking, cache)

