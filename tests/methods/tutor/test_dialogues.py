@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.data import TokenizedCorpus, Tokenizer
-from lmlab.methods.tutor.config import MixConfig
+from lmlab.data import PackedRows, TokenizedCorpus, Tokenizer
+from lmlab.methods.tutor.config import FormatConfig, MixConfig
 from lmlab.methods.tutor.dialogues.encode import IGNORED, encode_segments, format_record
 from lmlab.methods.tutor.dialogues.mix import write_dialogues
 from lmlab.methods.tutor.dialogues.record import (
@@ -240,3 +240,26 @@ def test_the_template_of_a_chat_model_masks_what_it_does_not_write(tokenizer, tm
     made = format_record(record, chat, format="template")
     assert chat.decode([label for label in made.labels if label != IGNORED]) == "ab"
     assert "chapter\n\nq" in made.text
+
+
+def test_dialogues_of_a_packed_row_do_not_see_each_other(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=2, d_model=32, num_heads=2))
+    losses = []
+    for name, changed in (("a", "What is a star?"), ("b", "Why is it so fa")):  # as long as each other
+        rows = [
+            {"mode": "openbook", "conversation": [f"chapter {n}", question, f"answer {n}"]}
+            for n, question in enumerate((changed, "And a parsec?"))
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_dialogues(tmp_path / f"{name}.jsonl", tokenizer, FormatConfig(), tmp_path / name)
+        (row,) = PackedRows(TokenizedCorpus(tmp_path / name), 256, "best_fit")
+        batch = {key: torch.tensor(value)[None] for key, value in row.items()}
+        loss = model(batch["input_ids"], labels_BT=batch["labels"], document_ids_BT=batch["document_ids"]).loss
+        text = tokenizer.decode(row["input_ids"].tolist())
+        unchanged = int(text.find("chapter 1") > text.find("chapter 0"))  # the number of its document in the row
+        kept = (batch["labels"] != IGNORED) & (batch["document_ids"] == unchanged)
+        others = (batch["labels"] != IGNORED) & (batch["document_ids"] == 1 - unchanged)
+        losses.append((loss.tokens[kept].tolist(), loss.tokens[others].tolist()))
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6) and len(losses[0][0]) > 5
+    assert losses[0][1] != pytest.approx(losses[1][1], abs=1e-3)

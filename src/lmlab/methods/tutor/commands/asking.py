@@ -10,7 +10,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, JudgingConfig, ScoreConfig
+from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, JudgingConfig, ScoreConfig, StudentConfig
 
 generate_help = example(
     "lmlab tutor generate --model models/smollm2 --data tutoreval.parquet --book open --out runs/tutor",
@@ -26,6 +26,11 @@ report_help = example("lmlab tutor report runs/tutor --out tutor.html")
 compare_help = example(
     "lmlab tutor compare runs/base runs/tuned",
     "lmlab tutor compare runs/base runs/tuned --judge openai:gpt-4o --sequential",
+)
+dialogue_help = example(
+    "lmlab tutor dialogue-eval --tutor local:models/mine --student openai:gpt-4o-mini --judge openai:gpt-4o"
+    " --base-url https://api.openai.com/v1 --key-env OPENAI_API_KEY --data tutoreval.parquet --limit 40 --out"
+    " runs/talk",
 )
 import_help = example("lmlab tutor import generations/openbook/MODEL.json --out runs/imported")
 export_help = example("lmlab tutor export runs/tutor --out generations")
@@ -162,6 +167,48 @@ def compare(
     if out is not None:
         write_json(out.with_suffix(".json"), found)
         print(f"Page: {Page('Two tutors', sections=[comparison_section(found)]).write(out)}")
+
+
+@options(StudentConfig)
+@options(AnswerConfig, into="answers", exclude=("format", "share", "batch_tokens", "window", "rope_theta", "overflow"))
+@options(EndpointConfig, into="endpoint")
+def dialogue_eval(
+    tutor: Annotated[str, typer.Option(help="Who teaches: local:DIRECTORY, openai:MODEL.")],
+    student: Annotated[str, typer.Option(help="Who plays the student.")],
+    data: Annotated[str, typer.Option("--data", help="Questions, as of `generate`; a column misconception is used.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the conversations.")],
+    settings: StudentConfig,
+    answers: AnswerConfig,
+    endpoint: EndpointConfig,
+    judge: Annotated[str, typer.Option(help="Who grades the conversations: openai:MODEL, local:DIRECTORY.")],
+    replies: Annotated[Path | None, typer.Option(help="Of the back ends replay and mock.", show_default=False)] = None,
+) -> None:
+    """Let a tutor talk with a simulated student who has understood one thing wrongly, and grade the conversations."""
+    from lmlab.files import write_json, write_jsonl
+    from lmlab.judging import RubricJudge
+    from lmlab.methods.tutor.endpoints import endpoint_of
+    from lmlab.methods.tutor.items.item import load_items
+    from lmlab.methods.tutor.report import headline
+    from lmlab.methods.tutor.scoring.score import score
+    from lmlab.methods.tutor.simulating.converse import converse, grade_conversations, rubric
+
+    items = load_items(data, answers.book)[: answers.limit]
+    speakers = [endpoint_of(name, endpoint, replies) for name in (tutor, student)]
+    rows = converse(items, speakers[0], speakers[1], settings, answers, out)
+    made = RubricJudge(rubric(), endpoint_of(judge, endpoint, replies), cache=out / "replies.sqlite")
+    graded = grade_conversations(rows, items, made, answers.book)
+    write_jsonl(out / "graded.jsonl", graded)
+    found = score(graded)
+    found["leaks"] = {
+        "conversations": sum(bool(row["leaks"]) for row in graded),
+        "turns": sum(len(row["leaks"]) for row in graded),
+    }
+    write_json(out / "report.json", found)
+    print(headline(found))
+    for name, figure in found["criteria"].items():
+        print(f"  {name}: " + ("none" if figure["value"] is None else f"{figure['value']:.1f} %"))
+    print(f"The answer was given away before the student tried in {found['leaks']['conversations']:,} conversations.")
+    print(f"Conversations: {out / 'graded.jsonl'}")
 
 
 def import_(

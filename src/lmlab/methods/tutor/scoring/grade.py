@@ -9,7 +9,7 @@ from typing import Any
 from lmlab.errors import UserError
 from lmlab.evals.rows import Row, RowFile, read_rows
 from lmlab.files import read_mapping, sha256_json, write_json, write_jsonl
-from lmlab.judging import AnswerItem, AnswerJudge, judge_answers
+from lmlab.judging import AnswerGrades, AnswerItem, AnswerJudge, judge_answers
 from lmlab.methods.tutor.answering.run import ANSWERS, RUN
 from lmlab.methods.tutor.items.item import TutorItem, load_items
 from lmlab.progress import progress
@@ -93,7 +93,7 @@ def grade_run(
             for row, grades in zip(block, found, strict=True):
                 rows.append(
                     _graded(row, judge, grades.grades, grades.status, (*grades.flags, *own))
-                    | {"judged": _told(grades.to_dict())}
+                    | {"judged": kept_of(grades)}
                 )
     if only is not None:
         rows.close()
@@ -183,8 +183,9 @@ def _graded(row: Row, judge: AnswerJudge, grades: Mapping[str, float | None], st
     }  # fmt: skip
 
 
-def _told(found: dict[str, Any]) -> dict[str, Any]:
+def kept_of(grades: AnswerGrades) -> dict[str, Any]:
     """What is kept of a judgment beside its grades; times are not, as they differ from run to run."""
+    found = grades.to_dict()
     return {name: found[name] for name in ("raw", "details", "scores", "usage", "cost_usd", "requests", "attempts")}
 
 

@@ -14,11 +14,12 @@ from lmlab.data.chapters.chapter import Chapter
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"\u201c(`*$])")
 _DEFINES = re.compile(
     r"^(?P<term>(?:(?:The|A|An)\s)?[A-Z`*][\w`*$'\u2019 -]{1,48}?)\s"
-    r"(?:is|are|was|refers to|means|consists of|denotes|describes|measures|represents|allows|provides|can be)\s"
+    r"(?:is|are|was|refers to|means|consists of|denotes|describes|measures|represents|allows|provides|can be|has|have"
+    r"|uses|use|contains|occurs|gives|implements|supports|requires|depends on|works by|returns|takes)\s"
 )
 _VAGUE = re.compile(
     r"^(?:it|this|that|these|those|there|here|they|we|you|he|she|one|which|what|who|when|where|if|in|at|on|for|as|note"
-    r"|however|therefore|thus|so|but|and|or|because|since|although|while|first|second|finally|another|other|such|all"
+    r"|however|therefore|notice|more|below|above|see|choosing|using|by|to|from|with|after|before|once|now|then|do|thus|so|but|and|or|because|since|although|while|first|second|finally|another|other|such|all"
     r"|some|many|most|each|both|only|the (?:first|second|latter|former|following|main|same|other|reason|result|idea"
     r"|problem|question|answer|number|value|example))\b",
     re.IGNORECASE,
