@@ -34,7 +34,7 @@ def prepare(number: int, seeds: Path, place: Path) -> tuple[list[str], str]:
     rng = random.Random(number)
     target, command = COMMANDS[number % len(COMMANDS)]
     names = {
-        target,
+        target.partition("/")[0],
         *(word for word in command if (seeds / word.split(":")[-1]).exists() for word in [word.split(":")[-1]]),
     }
     if command[0] in ("run", "train", "launch", "demo"):
@@ -43,6 +43,8 @@ def prepare(number: int, seeds: Path, place: Path) -> tuple[list[str], str]:
         names |= {"docs.jsonl"}
     if "task.yaml" in command:
         names |= {"questions.jsonl"}
+    if "--patches" in command or "--instances" in command:
+        names |= {"instances.jsonl"}
     for name in sorted(name for name in names if "/" not in name):
         if not (place / name).exists():
             copied(seeds / name, place / name)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from fuzz_seeds_methods import METHOD_COMMANDS, make_method_seeds
 
 _WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "a", "dog", "gave", "Mary", "the", "book", "of", "Tom"]
 
@@ -76,6 +77,7 @@ def make_seeds(place: Path, call: Any) -> None:
     call("data", "pack", "shards", "--pack-length", "32", "--min-chunk-length", "8", "--out", "packed")
     call("ladder", "plan", "--output", "plan.yaml")
     _ladder(place, shared / "data/ladder/runs", call)
+    make_method_seeds(place, call)
 
 
 def _texts(place: Path) -> None:
@@ -412,3 +414,5 @@ COMMANDS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
 )
+
+COMMANDS += tuple((target, tuple(words)) for target, words in METHOD_COMMANDS)
