@@ -102,6 +102,8 @@ def judged(status: int, wall: bool, text: str) -> str:
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     code = os.WEXITSTATUS(status)
+    if code == 1 and ("differ on" in text or "Surroundings have failed" in text):
+        return "ok"  # what was asked has been found out, and it is bad news
     if "lmlab failed" in text:
         return "unforeseen"
     return {0: "ok", 2: "refused", 130: "ok"}.get(code, f"code {code}")

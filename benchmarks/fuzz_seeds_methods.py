@@ -84,7 +84,7 @@ METHOD_COMMANDS: list[tuple[str, list[str]]] = [
     ("collection/qrels/test.tsv", ["retrieval", "evaluate", "--data", "collection", "--by", "bm25"]),
     ("vectors", ["retrieval", "evaluate", *_RETRIEVER, "--cache", "vectors"]),
     ("model", ["retrieval", "encode", *_RETRIEVER, "--cache", "OUT"]),
-    ("attack", ["poison", "evaluate", "--passages", "attack", *_RETRIEVER]),
+    ("attack", ["poison", "evaluate", "--passages", "attack", *_RETRIEVER, "--k", "3"]),
     ("attack", ["poison", "export", "attack", "--out", "OUT", "--name", "x", "--encoder", "model"]),
     (
         "collection",
@@ -107,8 +107,8 @@ METHOD_COMMANDS: list[tuple[str, list[str]]] = [
         ["long", "build", "tokenizer", "--length", "512", "--task", "json_kv.uuid", "--contexts", "1", "--out", "OUT"],
     ),
     ("instances.jsonl", ["swe", "check", "--instances", "instances.jsonl"]),
-    ("instances.jsonl", ["swe", "grade", "test.log", "--instances", "instances.jsonl"]),
-    ("test.log", ["swe", "grade", "test.log", "--instances", "instances.jsonl"]),
+    ("instances.jsonl", ["swe", "grade", "test.log", "--instances", "instances.jsonl", "--id", "a__b-1"]),
+    ("test.log", ["swe", "grade", "test.log", "--instances", "instances.jsonl", "--id", "a__b-1"]),
     (
         "patches.jsonl",
         ["swe", "eval", "--instances", "instances.jsonl", "--predictions", "patches.jsonl", "--out", "OUT"],

@@ -62,3 +62,39 @@ def test_a_whole_value_is_redacted():
 )
 def test_any_password_is_hidden(password):
     assert redact(f"see 's3://name:x{password}@bucket/key', please") == "see 's3://***@bucket/key', please"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:a@SECRET@host/x",
+        "//user:SECRET@host/x",
+        "https%3A%2F%2Fuser%3ASECRET%40host%2Fx",
+        "https://h/x?subscription-key=SECRET",
+        "https://h/x?auth_key=SECRET&passphrase=SECRET&hdnts=SECRET",
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=SECRET==;EndpointSuffix=x",
+        "aws_secret_access_key = SECRET",
+        "HF_TOKEN=SECRET lmlab run",
+        "Authorization: Token SECRETSECRET",
+        "glpat-SECRETSECRETSECRET",
+        "xoxb-123-SECRETSECRET",
+    ],
+)
+def test_secrets_in_other_clothes_are_hidden(text):
+    assert "SECRET" not in redact(text) and redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host:8080/a@b/c",
+        "a // b: c@d",
+        "abfss://container@acct.dfs.core.windows.net/x",
+        "max_tokens=5, tokens=500",
+        "def f(password=None): pass",
+        "authorization is needed: ask",
+        "s3://bucket/x@y",
+    ],
+)
+def test_what_only_looks_like_one_stays(text):
+    assert redact(text) == text

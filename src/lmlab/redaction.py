@@ -14,14 +14,17 @@ T = TypeVar("T")
 
 # Secrets of AWS may hold slashes, so that all up to the @ belongs to them, unless what follows the colon is a port.
 # A name without a password is a token in many URLs; in those of Azure it is the container, and no secret.
-_USER_AND_PASSWORD = r"[^\s/@:'\"<>?#]*:(?!\d{1,5}(?:[/?#\s]|$))[^\s@'\"<>]*@"
+# One with an @ of its own reaches up to the last @ before the path.
+_USER_AND_PASSWORD = r"[^\s/@:'\"<>?#]*:(?!\d{1,5}(?:[/?#\s]|$))[^\s@'\"<>]*@(?:[^\s/@'\"<>?#]*@)*"
 _USER_INFO = re.compile(
     rf"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<secret>{_USER_AND_PASSWORD}|[^\s/@:'\"<>?#]+@)", re.IGNORECASE
 )
+_WITHOUT_SCHEME = re.compile(rf"(?<![\w:/])//{_USER_AND_PASSWORD}")
+_ENCODED = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)%3A%2F%2F(?:(?!%2F)[^\s&'\"<>])*%40", re.IGNORECASE)
 _CONTAINERS = {"abfs", "abfss", "wasb", "wasbs", "adl"}
 _SECRET_NAME = (
-    r"(?:[\w.-]*(?:token|secret|passw|pwd|credential|signature|apikey|api[_-]key|access[_-]?key|accessid|policy)[\w.-]*"
-    r"|x-(?:amz|goog|oss|obs|cos)-[\w-]+|sig|sas|key|auth|authorization|key-pair-id|session|sessionid|code|jwt|hmac|pass)"
+    r"(?:[\w.-]*(?:token|secret|passw|pwd|credential|signature|apikey|api[_-]key|access[_-]?key|accessid|policy|subscription[_-]?key|auth[_-]?key|account[_-]?key|pass[_-]?phrase)[\w.-]*"
+    r"|x-(?:amz|goog|oss|obs|cos)-[\w-]+|sig|sas|key|auth|authorization|key-pair-id|session|sessionid|code|jwt|hmac|pass|hdnts|hdntl)"
 )
 _PARAMETER = re.compile(rf"(?P<name>[?&;#]{_SECRET_NAME})=(?P<value>[^\s&;#'\"<>]+)", re.IGNORECASE)
 # What else libraries of file systems put into their messages: options, headers, and keys whose form tells what they are
@@ -30,17 +33,32 @@ _OPTION = re.compile(
     r"|client_secret|connection_string|sas_token)\b['\"]?\s*[=:]\s*)(?P<quote>['\"])(?P<value>.+?)(?P=quote)",
     re.IGNORECASE,
 )
+_ASSIGNED = re.compile(  # as an environment, a connection string or a file of credentials has them, without quotes
+    r"(?P<name>\b(?:[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)|(?:Account|SharedAccess)Key"
+    r"|aws_secret_access_key|aws_session_token)\s?=\s?)(?P<value>[^\s;,'\"<>&]+)"
+)
+_AUTHORIZATION = re.compile(
+    r"(?P<name>\bauthorization['\"]?: *['\"]?(?:\w+ +)?)(?P<value>[^\s'\",(){}]{8,})", re.IGNORECASE
+)
 _HEADER = re.compile(r"(?P<name>\b(?:bearer|basic)\s+)(?P<value>[A-Za-z0-9+/._~=-]{16,})", re.IGNORECASE)
-_KEY = re.compile(r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})\b")
+_KEY = re.compile(
+    r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,}"
+    r"|github_pat_\w{20,}|glpat-[\w-]{16,}|AIza[\w-]{30,}|xox[abeoprs]-[\w-]{10,})\b"
+)
 
 
 def redact(text: str) -> str:
     """A text in which the secrets of every URL are replaced by `***`: user information, and the values of parameters
     that sign or open something. Redacting twice changes nothing."""
-    if "://" in text or "?" in text:
+    if "%40" in text:
+        text = _ENCODED.sub(rf"\g<scheme>%3A%2F%2F{HIDDEN}%40", text)
+    if "//" in text or "?" in text:
+        text = _WITHOUT_SCHEME.sub(f"//{HIDDEN}@", text)
         text = _USER_INFO.sub(_without_user, text)
         text = _PARAMETER.sub(rf"\g<name>={HIDDEN}", text)
     text = _OPTION.sub(rf"\g<name>\g<quote>{HIDDEN}\g<quote>", text)
+    text = _ASSIGNED.sub(rf"\g<name>{HIDDEN}", text)
+    text = _AUTHORIZATION.sub(rf"\g<name>{HIDDEN}", text)
     text = _HEADER.sub(rf"\g<name>{HIDDEN}", text)
     return _KEY.sub(HIDDEN, text)
 
