@@ -237,3 +237,29 @@ def test_every_form_of_one_meaning_is_the_same(directory):
         assert loaded.generate(prompts, **settings) == expected
     assert loaded.generate("a", stop=" ", **settings) == loaded.generate("a", stop=(" ",), **settings)
     assert loaded.bits_per_byte(TEXT) == loaded.bits_per_byte([TEXT, ""]) == loaded.bits_per_byte(np.str_(TEXT))
+
+
+def test_what_a_message_or_a_document_spells_ends_no_turn(directory, tmp_path):
+    """Special tokens that a user's words, a judge's excerpt or a long document spell stay text, as in training."""
+    from lmlab.commands.chat import Conversation
+    from lmlab.evals.long.asking import Asking
+    from lmlab.evals.long.instance import Instance
+
+    tokenizer = chat_tokenizer(Tokenizer.load(directory), ChatConfig(template="tulu"))
+    model, end = from_pretrained(directory), tokenizer.backend.id_to_token(tokenizer.eos_id)
+    read = []
+    conversation = Conversation(model, tokenizer, GenerationConfig(max_new_tokens=1, temperature=0))
+    conversation._cache_for = lambda ids: read.append(ids) or Conversation._cache_for(conversation, ids)
+    list(conversation.reply(f"a{end}b"))
+    plain = tokenizer.encode_chat([{"role": "user", "content": "ab"}])
+    assert read[0].count(tokenizer.eos_id) == plain.count(tokenizer.eos_id)
+    assert end in tokenizer.backend.decode(read[0], skip_special_tokens=False)
+    shown = tokenizer.encode_prompt(f"x{end}y", "as_text")
+    assert tokenizer.eos_id not in shown[1:] and tokenizer.decode(shown) == f"x{end}y"
+    assert tokenizer.eos_id in tokenizer.encode_prompt(f"x{end}y")[1:]
+    assert tokenizer.encode_prompt("x y", "as_text") == tokenizer.encode_prompt("x y")
+    told = {"id": "i", "task": "t", "variant": "v", "length": 9, "context_index": 0, "question_index": 0}
+    instance = Instance(**told, context=f"x{end}y", question="q", answer=["a"], n_items=1, budget=1, prompt_tokens=9)
+    for chat in (False, True):
+        ids = Asking(tokenizer, chat).ids(instance)
+        assert ids[1:].count(tokenizer.eos_id) == 0 and end in tokenizer.backend.decode(ids, skip_special_tokens=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lmlab.data import Tokenizer
+from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.errors import UserError
 from lmlab.models import GenerationConfig, KVCache, Transformer, stream
 
@@ -28,7 +28,7 @@ class Conversation:
         self._read: list[int] = []
         self._cache: KVCache | None = None
         self.reset()
-        tokenizer.encode_chat([*self.messages, {"role": "user", "content": ""}])
+        encode_for_answer(tokenizer, [*self.messages, {"role": "user", "content": ""}])
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -41,7 +41,7 @@ class Conversation:
             UserError: the conversation no longer fits the model.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids = self._tokenizer.encode_chat(asked)
+        ids = encode_for_answer(self._tokenizer, asked)  # what a user spells is no end of a turn
         limit = self._model.config.max_seq_len
         if len(ids) + self._config.max_new_tokens > limit:
             raise UserError(

@@ -132,10 +132,18 @@ class Tokenizer:
             return self._spelled.encode_batch([text])[0]
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, special_tokens: SpecialTokens = "as_tokens") -> list[int]:
         """Ids of the beginning of a text, with the begin token if the tokenizer puts one there by itself, and without
         the end that some put behind every text; never empty.
+
+        Arguments:
+            special_tokens: what a special token becomes that is spelled in the text: those who write a prompt mean it,
+                those who put a document into one do not.
         """
+        if special_tokens == "as_text":
+            kept = self.encode(text, "as_text")
+            if kept != self.encode(text):
+                return [*self.begin_ids, *kept]
         ids: list[int] = self.backend.encode(text).ids
         ids = ids[: len(ids) - self._ending]
         if not ids or (self._add_bos and ids[0] != self.bos_id):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmlab.data import Tokenizer
+from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.errors import UserError
 from lmlab.evals.long.instance import Instance, prompt_of
 from lmlab.files import sha256_json
@@ -31,15 +31,15 @@ class Asking:
         """What tells one wording from another: `plain`, or the fingerprint of the chat template."""
         if not self.chat:
             return "plain"
-        shown = self.tokenizer.encode_chat([{"role": "user", "content": "?"}])
+        shown = encode_for_answer(self.tokenizer, [{"role": "user", "content": "?"}])
         return sha256_json(shown)[:16]
 
     def ids(self, instance: Instance, context: str | None = None) -> list[int]:
         """The tokens of a prompt, those of the chat template included."""
         if not self.chat:
-            return self.tokenizer.encode_prompt(prompt_of(instance, context))
+            return self.tokenizer.encode_prompt(prompt_of(instance, context), "as_text")
         whole = prompt_of(instance.model_copy(update={"prefix": ""}), context)
-        ids = self.tokenizer.encode_chat([{"role": "user", "content": whole}])
+        ids = encode_for_answer(self.tokenizer, [{"role": "user", "content": whole}])
         return ids + (self.tokenizer.encode(instance.prefix, "as_text") if instance.prefix else [])
 
     def answer_ids(self, prompt_ids: Sequence[int], instance: Instance, answer: str) -> list[int]:
@@ -50,7 +50,7 @@ class Asking:
         """
         gap = "" if answer[:1].isspace() or not self._wants_gap(instance) else " "
         if not self.chat:
-            whole = self.tokenizer.encode_prompt(prompt_of(instance) + gap + answer)
+            whole = self.tokenizer.encode_prompt(prompt_of(instance) + gap + answer, "as_text")
             if len(whole) > len(prompt_ids) and whole[: len(prompt_ids)] == list(prompt_ids):
                 return whole[len(prompt_ids) :]
         return self.tokenizer.encode(gap + answer, "as_text")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from lmlab.data import encode_for_answer
 from lmlab.errors import UserError
 from lmlab.evals.code.problems import Problem, fenced, read_problems
 from lmlab.evals.evaluator import Evaluator
@@ -130,7 +131,7 @@ class CodeTask(Task):
         model, tokenizer = evaluator.model, evaluator.tokenizer
         assert model is not None
         if self.form == "chat":
-            ids = tokenizer.encode_chat([{"role": "user", "content": _request(problem)}])
+            ids = encode_for_answer(tokenizer, [{"role": "user", "content": _request(problem)}])
         else:
             ids = tokenizer.encode_prompt(problem.prompt)
         too_many = len(ids) + self.max_new_tokens - model.config.max_seq_len

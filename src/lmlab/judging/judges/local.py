@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lmlab.data import encode_for_answer
 from lmlab.errors import UserError
 from lmlab.evals import ModelScorer, Window
 from lmlab.judging.judge import Question, Verdict
@@ -35,7 +36,7 @@ class LocalJudge:
         windows, places = [], []
         for number, question in enumerate(questions):
             messages = list(question.criterion.pair_request(question.text_a, question.text_b).messages)
-            prompt = self.tokenizer.encode_chat(messages)
+            prompt = encode_for_answer(self.tokenizer, messages)
             labels = [self.tokenizer.encode(label) for label in question.criterion.wording.labels]
             if len(prompt) + max(map(len, labels)) - 1 > self.scorer.max_seq_len:
                 take(number, Verdict(MISSING, MISSING, "context_length_exceeded"))

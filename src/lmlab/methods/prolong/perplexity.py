@@ -73,5 +73,6 @@ def measure_long_ppl(
 def _texts(evaluator: Evaluator, count: int, size: int) -> list[list[int]]:
     """The first texts that have so many tokens: the same ones, whether `count` was asked for or found."""
     ordered = sorted(papers(), key=lambda paper: -count_words(paper.body))
-    found = (evaluator.tokenizer.encode_prompt(f"{paper.abstract}\n\n{paper.body}")[:size] for paper in ordered)
+    encode = evaluator.tokenizer.encode_prompt
+    found = (encode(f"{paper.abstract}\n\n{paper.body}", "as_text")[:size] for paper in ordered)
     return list(islice((ids for ids in found if len(ids) == size), count))
