@@ -102,7 +102,7 @@ def judged(status: int, wall: bool, text: str) -> str:
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     code = os.WEXITSTATUS(status)
-    if code == 1 and ("differ on" in text or "Surroundings have failed" in text):
+    if code == 1 and any(each in text for each in ("differ on", "Surroundings have failed", "with problems")):
         return "ok"  # what was asked has been found out, and it is bad news
     if "lmlab failed" in text:
         return "unforeseen"
