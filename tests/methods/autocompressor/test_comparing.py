@@ -150,3 +150,13 @@ def test_a_cartridge_is_a_memory_file_for_its_model(small, tmp_path, lmlab):
     assert "How large" in lmlab("compress", "cartridge", small, tmp_path / "text.txt", "--out", tmp_path / "d").err
     (tmp_path / "empty.txt").write_text("")
     assert lmlab("compress", "cartridge", small, tmp_path / "empty.txt", *how).code == 2
+
+
+def test_the_probe_tells_what_is_lost_by_kinds_of_words(small, tmp_path, lmlab):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"The fox met Anna in 198{number}. " * 4)
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    done = lmlab("compress", "probe", small, *files, "--kind", "prune:norm", "--ratio", "2")
+    assert done.code == 0 and "name" in done.out and "number" in done.out, done.err
+    assert lmlab("compress", "probe", small, tmp_path / "none.txt").code == 2
+    assert "must be trained" in lmlab("compress", "probe", small, *files, "--kind", "icae").err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,15 @@ from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
 from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
 
+if TYPE_CHECKING:
+    from lmlab.data import Tokenizer
+
 compare_help = example(
     "lmlab compress compare models/smollm2 --out runs/kinds",
     "lmlab compress compare models/smollm2 --task json_kv --length 1024 --ratio 2,10 --kind prune:kvzip"
     " --kind prune:snap+prune:norm --out runs/two",
 )
+probe_help = example("lmlab compress probe models/smollm2 papers/*.txt --kind prune:snap --ratio 4")
 cartridge_help = example(
     "lmlab compress cartridge models/smollm2 paper.txt --rows 64 --steps 200 --out paper.safetensors",
 )
@@ -50,6 +54,50 @@ def compare(
     print(f"Table: {out / TABLE}")
 
 
+def probe(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
+    files: Annotated[list[Path], typer.Argument(help="Text files; more than one for intervals.")],
+    kind: Annotated[str, typer.Option(help="A kind of compression that needs no training.")] = "prune:kvzip",
+    ratio: Annotated[float, typer.Option(min=1, help="Tokens to each key-value position that is kept.")] = 4.0,
+    tokens: Annotated[int, typer.Option(min=16, help="Most tokens of each text.")] = 512,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
+) -> None:
+    """Say what a memory has lost: texts are said again from it, and names, numbers and rare words counted apart."""
+    from rich import box
+    from rich.table import Table
+
+    from lmlab.commandline.options import print_table
+    from lmlab.evals import Evaluator
+    from lmlab.methods.autocompressor.comparing.probe import probe
+    from lmlab.methods.autocompressor.kinds.base import create
+
+    evaluator = Evaluator.load(model, device, precision)
+    if evaluator.model is None:
+        raise UserError("This model is run by another library; memories need a model of lmlab.")
+    texts = [_ids(evaluator.tokenizer, file)[:tokens] for file in files]
+    if short := [str(file) for file, ids in zip(files, texts, strict=True) if len(ids) < 2]:
+        raise UserError(f"'{short[0]}' has less than two tokens.", "Leave it out.")
+    compressor = create(kind, evaluator.model, tokenizer=evaluator.tokenizer)
+    if compressor.learns:
+        raise UserError(
+            f"'{kind}' must be trained before it is probed.", "lmlab.methods.autocompressor.comparing.probe"
+        )
+    table = Table("words", "tokens", "NLL without", "whole text", "memory", "gain retained", box=box.SIMPLE)
+    for line in probe(evaluator.model, compressor, evaluator.tokenizer, texts, ratio):
+        kept = line.retained
+        losses = (f"{each:.3f}" for each in (line.without, line.whole, line.kept))
+        table.add_row(line.words, f"{line.tokens:,}", *losses, f"{kept.value:.2f} ({kept.low:.2f} to {kept.high:.2f})")
+    print_table(table)
+
+
+def _ids(tokenizer: Tokenizer, file: Path) -> list[int]:
+    try:
+        return tokenizer.encode_prompt(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' cannot be read as text: {error}.") from None
+
+
 @options(CartridgeConfig, exclude=("ratio", "sinks"))
 def cartridge(
     model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
@@ -70,10 +118,7 @@ def cartridge(
 
     found = Model.find(model)
     network = found.load(select_device(device), torch.float32)
-    try:
-        ids = found.tokenizer().encode_prompt(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{file}' cannot be read as text: {error}.") from None
+    ids = _ids(found.tokenizer(), file)
     if not ids:
         raise UserError(f"'{file}' has no text.")
     if settings.rows is None:

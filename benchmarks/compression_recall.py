@@ -1,0 +1,105 @@
+"""Recall through memories: kinds that learn on the same task, from the same first weights, with equal slots and steps.
+
+    python benchmarks/compression_recall.py results.json [--steps 1500] [--seeds 3] [--kinds summary meanpool ...]
+
+Four pairs of keys and values stand in two segments of five tokens; only eight slots are left of them when the four
+values are asked for. `summary` reads the segments one after the other and writes four vectors for each, as the method
+does; the others read both at once and keep eight. A model of two layers, 64 wide, learns all weights from scratch
+(batch 64, AdamW 3e-3). The figure is the share of 512 held-out values that are the likeliest token; chance is 1/8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmlab.methods.autocompressor.kinds.base import create
+from lmlab.methods.autocompressor.kinds.trained import Trained
+from lmlab.methods.autocompressor.training.recall import RecallRows, recall_accuracy, recall_compressor, recall_trainer
+from lmlab.train import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+KINDS = ("summary", "bi_tokens", "meanpool", "anchor_kv", "ot_pool")
+_CONTEXT, _SLOTS = 10, 8
+
+
+class Rows:
+    """Rows of the task: both segments as the context, the questions as what follows."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._rows = RecallRows(count, seed)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        ids, labels = row["input_ids"], row["labels"]
+        return {"context": ids[:_CONTEXT], "input_ids": ids[_CONTEXT:], "labels": labels[_CONTEXT:]}
+
+
+@torch.no_grad()
+def accuracy(compressor: Trained, count: int = 512) -> float:
+    """On rows that no training has."""
+    rows = Rows(count, 987_654_321)
+    found = [rows[number] for number in range(count)]
+    context, ids, labels = (torch.from_numpy(np.stack([row[key] for row in found])) for key in rows[0])
+    memory = compressor.encode(context, compressor.config.ratio)
+    right = compressor.model(ids, memory=memory).logits_BTV.argmax(-1) == labels
+    return float(right[labels >= 0].float().mean())
+
+
+def run(kind: str, seed: int, steps: int) -> float:
+    """The accuracy after the training."""
+    with tempfile.TemporaryDirectory() as directory:
+        if kind == "summary":
+            trainer = recall_trainer("accumulate", seed, steps, directory)
+            trainer.fit()
+            return recall_accuracy(trainer.model)["heldout_accuracy"]
+        model = recall_compressor("none", seed).model  # the same first weights
+        compressor = create(kind, model, ratio=_CONTEXT / _SLOTS, seed=seed, init_std=0.5)
+        assert isinstance(compressor, Trained)
+        config = TrainerConfig(
+            steps=steps,
+            batch_size=64,
+            optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.01, betas=(0.9, 0.95)),
+            schedule=ScheduleConfig(kind="constant", warmup_fraction=0),
+            precision="fp32",
+            device="cpu",
+            log_every=500,
+            checkpoint_every=steps,
+        )
+        compressor.fit(Rows(64 * steps, seed), config, directory)
+        return accuracy(compressor.eval())
+
+
+def main() -> None:
+    """Train and print one line a training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else []  # a killed run goes on
+    for seed in range(options.seeds):
+        for kind in options.kinds:
+            if any((each["kind"], each["seed"], each["steps"]) == (kind, seed, options.steps) for each in found):
+                continue
+            began = time.time()
+            score = run(kind, seed, options.steps)
+            line = {"kind": kind, "seed": seed, "steps": options.steps, "accuracy": score}
+            found.append(line | {"seconds": time.time() - began, "load": os.getloadavg()[0]})
+            print(json.dumps(found[-1]), flush=True)
+            options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
