@@ -12,7 +12,7 @@ from lmlab.commandline.options import example
 from lmlab.errors import LmlabError, UserError
 
 app = typer.Typer()
-NOT_ASKED = "not_asked"
+NOT_ASKED, NOT_ANSWERED = "not_asked", "not_answered"
 
 
 @app.command(
@@ -73,6 +73,13 @@ def ask(
     query: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Parameter of the address.", show_default=False)
     ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Hand everything in by the provider's batch interface, wait, and collect.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="With --batch: hand in or collect, and do not wait.")
+    ] = False,
+    poll_s: Annotated[float, typer.Option(min=0.01, help="With --batch: seconds between two looks.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens and cost, and stop.")] = False,
     write_batch: Annotated[
         Path | None,
@@ -120,6 +127,9 @@ def ask(
         print(f"{write_batch}: {endpoints.write_batch(write_batch, place.model, questions, kept):,} requests")
     elif dry_run:
         print(endpoints.estimate(place, questions, kept))
+    elif batch:
+        assert out is not None and kept is not None
+        _by_batch(place, asked, out, kept, poll_s, not no_wait)
     else:
         assert out is not None
         _run(place, asked, out, kept)
@@ -157,6 +167,27 @@ def _run(place: Any, asked: list[tuple[Any, Any]], out: Path, kept: Path | None)
     if asked and not any(row["status"] == "ok" or row.get("tool_calls") for row in rows):
         first = next((row["error"] for row in rows if "error" in row), "no text")
         raise LmlabError(f"No request was answered; the first: {first}.", f"'{out}' says why of each.")
+
+
+def _by_batch(place: Any, asked: list[tuple[Any, Any]], out: Path, kept: Path, poll_s: float, wait: bool) -> None:
+    """Ask by the batch interface, and write what has come."""
+    from lmlab.endpoints.client.batch_jobs import BatchJobs
+    from lmlab.files import write_jsonl
+
+    with BatchJobs(place, out.with_name(out.name + ".batches"), kept) as jobs:
+        counts = jobs.run([request for _, request in asked], poll_s, wait)
+    if counts["under_way"]:
+        print(f"{counts['under_way']:,} batches are under way; the same command collects them.")
+        return
+    rows: list[dict[str, Any]] = [{} for _ in asked]
+    _recall(rows, asked, place, kept)
+    write_jsonl(
+        out, (row or {"id": id, "status": NOT_ANSWERED, "texts": []} for row, (id, _) in zip(rows, asked, strict=True))
+    )
+    missing = sum(not row for row in rows)
+    print(f"{out}: {len(rows) - missing:,} answered, {missing:,} not. This time came: {_counted(counts)}")
+    if asked and missing == len(rows):
+        raise LmlabError("No request was answered.", f"See the error files in '{out}.batches'.")
 
 
 def _recall(rows: list[dict[str, Any]], asked: list[tuple[Any, Any]], place: Any, kept: Path) -> None:

@@ -25,8 +25,8 @@ from lmlab.methods.qurating.config import (
     SelectStageConfig,
 )
 from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.rating.encoder_rater import load_rater
 from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
-from lmlab.methods.qurating.rating.rater import Rater
 from lmlab.methods.qurating.rating.train_rater import train_rater
 from lmlab.methods.qurating.report import (
     annotation_sections,
@@ -168,7 +168,7 @@ class QualityAnnotate(Stage[AnnotateConfig, AnnotateResults]):
             split=config.split,
         )
         found = annotate(job, config.workers, config.backend)
-        return AnnotateResults(**found, criteria=list(Rater.from_pretrained(rater).criteria))
+        return AnnotateResults(**found, criteria=list(load_rater(rater).criteria))
 
     def summary(self, results: AnnotateResults) -> str:
         """Sizes."""

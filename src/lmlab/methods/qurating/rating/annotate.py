@@ -29,8 +29,9 @@ from lmlab.data.sources.reading.splits import TRAIN
 from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, check_owner, describe, read_mapping, sha256_json, write_json, write_manifest
+from lmlab.methods.qurating.rating.encoder_rater import load_rater
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
-from lmlab.methods.qurating.rating.rater import Rater, annotation
+from lmlab.methods.qurating.rating.rater import annotation
 from lmlab.methods.qurating.rating.reuse import ROWS, SOURCE, RatedRows, content_hashes, source_of
 from lmlab.methods.qurating.selecting.table import relative_names
 from lmlab.methods.qurating.selecting.writing import join_tables
@@ -109,7 +110,7 @@ def _work(job: _Job) -> dict[str, Any]:
 class _Worker:
     def __init__(self, job: Annotation) -> None:
         self.job, self.out = job, Path(job.out)
-        self.rater = Rater.from_pretrained(job.rater, device=job.device, precision=job.precision)
+        self.rater = load_rater(job.rater, job.device, job.precision)
         self.source = _source(job.corpus, job.split)
         self.wanted = self.source.wanted_split if isinstance(self.source, RecordSource) else TRAIN
         self.files = self.source.files()

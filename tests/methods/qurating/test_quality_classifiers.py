@@ -1,0 +1,116 @@
+"""Published classifiers as raters, through the same annotation, against the pipeline of `transformers`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError
+from lmlab.methods.qurating import Rater, select
+from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.rating.encoder_rater import EncoderRater, load_rater
+
+transformers = pytest.importorskip("transformers")
+
+
+def classifier(directory: Path, tokenizer: Tokenizer, kind: str, labels: list[str]) -> Path:
+    """A small encoder with random weights, and a tokenizer that puts marks around a text."""
+    import torch
+    from tokenizers.processors import TemplateProcessing
+
+    backend = tokenizers_backend(tokenizer)
+    mark = backend.token_to_id("<|endoftext|>")
+    backend.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", mark)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|endoftext|>", model_max_length=64
+    )
+    fast.save_pretrained(directory)
+    names = {"bert": "BertConfig", "roberta": "RobertaConfig"}
+    config = getattr(transformers, names[kind])(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=66 if kind == "roberta" else 64,
+        pad_token_id=mark,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    if kind == "roberta":
+        config.max_position_embeddings = 64 + mark + 1
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    model.save_pretrained(directory)
+    return directory
+
+
+def tokenizers_backend(tokenizer: Tokenizer) -> Any:
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("bert", ["LABEL_0"]), ("bert", ["Low", "High quality"])])
+def test_scores_are_those_of_the_library(
+    tmp_path: Path, tokenizer: Tokenizer, quality_texts: list[str], kind: str, labels: list[str]
+) -> None:
+    rater = load_rater(classifier(tmp_path / "c", tokenizer, kind, labels), precision="fp32")
+    assert isinstance(rater, EncoderRater)
+    assert rater.criteria == (("score",) if len(labels) == 1 else ("low", "high_quality"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "c").eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "c")
+    ids = rater.tokenizer.encode_batch([text[:60] for text in quality_texts[:12]])
+    ids = [row[: rater.segment] for row in ids]
+    found = rater.score_ids(ids)
+    import torch
+
+    for row, scores in zip(ids, found, strict=True):
+        whole = [*words("a")["input_ids"][:1], *row, *words("a")["input_ids"][-1:]]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([whole]), attention_mask=torch.ones(1, len(whole))).logits[0]
+        expected = logits if len(labels) == 1 else logits.softmax(-1)
+        np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)
+
+
+def test_a_classifier_annotates_and_its_column_selects(
+    tmp_path: Path, tokenizer: Tokenizer, quality_texts: list[str]
+) -> None:
+    place = classifier(tmp_path / "c", tokenizer, "bert", ["bad", "good"])
+    rows = [{"id": f"d{n}", "text": text} for n, text in enumerate([*quality_texts[:20], ""])]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = Annotation(str(tmp_path / "in.jsonl"), str(place), str(tmp_path / "out"), precision="fp32", block=8)
+    found = annotate(job)
+    assert (found["rows"], found["empty"], found["rated"]) == (21, 1, 21)
+    table = pq.read_table(tmp_path / "out/00000.parquet").to_pylist()
+    rater = load_rater(place, precision="fp32")
+    for row in table[:20:5]:
+        (ids,) = rater.tokenizer.encode_batch([row["text"]])
+        assert row["length"] == len(ids) and all(length <= 62 for length in row["chunk_lengths"])
+        assert sum(row["good_chunks"] + row["bad_chunks"]) == pytest.approx(len(row["chunk_lengths"]), abs=1e-4)
+    options: dict[str, Any] = {"metric": "good_average", "mode": "top_k", "skip_empty": True, "drop_nonfinite": True}
+    chosen = select(str(tmp_path / "out"), tokens=1, **options)
+    assert chosen.ids == [max(table[:20], key=lambda row: row["good_average"])["id"]]
+    assert annotate(job)["rated"] == 0
+
+
+def test_what_is_no_classifier_is_refused(tmp_path: Path, tokenizer: Tokenizer, rater: Rater) -> None:
+    place = classifier(tmp_path / "c", tokenizer, "bert", ["a", "A"])
+    with pytest.raises(UserError, match="not told apart"):
+        load_rater(place)
+    (place / "model.safetensors").rename(place / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no safetensors"):
+        load_rater(place)
+    rater.save(tmp_path / "own")
+    assert isinstance(load_rater(tmp_path / "own"), Rater)
