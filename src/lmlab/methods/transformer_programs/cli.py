@@ -38,7 +38,7 @@ app = typer.Typer(
 
 _EXPLAINED = 2000  # sequences for a page: each input on it is shown place by place
 
-Where = Annotated[Path, typer.Argument(help="A program: its directory or program.json.")]
+Where = Annotated[Path, typer.Argument(help="A program: its directory or file, or the stage or run that trained it.")]
 To = Annotated[Path, typer.Option("--out", "-o", help="Directory of the program.")]
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
 from lmlab.files import describe
 from lmlab.methods.transformer_programs.analysis.export import export_program
 from lmlab.methods.transformer_programs.config import ExportOptions, MinimizeConfig, TrainSettings
-from lmlab.methods.transformer_programs.program.files import load_program
+from lmlab.methods.transformer_programs.program.files import StoredProgram, load_program
 from lmlab.methods.transformer_programs.report import training_sections
 from lmlab.methods.transformer_programs.tasks.load import load_data
 from lmlab.methods.transformer_programs.training.run import TrainedNetworks, train
 from lmlab.reports import Section
-from lmlab.runs import Results, Stage, StageContext
+from lmlab.runs import Artifact, Results, Stage, StageContext
 
 PROGRAM_DIRECTORY = "program"
 
@@ -48,6 +48,8 @@ class TrainProgramResults(Results):
 
 class TrainProgram(Stage[TrainProgramConfig, TrainProgramResults]):
     """Writes network.json, checkpoints and program/."""
+
+    gives: ClassVar[tuple[type[Artifact], ...]] = (StoredProgram,)
 
     def run(self, config: TrainProgramConfig, context: StageContext) -> TrainProgramResults:
         """Train, from the newest checkpoint if there is one, then export."""

@@ -25,19 +25,46 @@ def read_gguf(file: Path) -> tuple[Settings, dict[str, Tensor]]:
     """
     _require_gguf()
     from transformers import AutoModelForCausalLM
+
+    with _reading(file):
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+        )
+    return _settings(model.config), dict(model.state_dict())
+
+
+@reads("a GGUF file")
+def read_gguf_settings(file: Path) -> Settings:
+    """The configuration of a GGUF file alone.
+
+    Raises:
+        UserError, LmlabError: as `read_gguf`.
+    """
+    _require_gguf()
+    from transformers import AutoConfig
+
+    with _reading(file):
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    return _settings(config)
+
+
+def _settings(config: Any) -> Settings:
+    found: Settings = config.to_dict()
+    found.pop("quantization_config", None)  # the tensors are de-quantized
+    return found
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Quietly; what `transformers` cannot read is told in a sentence."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         with _no_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
-            )
+            yield
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise LmlabError(f"'{file}' cannot be read: {str(error).splitlines()[0]}.") from None
-    settings = model.config.to_dict()
-    settings.pop("quantization_config", None)  # the tensors are de-quantized
-    return settings, dict(model.state_dict())
 
 
 def convert_tokenizer(file: Path, directory: Path) -> Settings:

@@ -195,12 +195,16 @@ def read_settings(directory: str | Path) -> Settings:
 
 @reads("the directory of a model")
 def read_config(directory: str | Path) -> ModelConfig:
-    """The shape of the model in a directory.
+    """The shape of the model in a directory, or of a GGUF file.
 
     Raises:
         UserError: there is none, its family is unknown, or it has what lmlab does not.
     """
     directory = Path(directory)
+    if (gguf := _find_gguf(directory)) is not None:
+        from lmlab.models.formats.gguf import read_gguf_settings
+
+        return _layout(read_gguf_settings(gguf), gguf, None)[0]
     config, layout = _layout(read_settings(directory), directory / "config.json", None)
     if config.tie_embeddings and has_weights(directory):
         with ExitStack() as stack:

@@ -7,10 +7,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,12 +25,28 @@ from lmlab.hardware import select_device, select_dtype
 from lmlab.methods.qurating.rating.criteria import DEFAULT_CRITERIA
 from lmlab.methods.qurating.rating.problems import CriteriaMismatch
 from lmlab.models import Transformer, from_pretrained, read_settings, save_pretrained, weights_fingerprint
+from lmlab.runs import Artifact
 
 _log = logging.getLogger(__name__)
 _BATCH_TOKENS = {"cpu": 512, "cuda": 131_072}
 
 Scores = NDArray[np.float32]
 Ids = Sequence[int] | NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StoredRater(Artifact):
+    """A rater's directory, the stage that trained it, or a run with one."""
+
+    called: ClassVar[str] = "a rater"
+
+    @classmethod
+    def _at(cls, path: Path) -> StoredRater | None:
+        return next((cls(each) for each in (path, path / "rater") if (each / "config.json").exists()), None)
+
+    @classmethod
+    def _remedy(cls) -> str:
+        return "Train one: lmlab quality train"
 
 
 class Rater:
@@ -80,8 +97,7 @@ class Rater:
             CriteriaMismatch: the checkpoint has other criteria, or does not name them and has not four.
             UserError: there is no rater.
         """
-        directory = Path(directory)
-        directory = directory / "rater" if (directory / "rater" / "config.json").exists() else directory
+        directory = StoredRater.find(directory).path
         settings = read_settings(directory)
         model = from_pretrained(directory)
         if model.config.num_labels is None:

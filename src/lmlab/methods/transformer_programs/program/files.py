@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_mapping, write_json
@@ -23,6 +24,7 @@ from lmlab.methods.transformer_programs.program.ir import (
     is_value,
 )
 from lmlab.methods.transformer_programs.program.tables import Classifier, Embeddings
+from lmlab.runs import Artifact
 
 PROGRAM, WEIGHTS, EMBEDDINGS = "program.json", "weights.csv", "embeddings.csv"
 _KNOWN = {
@@ -36,17 +38,35 @@ _FIELDS = {
 }
 
 
+@dataclass(frozen=True)
+class StoredProgram(Artifact):
+    """A program's files: `program.json` or its directory, the stage that trained it, or a run with one."""
+
+    called: ClassVar[str] = "a Transformer Program"
+
+    @classmethod
+    def _at(cls, path: Path) -> StoredProgram | None:
+        if path.is_file():
+            return cls(path)
+        found = next((each for each in (path, path / "program") if (each / PROGRAM).is_file()), None)
+        return None if found is None else cls(found / PROGRAM)
+
+    @classmethod
+    def _remedy(cls) -> str:
+        return f"Name {PROGRAM}, its directory, a stage train_program, or a run with one."
+
+
 def load_program(path: str | Path) -> Program:
     """Read a program.
 
     Arguments:
-        path: `program.json`, or the directory that holds it.
+        path: whatever `StoredProgram.find` takes.
 
     Raises:
-        UserError: the file is not of the format; the message names the node and what is wrong with it.
+        UserError: nothing is there, or the file is not of the format; the message names the node and what is wrong with
+            it.
     """
-    path = Path(path)
-    path = path / PROGRAM if path.is_dir() else path
+    path = StoredProgram.find(path).path
     data, where = read_mapping(path), f"'{path}'"
     if data.get("format") != FORMAT:
         raise UserError(f"{where}: the format is {data.get('format')!r:.60}, not '{FORMAT}'.")
