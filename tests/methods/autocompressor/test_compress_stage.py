@@ -149,3 +149,73 @@ def test_summary_tokens_begin_as_the_end_mark(parts: Path) -> None:
     for init in ("noise", "mean", "vocab"):
         rows = AutoCompressor.from_base(parts / "base", summary_length=3, init=init).summary_embedding_ND  # type: ignore[arg-type]
         assert bool(torch.isfinite(rows).all()) and not torch.equal(rows[0], rows[1])
+
+
+def _fit(parts: Path, path: Path, kind: str, settings: dict[str, Any] | None = None, **changes: Any) -> Path:
+    stage = {
+        "kind": "compress_fit",
+        "compressor": kind,
+        "settings": {"ratio": 4, **(settings or {})},
+        "start": str(parts / "base"),
+        "tokens": str(parts / "tokens"),
+        "context": 24,
+        "continuation": 16,
+        "trainer": {"steps": 4, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1},
+    }
+    path.write_text(yaml.safe_dump({"name": "f", "stages": {"fit": stage | changes}}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["anchor_kv", "ot_pool"])
+def test_a_kind_is_trained_by_a_recipe_and_compared(
+    kind: str, lmlab: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    from lmlab.methods.autocompressor.fitting.files import load_kind
+
+    settings = {"train": "lora" if kind == "anchor_kv" else "new", "lora_rank": 2, "autoencode": 0.5, "distill": 0.5}
+    recipe = _fit(parts, tmp_path / "f.yaml", kind, settings=settings)
+    done = lmlab("run", recipe, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    compressor = load_kind(tmp_path / "run" / "fit" / "model")
+    assert compressor.kind == kind and compressor.config.ratio == 4
+    fresh = Transformer_of(parts / "base")
+    same = all(torch.equal(a, b) for a, b in zip(fresh.parameters(), compressor.model.parameters(), strict=True))
+    assert same == (kind == "ot_pool")  # which left the base frozen
+    how = ("--task", "arithmetic", "--length", "60", "--contexts", "2", "--questions", "2", "--ratio", "4")
+    out = tmp_path / "compared"
+    trained = ("--trained", tmp_path / "run" / "fit" / "model", "--kind", "truncate")
+    done = lmlab("compress", "compare", parts / "base", *how, *trained, "--out", out)
+    assert done.code == 0, done.err
+    table = json.loads((out / "table.json").read_text())
+    assert [line["kind"] for line in table["lines"]] == ["none", "full", "truncate", kind]
+    weights = tmp_path / "run" / "fit" / "model" / "kind.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    short = lmlab(
+        "compress", "compare", parts / "base", "--task", "arithmetic", "--length", "9", "--out", tmp_path / "s"
+    )
+    assert short.code == 2 and "no room for two prices" in short.err
+    assert "damaged" in lmlab("compress", "compare", parts / "base", *how, *trained, "--out", tmp_path / "o").err
+
+
+def test_kinds_that_cannot_be_trained_so_are_refused(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
+    for kind, changes, said in (
+        ("prune:snap", {}, "learns nothing"),
+        ("iace", {}, "no kind of compression 'iace'"),
+        ("icae", {"context": 60}, "exceed the model's window of 64"),
+        ("icae", {"settings": {"ratios": 3}}, "ratios"),
+    ):
+        found = lmlab("run", _fit(parts, tmp_path / "f.yaml", kind, **changes), "--out", tmp_path / "run")
+        assert found.code == 2 and said in found.err, found.err
+
+
+def test_a_comparison_is_a_stage_with_its_table(lmlab: Callable[..., Any], parts: Path, tmp_path: Path) -> None:
+    stage = {"kind": "compress_compare", "model": str(parts / "base"), "tasks": ["arithmetic"], "lengths": [60]}
+    stage |= {"contexts": 2, "questions": 2, "ratios": [2], "kinds": ["truncate", "prune:random"]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "c", "stages": {"kinds": stage}}))
+    done = lmlab("run", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    table = json.loads((tmp_path / "run" / "kinds" / "comparison" / "table.json").read_text())
+    assert len(table["lines"]) == 4
+    assert lmlab("report", tmp_path / "run").code == 0
+    (page,) = (tmp_path / "run").glob("*.html")
+    assert "prune:random" in page.read_text()

@@ -11,5 +11,9 @@ METHOD = Method(
     cli="lmlab.methods.autocompressor.cli:app",
     help="Context compression: learn to write summary vectors for text, and to read them in its place.",
     page="methods/autocompressor.md",
-    stages={"compress_train": "lmlab.methods.autocompressor.stages:CompressTrain"},
+    stages={
+        "compress_train": "lmlab.methods.autocompressor.stages:CompressTrain",
+        "compress_fit": "lmlab.methods.autocompressor.stages:CompressFit",
+        "compress_compare": "lmlab.methods.autocompressor.stages:CompressCompare",
+    },
 )

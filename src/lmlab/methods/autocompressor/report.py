@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lmlab.reports import Facts, Figure, Section, line_chart
+from lmlab.reports import Facts, Figure, Paragraph, Section, Table, line_chart
 from lmlab.stages.parts.training import TrainingResults, loop_curves, series, training_facts
 from lmlab.train import read_metrics
 
@@ -32,3 +32,44 @@ def training_sections(results: TrainingResults, directory: Path) -> list[Section
         if any(name in row for row in rows):
             blocks.append(Figure(line_chart([series(rows, name, title)], "step", title), caption, caption))
     return [Section("Learning to compress", blocks + loop_curves(rows), rank=4)]
+
+
+def comparison_sections(lines: list[dict[str, Any]]) -> list[Section]:
+    """The table of kinds of compression at equal key-value positions."""
+    columns = (
+        "task",
+        "kind",
+        "ratio",
+        "positions",
+        "NLL",
+        "gain retained",
+        "another's memory",
+        "stored",
+        "in use",
+        "peak",
+    )
+    rows = []
+    for line in lines:
+        kept = line["retained"]
+        rows.append(
+            [
+                line["task"],
+                line["kind"],
+                f"{line['ratio']:g}",
+                f"{line['positions']:.0f}",
+                f"{line['nll']:.3f}",
+                "n/a" if kept["value"] is None else _interval(kept),
+                "n/a" if line["wrong"] is None else f"{line['wrong']:.2f}",
+                *(f"{line[name] / 2**20:.2f} MiB" for name in ("stored", "in_use", "peak")),
+            ]
+        )
+    note = (
+        "Gain retained: the share of what the whole context is worth. Another's memory: the same with the memory of"
+        " another context."
+    )
+    return [Section("Kinds of compression", [Paragraph(note), Table(columns, rows)], rank=4)]
+
+
+def _interval(of: dict[str, Any]) -> str:
+    low, high = (of[name] for name in ("low", "high"))
+    return f"{of['value']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")

@@ -1,4 +1,6 @@
-"""Stages of recipes: `compress_train` teaches a model to compress."""
+"""Stages of recipes: `compress_train` teaches a model to compress, `compress_fit` another kind of compression, and
+`compress_compare` compares kinds that need no training.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lmlab.methods.autocompressor.report import training_sections
+from lmlab.methods.autocompressor.fitting.config import CompressCompareConfig, CompressFitConfig
+from lmlab.methods.autocompressor.report import comparison_sections, training_sections
 from lmlab.methods.autocompressor.training.config import CompressTrainConfig
 from lmlab.methods.autocompressor.training.train import train_compressor
 from lmlab.reports import Section
-from lmlab.runs import Artifact, Model, Stage, StageContext, Tokens, Vocabulary
+from lmlab.runs import Artifact, Model, Results, Stage, StageContext, Tokens, Vocabulary
 from lmlab.stages.parts.training import TrainingResults
 
 
@@ -74,3 +77,58 @@ def _last_segment(results: TrainingResults) -> float | None:
     while (value := results.heldout(f"loss/segment_{number}")) is not None:
         found, number = value, number + 1
     return found
+
+
+class CompressFit(Stage[CompressFitConfig, TrainingResults]):
+    """Writes metrics.jsonl, checkpoints/ and the kind as model/."""
+
+    gives: ClassVar[tuple[type[Artifact], ...]] = (Model, Vocabulary)
+
+    def plan(self, config: CompressFitConfig, promised: Mapping[str, Any]) -> dict[str, str]:
+        """What is compressed."""
+        return {"rows": f"{config.context} tokens by {config.compressor}, then {config.continuation} that are learned"}
+
+    def run(self, config: CompressFitConfig, context: StageContext) -> TrainingResults:
+        """Train from the newest checkpoint, or from the start."""
+        from lmlab.methods.autocompressor.fitting.fit import fit_kind
+
+        start, tokens = context.find(Model, "start"), context.find(Tokens, "tokens").path
+        return TrainingResults(**fit_kind(config, start, tokens, context.directory, seed=context.seed))
+
+    def summary(self, results: TrainingResults) -> str:
+        """The loss."""
+        return f"loss {results.final_loss:.3f}, {results.tokens_per_second:,.0f} tokens/s."
+
+
+class CompressCompareResults(Results):
+    """The table, one entry a kind, ratio and task."""
+
+    lines: list[dict[str, Any]]
+
+
+class CompressCompare(Stage[CompressCompareConfig, CompressCompareResults]):
+    """Writes rows.jsonl and table.json."""
+
+    def run(self, config: CompressCompareConfig, context: StageContext) -> CompressCompareResults:
+        """Measure what is missing."""
+        from lmlab.evals import Evaluator
+        from lmlab.files import read_mapping
+        from lmlab.methods.autocompressor.comparing.config import CompareConfig
+        from lmlab.methods.autocompressor.comparing.run import TABLE, compare
+
+        evaluator = Evaluator.load(context.find(Model, "model"), "auto", config.precision)
+        settings = CompareConfig.model_validate(config.model_dump(exclude={"model", "precision"}))
+        compare(evaluator, settings, context.directory / "comparison")
+        return CompressCompareResults(lines=read_mapping(context.directory / "comparison" / TABLE)["lines"])
+
+    def summary(self, results: CompressCompareResults) -> str:
+        """How much there is, and the best."""
+        kept = [line for line in results.lines if line["kind"] not in ("none", "full") and line["retained"]["value"]]
+        if not kept:
+            return f"{len(results.lines)} rows."
+        best = max(kept, key=lambda line: line["retained"]["value"])
+        return f"{len(results.lines)} rows; most is retained by {best['kind']} at {best['ratio']:g} on {best['task']}."
+
+    def report(self, config: CompressCompareConfig, results: CompressCompareResults, directory: Path) -> list[Section]:
+        """The table."""
+        return comparison_sections(results.lines)

@@ -15,6 +15,8 @@ from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
 
 if TYPE_CHECKING:
     from lmlab.data import Tokenizer
+    from lmlab.evals import Evaluator
+    from lmlab.methods.autocompressor.kinds.base import Compressor
 
 compare_help = example(
     "lmlab compress compare models/smollm2 --out runs/kinds",
@@ -32,6 +34,10 @@ def compare(
     model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
     settings: CompareConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the rows and the table.")],
+    trained: Annotated[
+        list[Path] | None,
+        typer.Option(help="A kind that was trained (compress_fit); may be repeated.", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
 ) -> None:
@@ -46,12 +52,29 @@ def compare(
     from lmlab.methods.autocompressor.comparing.run import TABLE, compare
     from lmlab.methods.autocompressor.comparing.table import COLUMNS, cells
 
-    lines = compare(Evaluator.load(model, device, precision), settings, out)
+    evaluator = Evaluator.load(model, device, precision)
+    lines = compare(evaluator, settings, out, _trained(trained or [], evaluator))
     table = Table(*COLUMNS, box=box.SIMPLE)
     for line in lines:
         table.add_row(*cells(line))
     print_table(table)
     print(f"Table: {out / TABLE}")
+
+
+def _trained(places: list[Path], evaluator: Evaluator) -> dict[str, Compressor]:
+    from lmlab.methods.autocompressor.fitting.files import load_kind
+
+    found: dict[str, Compressor] = {}
+    for place in places:
+        assert evaluator.model is not None
+        weight = evaluator.model.embedding.weight
+        compressor = load_kind(place, weight.device, weight.dtype)
+        if compressor.model.config.vocab_size != evaluator.model.config.vocab_size:
+            raise UserError(f"The model in '{place}' has another vocabulary than the one it is compared with.")
+        if compressor.kind in found:
+            raise UserError(f"Two kinds are called '{compressor.kind}'.", "Compare them one after the other.")
+        found[compressor.kind] = compressor
+    return found
 
 
 def probe(
@@ -80,9 +103,7 @@ def probe(
         raise UserError(f"'{short[0]}' has less than two tokens.", "Leave it out.")
     compressor = create(kind, evaluator.model, tokenizer=evaluator.tokenizer)
     if compressor.learns:
-        raise UserError(
-            f"'{kind}' must be trained before it is probed.", "lmlab.methods.autocompressor.comparing.probe"
-        )
+        raise UserError(f"'{kind}' must be trained before it is probed.", "Probe it from Python: comparing.probe.")
     table = Table("words", "tokens", "NLL without", "whole text", "memory", "gain retained", box=box.SIMPLE)
     for line in probe(evaluator.model, compressor, evaluator.tokenizer, texts, ratio):
         kept = line.retained

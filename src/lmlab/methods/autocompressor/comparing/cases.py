@@ -94,6 +94,8 @@ def _sums(tokenizer: Tokenizer, config: CompareConfig, length: int) -> Iterator[
                 break
             prices[name] = price
             lines.append(f"{name} costs {price}.")
+        if len(prices) < 2:
+            raise UserError(f"A length of {length} tokens leaves no room for two prices.", "Ask for a longer one.")
         ids = tokenizer.encode_prompt(_told(lines))
         questions = []
         for _ in range(config.questions):

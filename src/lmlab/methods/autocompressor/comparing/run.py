@@ -36,7 +36,7 @@ def compare(
     model = evaluator.model
     if model is None:
         raise UserError("This model is run by another library; memories need a model of lmlab.")
-    names = list(dict.fromkeys(["none", "full", *chosen(config.kinds)]))
+    names = list(dict.fromkeys(["none", "full", *chosen(config.kinds), *(trained or {})]))
     compressors: dict[str, Compressor] = {}
     for name in names:
         if name in (trained or {}):
@@ -53,6 +53,7 @@ def compare(
     about: dict[str, object] = {
         "settings": config.model_dump(mode="json"),
         "model": known_fingerprint(model),
+        "trained": {name: known_fingerprint(each) for name, each in (trained or {}).items()},
         "kernel": kernel_of(model),
         "cases": sha256_json([dataclasses.asdict(case) for case in cases]),
     }

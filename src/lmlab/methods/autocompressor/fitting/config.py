@@ -1,0 +1,47 @@
+"""Settings of the stages `compress_fit` and `compress_compare`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, PositiveInt
+
+from lmlab.config import Config
+from lmlab.methods.autocompressor.comparing.config import CompareConfig
+from lmlab.runs import ModelInput, TokensInput
+from lmlab.train import TrainerConfig
+
+
+class CompressFitConfig(Config):
+    """A kind of compression that learns.
+
+    Attributes:
+        tokens: tokenized training text.
+        start: the model: a directory, a stage or a run.
+        compressor: the kind, by name: icae, kv_tokens, bi_tokens, meanpool, anchor_kv, ot_pool, summary or rmt.
+        settings: of the kind, such as ratio, train (all, lora or new), and the weights of its losses: continuation,
+            autoencode and distill.
+        context: tokens that are compressed.
+        continuation: tokens that follow them, which are learned.
+        trainer: the loop.
+    """
+
+    tokens: TokensInput
+    start: ModelInput
+    compressor: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    context: PositiveInt = 512
+    continuation: PositiveInt = 128
+    trainer: TrainerConfig
+
+
+class CompressCompareConfig(CompareConfig):
+    """What is compared, and on what.
+
+    Attributes:
+        model: a directory, a stage or a run.
+        precision: fp32, bf16, or auto, the faster one here.
+    """
+
+    model: ModelInput
+    precision: str = "fp32"

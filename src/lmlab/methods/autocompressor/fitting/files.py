@@ -1,0 +1,90 @@
+"""The files of a kind that was trained: its model's directory, and beside it `kind.json` and `kind.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lmlab.errors import LmlabError, UserError, reads
+from lmlab.files import atomic_file, read_mapping, write_json
+from lmlab.methods.autocompressor.kinds.base import create
+from lmlab.methods.autocompressor.kinds.trained import Trained
+from lmlab.models import known_fingerprint, remove_lora, save_pretrained
+from lmlab.runs import Model
+
+SETTINGS, WEIGHTS = "kind.json", "kind.safetensors"
+_FORMAT = "lmlab kind of compression 1"
+
+
+def own_weights(compressor: Trained) -> dict[str, Tensor]:
+    """What a kind has beside the model."""
+    return {name: each for name, each in compressor.state_dict().items() if not name.startswith("model.")}
+
+
+def save_kind(
+    compressor: Trained,
+    directory: str | Path,
+    *,
+    companions: str | Path | None = None,
+    tokens: dict[str, int] | None = None,
+) -> None:
+    """Write a directory that `load_kind` reads; adapters are folded into the model.
+
+    Arguments:
+        companions: a directory whose tokenizer is copied.
+        tokens: the ids of marks, as for `save_pretrained`.
+    """
+    directory = Path(directory)
+    if compressor.settings.train == "lora":
+        remove_lora(compressor.model, merge=True)
+        compressor.settings = compressor.config = compressor.settings.model_copy(update={"train": "all"})
+    save_pretrained(compressor.model, directory, companions=companions, tokens=tokens)
+    own = {name: each.detach().cpu().contiguous() for name, each in own_weights(compressor).items()}
+    with atomic_file(directory / WEIGHTS) as file:
+        file.write(save(own, {"format": _FORMAT}))
+    told = {"format": _FORMAT, "kind": compressor.kind, "model": known_fingerprint(compressor.model)}
+    write_json(directory / SETTINGS, told | {"settings": compressor.config.model_dump(mode="json")})
+
+
+@reads("the directory of a kind of compression")
+def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Trained:
+    """Read a kind that was trained, in evaluation mode.
+
+    Raises:
+        UserError: there is none, or its model is another one than it was trained with.
+        LmlabError: a file is damaged.
+    """
+    found = Model.find(place)
+    directory = found.source
+    if not (directory / SETTINGS).exists():
+        raise UserError(
+            f"'{place}' holds no trained kind of compression ({SETTINGS} is missing).", "Train one: compress_fit"
+        )
+    about = read_mapping(directory / SETTINGS)
+    if about.get("format") != _FORMAT:
+        raise UserError(f"'{directory / SETTINGS}' is not the file of a kind of compression of lmlab.")
+    model = found.load(device, dtype)
+    if about["model"] != known_fingerprint(model):
+        raise UserError(f"The model in '{directory}' is another one than its kind of compression was trained with.")
+    # losses are those of the training; nothing is copied or frozen for them now
+    settings = about["settings"] | {"train": "all", "distill": 0.0}
+    compressor = create(about["kind"], model, **settings)
+    if not isinstance(compressor, Trained):
+        raise UserError(f"'{about['kind']}' learns nothing.")
+    try:
+        with safe_open(directory / WEIGHTS, "pt") as file:
+            own = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise LmlabError(f"'{directory / WEIGHTS}' is damaged ({error}).", "Copy it again.") from None
+    needed = own_weights(compressor)
+    if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in needed.items()}:
+        raise LmlabError(f"'{directory / WEIGHTS}' does not hold the weights of '{about['kind']}'.", "Copy it again.")
+    with torch.no_grad():
+        for name, each in needed.items():
+            each.copy_(own[name])
+    compressor.eval()
+    return compressor
