@@ -207,3 +207,12 @@ def test_a_memory_for_other_weights_is_refused(model):
     assert isinstance(memory, Memory)
     with pytest.raises(UserError, match="other weights"):
         random_model("llama", seed=9, max_seq_len=128)(ids_of(1, 3), memory=memory)
+
+
+@torch.no_grad()
+def test_compression_leaves_the_model_in_its_mode(model):
+    compressor = create("prune:norm", model)
+    for mode in (False, True, False):
+        model.train(mode)
+        compressor.compress(ids_of(1, 12))
+        assert model.training == mode and model.block(0).training == mode

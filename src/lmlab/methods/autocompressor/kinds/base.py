@@ -94,7 +94,7 @@ class Compressor(nn.Module):
         """
         texts = _texts(input_ids_BT, attention_mask_BT, self.model)
         ratio = self.config.ratio if ratio is None else validate(KindConfig, {"ratio": ratio}, "ratio").ratio
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             found = []
@@ -113,7 +113,8 @@ class Compressor(nn.Module):
                     )
                 )
         finally:
-            self.train(was_training)
+            for module, training in modes:  # the model may be in another mode than the compressor
+                module.training = training
         return found[0] if len(found) == 1 else Memory.batch(found)
 
 
