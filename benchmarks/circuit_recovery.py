@@ -4,13 +4,13 @@
     python benchmarks/circuit_recovery.py --programs programs --out recovery.jsonl
     python benchmarks/circuit_recovery.py --programs programs --out recovery.jsonl --report
 
-It goes on where it was stopped (--seconds N stops by itself), a line of the file for each program, ablation, method and
-seed. What an edge is worth is measured on the plain masked model first: the *needed* edges are those whose absence
-alone raises the distance by more than 1e-5 of the empty circuit's. They are the known circuit where they are enough by
-themselves (their distance is below 1e-3 of the empty circuit's); elsewhere edges replace each other, and the best
-circuit that any method found stands for it. A circuit is *recovered* if it is that set, or is as close to the model
-(1e-3 of the empty circuit's distance) with no more edges. Programs whose corruption changes nothing are left out and
-counted.
+It goes on where it was stopped (--seconds N stops by itself after so much CPU time), a line of the file for each
+program, ablation, method and seed. What an edge is worth is measured on the plain masked model first: the *needed*
+edges are those whose absence alone raises the distance by more than 1e-5 of the empty circuit's. They are the known
+circuit where they are enough by themselves (their distance is below 1e-3 of the empty circuit's); elsewhere edges
+replace each other, and the best circuit that any method found stands for it. A circuit is *recovered* if it is that
+set, or is as close to the model (1e-3 of the empty circuit's distance) with no more edges. Programs whose corruption
+changes nothing are left out and counted.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ METHODS = ("edge-pruning", "gates alone", "acdc", "exact", "eap", "eap-ig", "mas
 _CLOSE, _NEEDED = 1e-3, 1e-5
 
 
-def _task(folder: Path, ablation: str):
+def _task(folder: Path, ablation: str, most: int):
     from lmlab.methods.edge_pruning import CircuitGraph, Counterfactuals, MaskedModel, load_tracr
     from lmlab.methods.edge_pruning.examples.tracr import EMBEDDINGS
 
     read = load_tracr(folder)
     masked = MaskedModel(read.model, CircuitGraph(read.model.config, embedding_names=EMBEDDINGS))
-    return Counterfactuals(masked, read.examples, ablation, batch_size=256)
+    count = len(read.examples)
+    # cases in order of their tokens are alike next to each other, so some of all are taken
+    examples = read.examples.take(torch.arange(most) * count // most) if most < count else read.examples
+    return Counterfactuals(masked, examples, ablation, batch_size=256)
 
 
 def _search(task: Any, ablation: str, method: str, seed: int, steps: int, size: int):
@@ -67,13 +70,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     console.quiet = True
     torch.set_num_threads(1)
-    started = time.monotonic()
+    started = time.process_time()
     done = {(each["program"], each["ablation"], each["method"], each["seed"]) for each in _lines(arguments.out)}
     print(f"load {os.getloadavg()[0]:.1f}; {len(done)} lines before")
+    sizes = {
+        path: json.loads((path / "config.json").read_text())["n_edges"]
+        for path in arguments.programs.iterdir()
+        if (path / "config.json").exists()
+    }
     folders = sorted(
-        (path for path in arguments.programs.iterdir() if (path / "config.json").exists()),
-        key=lambda path: json.loads((path / "config.json").read_text()).get("n_edges", 0),
-        reverse=True,
+        (path for path in sizes if sizes[path] >= arguments.least_edges), key=lambda path: (sizes[path], path)
     )
     methods = arguments.method or METHODS
     for folder in folders:
@@ -88,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
                 continue
             row: dict[str, Any] = {"program": folder.name, "ablation": ablation}
             try:
-                task = _task(folder, ablation)
+                task = _task(folder, ablation, arguments.examples)
                 empty = task.empty_distance
             except (UserError, RuntimeError) as error:
                 _append(arguments.out, {**row, "method": "none", "seed": 0, "why": str(error)[:200]})
@@ -98,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
             known = task.mean_distance(needed_E) <= _CLOSE * empty
             row |= {"edges": len(needed_E), "needed": int(needed_E.sum()), "enough": known}
             for method, seed in wanted:
-                if time.monotonic() - started > arguments.seconds:
+                if time.process_time() - started > arguments.seconds:
                     print("stopped; the same command goes on")
                     return
                 begin = time.process_time()
@@ -178,8 +184,10 @@ def main() -> None:
     parser.add_argument("--programs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--least-edges", type=int, default=0, help="only programs with so many edges")
+    parser.add_argument("--examples", type=int, default=256, help="cases of each program at most")
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--seconds", type=float, default=1e9, help="of CPU time: stop after so long")
     parser.add_argument("--method", action="append", help="only these")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--failures", action="store_true", help="with --report: list them")

@@ -22,7 +22,7 @@ from .measures import (
     top_edges,
 )
 from .search.baselines import acdc, attribute, exact_effects, random_scores
-from .search.find import best_of, find_circuit, ranking, search
+from .search.find import best_of, find_circuit, ranking, resampled, search, with_bootstrap
 from .search.plan import Plan, plan
 from .search.prune import Found, find_by_pruning
 from .search.trials import Refined, Trials, refine
@@ -73,8 +73,10 @@ __all__ = [
     "ranking",
     "read_examples",
     "refine",
+    "resampled",
     "search",
     "stability",
     "top_edges",
+    "with_bootstrap",
     "writes_constants",
 ]

@@ -50,6 +50,16 @@ def find(
     seeds: Annotated[
         int, typer.Option(min=1, help="Search so often with other seeds; the best is written, with its stability.")
     ] = 1,
+    bootstrap: Annotated[
+        int,
+        typer.Option(min=0, help="Search so often again on examples drawn with replacement: the circuit's stability."),
+    ] = 0,
+    unlike: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--unlike", help="A circuit whose edges cost five prices each; may be repeated.", show_default=False
+        ),
+    ] = None,
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: spread the frozen weights over the processes (FSDP2).")
     ] = False,
@@ -61,7 +71,7 @@ def find(
 ) -> None:
     """Find a circuit, measure it, and write it."""
     from lmlab.distributed import world
-    from lmlab.methods.edge_pruning import best_of, find_circuit
+    from lmlab.methods.edge_pruning import Circuit, best_of, find_circuit, overlap, resampled, with_bootstrap
 
     config = config_of(settings.model_dump(), set_, steps, task.batch_size)
     loaded = load_model(model, task, shard, search=True)
@@ -69,19 +79,35 @@ def find(
     held_out = loaded.held_out_task(searched, task)
     if held_out is None and not loaded.ground_truth and world().is_main:
         print("Note: no examples are held out, so the figures are those of the examples that the search saw.")
-    found = []
-    for number in range(seeds):
-        place = run if run is None or seeds == 1 else run / f"seed-{seed + number}"
-        found.append(
-            find_circuit(searched, config, seed + number, place, task.force, loaded.about(), held_out=held_out)
-        )
-    circuit = best_of(found)
+    others = [Circuit.load(path) for path in unlike or []]
+    several = seeds > 1 or bootstrap > 0
+
+    def once(name: str, number: int, examples: Any = searched) -> Circuit:
+        place = None if run is None else run / name if several else run
+        return find_circuit(examples, config, number, place, task.force, loaded.about(), held_out, others)
+
+    circuit = best_of(found := [once(f"seed-{seed + number}", seed + number) for number in range(seeds)])
+    draws = [
+        once(f"bootstrap-{number}", int(circuit.about["seed"]), resampled(searched, number))
+        for number in range(bootstrap)
+    ]
+    if draws:
+        circuit = with_bootstrap(circuit, draws)
     if not world().is_main:
         return
     circuit.save(out)
     show_circuit(circuit)
     if seeds > 1:
         show_stability(found, circuit)
+    if draws:
+        steady = circuit.metrics["bootstrap"]
+        print(
+            f"Over {len(draws)} searches on resampled examples: mean Jaccard index {steady['jaccard']:.3f} with each"
+            f" other, {steady['jaccard_with_circuit']:.3f} with the circuit; {steady['core']:,} edges are in all."
+        )
+    for path, other in zip(unlike or [], others, strict=True):
+        figures = overlap(circuit.kept_E, other.kept_E)
+        print(f"Shared with '{path}': {figures['intersection']:,} edges, Jaccard index {figures['jaccard']:.3f}.")
     if config.ablation in loaded.ground_truth:
         known, own = set(loaded.ground_truth[config.ablation]), set(circuit.edges)
         print(

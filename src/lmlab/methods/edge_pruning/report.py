@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 
 from lmlab.config import flatten
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
+from lmlab.methods.edge_pruning.graph.clean import served
 from lmlab.methods.edge_pruning.graph.formats import node_of, shared_inputs
+from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.methods.edge_pruning.measures import areas, overlap
 from lmlab.methods.edge_pruning.search.find import ranking
 from lmlab.reports import Facts, Figure, Graph, Note, Page, Paragraph, Section, Series, Table, line_chart
@@ -96,13 +99,107 @@ def circuit_page(
                 [Table(columns, rows, "p is the probability that random circuits of these sizes share as many.")],
             )
         )
-    sections += [_parts(circuit), _origin(circuit)]
+        sections += [_difference(circuit, name, each) for name, each in others.items()]
+    sections += [_paths(circuit), _parts(circuit), _origin(circuit)]
     about = circuit.about
     return Page(
         title or f"Circuit found by {about.get('method', 'hand')}",
         f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges",
         sections,
     )
+
+
+_SIDES = (("in both", "#8a8f98", "="), ("here alone", "#3f7f93", "+"), ("in the other alone", "#b8527a", "-"))
+
+
+def _difference(circuit: Circuit, name: str, other: Circuit) -> Section:
+    """Two circuits in one graph: edges of both, of this one alone, of the other alone."""
+    graph, either_E = circuit.graph, circuit.kept_E | other.kept_E
+    if not bool(either_E.any()):
+        return Section(f"Difference to {name}", [Note("Neither circuit has edges.", "warning")])
+    nodes = _places(graph)
+    edges = []
+    # what differs comes first: of a very large pair not all is drawn
+    numbers = either_E.nonzero().flatten()
+    same = (circuit.kept_E & other.kept_E)[numbers]
+    for number in numbers[same.int().argsort(stable=True)][:_MOST_DRAWN].tolist():
+        writer, reader = graph.edge(number)
+        node = node_of(reader, graph)[0]
+        here, there = bool(circuit.kept_E[number]), bool(other.kept_E[number])
+        side = 0 if here and there else 1 if here else 2
+        edges.append((nodes[writer][0], nodes[node][0], side, None))
+    placed = [(each, layer, within) for each, (_, layer, within) in nodes.items()]
+    caption = "What differs comes first; the colors say on which side an edge is."
+    drawn = Graph(placed, edges, _SIDES, max(graph.num_edges, len(edges)), len(edges), "score", caption)
+    counts = [
+        int((circuit.kept_E & other.kept_E).sum()),
+        int((circuit.kept_E & ~other.kept_E).sum()),
+        int((~circuit.kept_E & other.kept_E).sum()),
+    ]
+    facts = Facts({side[0].capitalize(): f"{count:,}" for side, count in zip(_SIDES, counts, strict=True)})
+    return Section(f"Difference to {name}", [facts, drawn])
+
+
+def _places(graph: CircuitGraph) -> dict[str, tuple[int, int, int]]:
+    """Number, layer and place within the layer of each part of the network."""
+    nodes: dict[str, tuple[int, int, int]] = {}
+    for name in graph.writers[: graph.first_writer]:
+        nodes[name] = (len(nodes), 0, 0)
+    for group in graph.groups:
+        within = {"attention": 1, "ffn": 2, "output": 0}[group.kind]
+        for name in group.writes:
+            nodes[name] = (len(nodes), group.layer + 1, within)
+        for reader in group.readers:
+            node = node_of(reader, graph)[0]
+            if node not in nodes:
+                nodes[node] = (len(nodes), group.layer + 1, 0 if group.kind == "attention" else within)
+    return nodes
+
+
+def strongest_paths(circuit: Circuit, most: int = 20) -> list[tuple[float | None, list[str]]]:
+    """The ways from an embedding to the output whose weakest edge is strongest, and how strong that is.
+
+    Of each part of the network the best ways up to it are kept, so that the work grows with the edges and not with
+    the number of ways. Without scores the shortest come first.
+    """
+    graph, numbers = circuit.graph, circuit.kept_E.nonzero().flatten().tolist()
+    strength: dict[int, float] = {}
+    if circuit.scores_E is not None:
+        rank_E = ranking(circuit.about.get("method", ""), circuit.scores_E)
+        strength = {number: float(rank_E[number]) for number in numbers}
+    into: dict[int, list[int]] = {}
+    for number in numbers:
+        into.setdefault(int(graph.edge_readers[number]), []).append(number)
+    best: dict[int, list[tuple[float, int, list[str]]]] = {
+        writer: [(math.inf, 0, [graph.writers[writer]])] for writer in range(graph.first_writer)
+    }
+    reader = 0
+    for group in graph.groups:
+        arrived: dict[int, list[tuple[float, int, list[str]]]] = {}
+        for place in range(len(group.readers)):
+            name, ways = group.readers[place], []
+            for number in into.get(reader, ()):
+                for weakest, length, way in best.get(int(graph.edge_writers[number]), ()):
+                    ways.append((min(weakest, strength.get(number, math.inf)), length + 1, [*way, name]))
+            for writer in served(graph, group, place) if group.kind != "output" else ():
+                arrived.setdefault(writer, []).extend(ways)
+            if group.kind == "output":
+                arrived[-1] = ways
+            reader += 1
+        for writer, ways in arrived.items():
+            ways.sort(key=lambda each: (-each[0], each[1], each[2]))
+            best[writer] = [
+                (weakest, length, way if writer < 0 else [*way, graph.writers[writer]])
+                for weakest, length, way in ways[:most]
+            ]
+    return [(None if not strength else weakest, way) for weakest, _, way in best.get(-1, ())]
+
+
+def _paths(circuit: Circuit) -> Section:
+    found = strongest_paths(circuit)
+    rows: list[list[Any]] = [[" → ".join(way), len(way) // 2, weakest] for weakest, way in found]
+    block = Table(["path", "edges", "weakest score"], rows) if rows else Note("No path leads to the output.", "warning")
+    return Section("Paths from input to output", [block], "Those whose weakest edge has the highest score come first.")
 
 
 def _summary(circuit: Circuit) -> Section:

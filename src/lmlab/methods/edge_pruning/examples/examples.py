@@ -17,6 +17,7 @@ from torch import Tensor
 from lmlab.data.tokenizer import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl, sha256_json
+from lmlab.methods.edge_pruning.examples.foreign import foreign_rows, is_foreign
 
 NONE = -1
 """In place of the token of an answer that is not given."""
@@ -126,8 +127,9 @@ def read_examples(
     vocab_size: int | None = None,
     max_seq_len: int | None = None,
 ) -> tuple[Examples, int]:
-    """Read JSON lines: `clean` and `corrupted` (texts or lists of tokens), optionally `answer`, `distractor`,
-    `answers`, `distractors`, `answer_set`, `positions`, `split`.
+    """Read JSON lines, the CSV of EAP-IG, or the Arrow folders of the reference implementation: `clean` and `corrupted`
+    (texts or lists of tokens), optionally `answer`, `distractor`, `answers`, `distractors`, `answer_set`, `positions`,
+    `split`.
 
     Texts may hold `<predict>...</predict>` around what is to be predicted, whose tokens are then the positions.
 
@@ -267,7 +269,7 @@ def _check_answers(row: _Row, answer_set: tuple[int, ...] | None, where: str) ->
 
 
 def _lines(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = list(read_jsonl(path))
+    lines = foreign_rows(path) if is_foreign(path) else list(read_jsonl(path))
     if len(lines) > _MOST_LINES:
         raise UserError(f"'{path}' has {len(lines):,} lines; the most are {_MOST_LINES:,}.")
     for number, line in enumerate(lines, 1):

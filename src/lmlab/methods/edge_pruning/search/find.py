@@ -14,12 +14,12 @@ import lmlab
 from lmlab.config import flatten
 from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.files import read_mapping, write_json
+from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.methods.edge_pruning.config import FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
-from lmlab.methods.edge_pruning.measures import Ends, measure_each, stability, top_edges
+from lmlab.methods.edge_pruning.measures import Ends, measure_each, overlap, stability, top_edges
 from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
 from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.methods.edge_pruning.search.rank import train_ranking
@@ -36,10 +36,21 @@ def ranking(method: str, scores_E: Tensor) -> Tensor:
     return scores_E if method in TRAINED or method == "acdc" else scores_E.abs()
 
 
-def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: str | Path | None = None) -> Found:
+UNLIKE_COST = 5.0
+"""How many prices an edge costs that a circuit to be unlike has."""
+
+
+def search(
+    task: Counterfactuals,
+    config: FindConfig,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    unlike_E: Tensor | None = None,
+) -> Found:
     """Find a circuit by any method.
 
     Arguments:
+        unlike_E: edges that are to be done without where others do as well; they cost five prices each.
         directory: where edge-pruning keeps checkpoints to go on from.
 
     Raises:
@@ -48,8 +59,15 @@ def search(task: Counterfactuals, config: FindConfig, seed: int = 0, directory: 
     directory = None if directory is None else Path(directory)
     edges, _ = task.masked.graph.num_edges, task.empty_distance
     if config.method == "edge-pruning" or config.method == "node-pruning" or config.method == "ugs":
+        if unlike_E is not None and config.target is None and config.num_edges is None:
+            costs_E = 1 + (UNLIKE_COST - 1) * unlike_E.float()
+            return find_by_pruning(task, config.pruning_config(edges), seed, directory, None, costs_E)
+        if unlike_E is not None:
+            raise UserError("A circuit unlike others is found by a price.", "Leave out --target and --num-edges.")
         warm = attribute(task, "eap-ig", config.ig_steps).abs() if config.warm_start else None
         return find_by_pruning(task, config.pruning_config(edges), seed, directory, warm)
+    if unlike_E is not None:
+        raise UserError(f"The method {config.method} cannot be told what to be unlike.", "Take --method edge-pruning.")
     if config.method == "acdc":
         kept_E, rise_E = acdc(task, config.threshold * task.empty_distance)
         scores_E = rise_E + kept_E.float() * float(rise_E.abs().max() + 1)  # the edges that were kept come first
@@ -94,10 +112,12 @@ def find_circuit(
     force: bool = False,
     about: Mapping[str, str] | None = None,
     held_out: Counterfactuals | None = None,
+    unlike: Sequence[Circuit] = (),
 ) -> Circuit:
     """Find a circuit, and measure it.
 
     Arguments:
+        unlike: circuits whose edges are to be done without, where others do as well.
         held_out: the task on examples that the search does not see; its figures are those to report.
         directory: where edge-pruning keeps checkpoints; another search cannot go on from there.
         force: go on though the model cannot do the task.
@@ -120,9 +140,15 @@ def find_circuit(
         "data_hash": task.examples.fingerprint,
         "examples": len(task.examples),
     }
+    unlike_E = None
+    if unlike:
+        for each in unlike:
+            each.require(graph_hash=graph.describe()["hash"])
+        unlike_E = torch.stack([each.kept_E for each in unlike]).any(0)
+        searched["unlike"] = sha256_json(unlike_E.nonzero().flatten().tolist())[:16]
     if directory is not None:
         require_same_run(directory, {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation})
-    found = search(task, config, seed, directory)
+    found = search(task, config, seed, directory, unlike_E)
     metrics = {**ends.summary(measure_each(task, found.kept_E)), "edges_before_cleaning": found.num_raw}
     if held_out is not None:
         metrics["held_out"] = Ends.of(held_out).summary(measure_each(held_out, found.kept_E))
@@ -171,6 +197,27 @@ def best_of(circuits: Sequence[Circuit]) -> Circuit:
         "converged": sum(bool(each.about["converged"]) for each in circuits),
     }
     return replace(best, metrics={**best.metrics, "stability": found})
+
+
+def resampled(task: Counterfactuals, seed: int) -> Counterfactuals:
+    """The task on as many examples, drawn with replacement."""
+    count = len(task.examples)
+    index = torch.randint(count, (count,), generator=torch.Generator().manual_seed(seed))
+    return Counterfactuals(task.masked, task.examples.take(index), task.ablation, task.batch_size)
+
+
+def with_bootstrap(circuit: Circuit, draws: Sequence[Circuit]) -> Circuit:
+    """The circuit with how far circuits of resampled examples agree, in its metrics."""
+    steady = stability([each.kept_E for each in draws])
+    own = [overlap(circuit.kept_E, each.kept_E)["jaccard"] for each in draws]
+    found = {
+        "searches": len(draws),
+        "jaccard": steady["jaccard"],
+        "jaccard_with_circuit": sum(own) / len(own),
+        "core": int((steady["frequency"] == 1).sum()),
+        "edges": [each.num_edges for each in draws],
+    }
+    return replace(circuit, metrics={**circuit.metrics, "bootstrap": found})
 
 
 def require_same_run(directory: Path, now: dict[str, object]) -> None:

@@ -23,7 +23,7 @@ from lmlab.methods.edge_pruning.config import EdgePruningConfig
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
-from lmlab.methods.edge_pruning.search.trials import Refined, Trials, refine, trim, widen
+from lmlab.methods.edge_pruning.search.trials import Refined, Trials, refine, total_cost, trim, widen
 from lmlab.progress import progress
 from lmlab.train import (
     OptimizerConfig,
@@ -87,8 +87,9 @@ class Numbers:
 class PruningStep:
     """The step function: the distance of the masked model, and the penalty of its edges."""
 
-    def __init__(self, task: Counterfactuals, config: EdgePruningConfig) -> None:
+    def __init__(self, task: Counterfactuals, config: EdgePruningConfig, costs_E: Tensor | None = None) -> None:
         self.task, self.config = task, config
+        self.costs_E = None if costs_E is None else costs_E.to(task.device)
         self.scale = task.empty_distance if config.normalize else 1.0
 
     def __call__(self, gates: Gates, batch: Batch) -> StepOutput:
@@ -97,7 +98,8 @@ class PruningStep:
         rows = len(index_B) if config.mask_samples == "per_example" else 1
         z_BE = gates(rows)
         distance_B = self.task.distance(self.task.masked(self.task.inputs(index_B), z_BE), index_B) / self.scale
-        open_ = gates.open().mean() if config.estimator == "expected" else z_BE.mean()
+        open_BE = gates.open() if config.estimator == "expected" else z_BE
+        open_ = (open_BE if self.costs_E is None else open_BE * self.costs_E).mean()
         penalty = self._penalty(gates, open_)
         count = torch.tensor(float(len(index_B)))
         total = distance_B.sum()
@@ -143,6 +145,7 @@ def find_by_pruning(
     seed: int = 0,
     directory: str | Path | None = None,
     warm_E: Tensor | None = None,
+    costs_E: Tensor | None = None,
 ) -> Found:
     """Train gates, decide them, clean and polish the circuit.
 
@@ -152,6 +155,7 @@ def find_by_pruning(
 
     Arguments:
         warm_E: scores of another method; gates begin half open at the rank of the size asked for, and more so above it.
+        costs_E: how many prices each edge costs, in price mode; by default one.
         directory: keeps metrics and checkpoints, from which a training that was stopped goes on; a temporary one by
             default.
 
@@ -167,8 +171,8 @@ def find_by_pruning(
             break
         place = None if directory is None else directory / f"training-{number}"
         with tempfile.TemporaryDirectory() as temporary:
-            gates = train_gates(task, config, seed + number, place or Path(temporary), warm_E)
-        found = decide(task, config, gates, small)
+            gates = train_gates(task, config, seed + number, place or Path(temporary), warm_E, costs_E)
+        found = decide(task, config, gates, small, costs_E)
         if best is None or found.rank < best.rank:
             best = found
     assert best is not None
@@ -185,7 +189,12 @@ def each_can_be_tried(task: Counterfactuals, config: EdgePruningConfig) -> bool:
 
 
 def train_gates(
-    task: Counterfactuals, config: EdgePruningConfig, seed: int, directory: Path, warm_E: Tensor | None = None
+    task: Counterfactuals,
+    config: EdgePruningConfig,
+    seed: int,
+    directory: Path,
+    warm_E: Tensor | None = None,
+    costs_E: Tensor | None = None,
 ) -> Gates:
     """Train gates on a task, from the newest checkpoint in the directory if there is one."""
     graph, generator, here = task.masked.graph, torch.Generator().manual_seed(seed), world()
@@ -205,7 +214,7 @@ def train_gates(
     batch = min(config.batch_size, len(task.examples) // here.size * here.size)
     trainer = Trainer(
         gates,
-        PruningStep(task, config),
+        PruningStep(task, config, costs_E),
         Loader(Numbers(len(task.examples)), batch, seed, here.rank, here.size),
         _trainer_config(config, batch, str(task.device)),
         directory,
@@ -269,7 +278,13 @@ def _trainer_config(config: EdgePruningConfig, batch: int, device: str) -> Train
     )
 
 
-def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates, small: bool | None = None) -> Found:
+def decide(
+    task: Counterfactuals,
+    config: EdgePruningConfig,
+    gates: Gates,
+    small: bool | None = None,
+    costs_E: Tensor | None = None,
+) -> Found:
     """From gates to edges: keep the highest, as many as are open in the mean; clean; polish.
 
     Arguments:
@@ -290,7 +305,7 @@ def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates, small
     decided, price = task.mean_distance(kept_E), config.edge_price(graph.num_edges)
     tried, settled = 0, None
     if each_can_be_tried(task, config) if small is None else small:
-        found = _polish(task, config, kept_E, scores_E, price * empty)
+        found = _polish(task, config, kept_E, scores_E, price * empty, costs_E)
         kept_E, tried, settled = found.kept_E, found.tried, found.settled
         # what was tried counts for more than what gates say
         scores_E = scores_E + kept_E * float(scores_E.max() - scores_E.min() + 1)
@@ -313,7 +328,7 @@ def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates, small
             f"Decided, the circuit is much worse than its gates were (distance {decided:.3g} against {soft:.3g});"
             " train longer, or polish it."
         )
-    loss = distance / empty + price * int(kept_E.sum())
+    loss = distance / empty + price * total_cost(kept_E, costs_E)
     figures = {"distance": distance, "empty_distance": empty, "soft_distance": soft, "loss": loss, "price": price}
     figures |= {"decided_distance": decided, "single_edges_tried": tried}
     # gates that are off their target do not matter where every edge was tried after them
@@ -322,7 +337,12 @@ def decide(task: Counterfactuals, config: EdgePruningConfig, gates: Gates, small
 
 
 def _polish(
-    task: Counterfactuals, config: EdgePruningConfig, kept_E: Tensor, scores_E: Tensor, price: float
+    task: Counterfactuals,
+    config: EdgePruningConfig,
+    kept_E: Tensor,
+    scores_E: Tensor,
+    price: float,
+    costs_E: Tensor | None = None,
 ) -> Refined:
     """The best circuit that single trials reach from what the gates gave, and from the whole graph."""
     trials, empty, whole_E = Trials(task), task.empty_distance, torch.ones_like(kept_E)
@@ -330,21 +350,25 @@ def _polish(
     with progress("single edges", None, "trials") as advance:
         if config.price is None and most is not None:
             return refine(trials, kept_E, scores_E, price, most=max(most, int(kept_E.sum())), advance=advance)
-        if not config.own_price:
+        if not config.own_price and costs_E is None:
             # a circuit that leaves nothing and is much smaller than the graph is what the model does; nothing is
             # gained by giving up some of it for a price that nobody asked for
             exact = refine(trials, whole_E, scores_E, _EXACT_PRICE * empty, advance=advance)
             if exact.distance <= _EXACT * empty and int(exact.kept_E.sum()) <= _EXACT_SHARE * len(kept_E):
                 other = refine(trials, kept_E, scores_E, _EXACT_PRICE * empty, advance=advance)
                 return min(exact, other, key=lambda each: _worth(each, _EXACT_PRICE * empty, empty))
-        found = [refine(trials, start_E, scores_E, price, advance=advance) for start_E in (kept_E, whole_E)]
-        best = min(found, key=lambda each: _worth(each, price, empty))
-        return widen(trials, best, scores_E, price)
+        starts = [kept_E, whole_E]
+        if costs_E is not None:  # edges that cost more may be replaced all at once only
+            starts.append(kept_E & (costs_E <= 1))
+            starts.append(whole_E & (costs_E <= 1))
+        found = [refine(trials, start_E, scores_E, price, advance=advance, costs_E=costs_E) for start_E in starts]
+        best = min(found, key=lambda each: _worth(each, price, empty, costs_E))
+        return widen(trials, best, scores_E, price, costs_E=costs_E)
 
 
-def _worth(found: Refined, price: float, empty: float) -> tuple[bool, float]:
+def _worth(found: Refined, price: float, empty: float, costs_E: Tensor | None = None) -> tuple[bool, float]:
     """What circuits are chosen by, least first: one that is no better than none is never preferred."""
-    return found.distance >= _COLLAPSED * empty, found.loss(price)
+    return found.distance >= _COLLAPSED * empty, found.loss(price, costs_E)
 
 
 def _doubts(gates: Gates, open_E: Tensor, config: EdgePruningConfig) -> tuple[list[str], bool]:

@@ -72,9 +72,14 @@ class Refined:
     settled: bool
     tried: int
 
-    def loss(self, price: float) -> float:
+    def loss(self, price: float, costs_E: Tensor | None = None) -> float:
         """Distance, and what the edges cost."""
-        return self.distance + price * int(self.kept_E.sum())
+        return self.distance + price * total_cost(self.kept_E, costs_E)
+
+
+def total_cost(kept_E: Tensor, costs_E: Tensor | None) -> float:
+    """What edges cost in prices: one each where nothing else is said."""
+    return float(kept_E.sum() if costs_E is None else costs_E[kept_E].sum())
 
 
 def refine(
@@ -85,6 +90,7 @@ def refine(
     candidates_E: Tensor | None = None,
     most: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    costs_E: Tensor | None = None,
 ) -> Refined:
     """Drop edges whose absence costs less than the price, and add those that are worth more, one at a time, until
     neither changes anything.
@@ -94,6 +100,7 @@ def refine(
         price: the distance that one edge is worth.
         candidates_E: True for edges that may be added; by default all.
         most: so many edges at most.
+        costs_E: how many prices each edge costs; by default one.
     """
     kept_E, tried, settled = kept_E.clone(), 0, False
     for _ in range(_ROUNDS):
@@ -121,7 +128,8 @@ def refine(
                             break
                         kept_E[edge] = add
                         changed = trials.distance(kept_E, number)
-                        if (distance - changed > price) if add else (changed - distance < price):
+                        own = price if costs_E is None else price * float(costs_E[edge])
+                        if (distance - changed > own) if add else (changed - distance < own):
                             distance = changed
                         else:
                             kept_E[edge] = not add
@@ -149,7 +157,14 @@ def slopes(task: Counterfactuals, kept_E: Tensor, level: float = 0.0) -> Tensor:
     return total_E / len(task.examples)
 
 
-def widen(trials: Trials, best: Refined, scores_E: Tensor, price: float, share: float = 1.0) -> Refined:
+def widen(
+    trials: Trials,
+    best: Refined,
+    scores_E: Tensor,
+    price: float,
+    share: float = 1.0,
+    costs_E: Tensor | None = None,
+) -> Refined:
     """Add the edges whose opening promises most, as many as the circuit has, and drop again what is not worth its
     price: so paths can be won of which no single edge helps alone.
 
@@ -161,8 +176,8 @@ def widen(trials: Trials, best: Refined, scores_E: Tensor, price: float, share: 
         count = min(max(8, round(share * int(best.kept_E.sum()))), int((~best.kept_E).sum()))
         wider_E = best.kept_E.clone()
         wider_E[gains_E.argsort(descending=True, stable=True)[:count]] = True
-        found = refine(trials, wider_E, scores_E, price)
-        best = found if found.loss(price) < best.loss(price) - 1e-9 else best
+        found = refine(trials, wider_E, scores_E, price, costs_E=costs_E)
+        best = found if found.loss(price, costs_E) < best.loss(price, costs_E) - 1e-9 else best
     return best
 
 

@@ -1,0 +1,149 @@
+"""Curves of circuits over their size on a real model, held out, for several tasks and methods.
+
+    python benchmarks/circuit_curves.py --model models/smollm2 --out curves.jsonl --seconds 570
+    python benchmarks/circuit_curves.py --model models/smollm2 --out curves.jsonl --report
+
+It goes on where it was stopped, a line for each task and method. Every method ranks all edges on `train`; the best are
+kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns), years (greater-than) and expressions
+(boolean) no search saw. Faithfulness is by the metric of the task: the logit difference, or for greater-than the
+probability difference of all later less all earlier values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TASKS = ("ioi", "greater-than", "pronouns", "boolean")
+METHODS = ("eap", "eap-ig", "edge-pruning", "ranking", "random")
+FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
+
+
+def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    from lmlab.files import write_jsonl
+    from lmlab.methods.edge_pruning import TaskOptions, generate
+    from lmlab.methods.edge_pruning.examples.load import load
+    from lmlab.runs import Model
+
+    words, found = Model.find(arguments.model).tokenizer_if_any(), {}
+    with tempfile.TemporaryDirectory() as directory:
+        for split in ("train", "test"):
+            path = Path(directory) / f"{split}.jsonl"
+            write_jsonl(path, generate(name, words, arguments.examples, split=split, shots=2))
+            options = TaskOptions(data=path, device="cpu", batch_size=arguments.batch)
+            found[split], lines = load(arguments.model, options).task("interchange", options=options)
+    print("\n".join(lines))
+    return found
+
+
+def _config(arguments: argparse.Namespace, method: str, edges: int):
+    from lmlab.methods.edge_pruning import FindConfig
+
+    training = {"steps": arguments.steps, "batch_size": arguments.batch}
+    if method == "edge-pruning":
+        pruning = {**training, "learning_rate": 0.3, "polish": False}
+        return FindConfig(num_edges=round(arguments.share * edges), price=2e-4, warm_start=True, pruning=pruning)
+    ranking = {**training, "steps": arguments.steps, "learning_rate": 0.2}
+    return FindConfig(method=method, num_edges=round(arguments.share * edges), ranking=ranking)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """A line at a time."""
+    import torch
+
+    from lmlab.hardware import reuse_memory
+    from lmlab.methods.edge_pruning import Ends, areas, curve, ranking, search
+    from lmlab.progress import console
+
+    console.quiet = True
+    reuse_memory()
+    torch.set_num_threads(arguments.threads)
+    started = time.monotonic()
+    done = {(each["task"], each["method"]) for each in _lines(arguments.out)}
+    for name in arguments.task or TASKS:
+        wanted = [method for method in arguments.method or METHODS if (name, method) not in done]
+        if not wanted:
+            continue
+        tasks = _tasks(arguments, name)
+        edges = tasks["train"].masked.graph.num_edges
+        ends = Ends.of(tasks["test"], "probability_difference" if name == "greater-than" else None)
+        print(f"{name}: {ends.metric} {ends.full[ends.metric]:.3f} of the model, {ends.empty[ends.metric]:.3f} empty")
+        for method in wanted:
+            if time.monotonic() - started > arguments.seconds:
+                print("stopped; the same command goes on")
+                return
+            load, begin = os.getloadavg()[0], time.process_time()
+            found = search(tasks["train"], _config(arguments, method, edges))
+            seconds = time.process_time() - begin
+            rows = curve(tasks["test"], ranking(method, found.scores_E), ends, FRACTIONS)
+            line = {
+                "task": name,
+                "method": method,
+                "metric": ends.metric,
+                "examples": len(tasks["test"].examples),
+                "seconds": round(seconds, 1),
+                "load": round(load, 1),
+                "full": ends.full,
+                "empty": ends.empty,
+                **areas(rows),
+                "curve": rows,
+            }
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(
+                f"  {method}: {seconds:.0f} s, load {load:.1f}, CMD {line['cmd']:.3f}, CPR {line['cpr']:.3f}",
+                flush=True,
+            )
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """A table for each task."""
+    lines = _lines(arguments.out)
+    for name in dict.fromkeys(each["task"] for each in lines):
+        own = [each for each in lines if each["task"] == name]
+        first = own[0]
+        full, empty = (first[which][first["metric"]] for which in ("full", "empty"))
+        print(f"\n{name}, {first['examples']} held-out examples; {first['metric']} {full:.3f} of the model,")
+        print(f"{empty:.3f} without edges; KL without edges {first['empty']['distance']:.3f}")
+        print("| edges kept | " + " | ".join(f"{each['method']}: KL, faithfulness" for each in own) + " |")
+        print("|---|" + "---|" * len(own))
+        for n, row in enumerate(first["curve"][:-1]):
+            cells = [
+                f"{each['curve'][n]['distance']:.3f} ± {1.96 * each['curve'][n]['distance_error']:.3f},"
+                f" {each['curve'][n]['faithfulness']:.2f} ({each['curve'][n]['faithfulness_low']:.2f} to"
+                f" {each['curve'][n]['faithfulness_high']:.2f})"
+                for each in own
+            ]
+            print(f"| {100 * row['fraction']:g} % | " + " | ".join(cells) + " |")
+        for key in ("cpr", "cmd", "cpr_log", "cmd_log", "seconds", "load"):
+            print(f"| {key.replace('_', ', ')} | " + " | ".join(f"{each[key]:.3f}" for each in own) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--task", action="append", help="only these")
+    parser.add_argument("--method", action="append", help="only these")
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    (report if arguments.report else run)(arguments)
+
+
+if __name__ == "__main__":
+    main()

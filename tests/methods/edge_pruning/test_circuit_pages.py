@@ -1,0 +1,141 @@
+"""Paths, differences, foreign files of examples, and circuits unlike others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmlab.errors import UserError
+from lmlab.methods.edge_pruning import (
+    Circuit,
+    EdgePruningConfig,
+    FindConfig,
+    find_by_pruning,
+    find_circuit,
+    overlap,
+    read_examples,
+    resampled,
+    search,
+    with_bootstrap,
+)
+from lmlab.methods.edge_pruning.report import circuit_page, strongest_paths
+
+
+def _circuit(task, edges, scores=None):
+    graph = task.masked.graph
+    scores_E = None
+    if scores is not None:
+        scores_E = torch.zeros(graph.num_edges)
+        for edge, score in zip(edges, scores, strict=True):
+            scores_E[graph.mask([edge])] = score
+    return Circuit(graph, graph.mask(edges), task.ablation, scores_E, {"method": "eap"})
+
+
+def test_paths_lead_from_an_embedding_to_the_output_by_their_weakest_edge(network, task_of):
+    task = task_of(network("gpt2"))
+    edges = [
+        ("tok_embeds", "a0.h1.v"),
+        ("a0.h1", "m0"),
+        ("m0", "resid_post"),
+        ("a0.h1", "resid_post"),
+        ("pos_embeds", "a1.h0.q"),  # leads nowhere
+    ]
+    found = strongest_paths(_circuit(task, edges, [3.0, 2.0, 9.0, 1.0, 8.0]))
+    assert found == [
+        (2.0, ["tok_embeds", "a0.h1.v", "a0.h1", "m0", "m0", "resid_post"]),
+        (1.0, ["tok_embeds", "a0.h1.v", "a0.h1", "resid_post"]),
+    ]
+    assert len(strongest_paths(_circuit(task, edges[:2]))) == 0
+
+
+def test_shared_keys_lead_to_every_head_of_their_group(network, task_of):
+    task = task_of(network("llama"))  # two query heads share a key-value head
+    found = strongest_paths(_circuit(task, [("embeds", "a0.h1.v"), ("a0.h2", "resid_post"), ("a0.h1", "resid_post")]))
+    assert [way[2] for _, way in found] == ["a0.h2"]
+
+
+def test_a_page_shows_what_two_circuits_do_not_share(network, task_of, tmp_path):
+    task = task_of(network("gpt2"))
+    a = _circuit(task, [("tok_embeds", "m0"), ("m0", "resid_post")])
+    b = _circuit(task, [("tok_embeds", "m0"), ("m0", "m1"), ("m1", "resid_post")])
+    circuit_page(a, None, {"other": b}).write(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Difference to other" in page and "here alone" in page and "in the other alone" in page
+
+
+def test_a_circuit_unlike_another_shares_less_with_it(tracr_task):
+    read, task = tracr_task("xproportion", "zero")
+    config = EdgePruningConfig(price=0.01, steps=60, batch_size=32)
+    first = find_by_pruning(task, config)
+    costs_E = 1 + 4 * first.kept_E.float()
+    other = find_by_pruning(task, config, 0, None, None, costs_E)
+    # nothing else does what the program's circuit does, so it is found again at a higher price
+    assert set(task.masked.graph.edges(other.kept_E)) == set(read.ground_truth["zero"])
+    assert other.figures["loss"] == pytest.approx(first.figures["loss"] + 0.04 * int(first.kept_E.sum()), abs=1e-6)
+
+
+def test_redundant_edges_are_replaced_by_their_equals(network, task_of):
+    task = task_of(network("llama"), count=4)
+    config = FindConfig(price=0.02, pruning={"steps": 30, "batch_size": 4, "restarts": 1})
+    first = find_circuit(task, config, force=True)
+    other = find_circuit(task, config, force=True, unlike=[first])
+    assert overlap(first.kept_E, other.kept_E)["jaccard"] < 1
+    with pytest.raises(UserError, match="cannot be told what to be unlike"):
+        search(task, FindConfig(method="eap", num_edges=3), unlike_E=first.kept_E)
+
+
+def test_searches_on_resampled_examples_tell_how_stable_a_circuit_is(network, task_of):
+    task = task_of(network("llama"), count=8)
+    config = FindConfig(method="eap", num_edges=40)
+    circuit = find_circuit(task, config, force=True)
+    draws = [find_circuit(resampled(task, number), config, force=True) for number in range(3)]
+    found = with_bootstrap(circuit, draws).metrics["bootstrap"]
+    pairs = [overlap(a.kept_E, b.kept_E)["jaccard"] for a, b in ((draws[0], draws[1]), (draws[0], draws[2]))]
+    pairs.append(overlap(draws[1].kept_E, draws[2].kept_E)["jaccard"])
+    assert found["searches"] == 3 and found["jaccard"] == pytest.approx(sum(pairs) / 3)
+    assert found["jaccard"] < 1
+
+
+def test_csv_of_eap_ig_and_arrow_of_the_reference_are_read(tmp_path):
+    import pyarrow as pa
+
+    path = tmp_path / "ioi.csv"
+    path.write_text("clean,corrupted,correct_idx,incorrect_idx\n")
+    with pytest.raises(UserError, match="holds no examples"):
+        read_examples(path)
+    path.write_text("question,reply\na,b\n")
+    with pytest.raises(UserError, match="has the columns question, reply; known are"):
+        read_examples(path)
+    tables = {"train": [[1, 2], [3, 4]], "test": [[5, 6]]}
+    for split, rows in tables.items():
+        (tmp_path / "data" / split).mkdir(parents=True)
+        corrupted = [[7, row[1]] for row in rows]
+        table = pa.table({"seq": rows, "corr_seq": corrupted, "target": [row[0] for row in rows]})
+        place = str(tmp_path / "data" / split / "data-00000-of-00001.arrow")
+        with pa.OSFile(place, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    assert read_examples(tmp_path / "data", split="test")[0].clean.tolist() == [[5, 6]]
+    assert read_examples(tmp_path / "data", split="train")[0].corrupted.tolist() == [[7, 2], [7, 4]]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.arrow").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"bad\.arrow"):
+        read_examples(tmp_path / "bad.arrow")
+    with pytest.raises(UserError, match="without Arrow files"):
+        read_examples(tmp_path / "empty")
+
+
+def test_texts_of_the_reference_end_before_what_is_asked(tmp_path):
+    from lmlab.data.tokenizer import Tokenizer
+    from lmlab.methods.edge_pruning.examples.foreign import foreign_rows
+
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "ioi_sentences,corr_ioi_sentences,a,b\n"
+        '"Then, Mary and John went. John gave a ring to Mary",'
+        '"Then, Tom and Anna went. Kate gave a ring to Amy",Mary,John\n'
+    )
+    (row,) = foreign_rows(path)
+    assert row["clean"].endswith("a ring to") and row["answer"] == " Mary" and row["distractor"] == " John"
+    tokenizer = Tokenizer.train(["Then, Mary and John Tom Anna Kate Amy went. gave a ring to Mary John"] * 30, 400)
+    examples, _ = read_examples(path, tokenizer, drop_mismatched=True)
+    assert len(examples) == 1 and examples.has_answers
