@@ -288,25 +288,32 @@ def convert(
     from_: Annotated[
         str | None,
         typer.Option(
-            "--from", help="edge-list (the reference implementation) or eap-ig (also MIB).", show_default=False
+            "--from",
+            help="edge-list or checkpoint (the reference implementation), or eap-ig (also MIB; .json or .pt).",
+            show_default=False,
         ),
     ] = None,
     to: Annotated[str | None, typer.Option(help="edge-list or eap-ig.", show_default=False)] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="With --from: the model it belongs to.", show_default=False)
     ] = None,
+    join: Annotated[
+        bool, typer.Option(help="Of --from eap-ig: keep the embeddings of tokens and positions one writer.")
+    ] = False,
     ablation: Annotated[
         str, typer.Option(help="What pruned edges carry: interchange (the corrupted run), zero, or mean.")
     ] = "interchange",
 ) -> None:
     """Convert circuits from and to the files of other programs."""
-    from lmlab.methods.edge_pruning import Circuit, CircuitGraph
+    from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
+    from lmlab.methods.edge_pruning.graph.checkpoints import read_checkpoint
     from lmlab.methods.edge_pruning.graph.formats import read_eap_ig, read_edge_list, write_eap_ig, write_edge_list
 
     if (from_ is None) == (to is None):
         raise UserError("Give either --from or --to.")
-    if (from_ or to) not in ("edge-list", "eap-ig"):
-        raise UserError(f"The format '{from_ or to}' is not known. Known: edge-list, eap-ig.")
+    known = ("edge-list", "eap-ig", *(() if from_ is None else ("checkpoint",)))
+    if (from_ or to) not in known:
+        raise UserError(f"The format '{from_ or to}' is not known. Known: {', '.join(known)}.")
     if ablation not in ("interchange", "zero", "mean"):
         raise UserError(f"--ablation {ablation}: known are interchange, zero and mean.")
     if to is not None:
@@ -316,8 +323,14 @@ def convert(
             raise UserError("--from needs --model, whose graph the edges belong to.")
         from lmlab.runs import Model as FoundModel
 
-        graph = CircuitGraph(FoundModel.find(model).config)
-        kept_E, scores_E = (read_edge_list(source, graph), None) if from_ == "edge-list" else read_eap_ig(source, graph)
+        shape, options_ = FoundModel.find(model).config, GraphOptions()
+        if from_ == "eap-ig":  # whose embeddings are one writer
+            options_ = GraphOptions(join_embeddings=shape.positions == "learned" and join)
+        graph = CircuitGraph(shape, options_)
+        if from_ == "edge-list":
+            kept_E, scores_E = read_edge_list(source, graph), None
+        else:
+            kept_E, scores_E = (read_eap_ig if from_ == "eap-ig" else read_checkpoint)(source, graph)
         Circuit(graph, kept_E, ablation, scores_E, {"method": from_, "model": str(model), "warnings": []}).save(out)  # type: ignore[arg-type]
     print(f"Written: {out}")
 

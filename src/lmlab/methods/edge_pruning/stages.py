@@ -34,6 +34,8 @@ class ExamplesResults(Results):
 class CircuitExamples(Stage[CircuitExamplesConfig, ExamplesResults]):
     """Writes examples.jsonl with all splits."""
 
+    version = 2
+
     def run(self, config: CircuitExamplesConfig, context: StageContext) -> ExamplesResults:
         """Make the examples."""
         tokenizer = context.find(Vocabulary, "tokenizer").load()
@@ -63,6 +65,8 @@ class CircuitResults(Results):
 
 class FindCircuit(Stage[CircuitConfig, CircuitResults]):
     """Writes circuit.json; edge-pruning goes on from its checkpoints in search/."""
+
+    version = 2
 
     def run(self, config: CircuitConfig, context: StageContext) -> CircuitResults:
         """Find and measure."""

@@ -38,7 +38,7 @@ _RUNAWAY = 1e3
 _OFF_TARGET = 0.01
 _RESTARTS = 3
 _COLLAPSED, _EXACT, _EXACT_SHARE, _EXACT_PRICE = 0.9, 1e-3, 0.5, 1e-5
-_MOST_EDGES, _MOST_ARITHMETIC = 4000, 4e12
+_MOST_EDGES, _MOST_ARITHMETIC, _LEAST_TRIED = 4000, 8e12, 32
 _WARM_SHARE, _WARM_SLOPE, _WARM_LOW = 0.05, 1.5, -4.0
 
 
@@ -183,9 +183,23 @@ def each_can_be_tried(task: Counterfactuals, config: EdgePruningConfig) -> bool:
     """Whether the circuit is polished, and the graph small enough to try each of its edges."""
     if config.polish is False or config.num_edges is not None or config.node_gates == "only":
         return False
-    graph = task.masked.graph
-    arithmetic = 2 * graph.config.num_parameters(active=True, embedding=False) * task.examples.clean.numel()
-    return graph.num_edges <= _MOST_EDGES and graph.num_edges * arithmetic <= _MOST_ARITHMETIC
+    return task.masked.graph.num_edges <= _MOST_EDGES and _trial_examples(task) >= min(_LEAST_TRIED, len(task.examples))
+
+
+def _trial_examples(task: Counterfactuals) -> int:
+    """On how many examples each edge of the graph can be tried in reasonable time."""
+    graph, tokens = task.masked.graph, task.examples.clean.shape[1]
+    example = 2 * graph.config.num_parameters(active=True, embedding=False) * tokens * graph.num_edges
+    return min(len(task.examples), int(_MOST_ARITHMETIC / max(1, example)))
+
+
+def _fewer(task: Counterfactuals) -> Counterfactuals:
+    """The task on as many examples as each edge can be tried on, spread over all."""
+    count, all_ = _trial_examples(task), len(task.examples)
+    if count == all_:
+        return task
+    index = torch.arange(count) * all_ // count
+    return Counterfactuals(task.masked, task.examples.take(index), task.ablation, task.batch_size)
 
 
 def train_gates(
@@ -331,6 +345,8 @@ def decide(
     loss = distance / empty + price * total_cost(kept_E, costs_E)
     figures = {"distance": distance, "empty_distance": empty, "soft_distance": soft, "loss": loss, "price": price}
     figures |= {"decided_distance": decided, "single_edges_tried": tried}
+    if tried:
+        figures["tried_on_examples"] = _trial_examples(task)
     # gates that are off their target do not matter where every edge was tried after them
     converged = not collapsed and (settled if settled is not None and tried else healthy and settled is not False)
     return Found(kept_E, scores_E, raw, tuple(warnings), bool(converged), figures)
@@ -345,6 +361,7 @@ def _polish(
     costs_E: Tensor | None = None,
 ) -> Refined:
     """The best circuit that single trials reach from what the gates gave, and from the whole graph."""
+    task = _fewer(task)
     trials, empty, whole_E = Trials(task), task.empty_distance, torch.ones_like(kept_E)
     most = None if config.target is None or config.target >= 1 else round((1 - config.target) * len(kept_E))
     with progress("single edges", None, "trials") as advance:
