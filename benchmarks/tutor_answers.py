@@ -3,8 +3,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/tutor_answers.py models/smollm2 CHAPTER [CHAPTER ...] --tokens 2048 6144
 
-CHAPTER is any file that `lmlab.data.chapters` reads; it is cut to so many tokens, prompt and question together. Runs
-alternate, and the faster of two is shown; greedy tokens are compared.
+CHAPTER is any file that `lmlab.data.chapters` reads; it is cut to so many tokens, prompt and question together. Seconds
+are those of the processor, so that other work on the machine does not count; runs alternate, the fastest is shown, and
+greedy answers are compared.
 """
 
 from __future__ import annotations
@@ -77,16 +78,16 @@ def measure(model: str, text: str, size: int, new: int, runs: int, precision: st
     outputs: dict[str, list[str]] = {}
     for _ in range(runs):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             outputs[name] = way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     best = {name: min(each) for name, each in seconds.items()}
     longest = max(len(prompt.ids) for prompt in prompts)
     print(f"\n{longest} tokens of prompt, {len(prompts)} questions, {new} new tokens each; best of {runs} runs")
     for name, each in best.items():
         same = sum(a == b for a, b in zip(outputs[name], outputs["alone"], strict=True))
         told = f"{each / best['shared']:5.2f} x shared   {same} of {len(prompts)} answers as alone"
-        print(f"  {name:13s} {each:7.1f} s   {told}")
+        print(f"  {name:13s} {each:7.1f} CPU s   {told}")
     print(f"  load {os.getloadavg()[0]:.1f}")
 
 

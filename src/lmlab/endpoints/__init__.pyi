@@ -2,13 +2,14 @@ from .backends import Backend, EndpointUnavailable, MockBackend, ReplayBackend, 
 from .client.batch import export_replies, read_batch, write_batch
 from .client.cache import ReplyCache
 from .client.client import Client, answer
-from .client.costs import BudgetExceeded, Price, load_price
+from .client.costs import BadPriceTable, BudgetExceeded, Price, load_price
 from .client.estimates import Estimate, estimate
 from .endpoint import Endpoint
 from .protocol import ChatRequest, Choice, Reply, TokenLogProb, Usage
 
 __all__ = [
     "Backend",
+    "BadPriceTable",
     "BudgetExceeded",
     "ChatRequest",
     "Choice",

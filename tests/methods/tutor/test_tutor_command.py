@@ -102,3 +102,45 @@ def test_two_tutors_are_compared_and_a_page_is_written(lmlab, tutor, questions, 
 def test_a_folder_without_answers_is_refused(lmlab, tmp_path, arguments):
     told = lmlab("tutor", arguments[0], *(tmp_path / each for each in arguments[1:]))
     assert told.code == 2 and "Traceback" not in told.err
+
+
+def test_offline_judges_need_nobody_and_prices_are_read_before_anything_is_asked(
+    lmlab, tutor, questions, tmp_path, no_network
+):
+    out = tmp_path / "run"
+    lmlab("tutor", "generate", "--model", tutor, "--data", questions, "--out", out, *SHORT)
+    likely = lmlab("tutor", "grade", out, "--judge", f"likelihood:{tutor}")
+    assert likely.code == 0, likely.err
+    report = (out / "report.json").read_bytes()
+    assert lmlab("tutor", "grade", out, "--judge", f"likelihood:{tutor}").code == 0
+    assert (out / "report.json").read_bytes() == report and json.loads(report)["n_graded"] == 12
+    prices = tmp_path / "prices.yaml"
+    for text in ("x: {prompt: .nan, completion: 1}", "x: {prompt: -1, completion: 1}", "x: cheap"):
+        prices.write_text(text)
+        told = lmlab("tutor", "grade", out, "--judge", "openai:x", "--prices", prices, "--new-run")
+        assert told.code == 2 and "BadPriceTable" in told.err
+    told = lmlab("tutor", "grade", out, "--judge", "openai:x", "--base-url", "http://u:s3cret@h/v1", "--new-run")
+    assert told.code == 2 and "holds a secret" in told.err and "s3cret" not in told.err
+
+
+def test_what_must_not_be_sent_is_not(tutor, questions, tmp_path):
+    from lmlab.endpoints import Endpoint, MockBackend
+    from lmlab.methods.tutor.answering.run import answer_by_endpoint
+    from lmlab.methods.tutor.config import AnswerConfig
+    from lmlab.methods.tutor.items.item import load_items
+
+    seen = []
+
+    def answer(request):
+        seen.append(request.messages[-1]["content"])
+        return "fine"
+
+    endpoint = Endpoint(model="x", backend="mock", replies=questions)
+    config = AnswerConfig(max_new_tokens=4)
+    rows = answer_by_endpoint(
+        endpoint, load_items(questions), config, tmp_path / "api", MockBackend(answer), (r"star \d",)
+    )
+    assert len(rows) == 12 and all("[redacted] shines" in text and "star 1" not in text for text in seen)
+    again = len(seen)
+    answer_by_endpoint(endpoint, load_items(questions), config, tmp_path / "api", MockBackend(answer), (r"star \d",))
+    assert len(seen) == again

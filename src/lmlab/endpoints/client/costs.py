@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import NonNegativeFloat
+from pydantic import Field
 
 from lmlab.config import Config, validate
 from lmlab.endpoints.protocol import ChatRequest, Usage
@@ -24,12 +25,19 @@ class BudgetExceeded(LmlabError):
     exit_code = EXIT_BUDGET
 
 
+class BadPriceTable(UserError):
+    """A table of prices that is none: nothing has been asked."""
+
+
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Price(Config):
     """US dollars per million tokens; `cached_prompt` is the price of prompt otherwise."""
 
-    prompt: NonNegativeFloat
-    completion: NonNegativeFloat
-    cached_prompt: NonNegativeFloat | None = None
+    prompt: Dollars
+    completion: Dollars
+    cached_prompt: Dollars | None = None
 
     def of(self, usage: Usage) -> float:
         cached = self.prompt if self.cached_prompt is None else self.cached_prompt
@@ -44,10 +52,19 @@ class Price(Config):
 
 
 def load_price(path: str | Path, model: str) -> Price | None:
-    """The price of a model from a YAML table of models to prices; None if it is not in the table."""
+    """The price of a model from a YAML table of models to prices; None if it is not in the table.
+
+    Raises:
+        BadPriceTable: the file is no such table, or one of its prices is no amount.
+    """
     path = Path(path)
-    table = read_yaml(path)
-    return validate(Price, table[model], f"'{path}', {model}") if model in table else None
+    try:
+        prices = {str(name): validate(Price, value, f"'{path}', {name}") for name, value in read_yaml(path).items()}
+    except UserError as error:
+        raise BadPriceTable(
+            f"BadPriceTable: {error.message}", "Write MODEL: {prompt: ..., completion: ...}, in USD per million tokens."
+        ) from None
+    return prices.get(model)
 
 
 class Purse:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
+from lmlab.judging import AnswerJudgeConfig
+from lmlab.judging.config import EndpointSettings
 from lmlab.runs import Input, ModelInput, VocabularyInput
 
 Book = Literal["open", "closed"]
@@ -44,46 +46,21 @@ class AnswerConfig(Config):
     precision: Literal["fp32", "bf16", "auto"] = "auto"
 
 
-class EndpointConfig(Config):
-    """What may be asked of an endpoint.
+class EndpointConfig(EndpointSettings):
+    """What may be asked of an endpoint, and what it must not be told.
 
     Attributes:
-        base_url: address up to and with /v1.
-        key_env: environment variable that holds its key.
-        concurrency: most requests under way.
         rpm: most requests a minute.
         tpm: most tokens a minute.
         max_cost_usd: a ceiling in US dollars, which needs the price.
         prices: a YAML file of models to prices, in USD per million tokens (prompt, completion, cached_prompt).
+        redact: regular expressions; what they find in texts becomes [redacted] before an endpoint gets them.
     """
 
-    base_url: str | None = None
-    key_env: str | None = None
-    concurrency: PositiveInt = 16
     rpm: PositiveFloat | None = None
     tpm: PositiveFloat | None = None
-    max_cost_usd: NonNegativeFloat | None = None
     prices: str | None = None
-
-
-class JudgingConfig(Config):
-    """How a judge is asked.
-
-    Attributes:
-        rubric: a rubric that comes with lmlab (tutoreval-v1, faithfulness-v1, key-points-v1), or a YAML file.
-        reading: text, json (the endpoint is held to a schema), or labels (expected grade under label probabilities).
-        samples: replies to each question, whose grades are averaged.
-        temperature: by default 0, or 0.7 with several samples.
-        max_tokens: of a reply.
-        replies: for the back ends replay and mock, their file.
-    """
-
-    rubric: str = "tutoreval-v1"
-    reading: Literal["text", "json", "labels"] = "text"
-    samples: PositiveInt = 1
-    temperature: NonNegativeFloat | None = None
-    max_tokens: PositiveInt = 800
-    replies: str | None = None
+    redact: tuple[str, ...] = ()
 
 
 class ScoreConfig(Config):
@@ -200,9 +177,7 @@ class TutorEvaluateConfig(Config):
         model: who answers.
         questions: a set of questions.
         against: an earlier stage of this kind, with which it is compared question by question.
-        judge: who grades: offline, or openai:MODEL and the like.
-        judging: how the judge is asked.
-        endpoint: what may be asked of an endpoint.
+        grading: who grades, and how; by default `coverage`, which asks nobody.
         answers: how the tutor is asked.
         scores: how figures are made.
     """
@@ -210,9 +185,7 @@ class TutorEvaluateConfig(Config):
     model: ModelInput
     questions: Input
     against: Input | None = None
-    judge: str = "offline"
-    judging: JudgingConfig = JudgingConfig()
-    endpoint: EndpointConfig = EndpointConfig()
+    grading: AnswerJudgeConfig = AnswerJudgeConfig()
     answers: AnswerConfig = AnswerConfig()
     scores: ScoreConfig = ScoreConfig()
 

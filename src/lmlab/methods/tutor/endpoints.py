@@ -1,14 +1,16 @@
-"""Endpoints as the options of commands name them."""
+"""Endpoints as the options of commands name them, and what must not be sent to them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from lmlab.endpoints import Endpoint, load_price
+from lmlab.endpoints import Endpoint, Price, load_price
 from lmlab.errors import UserError
 from lmlab.methods.tutor.config import EndpointConfig
 
 _BACKENDS = ("openai", "replay", "mock")
+_SECRETS = re.compile(r"[?&](?:api[_-]?key|key|token|access_token)=", re.IGNORECASE)
 
 
 def is_endpoint(model: str) -> bool:
@@ -16,27 +18,56 @@ def is_endpoint(model: str) -> bool:
     return model.partition(":")[0] in _BACKENDS
 
 
+def price_of(prices: str | None, model: str) -> Price | None:
+    """The price of a model such as `openai:NAME` in a file; None for an unknown one.
+
+    Raises:
+        BadPriceTable: the file is none, before anything is asked.
+    """
+    return None if prices is None else load_price(prices, model.partition(":")[2] or model)
+
+
 def endpoint_of(model: str, config: EndpointConfig, replies: Path | None = None) -> Endpoint:
     """The endpoint that a text such as `openai:MODEL` or `local:DIRECTORY` names.
 
     Raises:
-        UserError: there is none of that name, it holds a secret, or a table of prices is wrong.
+        UserError: there is none of that name, or its address holds a secret.
+        BadPriceTable: the table of prices is wrong.
     """
-    if config.base_url and "@" in config.base_url.split("//")[-1].split("/")[0]:
-        raise UserError(
-            "The address of the endpoint holds a name and a secret.",
-            "Put the key into the environment: --key-env NAME.",
-        )
-    name = model.partition(":")[2]
-    price = None if config.prices is None else load_price(config.prices, name)
-    options = {
-        "base_url": config.base_url,
-        "key_env": config.key_env,
+    refuse_secrets(config.base_url)
+    options = config.endpoint_options() | {
         "requests_per_minute": config.rpm,
         "tokens_per_minute": config.tpm,
-        "max_cost_usd": config.max_cost_usd,
-        "price": price,
         "replies": replies,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    return Endpoint.named(model, concurrency=config.concurrency, **given)
+    price = price_of(config.prices, model) or config.price
+    given = {name: value for name, value in (options | {"price": price}).items() if value is not None}
+    return Endpoint.named(model, **given)
+
+
+def refuse_secrets(base_url: str | None) -> None:
+    """Keys come from the environment, where no log and no result sees them.
+
+    Raises:
+        UserError: an address holds one.
+    """
+    if base_url is None:
+        return
+    if "@" in base_url.split("//")[-1].split("/")[0] or _SECRETS.search(base_url):
+        raise UserError(
+            "The address of the endpoint holds a secret.", "Put the key into the environment: --key-env NAME."
+        )
+
+
+def redacted(text: str, patterns: tuple[str, ...]) -> str:
+    """A text without what must not leave this machine.
+
+    Raises:
+        UserError: a pattern is no regular expression.
+    """
+    for pattern in patterns:
+        try:
+            text = re.sub(pattern, "[redacted]", text)
+        except re.error as error:
+            raise UserError(f"--redact '{pattern}' is no regular expression ({error}).") from None
+    return text

@@ -82,7 +82,7 @@ def _breakdowns(report: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     for column, values in report["breakdowns"].items():
         rows = [
-            [value, figure["n"], figure["chapters"], figure["value"], figure["low"], figure["high"]]
+            [value, figure["n"], figure["chapters"], *(_tenth(figure[each]) for each in ("value", "low", "high"))]
             for value, figure in values.items()
         ]
         shown = [row for row in rows if row[3] is not None]
@@ -95,6 +95,10 @@ def _breakdowns(report: dict[str, Any]) -> list[Block]:
             blocks.append(Figure(chart, f"By {column}, with intervals over chapters.", f"Scores by {column}"))
         blocks.append(Table([column, "answers", "chapters", "score, %", "low", "high"], rows))
     return blocks
+
+
+def _tenth(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def _answers(rows: Sequence[Row], main: str) -> list[Block]:

@@ -86,7 +86,7 @@ class TutorEvaluate(Stage[TutorEvaluateConfig, TutorResults]):
         items = load_items(context.inputs["questions"], config.answers.book)[: config.answers.limit]
         keep_items(items, context.directory)
         answer_locally(str(context.inputs["model"]), items, config.answers, context.directory)
-        judge = judge_of(config.judge, config.judging, config.endpoint, context.directory)
+        judge = judge_of(config.grading, context.directory)
         rows, _ = grade_run(context.directory, judge)
         found = score(rows, config.scores)
         write_json(context.directory / "report.json", found)

@@ -15,6 +15,7 @@ from lmlab.methods.tutor.answering.local import Answer, LocalTutor
 from lmlab.methods.tutor.answering.prompts import STOPS, endpoint_messages, endpoint_prompt_hash, user_message
 from lmlab.methods.tutor.answering.window import prompts_for
 from lmlab.methods.tutor.config import AnswerConfig
+from lmlab.methods.tutor.endpoints import redacted
 from lmlab.methods.tutor.items.item import TutorItem
 from lmlab.models import weights_fingerprint
 from lmlab.progress import progress
@@ -67,8 +68,12 @@ def answer_by_endpoint(
     config: AnswerConfig,
     directory: Path,
     backend: Backend | None = None,
+    redact: tuple[str, ...] = (),
 ) -> list[Row]:
     """Let a model behind an endpoint answer; what was paid for is not asked again.
+
+    Arguments:
+        redact: what these regular expressions find is not sent.
 
     Raises:
         UserError: the folder holds the answers of another model, or to other prompts.
@@ -87,7 +92,7 @@ def answer_by_endpoint(
             rows.append(_reply_row(left[number], about, reply))
             advance(1)
 
-        requests = [_request(item, config) for item in left]
+        requests = [_request(item, config, redact) for item in left]
         answer(endpoint, requests, take, directory / REPLIES, made)
     return _finished(rows, items)
 
@@ -143,9 +148,9 @@ def move_aside(directory: Path) -> None:
     directory.rename(target)
 
 
-def _request(item: TutorItem, config: AnswerConfig) -> ChatRequest:
+def _request(item: TutorItem, config: AnswerConfig, redact: tuple[str, ...] = ()) -> ChatRequest:
     return ChatRequest(
-        endpoint_messages(user_message(item, config.book)),
+        endpoint_messages(redacted(user_message(item, config.book), redact)),
         max_tokens=config.max_new_tokens,
         temperature=0.0,
         stop=STOPS,

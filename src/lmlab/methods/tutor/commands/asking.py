@@ -10,7 +10,8 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, JudgingConfig, ScoreConfig, StudentConfig
+from lmlab.judging import AnswerJudgeConfig
+from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, ScoreConfig, StudentConfig
 
 generate_help = example(
     "lmlab tutor generate --model models/smollm2 --data tutoreval.parquet --book open --out runs/tutor",
@@ -18,7 +19,7 @@ generate_help = example(
     " --data tutoreval.parquet --out runs/api --dry-run",
 )
 grade_help = example(
-    "lmlab tutor grade runs/tutor --judge offline",
+    "lmlab tutor grade runs/tutor --judge coverage",
     "lmlab tutor grade runs/tutor --judge openai:gpt-4o --key-env OPENAI_API_KEY --base-url https://api.openai.com/v1"
     " --rpm 500 --prices prices.yaml --max-cost-usd 20",
 )
@@ -38,7 +39,9 @@ export_help = example("lmlab tutor export runs/tutor --out generations")
 Run = Annotated[Path, typer.Argument(help="Folder of answers, as `generate` writes it.")]
 NewRun = Annotated[bool, typer.Option("--new-run", help="Move what another model or wording left there aside.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs; send nothing.")]
-JudgeName = Annotated[str, typer.Option(help="Who grades: offline, or openai:MODEL, local:DIRECTORY and the like.")]
+Prices = Annotated[
+    str | None, typer.Option(help="A YAML file of models to prices, in USD per million tokens.", show_default=False)
+]
 
 
 @options(AnswerConfig)
@@ -78,7 +81,7 @@ def generate(
         if world().is_main:
             keep_items(items, out)
         if is_endpoint(model):
-            rows = answer_by_endpoint(endpoint_of(model, endpoint), items, settings, out)
+            rows = answer_by_endpoint(endpoint_of(model, endpoint), items, settings, out, redact=endpoint.redact)
         else:
             rows = answer_locally(model, items, settings, out)
         if world().is_main:
@@ -86,15 +89,13 @@ def generate(
             print(f"{len(rows):,} questions" + (f", {bad:,} without an answer" if bad else "") + f": {out / ANSWERS}")
 
 
-@options(JudgingConfig)
-@options(EndpointConfig, into="endpoint")
+@options(AnswerJudgeConfig)
 @options(ScoreConfig, into="scores")
 def grade(
     run: Run,
-    settings: JudgingConfig,
-    endpoint: EndpointConfig,
+    settings: AnswerJudgeConfig,
     scores: ScoreConfig,
-    judge: JudgeName = "offline",
+    prices: Prices = None,
     new_run: Annotated[bool, typer.Option("--new-run", help="Let another judge grade beside the first.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -102,11 +103,11 @@ def grade(
     from lmlab.methods.tutor.scoring.grade import estimate_grading, grade_run
     from lmlab.methods.tutor.scoring.judges import judge_of, names_the_tutor
 
-    made = judge_of(judge, settings, endpoint, run)
+    made = judge_of(settings, run, prices)
     if dry_run:
         print(estimate_grading(run, made))
         return
-    rows, path = grade_run(run, made, new_run, flag="self_judging" if names_the_tutor(judge, run) else None)
+    rows, path = grade_run(run, made, new_run, flag="self_judging" if names_the_tutor(settings, run) else None)
     print(f"Grades: {path}")
     _tell(run, rows, scores)
 
@@ -124,25 +125,27 @@ def report(
     _tell(run, graded_rows(run, judge), scores, out)
 
 
-@options(JudgingConfig)
-@options(EndpointConfig, into="endpoint")
+@options(AnswerJudgeConfig, exclude=("judge",))
 @options(ScoreConfig, into="scores")
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of answers of the tutor that is compared with.")],
     second: Annotated[Path, typer.Argument(help="Folder of answers of the other one.")],
-    settings: JudgingConfig,
-    endpoint: EndpointConfig,
+    settings: AnswerJudgeConfig,
     scores: ScoreConfig,
     judge: Annotated[
-        str | None, typer.Option(help="Grade what is not graded yet by this judge.", show_default=False)
+        list[str] | None,
+        typer.Option("--judge", "-j", help="Grade what is not graded yet by this judge.", show_default=False),
     ] = None,
+    prices: Prices = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Chapter by chapter, until the paired interval leaves 0 out.")
     ] = False,
     looks: Annotated[int, typer.Option(min=1, help="With --sequential: looks at the interval, at most.")] = 5,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A page.", show_default=False)] = None,
 ) -> None:
-    """Compare two tutors on the questions that both were asked, paired, by chapters."""
+    """Compare two tutors on the questions that both were asked, paired, by chapters; with a judge, what is not graded
+    yet is.
+    """
     from lmlab.files import write_json
     from lmlab.methods.tutor.report import comparison_section
     from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known, verdict
@@ -153,10 +156,9 @@ def compare(
     chapters = shared_chapters(first, second)
     if not chapters:
         raise UserError(f"'{first}' and '{second}' share no question.", "Ask both tutors the same set.")
-    graders = [
-        grader_of(place, None if judge is None else judge_of(judge, settings, endpoint, place))
-        for place in (first, second)
-    ]
+    named = settings.model_copy(update={"judge": tuple(judge or ())})
+    judges = [judge_of(named, place, prices) if judge else None for place in (first, second)]
+    graders = [grader_of(place, each) for place, each in zip((first, second), judges, strict=True)]
     if sequential:
         found = compare_until_known(graders[0], graders[1], chapters, scores, looks)
     else:

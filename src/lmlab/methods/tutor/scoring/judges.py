@@ -1,40 +1,40 @@
-"""Who grades, by name: a model behind an endpoint, or one of the core's judges that ask nobody."""
+"""Who grades: the judges of the core by name, with the prices of a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lmlab.endpoints import Backend
-from lmlab.errors import UserError
 from lmlab.files import read_mapping
-from lmlab.judging import AnswerJudge, Asking, GradingRubric, RubricJudge
-from lmlab.methods.tutor.answering.run import RUN
-from lmlab.methods.tutor.config import EndpointConfig, JudgingConfig
-from lmlab.methods.tutor.endpoints import endpoint_of
-
-_BACKENDS = ("openai", "local", "replay", "mock")
+from lmlab.judging import AnswerJudge, AnswerJudgeConfig, make_answer_judge
+from lmlab.methods.tutor.answering.run import REPLIES, RUN
+from lmlab.methods.tutor.endpoints import price_of, refuse_secrets
 
 
-def names_the_tutor(judge: str, directory: Path) -> bool:
-    """Whether a judge is the model whose answers it is to grade."""
-    run = read_mapping(directory / RUN) if (directory / RUN).exists() else {}
-    backend, _, model = judge.partition(":")
-    if backend == "local" and model and Path(model).exists() and Path(str(run.get("model"))).exists():
-        return Path(model).resolve() == Path(str(run["model"])).resolve()
-    return bool(model) and str(run.get("model")).partition(":")[2] == model
-
-
-def judge_of(
-    name: str, config: JudgingConfig, endpoint: EndpointConfig, directory: Path, backend: Backend | None = None
-) -> AnswerJudge:
-    """The judge of a name, such as `offline` or `openai:MODEL`. Without an endpoint in it nothing is sent.
+def judge_of(config: AnswerJudgeConfig, directory: Path, prices: str | None = None) -> AnswerJudge:
+    """The judge that a configuration names; replies of an endpoint are kept beside the answers. Without an endpoint in
+    its name nothing is sent.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or the address of an endpoint holds a secret.
+        BadPriceTable: the table of prices is wrong.
     """
-    if name.partition(":")[0] not in _BACKENDS:
-        raise UserError(f"There is no judge '{name}'.", "Name one: openai:MODEL, local:DIRECTORY.")
-    rubric = GradingRubric.load(config.rubric)
-    asking = Asking(config.reading, config.samples, config.temperature, config.max_tokens)
-    replies = None if config.replies is None else Path(config.replies)
-    return RubricJudge(rubric, endpoint_of(name, endpoint, replies), asking, directory / "replies.sqlite", backend)
+    refuse_secrets(config.base_url)
+    if prices is not None and config.judge:
+        config = config.model_copy(update={"price": price_of(prices, config.judge[0])})
+    return make_answer_judge(config, directory / REPLIES)
+
+
+def names_the_tutor(config: AnswerJudgeConfig, directory: Path) -> bool:
+    """Whether a judge is the model whose answers it is to grade."""
+    run = read_mapping(directory / RUN) if (directory / RUN).exists() else {}
+    tutor = str(run.get("model", ""))
+    return any(_is_same(name, tutor) for name in config.judge)
+
+
+def _is_same(judge: str, tutor: str) -> bool:
+    backend, _, model = judge.partition(":")
+    if backend not in ("openai", "local", "replay", "mock") or not model or not tutor:
+        return False
+    if Path(model).exists() and Path(tutor).exists():
+        return Path(model).resolve() == Path(tutor).resolve()
+    return tutor.partition(":")[2] == model
