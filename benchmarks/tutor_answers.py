@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--ways", nargs="+", default=["shared", "alone", "transformers"])
     given = parser.parse_args()
     torch.set_num_threads(1)
     text = "\n\n".join(
@@ -51,10 +52,10 @@ def main() -> None:
     )
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, one thread, {given.precision}")
     for size in given.tokens:
-        measure(given.model, text, size, given.new, given.runs, given.precision)
+        measure(given.model, text, size, given.new, given.runs, given.precision, given.ways)
 
 
-def measure(model: str, text: str, size: int, new: int, runs: int, precision: str) -> None:
+def measure(model: str, text: str, size: int, new: int, runs: int, precision: str, chosen: list[str]) -> None:
     """One length."""
     config = AnswerConfig(max_new_tokens=new, overflow="truncate_middle", window=size + new, precision=precision)
     config = config.model_copy(update={"device": "cpu"})
@@ -68,12 +69,13 @@ def measure(model: str, text: str, size: int, new: int, runs: int, precision: st
     chapter = tutor.asking.tokenizer.decode(kept)
     items = [TutorItem(item.id, item.question, chapter, path_to_chapter="c") for item in items]
     prompts = prompts_for(tutor.asking, items, "open", size + 64 + new, new, "error")
-    peer = Peer(model, precision)
+    peer = Peer(model, precision) if "transformers" in chosen else None
     ways = {
         "shared": lambda: by_lmlab(tutor, prompts, True),
         "alone": lambda: by_lmlab(tutor, prompts, False),
         "transformers": lambda: peer.answer([prompt.ids for prompt in prompts], new, tutor.ends),
     }
+    ways = {name: way for name, way in ways.items() if name in chosen}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     outputs: dict[str, list[str]] = {}
     for _ in range(runs):
@@ -85,7 +87,7 @@ def measure(model: str, text: str, size: int, new: int, runs: int, precision: st
     longest = max(len(prompt.ids) for prompt in prompts)
     print(f"\n{longest} tokens of prompt, {len(prompts)} questions, {new} new tokens each; best of {runs} runs")
     for name, each in best.items():
-        same = sum(a == b for a, b in zip(outputs[name], outputs["alone"], strict=True))
+        same = sum(a == b for a, b in zip(outputs[name], outputs["alone"], strict=True)) if "alone" in outputs else 0
         told = f"{each / best['shared']:5.2f} x shared   {same} of {len(prompts)} answers as alone"
         print(f"  {name:13s} {each:7.1f} CPU s   {told}")
     print(f"  load {os.getloadavg()[0]:.1f}")
