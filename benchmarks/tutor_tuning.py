@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from lmlab.data import TokenizedCorpus, TokenizedItem, Tokenizer, write_shards
-from lmlab.files import read_jsonl
+from lmlab.files import read_jsonl, read_yaml
 from lmlab.runs import Model, Recipe, run_recipe
 from lmlab.stats import paired_bootstrap
 
@@ -43,8 +43,7 @@ def main() -> None:
     print(f"recipe: {time.perf_counter() - started:.0f} s", flush=True)
     inverted = given.out.with_name(f"{given.out.name}-inverted")
     invert(given.out / "dialogue_tokens", inverted / "tokens")
-    recipe = Recipe.load(given.out / "recipe.yaml")
-    stage = recipe.model_dump(mode="json")["stages"]["tutor"] | {
+    stage = read_yaml(given.out / "recipe.yaml")["stages"]["tutor"] | {
         "start": str(given.out / "longer"),
         "tokens": str(inverted / "tokens"),
         "heldout_tokens": str(given.out / "heldout_dialogues"),

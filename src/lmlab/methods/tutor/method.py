@@ -11,6 +11,7 @@ METHOD = Method(
     cli="lmlab.methods.tutor.cli:app",
     help="Tutors: grade them on whole chapters, build their dialogues, tune them (TutorEval, TutorChat).",
     page="methods/tutor.md",
+    published="Llemma-7B-32K-MathMix: 50.0 open book, 45.6 closed book",
     extras=("judge",),
     stages={
         "tutor_evaluate": "lmlab.methods.tutor.stages:TutorEvaluate",
