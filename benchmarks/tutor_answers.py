@@ -87,8 +87,8 @@ def measure(model: str, text: str, size: int, new: int, runs: int, precision: st
     longest = max(len(prompt.ids) for prompt in prompts)
     print(f"\n{longest} tokens of prompt, {len(prompts)} questions, {new} new tokens each; best of {runs} runs")
     for name, each in best.items():
-        same = sum(a == b for a, b in zip(outputs[name], outputs["alone"], strict=True)) if "alone" in outputs else 0
-        told = f"{each / best['shared']:5.2f} x shared   {same} of {len(prompts)} answers as alone"
+        same = sum(a == b for a, b in zip(outputs[name], outputs["shared"], strict=True))
+        told = f"{each / best['shared']:5.2f} x shared   {same} of {len(prompts)} answers as shared"
         print(f"  {name:13s} {each:7.1f} CPU s   {told}")
     print(f"  load {os.getloadavg()[0]:.1f}")
 

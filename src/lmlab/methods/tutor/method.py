@@ -12,6 +12,7 @@ METHOD = Method(
     help="Tutors: grade them on whole chapters, build their dialogues, tune them (TutorEval, TutorChat).",
     page="methods/tutor.md",
     published="Llemma-7B-32K-MathMix: 50.0 open book, 45.6 closed book",
+    reached="a chapter read once for four questions: 3.5 times less work (SmolLM2)",
     extras=("judge",),
     stages={
         "tutor_evaluate": "lmlab.methods.tutor.stages:TutorEvaluate",
