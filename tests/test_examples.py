@@ -102,6 +102,18 @@ def test_qurating_chooses_a_third_of_the_words(run):
     assert 0 < chosen < modules
 
 
+def test_autocompressor_writes_and_reads_vectors(run, tmp_path):
+    text = "A model reads a text in segments, and writes a few vectors for each.\n" * 40
+    (tmp_path / "text.txt").write_text(text)
+    tokenizer = Tokenizer.train([text], 300)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, num_heads=2, max_seq_len=256)
+    save_pretrained(Transformer(shape).initialize(0), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    told = run("autocompressor", tmp_path / "model", tmp_path / "text.txt")
+    segments = -(-min(300, len(tokenizer.encode_prompt(text))) // 100)
+    assert f"in {segments} segments became {8 * segments} vectors" in told and "2 compressions" in told
+
+
 def test_prolong_measures_a_model_at_each_length(run, tmp_path):
     if olmes.version() is None:
         pytest.skip(f"the package {olmes.PACKAGE} is not installed")

@@ -19,7 +19,7 @@ from lmlab.endpoints.engine.prefixes import Prefixes
 from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server import ServerConfig, background
 from lmlab.errors import UserError
-from lmlab.models import DecodingConfig, KVCache, ModelConfig, Transformer, generate
+from lmlab.models import DecodingConfig, KVCache, ModelConfig, SoftPrompt, Transformer, generate
 
 MESSAGES = [{"role": "user", "content": "It was the best of times"}]
 LONG = 1900
@@ -507,3 +507,39 @@ def test_the_engine_ends_with_the_server_and_waiting_requests_are_told(make_serv
         body = GOOD | {"max_tokens": 5}
         assert httpx.post(url + "/chat/completions", json=body).status_code == 200
     assert not [thread for thread in threading.enumerate() if thread is served.engine._thread]
+
+
+def test_stored_contexts_stand_before_the_prompts_that_ask_for_them(make_served):
+    width = 32
+    vectors = {
+        name: torch.randn(1, 5, width, generator=torch.Generator().manual_seed(n)) for n, name in enumerate("ab")
+    }
+    served = make_served(max_rows=8, contexts={name: SoftPrompt(each) for name, each in vectors.items()})
+    ids = served.tokenizer.encode_chat(MESSAGES)
+    with (
+        background(served, ServerConfig(hosts=("127.0.0.1",))) as url,
+        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
+
+        def ask(context: str | None):
+            body = {} if context is None else {"context": context}
+            return client.chat.completions.create(
+                model="small", messages=MESSAGES, temperature=0, max_tokens=12, extra_body=body
+            )
+
+        replies = list(pool.map(ask, ["a", None, "b", "a", None, "b"]))
+        found = [reply.choices[0].message.content for reply in replies]
+        for place, context in enumerate(["a", None, "b", "a", None, "b"]):
+            prompt = None if context is None else SoftPrompt(vectors[context])
+            config = DecodingConfig(eos_ids=served.eos_ids, temperature=0, max_new_tokens=12)
+            decode = served.tokenizer.decode
+            ((expected,),) = generate(served.network, [ids], config, decode=decode, soft_prompt=prompt)
+            assert found[place] == expected.text
+        assert len({found[0], found[1], found[2]}) == 3
+        with pytest.raises(openai.NotFoundError, match="no context 'c' here; there are: 'a', 'b'"):
+            ask("c")
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2043"):
+            client.completions.create(
+                model="small", prompt=[1] * 2040, max_tokens=5, extra_body={"context": "a"}, temperature=0
+            )

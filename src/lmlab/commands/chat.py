@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lmlab.data import Tokenizer, encode_for_answer
 from lmlab.errors import UserError
-from lmlab.models import GenerationConfig, KVCache, Transformer, stream
+from lmlab.models import GenerationConfig, KVCache, SoftPrompt, Transformer, stream
 
 
 class Conversation:
@@ -14,15 +14,22 @@ class Conversation:
 
     Arguments:
         system: a first message of the role `system`; without one the template may put in its own.
+        soft_prompt: vectors before the conversation, which stand for what was said or read before.
 
     Raises:
         UserError: the tokenizer has no chat template.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, config: GenerationConfig, system: str | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        config: GenerationConfig,
+        system: str | None = None,
+        soft_prompt: SoftPrompt | None = None,
     ) -> None:
         self._model, self._tokenizer, self._config = model, tokenizer, config
+        self._before = soft_prompt
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, str]] = []
         self._read: list[int] = []
@@ -43,6 +50,8 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = encode_for_answer(self._tokenizer, asked)  # what a user spells is no end of a turn
         limit = self._model.config.max_seq_len
+        if self._before is not None and self._before.positions:
+            limit -= self._before.length
         if len(ids) + self._config.max_new_tokens > limit:
             raise UserError(
                 f"The conversation has {len(ids)} tokens; with an answer of up to {self._config.max_new_tokens} it"
@@ -51,7 +60,10 @@ class Conversation:
             )
         answer = ""
         try:
-            for piece in stream(self._model, ids, self._config, self._tokenizer.decode, self._cache_for(ids)):
+            # keys behind vectors are read again with each message: a cache belongs to ids alone
+            cache = self._cache_for(ids) if self._before is None else None
+            decode, before = self._tokenizer.decode, self._before
+            for piece in stream(self._model, ids, self._config, decode, cache, soft_prompt=before):
                 answer += piece
                 yield piece
         finally:

@@ -48,6 +48,16 @@ Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)
 ]
 Precision = Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, or auto, the faster one here.")]
+BeforeText = Annotated[
+    str | None,
+    typer.Option(
+        "--soft-prompt",
+        metavar="PLACE",
+        help="Vectors before the text, which stand for what was compressed: a file, or STORE/ID.",
+        show_default=False,
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others wrote; they can tell a model anything.")]
 
 
 @app.command(
@@ -74,6 +84,8 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     precision: Precision = "fp32",
+    soft_prompt: BeforeText = None,
+    trust: Trust = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a sample, with log-probabilities.")
     ] = False,
@@ -81,7 +93,7 @@ def generate(
     """Continue prompts with a model and print the texts."""
     import json
 
-    from lmlab.models import stream
+    from lmlab.models import find_soft_prompt, stream
     from lmlab.stages.generate import complete_texts, generation_config
     from lmlab.terminal import printable
 
@@ -97,14 +109,16 @@ def generate(
     }
     given |= {"num_samples": num_samples, "stop": tuple(stop or ()), "max_repetitions": max_repetitions, "seed": seed}
     settings = generation_config(sampling(found, CONTINUING, given), found, tokenizer)
+    before = None if soft_prompt is None else find_soft_prompt(soft_prompt, network, trust=trust)
     if len(texts) == num_samples == 1 and not json_lines:
         print(texts[0], end="", flush=True)
-        for piece in stream(network, tokenizer.encode_prompt(texts[0]), settings, tokenizer.decode):
+        ids = tokenizer.encode_prompt(texts[0]) if before is None else tokenizer.encode(texts[0])
+        for piece in stream(network, ids, settings, tokenizer.decode, soft_prompt=before):
             print(printable(piece), end="", flush=True)
         print()
         return
     for number, (prompt, completions) in enumerate(
-        zip(texts, complete_texts(network, tokenizer, texts, settings), strict=True)
+        zip(texts, complete_texts(network, tokenizer, texts, settings, before), strict=True)
     ):
         for each in completions:
             if json_lines:
@@ -144,12 +158,15 @@ def chat(
     stop: Stop = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     precision: Precision = "fp32",
+    soft_prompt: BeforeText = None,
+    trust: Trust = False,
 ) -> None:
     """Talk to a model.
 
     Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short.
     """
     from lmlab.commands.chat import Conversation
+    from lmlab.models import find_soft_prompt
     from lmlab.terminal import printable
 
     found, network, tokenizer = load_model(model, precision, adapter)
@@ -162,7 +179,8 @@ def chat(
         "repetition_penalty": repetition_penalty,
     }
     given |= {"stop": tuple(stop or ()), "seed": seed}
-    conversation = Conversation(network, tokenizer, chat_settings(found, network, tokenizer, given), system)
+    before = None if soft_prompt is None else find_soft_prompt(soft_prompt, network, trust=trust)
+    conversation = Conversation(network, tokenizer, chat_settings(found, network, tokenizer, given), system, before)
     at_terminal = sys.stdin.isatty()
     while True:
         if at_terminal:

@@ -10,8 +10,8 @@ import typer
 
 from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import example
-from lmlab.commands.models import Adapter, Precision, load_model
-from lmlab.errors import missing_extra
+from lmlab.commands.models import Adapter, Precision, Trust, load_model
+from lmlab.errors import UserError, missing_extra
 
 app = typer.Typer()
 
@@ -59,6 +59,15 @@ def serve(
         bool,
         typer.Option("--embeddings", help="Serve vectors of texts (/v1/embeddings); encoders always do."),
     ] = False,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PLACE",
+            help='Vectors that requests may ask for as "context": NAME: a file, or STORE/ID; may be repeated.',
+            show_default=False,
+        ),
+    ] = None,
+    trust: Trust = False,
     max_body: Annotated[float, typer.Option(min=0.001, help="Longest body of a request in MB.")] = 8.0,
 ) -> None:
     """Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running batch; or an
@@ -77,6 +86,7 @@ def serve(
 
     from lmlab.data import ChatConfig, chat_tokenizer
     from lmlab.endpoints.engine.served import ServedModel
+    from lmlab.models import find_soft_prompt
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
@@ -97,6 +107,12 @@ def serve(
         return
     found, network, tokenizer = load_model(model, precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
+    contexts = {}
+    for each in context or ():
+        called, equals, place = each.partition("=")
+        if not equals or not called.strip() or called.strip() in contexts:
+            raise UserError(f"--context {each}: expected NAME=PLACE, each name once.")
+        contexts[called.strip()] = find_soft_prompt(place, network, trust=trust)
     served = ServedModel(
         name or model.resolve().name,
         network,
@@ -105,6 +121,7 @@ def serve(
         found.generation_defaults(),
         max_batch,
         max_queue,
+        contexts,
     )
 
     def ready(address: str) -> None:

@@ -13,6 +13,7 @@ from .formats.hf import (
 )
 from .formats.settings import family_of
 from .forward.output import TransformerOutput
+from .generation.beams import Beam, beam_search
 from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.defaults import end_token_ids, generation_defaults
@@ -33,7 +34,7 @@ from .presets import PRESETS
 from .prompts.prompt_tuning import PromptTuned
 from .prompts.segments import Segment, SegmentError, segment_forward
 from .prompts.soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
-from .prompts.store import RowType, StoreMeta, StoreRow, SummaryStore
+from .prompts.store import RowType, StoreMeta, StoreRow, SummaryStore, find_soft_prompt
 from .reach import label_log_probs, long_short_difference, near_log_probs
 from .transformer import Transformer, named_tensors, with_scalar_head
 from .window import WITHOUT_WEIGHTS, WindowConfig, extended_theta, window_notice, with_window
@@ -42,6 +43,7 @@ __all__ = [
     "IGNORE",
     "PRESETS",
     "WITHOUT_WEIGHTS",
+    "Beam",
     "Completion",
     "Continuation",
     "Conversion",
@@ -78,6 +80,7 @@ __all__ = [
     "TransformerOutput",
     "WindowConfig",
     "add_lora",
+    "beam_search",
     "common_beginning",
     "compare_with_transformers",
     "continue_shared",
@@ -85,6 +88,7 @@ __all__ = [
     "end_token_ids",
     "extended_theta",
     "family_of",
+    "find_soft_prompt",
     "from_pretrained",
     "from_pretrained_with",
     "fused_cross_entropy",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lmlab.data import Tokenizer
 from lmlab.hardware import select_device
-from lmlab.models import Completion, GenerationConfig, Transformer, generate
+from lmlab.models import Completion, GenerationConfig, SoftPrompt, Transformer, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Model, ModelInput, Results, Stage, StageContext
@@ -116,7 +116,13 @@ def generation_config(
 
 
 def complete_texts(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[str], config: GenerationConfig
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    config: GenerationConfig,
+    soft_prompt: SoftPrompt | None = None,
 ) -> list[list[Completion]]:
-    """Completions of each prompt, which is read as the beginning of a document."""
-    return generate(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], config, decode=tokenizer.decode)
+    """Completions of each prompt, which is read as the beginning of a document, or as what goes on behind vectors."""
+    encode = tokenizer.encode_prompt if soft_prompt is None else tokenizer.encode
+    ids = [encode(prompt) for prompt in prompts]
+    return generate(model, ids, config, decode=tokenizer.decode, soft_prompt=soft_prompt)

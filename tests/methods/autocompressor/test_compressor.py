@@ -9,7 +9,9 @@ import torch
 from compressors import by_formula, small
 from torch import Tensor
 
+from lmlab.errors import UserError
 from lmlab.methods.autocompressor import AutoCompressor
+from lmlab.methods.autocompressor.compressor.extend import tile_positions
 from lmlab.models import SegmentError, SoftPrompt
 
 _IDS = ((7 * torch.arange(24) + 3) % 37)[None]
@@ -143,6 +145,27 @@ def test_kernels_agree(ids: Tensor) -> None:
             assert torch.allclose(again, vectors, atol=1e-4)
             found.append(compressor(ids, soft_prompt=vectors).logits_BTV)
         assert all(torch.allclose(each, found[0], atol=1e-4) for each in found[1:])
+
+
+def test_many_more_segments_than_were_trained_are_said(ids: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    compressor = small("llama", kappa=1, trained_segments=2)
+    compressor.compress(ids, segment_lengths=6)
+    assert not caplog.records
+    compressor.compress(ids, segment_lengths=4)
+    assert "6 segments" in caplog.text
+
+
+def test_a_repeated_table_of_positions_gives_the_window_again(ids: Tensor) -> None:
+    model = small("opt").model
+    longer = tile_positions(model, 80)
+    assert longer.config.max_seq_len == 80
+    plain, again = model(ids).logits_BTV, longer(ids).logits_BTV
+    assert torch.equal(plain, again)
+    places = torch.arange(32, 32 + ids.shape[1])[None]
+    assert torch.equal(longer(ids, position_ids_BT=places).logits_BTV, plain)
+    for wrong, said in ((small("llama").model, "no table"), (longer, "not longer")):
+        with pytest.raises(UserError, match=said):
+            tile_positions(wrong, 80)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_the_command_prints_every_line(lmlab: Callable[..., Any], tmp_path: Path
     save_pretrained(Transformer(shape).initialize(0), tmp_path / "base")
     tokenizer.save(tmp_path / "base")
     AutoCompressor.from_base(tmp_path / "base", summary_length=2).save(tmp_path / "c", companions=tmp_path / "base")
-    write_jsonl(tmp_path / "docs.jsonl", ({"id": f"d{n}", "text": text} for n, text in enumerate(texts)))
+    rows = ({"id": f"d{n}", "text": text, "domain": "words", "group": ""} for n, text in enumerate(texts))
+    write_jsonl(tmp_path / "docs.jsonl", rows)
     command = ("compress", "ppl", tmp_path / "c", "--data", tmp_path / "docs.jsonl", "--context", "0,16,32")
     found = lmlab(*command, "--target", 16, "--segment", 16, "--base", tmp_path / "base", "--out", tmp_path / "ppl")
     assert found.code == 0, found.err
@@ -99,5 +100,14 @@ def test_the_command_prints_every_line(lmlab: Callable[..., Any], tmp_path: Path
     told = json.loads((tmp_path / "ppl" / "ppl.json").read_text())
     assert told["lines"]["base/0"]["loss"] == pytest.approx(told["lines"]["summary/0"]["loss"])
     assert told["lines"]["base/32"]["loss"] == pytest.approx(told["lines"]["full/32"]["loss"])
+    found = lmlab("compress", "report", tmp_path / "ppl", "--out", tmp_path / "page.html")
+    assert found.code == 0 and "shuffled" in (tmp_path / "page.html").read_text()
+    found = lmlab("compress", "report", tmp_path, "--out", tmp_path / "page.html")
+    assert found.code == 2 and "ppl.json" in found.err
+    stage = {"kind": "compress_ppl", "compressor": str(tmp_path / "c"), "documents": str(tmp_path / "docs.jsonl")}
+    stage |= {"context": [16, 32], "target": 16, "segment": 16, "base": str(tmp_path / "base")}
+    (tmp_path / "r.yaml").write_text(json.dumps({"name": "r", "stages": {"ppl": stage, "report": {"kind": "report"}}}))
+    assert lmlab("run", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 0
+    assert json.loads((tmp_path / "run" / "ppl" / "ppl.json").read_text())["lines"] == told["lines"]
     found = lmlab(*command, "--baseline", "nothing", "--out", tmp_path / "other")
     assert found.code == 2 and "baseline" in found.err

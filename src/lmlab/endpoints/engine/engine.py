@@ -14,7 +14,16 @@ import torch
 from lmlab.endpoints.engine.prefixes import Prefixes, shares, worth_sharing
 from lmlab.errors import UserError
 from lmlab.hardware import memory_bytes
-from lmlab.models import Continuation, Decoding, DecodingConfig, GrowingText, KVCache, PromptScores, Transformer
+from lmlab.models import (
+    Continuation,
+    Decoding,
+    DecodingConfig,
+    GrowingText,
+    KVCache,
+    PromptScores,
+    SoftPrompt,
+    Transformer,
+)
 from lmlab.models.generation.decoding import Decode, FinishReason, TopTokens, check_prompts
 
 _log = logging.getLogger(__name__)
@@ -53,12 +62,15 @@ class Job:
     """A request under way. It is iterated, or waited for, within the event loop that submitted it.
 
     Attributes:
+        context: vectors before the prompt, if there are any; such a job is read by itself.
         cancelled: nobody waits for it any more.
         cached_tokens: how much of the prompt did not have to be read.
     """
 
-    def __init__(self, prompt: Sequence[int], config: DecodingConfig, stream: bool) -> None:
-        self.prompt, self.config, self.stream = prompt, config, stream
+    def __init__(
+        self, prompt: Sequence[int], config: DecodingConfig, stream: bool, context: SoftPrompt | None = None
+    ) -> None:
+        self.prompt, self.config, self.stream, self.context = prompt, config, stream, context
         self.cancelled = False
         self.cached_tokens = 0
         self._loop = asyncio.get_running_loop()
@@ -177,22 +189,32 @@ class Engine:
         """Requests that wait for a place."""
         return len(self._waiting)
 
-    def submit(self, prompts: Sequence[Sequence[int]], config: DecodingConfig, stream: bool = False) -> list[Job]:
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: DecodingConfig,
+        stream: bool = False,
+        context: SoftPrompt | None = None,
+    ) -> list[Job]:
         """Ask for the continuations of prompts, within an event loop. They may run at different times.
+
+        Arguments:
+            context: vectors before each prompt.
 
         Raises:
             Busy: too many requests wait.
             EngineFailed: the engine is closed.
             UserError: a prompt is empty, or exceeds the model's `max_seq_len` or the memory with its continuations.
         """
-        check_prompts(self.model, [(prompt, config) for prompt in prompts], self._decode)
-        needed = config.num_samples * (max(map(len, prompts)) + config.max_new_tokens)
+        check_prompts(self.model, [(prompt, config) for prompt in prompts], self._decode, context)
+        before = 0 if context is None else context.length
+        needed = config.num_samples * (before + max(map(len, prompts)) + config.max_new_tokens)
         if needed > self.max_slots:
             raise UserError(
                 f"The request needs room for {needed} tokens, and there is memory for {self.max_slots}.",
                 "Lower the number of samples or of new tokens.",
             )
-        jobs = [Job(prompt, config, stream) for prompt in prompts]
+        jobs = [Job(prompt, config, stream, context) for prompt in prompts]
         with self._changed:
             if self._closing:
                 raise EngineFailed("the server is stopping")
@@ -238,6 +260,8 @@ class Engine:
         by piece.
         """
         begun = None
+        if job.context is not None:  # keys behind vectors do not belong to the ids alone
+            return None
         if not self._piecewise:  # the rotation of the first tokens depends on how many follow
             return None
         if self._shared(job):
@@ -258,7 +282,8 @@ class Engine:
         if begun is not None and len(jobs[0].prompt) - begun.length > self._max_read:
             self._decoding.read(jobs[0].prompt[begun.length : begun.length + self._max_read], begun)
             return
-        for job, rows in zip(jobs, self._decoding.add([(job.prompt, job.config) for job in jobs], begun), strict=True):
+        asked = [(job.prompt, job.config) for job in jobs]
+        for job, rows in zip(jobs, self._decoding.add(asked, begun, jobs[0].context), strict=True):
             self._running.append(_Running(job, rows, self._decode))
         self._reading, self._begun = [], None
         self._report()
@@ -298,25 +323,28 @@ class Engine:
             rows, room, longest = (
                 rows + job.config.num_samples,
                 max(room, job.config.max_new_tokens),
-                max(longest, len(job.prompt)),
+                max(longest, len(job.prompt) + (0 if job.context is None else job.context.length)),
             )
             too_many = rows > self.max_rows or rows * (max(length, longest) + room) > self.max_slots
             too_long = (len(admitted) + 1) * longest > self._max_read
             if (too_many and (live or admitted)) or (admitted and (too_long or self._better_alone(job, admitted))):
                 break
             admitted.append(self._waiting.popleft())
-            if self._shared(job):
+            if job.context is not None or self._shared(job):
                 break
         return admitted
 
     def _shared(self, job: Job) -> int:
         """How many tokens of a job's prompt need not be read, because an earlier one began with them."""
-        return 0 if job.config.score_prompt or not self._piecewise else self._prefixes.shared(job.prompt)
+        alone = job.config.score_prompt or not self._piecewise or job.context is not None
+        return 0 if alone else self._prefixes.shared(job.prompt)
 
     def _better_alone(self, job: Job, admitted: list[Job]) -> bool:
         """Whether a job has, or will have after these, a beginning that need not be read; such a job is read on its
         own.
         """
+        if job.context is not None:
+            return True
         if job.config.score_prompt:
             return False
         return bool(self._shared(job)) or any(

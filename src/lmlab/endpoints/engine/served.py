@@ -13,7 +13,7 @@ from lmlab.endpoints.engine.guides import Guides
 from lmlab.endpoints.engine.tools import told
 from lmlab.errors import UserError
 from lmlab.hardware import select_device, select_dtype
-from lmlab.models import DecodingConfig, Transformer
+from lmlab.models import DecodingConfig, SoftPrompt, Transformer
 from lmlab.runs import Model
 
 _SEED_BITS = 62
@@ -27,6 +27,7 @@ class ServedModel:
         end_token_ids: further tokens that end an answer, beside the tokenizer's.
         defaults: settings of sampling that hold where a request names none (`generation_defaults`).
         max_rows, max_waiting: as of `Engine`.
+        contexts: vectors by the names under which requests ask for them, to be read before their prompts.
 
     Raises:
         UserError: the model is one that writes no text.
@@ -41,6 +42,7 @@ class ServedModel:
         defaults: Mapping[str, Any] | None = None,
         max_rows: int | None = None,
         max_waiting: int = 128,
+        contexts: Mapping[str, SoftPrompt] | None = None,
     ) -> None:
         if network.config.num_labels is not None:
             raise UserError(f"'{name}' is a model that gives scalars and writes no text.")
@@ -50,6 +52,7 @@ class ServedModel:
                 " among later tokens too."
             )
         self.name, self.network, self.tokenizer = name, network, tokenizer
+        self.contexts = dict(contexts or {})
         self.eos_ids = tuple(sorted({*end_token_ids, tokenizer.eos_id}))
         defaults = dict(defaults or {})
         self.max_new_tokens: int | None = defaults.pop("max_new_tokens", None)
@@ -67,6 +70,11 @@ class ServedModel:
         device, found = select_device(), Model.find(place)
         network = found.load(device, select_dtype(precision, device))
         return cls(str(place), network, found.tokenizer(), found.end_token_ids(), found.generation_defaults())
+
+    def positions_before(self, context: str | None) -> int:
+        """How many positions of the window a context takes."""
+        found = None if context is None else self.contexts[context]
+        return 0 if found is None or not found.positions else found.budget or found.length
 
     @property
     def max_seq_len(self) -> int:

@@ -201,14 +201,16 @@ class _Server(Service):
     async def chat(self, request: Request) -> Response:
         """An answer to a conversation; as long as the context has room for if no length is given."""
         body = await self.read(request, ChatBody)
+        self._check_context(body)
         tools = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
         guide = await asyncio.to_thread(self._guide, body, tools)
         ids = await asyncio.to_thread(self.model.chat_ids, [message.plain() for message in body.messages], tools)
         given = body.max_completion_tokens or body.max_tokens
+        taken = len(ids) + self.model.positions_before(body.context)
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
         config = self._settings(
-            body, [ids], given or self.model.most_new_tokens(len(ids), body.n or 1), body.top_logprobs or 0
+            body, [ids], given or self.model.most_new_tokens(taken, body.n or 1), body.top_logprobs or 0
         )
         config = config.model_copy(update={"guide": guide})
         names = [tool["function"]["name"] for tool in tools]
@@ -237,6 +239,7 @@ class _Server(Service):
     async def completions(self, request: Request) -> Response:
         """Texts that go on, or with `echo` also the log-probabilities of the prompts themselves."""
         body = await self.read(request, CompletionBody)
+        self._check_context(body)
         if body.best_of not in (None, body.n or 1):
             raise ApiError(400, "'best_of' is not supported by this server.", "unsupported_parameter", "best_of")
         tokenizer = self.model.tokenizer
@@ -253,6 +256,13 @@ class _Server(Service):
         form = CompletionForm(tokenizer, body.logprobs, echoed, body.n or 1)
         return await self._answer(request, body, [ids for _, ids in prompts], config, form)
 
+    def _check_context(self, body: ChatBody | CompletionBody) -> None:
+        if body.context is not None and body.context not in self.model.contexts:
+            known = ", ".join(f"'{name}'" for name in self.model.contexts) or "none"
+            raise ApiError(
+                404, f"There is no context '{body.context}' here; there are: {known}.", "context_not_found", "context"
+            )
+
     async def _answer(
         self,
         request: Request,
@@ -261,7 +271,8 @@ class _Server(Service):
         config: DecodingConfig,
         form: Form,
     ) -> Response:
-        jobs = self.model.engine.submit(prompts, config, stream=bool(body.stream))
+        before = None if body.context is None else self.model.contexts[body.context]
+        jobs = self.model.engine.submit(prompts, config, bool(body.stream), before)
         if not body.stream:
             return json_response(await _unless_gone(request, whole(self.model, jobs, form), jobs))
         with_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -271,7 +282,8 @@ class _Server(Service):
     def _settings(
         self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], max_new_tokens: int, top: int
     ) -> DecodingConfig:
-        longest, limit = max(map(len, prompts)), self.model.max_seq_len
+        longest = max(map(len, prompts))
+        limit = self.model.max_seq_len - self.model.positions_before(body.context)
         if longest == 0:
             raise ApiError(400, "The prompt is empty.", "invalid_value", "prompt")
         if longest + max_new_tokens > limit:

@@ -110,7 +110,7 @@ class _Asked(_Body):
 
 class _Sampling(_Asked):
     """What both kinds of generating requests have; `top_k`, `min_p` and `repetition_penalty` are not OpenAI's, but
-    other servers take them too.
+    other servers take them too. `context` names vectors that the server holds, to be read before the prompt.
     """
 
     temperature: float | None = Field(default=None, ge=0)
@@ -119,6 +119,7 @@ class _Sampling(_Asked):
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     n: int | None = Field(default=None, ge=1, le=_MOST_SAMPLES)
+    context: str | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: int | None = None
     stream: bool | None = None

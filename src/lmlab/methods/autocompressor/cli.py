@@ -171,6 +171,34 @@ def icl(
     )
 
 
+@app.command(epilog=example("lmlab compress extend models/opt-125m models/opt-125m-4k --to 4096"))
+def extend(
+    model: Annotated[Path, typer.Argument(help="A model with a table of learned positions (OPT, GPT-2).")],
+    out: Annotated[Path, typer.Argument(help="The directory that is written.")],
+    to: Annotated[int, typer.Option(min=2, help="The longer window, in tokens.")],
+) -> None:
+    """Repeat a table of positions up to a longer window: the baseline of full attention, to be trained on."""
+    from lmlab.methods.autocompressor.compressor.extend import tile_positions
+    from lmlab.models import save_pretrained
+    from lmlab.runs import Model
+
+    found = Model.find(model)
+    save_pretrained(tile_positions(found.load(), to), out, companions=found.source)
+    print(f"A window of {to:,} tokens: {out}")
+
+
+@app.command(epilog=example("lmlab compress report ppl icl rag --out compress.html"))
+def report(
+    places: Annotated[list[Path], typer.Argument(help="Folders of ppl, icl, rag and rerank.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("compress.html"),
+) -> None:
+    """Show measurements on one page."""
+    from lmlab.methods.autocompressor.measure.pages import measured_sections
+    from lmlab.reports import Page
+
+    print(f"Page: {Page('Context compression', sections=measured_sections(places)).write(out)}")
+
+
 Store = Annotated[Path, typer.Option(help="A store of `encode --independent` with the passages' summaries.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others wrote; they can tell a model anything.")]
 

@@ -15,5 +15,6 @@ METHOD = Method(
         "compress_train": "lmlab.methods.autocompressor.stages:CompressTrain",
         "compress_fit": "lmlab.methods.autocompressor.stages:CompressFit",
         "compress_compare": "lmlab.methods.autocompressor.stages:CompressCompare",
+        "compress_ppl": "lmlab.methods.autocompressor.measure.stages:CompressPpl",
     },
 )

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from lmlab.files import cache_directory
 
+UNTRUSTED = "Vectors can tell a model anything, unseen. If you trust them: --trust"
+"""The remedy where what others wrote is asked for."""
+
 _KEY = "signing-key"
 
 

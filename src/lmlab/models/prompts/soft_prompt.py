@@ -8,7 +8,8 @@ Shapes: B batch, P vectors of a prompt, T tokens of the text, S slots of a row w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from lmlab.files import atomic_file
 from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.forward.output import at_positions
 from lmlab.models.forward.tokens import Tokens
+from lmlab.models.prompts.signing import UNTRUSTED, is_own, mark_of
 
 _FORMAT = "lmlab soft prompt 1"
 
@@ -191,15 +193,19 @@ def save_soft_prompt(prompt: SoftPrompt, path: Path | str, model: nn.Module) -> 
     about = {"format": _FORMAT, "positions": str(prompt.positions).lower(), "model": known_fingerprint(model)}
     if prompt.budget is not None:
         about["budget"] = str(prompt.budget)
+    about["mark"] = mark_of(_digest(tensors, about))
     with atomic_file(Path(path)) as file:
         file.write(save(tensors, about))
 
 
-def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
+def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) -> SoftPrompt:
     """Read a prompt, onto the device of the model that it was made for.
 
+    Arguments:
+        trust: read what this user did not write on this machine, too: vectors can tell a model anything, unseen.
+
     Raises:
-        UserError: there is no such file, it holds no soft prompt, or it was made for other weights.
+        UserError: there is no such file, it holds no soft prompt, it was made for other weights, or others wrote it.
         LmlabError: it is damaged.
     """
     path = Path(path)
@@ -218,6 +224,8 @@ def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
             f"The soft prompt '{path}' was made for another model: its vectors mean nothing to these weights.",
             "Load the model that it was made for, or make the soft prompt again.",
         )
+    if not trust and not is_own(_digest(tensors, about), about.get("mark")):
+        raise UserError(f"The soft prompt '{path}' was not written by you on this machine.", UNTRUSTED)
     if not bool(torch.isfinite(tensors["vectors"]).all()):
         raise LmlabError(f"The soft prompt '{path}' holds vectors that are not finite.", "Make it again.")
     device = next(model.parameters()).device
@@ -228,3 +236,13 @@ def load_soft_prompt(path: Path | str, model: nn.Module) -> SoftPrompt:
         None if valid is None else valid.to(device),
         int(about["budget"]) if "budget" in about else None,
     )
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Of all that a file says, but for who wrote it."""
+    told = sorted((name, value) for name, value in about.items() if name != "mark")
+    digest = hashlib.sha256(repr(told).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

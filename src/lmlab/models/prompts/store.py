@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,10 @@ from torch import Tensor
 from lmlab.config import Config, validate
 from lmlab.errors import LmlabError, UserError, did_you_mean, reads
 from lmlab.files import atomic_file, read_jsonl, read_mapping, sha256_file, write_json
-from lmlab.models.prompts.signing import is_own, mark_of
-from lmlab.models.prompts.soft_prompt import SoftPrompt
+from lmlab.models.fingerprint import known_fingerprint
+from lmlab.models.prompts.signing import UNTRUSTED, is_own, mark_of
+from lmlab.models.prompts.soft_prompt import SoftPrompt, load_soft_prompt
+from lmlab.models.transformer import Transformer
 
 META, FORMAT = "meta.json", "lmlab summary store 1"
 _PART = re.compile(r"part-(\d{5,})\.json")
@@ -346,8 +348,8 @@ class SummaryStore:
         if not self.trust and not is_own(json.dumps(digests), told.get("mark")):
             raise UserError(
                 f"The vectors in '{stem}' were not written by you on this machine (by {told.get('written_by')!r}, they"
-                " say): vectors can tell a model anything, unseen.",
-                "If you trust them: --trust, or SummaryStore(path, trust=True).",
+                " say).",
+                UNTRUSTED,
             )
         self._known.add(number)
 
@@ -360,6 +362,37 @@ class SummaryStore:
 
     def _forget(self) -> None:
         vars(self).pop("_index", None)
+
+
+def find_soft_prompt(place: str | Path, model: Transformer, *, trust: bool = False) -> SoftPrompt:
+    """The vectors at a place: a file of `save_soft_prompt`, or a text of a store, as STORE/ID.
+
+    Arguments:
+        model: that will read them, on whose device they are put.
+        trust: also what this user did not write on this machine.
+
+    Raises:
+        UserError: there is no such thing, it is of other weights, or others wrote it.
+        LmlabError: it is damaged.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return load_soft_prompt(path, model, trust=trust)
+    folder = next((each for each in (path, *path.parents) if (each / META).is_file()), None)
+    if folder is None:
+        raise UserError(
+            f"There is no soft prompt at '{place}': neither a file nor a text of a store (STORE/ID).",
+            "Make one: lmlab compress text, or lmlab compress encode",
+        )
+    store = SummaryStore(folder, trust=trust)
+    if folder == path:
+        raise UserError(
+            f"'{place}' is a store of {len(store):,} texts.", f"Name one: {place}/{next(iter(store.ids), 'ID')}"
+        )
+    weight = next(model.parameters())
+    store.check(known_fingerprint(model), model.config.d_model)
+    found = store.get(path.relative_to(folder).as_posix())
+    return replace(found, vectors_BPD=found.vectors_BPD.to(weight.device))
 
 
 def packed(vectors_RND: Tensor, dtype: RowType) -> dict[str, Tensor]:

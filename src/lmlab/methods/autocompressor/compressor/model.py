@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, M tokens of a segment, N summary tokens of a segment,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from lmlab.models.internals.parts import part
 if TYPE_CHECKING:
     from lmlab.methods.autocompressor.compressor.generate import Generated
 
+_log = logging.getLogger(__name__)
 _NOISE = 0.02
 
 
@@ -417,6 +419,7 @@ class AutoCompressor(nn.Module):
             segment_lengths = longest_segment(
                 self.model.config, self.summary_length, input_ids.shape[1], held, self.config.position_budget
             )
+        self._warn_of_many(before, input_ids.shape[1], segment_lengths)
         was_training = self.training
         self.eval()
         try:
@@ -431,6 +434,17 @@ class AutoCompressor(nn.Module):
             ).summary
         finally:
             self.train(was_training)
+
+    def _warn_of_many(self, before: SummaryVectors, total: int, segment_lengths: int | Sequence[int]) -> None:
+        """Say that rotary positions reach beyond what was trained."""
+        known, segments = self.config.trained_segments, before.segments + len(lengths_of(total, segment_lengths, total))
+        if self.positions and self.config.accumulate and known is not None and segments > 2 * known:
+            _log.warning(
+                "The text has %d segments, and the compressor was trained on %d: with rotary positions, vectors of more"
+                " than twice as many are read at places that it has not learned.",
+                segments,
+                known,
+            )
 
     def generate(
         self,

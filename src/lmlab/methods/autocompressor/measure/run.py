@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmlab.data import Tokenizer
+from lmlab.data import Document, Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_jsonl
 from lmlab.hardware import select_device
@@ -28,6 +28,17 @@ def run_ppl(
     others: Mapping[str, str | None] | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
+    """Measure a compressor on the documents at a location; see `measure_texts`."""
+    return measure_texts(compressor, documents_of(data, fields or {}), config, out, others)
+
+
+def measure_texts(
+    compressor: str,
+    documents: Iterable[Document],
+    config: PplConfig,
+    out: Path,
+    others: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
     """Measure a compressor on documents; see `measure_ppl`.
 
     Arguments:
@@ -45,7 +56,7 @@ def run_ppl(
     tokenizer = Model.find(compressor).tokenizer()
     loaded = {name: compressor_or_model(place, device, tokenizer) for name, place in given.items()}
     measurement = Measurement(load_compressor(compressor, device), settings, loaded)
-    texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents_of(data, fields or {})]
+    texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents]
     return measure_ppl(measurement, texts, out)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the stage `compress_train`."""
+"""Settings of the stages `compress_train` and `compress_ppl`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from lmlab.config import Config
-from lmlab.methods.autocompressor.config import CompressorConfig, SegmentsConfig, SummaryInit, check_trains
-from lmlab.runs import ModelInput, TokensInput
+from lmlab.methods.autocompressor.config import (
+    CompressorConfig,
+    PplConfig,
+    SegmentsConfig,
+    SummaryInit,
+    check_trains,
+)
+from lmlab.runs import DocumentsInput, ModelInput, TokensInput
 from lmlab.stages.parts.adapters import Adapters, check_adapters
 from lmlab.train import TrainerConfig
 
@@ -50,3 +56,21 @@ class CompressTrainConfig(Config):
         check_adapters(self.lora, self.start)
         check_trains(self.compressor, self.segments)
         return self
+
+
+class CompressPplConfig(PplConfig):
+    """A measurement of a compressor on documents.
+
+    Attributes:
+        compressor: what is measured.
+        documents: the texts.
+        split: of them, where a stage collected them: heldout or train.
+        rmt: a compressor that replaces vectors, for the line rmt.
+        base: a plain model, for the line base.
+    """
+
+    compressor: ModelInput
+    documents: DocumentsInput
+    split: Literal["heldout", "train"] = "heldout"
+    rmt: ModelInput | None = None
+    base: ModelInput | None = None
