@@ -34,7 +34,8 @@ from .presets import PRESETS
 from .prompts.prompt_tuning import PromptTuned
 from .prompts.segments import Segment, SegmentError, segment_forward
 from .prompts.soft_prompt import SoftPrompt, load_soft_prompt, save_soft_prompt
-from .prompts.store import RowType, StoreMeta, StoreRow, SummaryStore, find_soft_prompt
+from .prompts.store import SummaryStore, find_soft_prompt
+from .prompts.store_rows import RowType, StoreMeta, StoreRow
 from .reach import label_log_probs, long_short_difference, near_log_probs
 from .transformer import Transformer, named_tensors, with_scalar_head
 from .window import WITHOUT_WEIGHTS, WindowConfig, extended_theta, window_notice, with_window

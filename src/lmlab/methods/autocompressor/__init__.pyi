@@ -1,4 +1,5 @@
-from .compressor.model import AutoCompressor, CompressorOutput
+from .compressor.model import AutoCompressor
+from .compressor.output import CompressorOutput
 from .compressor.vectors import SummaryVectors
 from .config import CompressorConfig, SegmentsConfig
 from .store.encode import EncodeJob, SummaryStore, encode, summaries_of

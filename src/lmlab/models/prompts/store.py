@@ -13,79 +13,28 @@ import getpass
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lmlab.config import Config, validate
+from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError, did_you_mean, reads
 from lmlab.files import atomic_file, read_jsonl, read_mapping, sha256_file, write_json
 from lmlab.models.fingerprint import known_fingerprint
 from lmlab.models.prompts.signing import UNTRUSTED, is_own, mark_of
 from lmlab.models.prompts.soft_prompt import SoftPrompt, load_soft_prompt
+from lmlab.models.prompts.store_rows import StoreMeta, StoreRow, packed, unpacked
 from lmlab.models.transformer import Transformer
 
 META, FORMAT = "meta.json", "lmlab summary store 1"
 _PART = re.compile(r"part-(\d{5,})\.json")
-RowType = Literal["fp32", "fp16", "int8"]
-
-
-class StoreMeta(Config):
-    """What all rows of a store have in common.
-
-    Attributes:
-        model: fingerprint of the weights that read the vectors.
-        compressor: fingerprint of all that wrote them.
-        tokenizer: fingerprint of the tokenizer of the texts.
-        summary_length: kappa, vectors of a row.
-        width: of a vector.
-        dtype: how rows are stored; int8 has a scale for each vector.
-        segment: tokens of a segment.
-        independent: every segment was compressed by itself; without, after those before it.
-        positions, budget: as in `SoftPrompt`.
-        attention: the way attention was computed.
-        source: what was compressed.
-    """
-
-    model: str
-    compressor: str
-    tokenizer: str | None = None
-    summary_length: PositiveInt
-    width: PositiveInt
-    dtype: RowType = "fp16"
-    segment: PositiveInt | None = None
-    independent: bool = False
-    positions: bool = True
-    budget: PositiveInt | None = None
-    attention: str = "auto"
-    source: str | None = None
-
-
-class StoreRow(Config):
-    """What is known of a row.
-
-    Attributes:
-        id: of the text.
-        segment: its number in the text.
-        tokens: that it stands for.
-        text: SHA-256 of the text.
-        model, compressor: fingerprints of the weights that read and wrote it.
-    """
-
-    id: str
-    segment: NonNegativeInt
-    tokens: NonNegativeInt
-    text: str
-    model: str
-    compressor: str
 
 
 @dataclass(frozen=True)
@@ -393,20 +342,6 @@ def find_soft_prompt(place: str | Path, model: Transformer, *, trust: bool = Fal
     store.check(known_fingerprint(model), model.config.d_model)
     found = store.get(path.relative_to(folder).as_posix())
     return replace(found, vectors_BPD=found.vectors_BPD.to(weight.device))
-
-
-def packed(vectors_RND: Tensor, dtype: RowType) -> dict[str, Tensor]:
-    """Rows as they are stored."""
-    if dtype == "int8":
-        scale_RN = vectors_RND.abs().amax(-1).clamp(min=1e-12) / 127
-        return {"vectors": (vectors_RND / scale_RN[..., None]).round().to(torch.int8), "scales": scale_RN}
-    return {"vectors": vectors_RND.to(torch.float16 if dtype == "fp16" else torch.float32).contiguous()}
-
-
-def unpacked(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Stored rows in fp32."""
-    vectors_RND = tensors["vectors"].float()
-    return vectors_RND * tensors["scales"][..., None] if "scales" in tensors else vectors_RND
 
 
 def _stem(number: int) -> str:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.hooks import RemovableHandle
 
 from lmlab.config import validate
 from lmlab.errors import UserError
+from lmlab.methods.autocompressor.compressor.output import CompressorOutput, SegmentLoss, next_tokens
+from lmlab.methods.autocompressor.compressor.router_losses import RouterLossesWithin
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
+from lmlab.methods.autocompressor.compressor.starting import NOISE, first_summary_tokens
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
 from lmlab.methods.autocompressor.config import CompressorConfig, SummaryInit
 from lmlab.models import (
@@ -36,44 +38,6 @@ if TYPE_CHECKING:
     from lmlab.methods.autocompressor.compressor.generate import Generated
 
 _log = logging.getLogger(__name__)
-_NOISE = 0.02
-
-
-@dataclass(frozen=True)
-class SegmentLoss:
-    """Cross-entropy of a segment, summed over its labels.
-
-    Attributes:
-        router: what the losses of routers add to the mean loss of a token; None without routers that learn.
-        counts_LE: tokens that chose each expert, with it.
-    """
-
-    loss: TokenLoss
-    tokens: int
-    router: Tensor | None = None
-    counts_LE: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class CompressorOutput:
-    """What a pass over a text in segments gives.
-
-    Attributes:
-        summary: the vectors after its last segment: those of all segments that were summarized.
-        logits_BTV: next-token logits, if asked for.
-        loss: mean cross-entropy of the labels, if labels were given; 0 where there is none.
-        segments: the losses of the segments.
-    """
-
-    summary: SummaryVectors
-    logits_BTV: Tensor | None = None
-    loss: Tensor | None = None
-    segments: list[SegmentLoss] = field(default_factory=list)
-
-    @property
-    def soft_prompt(self) -> SoftPrompt:
-        """The vectors as the model takes them before a text."""
-        return self.summary.soft_prompt
 
 
 class AutoCompressor(nn.Module):
@@ -121,7 +85,7 @@ class AutoCompressor(nn.Module):
         accumulate: bool = True,
         init: SummaryInit = "eos",
         *,
-        noise: float = _NOISE,
+        noise: float = NOISE,
         eos_id: int | None = None,
         seed: int = 0,
         **config: Any,
@@ -172,29 +136,9 @@ class AutoCompressor(nn.Module):
 
     @torch.no_grad()
     def initialize_summary(self, init: SummaryInit, noise: float, eos_id: int | None, seed: int) -> None:
-        """Set the summary tokens (section 2.5 of the reference's defects: after loading, not before).
-
-        Raises:
-            UserError: the end mark is not known.
-        """
-        table = self.model.embedding.weight[: self.model.config.vocab_size].detach()
-        shape = self.summary_embedding_ND.shape
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if init == "eos":
-            if eos_id is None:
-                raise UserError(
-                    "The model does not say which token ends a text, from whose embedding summary tokens begin.",
-                    "Give eos_id, or another init: noise, mean or vocab.",
-                )
-            rows = table[eos_id].double().expand(shape) + noise * drawn.to(table.device)
-        elif init == "mean":
-            rows = table.double().mean(0).expand(shape) + noise * drawn.to(table.device)
-        elif init == "vocab":
-            rows = table[torch.randint(0, len(table), (shape[0],), generator=generator).to(table.device)].double()
-        else:
-            rows = (noise or _NOISE) * drawn
-        self.summary_embedding_ND.copy_(rows)
+        """Set the summary tokens, once the weights are there; see `first_summary_tokens`."""
+        rows_ND = first_summary_tokens(self.model, self.summary_length, init, noise, eos_id, seed)
+        self.summary_embedding_ND.copy_(rows_ND)
 
     @property
     def summary_length(self) -> int:
@@ -348,7 +292,7 @@ class AutoCompressor(nn.Module):
             held, accounts.counts_of_step = accounts.counts_of_step, counted
             prompt = replace(before, vectors_BPD=vectors_BPD).soft_prompt if before.length else None
             try:
-                with _router_losses(self.model) as routers:
+                with RouterLossesWithin(self.model) as routers:
                     out = segment_forward(self.model, prompt, embeds_BTD, mask_BM, len(table_ND))
             finally:  # a second pass ends as soon as it has what is needed
                 if again:  # what is computed twice counts once
@@ -492,30 +436,3 @@ class AutoCompressor(nn.Module):
                 "Train it with compressor.nested: true, or take whole summaries.",
             )
         return self.summary_embedding_ND[:summary_length]
-
-
-def next_tokens(labels: Tensor) -> Tensor:
-    """Labels at the places that predict them, from labels at their own places; nothing follows the last."""
-    return torch.cat((labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)), 1)
-
-
-class _router_losses:
-    """The losses of routers of the passes within, of a model that has some."""
-
-    def __init__(self, model: Transformer) -> None:
-        self._model, self._found = model, list[Any]()
-        self._handle: RemovableHandle | None = None
-
-    def __enter__(self) -> list[Any]:
-        if self._model.mixtures and self._model.training and torch.is_grad_enabled():
-            self._handle = self._model.register_forward_hook(
-                lambda module, arguments, output: (
-                    None if output.router_losses is None else self._found.append(output.router_losses)
-                )
-            )
-        return self._found
-
-    def __exit__(self, *error: object) -> Literal[False]:
-        if self._handle is not None:
-            self._handle.remove()
-        return False

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lmlab.data import Batch
 from lmlab.distributed import sum_over_all
-from lmlab.methods.autocompressor.compressor.model import AutoCompressor, SegmentLoss
+from lmlab.methods.autocompressor.compressor.model import AutoCompressor
+from lmlab.methods.autocompressor.compressor.output import SegmentLoss
 from lmlab.methods.autocompressor.compressor.segmenting import (
     block_borders,
     equal_lengths,

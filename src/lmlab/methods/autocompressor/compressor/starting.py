@@ -1,0 +1,49 @@
+"""What summary tokens begin as.
+
+Shapes: N summary tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import UserError
+from lmlab.methods.autocompressor.config import SummaryInit
+from lmlab.models import Transformer
+
+NOISE = 0.02
+"""Standard deviation of what is added, so that tokens without positions differ."""
+
+
+def first_summary_tokens(
+    model: Transformer, count: int, init: SummaryInit, noise: float, eos_id: int | None, seed: int
+) -> Tensor:
+    """A table of summary tokens, [N, D].
+
+    In the reference the end mark's embedding is set before the weights are loaded, and is lost: here it is taken from
+    the weights.
+
+    Arguments:
+        init: the end mark's embedding (eos) or the mean of all, with noise; noise alone; or tokens that are drawn.
+
+    Raises:
+        UserError: the end mark is not known.
+    """
+    table = model.embedding.weight[: model.config.vocab_size].detach()
+    generator = torch.Generator().manual_seed(seed)
+    drawn_ND = torch.randn(count, table.shape[1], generator=generator, dtype=torch.float64).to(table.device)
+    match init:
+        case "eos" if eos_id is None:
+            raise UserError(
+                "The model does not say which token ends a text, from whose embedding summary tokens begin.",
+                "Give eos_id, or another init: noise, mean or vocab.",
+            )
+        case "eos":
+            return table[eos_id].double() + noise * drawn_ND
+        case "mean":
+            return table.double().mean(0) + noise * drawn_ND
+        case "vocab":
+            return table[torch.randint(0, len(table), (count,), generator=generator).to(table.device)].double()
+        case _:
+            return (noise or NOISE) * drawn_ND
