@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from lmlab.data import Tokenizer
+from lmlab.errors import UserError
 from lmlab.files import read_json
 from lmlab.runs import Recipe
 
@@ -372,3 +374,19 @@ def test_wrong_arguments_of_commands(lmlab, tmp_path, monkeypatch, arguments, ex
     shown = lmlab(*arguments)
     assert shown.code == 2
     assert expected in shown.err
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, lmlab):
+    """`lmlab convert "$SOURCE" "$TARGET"` with a variable that is not set wrote into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for command in ("convert", "", "x"), ("convert", "x", ""), ("serve", ""), ("olmoe", "trace", "", "t", "--out", "o"):
+        found = lmlab(*command)
+        assert found.code == 2 and "the path is empty" in found.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_not_unicode_is_the_users():
+    tokenizer = Tokenizer.train(["a text"], 300)
+    for call in (tokenizer.encode, tokenizer.encode_prompt, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match="is no character"):
+            call("a\udcff")

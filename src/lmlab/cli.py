@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 import typer
@@ -30,12 +30,12 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, name: str) -> Any:
         """A command; of a method only what the list of commands shows."""
-        return _shown(name) if name in self._of_methods() else super().get_command(ctx, name)
+        return _shown(name) if name in self._of_methods() else _with_paths(super().get_command(ctx, name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """What is called."""
         if args and args[0] in self._of_methods():
-            return args[0], _loaded(args[0]), args[1:]
+            return args[0], _with_paths(_loaded(args[0])), args[1:]
         return super().resolve_command(ctx, args)
 
     def _of_methods(self) -> dict[str, plugins.Method]:
@@ -53,6 +53,23 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("Interrupted.", "Run the same command again to go on.") from None
+
+
+def _with_paths(command: Any) -> Any:
+    """A command whose paths are never empty: a variable of the shell that is not set would mean the current folder."""
+    for parameter in getattr(command, "params", ()):
+        if "Path" in repr(getattr(parameter, "type_descriptor", getattr(parameter, "type", ""))):
+            parameter.process_value = partial(_processed, type(parameter), parameter)
+    for each in getattr(command, "commands", {}).values():
+        _with_paths(each)
+    return command
+
+
+def _processed(kind: Any, parameter: Any, context: Any, value: Any) -> Any:
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, str) and not each.strip():
+            raise UserError(f"{parameter.opts[0]}: the path is empty.", "Is a variable of the shell not set?")
+    return kind.process_value(parameter, context, value)
 
 
 app = typer.Typer(

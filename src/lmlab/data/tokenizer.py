@@ -127,7 +127,7 @@ class Tokenizer:
         Arguments:
             special_tokens: what a special token becomes that is spelled in the text.
         """
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.backend.encode(_unicode(text), add_special_tokens=False).ids
         if special_tokens == "as_text" and self._spells_special(text, ids):
             return self._spelled.encode_batch([text])[0]
         return ids
@@ -144,7 +144,7 @@ class Tokenizer:
             kept = self.encode(text, "as_text")
             if kept != self.encode(text):
                 return [*self.begin_ids, *kept]
-        ids: list[int] = self.backend.encode(text).ids
+        ids: list[int] = self.backend.encode(_unicode(text)).ids
         ids = ids[: len(ids) - self._ending]
         if not ids or (self._add_bos and ids[0] != self.bos_id):
             return [self.bos_id, *ids]
@@ -156,7 +156,8 @@ class Tokenizer:
         Arguments:
             special_tokens: what a special token becomes that is spelled in a text.
         """
-        found = [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        read = [_unicode(text) for text in texts]
+        found = [encoding.ids for encoding in self.backend.encode_batch_fast(read, add_special_tokens=False)]
         if special_tokens == "as_text":
             # few texts spell one, and of these ids alone tell: the copy that keeps them text is made when it is needed
             spelled = [number for number, ids in enumerate(found) if self._spells_special(texts[number], ids)]
@@ -307,6 +308,19 @@ class Tokenizer:
                 "Set eos_token in tokenizer_config.json.",
             )
         return id
+
+
+def _unicode(text: str) -> str:
+    """A text that has an encoding: names of files and arguments of commands may hold bytes that are none."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"A text holds {text[error.start]!r} at character {error.start:,}, which is no character.",
+                "It is not UTF-8: convert it first.",
+            ) from None
+    return text
 
 
 def _untrimmed(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
