@@ -164,6 +164,8 @@ def from_unforeseen(error: Exception, extras: Collection[str] = (), purpose: str
         return LmlabError(f"The memory does not suffice{where}.", "Lower batch sizes or lengths, or use fewer workers.")
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         return UserError(f"{str(error).replace('from', 'at')}: a link leads back to itself.", "Remove the link.")
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(f"A file is read{where} that is not UTF-8 (byte {error.start:,}).", "Save it as UTF-8.")
     if isinstance(error, UnicodeEncodeError):
         return UserError(
             f"A name or text that is not UTF-8 is met{where}: {error.object[: error.end]!r:.200}.",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lmlab.errors import UserError
+from lmlab.files import decode_utf8
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
 from lmlab.methods.corpus_poisoning.attack.crafted import ATTACKERS, AdversarialSet, query_digests
 from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
@@ -94,7 +95,16 @@ def _attackers(attack_queries: str | None, place: Path) -> set[str]:
     if attack_queries is not None:
         return set(query_digests(read_queries(attack_queries).texts))
     path = (place if place.is_dir() else place.parent) / ATTACKERS
-    return set(path.read_text("utf-8").split()) if path.exists() else set()
+    if not path.exists():
+        return set()
+    found = decode_utf8(path.read_bytes(), f"'{path}'").split()
+    size = len(query_digests(["of this length"])[0])
+    if any(len(each) != size for each in found):
+        raise UserError(
+            f"'{path}' is damaged: it would not keep all of the attacker's queries out of the evaluation.",
+            "Copy it again, or name the queries with --attack-queries.",
+        )
+    return set(found)
 
 
 def _held_out(asked: Queries, known: set[str], allow: bool, notices: list[str]) -> list[int]:
