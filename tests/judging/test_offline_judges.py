@@ -51,6 +51,7 @@ def test_a_grade_is_the_mean_share_of_its_key_points() -> None:
     calibrated = PointJudge([Words()], calibration=Calibration("isotonic", (0.0, 3.0), (1.0, 2.0)))
     assert judge_answers(calibrated, items[:1])[0].grades["correctness"] == 2.0
     assert calibrated.prompt_hash != PointJudge([Words()]).prompt_hash
+    assert judge_answers(PointJudge([Words()]), []) == [] and judge_answers(calibrated, items[5:])[0].graded is False
 
 
 def test_of_three_answers_each_figure_of_each_point_is_standardized() -> None:
@@ -171,6 +172,7 @@ def test_a_classifier_of_ones_own(shape: tuple[Any, Any]) -> None:
     assert nli.length == (160 if shape[0] == 1 else 256) and nli.fixed == (shape[0] == 1)
     both = OnnxNli(Session(*shape), Pairs(), {0: "entailment", 1: "contradiction"}, "file")
     assert both.score(items)[0][0] == pytest.approx(1, abs=0.01)
+    assert both.score([]) == []
     with pytest.raises(UserError, match="None of the labels"):
         OnnxNli(Session(*shape), Pairs(), {0: "a", 1: "b"}, "file")
 

@@ -125,6 +125,8 @@ class OnnxNli:
                 ]
             else:
                 rows.append(self.session.run(None, feed)[0])
+        if not rows:
+            return np.zeros((0, 1 + max(each for each in (self.support, self.conflict) if each is not None)))
         logits = np.concatenate(rows).astype(float)
         exponents = np.exp(logits - logits.max(1, keepdims=True))
         return exponents / exponents.sum(1, keepdims=True)

@@ -79,7 +79,7 @@ class PointJudge:
     def judge(self, items: Sequence[AnswerItem], take: Take) -> None:
         """Score all items, then grade each."""
         known = [number for number, item in enumerate(items) if item.key_points]
-        figures = [scorer.score([items[number] for number in known]) for scorer in self.scorers]
+        figures = [scorer.score([items[number] for number in known]) for scorer in self.scorers if known]
         for number, item in enumerate(items):
             if not item.key_points:
                 take(number, AnswerGrades({self.headline: None}, "no_key_points", ("no_key_points",)))
