@@ -175,6 +175,15 @@ def test_an_empty_answer_is_wrong_by_rule_and_shown_to_nobody() -> None:
     assert found[1] == found[2] and len(asked) == 1  # equal answers are paid for once
 
 
+def test_what_is_private_is_not_sent() -> None:
+    item = AnswerItem("q", "I am Ann Lee, why?", "So, Ann.", ("Ann Lee asks",), "By Ann Lee, ann@lee.org.")
+    (found,), asked = judged(lambda request: GOOD, [item], asking=Asking(redact=("Ann( Lee)?", r"\S+@\S+")))
+    content = asked[0].messages[-1]["content"]
+    assert "Ann" not in content and "ann@" not in content and content.count("[redacted]") == 5 and found.status == "ok"
+    with pytest.raises(UserError, match="no regular expression"):
+        judged(lambda request: GOOD, asking=Asking(redact=("(",)))
+
+
 def test_json_is_held_to_a_schema() -> None:
     reply = '{"presentation": {"explanation": "x", "grade": 2.5}, "correctness": {"explanation": "y", "grade": 1}}'
     (found,), asked = judged(lambda request: reply, asking=Asking("json"))

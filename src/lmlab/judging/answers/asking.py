@@ -6,6 +6,7 @@ without a grade.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,7 @@ class Asking:
         temperature: None for 0, or for 0.7 with several samples.
         max_tokens: of a reply; a reply that was cut is asked for again with twice as many.
         reasks: at most, for a reply that cannot be read.
+        redact: regular expressions; what they find is not shown to the judge.
     """
 
     reading: Reading = "text"
@@ -61,6 +63,7 @@ class Asking:
     temperature: float | None = None
     max_tokens: int = 800
     reasks: int = 2
+    redact: tuple[str, ...] = ()
 
     @property
     def heat(self) -> float:
@@ -113,6 +116,7 @@ class RubricJudge:
         self.rubric, self.endpoint, self.asking = rubric, endpoint, asking
         self.cache = None if cache is None else Path(cache)
         self.backend = backend
+        self._hidden = [_pattern(each) for each in asking.redact]
         self.name = f"{endpoint.backend}:{endpoint.model}, {rubric.name}, {asking.reading}"
         self.name += f", {asking.samples} samples" if asking.samples > 1 else ""
 
@@ -134,7 +138,7 @@ class RubricJudge:
     @property
     def prompt_hash(self) -> str:
         """Of the rubric and of how it is asked."""
-        how = [self.asking.reading, self.asking.samples, self.asking.heat, self.asking.reasks]
+        how = [self.asking.reading, self.asking.samples, self.asking.heat, self.asking.reasks, self.asking.redact]
         return sha256_json([self.rubric.prompt_hash, *how])
 
     def judge(self, items: Sequence[AnswerItem], take: Take) -> None:
@@ -161,7 +165,7 @@ class RubricJudge:
 
     def _parts(self, items: Sequence[AnswerItem]) -> Iterable[_Part]:
         labels = self.asking.reading == "labels"
-        for number, item in enumerate(items):
+        for number, item in enumerate(map(self._shown, items)):
             points: Sequence[int | None] = range(len(item.key_points)) if self.rubric.form == "points" else [None]
             criteria: Sequence[int | None] = [None]
             if labels and self.rubric.form == "grades" and len(self.criteria) > 1:
@@ -170,6 +174,21 @@ class RubricJudge:
                 for criterion in criteria:
                     for sample in range(1 if labels else self.asking.samples):
                         yield _Part(number, sample, self._request(item, sample, point, criterion), point, criterion)
+
+    def _shown(self, item: AnswerItem) -> AnswerItem:
+        """What is shown of an item."""
+        if not self._hidden:
+            return item
+
+        def redacted(text: str) -> str:
+            for pattern in self._hidden:
+                text = pattern.sub("[redacted]", text)
+            return text
+
+        chapter = None if item.chapter is None else redacted(item.chapter)
+        points = tuple(map(redacted, item.key_points))
+        question, answer = redacted(item.question), redacted(item.answer)
+        return replace(item, question=question, answer=answer, key_points=points, chapter=chapter)
 
     def _request(self, item: AnswerItem, sample: int, point: int | None, criterion: int | None) -> ChatRequest:
         how, rubric = self.asking, self.rubric
@@ -291,6 +310,13 @@ class RubricJudge:
         return self.scale.minimum + share * (self.scale.maximum - self.scale.minimum)
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"redact: '{text}' is no regular expression ({error}).") from None
+
+
 def _own(request: ChatRequest) -> int:
     """The number of messages of the question itself, before what the judge replied and was told."""
     return next(
@@ -339,6 +365,6 @@ def make(text: str, config: AnswerJudgeConfig, cache: Path | None = None) -> Rub
     """
     if not text.partition(":")[2]:
         raise UserError(f"The judge '{text}' names no model.", f"Write {text.partition(':')[0]}:MODEL.")
-    asking = Asking(config.reading, config.samples, config.temperature, config.max_tokens, config.reasks)
+    asking = Asking(config.reading, config.samples, config.temperature, config.max_tokens, config.reasks, config.redact)
     endpoint = Endpoint.named(text, **config.endpoint_options())
     return RubricJudge(GradingRubric.load(config.rubric), endpoint, asking, cache)

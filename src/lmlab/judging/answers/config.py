@@ -26,6 +26,7 @@ class AnswerJudgeConfig(EndpointSettings):
         temperature: of the replies; by default 0, and 0.7 for several samples.
         max_tokens: of a reply.
         reasks: how often an unreadable reply is asked for again, at most.
+        redact: regular expressions; what they find in an item is not shown to a judge that is asked.
         disagreement: of a panel, in grade points, from which an answer is flagged for people.
         calibration: file of a calibration (`lmlab judge calibrate`) for the judges by key points.
         replies: for `replay` the recorded replies, for `mock` the script.
@@ -39,6 +40,7 @@ class AnswerJudgeConfig(EndpointSettings):
     temperature: NonNegativeFloat | None = None
     max_tokens: PositiveInt = 800
     reasks: NonNegativeInt = 2
+    redact: tuple[str, ...] = ()
     disagreement: PositiveFloat = 1.0
     calibration: Path | None = None
     replies: Path | None = None
