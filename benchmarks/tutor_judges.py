@@ -1,10 +1,10 @@
 """What judges of answers are worth: how they order answers, how their replies are read, and means from few labels.
 
-    python benchmarks/tutor_judges.py order --model models/smollm2       # figure 3, some minutes of one core
-    python benchmarks/tutor_judges.py order --judges coverage                  # without a language model, seconds
-    python benchmarks/tutor_judges.py order --nli FILE.onnx                    # with a classifier of one's own beside it
-    python benchmarks/tutor_judges.py fuzz                                     # 100,000 mutated replies, long replies
-    python benchmarks/tutor_judges.py estimate --draws 2000                    # coverage and width of intervals
+    python benchmarks/tutor_judges.py order --model models/smollm2  # figure 3, some minutes of one core
+    python benchmarks/tutor_judges.py order --judges coverage  # without a language model, seconds
+    python benchmarks/tutor_judges.py order --nli FILE.onnx  # with a classifier of one's own beside it
+    python benchmarks/tutor_judges.py fuzz  # 100,000 mutated replies, long replies
+    python benchmarks/tutor_judges.py estimate --draws 2000  # coverage and width of intervals
 
 `order` takes 24 questions over eight chapters with a right, an incomplete and a wrong answer each, contradictions of
 their first key points, and held-out contradictions; as controls key points are exchanged between questions. Intervals
