@@ -36,6 +36,8 @@ from lmlab.reports.blocks import NoteKind
 
 _BIASED = 0.1
 
+_MOST_LABELS = 12  # of domains, in a table of thresholds
+
 
 def judgment_sections(figures: dict[str, Any]) -> list[Section]:
     """Effects of order, confidence of labels, missing labels by domain."""
@@ -203,6 +205,8 @@ def selection_sections(directory: Path, found: Analysis | None, context_name: st
                 rating_blocks(found) + topic_blocks(found) + bias_blocks(found) + extreme_blocks(found),
             )
         )
+        if found.thresholds:
+            sections.append(Section("What each threshold keeps", threshold_blocks(found)))
     return sections
 
 
@@ -328,6 +332,40 @@ def bias_blocks(found: Analysis) -> list[Block]:
         columns = [column, "rows", "mean z", "95 % interval", "rate", "ratio to all", "95 % interval of it"]
         blocks.append(Table(columns, rows, f"Ratings and rate of selection by {column}."))
     return blocks
+
+
+def threshold_blocks(found: Analysis) -> list[Block]:
+    """What thresholds keep of each domain and of short and long texts, and texts on either side of them."""
+    blocks: list[Block] = [
+        Paragraph(
+            "Had rows been kept by a threshold on the normalized rating, instead of being sampled: which share of each"
+            " kind of text would have been kept. A share far from the whole's is what the rating prefers or shuns."
+        )
+    ]
+    for name, what in (("domains", "domain"), ("lengths", "length (thirds of the rows)")):
+        labels = sorted({label for row in found.thresholds for label in row[name]}, key=_order)[:_MOST_LABELS]
+        if len(labels) < 2:
+            continue
+        rows = [
+            [f"{row['threshold']:+.2f}", row["rows"], row["kept"], *(row[name].get(label) for label in labels)]
+            for row in found.thresholds
+        ]
+        columns = ["z at least", "documents", "share of all tokens", *labels]
+        blocks.append(Table(columns, rows, f"Share of the tokens that is kept, by {what}."))
+    for row in found.thresholds:
+        samples = [
+            Sample("", each["text"], f"{side}: {each['id']}, z {each['rating']:+.2f}")
+            for side, key in (("just kept", "above"), ("just dropped", "below"))
+            for each in row[key]
+        ]
+        if samples:
+            blocks.append(Details(f"Texts at the threshold that keeps {row['kept']:.0%}", samples))
+    return blocks
+
+
+def _order(label: str) -> tuple[int, str]:
+    """Lengths from short to long, other labels by name."""
+    return (("short", "medium", "long").index(label) if label in ("short", "medium", "long") else 3), label
 
 
 def extreme_blocks(found: Analysis) -> list[Block]:

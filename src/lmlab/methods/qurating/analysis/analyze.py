@@ -14,6 +14,7 @@ from lmlab.errors import reads
 from lmlab.files import read_mapping, write_json, write_text
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.extremes import Extreme, extremes, markdown
+from lmlab.methods.qurating.analysis.thresholds import what_thresholds_keep
 from lmlab.methods.qurating.config import AnalysisConfig
 from lmlab.methods.qurating.selecting.clusters import cluster_texts
 from lmlab.methods.qurating.selecting.selection import Manifest
@@ -37,6 +38,7 @@ class Analysis:
         topics: by topic its terms, mean z, share of the corpus's and of the chosen rows.
         bias: rows of `GroupBias` by column.
         extremes: texts to read.
+        thresholds: what thresholds on the rating that was selected by keep and drop (`what_thresholds_keep`).
     """
 
     rows: int = 0
@@ -48,6 +50,7 @@ class Analysis:
     topics: list[dict[str, Any]] = field(default_factory=list)
     bias: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     extremes: list[dict[str, Any]] = field(default_factory=list)
+    thresholds: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, directory: Path) -> None:
         """Write `analysis.json` and `extremes.md`."""
@@ -97,11 +100,12 @@ def analyze(
         finite = np.isfinite(main)
         groups = [value for value, keep in zip(rows[column], finite, strict=True) if keep]
         found.bias[column] = [each.row() for each in bias_report(main[finite], chosen[finite], groups)]
+    texts = [str(value or "")[:_TEXT_CHARACTERS] for value in rows[text]] if text in known else []
+    ids = rows[id] if id else rows["#place"].tolist()
+    found.thresholds = what_thresholds_keep(main, rows["length"], domains, ids, texts, min(3, settings.examples))
     if text in known:
-        texts = [str(value or "")[:_TEXT_CHARACTERS] for value in rows[text]]
         if settings.clusters:
             found.topics = _topics(texts, z, chosen, settings.clusters)
-        ids = rows[id] if id else rows["#place"].tolist()
         found.extremes = [
             each for name in criteria for each in _extremes(name, ratings[name], ids, domains, texts, settings.examples)
         ]
