@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -81,12 +80,16 @@ def plain(folder: str) -> tuple[int, int]:
 
 
 def measured(pipe: Any, function: Any, folder: str) -> None:
-    """Call in this process; send the result, seconds and peak memory in GiB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
+    """Call in this process; send the result, seconds and the peak of memory beyond that of the start, in GiB."""
+    before, started = _peak_kib(), time.perf_counter()
     result = function(folder)
-    seconds = time.perf_counter() - started
-    pipe.send((result, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20))
+    pipe.send((result, time.perf_counter() - started, (_peak_kib() - before) / 2**20))
+
+
+def _peak_kib() -> int:
+    """Of this process alone: what `getrusage` says begins with the peak of the process that started it."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
