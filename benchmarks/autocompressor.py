@@ -125,7 +125,7 @@ def cost(layers: int, width: int, kappa: int, segment: int) -> None:
 
     from lmlab.gemm import fast_inference
     from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
-    from lmlab.models import GenerationConfig, ModelConfig, Transformer, generate
+    from lmlab.models import GenerationConfig, ModelConfig, Transformer
 
     shape = {"vocab_size": 8192, "num_layers": layers, "d_model": width, "num_heads": width // 64, "max_seq_len": 10240}
     model = Transformer(ModelConfig.model_validate(shape)).initialize(0).eval()
@@ -141,9 +141,9 @@ def cost(layers: int, width: int, kappa: int, segment: int) -> None:
             ("full", [*ids[0].tolist(), 1], None),
             ("vectors", [1], vectors.soft_prompt),
         ):
-            one = _seconds(lambda p=prompt, b=before: generate(model, [p], _one(settings), soft_prompt=b))
-            more = _seconds(lambda p=prompt, b=before: generate(model, [p], settings, soft_prompt=b))
-            told[name] = (one, 1000 * (more - one) / 32, row * (context if before is None else vectors.length))
+            found = [_decode(model, prompt, before, settings) for _ in range(3)]
+            one, each = (min(times) for times in zip(*found, strict=True))
+            told[name] = (one, 1000 * each, row * (context if before is None else vectors.length))
         for name, (first, each, held) in told.items():
             print(f"context {context} {name:8} first token {first:.3f} s, {each:.2f} ms a token, {held:,} bytes held")
         ratios = [a / b for a, b in zip(told["full"], told["vectors"], strict=True)]
@@ -157,8 +157,17 @@ def cost(layers: int, width: int, kappa: int, segment: int) -> None:
     print(f"1 + kappa / m is {1 + kappa / 512:.3f}; load {os.getloadavg()[0]:.2f}")
 
 
-def _one(settings: Any) -> Any:
-    return settings.model_copy(update={"max_new_tokens": 1})
+def _decode(model: Any, prompt: Any, before: Any, settings: Any) -> tuple[float, float]:
+    """Seconds to the first token, and of each further one."""
+    from lmlab.models import Decoding, DecodingConfig
+
+    decoding, begun = Decoding(model), time.perf_counter()
+    decoding.add([(prompt, DecodingConfig.model_validate(settings.model_dump()))], soft_prompt=before)
+    first, steps = time.perf_counter(), 0
+    while decoding.live:
+        decoding.step()
+        steps += 1
+    return first - begun, (time.perf_counter() - first) / steps
 
 
 def _seconds(call: Any, times: int = 3) -> float:
