@@ -98,6 +98,51 @@ def test_parts_and_missing_usage_are_read(served, usage):
     assert reply.usage.estimated and reply.usage.completion == 2
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "n/a",
+        [1],
+        {"prompt_tokens": -5, "completion_tokens": -7},
+        {"prompt_tokens": {}, "completion_tokens": "many"},
+        {"completion_tokens_details": [1], "prompt_tokens_details": 3},
+    ],
+)
+def test_a_usage_that_is_none_does_not_cost_the_answer(served, usage):
+    served.faults = [completion({"content": "two words"}, usage=usage)]
+    (reply,), client = run(served, [ask("x")], price=PRICE)
+    assert (reply.status, reply.attempts, client.sent) == ("ok", 1, 1)
+    assert reply.usage.estimated and reply.usage.completion == 3 and (reply.cost_usd or 0) > 0
+
+
+def test_more_cached_tokens_than_there_are_cost_no_less_than_nothing(served):
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 50}}
+    served.faults = [completion({"content": "a"}, usage=usage)]
+    (reply,), _ = run(served, [ask("x")], price=PRICE)
+    assert reply.usage.cached == 1
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "insufficient_system_resource", "network_error", "ERROR"])
+@pytest.mark.parametrize("text", ["", "half an ans"])
+def test_an_answer_that_broke_off_is_asked_for_again(served, no_waiting, finish, text):
+    served.faults = [completion({"content": text}, finish)]
+    (reply,), _ = run(served, [ask("x")])
+    assert (reply.status, reply.text, reply.attempts) == ("ok", "re: x", 2)
+
+
+@pytest.mark.parametrize("finish", ["SAFETY", "content_filter: RECITATION", "PROHIBITED_CONTENT", "sensitive"])
+def test_every_provider_s_filter_is_one(served, finish):
+    served.faults = [completion({"content": ""}, finish)]
+    (reply,), _ = run(served, [ask("x")])
+    assert (reply.status, reply.attempts) == ("content_filter", 1)
+
+
+def test_nothing_within_the_length_is_no_answer_but_a_token_is(served):
+    served.faults = [completion({"content": ""}, "length"), completion({"content": "\n"}, "length")]
+    replies, _ = run(served, [ask("x"), ask("y")], concurrency=1)
+    assert [reply.status for reply in replies] == ["no_answer", "ok"]
+
+
 def test_requests_may_hold_parts(served):
     (reply,), _ = run(served, [ask([{"type": "text", "text": "x"}])], price=PRICE, max_cost_usd=100)
     assert reply.status == "ok" and served.bodies[0]["messages"][0]["content"] == [{"type": "text", "text": "x"}]
@@ -134,6 +179,110 @@ def test_a_stream_that_refuses_reasons_or_calls(served):
         served.faults = [("\n\n".join([*map(event, deltas), event({}, "stop"), "data: [DONE]"]) + "\n\n").encode()]
         (reply,), _ = run(served, [ask("x")], stream=True)
         assert reply.status == status
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"choices": ["x"]},
+        {"choices": [{"delta": "x"}]},
+        {"choices": {"0": 1}},
+        {"choices": [{"index": [1], "delta": {}}]},
+        {"choices": [{"delta": {"tool_calls": [None]}}]},
+        {"choices": [{"delta": {}, "logprobs": [1]}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "error", "error": {"message": "upstream"}}]},
+    ],
+)
+def test_a_stream_with_something_strange_in_it_is_asked_for_again(served, no_waiting, strange):
+    served.faults = [f"data: {json.dumps(strange)}\n\n{event({}, 'stop')}\n\ndata: [DONE]\n\n".encode()]
+    (reply,), _ = run(served, [ask("x")], stream=True)
+    assert (reply.status, reply.text, reply.attempts) == ("ok", "re: x", 2)
+
+
+def test_a_stream_that_ends_before_the_second_answer_is_not_whole(served, no_waiting):
+    served.faults = [f"{event({'content': 'A'}, 'stop')}\n\n".encode()]
+    (reply,), _ = run(served, [ask("x", n=2)], stream=True)
+    assert (len(reply.choices), reply.attempts) == (2, 2)
+
+
+def test_a_stream_may_begin_with_a_mark_of_its_byte_order(served):
+    served.faults = [("\ufeff" + "\n\n".join([event({"content": "first"}, "stop"), "data: [DONE]", ""])).encode()]
+    (reply,), _ = run(served, [ask("x")], stream=True)
+    assert (reply.text, reply.attempts) == ("first", 1)
+
+
+def test_an_endpoint_without_streams_is_paid_once(served):
+    served.faults = [completion({"content": "whole"})]
+    (reply,), _ = run(served, [ask("x")], stream=True)
+    assert (reply.text, reply.attempts) == ("whole", 1)
+
+
+def test_a_limit_of_google_s_is_waited_for_and_no_empty_account(served, no_waiting):
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.4s"}]
+    message = "You exceeded your current quota, please check your plan and billing details."
+    served.faults = [(429, {}, {"message": message, "status": "RESOURCE_EXHAUSTED", "details": details})]
+    started = time.monotonic()
+    (reply,), _ = run(served, [ask("x")])
+    assert (reply.status, reply.attempts) == ("ok", 2) and 0.4 <= time.monotonic() - started < 20
+
+
+def test_the_tokens_of_a_minute_are_no_context(served):
+    message = "Request too large for model `m` on tokens per minute (TPM): Limit 12000, Requested 25342"
+    served.faults = [(413, {}, {"message": message, "type": "tokens", "code": "rate_limit_exceeded"})]
+    (reply,), _ = run(served, [ask("x")])
+    assert reply.status == "rejected"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+        "Please reduce the length of the messages or completion.",
+        "Range of input length should be [1, 30720]",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_text_that_is_too_long_is_told_in_many_words(served, message, status):
+    served.faults = [(status, {}, {"message": message})]
+    (reply,), _ = run(served, [ask("x")])
+    assert (reply.status, reply.attempts) == ("context_length_exceeded", 1)
+
+
+def test_one_forbidden_request_does_not_end_the_run(served):
+    flagged = (403, {}, {"message": 'openai/m requires moderation. Your input was flagged for "violence"', "code": 403})
+    served.faults = [flagged, "ok", (403, {}, {"message": "This country is not served."})]
+    replies, _ = run(served, [ask("w"), ask("x"), ask("y"), ask("z")], concurrency=1)
+    assert [reply.status for reply in replies] == ["content_filter", "ok", "rejected", "ok"]
+    served.faults = [(403, {}, {"message": "This key may not."})]
+    with pytest.raises(UserError, match="refuses the key"):
+        run(served, [ask("v")])
+
+
+@pytest.mark.parametrize(
+    ("more", "most"),
+    [
+        ({}, 8),
+        ({"max_completion_tokens": 500}, 500),
+        ({"n": 5}, 40),
+        ({"n": 5, "max_tokens": None, "max_completion_tokens": 7}, 35),
+        ({"max_tokens": None}, None),
+    ],
+)
+def test_further_fields_count_in_the_worst_case(served, more, most):
+    request = ask("x")
+    assert Endpoint(model="m", extra_body=more).shaped(request).most_new_tokens() == most
+    if most is None:
+        with pytest.raises(UserError, match="bounded length"):
+            run(served, [request], extra_body=more, price=PRICE, max_cost_usd=100)
+        assert not served.bodies
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream"])
+def test_what_has_a_setting_of_its_own_is_no_further_field(name):
+    for settings in ({"extra_body": {name: True}}, {"omit": [name]}):
+        with pytest.raises(UserError, match=f"'{name}' has a setting of its own"):
+            Endpoint.named("openai:m", **settings)
 
 
 def test_max_tokens_goes_by_the_name_that_the_model_knows(served):

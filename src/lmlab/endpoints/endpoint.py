@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from lmlab.config import Config, validate
 from lmlab.endpoints.client.costs import Price
 from lmlab.endpoints.protocol import ChatRequest
 from lmlab.errors import UserError, did_you_mean
 
+_OWN_FIELDS = ("model", "messages", "stream")
 _BACKENDS = ("openai", "local", "replay", "mock")
 
 
@@ -71,6 +72,14 @@ class Endpoint(Config):
     query: dict[str, str] = Field(default={})
     price: Price | None = None
     max_cost_usd: NonNegativeFloat | None = None
+
+    @field_validator("omit", "extra_body")
+    @classmethod
+    def _check_fields(cls, value: Any) -> Any:
+        for name in _OWN_FIELDS:
+            if name in value:
+                raise ValueError(f"'{name}' has a setting of its own, and is always sent.")
+        return value
 
     def shaped(self, request: ChatRequest) -> ChatRequest:
         """The request as this endpoint gets it, with the fields that are added and left out; to do it again changes

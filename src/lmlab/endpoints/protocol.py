@@ -14,6 +14,7 @@ Status = Literal[
 FINAL: tuple[Status, ...] = ("ok", "content_filter", "context_length_exceeded")
 _BYTES_A_TOKEN = 4
 _TOKENS_A_MESSAGE = 8
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,34 @@ class ChatRequest:
         body |= {name: value for name, value in self.extra.items() if value is not None}
         return {name: value for name, value in body.items() if name not in left_out}
 
+    def answers(self) -> int:
+        """How many answers are asked for, whether by `n` or by a further field."""
+        extra = self.extra or {}
+        return _whole(extra["n"]) or 1 if "n" in extra else self.n
+
+    def most_new_tokens(self) -> int | None:
+        """The tokens of all answers together at most, by what is sent; None where nothing bounds them."""
+        lengths: dict[str, Any] = {"max_tokens": self.max_tokens}
+        lengths |= {name: value for name, value in (self.extra or {}).items() if name in _LENGTHS}
+        bounds = [found for value in lengths.values() if (found := _whole(value)) is not None]
+        return self.answers() * max(bounds) if bounds else None
+
     def most_prompt_tokens(self) -> int:
-        """An upper bound for byte-level tokenizers: every byte a token, and a few for the marks of each message."""
-        return sum(len(spelled(message).encode()) + _TOKENS_A_MESSAGE for message in self.messages)
+        """An upper bound for byte-level tokenizers: every byte a token, and a few for the marks of each message. Tools
+        and schemas become part of the prompt.
+        """
+        beside = [value for value in (self.response_format, self.extra) if value]
+        return sum(len(spelled(message).encode()) + _TOKENS_A_MESSAGE for message in self.messages) + sum(
+            len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) for value in beside
+        )
 
     def likely_prompt_tokens(self) -> int:
         """An estimate at four bytes a token."""
         return sum(estimated_tokens(spelled(message)) + _TOKENS_A_MESSAGE for message in self.messages)
+
+
+def _whole(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def message_text(message: dict[str, Any]) -> str:

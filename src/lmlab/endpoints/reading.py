@@ -14,20 +14,29 @@ _ERROR_CHARACTERS = 500
 _NO_CHANCE = -9999.0
 _REASONING_PARTS = ("thinking", "reasoning", "summary_text", "reasoning_text")
 _FILTERED = ("content_filter", "content_policy", "content_management", "responsibleai", "data_inspection", "moderation")
+_FLAGGED = re.compile(r"\bflagged\b|content.(?:policy|filter|management)|(?:requires|by) moderation", re.IGNORECASE)
+_FILTERED_ENDS = re.compile(
+    r"content.?filter|safety|recitation|blocklist|prohibited|\bspii\b|sensitive|guardrail|moderation", re.IGNORECASE
+)
+_BROKEN_ENDS = re.compile(r"error|abort|cancel|insufficient|unavailable|time.?out", re.IGNORECASE)
 _TOO_LONG = re.compile(
     r"context.?length|context.?window|context.?size|exceed\w* (?:the )?(?:available |model'?s? )?context"
-    r"|(?:prompt|input|request) (?:is )?too (?:long|large)|maximum (?:input|prompt) length",
+    r"|(?:prompt|input|request) (?:is )?too (?:long|large)|maximum (?:input|prompt) length"
+    r"|token count .{0,40}exceed|reduce the length of the (?:messages|prompt|input)|range of input length"
+    r"|max_new_tokens\W+must be",
     re.IGNORECASE,
 )
+_RATE = re.compile(r"rate.?limit|per.?(?:minute|min|day)\b|\bTPM\b", re.IGNORECASE)
+_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
 _NO_MONEY = re.compile(
     r"insufficient.?(?:quota|balance|credit|funds)|billing.?(?:hard.?limit|not.?active)|credit balance"
-    r"|exceeded your current quota|out of credits|payment required",
+    r"|exceeded.(?:your.)?current.quota|out of credits|payment required|arrearage",
     re.IGNORECASE,
 )
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "extra_forbidden")
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unrecognized|unknown (?:parameter|field|name|argument)|unexpected keyword"
-    r"|extra inputs|extra fields|not (?:permitted|allowed)|cannot be (?:used|specified|set)|is deprecated",
+    r"|extra inputs|extra fields|not (?:permitted|allowed)|cannot (?:both )?be (?:used|specified|set)|is deprecated",
     re.IGNORECASE,
 )
 _NOT_SETTINGS = ("model", "messages", "stream")
@@ -44,10 +53,12 @@ def parse_reply(body: Any, request: ChatRequest) -> Reply:
         Malformed: it is not a chat completion with at least one choice.
     """
     try:
-        details = (body.get("usage") or {}).get("completion_tokens_details") or {}
+        details = _mapping(_mapping(body.get("usage")).get("completion_tokens_details"))
         read = [_choice(raw, bool(details.get("reasoning_tokens"))) for raw in body["choices"]]
         choices = tuple(choice for choice, _, _ in read)
         usage = _usage(body.get("usage"), choices, request)
+    except Malformed:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"the body is no chat completion ({type(error).__name__}: {error})") from None
     if not choices:
@@ -65,6 +76,9 @@ def _choice(raw: dict[str, Any], reasoned: bool) -> tuple[Choice, Status, str | 
     Arguments:
         reasoned: the usage counts tokens of reasoning, which some endpoints hide.
     """
+    finish = raw.get("finish_reason")
+    if raw.get("error") or _BROKEN_ENDS.search(str(finish or "")):
+        raise Malformed(f"the answer broke off ({error_message(raw.get('error') or finish)})")
     message = raw["message"]
     text, refusal, reasoning = _content(message.get("content"))
     refusal = message.get("refusal") or refusal
@@ -76,11 +90,13 @@ def _choice(raw: dict[str, Any], reasoned: bool) -> tuple[Choice, Status, str | 
         raise TypeError("a tool call is no object")
     if "content" not in message and not (refusal or reasoning or calls):
         raise KeyError("content")
-    finish = raw.get("finish_reason")
-    status, said = _status(text, message.get("content") is None, finish, refusal, reasoning or reasoned, calls)
+    log_probs = _log_probs(raw.get("logprobs"))
+    # Nothing within the length that was allowed is what hidden reasoning leaves; a token may be half a character.
+    nothing = message.get("content") is None or (finish == "length" and not text and not log_probs)
+    status, said = _status(text, nothing, finish, refusal, reasoning or reasoned, calls)
     kept = text if status in ("ok", "content_filter") else ""
     thought = reasoning if isinstance(reasoning, str) else None
-    return Choice(kept, finish, _log_probs(raw.get("logprobs")), thought, tuple(calls)), status, said
+    return Choice(kept, finish, log_probs, thought, tuple(calls)), status, said
 
 
 def _content(content: Any) -> tuple[str, str | None, str | None]:
@@ -112,9 +128,9 @@ def _thought(part: dict[str, Any]) -> str:
 
 
 def _status(
-    text: str, null: bool, finish: Any, refusal: Any, reasoning: Any, calls: Sequence[dict[str, Any]]
+    text: str, nothing: bool, finish: Any, refusal: Any, reasoning: Any, calls: Sequence[dict[str, Any]]
 ) -> tuple[Status, str | None]:
-    if finish == "content_filter":
+    if _FILTERED_ENDS.search(str(finish or "")):
         return "content_filter", None
     if calls or finish in ("tool_calls", "function_call"):
         names = [str((call.get("function") or {}).get("name") or call.get("type")) for call in calls]
@@ -123,7 +139,7 @@ def _status(
         return "ok", None
     if refusal or finish == "refusal":
         return "refused", error_message(refusal or "the model refuses")
-    if reasoning or null:
+    if reasoning or nothing:
         long = " within max_tokens" if finish == "length" else ""
         return "no_answer", f"the model reasoned and gave no answer{long}" if reasoning else f"no content{long}"
     return "ok", None
@@ -150,20 +166,36 @@ def _log_prob(value: Any) -> float:
     return max(found, _NO_CHANCE)
 
 
-def _usage(raw: dict[str, Any] | None, choices: tuple[Choice, ...], request: ChatRequest) -> Usage:
-    """What the endpoint counts; what it leaves out, or says is null, is estimated."""
-    raw = raw or {}
-    prompt, completion = raw.get("prompt_tokens"), raw.get("completion_tokens")
-    if completion is None and prompt is not None and raw.get("total_tokens") is not None:
-        completion = int(raw["total_tokens"]) - int(prompt)
-    cached = int((raw.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+def _usage(raw: Any, choices: tuple[Choice, ...], request: ChatRequest) -> Usage:
+    """What the endpoint counts; what it leaves out, or what is no count, is estimated: the answer is good all the
+    same.
+    """
+    raw = _mapping(raw)
+    prompt, completion, total = (_count(raw.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    if completion is None and prompt is not None and total is not None and total >= prompt:
+        completion = total - prompt
+    cached = _count(_mapping(raw.get("prompt_tokens_details")).get("cached_tokens")) or 0
     written = sum(estimated_tokens(choice.text + (choice.reasoning or "")) for choice in choices)
+    asked = request.likely_prompt_tokens() if prompt is None else prompt
     return Usage(
-        request.likely_prompt_tokens() if prompt is None else int(prompt),
-        written if completion is None else int(completion),
-        cached,
+        asked,
+        written if completion is None else completion,
+        min(cached, asked),
         estimated=prompt is None or completion is None,
     )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for what is none."""
+    try:
+        found = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if found >= 0 else None
 
 
 def error_of(body: Any) -> Any:
@@ -178,16 +210,29 @@ def refusal(error: Any, secrets: Collection[str] = ()) -> Reply | None:
     any other.
     """
     said, reason = error_message(error, secrets), _reason(error).lower()
-    if any(word in reason for word in _FILTERED):
+    if any(word in reason for word in _FILTERED) or _FLAGGED.search(said):
         return Reply("content_filter", error=said)
+    if _RATE.search(f"{reason} {said}"):  # "request too large" is also said of the tokens of a minute
+        return None
     if "context_length" in reason or "context_size" in reason or _TOO_LONG.search(said):
         return Reply("context_length_exceeded", error=said)
     return None
 
 
 def out_of_money(error: Any) -> bool:
-    """Whether an error says that the account has no credit left, which no repetition changes."""
-    return bool(_NO_MONEY.search(f"{_reason(error)} {error_message(error)}"))
+    """Whether an error says that the account has no credit left, which no repetition changes; one that says when to
+    come again does not, in whatever words.
+    """
+    return retry_delay_s(error) is None and bool(_NO_MONEY.search(f"{_reason(error)} {error_message(error)}"))
+
+
+def retry_delay_s(error: Any) -> float | None:
+    """Seconds to wait by the details of an error, where Google's endpoints say so; None for none."""
+    details = error.get("details") if isinstance(error, dict) else None
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict) and (found := _DELAY.fullmatch(str(detail.get("retryDelay")))):
+            return float(found[1])
+    return None
 
 
 def unsupported_parameter(error: Any, sent: Collection[str]) -> str | None:

@@ -307,4 +307,5 @@ def _asked_wait(error: Transient, endpoint: Endpoint) -> float:
 
 
 def _likely_tokens(request: ChatRequest) -> int:
-    return request.likely_prompt_tokens() + request.n * request.max_tokens
+    new = request.most_new_tokens()
+    return request.likely_prompt_tokens() + (request.max_tokens if new is None else new)

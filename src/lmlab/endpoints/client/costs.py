@@ -5,6 +5,7 @@ it is sent.
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +47,13 @@ class Price(Config):
         ) / _MILLION
 
     def worst(self, request: ChatRequest) -> float:
-        """No reply costs more: every byte of the prompt a token, every answer as long as it may be."""
-        dearest = max(self.prompt, self.cached_prompt or 0)
-        return (request.most_prompt_tokens() * dearest + request.n * request.max_tokens * self.completion) / _MILLION
+        """No reply costs more: every byte of the prompt a token, every answer as long as it may be; infinite where
+        nothing bounds an answer.
+        """
+        dearest, new = max(self.prompt, self.cached_prompt or 0), request.most_new_tokens()
+        if new is None and self.completion:
+            return math.inf
+        return (request.most_prompt_tokens() * dearest + (new or 0) * self.completion) / _MILLION
 
 
 def load_price(path: str | Path, model: str) -> Price | None:
@@ -95,7 +100,12 @@ class Purse:
         Raises:
             BudgetExceeded: nothing is under way, and the request could pass the ceiling.
         """
-        worst = 0.0 if self.price is None else self.price.worst(request)
+        worst = 0.0 if self.price is None or self.ceiling is None else self.price.worst(request)
+        if math.isinf(worst):
+            raise UserError(
+                "A ceiling of cost needs answers of a bounded length, and the requests have none.",
+                "Do not leave out max_tokens, or give max_completion_tokens in extra_body.",
+            )
         async with self._changed:
             await self._changed.wait_for(lambda: self._fits(worst) or self._under_way == 0)
             if not self._fits(worst):

@@ -71,7 +71,8 @@ def estimate(
             if kept.get(key) is not None:
                 cached += 1
                 continue
-            prompt, completion = prompt + request.likely_prompt_tokens(), completion + request.n * request.max_tokens
+            prompt += request.likely_prompt_tokens()
+            completion += request.most_new_tokens() or request.max_tokens
             most += 0.0 if price is None else price.worst(request)
         spent = kept.spent(identity)
     finally:

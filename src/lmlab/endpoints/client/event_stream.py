@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,9 +20,11 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
     Raises:
         Malformed: an event is longer than any answer.
     """
-    rest, data = b"", list[str]()
+    rest, data, begun = b"", list[str](), False
     async for chunk in chunks:
         rest += chunk
+        if not begun and len(rest) >= len(codecs.BOM_UTF8):
+            rest, begun = rest.removeprefix(codecs.BOM_UTF8), True
         held = rest.endswith(b"\r")  # its line feed may be under way
         lines = (rest[:-1] if held else rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         rest = lines.pop() + (b"\r" if held else b"")
@@ -40,15 +43,26 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
         yield "\n".join(data)
 
 
-async def gather(chunks: AsyncIterator[bytes]) -> dict[str, Any]:
-    """Join the events of a stream to a body; an error among them is the body.
+async def gather(chunks: AsyncIterator[bytes], answers: int = 1) -> Any:
+    """Join the events of a stream to a body; an error among them is the body, and so is JSON in place of events, from
+    an endpoint that knows no streams.
+
+    Arguments:
+        answers: that were asked for; a stream without its mark of the end is whole when all of them are.
 
     Raises:
         Malformed: the stream ends before its end was announced, or an event is none.
     """
     choices: dict[int, dict[str, Any]] = {}
     usage = None
-    async for data in events(chunks):
+    begin = b""
+    async for chunk in chunks:
+        begin += chunk
+        if begin.strip():
+            break
+    if begin.lstrip()[:1] in (b"{", b"["):
+        return json_value(begin + b"".join([chunk async for chunk in chunks]), allow_nan=True)
+    async for data in events(_after(begin, chunks)):
         if data.strip() == "[DONE]":
             return _body(choices, usage)
         event = json_value(data, allow_nan=True)
@@ -57,11 +71,21 @@ async def gather(chunks: AsyncIterator[bytes]) -> dict[str, Any]:
         if event.get("error"):
             return event
         usage = event.get("usage") or usage
-        for raw in event.get("choices") or ():
-            _extend(choices.setdefault(raw.get("index") or 0, {"message": {}, "finish_reason": None}), raw)
-    if choices and all(choice["finish_reason"] for choice in choices.values()):
+        try:
+            for raw in event.get("choices") or ():
+                index = int(raw.get("index") or 0)
+                _extend(choices.setdefault(index, {"message": {}, "finish_reason": None}), raw)
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            raise Malformed(f"an event of the stream is none ({type(error).__name__}: {error})") from None
+    if len(choices) >= answers and all(choice["finish_reason"] for choice in choices.values()):
         return _body(choices, usage)  # some endpoints close without [DONE]
     raise Malformed("the stream ended before its end was announced")
+
+
+async def _after(begin: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begin
+    async for chunk in chunks:
+        yield chunk
 
 
 def _body(choices: dict[int, dict[str, Any]], usage: Any) -> dict[str, Any]:
@@ -83,6 +107,8 @@ def _extend(choice: dict[str, Any], raw: dict[str, Any]) -> None:
     for call in delta.get("tool_calls") or ():
         _extend_call(message.setdefault("tool_calls", []), call)
     choice["finish_reason"] = raw.get("finish_reason") or choice["finish_reason"]
+    if raw.get("error"):
+        choice["error"] = raw["error"]
     if raw.get("logprobs") and raw["logprobs"].get("content") is not None:
         choice.setdefault("logprobs", {"content": []})["content"] += raw["logprobs"]["content"]
 

@@ -26,6 +26,7 @@ from lmlab.endpoints.reading import (
     out_of_money,
     parse_reply,
     refusal,
+    retry_delay_s,
     unsupported_parameter,
 )
 from lmlab.errors import UserError
@@ -138,7 +139,7 @@ class HttpBackend:
                 verdict = self._verdict(response, body)
                 assert verdict is not None
                 return verdict
-            gathered = await gather(response.aiter_bytes())
+            gathered = await gather(response.aiter_bytes(), request.answers())
         return self._within(gathered) or parse_reply(gathered, request)
 
     def _within(self, body: Any) -> Reply | None:
@@ -160,7 +161,10 @@ class HttpBackend:
         said = self._said(error)
         self._check_money(error, code)
         verdict = refusal(error, self._secrets)
-        if code in (401, 403) and not (verdict is not None and verdict.status == "content_filter"):
+        filtered = verdict is not None and verdict.status == "content_filter"
+        if code == 403 and self._answered and not filtered:  # the key is good: it is this request that may not be
+            return Reply("rejected", error=f"status {code}: {said}")
+        if code in (401, 403) and not filtered:
             raise UserError(
                 f"The endpoint refuses the key (status {code}): {said}",
                 "Check the environment variable that key_env names.",
@@ -170,8 +174,10 @@ class HttpBackend:
                 f"{self._said(str(response.request.url))} answers with status {code}: {said}",
                 "Check base_url (it usually ends in /v1) and model.",
             )
+        if code >= 500 and verdict is not None:
+            return verdict
         if code in _TRANSIENT or code >= 500:
-            asked = asked_wait_s(response.headers)
+            asked = asked_wait_s(response.headers, error)
             too_long = asked > self._endpoint.longest_wait_s
             told = f" (it asks for a wait of {asked:,.0f} s)" if too_long else ""
             raise Transient(f"status {code}: {said}{told}", retry_after_s=asked, overloaded=code in (429, 503, 529))
@@ -266,10 +272,12 @@ def address(endpoint: Endpoint) -> httpx.URL:
     return url
 
 
-def asked_wait_s(headers: httpx.Headers) -> float:
-    """Seconds to wait, by `Retry-After-Ms` or `Retry-After`; 0 for none and for nonsense."""
+def asked_wait_s(headers: httpx.Headers, error: Any = None) -> float:
+    """Seconds to wait, by `Retry-After-Ms`, `Retry-After`, or the details of an error; 0 for none and for nonsense."""
     milliseconds = _number(headers.get("retry-after-ms"))
-    return retry_after(headers.get("retry-after")) if milliseconds is None else milliseconds / 1000
+    if milliseconds is not None:
+        return milliseconds / 1000
+    return retry_after(headers.get("retry-after")) or retry_delay_s(error) or 0.0
 
 
 def retry_after(header: str | None) -> float:
