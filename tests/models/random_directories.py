@@ -131,6 +131,23 @@ def draw_config(chance: random.Random, family: str) -> Any:
             "use_sliding_window": flip(),
         }
         | pick([{}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}]),
+        "qwen2_moe": common
+        | rope
+        | experts
+        | window
+        | kinds
+        | own_width
+        | {
+            "num_experts": pick([4, 5]),
+            "moe_intermediate_size": 20,
+            "shared_expert_intermediate_size": 0,
+            "norm_topk_prob": flip(),
+            "qkv_bias": flip(),
+            "use_sliding_window": flip(),
+            "max_window_layers": pick([0, 1, 9]),
+        }
+        | pick([{}, {"mlp_only_layers": [1]}]),
+        "flex_olmo": common | bias | rope | experts | {"num_experts": pick([4, 5]), "norm_topk_prob": flip()},
         "gpt_neox": common
         | bias
         | {
@@ -179,7 +196,6 @@ OTHERS = (
     "gpt_neo",
     "starcoder2",
     "glm",
-    "qwen2_moe",
     "t5",
 )
 

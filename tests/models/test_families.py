@@ -14,7 +14,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_models import random_model
 
-from lmlab.models import PRESETS, KVCache, ModelConfig, Transformer, family_of, from_pretrained, save_pretrained
+from lmlab.errors import UserError
+from lmlab.methods.olmoe.config import UpcycleConfig
+from lmlab.methods.olmoe.upcycling import upcycle
+from lmlab.models import (
+    PRESETS,
+    KVCache,
+    ModelConfig,
+    Transformer,
+    convert,
+    family_of,
+    from_pretrained,
+    save_pretrained,
+    why_no_family,
+)
 
 LENGTH = 14
 FAMILIES = ["llama", "qwen2", "qwen3", "olmo2", "olmoe", "gpt2", "opt"]
@@ -363,3 +376,56 @@ def _settings(config, family):
     from lmlab.models.formats.settings import to_settings
 
     return to_settings(config, family)
+
+
+UPCYCLED = {  # the family of the dense model, and those of its mixture, with and without weights that add up to 1
+    "llama": ("mixtral", "qwen2_moe"),
+    "qwen2": ("qwen2_moe", "qwen2_moe"),
+    "qwen3": ("qwen3_moe", "qwen3_moe"),
+    "olmo2": ("flex_olmo", "flex_olmo"),
+}
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("family", UPCYCLED)
+@torch.no_grad()
+def test_upcycled_models_leave_with_the_same_logits(family, normalized, tmp_path):
+    settings = UpcycleConfig(num_experts=4, top_k=2, noise=0.5, preserve_function=normalized)
+    model = upcycle(random_model(family), settings)
+    assert save_pretrained(model, tmp_path) == UPCYCLED[family][not normalized]
+    ids = random_ids(model.config)
+    expected = model(ids).logits_BTV
+    theirs = load_theirs(tmp_path)
+    close(theirs(ids).logits, expected)
+    close(from_pretrained(tmp_path)(ids).logits_BTV, expected, 1e-6)
+    theirs.save_pretrained(tmp_path / "again")
+    close(from_pretrained(tmp_path / "again")(ids).logits_BTV, expected, 1e-6)
+
+
+def test_a_shared_expert_with_a_gate_is_refused_by_name(tmp_path):
+    config = transformers.Qwen2MoeConfig(**SMALL, num_experts=4, shared_expert_intermediate_size=24)
+    their_model(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="shared_expert_intermediate_size = 24"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("llama", {"ffn_bias": True, "qk_norm": "head"}, 'the nearest, llama, lacks qk_norm: "head".'),
+        ("olmo2", {"qkv_bias": True}, "olmo2, lacks qkv_bias without attention_output_bias."),
+        (
+            "olmoe",
+            {"moe": {"num_experts": 4, "top_k": 2, "expert_hidden_size": 8, "num_shared_experts": 1}},
+            "olmoe, lacks",
+        ),
+        ("llama", {"attention_soft_cap": 2.0}, "llama, lacks attention_soft_cap: 2.0."),
+    ],
+)
+def test_what_keeps_a_model_from_a_family_is_named(kind, changes, reason, tmp_path):
+    model = random_model(kind, **changes)
+    assert save_pretrained(model, tmp_path) == "lmlab"
+    assert reason in why_no_family(model.config)
+    assert convert(tmp_path, tmp_path / "again").why_native == why_no_family(model.config)
+    with pytest.raises(ValueError, match="llama expresses"):
+        why_no_family(random_model("llama").config)

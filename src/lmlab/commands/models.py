@@ -256,6 +256,8 @@ def convert(
         "" if done.difference is None else f"; logits equal in transformers (largest difference {done.difference:.1e})"
     )
     print(f"{target}: {done.model_type}, {done.parameters:,} parameters{compared}")
+    if done.why_native is not None:
+        print(done.why_native)
 
 
 def sampling(found: Model, usual: dict[str, Any], given: dict[str, Any]) -> GenerationConfig:

@@ -11,7 +11,7 @@ from .formats.hf import (
     read_settings,
     save_pretrained,
 )
-from .formats.settings import family_of
+from .formats.settings import family_of, why_no_family
 from .forward.output import TransformerOutput
 from .generation.beams import Beam, beam_search
 from .generation.config import DecodingConfig, GenerationConfig
@@ -123,6 +123,7 @@ __all__ = [
     "token_log_probs",
     "unmerge_lora",
     "weights_fingerprint",
+    "why_no_family",
     "window_notice",
     "with_scalar_head",
     "with_window",

@@ -11,7 +11,7 @@ from pydantic import PositiveFloat
 from lmlab.config import Config
 from lmlab.data import Tokenizer
 from lmlab.errors import LmlabError, UserError
-from lmlab.models import compare_with_transformers, family_of, save_pretrained
+from lmlab.models import compare_with_transformers, family_of, save_pretrained, why_no_family
 from lmlab.progress import console
 from lmlab.reports import Facts, Section
 from lmlab.runs import Artifact, Model, ModelInput, Results, Stage, StageContext, Vocabulary
@@ -49,7 +49,7 @@ class Export(Stage[ExportConfig, ExportResults]):
         family = family_of(model.config)
         if family is None:
             raise UserError(
-                "No Hugging Face architecture has this model's combination of features.",
+                why_no_family(model.config),
                 "Remove the export stage, or change the model.",
             )
         directory = context.directory / "hf"

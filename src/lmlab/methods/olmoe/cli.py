@@ -195,6 +195,8 @@ def upcycle(
         f"{done.parameters:,} parameters, {sparse.config.num_parameters(active=True):,} active, as {done.model_type}:"
         f" {target}"
     )
+    if done.why_native is not None:
+        print(done.why_native)
 
 
 @app.command(

@@ -53,8 +53,9 @@ class Upcycle(Stage[UpcycleStageConfig, UpcycleResults]):
         )
 
     def summary(self, results: UpcycleResults) -> str:
-        """Sizes."""
-        return f"{short(results.parameters)} parameters, {short(results.active_parameters)} active."
+        """Sizes and family."""
+        sizes = f"{short(results.parameters)} parameters, {short(results.active_parameters)} active"
+        return f"{sizes}, as {results.model_type}."
 
 
 class RoutingResults(Results):

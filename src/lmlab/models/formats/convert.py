@@ -16,6 +16,7 @@ from lmlab.models.formats.hf import (
     read_settings,
     save_pretrained,
 )
+from lmlab.models.formats.settings import why_no_family
 from lmlab.models.lora.adapt import remove_lora
 from lmlab.models.transformer import Transformer
 
@@ -31,11 +32,13 @@ class Conversion:
         model_type: a Hugging Face family, or "lmlab" when none has the model's features.
         difference: the largest difference to the logits of `transformers`, or of an encoder to its hidden states, if it
             was asked for.
+        why_native: what keeps the model from a family, where it has none.
     """
 
     model_type: str
     parameters: int
     difference: float | None = None
+    why_native: str | None = None
 
 
 def convert(
@@ -83,11 +86,13 @@ def convert(
     model_type = save_pretrained(model, target, dtype, companions=source, max_shard_bytes=max_shard_bytes)
     parameters = model.config.num_parameters()
     if not check:
-        return Conversion(model_type, parameters)
+        why = why_no_family(model.config) if model_type == NATIVE else None
+        return Conversion(model_type, parameters, why_native=why)
     if model_type == NATIVE:
         raise UserError(
-            f"'{target}' was written, but no Hugging Face family has this model's features: there is nothing to compare"
-            " with."
+            f"'{target}' was written in lmlab's own format, which transformers does not read, so that there is nothing"
+            " to compare with.",
+            why_no_family(model.config),
         )
     if model.config.num_labels is not None:
         raise UserError(

@@ -70,6 +70,7 @@ class Layout:
         family: of the names.
         locations: where each of our parameters is.
         shapes: of their tensors, in the order of our parameters.
+        inert: further tensors of theirs that change nothing.
     """
 
     def __init__(self, config: ModelConfig, family: Family | None, shapes: Mapping[str, Shape]) -> None:
@@ -80,6 +81,8 @@ class Layout:
         self.locations = {
             name: Location((name,)) if family is None else _locate(name, shapes, family, config) for name in shapes
         }
+        own: dict[str, Shape] = {} if family is None else family.inert(config)
+        self.inert = {self._prefix + name: shape for name, shape in own.items()}
         self._index()
 
     def _index(self) -> None:
@@ -126,39 +129,39 @@ class Layout:
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             if stored.endswith(old):
                 stored = stored.removesuffix(old) + new
-        if stored in self.shapes:
+        if stored in self.shapes or stored in self.inert:
             return stored
         for beginning, name in (self.family.renamed if self.family is not None else {}).items():
             if stored.startswith(beginning):
                 return name + stored.removeprefix(beginning)
         parts = self._prefix.split(".")
         candidates = (".".join(parts[:count]) + "." + stored for count in range(1, len(parts)))
-        return next((name for name in candidates if name in self.shapes), stored)
+        return next((name for name in candidates if name in self.shapes or name in self.inert), stored)
 
     def problems(self, found: Mapping[str, Shape]) -> list[str]:
         """Every missing, unexpected and mis-shaped tensor of a checkpoint whose tensors have these (canonical) names
         and shapes.
         """
         unread = () if self.family is None else self.family.unread
+        known = self.shapes | self.inert
         problems = [f"missing {name}" for name in self.shapes if name not in found]
         unexpected = [
             name
             for name in found
-            if name not in self.shapes
-            and not name.endswith(_IGNORED)
-            and not name.startswith(unread)
-            and name != self.head
+            if name not in known and not name.endswith(_IGNORED) and not name.startswith(unread) and name != self.head
         ]
         problems += [f"unexpected {name}" for name in unexpected]
         problems += [
-            f"{name} has shape {list(shape)}, not {list(self.shapes[name])}"
+            f"{name} has shape {list(shape)}, not {list(known[name])}"
             for name, shape in found.items()
-            if name in self.shapes and tuple(shape) != self.shapes[name]
+            if name in known and tuple(shape) != known[name]
         ]
         return sorted(problems)
 
     def write(self, stored: str, parameters: Mapping[str, Tensor]) -> Tensor:
         """One of their tensors from our parameters."""
+        if stored in self.inert:
+            return torch.zeros(self.inert[stored], dtype=next(iter(parameters.values())).dtype)
         parts = []
         for name in self._sources[stored]:
             location, tensor = self.locations[name], parameters[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -151,17 +152,48 @@ def from_settings(settings: Settings, family: Family, path: Path) -> ModelConfig
     return validate(ModelConfig, data, f"'{path}'")
 
 
-def _expresses(family: Family, config: ModelConfig) -> bool:
-    if any(_get(config, name) != value for name, value in family.features.items()):
-        return False
-    if not fits_windows(config, family) or not _fits_rope(config, family):
-        return False
-    if not family.fits(config) or (config.num_labels is not None and family.classifier is None):
-        return False
-    shared: Settings = {}
-    return all(
-        shared.setdefault(theirs, _get(config, ours)) == _get(config, ours) for ours, theirs in family.keys.items()
+def why_no_family(config: ModelConfig) -> str:
+    """A sentence: what keeps a model from the Hugging Face family that comes nearest to it.
+
+    Raises:
+        ValueError: a family can express it.
+    """
+    family, misfits = min(((each, _misfits(each, config)) for each in FAMILIES), key=lambda found: len(found[1]))
+    if not misfits:
+        raise ValueError(f"{family.model_type} expresses this configuration")
+    return (
+        f"No Hugging Face family has all features of this model: the nearest, {family.model_type}, lacks"
+        f" {', '.join(misfits)}."
     )
+
+
+def _expresses(family: Family, config: ModelConfig) -> bool:
+    return not _misfits(family, config)
+
+
+def _misfits(family: Family, config: ModelConfig) -> list[str]:
+    """What a model has that a family cannot express."""
+    found = [
+        f"{name}: {json.dumps(_get(config, name))}"
+        for name, value in family.features.items()
+        if _get(config, name) != value
+    ]
+    if not fits_windows(config, family):
+        found.append("these sliding windows")
+    if not _fits_rope(config, family):
+        found.append("these rotary positions")
+    if config.num_labels is not None and family.classifier is None:
+        found.append("a scalar head")
+    shared: dict[str, tuple[str, Any]] = {}
+    for ours, theirs in family.keys.items():
+        other, value = shared.setdefault(theirs, (ours, _get(config, ours)))
+        if value != _get(config, ours):
+            found.append(f"{ours} without {other}" if _get(config, ours) else f"{other} without {ours}")
+    if not found and not family.fits(config):
+        found.append(
+            "a key for " + ("such widths of heads" if config.moe is None else "such experts or widths of heads")
+        )
+    return found
 
 
 def _get(config: ModelConfig, dotted: str) -> Any:

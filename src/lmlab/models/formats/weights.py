@@ -129,7 +129,7 @@ def _cut(
     """Names and bytes of the tensors of each file."""
     width = (dtype or next(iter(parameters.values())).dtype).itemsize
     shard: dict[str, int] = {}
-    for name, shape in layout.shapes.items():
+    for name, shape in (layout.shapes | layout.inert).items():
         size = width * int(torch.Size(shape).numel())
         if shard and sum(shard.values()) + size > limit:
             yield shard

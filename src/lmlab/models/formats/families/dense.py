@@ -19,14 +19,10 @@ from lmlab.models.formats.families.llama_like import (
     NAMES,
     NO_BIAS,
     QK_NORM_NAMES,
+    REORDERED_NAMES,
     whole_heads,
     without,
 )
-
-_REORDERED_NAMES = {
-    "blocks.{i}.attention_norm": "layers.{i}.post_attention_layernorm",
-    "blocks.{i}.ffn_norm": "layers.{i}.post_feedforward_layernorm",
-}
 
 
 def _read_granite(settings: Settings, data: Settings, problems: list[str]) -> None:
@@ -174,7 +170,7 @@ DENSE = (
         KEYS | ATTENTION_BIAS,
         {**DEFAULTS, "norm_eps": 1e-5},
         {},
-        NAMES | QK_NORM_NAMES | _REORDERED_NAMES,
+        NAMES | QK_NORM_NAMES | REORDERED_NAMES,
     ),
     Family(
         "olmo3",
@@ -185,7 +181,7 @@ DENSE = (
         KEYS | ATTENTION_BIAS,
         {**DEFAULTS, "norm_eps": 1e-5},
         {},
-        NAMES | QK_NORM_NAMES | _REORDERED_NAMES,
+        NAMES | QK_NORM_NAMES | REORDERED_NAMES,
         windows="layers",
         rope_theta=5e5,
         rope_of_kinds=True,

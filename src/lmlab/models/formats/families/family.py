@@ -64,6 +64,7 @@ class Family:
         begins_windows: its models are lost in a text that does not begin with the begin mark.
         read: further fields of ours, from their settings and the fields read so far; problems go to the list.
         write: further settings of theirs.
+        inert: further tensors of theirs, with their shapes, that change nothing and are written as zeros.
         fits: what else a configuration must satisfy.
     """
 
@@ -94,4 +95,5 @@ class Family:
     begins_windows: bool = False
     read: Callable[[Settings, Settings, list[str]], None] = lambda settings, data, problems: None
     write: Callable[[ModelConfig], Settings] = lambda config: {}
+    inert: Callable[[ModelConfig], dict[str, tuple[int, ...]]] = lambda config: {}
     fits: Callable[[ModelConfig], bool] = lambda config: True

@@ -35,11 +35,19 @@ def read_all_windows(default: int | None) -> Callable[[Settings, Settings, list[
 
 def windows_of_qwen(settings: Settings, data: Settings, problems: list[str]) -> None:
     """Reads `use_sliding_window`, and where no `layer_types` are listed `max_window_layers`."""
+    _read_window_of_qwen(settings, data, problems, lambda layer, first: layer >= first)
+
+
+def _read_window_of_qwen(
+    settings: Settings, data: Settings, problems: list[str], has_window: Callable[[int, int], bool]
+) -> None:
     window = settings.get("sliding_window", 4096) if settings.get("use_sliding_window") else None
     first, count = settings.get("max_window_layers", 28), data.get("num_layers")
     listed = settings.get("layer_types")
     if listed is None and window is not None and isinstance(first, int) and isinstance(count, int):
-        listed = ["sliding_attention" if layer >= first else "full_attention" for layer in range(min(count, 4096))]
+        listed = [
+            "sliding_attention" if has_window(layer, first) else "full_attention" for layer in range(min(count, 4096))
+        ]
     set_windows(data, listed, window, problems)
 
 
@@ -89,6 +97,21 @@ def write_layers_without_positions(config: ModelConfig) -> Settings:
 
 def read_sparse_layers(settings: Settings, data: Settings, problems: list[str]) -> None:
     """Reads which layers of a Qwen 3 mixture have experts, and its window."""
+    _read_layers_with_experts(settings, data, problems)
+    if settings.get("use_sliding_window"):
+        read_all_windows(default=4096)(settings, data, problems)
+
+
+def read_sparse_layers_of_qwen2(settings: Settings, data: Settings, problems: list[str]) -> None:
+    """Reads which layers of a Qwen 2 mixture have experts, its windows, and that its shared expert has no width."""
+    _read_layers_with_experts(settings, data, problems)
+    if (shared := settings.get("shared_expert_intermediate_size", 5632)) != 0:
+        problems.append(f"a shared expert with a gate of its own (shared_expert_intermediate_size = {shared})")
+    # where nothing lists the layers, every second of the first ones has a window
+    _read_window_of_qwen(settings, data, problems, lambda layer, first: layer % 2 == 0 and layer < first)
+
+
+def _read_layers_with_experts(settings: Settings, data: Settings, problems: list[str]) -> None:
     count, step = data.get("num_layers"), settings.get("decoder_sparse_step", 1)
     dense = settings.get("mlp_only_layers") or []
     if not isinstance(step, int) or step < 1 or not isinstance(dense, list):
@@ -98,12 +121,10 @@ def read_sparse_layers(settings: Settings, data: Settings, problems: list[str]) 
         data["ffn"] = uniform(kinds)
         if "moe" not in kinds:
             data.pop("moe", None)
-    if settings.get("use_sliding_window"):
-        read_all_windows(default=4096)(settings, data, problems)
 
 
 def write_sparse_layers(config: ModelConfig) -> Settings:
-    """Qwen 3's list of layers without experts."""
+    """Qwen's list of layers without experts."""
     dense = [layer for layer, kind in enumerate(config.ffn_kinds) if kind == "dense"]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 

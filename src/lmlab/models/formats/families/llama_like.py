@@ -49,6 +49,10 @@ QK_NORM_NAMES = {
     "blocks.{i}.attention.query_norm": "layers.{i}.self_attn.q_norm",
     "blocks.{i}.attention.key_norm": "layers.{i}.self_attn.k_norm",
 }
+REORDERED_NAMES = {
+    "blocks.{i}.attention_norm": "layers.{i}.post_attention_layernorm",
+    "blocks.{i}.ffn_norm": "layers.{i}.post_feedforward_layernorm",
+}
 
 
 def without(table: Settings, *names: str) -> Settings:
