@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_mapping, write_json, write_jsonl
 from lmlab.methods.autocompressor import AutoCompressor, EncodeJob, SummaryStore, encode, summaries_of
 from lmlab.methods.autocompressor.store import encode as encoding
-from lmlab.models import ModelConfig, StoreMeta, Transformer, save_pretrained
+from lmlab.models import (
+    ModelConfig,
+    StoreMeta,
+    Transformer,
+    find_soft_prompt,
+    known_fingerprint,
+    save_pretrained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +190,101 @@ def test_documents_that_cannot_be_told_apart_are_refused(
     assert found.code == 0 and "11 documents" in found.out
     found = lmlab("compress", "encode", place / "base", "--in", place / "docs.jsonl", "--out", tmp_path / "b")
     assert found.code == 2 and "no compressor" in found.err
+
+
+def _store(folder: Path, model: Transformer, **changes: Any) -> SummaryStore:
+    given = {"model": known_fingerprint(model), "compressor": "c", "summary_length": 2, "width": 32} | changes
+    return SummaryStore.create(folder, StoreMeta(**given))
+
+
+@pytest.mark.parametrize(
+    "id", ["http://a.org/b", "../x", "a/../b", "a//b", "a/", "./a", "/abs", ".", "..", "x" * 300, "\u00fc \u00df"]
+)
+def test_a_text_is_found_by_any_printable_id(place: Path, tmp_path: Path, id: str) -> None:
+    model = AutoCompressor.load(place / "compressor").model
+    store, vectors = _store(tmp_path / "s", model), torch.randn(2, 32).half().float()
+    store.add("a", vectors + 1)
+    store.add(id, vectors)
+    assert torch.equal(find_soft_prompt(f"{tmp_path}/s/{id}", model).vectors_BPD[0], vectors)
+    for nothing in ("", "\n", "a\0b", "\ud800"):
+        with pytest.raises(UserError, match="is no name for a text"):
+            store.add(nothing, vectors)
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused_before_they_are_written(place: Path, tmp_path: Path) -> None:
+    model = AutoCompressor.load(place / "compressor").model
+    store = _store(tmp_path / "s", model)
+    store.add("small", torch.ones(2, 32))
+    with pytest.raises(UserError, match="'big' have numbers up to 1e\\+06, which fp16 cannot hold"):
+        store.add("big", torch.full((2, 32), 1e6))
+    assert store.ids == ["small"] and store.search(torch.ones(2, 32)) == [("small", 0.0)]
+    wide = _store(tmp_path / "int8", model, dtype="int8")
+    wide.add("big", torch.full((2, 32), 1e6))
+    assert wide.vectors("big").mean().item() == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize("sought", [torch.ones(4, 16), torch.ones(2, 2, 32), torch.full((2, 32), torch.nan)])
+def test_what_cannot_be_sought_is_refused(place: Path, tmp_path: Path, sought: torch.Tensor) -> None:
+    store = _store(tmp_path / "s", AutoCompressor.load(place / "compressor").model)
+    store.add("a", torch.ones(2, 32))
+    with pytest.raises(UserError, match=r"finite vectors \[P, 32\] of one text"):
+        store.search(sought)
+    with pytest.raises(UserError, match="k 0"):
+        store.search(torch.ones(2, 32), 0)
+    with pytest.raises(UserError, match="No text"):
+        store.get()
+
+
+def test_texts_added_at_the_same_time_are_all_kept(place: Path, tmp_path: Path) -> None:
+    model = AutoCompressor.load(place / "compressor").model
+    stores = [_store(tmp_path / "s", model) for _ in range(4)]
+
+    def add(number: int) -> int:
+        taken = 0
+        for text in range(6):
+            stores[number].add(f"{number}/{text}", torch.full((2, 32), float(10 * number + text)))
+            try:
+                stores[number].add(f"shared/{text}", torch.full((2, 32), float(number)))
+                taken += 1
+            except UserError:
+                pass
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(add, range(4))) == 6
+    found = SummaryStore(tmp_path / "s")
+    assert len(found) == 30
+    assert all(float(found.vectors(f"{n}/{k}").mean()) == 10 * n + k for n in range(4) for k in range(6))
+
+
+def test_a_text_added_to_a_half_encoded_store_takes_no_blocks_place(place: Path, tmp_path: Path) -> None:
+    encode(_job(place, tmp_path / "whole"))
+    encode(_job(place, tmp_path / "half"))
+    for part in (tmp_path / "half").glob("part-0000[1-3].*"):
+        part.unlink()
+    store = SummaryStore(tmp_path / "half")
+    store.add("by hand", torch.ones(3, 32))
+    store.add("d7", torch.ones(3, 32))
+    with pytest.raises(UserError, match="'d7' was added to the store"):
+        encode(_job(place, tmp_path / "half"))
+    for file in (tmp_path / "half").glob("part-1000000001.*"):
+        file.unlink()
+    encode(_job(place, tmp_path / "half"))
+    found = _files(tmp_path / "half")
+    assert {name: each for name, each in found.items() if "-1000000000" not in name} == _files(tmp_path / "whole")
+    assert len(SummaryStore(tmp_path / "half")) == 12
+
+
+def test_a_part_with_other_texts_than_its_block_is_refused(place: Path, tmp_path: Path) -> None:
+    encode(_job(place, tmp_path / "s"))
+    for kind in ("safetensors", "jsonl", "json"):
+        (tmp_path / "s" / f"part-00001.{kind}").write_bytes((tmp_path / "s" / f"part-00000.{kind}").read_bytes())
+    with pytest.raises(UserError, match="holds other texts than block 1"):
+        encode(_job(place, tmp_path / "s"))
+
+
+def test_a_document_that_cannot_be_encoded_is_named(place: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", [{"id": "short", "text": "a text"}, {"id": "long", "text": "read " * 900}])
+    job = dataclasses.replace(_job(place, tmp_path / "s"), documents=str(tmp_path / "docs.jsonl"))
+    with pytest.raises(UserError, match=r"Document 'long': \d+ tokens in \d+ segments of up to 16 need \d+ positions"):
+        encode(job)

@@ -12,8 +12,11 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lmlab.config import validate
+from lmlab.distributed import FolderStore, Leases
 from lmlab.errors import LmlabError, UserError, did_you_mean, reads
 from lmlab.files import atomic_file, read_jsonl, read_mapping, sha256_file, write_json
 from lmlab.models.fingerprint import known_fingerprint
@@ -34,6 +38,10 @@ from lmlab.models.prompts.store_rows import StoreMeta, StoreRow, packed, unpacke
 from lmlab.models.transformer import Transformer
 
 META, FORMAT = "meta.json", "lmlab summary store 1"
+FIRST_ADDED = 10**9
+"""Where the numbers of parts begin that were added to an encoded store by hand; those below are blocks of its source.
+"""
+
 _PART = re.compile(r"part-(\d{5,})\.json")
 
 
@@ -82,7 +90,10 @@ class SummaryStore:
             found = cls(path, trust=trust)
             found.expect(meta)
             return found
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be the folder of a store: {error.strerror}.", "Name another.") from None
         write_json(path / META, {"format": FORMAT, **meta.model_dump(mode="json")})
         return cls(path, trust=trust)
 
@@ -136,16 +147,21 @@ class SummaryStore:
         """Write a part, whose bytes depend on its rows alone.
 
         Raises:
-            UserError: the vectors have another shape, or are no finite numbers.
+            UserError: the vectors have another shape, or are no finite numbers as they would be stored.
         """
         expected = (len(rows), self.meta.summary_length, self.meta.width)
         if tuple(vectors_RND.shape) != expected:
             raise UserError(f"The vectors have the shape {list(vectors_RND.shape)}, the store needs {list(expected)}.")
-        if not bool(torch.isfinite(vectors_RND).all()):
-            bad = rows[int((~torch.isfinite(vectors_RND)).flatten(1).any(1).nonzero()[0])]
+        if (bad := _not_finite(rows, vectors_RND)) is not None:
             raise UserError(f"The vectors of '{bad.id}' are no finite numbers.", "Look at the compressor.")
         stem = self.path / _stem(number)
         tensors = packed(vectors_RND.detach().float().cpu(), self.meta.dtype)
+        if (bad := _not_finite(rows, unpacked(tensors))) is not None:
+            most = float(vectors_RND.abs().max())
+            raise UserError(
+                f"The vectors of '{bad.id}' have numbers up to {most:.3g}, which {self.meta.dtype} cannot hold.",
+                "Make the store with dtype int8 or fp32.",
+            )
         with atomic_file(stem.with_suffix(".safetensors")) as file:
             file.write(save(tensors, {"format": FORMAT}))
         with atomic_file(stem.with_suffix(".jsonl"), "w") as file:
@@ -168,12 +184,12 @@ class SummaryStore:
         Raises:
             UserError: the id is there already, or the vectors do not fit.
         """
-        if id in self:
-            raise UserError(f"The store '{self.path}' holds '{id}' already.", "Choose another id.")
+        if not id or not id.isprintable():
+            raise UserError(f"{id!r} is no name for a text: an id has printable characters, and at least one.")
         given = vectors.vectors_BPD if isinstance(vectors, SoftPrompt) else vectors
         flat = given[0] if given.dim() == 3 and len(given) == 1 else given
         kappa = self.meta.summary_length
-        if flat.dim() != 2 or len(flat) % kappa or not len(flat):
+        if not flat.is_floating_point() or flat.dim() != 2 or len(flat) % kappa or not len(flat):
             raise UserError(f"Vectors of shape {list(given.shape)} are no summaries of {kappa} vectors each.")
         count, digest = len(flat) // kappa, hashlib.sha256(text.encode()).hexdigest()
         each = [tokens // count + (number < tokens % count) for number in range(count)]
@@ -188,7 +204,34 @@ class SummaryStore:
             )
             for number in range(count)
         ]
-        self.write_part(max(self.parts(), default=-1) + 1, rows, flat.reshape(count, kappa, -1))
+        with self._alone():
+            if id in self:
+                raise UserError(f"The store '{self.path}' holds '{id}' already.", "Choose another id.")
+            first = 0 if self.meta.source is None else FIRST_ADDED
+            self.write_part(max([first - 1, *self.parts()]) + 1, rows, flat.reshape(count, kappa, -1))
+
+    def added(self) -> set[str]:
+        """The ids of texts that were added to an encoded store by hand."""
+        self._forget()
+        return {id for id, places in self._index.items() if places[0].part >= FIRST_ADDED}
+
+    def ids_of_part(self, number: int) -> list[str]:
+        """The ids of a whole part's texts, in order."""
+        path = self.path / f"{_stem(number)}.jsonl"
+        return list(dict.fromkeys(str(told.get("id")) for told in read_jsonl(path)))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process adds, and with what others have added so far."""
+        leases = Leases(FolderStore(self.path / ".leases"))
+        try:
+            while (lease := leases.acquire("add")) is None:
+                time.sleep(0.05)
+            with lease:
+                self._forget()
+                yield
+        finally:
+            leases.close()
 
     @property
     def ids(self) -> list[str]:
@@ -216,24 +259,40 @@ class SummaryStore:
             UserError: there is no such text, or others wrote it and nobody said that they are trusted.
             LmlabError: the part is damaged.
         """
-        return torch.cat([self._read(place.part)[place.row] for place in self._places(id)])
+        places = self._places(id)
+        parts = {number: self._read(number) for number in dict.fromkeys(place.part for place in places)}
+        return torch.cat([parts[place.part][place.row] for place in places])
 
     def get(self, *ids: str) -> SoftPrompt:
         """The vectors of a text, or of several one after the other, as a soft prompt of one row."""
+        if not ids:
+            raise UserError(f"No text of the store '{self.path}' was named.")
         both = torch.cat([self.vectors(id) for id in ids])
         return SoftPrompt(both[None], self.meta.positions, None, self.meta.budget)
 
     def search(self, vectors: SoftPrompt | Tensor, k: int = 10) -> list[tuple[str, float]]:
         """The texts whose vectors are nearest to these, and their Euclidean distances, nearest first; only texts of as
         many vectors are compared.
+
+        Raises:
+            UserError: what is sought has another width than the store, more than one row, or is no finite number.
         """
         given = vectors.vectors_BPD if isinstance(vectors, SoftPrompt) else vectors
-        query = given.reshape(-1, self.meta.width).float()
-        found = [
-            (id, float((self.vectors(id) - query).norm()))
-            for id, places in self._index.items()
-            if len(places) * self.meta.summary_length == len(query)
-        ]
+        flat = given[0] if given.dim() == 3 and len(given) == 1 else given
+        if flat.dim() != 2 or flat.shape[1] != self.meta.width or not bool(torch.isfinite(flat).all()):
+            raise UserError(
+                f"What is sought is finite vectors [P, {self.meta.width}] of one text, not {list(given.shape)}."
+            )
+        if k < 1:
+            raise UserError(f"k {k}: at least 1 text can be sought.")
+        query, found, part = flat.detach().float().cpu(), list[tuple[str, float]](), dict[int, Tensor]()
+        for id, places in self._index.items():
+            if len(places) * self.meta.summary_length != len(query):
+                continue
+            # texts stand in the order of parts: no more than those of one text are held
+            part = {n: part[n] if n in part else self._read(n) for n in dict.fromkeys(each.part for each in places)}
+            own = torch.cat([part[place.part][place.row] for place in places])
+            found.append((id, float((own - query).norm())))
         return sorted(found, key=lambda each: (each[1], each[0]))[:k]
 
     def verify(self) -> None:
@@ -324,24 +383,40 @@ def find_soft_prompt(place: str | Path, model: Transformer, *, trust: bool = Fal
         UserError: there is no such thing, it is of other weights, or others wrote it.
         LmlabError: it is damaged.
     """
-    path = Path(place).expanduser()
-    if path.is_file():
+    path, told = Path(place).expanduser(), os.path.expanduser(place)
+    if _is_file(path):
         return load_soft_prompt(path, model, trust=trust)
-    folder = next((each for each in (path, *path.parents) if (each / META).is_file()), None)
+    # an id may hold what no path keeps, such as the // of an address
+    ends = [*(each.start() for each in re.finditer("/", told)), len(told)]
+    folders = ((Path(told[:end] or "/"), told[end + 1 :]) for end in ends)
+    folder, id = next((each for each in folders if _is_file(each[0] / META)), (None, ""))
     if folder is None:
         raise UserError(
             f"There is no soft prompt at '{place}': neither a file nor a text of a store (STORE/ID).",
             "Make one: lmlab compress text, or lmlab compress encode",
         )
     store = SummaryStore(folder, trust=trust)
-    if folder == path:
+    if not id:
         raise UserError(
-            f"'{place}' is a store of {len(store):,} texts.", f"Name one: {place}/{next(iter(store.ids), 'ID')}"
+            f"'{place}' is a store of {len(store):,} texts.", f"Name one: {folder}/{next(iter(store.ids), 'ID')}"
         )
     weight = next(model.parameters())
     store.check(known_fingerprint(model), model.config.d_model)
-    found = store.get(path.relative_to(folder).as_posix())
+    found = store.get(id)
     return replace(found, vectors_BPD=found.vectors_BPD.to(weight.device))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a path, as ids of texts may be
+        return False
+
+
+def _not_finite(rows: Sequence[StoreRow], vectors_RND: Tensor) -> StoreRow | None:
+    """The first row that holds what is no finite number."""
+    bad_R = (~torch.isfinite(vectors_RND)).flatten(1).any(1) if len(rows) else torch.zeros(0)
+    return rows[int(bad_R.nonzero()[0])] if bool(bad_R.any()) else None
 
 
 def _stem(number: int) -> str:

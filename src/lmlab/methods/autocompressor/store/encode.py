@@ -29,7 +29,7 @@ from lmlab.methods.autocompressor.compressor.files import fingerprint, load_comp
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors
-from lmlab.models import RowType, StoreMeta, StoreRow, SummaryStore
+from lmlab.models import RowType, SegmentError, StoreMeta, StoreRow, SummaryStore
 from lmlab.runs import Model
 
 __all__ = ["EncodeJob", "SummaryStore", "encode", "meta_of", "summaries_of"]
@@ -117,15 +117,14 @@ class _Worker:
         self.tokenizer = Model.find(job.compressor).tokenizer()
         self.store = SummaryStore.create(job.out, meta_of(self.compressor, self.tokenizer, job))
         self.leases = Leases(FolderStore(self.store.path / ".leases"))
-        self.encoded = 0
+        self.encoded = self.empty = 0
 
     def run(self) -> dict[str, Any]:
-        documents = empty = 0
+        documents = 0
         left = set[int]()
         try:
             for number, block in _blocks(self.job):
                 documents += len(block)
-                empty += sum(not each.text.strip() for each in block)
                 if not self._try(number, block):
                     left.add(number)
             while left:  # held by others, of whom some may have died
@@ -137,13 +136,30 @@ class _Worker:
             self.leases.close()
         rows = [row for id in self.store.ids for row in self.store.rows(id)]
         tokens = sum(row.tokens for row in rows)
-        return {"documents": documents, "empty": empty, "encoded": self.encoded, "rows": len(rows), "tokens": tokens}
+        return {
+            "documents": documents,
+            "empty": self.empty,
+            "encoded": self.encoded,
+            "rows": len(rows),
+            "tokens": tokens,
+        }
 
     def _try(self, number: int, block: Sequence[Document]) -> bool:
         """Encode a block that nobody has encoded and nobody holds; whether it is done."""
         if not self.store.has_part(number) and (lease := self.leases.acquire(f"part-{number:05d}")) is not None:
             self._encode_held(lease, number, block)
-        return self.store.has_part(number)
+        if not self.store.has_part(number):
+            return False
+        held = self.store.ids_of_part(number)
+        missing = [each for each in block if each.id not in set(held)]
+        if held != [each.id for each in block if each not in missing] or self._kept(missing):
+            raise UserError(
+                f"Part {number} of the store '{self.store.path}' holds other texts than block {number} of"
+                f" '{self.job.documents}'.",
+                "Encode into another folder.",
+            )
+        self.empty += len(missing)
+        return True
 
     def _encode_held(self, lease: Lease, number: int, block: Sequence[Document]) -> None:
         with lease:
@@ -154,8 +170,19 @@ class _Worker:
     def _encode(self, number: int, block: Sequence[Document]) -> None:
         """Encode the documents of a block; those without text have no rows."""
         job, meta = self.job, self.store.meta
-        kept = [each for each in block if each.text.strip()]
-        ids = [self.tokenizer.encode_prompt(each.text) for each in kept]
+        pairs = self._kept(block)
+        kept, ids = [document for document, _ in pairs], [each for _, each in pairs]
+        if clash := self.store.added().intersection(each.id for each in kept):
+            raise UserError(
+                f"'{min(clash)}' was added to the store '{self.store.path}' by hand, and is a document of"
+                f" '{job.documents}' too.",
+                "Give one of them another id.",
+            )
+        for document, each in pairs:
+            try:
+                cut_of(self.compressor, len(each), job.segment, job.independent)
+            except SegmentError as error:
+                raise SegmentError(f"Document '{document.id}': {error.message}", error.remedy) from None
         with fast_inference():
             found = summaries_of(self.compressor, ids, job.segment, job.independent, job.batch)
         rows = [
@@ -172,6 +199,11 @@ class _Worker:
         ]
         none = torch.zeros(0, meta.summary_length, meta.width)
         self.store.write_part(number, rows, torch.cat([none, *(vectors for _, vectors in found)]))
+
+    def _kept(self, block: Sequence[Document]) -> list[tuple[Document, list[int]]]:
+        """Those with something to read, and their tokens; a text that is not blank may have none either."""
+        pairs = ((each, self.tokenizer.encode_prompt(each.text)) for each in block if each.text.strip())
+        return [(each, ids) for each, ids in pairs if ids]
 
 
 def _blocks(job: EncodeJob) -> Iterator[tuple[int, list[Document]]]:
@@ -218,6 +250,30 @@ def _source(location: str, fields: Mapping[str, str]) -> Source:
     return named if isinstance(next(named.read(), None), Document) else source
 
 
+def cut_of(compressor: AutoCompressor, length: int, segment: int | None, independent: bool) -> list[int]:
+    """The lengths of the segments of a text.
+
+    Raises:
+        SegmentError: it is empty, or its segments with the vectors before them exceed the window.
+    """
+    kappa, shape, config = compressor.summary_length, compressor.model.config, compressor.config
+    total = 1 if independent or not config.accumulate else length
+    limit = longest_segment(shape, kappa, total, 0, config.position_budget) if segment is None else segment
+    lengths = lengths_of(length, limit, limit)
+    if compressor.positions:
+        held = 0 if independent else kappa * ((len(lengths) - 1) if config.accumulate else min(1, len(lengths) - 1))
+        needed = (config.position_budget or held) + max(lengths) + kappa
+    else:
+        needed = max(lengths)
+    if needed > shape.max_seq_len and shape.positions != "none":
+        raise SegmentError(
+            f"{length} tokens in {len(lengths)} segments of up to {max(lengths)} need {needed} positions; the model's"
+            f" window has {shape.max_seq_len}.",
+            "Take other segments (--segment), or compress each by itself (--independent).",
+        )
+    return lengths
+
+
 @torch.no_grad()
 def summaries_of(
     compressor: AutoCompressor,
@@ -233,12 +289,8 @@ def summaries_of(
     Arguments:
         segment, independent, batch: as in `EncodeJob`.
     """
-    kappa, budget = compressor.summary_length, compressor.config.position_budget
-    cuts = []
-    for ids in texts:
-        total = 1 if independent or not compressor.config.accumulate else len(ids)
-        limit = longest_segment(compressor.model.config, kappa, total, 0, budget) if segment is None else segment
-        cuts.append(lengths_of(len(ids), limit, limit))
+    kappa = compressor.summary_length
+    cuts = [cut_of(compressor, len(ids), segment, independent) for ids in texts]
     states: list[SummaryVectors] = [compressor.nothing() for _ in texts]
     found: list[list[Tensor]] = [[] for _ in texts]
     for number in range(max(map(len, cuts), default=0)):
