@@ -156,6 +156,13 @@ def draw_config(chance: random.Random, family: str) -> Any:
             "hidden_size": heads * 16,
             "layer_norm_eps": pick([1e-5, 1e-3]),
         },
+        "phi": {key: value for key, value in common.items() if key != "rms_norm_eps"}
+        | {
+            "rope_parameters": {**draw_rope(chance), "partial_rotary_factor": pick([0.25, 0.5, 1.0])},
+            "hidden_size": heads * 16,
+            "layer_norm_eps": pick([1e-5, 1e-3]),
+            "qk_layernorm": flip(),
+        },
         "gpt2": SMALL
         | {
             "n_embd": 32,
@@ -191,7 +198,6 @@ OTHERS = (
     "falcon",
     "bloom",
     "mpt",
-    "phi",
     "gptj",
     "gpt_neo",
     "starcoder2",

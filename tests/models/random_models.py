@@ -53,6 +53,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "ffn": "moe",
         "moe": {"num_experts": 8, "top_k": 3, "expert_hidden_size": 24},
     },
+    "phi": {
+        **GPT2_FEATURES,
+        "positions": "rotary",
+        "partial_rotary_factor": 0.5,
+        "d_ff": 80,
+        "num_kv_heads": 2,
+        "parallel_residual": True,
+        "shared_norm": True,
+        "head_bias": True,
+        "tie_embeddings": False,
+    },
     "gpt2": {**GPT2_FEATURES, "d_ff": 80},
     "opt": {**GPT2_FEATURES, "d_ff": 80, "activation": "relu", "position_offset": 2},
     "no_family": {

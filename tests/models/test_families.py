@@ -30,7 +30,7 @@ from lmlab.models import (
 )
 
 LENGTH = 14
-FAMILIES = ["llama", "qwen2", "qwen3", "olmo2", "olmoe", "gpt2", "opt"]
+FAMILIES = ["llama", "qwen2", "qwen3", "olmo2", "olmoe", "gpt2", "opt", "phi"]
 LEARNED = {"norm": "layernorm", "norm_bias": True, "positions": "learned", "gated": False}
 
 sizes = st.fixed_dictionaries(
@@ -108,6 +108,13 @@ STRATEGIES = {
         st.fixed_dictionaries({**rotary, "d_ff": st.none(), "moe": experts}),
         attention_bias,
         st.just({"qk_norm": "full", "ffn": "moe"}),
+    ),
+    "phi": merged(
+        heads,
+        st.fixed_dictionaries({**rotary, "partial_rotary_factor": st.sampled_from([0.5, 1.0])}),
+        st.sampled_from(["none", "head"]).map(lambda value: {"qk_norm": value}),
+        st.just({**LEARNED, "positions": "rotary", "parallel_residual": True, "shared_norm": True, "head_bias": True}),
+        st.just({"qkv_bias": True, "attention_output_bias": True, "ffn_bias": True}),
     ),
     "gpt2": merged(
         one_width,
@@ -213,6 +220,7 @@ THEIR_CONFIGS = {
     "qwen3": transformers.Qwen3Config(**SMALL, head_dim=16),
     "olmo2": transformers.Olmo2Config(**SMALL, pad_token_id=None, eos_token_id=1),
     "olmoe": transformers.OlmoeConfig(**SMALL, num_experts=6, num_experts_per_tok=2, pad_token_id=None, eos_token_id=1),
+    "phi": transformers.PhiConfig(**SMALL, qk_layernorm=True),
     "gpt2": transformers.GPT2Config(
         vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
     ),
@@ -288,7 +296,7 @@ def test_gradients_equal_those_of_transformers(family, tmp_path):
 SEQUENCE = transformers.AutoModelForSequenceClassification
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "gpt2", "opt", "phi"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_scores_equal_those_of_transformers_with_either_padding(family, side, tmp_path):

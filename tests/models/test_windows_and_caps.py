@@ -69,24 +69,33 @@ def test_the_newest_token_sees_its_window_alone(soft_cap):
     torch.testing.assert_close(attend(q[:, :, -1:], k, v, visibility, "one query", soft_cap), expected)
 
 
-def test_capped_losses_have_the_gradients_of_the_plain_formula():
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("biased", [False, True])
+def test_losses_with_caps_and_biases_have_the_gradients_of_the_plain_formula(biased, soft_cap):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 5, 16, generator=generator).requires_grad_()
     weight = torch.randn(40, 16, generator=generator).requires_grad_()
-    labels = torch.randint(0, 40, (3, 5), generator=generator)
+    bias = torch.randn(40, generator=generator).mul_(3).requires_grad_() if biased else None
+    labels = torch.randint(0, 38, (3, 5), generator=generator)
     labels[0, 1] = IGNORE
-    logits = 2.0 * torch.tanh(hidden @ weight.T / 2.0)
+    logits = hidden @ weight.T if bias is None else hidden @ weight.T + bias
+    if soft_cap is not None:
+        logits = soft_cap * torch.tanh(logits / soft_cap)
+    logits = logits[..., :38]  # the other rows only pad the vocabulary
     log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORE)
-    wanted = torch.autograd.grad(-log_probs.sum(), (hidden, weight), retain_graph=True)
-    fused = fused_cross_entropy(hidden, weight, labels, soft_cap=2.0)
+    learned = (hidden, weight) if bias is None else (hidden, weight, bias)
+    wanted = torch.autograd.grad(-log_probs.sum(), learned, retain_graph=True)
+    told = {"vocab_size": 38, "soft_cap": soft_cap, "bias_V": bias}
+    fused = fused_cross_entropy(hidden, weight, labels, block_size=4, **told)
     torch.testing.assert_close(fused.tokens, -log_probs.detach())
-    found = token_log_probs(hidden, weight, labels, soft_cap=2.0)
+    found = token_log_probs(hidden, weight, labels, block_size=4, **told)
     torch.testing.assert_close(found, log_probs)
     for loss in (fused.sum, -found.sum()):
-        for gradient, right in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
+        for gradient, right in zip(torch.autograd.grad(loss, learned), wanted, strict=True):
             torch.testing.assert_close(gradient, right, atol=1e-5, rtol=1e-4)
     targets = Targets(torch.tensor([1]), torch.tensor([2]), labels[1, 2:3])
-    scored = score_targets(hidden.detach(), weight.detach(), targets, soft_cap=2.0)
+    part = None if bias is None else bias[:38].detach()
+    scored = score_targets(hidden.detach(), weight[:38].detach(), targets, soft_cap=soft_cap, bias_V=part)
     torch.testing.assert_close(scored.log_probs_N, log_probs[1, 2:3].detach())
 
 

@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.parallel, self.multiplier = config.parallel_residual, config.residual_multiplier
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = Attention(config, layer)
-        self.ffn_norm = make_norm(config, config.d_model)
+        self.ffn_norm = None if config.shared_norm else make_norm(config, config.d_model)
         self.ffn = MoE(config, layer, experts) if config.ffn_kinds[layer] == "moe" else FeedForward(config)
         both = config.norm_position == "both"
         self.attention_out_norm = make_norm(config, config.d_model) if both else None
@@ -46,11 +46,17 @@ class Block(nn.Module):
         x_BTD = x_BTD + context.tap(self.layer, "attention.output", written_BTD)
         x_BTD = context.tap(self.layer, "middle", self.norm_if("post", self.attention_norm, x_BTD))
 
-        read_BTD = self.read(self.ffn_norm, entered_BTD if self.parallel else x_BTD)
+        ffn_norm = self.norm_of_ffn
+        read_BTD = self.read(ffn_norm, entered_BTD if self.parallel else x_BTD)
         written_BTD, routed = self.feed_forward(context.tap(self.layer, "ffn.input", read_BTD), context)
-        written_BTD = self.written(written_BTD, self.ffn_norm, self.ffn_out_norm)
+        written_BTD = self.written(written_BTD, ffn_norm, self.ffn_out_norm)
         x_BTD = x_BTD + context.tap(self.layer, "ffn.output", written_BTD)
-        return context.tap(self.layer, "output", self.norm_if("post", self.ffn_norm, x_BTD)), routed
+        return context.tap(self.layer, "output", self.norm_if("post", ffn_norm, x_BTD)), routed
+
+    @property
+    def norm_of_ffn(self) -> nn.Module:
+        """The feed-forward network's norm, which may be the attention's."""
+        return self.attention_norm if self.ffn_norm is None else self.ffn_norm
 
     def norm_if(self, position: NormPosition, norm: nn.Module, x_BTD: Tensor) -> Tensor:
         """The normalized x if norms stand at this position, else x."""

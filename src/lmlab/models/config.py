@@ -108,11 +108,13 @@ class ModelConfig(Config):
         attention_soft_cap, logit_soft_cap: c: scores, or logits, x become c tanh(x / c) (Gemma 2).
         clip_qkv: queries, keys and values are cut to this absolute value, after a norm over the full projection.
         parallel_residual: x + attention(norm(x)) + ffn(norm'(x)) (GPT-NeoX).
+        shared_norm: of parallel residuals, norm' is norm (Phi-2).
         embedding_scale, residual_multiplier, logit_scale: factors of what the table of tokens gives, of what each
             sub-layer adds, and of the final hidden states of a language model (Gemma, Granite).
         causal: a token sees itself and those before it; without, all tokens of its text.
         token_types: rows of a table that is added by the type of each token, as BERT tells two texts apart; 0 for none.
         embedding_norm: normalize the sum of all embeddings before the first layer (BERT).
+        head_bias: a bias on next-token logits, before a cap (Phi-2).
         lm_head: next-token logits; without, hidden states alone, as encoders have.
         pooler: a layer with tanh on the hidden state of each row's first token (BERT).
         position_offset: rows at the start of a learned table that no position uses (2 in OPT).
@@ -161,12 +163,14 @@ class ModelConfig(Config):
     attention_soft_cap: PositiveFloat | None = None
     clip_qkv: PositiveFloat | None = None
     parallel_residual: bool = False
+    shared_norm: bool = False
     gated: bool = True
     ffn: Literal["dense", "moe"] | tuple[Literal["dense", "moe"], ...] = "dense"
     moe: MoEConfig | None = None
     qkv_bias: bool = False
     attention_output_bias: bool = False
     ffn_bias: bool = False
+    head_bias: bool = False
     tie_embeddings: bool = True
     embedding_scale: PositiveFloat = 1.0
     residual_multiplier: PositiveFloat = 1.0
@@ -220,6 +224,10 @@ class ModelConfig(Config):
             raise ValueError("norm_offset needs norm: rmsnorm.")
         if self.parallel_residual and self.norm_position != "pre":
             raise ValueError(f"parallel_residual needs norm_position pre, not {self.norm_position}.")
+        if self.shared_norm and not self.parallel_residual:
+            raise ValueError("shared_norm needs parallel_residual: true.")
+        if self.head_bias and not self.lm_head:
+            raise ValueError("head_bias needs lm_head: true.")
         if isinstance(self.ffn, tuple) and len(self.ffn) != self.num_layers:
             raise ValueError(f"ffn lists {len(self.ffn)} kinds for {self.num_layers} layers.")
         if "moe" in self.ffn_kinds and (self.moe is None or not self.gated or self.ffn_bias):
@@ -295,7 +303,7 @@ class ModelConfig(Config):
         d, attention, kv = self.d_model, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         norm = d * (self.norm_weight + self.norm_bias) if self.norm != "none" else 0
         layer = (
-            (4 if self.norm_position == "both" else 2) * norm
+            (4 if self.norm_position == "both" else 1 if self.shared_norm else 2) * norm
             + self._attention_matrices
             + (attention + 2 * kv) * self.qkv_bias
             + d * self.attention_output_bias
@@ -316,8 +324,8 @@ class ModelConfig(Config):
         total += d * d + d if self.pooler else 0
         if self.num_labels is not None:
             total += self.num_labels * d
-        elif self.has_own_head:
-            total += self.padded_vocab_size * d
+        else:
+            total += self.padded_vocab_size * (d * self.has_own_head + self.has_head_bias)
         if embedding:
             positions = self.max_seq_len + self.position_offset if self.positions == "learned" else 0
             total += (self.padded_vocab_size + positions + self.token_types) * d
@@ -327,6 +335,11 @@ class ModelConfig(Config):
     def has_own_head(self) -> bool:
         """Whether next-token logits come from a matrix that is not the table of tokens."""
         return self.lm_head and not self.tie_embeddings and self.num_labels is None
+
+    @property
+    def has_head_bias(self) -> bool:
+        """Whether next-token logits have a bias."""
+        return self.head_bias and self.num_labels is None
 
     def flops_per_token(self, seq_len: int, backward: bool = True) -> float:
         """Floating-point operations of one token in a sequence of `seq_len`: matrix products and attention, the head

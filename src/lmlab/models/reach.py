@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmlab.models.loss import IGNORE, token_log_probs
+from lmlab.models.loss import IGNORE
 from lmlab.models.transformer import Transformer
 
 _TOKENS_AT_ONCE = 8192
@@ -22,7 +22,7 @@ def label_log_probs(
 ) -> Tensor:
     """The natural-log probability of each label, [B, T], with gradients; ignored ones give 0."""
     hidden_BTD = model(input_ids_BT, document_ids_BT=document_ids_BT, logits="none").hidden_BTD
-    return token_log_probs(hidden_BTD, model.head_weight_VD, labels_BT, soft_cap=model.config.logit_soft_cap)
+    return model.log_probs_of(hidden_BTD, labels_BT)
 
 
 @torch.no_grad()

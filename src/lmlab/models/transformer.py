@@ -37,7 +37,7 @@ from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.norm import make_norm
 from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient, embed_tied
-from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets
+from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets, token_log_probs
 from lmlab.models.memory.memory import Memory
 from lmlab.models.moe.experts import Experts
 from lmlab.models.moe.layer import MoE
@@ -81,6 +81,7 @@ class Transformer(nn.Module):
         self.router_accounts = RouterAccounts(config.moe)
         self.final_norm = None if config.norm_position == "post" else make_norm(config, config.d_model)
         self.head = Linear(config.d_model, config.padded_vocab_size, bias=False) if config.has_own_head else None
+        self.head_bias = nn.Parameter(torch.zeros(config.padded_vocab_size)) if config.has_head_bias else None
         self.score = None if config.num_labels is None else Linear(config.d_model, config.num_labels, bias=False)
         self.pooler = Linear(config.d_model, config.d_model) if config.pooler else None
 
@@ -104,6 +105,11 @@ class Transformer(nn.Module):
         """The output matrix, [V, D]: the embedding's if tied; without the rows that only pad the vocabulary."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         return weight if len(weight) == self.config.vocab_size else weight[: self.config.vocab_size]
+
+    @property
+    def head_bias_V(self) -> Tensor | None:
+        """The bias of the logits, [V], where they have one; without the rows that only pad the vocabulary."""
+        return None if self.head_bias is None else self.head_bias[: self.config.vocab_size]
 
     @torch.no_grad()
     def initialize(self, seed: int) -> Transformer:
@@ -244,7 +250,13 @@ class Transformer(nn.Module):
         token_scores = (
             None
             if targets is None
-            else score_targets(hidden_BTD, self.head_weight_VD, targets, soft_cap=self.config.logit_soft_cap)
+            else score_targets(
+                hidden_BTD,
+                self.head_weight_VD,
+                targets,
+                soft_cap=self.config.logit_soft_cap,
+                bias_V=self.head_bias_V,
+            )
         )
         logits = logits or ("all" if labels_BT is None and targets is None and self.config.lm_head else "none")
         return TransformerOutput(
@@ -388,11 +400,21 @@ class Transformer(nn.Module):
             vocab_size=self.config.vocab_size,
             shared=shared,
             soft_cap=self.config.logit_soft_cap,
+            bias_V=self.head_bias,
         )
 
     def logits_of(self, hidden_BTD: Tensor) -> Tensor:
         """The logits [..., V] of final hidden states [..., D]."""
-        return cap(linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype)), self.config.logit_soft_cap)
+        logits_BTV, bias_V = linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype)), self.head_bias_V
+        if bias_V is not None:
+            logits_BTV = logits_BTV + bias_V.to(logits_BTV.dtype)
+        return cap(logits_BTV, self.config.logit_soft_cap)
+
+    def log_probs_of(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """`token_log_probs` of final hidden states [..., D] and the labels after them, [...]."""
+        return token_log_probs(
+            hidden, self.head_weight_VD, labels, soft_cap=self.config.logit_soft_cap, bias_V=self.head_bias_V
+        )
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -404,7 +426,11 @@ def with_scalar_head(model: Transformer, num_labels: int, seed: int) -> Transfor
     """A model of the same body with a fresh scalar head in place of its own."""
     config = ModelConfig.model_validate(model.config.model_dump() | {"num_labels": num_labels})
     headed = Transformer(config).initialize(seed)
-    body = {name: weight for name, weight in model.state_dict().items() if not name.startswith(("head.", "score."))}
+    body = {
+        name: weight
+        for name, weight in model.state_dict().items()
+        if not name.startswith(("head.", "head_bias", "score."))
+    }
     missing, unexpected = headed.load_state_dict(body, strict=False)
     assert not unexpected and all(name.startswith("score.") for name in missing)
     headed.initialize_parameter("score.weight", seed)

@@ -18,7 +18,7 @@ from lmlab.errors import UserError
 from lmlab.files import sha256_json
 from lmlab.methods.olmoe.byte_corpus import ByteCorpus, ByteWindows
 from lmlab.methods.olmoe.config import AblationConfig, ByteTrainingConfig, Choice
-from lmlab.models import Transformer, token_log_probs
+from lmlab.models import Transformer
 from lmlab.reports import Figure as FigureBlock
 from lmlab.reports import Section, Series, Table, bar_chart, line_chart
 from lmlab.runs import PlannedRun, RunOutcome, StageRecord, is_finished, run_many
@@ -107,12 +107,7 @@ def measure(model: Transformer, corpus: ByteCorpus, length: int) -> dict[str, An
     losses, counts = [], []
     for ids, labels in zip(ids_BT.split(16), labels_BT.split(16), strict=True):
         output = model(ids, logits="none")
-        losses.append(
-            -token_log_probs(output.hidden_BTD, model.head_weight_VD, labels, soft_cap=model.config.logit_soft_cap).sum(
-                1
-            )
-            / (length - 1)
-        )
+        losses.append(-model.log_probs_of(output.hidden_BTD, labels).sum(1) / (length - 1))
         counts.append([each.tokens_per_expert_E for each in output.routers])
     loss_B = torch.cat(losses)
     by_domain = {name: float(loss_B[domains_B == number].mean()) for number, name in enumerate(corpus.domains)}

@@ -82,6 +82,8 @@ class Layout:
             name: Location((name,)) if family is None else _locate(name, shapes, family, config) for name in shapes
         }
         own: dict[str, Shape] = {} if family is None else family.inert(config)
+        # a model with another head, or whose head is its embedding, leaves these in the file
+        self._heads = {self.head, self.head.removesuffix("weight") + "bias"} if config.head_bias else {self.head}
         self.inert = {self._prefix + name: shape for name, shape in own.items()}
         self._index()
 
@@ -148,7 +150,10 @@ class Layout:
         unexpected = [
             name
             for name in found
-            if name not in known and not name.endswith(_IGNORED) and not name.startswith(unread) and name != self.head
+            if name not in known
+            and not name.endswith(_IGNORED)
+            and not name.startswith(unread)
+            and name not in self._heads
         ]
         problems += [f"unexpected {name}" for name in unexpected]
         problems += [
@@ -222,7 +227,7 @@ class Layout:
         """Rows that only pad the vocabulary stay out of other libraries' checkpoints."""
         return (
             (self._rows, *shape[1:])
-            if self._rows is not None and name in ("embedding.weight", "head.weight")
+            if self._rows is not None and name in ("embedding.weight", "head.weight", "head_bias")
             else shape
         )
 
@@ -241,6 +246,8 @@ def _fill(ours: str, table: Mapping[str, str]) -> str | None:
 
 
 def _locate(name: str, shapes: Mapping[str, Shape], family: Family, config: ModelConfig) -> Location:
+    if name == "head_bias":
+        return Location((f"{family.head}.bias",))
     if name in ("head.weight", "score.weight"):
         return Location((f"{family.head}.weight" if name == "head.weight" else name,))
     stem, _, kind = name.rpartition(".")

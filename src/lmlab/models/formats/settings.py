@@ -28,6 +28,7 @@ _VALUES: dict[str, dict[Any, Any]] = {
         "relu": "relu",
     },
     "norm_position": {True: "pre", False: "post"},  # OPT's do_layer_norm_before
+    "qk_norm": {True: "head", False: "none"},  # Phi's qk_layernorm
 }
 """For the fields whose values have other names there: theirs to ours; the first of several is written."""
 

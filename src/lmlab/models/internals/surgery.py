@@ -72,8 +72,8 @@ def feed_forward(block: Block, x_BTD: Tensor, context: AttentionContext) -> tupl
     """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router
     decided.
     """
-    written_BTD, routed = block.feed_forward(block.norm_if("pre", block.ffn_norm, x_BTD), context)
-    return block.norm_if("reordered", block.ffn_norm, written_BTD), routed
+    written_BTD, routed = block.feed_forward(block.norm_if("pre", block.norm_of_ffn, x_BTD), context)
+    return block.norm_if("reordered", block.norm_of_ffn, written_BTD), routed
 
 
 @part
@@ -81,4 +81,4 @@ def expert_outputs(block: Block, x_BTD: Tensor) -> Tensor:
     """What each expert of a mixture adds to the residual stream when it reads x, [B, T, E, D]."""
     # a norm on the way out acts on the sum of the experts, which has no shares
     assert isinstance(block.ffn, MoE) and block.norm_position != "reordered"
-    return block.ffn.expert_outputs(block.norm_if("pre", block.ffn_norm, x_BTD))
+    return block.ffn.expert_outputs(block.norm_if("pre", block.norm_of_ffn, x_BTD))

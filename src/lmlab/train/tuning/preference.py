@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lmlab.config import Config
 from lmlab.data import Batch
-from lmlab.models import IGNORE, Transformer, token_log_probs
+from lmlab.models import IGNORE, Transformer
 from lmlab.train.steps.step import StepFunction, StepOutput
 
 
@@ -55,11 +55,11 @@ def sequence_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """The log-probability of each row's labels, [B], with gradients, and how many labels it has, [B].
 
-    The logits of a batch never exist at once (`token_log_probs`). Labels are shifted (the next token), -100 where they
-    do not count.
+    The logits of a batch never exist at once (`Transformer.log_probs_of`). Labels are shifted (the next token), -100
+    where they do not count.
     """
     hidden_BTD = model(input_ids_BT, document_ids_BT=document_ids_BT, logits="none").hidden_BTD
-    log_probs_BT = token_log_probs(hidden_BTD, model.head_weight_VD, labels_BT, soft_cap=model.config.logit_soft_cap)
+    log_probs_BT = model.log_probs_of(hidden_BTD, labels_BT)
     return log_probs_BT.sum(1), (labels_BT != IGNORE).sum(1)
 
 

@@ -327,7 +327,12 @@ class AutoCompressor(nn.Module):
         shape, model = self.model.config, self.model
         weight_VD = model.embedding.weight if model.head is None else model.head.weight
         return fused_cross_entropy(
-            hidden_BMD, weight_VD, targets_BM, vocab_size=shape.vocab_size, soft_cap=shape.logit_soft_cap
+            hidden_BMD,
+            weight_VD,
+            targets_BM,
+            vocab_size=shape.vocab_size,
+            soft_cap=shape.logit_soft_cap,
+            bias_V=model.head_bias,
         )
 
     @torch.no_grad()

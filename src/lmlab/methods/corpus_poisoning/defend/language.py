@@ -61,8 +61,6 @@ class Perplexity:
     def _losses(self, text: str) -> Scores:
         import torch
 
-        from lmlab.models import token_log_probs
-
         model, tokenizer = self._load()
         ids = [tokenizer.bos_id, *tokenizer.encode(text, "as_text")[:_MOST_TOKENS]]
         if len(ids) < 2:
@@ -70,8 +68,7 @@ class Perplexity:
         rows = torch.tensor([ids])
         with torch.inference_mode():
             hidden = model(rows[:, :-1], logits="none").hidden_BTD
-            cap = model.config.logit_soft_cap
-            found = token_log_probs(hidden, model.head_weight_VD, rows[:, 1:], soft_cap=cap)
+            found = model.log_probs_of(hidden, rows[:, 1:])
         losses: Scores = -found[0].double().numpy()
         return losses
 

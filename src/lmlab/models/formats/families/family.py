@@ -24,6 +24,8 @@ PLAIN: Settings = {
     "attention_soft_cap": None,
     "clip_qkv": None,
     "parallel_residual": False,
+    "shared_norm": False,
+    "head_bias": False,
     "embedding_scale": 1.0,
     "residual_multiplier": 1.0,
     "logit_scale": 1.0,

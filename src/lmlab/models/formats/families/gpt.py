@@ -1,4 +1,4 @@
-"""Decoders with layer norms, biases and no gates: GPT-2, OPT, GPT-NeoX."""
+"""Decoders with layer norms, biases and no gates: GPT-NeoX, Phi-2, GPT-2, OPT."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from lmlab.models.formats.families.llama_like import (
     ATTENTION_BIAS,
     KEYS,
     plain_heads,
+    whole_heads,
     without,
 )
 
@@ -70,6 +71,45 @@ GPT = (
         renamed={"lm_head.": "embed_out."},
         partial=("rotary_pct", 0.25),
         fits=plain_heads,
+    ),
+    Family(
+        "phi",
+        "PhiForCausalLM",
+        "PhiForSequenceClassification",
+        "model.",
+        {
+            **without(_GPT_FEATURES, "qk_norm"),
+            **_BIASES,
+            "norm_position": "pre",
+            "positions": "rotary",
+            "parallel_residual": True,
+            "shared_norm": True,
+            "head_bias": True,
+        },
+        {**KEYS, "norm_eps": "layer_norm_eps", "qk_norm": "qk_layernorm"},
+        {
+            "norm_eps": 1e-5,
+            "tie_embeddings": False,
+            "activation": "gelu_tanh",
+            "qk_norm": "none",
+            "max_seq_len": 2048,
+        },
+        {},
+        {
+            "embedding": "embed_tokens",
+            "final_norm": "final_layernorm",
+            "blocks.{i}.attention_norm": "layers.{i}.input_layernorm",
+            "blocks.{i}.attention.query": "layers.{i}.self_attn.q_proj",
+            "blocks.{i}.attention.key": "layers.{i}.self_attn.k_proj",
+            "blocks.{i}.attention.value": "layers.{i}.self_attn.v_proj",
+            "blocks.{i}.attention.query_norm": "layers.{i}.self_attn.q_layernorm",
+            "blocks.{i}.attention.key_norm": "layers.{i}.self_attn.k_layernorm",
+            "blocks.{i}.attention.output": "layers.{i}.self_attn.dense",
+            "blocks.{i}.ffn.up": "layers.{i}.mlp.fc1",
+            "blocks.{i}.ffn.down": "layers.{i}.mlp.fc2",
+        },
+        partial=("partial_rotary_factor", 0.5),
+        fits=lambda config: whole_heads(config) and config.qk_norm != "full",
     ),
     Family(
         "gpt2",
