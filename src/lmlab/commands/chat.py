@@ -50,8 +50,8 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = encode_for_answer(self._tokenizer, asked)  # what a user spells is no end of a turn
         limit = self._model.config.max_seq_len
-        if self._before is not None and self._before.positions:
-            limit -= self._before.length
+        if self._before is not None:
+            limit -= self._before.positions_taken
         if len(ids) + self._config.max_new_tokens > limit:
             raise UserError(
                 f"The conversation has {len(ids)} tokens; with an answer of up to {self._config.max_new_tokens} it"

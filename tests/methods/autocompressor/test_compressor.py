@@ -191,3 +191,50 @@ def test_soft_prompts_that_do_not_fit_are_refused() -> None:
             compressor(_IDS.repeat(2, 1), soft_prompt=wrong.double())
     broadcast = compressor(_IDS.repeat(2, 1), soft_prompt=SoftPrompt(torch.zeros(1, 3, 16).double()))
     assert torch.equal(broadcast.logits_BTV[0], broadcast.logits_BTV[1])
+
+
+def test_a_budget_of_positions_is_what_vectors_take_of_the_window() -> None:
+    compressor = small("llama", rope_positions="text_only", position_budget=6)
+    text = torch.randint(0, 37, (1, 600), generator=torch.Generator().manual_seed(0))
+    summary = compressor.compress(text)  # 11 segments of 55 tokens, as long as 64 - 6 - 3 positions allow
+    assert summary.length == 33
+    many = torch.cat((summary.vectors_BPD,) * 2, 1)
+    positions = torch.cat((torch.arange(66) % 6, 6 + torch.arange(58)))[None]
+    embeds = torch.cat((many, compressor.model.embed(text[:, :58])), 1)
+    expected = compressor.model(inputs_embeds_BTD=embeds, position_ids_BT=positions).logits_BTV[:, 66:]
+    assert torch.allclose(compressor(text[:, :58], soft_prompt=many).logits_BTV, expected, atol=1e-12)
+    with pytest.raises(SegmentError, match="6 vectors before the text, 59 tokens and 0 summary tokens are 65"):
+        compressor(text[:, :59], soft_prompt=many)
+    for soft_prompt in (many, many[:, :2]):  # few vectors leave the text where it is
+        assert len(compressor.generate(text[:, :50], soft_prompt=soft_prompt, max_new_tokens=8)[0][0].completion.ids)
+        with pytest.raises(UserError, match="behind a soft prompt of 6 positions; with 9 new ones"):
+            compressor.generate(text[:, :50], soft_prompt=soft_prompt, max_new_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"input_ids": torch.tensor([[1, 37]])}, "vocabulary of 37"),
+        ({"input_ids": torch.tensor([[1, -1]])}, "vocabulary of 37"),
+        ({"input_ids": torch.tensor([[1.0, 2.0]])}, "are token ids"),
+        ({"input_ids": torch.tensor([1, 2])}, r"not \[2\]"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "at least one row"),
+        ({"attention_mask": torch.ones(1, 23)}, r"attention_mask has the shape \[1, 23\], and the text \[1, 24\]"),
+        ({"labels": _IDS[:, 1:]}, "labels has the shape"),
+        ({"labels": _IDS + 20}, "labels has token ids"),
+        ({"segment_lengths": 2.5}, "whole numbers of tokens, not 2.5"),
+        ({"segment_lengths": [12.5, 11.5]}, "whole numbers of tokens, not 12.5, 11.5"),
+        ({"soft_prompt": SoftPrompt(torch.ones(1, 3, 16), valid_BP=torch.ones(1, 2, dtype=torch.bool))}, "mask is"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_what_is_no_batch_of_texts_is_refused(kind: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        small(kind)(**({"input_ids": _IDS} | given))
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_generation_refuses_ids_and_masks_that_are_none(every: int | None) -> None:
+    for prompts, mask in (([[1, 2, 99]], None), ([[1], [-1]], None), (_IDS, torch.ones(1, 5))):
+        with pytest.raises(UserError, match=r"beyond the model's vocabulary|attention_mask has the shape"):
+            small().generate(prompts, mask, max_new_tokens=2, compress_every=every)

@@ -74,7 +74,7 @@ class ServedModel:
     def positions_before(self, context: str | None) -> int:
         """How many positions of the window a context takes."""
         found = None if context is None else self.contexts[context]
-        return 0 if found is None or not found.positions else found.budget or found.length
+        return 0 if found is None else found.positions_taken
 
     @property
     def max_seq_len(self) -> int:

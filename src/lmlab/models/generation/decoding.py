@@ -404,15 +404,13 @@ def check_prompts(
     Raises:
         UserError: as `Decoding.add`.
     """
-    if not asked or min(len(prompt) for prompt, _ in asked) == 0:
-        raise UserError("Every prompt needs at least one token.")
-    if any(config.stop and (decode is None or "" in config.stop) for _, config in asked):
-        raise UserError("Stop strings must not be empty, and they need a way to decode tokens.")
+    check_asked(model, asked, decode)
     _check_reach(model, asked)
     limit = model.config.max_seq_len
     longest, new = max(((len(prompt), config.max_new_tokens) for prompt, config in asked), key=sum)
-    before = soft_prompt.length if soft_prompt is not None and soft_prompt.positions else 0
-    behind = f" behind a soft prompt of {before} vectors" if before else ""
+    before, behind = 0, ""
+    if soft_prompt is not None and (before := soft_prompt.positions_taken):
+        behind = f" behind a soft prompt of {before} {'vectors' if soft_prompt.budget is None else 'positions'}"
     if memory is not None and (before := int(memory.next_position.max())):
         behind = f" behind a memory of {before} positions"
     if before + longest + new > limit:
@@ -420,6 +418,23 @@ def check_prompts(
             f"The longest prompt has {longest} tokens{behind}; with {new} new ones it exceeds the model's {limit}.",
             "Shorten the prompt or lower max_new_tokens.",
         )
+
+
+def check_asked(
+    model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]], decode: Decode | None
+) -> None:
+    """Refuse prompts that are none, whatever their lengths.
+
+    Raises:
+        UserError: an empty prompt, ids beyond the vocabulary, or stop strings without `decode`.
+    """
+    if not asked or min(len(prompt) for prompt, _ in asked) == 0:
+        raise UserError("Every prompt needs at least one token.")
+    if any(config.stop and (decode is None or "" in config.stop) for _, config in asked):
+        raise UserError("Stop strings must not be empty, and they need a way to decode tokens.")
+    vocabulary = model.config.vocab_size
+    if not all(0 <= min(prompt) <= max(prompt) < vocabulary for prompt, _ in asked):
+        raise UserError(f"A prompt has token ids beyond the model's vocabulary of {vocabulary}.")
 
 
 def _check_reach(model: Transformer, asked: Sequence[tuple[Sequence[int], DecodingConfig]]) -> None:

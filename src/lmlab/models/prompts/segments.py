@@ -64,7 +64,7 @@ def segment_forward(
     """
     rows, slots = embeds_BTD.shape[:2]
     text = slots - n_summary
-    check_window(model, 0 if soft_prompt is None else soft_prompt.length, text, n_summary, cache)
+    check_window(model, 0 if soft_prompt is None else soft_prompt.positions_taken, text, n_summary, cache)
     if mask_BT is not None and mask_BT.shape[1] == text and n_summary:
         mask_BT = torch.cat((mask_BT.bool(), mask_BT.new_ones(rows, n_summary, dtype=torch.bool)), 1)
     position_ids_BT = None
@@ -87,8 +87,11 @@ def segment_forward(
 def check_window(model: Transformer, before: int, text: int, n_summary: int, cache: KVCache | None = None) -> None:
     """Refuse a segment that the model's positions do not reach.
 
+    Arguments:
+        before: positions that vectors before the text take.
+
     Raises:
-        SegmentError: so many vectors before the text, its tokens and summary tokens exceed the window.
+        SegmentError: they, its tokens and summary tokens exceed the window.
     """
     window, learned = model.config.max_seq_len, model.config.positions == "learned"
     held = 0 if cache is None or not cache.length else int(cache.next_positions().max())

@@ -69,6 +69,13 @@ class SoftPrompt:
         """P, padding included."""
         return self.vectors_BPD.shape[1]
 
+    @property
+    def positions_taken(self) -> int:
+        """How many positions of the model's window stand before the text."""
+        if not self.positions:
+            return 0
+        return self.length if self.budget is None else self.budget
+
     def before(self, tokens: Tokens) -> tuple[Tokens, TextPlaces]:
         """The rows with the prompt before each text, and where the text's own tokens then stand.
 

@@ -25,7 +25,7 @@ from lmlab.models import (
     SoftPrompt,
     segment_forward,
 )
-from lmlab.models.generation.decoding import Beginning, Decode, check_prompts, evaluating
+from lmlab.models.generation.decoding import Beginning, Decode, check_asked, evaluating
 from lmlab.models.memory.memory import Memory
 
 
@@ -79,7 +79,7 @@ class CompressingDecoding(Decoding):
         Raises:
             UserError: an empty prompt, or a text that would need more vectors than the window holds.
         """
-        check_prompts(self._model, [(prompt[:1], _one(config)) for prompt, config in asked], self._decode)
+        check_asked(self._model, asked, self._decode)
         self._begun = []
         for number, (prompt, config) in enumerate(asked):
             self._check_reach(before.row(number).length, len(prompt) + config.max_new_tokens)
@@ -226,8 +226,3 @@ def generate(
         ]
         for number, samples in enumerate(found)
     ]
-
-
-def _one(config: DecodingConfig) -> DecodingConfig:
-    """The same for a single token: what is checked of prompts beside their lengths."""
-    return config.model_copy(update={"max_new_tokens": min(1, config.max_new_tokens)})

@@ -25,12 +25,16 @@ def lengths_of(total: int, segment_lengths: int | Sequence[int] | None, limit: i
         raise SegmentError("The text is empty: there is nothing to compress.")
     if segment_lengths is None:
         segment_lengths = limit
-    if isinstance(segment_lengths, int):
+    given = [segment_lengths] if isinstance(segment_lengths, (int, float)) else list(segment_lengths)
+    if any(int(length) != length for length in given):
+        raise SegmentError(f"Segments have whole numbers of tokens, not {', '.join(map(str, given))}.")
+    if isinstance(segment_lengths, (int, float)):
+        segment_lengths = int(segment_lengths)
         if segment_lengths < 1:
             raise SegmentError(f"A segment of {segment_lengths} tokens is empty.", "Give at least 1.")
         full, rest = divmod(total, segment_lengths)
         return [segment_lengths] * full + [rest] * (rest > 0)
-    lengths = [int(length) for length in segment_lengths]
+    lengths = [int(length) for length in given]
     if any(length < 1 for length in lengths):
         raise SegmentError(f"Segment {1 + min(i for i, n in enumerate(lengths) if n < 1)} of {lengths} is empty.")
     if sum(lengths) != total:
