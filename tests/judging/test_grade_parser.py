@@ -64,6 +64,11 @@ REPLIES: list[tuple[str | None, float | None, float | None, str, tuple[str, ...]
     # where sections are
     ("PRESENTATION: fine. GRADE: 2/3. CORRECTNESS: true. GRADE: 3/3", 2.0, 3.0, "ok", ()),
     ("Presentation: 2/3, Correctness: 1/3", 2.0, 1.0, "ok", ()),
+    ("Presentation: 2/3 – Correctness: 1/3", 2.0, 1.0, "ok", ()),
+    ("Presentation: 2/3 / Correctness: 1/3", 2.0, 1.0, "ok", ()),
+    ("Presentation: 2/3 and correctness: 1/3", 2.0, 1.0, "ok", ()),
+    ("Presentation – 2/3\nCorrectness — 1/3", 2.0, 1.0, "ok", ()),
+    ("PRESENTATION: it covers 1/3 and handles correctness: yes. GRADE: 2/3", 2.0, None, "partial", ()),
     ("**PRESENTATION: GRADE: 2/3****CORRECTNESS: GRADE: 1/3**", 2.0, 1.0, "ok", ()),
     (
         "PRESENTATION: It is lively, though correctness suffers: see below. GRADE: 2/3\nCORRECTNESS: GRADE: 1/3",
@@ -130,6 +135,13 @@ REPLIES: list[tuple[str | None, float | None, float | None, str, tuple[str, ...]
     ('{"presentation": {"explanation": "two\nlines", "grade": 2}, "correctness": {"grade": 3}}', 2.0, 3.0, "ok", ()),
     (f'{{"note": "no grades"}}\n{WELL_FORMED}', 2.5, 3.0, "ok", ()),
     (f'{{"presentation": "x/3", "correctness": "x/3"}}\n{WELL_FORMED}', 2.5, 3.0, "ok", ()),
+    (
+        '{"presentation": {"explanation": "Grade: 3/3"}, "correctness": {"explanation": "grade 2/3"}}',
+        None,
+        None,
+        "missing",
+        (),
+    ),
 ]
 
 

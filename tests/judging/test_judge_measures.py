@@ -57,12 +57,12 @@ def test_without_clusters_the_estimate_is_that_of_the_published_formula() -> Non
     known = np.isfinite(people)
     y, f, rest = people[known], judge[known], judge[~known]
     n, m = len(y), len(rest)
-    weight = np.cov(y, f, ddof=0)[0, 1] / (f.var() + (n / m) * rest.var())
+    weight = np.cov(y, f)[0, 1] / (f.var(ddof=1) + (n / m) * rest.var(ddof=1))
     found = estimate_mean(people, judge)
     assert found.weight == pytest.approx(weight, rel=1e-9)
     assert found.mean.value == pytest.approx(y.mean() + weight * (rest.mean() - f.mean()))
-    variance = (y - weight * f).var() / n + weight**2 * rest.var() / m
-    half = scipy_stats.t.ppf(0.975, n - 1) * math.sqrt(variance * n / (n - 2))
+    variance = (y - weight * f).var(ddof=1) / n + weight**2 * rest.var(ddof=1) / m
+    half = scipy_stats.t.ppf(0.975, n - 1) * math.sqrt(variance * (n - 1) / (n - 2))
     assert found.mean.half_width == pytest.approx(half)
     alone = scipy_stats.t.interval(0.95, n - 1, y.mean(), scipy_stats.sem(y))
     assert found.people.bounds == pytest.approx(alone)

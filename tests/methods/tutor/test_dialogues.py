@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lmlab.data import PackedRows, TokenizedCorpus, Tokenizer
 from lmlab.methods.tutor.config import FormatConfig, MixConfig
 from lmlab.methods.tutor.dialogues.encode import IGNORED, encode_segments, format_record
-from lmlab.methods.tutor.dialogues.mix import write_dialogues
+from lmlab.methods.tutor.dialogues.mix import folder_domain, write_dialogues
 from lmlab.methods.tutor.dialogues.record import (
     EmptyConversation,
     EmptyTurn,
@@ -229,6 +229,24 @@ def test_a_mixture_takes_science_counts_what_it_leaves_and_is_the_same_again(tok
     assert accounts[0].left_out == {"EmptyConversation": 1, "UnknownMode": 1, "other_folder": 1}
     digests = {hashlib.sha256((tmp_path / name / "00000.tokens.npy").read_bytes()).hexdigest() for name in "ab"}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "domain"),
+    [
+        ("textbooks/phys/book", "phys"),
+        ("/data/textbooks/phys/book/", "phys"),
+        ("./textbooks/hist", "hist"),
+        ("phys/book", "phys"),
+        ("phys/book/chapter", "phys"),
+        ("libretexts/hist/book", "hist"),
+        ("hist", "hist"),
+        ("", "text"),
+        (None, "text"),
+    ],
+)
+def test_the_domain_of_a_folder_is_found_wherever_it_lies(folder, domain):
+    assert folder_domain({"textbook_folder": folder}) == domain
 
 
 def test_the_template_of_a_chat_model_masks_what_it_does_not_write(tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ from typing import Any
 from lmlab.files import sha256_json
 from lmlab.files.parsing import ParseError, json_value
 
-_MARK = re.compile(r"^(?:[-*+\u2022\u2023\u25e6\u00b7]|\(?[0-9]{1,3}[.)])\s+")
+# A mark without a space after it is one before a word with a capital: "-5" and "1.5" are numbers, "-x" a formula.
+_MARK = re.compile(
+    r"^(?:(?:[-*+\u2022\u2023\u25e6\u00b7]|\(?[0-9]{1,3}[.)])(?:\s+|(?=[A-Z][a-z]+[\s,]))|[\u2022\u2023\u25e6])"
+)
 _LONGEST_LITERAL = 100_000  # characters; Python's parser of literals takes much memory for long ones
 
 
@@ -50,7 +54,7 @@ def key_points_of(value: Any) -> tuple[str, ...]:
 
     Lines that are indented go on with the line before. Blank ones are dropped; nothing gives no points.
     """
-    if value is None or isinstance(value, bool):
+    if _is_nothing(value):
         return ()
     if isinstance(value, str):
         literal = _literal(value)
@@ -61,7 +65,12 @@ def key_points_of(value: Any) -> tuple[str, ...]:
         value = value.tolist()
     if not isinstance(value, list | tuple):
         return _lines(str(value))
-    return tuple(point for each in value if each is not None and (point := " ".join(_unmarked(str(each)).split())))
+    return tuple(point for each in value if not _is_nothing(each) and (point := " ".join(_unmarked(str(each)).split())))
+
+
+def _is_nothing(value: Any) -> bool:
+    """None, a truth value, or the not-a-number that tables write for an empty cell."""
+    return value is None or isinstance(value, bool) or (isinstance(value, float) and math.isnan(value))
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -95,4 +104,6 @@ def _literal(text: str) -> list[Any] | tuple[Any, ...] | None:
             value = ast.literal_eval(stripped)
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return None
-    return value if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value) else None
+    if not isinstance(value, list | tuple) or not all(each is None or isinstance(each, str) for each in value):
+        return None
+    return value if not value or any(value) else ()

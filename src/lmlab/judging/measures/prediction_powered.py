@@ -78,20 +78,20 @@ def estimate_mean(
             "Let people grade more.",
         )
     own = np.zeros(len(y))
-    own[known] = (y[known] - y[known].mean()) / known.sum()
+    own[known] = _unbiased(of_people) * (y[known] - y[known].mean()) / known.sum()
     own_C = np.asarray(np.bincount(codes, own), float)
-    alone = _interval(float(y[known].mean()), own_C, of_people / (of_people - 1), of_people - 1, level)
+    alone = _interval(float(y[known].mean()), own_C, 1.0, of_people - 1, level)
     rest = ~known
     weight, both = 0.0, alone
     if rest.any() and np.ptp(f):
         shift = np.zeros(len(y))
-        shift[known] = -(f[known] - f[known].mean()) / known.sum()
-        shift[rest] = (f[rest] - f[rest].mean()) / rest.sum()
+        shift[known] = -_unbiased(of_people) * (f[known] - f[known].mean()) / known.sum()
+        shift[rest] = _unbiased(len(np.unique(codes[rest]))) * (f[rest] - f[rest].mean()) / rest.sum()
         shift_C = np.asarray(np.bincount(codes, shift), float)
         power = float((shift_C**2).sum())
         best = -float((own_C * shift_C).sum()) / power if power else 0.0
         value = float(y[known].mean()) + best * float(f[rest].mean() - f[known].mean())
-        found = _interval(value, own_C + best * shift_C, of_people / (of_people - 2), of_people - 1, level)
+        found = _interval(value, own_C + best * shift_C, (of_people - 1) / (of_people - 2), of_people - 1, level)
         if found.half_width < alone.half_width:
             weight, both = best, found
     return Estimated(both, alone, float(f.mean()), weight, int(known.sum()), len(y), of_people)
@@ -162,6 +162,11 @@ def _interval(value: float, influence_C: Floats, factor: float, freedom: int, le
     error = math.sqrt(factor * float((influence_C**2).sum()))
     half = float(stdtrit(freedom, 0.5 + level / 2)) * error
     return Interval(value, value - half, value + half, level, error)
+
+
+def _unbiased(clusters: int) -> float:
+    """What makes the square of a sum of influences that of a sample variance, and not of a population's."""
+    return math.sqrt(clusters / (clusters - 1)) if clusters > 1 else 1.0
 
 
 def _codes(clusters: Sequence[Hashable] | None, count: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lmlab.judging.rubrics.cleaning import quoted_spans
@@ -16,7 +17,16 @@ _WORK = 12  # characters that may be decoded in all, in lengths of the reply: ne
 _DEEP = 20_000  # the cost of an object that nests too deep
 
 
-def last_object(text: str, keys: Sequence[str]) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Found:
+    """An object with its keys in lower case, and where it stands in its text."""
+
+    values: dict[str, Any]
+    start: int
+    end: int
+
+
+def last_object(text: str, keys: Sequence[str]) -> Found | None:
     """The last JSON object, or the outermost of several within each other, that has all keys in any case.
 
     One that stands in a quoted part is not taken, unless nothing stands outside.
@@ -28,7 +38,7 @@ def last_object(text: str, keys: Sequence[str]) -> dict[str, Any] | None:
     for low, high in quoted_spans(text):
         inside[low:high] = b"\1" * (high - low)
     whole = all(inside[place] or character.isspace() for place, character in enumerate(text))
-    left, best, best_end = _WORK * len(text) + 1000, None, -1
+    left, best = _WORK * len(text) + 1000, None
     for place in reversed([found.start() for found in _OPENS.finditer(text)]):
         if left <= 0:
             break
@@ -36,10 +46,10 @@ def last_object(text: str, keys: Sequence[str]) -> dict[str, Any] | None:
             continue
         value, end, cost = _decoded(text, place)
         left -= cost
-        if isinstance(value, dict) and (best is None or end >= best_end):
+        if isinstance(value, dict) and (best is None or end >= best.end):
             folded = {str(key).strip().casefold(): each for key, each in value.items()}
             if all(key.casefold() in folded for key in keys):
-                best, best_end = folded, end
+                best = Found(folded, place, end)
     return best
 
 

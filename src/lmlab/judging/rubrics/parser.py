@@ -35,9 +35,11 @@ def parse_grades(reply: str | None, criteria: Sequence[str] = TWO_CRITERIA, scal
     if not text.strip():
         return Marks(nothing, "empty")
     if (found := last_object(text, criteria)) is not None:
-        grades = [grade_in(found[name.casefold()]) for name in criteria]
+        grades = [grade_in(found.values[name.casefold()]) for name in criteria]
         if any(grade is not None for grade in grades):
             return _marks(grades, scale, set())
+        # The form with no number in it, as it was asked for: what its texts say is no grade, what stands beside may be.
+        text = f"{text[: found.start]}\n{text[found.end :]}"
     return _in_prose(without_quotes(text), criteria, scale)
 
 

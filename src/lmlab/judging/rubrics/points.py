@@ -21,13 +21,13 @@ def parse_verdict(reply: str | None) -> str | None:
     """
     text = plain(without_thoughts(reply)) if isinstance(reply, str) else ""
     found = last_object(text, ("verdict",))
-    if found is not None and isinstance(found["verdict"], str) and (word := _word(found["verdict"])):
+    if found is not None and isinstance(said := found.values["verdict"], str) and (word := _word(said)):
         return word
     text = without_quotes(text)
     if word := _word(text):
         return word
-    said = _VERDICT.findall(text)
-    return _word(said[-1]) if said else None
+    told = _VERDICT.findall(text)
+    return _word(told[-1]) if told else None
 
 
 def _word(text: str) -> str | None:

@@ -36,11 +36,11 @@ def _patterns(criteria: tuple[str, ...]) -> _Headers:
         f"(?P<c{number}>{re.escape(criteria[number]).replace('_', '[ _]').replace(re.escape(' '), '[ _]')})"
         for number in spelled
     )
-    end = r"(?:[:|\-=]|(?=\n)|\Z)"
+    end = r"(?:[:|\-\u2013\u2014=]|(?=\n)|\Z)"
     header = rf"(?:{names})(?:[ \t]{{1,8}}(?P<label>score|grade))?[ \t]{{0,8}}{end}"
     return _Headers(
         re.compile(rf"^[ \t]*(?:{_MARK}[ \t]{{0,8}}){{0,2}}{header}", re.IGNORECASE | re.MULTILINE),
-        re.compile(rf"[ \t.,;|)\]\-]{{0,8}}{header}", re.IGNORECASE),
+        re.compile(rf"(?:[^\w\n]{{0,8}}and\b)?[^\w\n]{{0,8}}{header}", re.IGNORECASE),
         re.compile(header, re.IGNORECASE),
     )
 

@@ -48,9 +48,14 @@ class MixAccount:
 
 
 def folder_domain(record: dict[str, Any]) -> str:
-    """The domain that a record's `textbook_folder` says: what stands below `textbooks/`."""
-    parts = str(record.get("textbook_folder") or "").strip("/").split("/")
-    return (parts[1] if len(parts) > 1 else parts[0]) or "text"
+    """The domain that a record's `textbook_folder` says: what stands below `textbooks/`, wherever that lies; without
+    a folder of that name the first one that is a domain of science, else the second of three or more.
+    """
+    parts = [each for each in str(record.get("textbook_folder") or "").split("/") if each not in ("", ".")]
+    if "textbooks" in parts[:-1]:
+        return parts[parts.index("textbooks") + 1]
+    known = next((each for each in parts[:-1] if each in STEM), None)
+    return known or (parts[1] if len(parts) > 2 else parts[0] if parts else "text")
 
 
 def write_dialogues(
