@@ -180,7 +180,10 @@ class Reply:
         error: what the endpoint or the model said, where it did not answer.
         seconds: from the sending to the end of the last attempt, without waits.
         attempts: requests sent; 0 if the reply came from the cache.
-        cost_usd: None where the price is not known.
+        cost_usd: None where the price is not known; 0 if the reply came from the cache.
+        before: requests and cost of a reply from the cache, when it was asked for.
+        paid_usd, sent: what it cost, and the requests that it took, when it was asked for, also by an earlier run: what
+            rows tell, so that those of a run that was killed and resumed are those of one that was not.
     """
 
     status: Status
@@ -190,6 +193,15 @@ class Reply:
     seconds: float = 0.0
     attempts: int = 1
     cost_usd: float | None = None
+    before: tuple[int, float | None] | None = None
+
+    @property
+    def paid_usd(self) -> float | None:
+        return self.cost_usd if self.before is None else self.before[1]
+
+    @property
+    def sent(self) -> int:
+        return self.attempts if self.before is None else self.before[0]
 
     @property
     def text(self) -> str | None:
@@ -201,7 +213,7 @@ class Reply:
         return self.attempts == 0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "before"}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)

@@ -8,7 +8,7 @@ import pytest
 
 from lmlab.data import Tokenizer
 from lmlab.data.chapters.chapter import Chapter
-from lmlab.endpoints import BudgetExceeded, Endpoint, MockBackend, Price
+from lmlab.endpoints import BudgetExceeded, Endpoint, MockBackend, Price, Reply
 from lmlab.errors import UserError
 from lmlab.methods.tutor.config import ChatGenerateConfig
 from lmlab.methods.tutor.dialogues.encode import format_record
@@ -189,3 +189,53 @@ def test_a_ceiling_stops_before_it_is_passed_and_what_was_paid_is_kept(books, tm
     more = endpoint.model_copy(update={"max_cost_usd": 1.0})
     write_about(str(books), config, more, tmp_path / "out", backends=(MockBackend(answer), None))
     assert 0 < paid < 6 == len(calls)
+
+
+def test_what_is_private_is_not_sent_to_who_writes(books, tmp_path):
+    seen = []
+
+    def answer(request):
+        seen.append(json.dumps(request.messages))
+        return talk(request)
+
+    config = ChatGenerateConfig(min_words=50, num_turns=2)
+    endpoint = Endpoint(model="m", backend="mock", replies=tmp_path / "none")
+    backends = (MockBackend(answer), None)
+    write_about(str(books), config, endpoint, tmp_path / "out", backends=backends, redact=("kind [0-9]",))
+    assert seen and all("[redacted]" in each and "kind 0" not in each for each in seen)
+
+
+def test_a_dialogue_that_an_endpoint_failed_is_written_by_the_next_run(books, tmp_path):
+    down = [True]
+
+    def answer(request):
+        if down[0] and "kind 1" in request.messages[0]["content"]:
+            return Reply("failed", error="the endpoint is down")
+        return talk(request)
+
+    write(books, tmp_path / "out", MockBackend(answer), num_turns=2)
+    assert len(rows_of(tmp_path / "out" / "train.jsonl")) == 2
+    down[0] = False
+    write(books, tmp_path / "out", MockBackend(answer), num_turns=2)
+    assert len(rows_of(tmp_path / "out" / "train.jsonl")) == 3
+
+
+def test_a_run_that_was_killed_tells_the_same_costs_as_one_that_was_not(books, tmp_path):
+    """What was paid before the kill is in the cache, and was paid all the same."""
+    config = ChatGenerateConfig(min_words=50, num_turns=2)
+    endpoint = Endpoint(model="m", backend="mock", replies=tmp_path / "none", price=Price(prompt=1.0, completion=1.0))
+    calls = []
+
+    def answer(request):
+        calls.append(1)
+        return talk(request)
+
+    def run(place):
+        account = write_about(str(books), config, endpoint, place, backends=(MockBackend(answer), None))
+        return account.cost_usd, (place / "train.jsonl").read_bytes()
+
+    whole = run(tmp_path / "out")
+    assert whole[0] > 0 and len(calls) == 6
+    for path in (tmp_path / "out").glob("*.json*"):
+        path.unlink()  # the rows of dialogues under way are lost by a kill, the cache is not
+    assert run(tmp_path / "out") == whole and len(calls) == 6

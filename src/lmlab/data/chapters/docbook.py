@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 
 from lmlab.data.chapters.chapter import Part, flowed, tidy, without_indent
 
-_DOCTYPE = re.compile(r"<!DOCTYPE[^\[>]*(?:\[(.*?)\]\s*)?>", re.DOTALL)
+_DOCTYPE = re.compile(r"<!DOCTYPE[^\[<>]*(?:\[(.*?)\]\s*)?>", re.DOTALL)
 _ENTITY = re.compile(r"<!ENTITY\s+([\w.-]+)\s+(?:\"([^\"]*)\"|'([^']*)')\s*>")
 _REFERENCE = re.compile(r"&([A-Za-z][\w.-]*);")
 _OF_XML = ("amp", "lt", "gt", "quot", "apos")
 _MOST_EXPANSIONS, _LONGEST_ENTITY = 4, 10_000
-_XML_DECLARATION = re.compile(r"<\?xml[^>]*\?>")
+_XML_DECLARATION = re.compile(r"<\?xml[^<>]*\?>")
 
 _CHAPTERS = {"chapter", "appendix", "preface", "article", "refentry"}
 _SECTIONS = {
@@ -49,10 +49,19 @@ def read_docbook(text: str) -> list[Part]:
         ValueError: it is not well-formed.
     """
     root = _parse(text)
-    chapters = [each for each in root.iter() if _name(each) in _CHAPTERS]
-    outermost = [each for each in chapters if not any(each in list(other.iter())[1:] for other in chapters)]
-    found = [_part(each) for each in outermost or list(root)]
+    found = [_part(each) for each in [*_outermost(root)] or list(root)]
     return [each for each in found if each.text]
+
+
+def _outermost(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    """The chapters that stand in no other, in their order."""
+    left = [root]
+    while left:
+        element = left.pop()
+        if _name(element) in _CHAPTERS:
+            yield element
+        else:
+            left += reversed(element)
 
 
 def _parse(text: str) -> ElementTree.Element:

@@ -90,7 +90,7 @@ class Client:
         request = self.endpoint.shaped(request)
         key = request.key(self._backend.identity)
         if (task := self._under_way.get(key)) is not None:  # the same question at the same time
-            return self._count(replace(await asyncio.shield(task), attempts=0, cost_usd=0.0))
+            return self._count(replace(await asyncio.shield(task), attempts=0, cost_usd=0.0, before=None))
         task = self._under_way[key] = asyncio.create_task(self._answer(key, request))
         task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return self._count(await asyncio.shield(task))
@@ -153,7 +153,8 @@ class Client:
                 with claim:
                     return await self._ask(key, request)
             await self._sleep(_CLAIM_POLL_S)
-        return replace(reply, attempts=0, cost_usd=None if reply.cost_usd is None else 0.0)
+        before = (reply.attempts, reply.cost_usd)
+        return replace(reply, attempts=0, cost_usd=None if reply.cost_usd is None else 0.0, before=before)
 
     async def _ask(self, key: str, request: ChatRequest) -> Reply:
         attempts = self._attempts.copy()

@@ -340,7 +340,7 @@ def _details(item: AnswerItem, parts: Sequence[_Part]) -> Iterable[dict[str, Any
 
 def _spent(parts: Sequence[_Part]) -> dict[str, Any]:
     replies = [reply for part in parts for reply in part.replies]
-    costs = [reply.cost_usd for reply in replies]
+    costs = [reply.paid_usd for reply in replies]
     usage = Usage(
         sum(reply.usage.prompt for reply in replies),
         sum(reply.usage.completion for reply in replies),
@@ -351,7 +351,7 @@ def _spent(parts: Sequence[_Part]) -> dict[str, Any]:
         "raw": tuple(choice.text for reply in replies for choice in reply.choices),
         "usage": usage,
         "cost_usd": None if not costs or any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs),
-        "requests": sum(reply.attempts for reply in replies),
+        "requests": sum(reply.sent for reply in replies),
         "seconds": sum(reply.seconds for reply in replies),
         "attempts": max((len(part.replies) for part in parts), default=0),
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from lmlab.endpoints import Endpoint, Price, load_price
+from lmlab.endpoints import ChatRequest, Endpoint, Price, load_price
 from lmlab.errors import UserError
 from lmlab.methods.tutor.config import EndpointConfig
 
+UNANSWERED = ("failed", "rejected")
+"""Statuses of replies that an endpoint owes: what ended with one is asked for again by the same command."""
 _BACKENDS = ("openai", "replay", "mock")
 _SECRETS = re.compile(r"[?&](?:api[_-]?key|key|token|access_token)=", re.IGNORECASE)
 
@@ -57,6 +60,18 @@ def refuse_secrets(base_url: str | None) -> None:
         raise UserError(
             "The address of the endpoint holds a secret.", "Put the key into the environment: --key-env NAME."
         )
+
+
+def without_private(request: ChatRequest, patterns: tuple[str, ...]) -> ChatRequest:
+    """A request in none of whose messages stands what must not leave this machine.
+
+    Raises:
+        UserError: a pattern is no regular expression.
+    """
+    if not patterns:
+        return request
+    messages = tuple({**each, "content": redacted(str(each["content"]), patterns)} for each in request.messages)
+    return replace(request, messages=messages)
 
 
 def redacted(text: str, patterns: tuple[str, ...]) -> str:

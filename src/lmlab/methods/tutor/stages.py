@@ -133,7 +133,9 @@ class TutorDialogues(Stage[TutorDialoguesConfig, DialogueResults]):
         made = [
             None if name is None else endpoint_of(name, config.endpoint) for name in (config.teacher, config.student)
         ]
-        account = write_about(config.chapters, config, made[0], context.directory, made[1])
+        account = write_about(
+            config.chapters, config, made[0], context.directory, made[1], redact=config.endpoint.redact
+        )
         return DialogueResults(**asdict(account))
 
     def summary(self, results: DialogueResults) -> str:

@@ -15,7 +15,7 @@ from lmlab.methods.tutor.answering.local import Answer, LocalTutor
 from lmlab.methods.tutor.answering.prompts import STOPS, endpoint_messages, endpoint_prompt_hash, user_message
 from lmlab.methods.tutor.answering.window import prompts_for
 from lmlab.methods.tutor.config import AnswerConfig
-from lmlab.methods.tutor.endpoints import redacted
+from lmlab.methods.tutor.endpoints import without_private
 from lmlab.methods.tutor.items.item import TutorItem
 from lmlab.models import weights_fingerprint
 from lmlab.progress import progress
@@ -97,9 +97,15 @@ def answer_by_endpoint(
     return _finished(rows, items)
 
 
-def estimate_answers(endpoint: Endpoint, items: Sequence[TutorItem], config: AnswerConfig, directory: Path) -> Estimate:
+def estimate_answers(
+    endpoint: Endpoint,
+    items: Sequence[TutorItem],
+    config: AnswerConfig,
+    directory: Path,
+    redact: tuple[str, ...] = (),
+) -> Estimate:
     """What asking an endpoint will cost, without asking."""
-    return estimate(endpoint, (_request(item, config) for item in items), directory / REPLIES)
+    return estimate(endpoint, (_request(item, config, redact) for item in items), directory / REPLIES)
 
 
 def begin_run(
@@ -149,12 +155,8 @@ def move_aside(directory: Path) -> None:
 
 
 def _request(item: TutorItem, config: AnswerConfig, redact: tuple[str, ...] = ()) -> ChatRequest:
-    return ChatRequest(
-        endpoint_messages(redacted(user_message(item, config.book), redact)),
-        max_tokens=config.max_new_tokens,
-        temperature=0.0,
-        stop=STOPS,
-    )
+    messages = endpoint_messages(user_message(item, config.book))
+    return without_private(ChatRequest(messages, max_tokens=config.max_new_tokens, temperature=0.0, stop=STOPS), redact)
 
 
 def _done(rows: RowFile) -> dict[str, Row]:
@@ -187,7 +189,7 @@ def _reply_row(item: TutorItem, about: dict[str, Any], reply: Reply) -> Row:
         Answer(reply.text, str(reply.choices[0].finish_reason), usage.prompt, usage.completion, reply.seconds),
         "ok",
     )
-    row["tutor"] |= {"cost_usd": reply.cost_usd, "usage_estimated": usage.estimated}
+    row["tutor"] |= {"cost_usd": reply.paid_usd, "usage_estimated": usage.estimated}
     return row
 
 

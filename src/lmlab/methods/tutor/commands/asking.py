@@ -73,7 +73,7 @@ def generate(
         words = sum(item.chapter_words for item in items) if settings.book == "open" else 0
         print(f"{len(items):,} questions about {len({item.cluster for item in items}):,} chapters, {words:,} words.")
         if is_endpoint(model):
-            print(estimate_answers(endpoint_of(model, endpoint), items, settings, out))
+            print(estimate_answers(endpoint_of(model, endpoint), items, settings, out, endpoint.redact))
         return
     with joined():
         if new_run and world().is_main:
@@ -188,6 +188,7 @@ def dialogue_eval(
     """Let a tutor talk with a simulated student who has understood one thing wrongly, and grade the conversations."""
     from lmlab.files import write_json, write_jsonl
     from lmlab.judging import RubricJudge
+    from lmlab.judging.answers.asking import Asking
     from lmlab.methods.tutor.endpoints import endpoint_of
     from lmlab.methods.tutor.items.item import load_items
     from lmlab.methods.tutor.report import headline
@@ -196,8 +197,10 @@ def dialogue_eval(
 
     items = load_items(data, answers.book)[: answers.limit]
     speakers = [endpoint_of(name, endpoint, replies) for name in (tutor, student)]
-    rows = converse(items, speakers[0], speakers[1], settings, answers, out)
-    made = RubricJudge(rubric(), endpoint_of(judge, endpoint, replies), cache=out / "replies.sqlite")
+    rows = converse(items, speakers[0], speakers[1], settings, answers, out, redact=endpoint.redact)
+    made = RubricJudge(
+        rubric(), endpoint_of(judge, endpoint, replies), Asking(redact=endpoint.redact), out / "replies.sqlite"
+    )
     graded = grade_conversations(rows, items, made, answers.book)
     write_jsonl(out / "graded.jsonl", graded)
     found = score(graded)

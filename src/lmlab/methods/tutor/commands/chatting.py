@@ -50,7 +50,7 @@ def chat_generate(
         requests, found = estimate_writing(chapters, settings, made[0], out)
         print(f"At most {requests:,} requests. The first of each dialogue: {found}")
         return
-    for line in told(write_about(chapters, settings, made[0], out, made[1])):
+    for line in told(write_about(chapters, settings, made[0], out, made[1], redact=endpoint.redact)):
         print(line)
     print(f"Dialogues: {out}")
 

@@ -15,6 +15,7 @@ from lmlab.files import sha256_json
 from lmlab.judging import AnswerItem, AnswerJudge, GradingRubric, fenced, judge_answers
 from lmlab.methods.tutor.answering.prompts import chapter_part, endpoint_messages
 from lmlab.methods.tutor.config import AnswerConfig, StudentConfig
+from lmlab.methods.tutor.endpoints import UNANSWERED, without_private
 from lmlab.methods.tutor.items.item import TutorItem
 from lmlab.methods.tutor.scoring.grade import kept_of
 from lmlab.progress import progress
@@ -78,9 +79,13 @@ def converse(
     answers: AnswerConfig,
     directory: Path,
     backends: tuple[Backend | None, Backend | None] = (None, None),
+    redact: tuple[str, ...] = (),
 ) -> list[Row]:
     """Let a tutor talk with a student about each question; rows have the turns, why they ended, and which turns of the
     tutor give the answer away before the student has tried.
+
+    Arguments:
+        redact: what these regular expressions find is not sent to anybody.
 
     Raises:
         BudgetExceeded, EndpointUnavailable, Interrupted: as `lmlab.endpoints.answer`; everything that came is kept.
@@ -90,17 +95,24 @@ def converse(
         for backend, each in zip(backends, (tutor, student), strict=True)
     ]
     names = [f"{each.backend}:{each.model}" for each in (tutor, student)]
-    asked = [config.model_dump(), answers.book, answers.max_new_tokens]
+    asked = [config.model_dump(), answers.book, answers.max_new_tokens, *redact]
     key = sha256_json([names, asked, _SYSTEM, [[item.id, item.chapter] for item in items]])[:16]
     rows = RowFile(directory / ROWS)
-    done = {id for id, row in rows.done().items() if row["made_by"] == key}
+    done = {id for id, row in rows.done().items() if row["made_by"] == key and row["stop_reason"] not in UNANSWERED}
     left = [Conversation(item, misconception_of(item, config.seed)) for item in items if item.id not in done]
+
+    def from_student(talk: Conversation) -> ChatRequest:
+        return without_private(student_request(talk, config, answers), redact)
+
+    def from_tutor(talk: Conversation) -> ChatRequest:
+        return without_private(tutor_request(talk, answers), redact)
+
     with progress("talk", len(left), "conversations") as advance:
         for start in range(0, len(left), _AT_ONCE):
             block = left[start : start + _AT_ONCE]
             for _ in range(config.turns):
-                _round(block, student, made[1], directory, lambda each: student_request(each, config, answers), True)
-                _round(block, tutor, made[0], directory, lambda each: tutor_request(each, answers), False)
+                _round(block, student, made[1], directory, from_student, True)
+                _round(block, tutor, made[0], directory, from_tutor, False)
             for each in block:
                 each.stop_reason = each.stop_reason or "turns"
                 rows.append(_row(each, names, key))

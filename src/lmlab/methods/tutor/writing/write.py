@@ -20,6 +20,7 @@ from lmlab.methods.tutor.config import ChatGenerateConfig
 from lmlab.methods.tutor.dialogues.encode import UnfitRecord
 from lmlab.methods.tutor.dialogues.record import Kind
 from lmlab.methods.tutor.dialogues.segments import segments_of
+from lmlab.methods.tutor.endpoints import UNANSWERED, without_private
 from lmlab.methods.tutor.writing.gates import Gates
 from lmlab.methods.tutor.writing.roles import (
     BEGIN,
@@ -92,6 +93,7 @@ def write_about(
     directory: Path,
     student: Endpoint | None = None,
     backends: tuple[Backend | None, Backend | None] = (None, None),
+    redact: tuple[str, ...] = (),
 ) -> WritingAccount:
     """Write dialogues about the chapters of a file or folder: `train.jsonl` and `heldout.jsonl` in TutorChat's form,
     `dropped.jsonl` and `generate.json`.
@@ -100,6 +102,7 @@ def write_about(
         teacher: who writes; None for dialogues by rule.
         student: the other one, by default the same.
         backends: who answers, in place of those that the endpoints name.
+        redact: what these regular expressions find is not sent.
 
     Raises:
         UserError: there are no chapters, or kinds that the scheme has not; or as the client.
@@ -107,10 +110,12 @@ def write_about(
     """
     chapters, left_out = _chapters(place, config)
     jobs = dialogues_for(chapters, config)
-    speakers = _Speakers(config, teacher, student, backends, directory / REPLIES)
-    key = sha256_json([config.model_dump(mode="json"), speakers.names, prompts_hash()])[:16]
+    speakers = _Speakers(config, teacher, student, backends, directory / REPLIES, redact)
+    key = sha256_json([config.model_dump(mode="json"), speakers.names, prompts_hash(), *redact])[:16]
     rows = RowFile(directory / ROWS)
-    done = {id: row for id, row in rows.done().items() if row.get("made_by") == key}
+    done = {
+        id: row for id, row in rows.done().items() if row.get("made_by") == key and row["stop_reason"] not in UNANSWERED
+    }
     left = [job for job in jobs if job.id not in done]
     with progress("write", len(left), "dialogues") as advance:
         for start in range(0, len(left), _AT_ONCE):
@@ -188,12 +193,13 @@ class _Speakers:
         student: Endpoint | None,
         backends: tuple[Backend | None, Backend | None],
         cache: Path,
+        redact: tuple[str, ...] = (),
     ) -> None:
         if config.scheme != "rule" and teacher is None:
             raise UserError(
                 f"The scheme {config.scheme} needs a model that writes.", "Name one: --teacher local:DIRECTORY."
             )
-        self.config, self.cache = config, cache
+        self.config, self.cache, self.redact = config, cache, redact
         self.teacher, self.student = teacher, student or teacher
         made = [
             backend or (make_backend(each) if each is not None and each.backend == "local" else None)
@@ -234,7 +240,7 @@ class _Speakers:
         def take(number: int, reply: Reply) -> None:
             self._take(jobs[number], reply, teacher)
 
-        requests = [self.request(job) for job in jobs]
+        requests = [without_private(self.request(job), self.redact) for job in jobs]
         answer(endpoint, requests, take, self.cache, self._backends[0 if teacher else 1])
 
     def request(self, job: Dialogue) -> ChatRequest:
@@ -262,7 +268,7 @@ class _Speakers:
 
     def _take(self, job: Dialogue, reply: Reply, teacher: bool) -> None:
         job.usage.update(prompt=reply.usage.prompt, completion=reply.usage.completion)
-        job.cost_usd = None if reply.cost_usd is None or job.cost_usd is None else job.cost_usd + reply.cost_usd
+        job.cost_usd = None if reply.paid_usd is None or job.cost_usd is None else job.cost_usd + reply.paid_usd
         if reply.status != "ok" or reply.text is None:
             job.stop_reason = reply.status if reply.status != "context_length_exceeded" else "context_length"
             return
