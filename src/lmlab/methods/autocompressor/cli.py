@@ -62,7 +62,7 @@ def text(
 
     model = AutoCompressor.load(compressor)
     try:
-        ids = Model.find(compressor).tokenizer().encode_prompt(file.read_text("utf-8"))
+        ids = Model.find(compressor).tokenizer().encode_prompt(file.read_text("utf-8"), "as_text")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' cannot be read as text: {error}.") from None
     found = model.compress(torch.tensor([ids]), segment_lengths=segment, summary_length=vectors)

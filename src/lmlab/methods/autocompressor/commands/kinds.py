@@ -114,7 +114,7 @@ def probe(
 
 def _ids(tokenizer: Tokenizer, file: Path) -> list[int]:
     try:
-        return tokenizer.encode_prompt(file.read_text("utf-8"))
+        return tokenizer.encode_prompt(file.read_text("utf-8"), "as_text")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' cannot be read as text: {error}.") from None
 

@@ -50,13 +50,13 @@ class Reranker:
         Raises:
             SegmentError: a passage, the prompt and the question exceed the window.
         """
-        return [self._one(self.tokenizer.encode(" " + question), passage) for passage in passages]
+        return [self._one(self.tokenizer.encode(" " + question, "as_text"), passage) for passage in passages]
 
     def _one(self, question: Sequence[int], passage: Tensor | str) -> float:
         model = self.compressor.model
         device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
         if isinstance(passage, str):
-            passage_ids = self.tokenizer.encode(" " + passage)
+            passage_ids = self.tokenizer.encode(" " + passage, "as_text")
             middle = model.embed(torch.tensor([passage_ids], device=device))
             placed = [True] * len(passage_ids)
         else:

@@ -56,7 +56,7 @@ def measure_texts(
     tokenizer = Model.find(compressor).tokenizer()
     loaded = {name: compressor_or_model(place, device, tokenizer) for name, place in given.items()}
     measurement = Measurement(load_compressor(compressor, device), settings, loaded)
-    texts = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents]
+    texts = [(each.id, tokenizer.encode_prompt(each.text, "as_text")) for each in documents]
     return measure_ppl(measurement, texts, out)
 
 
@@ -99,9 +99,9 @@ def run_rag(
     store = checked_store(place, loaded, trust)
     texts = {each.id: each.text for each in documents_of(passages, {}) if each.text.strip()}
     check_texts(store, texts)
-    ids = {id: tokenizer.encode(text) for id, text in texts.items()}
+    ids = {id: tokenizer.encode(text, "as_text") for id, text in texts.items()}
     known = Passages(list(texts), lambda id: store.vectors(id).to(loaded.model.embedding.weight), ids.__getitem__)
-    queries = [(each.id, tokenizer.encode_prompt(each.text)) for each in documents_of(data, {})]
+    queries = [(each.id, tokenizer.encode_prompt(each.text, "as_text")) for each in documents_of(data, {})]
     settings = RagSettings(**config.model_dump(exclude={"retriever", "device"}))
     retrieve = retriever(config.retriever, texts, tokenizer)
     return measure_rag(Reader(loaded), queries, known, retrieve, settings, out)

@@ -202,7 +202,7 @@ class _Worker:
 
     def _kept(self, block: Sequence[Document]) -> list[tuple[Document, list[int]]]:
         """Those with something to read, and their tokens; a text that is not blank may have none either."""
-        pairs = ((each, self.tokenizer.encode_prompt(each.text)) for each in block if each.text.strip())
+        pairs = ((each, self.tokenizer.encode_prompt(each.text, "as_text")) for each in block if each.text.strip())
         return [(each, ids) for each, ids in pairs if ids]
 
 

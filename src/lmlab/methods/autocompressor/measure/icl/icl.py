@@ -109,7 +109,7 @@ class Prompting:
         text = ""
         for count, item in enumerate(items):
             text += self.demonstration(item)
-            if len(self.tokenizer.encode(text)) > tokens:
+            if len(self.tokenizer.encode(text, "as_text")) > tokens:
                 return count
         return len(items)
 
@@ -118,7 +118,8 @@ class Prompting:
         cut, ids = list[int](), list[int]()
         for number, items in enumerate(segments):
             text = "".join(self.demonstration(item) for item in items)
-            own = self.tokenizer.encode_prompt(text) if number == 0 else self.tokenizer.encode(text)
+            encode = self.tokenizer.encode if number else self.tokenizer.encode_prompt
+            own = encode(text, "as_text")
             cut.append(len(own))
             ids += own
         if not ids:
@@ -135,9 +136,9 @@ class Prompting:
             first: nothing was compressed, so that the begin mark stands here.
         """
         encode = self.tokenizer.encode_prompt if first else self.tokenizer.encode
-        unanswered = len(encode(before + self.task.told(item, "")))
+        unanswered = len(encode(before + self.task.told(item, ""), "as_text"))
         for answer in self.task.answers(item):
-            ids = encode(before + self.task.told(item, answer))
+            ids = encode(before + self.task.told(item, answer), "as_text")
             yield ids, max(1, len(ids) - unanswered)
 
     @torch.no_grad()
