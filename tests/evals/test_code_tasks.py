@@ -7,8 +7,8 @@ import json
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.evals.code.checking import check_answers, check_solutions
-from lmlab.evals.code.problems import fenced, read_problems
+from lmlab.evals.code.checking import Outcome, check_answers, check_solutions
+from lmlab.evals.code.problems import Problem, fenced, read_problems
 from lmlab.evals.tasks.code_task import CodeTask
 from lmlab.sandbox import Limits, choose_executor
 
@@ -94,10 +94,31 @@ _ANSWERS = {
     "in a list": ("    class Any:\n        __eq__ = lambda self, other: True\n    return [Any()]\n", None),
     "prints the word": (
         "    return 0\nimport sys, os\nprint(sys.stdin.read().split()[-1], flush=True)\nos._exit(0)\n",
-        "forged",
+        "failed",
     ),
     "reads the tests": ("    return 3\nprint(open('job.json').read())\n", "failed"),
     "takes the tests": ("    return 3\nimport sys\nsys.stdin.read()\n", "failed"),
+    "searches its frames": (
+        "    import os, sys\n    frame = sys._getframe()\n    while frame:\n        for each in "
+        "frame.f_locals.values():\n"
+        "            if isinstance(each, str) and len(each) == 32: os.write(1, each.encode())\n"
+        "        frame = frame.f_back\n    os._exit(0)\n",
+        "failed",
+    ),
+    "searches the memory of the tests": (
+        "    import os\n    for place in ('mem', 'fd/0', 'environ'):\n"
+        "        print(open(f'/proc/{os.getppid()}/{place}', 'rb').read(10))\n",
+        "failed",
+    ),
+    "is equal to texts": (
+        "    class S(int):\n        __eq__ = lambda self, other: True\n        __hash__ = int.__hash__\n"
+        "    return S(0)\n",
+        "failed",
+    ),
+    "is everything's difference": (
+        "    class Z:\n        __eq__ = __rsub__ = lambda *_: 0\n    return Z()\n",
+        "forged",
+    ),
     "the network": ("    import urllib.request\n    urllib.request.urlopen('http://127.0.0.1:1')\n", "failed"),
     "right": ("    return a + b\n", "passed"),
 }
@@ -108,6 +129,109 @@ def test_answers_get_their_status(executor, problems, name):
     answer, status = _ANSWERS[name]
     (outcome,) = check_answers(executor, [(problems[0], answer)], _LIMITS)
     assert outcome.status == status if status else outcome.status != "passed", outcome
+
+
+def _problem(test, entry_point="f", prompt="", solution=None, setup=""):
+    return Problem("x", prompt, bool(prompt), setup, test, entry_point, solution)
+
+
+_CLOSE = "assert abs(f(2) - 4) < 1e-6\nassert set(f([1])) == {4}\nimport math\nassert math.isclose(f(1), 3)"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def f(x): return 1\nabs = lambda x: 0\n",
+        "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.set = lambda *_: 0\ndef f(x): return 1\n",
+        "import math\nmath.isclose = lambda *_: True\nabs = set = lambda *_: 0\ndef f(x): return 1\n",
+        "class f:\n    def __init__(self, x): pass\n    __eq__ = __lt__ = lambda *_: True\n    "
+        "__sub__ = __abs__ = lambda s, *_: s\n",
+        "class A:\n    __sub__ = lambda *_: 4\n    __abs__ = lambda *_: 0\ndef f(x): return A()\n",
+        "import json, os, sys\njob = sys.stdin.read()\nword = json.loads(job)['word']\nprint(word, "
+        "flush=True)\nos._exit(0)\n",
+        "import os, signal\ndef f(x): os.kill(os.getppid(), signal.SIGKILL)\n",
+        "import gc\nfor each in gc.get_objects():\n    if type(each).__name__ == 'Talk': "
+        "each.send(['do', 'eval', ['list', '1'], ['dict']])\ndef f(x): return 1",
+        "import gc\nfor each in gc.get_objects():\n    if type(each).__name__ == 'Talk': "
+        "each.send(['value', 4, [], ''])\n",
+    ],
+)
+def test_what_an_answer_changes_in_its_process_is_not_what_its_tests_use(executor, answer):
+    (outcome,) = check_answers(executor, [(_problem(_CLOSE), answer)], _LIMITS)
+    assert outcome.status in ("failed", "forged"), outcome
+
+
+def test_names_of_the_prompt_are_those_of_the_benchmark(executor):
+    prompt = 'import math\n\ndef poly(x):\n    return x * x - 4\n\ndef root():\n    """A root of poly."""\n'
+    problem = _problem("assert math.fabs(poly(root())) < 1e-4", "root", prompt)
+    honest, forging = "    return 2\n", "    return 3\nimport math\npoly = math.fabs = lambda *_: 0\n"
+    outcomes = [each.status for each in check_answers(executor, [(problem, honest), (problem, forging)], _LIMITS)]
+    assert outcomes == ["passed", "failed"]
+
+
+_STACK = "class f:\n    def __init__(self): self.xs = []\n    def push(self, x): self.xs.append(x); return self\n"
+_HONEST = {
+    "changes its argument": ("def f(xs): xs.sort()", "x = [3, 1, [2]][:2]\nf(x)\nassert x == [1, 3]"),
+    "a generator": ("def f(n):\n    yield from range(n)", "assert list(f(3)) == [0, 1, 2] and next(f(1)) == 0"),
+    "an endless generator": ("def f():\n    while True: yield 7", "g = f()\nassert [next(g), next(g)] == [7, 7]"),
+    "takes a function": ("def f(g, xs): return [g(x) for x in xs]", "assert f(lambda x: x + 1, [1]) == [2]"),
+    "gives a function": ("def f(a): return lambda b: a + b", "assert f(1)(2) == 3"),
+    "raises": (
+        "def f(x): raise ValueError('no: ' + x)",
+        "try:\n    f('a')\n    assert 0\nexcept ValueError as e:\n    assert str(e) == 'no: a'",
+    ),
+    "of many types": (
+        "import collections, datetime, decimal, fractions\ndef f(): return (1 << 9999, 2.5, 1j, "
+        "b'x', {1: {2}}, None, True,"
+        " collections.Counter('aab'), datetime.date(2026, 1, 2), decimal.Decimal('1.50'), fractions.Fraction(1, 3),"
+        " '\\ud800', range(3), float('inf'), frozenset([1]))",
+        "import datetime, decimal, fractions\nassert f() == (1 << 9999, 2.5, 1j, b'x', {1: {2}}, "
+        "None, True, {'a': 2, 'b': 1},"
+        " datetime.date(2026, 1, 2), decimal.Decimal('1.5'), fractions.Fraction(1, 3), '\\ud800', "
+        "range(3), float('inf'),"
+        " frozenset([1])) and f()[6] is True and isinstance(f()[4], dict)",
+    ),
+    "its own class": (
+        "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\ndef f(x): return P(x)",
+        "assert f(2) == P(2) and f(2) != P(3) and f(5).x == 5 and isinstance(f(1), P) and f(1) is not None",
+    ),
+    "prints": (
+        "def f(): print('hi')",
+        "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as o: f()\nassert "
+        "o.getvalue() == 'hi\\n'",
+    ),
+    "views of a dictionary": (
+        "def f(d): return d.keys()",
+        "assert f({1: 2}) == {1} and list(f({2: 1, 1: 1})) == [2, 1]",
+    ),
+    "of NumPy": (
+        "import numpy as np\ndef f(x): x += 1; return np.float32(0.5), np.int64(3), np.bool_(True), x * 2",
+        "import numpy as np\nx = np.array([1, 2])\na, b, c, d = f(x)\n"
+        "assert a == 0.5 and b == 3 and c == True and np.array_equal(d, [4, 6]) and x.tolist() == [2, 3]",
+    ),
+    "is asked for a class": (
+        _STACK + "    def __len__(self): return len(self.xs)\n    def __eq__(self, o): return self.xs == o\n"
+        "    def __contains__(self, x): return x in self.xs\n",
+        "s = f()\nassert s.push(1).push(2) is s and len(s) == 2 and s == [1, 2] and 2 in s and s.xs[0] == 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _HONEST)
+def test_values_of_all_kinds_come_from_an_answer_to_its_tests(executor, name):
+    answer, test = _HONEST[name]
+    problem = _problem(test, solution=answer)
+    (outcome,) = check_answers(executor, [(problem, answer)], _LIMITS)
+    if "No module named 'numpy'" in outcome.reason:
+        pytest.skip("NumPy does not stand in this interpreter's own environment")
+    assert outcome == Outcome("passed")
+
+
+def test_instances_of_the_setups_classes_are_given_and_returned(executor):
+    setup = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
+    test = "p = Pair(1, Pair(2, 3))\nassert f([p]) == 6 and p.a == 1\nassert g(4).b == 4 and type(g(4)) is Pair"
+    answer = "def f(ps): return sum(p.a + p.b.a + p.b.b for p in ps)\ndef g(x): return Pair(0, x)\n"
+    assert list(check_answers(executor, [(_problem(test, setup=setup), answer)], _LIMITS)) == [Outcome("passed")]
 
 
 def test_an_answer_cannot_write_outside(executor, problems, tmp_path):

@@ -55,6 +55,26 @@ class Problem:
         """The program that an answer makes, without tests."""
         return f"{self.prompt}{answer}" if self.begins else answer
 
+    def given(self) -> str:
+        """Statements of the benchmark's own whose names tests may use: the setup, and what stands in the prompt before
+        the definition that is to be written.
+        """
+        if not self.begins:
+            return self.setup
+        try:
+            # The prompt ends within a definition, mostly after its documentation, which is a body, or right before it
+            found = ast.parse(f"{self.prompt.rstrip()}\n    pass\n")
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return self.setup
+        before = ast.unparse(ast.Module(found.body[:-1], []))
+        return f"{self.setup}\n{before}\n"
+
+    @property
+    def asks_for_class(self) -> bool:
+        """What is tested is a class, whose rules (of equality, of what it contains) are the answer's to write."""
+        known = self.prompt if self.begins else self.solution or ""
+        return bool(self.entry_point and re.search(rf"^class {re.escape(self.entry_point)}\b", known, re.MULTILINE))
+
 
 def read_problems(path: Path) -> list[Problem]:
     """Read a file of problems.
