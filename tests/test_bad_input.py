@@ -385,6 +385,22 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, lmlab):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_command_writes_over_what_it_reads(tmp_path, monkeypatch, lmlab):
+    """`lmlab ladder decide runs.csv -o runs.csv` put its table in the place of all measurements."""
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "a.csv"
+    kept.write_text("run,n,tokens\n")
+    (tmp_path / "link.csv").symlink_to(kept)
+    for command in (
+        ("ladder", "decide", "a.csv", "-s", "1e9:1T", "-o", "./a.csv"),
+        ("ladder", "compare", "b.csv", "a.csv", "-n", "1e9", "-d", "1T", "--output", "link.csv"),
+        ("circuits", "find", "--model", "m", "--data", "a.csv", "--out", "a.csv"),
+    ):
+        found = lmlab(*command)
+        assert found.code == 2 and "and would be written over" in found.err, found.err
+    assert kept.read_text() == "run,n,tokens\n"
+
+
 def test_a_prompt_that_is_not_unicode_is_the_users():
     tokenizer = Tokenizer.train(["a text"], 300)
     for call in (tokenizer.encode, tokenizer.encode_prompt, lambda text: tokenizer.encode_batch([text])):

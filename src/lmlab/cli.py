@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,11 @@ class _Commands(TyperGroup):
 
 
 def _with_paths(command: Any) -> Any:
-    """A command whose paths are never empty: a variable of the shell that is not set would mean the current folder."""
+    """A command whose paths are never empty: a variable of the shell that is not set would mean the current folder. Nor
+    does it write over a file that it reads.
+    """
+    if command is not None and not hasattr(command, "commands"):
+        command.invoke = partial(_invoked, type(command), command)
     for parameter in getattr(command, "params", ()):
         if "Path" in repr(getattr(parameter, "type_descriptor", getattr(parameter, "type", ""))):
             parameter.process_value = partial(_processed, type(parameter), parameter)
@@ -70,6 +75,29 @@ def _processed(kind: Any, parameter: Any, context: Any, value: Any) -> Any:
         if isinstance(each, str) and not each.strip():
             raise UserError(f"{parameter.opts[0]}: the path is empty.", "Is a variable of the shell not set?")
     return kind.process_value(parameter, context, value)
+
+
+def _invoked(kind: Any, command: Any, context: Any) -> Any:
+    written, read = _files(command, context, outputs=True), _files(command, context, outputs=False)
+    for path, option in written.items():
+        if path in read:
+            raise UserError(
+                f"{option}: '{path}' is what {read[path]} reads, and would be written over.", "Name another file."
+            )
+    return kind.invoke(command, context)
+
+
+def _files(command: Any, context: Any, outputs: bool) -> dict[Path, str]:
+    """The files among a command's paths that are there, with what each was given by: those it writes, or the others."""
+    found: dict[Path, str] = {}
+    for parameter in command.params:
+        if bool({"--out", "--output"} & set(parameter.opts)) == outputs:
+            name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name.upper()
+            value = context.params.get(parameter.name)
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, Path) and each.is_file():
+                    found[each.resolve()] = name
+    return found
 
 
 app = typer.Typer(

@@ -11,7 +11,9 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
 from lmlab.methods.ladder.analysis.decide import _draws
 from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
+from lmlab.methods.ladder.analysis.present import decision_sentence
 from lmlab.methods.ladder.fitting.points import logs
+from lmlab.methods.ladder.rungs.plan import parse_length
 
 _CHAIN = TwoStepSettings(delta=None)
 
@@ -79,6 +81,7 @@ def test_a_threshold_at_the_forecast_is_reached_half_of_the_time_and_the_cheapes
         ([(1e9, 1e11)], {"nope": 0.5}, "no task 'nope'"),
         ([(1e9, 1e11)], {"mean": 65.0}, "0.65 for 65 %"),
         ([(float("nan"), 1e11)], {}, "positive number of parameters"),
+        ([(1e300, 1e300)], {}, "than numbers reach"),
     ],
 )
 def test_impossible_decisions_are_refused_by_name(forecaster, targets, thresholds, message):
@@ -110,6 +113,25 @@ def test_recipes_are_ordered_as_they_are_and_two_as_their_comparison_says(synthe
         rank({"a": fitted["plain"], "b": fitted["plain"]}, 3e9, 3e11)
     with pytest.raises(UserError, match="two recipes"):
         rank({"a": fitted["plain"]}, 3e9, 3e11)
+    for n, d in ((-7e9, 4e12), (float("nan"), 4e12), (float("inf"), 4e12), (7e9, 0.0)):
+        with pytest.raises(UserError, match="positive number of parameters"):
+            rank(fitted, n, d)
+        with pytest.raises(UserError, match="positive number of parameters"):
+            compare(fitted["plain"], fitted["better"], n, d)
+    with pytest.raises(UserError, match="between 0 and 1, not at 1.5"):
+        compare(fitted["plain"], fitted["better"], 7e9, 4e12, 1.5)
+
+
+def test_the_nearest_of_scenarios_that_never_reach_it_is_the_best_of_them(forecaster):
+    missed = decide(forecaster, [(1e9, 1e11), (3e9, 1e12)], {"mean": 0.999999})
+    assert [each.reaches_all for each in missed.scenarios] == [0, 0]
+    assert "Nearest: N = 3e+09, D = 1e+12 with 0%" in decision_sentence(missed, 0.8)
+
+
+@pytest.mark.parametrize("length", ["-2xC", "nanxC", "infxC", "0xC", "-1", "1e400", "nan"])
+def test_a_length_is_above_0_and_finite_in_every_form(length):
+    with pytest.raises(UserError, match="must be above 0"):
+        parse_length(length, 1e9)
 
 
 def _with_luck(table: RunTable, seed: int) -> RunTable:

@@ -186,8 +186,8 @@ class Talk:
             return bool(value)
         if place == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in "biufcU":
             return ["array", value.dtype.str, self.encode(value.tolist())]
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-            return ["type", value.__name__]
+        if isinstance(value, type) and vars(builtins).get(name := value.__name__) is value:
+            return ["type", name]
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__, self._handle(value)]
         if self.tests and isinstance(value, Iterator):

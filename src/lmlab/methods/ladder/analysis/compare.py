@@ -9,7 +9,6 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.logits import logit
-from lmlab.methods.ladder.fitting.points import logs
 from lmlab.stats import normal_cdf, normal_quantile
 
 
@@ -39,7 +38,7 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         a row for each task, and one for the mean over them.
 
     Raises:
-        UserError: they were fitted to different tasks.
+        UserError: they were fitted to different tasks, or the target is none.
     """
     if [task.name for task in a.tasks] != [task.name for task in b.tasks]:
         raise UserError("The two ladders were fitted to different tasks.")
@@ -47,7 +46,7 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         raise UserError("The two ladders are the same.")
     points, spreads, forms, slopes, together = [], [], [], [], []
     for each in (a, b):
-        x_3Q = logs(n, d, each.flops_per_token(n))[:, None]
+        x_3Q = each.target(n, d, level)[:, None]
         p = each.ensemble.accuracy(x_3Q)[0, :, 0]
         points.append(p)
         slopes.append(p * (1 - p))

@@ -20,7 +20,6 @@ from lmlab.methods.ladder.analysis.diagnose import distance
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import at_chance
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
-from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables.table import Floats
 from lmlab.methods.ladder.tables.tasks import TaskRegistry
 from lmlab.stats import normal_quantile, percentiles
@@ -129,7 +128,7 @@ def decide(
     if not 0 < sure < 1:
         raise UserError(f"The probability --sure lies between 0 and 1, not at {sure}.")
     predictions = [forecaster.predict_all(n, d, level) for n, d in targets]  # also refuses impossible ones
-    x_3Q = np.stack([logs(n, d, forecaster.flops_per_token(n)) for n, d in targets], axis=1)
+    x_3Q = np.stack([forecaster.target(n, d, level) for n, d in targets], axis=1)
     accuracy_STQ = _draws(forecaster, x_3Q, level, seed)
     mean_SQ = accuracy_STQ.mean(1)
     low_Q, high_Q = percentiles(mean_SQ, level)
@@ -168,7 +167,7 @@ def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float
     once for all, since it moves them together.
 
     Raises:
-        UserError: fewer than two, different tasks, or the same runs twice.
+        UserError: fewer than two, different tasks, the same runs twice, or the target is none.
     """
     if len(forecasters) < 2:
         raise UserError("A ranking needs two recipes or more.")
@@ -186,7 +185,7 @@ def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float
     shared_SK = rng.standard_normal((DRAWS, forms))
     names, points, values = list(forecasters), [], []
     for each in forecasters.values():
-        x_3Q = logs(n, d, each.flops_per_token(n))[:, None]
+        x_3Q = each.target(n, d, level)[:, None]
         point_T = logit(each.ensemble.accuracy(x_3Q)[0, :, 0])
         spread = each.ensemble.spread(x_3Q).parts
         own = [spread[name] for name in _OWN if name in spread]

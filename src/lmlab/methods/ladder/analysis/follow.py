@@ -24,7 +24,6 @@ from lmlab.methods.ladder.analysis.diagnose import distance, units
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
-from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.stats import normal_quantile
 
@@ -93,7 +92,7 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
         )
     ladder = _comparable(forecaster, run, seen)
     ensemble = forecaster.ensemble
-    x_3Q = logs(run.n, end, run.flops_per_token or forecaster.flops_per_token(run.n))[:, None]
+    x_3Q = forecaster.target(run.n, end, level, run.flops_per_token)[:, None]
     before = forecaster.predict_all(run.n, end, level, run.flops_per_token)
     away = distance(ensemble.chains[0].points, x_3Q[:, 0])
     beyond = forecaster.calibration.beyond(math.log(away["times_compute"])) if forecaster.calibration else 1.0

@@ -139,7 +139,7 @@ def decision_rows(decision: Decision, wanted: DecideOptions) -> tuple[list[str],
             *(round(100 * side["mean"], 1) for side in (each.accuracy, each.lo, each.hi)),
             *(None if value is None else round(value, 3) for value in reached),
             round(each.best, 3),
-            each.where + ("; the choice" if number == decision.choice else ""),
+            f"D = {each.d:.4g}, {each.where}" + ("; the choice" if number == decision.choice else ""),
         ]
         if wanted.price is not None:
             row.insert(4, _four_digits(hours * wanted.price))
@@ -152,7 +152,7 @@ def decision_sentence(decision: Decision, sure: float) -> str:
     if not decision.scenarios[0].reaches:
         return "Without --at-least there is nothing to reach: 'best' is the probability of the highest mean."
     if decision.choice is None:
-        best = max(decision.scenarios, key=lambda each: each.reaches_all or 0.0)
+        best = max(decision.scenarios, key=lambda each: (each.reaches_all or 0.0, each.accuracy["mean"]))
         return (
             f"No scenario reaches what is wanted with a probability of {sure:.0%}. Nearest: N = {best.n:.4g}, D ="
             f" {best.d:.4g} with {best.reaches_all:.0%}."

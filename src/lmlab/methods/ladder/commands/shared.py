@@ -26,7 +26,7 @@ def show(
     print_table(shown)
     for row in rows if noted < len(columns) else ():
         if row[-1]:
-            print(f"{row[0]}: {row[-1]}.")
+            print(f"{text_of(row[0])}: {row[-1]}.")
     if output is not None:
         write(output, columns, rows, details)
         print(output)

@@ -32,7 +32,7 @@ from lmlab.methods.ladder.fitting.intervals import (
 )
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.tables.table import C4, RunTable, validation_columns
+from lmlab.methods.ladder.tables.table import C4, Floats, RunTable, validation_columns
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 from lmlab.stats import normal_quantile
@@ -200,15 +200,26 @@ class Forecaster:
             raise UserError("Several tasks were fitted; name one, or use predict_all.")
         return next(each for each in self.predict_all(n, d, level, flops_per_token) if task in (None, each.task))
 
-    def predict_all(
-        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None
-    ) -> list[Prediction]:
-        """Predict all tasks."""
+    def target(self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None) -> Floats:
+        """Where a target lies for the laws: the logarithms of N, D and FLOPs, [3].
+
+        Raises:
+            UserError: there is no such model or training, or an interval has no such level.
+        """
         if not (n > 0 and d > 0 and math.isfinite(n) and math.isfinite(d)):
             raise UserError(f"A target needs a positive number of parameters and of tokens, not N = {n} and D = {d}.")
         if not 0 < level < 1:
             raise UserError(f"The level of an interval lies between 0 and 1, not at {level}.")
-        x_3 = logs(n, d, flops_per_token or self.flops_per_token(n))
+        ratio = flops_per_token or self.flops_per_token(n)
+        if not 0 < ratio * d < math.inf:
+            raise UserError(f"N = {n:g} and D = {d:g} are more FLOPs, or fewer, than numbers reach.")
+        return logs(n, d, ratio)
+
+    def predict_all(
+        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None
+    ) -> list[Prediction]:
+        """Predict all tasks."""
+        x_3 = self.target(n, d, level, flops_per_token)
         x_3Q = x_3[:, None]
         point = self.ensemble.accuracy(x_3Q)[0, :, 0]
         away = distance(self.ensemble.chains[0].points, x_3)

@@ -68,13 +68,14 @@ def parse_length(text: str | float, n: float) -> float:
     value = str(text).strip()
     try:
         if value.lower().endswith("xc"):
-            return TOKENS_PER_PARAMETER * float(value[:-2]) * n
-        units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-        tokens = float(value[:-1]) * units[value[-1].upper()] if value[-1:].upper() in units else float(value)
+            tokens = TOKENS_PER_PARAMETER * float(value[:-2]) * n
+        else:
+            units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+            tokens = float(value[:-1]) * units[value[-1].upper()] if value[-1:].upper() in units else float(value)
     except ValueError:
         raise UserError(f"'{text}' is not a length.", "Write 2xC, 100B, 4T, or a number of tokens.") from None
     if not tokens > 0 or not math.isfinite(tokens):
-        raise UserError(f"'{text}' is not a length: it must be above 0.")
+        raise UserError(f"'{text}' is not a length: it must be above 0, and finite.")
     return tokens
 
 
