@@ -1,5 +1,6 @@
 """Optional packages that are not installed: one sentence that names the extra, in every command."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -61,6 +62,21 @@ def test_a_command_names_the_extra(tmp_path, without, arguments, extra):
     assert done.returncode == 2, done.stderr
     assert f"pip install 'lmlab[{extra}]'" in done.stderr
     assert "fault" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_needs_a_package_is_a_sentence_and_the_extra_is_one_that_brings_it():
+    """The arguments of `missing_extra` are strings, which no type tells apart."""
+    calls = [
+        [getattr(each, "value", None) for each in node.args]
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "missing_extra"
+    ]
+    assert len(calls) > 20
+    for module, purpose, *extra in calls:
+        assert not isinstance(module, str) or module in EXTRAS
+        assert not isinstance(purpose, str) or " " in purpose or purpose.isupper(), purpose
+        assert not any(extra) or any(extra[0] in extras for _, extras in EXTRAS.values())
 
 
 def test_any_other_package_is_named():

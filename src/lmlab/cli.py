@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,38 +17,82 @@ import typer
 from typer.core import TyperGroup
 
 from lmlab import __version__, plugins
-from lmlab.commands import ask, data, doctor, evaluation, judging, launch, models, recipes, retrieval, serve
 from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, UserError, from_unforeseen
 from lmlab.terminal import printable
 
 _DEBUG = "--debug"
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Commands of one subject, `lmlab NAME COMMAND`, which are loaded when they are called.
+
+    Attributes:
+        application: "module:attribute" of its Typer application.
+        help: what `lmlab --help` and its own help say of it.
+        panel: where `lmlab --help` lists it; None for the core's panel.
+    """
+
+    application: str
+    help: str
+    panel: str | None = None
+
+
+# Importing every command takes longer than showing the list: so the core's are named here, as methods' in manifests.
+_ALONE = {
+    "lmlab.commands.recipes": ("demo", "run", "recipes", "tokenize", "train", "report"),
+    "lmlab.commands.models": ("generate", "chat", "convert"),
+    "lmlab.commands.serve": ("serve",),
+    "lmlab.commands.ask": ("ask",),
+    "lmlab.commands.doctor": ("doctor",),
+}
+_OF_THE_CORE = {
+    "eval": _Group(
+        "lmlab.commands.evaluation:app", "Measure models on benchmarks, questions and texts; compare two of them."
+    ),
+    "data": _Group("lmlab.commands.data:app", "Look at data, pack it, plan mixtures."),
+    "retrieval": _Group(
+        "lmlab.commands.retrieval:app",
+        "Dense and lexical retrieval: encode collections, search them, measure what is found.",
+    ),
+    "judge": _Group(
+        "lmlab.commands.judging:app",
+        "Judges of answers: grade by a rubric or offline, validate against people, estimate.",
+    ),
+    "launch": _Group("lmlab.commands.launch:app", "Start recipes on clusters: one on many machines, or many at once."),
+}
+
+
 class _Commands(TyperGroup):
-    """The commands of the core, and those of the methods, which are loaded when they are called."""
+    """The commands of the core and those of the methods."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All of them; the methods have a panel of their own."""
-        return [*super().list_commands(ctx), *self._of_methods()]
+        return list(self._all())
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """A command; of a method only what the list of commands shows."""
-        return _shown(name) if name in self._of_methods() else _with_paths(super().get_command(ctx, name))
+        """A command; of a group only what the list of commands shows."""
+        return self._all().get(name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """What is called."""
-        if args and args[0] in self._of_methods():
-            return args[0], _with_paths(_loaded(args[0])), args[1:]
+        name = args[0] if args else ""
+        group, module = _groups().get(name), _module_of(name)
+        if group is not None:
+            return name, _with_paths(_loaded(name, group)), args[1:]
+        if module is not None:
+            return name, _with_paths(_commands_in(module)[name]), args[1:]
+        self._all()  # the message names the nearest
         return super().resolve_command(ctx, args)
 
-    def _of_methods(self) -> dict[str, plugins.Method]:
-        """The methods by their commands, none of which may be the core's."""
-        found = _methods()
-        for name in found.keys() & self.commands.keys():
-            raise UserError(
-                f"The method at '{found[name].cli}' has a command of the core, '{name}'.", "Remove its package."
-            )
-        return found
+    def _all(self) -> dict[str, Any]:
+        """The commands that stand alone, the groups of the core, and the methods."""
+        if not self.commands:
+            for module, names in _ALONE.items():
+                found = _commands_in(module)
+                self.commands.update((name, _with_paths(found[name])) for name in names)
+            self.commands.update((name, _shown(name, group)) for name, group in _groups().items())
+        return dict(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Typer would end it with a bare "Aborted" and another exit code on a signal."""
@@ -109,14 +155,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for part in (recipes, models, serve, ask):
-    app.add_typer(part.app)
-app.add_typer(evaluation.app, name="eval")
-app.add_typer(data.app, name="data")
-app.add_typer(retrieval.app, name="retrieval")
-app.add_typer(judging.app, name="judge")
-app.add_typer(launch.app, name="launch")
-app.add_typer(doctor.app)
 
 
 @lru_cache(maxsize=1)
@@ -125,22 +163,39 @@ def _methods() -> dict[str, plugins.Method]:
     return {method.command: method for method in plugins.methods().values()}
 
 
-@lru_cache(maxsize=64)
-def _shown(command: str) -> Any:
-    """A method's line in the list of commands, which its manifest tells."""
-    method = _methods()[command]
-    line = TyperGroup(name=command, help=method.help, short_help=method.help, rich_help_panel="Methods")
+def _groups() -> dict[str, _Group]:
+    """The groups of the core and those of the methods, none of which may have the name of a command of the core."""
+    found = dict(_OF_THE_CORE)
+    for name, method in _methods().items():
+        if name in _OF_THE_CORE or _module_of(name) is not None:
+            raise UserError(f"The method at '{method.cli}' has a command of the core, '{name}'.", "Remove its package.")
+        found[name] = _Group(method.cli, method.help, "Methods")
+    return found
+
+
+def _module_of(name: str) -> str | None:
+    """Where a command of the core that stands in no group is defined."""
+    return next((module for module, names in _ALONE.items() if name in names), None)
+
+
+def _commands_in(module: str) -> Mapping[str, Any]:
+    """The commands of a module by their names."""
+    return typer.main.get_group(plugins.load(f"{module}:app")).commands
+
+
+def _shown(name: str, group: _Group) -> Any:
+    """A group's line in the list of commands."""
+    line = TyperGroup(name=name, help=group.help, short_help=group.help, rich_help_panel=group.panel)
     line.rich_markup_mode = "rich"
     return line
 
 
-def _loaded(command: str) -> Any:
-    """A method's commands."""
-    method = _methods()[command]
-    application = plugins.load(method.cli)
-    application.info.name, application.info.help = command, method.help
-    found = typer.main.get_command(application)
-    found.name = command
+def _loaded(name: str, group: _Group) -> Any:
+    """A group with its commands."""
+    application = plugins.load(group.application)
+    application.info.name, application.info.help = name, group.help
+    found = typer.main.get_group(application)  # `get_command` would add the options that install completion
+    found.name = name
     return found
 
 

@@ -11,7 +11,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DomainField, IdField, Split, TextField, example, fields_of, print_table
 from lmlab.data.packs.config import PackConfig
 
-app = typer.Typer(no_args_is_help=True, help="Look at data, pack it, plan mixtures.")
+app = typer.Typer(no_args_is_help=True)
 
 TokenPlace = "Tokenized shards, MDS with a column input_ids, or JSON lines with that key."
 

@@ -14,7 +14,6 @@ from lmlab.errors import UserError, missing_extra
 from lmlab.evals.config import MeasuringOptions
 
 app = typer.Typer(
-    help="Measure models on benchmarks, questions and texts; compare two of them.",
     epilog=example(
         "lmlab eval --model models/smollm2 --tasks arc_easy,hellaswag --limit 200",
         "lmlab eval --model runs/demo/model --documents runs/demo/documents --task runs/demo/questions/task.jsonl",

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from lmlab.judging.people.tables import GradeTable
     from lmlab.stats import Interval
 
-app = typer.Typer(
-    no_args_is_help=True, help="Judges of answers: grade by a rubric or offline, validate against people, estimate."
-)
+app = typer.Typer(no_args_is_help=True)
 
 EXIT_UNGRADED, EXIT_GATE = 3, 3
 _MOST_UNGRADED = 0.02

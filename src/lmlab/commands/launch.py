@@ -10,7 +10,7 @@ import typer
 from lmlab.commandline.options import DryRun, Out, Set, example
 from lmlab.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Start recipes on clusters: one on many machines, or many at once.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command(

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from lmlab.retrieval import AnyEncoder, EmbeddingStore, RetrievalDataset
     from lmlab.retrieval.encoders.encoder import Kind
 
-app = typer.Typer(
-    no_args_is_help=True, help="Dense and lexical retrieval: encode collections, search them, measure what is found."
-)
+app = typer.Typer(no_args_is_help=True)
 
 _DEPTH = 100  # results for each query: fusion depends on it
 

@@ -1,4 +1,5 @@
-from .jobs import Backend, fan_out, num_cores
+from .backend import Backend
+from .jobs import fan_out, num_cores
 from .leases import FolderStore, Lease, Leases, Record, SqliteStore, Store
 from .processes import World, control_group, from_all, from_main, imagine, joined, sum_over_all, wait_for_all, world
 

@@ -10,11 +10,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
+from lmlab.distributed.backend import Backend
 from lmlab.errors import Interrupted, LmlabError, missing_extra
-
-Backend = Literal["processes", "ray"]
 
 J = TypeVar("J")
 R = TypeVar("R")

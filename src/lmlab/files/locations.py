@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import fsspec
-
 from lmlab.errors import UserError, missing_extra
 from lmlab.redaction import HIDDEN, redact
 
@@ -61,6 +59,11 @@ def find_files(location: str, suffixes: Sequence[str] = ()) -> list[str]:
         raise
     except Exception as error:  # every file system raises errors of its own
         raise _unreachable(location, error) from None
+    if not found and suffixes and is_folder(location):
+        raise UserError(
+            f"The folder '{location}' holds no file that ends in {_any_of(suffixes)}.",
+            "Name the files themselves if theirs is another ending; globs such as data/**/*.txt are allowed.",
+        )
     if not found:
         raise UserError(
             f"The source path '{location}' matches no file.", "Check the path; globs such as data/**/*.txt are allowed."
@@ -389,6 +392,8 @@ def file_system(location: str) -> tuple[Any, str]:
             f"'{location}' was stored without its secrets.",
             "Run the recipe that has them, or let the environment hold them (AWS_ACCESS_KEY_ID and the like).",
         )
+    import fsspec  # here, as help needs none and it takes 20 ms
+
     protocol = location.partition("://")[0]
     try:
         system, path = fsspec.core.url_to_fs(location)
@@ -427,6 +432,11 @@ def _find_remote(location: str, suffixes: Sequence[str]) -> list[str]:
 
 def _counts(name: str, suffixes: Sequence[str]) -> bool:
     return not suffixes or without_compression(name).endswith(tuple(suffixes))
+
+
+def _any_of(names: Sequence[str]) -> str:
+    *others, last = (f"'{name}'" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _unreachable(location: str, error: Exception) -> UserError:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lmlab.redaction import redact, redact_all
@@ -21,6 +20,8 @@ from lmlab.reports._table import columns_of
 from lmlab.reports.blocks import Block, Graph
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from lmlab.reports.page import Page
 
 _READABLE = 150  # edges that a reader can follow at first
@@ -57,6 +58,8 @@ class _FigureList:
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("lmlab.reports"),
         autoescape=True,

@@ -9,14 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 from lmlab import plugins
 from lmlab.config import Config, field_marks
 from lmlab.files import read_json, write_json
-from lmlab.reports import Section
 from lmlab.runs.artifacts import Artifact, Documents, Model, Questions, Tokens, Vocabulary
 from lmlab.runs.record import Results, StageRecord
+
+if TYPE_CHECKING:
+    from lmlab.reports import Section  # configurations, which help reads, need no pages
 
 
 @dataclass(frozen=True)

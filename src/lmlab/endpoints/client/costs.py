@@ -4,7 +4,6 @@ it is sent.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from pathlib import Path
 from typing import Annotated
@@ -84,6 +83,8 @@ class Purse:
     """
 
     def __init__(self, price: Price | None, ceiling: float | None = None, spent: float = 0.0) -> None:
+        import asyncio  # here: prices are fields of configurations, which help reads
+
         if ceiling is not None and price is None:
             raise UserError(
                 "A ceiling of cost needs the price of the model.",

@@ -109,7 +109,7 @@ def _library() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise missing_extra("llguidance", "structured", "An answer that must be JSON") from None
+        raise missing_extra("llguidance", "An answer that must be JSON") from None
     return llguidance
 
 

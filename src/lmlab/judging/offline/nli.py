@@ -63,7 +63,7 @@ class OnnxNli:
             import onnxruntime
             from tokenizers import Tokenizer
         except ModuleNotFoundError:
-            raise missing_extra("onnxruntime", "nli", "A judge by an ONNX file") from None
+            raise missing_extra("onnxruntime", "A judge by an ONNX file") from None
         path = Path(place).expanduser()
         files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
         if len(files) != 1 or not files[0].is_file():

@@ -146,7 +146,7 @@ def _loaded(directory: Path) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError:
-        raise missing_extra("transformers", "hf", "A published classifier") from None
+        raise missing_extra("transformers", "A published classifier") from None
     if not list(directory.glob("*.safetensors")):
         raise UserError(
             f"'{directory}' has no safetensors.", "Pickled weights are not read; convert them, or get another copy."
