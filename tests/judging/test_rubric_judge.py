@@ -21,7 +21,9 @@ from lmlab.judging import (
     known_rubrics,
     parse_verdict,
     points_grade,
+    run_judge,
 )
+from lmlab.judging.answers.rows import read_rows
 from lmlab.judging.rubrics.numbers import Scale
 
 ITEM = AnswerItem(
@@ -266,3 +268,28 @@ def test_cost_is_known_before_anything_is_sent() -> None:
     assert found.completion_tokens == 1600 and 0.016 < found.likely_usd < found.most_usd
     (graded,), _ = judged(lambda request: GOOD, price=price)
     assert graded.cost_usd is not None and graded.cost_usd > 0
+
+
+def judge_that(say: Callable[[ChatRequest], str]) -> RubricJudge:
+    return RubricJudge(V1, Endpoint(model="m"), backend=MockBackend(say))
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    def say(request: ChatRequest) -> str:
+        with pytest.raises(UserError, match="Another process"):
+            run_judge(judge_that(lambda _: GOOD), [ITEM], tmp_path)
+        return GOOD
+
+    run_judge(judge_that(say), [ITEM], tmp_path)
+    assert len((tmp_path / "grades.jsonl").read_text().splitlines()) == 1
+
+
+def test_reading_rows_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
+    rows = run_judge(judge_that(lambda _: GOOD), [ITEM], tmp_path)
+    path = tmp_path / "grades.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"half')
+    assert [row["item_id"] for row in read_rows(path)] == [row["item_id"] for row in rows]
+    assert path.read_bytes() == whole + b'{"half'
+    run_judge(judge_that(lambda _: GOOD), [ITEM], tmp_path)
+    assert path.read_bytes() == whole

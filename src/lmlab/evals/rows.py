@@ -67,7 +67,7 @@ class RowFile:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("a", encoding="utf-8")
-            if not _locked(self._file):
+            if not locked(self._file):
                 self.close()
                 raise UserError(
                     f"Another process is writing '{self._part}'.", "Wait for it, or name another directory."
@@ -93,7 +93,7 @@ class RowFile:
         return rows
 
 
-def _locked(file: IO[str]) -> bool:
+def locked(file: IO[Any]) -> bool:
     """Keep others from writing a file for as long as it is open in this process; False where one does already. The
     system takes the lock back from a process that dies.
     """

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lmlab.errors import UserError
-from lmlab.methods.tutor.config import ScoreConfig
+from lmlab.methods.tutor.answering.run import begin_run
+from lmlab.methods.tutor.config import AnswerConfig, ScoreConfig
+from lmlab.methods.tutor.items.item import TutorItem
 from lmlab.methods.tutor.scoring.compare import compare_rows, compare_until_known
+from lmlab.methods.tutor.scoring.grade import keep_items, kept_items
 from lmlab.methods.tutor.scoring.reference import import_answers
 from lmlab.methods.tutor.scoring.score import mean_figure, score, too_many_ungraded
 
@@ -143,3 +147,24 @@ def test_files_of_the_published_scripts_are_read_strictly_or_as_they_read_them(t
     import_answers(tmp_path / "m.json", tmp_path / "compat", compat=True)
     compat = score(graded_rows(tmp_path / "compat"))
     assert compat["total"]["value"] == pytest.approx(np.mean([1, 0, 3]) * 100 / 3)  # its formula, failures as 0
+
+
+def test_questions_of_a_command_that_asked_nothing_do_not_stay_beside_other_answers(tmp_path):
+    """Judges would see the key points of before."""
+    item = TutorItem("1", "q", "c", ("old",))
+    keep_items([item], tmp_path)
+    keep_items([replace(item, key_points=("new",))], tmp_path)
+    begin_run(tmp_path, "m", "m", "h", AnswerConfig(), [item])
+    keep_items([item], tmp_path)
+    assert kept_items(tmp_path)["1"].key_points == ("new",)
+
+
+def test_imported_answers_bring_their_own_questions_and_replace_none_that_were_asked(tmp_path):
+    for point in ("one", "two"):
+        row = {"question": "q", "chapter": "c", "key_points": [point], "output": "a", "model": "m"}
+        (tmp_path / "m.json").write_text(json.dumps([row]))
+        import_answers(tmp_path / "m.json", tmp_path / "out")
+        assert [each.key_points for each in kept_items(tmp_path / "out").values()] == [(point,)]
+    begin_run(tmp_path / "asked", "m", "m", "h", AnswerConfig(), [])
+    with pytest.raises(UserError, match="that was asked"):
+        import_answers(tmp_path / "m.json", tmp_path / "asked")

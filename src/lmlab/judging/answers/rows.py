@@ -10,9 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmlab.errors import UserError
+from lmlab.evals.rows import locked
 from lmlab.files import ParseError, json_value
 from lmlab.judging.answers.grades import GRADED, AnswerJudge, judge_answers
 from lmlab.judging.answers.item import AnswerItem, key_points_of
@@ -99,10 +100,25 @@ def run_judge(
         new_run: let a folder hold rows of another judge too.
 
     Raises:
-        UserError: the folder holds rows of another judge.
+        UserError: the folder holds rows of another judge, or another process is writing them.
     """
     path = Path(out) / GRADES
-    rows = read_rows(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if not locked(file):
+            raise UserError(f"Another process is writing '{path}'.", "Wait for it, or name another folder.")
+        return _run_judge(judge, items, path, file, new_run, advance)
+
+
+def _run_judge(
+    judge: AnswerJudge,
+    items: Sequence[AnswerItem],
+    path: Path,
+    file: IO[bytes],
+    new_run: bool,
+    advance: Callable[[int], None] | None,
+) -> list[dict[str, Any]]:
+    rows = read_rows(path, mend=True)
     others = {row["judge"]["name"] for row in rows} - {judge.name}
     if others and not new_run:
         raise UserError(
@@ -123,13 +139,17 @@ def run_judge(
         chosen = todo[start : start + _AT_ONCE]
         graded = judge_answers(judge, [items[number] for number in chosen], advance)
         new = [_row(items[n], judge, found.to_dict()) for n, found in zip(chosen, graded, strict=True)]
-        _append(path, new)
+        file.write(b"".join(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n" for row in new))
+        file.flush()
         have |= {_key(row): row for row in new}
     return [have[key] | _own(item) for key, item in zip(keys, items, strict=True)]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that was cut off is taken away, and its answer judged again.
+def read_rows(path: Path, mend: bool = False) -> list[dict[str, Any]]:
+    """The rows of a file, without a last line that was cut off, or is being written.
+
+    Arguments:
+        mend: take such a line out of the file, so that its answer is judged again.
 
     Raises:
         UserError: another line is no row.
@@ -138,7 +158,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     data = path.read_bytes()
     whole, _, cut = data.rpartition(b"\n")
-    if cut:
+    if cut and mend:
         with path.open("rb+") as file:
             file.truncate(len(whole) + 1 if whole else 0)
     rows = []
@@ -183,10 +203,3 @@ def _own(item: AnswerItem) -> dict[str, Any]:
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["content_hash"], row["judge"]["name"], row["judge"]["prompt_hash"]
-
-
-def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(b"".join(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n" for row in rows))
-        file.flush()

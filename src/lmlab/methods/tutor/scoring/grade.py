@@ -19,9 +19,11 @@ _AT_ONCE = 64  # answers that are shown to a judge together; a killed command lo
 
 
 def keep_items(items: Sequence[TutorItem], directory: Path) -> None:
-    """Write the questions beside their answers, so that judges see what the tutor saw."""
+    """Write the questions beside their answers, so that judges see what the tutor saw. Those of a command that ended
+    before it asked anything are replaced.
+    """
     path = directory / ITEMS
-    if not path.exists():
+    if not path.exists() or not (directory / RUN).exists():
         write_jsonl(path, [{"id": item.id, "chapter": item.chapter, **_columns(item)} for item in items])
 
 

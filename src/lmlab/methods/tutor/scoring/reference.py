@@ -7,12 +7,13 @@ from typing import Any
 
 from lmlab.errors import UserError, reads
 from lmlab.evals.rows import Row
-from lmlab.files import read_json, write_json, write_jsonl
+from lmlab.files import read_json, read_mapping, write_json, write_jsonl
 from lmlab.judging import Scale, parse_grades, parse_like_reference
 from lmlab.methods.tutor.answering.run import ANSWERS, RUN
 from lmlab.methods.tutor.items.item import TutorItem, read_item
-from lmlab.methods.tutor.scoring.grade import EMPTY_ANSWER, JUDGE, keep_items
+from lmlab.methods.tutor.scoring.grade import EMPTY_ANSWER, ITEMS, JUDGE, keep_items
 
+_IMPORTED = "imported"
 CRITERIA = ("presentation", "correctness")
 
 
@@ -23,6 +24,8 @@ def import_answers(path: Path, directory: Path, compat: bool = False) -> list[Ro
     Arguments:
         compat: read them as the published script does, which takes what it cannot read for 0.
     """
+    if (directory / RUN).exists() and read_mapping(directory / RUN).get("identity") != _IMPORTED:
+        raise UserError(f"'{directory}' holds answers of a tutor that was asked.", "Name another folder.")
     raw = read_json(path, allow_nan=True)
     if not isinstance(raw, list) or not raw or not all(isinstance(each, dict) and "output" in each for each in raw):
         raise UserError(
@@ -34,10 +37,11 @@ def import_answers(path: Path, directory: Path, compat: bool = False) -> list[Ro
     for number, each in enumerate(raw, 1):
         columns = {name: value for name, value in each.items() if name not in ignored}
         items.append(read_item(columns, "closed" if closed else "open", f"'{path}', answer {number}"))
+    (directory / ITEMS).unlink(missing_ok=True)
     keep_items(items, directory)
     asked = {"book": "closed" if closed else "open"}
     model = str(raw[0].get("model", path.stem))
-    write_json(directory / RUN, {"model": model, "identity": "imported", "prompt_hash": "imported", "asked": asked})
+    write_json(directory / RUN, {"model": model, "identity": _IMPORTED, "prompt_hash": "imported", "asked": asked})
     rows: list[Row] = []
     for item, each in zip(items, raw, strict=True):
         tutor = {"model": model, "revision": "", "format": "imported", "prompt_hash": "imported"}
