@@ -86,12 +86,18 @@ def test_a_training_that_is_cut_off_ends_as_one_that_is_not(
     monkeypatch.setattr(CompressorStep, "__call__", lambda *given: 1 / 0 if next(calls) == 7 else step(*given))
     assert lmlab("compress", "train", recipe, "--out", cut).code != 0
     monkeypatch.undo()
+    half = AutoCompressor.load(cut)  # a training that is not done
+    assert half.config.trained_segments == 4 and half.config.nested
     assert lmlab("compress", "train", recipe, "--out", cut).code == 0
     assert _losses(cut) == _losses(whole)
     for name in ("model.safetensors", "compressor.safetensors"):
         a, b = ((run / "compressor" / "model" / name).read_bytes() for run in (cut, whole))
         assert a == b
     compressor = AutoCompressor.load(whole)
+    last = AutoCompressor.load(sorted((whole / "compressor" / "checkpoints").glob("step-*"))[-1])
+    ids = torch.arange(40)[None] % 30
+    assert torch.equal(last.compress(ids).vectors_BPD, compressor.compress(ids).vectors_BPD)
+    assert not torch.equal(half.compress(ids).vectors_BPD, compressor.compress(ids).vectors_BPD)
     assert compressor.config.trained_segments == 4 and compressor.config.nested
     vectors = compressor.compress(torch.arange(40)[None] % 30, summary_length=2)
     assert vectors.length == 2
@@ -105,6 +111,9 @@ def test_adapters_are_trained_beside_summary_tokens(lmlab: Callable[..., Any], p
         name for name, each in trained.model.state_dict().items() if not torch.equal(each, base.state_dict()[name])
     }
     assert changed == {"blocks.0.attention.query.weight", "blocks.0.attention.value.weight"}
+    last = AutoCompressor.load(sorted((tmp_path / "run" / "compressor" / "checkpoints").glob("step-*"))[-1])
+    ids = torch.arange(40)[None] % 30
+    assert torch.allclose(last.compress(ids).vectors_BPD, trained.compress(ids).vectors_BPD, atol=1e-6)
     assert (tmp_path / "run" / "compressor" / "adapters" / "adapter_model.safetensors").exists()
 
 

@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.autocompressor import AutoCompressor
-from lmlab.methods.autocompressor.compressor.convert import read_reference, write_reference, write_reference_adapters
+from lmlab.methods.autocompressor.compressor.convert import (
+    convert,
+    read_reference,
+    write_reference,
+    write_reference_adapters,
+)
 from lmlab.models import LoRAConfig, add_lora, from_pretrained, remove_lora, save_lora, save_pretrained
 
 _IDS = ((7 * torch.arange(24) + 3) % 37)[None]
@@ -95,6 +100,10 @@ def test_adapters_go_both_ways(lmlab: Callable[..., Any], live: bool, tmp_path: 
 def test_what_the_reference_has_not_is_not_written_for_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="families opt and llama"):
         write_reference(small("gqa").float(), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is there already"):
+        convert(tmp_path / "nowhere", tmp_path / "file")
     save_pretrained(small("llama").float().model, tmp_path / "plain")
     assert from_pretrained(tmp_path / "plain").config.num_layers == 2
     with pytest.raises(UserError, match="no summary_length"):

@@ -24,6 +24,7 @@ from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.config import CompressorConfig
 from lmlab.models import from_pretrained_with, load_lora, read_settings, remove_lora, save_pretrained
 from lmlab.models.formats.pickles import read_pickle
+from lmlab.models.formats.settings import family_of
 from lmlab.runs import Model
 
 _ADAPTER = "adapter_config.json"
@@ -71,7 +72,7 @@ def read_reference(
     if length and TABLE not in beside:
         raise LmlabError(f"'{source}' lacks {TABLE}, the table of its {length} summary tokens.")
     table = beside.get(TABLE, torch.zeros(0, model.config.d_model))
-    if tuple(table.shape) != (length, model.config.d_model):
+    if isinstance(length, bool) or not isinstance(length, int) or tuple(table.shape) != (length, model.config.d_model):
         raise LmlabError(
             f"{TABLE} has shape {list(table.shape)}, and its configuration asks for {[length, model.config.d_model]}."
         )
@@ -143,12 +144,14 @@ def write_reference(compressor: AutoCompressor, directory: str | Path, *, compan
     directory = Path(directory)
     if compressor.config.rope_positions != "contiguous":
         raise UserError("The reference counts positions in order; rope_positions text_only cannot be written for it.")
-    family = save_pretrained(compressor.model, directory, companions=companions)
-    if family not in _CLASSES:
+    of = family_of(compressor.model.config, compressor.model.read_as)
+    if of is None or of.model_type not in _CLASSES:
         raise UserError(
-            f"The reference has the families {' and '.join(_CLASSES)}, and the model is of the family {family}.",
+            f"The reference has the families {' and '.join(_CLASSES)}, and the model is of"
+            f" {'none' if of is None else f'the family {of.model_type}'}.",
             "Use it with lmlab.",
         )
+    family = save_pretrained(compressor.model, directory, companions=companions)
     write_json(
         directory / "config.json",
         read_mapping(directory / "config.json")
@@ -201,7 +204,7 @@ def convert(
         UserError: the source is neither the reference's nor a compressor of lmlab, or the target exists.
     """
     source, target = Path(source), Path(target)
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"'{target}' is there already.", "Choose another folder.")
     theirs = (source / _ADAPTER).exists() or (
         (source / "config.json").exists() and "summary_length" in read_mapping(source / "config.json")

@@ -10,17 +10,41 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lmlab.config import validate
+from lmlab.config import Config, validate
 from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import atomic_file, read_mapping, sha256_json, write_json
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.config import CompressorConfig
-from lmlab.models import known_fingerprint, save_pretrained
+from lmlab.models import (
+    LoRAConfig,
+    ModelConfig,
+    Transformer,
+    add_lora,
+    known_fingerprint,
+    remove_lora,
+    save_pretrained,
+)
 from lmlab.runs import Model
+from lmlab.train import load_checkpoint
 
 SETTINGS, WEIGHTS = "compressor.json", "compressor.safetensors"
 TABLE = "embed_summary.weight"
 _FORMAT = "lmlab compressor 1"
+
+
+class CheckpointNote(Config):
+    """What stands beside the checkpoints of a training, so that they are read before it is done.
+
+    Attributes:
+        shape: of the model.
+        lora: adapters beside the weights of `base`, if those are trained alone.
+        base: where the training began, from here.
+    """
+
+    compressor: CompressorConfig
+    shape: ModelConfig
+    lora: LoRAConfig | None = None
+    base: str
 
 
 def model_fingerprint(compressor: AutoCompressor) -> str:
@@ -68,7 +92,7 @@ def load_compressor(
     """Read a compressor, in evaluation mode.
 
     Arguments:
-        place: its directory, the stage that trained it, or a run with one.
+        place: its directory, the stage that trained or trains it, a checkpoint of that, or a run with one.
         dtype: of the model's weights, by default fp32; the summary tokens are in fp32 at least.
 
     Raises:
@@ -76,6 +100,8 @@ def load_compressor(
         LmlabError: a file is damaged.
     """
     found = Model.find(place)
+    if found.form == "checkpoint" and (found.path.parent / SETTINGS).exists():
+        return _from_checkpoint(found, device, dtype)
     directory = found.source if found.form != "gguf" else found.path.parent
     if not (directory / SETTINGS).exists():
         raise UserError(
@@ -97,6 +123,23 @@ def load_compressor(
             "Copy the whole directory again.",
         )
     return compressor.eval()
+
+
+def _from_checkpoint(found: Model, device: torch.device | str, dtype: torch.dtype | None) -> AutoCompressor:
+    """The compressor of a training that is not done."""
+    place = found.path.parent / SETTINGS
+    note = validate(CheckpointNote, read_mapping(place), f"'{place}'")
+    if note.lora is None:
+        model = Transformer(note.shape)
+    else:
+        model = Model.find((place.parent / note.base).resolve()).load()
+        add_lora(model, note.lora)
+    compressor = AutoCompressor(model, note.compressor)
+    load_checkpoint(found.path, compressor)
+    if note.lora is not None:
+        remove_lora(model, merge=True)
+    model.to(device=device, dtype=dtype or torch.float32)
+    return compressor.to(device=device).eval()
 
 
 def read_table(path: Path, rows: int, width: int) -> torch.Tensor:

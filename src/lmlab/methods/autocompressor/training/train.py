@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,12 @@ from lmlab.data import JoinedRows, Loader, PackedRows, Rows, TokenizedCorpus, To
 from lmlab.distributed import world
 from lmlab.errors import UserError
 from lmlab.files import write_json
-from lmlab.methods.autocompressor.compressor.files import load_compressor, save_compressor
+from lmlab.methods.autocompressor.compressor.files import (
+    SETTINGS,
+    CheckpointNote,
+    load_compressor,
+    save_compressor,
+)
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.config import CompressorConfig
 from lmlab.methods.autocompressor.training.config import CompressTrainConfig
@@ -21,8 +27,6 @@ from lmlab.runs import Model
 from lmlab.stages.parts.adapters import refuse_shares
 from lmlab.stages.parts.training import final_figures, heldout_evaluation
 from lmlab.train import Trainer, load_weights, whole_tensors
-
-SETTINGS = "compressor.json"
 
 
 def train_compressor(
@@ -66,7 +70,13 @@ def train_compressor(
     )
     if place.is_main:
         tokenizer.save(directory / "model", compressor.model.config.max_seq_len)
-        write_json(directory / "checkpoints" / SETTINGS, compressor.config.model_dump(mode="json"))
+        note = CheckpointNote(
+            compressor=compressor.config,
+            shape=compressor.model.config,
+            lora=None if config.lora is None else config.lora.plain,
+            base=os.path.relpath(start.path, directory / "checkpoints"),
+        )
+        write_json(directory / "checkpoints" / SETTINGS, note.model_dump(mode="json"))
     summary = trainer.fit()
     _export(config, trainer.model, start, tokenizer, directory, seed)
     return {**summary, **final_figures(directory)}
