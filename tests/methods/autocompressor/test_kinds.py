@@ -193,6 +193,18 @@ def test_unknown_kinds_impossible_settings_and_empty_texts_are_refused(model):
     compressor = create("prune:norm", model)
     with pytest.raises(UserError, match="Text 1 has no tokens"):
         compressor.compress(ids_of(2, 4), torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]))
+    for texts, mask, query, said in (
+        (ids_of(1, 4)[:0], None, None, "ids \\[B, T\\]"),
+        (ids_of(1, 4).float(), None, None, "float32"),
+        (ids_of(2, 4), torch.ones(2, 3), None, "mask has the shape"),
+        (ids_of(2, 4), torch.ones(3, 4), None, "mask has the shape"),
+        (ids_of(2, 4), None, ids_of(3, 4), "1 or 2, Q"),
+        (ids_of(2, 4), None, ids_of(1, 4)[:0], "1 or 2, Q"),
+        (ids_of(2, 4), None, ids_of(1, 4)[0], "1 or 2, Q"),
+        (ids_of(2, 4), None, torch.tensor([[61]]), "query has ids beyond"),
+    ):
+        with pytest.raises(UserError, match=said):
+            compressor.compress(texts, mask, query)
     with pytest.raises(UserError, match="129 tokens; the model reads 128"):
         compressor.compress(ids_of(1, 129))
     with pytest.raises(UserError, match="vocabulary of 61"):

@@ -95,6 +95,7 @@ def test_an_encoding_that_was_killed_ends_with_the_same_bytes(
         encode(_job(place, tmp_path / "cut"))
     monkeypatch.undo()
     (tmp_path / "cut" / "part-00002.safetensors").write_bytes(b"half")  # written, and not yet told
+    (tmp_path / "cut" / ".part-00002.jsonl.1.tmp").write_bytes(b"ha")  # killed while it was written
     assert len(SummaryStore(tmp_path / "cut").parts()) == 2
     assert encode(_job(place, tmp_path / "cut"))["encoded"] == 5
     assert _files(tmp_path / "cut") == _files(tmp_path / "whole")

@@ -143,6 +143,11 @@ class SummaryStore:
         """Whether a part is whole."""
         return (self.path / f"{_stem(number)}.json").exists()
 
+    def drop_drafts(self, number: int) -> None:
+        """Remove what a process that was killed has left of a part that nobody writes now."""
+        for draft in self.path.glob(f".{_stem(number)}.*.tmp"):
+            draft.unlink(missing_ok=True)
+
     def write_part(self, number: int, rows: Sequence[StoreRow], vectors_RND: Tensor) -> None:
         """Write a part, whose bytes depend on its rows alone.
 

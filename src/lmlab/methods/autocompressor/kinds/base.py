@@ -90,9 +90,12 @@ class Compressor(nn.Module):
             one memory for each, in the model's evaluation mode, bound to its weights.
 
         Raises:
-            UserError: an empty text, ids beyond the vocabulary, or more tokens than the model's window holds.
+            UserError: an empty text, ids beyond the vocabulary, a mask or queries that do not fit the texts, or more
+                tokens than the model's window holds.
         """
         texts = _texts(input_ids_BT, attention_mask_BT, self.model)
+        if query_BQ is not None:
+            query_BQ = _queries(query_BQ, len(texts), self.model)
         ratio = self.config.ratio if ratio is None else validate(KindConfig, {"ratio": ratio}, "ratio").ratio
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -120,8 +123,10 @@ class Compressor(nn.Module):
 
 def _texts(ids_BT: Tensor, mask_BT: Tensor | None, model: Transformer) -> list[Tensor]:
     ids_BT = ids_BT.to(model.embedding.weight.device)
-    if ids_BT.dim() != 2:
-        raise UserError(f"Texts to compress are ids [B, T]; these are {list(ids_BT.shape)}.")
+    if ids_BT.dim() != 2 or not len(ids_BT) or ids_BT.is_floating_point():
+        raise UserError(f"Texts to compress are ids [B, T]; these are {list(ids_BT.shape)}, {ids_BT.dtype}.")
+    if mask_BT is not None and mask_BT.shape != ids_BT.shape:
+        raise UserError(f"The mask has the shape {list(mask_BT.shape)}, and the texts {list(ids_BT.shape)}.")
     texts = list(ids_BT) if mask_BT is None else [ids[mask.bool()] for ids, mask in zip(ids_BT, mask_BT, strict=True)]
     for number, text in enumerate(texts):
         if not len(text):
@@ -134,6 +139,15 @@ def _texts(ids_BT: Tensor, mask_BT: Tensor | None, model: Transformer) -> list[T
                 "Compress it in parts, and join them with Memory.in_sequence.",
             )
     return texts
+
+
+def _queries(query_BQ: Tensor, texts: int, model: Transformer) -> Tensor:
+    """Queries, one for all texts or one for each."""
+    if query_BQ.dim() != 2 or len(query_BQ) not in (1, texts) or query_BQ.is_floating_point():
+        raise UserError(f"Queries of {texts} texts are ids [1 or {texts}, Q]; these are {list(query_BQ.shape)}.")
+    if query_BQ.numel() and int(query_BQ.max()) >= model.config.vocab_size:
+        raise UserError(f"A query has ids beyond the model's vocabulary of {model.config.vocab_size}.")
+    return query_BQ.to(model.embedding.weight.device)
 
 
 _read: weakref.WeakKeyDictionary[Transformer, tuple[tuple[object, ...], KVRows]] = weakref.WeakKeyDictionary()

@@ -163,6 +163,7 @@ class _Worker:
 
     def _encode_held(self, lease: Lease, number: int, block: Sequence[Document]) -> None:
         with lease:
+            self.store.drop_drafts(number)
             if not self.store.has_part(number):
                 self._encode(number, block)
                 self.encoded += len(block)
