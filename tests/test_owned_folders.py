@@ -66,3 +66,13 @@ def test_another_command_and_a_folder_that_is_read_are_refused(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         write(tmp_path / "out/a.jsonl", {})
     assert (tmp_path / "out/a.jsonl").read_text() == "1"
+
+
+def test_two_writers_at_once_do_not_spoil_each_other_s_work(tmp_path):
+    with owned_folder(tmp_path, "lmlab one") as owned:
+        owned.new("a.jsonl").write_text("1")
+        with pytest.raises(UserError, match="Another process is writing"):
+            write(tmp_path, {"b.jsonl": "2"})
+    assert names(tmp_path) == {"a.jsonl"}
+    write(tmp_path, {"b.jsonl": "2"})
+    assert names(tmp_path) == {"b.jsonl"}

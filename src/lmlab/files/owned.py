@@ -6,6 +6,7 @@ one result, never the mixture of two, and a command that fails or is killed leav
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,35 +67,58 @@ def owned_folder(
         reads: files that it reads, none of which may be one that it replaces.
 
     Raises:
-        UserError: the folder belongs to another command, or is read at the same time.
+        UserError: the folder belongs to another command, is read, or is written by another process at the same time.
+    """
+    path = Path(path)
+    check_owner(path, command, reads)
+    path.mkdir(parents=True, exist_ok=True)
+    with _only_writer(path):
+        for left in path.glob(".writing-*.tmp"):  # of a command that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        folder = OwnedFolder(path)
+        try:
+            yield folder
+            folder._settle(command, settings)
+        finally:
+            shutil.rmtree(folder._staging, ignore_errors=True)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Keep others from writing the folder; the lock ends with the process, however that ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is writing to '{path}'.", "Wait for it, or choose another --out."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_owner(path: str | Path, command: str, reads: Sequence[str] = ()) -> None:
+    """Refuse a folder that a command must not write to.
+
+    Arguments:
+        reads: files that the command reads.
+
+    Raises:
+        UserError: another command has written it, it holds a file that is read, or it is a file.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"'{path}' is a file where a folder is needed.", "Choose another folder with --out.")
-    check_owner(path, command)
+    owner = _manifest(path).get("command", command)
+    if owner != command:
+        raise UserError(f"'{path}' holds what `{owner}` wrote.", "Choose another folder with --out, or remove it.")
     inside = [each for each in reads if "://" not in str(each) and Path(each).resolve().parent == path.resolve()]
     if inside:
         raise UserError(f"'{path}' holds what is read, such as '{inside[0]}'.", "Choose another folder with --out.")
-    path.mkdir(parents=True, exist_ok=True)
-    for left in path.glob(".writing-*.tmp"):  # of a command that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    folder = OwnedFolder(path)
-    try:
-        yield folder
-        folder._settle(command, settings)
-    finally:
-        shutil.rmtree(folder._staging, ignore_errors=True)
-
-
-def check_owner(path: str | Path, command: str) -> None:
-    """Refuse a folder that another command has written.
-
-    Raises:
-        UserError: it has.
-    """
-    owner = _manifest(Path(path)).get("command", command)
-    if owner != command:
-        raise UserError(f"'{path}' holds what `{owner}` wrote.", "Choose another folder with --out, or remove it.")
 
 
 def write_manifest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 
 from lmlab.errors import UserError
 from lmlab.methods.qurating import select
+from lmlab.methods.qurating.selecting.curriculum import order_rows
 from lmlab.methods.qurating.selecting.drawing.inclusion import exact_inclusion, inclusion_probability
 from lmlab.methods.qurating.selecting.plan import plan_selection
-from lmlab.methods.qurating.selecting.problems import DuplicateIds, ZeroVariance
+from lmlab.methods.qurating.selecting.problems import DuplicateIds, NonFiniteRating, ZeroVariance
+from lmlab.methods.qurating.selecting.selection import select_mixture
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 
 
@@ -133,3 +136,62 @@ def test_one_long_id_does_not_widen_the_others() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found) == count and "x" * 100_000 in set(found.ids) and peak < 300e6  # as one array it takes 40 GB
+
+
+def rated(r: list[float], **options: Any) -> list[Any]:
+    table = {"id": list(range(len(r))), "r": r, "length": [1] * len(r)}
+    return select(table, SelectionConfig(**{"mode": "top_k", "metric": "r", "tokens": 2} | options)).ids
+
+
+@pytest.mark.parametrize(
+    "r", [[0.0, 5e-324, 1e-320], [-1.7e308, 0.0, 1.7e308], [1e308, 1.1e308, 1.7e308], [0.0, 1.0, 1e300]]
+)
+def test_the_best_of_ratings_at_the_ends_of_float64(r: list[float]) -> None:
+    assert rated(r, normalize=False) == [2, 1]
+    assert rated(r, normalize=False, mode="bottom_k") == [0, 1]
+    order = order_rows({"id": [0, 1, 2], "r": r[::-1]}, "r", id="id")
+    assert order.column("row").to_pylist() == [2, 1, 0]
+
+
+def test_ratings_too_far_apart_to_be_normalized_are_refused_by_name() -> None:
+    for options in ({}, {"mode": "sample"}):
+        with pytest.raises(NonFiniteRating, match="'r'"):
+            rated([1e200, -1e200, 3.0], **options)
+    with pytest.raises(NonFiniteRating, match="'r'"):
+        order_rows({"id": [0, 1], "r": [1e200, -1e200]}, "r", tau=1.0)
+
+
+@pytest.mark.parametrize("z", [[math.inf, 0.0], [math.nan, 0.0], [-math.inf, 0.0]])
+def test_chances_of_what_is_no_number_are_refused(z: list[float]) -> None:
+    with pytest.raises(NonFiniteRating):
+        exact_inclusion(z, 1)
+    with pytest.raises(NonFiniteRating):
+        inclusion_probability(z, [1, 1], 1)
+    with pytest.raises(ValueError, match="not for -1 of 2"):
+        exact_inclusion([1.0, 0.0], -1)
+
+
+def test_a_table_without_rows_gives_none() -> None:
+    assert rated([], tokens=0) == []
+
+
+def test_numbers_in_one_file_and_texts_in_another_are_ids_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "x", "r": 1.0, "length": 1}\n{"id": "y", "r": 1.0, "length": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"id": 5, "r": 1.0, "length": 1}\n')
+    assert select(tmp_path, SelectionConfig(mode="top_k", metric="r", tokens=2)).ids == ["5", "x"]
+    assert order_rows(tmp_path, "r", id="id").column("row").to_pylist() == [2, 0, 1]
+
+
+def test_a_mixture_of_thousands_of_domains_keeps_to_its_budget() -> None:
+    rng = np.random.default_rng(0)
+    count, domains = 8000, 2000
+    table = {"id": np.arange(count), "a": rng.normal(size=count), "b": rng.normal(size=count)}
+    table |= {"length": rng.integers(50, 150, count), "domain": [f"d{n % domains}" for n in range(count)]}
+    tokens = int(table["length"].sum()) // 10
+    config = SelectionConfig(mode="sample", weights={"a": 1, "b": 1}, tokens=tokens, domain="domain")
+    chosen = select_mixture(table, config)
+    assert tokens <= chosen.num_tokens < 1.01 * tokens and len(set(chosen.ids)) == len(chosen)
+    assert sum(each["tokens"] for each in chosen.report["domains"].values()) == chosen.num_tokens
+    lengths = dict(zip(table["id"].tolist(), table["length"].tolist(), strict=True))
+    assert chosen.num_tokens == sum(lengths[id] for id in chosen.ids)
+    assert sum(chosen.report["turns"].values()) == len(chosen)

@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmlab.data import Tokenizer, record_source
+from lmlab.errors import UserError
+from lmlab.methods.qurating import select
 from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.selecting.curriculum import write_ordered
+from lmlab.methods.qurating.selecting.materialize import materialize
 
 
 @pytest.fixture
@@ -90,3 +93,38 @@ def test_a_killed_scoring_goes_on_and_the_model_is_loaded_once(
     found = pq.read_table(record_source(str(tmp_path / "out")).files()).column("ppl_average").to_numpy()
     monkeypatch.setattr(LikelihoodScorer, "__call__", whole)
     assert found == pytest.approx(log_likelihoods(tiny_lm, texts), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_columns_that_only_some_files_or_records_have_are_kept(
+    tmp_path: Path, kind: str, lmlab: Callable[..., Any]
+) -> None:
+    rows = [
+        {"id": "a", "length": 1, "r": 1.0, "none": None},
+        {"id": "b", "length": 1, "r": 2.0, "none": None, "extra": "E"},
+        {"id": "c", "length": 1, "r": 3.0, "other": 7},
+    ]
+    (tmp_path / "in").mkdir()
+    for number, part in enumerate((rows[:2], rows[2:])):
+        if kind == "jsonl":
+            (tmp_path / "in" / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        else:
+            columns = {name: [row.get(name) for row in part] for name in part[-1]}
+            pq.write_table(pa.table(columns), tmp_path / "in" / f"{number}.parquet")
+    wanted = {row["id"]: (row.get("extra"), row.get("other")) for row in rows}
+    for command in (
+        ["filter", "--min", "r=0"],
+        ["order", "--metric", "r"],
+        ["select", "--mode", "top_k", "--metric", "r", "--tokens", "3"],
+        ["score", "buckets", "--columns", "r"],
+    ):
+        out = tmp_path / command[0]
+        assert lmlab("quality", command[0], *command[1:], "--in", str(tmp_path / "in"), "--out", str(out)).code == 0
+        found = {row["id"]: (row.get("extra"), row.get("other")) for _, row in record_source(str(out)).records()}
+        assert found == wanted, command
+
+
+def test_rows_of_another_corpus_are_not_left_out_silently(tmp_path: Path) -> None:
+    chosen = select({"id": [1, 2, 3], "r": [1.0, 2.0, 3.0], "length": [1, 1, 1]}, mode="top_k", metric="r", tokens=3)
+    with pytest.raises(UserError, match="2 of the 3 chosen rows"):
+        materialize({"id": [1], "r": [1.0], "length": [1]}, chosen, tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from lmlab.data import record_source
 from lmlab.errors import UserError
 from lmlab.files import check_owner
 from lmlab.methods.qurating import Rater
+from lmlab.methods.qurating.rating import reuse
 from lmlab.methods.qurating.rating.annotate import Annotation, annotate
 from lmlab.methods.qurating.selecting.table import RatedTable
 
@@ -140,3 +142,36 @@ def test_another_rater_is_refused_and_another_command_too(corpus: Path, rater: R
         run(corpus, text="note")
     with pytest.raises(UserError, match="lmlab quality annotate"):
         check_owner(corpus.parent / "out", "lmlab quality select")
+
+
+def test_a_corpus_is_never_annotated_into_its_own_folder_nor_into_that_of_another(corpus: Path) -> None:
+    folder = corpus.parent / "other"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": ["mine"], "text": ["a text"]}), folder / "00000.parquet")
+    before = (folder / "00000.parquet").read_bytes()
+    for source, said in ((corpus, "not of an annotation"), (folder, "holds what is read")):
+        with pytest.raises(UserError, match=said):
+            run(source, "other")
+        assert [path.read_bytes() for path in folder.iterdir()] == [before]
+
+
+def test_a_damaged_output_is_made_again(corpus: Path) -> None:
+    run(corpus)
+    whole = (corpus.parent / "out" / "00001.parquet").read_bytes()
+    for damaged in (whole[:100], b""):
+        (corpus.parent / "out" / "00001.parquet").write_bytes(damaged)
+        assert run(corpus)["rated"] == 20
+        assert (corpus.parent / "out" / "00001.parquet").read_bytes() == whole
+
+
+def test_rows_mixed_among_many_shards_read_each_file_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(corpus)
+    rows = [row for name in SHARDS for row in read(corpus / f"{name}.jsonl")]
+    for place, name in enumerate(SHARDS):
+        write(corpus / f"{name}.jsonl", rows[place::3])
+    opened: list[str] = []
+    real = reuse.pq.read_table
+    monkeypatch.setattr(reuse.pq, "read_table", lambda path, **more: opened.append(str(path)) or real(path, **more))
+    found = run(corpus)
+    assert (found["rated"], found["reused"]) == (0, 60) and len(opened) == len(set(opened)) == 3
+    same_as_anew(corpus)

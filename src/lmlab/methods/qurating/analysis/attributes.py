@@ -88,7 +88,6 @@ def join_attributes(documents: str, attributes: Sequence[str], out: Path) -> int
         UserError: a file is missing, or its lines are not those of its documents, with the line.
     """
     rated = RatedTable(documents)
-    columns = rated.columns
     rated.require("id")
     found = [{_stem(path): path for path in find_files(folder, (".jsonl", ".json"))} for folder in attributes]
     sources = []
@@ -106,7 +105,7 @@ def join_attributes(documents: str, attributes: Sequence[str], out: Path) -> int
         out, JOIN, [documents, list(attributes)], [*rated.files, *(path for paths in sources for path in paths)]
     ) as folder_:
         try:
-            for chunk in rated.chunks(columns):
+            for chunk in rated.chunks(["id"], whole=True):
                 while shard < chunk.shard:
                     _finish(writer, lines)
                     shard += 1
@@ -114,7 +113,7 @@ def join_attributes(documents: str, attributes: Sequence[str], out: Path) -> int
                     lines = [_lines(path) for path in sources[shard]]
                 assert writer is not None
                 for start in range(0, chunk.num_rows, _ROWS):
-                    part = {name: chunk.columns[name].slice(start, _ROWS) for name in columns}
+                    part = {name: chunk.columns[name].slice(start, _ROWS) for name in chunk.own}
                     writer.write(pa.table(part | _scores(part["id"].to_pylist(), lines)))
                 count += chunk.num_rows
             _finish(writer, lines)

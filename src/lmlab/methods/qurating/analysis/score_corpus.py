@@ -55,9 +55,9 @@ def score_corpus(
     """
     if kind not in KINDS:
         raise UserError(f"There is no scorer '{kind}'. {did_you_mean(kind, KINDS)}")
-    check_owner(out, _COMMAND)
     rated = RatedTable(table)
-    own = rated.columns
+    check_owner(out, _COMMAND, rated.files)
+    features: list[str] = []
     classifier: LinearClassifier | None = None
     match kind:
         case "ppl":
@@ -73,22 +73,23 @@ def score_corpus(
             fitted = classifier
             score = lambda chunk: fitted.score(_texts(chunk, text))  # noqa: E731
         case "classifier":
-            features = list(columns) or [column for column in own if column.endswith("_average")]
+            features = list(columns) or [column for column in rated.columns if column.endswith("_average")]
             regression = _regression(rated, features, _need(grades, "--grades, graded texts"), id or "id")
             score = lambda chunk: regression.score(_features(chunk, features))  # noqa: E731
         case _:
             bucket = _buckets(rated, _need(list(columns), "--columns, of scores"))
             score = lambda chunk: next(bucket)  # noqa: E731
-    read = list(dict.fromkeys([*own, *([text] if kind in ("ppl", "dsir", "linear") else [])]))
+    read = [text] if kind in ("ppl", "dsir", "linear") else features
     column, count = f"{name}_average", 0
     with owned_folder(out, _COMMAND, [kind, name, text], rated.files) as folder:
         if classifier is not None:
             classifier.save(folder.new("linear.json", data=False))
-        for shard, chunks in groupby(rated.chunks(read), lambda chunk: chunk.shard):
+        for shard, chunks in groupby(rated.chunks(read, whole=True), lambda chunk: chunk.shard):
             with TableWriter(folder.new(f"{shard:05d}.parquet")) as writer:
                 for chunk in chunks:
                     scores = score(chunk)
-                    scored = {each: chunk.columns[each] for each in own} | {column: pa.array(scores.astype(np.float64))}
+                    scored = {each: chunk.columns[each] for each in chunk.own}
+                    scored[column] = pa.array(scores.astype(np.float64))
                     if kind == "buckets":
                         scored[f"{name}_tier"] = pa.array(tiers(scores.astype(np.int64)))
                     writer.write(pa.table(scored))

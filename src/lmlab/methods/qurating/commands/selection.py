@@ -115,9 +115,10 @@ def select(
     _check_format(format)
     config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode)
     places = _locations(where)
-    manifest = (select_mixture if mode == "mixture" else choose)(places, config, measure=_measure(tokenizer))
-    report = manifest.report
-    with owned_folder(out, "lmlab quality select", report["config"], RatedTable(places).files) as folder:
+    settings_of = config.model_dump(mode="json")
+    with owned_folder(out, "lmlab quality select", settings_of, RatedTable(places).files) as folder:
+        manifest = (select_mixture if mode == "mixture" else choose)(places, config, measure=_measure(tokenizer))
+        report = manifest.report
         manifest.write(folder.new("manifest.parquet", data=False))
         write_json(folder.new("selection.json", data=False), report)
         written = []

@@ -40,6 +40,7 @@ from lmlab.runs import Vocabulary
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5
 _COMMAND = "lmlab quality annotate"
+_OUTPUTS = "[0-9]*.parquet"
 _NOTES = ("annotation.json", "rejects.jsonl")
 
 
@@ -115,10 +116,10 @@ class _Worker:
         self.wanted = self.source.wanted_split if isinstance(self.source, RecordSource) else TRAIN
         self.files = self.source.files()
         self.names = relative_names(self.files)
+        self._check_folder()
         self.parts = self.out / ".parts"
         self.leases = Leases(FolderStore(self.out / ".leases"))
         self.kept, self.hashes = self.out / ".kept", self.out / ".rows"
-        check_owner(self.out, _COMMAND)
         self.sources = [sha256_json([name, describe(file)]) for name, file in zip(self.names, self.files, strict=True)]
         self._agree()
         self._arrange()
@@ -126,6 +127,13 @@ class _Worker:
         self.rated = self.reused = 0
         self._known: RatedRows | None = None
         self._num_blocks: dict[int, int] = {}
+
+    def _check_folder(self) -> None:
+        """Refuse a folder whose files are not those of an annotation: they would be taken for it, and replaced."""
+        check_owner(self.out, _COMMAND, self.files)
+        foreign = next(iter(sorted(self.out.glob(_OUTPUTS))), None)
+        if foreign is not None and not (self.out / "annotation.json").exists():
+            raise UserError(f"'{foreign}' is not of an annotation.", "Choose another folder with --out.")
 
     def _agree(self) -> None:
         """Hold what the first worker wrote against one's own; the precision that was chosen automatically is the first
@@ -158,7 +166,7 @@ class _Worker:
     def _sort_out(self) -> None:
         self.kept.mkdir(exist_ok=True)
         wanted = {source: self._target(number) for number, source in enumerate(self.sources)}
-        for target in sorted(self.out.glob("[0-9]*.parquet")):
+        for target in sorted(self.out.glob(_OUTPUTS)):
             source = source_of(target)
             if source is None:
                 target.unlink()  # nothing tells what it is of
@@ -213,7 +221,12 @@ class _Worker:
         return self.out / f"{number:05d}.parquet"
 
     def _finished(self, number: int) -> bool:
-        return self._target(number).exists()
+        """Whether the output is there and whole; one that is damaged is made again."""
+        target = self._target(number)
+        if target.exists() and source_of(target) != self.sources[number]:
+            _log.warning("'%s' is damaged: its rows are rated again", target)
+            target.unlink(missing_ok=True)
+        return target.exists()
 
     def _blocks(self, number: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The rows of a file in blocks; records that cannot be read are rows without a text, with the reason."""
@@ -435,6 +448,10 @@ def _arrow(rows: list[dict[str, Any]], criteria: Sequence[str]) -> pa.Table:
         values = [row.get(column) for row in rows]
         try:
             arrays.append(pa.array(values, kinds.get(column)))
+        except UnicodeEncodeError:
+            raise UserError(
+                f"The field '{column}' holds a text that is no Unicode.", "Name the columns to keep without it."
+            ) from None
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             raise UserError(
                 f"The field '{column}' holds values of several kinds.", "Name the columns to keep without it."

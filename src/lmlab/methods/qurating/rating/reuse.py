@@ -22,7 +22,7 @@ Rating = tuple[list[int], NDArray[np.float32]]
 
 SOURCE = b"lmlab.source"  # in the metadata of an output: which file of the corpus, in which state, it annotates
 ROWS = b"lmlab.rows"  # in that of a part: the hashes of its rows
-_TABLES = 2  # kept in memory
+_MOST_BYTES = 2**30  # of tables that are kept in memory
 
 
 def content_hashes(contents: Sequence[str | Sequence[int] | None]) -> Hashes:
@@ -74,20 +74,21 @@ class RatedRows:
         if not len(self):
             return {}
         first = np.searchsorted(self._hash[:, 0], hashes[:, 0])
-        found = {}
+        known = []
         for place, start in enumerate(first.tolist()):
             while start < len(self._hash) and self._hash[start, 0] == hashes[place, 0]:
                 if self._hash[start, 1] == hashes[place, 1]:
-                    found[place] = self._rating(int(self._file[start]), int(self._row[start]))
+                    known.append((int(self._file[start]), int(self._row[start]), place))
                     break
                 start += 1
-        return found
+        # File by file: rows that were mixed among shards would otherwise read a whole file each.
+        return {place: self._rating(file, row) for file, row, place in sorted(known)}
 
     def _rating(self, file: int, row: int) -> Rating:
         table = self._tables.get(file)
         if table is None:
             columns = [*(f"{name}_chunks" for name in self._criteria), "chunk_lengths"]
-            while len(self._tables) >= _TABLES:
+            while sum(each.nbytes for each in self._tables.values()) > _MOST_BYTES:
                 del self._tables[next(iter(self._tables))]
             table = self._tables[file] = pq.read_table(self._files[file], columns=columns).combine_chunks()
         lengths: Any = table.column("chunk_lengths")[row].as_py()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lmlab.methods.qurating.selecting.drawing.keys import gumbels, hash_ids
 from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature, is_zero
 from lmlab.methods.qurating.selecting.ids import ranks
 from lmlab.methods.qurating.selecting.materialize import Place
-from lmlab.methods.qurating.selecting.moments import exact_moments, standardize
+from lmlab.methods.qurating.selecting.moments import check_spread, exact_moments, standardize
 from lmlab.methods.qurating.selecting.problems import NonFiniteRating
 from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.writing import TableWriter, promote
@@ -28,8 +29,8 @@ _RANK = "\0rank"
 def order_rows(
     table: Tabular, metric: str, *, tau: float = 0.0, seed: int = 42, descending: bool = False, id: str | None = None
 ) -> pa.Table:
-    """The order of a curriculum: rows by their key, normalized rating / tau + noise (the bare rating for tau 0), low to
-    high; equal keys by id.
+    """The order of a curriculum: rows by their key, normalized rating / tau + noise (no noise for tau 0), low to high;
+    equal keys by id.
 
     Arguments:
         tau: temperature of the sample that the rows come from (QuRating, section 6.3).
@@ -59,7 +60,12 @@ def order_rows(
             "Leave them out first.",
         )
     moments = exact_moments(lambda: iter([rating]))
-    keys = standardize(rating, moments) if moments.std else np.zeros(len(rating))
+    if noisy:
+        check_spread(moments, metric)
+    if not math.isfinite(moments.std):  # too far apart to be normalized, which their order does not need
+        keys = rating
+    else:
+        keys = standardize(rating, moments) if moments.std else rating - moments.mean
     if noisy:
         id64 = np.concatenate(hashes) if hashed else np.arange(len(keys), dtype=np.uint64)
         keys = (keys / tau if np.isfinite(tau) else 0.0) + gumbels(id64, seed)
@@ -87,6 +93,8 @@ def _by_id_within_ties(
         here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + chunk.num_rows)] - first
         parts.append(chunk.columns[id].take(pa.array(here)))
         first += chunk.num_rows
+    if len({part.type for part in parts}) > 1:  # numbers in one file, texts in another
+        parts = [part.cast(pa.large_string()) for part in parts]
     rank = np.zeros(len(keys), np.int64)
     rank[rows] = ranks(pa.chunked_array(parts))
     return order[np.lexsort((rank[order], group))]
@@ -120,10 +128,10 @@ def write_ordered(
     with tempfile.TemporaryDirectory(prefix=".order-", suffix=".tmp", dir=path.parent) as folder:
         buckets = [TableWriter(Path(folder) / f"{number}.parquet") for number in range(max(1, -(-len(order) // size)))]
         first = 0
-        for chunk in rated.chunks(rated.columns):
+        for chunk in rated.chunks((), whole=True):
             mine = rank[first : first + chunk.num_rows]
             first += chunk.num_rows
-            rows = pa.table({**chunk.columns, _RANK: mine})
+            rows = chunk.whole().append_column(_RANK, pa.array(mine))
             for number in np.unique(mine // size).tolist():
                 buckets[number].write(rows.filter(pa.array(mine // size == number)))
         for bucket in buckets:

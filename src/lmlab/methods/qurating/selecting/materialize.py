@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lmlab.errors import UserError
 from lmlab.methods.qurating.selecting.selection import Manifest
 from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.writing import TableWriter
@@ -34,17 +35,20 @@ def materialize(
         shard_tokens: tokens of a shard.
         kind: `parquet` or `jsonl`.
         place: where a file of a name is written, by default in `out`.
+
+    Raises:
+        UserError: a column is missing, or a row of the manifest.
     """
     rated = RatedTable(table)
-    names = list(columns or rated.columns)
-    for name in names:
+    for name in columns or ():
         rated.require(name)
     count = max(1, -(-manifest.num_tokens // shard_tokens))
     paths = [(place or out.__truediv__)(f"{number}-of-{count}.{kind}") for number in range(count)]
-    spent, number = 0, 0
+    spent, number, written = 0, 0, 0
     writer = TableWriter(paths[0], kind)
     try:
-        for part, lengths in chosen_rows(rated, manifest, names):
+        for part, lengths in chosen_rows(rated, manifest, columns):
+            written += len(part)
             shard = np.minimum((spent + np.cumsum(lengths) - lengths) // shard_tokens, count - 1)
             spent += int(lengths.sum())
             for wanted in np.unique(shard).tolist():
@@ -57,6 +61,11 @@ def materialize(
             writer.close()
             number += 1
             writer = TableWriter(paths[number], kind)
+        if written < len(manifest):
+            raise UserError(
+                f"{len(manifest) - written:,} of the {len(manifest):,} chosen rows are not in this corpus.",
+                "Give the corpus that they were chosen from.",
+            )
     except BaseException as error:
         writer.__exit__(type(error), error, None)
         raise
@@ -65,9 +74,13 @@ def materialize(
 
 
 def chosen_rows(
-    rated: RatedTable, manifest: Manifest, columns: Sequence[str]
+    rated: RatedTable, manifest: Manifest, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
-    """The chosen rows of the corpus, some at a time and in its order, with their tokens."""
+    """The chosen rows of the corpus, some at a time and in its order, with their tokens.
+
+    Arguments:
+        columns: None for all.
+    """
     shard = manifest.table.column("shard").combine_chunks()
     encoded = shard if pa.types.is_dictionary(shard.type) else shard.dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
@@ -78,12 +91,13 @@ def chosen_rows(
     row_numbers, lengths = (np.asarray(manifest.table.column(name)) for name in ("row", "length"))
     order = np.lexsort((row_numbers, shards))
     shards, row_numbers, lengths = shards[order], row_numbers[order], lengths[order]
-    for chunk in rated.chunks(columns):
+    for chunk in rated.chunks(columns or (), whole=not columns):
         first, last = np.searchsorted(shards, [chunk.shard, chunk.shard + 1])
         first, last = first + np.searchsorted(row_numbers[first:last], [chunk.first, chunk.first + chunk.num_rows])
         if last > first:
             places = pa.array(row_numbers[first:last] - chunk.first)
-            yield pa.table({name: chunk.columns[name].take(places) for name in columns}), lengths[first:last]
+            names = columns or chunk.own
+            yield pa.table({name: chunk.columns[name].take(places) for name in names}), lengths[first:last]
 
 
 def filter_rows(
@@ -103,20 +117,19 @@ def filter_rows(
         `rows`, `kept`, and `nonfinite`, those without such a value.
     """
     rated = RatedTable(table)
-    names = rated.columns
-    for name in {*minimum, *maximum}:
+    bounded = sorted({*minimum, *maximum})
+    for name in bounded:
         rated.require(name)
-    dotted = [name for name in {*minimum, *maximum} if name not in names]
     counts = {"rows": 0, "kept": 0, "nonfinite": 0}
     with TableWriter((place or out.__truediv__)(f"0-of-1.{kind}"), kind) as writer:
-        for chunk in rated.chunks([*names, *dotted]):
+        for chunk in rated.chunks(bounded, whole=True):
             within, finite = np.ones(chunk.num_rows, bool), np.ones(chunk.num_rows, bool)
             for bounds, sign in ((minimum, 1), (maximum, -1)):
                 for name, bound in bounds.items():
                     values = as_floats(chunk.columns[name], name)
                     finite &= np.isfinite(values)
                     within &= sign * values >= sign * bound
-            part = pa.table({name: chunk.columns[name] for name in names}).filter(pa.array(within & finite))
+            part = chunk.whole().filter(pa.array(within & finite))
             writer.write(part)
             counts["rows"] += chunk.num_rows
             counts["kept"] += len(part)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lmlab.methods.qurating.selecting.problems import NonFiniteRating
+
 _LOW_BITS = 26
 _MANTISSA_BITS = 53
 _PIECE = 2**20  # so many summands of 27 bits are added in float64 without rounding
@@ -24,7 +26,7 @@ class Moments:
 
     Attributes:
         count, mean: of them.
-        m2: the sum of their squared differences from the mean.
+        m2: the sum of their squared differences from the mean; infinite beyond what numbers hold.
     """
 
     count: int = 0
@@ -104,9 +106,26 @@ def exact_moments(chunks: Callable[[], Iterable[NDArray[np.float64]]]) -> Moment
         return Moments()
     mean = float(total.value / total.count)
     squares = ExactSum()
-    for chunk in chunks():
-        squares.add(np.square(chunk - mean))
+    with np.errstate(over="ignore"):
+        for chunk in chunks():
+            squared = np.square(chunk - mean)
+            if not np.isfinite(squared).all():  # there is no number for it
+                return Moments(total.count, mean, math.inf)
+            squares.add(squared)
     return Moments(total.count, mean, float(squares.value))
+
+
+def check_spread(moments: Moments, name: str) -> None:
+    """Refuse ratings that cannot be normalized because they are too far apart.
+
+    Raises:
+        NonFiniteRating: their variance is beyond what numbers hold.
+    """
+    if not math.isfinite(moments.m2):
+        raise NonFiniteRating(
+            f"Ratings in '{name}' are so far apart that float64 cannot hold their variance.",
+            "Scale them down, or normalize: false.",
+        )
 
 
 def standardize(values: Any, moments: Moments) -> NDArray[np.float64]:

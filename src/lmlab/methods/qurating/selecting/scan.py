@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.qurating.selecting.drawing.keys import hash_ids
-from lmlab.methods.qurating.selecting.moments import Moments, exact_moments
-from lmlab.methods.qurating.selecting.problems import DuplicateIds, EmptyDocument, NonFiniteRating, ZeroVariance
+from lmlab.methods.qurating.selecting.moments import Moments, check_spread, exact_moments
+from lmlab.methods.qurating.selecting.problems import (
+    DuplicateIds,
+    EmptyDocument,
+    NonFiniteRating,
+    ZeroVariance,
+)
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
 from lmlab.methods.qurating.selecting.table import Chunk, RatedTable, as_floats
 
@@ -109,6 +114,8 @@ def scan(
     for number, name in enumerate(metrics):
         moments = exact_moments(partial(_column, found, f"r{number}"))
         found.moments[name] = moments
+        if config.normalize or len(metrics) > 1:
+            check_spread(moments, name)
         # Without noise equal ratings are in order: the lower id comes first.
         if config.noise and config.normalize and moments.count and moments.std == 0:
             raise ZeroVariance(
@@ -200,8 +207,9 @@ class _Reader:
                 raise UserError(
                     f"{ids.null_count:,} rows have no id in '{config.id}'.", f"Name another column of ids, {_ROW_IDS}."
                 )
-            found.integer_ids = pa.types.is_integer(ids.type)
-            rows["id64"] = hash_ids(np.asarray(ids) if found.integer_ids else ids.to_pylist())
+            integers = pa.types.is_integer(ids.type)
+            found.integer_ids &= integers  # one file may have numbers, another texts
+            rows["id64"] = hash_ids(np.asarray(ids) if integers else ids.to_pylist())
         rows = rows[kept]
         self._count(rows)
         return rows
@@ -293,8 +301,8 @@ def _check_ids(found: Scan, table: RatedTable, path: str) -> None:
 def _spell(found: Scan, table: RatedTable, path: str, hashes: NDArray[np.uint64]) -> str:
     if found.integer_ids:
         return ", ".join(map(str, hashes.tolist()))
-    names: set[str] = set()
+    names: set[Any] = set()
     for chunk in table.chunks([path]):
         values = chunk.columns[path].to_pylist()
         names |= {values[number] for number in np.flatnonzero(np.isin(hash_ids(values), hashes)).tolist()}
-    return ", ".join(sorted(names))
+    return ", ".join(sorted(map(str, names)))

@@ -121,41 +121,24 @@ def select_mixture(
         select(table, config.model_copy(update={"weights": {}, "metric": name}), measure=measure, text=text)
         for name in metrics
     ]
-    budgets = {name: each["budget"] for name, each in parts[0].report["domains"].items()}
-    columns = [part.table.to_pydict() for part in parts]
-    taken, kept = set[tuple[str, int]](), list[tuple[int, int]]()
-    for domain, budget in budgets.items():
-        queues = [iter([place for place, name in enumerate(each["domain"]) if name == domain]) for each in columns]
-        spent, turn, idle = 0, 0, 0
-        while spent < budget and idle < len(queues):
-            which = turn % len(queues)
-            turn += 1
-            place = next(
-                (
-                    place
-                    for place in queues[which]
-                    if (columns[which]["shard"][place], columns[which]["row"][place]) not in taken
-                ),
-                None,
-            )
-            idle = idle + 1 if place is None else 0
-            if place is not None:
-                taken.add((columns[which]["shard"][place], columns[which]["row"][place]))
-                kept.append((which, place))
-                spent += columns[which]["length"][place]
-    tables = [
-        part.table.take(pa.array([place for other, place in kept if other == which], pa.int64()))
-        for which, part in enumerate(parts)
-    ]
+    before = parts[0].report["domains"]
+    chosen_of = _in_turns(
+        [_numbers(part.table) for part in parts],
+        [each["budget"] for each in before.values()],
+        shares_of(list(before), [each["of_tokens"] for each in before.values()], config),
+        config.tokens,
+    )
+    tables = [part.table.take(pa.array(places)) for part, places in zip(parts, chosen_of, strict=True)]
     chosen = (
         pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().sort_by([("key", "descending")])
     )
-    counts = {name: int((np.array(chosen.column("domain").to_pylist()) == name).sum()) for name in budgets}
     lengths = np.asarray(chosen.column("length"))
-    labels = np.array(chosen.column("domain").to_pylist(), dtype=object)
+    label = _numbers(pa.concat_tables(tables).unify_dictionaries())["domain"]
+    of_label = np.concatenate([np.asarray(table.column("length")) for table in tables])
+    counts, tokens = np.bincount(label, minlength=len(before)), np.bincount(label, of_label, minlength=len(before))
     domains = {
-        name: each | {"rows": counts[name], "tokens": int(lengths[labels == name].sum())}
-        for name, each in parts[0].report["domains"].items()
+        name: each | {"rows": int(counts[number]), "tokens": int(tokens[number])}
+        for number, (name, each) in enumerate(before.items())
     }
     turns = {name: len(each) for name, each in zip(metrics, tables, strict=True)}
     report = {
@@ -167,6 +150,52 @@ def select_mixture(
         "turns": turns,
     }
     return Manifest(chosen, report | {"config": config.model_dump(mode="json")})
+
+
+def _numbers(table: pa.Table) -> NDArray[Any]:
+    """The rows of a manifest's table by numbers: `row` of the whole corpus, `domain`, `length`."""
+    rows = np.zeros(len(table), [("row", "<i8"), ("domain", "<i8"), ("length", "<i8")])
+    codes = {}
+    for name in ("shard", "domain"):
+        column = table.column(name).combine_chunks()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        codes[name] = np.asarray(column.indices).astype(np.int64)
+    rows["row"] = (codes["shard"] << 40) | np.asarray(table.column("row"))
+    rows["domain"], rows["length"] = codes["domain"], np.asarray(table.column("length"))
+    return rows
+
+
+def _in_turns(
+    parts: list[NDArray[Any]], budgets: list[int], shares: NDArray[np.float64], whole: int
+) -> list[NDArray[np.int64]]:
+    """Which rows of each part are taken, in turns within each domain."""
+    orders = [np.argsort(part["domain"], kind="stable") for part in parts]
+    firsts = [
+        np.searchsorted(part["domain"][order], np.arange(len(budgets) + 1))
+        for part, order in zip(parts, orders, strict=True)
+    ]
+    rows, lengths = [part["row"].tolist() for part in parts], [part["length"].tolist() for part in parts]
+    taken, kept = set[int](), list[tuple[int, int]]()
+    for domain, budget in enumerate(budgets):
+        queues = [
+            iter(order[first[domain] : first[domain + 1]].tolist()) for order, first in zip(orders, firsts, strict=True)
+        ]
+        spent, turn, idle = 0, 0, 0
+        while spent < budget and idle < len(queues):
+            which = turn % len(queues)
+            turn += 1
+            place = next((place for place in queues[which] if rows[which][place] not in taken), None)
+            idle = idle + 1 if place is None else 0
+            if place is not None:
+                taken.add(rows[which][place])
+                kept.append((which, place))
+                spent += lengths[which][place]
+    chosen = np.array(kept, np.int64).reshape(-1, 2)
+    every = np.zeros(len(chosen), parts[0].dtype)
+    for which, part in enumerate(parts):
+        every[chosen[:, 0] == which] = part[chosen[chosen[:, 0] == which, 1]]
+    chosen = chosen[within_the_whole(every, np.ones(len(every), bool), shares, whole)]
+    return [chosen[chosen[:, 0] == which, 1] for which in range(len(parts))]
 
 
 def with_ids(config: SelectionConfig, rated: RatedTable) -> SelectionConfig:
@@ -236,6 +265,8 @@ def _choose(table: RatedTable, found: Scan, keys: Keys) -> Manifest:
     tokens_D = found.domain_tokens if allowed is None else _tokens_of(found, allowed)
     budgets = domain_budgets(found.domains, tokens_D, config)
     rows, row_keys, certain = find_thresholds(keys, np.array(budgets, np.int64), len(found.domains), allowed)
+    if not len(rows):
+        rows = np.zeros(0, found.kind)
     order = sorted_by_key(table, found, config.id, rows, row_keys)
     rows, row_keys, certain = rows[order], row_keys[order], certain[order]
     kept = until_spent(rows, budgets)
@@ -299,6 +330,8 @@ def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> 
     tokens, counts = np.zeros(len(found.domains), np.int64), np.bincount(rows["domain"], minlength=len(found.domains))
     np.add.at(tokens, rows["domain"], rows["length"])
     z = keys.z(rows)
+    with np.errstate(over="ignore"):
+        mean_z = float(z.mean()) if len(z) else math.nan
     domains = {
         name: {
             "rows": int(counts[d]),
@@ -316,8 +349,11 @@ def _report(found: Scan, keys: Keys, rows: NDArray[Any], budgets: list[int]) -> 
         "of_rows": found.num_rows,
         "of_tokens": found.num_tokens,
         "noise": config.describe_noise(),
-        "mean_z": float(z.mean()) if len(z) else None,
-        "moments": {name: {"mean": moments.mean, "std": moments.std} for name, moments in found.moments.items()},
+        "mean_z": mean_z if math.isfinite(mean_z) else None,
+        "moments": {
+            name: {"mean": moments.mean, "std": moments.std if math.isfinite(moments.std) else None}
+            for name, moments in found.moments.items()
+        },
         "dropped": found.dropped,
         "domains": domains,
         "config": config.model_dump(mode="json"),

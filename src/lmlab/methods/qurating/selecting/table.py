@@ -33,16 +33,22 @@ class Chunk:
         shard: its number.
         first: the number of the first row in its shard.
         columns: arrays by the names that were asked for.
+        own: names of the columns that the rows have, where all were asked for.
     """
 
     shard: int
     first: int
     columns: dict[str, pa.Array]
+    own: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
         """How many."""
         return len(next(iter(self.columns.values())))
+
+    def whole(self) -> pa.Table:
+        """The rows as they are, where all columns were asked for."""
+        return pa.table({name: self.columns[name] for name in self.own})
 
 
 class RatedTable:
@@ -101,30 +107,36 @@ class RatedTable:
             raise UserError(f"There is no column '{path}'. {did_you_mean(path, self.columns)}")
         return path
 
-    def chunks(self, paths: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, paths: Sequence[str], whole: bool = False) -> Iterator[Chunk]:
         """All rows in order, with the columns at these dotted paths.
+
+        Arguments:
+            whole: also with all other columns that rows have, which may differ from chunk to chunk.
 
         Raises:
             UserError: a record cannot be read.
         """
         for shard in range(len(self.shards)):
             first = 0
-            for columns in self._of_shard(shard, paths):
-                chunk = Chunk(shard, first, columns)
+            for columns, own in self._of_shard(shard, paths, whole):
+                chunk = Chunk(shard, first, columns, own)
                 first += chunk.num_rows
                 yield chunk
 
-    def _of_shard(self, shard: int, paths: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    def _of_shard(
+        self, shard: int, paths: Sequence[str], whole: bool
+    ) -> Iterator[tuple[dict[str, pa.Array], tuple[str, ...]]]:
         if self._memory is not None:
+            own = tuple(self._memory.column_names) if whole else ()
             for start in range(0, len(self._memory), _ROWS):
                 part = self._memory.slice(start, _ROWS)
-                yield {path: _descend(_whole(part, path), path) for path in paths}
+                yield {path: _descend(_whole(part, path), path) for path in dict.fromkeys([*own, *paths])}, own
             return
         source, file = self._sources[shard], self._files[shard]
         if isinstance(source, ParquetSource):
-            yield from self._of_parquet(file, paths)
+            yield from self._of_parquet(file, paths, whole)
             return
-        tops = sorted({path.split(".")[0] for path in paths} | set(paths))
+        tops = None if whole else sorted({path.split(".")[0] for path in paths} | set(paths))
         records: list[Any] = []
         for where, record in source.records_of(file, tops):
             if isinstance(record, Reject):
@@ -133,13 +145,15 @@ class RatedTable:
                 raise UserError(f"{where} is no record with named fields.")
             records.append(record)
             if len(records) == _ROWS:
-                yield _arrays(records, paths)
+                yield _arrays(records, paths, whole)
                 records = []
         if records:
-            yield _arrays(records, paths)
+            yield _arrays(records, paths, whole)
 
     @reads("a Parquet file")
-    def _of_parquet(self, file: str, paths: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
+    def _of_parquet(
+        self, file: str, paths: Sequence[str], whole: bool
+    ) -> Iterator[tuple[dict[str, pa.Array], tuple[str, ...]]]:
         with open_raw(file) as raw, pq.ParquetFile(raw) as parquet:
             if parquet.metadata.num_rows == 0:
                 return
@@ -147,8 +161,9 @@ class RatedTable:
             for path in paths:
                 if path not in names and path.split(".")[0] not in names:
                     raise UserError(f"'{file}' has no column '{path}'. {did_you_mean(path, names)}")
-            for batch in parquet.iter_batches(_ROWS, columns=list(paths)):
-                yield {path: _descend(_whole(batch, path), path) for path in paths}
+            own = tuple(names) if whole else ()
+            for batch in parquet.iter_batches(_ROWS, columns=None if whole else list(paths)):
+                yield {path: _descend(_whole(batch, path), path) for path in dict.fromkeys([*own, *paths])}, own
 
 
 @reads("a Parquet file")
@@ -189,17 +204,21 @@ def _descend(array: Any, path: str) -> pa.Array:
     return array
 
 
-def _arrays(records: Sequence[dict[str, Any]], paths: Sequence[str]) -> dict[str, pa.Array]:
-    found = {}
-    for path in paths:
-        values = [field(record, path) for record in records]
-        if all(value is None for value in values):
+def _arrays(
+    records: Sequence[dict[str, Any]], paths: Sequence[str], whole: bool
+) -> tuple[dict[str, pa.Array], tuple[str, ...]]:
+    found, own = {}, tuple(dict.fromkeys(name for record in records for name in record)) if whole else ()
+    for path in dict.fromkeys([*own, *paths]):
+        values = [record.get(path) if path in own else field(record, path) for record in records]
+        if path in paths and all(value is None for value in values):
             raise UserError(f"No record has the field '{path}'.", f"The first has: {', '.join(sorted(records[0]))}.")
         try:
             found[path] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             raise UserError(f"The field '{path}' holds values of several kinds.") from None
-    return found
+        except UnicodeEncodeError:
+            raise UserError(f"The field '{path}' holds a text that is no Unicode.") from None
+    return found, own
 
 
 def as_floats(array: pa.Array, path: str) -> np.ndarray[Any, np.dtype[np.float64]]:

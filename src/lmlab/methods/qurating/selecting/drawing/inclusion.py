@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature, is_zero
-from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus
+from lmlab.methods.qurating.selecting.problems import BudgetExceedsCorpus, NonFiniteRating
 
 Floats = NDArray[np.float64]
 _LARGEST_EXACT = 9
@@ -32,9 +32,10 @@ def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: 
     Raises:
         BadTemperature: tau is negative or not a number.
         BudgetExceedsCorpus: there are fewer tokens.
+        NonFiniteRating: a rating is not finite.
     """
     check_temperature(tau)
-    z_N, length_N = np.asarray(z, np.float64), np.asarray(lengths, np.float64)
+    z_N, length_N = _finite(z), np.asarray(lengths, np.float64)
     total = float(length_N.sum())
     if budget > total:
         raise BudgetExceedsCorpus(
@@ -49,6 +50,13 @@ def inclusion_probability(z: ArrayLike, lengths: ArrayLike, budget: float, tau: 
     logit_N = np.zeros(len(z_N)) if math.isinf(tau) else z_N / tau
     log_t = _log_time(logit_N, length_N, budget)
     return -np.expm1(-np.exp(np.minimum(log_t + logit_N, 700.0)))
+
+
+def _finite(z: ArrayLike) -> Floats:
+    z_N = np.asarray(z, np.float64)
+    if not np.isfinite(z_N).all():
+        raise NonFiniteRating("A rating is not a number, or infinite.", "Leave it out first.")
+    return z_N
 
 
 def _of_the_best(z_N: Floats, length_N: Floats, budget: float) -> Floats:
@@ -77,10 +85,11 @@ def exact_inclusion(z: ArrayLike, count: int, tau: float = 1.0) -> Floats:
 
     Raises:
         ValueError: too many rows, or more are chosen than there are.
+        NonFiniteRating: a rating is not finite.
     """
     check_temperature(tau)
-    z_N = np.asarray(z, np.float64)
-    if len(z_N) > _LARGEST_EXACT or count > len(z_N):
+    z_N = _finite(z)
+    if len(z_N) > _LARGEST_EXACT or not 0 <= count <= len(z_N):
         raise ValueError(
             f"exact inclusion is for at most {_LARGEST_EXACT} rows and at most all of them, not for {count} of"
             f" {len(z_N)}"

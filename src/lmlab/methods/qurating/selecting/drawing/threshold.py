@@ -33,13 +33,17 @@ class _Level:
     """
 
     def __init__(self, low_D: Floats, high_D: Floats, bins: int) -> None:
-        self.low, self.bins = low_D, bins
-        span = np.maximum(high_D - low_D, 0)
-        self.scale = np.divide(bins, span, out=np.zeros_like(span), where=span > 0)
+        self.bins = bins
+        with np.errstate(over="ignore"):
+            self.factor = np.where(np.isfinite(high_D - low_D), 1.0, 0.5)  # half a difference is always a number
+        self.low = low_D * self.factor
+        span = high_D * self.factor - self.low
+        self.span = np.where(span > 0, span, np.inf)
         self.crossing = np.full(len(low_D), -1, np.int64)
 
     def bin_of(self, keys: Floats, domain: NDArray[np.int32]) -> NDArray[np.int64]:
-        return np.clip((keys - self.low[domain]) * self.scale[domain], 0, self.bins - 1).astype(np.int64)
+        place = (keys * self.factor[domain] - self.low[domain]) / self.span[domain]
+        return np.clip(place * self.bins, 0, self.bins - 1).astype(np.int64)
 
 
 def find_thresholds(
