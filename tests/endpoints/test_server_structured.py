@@ -17,10 +17,12 @@ import openai
 import pytest
 
 from lmlab.endpoints import ChatRequest
+from lmlab.endpoints.engine.guides import _LlGuide
 from lmlab.endpoints.engine.local import LocalBackend
 from lmlab.endpoints.engine.tools import read_call
 from lmlab.endpoints.server import ServerConfig, background
 from lmlab.endpoints.server.connections import BoundedProtocol
+from lmlab.models import Continuation, DecodingConfig
 
 pytest.importorskip("llguidance")
 MESSAGES = [{"role": "user", "content": "It was the best of times"}]
@@ -222,3 +224,44 @@ def test_what_is_no_http_is_told_in_the_form_of_the_protocol(served):
     with connected(served, b"\x16\x03\x01 nonsense\r\n\r\n") as connection:
         received = connection.recv(65536)
     assert b"400" in received.partition(b"\r\n")[0] and b'"invalid_request_error"' in received
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"anyOf": [schema]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        nested(90),
+        {"$ref": "#"},
+        {"$ref": "file:///etc/passwd"},
+        {"not": {}},
+        {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(3000)}},
+    ],
+)
+def test_a_schema_that_nothing_can_follow_is_refused_at_once(served, schema):
+    body = {"model": "small", "messages": MESSAGES, "max_tokens": 8}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = httpx.post(f"{served.url}/chat/completions", json=body | {"response_format": form}, timeout=60)
+    assert answer.status_code == 400 and "cannot be followed" in answer.json()["error"]["message"]
+    assert httpx.post(f"{served.url}/chat/completions", json=body, timeout=60).status_code == 200
+
+
+def test_an_answer_whose_grammar_grows_too_large_is_cut_and_not_called_whole(served):
+    class Matcher:
+        def compute_bitmask(self) -> bytes:
+            return bytes(100)
+
+        def is_error(self) -> bool:
+            return True
+
+    guide = _LlGuide(Matcher(), 300)
+    config = DecodingConfig(max_new_tokens=5, guide=lambda: guide)
+    row = Continuation([1], config, 0)
+    assert guide.allowed().all()
+    row.append(7, 0.0, [], None)
+    assert row.finish_reason == "length"

@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def owned_folder(
     """
     path = Path(path)
     check_owner(path, command, reads)
+    new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with _only_writer(path):
         for left in path.glob(".writing-*.tmp"):  # of a command that was killed
@@ -81,6 +82,9 @@ def owned_folder(
             folder._settle(command, settings)
         finally:
             shutil.rmtree(folder._staging, ignore_errors=True)
+            if new:
+                with suppress(OSError):  # it is not empty: all went well
+                    path.rmdir()
 
 
 @contextmanager

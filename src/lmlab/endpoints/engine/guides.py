@@ -19,6 +19,7 @@ from lmlab.models.generation.config import Guide
 
 _SPACES = r"[ \n]{0,4}"  # between the parts of a value; models that may write blanks without end do
 _MOST_SCHEMA = 2**18
+_MOST_GRAMMAR = 100_000  # symbols; larger ones take seconds
 MakeGuide = Callable[[], Guide]
 
 
@@ -60,17 +61,30 @@ class Guides:
                 eos_token=self._eos_ids,
             )
         options = {"whitespace_pattern": _SPACES}
-        if kind == "json":
-            grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=options)
-        else:
-            constrained = json.dumps({**json_value(schema), "x-guidance": options})
-            grammar = library.LLMatcher.grammar_from_lark(
-                f"start: TEXT | call\nTEXT: /[^{{](.|\\n)*/\ncall: %json {constrained}\n"
-            )
-        if error := library.LLMatcher.validate_grammar(grammar, self._words):
-            raise UserError(f"The JSON schema cannot be followed: {' '.join(error.split())[:300]}")
-        words, size = self._words, self._vocab_size
-        return lambda: _LlGuide(library.LLMatcher(words, grammar, log_level=0), size)
+        try:
+            if kind == "json":
+                grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=options)
+            else:
+                constrained = json.dumps({**json_value(schema), "x-guidance": options})
+                grammar = library.LLMatcher.grammar_from_lark(
+                    f"start: TEXT | call\nTEXT: /[^{{](.|\\n)*/\ncall: %json {constrained}\n"
+                )
+        except ValueError as error:  # it is too deep
+            raise _cannot_be_followed(str(error)) from None
+        limits = library.LLParserLimits(max_grammar_size=_MOST_GRAMMAR, verbose_errors=False)
+        matcher = library.LLMatcher(self._words, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # here and not while others wait for the model
+        if matcher.is_error() or matcher.is_stopped():
+            raise _cannot_be_followed(matcher.get_error() or "nothing is JSON of it")
+        probe, begin = matcher.deep_copy(), self._tokenizer.encode("{", "as_text")
+        if probe.validate_tokens(begin) == len(begin):  # within the brace all properties are open at once
+            probe.consume_tokens(begin)
+            probe.compute_bitmask()
+            if probe.is_error():
+                raise _cannot_be_followed(probe.get_error())
+        size = self._vocab_size
+        return lambda: _LlGuide(matcher.deep_copy(), size)
 
 
 class _LlGuide:
@@ -78,17 +92,22 @@ class _LlGuide:
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher, self._size = matcher, vocab_size
-        self.done = False
+        self.done = self.failed = False
 
     def allowed(self) -> torch.Tensor:
-        """Which tokens may come, [V]."""
+        """Which tokens may come, [V]; any where the grammar can be followed no longer, and then the next one ends it.
+        Requests that run beside this one do not suffer from it.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self.failed = self._matcher.is_error()
+        if self.failed:
+            return torch.ones(self._size, dtype=torch.bool)
         return torch.from_numpy(np.unpackbits(bits, count=self._size, bitorder="little").astype(bool))
 
     def take(self, token: int) -> None:
         """Go on with a token that was chosen."""
-        taken = self._matcher.consume_token(token)
-        self.done = not taken or self._matcher.is_stopped()
+        self.failed = self.failed or not self._matcher.consume_token(token)
+        self.done = self.failed or self._matcher.is_stopped()
 
 
 class _Words:
@@ -111,6 +130,14 @@ def _library() -> Any:
     except ImportError:
         raise missing_extra("llguidance", "An answer that must be JSON") from None
     return llguidance
+
+
+def _cannot_be_followed(reason: str) -> UserError:
+    return UserError(f"The JSON schema cannot be followed: {_first_line(reason)}")
+
+
+def _first_line(reason: str) -> str:
+    return " ".join(reason.partition("<state>")[0].split())[:300]
 
 
 def _spelled(schema: dict[str, Any]) -> str:

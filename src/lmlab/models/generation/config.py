@@ -45,9 +45,11 @@ class Guide(Protocol):
 
     Attributes:
         done: nothing more may come.
+        failed: it could not be followed to its end; the continuation is cut off there.
     """
 
     done: bool
+    failed: bool
 
     def allowed(self) -> Any:
         """Which tokens may come next, a boolean tensor [V] on the CPU."""

@@ -109,7 +109,7 @@ class Continuation:
         if self.guide is not None:
             self.guide.take(token)
             if self.guide.done:
-                self.finish_reason = "stop"
+                self.finish_reason = "length" if self.guide.failed else "stop"
                 return
         if config.stop and decode is not None:
             tail = self.ids[
