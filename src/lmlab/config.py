@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from lmlab.errors import UserError, did_you_mean
 from lmlab.files import kind_of, parse_yaml
 
+_MOST_PROBLEMS = 20  # that one message tells: a list of a million numbers can be wrong in each
+
 
 class Config(BaseModel):
     """Base of every configuration: immutable, strict about unknown keys."""
@@ -197,7 +199,9 @@ def validate(kind: Any, data: Any, where: str) -> Any:
         lines = [_explain(_models_in(kind), problem) for problem in error.errors()]
         if len(lines) == 1:
             raise UserError(f"{where}: {lines[0]}") from None
-        raise UserError(f"{where}: {len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+        count, left = len(lines), len(lines) - _MOST_PROBLEMS
+        lines = lines[:_MOST_PROBLEMS] + ([f"... and {left:,} more."] if left > 0 else [])
+        raise UserError(f"{where}: {count:,} problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
 def _explain(models: list[type[BaseModel]], problem: Any) -> str:

@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_named(circuit, network, tmp_path):
     with pytest.raises(UserError, match="must hold a mapping of keys to values"):
         Circuit.load(tmp_path / "no.json")
     (tmp_path / "short.json").write_text(json.dumps({"format": "lmlab-circuit", "version": 1}))
-    with pytest.raises(UserError, match="lacks 'graph'"):
+    with pytest.raises(UserError, match="the key 'graph' is required"):
         Circuit.load(tmp_path / "short.json")
 
 
@@ -156,3 +156,63 @@ def test_a_browser_draws_the_graph(circuit, tmp_path):
     }
     assert {match for match in re.findall(r'data-name="([^"]+)"', drawn)} == used
     assert "(the circuit)" in drawn and not re.search(r'class="graph-note"[^>]*>The graph could not', drawn)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ablation", "foo", "ablation: input should be 'interchange', 'zero' or 'mean'"),
+        ("ablation", ["zero"], "ablation: "),
+        ("scores", [[1.0, 2.0]], "scores.0: "),
+        ("scores", ["a"], "more."),
+        ("metrics", [1], "metrics: "),
+        ("metrics", {"circuit": {"distance": "x"}}, "metrics.circuit.distance: "),
+        ("metrics", {"held_out": {"n": "many"}}, "metrics.held_out.n: "),
+        ("warnings", 5, "warnings: "),
+        ("edges", 5, "edges: "),
+        ("graph", [], "graph: "),
+        ("model_hash", 5, "model_hash: "),
+    ],
+)
+def test_a_field_of_a_circuit_that_is_no_such_thing_is_named(circuit, tmp_path, key, value, message):
+    """Pages, tables and comparisons met them later, with a traceback or a curve of nothing."""
+    path = tmp_path / "c.json"
+    circuit.save(path)
+    content = json.loads(path.read_text())
+    if key == "scores":
+        value = value * circuit.graph.num_edges
+    path.write_text(json.dumps({**content, key: value}))
+    with pytest.raises(UserError) as error:
+        Circuit.load(path)
+    assert f"'{path}'" in str(error.value) and message in str(error.value)
+
+
+def test_figures_without_those_of_the_model_are_shown(circuit, tmp_path):
+    path = tmp_path / "c.json"
+    circuit.save(path)
+    content = json.loads(path.read_text())
+    metrics = {"circuit": {"distance": 0.5}, "worst": {"distance_p50": 0.25}}
+    path.write_text(json.dumps({**content, "metrics": metrics}))
+    page = tmp_path / "c.html"
+    circuit_page(Circuit.load(path)).write(page)
+    assert "distance_p50" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"a": 5}, "methods.a"),
+        ({"a": {"curve": 5}}, "methods.a.curve"),
+        ({"a": {"curve": []}}, "methods.a.curve"),
+        ({"a": {"curve": [{"x": 1}]}}, "fraction"),
+        ({"a": {"curve": [{"fraction": 0, "distance": 1, "faithfulness": 1}]}}, "fraction"),
+        ({}, "methods"),
+    ],
+)
+def test_curves_that_are_none_are_refused_by_their_field(tmp_path, methods, message):
+    from lmlab.methods.edge_pruning.commands.compare import read_curves
+
+    path = tmp_path / "curves.json"
+    path.write_text(json.dumps({"methods": methods}))
+    with pytest.raises(UserError, match=message):
+        read_curves(path)

@@ -120,7 +120,7 @@ def test_csv_of_eap_ig_and_arrow_of_the_reference_are_read(tmp_path):
     (tmp_path / "bad.arrow").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"bad\.arrow"):
         read_examples(tmp_path / "bad.arrow")
-    with pytest.raises(UserError, match="without Arrow files"):
+    with pytest.raises(UserError, match="or a folder of Arrow files"):
         read_examples(tmp_path / "empty")
 
 

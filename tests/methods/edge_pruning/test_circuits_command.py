@@ -181,6 +181,9 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
         ),
         (("find", "--model", "MODEL", "--data", "DATA", "--target", "0.9", "--price", "0.1"), "either target or price"),
         (("evaluate", "DATA", "--model", "MODEL"), "not valid JSON"),
+        (("find", "--model", "MODEL", "--data", "DATA", "--out", "model"), "is a directory where a file is needed"),
+        (("compare", "--model", "MODEL", "--data", "DATA", "--out", "model"), "is a directory where a file is needed"),
+        (("find", "--model", "MODEL", "--data", "TWELVE", "--held-out", "0.99"), "leaves none to search on"),
         (("compare",), "Give circuits to compare, or --model"),
         (("report", "no.json"), "No such file"),
         (("data", "ioi", "--tokenizer", "nowhere", "--out", "x.jsonl"), "where a tokenizer is needed"),
@@ -189,7 +192,9 @@ def test_a_circuit_of_another_tokenizer_or_graph_is_refused_with_both_hashes(lml
 )
 def test_mistakes_get_one_sentence(lmlab, small, monkeypatch, arguments, message):
     monkeypatch.chdir(small)
-    done = lmlab("circuits", *({"MODEL": "model", "DATA": "data.jsonl"}.get(each, each) for each in arguments))
+    (small / "twelve.jsonl").write_text((small / "data.jsonl").read_text() * 3)
+    names = {"MODEL": "model", "DATA": "data.jsonl", "TWELVE": "twelve.jsonl"}
+    done = lmlab("circuits", *(names.get(each, each) for each in arguments))
     assert done.code == 2 and message in done.err and "Traceback" not in done.err
 
 

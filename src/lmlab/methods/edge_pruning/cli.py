@@ -71,9 +71,11 @@ def find(
 ) -> None:
     """Find a circuit, measure it, and write it."""
     from lmlab.distributed import world
+    from lmlab.files import require_writable
     from lmlab.methods.edge_pruning import Circuit, best_of, find_circuit, overlap, resampled, with_bootstrap
 
     config = config_of(settings.model_dump(), set_, steps, task.batch_size)
+    require_writable(out)
     loaded = load_model(model, task, shard, search=True)
     searched = task_of(loaded, config, task)
     held_out = loaded.held_out_task(searched, task)
@@ -157,7 +159,7 @@ def evaluate(
     """Measure a circuit on examples: distance, logit difference, accuracy, exact match, faithfulness."""
     from dataclasses import replace
 
-    from lmlab.files import write_json
+    from lmlab.files import require_writable, write_json
     from lmlab.methods.edge_pruning import Circuit, Ends, FindConfig, areas, measure_each, ranking
     from lmlab.methods.edge_pruning import completeness as measure_completeness
     from lmlab.methods.edge_pruning import curve as measure_curve
@@ -165,6 +167,8 @@ def evaluate(
 
     if rank not in ("own", "signed", "absolute"):
         raise UserError(f"--rank {rank}: known are own, signed and absolute.")
+    if out is not None:
+        require_writable(out)
     found = Circuit.load(circuit)
     loaded = load_model(model, task)
     measured = task_of(loaded, FindConfig(ablation=found.ablation, graph=found.graph.options), task)
@@ -226,21 +230,15 @@ def report(
     ] = False,
 ) -> None:
     """Write a page with the graph to explore, or the graph for other programs."""
-    from lmlab.files import read_mapping
     from lmlab.methods.edge_pruning import Circuit
+    from lmlab.methods.edge_pruning.commands.compare import read_curves
     from lmlab.methods.edge_pruning.graph.formats import to_dot, to_graphml
     from lmlab.methods.edge_pruning.report import circuit_page
 
     found = Circuit.load(circuit)
     drawn = None
     if curves is not None:
-        content = read_mapping(curves)
-        if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
-            raise UserError(
-                f"'{curves}' holds no curves.",
-                "Make it with: lmlab circuits compare --model DIR --data FILE --out FILE",
-            )
-        drawn = {name: each["curve"] for name, each in content["methods"].items()}
+        drawn = read_curves(curves)
     compared = {str(each): Circuit.load(each) for each in others or []}
     require_comparable({str(circuit): found, **compared}, force)
     for path in out or [Path("circuit.html")]:

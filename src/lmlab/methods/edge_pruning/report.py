@@ -209,7 +209,7 @@ def _summary(circuit: Circuit) -> Section:
         "Edge sparsity": f"{100 * circuit.sparsity:.2f} %",
         "Pruned edges carry": _CARRY[circuit.ablation],
     }
-    held: Mapping[str, Any] = metrics.get("held_out", {})
+    held: Mapping[str, Any] = metrics.get("held_out") or {}
     shown = held or metrics
     if "faithfulness" in shown.get("circuit", {}):
         facts["Faithfulness"] = f"{shown['circuit']['faithfulness']:.3f}"
@@ -232,17 +232,17 @@ def _figures(metrics: Mapping[str, Any], caption: str) -> Table:
     rows: list[list[Any]] = [
         [
             _NAMES[name],
-            metrics["full"].get(name),
+            metrics.get("full", {}).get(name),
             found[name],
             " to ".join(f"{each:.4g}" for each in intervals.get(name, ())),
             errors.get(name),
-            metrics["empty"].get(name),
+            metrics.get("empty", {}).get(name),
         ]
         for name in _NAMES
         if name in found
     ]
     for name, value in metrics.get("worst", {}).items():
-        rows.append([_WORST[name], None, value, "", None, None])
+        rows.append([_WORST.get(name, name), None, value, "", None, None])
     return Table(["measure", "model", "circuit", "95 % interval", "standard error", "no edges"], rows, caption)
 
 

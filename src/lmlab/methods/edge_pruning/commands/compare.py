@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ConfigDict, Field
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
+from lmlab.config import Config, validate
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.cli import app
 from lmlab.methods.edge_pruning.commands.shared import (
@@ -55,11 +57,15 @@ def compare(
     """Compare circuits (overlap, stability), or methods on one task (faithfulness at equal size, curves over
     sparsity).
     """
+    from lmlab.files import require_writable
+
     if bool(circuits) == (model is not None):
         raise UserError("Give circuits to compare, or --model to compare methods.")
     if model is None:
         _compare_circuits(circuits or [], task.force, out)
         return
+    if out is not None:
+        require_writable(out)
     given = settings.model_dump()
     if settings.target is None and settings.num_edges is None:
         given["target"] = 0.95  # methods can be compared at equal size only
@@ -72,6 +78,40 @@ def compare(
         for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
     }
     _compare_methods(compared, held_out, configs, seed, loaded.ground_truth.get(first.ablation), task.force, out)
+
+
+class _Point(Config):
+    model_config = ConfigDict(extra="allow")
+    fraction: float = Field(gt=0, le=1)
+    faithfulness: float
+    distance: float
+
+
+class _Curve(Config):
+    model_config = ConfigDict(extra="allow")
+    curve: list[_Point] = Field(min_length=1)
+
+
+class _Curves(Config):
+    model_config = ConfigDict(extra="allow")
+    methods: dict[str, _Curve] = Field(min_length=1)
+
+
+def read_curves(path: Path) -> dict[str, list[dict[str, float]]]:
+    """The curves of methods, by their names, that `compare --model --out` has written.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    from lmlab.files import read_mapping
+
+    content = read_mapping(path)
+    if not isinstance(content, dict) or "methods" not in content:
+        raise UserError(
+            f"'{path}' holds no curves.", "Make it with: lmlab circuits compare --model DIR --data FILE --out FILE"
+        )
+    found = validate(_Curves, content, f"'{path}'")
+    return {name: [point.model_dump() for point in each.curve] for name, each in found.methods.items()}
 
 
 def _compare_circuits(paths: Sequence[Path], force: bool, out: Path | None) -> None:

@@ -36,7 +36,10 @@ def foreign_rows(path: Path) -> list[Row]:
         (folder.name, file) for folder in sorted(path.iterdir()) if folder.is_dir() for file in folder.glob("*.arrow")
     ]
     if not parts:
-        raise UserError(f"'{path}' is a folder without Arrow files.", "Name a file of JSON lines, CSV or Arrow.")
+        raise UserError(
+            f"'{path}' is a directory where a file is needed, or a folder of Arrow files.",
+            "Name a file of JSON lines, CSV or Arrow.",
+        )
     rows = []
     for split, file in parts:
         rows += [row if split is None else {**row, "split": split} for row in _renamed(_arrow(file), file)]

@@ -94,6 +94,11 @@ class Loaded:
         held = round(options.held_out * count)
         if self.held_out is not None or count < _LEAST_TO_SPLIT or not held:
             return self
+        if held >= count:
+            raise UserError(
+                f"Of {count:,} examples a share of {options.held_out:g} leaves none to search on.",
+                "Hold out fewer, such as --held-out 0.2.",
+            )
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         searched, kept = order[held:].sort().values, order[:held].sort().values
         return replace(self, examples=self.examples.take(searched), held_out=self.examples.take(kept))

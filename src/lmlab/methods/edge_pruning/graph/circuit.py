@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
-from lmlab.config import validate
+from lmlab.config import Config, validate
 from lmlab.errors import UserError, reads
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.edge_pruning.config import Ablation, GraphOptions
@@ -18,6 +19,58 @@ from lmlab.methods.edge_pruning.graph.graph import CircuitGraph
 from lmlab.models import ModelConfig
 
 FORMAT, VERSION = "lmlab-circuit", 1
+
+
+class _Part(Config):
+    """A part of a circuit's file, of which more may be known than is read."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Figures(_Part):
+    """What was measured: means of circuit, model and the empty circuit, with what pages and tables show of them."""
+
+    circuit: dict[str, float] = {}
+    full: dict[str, float] = {}
+    empty: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    worst: dict[str, float] = {}
+    n: int = 0
+
+
+class _Stability(_Part):
+    seeds: list[int]
+    jaccard: float
+    node_jaccard: float
+    core: list[Any]
+    in_any: int
+
+
+class _Metrics(_Figures):
+    held_out: _Figures | None = None
+    stability: _Stability | None = None
+
+
+class _Graph(_Part):
+    shape: ModelConfig
+    options: GraphOptions
+    embedding_names: list[str]
+
+
+class _File(_Part):
+    """What a circuit's file must hold."""
+
+    graph: _Graph
+    edges: list[tuple[str, str]]
+    ablation: Ablation
+    scores: list[float] | None = None
+    metrics: _Metrics = _Metrics()
+    warnings: list[str] = []
+    method: str = ""
+    settings: dict[str, Any] = {}
+    model_hash: str | None = None
+    tokenizer_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,21 +165,15 @@ class Circuit:
             raise UserError(f"'{path}' is not a circuit of lmlab.", "Other formats are read by: lmlab circuits convert")
         if content.get("version") != VERSION:
             raise UserError(f"'{path}' has version {content.get('version')} of the format; this lmlab reads {VERSION}.")
-        try:
-            about_graph, edges = content["graph"], content["edges"]
-            config = validate(ModelConfig, about_graph["shape"], f"'{path}', graph.shape")
-            options = validate(GraphOptions, about_graph["options"], f"'{path}', graph.options")
-            names = [name for name in about_graph["embedding_names"]]
-            ablation, scores = content["ablation"], content.get("scores")
-        except (KeyError, TypeError) as error:
-            raise UserError(f"'{path}' lacks {error} of a circuit.") from None
-        graph = CircuitGraph(config, options, names)
-        scores_E = None if scores is None else torch.tensor(scores)
+        found = validate(_File, content, f"'{path}'")
+        graph = CircuitGraph(found.graph.shape, found.graph.options, list(found.graph.embedding_names))
+        scores_E = None if found.scores is None else torch.tensor(found.scores)
         if scores_E is not None and len(scores_E) != graph.num_edges:
             raise UserError(f"'{path}' has scores of {len(scores_E):,} edges; its graph has {graph.num_edges:,}.")
         known = ("format", "version", "ablation", "graph", "num_edges", "edge_sparsity", "metrics", "edges", "scores")
         about = {key: value for key, value in content.items() if key not in known}
-        return Circuit(graph, graph.mask(edges, f"'{path}'"), ablation, scores_E, about, content.get("metrics", {}))
+        kept_E = graph.mask(found.edges, f"'{path}'")
+        return Circuit(graph, kept_E, found.ablation, scores_E, about, content.get("metrics", {}))
 
     def require(self, **now: str) -> None:
         """See that the circuit was made for the model, the graph and the tokenizer of now, by their hashes.
