@@ -334,7 +334,7 @@ def test_the_commands_build_measure_and_show(directory, tmp_path, lmlab):
     assert refused.code == 2 and "holds results with another weights" in refused.err
     assert (tmp_path / "again" / "rows.jsonl").read_bytes() == before
     refused = lmlab("long", "eval", directory, "--mode", "guess", "--out", tmp_path / "no")
-    assert refused.code == 2 and "there is no such mode" in refused.err
+    assert refused.code == 2 and "mode: input should be 'generate' or 'forced'" in refused.err
     unknown = lmlab("long", "build", directory, "--task", "jsonkv", "--out", tmp_path / "no.jsonl")
     assert unknown.code == 2 and "Did you mean 'json_kv'?" in unknown.err
 

@@ -1,6 +1,6 @@
 from .asking import Asking
 from .build import TOLERANCE, NoRoom, build_context, build_instances, header_of, summary_of
-from .config import PRESETS, TASKS, LongSettings, Mode
+from .config import PRESETS, TASKS, LongPPLConfig, LongSettings, Mode
 from .endpoint_writer import EndpointWriter
 from .figures import effective_length, summarize
 from .helmet import HelmetSet, helmet_instances, read_helmet_config, write_helmet_results
@@ -15,7 +15,7 @@ from .instance import (
     read_instances,
     write_instances,
 )
-from .long_ppl import LongPPL, LongPPLConfig, key_tokens, long_perplexity
+from .long_ppl import LongPPL, key_tokens, long_perplexity
 from .measure import ModelWriter, Writer, Written, judge, measure_forced, measure_written, measurer
 from .run import MEASURED, RESULTS, check_comparable, read_results, read_suite_rows, run_suite
 

@@ -100,6 +100,22 @@ class LongSettings(Config):
         return self.contexts or int(PRESETS[self.preset]["contexts"])
 
 
+class LongPPLConfig(Config):
+    """Which tokens count in LongPPL.
+
+    Attributes:
+        context: tokens of the short context.
+        slide: tokens that one window of it tells.
+        least_gain: a key token's logarithm gains more than this by what stands farther back.
+        least_log_prob: a key token's logarithm is above this with all of the text.
+    """
+
+    context: PositiveInt = 4096
+    slide: PositiveInt = 1024
+    least_gain: float = 2.0
+    least_log_prob: float = -2.0
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Task and variant of a name.
 

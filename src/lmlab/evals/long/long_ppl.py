@@ -12,26 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lmlab.config import Config
 from lmlab.errors import UserError
+from lmlab.evals.long.config import LongPPLConfig
 from lmlab.models import Transformer, label_log_probs, long_short_difference
 from lmlab.progress import progress
-
-
-class LongPPLConfig(Config):
-    """Which tokens count.
-
-    Attributes:
-        context: tokens of the short context.
-        slide: tokens that one window of it tells.
-        least_gain: a key token's logarithm gains more than this by what stands farther back.
-        least_log_prob: and is above this with all of the text.
-    """
-
-    context: int = 4096
-    slide: int = 1024
-    least_gain: float = 2.0
-    least_log_prob: float = -2.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
+from lmlab.methods.prolong.config import MeasuringSettings, PerplexitySettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +61,7 @@ def build(
 )
 @takes_model
 @options(LongSettings)
+@options(MeasuringSettings, "how")
 def evaluate(
     model: Annotated[
         str,
@@ -68,21 +70,12 @@ def evaluate(
         ),
     ],
     settings: LongSettings,
+    how: MeasuringSettings,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the results.")],
     instances: Annotated[
         Path | None, typer.Option(help="A file of `build`; without it, one is built.", show_default=False)
     ] = None,
-    mode: Annotated[
-        str,
-        typer.Option(help="generate: the model writes; forced: how probable the right answer is, in one pass."),
-    ] = "generate",
-    chat: Chat = False,
-    controls: Annotated[bool, typer.Option(help="Also ask without the context, and with the one passage.")] = True,
     share: Annotated[bool, typer.Option(help="Read what questions have in common once.")] = True,
-    short_task: Annotated[
-        list[str] | None, typer.Option(help="A task of `lmlab eval` beside it; may be repeated.", show_default=False)
-    ] = None,
-    short_limit: Annotated[int, typer.Option(min=1, help="Most questions of each.")] = 200,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -93,32 +86,25 @@ def evaluate(
     key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds its key.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
 ) -> None:
     """Measure a model on long contexts. The same command after a kill goes on with the contexts that are missing."""
-    from typing import cast, get_args
-
     from lmlab.distributed import joined, world
-    from lmlab.errors import did_you_mean
-    from lmlab.evals.long import Mode, read_instances
+    from lmlab.evals.long import read_instances
     from lmlab.methods.prolong.evaluate import INSTANCES, evaluate, evaluate_endpoint, instances_for
 
-    if mode not in get_args(Mode):
-        raise UserError(f"--mode {mode}: there is no such mode. {did_you_mean(mode, get_args(Mode))}")
     with joined():
         if model.startswith("openai:"):
             if instances is None:
                 raise UserError("An endpoint needs --instances: it does not tell its tokenizer.", "lmlab long build")
-            if mode != "generate":
+            if how.mode != "generate":
                 raise UserError("An endpoint writes, and tells no probabilities of long answers.", "--mode generate")
-            results = evaluate_endpoint(model, read_instances(instances), out, base_url, key_env, controls)
+            results = evaluate_endpoint(model, read_instances(instances), out, base_url, key_env, how.controls)
         else:
             from lmlab.evals import Evaluator
             from lmlab.evals.long import Asking
 
-            evaluator = Evaluator.load(model, device, precision)
-            asking = Asking(evaluator.tokenizer, chat)
+            evaluator = Evaluator.load(model, how.device, how.precision)
+            asking = Asking(evaluator.tokenizer, how.chat)
             if instances is not None:
                 file = read_instances(instances, evaluator.tokenizer.fingerprint)
             else:
@@ -128,12 +114,12 @@ def evaluate(
                 file,
                 out,
                 model=model,
-                mode=cast(Mode, mode),
-                chat=chat,
-                controls=controls,
+                mode=how.mode,
+                chat=how.chat,
+                controls=how.controls,
                 share=share,
-                short_tasks=short_task or (),
-                short_limit=short_limit,
+                short_tasks=how.short_tasks,
+                short_limit=how.short_limit,
             )
         if world().is_main:
             _show(results)
@@ -184,13 +170,11 @@ def helmet(
     )
 )
 @takes_model
+@options(PerplexitySettings)
 def ppl(
     model: ModelPlace,
     keys: Annotated[Path, typer.Option(help="Key tokens: read where the file exists, else found by this model.")],
-    length: Annotated[int, typer.Option(min=16, help="Tokens of each text.")] = 8192,
-    texts: Annotated[int, typer.Option(min=1, help="How many: research papers, the longest first.")] = 8,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of the short context.")] = 4096,
-    slide: Annotated[int, typer.Option(min=1, help="Tokens that one window of it tells.")] = 1024,
+    settings: PerplexitySettings,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
 ) -> None:
@@ -199,7 +183,7 @@ def ppl(
     """
     from lmlab.methods.prolong.perplexity import measure_long_ppl
 
-    found = measure_long_ppl(model, keys, length, texts, context, slide, device, precision)
+    found = measure_long_ppl(model, keys, settings, device, precision)
     long = "there are no key tokens" if found.long_perplexity is None else f"LongPPL {found.long_perplexity:.3f}"
     print(f"{long}; perplexity {found.perplexity:.3f}; {found.keys:,} key tokens of {found.tokens:,}.\nKeys: {keys}")
 

@@ -4,30 +4,52 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from lmlab.config import NO_INFLUENCE
-from lmlab.evals.long.config import LongSettings, Mode
+from pydantic import Field, PositiveInt
+
+from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode
 from lmlab.runs import ModelInput
 
 
-class LongEvaluateConfig(LongSettings):
+class MeasuringSettings(Config):
+    """How a model is measured on instances.
+
+    Attributes:
+        mode: generate lets the model write; forced reads off how probable the right answer is, in one pass.
+        chat: ask by the model's chat template; its tokens count.
+        controls: also ask without the context, and with the one passage that answers alone.
+        short_tasks: tasks of `lmlab eval` with short prompts, measured beside, to see what a longer window costs.
+        short_limit: most questions of each of them.
+        device: where the model runs: auto, cpu, cuda, cuda:N or mps.
+        precision: of the weights: fp32, bf16, or auto, the faster one here.
+    """
+
+    mode: Mode = "generate"
+    chat: bool = False
+    controls: bool = True
+    short_tasks: Annotated[list[str], Flag(("--short-task",))] = []
+    short_limit: PositiveInt | None = 200
+    device: Annotated[str, NO_INFLUENCE] = "auto"
+    precision: str = "fp32"
+
+
+class LongEvaluateConfig(LongSettings, MeasuringSettings):
     """A stage that builds instances for a model and measures it on them.
 
     Attributes:
         model: what is measured.
-        mode: generate lets the model write; forced reads off how probable the right answer is, in one pass.
-        chat: ask by the model's chat template.
-        controls: also ask without the context, and with the one passage that answers alone.
-        short_tasks: tasks of `lmlab eval` with short prompts, measured beside, to see what a longer window costs.
-        short_limit: most questions of each of them.
-        device: auto, cpu, cuda, cuda:N or mps.
-        precision: fp32, bf16, or auto, the faster one here.
     """
 
     model: ModelInput
-    mode: Mode = "generate"
-    chat: bool = False
-    controls: bool = True
-    short_tasks: list[str] = []
-    short_limit: int | None = 200
-    device: Annotated[str, NO_INFLUENCE] = "auto"
-    precision: str = "fp32"
+
+
+class PerplexitySettings(LongPPLConfig):
+    """On which texts LongPPL is measured, where no file says which of their tokens count.
+
+    Attributes:
+        length: tokens of each text.
+        texts: how many: research papers, the longest first.
+    """
+
+    length: int = Field(default=8192, ge=16)
+    texts: PositiveInt = 8

@@ -11,6 +11,7 @@ from lmlab.evals import Evaluator
 from lmlab.evals.long import LongPPL, LongPPLConfig, key_tokens, long_perplexity
 from lmlab.evals.long.texts import count_words, papers
 from lmlab.files import read_mapping, sha256_json, write_json
+from lmlab.methods.prolong.config import PerplexitySettings
 
 
 class KeyFile(Config):
@@ -33,9 +34,7 @@ class KeyFile(Config):
     texts: str | None = None
 
 
-def measure_long_ppl(
-    model: str, keys: Path, length: int, texts: int, context: int, slide: int, device: str, precision: str
-) -> LongPPL:
+def measure_long_ppl(model: str, keys: Path, settings: PerplexitySettings, device: str, precision: str) -> LongPPL:
     """LongPPL of a model; the key tokens are read from a file, or found and written to it.
 
     Raises:
@@ -49,12 +48,13 @@ def measure_long_ppl(
     known = validate(KeyFile, read_mapping(keys), f"'{keys}'") if keys.exists() else None
     if known is not None and known.tokenizer != fingerprint:
         raise UserError(f"The key tokens in '{keys}' are of another tokenizer.", "Name another file with --keys.")
-    count, size = (texts, length) if known is None else (len(known.keys), known.length)
+    count, size = (settings.texts, settings.length) if known is None else (len(known.keys), known.length)
     if size > evaluator.scorer.max_seq_len:
         raise UserError(f"Texts of {size} tokens exceed the model's {evaluator.scorer.max_seq_len}.", "Lower --length.")
-    if known is None and context >= size - 1:
+    if known is None and settings.context >= size - 1:
         raise UserError(
-            f"A short context of {context:,} tokens leaves none of texts of {size:,} tokens.", "Lower --context."
+            f"A short context of {settings.context:,} tokens leaves none of texts of {size:,} tokens.",
+            "Lower --context.",
         )
     ids = _texts(evaluator, count, size)
     if not ids:
@@ -63,7 +63,7 @@ def measure_long_ppl(
     if known is not None and known.texts not in (None, digest):
         raise UserError(f"The key tokens in '{keys}' are those of other texts.", "Name another file with --keys.")
     if known is None:
-        config = LongPPLConfig(context=context, slide=slide)
+        config = LongPPLConfig(**{name: getattr(settings, name) for name in LongPPLConfig.model_fields})
         found = key_tokens(evaluator.model, ids, config)
         known = KeyFile(keys=found, length=size, tokenizer=fingerprint, model=model, config=config, texts=digest)
         write_json(keys, known.model_dump(mode="json"))
