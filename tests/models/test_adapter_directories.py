@@ -88,6 +88,7 @@ def test_a_table_that_is_the_head_too_and_was_trained_is_both_in_peft(make_model
     [
         ("gpt_neox", ["query_key_value", "dense", "dense_h_to_4h"]),
         ("phi3", ["qkv_proj", "gate_up_proj", "o_proj"]),
+        ("phi", ["q_proj", "dense", "fc1"]),
         ("gemma3_text", ["q_proj", "v_proj", "up_proj"]),
         ("granite", ["k_proj", "gate_proj"]),
     ],
@@ -97,6 +98,21 @@ def test_adapters_on_fused_matrices_of_other_families(family, targets, tmp_path)
     theirs = their_adapters(tmp_path / "base", tmp_path / "theirs", target_modules=targets)
     ours = from_pretrained(tmp_path / "base")
     load_lora(ours, tmp_path / "theirs")
+    same(ours, theirs)
+    save_lora(ours, tmp_path / "back")
+    same(ours, peft.PeftModel.from_pretrained(load_theirs(tmp_path / "base"), tmp_path / "back").eval())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_was_trained_keeps_its_bias(tied, make_model, tmp_path):
+    save_pretrained(make_model("phi", vocab_size=50, tie_embeddings=tied), tmp_path / "base")
+    theirs = their_adapters(
+        tmp_path / "base", tmp_path / "theirs", target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"]
+    )
+    ours = from_pretrained(tmp_path / "base")
+    before = ours.head_bias.detach().clone()
+    load_lora(ours, tmp_path / "theirs")
+    assert not torch.equal(ours.head_bias, before)
     same(ours, theirs)
     save_lora(ours, tmp_path / "back")
     same(ours, peft.PeftModel.from_pretrained(load_theirs(tmp_path / "base"), tmp_path / "back").eval())

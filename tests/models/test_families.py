@@ -437,3 +437,10 @@ def test_what_keeps_a_model_from_a_family_is_named(kind, changes, reason, tmp_pa
     assert convert(tmp_path, tmp_path / "again").why_native == why_no_family(model.config)
     with pytest.raises(ValueError, match="llama expresses"):
         why_no_family(random_model("llama").config)
+
+
+def test_attention_sinks_are_refused_by_name(tmp_path):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_local_experts": 4}
+    transformers.GptOssConfig(**sizes).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'gpt_oss' is not supported: its attention has sinks"):
+        from_pretrained(tmp_path)

@@ -33,7 +33,10 @@ _VALUES: dict[str, dict[Any, Any]] = {
 """For the fields whose values have other names there: theirs to ours; the first of several is written."""
 
 
-_NOT_YET = {"mpnet": "its attention adds learned biases of relative positions, which lmlab's has not"}
+_NOT_YET = {
+    "mpnet": "its attention adds learned biases of relative positions, which lmlab's has not",
+    "gpt_oss": "its attention has sinks, a learned logit for each head in the softmax, which lmlab's has not",
+}
 """Architectures that are near to one of the table, and what stands in the way."""
 
 

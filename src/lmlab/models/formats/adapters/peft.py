@@ -83,6 +83,9 @@ def save_lora(model: Transformer, directory: Path | str, *, base: str | None = N
         # peft wraps the table alone: to move the head with it, both are named and stored
         tensors[_PREFIX + layout.head] = layout.write(layout.stored_of(["embedding.weight"])[0], parameters).clone()
         full.append(layout.head)
+    if model.head_bias is not None and layout.head in full:  # a module that peft takes over, it takes over whole
+        bias = layout.stored_of(["head_bias"])[0]
+        tensors[_PREFIX + bias] = layout.write(bias, parameters).clone()
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     scalar = model.config.num_labels is not None
     settings = {
