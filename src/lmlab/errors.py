@@ -180,13 +180,19 @@ def from_unforeseen(error: Exception, extras: Collection[str] = (), purpose: str
     )
 
 
+_SHOWN = 40  # names in a sentence: more are no help
+
+
 def did_you_mean(word: object, known: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the nearest known word, or the list of known words when nothing is near."""
     word, candidates = str(word), sorted(map(str, known))
     nearest = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if nearest:
         return f"Did you mean '{nearest[0]}'?"
-    return f"Known: {', '.join(candidates)}." if candidates else ""
+    if not candidates:
+        return ""
+    more = f" and {len(candidates) - _SHOWN:,} more" if len(candidates) > _SHOWN else ""
+    return f"Known: {', '.join(candidates[:_SHOWN])}{more}."
 
 
 def missing_extra(module: str, purpose: str, extra: str | None = None) -> UserError:

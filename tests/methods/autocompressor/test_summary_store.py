@@ -21,6 +21,7 @@ from lmlab.methods.autocompressor.store import encode as encoding
 from lmlab.models import (
     ModelConfig,
     StoreMeta,
+    StoreRow,
     Transformer,
     find_soft_prompt,
     known_fingerprint,
@@ -289,3 +290,18 @@ def test_a_document_that_cannot_be_encoded_is_named(place: Path, tmp_path: Path)
     job = dataclasses.replace(_job(place, tmp_path / "s"), documents=str(tmp_path / "docs.jsonl"))
     with pytest.raises(UserError, match=r"Document 'long': \d+ tokens in \d+ segments of up to 16 need \d+ positions"):
         encode(job)
+
+
+def test_a_file_without_text_and_an_unknown_text_are_told_shortly(
+    lmlab: Callable[..., Any], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "blank.txt").write_text(" \n")
+    found = lmlab("compress", "text", place / "compressor", tmp_path / "blank.txt", "--out", tmp_path / "v")
+    assert found.code == 2 and "has no text" in found.err and not (tmp_path / "v").exists()
+    model = AutoCompressor.load(place / "compressor").model
+    store = _store(tmp_path / "s", model)
+    row = StoreRow(id="", segment=0, tokens=1, text="", model=store.meta.model, compressor="c")
+    store.write_part(0, [row.model_copy(update={"id": f"d{n}"}) for n in range(300)], torch.ones(300, 2, 32))
+    with pytest.raises(UserError, match="and 260 more") as refused:
+        store.get("zzz")
+    assert len(str(refused.value)) < 500

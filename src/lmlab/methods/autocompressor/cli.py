@@ -62,9 +62,14 @@ def text(
 
     model = AutoCompressor.load(compressor)
     try:
-        ids = Model.find(compressor).tokenizer().encode_prompt(file.read_text("utf-8"), "as_text")
+        written = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' cannot be read as text: {error}.") from None
+    if not written.strip():
+        raise UserError(f"'{file}' has no text.", "Name a file with some.")
+    ids = Model.find(compressor).tokenizer().encode_prompt(written, "as_text")
+    if not ids:
+        raise UserError(f"The text in '{file}' has no tokens.", "Name a file with some.")
     found = model.compress(torch.tensor([ids]), segment_lengths=segment, summary_length=vectors)
     save_soft_prompt(found.soft_prompt, out, model.model)
     print(f"{len(ids):,} tokens in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
