@@ -249,6 +249,13 @@ def test_an_answer_cannot_write_outside(executor, problems, tmp_path):
         ({"id": "x", "prompt": 3, "test": "assert 1"}, "prompt: a text is needed"),
         ({"id": "x", "prompt": "a", "test": "assert"}, "test is no Python"),
         ({"task_id": 1, "text": "a", "test_list": []}, "test_list: a list"),
+        ({"id": "x", "prompt": "a", "test": "# none"}, "every answer would pass"),
+        ({"task_id": 1, "text": "a", "test_list": [" ", "# a"]}, "every answer would pass"),
+        ({"id": "x", "prompt": "a", "test": "def check(f):\n    assert f()"}, "'entry_point' names, and there is none"),
+        ({"id": "x", "prompt": "a", "test": "f()", "entry_point": "f g"}, "'f g' is no name of a function"),
+        ({"id": "x", "prompt": "a", "test": "f()", "solution": ["b"]}, "solution: a text is needed"),
+        ({"task_id": 1, "text": "a", "test_list": ["f()"], "code": 5}, "code: a text is needed"),
+        ({"task_id": 1, "text": "a", "test_list": ["f()"], "test_setup_code": 5}, "test_setup_code: a text is needed"),
     ],
 )
 def test_rows_that_are_no_problems_are_named_with_their_line(tmp_path, row, message):

@@ -103,7 +103,14 @@ def _problem(row: Mapping[str, Any], where: str) -> Problem:
     solution = row.get("canonical_solution", row.get("solution"))
     _parses(text["test"], where, "test")
     test = text["test"]
-    if entry and re.search(r"^def check\(", test, re.MULTILINE):
+    if entry and not entry.isidentifier():
+        raise UserError(f"{where}: entry_point: '{entry}' is no name of a function.")
+    if re.search(r"^def check\(", test, re.MULTILINE):
+        if not entry:
+            raise UserError(
+                f"{where}: test defines check(), which is called with the function that 'entry_point' names, and there"
+                " is none."
+            )
         test = f"{test}\ncheck({entry})\n"
     return Problem(
         _id(name, where),
@@ -112,7 +119,7 @@ def _problem(row: Mapping[str, Any], where: str) -> Problem:
         "",
         test,
         entry,
-        None if solution is None else str(solution),
+        _optional_text(solution, "canonical_solution" if "canonical_solution" in row else "solution", where),
         _text(row, "domain", where, "code"),
     )
 
@@ -121,10 +128,12 @@ def _mbpp(row: Mapping[str, Any], where: str) -> Problem:
     tests = row["test_list"]
     if not (isinstance(tests, list) and tests and all(isinstance(each, str) for each in tests)):
         raise UserError(f"{where}: test_list: a list of statements is needed.")
-    setup = row.get("test_imports", row.get("test_setup_code", ""))
-    setup = "\n".join(setup) if isinstance(setup, list) else str(setup or "")
+    key = "test_imports" if "test_imports" in row else "test_setup_code"
+    lines = row.get(key) or ""
+    setup = _optional_text("\n".join(map(str, lines)) if isinstance(lines, list) else lines, key, where) or ""
     test = "\n".join(tests)
-    _parses(f"{setup}\n{test}", where, "test_list")
+    _parses(test, where, "test_list")
+    _parses(f"{setup}\npass", where, key)
     named = _CALLED.search(tests[0])
     words = _text(row, "text", where, "") or _text(row, "prompt", where)
     # The form of the models that were first measured on it: the words and the tests as a documentation string
@@ -137,7 +146,7 @@ def _mbpp(row: Mapping[str, Any], where: str) -> Problem:
         setup,
         test,
         named[1] if named else "",
-        None if code is None else str(code),
+        _optional_text(code, "code", where),
         stop=tuple(each for each in _COMPLETION if each not in ("\ndef", "\n#", "\n@", "\nclass")),
     )
 
@@ -157,9 +166,16 @@ def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = No
     return value
 
 
+def _optional_text(value: Any, key: str, where: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise UserError(f"{where}: {key}: a text is needed.")
+
+
 def _parses(source: str, where: str, key: str) -> None:
     try:
-        ast.parse(source)
+        if not ast.parse(source).body:
+            raise UserError(f"{where}: {key} holds no statement, so that every answer would pass.")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{where}: {key} is no Python: {error}.") from None
 
