@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
 
 from lmlab.data import Reject
@@ -180,3 +183,41 @@ def test_a_folder_without_chapters_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=told):
             [*read_chapters(str(place))]
+
+
+HOSTILE = {
+    "docbook chapters": (
+        read_docbook,
+        "<book>" + "<chapter><title>t</title><para>x</para></chapter>" * 8000 + "</book>",
+    ),
+    "docbook doctypes": (read_docbook, "<!DOCTYPE a " * 20_000),
+    "docbook declarations": (read_docbook, "<?xml " * 20_000),
+    "html nested": (read_html, "<div>" * 40_000),
+    "html lists": (read_html, "<ul><li>" * 40_000),
+    "html never closed": (read_html, "<b>" * 40_000 + "</i>" * 40_000),
+    "html comments": (read_html, "<!--" * 40_000),
+    "rst colons": (read_rst, ":" * 40_000),
+    "rst roles": (read_rst, "a:" * 40_000 + "`"),
+    "latex equations": (read_latex, "\\begin{equation}" * 20_000),
+    "latex formulas": (read_latex, "\\(" * 40_000 + "\\[" * 40_000),
+    "latex listings": (read_latex, "\\begin{verbatim}" * 20_000),
+    "latex options": (read_latex, "\\cite[" * 40_000),
+    "latex lines": (read_latex, "\n" * 40_000 + " " * 40_000),
+}
+
+
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_what_never_closes_takes_linear_time(shape: str) -> None:
+    """Quadratic time would need from ten seconds to minutes."""
+    reader, text = HOSTILE[shape]
+    started = time.process_time()
+    with contextlib.suppress(ValueError):
+        reader(text)
+    assert time.process_time() - started < 4
+
+
+def test_line_breaks_with_a_length_are_no_formulas_and_stand_in_them() -> None:
+    (part,) = read_latex(
+        "Here \\[ a \\\\[2pt] b \\] and\n\n\\begin{tabular}{l}x\\\\[1ex]y\\end{tabular} and \\[c\\] end."
+    )
+    assert "\\[ a \\\\[2pt] b \\]" in part.text and "\\[c\\]" in part.text and "1ex" not in part.text

@@ -19,20 +19,34 @@ _BLOCKS = {
 }  # fmt: skip
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _MAIN = {"main", "article"}
+_DEEPEST = 512  # as in browsers; the parser looks through all that is open at each tag
 
 
 def read_html(text: str) -> list[Part]:
     """The one chapter of a page: what its `main` or `article` holds, or else its body; the title is its first heading,
     or the page's.
+
+    Raises:
+        ValueError: elements are nested too deeply.
     """
     page = _Page()
-    page.feed(text)
+    page.feed(_closed(text))
     page.close()
     page.flush()
     blocks = page.main or page.blocks
     title = next((each.lstrip("# ") for each in blocks if each.startswith("# ")), page.title)
     found = tidy(blocks)
     return [Part(title, found)] if found else []
+
+
+def _closed(text: str) -> str:
+    """The text without the beginnings of comments and sections that never end: the parser would look for the end of
+    each through all that follows.
+    """
+    for opens, closes in (("<!--", "-->"), ("<![", "]")):
+        last = text.rfind(closes) + 1
+        text = text[:last] + text[last:].replace(opens, "")
+    return text
 
 
 class _Page(HTMLParser):
@@ -60,6 +74,8 @@ class _Page(HTMLParser):
             self._close_implied(tag)
         if tag in _BLOCKS:
             self.flush()
+        if len(self._open) >= _DEEPEST:
+            raise ValueError(f"elements are nested deeper than {_DEEPEST}")
         self._open.append(tag)
         if self._dropped_at is None and self._is_dropped(tag, given):
             self._dropped_at = len(self._open)

@@ -6,34 +6,40 @@ import re
 
 from lmlab.data.chapters.chapter import Part, squeezed, tidy
 
+# What opens is looked for up to where another one opens, so that thousands that never close take linear time.
 _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%[^\n]*")
 _BODY = re.compile(r"\\begin\{document\}(.*?)(?:\\end\{document\}|\Z)", re.DOTALL)
-_OPTIONS, _ARGUMENT = r"(?:\[[^\]]*\])?", r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+_OPTIONS, _ARGUMENT = r"(?:\[[^\[\]]*\])?", r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _VERBATIM = re.compile(
-    rf"\\begin\{{(verbatim\*?|lstlisting|minted|Verbatim|alltt)\}}{_OPTIONS}(?:\{{[^}}]*\}})?(.*?)\\end\{{\1\}}",
+    rf"\\begin\{{(verbatim\*?|lstlisting|minted|Verbatim|alltt)\}}{_OPTIONS}(?:\{{[^{{}}]*\}})?"
+    r"((?:(?!\\begin\{\1\}).)*?)\\end\{\1\}",
     re.DOTALL,
 )
 _MATH = re.compile(
-    r"\\begin\{(equation|align|gather|multline|eqnarray|displaymath|math|alignat|flalign)(\*?)\}.*?\\end\{\1\2\}"
-    r"|\\\[.*?\\\]|\$\$.*?\$\$|\\\(.*?\\\)|(?<!\\)\$(?:\\.|[^$\\])+\$",
+    r"\\begin\{(equation|align|gather|multline|eqnarray|displaymath|math|alignat|flalign)(\*?)\}"
+    r"(?:(?!\\begin\{\1).)*?\\end\{\1\2\}"
+    r"|(?<!\\)\\\[(?:\\\\|(?!\\\[|\\\\).)*?\\\]|(?<!\\)\\\((?:\\\\|(?!\\\(|\\\\).)*?\\\)"
+    r"|\$\$.*?\$\$|(?<!\\)\$(?:\\.|[^$\\])+\$",
     re.DOTALL,
 )
 _DROPPED_ENVIRONMENT = re.compile(
-    r"\\begin\{(figure|table|tikzpicture|thebibliography|filecontents)(\*?)\}(.*?)\\end\{\1\2\}", re.DOTALL
+    r"\\begin\{(figure|table|tikzpicture|thebibliography|filecontents)(\*?)\}((?:(?!\\begin\{\1).)*?)"
+    r"\\end\{\1\2\}",
+    re.DOTALL,
 )
 _CAPTION = re.compile(rf"\\caption{_OPTIONS}{_ARGUMENT}")
 _SECTION = re.compile(rf"\\(part|chapter|section|subsection|subsubsection|paragraph)\*?{_OPTIONS}{_ARGUMENT}")
 _NOTHING = re.compile(
     r"\\(?:label|cite[tp]?\*?|ref|eqref|pageref|index|includegraphics|bibliography|bibliographystyle|input|include"
     r"|vspace\*?|hspace\*?|usepackage|documentclass|newcommand|renewcommand|pagestyle|thispagestyle|setcounter"
-    r"|addcontentsline|autoref|cref|Cref)(?:\[[^\]]*\])*(?:\{(?:[^{}]|\{[^{}]*\})*\})*"
+    r"|addcontentsline|autoref|cref|Cref)(?:\[[^\[\]]*\])*(?:\{(?:[^{}]|\{[^{}]*\})*\})*"
 )
 _WITH_TITLE = re.compile(rf"\\title{_OPTIONS}{_ARGUMENT}")
-_ITEM = re.compile(r"\\item\s*(?:\[([^\]]*)\])?\s*")
-_LINE_OF_ITEM = re.compile(r"\n*[ \t]*\\item")
-_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[\w*]+\}(?:\[[^\]]*\])?")
+_ITEM = re.compile(r"\\item\s*(?:\[([^\[\]]*)\])?\s*")
+_LINE_OF_ITEM = re.compile(r"(?<![\n \t])[\n \t]*\\item")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[\w*]+\}(?:\[[^\[\]]*\])?")
 _HREF = re.compile(r"\\href\{[^{}]*\}\{([^{}]*)\}")
-_WITH_TEXT = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\]]*\])?\{((?:[^{}])*)\}")
+_WITH_TEXT = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\[\]]*\])?\{((?:[^{}])*)\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?[ \t]*")
 _ESCAPED = re.compile(r"\\([%&#_${}])")
 _LEVELS = {"part": 1, "chapter": 1, "section": 2, "subsection": 3, "subsubsection": 4, "paragraph": 5}
@@ -88,7 +94,7 @@ def _plain(text: str) -> str:
         if inner == text:
             break
         text = inner
-    text = re.sub(r"\\\\(?:\[[^\]]*\])?", "\n", text)
+    text = re.sub(r"\\\\(?:\[[^\[\]]*\])?", "\n", text)
     text = _COMMAND.sub(lambda match: _WORDS.get(match[1], ""), text)
     text = text.replace("~", " ").replace("``", "\u201c").replace("''", "\u201d").replace("---", "\u2014")
     text = text.replace("{", "").replace("}", "")
