@@ -23,7 +23,7 @@ from lmlab.judging import (
     points_grade,
     run_judge,
 )
-from lmlab.judging.answers.rows import read_rows
+from lmlab.judging.answers.rows import item_of, read_rows
 from lmlab.judging.rubrics.numbers import Scale
 
 ITEM = AnswerItem(
@@ -293,3 +293,16 @@ def test_reading_rows_leaves_a_line_that_is_being_written(tmp_path: Path) -> Non
     assert path.read_bytes() == whole + b'{"half'
     run_judge(judge_that(lambda _: GOOD), [ITEM], tmp_path)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("weights", [["a", 1], 5, [float("nan"), 1], "[1, ", {"x": 1}, "2, 1"])
+def test_weights_that_are_no_numbers_are_refused_by_place(weights: object) -> None:
+    record = {"question": "q", "answer": "a", "key_points": ["x", "y"], "weights": weights}
+    with pytest.raises(UserError, match="row 1.*(no list of numbers|weights)"):
+        item_of(record, "row 1", "1")
+
+
+@pytest.mark.parametrize("weights", [[2, -1], "[2, -1]", (2.0, -1.0)])
+def test_weights_in_every_form_of_a_list(weights: object) -> None:
+    record = {"question": "q", "answer": "a", "key_points": ["x", "y"], "weights": weights}
+    assert item_of(record, "row 1", "1").weights == (2.0, -1.0)

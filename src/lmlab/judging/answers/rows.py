@@ -7,6 +7,7 @@ for twice. A row counts for an answer with the same content by the same judge in
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def item_of(record: dict[str, Any], where: str, default_id: str) -> AnswerItem:
             values["answer"] = values["answer"] or ""
         if not isinstance(values[field], str):
             raise UserError(f"{where} has no text '{field}'.", f"Columns are: {', '.join(map(str, record)) or 'none'}.")
-    weights = tuple(float(each) for each in values["weights"] or ())
+    weights = _weights(values["weights"], where)
     points = key_points_of(values["key_points"])
     if weights and len(weights) != len(points):
         raise UserError(f"{where} has {len(points)} key points and {len(weights)} weights.", "Give one each.")
@@ -83,6 +84,22 @@ def item_of(record: dict[str, Any], where: str, default_id: str) -> AnswerItem:
         weights,
         {name: value for name, value in record.items() if name not in used},
     )
+
+
+def _weights(value: Any, where: str) -> tuple[float, ...]:
+    """The weights of key points, which tables may hold as a list written as text.
+
+    Raises:
+        UserError: they are no finite numbers.
+    """
+    try:
+        given = json_value(value) if isinstance(value, str) and value.strip() else value
+        weights = tuple(float(each) for each in (() if given is None or isinstance(given, str) else given))
+        if not all(map(math.isfinite, weights)):
+            raise ValueError
+    except (TypeError, ValueError, ParseError):
+        raise UserError(f"{where}: 'weights' is no list of numbers: {str(value)[:80]!r}.", "Give one each.") from None
+    return weights
 
 
 def run_judge(
