@@ -138,6 +138,27 @@ def test_a_run_that_was_cut_off_collects_the_same_batches(provider, tmp_path, mo
     assert len(provider.batches) == 1
 
 
+def test_a_run_that_goes_on_with_other_requests_loses_none(provider, tmp_path):
+    with jobs(provider, tmp_path) as work:
+        work.run(asked(5), wait=False)
+    with jobs(provider, tmp_path) as work:  # two are asked no more, and two are new
+        assert work.run(asked(5)[2:] + asked(0, "new", "newer"), 0.01) == {"ok": 7}
+    assert kept(tmp_path) == 7 and len(provider.batches) == 2
+    with jobs(provider, tmp_path) as work:
+        assert work.run(asked(5, "new", "newer"), 0.01) == {}
+
+
+def test_batches_of_another_model_are_not_thrown_away(provider, tmp_path):
+    with jobs(provider, tmp_path) as work:
+        work.run(asked(5), wait=False)
+    with jobs(provider, tmp_path) as work:
+        work.endpoint = work.endpoint.model_copy(update={"model": "other"})
+        with pytest.raises(UserError, match="the model 'm' are under way"):
+            work.run(asked(5), 0.01)
+    with jobs(provider, tmp_path) as work:
+        assert work.run(asked(5), 0.01) == {"ok": 5}
+
+
 def test_a_batch_whose_answer_was_lost_is_not_handed_in_again(provider, tmp_path):
     provider.lose_answers = 1
     with jobs(provider, tmp_path) as work, pytest.raises(LmlabError, match="Run the same command again"):

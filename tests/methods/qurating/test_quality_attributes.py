@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lmlab.errors import UserError
 from lmlab.methods.qurating import select
+from lmlab.methods.qurating.analysis.attributes import join_attributes, write_attributes
 from lmlab.methods.qurating.selecting.table import RatedTable
 
 
@@ -72,7 +74,28 @@ def test_attributes_of_other_documents_are_refused(
         rows = change(rows) if shard == 0 else rows
         (folder / f"part-{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = lmlab("quality", "join", documents, "--attributes", folder, "--out", tmp_path / "joined")
-    assert done.code == 2 and words in " ".join(done.err.split()) and not list((tmp_path / "joined").iterdir())
+    assert done.code == 2 and words in " ".join(done.err.split()) and not (tmp_path / "joined").exists()
     (folder / "part-1.jsonl").unlink()
     done = lmlab("quality", "join", documents, "--attributes", folder, "--out", tmp_path / "joined")
     assert done.code == 2 and "no file for" in done.err
+
+
+def test_what_is_no_rating_is_refused_by_name_and_files_do_not_tell_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"id": ["a"], "text": ["x"], "q_average": [1.0], "word": ["w"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="'word' holds string"):
+        write_attributes(tmp_path / "a.parquet", tmp_path / "none", "n", ["word"])
+    with pytest.raises(UserError, match="no column of ratings"):
+        write_attributes(table.drop_columns("q_average"), tmp_path / "none", "n")
+    contents = []
+    for now in (1e9, 2e9):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        write_attributes(tmp_path / "a.parquet", tmp_path / "out", "n")
+        contents.append((tmp_path / "out" / "a.jsonl.gz").read_bytes())
+    assert contents[0] == contents[1]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jsonl").write_text('{"id": "a", "attributes": [1]}\n')
+    with pytest.raises(UserError, match="line 1: 'attributes' is no object"):
+        join_attributes(str(tmp_path / "a.parquet"), [str(tmp_path / "bad")], tmp_path / "joined")

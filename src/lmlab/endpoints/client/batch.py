@@ -6,7 +6,7 @@ Both only fill the cache; the usual run then finds its replies there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,14 @@ def read_batch(
     Raises:
         UserError: a line is not one of such a file.
     """
-    path = Path(path)
-    cache = Path(cache)
-    asked = {request.key(model): request for request in requests}
+    return collect_batch(path, model, {request.key(model): request for request in requests}, cache, price)
+
+
+def collect_batch(
+    path: str | Path, model: str, asked: Mapping[str, ChatRequest], cache: str | Path, price: Price | None = None
+) -> Counter[str]:
+    """As `read_batch`, with the requests by their keys."""
+    path, cache = Path(path), Path(cache)
     counts: Counter[str] = Counter()
     kept = ReplyCache(cache)
     try:

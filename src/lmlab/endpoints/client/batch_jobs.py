@@ -17,14 +17,14 @@ from typing import Any
 
 import httpx
 
-from lmlab.endpoints.client.batch import read_batch, write_batch
+from lmlab.endpoints.client.batch import collect_batch, write_batch
 from lmlab.endpoints.client.cache import ReplyCache
 from lmlab.endpoints.client.transport import address, asked_wait_s, credentials
 from lmlab.endpoints.endpoint import Endpoint
 from lmlab.endpoints.protocol import ChatRequest
 from lmlab.endpoints.reading import error_message, error_of
 from lmlab.errors import LmlabError, UserError
-from lmlab.files import json_value, read_mapping, sha256_file, write_json
+from lmlab.files import json_value, read_jsonl, read_mapping, sha256_file, write_json
 
 _log = logging.getLogger(__name__)
 MOST_REQUESTS = 50_000  # of a batch, by OpenAI's limits
@@ -60,7 +60,8 @@ class BatchJobs:
     def run(
         self, requests: list[ChatRequest], poll_s: float = 60.0, wait: bool = True, tell: Callable[[str], None] = print
     ) -> Counter[str]:
-        """Hand in what has no reply, wait, and put the replies into the cache.
+        """Hand in what has no reply, wait, and put the replies into the cache. A run that was cut off is finished
+        first: what it has asked is collected, whether it is still asked or not, and then what is new is handed in.
 
         Arguments:
             poll_s: seconds between two looks.
@@ -72,14 +73,16 @@ class BatchJobs:
 
         Raises:
             LmlabError: the provider refuses a batch.
+            UserError: batches of another model are under way.
         """
-        batches = self._known() or self._hand_in(requests)
+        resumed = self._known()
+        batches = resumed or self._hand_in(requests)
         counts: Counter[str] = Counter()
         told: dict[str, str] = {}
         while True:
             for batch in batches:
                 if not batch.get("collected"):
-                    self._look(batch, requests, counts, batches)
+                    self._look(batch, counts, batches)
                 if told.get(batch["input"]) != (line := _told(batch)):
                     told[batch["input"]] = line
                     tell(line)
@@ -89,15 +92,28 @@ class BatchJobs:
             time.sleep(poll_s)
         if left:
             counts["under_way"] = left
-        else:
-            self._state.unlink(missing_ok=True)
-        return counts
+            return counts
+        handed_in = {key for batch in resumed for key in self._asked(batch)}
+        self._state.unlink(missing_ok=True)
+        new = [each for each in requests if self.endpoint.shaped(each).key(self.endpoint.model) not in handed_in]
+        return counts + self.run(new, poll_s, wait, tell) if resumed and new else counts
+
+    def _asked(self, batch: dict[str, Any]) -> dict[str, ChatRequest]:
+        """The requests of a batch by their keys, with all that reading replies needs."""
+        rows = read_jsonl(self.folder / batch["input"])
+        return {row["custom_id"]: ChatRequest(tuple(row["body"]["messages"])) for row in rows}
 
     def _known(self) -> list[dict[str, Any]]:
         """The batches of a run that was cut off; what was not yet handed in is handed in now."""
         if not self._state.exists():
             return []
-        batches: list[dict[str, Any]] = read_mapping(self._state)["batches"]
+        state = read_mapping(self._state)
+        if state["model"] != self.endpoint.model:
+            raise UserError(
+                f"Batches of the model '{state['model']}' are under way in '{self.folder}'.",
+                "Collect them with the command that handed them in, or name another --out.",
+            )
+        batches: list[dict[str, Any]] = state["batches"]
         for batch in batches:
             if batch.get("id") is None:
                 self._submit(batch, batches)
@@ -144,9 +160,7 @@ class BatchJobs:
     def _listed(self) -> list[dict[str, Any]]:
         return list(self._ask("GET", "batches", params={"limit": 100}).get("data") or ())
 
-    def _look(
-        self, batch: dict[str, Any], requests: list[ChatRequest], counts: Counter[str], batches: list[dict[str, Any]]
-    ) -> None:
+    def _look(self, batch: dict[str, Any], counts: Counter[str], batches: list[dict[str, Any]]) -> None:
         """Ask for the state of a batch, and collect it if it has ended."""
         now = self._ask("GET", f"batches/{batch['id']}")
         done = now.get("request_counts") or {}
@@ -160,12 +174,12 @@ class BatchJobs:
                 f"The provider refuses the batch {batch['id']}: {error_message(errors[0], self._secrets)}",
                 "Change the requests, and try again.",
             )
-        shaped = [self.endpoint.shaped(request) for request in requests]
+        asked = self._asked(batch)
         for kind in ("output_file_id", "error_file_id"):
             if now.get(kind):
                 path = self.folder / batch["input"].replace("input", kind.partition("_")[0])
                 path.write_bytes(self._send("GET", f"files/{now[kind]}/content").content)
-                counts += read_batch(path, self.endpoint.model, shaped, self.cache, self.endpoint.price)
+                counts += collect_batch(path, self.endpoint.model, asked, self.cache, self.endpoint.price)
         batch["collected"] = True
         self._keep(batches)
 

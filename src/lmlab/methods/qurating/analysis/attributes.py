@@ -5,17 +5,18 @@ lines give, by id, spans of the text with a score for each attribute.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
 from lmlab.errors import UserError
 from lmlab.files import find_files, owned_folder, read_jsonl, without_compression
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
+from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.writing import TableWriter
 
 WRITE, JOIN = "lmlab quality attributes", "lmlab quality join"
@@ -39,6 +40,8 @@ def write_attributes(
     rated = RatedTable(table)
     known = rated.columns
     wanted = list(columns) or [column for column in known if column.endswith("_average")]
+    if not wanted:
+        raise UserError("There is no column of ratings, NAME_average.", "Name the columns to write with --columns.")
     for column in [id, *wanted]:
         rated.require(column)
     size = text if text in known else rated.require("length")
@@ -54,9 +57,10 @@ def write_attributes(
                     if file is not None:
                         file.close()
                     shard += 1
-                    file = gzip.open(places[shard], "wt", encoding="utf-8")  # noqa: SIM115
+                    file = _packed(places[shard])
                 assert file is not None
-                columns_of = [chunk.columns[each].to_pylist() for each in (id, size, *wanted)]
+                columns_of = [chunk.columns[each].to_pylist() for each in (id, size)]
+                columns_of += [as_floats(chunk.columns[each], each).tolist() for each in wanted]
                 for key, extent, *scores in zip(*columns_of, strict=True):
                     file.write(json.dumps(_line(key, extent, name, wanted, scores), ensure_ascii=False) + "\n")
                 count += chunk.num_rows
@@ -64,8 +68,13 @@ def write_attributes(
             if file is not None:
                 file.close()
         for place in places[shard + 1 :]:  # files without rows
-            gzip.open(place, "wt").close()
+            _packed(place).close()
     return count
+
+
+def _packed(path: Path) -> IO[str]:
+    """A file that is the same whenever it is written: without its time."""
+    return io.TextIOWrapper(gzip.GzipFile(path, "wb", mtime=0), encoding="utf-8")
 
 
 def _line(key: Any, extent: Any, name: str, columns: Sequence[str], scores: Sequence[Any]) -> dict[str, Any]:
@@ -134,7 +143,10 @@ def _scores(ids: Sequence[Any], lines: Sequence[Iterator[tuple[str, dict[str, An
                     f"{where or 'The end of a file of attributes'} is not of the document '{id}'.",
                     "Attributes stand in the order of their documents.",
                 )
-            for name, spans in (line.get("attributes") or {}).items():
+            found = line.get("attributes") or {}
+            if not isinstance(found, dict):
+                raise UserError(f"{where}: 'attributes' is no object.")
+            for name, spans in found.items():
                 row[f"{name}_average"] = _mean(spans, where)
     names = sorted({name for row in rows for name in row})
     return {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
