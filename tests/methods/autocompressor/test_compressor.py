@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compressors import by_formula, small
+from small_models import random_model
 from torch import Tensor
 
 from lmlab.errors import UserError
@@ -238,3 +239,18 @@ def test_generation_refuses_ids_and_masks_that_are_none(every: int | None) -> No
     for prompts, mask in (([[1, 2, 99]], None), ([[1], [-1]], None), (_IDS, torch.ones(1, 5))):
         with pytest.raises(UserError, match=r"beyond the model's vocabulary|attention_mask has the shape"):
             small().generate(prompts, mask, max_new_tokens=2, compress_every=every)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_takes_no_place_in_sliding_windows(side: str) -> None:
+    """A window counts slots: padding between text and summary tokens would push the text out of it."""
+    model = random_model("llama", attention=("sliding", "full"), sliding_window=6)
+    each = AutoCompressor.from_base(model, summary_length=3, init="noise")
+    ids = torch.randint(1, 61, (1, 7), generator=torch.Generator().manual_seed(3))
+    alone = each.compress(ids, segment_lengths=[6, 1]).vectors_BPD
+    pad = torch.zeros(1, 5, dtype=ids.dtype)
+    padded = torch.cat((pad, ids) if side == "left" else (ids, pad), 1)
+    mask = padded != 0
+    lengths = [11, 1] if side == "left" else [6, 6]
+    found = each.compress(padded, attention_mask=mask, segment_lengths=lengths).vectors_BPD
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)

@@ -67,6 +67,10 @@ def segment_forward(
     check_window(model, 0 if soft_prompt is None else soft_prompt.positions_taken, text, n_summary, cache)
     if mask_BT is not None and mask_BT.shape[1] == text and n_summary:
         mask_BT = torch.cat((mask_BT.bool(), mask_BT.new_ones(rows, n_summary, dtype=torch.bool)), 1)
+    order_BT = _padding_first(model, mask_BT, text)
+    if order_BT is not None and mask_BT is not None:
+        embeds_BTD = torch.cat((_in_order(embeds_BTD[:, :text], order_BT), embeds_BTD[:, text:]), 1)
+        mask_BT = torch.cat((mask_BT[:, :text].gather(1, order_BT), mask_BT[:, text:]), 1)
     position_ids_BT = None
     if model.config.positions == "learned":
         position_ids_BT = _text_positions(embeds_BTD, mask_BT, n_summary, cache)
@@ -78,10 +82,30 @@ def segment_forward(
         cache=cache,
         logits="none",
     ).hidden_BTD
-    summary_BND = hidden_BTD[:, text:]
+    summary_BND, hidden_BTD = hidden_BTD[:, text:], hidden_BTD[:, :text]
+    if order_BT is not None:
+        hidden_BTD = _in_order(hidden_BTD, order_BT.argsort(1))
     if model.config.logit_scale != 1:  # it belongs to the logits and not to the states
         summary_BND = summary_BND / model.config.logit_scale
-    return Segment(hidden_BTD[:, :text], summary_BND, cache)
+    return Segment(hidden_BTD, summary_BND, cache)
+
+
+def _padding_first(model: Transformer, mask_BT: Tensor | None, text: int) -> Tensor | None:
+    """An order of each row's tokens with its padding first, [B, M]; None where that changes nothing.
+
+    A sliding window counts slots. Padding between a row's text and its summary tokens would push the text out of their
+    windows; before the text it is out of everybody's way.
+    """
+    if mask_BT is None or "sliding" not in model.config.attention_kinds:
+        return None
+    real_BT = mask_BT[:, :text].bool()
+    if not (real_BT[:, :-1] & ~real_BT[:, 1:]).any():
+        return None
+    return real_BT.int().argsort(dim=1, stable=True)
+
+
+def _in_order(x_BTD: Tensor, order_BT: Tensor) -> Tensor:
+    return x_BTD.gather(1, order_BT[:, :, None].expand(-1, -1, x_BTD.shape[2]))
 
 
 def check_window(model: Transformer, before: int, text: int, n_summary: int, cache: KVCache | None = None) -> None:
