@@ -54,7 +54,7 @@ def test_lines_that_are_no_utf8_are_told_also_at_the_end_and_within_a_value(tmp_
     [
         ("a.txt", b"%PDF-1.4 ...", "a PDF"),
         ("a.docx", None, "a ZIP archive or a document of an office program"),
-        ("notes", gzip.compress(b"text"), "compressed by gzip"),
+        ("notes", gzip.compress(b"text", mtime=0), "compressed by gzip"),
         ("a.jsonl", b"PAR1....", "a Parquet file"),
         ("a.csv", b"SQLite format 3\0...", "an SQLite database"),
         ("a.txt", b"GGUF\3\0\0\0", "a model"),
