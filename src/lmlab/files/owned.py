@@ -27,9 +27,9 @@ class OwnedFolder:
         path: of the folder.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._staging = path / f".writing-{os.getpid()}.tmp"
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._staging = self.path / f".writing-{os.getpid()}.tmp"
         self._data: dict[str, bool] = {}
 
     def new(self, name: str, data: bool = True) -> Path:

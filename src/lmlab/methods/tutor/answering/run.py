@@ -24,7 +24,7 @@ ANSWERS, RUN, REPLIES = "answers.jsonl", "run.json", "replies.sqlite"
 STATUSES = {"content_filter": "content_filter", "context_length_exceeded": "context_length"}
 
 
-def answer_locally(place: str, items: Sequence[TutorItem], config: AnswerConfig, directory: Path) -> list[Row]:
+def answer_locally(place: str, items: Sequence[TutorItem], config: AnswerConfig, directory: str | Path) -> list[Row]:
     """Let a model of lmlab answer; rows that are there are kept.
 
     Of several processes each takes every so-many-th chapter, so that the questions about one stay together.
@@ -33,6 +33,7 @@ def answer_locally(place: str, items: Sequence[TutorItem], config: AnswerConfig,
         UserError: the folder holds the answers of another model, or to other prompts; or as `LocalTutor`.
         ContextOverflow: before any answer.
     """
+    directory = Path(directory)
     tutor = LocalTutor(place, config)
     identity = weights_fingerprint(tutor.model)
     prompts = prompts_for(tutor.asking, items, config.book, tutor.limit, config.max_new_tokens, config.overflow)
@@ -66,7 +67,7 @@ def answer_by_endpoint(
     endpoint: Endpoint,
     items: Sequence[TutorItem],
     config: AnswerConfig,
-    directory: Path,
+    directory: str | Path,
     backend: Backend | None = None,
     redact: tuple[str, ...] = (),
 ) -> list[Row]:
@@ -79,6 +80,7 @@ def answer_by_endpoint(
         UserError: the folder holds the answers of another model, or to other prompts.
         BudgetExceeded, EndpointUnavailable, Interrupted: as `lmlab.endpoints.answer`; everything that came is kept.
     """
+    directory = Path(directory)
     made = backend or (make_backend(endpoint) if endpoint.backend == "local" else None)
     name = f"{endpoint.backend}:{endpoint.model}"
     begin_run(directory, name, endpoint.model, endpoint_prompt_hash(), config, items)

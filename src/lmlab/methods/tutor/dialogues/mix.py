@@ -59,7 +59,7 @@ def folder_domain(record: dict[str, Any]) -> str:
 
 
 def write_dialogues(
-    dialogues: Path | str | None, tokenizer: Tokenizer, config: FormatConfig | MixConfig, directory: Path
+    dialogues: Path | str | None, tokenizer: Tokenizer, config: FormatConfig | MixConfig, directory: str | Path
 ) -> MixAccount:
     """Format the dialogues of a file or folder, mix them with mathematics if there is any, and write shards that the
     stage `train` reads, `mix.json` and `rejects.jsonl`.
@@ -67,6 +67,7 @@ def write_dialogues(
     Raises:
         UserError: nothing can be learned from, or there are more unfit records than `max_reject_fraction`.
     """
+    directory = Path(directory)
     maker = _Maker(tokenizer, config)
     rejects = Rejects(directory / "rejects.jsonl", config.max_reject_fraction)
     with rejects:

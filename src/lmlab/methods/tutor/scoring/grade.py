@@ -55,7 +55,7 @@ def read_answers(directory: Path) -> list[Row]:
 
 
 def grade_run(
-    directory: Path,
+    directory: str | Path,
     judge: AnswerJudge,
     new_run: bool = False,
     only: Sequence[str] | None = None,
@@ -74,6 +74,7 @@ def grade_run(
     Raises:
         UserError: another judge has graded these answers before.
     """
+    directory = Path(directory)
     answers, items = read_answers(directory), kept_items(directory)
     name = sha256_json([judge.name, judge.prompt_hash])[:12]
     folder = directory / "grades"
@@ -129,12 +130,13 @@ def shared_chapters(first: Path, second: Path) -> dict[str, list[str]]:
     return {name: ids for name, ids in found.items() if ids}
 
 
-def graded_rows(directory: Path, judge: str | None = None) -> list[Row]:
+def graded_rows(directory: str | Path, judge: str | None = None) -> list[Row]:
     """The rows of the last judge that has graded a folder, or of the one of this name.
 
     Raises:
         UserError: none has.
     """
+    directory = Path(directory)
     files = {name: path for name, path in _graded_files(directory).items() if judge in (None, name)}
     if not files:
         known = ", ".join(f"'{name}'" for name in _graded_files(directory)) or "nobody yet"

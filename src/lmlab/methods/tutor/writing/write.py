@@ -90,7 +90,7 @@ def write_about(
     place: str,
     config: ChatGenerateConfig,
     teacher: Endpoint | None,
-    directory: Path,
+    directory: str | Path,
     student: Endpoint | None = None,
     backends: tuple[Backend | None, Backend | None] = (None, None),
     redact: tuple[str, ...] = (),
@@ -108,6 +108,7 @@ def write_about(
         UserError: there are no chapters, or kinds that the scheme has not; or as the client.
         BudgetExceeded, EndpointUnavailable, Interrupted: as `lmlab.endpoints.answer`; everything that came is kept.
     """
+    directory = Path(directory)
     chapters, left_out = _chapters(place, config)
     jobs = dialogues_for(chapters, config)
     speakers = _Speakers(config, teacher, student, backends, directory / REPLIES, redact)
