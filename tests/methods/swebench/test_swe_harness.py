@@ -474,7 +474,7 @@ def test_commands_refuse_what_they_cannot_do(lmlab: Callable[..., Any], built: I
         (("--run-id", "../x"), "is no name"),
         (("--shard", "3/2"), "expected I/N"),
         (("--executor", "local"), "has no walls"),
-        (("--repair", "much"), "Unknown repair 'much'"),
+        (("--repair", "much"), "repair: input should be 'raw', 'recount', 'minimal' or 'anchor'"),
         (("--require-limits", "luck"), "nothing holds the limits of luck"),
     ):
         done = lmlab(*base, *options)
