@@ -113,3 +113,18 @@ def test_what_is_missing_is_said(place):
         run(place, "--dry-run", endpoint="locl:x")
     with pytest.raises(UserError, match="price of the model"):
         run(place, "--out", place / "replies.jsonl", "--max-cost-usd", "1")
+
+
+def test_requests_that_are_all_refused_for_what_was_given_are_the_users_mistake(tmp_path):
+    """A model without a chat template: what is wrong was given, so that the command ends with 2."""
+    from lmlab.data import Tokenizer
+    from lmlab.models import ModelConfig, Transformer, save_pretrained
+
+    model = tmp_path / "model"
+    Tokenizer.train(["a b c"], 260).save(model)
+    shape = ModelConfig(vocab_size=260, num_layers=1, d_model=16, num_heads=2, max_seq_len=64)
+    save_pretrained(Transformer(shape).initialize(0), model)
+    (tmp_path / "requests.jsonl").write_text('{"id": "a", "messages": [{"role": "user", "content": "a"}]}\n')
+    command = ["ask", str(tmp_path / "requests.jsonl"), "--endpoint", f"local:{model}", "--out", str(tmp_path / "out")]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UserError) and "has no chat template" in error.message and ".." not in error.message

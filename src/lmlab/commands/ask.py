@@ -165,8 +165,10 @@ def _run(place: Any, asked: list[tuple[Any, Any]], out: Path, kept: Path | None)
                 counts[NOT_ASKED] = unasked
             print(f"{out}: {_counted(counts)}" + (f"; ${sum(paid):.4f}" if paid else ""))
     if asked and not any(row["status"] == "ok" or row.get("tool_calls") for row in rows):
-        first = next((row["error"] for row in rows if "error" in row), "no text")
-        raise LmlabError(f"No request was answered; the first: {first}.", f"'{out}' says why of each.")
+        first = next((row["error"] for row in rows if "error" in row), "no text").rstrip(".")
+        # What every request is refused for was given by the user; other failures are the endpoint's
+        kind = UserError if all(row["status"] == "rejected" for row in rows) else LmlabError
+        raise kind(f"No request was answered; the first: {first}.", f"'{out}' says why of each.")
 
 
 def _by_batch(place: Any, asked: list[tuple[Any, Any]], out: Path, kept: Path, poll_s: float, wait: bool) -> None:
