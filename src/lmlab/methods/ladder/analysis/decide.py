@@ -18,7 +18,6 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.methods.ladder.analysis.diagnose import distance
 from lmlab.methods.ladder.fitting.forecast import Forecaster
-from lmlab.methods.ladder.fitting.intervals import at_chance
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.tables.table import Floats
 from lmlab.methods.ladder.tables.tasks import TaskRegistry
@@ -191,7 +190,7 @@ def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float
         own = [spread[name] for name in _OWN if name in spread]
         below, above = (np.sqrt(np.sum([part[side][:, 0] ** 2 for part in own], axis=0)) for side in (0, 1))
         z_ST = rng.standard_normal((DRAWS, len(point_T))) @ _root(each.ensemble.correlations(x_3Q)).T
-        scale = _scale(each, level)
+        scale = each.factor(level) / normal_quantile(level)
         drawn = point_T + scale * z_ST * np.where(z_ST < 0, below, above)
         if forms:
             moved = [logit(form.accuracy(x_3Q)[0, :, 0]) - point_T for form in each.ensemble.forms[:forms]]
@@ -232,22 +231,13 @@ def _draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Flo
     point_TQ = logit(forecaster.ensemble.accuracy(x_3Q)[0])
     sides = []
     for q in range(places):
-        away = distance(forecaster.ensemble.chains[0].points, x_3Q[:, q])
-        beyond = forecaster.calibration.beyond(np.log(away["times_compute"])) if forecaster.calibration else 1.0
+        beyond = forecaster.beyond(x_3Q[:, q])
         sides.append([side[:, 0] for side in forecaster.ensemble.spread(x_3Q[:, q : q + 1], beyond).total])
     below_TQ, above_TQ = (np.stack([each[side] for each in sides], axis=1) for side in (0, 1))
     root = _root(forecaster.ensemble.correlations(x_3Q))
     z_STQ = (np.random.default_rng(seed).standard_normal((DRAWS, tasks * places)) @ root.T).reshape(-1, tasks, places)
-    scale_T = _scale(forecaster, level)[:, None]
+    scale_T = (forecaster.factor(level) / normal_quantile(level))[:, None]
     return inverse_logit(point_TQ + scale_T * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
-
-
-def _scale(forecaster: Forecaster, level: float) -> Floats:
-    """What standard deviations are multiplied by so that a share `level` lies inside the printed interval, [T]."""
-    normal = normal_quantile(level)
-    calibrated = forecaster.calibration.factor(level) if forecaster.calibration else normal
-    chance_T = at_chance(forecaster.ensemble.chains[0])
-    return np.where(chance_T, max(calibrated, normal), calibrated) / normal
 
 
 def _root(correlation: Floats) -> Floats:

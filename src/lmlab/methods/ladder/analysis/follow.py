@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.analysis.diagnose import distance, units
+from lmlab.methods.ladder.analysis.diagnose import units
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
@@ -94,8 +94,7 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
     ensemble = forecaster.ensemble
     x_3Q = forecaster.target(run.n, end, level, run.flops_per_token)[:, None]
     before = forecaster.predict_all(run.n, end, level, run.flops_per_token)
-    away = distance(ensemble.chains[0].points, x_3Q[:, 0])
-    beyond = forecaster.calibration.beyond(math.log(away["times_compute"])) if forecaster.calibration else 1.0
+    beyond = forecaster.beyond(x_3Q[:, 0])
     moved: list[Floats] = []
     weights_MT, left_MT = [], []
     loss_rows = None
@@ -127,17 +126,17 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
     aside_T, aside_left_T = _beside_the_curve(ensemble, ladder, run, seen, end)
     middle_T = logit(np.array([each.accuracy for each in before])) + np.mean(moved, axis=0) + aside_T
     law_left_T = np.mean(left_MT, axis=0)
-    spread = ensemble.spread(x_3Q, beyond).parts
+    spread = ensemble.spread(x_3Q, beyond)
     below, above = (
         np.sqrt(
             sum(
                 (part[side][:, 0] * (aside_left_T if name == "curve" else law_left_T)) ** 2
-                for name, part in spread.items()
+                for name, part in spread.parts.items()
             )
         )
         for side in (0, 1)
     )
-    whole = ensemble.spread(x_3Q, beyond).total
+    whole = spread.total
     rows = []
     for t, (task, each) in enumerate(zip(forecaster.tasks, before, strict=True)):
         # The printed interval of the ladder's forecast, narrowed by as much as its standard deviation.

@@ -223,14 +223,10 @@ class Forecaster:
         x_3Q = x_3[:, None]
         point = self.ensemble.accuracy(x_3Q)[0, :, 0]
         away = distance(self.ensemble.chains[0].points, x_3)
-        beyond = self.calibration.beyond(math.log(away["times_compute"])) if self.calibration else 1.0
+        beyond = self.beyond(x_3)
         spread = self.ensemble.spread(x_3Q, beyond)
         below, above = (side[:, 0] for side in spread.total)
-        normal = normal_quantile(level)
-        calibrated = self.calibration.factor(level) if self.calibration else normal
-        factor = np.where(
-            at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated
-        )  # backtests at chance are too easy
+        factor = self.factor(level)
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
         variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
         members = self.ensemble.settings.members
@@ -277,6 +273,19 @@ class Forecaster:
                 )
             )
         return found
+
+    def beyond(self, x_3: np.ndarray[Any, Any]) -> float:
+        """How many times farther than any backtest a target is, at least 1 (`Calibration.beyond`)."""
+        if self.calibration is None:
+            return 1.0
+        return self.calibration.beyond(math.log(distance(self.ensemble.chains[0].points, x_3)["times_compute"]))
+
+    def factor(self, level: float) -> np.ndarray[Any, Any]:
+        """What the standard deviations of accuracies are multiplied by so that a share `level` lies inside, [T]."""
+        normal = normal_quantile(level)
+        calibrated = self.calibration.factor(level) if self.calibration else normal
+        # backtests at chance are too easy
+        return np.where(at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated)
 
     def _loss(
         self, member: int, x_3Q: np.ndarray[Any, Any], level: float, beyond: float
