@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from lmlab.errors import UserError
+from lmlab.files import file_system
 from lmlab.retrieval import (
     EmbeddingStore,
     load_dataset,
@@ -18,6 +20,7 @@ from lmlab.retrieval import (
     read_queries,
     write_dataset,
 )
+from lmlab.retrieval.locks import alone
 from tiny_retriever import WORDS, write_collection
 
 
@@ -255,3 +258,37 @@ def test_builds_in_one_folder_wait_for_each_other(tiny, tmp_path):
     store = EmbeddingStore.open(tmp_path)
     own = next(each for each in texts if np.allclose(store.vectors(), tiny.encode_text(each), atol=1e-6))
     assert store.require(tiny, "document", own).ids == ids and len(list(tmp_path.glob("*.npy"))) == 5
+
+
+def test_builds_at_one_url_wait_for_each_other_and_for_none_that_died(tiny, tmp_path):
+    place = f"memory://locked/{tmp_path.name}"
+    system, root = file_system(place)
+    inside: list[int] = []
+
+    def work() -> None:
+        with alone(place, beat_s=0.05):
+            inside.append(1)
+            assert len(inside) == 1
+            time.sleep(0.1)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not inside and not system.exists(f"{root}/.lock")
+    system.pipe_file(f"{root}/.lock", b"of a machine that died")
+    started = time.monotonic()
+    with alone(place, beat_s=0.05):
+        assert time.monotonic() - started >= 0.3
+        time.sleep(0.2)  # its own beat keeps it
+        assert (
+            b"died" not in system.cat_file(f"{root}/.lock") and system.cat_file(f"{root}/.lock").split()[-1].isdigit()
+        )
+    store = EmbeddingStore.build(place, tiny, ["a", "b"], ["sea", "ship"])
+    assert store.ids == ["a", "b"] and not system.exists(f"{root}/.lock")
+    system.pipe_file(f"{root}/ids.txt", b'"b"\n"a"\n')  # what a build of others would leave
+    with pytest.raises(UserError, match="names other rows than the store has vectors of"):
+        _ = EmbeddingStore.open(place).ids
+    assert EmbeddingStore.build(place, tiny, ["a", "b"], ["sea", "ship"]).ids == ["a", "b"]

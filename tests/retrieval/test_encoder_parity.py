@@ -226,3 +226,25 @@ def test_dense_layers_decide_on_the_fingerprint_and_none_may_follow_normalizatio
     (place / "modules.json").write_text(json.dumps([*modules, normal, dense, normal]))
     with pytest.raises(UserError, match="normalizes before its module Dense"):
         load_encoder(place)
+
+
+@pytest.mark.parametrize("kind", ["MPNet", "Camembert", "XLMRobertaXL", "Bert"])
+def test_the_longest_text_is_what_the_table_of_positions_has_rows_for(kind, tmp_path):
+    """Positions of RoBERTa's descendants begin behind padding: a table of 40 rows reads 38 tokens."""
+    backend = wordpiece()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=backend.get_vocab_size(), max_position_embeddings=40, pad_token_id=1, **sizes
+    )
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "[UNK]", "mask_token": "[MASK]"}')
+    encoder = load_encoder(tmp_path)
+    longest = 40 if kind == "Bert" else 38
+    assert encoder.max_length == longest
+    found = encoder.encode_text(["sea " * 100, "whale"])
+    assert np.isfinite(found).all()
+    with pytest.raises(
+        UserError, match=f"max_length 40 is above the {longest} that the model reads" if kind != "Bert" else "41"
+    ):
+        load_encoder(tmp_path, max_length=41 if kind == "Bert" else 40)

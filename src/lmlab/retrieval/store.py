@@ -7,7 +7,6 @@ texts only their shards are made again. No pickle is written or read.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ from lmlab.files import atomic_file, file_system, is_url, parse_json, read_mappi
 from lmlab.progress import progress
 from lmlab.retrieval.config import Precision
 from lmlab.retrieval.encoders.encoder import Encoder, Kind
+from lmlab.retrieval.locks import alone
 
 StoreType = Literal["float32", "float16"]
 
@@ -37,7 +37,7 @@ class EmbeddingStore:
     Attributes:
         location: a path or a URL.
         meta: what the vectors are of: `fingerprint` of the encoder, `kind`, `precision`, `dtype`, `rows`, `dim`, the
-            digest of all `texts`, and the names of `shards`.
+            digests of all `texts` and of the file of `ids`, and the names of `shards`.
     """
 
     location: str
@@ -69,7 +69,7 @@ class EmbeddingStore:
             "precision": precision,
             "dtype": dtype,
         }
-        with _alone(place):
+        with alone(place):
             return cls._build(place, about, encoder, ids, texts, shard_rows)
 
     @classmethod
@@ -91,8 +91,9 @@ class EmbeddingStore:
             f"{number:05d}-{sha256_json([about, [texts[row] for row in part]])[:16]}.npy"
             for number, part in enumerate(parts)
         ]
-        store = cls(place, {**about, "rows": len(ids), "dim": encoder.dim, "texts": _digest(texts), "shards": names})
         listed = "".join(json.dumps(id) + "\n" for id in ids).encode()
+        digests = {"texts": _digest(texts), "ids": hashlib.sha256(listed).hexdigest()}
+        store = cls(place, {**about, "rows": len(ids), "dim": encoder.dim, **digests, "shards": names})
         if (
             before is not None
             and before.meta == {**store.meta, "complete": True}
@@ -162,9 +163,16 @@ class EmbeddingStore:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of its rows."""
-        data = _read(f"{self.location}/ids.txt").decode()
-        return [parse_json(line, f"'{self.location}/ids.txt'") for line in data.split("\n")[:-1]]
+        """The ids of its rows.
+
+        Raises:
+            UserError: the file is of other rows: two builds of different texts at one place, or a copy of a part.
+        """
+        place = f"{self.location}/ids.txt"
+        data = _read(place)
+        if "ids" in self.meta and hashlib.sha256(data).hexdigest() != self.meta["ids"]:
+            raise UserError(f"'{place}' names other rows than the store has vectors of.", "Encode again.")
+        return [parse_json(line, f"'{place}'") for line in data.decode().split("\n")[:-1]]
 
     def chunks(self) -> list[NDArray[Any]]:
         """Its shards, memory-mapped where they are local."""
@@ -200,16 +208,6 @@ class EmbeddingStore:
                 "Remove it, and encode again.",
             )
         return chunks
-
-
-def _alone(location: str) -> contextlib.AbstractContextManager[Any]:
-    """Wait for other builds in a local folder, of which one of other texts would remove the shards of this one."""
-    if is_url(location):
-        return contextlib.nullcontext()
-    from filelock import FileLock
-
-    Path(location).mkdir(parents=True, exist_ok=True)
-    return FileLock(Path(location) / ".lock")
 
 
 def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:

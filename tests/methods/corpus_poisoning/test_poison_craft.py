@@ -227,6 +227,31 @@ def test_a_run_stops_adding_passages_at_its_target(target, small, tmp_path):
     assert len(found.passages) == 1 and len(found.clusters) == 6
 
 
+def test_a_target_is_reached_with_the_same_passages_by_any_number_of_workers(target, small, tmp_path, monkeypatch):
+    def in_workers(function, jobs, workers):  # the last clusters come first, and two are made beyond what is needed
+        for number in (*range(4, len(jobs)), *range(4)):
+            yield number, function(jobs[number])
+
+    config = CraftConfig(**{**FAST, "k": 6, "target_asr": 0.02, "coverage_rank": 100})
+    rates = iter([False, True, True, True, True, True, True])
+    monkeypatch.setattr(
+        "lmlab.methods.corpus_poisoning.attack.run.passage_scores",
+        lambda queries, passages: np.full((len(queries), len(passages)), 2.0 if next(rates) else -2.0, np.float32),
+    )
+    alone = craft_for(target.retriever, str(small), "train", config, tmp_path / "alone")
+    threads, rates = torch.get_num_threads(), iter([False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr("lmlab.methods.corpus_poisoning.attack.craft.fan_out", in_workers)
+        together = config.model_copy(update={"workers": 2})
+        craft_for(target.retriever, str(small), "train", together, tmp_path / "together")
+    torch.set_num_threads(threads)
+    assert len(alone.passages) == 2 and len(list((tmp_path / "together" / "clusters").iterdir())) == 4
+    files = [(tmp_path / name / "adversarial.jsonl").read_bytes() for name in ("alone", "together")]
+    assert files[0] == files[1]
+    rates = iter([False, True])  # what was made beyond the target is not taken when the run is repeated
+    assert len(craft_for(target.retriever, str(small), "train", config, tmp_path / "together").passages) == 2
+
+
 def test_impossible_settings_end_before_any_work(target, place, small, tmp_path):
     from pydantic import ValidationError
 

@@ -20,6 +20,7 @@ from lmlab.methods.corpus_poisoning.defend.detector import (
     make_detector,
     roc_auc,
 )
+from lmlab.methods.corpus_poisoning.defend.duplicates import _grams, most_shared, nearest_cosine
 from lmlab.methods.corpus_poisoning.defend.gate import AdmissionGate
 from lmlab.methods.corpus_poisoning.defend.masking import token_gradients
 from lmlab.retrieval import load_encoder
@@ -96,6 +97,28 @@ def test_near_duplicates_are_told_by_vectors_and_by_words(context, target):
     same = Passages(["sea", "ship"], np.ones((2, 32), np.float32))
     assert make_detector("near_duplicate", context).score(same).tolist() == pytest.approx([1.0, 1.0])
     assert make_detector("near_duplicate", context).score(same.part([0])).tolist() == [0.0]
+    empty = Passages(["", " ", "\U0001f600"], np.ones((3, 32), np.float32))  # many documents may be empty
+    assert make_detector("near_duplicate", context).score(empty).tolist() == [0.0] * 3
+
+
+def test_near_duplicates_of_many_passages_are_those_of_comparing_all_with_all():
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(3000, 16)).astype(np.float32)
+    vectors[2000:] = vectors[:1000] + 0.1 * generator.normal(size=(1000, 16)).astype(np.float32)
+    exact, by_pivots = nearest_cosine(vectors), nearest_cosine(vectors, all_pairs=0)
+    assert (by_pivots <= exact + 1e-6).all() and (by_pivots[2000:] > exact[2000:] - 1e-6).mean() > 0.98
+    # every passage has common 3-grams with thousands; copies stand far apart and in one long row
+    texts = [f"it is one of the {' '.join(map(str, generator.integers(0, 500, 12)))}" for _ in range(2000)]
+    texts += [f"{text} again" for text in texts[:300]] + [f"{texts[5]} {number}" for number in range(300)]
+    grams = [_grams(text) for text in texts]
+    sets = [set(each.tolist()) for each in grams]
+    shares = most_shared(grams)
+    for row in (*range(0, 2000, 97), *range(2000, 2600, 41)):
+        best = max(len(sets[row] & other) for number, other in enumerate(sets) if number != row) / len(sets[row])
+        assert shares[row] <= best and (best < 0.5 or shares[row] == pytest.approx(best))
+    started = time.process_time()
+    most_shared([np.arange(60) for _ in range(8000)])  # 3.8 billion pairs
+    assert time.process_time() - started < 20
 
 
 def test_copied_questions_are_told_from_documents(context, clean, target):

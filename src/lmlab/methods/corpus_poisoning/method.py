@@ -19,7 +19,7 @@ METHOD = Method(
         "hubness": "lmlab.methods.corpus_poisoning.defend.vectors:Hubness",
         "similarity": "lmlab.methods.corpus_poisoning.defend.vectors:MeanSimilarity",
         "norm": "lmlab.methods.corpus_poisoning.defend.vectors:Norm",
-        "near_duplicate": "lmlab.methods.corpus_poisoning.defend.vectors:NearDuplicate",
+        "near_duplicate": "lmlab.methods.corpus_poisoning.defend.duplicates:NearDuplicate",
         "perplexity": "lmlab.methods.corpus_poisoning.defend.language:Perplexity",
         "questions": "lmlab.methods.corpus_poisoning.defend.language:Questions",
         "mask_collapse": "lmlab.methods.corpus_poisoning.defend.masking:MaskCollapse",

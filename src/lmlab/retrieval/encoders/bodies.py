@@ -68,7 +68,7 @@ class TransformersBody:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.max_positions: int | None = getattr(module.config, "max_position_embeddings", None)
+        self.max_positions: int | None = _positions(module)
 
     @property
     def embedding_VD(self) -> Tensor:
@@ -85,6 +85,22 @@ class TransformersBody:
         shape, device = embeddings_BTD.shape[:2], embeddings_BTD.device
         mask = torch.ones(shape, dtype=torch.long, device=device) if mask_BT is None else mask_BT.long()
         return self.module(inputs_embeds=embeddings_BTD, attention_mask=mask).last_hidden_state
+
+
+def _positions(module: nn.Module) -> int | None:
+    """The longest text that a network's table of positions has rows for.
+
+    RoBERTa and those who follow it (MPNet, CamemBERT, Longformer, LUKE, ...) count from the row behind that of padding,
+    so that `max_position_embeddings`, which is the table's length, is above what they read.
+    """
+    most: int | None = getattr(module.config, "max_position_embeddings", None)
+    tables = [
+        each
+        for name, each in module.named_modules()
+        if name.endswith("position_embeddings") and isinstance(each, nn.Embedding) and each.padding_idx is not None
+    ]
+    behind = [each.num_embeddings - int(each.padding_idx or 0) - 1 for each in tables]
+    return min([*behind, *([] if most is None else [most])], default=None)
 
 
 class StaticBody:

@@ -162,24 +162,51 @@ def _clusters(vectors: NDArray[np.float32], config: CraftConfig, directory: Path
 
 
 def _run(jobs: list[_Job], encoder: AnyEncoder, workers: int, stop: Any) -> list[dict[str, Any]]:
-    """Run what is not there; in the order of clusters, the largest first."""
+    """Run what is not there; in the order of clusters, the largest first. With `stop`, what is taken is the shortest
+    row of first clusters that satisfies it, whatever else workers or an earlier run have made.
+    """
     found = {job.cluster: read_mapping(job.path) for job in jobs if job.path.exists()}
-    if workers > 1 and stop is None:
+    asked = _Stop(stop)
+    if workers > 1:
         waiting = [job for job in jobs if job.cluster not in found]
         with progress("craft", len(jobs), "passages", start=len(found)) as advance:
-            for number, row in fan_out(_craft_one, waiting, workers):
-                found[waiting[number].cluster] = row
-                advance(1)
+            if not asked(found):
+                for number, row in fan_out(_craft_one, waiting, workers):
+                    found[waiting[number].cluster] = row
+                    advance(1)
+                    if asked(found):
+                        break
     else:
-        _one_by_one(jobs, encoder, found, stop)
-    return [found[number] for number in sorted(found)]
+        _one_by_one(jobs, encoder, found, asked)
+    return [found[number] for number in sorted(found)[: asked.enough]]
 
 
-def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str, Any]], stop: Any) -> None:
+class _Stop:
+    """Whether the first clusters' passages are enough, asked for one more at a time, in their order.
+
+    Attributes:
+        enough: how many passages were; None for all.
+    """
+
+    def __init__(self, stop: Any) -> None:
+        self._stop, self._asked = stop, 0
+        self.enough: int | None = None
+
+    def __call__(self, found: dict[int, dict[str, Any]]) -> bool:
+        while self._stop is not None and self.enough is None and self._asked in found:
+            self._asked += 1
+            if self._stop([found[number]["passage"]["text"] for number in range(self._asked)]):
+                self.enough = self._asked
+        return self.enough is not None
+
+
+def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str, Any]], asked: _Stop) -> None:
     """A passage takes minutes: what is shown is what its budget counts."""
     sizes = {job.cluster: job.config.budget for job in jobs}
     with progress("craft", sum(sizes.values()), "forwards", start=sum(sizes[each] for each in found)) as advance:
         for job in jobs:
+            if asked(found):
+                break
             if job.cluster not in found:
                 note, spent = f"passage {len(found) + 1} of {len(jobs)}", 0
 
@@ -195,8 +222,7 @@ def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str
                         f"Stopped after {len(found)} of {len(jobs)} passages.", "Run the same command: it goes on."
                     ) from None
                 advance(max(0, job.config.budget - spent), note)  # it may end before its budget does
-            if stop is not None and stop([found[number]["passage"]["text"] for number in sorted(found)]):
-                break
+        asked(found)
 
 
 def _craft_one(

@@ -1,11 +1,10 @@
-"""Detectors that look at vectors: hubness, lengths, and near duplicates.
+"""Detectors that look at vectors: hubness and lengths.
 
 Shapes: N passages, s sentinels, H width.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.defend.detector import DetectorContext, Passages, Scores
 
 _DEPTH = 10
-_WORD = re.compile(r"\w+")
-_GRAM = 3
 
 
 class Hubness:
@@ -102,52 +99,3 @@ class Norm:
     def restore(self, state: dict[str, Any]) -> None:
         """Take it up."""
         self._fitted = state["fitted"]
-
-
-class NearDuplicate:
-    """How near the nearest other new passage is, by vectors and by word 3-grams: several passages for one question, and
-    templates.
-    """
-
-    def __init__(self, context: DetectorContext) -> None:
-        del context
-
-    def fit(self, clean: Passages) -> None:
-        """Nothing is to be learned but the threshold."""
-
-    def score(self, passages: Passages) -> Scores:
-        """The larger of the cosine with, and the share of 3-grams in, the nearest other passage."""
-        if len(passages) < 2:
-            return np.zeros(len(passages))
-        unit = passages.vectors / np.maximum(np.linalg.norm(passages.vectors, axis=1, keepdims=True), 1e-12)
-        grams = [_grams(text) for text in passages.texts]
-        holders: dict[int, list[int]] = {}
-        for row, each in enumerate(grams):
-            for gram in each:
-                holders.setdefault(gram, []).append(row)
-        found = np.zeros(len(passages))
-        for start in range(0, len(unit), 1024):
-            similar = unit[start : start + 1024] @ unit.T
-            similar[np.arange(len(similar)), start + np.arange(len(similar))] = -1
-            found[start : start + len(similar)] = similar.max(1)
-        for row, each in enumerate(grams):
-            shared: dict[int, int] = {}
-            for gram in each:
-                for other in holders[gram]:
-                    if other != row:
-                        shared[other] = shared.get(other, 0) + 1
-            if shared:
-                found[row] = max(found[row], max(shared.values()) / len(each))
-        return found
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing."""
-
-
-def _grams(text: str) -> set[int]:
-    words = _WORD.findall(text.lower())
-    return {hash(tuple(words[start : start + _GRAM])) for start in range(len(words) - _GRAM + 1)}
