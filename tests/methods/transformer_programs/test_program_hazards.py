@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,3 +188,85 @@ def test_columns_label_tokens_alone(tmp_path: Path) -> None:
     assert len(list(read_labeled(str(tmp_path / "a.conll")))) == 1
     with pytest.raises(UserError, match="has columns, which label tokens, not sequences"):
         list(read_labeled(str(tmp_path / "a.conll"), "sequence"))
+
+
+def words_program(**changes: Any) -> Program:
+    """A tagger of embedded words."""
+    words = ("<pad>", "<unk>", "<s>", "</s>", "one", "two", 'x"); import os', "Emb0.V01", "NA")
+    categories = Embeddings(
+        words,
+        {"var0_embeddings": (0, 0, 1, 1, 2, 2, 3, 0, 3), "var1_embeddings": (0, 1, 0, 1, 0, 1, 0, 1, 2)},
+        "Emb{i}.V{j:02d}",
+    )
+    head = Select(
+        "select_closest", "near", "var0_embeddings", "var1_embeddings", "var0_embeddings",
+        (("Emb1.V00", "Emb0.V02"), ("Emb1.V01", "Emb0.V03"), ("Emb1.V02", "Emb0.V09")),
+    )  # fmt: skip
+    pair = Lookup("pair", ("near", "var1_embeddings"), {("Emb0.V02", "Emb1.V01"): 1, ("Emb0.V03", "Emb1.V00"): 1}, 0)
+    rows = {f"Emb0.V{number:02d}": (number / 3, 0.5) for number in range(4)}
+    program = Program(
+        ("var0_embeddings", "var1_embeddings"),
+        frozenset(),
+        (head, pair),
+        Classifier(("x", "y"), {"pair": {"0": (0.0, 0.1), "1": (1.0, 0.0)}, "near": rows}),
+        embeddings=categories,
+        vocabulary=words,
+    )
+    return check(replace(program, **changes), "here")
+
+
+@pytest.mark.parametrize("tables", ["csv", "enum"])
+@pytest.mark.parametrize("few", [False, True])
+def test_words_that_the_program_refuses_are_refused_by_its_text(tables: Any, few: bool, tmp_path: Path) -> None:
+    program = words_program()
+    if few:  # words of the table that the vocabulary does not have
+        program = replace(program, vocabulary=("<pad>", "<s>", "</s>", "one", "two", "NA"))
+    module = run_python(save_program(program, tmp_path), to_python(program, tables))
+    known = [word for word in program.vocabulary or () if word != "<pad>"]
+    inputs = list(every_input(known, 3))
+    assert [module.run(tokens) for tokens in inputs] == Interpreter(program).predict(inputs)
+    for strange in ("<pad>", "<unk>", 'x"); import os', "Two"):
+        if strange == "<pad>" or few:
+            with pytest.raises(UserError, match="reserved mark|not in the program's"):
+                Interpreter(program).predict([["one", strange]])
+            with pytest.raises(ValueError, match="reserved mark|unknown token"):
+                module.run(["one", strange])
+        else:
+            assert module.run(["one", strange]) == Interpreter(program).predict([["one", strange]])[0]
+    with pytest.raises(ValueError, match="reserved mark"):
+        module.run(["<pad>"])
+
+
+def test_categories_are_enumerations_where_asked_for(tmp_path: Path) -> None:
+    program = words_program()
+    text = to_python(program, "enum")
+    assert "class Emb0(StrEnum):" in text and "key == Emb0.V02" in text
+    assert '    Emb0.V03: ["x\\"); import os", "NA"],' in text or 'Emb0.V03: [\'x"); import os\', "NA"]' in text
+    directory = save_program(program, tmp_path / "program")
+    module = run_python(directory, text)
+    (directory / "embeddings.csv").unlink()
+    assert module.run(["one", "NA"]) == Interpreter(program).predict([["one", "NA"]])[0]
+    python = [sys.executable, "-m"]
+    for command in (
+        ["ruff", "check", "--isolated", "."],
+        ["ruff", "format", "--isolated", "--check", "."],
+        ["mypy", "--strict", "--config-file=", "program/program.py"],
+    ):
+        done = subprocess.run([*python, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    numbers = replace(program.embeddings, categories=None) if program.embeddings else None
+    with pytest.raises(UserError, match="which no enumeration has"):
+        to_python(replace(program, embeddings=numbers, nodes=(), classifier=Classifier(("x", "y"), {})), "enum")
+    for pattern in ("str{i}x.V{j}", "E.V{i}_{j}"):
+        renamed = replace(program.embeddings, categories=pattern) if program.embeddings else None
+        changed = replace(program, embeddings=renamed, nodes=(), classifier=Classifier(("x", "y"), {}))
+        if pattern.startswith("str"):
+            assert "class str0x(StrEnum)" in to_python(changed, "enum")
+        else:
+            with pytest.raises(UserError, match="No enumeration can be called 'E'"):
+                to_python(changed, "enum")
+
+
+def test_a_program_without_a_vocabulary_knows_the_words_of_its_table() -> None:
+    program = replace(words_program(), vocabulary=None)
+    assert Interpreter(program).predict([["never", "NA"]]) == Interpreter(program).predict([["<unk>", "NA"]])

@@ -203,11 +203,14 @@ class ExportOptions(MinimizeConfig, RowsConfig):
         max_length: places for which tables of counts shall hold; by default the network's.
         exhaustive: try all inputs where they are at most so many.
         allow_unfaithful: write a program that differs from its model, marked as such.
+        tables: where the Python text finds the categories of words: csv reads embeddings.csv, enum lists the words of
+            each category in the text itself, as enumerations.
     """
 
     max_length: PositiveInt | None = None
     exhaustive: int = Field(default=EXHAUSTIVE, ge=0)
     allow_unfaithful: bool = False
+    tables: Literal["csv", "enum"] = "csv"
 
 
 class HalvingConfig(Config):

@@ -21,7 +21,7 @@ from lmlab.methods.transformer_programs.config import ExportOptions
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
-from lmlab.methods.transformer_programs.program.emitting.emit import to_python
+from lmlab.methods.transformer_programs.program.emitting.emit import Tables, to_python
 from lmlab.methods.transformer_programs.program.files import PROGRAM, WEIGHTS, save_program
 from lmlab.methods.transformer_programs.program.ir import Program
 from lmlab.methods.transformer_programs.tasks.dataset import Dataset
@@ -73,13 +73,14 @@ def export_program(
             **({"test_accuracy": score(shorter.program, test)} if test else {}),
         }
         program = shorter.program
-    return write_program(program, out, manifest)
+    return write_program(program, out, manifest, options.tables)
 
 
-def write_program(program: Program, out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def write_program(program: Program, out: Path, manifest: dict[str, Any], tables: Tables = "csv") -> dict[str, Any]:
     """A program's directory: its form, tables, Python text and manifest."""
+    text = to_python(program, tables)
     save_program(program, out)
-    write_text(out / PYTHON, to_python(program))
+    write_text(out / PYTHON, text)
     manifest = manifest | {"sha256": {name: sha256_file(out / name) for name in (PROGRAM, WEIGHTS, PYTHON)}}
     write_json(out / MANIFEST, manifest)
     return manifest

@@ -59,11 +59,28 @@ def minimize(
     stages = [exact, _fix_variables(exact, used, floor)]
     if refit:
         stages.append(_drop_features(stages[-1], used, floor))
+    stages = [_bound(each, program) for each in stages]
     stages += [_shorten(each, used) for each in stages]
     # what the search did not see may need more than it left: all examples decide
     good = [each for each in stages if _score(each, examples) >= before["accuracy"] - max_accuracy_drop]
     found = min(good or [exact], key=lambda each: (to_python(each).count("\n"), each.size()["classifier_rows"]))
+    found = _bound(replace(found, bounded=program.bounded), program)
     return Minimized(found, before, {"accuracy": score(found, examples), **described(found)})
+
+
+def _bound(program: Program, original: Program) -> Program:
+    """The program, still bound to the length of the original where a table of numbers would answer, by its default,
+    what neither the original nor any example has asked.
+    """
+    if program.longest is not None or original.longest is None:
+        return program
+    live = program.live
+    answers_all = any(
+        isinstance(node, Lookup) and node.name in live and node.default is not None
+        and any(name in program.numerical for name in node.inputs)
+        for node in program.nodes
+    )  # fmt: skip
+    return replace(program, bounded=True, max_length=original.longest) if answers_all else program
 
 
 def described(program: Program) -> dict[str, int]:
@@ -213,6 +230,9 @@ def _shorten(program: Program, examples: Sequence[Example]) -> Program:
     for node in program.nodes:
         columns = [execution.columns[name][valid].tolist() for name in node.reads]
         if isinstance(node, Lookup):
+            if program.longest is None and any(name in program.numerical for name in node.inputs):
+                nodes.append(node)  # longer sequences have counts that no example has
+                continue
             decoded = [
                 [float(each) for each in column]
                 if name in program.numerical

@@ -7,8 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from lmlab.methods.transformer_programs.program.domains import domains, partners
-from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Node, Program, Select, Value
-from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
+from lmlab.methods.transformer_programs.program.ir import (
+    SELECT_SUM,
+    Lookup,
+    Node,
+    Program,
+    Select,
+    Value,
+    add_constant,
+)
+from lmlab.methods.transformer_programs.program.tables import Classifier
 
 Row = tuple[float, ...]
 
@@ -41,18 +49,6 @@ def drop_dead(program: Program) -> Program:
         classifier=Classifier(program.labels, weights),
     )  # fmt: skip
     return add_constant(changed, tuple(constant))
-
-
-def add_constant(program: Program, row: Row) -> Program:
-    """Add a row to all logits: to that of the constant 1, which is there for it."""
-    if not any(row):
-        return program
-    if "ones" not in program.inputs:
-        program = replace(program, inputs=(*program.inputs, "ones"), numerical=program.numerical | {"ones"})
-    weights = dict(program.classifier.weights)
-    before = weights.get("ones", {}).get(PLACEHOLDER, (0.0,) * len(row))
-    weights["ones"] = {PLACEHOLDER: tuple(a + b for a, b in zip(before, row, strict=True))}
-    return replace(program, classifier=Classifier(program.labels, weights))
 
 
 def fix(program: Program, name: str, value: Value) -> Program | None:

@@ -4,12 +4,14 @@ programs that were edited, or written by hand, can be measured, trained further 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lmlab.errors import UserError
+from lmlab.methods.transformer_programs.config import MOST_ROWS
 from lmlab.methods.transformer_programs.network.model import Block, Mlps, ProgramTransformer
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 from lmlab.methods.transformer_programs.program.domains import PADDING, domains
@@ -20,8 +22,9 @@ from lmlab.methods.transformer_programs.program.ir import (
     Program,
     Select,
     Value,
+    add_constant,
 )
-from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER
+from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier
 
 _DECIDED = 10.0  # logit of what is chosen; of everything else its negative
 _CERTAIN = 20.0  # logit of a table's result over its default
@@ -52,6 +55,7 @@ def from_program(program: Program, seed: int = 0) -> ProgramTransformer:
     Raises:
         UserError: a node computes what no such network does; the message names it.
     """
+    program = _without_constants(program)
     layout = _lay_out(program)
     model = ProgramTransformer(layout.spec, [seed])
     with torch.no_grad():
@@ -67,6 +71,19 @@ def from_program(program: Program, seed: int = 0) -> ProgramTransformer:
             _write_embeddings(model, program)
         _write_classifier(model, program, layout)
     return model
+
+
+def _without_constants(program: Program) -> Program:
+    """The program without features of the classifier whose rows are all equal, which are added to the constant: they
+    may be of variables that a network has no value for.
+    """
+    for feature, rows in program.classifier.weights.items():
+        if feature in program.numerical or program.classifier.matters(feature) or not rows:
+            continue
+        weights = {name: each for name, each in program.classifier.weights.items() if name != feature}
+        rest = replace(program, classifier=Classifier(program.labels, weights))
+        program = add_constant(rest, next(iter(rows.values())))
+    return program
 
 
 def _lay_out(program: Program) -> _Layout:
@@ -110,10 +127,9 @@ def _lay_out(program: Program) -> _Layout:
     }
     values = {name: sorted(domain or (), key=lambda v: (isinstance(v, str), v)) for name, domain in known.items()}
     index = _indices(program, values, words)
-    longest = program.max_length or 2
-    width = 1 + max(
-        [longest, len(words) * (not embedded), *(1 + max(each.values(), default=0) for each in index.values())]
-    )
+    longest = _length(program)
+    highest = [1 + max(each.values(), default=0) for each in index.values()]
+    width = 1 + max([longest if program.max_length else 1, len(words) * (not embedded), *highest])
     causal = [node for node in program.nodes if isinstance(node, Select) and node.causal and not program.autoregressive]
     if any(node.op == SELECT_CLOSEST for node in causal):
         raise UserError(f"'{causal[0].name}' takes one value of the places up to its own, which no head here does.")
@@ -134,6 +150,7 @@ def _lay_out(program: Program) -> _Layout:
         causal_num_heads=layout_causal,
         autoregressive=program.autoregressive,
         pool_outputs=program.pool_outputs,
+        forbid_positions=program.max_length is None,
         lower=program.lower,
         replace_numbers=program.replace_numbers,
         bos=program.bos,
@@ -258,7 +275,7 @@ def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) 
             b_in[unit] = 1.0 - len(node.inputs)  # above 0 only where all inputs are those of the key
             w_out[unit, results[result]] = _CERTAIN
         return
-    base, greatest = 1, _greatest(program)
+    base, greatest = 1, _greatest(program, spec.context)
     for slot, name in reversed(list(enumerate(node.inputs))):
         tops = [key[slot] for key in node.table]
         if any(not float(top).is_integer() or top > _MOST_COUNTS for top in tops if not isinstance(top, str)):
@@ -278,9 +295,30 @@ def _write_table(block: Block, node: Lookup, program: Program, layout: _Layout) 
             w_out[3 * row + unit, results[result]] = scale * _CERTAIN
 
 
-def _greatest(program: Program) -> dict[str, int]:
-    """The greatest value of each count, at any length that the program says."""
-    length = program.max_length or _ANY_LENGTH
+def _length(program: Program) -> int:
+    """The places that the network is made for: those of the program; of one for any length as many as its tables of
+    several counts can list, for which they are rows of a grid.
+    """
+    if program.max_length is not None:
+        return program.max_length
+    length = _ANY_LENGTH
+    while length > 2 and _longest_grid(program, length) > MOST_ROWS:
+        length //= 2
+    return length
+
+
+def _longest_grid(program: Program, length: int) -> int:
+    greatest = _greatest(program, length)
+    grids = [
+        math.prod(1 + greatest[name] for name in node.inputs)
+        for node in program.nodes
+        if isinstance(node, Lookup) and len(node.inputs) > 1 and all(name in greatest for name in node.inputs)
+    ]
+    return max(grids, default=0)
+
+
+def _greatest(program: Program, length: int) -> dict[str, int]:
+    """The greatest value of each count on so many places."""
     found = {name: 1 for name in program.inputs if name in program.numerical}
     for node in program.nodes:
         if isinstance(node, Select) and node.op == SELECT_SUM:

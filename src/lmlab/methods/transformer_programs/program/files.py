@@ -29,7 +29,7 @@ from lmlab.runs import Artifact
 PROGRAM, WEIGHTS, EMBEDDINGS = "program.json", "weights.csv", "embeddings.csv"
 _KNOWN = {
     "format", "inputs", "numerical", "nodes", "classifier", "embeddings", "categories", "autoregressive",
-    "pool_outputs", "bos", "eos", "vocabulary", "max_length", "lower", "replace_numbers",
+    "pool_outputs", "bos", "eos", "vocabulary", "max_length", "bounded", "lower", "replace_numbers",
 }  # fmt: skip
 _FIELDS = {
     SELECT_CLOSEST: {"op", "name", "key", "query", "value", "predicate", "causal"},
@@ -92,6 +92,7 @@ def load_program(path: str | Path) -> Program:
         eos=_text(data, "eos", where) if "eos" in data else "</s>",
         vocabulary=vocabulary,
         max_length=_length(data, where),
+        bounded=_flag(data, "bounded", where),
         lower=_flag(data, "lower", where),
         replace_numbers=_flag(data, "replace_numbers", where),
         about={key: value for key, value in data.items() if key not in _KNOWN},
@@ -118,7 +119,7 @@ def save_program(program: Program, directory: str | Path) -> Path:
         data["vocabulary"] = list(program.vocabulary)
     if program.max_length is not None:
         data["max_length"] = program.max_length
-    data |= {name: True for name in ("lower", "replace_numbers") if getattr(program, name)}
+    data |= {name: True for name in ("bounded", "lower", "replace_numbers") if getattr(program, name)}
     if program.embeddings is not None:
         data |= {"embeddings": EMBEDDINGS, "categories": program.embeddings.categories}
         program.embeddings.write(directory / EMBEDDINGS)

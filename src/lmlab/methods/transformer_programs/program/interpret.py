@@ -7,6 +7,7 @@ Shapes: B sequences, N places, C labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,7 +96,10 @@ class Interpreter:
                 for name, value in zip(node.inputs, key, strict=True):
                     if name not in program.numerical:
                         self._number(value)
-        self._vocabulary = None if program.vocabulary is None else set(program.vocabulary)
+        words = program.vocabulary
+        if words is None and program.embeddings is not None:
+            words = program.embeddings.words  # no other word has a category
+        self._vocabulary = None if words is None else set(words)
         for word in program.vocabulary or ():
             self._number(word)
         if program.embeddings is not None:
@@ -140,7 +144,7 @@ class Interpreter:
         if self._longest is not None and len(tokens) > self._longest:
             raise UserError(
                 f"Sequence {number + 1} has {len(tokens)} places, but the program knows {self._longest}"
-                f" ({self.program.reads_positions}).",
+                f" ({self.program.bound_by}).",
                 "Shorten it, or train with forbid: [positions], which gives programs for any length.",
             )
         lower, replace_numbers = self.program.lower, self.program.replace_numbers
@@ -302,24 +306,30 @@ class _Table:
         ]
         results = np.array([numbers[value] for value in node.table.values()], dtype=np.int64)
         self.digits = [np.unique(column) for column in columns]
-        codes = self._codes(columns)
-        size = int(np.prod([len(each) + 1.0 for each in self.digits]))
+        self.prefixes: list[np.ndarray] = []  # of wide tables: the codes that its keys have after each input
         self.dense: np.ndarray | None = None
-        if size <= _DENSE:
-            self.dense = np.full(size, self.default, dtype=np.int64)
+        if math.prod(len(each) + 1 for each in self.digits) <= _DENSE:
+            codes = self._codes(columns)
+            self.dense = np.full(math.prod(len(each) + 1 for each in self.digits), self.default, dtype=np.int64)
             self.dense[codes] = results
         else:
-            order = codes.argsort()
-            self.codes, self.results = codes[order], results[order]
+            code = np.zeros(len(results), dtype=np.int64)
+            for values, column in zip(self.digits, columns, strict=True):
+                code = code * (len(values) + 1) + _rank(values, column)
+                self.prefixes.append(np.unique(code))
+                code = _rank(self.prefixes[-1], code)
+            self.results = np.empty_like(results)
+            self.results[code] = results
 
     def _codes(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """One number for each key. In wide tables it is ranked among those of the table after each input, so that it
+        never has more values than there are rows times those of an input.
+        """
         code = np.zeros(columns[0].shape, dtype=np.int64)
-        for values, column in zip(self.digits, columns, strict=True):
-            digit = np.full(column.shape, len(values), dtype=np.int64)
-            if len(values):
-                place = np.minimum(np.searchsorted(values, column), len(values) - 1)
-                digit = np.where(values[place] == column, place, len(values))
-            code = code * (len(values) + 1) + digit
+        for number, (values, column) in enumerate(zip(self.digits, columns, strict=True)):
+            code = code * (len(values) + 1) + _rank(values, column)
+            if self.prefixes:
+                code = _rank(self.prefixes[number], code)
         return code
 
     def find(self, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -328,8 +338,16 @@ class _Table:
         if self.dense is not None:
             found: np.ndarray = self.dense[codes]
             return found
-        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
-        return np.where(self.codes[place] == codes, self.results[place], self.default)
+        known = codes < len(self.results)
+        return np.where(known, self.results[np.where(known, codes, 0)], self.default)
+
+
+def _rank(values: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """The place of each entry among sorted values; after the last for what is none of them."""
+    if not len(values):
+        return np.zeros(column.shape, dtype=np.int64)
+    place = np.minimum(np.searchsorted(values, column), len(values) - 1)
+    return np.where(values[place] == column, place, len(values))
 
 
 def _parts(count: int, longest: int) -> Iterator[tuple[int, int]]:

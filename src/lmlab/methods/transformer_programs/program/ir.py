@@ -11,11 +11,11 @@ import keyword
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmlab.errors import UserError, did_you_mean
-from lmlab.methods.transformer_programs.program.tables import Classifier, Embeddings
+from lmlab.methods.transformer_programs.program.tables import PLACEHOLDER, Classifier, Embeddings
 
 FORMAT = "transformer-program-ir/1"
 Value = str | int
@@ -94,6 +94,7 @@ class Program:
         bos, eos: marks; where a sequence begins or ends with them, so does the answer.
         vocabulary: the tokens that are known; None if no file says so.
         max_length: places that the program knows, marks included; None if any number.
+        bounded: it runs on no more places although nothing reads positions, because its tables hold no further.
         lower, replace_numbers: tokens are read in lower case; each run of their digits is read as @.
         about: what else its file says, kept as it is.
     """
@@ -109,6 +110,7 @@ class Program:
     eos: str = "</s>"
     vocabulary: tuple[str, ...] | None = None
     max_length: int | None = None
+    bounded: bool = False
     lower: bool = False
     replace_numbers: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -147,9 +149,14 @@ class Program:
         return None
 
     @property
+    def bound_by(self) -> str | None:
+        """Why the program is bound to its `max_length`; None if it is not."""
+        return self.reads_positions or ("its tables hold for no more" if self.bounded else None)
+
+    @property
     def longest(self) -> int | None:
         """The greatest number of places that it can run on; None for any."""
-        return self.max_length if self.reads_positions else None
+        return self.max_length if self.bound_by else None
 
     def size(self) -> dict[str, int]:
         """How long it is: nodes, pairs of predicates, rows of tables, features and rows of the classifier."""
@@ -201,6 +208,8 @@ def check(program: Program, where: str) -> Program:
             _check_lookup(program, node, place)
     for name in program.numerical - all_names:
         raise UserError(f"{where}: the numerical variable '{name}' does not exist. {did_you_mean(name, all_names)}")
+    if program.bounded and program.max_length is None:
+        raise UserError(f"{where}: 'bounded' needs 'max_length', which says to how many places.")
     for mark in (program.bos, program.eos):
         if spelled(mark, program.lower, program.replace_numbers) != mark:
             raise UserError(f"{where}: the mark {mark!r:.60} would be spelled otherwise.", "Choose another mark.")
@@ -261,6 +270,18 @@ def _check_classifier(program: Program, where: str) -> None:
         rows = program.classifier.rows_of(name)
         if name in program.numerical and set(rows) != {"_"}:
             raise UserError(f"{where}: the classifier must have the one row '_' for the numerical variable '{name}'.")
+
+
+def add_constant(program: Program, row: tuple[float, ...]) -> Program:
+    """Add a row to all logits: to that of the constant 1, which is there for it."""
+    if not any(row):
+        return program
+    if "ones" not in program.inputs:
+        program = replace(program, inputs=(*program.inputs, "ones"), numerical=program.numerical | {"ones"})
+    weights = dict(program.classifier.weights)
+    before = weights.get("ones", {}).get(PLACEHOLDER, (0.0,) * len(row))
+    weights["ones"] = {PLACEHOLDER: tuple(a + b for a, b in zip(before, row, strict=True))}
+    return replace(program, classifier=Classifier(program.labels, weights))
 
 
 def variables_of_categories(program: Program) -> Iterator[str]:

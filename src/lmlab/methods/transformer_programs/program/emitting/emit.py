@@ -6,36 +6,66 @@ sorted: equal programs give equal text.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lmlab.methods.transformer_programs.program.domains import PADDING, domains, partners, with_counts
 from lmlab.methods.transformer_programs.program.emitting import helpers
 from lmlab.methods.transformer_programs.program.emitting.bodies import predicate_lines, table_lines
+from lmlab.methods.transformer_programs.program.emitting.enums import Enumerations
 from lmlab.methods.transformer_programs.program.emitting.layout import WIDTH, call, collection, literal, wrapped_head
 from lmlab.methods.transformer_programs.program.emitting.names import argument_names, local_names
 from lmlab.methods.transformer_programs.program.files import EMBEDDINGS, WEIGHTS
 from lmlab.methods.transformer_programs.program.ir import SELECT_SUM, Lookup, Node, Program, Select, Value
 
+Tables = Literal["csv", "enum"]
 
-def to_python(program: Program) -> str:
-    """The text of `program.py`; its tables are those that `save_program` writes."""
-    emitter = _Emitter(program)
+
+def to_python(program: Program, tables: Tables = "csv") -> str:
+    """The text of `program.py`; its tables are those that `save_program` writes.
+
+    Arguments:
+        tables: where the categories of words stand: in a CSV file beside the text, or in it, as enumerations.
+
+    Raises:
+        UserError: enumerations are asked for, but the categories have no names that they could have.
+    """
+    emitter = _Emitter(program, Enumerations(program) if tables == "enum" and program.embeddings is not None else None)
     return emitter.text()
 
 
 class _Emitter:
-    def __init__(self, program: Program) -> None:
-        self.program, self.domains = program, domains(program)
+    def __init__(self, program: Program, enums: Enumerations | None) -> None:
+        self.program, self.domains, self.enums = program, domains(program), enums
+        if enums is not None:
+            self.program, self.domains = enums.named(program), enums.domains(self.domains)
+            program = self.program
         self.needed = program.live | (set(program.classifier.features) & program.numerical)
         for node in reversed(program.nodes):
             if node.name in self.needed:
                 self.needed |= set(node.reads)
         self.nodes = [node for node in program.nodes if node.name in self.needed]
+        self.reads_words = program.embeddings is not None and (
+            enums is None or any(name in self.needed and name.startswith("num_var") for name in program.inputs)
+        )
         functions = {f"{'match' if isinstance(node, Select) else 'table'}_{node.name}" for node in self.nodes}
+        if enums is not None:
+            functions |= enums.names
         self.names = local_names(program.variables, functions)
+        self.known = self._known()
+
+    def _known(self) -> str | None:
+        """What the text calls the words that it knows; None where it knows any."""
+        words, embeddings = self.program.vocabulary, self.program.embeddings
+        if embeddings is not None and not self.reads_words:
+            words = words or embeddings.words
+        elif embeddings is not None and (words is None or set(words) | {PADDING} == {*embeddings.words, PADDING}):
+            return "WORDS"
+        return None if words is None else "VOCABULARY"
 
     def text(self) -> str:
         program, title = self.program, str(self.program.about.get("task", ""))
         title = f" ({title})" if title.isidentifier() else ""
-        files = WEIGHTS if program.embeddings is None else f"{WEIGHTS} and {EMBEDDINGS}"
+        files = f"{WEIGHTS} and {EMBEDDINGS}" if self.reads_words else WEIGHTS
         heads = any(isinstance(node, Select) for node in self.nodes)
         parts = [helpers.HEAD.format(title=title, files=files, types="Callable, Sequence" if heads else "Sequence")]
         if program.replace_numbers:
@@ -45,10 +75,14 @@ class _Emitter:
         if any(isinstance(node, Select) and node.op == SELECT_SUM for node in self.nodes):
             parts.append(helpers.SELECT_SUM)
         parts.append(helpers.READ_WEIGHTS.format(weights=WEIGHTS))
-        if program.embeddings is not None:
+        if self.enums is not None:
+            parts[0] = parts[0].replace("from pathlib", "from enum import StrEnum\nfrom pathlib", 1)
+            parts.append("\n".join(self.enums.lines()))
+        if self.reads_words:
             parts.append(helpers.READ_WORDS.format(embeddings=EMBEDDINGS))
-        elif program.vocabulary is not None:
-            known = [word for word in program.vocabulary if word != PADDING]
+        if self.known == "VOCABULARY":
+            words = program.vocabulary or (program.embeddings.words if program.embeddings is not None else ())
+            known = [word for word in words if word != PADDING]
             parts.append("\n".join(collection("VOCABULARY = ", known, 0, "")) + "\n")
         if program.lower or program.replace_numbers:
             how = "token.lower()" if program.lower else "token"
@@ -118,8 +152,13 @@ class _Emitter:
         if program.lower or program.replace_numbers:
             given = "spelled"
             lines.append("    spelled = [spell(token) for token in tokens]")
-        known = "WORDS" if program.embeddings is not None else "VOCABULARY" if program.vocabulary is not None else None
-        if known is not None and "<unk>" in (program.vocabulary or ()):
+        lines += [
+            f"    if {literal(PADDING)} in {given}:",
+            f'        raise ValueError("{PADDING!r} is a reserved mark")',
+        ]
+        known = self.known
+        words = program.vocabulary or (program.embeddings.words if program.embeddings is not None else ())
+        if known is not None and "<unk>" in words:
             lines += [f'    known = [token if token in {known} else "<unk>" for token in {given}]']
         elif known is not None:
             lines += [
@@ -153,6 +192,8 @@ class _Emitter:
     def _category(self, name: str) -> str:
         embeddings = self.program.embeddings
         assert embeddings is not None
+        if self.enums is not None and name not in self.program.numerical:
+            return f"{self.enums.table_name(name)}[token]"
         column = f"WORDS[token][{list(embeddings.columns).index(name)}]"
         if name in self.program.numerical:
             return f"float({column})"
@@ -172,6 +213,8 @@ class _Emitter:
             letters = ", ".join(f"x{place}" for place in range(len(arguments)))
             result, source = f"        table_{node.name}({letters})", [*arguments, "strict=True"]
             line = f"{result} for {letters} in zip({', '.join(source)})"
+            if len(target) + len(line.lstrip()) + len("     = []") <= WIDTH:
+                return [f"    {target} = [{line.lstrip()}]"]
             lines = [line] if len(line) <= WIDTH else [result, *call(f"        for {letters} in zip", source)]
             return [f"    {target} = [", *lines, "    ]"]
         causal = repr(node.causal or self.program.autoregressive)
@@ -188,5 +231,5 @@ class _Emitter:
 def type_of(domain: frozenset[Value] | None) -> str:
     if domain is None:
         return "str | int"
-    kinds = {type(each) for each in domain}
+    kinds = {str if isinstance(each, str) else int for each in domain}
     return {frozenset({int}): "int", frozenset({str}): "str"}.get(frozenset(kinds), "str | int")

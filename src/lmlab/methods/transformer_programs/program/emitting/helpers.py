@@ -107,5 +107,5 @@ if __name__ == "__main__":
 HELPERS = {
     "read_table", "select_closest", "select_sum", "read_weights", "read_words", "add_categories", "add_numbers", "run",
     "csv", "sys", "Callable", "Sequence", "Path", "FOLDER", "LABELS", "ROWS", "WORDS", "known", "logits", "answers",
-    "scores", "annotations", "VOCABULARY", "re", "spell",
+    "scores", "annotations", "VOCABULARY", "re", "spell", "StrEnum",
 }  # fmt: skip

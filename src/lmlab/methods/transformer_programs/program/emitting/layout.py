@@ -51,8 +51,14 @@ def if_all(tests: Sequence[str]) -> list[str]:
     return ["    if (", f"        {first}", *(f"        and {test}" for test in others), "    ):"]
 
 
+class Identifier(str):
+    """A text that is written as the name of what is equal to it; only for names that are known to be identifiers."""
+
+
 def literal(value: Any) -> str:
     """A value as a Python literal: whatever a text holds, it stays a text."""
+    if isinstance(value, Identifier):
+        return str(value)
     text = repr(value)
     if not isinstance(value, str) or text.startswith('"') or value.count('"') > value.count("'"):
         return text
