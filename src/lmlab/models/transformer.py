@@ -309,6 +309,11 @@ class Transformer(nn.Module):
         """The logits [B, T, V] of a residual stream after the last block."""
         return self.logits_of(self._leave(x_BTD, None))
 
+    def enter(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        """The residual stream [B, T, D] before the first block, of tokens at these positions."""
+        tokens = Tokens(self._embed(input_ids_BT, None), self.config.causal, position_ids_BT=position_ids_BT)
+        return self._enter(tokens, position_ids_BT, None)
+
     def end_step(self, counts_LE: Tensor) -> None:
         """What routers do after each step of the optimizer: forget the counts of the global batch, and move the biases
         that balance loads.

@@ -109,7 +109,7 @@ def attend(
         _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
         return _flex(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
     if backend == "one query":
-        return _one_query(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
+        return one_query(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
     if soft_cap is not None:  # PyTorch's attention has none
         return attend_with_pattern(q_BNTH, k_BKSH, v_BKSH, visibility, lambda pattern: pattern, soft_cap)
     return _sdpa(q_BNTH, k_BKSH, v_BKSH, visibility)
@@ -180,14 +180,18 @@ def _sdpa(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility
     return out.transpose(1, 2)
 
 
-def _one_query(
-    q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, soft_cap: float | None
-) -> Tensor:
+def one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibility, soft_cap: float | None) -> Tensor:
+    """As `attend`, for the newest token of each row, without gradients."""
     batch, heads, _, width = q_BN1H.shape
     if visibility.window is not None and visibility.unwindowed.is_plain:
         k_BKSH, v_BKSH = (x[:, :, -visibility.window :] for x in (k_BKSH, v_BKSH))  # the window and nothing else
         visibility = Visibility(1, k_BKSH.shape[2])
     kv_heads, slots = k_BKSH.shape[1:3]
+    if q_BN1H.device.type == "cpu" and soft_cap is None:
+        # the heads of a group read the same keys: as so many queries of one head they are PyTorch's fused kernel's
+        mask = None if visibility.is_plain else visibility.mask(q_BN1H.device)
+        grouped_BKGH = q_BN1H.reshape(batch, kv_heads, -1, width)
+        return F.scaled_dot_product_attention(grouped_BKGH, k_BKSH, v_BKSH, attn_mask=mask).view(batch, 1, heads, width)
     queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
     keys = k_BKSH.reshape(-1, slots, width).transpose(1, 2)
     # a GPU gives the sums as it has them; rounded to half precision, large scores would lose more than a tenth

@@ -21,6 +21,7 @@ from lmlab.errors import UserError
 from lmlab.gemm import fast_inference
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, Guide
+from lmlab.models.generation.lean import LeanStep, can_be_lean
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.generation.static import StaticStep, can_be_static
 from lmlab.models.memory.memory import Memory
@@ -169,6 +170,7 @@ class Decoding:
             static_after = _STATIC_AFTER if self._device.type == "cuda" else None
         self._static_after = static_after
         self._static: StaticStep | None = None
+        self._lean: LeanStep | None = None
         self._steps = 0  # on the rows as they are now
         self._cache: KVCache | None = None
         self.rows: list[Continuation] = []
@@ -271,6 +273,10 @@ class Decoding:
             self._static = StaticStep(self._model, cache)
         if self._static is not None:
             return self._static.run(ids_R1)
+        if self._steps == 1:
+            self._lean = LeanStep(self._model) if can_be_lean(self._model, cache) else None
+        if self._lean is not None:
+            return self._lean.run(ids_R1, cache)
         logits_RTV: Tensor = self._model(ids_R1, cache=cache, logits="last").logits_BTV
         return logits_RTV[:, 0].float()
 
