@@ -175,7 +175,7 @@ def load(place: str | Path, *, precision: str = "fp32", adapter: str | Path | No
 
     Arguments:
         place: a Hugging Face directory, a GGUF file, a checkpoint, a stage's directory, or a run.
-        precision: of the weights: `fp32`, `bf16`, or `auto`, the faster one here.
+        precision: of the weights: `fp32`, `bf16`, `auto` (the faster one here), or `int8` or `int4` on a CPU.
         adapter: LoRA adapters as `peft` stores them, to fold in.
 
     Raises:

@@ -9,11 +9,12 @@ import os
 import platform
 import time
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from lmlab import __version__
+from lmlab.config import Precision
 from lmlab.errors import UserError
 from lmlab.files import cache_directory, read_json, write_json
 from lmlab.gemm import mm
@@ -37,12 +38,17 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def select_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype of a precision: "bf16", "fp32", or "auto" (bf16 where the hardware multiplies it
-    fast).
+    """Return the compute dtype of a precision: "bf16", "fp32", "auto" (bf16 where the hardware multiplies it fast), or
+    bf16 for packed weights ("int8", "int4").
+
+    Raises:
+        UserError: there is no such precision.
     """
+    if precision not in get_args(Precision):
+        raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16, auto, int8 or int4.")
     if precision == "auto":
         precision = "bf16" if _fast_bf16(device) else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -26,7 +26,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False),
 ]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16, auto (the faster one here), or int8 or int4 on a CPU.")]
 
 
 @app.callback(invoke_without_command=True)

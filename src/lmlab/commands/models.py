@@ -47,7 +47,13 @@ MinP = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)
 ]
-Precision = Annotated[str, typer.Option(help="Type of the weights: fp32, bf16, or auto, the faster one here.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Type of the weights: fp32, bf16, auto (the faster of both here), or on a CPU int8 or int4, which write"
+        " faster and slightly other texts."
+    ),
+]
 BeforeText = Annotated[
     str | None,
     typer.Option(
@@ -287,11 +293,11 @@ def load_model(path: Path, precision: str, adapter: Path | None) -> tuple[Model,
     from lmlab.hardware import reuse_memory, select_device, select_dtype
     from lmlab.runs import Model
 
-    if precision not in ("fp32", "bf16", "auto"):
-        raise UserError(f"Unknown precision '{precision}'.", "Use fp32, bf16 or auto.")
+    device = select_device()
+    select_dtype(precision, device)  # refuses a name before a model is looked for
     reuse_memory()
-    device, found = select_device(), Model.find(path)
-    return found, found.load(device, select_dtype(precision, device), adapter=adapter), found.tokenizer()
+    found = Model.find(path)
+    return found, found.load_in(precision, device, adapter=adapter), found.tokenizer()
 
 
 def _bytes(text: str) -> int:

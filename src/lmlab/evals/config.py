@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.config import NO_INFLUENCE, Config, Flag, Precision
 from lmlab.distributed import Backend
 
 TooLong = Literal["error", "truncate", "skip"]
@@ -24,7 +24,8 @@ class MeasuringOptions(Config):
         stride: how far that window slides, by default half of it.
         begin: whether the begin mark stands before the `first` window of a document or before `every` one; `auto` is
             what the model needs: Gemma every one, others the first.
-        precision: of the model: fp32, bf16, or auto, the faster one here.
+        precision: of the model: fp32, bf16, auto (the faster one here), or int8 or int4 on a CPU, which change figures
+            a little.
         workers: processes over which the tasks are spread, each with its own copy of the model.
         backend: where they run: processes of this machine, or ray: of the cluster of RAY_ADDRESS.
     """
@@ -35,7 +36,7 @@ class MeasuringOptions(Config):
     window: int = Field(default=256, ge=2)
     stride: PositiveInt | None = None
     begin: Literal["auto", "first", "every"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
     backend: Annotated[Backend, NO_INFLUENCE] = "processes"
 

@@ -59,7 +59,7 @@ class Evaluator:
                 read_config(found.path)
             except UserError as reason:
                 return cls(TransformersScorer(_load_other(found.path, where, dtype, reason)), found.tokenizer())
-        model = found.load(where, dtype)
+        model = found.load_in(precision, where)
         return cls(ModelScorer(model, precision), found.tokenizer(), model, found.end_token_ids())
 
     @property

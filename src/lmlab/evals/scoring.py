@@ -59,7 +59,7 @@ class ModelScorer:
 
     Arguments:
         model: of which no copy is made.
-        precision: `fp32`, `bf16`, or `auto`: the faster one.
+        precision: `fp32`, `bf16`, or `auto`: the faster one. That of packed weights is told and computed in bf16.
         share: compute shared beginnings once.
         batch_tokens: the most tokens of a batch, by default as many as are fast and fit the memory.
     """
@@ -71,7 +71,8 @@ class ModelScorer:
         self.device = model.embedding.weight.device
         self.dtype = select_dtype(precision, self.device)
         self.max_seq_len = model.config.max_seq_len
-        self.description = f"lmlab, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}"
+        kept = precision if precision in ("int8", "int4") else "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        self.description = f"lmlab, {kept}"
 
     def score(self, windows: Sequence[Window]) -> Iterator[tuple[int, Score]]:
         """The number of each window and its score, in any order, as they come."""

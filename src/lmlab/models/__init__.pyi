@@ -18,6 +18,7 @@ from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.defaults import end_token_ids, generation_defaults
 from .generation.generate import Completion, GrowingText, generate, stream
+from .generation.packing import pack_weights
 from .generation.shared import common_beginning, continue_shared
 from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
@@ -107,6 +108,7 @@ __all__ = [
     "merge_lora",
     "named_tensors",
     "near_log_probs",
+    "pack_weights",
     "read_config",
     "read_rows",
     "read_settings",

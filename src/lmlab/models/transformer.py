@@ -35,6 +35,7 @@ from lmlab.models.internals.parts import part
 from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.norm import make_norm
+from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient, embed_tied
 from lmlab.models.loss import Targets, TokenLoss, fused_cross_entropy, score_targets, token_log_probs
@@ -410,7 +411,11 @@ class Transformer(nn.Module):
 
     def logits_of(self, hidden_BTD: Tensor) -> Tensor:
         """The logits [..., V] of final hidden states [..., D]."""
-        logits_BTV, bias_V = linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype)), self.head_bias_V
+        bias_V = self.head_bias_V
+        if isinstance(self.head, PackedLinear):
+            logits_BTV = self.head(hidden_BTD)[..., : self.config.vocab_size]
+        else:
+            logits_BTV = linear(hidden_BTD, self.head_weight_VD.to(hidden_BTD.dtype))
         if bias_V is not None:
             logits_BTV = logits_BTV + bias_V.to(logits_BTV.dtype)
         return cap(logits_BTV, self.config.logit_soft_cap)

@@ -236,6 +236,26 @@ class Model(Artifact):
             remove_lora(model, merge=True)
         return model
 
+    def load_in(
+        self, precision: str, device: torch.device | str = "cpu", *, adapter: str | Path | None = None
+    ) -> Transformer:
+        """The network to be read and not trained, in a precision (`lmlab.hardware.Precision`).
+
+        Raises:
+            UserError: there is no such precision, or it is not for this model or device.
+        """
+        import torch
+
+        from lmlab.hardware import select_dtype
+        from lmlab.models import pack_weights
+
+        device = torch.device(device)
+        packs = precision in ("int8", "int4")
+        # packed from the weights as they are stored, not from what bf16 leaves of them
+        dtype = torch.float32 if packs and device.type == "cpu" else select_dtype(precision, device)
+        model = self.load(device, dtype, adapter=adapter)
+        return pack_weights(model, "int8" if precision == "int8" else "int4") if packs else model
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that belongs to it.
 

@@ -12,7 +12,7 @@ from lmlab.endpoints.engine.engine import Engine
 from lmlab.endpoints.engine.guides import Guides
 from lmlab.endpoints.engine.tools import told
 from lmlab.errors import UserError
-from lmlab.hardware import select_device, select_dtype
+from lmlab.hardware import select_device
 from lmlab.models import DecodingConfig, SoftPrompt, Transformer
 from lmlab.runs import Model
 
@@ -68,7 +68,7 @@ class ServedModel:
             UserError: there is none, or it cannot be read.
         """
         device, found = select_device(), Model.find(place)
-        network = found.load(device, select_dtype(precision, device))
+        network = found.load_in(precision, device)
         return cls(str(place), network, found.tokenizer(), found.end_token_ids(), found.generation_defaults())
 
     def positions_before(self, context: str | None) -> int:

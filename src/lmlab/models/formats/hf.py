@@ -142,7 +142,10 @@ def save_pretrained(
     token_ids, generation = ({}, {}) if companions is None else _copy_companions(companions, directory)
     parameters = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     if unknown := [name for name in parameters if "lora_" in name or name.endswith(".packed")]:
-        raise ValueError(f"the model has adapters ({unknown[0]}, ...); merge or remove them before it is saved")
+        raise ValueError(
+            f"the model has adapters or packed weights ({unknown[0]}, ...); merge or remove adapters before it is"
+            " saved, or read it in fp32 or bf16"
+        )
     layout = Layout(model.config, family, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     write_json(directory / "generation_config.json", token_ids | generation | given)
     write_weights(directory, layout, parameters, dtype, max_shard_bytes)

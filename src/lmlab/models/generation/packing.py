@@ -1,0 +1,55 @@
+"""A whole model with its weights in 8 or 4 bits, for reading and writing texts on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lmlab.errors import UserError
+from lmlab.models.layers.linear import Linear
+from lmlab.models.layers.packed import PackedLinear, Packing, can_be_packed
+from lmlab.models.transformer import Transformer
+
+
+@torch.no_grad()
+def pack_weights(model: Transformer, kind: Packing) -> Transformer:
+    """Keep the linear layers of the blocks, and the output matrix, in 8 or 4 bits (`PackedLinear`); return the model.
+
+    What is not packed is in bf16: embeddings, norms, routers, stacked experts, layers of sizes that no kernel takes.
+    The output matrix has 8 bits in both cases, as files of 4 bits keep it too: errors there are errors of every
+    probability. If it is also the input's table, that stays as it is, and one packed copy more is in memory.
+
+    A packed model reads, scores and generates; it is neither trained nor saved.
+
+    Raises:
+        UserError: the model is not on a CPU, carries adapters, or has no layer that can be packed.
+    """
+    if model.embedding.weight.device.type != "cpu":
+        raise UserError(f"precision {kind}: packed weights are for CPUs.", "Use bf16 on a GPU.")
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise UserError(f"precision {kind}: the model has adapters beside its weights.", "Fold them in first.")
+    packed = 0
+    for block in model.blocks:
+        for owner in list(block.modules()):
+            for name, layer in list(owner.named_children()):
+                if can_be_packed(layer, kind):
+                    assert isinstance(layer, nn.Linear)
+                    setattr(owner, name, PackedLinear(layer, kind))
+                    packed += 1
+    if not packed:
+        raise UserError(
+            f"precision {kind}: no layer of the model has a size that packed weights can have.",
+            "Use bf16.",
+        )
+    head = model.head if model.head is not None else _with_weight(model.embedding.weight)
+    if can_be_packed(head, "int8") and model.config.lm_head and model.score is None:
+        model.head = PackedLinear(head, "int8")
+    return model.to(torch.bfloat16).requires_grad_(False)
+
+
+def _with_weight(weight_NK: torch.Tensor) -> Linear:
+    """A linear layer that shares this weight."""
+    with torch.device("meta"):
+        layer = Linear(weight_NK.shape[1], weight_NK.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight_NK.detach(), requires_grad=False)
+    return layer

@@ -1,0 +1,128 @@
+"""Linear layers whose weights are kept in 8 or 4 bits, for inference on a CPU: what decoding waits for is the memory
+that weights are read from.
+
+`int8` has 8 bits a number and a scale for each row; `int4` has 4 bits and, for each 32 numbers of a row, a scale and a
+zero point in bf16, as the 4-bit blocks of GGUF files have: what was read from such a file is met again. Activations are
+not rounded. The products are PyTorch's own kernels.
+
+Shapes: N outputs, K inputs, M rows, G groups of a row.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmlab.models.layers.linear import Linear
+
+Packing = Literal["int8", "int4"]
+_GROUP = 32  # numbers of int4 that share a scale; also of GGUF's blocks
+_WIDTH = 16  # PyTorch's kernels take numbers of rows and columns that this divides
+_FEW_ROWS = 32  # for more, to form the weight once in bf16 costs less than the kernel for few rows
+_MIDDLE = 8  # kernels read a 4-bit number q as (q - 8) * scale + zero
+_SHRINKS = (1.0, 0.95, 0.9, 0.85)  # of a group's range: to cut its ends may leave a smaller error than to reach them
+
+
+class PackedLinear(Linear):
+    """A frozen linear layer with a packed weight. Products are in bf16; what is given in another type is rounded to it.
+
+    Arguments:
+        base: the layer whose weight is packed, and whose bias is taken over.
+
+    Attributes:
+        packed: the weight's numbers: int8 [N, K], or the kernel's own order of 4-bit numbers.
+        scales: bf16, [N], or scales and zero points [G, N, 2].
+    """
+
+    packed: Tensor
+    scales: Tensor
+
+    def __init__(self, base: nn.Linear, kind: Packing) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.kind = base.in_features, base.out_features, kind
+        self.bias = base.bias
+        weight_NK = base.weight.detach().float()
+        packed, scales = _int8(weight_NK) if kind == "int8" else _int4(weight_NK)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight that is applied, formed anew: [N, K], in bf16."""
+        if self.kind == "int8":
+            return self.packed * self.scales[:, None]
+        # the kernel alone knows its order of numbers: it gives the columns of the weight for those of the identity
+        identity_KK = torch.eye(self.in_features, dtype=torch.bfloat16)
+        return self._few_rows(identity_KK).t().contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., K] to [..., N]."""
+        rows_MK = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        learns = torch.is_grad_enabled() and x.requires_grad  # the kernels have no gradients
+        if learns or (self.kind == "int8" and len(rows_MK) > _FEW_ROWS):
+            product_MN = F.linear(rows_MK, self.weight)
+        else:
+            product_MN = self._few_rows(rows_MK)
+        if self.bias is not None:
+            product_MN = product_MN + self.bias.to(product_MN.dtype)
+        return product_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _few_rows(self, rows_MK: Tensor) -> Tensor:
+        rows_MK = rows_MK.contiguous()
+        if self.kind == "int8":
+            product: Tensor = torch.ops.aten._weight_int8pack_mm(rows_MK, self.packed, self.scales)
+        else:
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows_MK, self.packed, _GROUP, self.scales)
+        return product
+
+
+def can_be_packed(layer: nn.Module, kind: Packing) -> bool:
+    """Whether PyTorch has a kernel for a layer of this size."""
+    if type(layer) is not Linear:
+        return False
+    return not (layer.out_features % _WIDTH or layer.in_features % (_WIDTH if kind == "int8" else _GROUP))
+
+
+def _int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    # the scale as the kernel has it, so that numbers are rounded to what they will stand for
+    scales_N = (weight_NK.abs().amax(1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+    numbers = (weight_NK / scales_N[:, None].float()).round().clamp(-127, 127)
+    return numbers.to(torch.int8), scales_N
+
+
+def _int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    numbers, scales, zeros = round_to_4_bits(weight_NK)
+    pairs_GN2 = torch.stack((scales.t(), zeros.t()), -1).contiguous()
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1), pairs_GN2
+
+
+def round_to_4_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers q from 0 to 15, int32 [N, K], and in bf16 the scales s and zero points z, [N, G]: each weight is near
+    (q - 8) s + z of its group.
+
+    Several scales are tried and the one with the smallest squared error is taken: from end to end of the group, over
+    somewhat less, and from the number that is greatest without its sign, at q = 0 with z = 0, as GGUF's Q4_0 has it.
+    """
+    groups_NGW = weight_NK.unflatten(1, (-1, _GROUP))
+    low, high = groups_NGW.aminmax(dim=-1, keepdim=True)
+    greatest = torch.where(-low > high, low, high)
+    candidates = [((high - low) / 15 * each, (high + low) / 2 + (high - low) / 30 * each) for each in _SHRINKS]
+    candidates.append((greatest / -_MIDDLE, torch.zeros_like(greatest)))
+    best_q, best_s, best_z, least = None, greatest, greatest, greatest
+    for scale, zero in candidates:
+        s, z = (each.to(torch.bfloat16).float() for each in (scale, zero))
+        q = ((groups_NGW - z) / torch.where(s == 0, torch.ones_like(s), s)).round().clamp(-_MIDDLE, 7)
+        error = (q * s + z - groups_NGW).square().sum(-1, keepdim=True)
+        if best_q is None:
+            best_q, best_s, best_z, least = q, s, z, error
+            continue
+        better = error < least
+        best_q, best_s, best_z, least = (
+            torch.where(better, new, old) for new, old in ((q, best_q), (s, best_s), (z, best_z), (error, least))
+        )
+    assert best_q is not None
+    numbers = (best_q + _MIDDLE).to(torch.int32).flatten(1)
+    return numbers, best_s[..., 0].to(torch.bfloat16), best_z[..., 0].to(torch.bfloat16)
