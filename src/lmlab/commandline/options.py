@@ -98,12 +98,14 @@ def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> Path:
     from lmlab.hardware import reuse_memory
     from lmlab.progress import console
     from lmlab.runs import print_plan, run_recipe
+    from lmlab.threads import settle
 
     directory = out or Path("runs") / recipe.name
     if dry_run:
         print_plan(recipe, directory)
         return directory
     reuse_memory()
+    settle()
     console.quiet = not world().is_main
     run_recipe(recipe, directory, redo)
     report_path = directory / "report.html"

@@ -197,8 +197,10 @@ def harness(
     from lmlab.evals.eleuther.harness import run_harness
     from lmlab.evals.evaluator import Evaluator
     from lmlab.files import write_json
+    from lmlab.threads import settle
 
     reuse_memory()
+    settle()
     evaluator = Evaluator.load(model, precision=precision)
     found = run_harness(evaluator, names, limit, num_fewshot, include)
     from lm_eval.utils import make_table

@@ -102,8 +102,10 @@ def generate(
     from lmlab.models import find_soft_prompt, stream
     from lmlab.stages.generate import complete_texts, generation_config
     from lmlab.terminal import printable
+    from lmlab.threads import adapt
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    adapt()
     found, network, tokenizer = load_model(model, precision, adapter)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -174,7 +176,9 @@ def chat(
     from lmlab.commands.chat import Conversation
     from lmlab.models import find_soft_prompt
     from lmlab.terminal import printable
+    from lmlab.threads import adapt
 
+    adapt()
     found, network, tokenizer = load_model(model, precision, adapter)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -292,10 +296,12 @@ def load_model(path: Path, precision: str, adapter: Path | None) -> tuple[Model,
     """A model by its place, its network with adapters folded in, and its tokenizer."""
     from lmlab.hardware import reuse_memory, select_device, select_dtype
     from lmlab.runs import Model
+    from lmlab.threads import settle
 
     device = select_device()
     select_dtype(precision, device)  # refuses a name before a model is looked for
     reuse_memory()
+    settle()
     found = Model.find(path)
     return found, found.load_in(precision, device, adapter=adapter), found.tokenizer()
 

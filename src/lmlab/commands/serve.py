@@ -87,6 +87,7 @@ def serve(
     from lmlab.data import ChatConfig, chat_tokenizer
     from lmlab.endpoints.engine.served import ServedModel
     from lmlab.models import find_soft_prompt
+    from lmlab.threads import adapt
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
@@ -105,6 +106,7 @@ def serve(
         server.serve(told, listener, config, open_)
         print("Stopped.", file=sys.stderr)
         return
+    adapt()
     found, network, tokenizer = load_model(model, precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
     contexts = {}

@@ -19,6 +19,7 @@ from lmlab.gemm import fast_inference
 from lmlab.hardware import memory_bytes, select_dtype
 from lmlab.models import KVCache, Targets, Transformer
 from lmlab.progress import progress
+from lmlab.threads import beat
 
 _MAX_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a batch; more is no faster
 _SHARE_OF_MEMORY = 0.1
@@ -83,6 +84,7 @@ class ModelScorer:
             prefix = self._read_prefix(windows[group.trees[0].members[0]].ids[: group.prefix]) if group.prefix else None
             waiting = list(_batches(windows, group, self._budget(group.prefix)))[::-1]
             while waiting:
+                beat(long_work=True)
                 batch = waiting.pop()
                 try:
                     scores = self._run(windows, batch, group.prefix, prefix)

@@ -29,6 +29,7 @@ from lmlab.hardware import (
     select_dtype,
 )
 from lmlab.progress import console, progress
+from lmlab.threads import beat
 from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.config import TrainerConfig
 from lmlab.train.failures import LESS_MEMORY, memory_on_paper, no_labels, not_finite
@@ -262,6 +263,7 @@ class Trainer:
         ordered = by_cost(batch) if self.config.balance_lengths else batch
         parts = list(micro_batches(ordered, self.rows_at_once))
         for number, micro_batch in enumerate(parts, 1):
+            beat(long_work=True)
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
             synchronize_gradients(self.model, self.config.parallel, number == len(parts))
             try:

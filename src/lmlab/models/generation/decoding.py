@@ -27,6 +27,7 @@ from lmlab.models.generation.static import StaticStep, can_be_static
 from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
+from lmlab.threads import beat
 
 Decode = Callable[[Sequence[int]], str]
 FinishReason = Literal["stop", "length", "repetition"]
@@ -251,6 +252,7 @@ class Decoding:
 
     def step(self) -> None:
         """Give every live row a further token."""
+        beat()
         if self._cache is None or not self.live:
             self._cache, self.rows = None, []
             return

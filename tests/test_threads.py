@@ -1,0 +1,132 @@
+"""The number of threads follows what else the machine does, where it may."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import astuple
+
+import pytest
+import torch
+
+from lmlab import threads
+from lmlab.errors import UserError
+from lmlab.threads import Governor, Look
+
+
+class Machine:
+    """Counters that go on as a machine's would: `cores` of them, `others` processes that never rest."""
+
+    def __init__(self, cores):
+        self.cores, self.others, self.set, self.now = cores, 0, [], Look(0.0, 0.0, 0.0, 0.0)
+        self.governor = Governor(cores, look=lambda: self.now, apply=self.set.append)
+
+    def go_on(self, seconds, wants=None):
+        """Let time pass, with looks as often as beats make them; every runnable thread gets the same share."""
+        for _ in range(round(seconds / 0.25)):
+            mine = min(self.governor.threads, wants or self.cores)
+            share = min(1.0, self.cores / (mine + self.others))
+            idle = max(0.0, self.cores - mine - self.others)
+            step = (1.0, mine * share, mine * (1 - share), idle)
+            self.now = Look(*(old + each / 4 for old, each in zip(astuple(self.now), step, strict=True)))
+            self.governor.consider(self.now)
+        return self.governor.threads
+
+
+@pytest.mark.parametrize(("cores", "others", "left"), [(2, 1, 1), (2, 2, 1), (8, 2, 6), (8, 8, 2), (16, 1, 15)])
+def test_threads_that_would_wait_are_given_up_and_taken_back(cores, others, left):
+    machine = Machine(cores)
+    assert machine.go_on(5) == cores and machine.set == []  # alone nothing happens
+    machine.others = others
+    assert machine.go_on(1) == left
+    machine.others = 0
+    assert machine.go_on(30) == cores
+
+
+def test_a_machine_that_stays_busy_is_tried_ever_more_rarely():
+    machine = Machine(2)
+    machine.others = 1
+    machine.go_on(1)
+    for _ in range(20):  # the other one pauses whenever threads are few, so that each try fails
+        machine.others = 0
+        machine.go_on(3)
+        machine.others = 1
+        machine.go_on(3)
+    tries = machine.set.count(2)
+    assert 1 <= tries <= 12
+    machine.others = 0
+    assert machine.go_on(61) == 2
+
+
+def test_it_begins_with_as_many_threads_as_cores_were_free():
+    chosen = []
+    begun = Governor(4, look=lambda: None, apply=chosen.append, since=Look(0.0, 0.0, 0.0, 0.0))
+    begun.consider(Look(1.0, 1.0, 0.0, 0.9))  # one thread read the model, one core stood idle
+    assert chosen == [2]
+    quiet = Governor(4, look=lambda: None, apply=chosen.append, since=Look(0.0, 0.0, 0.0, 0.0))
+    quiet.consider(Look(1.0, 1.0, 0.0, 3.0))
+    assert chosen == [2]
+
+
+def test_without_counters_nothing_changes():
+    governor = Governor(4, look=lambda: None, apply=lambda number: pytest.fail("changed"))
+    governor.beat()
+    assert governor.threads == 4
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    monkeypatch.setattr(threads, "_adapts", None)
+    monkeypatch.setattr(threads, "_baseline", None)
+    monkeypatch.delattr(threads._local, "governor", raising=False)
+    before = torch.get_num_threads()
+    yield monkeypatch
+    torch.set_num_threads(before)
+
+
+def test_the_variable_says_what_may_change(untouched):
+    for word, adapts in ((None, True), ("adaptive", True), ("fixed", False), ("3", False)):
+        untouched.delenv(threads.VARIABLE, raising=False)
+        if word is not None:
+            untouched.setenv(threads.VARIABLE, word)
+        threads.adapt()
+        assert threads._adapts is adapts
+    threads.settle()
+    assert torch.get_num_threads() == 3
+    for word in ("0", "many", "1.5", "²"):
+        untouched.setenv(threads.VARIABLE, word)
+        with pytest.raises(UserError, match="LMLAB_THREADS"):
+            threads.settle()
+
+
+def test_what_is_promised_to_the_last_bit_keeps_its_threads(untouched):
+    untouched.delenv(threads.VARIABLE, raising=False)
+    torch.set_num_threads(2)
+    for _ in range(3):
+        threads.beat(long_work=True)
+        threads._local.governor.consider(Look(time.monotonic() + 60, 1e9, 1e9, 0.0))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the system does not tell how threads wait")
+def test_beside_busy_processes_threads_are_given_up(untouched):
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        pytest.skip("one core")
+    untouched.setenv(threads.VARIABLE, "adaptive")
+    torch.set_num_threads(cores)
+    threads.adapt()
+    x = torch.randn(512, 512)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        deadline = time.monotonic() + 30
+        while torch.get_num_threads() == cores and time.monotonic() < deadline:
+            x @ x
+            threads.beat()
+        assert torch.get_num_threads() < cores
+    finally:
+        for each in others:
+            each.kill()
+            each.wait()
