@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmlab import gemm
+from lmlab import gemm, ways
 
 
 @pytest.fixture(params=[True, False], ids=["by oneDNN", "by the default library"])
-def library(request, monkeypatch):
+def library(request):
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(gemm, "_ONEDNN_IS_FASTER", request.param)
+    with ways.using({"products fp32": "onednn" if request.param else "default"}):
+        yield
 
 
 def operands(*lead, dtype=torch.float32):

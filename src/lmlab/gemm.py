@@ -6,7 +6,8 @@ fp32. It adds up a row of products in one go and MKL in blocks, so its rounding 
 result, 5e-7 against 2.5e-7 for rows of 1,536). That is far below the noise of a gradient; products without gradients,
 by which models are evaluated and compared, stay with MKL unless `fast_inference` asks for speed.
 
-Which library is used depends on the processor alone, so that results do not change from run to run.
+Which library is used depends on the processor, or on what was measured on it (`lmlab.ways`), and does not change
+within a run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+
+from lmlab.ways import way
 
 _fast_inference: ContextVar[bool] = ContextVar("fast_inference", default=False)
 
@@ -103,22 +106,4 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
     plain = a.device.type == "cpu" and a.dtype == torch.float32 and b.dtype == torch.float32
-    return plain and not torch.is_autocast_enabled("cpu") and _ONEDNN_IS_FASTER
-
-
-def _onednn_is_faster() -> bool:
-    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if (
-        not libraries
-        or torch.backends.cpu.get_cpu_capability() != "AVX512"
-        or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        return False
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return "GenuineIntel" not in file.read(4096)
-    except OSError:
-        return False
-
-
-_ONEDNN_IS_FASTER = _onednn_is_faster()  # once, so that compiled code sees a constant
+    return plain and not torch.is_autocast_enabled("cpu") and way("products fp32") == "onednn"

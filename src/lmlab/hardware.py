@@ -18,6 +18,7 @@ from lmlab.config import Precision
 from lmlab.errors import UserError
 from lmlab.files import cache_directory, read_json, write_json
 from lmlab.gemm import mm
+from lmlab.machine import num_cores, processor
 
 _PEAKS = "gemm_peaks.json"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -78,10 +79,9 @@ def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
 
 def _peak_key(device: str, dtype: torch.dtype) -> str:
     """What a peak depends on."""
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
     threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 0
-    return f"{name}, {cores} cores, {threads} threads, {dtype}, torch {torch.__version__}"
+    return f"{name}, {num_cores()} cores, {threads} threads, {dtype}, torch {torch.__version__}"
 
 
 def machine_load() -> float | None:
@@ -128,8 +128,8 @@ def environment() -> dict[str, Any]:
         "lmlab": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor(),
+        "cores": num_cores(),
         "memory_bytes": memory_bytes(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": versions,
@@ -168,14 +168,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlab import ways
 from lmlab.models import KVCache
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.backends import attend
@@ -45,12 +46,12 @@ def with_gradients(qkv, visibility, backend):
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases())
-def test_blocks_of_queries_give_the_numbers_of_the_dense_mask(case):
+@given(cases(), st.sampled_from(["fused", "mixed", "blocks"]))
+def test_every_way_of_a_cpu_gives_the_numbers_of_the_dense_mask(case, way):
     qkv, visibility = case
-    (out, gradients), (expected, expected_gradients) = (
-        with_gradients(qkv, visibility, backend) for backend in ("blocked", "sdpa")
-    )
+    with ways.using({question: way for question in ways.QUESTIONS if question.startswith("attention")}):
+        out, gradients = with_gradients(qkv, visibility, "runs")
+    expected, expected_gradients = with_gradients(qkv, visibility, "sdpa")
     close(out, expected)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         close(ours, theirs)
@@ -95,7 +96,7 @@ def test_documents_on_a_gpu_give_the_numbers_of_the_dense_mask(backend):
             close(ours.float(), theirs.float(), 3e-2)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "flex", "varlen"])
+@pytest.mark.parametrize("backend", ["runs", "blocked", "flex", "varlen"])
 def test_a_back_end_refuses_what_it_cannot_compute(backend):
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(ValueError, match=f"'{backend}' does not handle padding"):
@@ -141,7 +142,7 @@ def test_a_wrong_number_of_inputs_is_refused(make_model):
         attention.heads(torch.randn(1, 2, 3, 32), AttentionContext(Visibility(2, 2)))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "blocked", "flex"])
+@pytest.mark.parametrize("backend", ["sdpa", "runs", "blocked", "flex"])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_back_end_of_a_model_can_be_chosen(backend, make_model, ids):
     model = make_model()

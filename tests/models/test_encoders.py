@@ -256,11 +256,11 @@ def test_what_tokens_see_takes_memory_of_the_length(kind):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("backend", ["blocked", "flex"])
+@pytest.mark.parametrize("backend", ["runs", "blocked", "flex"])
 def test_every_back_end_gives_the_numbers_of_the_mask(backend, documents):
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 300, 8), (2, 2, 300, 8), (2, 2, 300, 8))
-    qkv = [torch.randn(shape, generator=generator).requires_grad_(backend == "blocked") for shape in shapes]
+    qkv = [torch.randn(shape, generator=generator).requires_grad_(backend != "flex") for shape in shapes]
     numbers = (torch.rand(2, 300, generator=generator) < 0.02).cumsum(1)
     runs = (document_starts(numbers), document_stops(numbers)) if documents else (None, None)
     visibility = Visibility(300, 300, runs[0], causal=False, stops_BT=runs[1])
@@ -269,7 +269,7 @@ def test_every_back_end_gives_the_numbers_of_the_mask(backend, documents):
     assert torch.equal(visibility.mask(torch.device("cpu")).expand(2, -1, -1, -1), same.expand(2, -1, -1, -1))
     out = attend(*qkv, visibility, backend)
     close(out, expected, 1e-5)
-    if backend == "blocked":
+    if backend != "flex":
         weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
         found, wanted = (torch.autograd.grad((each * weights).sum(), qkv) for each in (out, expected))
         for ours, theirs in zip(found, wanted, strict=True):

@@ -43,7 +43,7 @@ def visibilities(packed):
 
 @pytest.mark.parametrize("soft_cap", [None, 1.5])
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-@pytest.mark.parametrize("backend", ["sdpa", "blocked", "flex"])
+@pytest.mark.parametrize("backend", ["sdpa", "runs", "blocked", "flex"])
 def test_windows_and_caps_are_the_same_in_every_back_end(backend, packed, soft_cap):
     visibility, mask = visibilities(packed)
     q, k, v = inputs()

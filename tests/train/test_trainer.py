@@ -13,6 +13,7 @@ import pytest
 import torch
 from counting import CountingRows, counting_trainer
 
+from lmlab import ways
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.files import read_json
 from lmlab.train import (
@@ -47,6 +48,27 @@ def _course(directory) -> list[tuple[float, ...]]:
         (row["step"], row["loss"], row["gradient_norm"], row["learning_rate"])
         for row in read_metrics(directory / "metrics.jsonl")
     ]
+
+
+def test_a_resumed_training_computes_by_the_ways_that_it_began_with(tmp_path, monkeypatch):
+    """Also if the machine was measured in between, or if it is another one."""
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "cache"))
+    question, seen = "attention fp32 one long", []
+
+    def note(model):
+        seen.append(ways.way(question))
+        if len(seen) == 1:
+            raise RuntimeError("pulled the plug")
+        return {}
+
+    with ways.using({question: "mixed"}), pytest.raises(RuntimeError):
+        _trainer(tmp_path / "run", evaluate=note, evaluate_every=7).fit()
+    with ways.using({question: "blocks"}):
+        _trainer(tmp_path / "run", evaluate=note, evaluate_every=7).fit()
+        assert ways.way(question) == "blocks"
+    assert set(seen) == {"mixed"} and len(seen) > 2
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert read_json(newest / "state.json")["ways"] == ways.defaults() | {question: "mixed"}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

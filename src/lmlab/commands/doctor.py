@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from typing import Annotated
 
 import typer
 
@@ -12,16 +13,29 @@ from lmlab.commandline.options import example
 app = typer.Typer()
 
 _REQUIREMENT = re.compile(r"""([\w.-]+)[^;]*;.*\bextra\s*==\s*['"]([\w.-]+)['"]""")
+_BUSY = 0.3  # the load of a machine on which figures of speed mean little
 _DEVELOPERS = ("dev", "docs")  # extras that no user of a command needs
 
 
-@app.command(epilog=example("lmlab doctor"))
-def doctor() -> None:
+@app.command(epilog=example("lmlab doctor", "lmlab doctor --tune"))
+def doctor(
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Measure which of several equal ways this processor computes fastest by, in half a minute, and keep"
+            " the answers for all later runs on it. Let the machine be idle meanwhile.",
+        ),
+    ] = False,
+) -> None:
     """Show versions, hardware, measured speed of matrix products, and which extras are installed."""
+    if tune:
+        _tune()
+        return
     import torch
     from rich.table import Table
 
-    from lmlab import plugins
+    from lmlab import plugins, ways
     from lmlab.hardware import environment, gemm_flops, select_device
     from lmlab.progress import short
     from lmlab.reports import format_bytes
@@ -33,6 +47,7 @@ def doctor() -> None:
         table.add_row(key, str(found[key]))
     table.add_row("memory", format_bytes(found["memory_bytes"]) if found["memory_bytes"] else "unknown")
     table.add_row("GPUs", ", ".join(found["gpus"]) or "none")
+    table.add_row("ways to compute", "measured" if ways.was_tuned() else "the defaults; lmlab doctor --tune measures")
     device = select_device()
     for dtype in (torch.float32, torch.bfloat16):
         table.add_row(
@@ -48,6 +63,42 @@ def doctor() -> None:
         used = f" (lmlab {', lmlab '.join(needed[extra])})" if needed[extra] else ""
         table.add_row(f"extra '{extra}'{used}", told)
     Terminal().print(table)
+
+
+def _tune() -> None:
+    """Measure the ways to compute, show what was found, and keep it."""
+    from rich.table import Table
+
+    from lmlab import ways
+    from lmlab.errors import UserError
+    from lmlab.hardware import machine_load, reuse_memory
+    from lmlab.models.tune import measure
+    from lmlab.progress import progress
+    from lmlab.terminal import Terminal
+
+    reuse_memory()  # as commands that train do
+    load, found = machine_load(), []
+    with progress("measure", len(ways.QUESTIONS), "questions") as advance:
+        for each in measure():
+            found.append(each)
+            advance(1)
+    table = Table("what", "milliseconds of each way", "taken", "default")
+    for each in found:
+        told = ", ".join(f"{way} {1000 * seconds:.2f}" for way, seconds in each.seconds.items())
+        question = ways.QUESTIONS[each.question]
+        table.add_row(question.about, told, each.answer, question.default)
+    terminal = Terminal()
+    terminal.print(table)
+    if load is not None:
+        busy = "; measure again when it is idle" if load > _BUSY else ""
+        terminal.print(f"The machine's load before: {load:.2f} of its cores{busy}.")
+    try:
+        ways.remember({each.question: each.seconds for each in found}, {each.question: each.answer for each in found})
+    except OSError as error:
+        raise UserError(
+            f"The answers could not be kept: {error}.", "Set LMLAB_CACHE to a directory that can be written."
+        ) from None
+    terminal.print("Kept for this processor and this version of PyTorch; runs that have begun go on as they began.")
 
 
 def extras() -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.table import Table
 
+from lmlab import ways
 from lmlab.config import flatten, influences
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
@@ -250,6 +251,8 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         console.print(markup("  {}", planned.note))
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
+    answers = StageRecord.read(path).ways if planned.state == "unfinished" else {}
+    answers = from_main(answers or ways.in_force())
     record = StageRecord(
         name=entry.name,
         kind=entry.kind,
@@ -257,13 +260,14 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
         content=dict(planned.content),
         files=dict(planned.files),
         state="unfinished",
+        ways=answers,
         started=_now(),
     )
     record.write(path)
     context = _context(entry, recipe, run, {each.entry.name: each for each in before})
     start = time.monotonic()
     try:
-        with doing(f"the stage '{entry.name}' ({entry.kind})"):
+        with doing(f"the stage '{entry.name}' ({entry.kind})"), ways.using(answers):
             if entry.stage.distributed:
                 from_main("go")
                 results = entry.stage.run(entry.config, context)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lmlab import ways
 from lmlab.data import Batch, Loader
-from lmlab.distributed import world
+from lmlab.distributed import from_main, world
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.hardware import (
     gemm_flops,
@@ -115,6 +116,7 @@ class Trainer:
         self._best = math.inf
         self._read = loader.state()  # of the last whole step
         self._load: float | None = None
+        self._ways: dict[str, str] = {}  # of the steps before the newest checkpoint
         self._whole = True  # no step of the optimizer is under way
         self._unfinished: dict[str, Any] | None = None  # its row, if its evaluation was stopped
 
@@ -141,6 +143,11 @@ class Trainer:
 
     def _fit(self) -> dict[str, Any]:
         self._resume()
+        # every step of a run, and every process of it, computes in one way
+        with ways.using(from_main(self._ways or ways.in_force())):
+            return self._fit_in_one_way()
+
+    def _fit_in_one_way(self) -> dict[str, Any]:
         total = self.total_steps
         log = (
             MetricLog(self.directory, self.step, self.config.track, self.config.model_dump(mode="json"))
@@ -364,6 +371,7 @@ class Trainer:
         state |= {
             "rows_at_once": self.rows_at_once,
             "precision": _name(self.dtype),
+            "ways": ways.in_force(),
             "figures": {name: value for name, value in self._figures.items() if math.isfinite(value)},
             "best": self._best if math.isfinite(self._best) else None,
             "unfinished": self._unfinished,
@@ -389,6 +397,7 @@ class Trainer:
         self._best = math.inf if state["best"] is None else state["best"]
         self._unfinished = state.get("unfinished")
         self.empty = int(state.get("empty", 0))
+        self._ways = state.get("ways") or {}
 
     def _changes(self, state: dict[str, Any]) -> list[str]:
         """What is computed in another way than before the checkpoint."""
@@ -399,6 +408,11 @@ class Trainer:
             lines.append(
                 f"Micro-batches have {self.rows_at_once} rows {since}; before they had {state['rows_at_once']}."
                 " Gradients are the same but for rounding, and for what is counted over a micro-batch."
+            )
+        if others := ways.unknown(state.get("ways") or {}):
+            lines.append(
+                f"What follows is computed in another way {since}, for this machine or version lacks the one before:"
+                f" {', '.join(others)}. Results are the same but for rounding."
             )
         return lines
 

@@ -1,7 +1,8 @@
 """The ways to compute attention. All give the same numbers; `attend` takes the fastest that fits, unless one is named.
 
 - `sdpa`: PyTorch's `scaled_dot_product_attention`, with a dense mask where documents or padding ask for one
-- `blocked`: blocks of queries on a CPU (`blocked_attention`)
+- `blocked`: blocks of queries on a CPU (`blocked.py`)
+- `runs`: on a CPU, the fused kernel for each run of keys, or blocks, as is faster on this machine (`cpu.py`)
 - `one query`: two products for the newest token of each row, on a CPU, or on a GPU behind a mask
 - `flex`: FlexAttention, compiled, whose block mask skips the work across documents
 - `varlen`: `torch.nn.attention.varlen`, documents as sequences of a flat batch; GPU, half precision
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from lmlab.models.attention.blocked import blocked_attention
+from lmlab.models.attention.cpu import cpu_attention
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.dtypes import sum_dtype
 from lmlab.models.layers.soft_cap import cap
@@ -32,7 +33,7 @@ _VARLEN_KNOWS = frozenset(inspect.signature(varlen_attn).parameters)  # they dif
 _SHORTEST_FLEX = 128
 _FLEX_VARIANTS = 64  # far more than one process needs; PyTorch's own limit is 8
 
-Backend = Literal["auto", "sdpa", "blocked", "one query", "flex", "varlen"]
+Backend = Literal["auto", "sdpa", "runs", "blocked", "one query", "flex", "varlen"]
 
 
 class Attend(Protocol):
@@ -87,9 +88,9 @@ def attend(
     """
     if backend == "auto":
         backend = _choose(q_BNTH, visibility, soft_cap)
-    if backend == "blocked":
-        _refuse(visibility.is_dense, "blocked", "padding between tokens")
-        return blocked_attention(
+    if backend in ("runs", "blocked"):
+        _refuse(visibility.is_dense, backend, "padding between tokens")
+        return cpu_attention(
             q_BNTH,
             k_BKSH,
             v_BKSH,
@@ -97,6 +98,7 @@ def attend(
             visibility.stops_BT,
             causal=visibility.causal,
             soft_cap=soft_cap,
+            way="blocks" if backend == "blocked" else None,
         )
     if backend in ("varlen", "flex"):
         continues = visibility.num_queries != visibility.num_keys
@@ -214,7 +216,7 @@ def _choose(q_BNTH: Tensor, visibility: Visibility, soft_cap: float | None) -> B
     if q_BNTH.device.type == "cpu":
         if visibility.num_queries == 1 and not torch.is_grad_enabled():
             return "one query"
-        return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "blocked"
+        return "sdpa" if visibility.is_dense or visibility.num_queries == 1 else "runs"
     if q_BNTH.device.type == "cuda" and visibility.num_queries == 1 and visibility.is_dense:
         # PyTorch has no fused kernel for a mask with grouped heads: it repeats the keys, in fp32
         return "sdpa" if torch.is_grad_enabled() else "one query"

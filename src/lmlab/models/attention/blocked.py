@@ -1,7 +1,7 @@
 """Attention on a CPU, a block of queries at a time, over the keys that the block can see and no others; causal or not.
 
-On CPUs the batched matrix products of plain PyTorch are faster than its fused attention kernel, forward and backward,
-and blocks let causal order and the borders of packed documents save the work outside them. Probabilities are computed
+Batched matrix products of plain PyTorch, which on some processors are faster than its fused attention kernel. Blocks
+let causal order, windows and the borders of packed documents save the work outside them. Probabilities are computed
 again in the backward pass, so that memory grows with the length and not with its square.
 
 Shapes: B batch, N query heads, K key-value heads, G = N / K, T query tokens, S key tokens, H width of a head, t tokens
@@ -36,35 +36,7 @@ class _Block:
     mask_ts: Tensor | None
 
 
-def blocked_attention(
-    q_BNTH: Tensor,
-    k_BKSH: Tensor,
-    v_BKSH: Tensor,
-    starts_BT: Tensor | None,
-    stops_BT: Tensor | None = None,
-    *,
-    causal: bool = True,
-    soft_cap: float | None = None,
-) -> Tensor:
-    """Attention of each query over one run of keys.
-
-    Arguments:
-        q_BNTH: queries, [B, N, T, H]; the last T of S tokens.
-        k_BKSH, v_BKSH: keys and values, [B, K, S, H], N a multiple of K.
-        starts_BT: first visible key of each query, [B, T], or [1, T] for all rows; None for 0.
-        stops_BT: without causal order, the key after the last visible one; None for S. Runs do not overlap.
-        causal: a query sees no key after its own.
-        soft_cap: c, where scores x become c tanh(x / c).
-
-    Returns:
-        what each head gathers, [B, T, N, H].
-    """
-    out: Tensor = _attention(q_BNTH, k_BKSH, v_BKSH, starts_BT, stops_BT, causal, soft_cap)
-    return out
-
-
-@torch.library.custom_op("lmlab::blocked_attention", mutates_args=())
-def _attention(
+def blocked_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -73,6 +45,7 @@ def _attention(
     causal: bool,
     soft_cap: float | None,
 ) -> Tensor:
+    """What each head gathers, [B, T, N, H]; arguments as those of `cpu_attention`."""
     batch, heads, length, width = q.shape
     k, v = k.contiguous(), v.contiguous()
     out = q.new_empty(batch, length, heads, width)
@@ -84,21 +57,7 @@ def _attention(
     return out
 
 
-@_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None,
-    stops: Tensor | None,
-    causal: bool,
-    soft_cap: float | None,
-) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
-
-
-@torch.library.custom_op("lmlab::blocked_attention_backward", mutates_args=())
-def _attention_backward(
+def blocked_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -108,9 +67,10 @@ def _attention_backward(
     causal: bool,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values, from that of what `blocked_forward` gave."""
     width, kv_heads = q.shape[-1], k.shape[1]
     k, v = k.contiguous(), v.contiguous()
-    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    grad_q = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     # a key is seen from many blocks: sums of so many terms are kept in fp32
     grad_k, grad_v = (torch.zeros_like(x, dtype=sum_dtype(x)) for x in (k, v))
     grad_heads = grad_q.unflatten(1, (kv_heads, -1))
@@ -127,37 +87,13 @@ def _attention_backward(
         grad_k[seen].flatten(0, 1).add_(torch.bmm(grad_scores.transpose(1, 2), queries))
         target = grad_heads[block.rows, :, :, block.start : block.stop]
         torch.mul(torch.bmm(grad_scores, keys).view(target.shape), width**-0.5, out=target)
-    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+    return grad_q, in_layout_of_projections(grad_k, k.dtype), in_layout_of_projections(grad_v, v.dtype)
 
 
-@_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None,
-    stops: Tensor | None,
-    causal: bool,
-    soft_cap: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(q, memory_format=torch.contiguous_format),
-        torch.empty_like(k, memory_format=torch.contiguous_format),
-        torch.empty_like(v, memory_format=torch.contiguous_format),
-    )
-
-
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.causal, ctx.soft_cap = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return *_attention_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.soft_cap), None, None, None, None
-
-
-_attention.register_autograd(_backward, setup_context=_save)
+def in_layout_of_projections(x_BKSH: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same with the numbers of a token side by side, as the projection that reads a gradient next wants them."""
+    room = torch.empty_like(x_BKSH.transpose(1, 2), dtype=dtype, memory_format=torch.contiguous_format)
+    return room.copy_(x_BKSH.transpose(1, 2)).transpose(1, 2)
 
 
 def _operands(q: Tensor, k: Tensor, v: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,120 @@
+"""Measure which way this machine computes fastest by: what `lmlab doctor --tune` does.
+
+Each question of `lmlab.ways` is put to the functions that networks call, at sizes of its class, forward and backward.
+The ways take turns, and the quickest turn of each counts, so that other work on the machine disturbs little; a way that
+is not the default must be clearly faster to be taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmlab import ways
+from lmlab.gemm import linear
+from lmlab.models.attention.cpu import cpu_attention
+
+CLEARLY = 0.95  # of the default's time: what is not faster than that may be chance
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_HEADS, _HEAD_DIM = 4, 64
+_TOKENS = {"short": (8, 128), "medium": (4, 512), "long": (1, 4096)}  # rows and tokens of a text, by class
+_PACKED = 4  # texts in a row
+_MOST_ROUNDS, _FEWEST_ROUNDS = 30, 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found for one question.
+
+    Attributes:
+        seconds: of the quickest forward and backward pass by each way.
+        answer: the way to take.
+    """
+
+    question: str
+    seconds: dict[str, float]
+    answer: str
+
+
+def measure(questions: list[str] | None = None, seconds: float = 0.4) -> Iterator[Measured]:
+    """Answer the questions one by one, all of `lmlab.ways` unless some are named.
+
+    Arguments:
+        seconds: spent on a question, though each way has three turns at least.
+    """
+    for name in questions or list(ways.QUESTIONS):
+        question, step = ways.QUESTIONS[name], _step_of(name)
+        possible = [way for way in question.ways if question.possible(way)]
+        found = _quickest({way: _by(name, way, step) for way in possible}, seconds)
+        yield Measured(name, found, answer(name, found))
+
+
+def answer(name: str, seconds: Mapping[str, float]) -> str:
+    """The default unless another way was clearly faster."""
+    default = ways.QUESTIONS[name].default
+    best = min(seconds, key=lambda way: seconds[way])
+    return best if best != default and seconds[best] < CLEARLY * seconds.get(default, float("inf")) else default
+
+
+def _quickest(steps: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    found = dict.fromkeys(steps, float("inf"))
+    begin = time.perf_counter()
+    for number in range(_MOST_ROUNDS + 1):
+        if number > _FEWEST_ROUNDS and time.perf_counter() - begin > seconds:
+            break
+        for way, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if number:  # the first turn warms up
+                found[way] = min(found[way], time.perf_counter() - start)
+    return found
+
+
+def _by(name: str, way: str, step: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        with ways.using({name: way}):
+            step()
+
+    return run
+
+
+def _step_of(name: str) -> Callable[[], None]:
+    """One forward and backward pass of what a question is about."""
+    kind, precision, *rest = name.split()
+    dtype = _DTYPES[precision]
+    if kind == "products":
+        return _products(dtype)
+    assert kind == "attention"
+    return _attention(dtype, packed=rest[0] == "packed", length=rest[1])
+
+
+def _products(dtype: torch.dtype) -> Callable[[], None]:
+    x, weight = _leaf(dtype, 1024, 512), _leaf(dtype, 1536, 512)
+    grad = torch.ones(1024, 1536, dtype=dtype)
+    return lambda: linear(x, weight).backward(grad)
+
+
+def _attention(dtype: torch.dtype, packed: bool, length: str) -> Callable[[], None]:
+    rows, tokens = _TOKENS[length]
+    starts, total = None, tokens
+    if packed:
+        rows, total = max(1, rows // _PACKED), tokens * _PACKED
+        # each row begins a little further in its first text, for rows that are cut alike are rare
+        shift = torch.arange(rows)[:, None]
+        starts = ((torch.arange(total) + shift) // tokens * tokens - shift).clamp(min=0)
+    q, k, v = (_leaf(dtype, rows, total, _HEADS, _HEAD_DIM) for _ in range(3))
+    grad = torch.ones(rows, total, _HEADS, _HEAD_DIM, dtype=dtype)
+
+    def step() -> None:
+        cpu_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), starts).backward(grad)
+
+    return step
+
+
+def _leaf(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()

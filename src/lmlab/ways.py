@@ -1,0 +1,155 @@
+"""Which of several equal ways a CPU computes something by.
+
+Attention, products, norms, gates and experts can each be computed in ways that give the same numbers within rounding,
+and which of them is fastest depends on the processor, the version of PyTorch, the precision and the shape. Each such
+question has a default, which depends on the processor alone. `lmlab doctor --tune` measures them; its answers are kept
+in the cache directory by machine and hold for every later process.
+
+Rounding differs from way to way, so a run records its answers when it begins, and goes on with them wherever it is
+resumed (`using`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lmlab.errors import UserError
+from lmlab.files import cache_directory, read_json, write_json
+from lmlab.machine import is_intel, machine_key
+
+PRECISIONS = {torch.float32: "fp32", torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "bf16"}
+LENGTHS = ("short", "medium", "long")
+_MEDIUM, _LONG = 256, 2048  # tokens of a text
+
+_FILE = "ways.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What can be computed in several ways.
+
+    Attributes:
+        about: in a few words, for people.
+        ways: their names.
+        default: the way that is taken where nothing was measured.
+        possible: whether this build of PyTorch has a way.
+    """
+
+    about: str
+    ways: tuple[str, ...]
+    default: str
+    possible: Callable[[str], bool] = lambda way: True
+
+
+def _onednn_is_there(way: str) -> bool:
+    return way != "onednn" or (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+def _faster_library() -> str:
+    """MKL runs processors that are not Intel's with narrower vectors than they have."""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkl.is_available()
+    return "onednn" if wide and _onednn_is_there("onednn") and not is_intel() else "default"
+
+
+def _questions() -> dict[str, Question]:
+    found: dict[str, Question] = {}
+    for precision in ("fp32", "bf16"):
+        for length in LENGTHS:
+            for kind, what in (("one", "rows of one text"), ("packed", "rows of several texts")):
+                found[f"attention {precision} {kind} {length}"] = Question(
+                    f"attention in {precision}, {what}, {length}", ("fused", "mixed", "blocks"), "fused"
+                )
+    found["products fp32"] = Question(
+        "products of training in fp32", ("default", "onednn"), _faster_library(), _onednn_is_there
+    )
+    return found
+
+
+QUESTIONS = _questions()
+
+_in_force: dict[str, str] | None = None
+
+
+def length_class(tokens: float) -> str:
+    """The class of texts of so many tokens."""
+    return LENGTHS[(tokens >= _MEDIUM) + (tokens >= _LONG)]
+
+
+def way(question: str) -> str:
+    """The answer that is in force."""
+    return (in_force() if _in_force is None else _in_force)[question]
+
+
+def in_force() -> dict[str, str]:
+    """All answers: what was measured on this machine, else the defaults."""
+    global _in_force
+    if _in_force is None:
+        _in_force = defaults() | _known(_read().get(machine_key()))
+    return _in_force
+
+
+def defaults() -> dict[str, str]:
+    """The answers where nothing was measured."""
+    return {name: question.default for name, question in QUESTIONS.items()}
+
+
+@contextmanager
+def using(answers: Mapping[str, str] | None) -> Iterator[None]:
+    """Answer as a run did when it began; questions that it did not know keep their answers. For the whole process."""
+    global _in_force
+    before = in_force()
+    _in_force = before | _known(answers)
+    try:
+        yield
+    finally:
+        _in_force = before
+
+
+def unknown(answers: Mapping[str, str]) -> list[str]:
+    """The questions of a run whose answers this version, or this build of PyTorch, does not have."""
+    return [name for name in answers if name not in _known(answers)]
+
+
+def remember(measured: Mapping[str, Mapping[str, float]], answers: Mapping[str, str]) -> None:
+    """Keep the answers of this machine, with the seconds that each way took, and have them in force.
+
+    Raises:
+        OSError, UserError: the cache directory cannot be written.
+    """
+    global _in_force
+    entry = {"answers": dict(answers), "seconds": {name: dict(each) for name, each in measured.items()}}
+    write_json(cache_directory() / _FILE, {**_read(), machine_key(): entry})
+    _in_force = defaults() | _known(entry)
+
+
+def was_tuned() -> bool:
+    """Whether this machine's answers were measured."""
+    return bool(_known(_read().get(machine_key())))
+
+
+def _known(answers: Any) -> dict[str, str]:
+    """Of answers from a file those that can be followed here."""
+    if isinstance(answers, Mapping) and isinstance(answers.get("answers"), Mapping):
+        answers = answers["answers"]
+    if not isinstance(answers, Mapping):
+        return {}
+    return {
+        name: chosen
+        for name, chosen in answers.items()
+        if (question := QUESTIONS.get(name)) and chosen in question.ways and question.possible(chosen)
+    }
+
+
+def _read() -> dict[str, Any]:
+    """What the cache holds; a file that cannot be read is none."""
+    place = cache_directory() / _FILE
+    try:
+        known = read_json(place) if place.exists() else {}
+    except (OSError, UserError):
+        return {}
+    return known if isinstance(known, dict) else {}

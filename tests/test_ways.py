@@ -1,0 +1,102 @@
+"""Ways to compute: measured once, kept by machine, and the same from the first step of a run to the last."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lmlab import ways
+from lmlab.models import tune
+from lmlab.models.attention import cpu
+from lmlab.models.attention.fused import plan_runs
+from lmlab.models.attention.visibility import Visibility, document_starts, document_stops
+from lmlab.models.tune import answer, measure
+
+SHORT = "attention fp32 one short"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The shortest texts of each class."""
+    monkeypatch.setattr(tune, "_TOKENS", {"short": (4, 16), "medium": (1, 256), "long": (1, 2048)})
+    monkeypatch.setattr(tune, "_PACKED", 2)
+    monkeypatch.setattr(tune, "_FEWEST_ROUNDS", 1)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(ways, "_in_force", None)
+    return tmp_path / "ways.json"
+
+
+def forget(monkeypatch):
+    """As a new process begins."""
+    monkeypatch.setattr(ways, "_in_force", None)
+
+
+def test_what_was_measured_holds_for_later_processes(cache, monkeypatch):
+    assert ways.in_force() == ways.defaults() and not ways.was_tuned()
+    ways.remember({SHORT: {"fused": 2.0, "blocks": 1.0}}, {SHORT: "blocks"})
+    forget(monkeypatch)
+    assert ways.way(SHORT) == "blocks" and ways.was_tuned()
+    assert {**ways.in_force(), SHORT: "fused"} == ways.defaults()
+
+
+def test_another_machine_or_another_version_of_pytorch_has_its_own_answers(cache, monkeypatch):
+    ways.remember({}, {SHORT: "blocks"})
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    forget(monkeypatch)
+    assert ways.way(SHORT) == "fused"
+    ways.remember({}, {SHORT: "mixed"})
+    assert len(json.loads(cache.read_text())) == 2
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null", '{"%s": 3}', '{"%s": {"answers": {"attention": "?"}}}'])
+def test_a_damaged_cache_is_none(cache, content):
+    cache.write_text(content.replace("%s", ways.machine_key()))
+    assert ways.in_force() == ways.defaults() and not ways.was_tuned()
+
+
+def test_a_run_keeps_its_answers_and_afterwards_those_of_the_machine_are_back(cache):
+    with ways.using({SHORT: "mixed", "of another version": "x", "products fp32": "of another library"}):
+        assert ways.in_force() == ways.defaults() | {SHORT: "mixed"}
+    assert ways.in_force() == ways.defaults()
+    assert ways.unknown({SHORT: "mixed", "of another version": "x"}) == ["of another version"]
+
+
+def test_a_way_must_be_clearly_faster_than_the_default():
+    assert answer(SHORT, {"fused": 1.0, "mixed": 1.2, "blocks": 0.97}) == "fused"
+    assert answer(SHORT, {"fused": 1.0, "mixed": 1.2, "blocks": 0.9}) == "blocks"
+
+
+def test_every_question_is_measured_at_shapes_that_it_is_about(cache, small, monkeypatch):
+    asked = set()
+    way = ways.way
+    monkeypatch.setattr(cpu.ways, "way", lambda question: asked.add(question) or way(question))
+    for name, question in ways.QUESTIONS.items():
+        asked.clear()
+        (found,) = measure([name], seconds=0.0)
+        assert found.question == name and set(found.seconds) == {
+            each for each in question.ways if question.possible(each)
+        }
+        assert all(0 < seconds < 60 for seconds in found.seconds.values())
+        assert asked <= {name}  # what is measured is what a run of that class will ask
+
+
+def test_runs_are_found_where_there_are_any():
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+    starts, stops = document_starts(documents), document_stops(documents)
+    for end, causal in ((None, True), (stops, False)):
+        plan = plan_runs(2, 6, 6, starts, end, causal)
+        assert plan is not None and plan.packed and plan.mean == 12 / 5
+        spans = [(run.rows.start, run.start, run.stop) for run in plan.runs]
+        assert spans == [(0, 0, 3), (0, 3, 5), (0, 5, 6), (1, 0, 1), (1, 1, 6)]
+    one = plan_runs(2, 6, 6, torch.zeros(2, 6, dtype=torch.long), None, True)
+    assert one is not None and not one.packed and [(run.rows, run.stop) for run in one.runs] == [(slice(0, 2), 6)]
+    window = Visibility(6, 6).within(3, torch.device("cpu"))
+    assert plan_runs(2, 6, 6, window.starts_BT, None, True) is None
+    behind = plan_runs(2, 2, 6, None, None, True)
+    assert behind is not None and [(run.first, run.last, run.causal) for run in behind.earlier] == [(0, 4, False)]
