@@ -73,7 +73,7 @@ def owned_folder(
     check_owner(path, command, reads)
     new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    with _only_writer(path):
+    with only_writer(path):
         for left in path.glob(".writing-*.tmp"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = OwnedFolder(path)
@@ -88,16 +88,18 @@ def owned_folder(
 
 
 @contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Keep others from writing the folder; the lock ends with the process, however that ends."""
+def only_writer(path: Path, remedy: str = "Wait for it, or choose another --out.") -> Iterator[None]:
+    """Keep others from writing the folder; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"Another process is writing to '{path}'.", "Wait for it, or choose another --out."
-            ) from None
+            raise UserError(f"Another process is writing to '{path}'.", remedy) from None
         except OSError:  # a file system without locks
             pass
         yield

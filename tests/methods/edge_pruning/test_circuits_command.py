@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lmlab.data.tokenizer import Tokenizer
-from lmlab.methods.edge_pruning import Circuit, EdgePruningConfig
+from lmlab.errors import UserError
+from lmlab.files import only_writer
+from lmlab.methods.edge_pruning import Circuit, EdgePruningConfig, FindConfig, find_circuit
 from lmlab.methods.edge_pruning.search.prune import train_gates
 from lmlab.models import ModelConfig, Transformer, save_pretrained
 
@@ -83,6 +86,7 @@ def test_from_a_program_to_a_page(lmlab, tmp_path):
         methods,
     )
     assert done.code == 0 and "auroc" in done.out
+    again = shutil.copy(out, tmp_path / "again.json")
     done = lmlab(
         "circuits",
         "report",
@@ -90,7 +94,7 @@ def test_from_a_program_to_a_page(lmlab, tmp_path):
         "--curves",
         methods,
         "--with",
-        out,
+        again,
         "-o",
         tmp_path / "p.html",
         "-o",
@@ -98,6 +102,8 @@ def test_from_a_program_to_a_page(lmlab, tmp_path):
     )
     assert done.code == 0 and "Other circuits" in (tmp_path / "p.html").read_text() and (tmp_path / "g.dot").exists()
     done = lmlab("circuits", "compare", out, out)
+    assert done.code == 2 and "named twice" in done.err
+    done = lmlab("circuits", "compare", out, again)
     assert done.code == 0 and "11 edges are in all 2 circuits" in done.out
     done = lmlab(
         "circuits",
@@ -272,3 +278,39 @@ Path(f'{sys.argv[1]}-{world().rank}.json').write_text(str(found))
         assert done.returncode == 0, done.stderr[-2000:]
         found += [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
     assert found == [found[0]] * 4 and found[0][0] == [82] and found[0][2] == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "told"),
+    [
+        ("eap", ("--threshold", 0.1), "threshold has no influence on the method eap, only on acdc"),
+        ("acdc", ("--price", 0.1), "price has no influence on the method acdc"),
+        ("edge-pruning", ("--ig-steps", 7), "without warm_start"),
+        ("edge-pruning", ("--set", "ranking.steps=7"), "ranking has no influence"),
+        ("exact", ("--warm-start",), "warm_start has no influence"),
+        ("eap-ig", ("--steps", 7), "--steps has no influence"),
+        ("random", ("--preset", "paper"), "preset has no influence"),
+        ("eap", ("--seeds", 3), "every seed finds the same circuit"),
+    ],
+)
+def test_an_option_without_influence_on_the_method_is_refused_before_the_search(
+    lmlab, small, tmp_path, method, option, told
+):
+    options = ("--model", small / "model", "--data", small / "data.jsonl", "--method", method)
+    size = () if "--price" in option else ("--num-edges", 10)
+    done = lmlab("circuits", "find", *options, *size, *option, "--out", tmp_path / "c.json")
+    assert done.code == 2 and told in done.err and not (tmp_path / "c.json").exists()
+
+
+def test_a_comparison_takes_what_one_of_its_methods_reads(lmlab, small):
+    options = ("circuits", "compare", "--model", small / "model", "--data", small / "data.jsonl", "--num-edges", 10)
+    done = lmlab(*options, "--method", "eap", "--method", "random", "--set", "ranking.steps=3")
+    assert done.code == 2 and "ranking has no influence on eap, random" in done.err
+    done = lmlab(*options, "--method", "eap", "--method", "ranking", "--steps", 2)
+    assert done.code == 0, done.err
+
+
+def test_a_directory_of_a_search_belongs_to_one_process(task_of, network, tmp_path):
+    task = task_of(network("gpt2"))
+    with only_writer(tmp_path), pytest.raises(UserError, match="Another process is writing"):
+        find_circuit(task, FindConfig(price=0.1, pruning={"steps": 2}), directory=tmp_path, force=True)

@@ -55,8 +55,8 @@ def test_gates_of_a_uniform_window_have_a_gradient_of_one_within_it_and_none_bey
 def test_trained_scores_put_the_known_edges_first(tracr_task, method):
     read, task = tracr_task("xproportion", "zero")
     known_E = task.masked.graph.mask(read.ground_truth["zero"])
-    training = {"steps": 150, "batch_size": 32}
-    config = FindConfig(method=method, ablation="zero", num_edges=5, pruning=training, ranking=training)
+    training = {"ranking" if method == "ranking" else "pruning": {"steps": 150, "batch_size": 32}}
+    config = FindConfig(method=method, ablation="zero", num_edges=5, **training)
     assert auroc(search(task, config).scores_E, known_E) >= 0.97
 
 

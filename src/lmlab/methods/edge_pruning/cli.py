@@ -23,7 +23,7 @@ from lmlab.methods.edge_pruning.commands.shared import (
     show_stability,
     task_of,
 )
-from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
+from lmlab.methods.edge_pruning.config import DRAWN, FindConfig, TaskOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,6 +75,11 @@ def find(
     from lmlab.methods.edge_pruning import Circuit, best_of, find_circuit, overlap, resampled, with_bootstrap
 
     config = config_of(settings.model_dump(), set_, steps, task.batch_size)
+    if seeds > 1 and config.method not in DRAWN:
+        raise UserError(
+            f"--seeds {seeds}: the method {config.method} draws nothing, so that every seed finds the same circuit.",
+            "Leave it out; --bootstrap tells how stable the circuit is.",
+        )
     require_writable(out)
     loaded = load_model(model, task, shard, search=True)
     searched = task_of(loaded, config, task)
@@ -239,6 +244,8 @@ def report(
     drawn = None
     if curves is not None:
         drawn = read_curves(curves)
+    if len({each.resolve() for each in (circuit, *(others or []))}) <= len(others or []):
+        raise UserError("--with: a circuit is named twice.", "Name each circuit once.")
     compared = {str(each): Circuit.load(each) for each in others or []}
     require_comparable({str(circuit): found, **compared}, force)
     for path in out or [Path("circuit.html")]:

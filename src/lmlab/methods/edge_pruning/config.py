@@ -28,6 +28,27 @@ Method = Literal[
     "random",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+_GATED: tuple[Method, ...] = ("edge-pruning", "node-pruning", "ugs")
+TRAINED: tuple[Method, ...] = (*_GATED, "ranking")
+"""Methods that train, whose scores say by themselves which edges come first; those of others are effects, of either
+sign."""
+DRAWN: tuple[Method, ...] = (*TRAINED, "random")
+"""Methods that depend on a seed."""
+_READ_BY: dict[str, tuple[Method, ...]] = {
+    "price": _GATED,
+    "preset": _GATED,
+    "pruning": _GATED,
+    "ranking": ("ranking",),
+    "threshold": ("acdc",),
+    "ig_steps": ("edge-pruning", "ugs", "eap-ig", "eap-gp", "mask-ig", "nap-ig"),
+    "warm_start": ("edge-pruning", "ugs"),
+}
+"""The methods that read a setting; one that is not named here is read by all."""
+
+
+def reads(method: str, setting: str) -> bool:
+    """Whether a setting of `FindConfig` has an influence on a method."""
+    return method in _READ_BY.get(setting, METHODS)
 
 
 class GraphOptions(Config):
@@ -215,6 +236,14 @@ class FindConfig(Config):
         # wrong keys and values are refused whatever the method, not only by those that train gates
         price = {} if {"target", "price"} & set(self.pruning) else {"price": default_price(_SMALL_GRAPH)}
         validate(EdgePruningConfig, {**price, **self.pruning}, "pruning")
+        for name, readers in _READ_BY.items():
+            default = FindConfig.model_fields[name].get_default(call_default_factory=True)
+            if getattr(self, name) != default and self.method not in readers:
+                raise ValueError(
+                    f"{name} has no influence on the method {self.method}, only on {', '.join(readers)}; leave it out."
+                )
+        if self.ig_steps != 5 and self.method in _GATED and not self.warm_start:
+            raise ValueError("ig_steps has no influence without warm_start; leave it out.")
         return self
 
     def pruning_config(self, edges: int) -> EdgePruningConfig:

@@ -19,7 +19,7 @@ from lmlab.methods.edge_pruning.commands.shared import (
     Seed,
     Set,
     Steps,
-    config_of,
+    configs_of,
     load_model,
     require_comparable,
     task_of,
@@ -69,14 +69,11 @@ def compare(
     given = settings.model_dump()
     if settings.target is None and settings.num_edges is None:
         given["target"] = 0.95  # methods can be compared at equal size only
-    first = config_of(given, set_, steps, task.batch_size)
+    configs = configs_of(given, set_, steps, task.batch_size, methods or ("edge-pruning", "eap", "eap-ig", "random"))
+    first = next(iter(configs.values()))  # graph and ablation are the same in all
     loaded = load_model(model, task, search=True)
     compared = task_of(loaded, first, task)
     held_out = loaded.held_out_task(compared, task) or compared
-    configs = {
-        name: config_of({**given, "method": name}, set_, steps, task.batch_size)
-        for name in methods or ("edge-pruning", "eap", "eap-ig", "random")
-    }
     _compare_methods(compared, held_out, configs, seed, loaded.ground_truth.get(first.ablation), task.force, out)
 
 
@@ -120,6 +117,8 @@ def _compare_circuits(paths: Sequence[Path], force: bool, out: Path | None) -> N
     from lmlab.files import write_json
     from lmlab.methods.edge_pruning import Circuit, overlap, stability
 
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("The same file is named twice: a circuit equals itself.", "Name each circuit once.")
     found = [Circuit.load(path) for path in paths]
     if len(found) < 2:
         raise UserError("Two circuits at least can be compared.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmlab.commandline.options import print_table
-from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
+from lmlab.methods.edge_pruning.config import TRAINED, FindConfig, TaskOptions, reads
 
 if TYPE_CHECKING:
     from lmlab.methods.edge_pruning import Circuit
@@ -41,12 +41,55 @@ Figures = Annotated[
 
 
 def config_of(given: dict[str, Any], overrides: list[str] | None, steps: int | None, batch_size: int) -> FindConfig:
-    """The settings of a search, with what was given by options of its own and by --set."""
-    from lmlab.config import apply_overrides, validate
+    """The settings of a search, with what was given by options of its own and by --set.
 
-    pruning = {key: value for key, value in (("steps", steps), ("micro_batch_size", batch_size)) if value is not None}
-    given = {**given, **{part: {**given.get(part, {}), **pruning} for part in ("pruning", "ranking")}}
-    return validate(FindConfig, apply_overrides(given, overrides or []), "the options")
+    Raises:
+        UserError: one of them is wrong, or has no influence on the method.
+    """
+    from lmlab.config import apply_overrides, validate
+    from lmlab.errors import UserError
+
+    given = apply_overrides(given, overrides or [])
+    method = given.get("method", FindConfig.model_fields["method"].default)
+    if method in TRAINED:
+        part = "ranking" if method == "ranking" else "pruning"
+        own = given.get(part, {})
+        asked = {"micro_batch_size": batch_size, **({} if steps is None else {"steps": steps})}
+        given = {**given, part: {**asked, **own} if isinstance(own, dict) else own}
+    elif steps is not None:
+        raise UserError(f"--steps has no influence: the method {method} trains nothing.", "Leave it out.")
+    return validate(FindConfig, given, "the options")
+
+
+def configs_of(
+    given: dict[str, Any], overrides: list[str] | None, steps: int | None, batch_size: int, methods: Sequence[str]
+) -> dict[str, FindConfig]:
+    """The settings of each method in a comparison: of what was given, what it reads.
+
+    Raises:
+        UserError: a setting is wrong, or has no influence on any of the methods.
+    """
+    from lmlab.config import apply_overrides
+    from lmlab.errors import UserError
+
+    given, defaults = apply_overrides(given, overrides or []), FindConfig().model_dump()
+    for name, value in given.items():
+        if value != defaults.get(name, value) and not any(reads(method, name) for method in methods):
+            raise UserError(
+                f"{name} has no influence on {', '.join(methods)}.", "Leave it out, or add a method to compare."
+            )
+    trained = [name for name in methods if name in TRAINED]
+    if steps is not None and not trained:
+        raise UserError(f"--steps has no influence: {', '.join(methods)} train nothing.", "Leave it out.")
+    return {
+        name: config_of(
+            {key: value for key, value in given.items() if reads(name, key)} | {"method": name},
+            None,
+            steps if name in trained else None,
+            batch_size,
+        )
+        for name in methods
+    }
 
 
 def load_model(model: Path, options: TaskOptions, shard: bool = False, search: bool = False) -> Loaded:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import lmlab
 from lmlab.config import flatten
 from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.files import read_mapping, sha256_json, write_json
-from lmlab.methods.edge_pruning.config import FindConfig
+from lmlab.files import only_writer, read_mapping, sha256_json, write_json
+from lmlab.methods.edge_pruning.config import TRAINED, FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
@@ -24,9 +25,6 @@ from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_e
 from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.methods.edge_pruning.search.rank import train_ranking
 from lmlab.models import weights_fingerprint
-
-TRAINED = ("edge-pruning", "node-pruning", "ugs", "ranking")
-"""Methods whose scores say by themselves which edges come first; those of others are effects, of either sign."""
 
 
 def ranking(method: str, scores_E: Tensor) -> Tensor:
@@ -146,9 +144,10 @@ def find_circuit(
             each.require(graph_hash=graph.describe()["hash"])
         unlike_E = torch.stack([each.kept_E for each in unlike]).any(0)
         searched["unlike"] = sha256_json(unlike_E.nonzero().flatten().tolist())[:16]
-    if directory is not None:
-        require_same_run(directory, {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation})
-    found = search(task, config, seed, directory, unlike_E)
+    with nullcontext() if directory is None else _own(directory):
+        if directory is not None:
+            require_same_run(directory, {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation})
+        found = search(task, config, seed, directory, unlike_E)
     metrics = {**ends.summary(measure_each(task, found.kept_E)), "edges_before_cleaning": found.num_raw}
     if held_out is not None:
         metrics["held_out"] = Ends.of(held_out).summary(measure_each(held_out, found.kept_E))
@@ -218,6 +217,19 @@ def with_bootstrap(circuit: Circuit, draws: Sequence[Circuit]) -> Circuit:
         "edges": [each.num_edges for each in draws],
     }
     return replace(circuit, metrics={**circuit.metrics, "bootstrap": found})
+
+
+@contextmanager
+def _own(directory: Path) -> Iterator[None]:
+    """Keep other searches out of a directory while this one writes its checkpoints; of several processes that search
+    together, the first does so for all.
+    """
+    if not world().is_main:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with only_writer(directory, "Wait for it, or name another directory with --run."):
+        yield
 
 
 def require_same_run(directory: Path, now: dict[str, object]) -> None:
