@@ -10,7 +10,7 @@ import typer
 
 from lmlab.commandline.options import DryRun, example
 from lmlab.errors import UserError
-from lmlab.methods.ladder.commands.shared import show
+from lmlab.methods.ladder.commands.shared import place_for, show
 
 app = typer.Typer(
     no_args_is_help=True, help="Model ladders: train small models, predict a large one's task accuracy, with intervals."
@@ -35,7 +35,14 @@ def plan(
     ] = None,
     flops_per_second: Annotated[float, typer.Option(help="Of one device, for the hours.")] = 4e14,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the plan as YAML.", show_default=False)
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write the plan as YAML.",
+            show_default=False,
+            callback=place_for("a plan", ".yaml", ".yml"),
+        ),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -105,7 +112,15 @@ def collect(
     paths: Annotated[
         list[Path], typer.Argument(help="Folders of runs, run tables, CSV files of one run, or the reference's .json.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Run table: .csv or .parquet.")] = Path("runs.csv"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Run table: .csv or .parquet.",
+            callback=place_for("a run table", ".csv", ".parquet"),
+        ),
+    ] = Path("runs.csv"),
     target: Annotated[
         list[str] | None,
         typer.Option("-t", "--target", help="A run that is a target; may be repeated.", show_default=False),

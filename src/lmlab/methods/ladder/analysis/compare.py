@@ -8,7 +8,7 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.fitting.forecast import Forecaster
-from lmlab.methods.ladder.fitting.logits import logit
+from lmlab.methods.ladder.fitting.intervals import OWN_PARTS
 from lmlab.stats import normal_cdf, normal_quantile
 
 
@@ -31,7 +31,7 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
     """Compare two ladders at one target.
 
     The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change
-    counts only as far as it changes the difference. The accuracy curve is that of the same questions in both and counts
+    counts only as far as it changes the difference, where both ladders have it. The accuracy curve is that of the same questions in both and counts
     once for each.
 
     Returns:
@@ -44,22 +44,28 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         raise UserError("The two ladders were fitted to different tasks.")
     if a.table.ladder.digest == b.table.ladder.digest:
         raise UserError("The two ladders are the same.")
-    points, spreads, forms, slopes, together = [], [], [], [], []
+    points, own_parts, forms, slopes, factors, together = [], [], [], [], [], []
     for each in (a, b):
-        x_3Q = each.target(n, d, level)[:, None]
+        x_3 = each.target(n, d, level)
+        x_3Q = x_3[:, None]
         p = each.ensemble.accuracy(x_3Q)[0, :, 0]
         points.append(p)
         slopes.append(p * (1 - p))
         parts = each.ensemble.spread(x_3Q).parts
-        factor = each.calibration.factor(level) if each.calibration else normal_quantile(level)
-        own = [((parts[name][0] + parts[name][1]) / 2) ** 2 for name in ("fit", "run", "curve") if name in parts]
-        spreads.append(factor**2 * np.sum(own, axis=0)[:, 0])
+        own = [((parts[name][0] + parts[name][1]) / 2) ** 2 for name in OWN_PARTS if name in parts]
+        factors.append(each.factor(level))
+        own_parts.append(factors[-1] ** 2 * np.sum(own, axis=0)[:, 0])
         together.append(each.ensemble.correlations(x_3Q))
-        forms.append(np.array([logit(chain.accuracy(x_3Q)[0, :, 0]) - logit(p) for chain in each.ensemble.forms]))
+        forms.append(each.ensemble.form_shifts(x_3Q, each.beyond(x_3)))
     difference = points[1] - points[0]
-    variance = spreads[0] * slopes[0] ** 2 + spreads[1] * slopes[1] ** 2
-    if len(forms[0]) and len(forms[0]) == len(forms[1]):
-        variance += np.mean((forms[1] * slopes[1] - forms[0] * slopes[0]) ** 2, axis=0) * normal_quantile(level) ** 2
+    variance = own_parts[0] * slopes[0] ** 2 + own_parts[1] * slopes[1] ** 2
+    none = np.zeros((len(difference), 1))
+    for name in {*forms[0], *forms[1]}:  # what one ladder alone supposes moves that ladder alone
+        one, two = (
+            factor * slope * shifts.get(name, none)[:, 0]
+            for factor, slope, shifts in zip(factors, slopes, forms, strict=True)
+        )
+        variance += (two - one) ** 2
     reach = np.sqrt(variance)
     z = normal_quantile(level)
     rows = [

@@ -18,6 +18,7 @@ import numpy as np
 from lmlab.errors import UserError
 from lmlab.methods.ladder.analysis.diagnose import distance
 from lmlab.methods.ladder.fitting.forecast import Forecaster
+from lmlab.methods.ladder.fitting.intervals import OWN_PARTS
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.tables.table import Floats
 from lmlab.methods.ladder.tables.tasks import TaskRegistry
@@ -25,7 +26,6 @@ from lmlab.stats import normal_quantile, percentiles
 
 DRAWS = 4000
 MEAN = "mean"  # the mean over all tasks, as a name among those of tasks
-_OWN = ("fit", "run", "curve")  # parts of the uncertainty that two ladders do not share
 
 
 @dataclass(frozen=True)
@@ -180,21 +180,25 @@ def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float
             raise UserError(f"The ladders '{seen[digest]}' and '{name}' are the same.")
         seen[digest] = name
     rng = np.random.default_rng(seed)
-    forms = min(len(each.ensemble.forms) for each in forecasters.values())
-    shared_SK = rng.standard_normal((DRAWS, forms))
+    targets = [each.target(n, d, level) for each in forecasters.values()]
+    shifts = [
+        each.ensemble.form_shifts(x_3[:, None], each.beyond(x_3))
+        for each, x_3 in zip(forecasters.values(), targets, strict=True)
+    ]
+    # Who supposes the same of the law is moved by the same draw.
+    shared = {name: rng.standard_normal(DRAWS) for name in sorted({name for each in shifts for name in each})}
     names, points, values = list(forecasters), [], []
-    for each in forecasters.values():
-        x_3Q = each.target(n, d, level)[:, None]
+    for each, x_3, moved in zip(forecasters.values(), targets, shifts, strict=True):
+        x_3Q = x_3[:, None]
         point_T = logit(each.ensemble.accuracy(x_3Q)[0, :, 0])
         spread = each.ensemble.spread(x_3Q).parts
-        own = [spread[name] for name in _OWN if name in spread]
+        own = [spread[name] for name in OWN_PARTS if name in spread]
         below, above = (np.sqrt(np.sum([part[side][:, 0] ** 2 for part in own], axis=0)) for side in (0, 1))
         z_ST = rng.standard_normal((DRAWS, len(point_T))) @ _root(each.ensemble.correlations(x_3Q)).T
         scale = each.factor(level) / normal_quantile(level)
         drawn = point_T + scale * z_ST * np.where(z_ST < 0, below, above)
-        if forms:
-            moved = [logit(form.accuracy(x_3Q)[0, :, 0]) - point_T for form in each.ensemble.forms[:forms]]
-            drawn = drawn + shared_SK @ np.array(moved) / np.sqrt(forms)
+        for name, shift in moved.items():
+            drawn = drawn + shared[name][:, None] * scale * shift[:, 0]
         points.append(inverse_logit(point_T))
         values.append(inverse_logit(drawn))
     value_AST = np.array(values)

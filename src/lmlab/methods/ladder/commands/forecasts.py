@@ -13,7 +13,7 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.ladder.cli import app
-from lmlab.methods.ladder.commands.shared import show
+from lmlab.methods.ladder.commands.shared import TABLES, place_for, show
 from lmlab.methods.ladder.config import DecideOptions, EstimatorOptions, ForecastOptions, RunsOptions
 
 Runs = Annotated[
@@ -25,7 +25,12 @@ Runs = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", "--output-path", help="Write the table: .csv, .md, .tex, .json.", show_default=False
+        "-o",
+        "--output",
+        "--output-path",
+        help="Write the table: .csv, .md, .tex, .json.",
+        show_default=False,
+        callback=place_for("a table", *TABLES),
     ),
 ]
 Target = Annotated[str | None, typer.Option("-t", "--target", help="Target of the table.", show_default=False)]
@@ -349,7 +354,13 @@ def report(
     d: Length = None,
     target: Target = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Page; the tables go beside it as CSV and LaTeX.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Page; the tables go beside it as CSV and LaTeX.",
+            callback=place_for("a page", ".html"),
+        ),
     ] = Path("ladder.html"),
 ) -> None:
     """Write a page: forecasts with intervals, curves with bands, warnings, predictability of each task, and which run

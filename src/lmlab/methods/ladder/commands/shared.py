@@ -1,10 +1,38 @@
-"""What the commands of ladders share: showing tables."""
+"""What the commands of ladders share: where they write to, and showing tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from lmlab.errors import UserError
+from lmlab.files import require_writable
+
+TABLES = (".csv", ".md", ".tex", ".json")
+
+
+def place_for(what: str, *suffixes: str) -> Callable[[Path | None], Path | None]:
+    """A check of an option that names a file to be written, before any work is done for it.
+
+    Arguments:
+        what: is written, as the sentence of a refusal begins.
+
+    Raises:
+        UserError: from the check: another suffix, a folder, or a place where nothing can be written.
+    """
+
+    def checked(path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        if path.suffix not in suffixes:
+            *most, last = suffixes
+            known = f"{', '.join(most)} or {last}" if most else last
+            raise UserError(f"'{path}': {what} is written as {known}.", "Name the file with that ending.")
+        require_writable(path)
+        return path
+
+    return checked
 
 
 def show(

@@ -36,6 +36,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import normal_quantile, percentiles
 
 PARTS = ("fit", "run", "curve", "form")
+OWN_PARTS = ("fit", "run", "curve")  # that two ladders do not share
 _ONE_DEVIATION = 0.6826894921370859  # of a normal figure lie within one standard deviation of the median
 _LEAST = 0.01  # logits
 _NO_SIGNAL = 0.5  # logits
@@ -114,16 +115,26 @@ class Ensemble:
             parts["fit"] = (middle - low, high - middle)
         parts["run"] = tuple(np.abs(self._shifted(x_3Q, sign) - point) for sign in (1.0, -1.0))  # type: ignore[assignment]
         parts["curve"] = (np.broadcast_to(self.curve_T[:, None], point.shape),) * 2
-        away = [
-            np.square(logit(form.accuracy(x_3Q)[0]) - point) * _plausibility(form, [*self.forms, *self.chains])[:, None]
-            for form in self.forms
-        ]
-        form = np.mean(away, axis=0) if away else np.zeros(point.shape)
-        if self.one_size:
-            form = form + np.square(logit(self.accuracy(self._at_own_size(x_3Q))[0]) - point)
-        if away or self.one_size:
-            parts["form"] = (beyond * np.sqrt(form),) * 2
+        shifts = self.form_shifts(x_3Q, beyond)
+        if shifts:
+            parts["form"] = (np.sqrt(np.sum(np.square(list(shifts.values())), axis=0)),) * 2
         return Spread(parts)
+
+    def form_shifts(self, x_3Q: Floats, beyond: float = 1.0) -> dict[str, Floats]:
+        """By how much each other form of the law moves the logits, [T, Q], by what it supposes: their squares add up to
+        the variance of the part `form`. Two ladders share a supposition that has the same name in both.
+        """
+        point = logit(self.accuracy(x_3Q)[0])
+        scale = beyond / np.sqrt(max(1, len(self.forms)))
+        found = {}
+        for form in self.forms:
+            weight = np.sqrt(_plausibility(form, [*self.forms, *self.chains]))[:, None]
+            settings = form.settings
+            name = f"{settings.x}, {settings.law}, {settings.accuracy_law}"
+            found[name] = scale * weight * (logit(form.accuracy(x_3Q)[0]) - point)
+        if self.one_size:
+            found["size does not help"] = beyond * (logit(self.accuracy(self._at_own_size(x_3Q))[0]) - point)
+        return found
 
     def correlations(self, x_3Q: Floats) -> Floats:
         """How far the errors of all tasks at all places go together, [T Q, T Q]: the correlations of their replicates.
