@@ -16,9 +16,12 @@ from lmlab.methods.ladder.fitting.laws import FORMS, value_and_gradient
 N, D = 6_887_575_552.0, 3_945_065_873_408.0
 POINTS = {
     "nd": [3.0, 4.0, 0.2, 0.25, 0.5],
+    "coupled": [6.0, 8.0, 0.5, 0.6, 0.5, 0.4],
+    "tied": [3.0, 4.0, 0.2, 0.5],
     "flops": [3.0, 0.08, 0.4],
     "single": [2.0, 3.0, 0.2, 0.2, -1.0, -0.7, 0.9],
     "power": [2.0, 2.0, 0.2, 0.2, 0.9],
+    "line": [10.0, 0.22],
 }
 
 

@@ -15,7 +15,9 @@ from lmlab.runs import Input, ModelInput, QuestionsInput, TokensInput, Vocabular
 if TYPE_CHECKING:
     from lmlab.methods.ladder.rungs.plan import Rung
 
-LossForm = Literal["nd", "flops", "single", "power", "direct"]
+LossForm = Literal["nd", "coupled", "tied", "flops", "single", "power", "direct", "line"]
+# Laws of a loss, from which a curve leads to the accuracy.
+CHAINED: tuple[LossForm, ...] = ("nd", "coupled", "tied", "flops")
 AccuracyForm = Literal["sigmoid", "log_sigmoid", "mc", "soft"]
 Variant = Literal["rc", "mc", "soft"]
 
@@ -145,7 +147,9 @@ class TwoStepSettings(Config):
     Attributes:
         x: the quantity between the steps: `bpb` (task loss), `c4`, `taskce`, `validation` (mean of all validation
             sets), or a column.
-        law: of the first step; `single`, `power` and `direct` lead straight to the accuracy and have no second step.
+        law: of the first step. `nd` is that of Bhagia et al., `coupled` bends its sum by an exponent k, `tied` has one
+            exponent for N and D, `flops` is a law of compute; `single`, `power`, `direct` and `line` lead straight
+            to the accuracy and have no second step.
         delta: where Huber's loss of the first step becomes linear, in logarithms; None for least squares.
         starts: `paper` is the reference's single start with its bounds and optimizer, `grid` takes the best of at least
             24.
@@ -194,7 +198,7 @@ class TwoStepSettings(Config):
     @property
     def chained(self) -> bool:
         """Whether there is a second step."""
-        return self.law in ("nd", "flops")
+        return self.law in CHAINED
 
     @property
     def sign(self) -> float:
@@ -247,6 +251,7 @@ PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     "flops": (TwoStepSettings(law="flops", starts="paper"),),
     "single": (TwoStepSettings(law="single"),),
     "power": (TwoStepSettings(law="power"),),
+    "line": (TwoStepSettings(law="line", delta=None, runs="all", short_weight=0.0),),
     "c4": (TwoStepSettings(x="c4"),),
     # The probability of the right answer, itself a figure: the curve is nearly a line, and its ends are known.
     "soft": (TwoStepSettings(x="taskce", accuracy_law="soft", delta=None, shrink=1e-3, anchor=False, **_ALL),),
@@ -280,10 +285,10 @@ class EstimatorOptions(Config):
     """An estimator by name, and what is changed of it; the reference's flags are known too.
 
     Attributes:
-        preset: recommended, paper, flops, single, power, c4, taskce or soft.
+        preset: recommended, paper, flops, single, power, line, c4, taskce or soft.
         x: between the steps: bpb, c4, taskce, validation, or a column.
         y: the accuracy: rc_acc, mc_acc for answers by letter, or soft for the probability of the right answer.
-        law: of the first step: nd, flops, single, power or direct.
+        law: of the first step: nd, coupled, tied, flops, single, power, direct or line.
         moving_avg: checkpoints to average.
         skip_perc: share left out of the second step.
         last_n_points: checkpoints that stand for a run.

@@ -21,6 +21,7 @@ from lmlab.methods.ladder.analysis.present import (
     PREDICTION_COLUMNS,
     cards,
     distance_sentence,
+    line_sentence,
     measured_accuracy,
     parameter_rows,
     prediction_rows,
@@ -101,6 +102,7 @@ def _forecast_section(
         }
         blocks.insert(0, Facts(facts))
     blocks.append(_forecast_table(rows, level, measured is not None))
+    blocks.append(Paragraph(line_sentence(forecaster, predictions, measured)))
     shares = [
         [title, *(f"{each.parts.get(part, 0):.0%}" for part in ("fit", "run", "curve", "form"))]
         for title, each in zip(titles, predictions, strict=True)
@@ -283,7 +285,7 @@ def _trust_section(forecaster: Forecaster, predictions: Sequence[Prediction]) ->
         for task, each in zip(forecaster.tasks, predictions, strict=True)
         if each.diagnostics["flags"]
     ]
-    blocks: list[Any] = []
+    blocks: list[Any] = [Note(f"{each[0].upper()}{each[1:]}", "warning") for each in forecaster.warnings]
     if flagged:
         blocks.append(
             Table(["task", "what to look at"], flagged, "Parameters that the runs do not determine, and other doubts.")

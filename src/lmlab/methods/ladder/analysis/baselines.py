@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.tables.table import RunTable
+
+
+def line_of(settings: TwoStepSettings) -> TwoStepSettings:
+    """The line in logit accuracy on log compute, through the runs that a chain is fitted to: what a law must beat."""
+    return settings.model_copy(update={"law": "line", "delta": None, "shrink": 0.0, "starts": "grid"})
 
 
 def carry_forward(table: RunTable, column: str, lowest: bool) -> float:

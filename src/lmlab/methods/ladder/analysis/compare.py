@@ -31,8 +31,8 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
     """Compare two ladders at one target.
 
     The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change
-    counts only as far as it changes the difference, where both ladders have it. The accuracy curve is that of the same questions in both and counts
-    once for each.
+    counts only as far as it changes the difference, where both ladders have it. The accuracy curve is that of the same
+    questions in both and counts once for each.
 
     Returns:
         a row for each task, and one for the mean over them.

@@ -20,6 +20,8 @@ from lmlab.methods.ladder.fitting.points import Points, levels
 from lmlab.methods.ladder.tables.table import Floats
 
 _FEW_LEVELS = 3
+_ENOUGH = 8  # runs, to tell which one strays
+_STRAY, _LEAST_STRAY = 8.0, 0.03  # standard deviations, and as a logarithm
 _DISAGREEMENT = 0.01
 _FLAT = 0.02
 _FAR_EXPONENT = 3.0  # times the median over the tasks, or less than a third of it
@@ -40,7 +42,7 @@ def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
         raise UserError(
             f"{count} runs do not determine the {needed} parameters of {FORMS[settings.law].formula}.", remedy
         )
-    if settings.law == "flops":
+    if settings.law in ("flops", "line"):
         return  # one size will do, though it tells nothing of others: intervals are wide then
     for row, name, what in ((0, "sizes N", "alpha"), (1, "lengths D", "beta")):
         if levels(points.x_3R[row]) < 2:
@@ -88,6 +90,7 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
     found = []
     for place, task in enumerate(chain.tasks):
         flags = _first_flags(chain, place, medians) + (_disagreement(chain, place, x_3Q) if x_3Q is not None else [])
+        flags += _strays(chain, place, y_TR[place], fitted[place])
         second: dict[str, float] = {}
         error_2, converged = None, bool(chain.first.converged_B[place])
         if chain.second is not None:
@@ -127,6 +130,8 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
 def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
     settings, points, p = chain.settings, chain.points, chain.first.parameters_BP[place]
     flags = []
+    if settings.law == "line":
+        return []
     if settings.law == "flops":
         if levels(points.x_3R[0]) < 2:
             flags.append("one size N: these runs do not tell what a larger model gains")
@@ -137,7 +142,7 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
             flags.append(f"only {count} {name}: not identifiable with certainty")
     if settings.law not in SHRUNK:
         return flags
-    if settings.law == "nd" and p[4] <= 1e-9:
+    if settings.law in ("nd", "coupled") and p[4] <= 1e-9:
         flags.append("E is at its bound 0: the loss has no floor")
     for number, name in ((2, "alpha"), (3, "beta")):
         if p[number] <= 1e-3 or p[number] >= 2.99:
@@ -153,6 +158,19 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
     if _condition(chain, place) > _ILL_CONDITIONED:
         flags.append("the parameters of the first step are not determined by these runs (ill-conditioned)")
     return flags
+
+
+def _strays(chain: Chain, place: int, measured: Floats, fitted: Floats) -> list[str]:
+    """Runs that lie far off the law which the others follow: an unfinished or diverged one, or a slip of its N or D."""
+    away = np.log(measured / np.maximum(fitted, FLOOR))
+    if len(away) < _ENOUGH:
+        return []
+    usual = 1.4826 * float(np.median(np.abs(away)))  # the standard deviation, were the residuals normal
+    worst = int(np.abs(away).argmax())
+    if abs(away[worst]) < max(_STRAY * usual, _LEAST_STRAY):
+        return []
+    name = " and ".join(chain.points.members[worst])
+    return [f"'{name}' lies {np.expm1(away[worst]):+.0%} off the law that the other runs follow"]
 
 
 def _second_flags(second: dict[str, float], measured: Floats, chance: float) -> list[str]:
@@ -231,9 +249,10 @@ def formula(first: dict[str, float], settings: TwoStepSettings, n: float, d: flo
     values = ", ".join(f"{name} = {value:.4g}" for name, value in first.items())
     x = np.log([[n], [d], [6 * n * d]])
     result = float(first_step_values(settings.law, np.array([list(first.values())]), x)[0, 0])
-    variables = "C in FLOPs" if settings.law == "flops" else "N in parameters without the input embedding, D in tokens"
-    worked = f"at C = {6 * n * d:.3g} it" if settings.law == "flops" else f"at N = {n:.4g}, D = {d:.4g} it"
-    return f"{form.formula}; {values}; {variables}; {worked} gives {result:.4f} {unit}."
+    variables, place = "N in parameters without the input embedding, D in tokens", f"N = {n:.4g}, D = {d:.4g}"
+    if settings.law in ("flops", "line"):
+        variables, place = "C in FLOPs", f"C = {6 * n * d:.3g}"
+    return f"{form.formula}; {values}; {variables}; at {place} it gives {result:.4f} {unit}."
 
 
 def units(x: str) -> str:
@@ -249,12 +268,18 @@ def name_of(settings: TwoStepSettings) -> str:
     match settings.law:
         case "nd":
             return quantity
+        case "coupled":
+            return f"{quantity}, coupled law"
+        case "tied":
+            return f"{quantity}, one exponent"
         case "flops":
             return f"{quantity}, FLOPs"
         case "single":
             return "single step"
         case "direct":
             return "direct law of accuracy"
+        case "line":
+            return "line in logit accuracy"
         case _:
             return "power law of accuracy"
 

@@ -213,7 +213,7 @@ def _promising(
     """The candidates with the largest drop of the variance by a linear estimate (a c-optimal design), half of them for
     their cost, half whatever they cost.
     """
-    chain = next((each for each in ensemble.chains if each.settings.law in ("nd", "flops")), None)
+    chain = next((each for each in ensemble.chains if each.settings.chained), None)
     if chain is None or len(candidates) <= _SIMULATED:
         return candidates
     x_3R, law = chain.points.x_3R, chain.settings.law

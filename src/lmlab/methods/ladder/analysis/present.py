@@ -34,6 +34,7 @@ PREDICTION_COLUMNS = [
     "notes",
 ]
 PARAMETER_COLUMNS = ["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %"]
+_ANOTHER_UNIT = 1e4  # times the largest run's, or less than its inverse
 _LITTLE_SIGNAL = 3.0  # times the noise
 
 
@@ -245,10 +246,24 @@ def distance_sentence(prediction: Prediction) -> str:
         f"{away['tokens_per_parameter']:.3g} tokens a parameter ({away['least_tokens_per_parameter']:.3g} to"
         f" {away['most_tokens_per_parameter']:.3g} in the ladder)"
     )
+    if max(abs(math.log(away["times_n"])), abs(math.log(away["times_d"]))) > math.log(_ANOTHER_UNIT):
+        width += " Are N and D of the target counted in the unit of the runs?"
     return (
         f"{away['kind'].capitalize()}: {away['times_compute']:.3g} x the compute, {away['times_n']:.3g} x the size and"
         f" {away['times_d']:.3g} x the tokens of the largest run, {ratio}. {width}"
     )
+
+
+def line_sentence(forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None) -> str:
+    """What the simplest law says, and how far off it is where the target was measured."""
+    said, errors = [], []
+    for task, each in zip(forecaster.tasks, predictions, strict=True):
+        value = each.diagnostics["line"]
+        said.append(f"{task.title} {100 * value:.1f}")
+        actual = measured_accuracy(forecaster, task, measured)
+        errors += [] if actual is None else [100 * abs(value - actual)]
+    text = "A line in logit accuracy on log compute, for comparison, %: " + ", ".join(said)
+    return text + (f"; mean error {np.mean(errors):.2f} points." if errors else ".")
 
 
 def runs_sentence(forecaster: Forecaster) -> str:

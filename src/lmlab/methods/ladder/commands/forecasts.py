@@ -92,7 +92,12 @@ def predict(
     output: Output = None,
 ) -> None:
     """Predict accuracies at a target with intervals, and set what was measured beside them where the table has it."""
-    from lmlab.methods.ladder.analysis.present import PREDICTION_COLUMNS, distance_sentence, prediction_rows
+    from lmlab.methods.ladder.analysis.present import (
+        PREDICTION_COLUMNS,
+        distance_sentence,
+        line_sentence,
+        prediction_rows,
+    )
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
     from lmlab.methods.ladder.tables.target import target_point
 
@@ -108,6 +113,7 @@ def predict(
         f"N = {size:.4g}, D = {tokens:.4g}, {estimator.settings().name}",
         [each.to_json() for each in predictions],
     )
+    print(line_sentence(forecaster, predictions, measured))
     print(distance_sentence(predictions[0]))
 
 
@@ -129,6 +135,8 @@ def backtest(
     """Fit parts of the ladder, predict the rest: errors, and how often intervals hold the outcome."""
     from lmlab.methods.ladder import backtest as run_backtest
     from lmlab.methods.ladder import score
+    from lmlab.methods.ladder.analysis.baselines import line_of
+    from lmlab.methods.ladder.config import EstimatorSettings
     from lmlab.methods.ladder.fitting.forecast import available
     from lmlab.methods.ladder.fitting.intervals import calibrate
     from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks, read_runs
@@ -155,6 +163,9 @@ def backtest(
     inside = f"inside {forecast.interval:.0%} intervals, %"
     columns = ["split", "fitted", "predicted", "mean error, points", "largest", inside]
     show(columns, rows, output, f"Backtests of {settings.name}")
+    line = EstimatorSettings(name="line", members=(line_of(settings.members[0]),))
+    simple = score(run_backtest(table, chosen, line))
+    print(f"A line in logit accuracy on log compute, for comparison: {simple:.2f} points.")
 
 
 @app.command(epilog=example("lmlab ladder variance runs.csv -k main+", "lmlab ladder variance -c final.json -t 7B-4T"))

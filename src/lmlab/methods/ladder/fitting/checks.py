@@ -8,17 +8,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import TwoStepSettings
-from lmlab.methods.ladder.tables.table import C4, TOKENS_PER_PARAMETER, Run, RunTable, validation_columns
+from lmlab.methods.ladder.tables.table import (
+    C4,
+    DECAYED,
+    FINISHED,
+    TOKENS_PER_PARAMETER,
+    Run,
+    RunTable,
+    model_as_run,
+    validation_columns,
+)
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 
 _LEAST_RATIO, _MOST_RATIO = 0.1, 1e5  # tokens a parameter: 20 is usual, 573 is much, and beyond these is another unit
+_LEAST_N = 1000.0
+_LEAST_FLOPS, _MOST_FLOPS = 0.3, 100.0  # a token, over 6 N: embeddings and attention add to it, experts take from it
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_OTHER_COUNT = 1.25  # times the label's length: beyond that N or D is counted in another way
+_FEW_LABELS = 3
+_MOST_AGREE = 0.5  # more than this share of the labels must be right, or they are no lengths
 _RISE = 0.10  # of its lowest value: a loss that ends higher than that has diverged
 _TASK_LOSSES = ("bpb", "bits_per_byte")
 _LOSSES = ("/CrossEntropyLoss", "heldout_loss", *_TASK_LOSSES)
+_FEW_COLUMNS = 2
 _FEW = 5  # checkpoints, of which nothing can be said
 
 
@@ -45,16 +62,13 @@ def check(
     for run in table.ladder:
         if (run.n, run.final_tokens) in targets:
             raise UserError(f"The run '{run.name}' is fitted, and is a target too.", "Leave it out of one of them.")
+    table = consistent(table)
     runs = []
     for run in table:
         separate = table.second is not None and run.mode == "train"
         kept = _without_bad_rows(run, tasks, settings or (TwoStepSettings(),), drop_bad_rows, separate)
-        reason = kept.unfinished
-        if run.mode == "train" and reason and not allow_unfinished:
-            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow")
-            continue
         runs.append(kept)
-    checked = replace(table, runs=tuple(runs))
+    checked = finished(replace(table, runs=tuple(runs)), allow_unfinished)
     for warning in [*mismatches(checked), *oddities(checked)]:
         console.print(f"Warning: {warning}", style="yellow")
     return checked
@@ -72,10 +86,13 @@ def check_values(table: RunTable, tasks: Sequence[Task], settings: Sequence[TwoS
         for run in table.second:
             _without_bad_rows(run, tasks, settings, drop=False)
     for name, metrics in table.external.items():
-        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
-        read = {key for task in tasks for key in (*task.loss_keys, *task.accuracy_keys)}
-        if read & {*bad}:
-            raise UserError(f"The external model '{name}': '{min(read & {*bad})}' is not a number.", "Mend the file.")
+        read = _columns_read(model_as_run(name, metrics), tasks, settings, False)
+        for key in sorted(set(read) & {*metrics}):
+            low, high, _ = read[key]
+            if not (math.isfinite(metrics[key]) and low <= metrics[key] <= high):
+                raise UserError(
+                    f"The external model '{name}': '{key}' is {metrics[key]:g}, which cannot be.", "Mend the file."
+                )
 
 
 def _columns_read(
@@ -105,11 +122,26 @@ def _columns_read(
     return found
 
 
+def _measured(run: Run, columns: Sequence[NDArray[np.float64]]) -> Run:
+    """The run without the rows that hold none of the figures that are read: exports of a training's log have a row for
+    every logged step, and only some of them were measured.
+    """
+    if len(columns) < _FEW_COLUMNS:
+        return run  # of so few figures a gap may be a fault
+    empty = np.all([np.isnan(values) for values in columns], axis=0)
+    if not empty.any() or empty.all():
+        return run
+    console.print(f"'{run.source or run.name}': {empty.sum()} of {len(run)} rows hold no measurement.")
+    return run.keep(~empty)
+
+
 def _without_bad_rows(
     run: Run, tasks: Sequence[Task], settings: Sequence[TwoStepSettings], drop: bool, separate: bool = False
 ) -> Run:
+    columns = _columns_read(run, tasks, settings, separate)
+    run = _measured(run, [run.metrics[name] for name in columns if name in run.metrics])
     bad = np.zeros(len(run), dtype=bool)
-    for name, (low, high, task) in _columns_read(run, tasks, settings, separate).items():
+    for name, (low, high, task) in columns.items():
         if run.mode == "eval" and name not in run.metrics:
             continue  # of a target it is enough to know what was measured
         values = run.column(name, task)
@@ -135,18 +167,105 @@ def _without_bad_rows(
     return run.keep(~bad)
 
 
+def _label(run: Run) -> tuple[str, float] | None:
+    """How long a run is to be by its name, `5xC` or `100B` at its end: the unit and the number; None where it does not
+    tell.
+    """
+    multiple = re.search(r"(?:^|[-_/ ])(\d+(?:\.\d+)?)xC(?![a-z0-9])", run.name, re.IGNORECASE)
+    if multiple:
+        return ("xC", float(multiple[1])) if float(multiple[1]) > 0 else None
+    tokens = re.search(r"[-_/ ](\d+(?:\.\d+)?)([KMBT])$", run.name, re.IGNORECASE)
+    return ("tokens", float(tokens[1]) * _UNITS[tokens[2].upper()]) if tokens and float(tokens[1]) > 0 else None
+
+
+def _progress(run: Run, label: tuple[str, float]) -> float:
+    """A run's length over that of its label."""
+    unit, wanted = label
+    return run.final_tokens / (wanted * (TOKENS_PER_PARAMETER * run.n if unit == "xC" else 1.0))
+
+
+def cut_short(table: RunTable) -> dict[str, str]:
+    """Runs that end before the length in their name, or with a high learning rate, with what is said of each. If all
+    runs of a ladder lie off their labels by one factor, N or D is counted in another way, and none is cut short.
+    """
+    found: dict[str, str] = {}
+    for unit in ("xC", "tokens"):
+        shares = {
+            run.name: _progress(run, label)
+            for run in table.ladder
+            if (label := _label(run)) and label[0] == unit and run.n > 0 and not run.planned_tokens
+        }
+        usual = float(np.median(list(shares.values()))) if len(shares) >= _FEW_LABELS else 1.0
+        agree = [FINISHED <= share / usual <= 1 / FINISHED for share in shares.values()]
+        if np.mean(agree or [False]) <= _MOST_AGREE:
+            continue  # names that mean something else
+        for name, share in shares.items():
+            if share < FINISHED * usual:
+                found[name] = f"it ends at {share / usual:.0%} of the length in its name"
+    # Without a known peak the highest rate that was logged stands for it; if most runs end above it, that is their way.
+    rates = {
+        run.name: float(run.lr[-1] / np.nanmax(run.lr))
+        for run in table.ladder
+        if run.lr is not None and not run.lr_peak and np.nanmax(run.lr) > 0
+    }
+    if rates and np.median(list(rates.values())) <= DECAYED:
+        found |= {
+            name: f"its learning rate has decayed to {rate:.0%} of its highest only"
+            for name, rate in rates.items()
+            if rate > DECAYED
+        }
+    return found
+
+
+def finished(table: RunTable, allow_unfinished: bool = False) -> RunTable:
+    """The table without the runs that have not come to their end, each of which is told."""
+    shortened, kept = cut_short(table), []
+    for run in table:
+        reason = (run.unfinished or shortened.get(run.name)) if run.mode == "train" and not allow_unfinished else None
+        if reason:
+            console.print(f"'{run.name}' is left out: {reason}. --allow-unfinished keeps it.", style="yellow")
+        else:
+            kept.append(run)
+    return replace(table, runs=tuple(kept))
+
+
+def consistent(table: RunTable) -> RunTable:
+    """The table with the FLOPs of a token of every run, where some tell theirs and others do not: a law of compute must
+    count all runs in one way. Missing ones are those of the next size by the ratio to 6 N.
+    """
+    known = sorted((run.n, run.flops_per_token / (6 * run.n)) for run in table if run.flops_per_token and run.n > 0)
+    missing = {run.name for run in table if not run.flops_per_token and run.n > 0}
+    if not known or not missing:
+        return table
+    sizes, ratios = (np.array(each) for each in zip(*known, strict=True))
+
+    def filled(run: Run) -> Run:
+        ratio = float(np.interp(math.log(run.n), np.log(sizes), ratios))
+        return replace(run, flops_per_token=ratio * 6 * run.n)
+
+    return replace(table, runs=tuple(filled(run) if run.name in missing else run for run in table))
+
+
 def oddities(table: RunTable) -> list[str]:
     """What looks like a slip: units of N or D, lengths that are not those of the label, ends that rise."""
     found = []
     for run in table:
         ratio = run.final_tokens / run.n if math.isfinite(run.n) and run.n > 0 else TOKENS_PER_PARAMETER
+        if run.n < _LEAST_N:
+            found.append(f"'{run.name}' has N = {run.n:.3g} parameters: is it in millions or billions?")
         if not _LEAST_RATIO <= ratio <= _MOST_RATIO:
             found.append(
                 f"'{run.name}' has N = {run.n:.3g} and D = {run.final_tokens:.3g}, {ratio:.2g} tokens a parameter: is"
                 " one of them in millions or billions?"
             )
-        label = re.search(r"(?:^|[-_/ ])(\d+(?:\.\d+)?)xC\b", run.name)
-        if run.mode == "train" and label and not 0.8 <= run.multiple / float(label[1]) <= 1.25:
+        per_token = run.flops_per_token / (6 * run.n) if run.flops_per_token and run.n > 0 else 1.0
+        if not _LEAST_FLOPS <= per_token <= _MOST_FLOPS:
+            found.append(
+                f"'{run.name}' has N = {run.n:.3g} and {run.flops_per_token:.3g} FLOPs a token, {per_token:.2g} times"
+                " 6 N: is one of them in another unit?"
+            )
+        labelled = _label(run)
+        if run.mode == "train" and labelled and not 1 / _OTHER_COUNT <= _progress(run, labelled) <= _OTHER_COUNT:
             found.append(
                 f"'{run.name}' ends at {run.multiple:g}xC: is it unfinished, or are N or D counted in another way?"
             )

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit, minimize
 
-from lmlab.methods.ladder.config import AccuracyForm, LossForm
+from lmlab.methods.ladder.config import CHAINED, AccuracyForm, LossForm
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, shift_units, start_of, value_and_gradient
 from lmlab.methods.ladder.fitting.solve import huber, solve
 
 Floats = NDArray[np.float64]
-SHRUNK = ("nd", "direct")  # laws whose exponents can be drawn to those of the other tasks
+SHRUNK = ("nd", "coupled", "direct")  # laws whose exponents can be drawn to those of the other tasks
 _AGREEMENT = 0.01  # starts that end within this share of the best cost should predict alike
 
 
@@ -112,7 +112,7 @@ def _free_bounds(form: LossForm) -> tuple[Floats, Floats]:
     lower, upper = np.array(FORMS[form].lower), np.minimum(np.array(FORMS[form].upper), 1e3)
     for coefficient, exponent, _ in FORMS[form].units:
         lower[coefficient], upper[coefficient] = -25.0, 10.0
-        least = 1e-3 if form in ("nd", "flops", "direct") else max(lower[exponent], 0.0)
+        least = 1e-3 if form in (*CHAINED, "direct") else max(lower[exponent], 0.0)
         lower[exponent], upper[exponent] = least, 3.0
     return np.maximum(lower, -1e3), upper
 
@@ -140,6 +140,28 @@ def _grid(form: LossForm, y_R: Floats, chance: float) -> Floats:
                     for e in shares
                 ]
             )
+        case "coupled":
+            # A bent sum and a lower floor stand for one another: both kinds of starts.
+            return np.array(
+                [
+                    (*(np.log(max(y_R.mean() - e * low, 1e-3)) / k - np.log(2.0),) * 2, a / k, b / k, e * low, k)
+                    for a in (0.1, 0.3)
+                    for b in (0.1, 0.3)
+                    for e in (0.0, 0.5, 0.9)
+                    for k in (0.4, 1.0)
+                ]
+            )
+        case "tied":
+            return np.array(
+                [
+                    (*(np.log(max(y_R.mean() - e * low, 1e-3) / 2),) * 2, a, e * low)
+                    for a in (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+                    for e in (0.0, 0.3, 0.6, 0.9)
+                ]
+            )
+        case "line":
+            share = np.clip(y_R.mean(), 0.02, 0.98)
+            return np.array([(np.log(1 / share - 1), slope) for slope in (0.01, 0.1, 0.3)])
         case "direct":
             share = np.clip((y_R.mean() - chance) / (1 - chance), 0.05, 0.95)
             level = np.log(-np.log(share) / 2)

@@ -11,6 +11,7 @@ import numpy as np
 
 import lmlab
 from lmlab.errors import UserError
+from lmlab.methods.ladder.analysis.baselines import line_of
 from lmlab.methods.ladder.analysis.diagnose import (
     StepReport,
     check_identifiable,
@@ -21,7 +22,8 @@ from lmlab.methods.ladder.analysis.diagnose import (
     units,
 )
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings, preset
-from lmlab.methods.ladder.fitting.checks import check_values
+from lmlab.methods.ladder.fitting.chain import fit_chain
+from lmlab.methods.ladder.fitting.checks import check_values, consistent, finished, mismatches, oddities
 from lmlab.methods.ladder.fitting.intervals import (
     Calibration,
     Ensemble,
@@ -37,6 +39,8 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 from lmlab.stats import normal_quantile
 
+_ANOTHER_UNIT = 1e8  # times: billions beside ones
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -49,8 +53,9 @@ class Prediction:
         level: what share of such intervals is to hold the outcome.
         parts: the share of each source of uncertainty in the variance.
         calibrated: whether the width was calibrated on backtests.
-        diagnostics: distance from the ladder, flags, how many times farther than any backtest it is, and for every
-            chain its parameters, its quantity with an interval, and its own accuracy.
+        diagnostics: distance from the ladder, flags, how many times farther than any backtest it is, what a line in
+            logit accuracy on log compute says, and for every chain its parameters, its quantity with an interval, and
+            its own accuracy.
     """
 
     task: str
@@ -96,11 +101,18 @@ class TwoStep:
         self.settings = preset(estimator) if isinstance(estimator, str) else estimator
         self.replicates, self.seed = replicates, seed
 
-    def fit(self, table: RunTable, tasks: Task | Sequence[Task], calibrated: bool = True) -> Forecaster:
+    def fit(
+        self,
+        table: RunTable,
+        tasks: Task | Sequence[Task],
+        calibrated: bool = True,
+        allow_unfinished: bool = False,
+    ) -> Forecaster:
         """Fit the estimator to the runs of a table.
 
         Arguments:
             calibrated: calibrate intervals by backtests inside the ladder, where it is large enough for them.
+            allow_unfinished: keep runs that have not come to their end; they are left out otherwise, and told.
 
         Raises:
             UserError: too few runs, a missing column; the message says which.
@@ -108,6 +120,7 @@ class TwoStep:
         chosen = [tasks] if isinstance(tasks, Task) else list(tasks)
         if not chosen:
             raise UserError("There is no task to fit.")
+        table = finished(consistent(table), allow_unfinished)
         settings = available(self.settings, table, chosen)
         check_values(table.ladder, chosen, [*settings.members, *other_forms(table, settings)])
         ensemble = fit_ensemble(table, chosen, settings, self.replicates, self.seed)
@@ -213,7 +226,20 @@ class Forecaster:
         ratio = flops_per_token or self.flops_per_token(n)
         if not 0 < ratio * d < math.inf:
             raise UserError(f"N = {n:g} and D = {d:g} are more FLOPs, or fewer, than numbers reach.")
-        return logs(n, d, ratio)
+        x_3 = logs(n, d, ratio)
+        away = np.abs(x_3[:2, None] - self.ensemble.chains[0].points.x_3R[:2]).min(1)
+        for far, name, value in zip(away, ("N", "D"), (n, d), strict=True):
+            if far > math.log(_ANOTHER_UNIT):
+                raise UserError(
+                    f"The target's {name} = {value:.3g} is {math.exp(far):.1g} times away from that of any run.",
+                    "Are both counted in the same unit, in ones rather than in millions or billions?",
+                )
+        return x_3
+
+    @property
+    def warnings(self) -> list[str]:
+        """What looks wrong about the runs: slips of units, ends that rise, runs that do not belong together."""
+        return [*mismatches(self.table), *oddities(self.table)]
 
     def predict_all(
         self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None
@@ -228,11 +254,17 @@ class Forecaster:
         below, above = (side[:, 0] for side in spread.total)
         factor = self.factor(level)
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
+        if not np.isfinite([point, lo, hi]).all():
+            raise UserError(
+                f"The runs give no forecast at N = {n:.3g}, D = {d:.3g}: it is not a number.",
+                "Look at lmlab ladder fit, or take another estimator with --preset.",
+            )
         variance = np.sum([low**2 + high**2 for low, high in spread.parts.values()], axis=0)
         members = self.ensemble.settings.members
         losses = [self._loss(number, x_3Q, level, beyond) for number in range(len(members))]
         first = next((number for number, each in enumerate(members) if each.chained), None)
         own = [chain.accuracy(x_3Q)[0, :, 0] for chain in self.ensemble.chains]
+        line = fit_chain(self.table, self.tasks, line_of(members[0])).accuracy(x_3Q)[0, :, 0]
         reports = self.step_reports(x_3Q)
         flags = union(reports, members)
         found = []
@@ -268,6 +300,7 @@ class Forecaster:
                         "flags": list(flags[place]),
                         "reach": math.exp(self.calibration.reach) if self.calibration else None,
                         "beyond": beyond,
+                        "line": float(line[place]),
                         "chains": chains,
                     },
                 )

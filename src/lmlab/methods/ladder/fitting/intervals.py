@@ -29,6 +29,7 @@ from lmlab.methods.ladder.analysis.backtest import Split, splits
 from lmlab.methods.ladder.config import EstimatorSettings, LossForm, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
 from lmlab.methods.ladder.fitting.fit import fit_first_step
+from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.fitting.logits import logit, mean_logit
 from lmlab.methods.ladder.fitting.points import levels, logs, target_values
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
@@ -246,6 +247,8 @@ def _other_laws(chain: Chain) -> tuple[Chain, ...]:
     forms: list[tuple[LossForm, Any]] = [("flops", "grid")]
     if settings.law == "nd":
         forms.append(("nd", chain.first.parameters_BP[:, None]))
+    elif settings.law != "flops" and points.x_3R.shape[1] >= len(FORMS["nd"].names):
+        forms.append(("nd", "grid"))
     return tuple(
         replace(
             chain,

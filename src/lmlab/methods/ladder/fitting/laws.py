@@ -54,6 +54,24 @@ FORMS: dict[str, Form] = {
         ((0, 2, 0), (1, 3, 1)),
         "L(N, D) = A / N^alpha + B / D^beta + E",
     ),
+    # Videau et al. 2026, arXiv 2608.07222: parameters and tokens interact by one more exponent; k = 1 is the law above.
+    "coupled": Form(
+        ("log_A", "log_B", "alpha", "beta", "E", "k"),
+        (3.0, 6.0, 0.1, 0.2, 1.0, 1.0),
+        (-INF, -INF, 0.0, 0.0, 0.0, 0.1),
+        (INF, INF, INF, INF, INF, 3.0),
+        ((0, 2, 0), (1, 3, 1)),
+        "L(N, D) = (A / N^alpha + B / D^beta)^k + E",
+    ),
+    # One exponent for both, as in Muennighoff et al. 2023 (arXiv 2305.16264): four parameters, for few runs.
+    "tied": Form(
+        ("log_A", "log_B", "alpha", "E"),
+        (3.0, 3.0, 0.2, 1.0),
+        (-INF, -INF, 0.0, 0.0),
+        (INF, INF, INF, INF),
+        ((0, 2, 0), (1, 2, 1)),
+        "L(N, D) = A / N^alpha + B / D^alpha + E",
+    ),
     "flops": Form(
         ("log_A", "alpha", "E"), (3.0, 0.1, 1.0), (0.0,) * 3, (INF, 1.0, INF), ((0, 1, 2),), "L(C) = A / C^alpha + E"
     ),
@@ -72,6 +90,15 @@ FORMS: dict[str, Form] = {
         (INF,) * 5,
         ((0, 2, 0), (1, 3, 1)),
         "Acc(N, D) = E - A / N^alpha - B / D^beta",
+    ),
+    # The simplest law of accuracy, as a baseline: its logit is a line in the logarithm of compute.
+    "line": Form(
+        ("log_A", "alpha"),
+        (6.0, 0.2),
+        (-INF, 0.0),
+        (INF, INF),
+        ((0, 1, 2),),
+        "Acc(C) = 1 / (1 + A / C^alpha)",
     ),
     # Krajewski et al. 2025, arXiv 2512.08894: minus the logarithm of the accuracy above chance is a sum of powers.
     # `chance` is that of the task, and is not fitted.
@@ -114,6 +141,16 @@ def value_and_gradient(form: LossForm, p_BP: Floats, x_3K: Floats) -> tuple[Floa
         term = np.exp(np.minimum(p[:, 0] - p[:, 1] * log_c, _MAX_EXPONENT))
         gradient[:, :, 0], gradient[:, :, 1], gradient[:, :, 2] = term, -term * log_c, 1.0
         return term + p[:, 2], gradient
+    if form == "line":
+        share = expit(p[:, 1] * log_c - p[:, 0])
+        slope = share * (1 - share)
+        gradient[:, :, 0], gradient[:, :, 1] = -slope, slope * log_c
+        return share, gradient
+    if form == "tied":
+        n_term, d_term = (np.exp(np.minimum(p[:, i] - p[:, 2] * x[:, i], _MAX_EXPONENT)) for i in (0, 1))
+        slope = -n_term * log_n - d_term * log_d
+        gradient[:, :, 0], gradient[:, :, 1], gradient[:, :, 2], gradient[:, :, 3] = n_term, d_term, slope, 1.0
+        return n_term + d_term + p[:, 3], gradient
     n_term = np.exp(np.minimum(p[:, 0] - p[:, 2] * log_n, _MAX_EXPONENT))
     d_term = np.exp(np.minimum(p[:, 1] - p[:, 3] * log_d, _MAX_EXPONENT))
     gradient[:, :, 0], gradient[:, :, 1], gradient[:, :, 2], gradient[:, :, 3] = (
@@ -123,6 +160,12 @@ def value_and_gradient(form: LossForm, p_BP: Floats, x_3K: Floats) -> tuple[Floa
         -d_term * log_d,
     )
     gradient[:, :, 4] = 1.0
+    if form == "coupled":
+        total = np.maximum(n_term + d_term, 1e-300)
+        bent = total ** p[:, 5]
+        gradient[:, :, :4] *= (p[:, 5] * bent / total)[:, :, None]
+        gradient[:, :, 5] = bent * np.log(total)
+        return bent + p[:, 4], gradient
     if form == "power":
         gradient[:, :, :4] *= -1
         return p[:, 4] - n_term - d_term, gradient

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import TwoStepSettings, Variant
 from lmlab.methods.ladder.fitting.logits import logit
-from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
+from lmlab.methods.ladder.tables.table import Floats, Run, RunTable, model_as_run
 from lmlab.methods.ladder.tables.tasks import Task
 
 _PARTS = (
@@ -209,7 +209,7 @@ def _external(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings)
     """
     found = []
     for name, metrics in table.external.items():
-        run = Run(name, 1, None, np.ones(1), {key: np.array([value]) for key, value in metrics.items()}, source=name)
+        run = model_as_run(name, metrics)
         try:
             for task in tasks:
                 run.intermediate(task, settings.x)

@@ -58,4 +58,5 @@ def fitted(
 ) -> Forecaster:
     """A fitted estimator."""
     chosen, settings = choose_tasks(options), estimator.settings()
-    return TwoStep(settings, seed=seed).fit(checked(table, chosen, options, settings), chosen, calibrated)
+    table = checked(table, chosen, options, settings)
+    return TwoStep(settings, seed=seed).fit(table, chosen, calibrated, options.allow_unfinished)

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat
 
 from lmlab.config import Config, validate
 from lmlab.errors import UserError, did_you_mean, missing_extra, reads
-from lmlab.files import atomic_file, read_json
+from lmlab.files import atomic_file, read_json, read_jsonl
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.progress import console
 
@@ -51,11 +51,14 @@ def read_table(path: Path) -> RunTable:
             return read_reference_config(path)
         case ".parquet":
             columns = _read_parquet(path)
-        case ".csv":
-            columns = _read_csv(path)
+        case ".csv" | ".tsv":
+            columns = read_csv_columns(path)
+        case ".jsonl":
+            columns = _read_rows(path)
         case _:
             raise UserError(
-                f"'{path}': a run table is a .csv or .parquet file, or the .json configuration of the reference."
+                f"'{path}': a run table is a .csv, .tsv, .jsonl or .parquet file, or the .json configuration of the"
+                " reference."
             )
     return _from_own_table(columns, path)
 
@@ -135,7 +138,7 @@ def read_csv_run(
     Raises:
         UserError: the file is missing or broken, tells no tokens, or two rows of one step differ.
     """
-    columns = {key: _numbers(values) for key, values in _read_csv(path).items()}
+    columns = {key: _numbers(values) for key, values in read_csv_columns(path).items()}
     tokens = _tokens(columns, path)
     count = len(tokens)
     seen = {TOKENS, STEP, BATCH}
@@ -181,20 +184,30 @@ def _in_order(run: Run) -> Run:
     if (np.diff(order) < 0).any():
         console.print(f"'{where}': rows were sorted by tokens.")
     run = run.keep(order)
+    return _merged(run, where)
+
+
+def _merged(run: Run, where: str) -> Run:
+    """One row for each number of tokens: rows of which one holds what the other lacks, as logs of training and of
+    evaluation have them, are put together; two that differ are an error.
+    """
     same = np.flatnonzero(np.diff(run.tokens) == 0)
+    if not len(same):
+        return run
+    metrics = {key: values.copy() for key, values in run.metrics.items()}
     for place in same:
-        for key, values in run.metrics.items():
+        for key, values in metrics.items():
             first, second = values[place], values[place + 1]
-            if first != second and not (math.isnan(first) and math.isnan(second)):
+            if math.isfinite(first) and math.isfinite(second) and first != second:
                 rows = f"rows {run.rows[place]} and {run.rows[place + 1]}"
                 raise UserError(
                     f"'{where}', {rows}: two checkpoints of {run.tokens[place]:.0f} tokens differ in '{key}'.",
                     "Remove one of them.",
                 )
-    if len(same):
-        console.print(f"'{where}': {len(same)} repeated rows were dropped.")
-        run = run.keep(np.setdiff1d(np.arange(len(run)), same + 1))
-    return run
+            if not math.isfinite(second):
+                values[place + 1] = first
+    console.print(f"'{where}': {len(same)} repeated rows were dropped.")
+    return replace(run, metrics=metrics).keep(np.setdiff1d(np.arange(len(run)), same))
 
 
 def _resolve(pattern: str, folders: Sequence[Path], where: str) -> list[Path]:
@@ -239,17 +252,58 @@ def _read_external(value: Any, path: Path, folders: Sequence[Path]) -> dict[str,
     return found
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
+def table_from_frame(frame: Any) -> RunTable:
+    """The run table of a data frame, of pandas or another library with `columns` and `frame[name]`.
+
+    Raises:
+        UserError: it is no frame, or a column is missing or broken.
+    """
+    try:
+        columns = {str(name): [_text(cell) for cell in frame[name]] for name in frame.columns}
+    except (AttributeError, TypeError):
+        raise UserError(f"A run table is a file or a data frame, not {type(frame).__name__}.") from None
+    if not columns or not len(next(iter(columns.values()))):
+        raise UserError("The data frame has no rows.")
+    return _from_own_table(columns, Path("the data frame"))
+
+
+def _text(cell: Any) -> str:
+    """A cell as a CSV file would have it; nothing where there is none."""
+    text = "" if cell is None else str(cell)
+    return "" if text in ("nan", "NaN", "<NA>", "NaT", "None") else text
+
+
+def _read_rows(path: Path) -> dict[str, list[str]]:
+    """JSON lines: one object of plain values a line; a key that a line lacks is an empty cell."""
+    rows = list(read_jsonl(path, allow_nan=True))
+    for number, row in enumerate(rows, 1):
+        if any(isinstance(value, dict | list) for value in row.values()):
+            raise UserError(f"'{path}', row {number}: a row is one object of numbers and texts.")
+    if not rows:
+        raise UserError(f"'{path}' has no rows.")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [_text(row.get(name)) for row in rows] for name in names}
+
+
+def read_csv_columns(path: Path) -> dict[str, list[str]]:
+    """The cells of a CSV file (of tabs with the suffix .tsv), by column.
+
+    Raises:
+        UserError: it is missing or empty, or a row has more or fewer cells than the header.
+    """
     try:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"No such file: '{path}'.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not UTF-8 text (byte {error.start}).") from None
-    reader = csv.reader(io.StringIO(text))
+    reader = csv.reader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
     header = next(reader, [])
     if not header:
         raise UserError(f"'{path}' is empty.")
+    twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
+    if twice is not None:
+        raise UserError(f"'{path}': the column '{twice}' is there twice.", "Remove one of them.")
     rows = [row for row in reader if row]
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
@@ -285,9 +339,7 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         raise UserError(f"No such file: '{path}'.") from None
     except Exception as error:  # pyarrow raises errors of its own
         raise UserError(f"'{path}' is not a readable Parquet file ({str(error).splitlines()[0]}).") from None
-    return {
-        name: ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
-    }
+    return {name: [_text(cell) for cell in table[name].to_pylist()] for name in table.column_names}
 
 
 def _from_own_table(columns: dict[str, list[str]], path: Path) -> RunTable:
@@ -308,6 +360,8 @@ def _own_run(
 ) -> Run:
     def one(key: str) -> str:
         values = {columns[key][row] for row in rows} if key in columns else {""}
+        if len(values) > 1 and len({_number(each) for each in values}) == 1:
+            values = {min(values)}  # one number in several spellings
         if len(values) > 1:
             raise UserError(f"'{path}': run '{name}' has several values of '{key}': {', '.join(sorted(values)[:3])}.")
         return values.pop()

@@ -21,8 +21,8 @@ Mode = Literal["train", "eval"]
 C4 = "eval/c4_en-validation/CrossEntropyLoss"
 TOKENS_PER_PARAMETER = 20  # of one Chinchilla multiple, 1xC
 _END = 0.1
-_DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
-_FINISHED = 0.98  # of the planned tokens
+DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
+FINISHED = 0.98  # of the planned tokens
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Run:
     @property
     def unfinished(self) -> str | None:
         """Why the run is not finished, or None."""
-        if self.planned_tokens and self.final_tokens < _FINISHED * self.planned_tokens:
+        if self.planned_tokens and self.final_tokens < FINISHED * self.planned_tokens:
             return f"it has seen {self.final_tokens:.4g} of {self.planned_tokens:.4g} planned tokens"
-        if self.lr is not None and self.lr_peak and len(self.lr) and self.lr[-1] > _DECAYED * self.lr_peak:
+        if self.lr is not None and self.lr_peak and len(self.lr) and self.lr[-1] > DECAYED * self.lr_peak:
             return f"its learning rate has decayed to {self.lr[-1] / self.lr_peak:.0%} of the peak only"
         return None
 
@@ -151,6 +151,11 @@ class Run:
             lr=None if self.lr is None else self.lr[places],
             rows=tuple(self.rows[place] for place in places) if self.rows else (),
         )
+
+
+def model_as_run(name: str, metrics: Mapping[str, float]) -> Run:
+    """Another model, a point of the accuracy curve only, as a run of one checkpoint."""
+    return Run(name, 1, None, np.ones(1), {key: np.array([value]) for key, value in metrics.items()}, source=name)
 
 
 def validation_columns(run: Run) -> list[str]:
@@ -252,12 +257,19 @@ class RunTable:
 
     @classmethod
     def read(cls, path: str | Path) -> RunTable:
-        """Read a run table (CSV or Parquet), or a reference configuration (JSON)."""
+        """Read a run table (CSV, TSV, JSON lines or Parquet), or a reference configuration (JSON)."""
         from lmlab.methods.ladder.tables.read import read_table
 
         path = Path(path)
 
         return read_table(path)
+
+    @classmethod
+    def from_frame(cls, frame: Any) -> RunTable:
+        """The run table of a data frame: a row for each checkpoint, columns as those of a CSV file."""
+        from lmlab.methods.ladder.tables.read import table_from_frame
+
+        return table_from_frame(frame)
 
     @classmethod
     def from_reference_config(cls, path: str | Path) -> RunTable:
