@@ -9,9 +9,10 @@ import pytest
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, decide, rank
-from lmlab.methods.ladder.analysis.decide import _draws
+from lmlab.methods.ladder.analysis.decide import draws
 from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
 from lmlab.methods.ladder.analysis.present import decision_sentence
+from lmlab.methods.ladder.analysis.variance import signal_to_noise
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.rungs.plan import parse_length
 
@@ -42,7 +43,7 @@ def _shifted(table: RunTable, loss: float, accuracy: float) -> RunTable:
 
 def test_draws_are_as_wide_as_the_printed_intervals(forecaster):
     x_3Q = np.stack([logs(3e9, 1e12, None), logs(7e9, 4e12, None)], axis=1)
-    accuracy_STQ = _draws(forecaster, x_3Q, 0.9, 0)
+    accuracy_STQ = draws(forecaster, x_3Q, 0.9, 0)
     for q, (n, d) in enumerate(((3e9, 1e12), (7e9, 4e12))):
         for t, each in enumerate(forecaster.predict_all(n, d, 0.9)):
             low, middle, high = np.quantile(accuracy_STQ[:, t, q], (0.05, 0.5, 0.95))
@@ -209,3 +210,59 @@ def test_runs_that_cannot_be_followed_are_refused_by_name(synthetic):
         follow(few, half)
     with pytest.raises(UserError, match="between 0 and 1"):
         cut_off(run, 1.0)
+
+
+def test_a_comparison_is_as_wide_at_chance_as_its_forecasts(synthetic):
+    table, tasks = synthetic(noise=0.003, checkpoints=10)
+    flat = [
+        replace(run, name=f"{run.name}-{k}", metrics=run.metrics | {"acc0": np.full(10, 0.25 + 1e-4 * k)})
+        for k, run in enumerate(table)
+    ]
+    other = [replace(run, metrics=run.metrics | {"acc0": run.metrics["acc0"] + 2e-4}) for run in flat]
+    one, two = (TwoStep(TwoStepSettings(delta=None), 40).fit(RunTable(tuple(runs)), tasks) for runs in (flat, other))
+    each = one.predict(6.9e9, 3.9e12)
+    assert each.diagnostics["flags"]  # at chance
+    row = compare(one, two, 6.9e9, 3.9e12)[0]
+    assert row.hi - row.lo > 0.9 * (each.hi - each.lo)
+
+
+def test_what_one_ladder_alone_supposes_of_the_law_widens_a_comparison(published, main_tasks):
+    tasks = main_tasks[:2]
+    without_c4 = RunTable(
+        tuple(
+            replace(run, metrics={key: v for key, v in run.metrics.items() if "c4_en" not in key}, name=f"{run.name}-b")
+            for run in published
+        )
+    )
+    settings = TwoStepSettings(delta=None, shrink=1e-3)
+    one, two = (TwoStep(settings, 40).fit(table, tasks, calibrated=False) for table in (published, without_c4))
+    x_3Q = one.target(6.9e9, 3.9e12)[:, None]
+    shifts = one.ensemble.form_shifts(x_3Q)
+    assert set(two.ensemble.form_shifts(x_3Q)) < set(shifts)  # the C4 loss is a form of one ladder only
+    total = np.sqrt(np.sum(np.square(list(shifts.values())), axis=0))
+    assert one.ensemble.spread(x_3Q).parts["form"][0] == pytest.approx(total)
+    rows = compare(one, two, 6.9e9, 3.9e12)
+    same = compare(one, TwoStep(settings, 40, seed=1).fit(_renamed(published), tasks, calibrated=False), 6.9e9, 3.9e12)
+    assert all(a.hi - a.lo > b.hi - b.lo for a, b in zip(rows, same, strict=True))
+
+
+def _renamed(table):
+    return RunTable(tuple(replace(run, name=f"{run.name}-c") for run in table))
+
+
+def test_tasks_that_tell_models_apart_weigh_more_in_a_mean(synthetic):
+    table, tasks = synthetic(count=2, noise=0.003, checkpoints=10)
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(
+            run, metrics=run.metrics | {"acc1": np.clip(run.metrics["acc1"] + 0.05 * rng.standard_normal(10), 0, 1)}
+        )
+        for run in table
+    ]
+    clear, blurred = signal_to_noise(RunTable(tuple(noisy)), tasks)
+    assert clear > 3 * blurred
+    forecaster = TwoStep(TwoStepSettings(delta=None), 40).fit(table, tasks, calibrated=False)
+    alone = decide(forecaster, [(6.9e9, 3.9e12)], weights=[1.0, 0.0]).scenarios[0]
+    assert alone.accuracy["mean"] == pytest.approx(alone.accuracy[tasks[0].name])
+    with pytest.raises(UserError, match="2 tasks need 2 weights"):
+        decide(forecaster, [(6.9e9, 3.9e12)], weights=[1.0])

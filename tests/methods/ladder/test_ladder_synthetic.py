@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from known_laws import LAW, true_accuracy, true_loss
+from known_laws import LAW, SIZES, true_accuracy, true_loss
 
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, fit_chain, logs
 from lmlab.methods.ladder.fitting import accuracy as acc
@@ -127,3 +127,34 @@ def test_runs_that_were_measured_once_are_fitted(synthetic):
     table, tasks = synthetic(1, checkpoints=1)
     prediction = TwoStep("paper", 0).fit(table, tasks, calibrated=False).predict(3e9, 3e11)
     assert prediction.accuracy == pytest.approx(true_accuracy(true_loss(3e9, 3e11)), abs=0.01)
+
+
+@pytest.mark.parametrize("law", ["coupled", "tied"])
+def test_the_other_laws_of_both_come_back_from_exact_points(law):
+    truth = np.array([POINTS[law]])
+    n, multiple = (each.ravel() for each in np.meshgrid(SIZES, (1.0, 2.0, 5.0, 10.0)))
+    x_3R = np.log([n, 20 * n * multiple, 120 * n**2 * multiple])
+    losses = value_and_gradient(law, truth, x_3R)[0]
+    found = fit_first_step(law, x_3R, losses, None, None)
+    x = np.log([[6.9e9], [3.9e12], [6 * 6.9e9 * 3.9e12]])
+    expected = value_and_gradient(law, truth, x)[0]
+    assert value_and_gradient(law, found.parameters_BP, x)[0] == pytest.approx(expected, rel=2e-3)
+    assert found.converged_B.all()
+
+
+def test_the_coupled_law_with_the_exponent_1_is_the_law_of_the_paper():
+    x_3K = np.log([[2e8, 1e9], [4e9, 3e11], [5e18, 1.8e21]])
+    nd = value_and_gradient("nd", np.array([LAW]), x_3K)[0]
+    assert value_and_gradient("coupled", np.array([[*LAW, 1.0]]), x_3K)[0] == pytest.approx(nd)
+
+
+def test_the_line_in_logit_accuracy_is_that_of_numpy(synthetic):
+    table, tasks = synthetic()
+    chain = fit_chain(table, tasks, TwoStepSettings(law="line", delta=None, last=1))
+    log_c = np.log([run.flops for run in table])
+    ends = np.array([run.metrics["acc0"][-1] for run in table])
+    slope, level = np.polyfit(log_c, np.log(ends / (1 - ends)), 1)
+    x = np.log([[6.9e9], [3.9e12], [6 * 6.9e9 * 3.9e12]])
+    line = 1 / (1 + np.exp(-(level + slope * x[2])))
+    # Residuals are those of log accuracy there and of logits here.
+    assert chain.accuracy(x)[0, 0] == pytest.approx(line, abs=0.03)

@@ -5,6 +5,7 @@ from .analysis.decide import Decision, Rank, Ranking, Scenario, decide, rank
 from .analysis.design import compute_optimal
 from .analysis.follow import Followed, follow
 from .analysis.next_run import NextRun, next_runs
+from .analysis.questions import GroupForecast, forecast_by_difficulty, read_answers
 from .analysis.variance import Noise, variance
 from .config import PRESETS, EstimatorOptions, EstimatorSettings, LadderPlan, RunsOptions, TwoStepSettings, preset
 from .fitting.chain import Chain, fit_chain
@@ -31,6 +32,7 @@ __all__ = [
     "EstimatorSettings",
     "Followed",
     "Forecaster",
+    "GroupForecast",
     "LadderPlan",
     "LossLaw",
     "NextRun",
@@ -61,11 +63,13 @@ __all__ = [
     "fit_chain",
     "flops_per_token",
     "follow",
+    "forecast_by_difficulty",
     "logs",
     "mean_logit",
     "next_runs",
     "preset",
     "rank",
+    "read_answers",
     "score",
     "score_target",
     "size_of",

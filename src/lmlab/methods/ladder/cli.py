@@ -133,25 +133,35 @@ def collect(
             show_default=False,
         ),
     ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch",
+            help="Tokens of a step, for exports that tell steps only: NAME=TOKENS, as --size; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Put what runs measured into one table, one row a checkpoint."""
     from lmlab.methods.ladder.rungs.train import collect as collect_runs
     from lmlab.methods.ladder.tables.read import write_table
 
-    table = collect_runs(paths, target or (), _sizes(size or ()))
+    table = collect_runs(
+        paths, target or (), _counts(size or (), "--size", "parameters"), _counts(batch or (), "--batch", "tokens")
+    )
     write_table(table, output)
     rows = [[each.name, each.n, each.final_tokens, len(each), each.mode, each.unfinished or ""] for each in table]
     show(["run", "N", "D", "checkpoints", "mode", "unfinished"], rows, None, str(output))
 
 
-def _sizes(given: Sequence[str]) -> dict[str, float]:
+def _counts(given: Sequence[str], option: str, what: str) -> dict[str, float]:
     """`NAME=N` as a mapping."""
     from lmlab.methods.ladder.tables.target import named_numbers
 
-    found = named_numbers(given, "--size", "NAME=N, with a positive number of parameters", "190M=190354176")
+    found = named_numbers(given, option, f"NAME=N, with a positive number of {what}", "190M=190354176")
     for name, value in found.items():
         if value <= 0:
-            raise UserError(f"--size {name}={value:g}: a number of parameters is positive.")
+            raise UserError(f"{option} {name}={value:g}: a number of {what} is positive.")
     return found
 
 

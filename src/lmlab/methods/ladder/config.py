@@ -271,6 +271,7 @@ class RunsOptions(Config):
         drop_bad_rows: drop rows with values that cannot be, and count them.
         allow_unfinished: fit runs that have not come to their end.
         root: further folder that a configuration may read from; may be repeated.
+        family: of models (the column meta/family) whose law is wanted; the others lend their exponents.
     """
 
     config_path: Annotated[Path | None, Flag(("-c", "--config-path"))] = None
@@ -279,6 +280,7 @@ class RunsOptions(Config):
     drop_bad_rows: bool = False
     allow_unfinished: bool = False
     root: tuple[str, ...] = ()
+    family: str | None = None
 
 
 class EstimatorOptions(Config):
@@ -339,6 +341,17 @@ class ForecastOptions(Config):
 
     interval: float = 0.9
     seed: int = 0
+
+
+class MeanOptions(Config):
+    """How tasks are averaged.
+
+    Attributes:
+        weigh: of tasks in the mean: alike, or signal for more weight to those that tell models apart far beyond their
+            noise.
+    """
+
+    weigh: Literal["alike", "signal"] = "alike"
 
 
 class DecideOptions(Config):

@@ -364,7 +364,8 @@ def _next_section(
     if not forecaster.ensemble.replicates:
         return None
     spent = sum(run.flops for run in forecaster.table.ladder)
-    found = next_runs(forecaster.ensemble, n, d, flops, ladder_flops=spent, seed=forecaster.seed)[:6]
+    beyond = forecaster.beyond(forecaster.target(n, d, flops_per_token=flops))
+    found = next_runs(forecaster.ensemble, n, d, flops, ladder_flops=spent, beyond=beyond, seed=forecaster.seed)[:6]
     rows = [
         [
             _count(each.n),
@@ -376,8 +377,8 @@ def _next_section(
         ]
         for each in found
     ]
-    columns = ["N", "length", "tokens", "FLOPs", "of the ladder's cost", "less variance"]
-    fit = float(np.mean([each.parts.get("fit", 0.0) for each in predictions]))
+    columns = ["N", "length", "tokens", "FLOPs", "of the ladder's cost", "less squared error"]
+    share = float(np.mean([each.parts.get("fit", 0.0) + each.parts.get("form", 0.0) for each in predictions]))
     advice = (
         "The first is the best for its cost."
         if found and found[0].worthwhile
@@ -387,9 +388,9 @@ def _next_section(
         Table(
             columns,
             rows,
-            f"What a further run would take from the part of the variance that comes from the fit ({fit:.0%} of all"
-            " here), by fitting this estimator to simulated ladders with and without it; standard errors of the"
-            " simulation.",
+            f"What a further run would take from the squared error that comes from the fit and the form of the law"
+            f" ({share:.0%} of all here), by fitting this estimator to simulated ladders with and without it; standard"
+            " errors of the simulation.",
             align=["right"] * 6,
         ),
         Paragraph(advice),

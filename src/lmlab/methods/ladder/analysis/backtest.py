@@ -17,7 +17,7 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.logits import mean_logit
-from lmlab.methods.ladder.fitting.points import logs, target_values
+from lmlab.methods.ladder.fitting.points import place_of, target_values
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 
@@ -97,7 +97,7 @@ class SplitResult:
 def predict_split(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings, split: Split) -> SplitResult:
     """Fit one chain on a split's first part and predict its second."""
     targets = [table[name] for name in split.predicted]
-    x_3Q = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in targets], axis=1)
+    x_3Q = np.stack([place_of(run) for run in targets], axis=1)
     chain = fit_chain(table.ladder.where(names=split.fitted), tasks, settings)
     loss = chain.loss(x_3Q)
     actual = np.array([[target_values(run, task, settings) for run in targets] for task in tasks])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmlab.errors import UserError
+from lmlab.methods.ladder.analysis.decide import shares
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import OWN_PARTS
 from lmlab.stats import normal_cdf, normal_quantile
@@ -27,12 +29,17 @@ class Difference:
     b_better: float
 
 
-def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9) -> list[Difference]:
+def compare(
+    a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9, weights: Sequence[float] = ()
+) -> list[Difference]:
     """Compare two ladders at one target.
 
     The runs of both are independent, so their parts `fit` and `run` add up. What another form of the law would change
     counts only as far as it changes the difference, where both ladders have it. The accuracy curve is that of the same
     questions in both and counts once for each.
+
+    Arguments:
+        weights: of the tasks in their mean; equal by default.
 
     Returns:
         a row for each task, and one for the mean over them.
@@ -73,8 +80,10 @@ def compare(a: Forecaster, b: Forecaster, n: float, d: float, level: float = 0.9
         for k, task in enumerate(a.tasks)
     ]
     correlation = (together[0] + together[1]) / 2
-    whole = float(np.sqrt(reach @ correlation @ reach)) / len(rows)
-    rows.append(_row("mean", float(points[0].mean()), float(points[1].mean()), float(difference.mean()), whole, z))
+    share_T = shares(weights, len(rows))
+    whole = float(np.sqrt((share_T * reach) @ correlation @ (share_T * reach)))
+    means = [float(share_T @ each) for each in (*points, difference)]
+    rows.append(_row("mean", *means, whole, z))
     return rows
 
 

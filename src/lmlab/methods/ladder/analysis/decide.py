@@ -100,6 +100,7 @@ def decide(
     sure: float = 0.8,
     level: float = 0.9,
     seed: int = 0,
+    weights: Sequence[float] = (),
 ) -> Decision:
     """Set several targets of one ladder side by side.
 
@@ -108,6 +109,7 @@ def decide(
         thresholds: accuracies (0 to 1) that are wanted, by the name of a task or `mean`.
         sure: the probability with which all of them are to be reached.
         level: of the intervals.
+        weights: of the tasks in their mean; equal by default.
 
     Raises:
         UserError: no target, one twice, a threshold out of its range or of a task that was not fitted.
@@ -128,8 +130,9 @@ def decide(
         raise UserError(f"The probability --sure lies between 0 and 1, not at {sure}.")
     predictions = [forecaster.predict_all(n, d, level) for n, d in targets]  # also refuses impossible ones
     x_3Q = np.stack([forecaster.target(n, d, level) for n, d in targets], axis=1)
-    accuracy_STQ = _draws(forecaster, x_3Q, level, seed)
-    mean_SQ = accuracy_STQ.mean(1)
+    accuracy_STQ = draws(forecaster, x_3Q, level, seed)
+    share_T = shares(weights, len(names))
+    mean_SQ = np.einsum("stq,t->sq", accuracy_STQ, share_T)
     low_Q, high_Q = percentiles(mean_SQ, level)
     best_S = mean_SQ.argmax(1)
     scenarios = []
@@ -146,7 +149,7 @@ def decide(
                 d,
                 float(np.exp(x_3Q[2, q])),
                 {name: each.accuracy for name, each in own.items()}
-                | {MEAN: float(np.mean([each.accuracy for each in own.values()]))},
+                | {MEAN: float(share_T @ [each.accuracy for each in own.values()])},
                 {name: each.lo for name, each in own.items()} | {MEAN: float(low_Q[q])},
                 {name: each.hi for name, each in own.items()} | {MEAN: float(high_Q[q])},
                 {name: float(hit.mean()) for name, hit in hits.items()},
@@ -159,7 +162,22 @@ def decide(
     return Decision(tuple(scenarios), min(fit, key=lambda q: scenarios[q].flops) if fit else None)
 
 
-def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float = 0.9, seed: int = 0) -> Ranking:
+def shares(weights: Sequence[float], count: int) -> Floats:
+    """Weights that add up to 1, equal ones where none are given."""
+    given = np.array(weights, dtype=float) if len(weights) else np.ones(count)
+    if len(given) != count or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise UserError(f"{count} tasks need {count} weights of 0 or more, not all 0.")
+    return np.asarray(given / given.sum())
+
+
+def rank(
+    forecasters: Mapping[str, Forecaster],
+    n: float,
+    d: float,
+    level: float = 0.9,
+    seed: int = 0,
+    weights: Sequence[float] = (),
+) -> Ranking:
     """Order several recipes at one target.
 
     Their runs are independent, so that each has draws of its own; what another form of the law would change is drawn
@@ -202,16 +220,17 @@ def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float
         points.append(inverse_logit(point_T))
         values.append(inverse_logit(drawn))
     value_AST = np.array(values)
-    mean_AS = value_AST.mean(2)
+    share_T = shares(weights, len(tasks[0]))
+    mean_AS = value_AST @ share_T
     order_SA = (-mean_AS.T).argsort(axis=1, kind="stable")
     place_SA = order_SA.argsort(axis=1)
     best_TA = np.array([np.bincount(column, minlength=len(names)) for column in value_AST.argmax(0).T]) / DRAWS
     low, high = percentiles(mean_AS.T, level)
-    largest = [_largest_mean(each) for each in forecasters.values()]
+    largest = [_largest_mean(each, share_T) for each in forecasters.values()]
     rows = [
         Rank(
             name,
-            float(points[a].mean()),
+            float(points[a] @ share_T),
             float(low[a]),
             float(high[a]),
             float((order_SA[:, 0] == a).mean()),
@@ -229,8 +248,8 @@ def rank(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float
     return Ranking(tuple(sorted(rows, key=lambda row: row.rank)), orders)
 
 
-def _draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floats:
-    """Accuracies at several targets, [S, T, Q], as wide as the printed intervals."""
+def draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floats:
+    """Accuracies at several targets (ln N, ln D, ln C; [3, Q]), [S, T, Q], as wide as the printed intervals."""
     tasks, places = len(forecaster.tasks), x_3Q.shape[1]
     point_TQ = logit(forecaster.ensemble.accuracy(x_3Q)[0])
     sides = []
@@ -251,10 +270,10 @@ def _root(correlation: Floats) -> Floats:
     return np.asarray(root / np.sqrt(np.maximum((root**2).sum(1, keepdims=True), 1e-30)))
 
 
-def _largest_mean(forecaster: Forecaster) -> float:
+def _largest_mean(forecaster: Forecaster, share_T: Floats) -> float:
     """Mean accuracy over the tasks of the run with the most compute."""
     run = max(forecaster.table.ladder, key=lambda each: each.flops)
     member = forecaster.ensemble.settings.members[0]
     return float(
-        np.mean([run.final_value(run.accuracy(task, member.variant), member.last) for task in forecaster.tasks])
+        share_T @ [run.final_value(run.accuracy(task, member.variant), member.last) for task in forecaster.tasks]
     )

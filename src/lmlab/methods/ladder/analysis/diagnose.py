@@ -14,9 +14,9 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.chain import Chain
-from lmlab.methods.ladder.fitting.fit import SHRUNK, first_step_values
+from lmlab.methods.ladder.fitting.fit import SHRUNK, exponents_of, first_step_values
 from lmlab.methods.ladder.fitting.laws import FLOOR, FORMS, log_residuals
-from lmlab.methods.ladder.fitting.points import Points, levels
+from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, Points, levels
 from lmlab.methods.ladder.tables.table import Floats
 
 _FEW_LEVELS = 3
@@ -83,7 +83,7 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
     y_TR = points.target(settings.chained)
     fitted = chain.loss(points.x_3R)[0]
     medians = (
-        np.median(np.log(np.maximum(chain.first.parameters_BP[:, 2:4], 1e-6)), axis=0)
+        np.median(np.log(np.maximum(chain.first.parameters_BP[:, exponents_of(settings.law)], 1e-6)), axis=0)
         if settings.law in SHRUNK
         else None
     )
@@ -97,7 +97,7 @@ def report_step(chain: Chain, x_3Q: Floats | None = None) -> list[StepReport]:
             p = chain.second.parameters_BP[place]
             second = dict(zip(acc.NAMES[settings.accuracy_law], map(float, p), strict=True))
             value = acc.value_and_gradient(settings.accuracy_law, p[None], points.loss_TK[place][None])[0][0]
-            measured = points.accuracy_TK[place]
+            measured = np.maximum(points.accuracy_TK[place], LEAST_ACCURACY)
             # The appended point (0, 1) counts as the reference counts it.
             errors = np.abs(value / measured - 1)
             if settings.anchor:
@@ -142,19 +142,19 @@ def _first_flags(chain: Chain, place: int, medians: Floats | None) -> list[str]:
             flags.append(f"only {count} {name}: not identifiable with certainty")
     if settings.law not in SHRUNK:
         return flags
-    if settings.law in ("nd", "coupled") and p[4] <= 1e-9:
+    floor = FORMS[settings.law].names.index("E") if settings.chained else None
+    if floor is not None and p[floor] <= 1e-9:
         flags.append("E is at its bound 0: the loss has no floor")
-    for number, name in ((2, "alpha"), (3, "beta")):
+    for row, number in enumerate(exponents_of(settings.law)):
+        name = FORMS[settings.law].names[number]
         if p[number] <= 1e-3 or p[number] >= 2.99:
             flags.append(f"{name} is at a bound")
         elif (
             medians is not None
             and len(chain.tasks) > 2
-            and abs(np.log(p[number]) - medians[number - 2]) > np.log(_FAR_EXPONENT)
+            and abs(np.log(p[number]) - medians[row]) > np.log(_FAR_EXPONENT)
         ):
-            flags.append(
-                f"{name} = {p[number]:.2f} is far from the other tasks' median {np.exp(medians[number - 2]):.2f}"
-            )
+            flags.append(f"{name} = {p[number]:.2f} is far from the other tasks' median {np.exp(medians[row]):.2f}")
     if _condition(chain, place) > _ILL_CONDITIONED:
         flags.append("the parameters of the first step are not determined by these runs (ill-conditioned)")
     return flags

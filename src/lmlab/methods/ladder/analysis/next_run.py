@@ -38,8 +38,9 @@ class NextRun:
 
     Attributes:
         flops: what it costs; `share` of the ladder's cost so far.
-        gain: the share of the forecast's variance that it takes away, mean over tasks: of the part that comes from the
-            ladder's runs, which a further run can lower.
+        gain: the share of the forecast's expected squared error that it takes away, mean over tasks. That error is
+            the part of the variance that comes from the ladder's runs, which a further run can lower, and what other
+            forms of the law say otherwise, which it cannot.
         error: standard error of the gain, over the simulated truths.
     """
 
@@ -69,6 +70,7 @@ def next_runs(
     sizes: Sequence[float] = (),
     multiples: Sequence[float] = (),
     ladder_flops: float = 0.0,
+    beyond: float = 1.0,
     truths: int = _TRUTHS,
     seed: int = 0,
 ) -> list[NextRun]:
@@ -79,6 +81,7 @@ def next_runs(
             the estimator fits, to twice the longest. Smaller sizes are cheap, and promise much if the law holds for
             them too; whether it does, these runs do not tell.
         ladder_flops: cost of the ladder so far.
+        beyond: how many times farther than any backtest the target is (`Forecaster.beyond`).
 
     Raises:
         UserError: the estimator was fitted without replicates, which the truths are drawn from.
@@ -99,10 +102,12 @@ def next_runs(
     drawn = _Draws(ensemble, truths, seed)
     x_3Q = logs(n, d, flops_per_token)[:, None]
     truth_ST = logit(ensemble.accuracy(x_3Q, ensemble.replicates)[drawn.chosen_S, :, 0])
-    before = np.square(drawn.forecast(None, x_3Q) - truth_ST)
+    shifts = list(ensemble.form_shifts(x_3Q, beyond).values())
+    form_T = np.sum(np.square(shifts), axis=0)[:, 0] if shifts else 0.0
+    before = np.square(drawn.forecast(None, x_3Q) - truth_ST) + form_T
     runs = []
     for size, length, x_3 in found:
-        after = np.square(drawn.forecast(x_3, x_3Q) - truth_ST)
+        after = np.square(drawn.forecast(x_3, x_3Q) - truth_ST) + form_T
         gain, error = _gain(before, after)
         flops = float(np.exp(x_3[2]))
         runs.append(NextRun(size, length, flops, flops / ladder_flops if ladder_flops else float("nan"), gain, error))

@@ -13,8 +13,8 @@ from lmlab.methods.ladder.analysis.compare import Difference
 from lmlab.methods.ladder.analysis.decide import Decision, Ranking
 from lmlab.methods.ladder.analysis.diagnose import formula, name_of, units
 from lmlab.methods.ladder.analysis.follow import Followed
-from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, variance
-from lmlab.methods.ladder.config import DecideOptions, TwoStepSettings
+from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, signal_to_noise, variance
+from lmlab.methods.ladder.config import DecideOptions, MeanOptions, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.target import only_target, score_target
@@ -306,7 +306,9 @@ def variance_table(
         "step 1, %",
         "step 2, %",
         "chained, %",
+        "signal to noise",
     ]
+    ratios = signal_to_noise(table, tasks, last)
     rows: list[list[Any]] = []
     for place, (task, each) in enumerate(zip(tasks, noise, strict=True)):
         pair = seeds[task.name] if seeds else (None, None)
@@ -322,6 +324,7 @@ def variance_table(
                 _share(pair[0]),
                 _share(pair[1]),
                 *shares,
+                float(ratios[place]),
             ]
         )
     notes = [f"The last {last} checkpoints of {run.name}. Errors are those of the paper's estimator at the target."]
@@ -330,6 +333,14 @@ def variance_table(
             f"{key} and error of {error}: r = {r:.2f}, p = {p:.3f}" for key, error, r, p in correlations(noise, errors)
         ]
     return columns, rows, notes
+
+
+def weights_of(forecasters: Sequence[Forecaster], averaged: MeanOptions) -> list[float]:
+    """Weights of the tasks in their mean; none where all weigh alike."""
+    if averaged.weigh == "alike":
+        return []
+    ratios = [signal_to_noise(each.table, each.tasks) for each in forecasters]
+    return [float(each) for each in np.mean(ratios, axis=0)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy.stats import pearsonr
 
 from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting.intervals import repeated_runs
-from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError
 from lmlab.methods.ladder.tables.tasks import Task
 
@@ -40,6 +40,24 @@ def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb") ->
             )
         )
     return rows
+
+
+def signal_to_noise(table: RunTable, tasks: Sequence[Task], last: int = 10) -> Floats:
+    """How far a task tells models apart, over how far it varies by itself, [T] (Heineman et al. 2025, arXiv
+    2508.13144): the range of the runs' accuracies at their ends, over the standard deviation of the last checkpoints of
+    a run, both relative to their means; the noise is the mean over the runs.
+    """
+    found = []
+    for task in tasks:
+        tails = [run.accuracy(task)[-last:] for run in table.ladder]
+        ends = np.array([tail.mean() for tail in tails])
+        signal = np.ptp(ends) / ends.mean() if ends.mean() > 0 else 0.0
+        noise = np.mean([tail.std() / tail.mean() for tail in tails if tail.mean() > 0] or [1.0])
+        if task.n_instances:  # runs that were measured once vary at least as their questions do
+            share = float(np.clip(ends.mean(), 0.01, 0.99))
+            noise = max(noise, np.sqrt((1 - share) / share / task.n_instances) if max(map(len, tails)) == 1 else 0.0)
+        found.append(signal / max(float(noise), 1e-6))
+    return np.array(found)
 
 
 def largest_run(table: RunTable) -> Run:

@@ -14,7 +14,7 @@ from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.ladder.cli import app
 from lmlab.methods.ladder.commands.shared import TABLES, place_for, show
-from lmlab.methods.ladder.config import DecideOptions, EstimatorOptions, ForecastOptions, RunsOptions
+from lmlab.methods.ladder.config import DecideOptions, EstimatorOptions, ForecastOptions, MeanOptions, RunsOptions
 
 Runs = Annotated[
     Path | None,
@@ -89,6 +89,10 @@ def predict(
     n: Size = None,
     d: Length = None,
     target: Target = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=1, help="How often the target goes through its data; default: once.", show_default=False),
+    ] = None,
     output: Output = None,
 ) -> None:
     """Predict accuracies at a target with intervals, and set what was measured beside them where the table has it."""
@@ -104,7 +108,8 @@ def predict(
     table = read_runs(runs, data, estimator.step2_config_path)
     size, tokens, flops, measured = target_point(table, target, n, d)
     forecaster = fitted(table, data, estimator, forecast.seed)
-    predictions = forecaster.predict_all(size, tokens, forecast.interval, flops)
+    times = epochs or (1.0 if measured is None else measured.epochs)
+    predictions = forecaster.predict_all(size, tokens, forecast.interval, flops, times)
     rows = prediction_rows(forecaster, predictions, measured)
     show(
         PREDICTION_COLUMNS,
@@ -233,11 +238,13 @@ def ablate(
 @with_runs
 @with_preset
 @with_forecast
+@options(MeanOptions, "averaged")
 @options(DecideOptions, "wanted")
 def decide(
     data: RunsOptions,
     estimator: EstimatorOptions,
     forecast: ForecastOptions,
+    averaged: MeanOptions,
     wanted: DecideOptions,
     runs: Runs = None,
     output: Output = None,
@@ -246,14 +253,15 @@ def decide(
     wanted, and the cheapest that does.
     """
     from lmlab.methods.ladder.analysis.decide import decide as decide_between
-    from lmlab.methods.ladder.analysis.present import decision_rows, decision_sentence
+    from lmlab.methods.ladder.analysis.present import decision_rows, decision_sentence, weights_of
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
     from lmlab.methods.ladder.tables.target import named_numbers, parse_scenario
 
     targets = [parse_scenario(each) for each in wanted.scenario]
     thresholds = named_numbers(wanted.at_least, "--at-least", "TASK=ACCURACY", "hellaswag=0.8")
     forecaster = fitted(read_runs(runs, data), data, estimator, forecast.seed)
-    decision = decide_between(forecaster, targets, thresholds, wanted.sure, forecast.interval, forecast.seed)
+    weights = weights_of([forecaster], averaged)
+    decision = decide_between(forecaster, targets, thresholds, wanted.sure, forecast.interval, forecast.seed, weights)
     columns, rows = decision_rows(decision, wanted)
     show(columns, rows, output, f"{len(rows)} scenarios, {estimator.settings().name}", asdict(decision))
     print(decision_sentence(decision, wanted.sure))
@@ -264,9 +272,10 @@ def decide(
         "lmlab ladder compare a.csv b.csv -n 7e9 -d 4T", "lmlab ladder compare a.csv b.csv c.csv -n 7e9 -d 4T"
     )
 )
-@options(RunsOptions, "data", exclude=("config_path", "drop_bad_rows", "allow_unfinished", "root"))
+@options(RunsOptions, "data", exclude=("config_path", "drop_bad_rows", "allow_unfinished", "root", "family"))
 @with_preset
 @with_forecast
+@options(MeanOptions, "averaged")
 def compare(
     recipes: Annotated[list[Path], typer.Argument(help="Run tables, one a recipe: two or more.")],
     n: Annotated[float, typer.Option("-n", "--n", help="Parameters of the target.")],
@@ -274,6 +283,7 @@ def compare(
     data: RunsOptions,
     estimator: EstimatorOptions,
     forecast: ForecastOptions,
+    averaged: MeanOptions,
     output: Output = None,
 ) -> None:
     """Which of several recipes will be best at a target: of two the difference task by task, of more their order; with
@@ -281,7 +291,13 @@ def compare(
     """
     from lmlab.methods.ladder.analysis.compare import compare as compare_ladders
     from lmlab.methods.ladder.analysis.decide import rank
-    from lmlab.methods.ladder.analysis.present import DIFFERENCE_COLUMNS, difference_rows, orders_sentence, rank_table
+    from lmlab.methods.ladder.analysis.present import (
+        DIFFERENCE_COLUMNS,
+        difference_rows,
+        orders_sentence,
+        rank_table,
+        weights_of,
+    )
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
     from lmlab.methods.ladder.rungs.plan import parse_length
 
@@ -291,13 +307,14 @@ def compare(
         raise UserError("A run table is named twice.")
     tokens = parse_length(d, n)
     ladders = {str(path): fitted(read_runs(path), data, estimator, forecast.seed) for path in recipes}
+    weights = weights_of(list(ladders.values()), averaged)
     if len(recipes) == 2:
         one, two = ladders.values()
-        rows = difference_rows(compare_ladders(one, two, n, tokens, forecast.interval))
+        rows = difference_rows(compare_ladders(one, two, n, tokens, forecast.interval, weights))
         columns = [each.format(level=f"{forecast.interval:.0%}") for each in DIFFERENCE_COLUMNS]
         show(columns, rows, output, f"{recipes[0]} and {recipes[1]}")
         return
-    ranking = rank(ladders, n, tokens, forecast.interval, forecast.seed)
+    ranking = rank(ladders, n, tokens, forecast.interval, forecast.seed, weights)
     columns, rows = rank_table(ranking, forecast.interval)
     show(columns, rows, output, f"{len(rows)} recipes at N = {n:.4g}, D = {tokens:.4g}", asdict(ranking))
     print(orders_sentence(ranking))
@@ -345,6 +362,64 @@ def follow(
     show(FOLLOWED_COLUMNS, followed_rows(forecaster, found), output, title, [asdict(each) for each in found])
     if under_way.lr is None:
         print(f"The learning rate of '{run}' is not known: it is taken to decay as those of the ladder's runs did.")
+
+
+@app.command(
+    epilog=example(
+        "lmlab ladder questions runs.csv --rows rows/ -n 7e9 -d 4T",
+        "lmlab ladder questions runs.csv --rows rows/ -t 128k-2xC --groups 3",
+    )
+)
+@with_runs
+@with_preset
+@with_forecast
+def questions(
+    data: RunsOptions,
+    estimator: EstimatorOptions,
+    forecast: ForecastOptions,
+    rows: Annotated[
+        Path, typer.Option("--rows", help="Folder with RUN.jsonl for each run: a row a question, as lmlab eval writes.")
+    ],
+    runs: Runs = None,
+    n: Size = None,
+    d: Length = None,
+    target: Target = None,
+    groups: Annotated[int, typer.Option(min=1, help="Groups of questions, by difficulty.")] = 4,
+    output: Output = None,
+) -> None:
+    """Forecast a benchmark by the laws of its questions: groups of like difficulty, each by its own, and their sum."""
+    from lmlab.methods.ladder.analysis.questions import forecast_by_difficulty, read_answers
+    from lmlab.methods.ladder.fitting.checks import check
+    from lmlab.methods.ladder.fitting.prepare import read_runs
+    from lmlab.methods.ladder.tables.target import target_point
+
+    table = read_runs(runs, data)
+    size, tokens, flops, measured = target_point(table, target, n, d)
+    table = check(table, [], drop_bad_rows=data.drop_bad_rows, allow_unfinished=data.allow_unfinished)
+    names = [run.name for run in table.ladder] + ([] if measured is None else [measured.name])
+    found = forecast_by_difficulty(
+        table,
+        read_answers(rows, names),
+        size,
+        tokens,
+        groups,
+        forecast.interval,
+        estimator.preset,
+        flops,
+        None if measured is None else measured.name,
+        forecast.seed,
+    )
+    columns = ["questions", "number", "smallest run, %", "largest run, %", "forecast, %", "from", "to", "measured, %"]
+    shown: list[Sequence[Any]] = [
+        [
+            each.name,
+            each.questions,
+            *(round(100 * value, 1) for value in (each.smallest, each.largest, each.accuracy, each.lo, each.hi)),
+            None if each.measured is None else round(100 * each.measured, 1),
+        ]
+        for each in found
+    ]
+    show(columns, shown, output, f"Groups of questions, the easiest first: N = {size:.4g}, D = {tokens:.4g}")
 
 
 @app.command(

@@ -7,18 +7,26 @@ problems.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lmlab.methods.ladder.config import TwoStepSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
-from lmlab.methods.ladder.fitting.fit import SHRUNK, StepFit, first_step_values, fit_first_step, fit_second_step
+from lmlab.methods.ladder.fitting.fit import (
+    SHRUNK,
+    StepFit,
+    exponents_of,
+    first_step_values,
+    fit_first_step,
+    fit_second_step,
+)
 from lmlab.methods.ladder.fitting.points import Points, collect_points, thin
 from lmlab.methods.ladder.tables.table import Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 
 _REPLICATE_ITERATIONS = 60
+_LENT_PULL = 1e-3  # as the recommended estimator draws tasks together
 _ACCURACY_RANGE = (1e-6, 1 - 1e-6)
 
 
@@ -40,6 +48,7 @@ class Chain:
     """A fitted chain; S is 1 unless it was fitted to replicates.
 
     Attributes:
+        lent_E: exponents that other families lend, to which those of this one are drawn.
         first: the first step, [S T] problems; `second` is None where the law leads straight to the accuracy.
     """
 
@@ -48,6 +57,7 @@ class Chain:
     points: Points
     first: StepFit
     second: StepFit | None
+    lent_E: Floats | None = None
 
     def loss(self, x_3K: Floats) -> Floats:
         """The quantity between the steps at ln N, ln D, ln C; [S, T, K]."""
@@ -77,15 +87,26 @@ class Chain:
 def fit_chain(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> Chain:
     """Fit one chain to a ladder."""
     chosen = table.paper if settings.runs == "paper" else table
-    return fit_points(collect_points(chosen, tasks, settings), tasks, settings)
+    return fit_points(collect_points(chosen, tasks, settings), tasks, settings, _lent(table, tasks, settings))
 
 
-def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Chain:
-    """Fit one chain to points."""
+def _lent(table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings) -> Floats | None:
+    """Medians of the exponents over the tasks and the other families of a table, [E]; None without such."""
+    if not table.lenders or settings.law not in SHRUNK:
+        return None
+    plain = settings.model_copy(update={"shrink": 0.0})
+    found = [fit_chain(replace(each, lenders=()), tasks, plain).first.parameters_BP for each in table.lenders]
+    exponents = np.maximum(np.concatenate(found)[:, exponents_of(settings.law)], 1e-3)
+    return np.asarray(np.exp(np.median(np.log(exponents), axis=0)))
+
+
+def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings, lent_E: Floats | None = None) -> Chain:
+    """Fit one chain to points; `lent_E` are exponents that other families lend."""
     chance_T = np.array([task.chance for task in tasks])
     y_TR, weights_BR = points.target(settings.chained), points.weight_R[None]
     first = fit_first_step(settings.law, points.x_3R, y_TR, weights_BR, settings.delta, settings.starts, chance_T)
-    if settings.shrink and settings.law in SHRUNK:
+    pull = _pull(settings, lent_E)
+    if pull:
         first = fit_first_step(
             settings.law,
             points.x_3R,
@@ -94,16 +115,16 @@ def fit_points(points: Points, tasks: Sequence[Task], settings: TwoStepSettings)
             settings.delta,
             "grid",
             chance_T,
-            settings.shrink,
-            _center(first.parameters_BP, len(tasks)),
+            pull,
+            _center(settings, first.parameters_BP, len(tasks)) if lent_E is None else np.tile(lent_E, (len(tasks), 1)),
         )
     if not settings.chained:
-        return Chain(settings, tuple(tasks), points, first, None)
+        return Chain(settings, tuple(tasks), points, first, None, lent_E)
     weights = checkpoint_weights(points, tasks, settings)
     second = fit_second_step(
         settings.accuracy_law, points.loss_TK, points.accuracy_TK, chance_T, weights, settings.anchor, settings.starts
     )
-    return Chain(settings, tuple(tasks), points, first, second)
+    return Chain(settings, tuple(tasks), points, first, second, lent_E)
 
 
 def refit(chain: Chain, resample: Resample) -> Chain:
@@ -137,7 +158,10 @@ def fit_again(
         y_BR = np.minimum(y_BR, 1.0)  # no accuracy is above 1, whatever the noise
     weights_BR = np.repeat(weights_SG[:, : y_BR.shape[1]], len(tasks), axis=0) * points.weight_R
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
-    center = _center(chain.first.parameters_BP, len(tasks)) if settings.shrink and settings.law in SHRUNK else None
+    pull, center = _pull(settings, chain.lent_E), None
+    if pull:
+        center = _center(settings, chain.first.parameters_BP, len(tasks))
+        center = center if chain.lent_E is None else np.tile(chain.lent_E, (len(tasks), 1))
     first = fit_first_step(
         settings.law,
         points.x_3R,
@@ -146,12 +170,12 @@ def fit_again(
         settings.delta,
         starts_BSP,
         chance_B,
-        settings.shrink if center is not None else 0.0,
+        pull,
         None if center is None else np.tile(center, (count, 1)),
         _REPLICATE_ITERATIONS,
     )
     if chain.second is None:
-        return Chain(settings, tasks, points, first, None)
+        return Chain(settings, tasks, points, first, None, chain.lent_E)
     base = checkpoint_weights(points, tasks, settings) * (1.0 if settings.weighting == "runs" else counts_K)
     weights_BK = (weights_SG[:, None, points.run_K] * base[None]).reshape(-1, len(points.run_K))
     second = fit_second_step(
@@ -165,7 +189,7 @@ def fit_again(
         settings.anchor,
         np.tile(chain.second.parameters_BP, (count, 1))[:, None],
     )
-    return Chain(settings, tasks, points, first, second)
+    return Chain(settings, tasks, points, first, second, chain.lent_E)
 
 
 def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepSettings) -> Floats:
@@ -182,9 +206,17 @@ def checkpoint_weights(points: Points, tasks: Sequence[Task], settings: TwoStepS
     return np.asarray(weights / weights.mean(1, keepdims=True))
 
 
-def _center(parameters_BP: Floats, num_tasks: int) -> Floats:
-    """Medians of alpha and beta over the tasks, for each problem; [B, 2]."""
-    exponents = np.maximum(parameters_BP[:, 2:4], 1e-3).reshape(-1, num_tasks, 2)
+def _pull(settings: TwoStepSettings, lent_E: Floats | None) -> float:
+    """How strongly exponents are drawn together: over the tasks, and to those of other families."""
+    if settings.law not in SHRUNK:
+        return 0.0
+    return settings.shrink if lent_E is None else max(settings.shrink, _LENT_PULL)
+
+
+def _center(settings: TwoStepSettings, parameters_BP: Floats, num_tasks: int) -> Floats:
+    """Medians of the exponents over the tasks, for each problem; [B, E]."""
+    places = exponents_of(settings.law)
+    exponents = np.maximum(parameters_BP[:, places], 1e-3).reshape(-1, num_tasks, len(places))
     return np.repeat(np.exp(np.median(np.log(exponents), axis=1)), num_tasks, axis=0)
 
 

@@ -299,14 +299,16 @@ def mismatches(table: RunTable) -> list[str]:
         "context": "losses depend on the context",
         "n_definition": "N must be counted in one way",
         "corpus": "the law assumes one mix of data",
+        "family": "each has a law of its own, which --family NAME fits with exponents that the others lend",
     }
     for key, why in meaning.items():
         values = {str(run.metadata[key]) for run in table if run.metadata.get(key) not in (None, "")}
         if len(values) > 1:
             found.append(f"the runs differ in {key.replace('_', ' ')} ({', '.join(sorted(values))}): {why}.")
-    repeated = [run.name for run in table if float(run.metadata.get("epochs") or 0) > 1]
+    repeated = [run.name for run in table if run.epochs > 1]
     if repeated:
         found.append(
-            f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and bend the law."
+            f"data are repeated in {', '.join(repeated)}: repeats are worth less than new text, and count so in the"
+            " law (Muennighoff et al. 2023)."
         )
     return found

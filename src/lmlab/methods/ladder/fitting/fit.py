@@ -18,7 +18,7 @@ from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, shift_units,
 from lmlab.methods.ladder.fitting.solve import huber, solve
 
 Floats = NDArray[np.float64]
-SHRUNK = ("nd", "coupled", "direct")  # laws whose exponents can be drawn to those of the other tasks
+SHRUNK = ("nd", "coupled", "tied", "direct")  # laws whose exponents can be drawn to those of the other tasks
 _AGREEMENT = 0.01  # starts that end within this share of the best cost should predict alike
 
 
@@ -45,7 +45,7 @@ def fit_first_step(
     starts: str | Floats = "grid",
     chance_B: Floats | None = None,
     shrink: float = 0.0,
-    center_B2: Floats | None = None,
+    center_BE: Floats | None = None,
     max_iterations: int = 300,
 ) -> StepFit:
     """Fit a law of N and D to losses by the sum of Huber losses of log ratios.
@@ -53,8 +53,8 @@ def fit_first_step(
     Arguments:
         starts: `paper` (single start, L-BFGS-B), `grid`, or parameters [B, S, P] to start from.
         chance_B: for the form `single`.
-        shrink, center_B2: strength of a quadratic pull of ln alpha and ln beta to these values, relative to the sum of
-            losses.
+        shrink, center_BE: strength of a quadratic pull of the logarithms of the law's exponents (`exponents_of`) to
+            those of these values, relative to the sum of losses.
     """
     chance = np.full(len(y_BR), 0.25) if chance_B is None else chance_B
     limit = np.inf if delta is None else delta
@@ -71,15 +71,15 @@ def fit_first_step(
     owner = np.repeat(np.arange(count), tries)
     weights = np.broadcast_to(np.ones(1) if weights_BR is None else weights_BR, y_BR.shape)[owner]
     lower, upper = _free_bounds(form)
-    pull = shrink > 0 and form in SHRUNK and center_B2 is not None
+    pull = shrink > 0 and form in SHRUNK and center_BE is not None
     if pull:
-        weights = np.concatenate([weights, np.ones((len(weights), 2))], axis=1)
+        weights = np.concatenate([weights, np.ones((len(weights), len(exponents_of(form))))], axis=1)
 
     def residuals(p_BP: Floats, numbers: NDArray[np.int64]) -> tuple[Floats, Floats]:
         r, j = log_residuals(form, p_BP, x, log_y[owner[numbers]])
-        if not pull or center_B2 is None:
+        if not pull or center_BE is None:
             return r, j
-        return _with_pull(r, j, p_BP, center_B2[owner[numbers]], shrink, limit)
+        return _with_pull(r, j, p_BP, exponents_of(form), center_BE[owner[numbers]], shrink, limit)
 
     solution = solve(residuals, start_BSP.reshape(-1, width), lower, upper, weights, limit, max_iterations)
     return _best(
@@ -87,15 +87,23 @@ def fit_first_step(
     )
 
 
-def _with_pull(r: Floats, j: Floats, p: Floats, center: Floats, shrink: float, limit: float) -> tuple[Floats, Floats]:
-    """Two more residuals that draw ln alpha and ln beta to a center; scaled to stay in the quadratic part of Huber's
-    loss.
+def exponents_of(form: LossForm) -> list[int]:
+    """The places of a law's exponents among its parameters."""
+    return sorted({exponent for _, exponent, _ in FORMS[form].units})
+
+
+def _with_pull(
+    r: Floats, j: Floats, p: Floats, places: list[int], center: Floats, shrink: float, limit: float
+) -> tuple[Floats, Floats]:
+    """More residuals that draw the logarithms of the exponents to a center; scaled to stay in the quadratic part of
+    Huber's loss.
     """
     scale = np.sqrt(2 * shrink)
-    exponents = np.maximum(p[:, 2:4], 1e-3)
+    exponents = np.maximum(p[:, places], 1e-3)
     extra = scale * np.log(exponents / center)
-    more = np.zeros((len(p), 2, p.shape[1]))
-    more[:, 0, 2], more[:, 1, 3] = scale / exponents[:, 0], scale / exponents[:, 1]
+    more = np.zeros((len(p), len(places), p.shape[1]))
+    for row, place in enumerate(places):
+        more[:, row, place] = scale / exponents[:, row]
     if np.isfinite(
         limit
     ):  # Huber's loss is linear beyond delta; a residual u with u^2 / 2 = huber(v) keeps the pull quadratic

@@ -34,12 +34,12 @@ from lmlab.methods.ladder.fitting.intervals import (
 )
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
-from lmlab.methods.ladder.tables.table import C4, Floats, RunTable, validation_columns
+from lmlab.methods.ladder.tables.table import C4, Floats, RunTable, validation_columns, worth_of
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 from lmlab.stats import normal_quantile
 
-_ANOTHER_UNIT = 1e8  # times: billions beside ones
+_ANOTHER_UNIT = 1e7  # times: billions beside ones
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,11 @@ class Forecaster:
             raise UserError("Several tasks were fitted; name one, or use predict_all.")
         return next(each for each in self.predict_all(n, d, level, flops_per_token) if task in (None, each.task))
 
-    def target(self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None) -> Floats:
-        """Where a target lies for the laws: the logarithms of N, D and FLOPs, [3].
+    def target(
+        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None, epochs: float = 1.0
+    ) -> Floats:
+        """Where a target lies for the laws: the logarithms of N, D and FLOPs, [3]. Repeated data count in D as what
+        they are worth.
 
         Raises:
             UserError: there is no such model or training, or an interval has no such level.
@@ -226,7 +229,10 @@ class Forecaster:
         ratio = flops_per_token or self.flops_per_token(n)
         if not 0 < ratio * d < math.inf:
             raise UserError(f"N = {n:g} and D = {d:g} are more FLOPs, or fewer, than numbers reach.")
+        if not 1 <= epochs < math.inf:
+            raise UserError(f"Data are gone through once or more often, not {epochs:g} times.")
         x_3 = logs(n, d, ratio)
+        x_3[1] = math.log(worth_of(d, epochs))
         away = np.abs(x_3[:2, None] - self.ensemble.chains[0].points.x_3R[:2]).min(1)
         for far, name, value in zip(away, ("N", "D"), (n, d), strict=True):
             if far > math.log(_ANOTHER_UNIT):
@@ -242,10 +248,14 @@ class Forecaster:
         return [*mismatches(self.table), *oddities(self.table)]
 
     def predict_all(
-        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None
+        self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None, epochs: float = 1.0
     ) -> list[Prediction]:
-        """Predict all tasks."""
-        x_3 = self.target(n, d, level, flops_per_token)
+        """Predict all tasks.
+
+        Arguments:
+            epochs: how often the target goes through its data.
+        """
+        x_3 = self.target(n, d, level, flops_per_token, epochs)
         x_3Q = x_3[:, None]
         point = self.ensemble.accuracy(x_3Q)[0, :, 0]
         away = distance(self.ensemble.chains[0].points, x_3)

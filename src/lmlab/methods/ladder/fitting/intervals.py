@@ -31,7 +31,7 @@ from lmlab.methods.ladder.fitting.chain import Chain, Resample, fit_chain, refit
 from lmlab.methods.ladder.fitting.fit import fit_first_step
 from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.fitting.logits import logit, mean_logit
-from lmlab.methods.ladder.fitting.points import levels, logs, target_values
+from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, levels, place_of, target_values
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.stats import normal_quantile, percentiles
@@ -291,16 +291,16 @@ def _run_noise(chain: Chain, table: RunTable) -> Floats:
                 )
                 for run in (table[one], table[two])
             )
-            total[place] += np.log(first / second) ** 2 / 2
+            total[place] += np.log(max(first, LEAST_ACCURACY) / max(second, LEAST_ACCURACY)) ** 2 / 2
     return np.asarray(np.sqrt(total / (freedom + len(pairs))))
 
 
 def repeated_runs(table: RunTable) -> list[tuple[str, str]]:
     """Pairs of runs of the same size and length."""
-    first: dict[tuple[float, float], str] = {}
+    first: dict[tuple[float, float, float], str] = {}
     pairs = []
     for run in table.ladder:
-        key = (run.n, run.multiple)
+        key = run.configuration
         if key in first:
             pairs.append((first[key], run.name))
         first.setdefault(key, run.name)
@@ -424,7 +424,7 @@ def calibrate(
     loss_scores: dict[int, list[Floats]] = {}
     for split in splits(table) if chosen is None else chosen:
         targets = [table[name] for name in split.predicted]
-        x_3Q = np.stack([logs(run.n, run.final_tokens, run.flops_per_token) for run in targets], axis=1)
+        x_3Q = np.stack([place_of(run) for run in targets], axis=1)
         part = table.ladder.where(names=split.fitted)
         ensemble = fit_ensemble(part, tasks, settings, replicates, seed)
         below, above = ensemble.spread(x_3Q).total

@@ -21,6 +21,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 _PARTS = (
     7  # a mean over checkpoints spans at most this part of a run: over more it would mix what is far apart on the curve
 )
+LEAST_ACCURACY = 1e-3  # of a run, where its logarithm is taken: hard questions may all be answered wrong
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Points:
         """What the first step is fitted to, [T, R]: the quantity between the steps, or the accuracy where there is
         none.
         """
-        return self.y_TR if chained else self.pooled_TR
+        return self.y_TR if chained else np.maximum(self.pooled_TR, LEAST_ACCURACY)
 
 
 def thin(points: Points, bins: int = 8) -> tuple[Points, Floats]:
@@ -107,6 +108,11 @@ def levels(log_x: Floats) -> int:
 def logs(n: float, d: float, flops_per_token: float | None) -> Floats:
     """ln N, ln D, ln C; [3]."""
     return np.log(np.array([n, d, (flops_per_token or 6.0 * n) * d], dtype=float))
+
+
+def place_of(run: Run) -> Floats:
+    """ln N, ln D and ln C of a run at its end, [3]; D counts repeated data as what they are worth, C all of them."""
+    return np.log(np.array([run.n, run.worth_tokens, run.flops], dtype=float))
 
 
 def moving_average(values: Floats, width: int) -> Floats:
@@ -154,7 +160,7 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
     ]
     owners += range(begin + len(curve_groups), begin + len(curve_groups) + len(external))
     x_3R = np.stack(
-        [np.mean([logs(run.n, run.final_tokens, run.flops_per_token) for run in group], axis=0) for group in groups],
+        [np.mean([place_of(run) for run in group], axis=0) for group in groups],
         axis=1,
     )
     separate = table.second is not None
@@ -176,10 +182,10 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
 
 
 def _repeats(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of the same size and length together."""
-    groups: dict[tuple[float, float], list[Run]] = {}
+    """Runs of the same configuration together."""
+    groups: dict[tuple[float, float, float], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.n, run.multiple), []).append(run)
+        groups.setdefault(run.configuration, []).append(run)
     return list(groups.values())
 
 

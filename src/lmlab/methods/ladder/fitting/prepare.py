@@ -32,6 +32,8 @@ def read_runs(path: Path | None, options: RunsOptions | None = None, second: Pat
     assert place is not None
     roots = [Path(each) for each in options.root]
     table = read_reference_config(place, roots) if place.suffix == ".json" else read_table(place)
+    if options.family is not None:
+        table = table.of_family(options.family)
     return table if second is None else replace(table, second=read_runs(second, RunsOptions(root=options.root)).ladder)
 
 

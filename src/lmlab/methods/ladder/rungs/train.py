@@ -16,7 +16,7 @@ from lmlab.errors import UserError
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.ladder.config import LadderPlan
 from lmlab.methods.ladder.rungs.plan import Rung, flops_per_token, size_of
-from lmlab.methods.ladder.tables.read import TOKENS, read_csv_run
+from lmlab.methods.ladder.tables.exports import Exports, is_export
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
@@ -100,7 +100,10 @@ def _facts(plan: LadderPlan, rung: Rung) -> dict[str, Any]:
 
 
 def collect(
-    paths: Sequence[str | Path], target: Sequence[str] = (), sizes: Mapping[str, float] | None = None
+    paths: Sequence[str | Path],
+    target: Sequence[str] = (),
+    sizes: Mapping[str, float] | None = None,
+    batches: Mapping[str, float] | None = None,
 ) -> RunTable:
     """The run table of folders: runs that `train_rungs` made, run directories with a stage `train`, run tables, and CSV
     files of one run.
@@ -108,11 +111,12 @@ def collect(
     Arguments:
         target: names of runs that are targets.
         sizes: N of exported runs, by their name or its part before a hyphen: an export does not tell it.
+        batches: tokens of a step, in the same way, for exports that tell steps only.
 
     Raises:
         UserError: nothing was found, two runs have one name, or the N of an exported run is not known.
     """
-    known = sizes or {}
+    exports = Exports(sizes or {}, batches or {}, target)
     runs: list[Run] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -124,16 +128,11 @@ def collect(
                 if (each.parent / "metrics.jsonl").exists()
             ]
             runs += [run for run in found if run is not None]
-        elif path.suffix == ".csv" and TOKENS in path.read_text("utf-8", "replace").partition("\n")[0]:
-            n = known.get(path.stem, known.get(path.stem.partition("-")[0]))
-            if n is None and path.stem not in target:  # of a target it can be told later
-                raise UserError(
-                    f"'{path}' does not tell N, the number of parameters of '{path.stem}'.",
-                    f"Add --size {path.stem.partition('-')[0]}=N, or list it in a configuration with its n.",
-                )
-            runs.append(read_csv_run(path, math.nan if n is None else n, None))
+        elif path.suffix == ".csv" and is_export(path):
+            runs += exports.read(path)
         else:
             runs += RunTable.read(path).runs
+    runs += exports.assembled()
     if not runs:
         raise UserError(
             f"No run was found in {', '.join(map(str, paths))}.",

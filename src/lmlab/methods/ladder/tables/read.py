@@ -138,7 +138,20 @@ def read_csv_run(
     Raises:
         UserError: the file is missing or broken, tells no tokens, or two rows of one step differ.
     """
-    columns = {key: _numbers(values) for key, values in read_csv_columns(path).items()}
+    return run_of_columns(read_csv_columns(path), path, n, flops_per_token, mode, name, size)
+
+
+def run_of_columns(
+    cells: Mapping[str, Sequence[str]],
+    path: Path,
+    n: float,
+    flops_per_token: float | None,
+    mode: Literal["train", "eval"] = "train",
+    name: str | None = None,
+    size: str = "",
+) -> Run:
+    """The run of such a file, from its cells by column."""
+    columns = {key: numbers(values) for key, values in cells.items()}
     tokens = _tokens(columns, path)
     count = len(tokens)
     seen = {TOKENS, STEP, BATCH}
@@ -169,7 +182,7 @@ def _tokens(columns: Mapping[str, Floats], path: Path) -> Floats:
         raise UserError(
             f"'{path}' does not tell how many tokens were seen: the column '{TOKENS}' is missing, and so"
             f" {'is' if len(missing) == 1 else 'are'} " + " and ".join(f"'{key}'" for key in missing) + ".",
-            f"Add '{TOKENS}', or both '{STEP}' and '{BATCH}'.",
+            f"Add '{TOKENS}', or both '{STEP}' and '{BATCH}'; lmlab ladder collect takes --batch NAME=TOKENS too.",
         )
     return columns[STEP] * columns[BATCH]
 
@@ -313,8 +326,8 @@ def read_csv_columns(path: Path) -> dict[str, list[str]]:
     return {name: list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
 
 
-def _numbers(cells: Sequence[str]) -> Floats:
-    """Cells as numbers; whatever is not one is nan, and is reported where it is used."""
+def numbers(cells: Sequence[str]) -> Floats:
+    """Cells of a column as numbers; whatever is not one is nan, and is reported where it is used."""
     try:
         return np.array(cells, dtype=np.float64)
     except ValueError:
@@ -350,7 +363,7 @@ def _from_own_table(columns: dict[str, list[str]], path: Path) -> RunTable:
     for place, name in enumerate(columns["run"]):
         places.setdefault(name.removeprefix("'"), []).append(place)
     metrics = {
-        key: _numbers(values) for key, values in columns.items() if key not in _OWN and not key.startswith(_METADATA)
+        key: numbers(values) for key, values in columns.items() if key not in _OWN and not key.startswith(_METADATA)
     }
     return RunTable(tuple(_own_run(name, rows, columns, metrics, path) for name, rows in places.items()))
 
@@ -367,7 +380,7 @@ def _own_run(
         return values.pop()
 
     def many(key: str) -> Floats | None:
-        values = _numbers([columns[key][row] for row in rows]) if key in columns else None
+        values = numbers([columns[key][row] for row in rows]) if key in columns else None
         return None if values is None or np.isnan(values).all() else values
 
     def number(key: str) -> float | None:

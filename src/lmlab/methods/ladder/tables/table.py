@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,9 @@ Mode = Literal["train", "eval"]
 
 C4 = "eval/c4_en-validation/CrossEntropyLoss"
 TOKENS_PER_PARAMETER = 20  # of one Chinchilla multiple, 1xC
+_REPEATS_WORTH = 15.387756  # fitted by Muennighoff et al. to 400 runs
 _END = 0.1
+_FEWEST_TO_LEND = 6  # runs of a family: fewer say little of its exponents
 DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
 FINISHED = 0.98  # of the planned tokens
 
@@ -70,6 +73,25 @@ class Run:
     def multiple(self) -> float:
         """D over 20 N, rounded to two digits."""
         return float(f"{self.final_tokens / (TOKENS_PER_PARAMETER * self.n):.2g}")
+
+    @property
+    def configuration(self) -> tuple[float, float, float]:
+        """What repeated runs have in common: size, length, and how often they go through their data."""
+        return self.n, self.multiple, round(self.epochs, 1)
+
+    @property
+    def epochs(self) -> float:
+        """How often it went through its data; 1 where that is not known."""
+        told = self.metadata.get("epochs") or 1
+        try:
+            return max(1.0, float(told))
+        except (TypeError, ValueError):
+            raise UserError(f"'{self.source or self.name}': '{told}' is no number of epochs.") from None
+
+    @property
+    def worth_tokens(self) -> float:
+        """Its tokens, of repeated data as many as fresh ones are worth."""
+        return worth_of(self.final_tokens, self.epochs)
 
     @property
     def flops(self) -> float:
@@ -158,6 +180,17 @@ def model_as_run(name: str, metrics: Mapping[str, float]) -> Run:
     return Run(name, 1, None, np.ones(1), {key: np.array([value]) for key, value in metrics.items()}, source=name)
 
 
+def worth_of(tokens: float, epochs: float) -> float:
+    """How many fresh tokens are worth as much as so many of data that are gone through `epochs` times (Muennighoff et
+    al. 2023, arXiv 2305.16264, equation 5): U + U R (1 - exp(-(epochs - 1) / R)), with U unique tokens and their R =
+    15.39. Small ladders cannot fit R themselves.
+    """
+    if epochs <= 1:
+        return tokens
+    unique = tokens / epochs
+    return unique * (1 + _REPEATS_WORTH * (1 - math.exp(-(epochs - 1) / _REPEATS_WORTH)))
+
+
 def validation_columns(run: Run) -> list[str]:
     """The columns with cross-entropies of validation sets."""
     found = sorted(name for name in run.metrics if name.startswith("eval/") and name.endswith("/CrossEntropyLoss"))
@@ -174,11 +207,13 @@ class RunTable:
         runs: runs and targets.
         external: metrics of other models, by name, for the second step.
         second: runs of the second step, where they are not those of the first, as for answers by letter.
+        lenders: runs of other families of models, one table each, which lend their exponents.
     """
 
     runs: tuple[Run, ...]
     external: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     second: RunTable | None = None
+    lenders: tuple[RunTable, ...] = ()
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs)
@@ -229,12 +264,28 @@ class RunTable:
         """
         short, seen, chosen = {run.name for run in self.short_runs}, set(), []
         for run in self.runs:
-            key = (run.n, run.multiple)
+            key = run.configuration
             if run.mode == "train" and (run.name in short or key in seen or run.name.endswith("-rerun")):
                 continue
             seen.add(key)
             chosen.append(run)
         return replace(self, runs=tuple(chosen))
+
+    def of_family(self, name: str) -> RunTable:
+        """The runs of one family (a fact of runs, the column `meta/family`) with its targets and those of none; the
+        ladders of the others lend their exponents.
+
+        Raises:
+            UserError: no run is of this family.
+        """
+        told = {run.name: str(run.metadata.get("family") or "") for run in self.runs}
+        known = sorted({told[run.name] for run in self.ladder} - {""})
+        if name not in known:
+            raise UserError(f"There is no run of the family '{name}'. {did_you_mean(name, known)}")
+        own = [run for run in self.runs if told[run.name] == name or (run.mode == "eval" and not told[run.name])]
+        others = (RunTable(tuple(run for run in self.ladder if told[run.name] == each)) for each in known)
+        lenders = [each for each in others if len(each) >= _FEWEST_TO_LEND and told[each.runs[0].name] != name]
+        return replace(self, runs=tuple(own), lenders=tuple(lenders))
 
     @property
     def short_runs(self) -> tuple[Run, ...]:

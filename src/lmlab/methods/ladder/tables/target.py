@@ -12,7 +12,7 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.logits import mean_logit
-from lmlab.methods.ladder.fitting.points import logs, target_values
+from lmlab.methods.ladder.fitting.points import place_of, target_values
 from lmlab.methods.ladder.rungs.plan import parse_length
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
@@ -48,7 +48,7 @@ def score_target(
     )
     chains = [fit_chain(table, tasks, member) for member in estimator.members]
     chain, first = chains[0], estimator.members[0]
-    x_3Q = logs(target.n, target.final_tokens, target.flops_per_token)[:, None]
+    x_3Q = place_of(target)[:, None]
     losses = chain.loss(x_3Q)[0, :, 0] * np.exp(chain.points.loss_offset_T)
     predicted = mean_logit([each.accuracy(x_3Q)[0, :, 0] for each in chains], estimator.weights)
     actual = np.array([target_values(target, task, first) for task in tasks])

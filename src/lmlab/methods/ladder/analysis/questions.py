@@ -1,0 +1,196 @@
+"""Laws of the questions of one benchmark: groups of like difficulty are forecast each by its own law, and added up.
+
+A benchmark's accuracy is a sum over questions that are learned at different scales, so that one law of all bends where
+those of its parts do not (Xu et al. 2025, arXiv 2502.17262, who cluster questions by the accuracies of small models).
+Here difficulty is the mean over the runs of the logarithm of the right answer's probability: it is known far better
+than a few right or wrong answers, and does not favor the luck of any run. Groups are as large as each other.
+
+Legend: R runs, Q questions, G groups, S draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmlab.errors import UserError
+from lmlab.evals import Row, option_scores, read_rows
+from lmlab.methods.ladder.analysis.decide import draws
+from lmlab.methods.ladder.fitting.forecast import TwoStep
+from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
+from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.stats import percentiles
+
+_FEWEST = 40  # questions of a group: below that its accuracies are mostly noise
+
+
+@dataclass(frozen=True)
+class GroupForecast:
+    """A group of questions, or all of them.
+
+    Attributes:
+        name: the group by its difficulty, `all, by groups` for their sum, `all, one law` for a law of their mean.
+        questions: how many.
+        smallest, largest: accuracy of the runs with the least and the most compute, 0 to 1.
+        accuracy, lo, hi: the forecast, with an interval.
+        measured: of the target, where its answers are known.
+    """
+
+    name: str
+    questions: int
+    smallest: float
+    largest: float
+    accuracy: float
+    lo: float
+    hi: float
+    measured: float | None
+
+
+def read_answers(folder: Path, names: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows of each run: `RUN.jsonl` in the folder, or the one file of rows below its folder `RUN`.
+
+    Raises:
+        UserError: a run has no rows, or several files of them.
+    """
+    found = {}
+    for name in names:
+        files = [folder / f"{name}.jsonl"] if (folder / f"{name}.jsonl").is_file() else []
+        files = files or sorted((folder / name).rglob("tasks/*.jsonl")) or sorted((folder / name).glob("*.jsonl"))
+        if len(files) != 1:
+            what = "no file" if not files else f"{len(files)} files"
+            raise UserError(
+                f"'{folder}' has {what} with the answers of the run '{name}'.",
+                f"Measure its model with lmlab eval, and name the rows {name}.jsonl.",
+            )
+        rows = {str(row["id"]): row for row in read_rows(files) if not row.get("skipped")}
+        bad = [key for key, row in rows.items() if len(row.get("log_probs") or ()) < 2 or "gold" not in row]
+        if bad or not rows:
+            raise UserError(
+                f"'{files[0]}': " + (f"'{bad[0]}' is no question with options." if bad else "there is no question."),
+                "Rows of ranked tasks have log_probs and gold.",
+            )
+        found[name] = list(rows.values())
+    return found
+
+
+def by_difficulty(
+    table: RunTable, answers: Mapping[str, Sequence[Row]], groups: int = 4
+) -> tuple[RunTable, list[Task], Task]:
+    """The runs with the figures of each group of questions, at their ends; the groups as tasks, the easiest first, and
+    all questions as one.
+
+    Arguments:
+        answers: rows of the runs that are fitted, and of targets where they are known.
+
+    Raises:
+        UserError: runs answered different questions, or a group would have fewer than 40.
+    """
+    fitted = [run.name for run in table.ladder]
+    ids = sorted({str(row["id"]) for row in answers[fitted[0]]})
+    figures: dict[str, Floats] = {}
+    options: list[int] = []
+    for name, rows in answers.items():
+        known = {str(row["id"]): row for row in rows}
+        if set(known) != set(ids):
+            raise UserError(f"The runs '{fitted[0]}' and '{name}' answered different questions.", "Ask both the same.")
+        figures[name] = np.array([_figures(known[key]) for key in ids])
+        options = [len(known[key]["log_probs"]) for key in ids]
+    if groups < 1 or len(ids) // groups < _FEWEST:
+        raise UserError(
+            f"{len(ids)} questions are too few for {groups} groups of {_FEWEST}.", "Take fewer groups: --groups."
+        )
+    difficulty = -np.mean([figures[name][:, 1] for name in fitted], axis=0)
+    parts = np.array_split(np.argsort(difficulty, kind="stable"), groups)
+    chance = 1 / np.array(options)
+    tasks = [_task(f"group {number + 1}", chance[part]) for number, part in enumerate(parts)]
+    whole = _task("all", chance)
+    runs = [
+        _with_groups(run, figures[run.name], list(zip(tasks, parts, strict=True)), whole)
+        for run in table
+        if run.name in figures
+    ]
+    return RunTable(tuple(runs)), tasks, whole
+
+
+def forecast_by_difficulty(
+    table: RunTable,
+    answers: Mapping[str, Sequence[Row]],
+    n: float,
+    d: float,
+    groups: int = 4,
+    level: float = 0.9,
+    estimator: str = "recommended",
+    flops_per_token: float | None = None,
+    target: str | None = None,
+    seed: int = 0,
+) -> list[GroupForecast]:
+    """Forecast each group of questions, their sum, and for comparison the mean of all by one law.
+
+    Arguments:
+        target: the run of the table whose answers are the outcome.
+    """
+    grouped, tasks, whole = by_difficulty(table, answers, groups)
+    forecaster = TwoStep(estimator, seed=seed).fit(grouped, tasks, calibrated=False)
+    parts = forecaster.predict_all(n, d, level, flops_per_token)
+    shares = np.array([task.n_instances or 0 for task in tasks], dtype=float)
+    shares /= shares.sum()
+    drawn_SG = draws(forecaster, forecaster.target(n, d, level, flops_per_token)[:, None], level, seed)[:, :, 0]
+    low, high = (float(each) for each in percentiles(drawn_SG @ shares, level))
+    single = TwoStep(estimator, seed=seed).fit(grouped, whole, calibrated=False)
+    one = single.predict(n, d, level, flops_per_token=flops_per_token)
+    total = float(shares @ [each.accuracy for each in parts])
+
+    def row(name: str, task: Task, accuracy: float, lo: float, hi: float) -> GroupForecast:
+        ends = [_accuracy(run, task) for run in sorted(grouped.ladder, key=lambda run: run.flops)]
+        measured = _accuracy(grouped[target], task) if target is not None else None
+        return GroupForecast(name, task.n_instances or 0, ends[0], ends[-1], accuracy, lo, hi, measured)
+
+    rows = [row(task.name, task, each.accuracy, each.lo, each.hi) for task, each in zip(tasks, parts, strict=True)]
+    rows.append(row("all, by groups", whole, total, low, high))
+    rows.append(row("all, one law", whole, one.accuracy, one.lo, one.hi))
+    return rows
+
+
+def _figures(row: Row) -> tuple[float, float, float]:
+    """Right or wrong, the logarithm of the right answer's probability, and its bits per byte."""
+    scores, gold = option_scores(row, "bytes" if "bytes" in row else "none"), int(row["gold"])
+    log_soft = float(scores[gold] - np.logaddexp.reduce(scores))
+    size = row["bytes"][gold] if "bytes" in row else 1
+    return float(scores.argmax() == gold), log_soft, float(-row["log_probs"][gold] / np.log(2) / size)
+
+
+def _task(name: str, chance: Floats) -> Task:
+    return Task(
+        name=name,
+        loss_keys=(f"{name}/bits_per_byte",),
+        accuracy_keys=(f"{name}/accuracy",),
+        soft_keys=(f"{name}/soft",),
+        soft_log_keys=(f"{name}/log_soft",),
+        chance=float(chance.mean()),
+        n_instances=len(chance),
+    )
+
+
+def _with_groups(
+    run: Run,
+    figures: Floats,
+    groups: Sequence[tuple[Task, NDArray[np.int64]]],
+    whole: Task,
+) -> Run:
+    """The end of a run, with the means of each group in place of what was measured of the benchmark."""
+    end = run.keep(slice(len(run) - 1, None))
+    metrics = {key: values for key, values in end.metrics.items() if key.endswith("/CrossEntropyLoss")}
+    for task, part in [*groups, (whole, np.arange(len(figures)))]:
+        right, log_soft, bits = figures[part].mean(0)
+        values = {"accuracy": right, "log_soft": log_soft, "bits_per_byte": bits}
+        values["soft"] = np.exp(figures[part][:, 1]).mean()
+        metrics |= {f"{task.name}/{key}": np.array([value]) for key, value in values.items()}
+    return replace(end, metrics=metrics)
+
+
+def _accuracy(run: Run, task: Task) -> float:
+    return float(run.accuracy(task)[-1])

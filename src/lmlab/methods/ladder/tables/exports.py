@@ -1,0 +1,112 @@
+"""CSV files that Weights & Biases writes: the history of one run, a row for each logged step; and what its pages export
+of a chart, a column `RUN - METRIC` for each run.
+
+Neither tells N, and most do not tell tokens: both are given by the name of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lmlab.errors import UserError
+from lmlab.methods.ladder.tables.read import BATCH, STEP, TOKENS, numbers, read_csv_columns, run_of_columns
+from lmlab.methods.ladder.tables.table import Run
+
+_STEPS = (STEP, "Step", "step", "trainer/global_step")
+_SEPARATOR = " - "
+_BOUNDS = ("__MIN", "__MAX")
+
+
+@dataclass
+class Exports:
+    """What exports do not tell.
+
+    Attributes:
+        sizes: N by the name of a run, or by its part before a hyphen.
+        batches: tokens of a step in the same way.
+        targets: runs whose N may be told later.
+    """
+
+    sizes: Mapping[str, float]
+    batches: Mapping[str, float]
+    targets: Sequence[str] = ()
+    charts: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
+
+    def read(self, path: Path) -> list[Run]:
+        """The run of a history; the columns of a chart are kept until `assembled`.
+
+        Raises:
+            UserError: N or the tokens of a run are not known.
+        """
+        columns = read_csv_columns(path)
+        charted = [name for name in columns if _SEPARATOR in name]
+        if not charted:
+            columns = {(STEP if name in _STEPS else name): cells for name, cells in columns.items()}
+            if TOKENS not in columns and BATCH not in columns:
+                batch = _named(self.batches, path.stem)
+                if batch is not None:
+                    columns[BATCH] = [str(batch)] * len(next(iter(columns.values())))
+            return [run_of_columns(columns, path, self._size(path.stem, str(path)), None)]
+        axis = next((name for name in (TOKENS, *_STEPS) if name in columns), None)
+        if axis is None:
+            raise UserError(f"'{path}' has neither a column of steps nor of tokens.", f"Export it over '{TOKENS}'.")
+        places = numbers(columns[axis])
+        for name in charted:
+            run, _, metric = name.rpartition(_SEPARATOR)
+            if metric.endswith(_BOUNDS) or metric in _STEPS:
+                continue
+            found = self.charts.setdefault(run, {}).setdefault(metric, {})
+            for place, value in zip(self._tokens(places, axis, run, path), numbers(columns[name]), strict=True):
+                if math.isfinite(value):
+                    found[float(place)] = float(value)
+        return []
+
+    def assembled(self) -> list[Run]:
+        """The runs of all charts that were read, with every metric over all of its checkpoints."""
+        runs = []
+        for name, metrics in self.charts.items():
+            tokens = sorted({place for values in metrics.values() for place in values})
+            if not tokens:
+                raise UserError(f"The export of the run '{name}' holds no value.")
+            columns = {key: np.array([values.get(at, math.nan) for at in tokens]) for key, values in metrics.items()}
+            source = f"exported charts, run {name}"
+            rows = tuple(range(1, len(tokens) + 1))
+            n = self._size(name, source)
+            runs.append(Run(name, n, None, np.array(tokens), columns, source=source, rows=rows))
+        return runs
+
+    def _tokens(self, places: np.ndarray, axis: str, run: str, path: Path) -> np.ndarray:  # type: ignore[type-arg]
+        if axis == TOKENS:
+            return places
+        batch = _named(self.batches, run)
+        if batch is None:
+            raise UserError(
+                f"'{path}' tells the steps of '{run}', not its tokens.",
+                f"Add --batch {run.partition('-')[0]}=TOKENS, those of a step.",
+            )
+        return np.asarray(places * batch)
+
+    def _size(self, name: str, where: str) -> float:
+        n = _named(self.sizes, name)
+        if n is None and name not in self.targets:  # of a target it can be told later
+            raise UserError(
+                f"'{where}' does not tell N, the number of parameters of '{name}'.",
+                f"Add --size {name.partition('-')[0]}=N, or list it in a configuration with its n.",
+            )
+        return math.nan if n is None else n
+
+
+def is_export(path: Path) -> bool:
+    """Whether a CSV file is an export of Weights & Biases rather than a run table."""
+    header = path.read_text("utf-8-sig", "replace").partition("\n")[0].strip()
+    names = [name.strip().strip('"') for name in header.split(",")]
+    return "run" not in names and any(name in (TOKENS, *_STEPS) or _SEPARATOR in name for name in names)
+
+
+def _named(values: Mapping[str, float], name: str) -> float | None:
+    return values.get(name, values.get(name.partition("-")[0]))
