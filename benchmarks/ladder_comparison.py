@@ -44,7 +44,7 @@ def main() -> None:
     print("| " + " | ".join([*columns, "with intervals, s"]) + " |")
     print("|---" * 12 + "|")
     per_task = {}
-    for name in ("recommended", "paper", "flops", "single", "c4"):
+    for name in ("recommended", "paper", "flops", "single", "c4", "line"):
         settings = preset(name)
         start = time.process_time()
         for member in settings.members:

@@ -242,9 +242,8 @@ _ALL: dict[str, Any] = {"pool": True, "runs": "all", "short_weight": 0.0}
 PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     # Chosen by backtests inside the published ladder; docs/methods/ladder.md has the rule and all candidates.
     "recommended": (
-        TwoStepSettings(delta=None, shrink=1e-3, **_ALL),
-        TwoStepSettings(x="c4", **_ALL),
-        TwoStepSettings(x="taskce", delta=None, shrink=1e-3, **_ALL),
+        TwoStepSettings(law="tied", delta=None, **_ALL),
+        TwoStepSettings(x="c4", law="coupled", delta=None, **_ALL),
         TwoStepSettings(law="direct", delta=None, shrink=1e-3, **_ALL),
     ),
     "paper": (_PAPER,),

@@ -39,6 +39,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 from lmlab.stats import normal_quantile
 
+_ENOUGH_TO_COUPLE = 12  # configurations, two for each parameter
 _ANOTHER_UNIT = 1e7  # times: billions beside ones
 
 
@@ -122,7 +123,7 @@ class TwoStep:
             raise UserError("There is no task to fit.")
         table = finished(consistent(table), allow_unfinished)
         settings = available(self.settings, table, chosen)
-        check_values(table.ladder, chosen, [*settings.members, *other_forms(table, settings)])
+        check_values(table.ladder, chosen, chains_read(settings, table, chosen))
         ensemble = fit_ensemble(table, chosen, settings, self.replicates, self.seed)
         for chain in ensemble.chains:
             check_identifiable(chain.points, chain.settings)
@@ -135,11 +136,30 @@ class TwoStep:
         return Forecaster(ensemble, calibration, table, self.seed)
 
 
+def chains_read(settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task]) -> list[TwoStepSettings]:
+    """The chains whose columns must hold numbers: those of the estimator and of the other forms of the law; and for an
+    estimator of several, which stands for all that is known of the runs, their TaskCE where it was measured.
+    """
+    read = [*settings.members, *other_forms(table, settings)]
+    if len(settings.members) > 1 and _has_soft(table, tasks):
+        read.append(TwoStepSettings(x="taskce", pool=settings.members[0].pool))
+    return read
+
+
+def _has_soft(table: RunTable, tasks: Sequence[Task]) -> bool:
+    """Whether all runs have the logarithm of the right answer's probability."""
+    return all(
+        task.soft_log_keys and all(key in run.metrics for key in task.soft_log_keys)
+        for task in tasks
+        for run in table.ladder
+    )
+
+
 def available(
     settings: EstimatorSettings, table: RunTable, tasks: Sequence[Task], tell: bool = True
 ) -> EstimatorSettings:
     """The estimator with what the table has columns for: without C4 the mean of all validation sets takes its place,
-    other chains are left out.
+    other chains are left out. On few runs a coupled law, which has six parameters, gives way to that of one exponent.
 
     An estimator of one chain is left as it is: what is missing is an error then.
     """
@@ -147,9 +167,8 @@ def available(
         return settings
     runs = table.ladder.runs
     has_c4 = all(C4 in run.metrics for run in runs)
-    has_soft = all(
-        task.soft_log_keys and all(key in run.metrics for key in task.soft_log_keys) for task in tasks for run in runs
-    )
+    has_soft = _has_soft(table, tasks)
+    few = len({run.configuration for run in runs}) < _ENOUGH_TO_COUPLE
     members, weights = [], []
     for member, weight in zip(settings.members, settings.weights or (1.0,) * len(settings.members), strict=True):
         if member.x == "c4" and not has_c4:
@@ -161,6 +180,8 @@ def available(
             member = member.model_copy(update={"x": "validation"})
         if member.x == "taskce" and not has_soft:
             continue
+        if few and member.law == "coupled":
+            member = member.model_copy(update={"law": "tied"})
         members.append(member)
         weights.append(weight)
     if tell and len(members) < len(settings.members):

@@ -362,6 +362,8 @@ class Calibration:
         split_of: the split of each score; `names` says which run and task it is.
         reach: how much more compute than the largest fitted run the farthest predicted one has, as a logarithm.
         losses: for each chain with a quantity between the steps, the same for the logarithm of that quantity.
+        whole: whether widths follow the backtests all the way where these ask for more than the normal quantile.
+            Losses are measured so exactly that the law's own misfit rules their errors, which replicates do not show.
     """
 
     scores: Floats
@@ -369,6 +371,7 @@ class Calibration:
     names: tuple[str, ...]
     reach: float
     losses: dict[int, Calibration] = field(default_factory=dict)
+    whole: bool = False
 
     def beyond(self, log_distance: float) -> float:
         """How many times farther than any backtest a target is, both as logarithms of the ratio of compute; 1 within
@@ -384,8 +387,9 @@ class Calibration:
         of one ladder share their runs, it is a noisy estimate, and is drawn half the way to what correct standard
         deviations would need.
         """
-        normal = normal_quantile(level)
-        return float(np.sqrt(normal * self.conformal_factor(level, without)))
+        normal, conformal = normal_quantile(level), self.conformal_factor(level, without)
+        between = float(np.sqrt(normal * conformal))
+        return max(between, conformal) if self.whole else between
 
     def conformal_factor(self, level: float, without: str | None = None) -> float:
         """The quantile of the backtests' scores."""
@@ -440,5 +444,5 @@ def calibrate(
                 outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
                 loss_scores.setdefault(number, []).append((np.abs(outcome - point) / sd).ravel())
     where = (tuple(owners), tuple(names), reach)
-    losses = {number: Calibration(np.concatenate(found), *where) for number, found in loss_scores.items()}
+    losses = {number: Calibration(np.concatenate(found), *where, whole=True) for number, found in loss_scores.items()}
     return Calibration(np.concatenate(scores), *where, losses)

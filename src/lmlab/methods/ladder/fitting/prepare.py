@@ -9,8 +9,7 @@ from pathlib import Path
 from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorOptions, EstimatorSettings, RunsOptions, TwoStepSettings
 from lmlab.methods.ladder.fitting.checks import check
-from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep, available
-from lmlab.methods.ladder.fitting.intervals import other_forms
+from lmlab.methods.ladder.fitting.forecast import Forecaster, TwoStep, available, chains_read
 from lmlab.methods.ladder.tables.read import read_reference_config, read_table
 from lmlab.methods.ladder.tables.table import RunTable
 from lmlab.methods.ladder.tables.tasks import Task, TaskRegistry
@@ -50,8 +49,7 @@ def checked(
     """The table without what must not be fitted; every column that the estimator reads is looked at."""
     read: list[TwoStepSettings] = []
     if settings is not None:
-        used = available(settings, table, tasks, tell=False)
-        read = [*used.members, *other_forms(table, used)]
+        read = chains_read(available(settings, table, tasks, tell=False), table, tasks)
     return check(table, tasks, read, options.drop_bad_rows, options.allow_unfinished)
 
 
