@@ -60,7 +60,7 @@ def compare(
         slopes.append(p * (1 - p))
         parts = each.ensemble.spread(x_3Q).parts
         own = [((parts[name][0] + parts[name][1]) / 2) ** 2 for name in OWN_PARTS if name in parts]
-        factors.append(each.factor(level))
+        factors.append(each.factor(level, each.beyond(x_3)))
         own_parts.append(factors[-1] ** 2 * np.sum(own, axis=0)[:, 0])
         together.append(each.ensemble.correlations(x_3Q))
         forms.append(each.ensemble.form_shifts(x_3Q, each.beyond(x_3)))
@@ -82,8 +82,8 @@ def compare(
     correlation = (together[0] + together[1]) / 2
     share_T = shares(weights, len(rows))
     whole = float(np.sqrt((share_T * reach) @ correlation @ (share_T * reach)))
-    means = [float(share_T @ each) for each in (*points, difference)]
-    rows.append(_row("mean", *means, whole, z))
+    mean_a, mean_b, between = (float(share_T @ each) for each in (*points, difference))
+    rows.append(_row("mean", mean_a, mean_b, between, whole, z))
     return rows
 
 

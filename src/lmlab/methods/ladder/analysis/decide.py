@@ -213,7 +213,7 @@ def rank(
         own = [spread[name] for name in OWN_PARTS if name in spread]
         below, above = (np.sqrt(np.sum([part[side][:, 0] ** 2 for part in own], axis=0)) for side in (0, 1))
         z_ST = rng.standard_normal((DRAWS, len(point_T))) @ _root(each.ensemble.correlations(x_3Q)).T
-        scale = each.factor(level) / normal_quantile(level)
+        scale = each.factor(level, each.beyond(x_3)) / normal_quantile(level)
         drawn = point_T + scale * z_ST * np.where(z_ST < 0, below, above)
         for name, shift in moved.items():
             drawn = drawn + shared[name][:, None] * scale * shift[:, 0]
@@ -252,15 +252,16 @@ def draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floa
     """Accuracies at several targets (ln N, ln D, ln C; [3, Q]), [S, T, Q], as wide as the printed intervals."""
     tasks, places = len(forecaster.tasks), x_3Q.shape[1]
     point_TQ = logit(forecaster.ensemble.accuracy(x_3Q)[0])
-    sides = []
+    sides, scales = [], []
     for q in range(places):
         beyond = forecaster.beyond(x_3Q[:, q])
+        scales.append(forecaster.factor(level, beyond) / normal_quantile(level))
         sides.append([side[:, 0] for side in forecaster.ensemble.spread(x_3Q[:, q : q + 1], beyond).total])
     below_TQ, above_TQ = (np.stack([each[side] for each in sides], axis=1) for side in (0, 1))
     root = _root(forecaster.ensemble.correlations(x_3Q))
     z_STQ = (np.random.default_rng(seed).standard_normal((DRAWS, tasks * places)) @ root.T).reshape(-1, tasks, places)
-    scale_T = (forecaster.factor(level) / normal_quantile(level))[:, None]
-    return inverse_logit(point_TQ + scale_T * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
+    scale_TQ = np.stack(scales, axis=1)
+    return inverse_logit(point_TQ + scale_TQ * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
 
 
 def _root(correlation: Floats) -> Floats:

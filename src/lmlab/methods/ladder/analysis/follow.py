@@ -25,7 +25,6 @@ from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
-from lmlab.stats import normal_quantile
 
 _WINDOW = 0.15  # of a run's tokens: its newest checkpoints, which are averaged
 _EARLIEST = 0.2  # the share before which warm-up and the first fall say nothing of the end
@@ -115,8 +114,7 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
             - logit(chain.accuracy_of(plain)[0, :, 0])
         )
         if loss_rows is None:
-            calibration = forecaster.calibration.losses.get(member) if forecaster.calibration else None
-            reach = calibration.factor(level) if calibration else normal_quantile(level)
+            reach = forecaster.loss_factor(member, level, beyond)
             middle = point_T + shift_T
             width = reach * sd_T * left_MT[-1]
             loss_rows = (np.exp(middle), np.exp(middle - width), np.exp(middle + width), units(settings.x), settings.x)

@@ -283,7 +283,7 @@ class Forecaster:
         beyond = self.beyond(x_3)
         spread = self.ensemble.spread(x_3Q, beyond)
         below, above = (side[:, 0] for side in spread.total)
-        factor = self.factor(level)
+        factor = self.factor(level, beyond)
         lo, hi = inverse_logit(logit(point) - factor * below), inverse_logit(logit(point) + factor * above)
         if not np.isfinite([point, lo, hi]).all():
             raise UserError(
@@ -344,12 +344,23 @@ class Forecaster:
             return 1.0
         return self.calibration.beyond(math.log(distance(self.ensemble.chains[0].points, x_3)["times_compute"]))
 
-    def factor(self, level: float) -> np.ndarray[Any, Any]:
-        """What the standard deviations of accuracies are multiplied by so that a share `level` lies inside, [T]."""
+    def factor(self, level: float, beyond: float = 1.0) -> np.ndarray[Any, Any]:
+        """What the standard deviations of accuracies are multiplied by so that a share `level` lies inside, [T].
+
+        Arguments:
+            beyond: how many times farther than any backtest the target is.
+        """
         normal = normal_quantile(level)
         calibrated = self.calibration.factor(level) if self.calibration else normal
+        calibrated = self.ensemble.reaching(calibrated, level, beyond if self.calibration else math.inf)
         # backtests at chance are too easy
         return np.where(at_chance(self.ensemble.chains[0]), max(calibrated, normal), calibrated)
+
+    def loss_factor(self, member: int, level: float, beyond: float = 1.0) -> float:
+        """The same for the logarithm of one chain's quantity."""
+        calibration = self.calibration.losses.get(member) if self.calibration else None
+        found = calibration.factor(level) if calibration else normal_quantile(level)
+        return self.ensemble.reaching(found, level, beyond if calibration else math.inf)
 
     def _loss(
         self, member: int, x_3Q: np.ndarray[Any, Any], level: float, beyond: float
@@ -358,8 +369,7 @@ class Forecaster:
         if not self.ensemble.settings.members[member].chained:
             return [(None, None, None)] * len(self.tasks)
         point, sd = (each[:, 0] for each in self.ensemble.log_loss(member, x_3Q, beyond))
-        calibration = self.calibration.losses.get(member) if self.calibration else None
-        reach = sd * (calibration.factor(level) if calibration else normal_quantile(level))
+        reach = sd * self.loss_factor(member, level, beyond)
         return [tuple(map(float, row)) for row in np.exp(np.stack([point, point - reach, point + reach], axis=1))]  # type: ignore[misc]
 
     def step_reports(self, x_3Q: np.ndarray[Any, Any] | None = None) -> list[list[StepReport]]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from lmlab.methods.ladder.analysis.backtest import Split, splits
 from lmlab.methods.ladder.config import EstimatorSettings, LossForm, TwoStepSettings
@@ -151,6 +152,20 @@ class Ensemble:
         covariance = values.T @ values
         scale = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
         return np.asarray(covariance / np.outer(scale, scale))
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom that the noise between runs is estimated with."""
+        points, parameters = self.chains[0].points, self.chains[0].first.parameters_BP
+        return max(2, points.y_TR.shape[1] - parameters.shape[1])
+
+    def reaching(self, factor: float, level: float, beyond: float) -> float:
+        """A calibrated factor at a target that lies `beyond` times farther than any backtest: what backtests have
+        narrowed is not known to hold there, so that it grows with the distance, to Student's quantile for the few runs
+        by which the noise is known.
+        """
+        student = float(student_t.ppf((1 + level) / 2, self.freedom))
+        return max(factor, min(student, factor * beyond))
 
     @property
     def one_size(self) -> bool:

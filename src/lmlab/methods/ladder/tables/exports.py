@@ -15,7 +15,7 @@ import numpy as np
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.tables.read import BATCH, STEP, TOKENS, numbers, read_csv_columns, run_of_columns
-from lmlab.methods.ladder.tables.table import Run
+from lmlab.methods.ladder.tables.table import Floats, Run
 
 _STEPS = (STEP, "Step", "step", "trainer/global_step")
 _SEPARATOR = " - "
@@ -80,7 +80,7 @@ class Exports:
             runs.append(Run(name, n, None, np.array(tokens), columns, source=source, rows=rows))
         return runs
 
-    def _tokens(self, places: np.ndarray, axis: str, run: str, path: Path) -> np.ndarray:  # type: ignore[type-arg]
+    def _tokens(self, places: Floats, axis: str, run: str, path: Path) -> Floats:
         if axis == TOKENS:
             return places
         batch = _named(self.batches, run)
