@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lmlab.endpoints import Endpoint
 from lmlab.errors import UserError
@@ -36,6 +33,7 @@ from lmlab.evals.long import (
     write_instances,
 )
 from lmlab.files import read_mapping, sha256_json, write_json
+from lmlab.models import weights_fingerprint
 from lmlab.progress import console
 from lmlab.redaction import redact
 
@@ -101,16 +99,9 @@ def evaluate(
 
 
 def _weights_of(evaluator: Evaluator) -> str:
-    """What tells a model from the one that stood in the same place before, and its precisions from each other: a digest
-    of the beginning of each tensor.
-    """
+    """What tells a model from the one that stood in the same place before, and its precisions from each other."""
     model = evaluator.model if evaluator.model is not None else getattr(evaluator.scorer, "model", None)
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items() if model is not None else ():
-        begin = value.detach().reshape(-1)[:64].cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(begin.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return "" if model is None else weights_fingerprint(model)
 
 
 def _measure_short(evaluator: Evaluator, names: Sequence[str], limit: int | None, directory: Path) -> dict[str, Any]:
