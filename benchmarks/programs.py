@@ -3,11 +3,14 @@
     python benchmarks/programs.py speed DIRECTORY_OF_A_PROGRAM
     python benchmarks/programs.py train hist --seeds 8 --epochs 20 --set cat_heads=0 --set cat_mlps=0
     python benchmarks/programs.py attention hist --seeds 8 --epochs 20
+    python benchmarks/programs.py step hist
     python benchmarks/programs.py table runs/table --only sort --only reverse
 
 `train` prints the accuracy of the best seed's program on test beside the paper's, and the CPU seconds of training and
 of choosing the seed. `attention` trains the same seeds with the paper's noise in attention and without. `speed` runs
-the same sequences vectorized and by row look-ups in pandas, as the reference's programs do, in one process. `table`
+the same sequences vectorized and by row look-ups in pandas, as the reference's programs do, in one process. `step` is
+one step of training beside the reference's, built as that is built (a full-width matrix for each read, one module an
+MLP, noise for every choice), in turns in one process; both compute the same loss. `table`
 is the paper's table: it trains each task, exports the best seed's program, and prints a row; stopped, the same command
 goes on, and the CPU seconds of all attempts are added up.
 """
@@ -27,6 +30,13 @@ import yaml
 from lmlab.files import read_json, write_json
 from lmlab.hardware import machine_load
 from lmlab.methods.transformer_programs import Interpreter, TrainSettings, load_program, train
+from lmlab.methods.transformer_programs.analysis.export import export_program
+from lmlab.methods.transformer_programs.network.model import Attention, ProgramTransformer, nearness
+from lmlab.methods.transformer_programs.tasks.load import load_data
+from lmlab.methods.transformer_programs.training.fit import spec_of
+from lmlab.methods.transformer_programs.training.packed import PackedNetworks
+from lmlab.methods.transformer_programs.training.run import TrainedNetworks
+from lmlab.methods.transformer_programs.training.step import ProgramStep, Temperature
 
 PAPER = {
     "reverse": 99.79, "hist": 100.0, "double_hist": 98.40, "sort": 99.83, "most_freq": 75.69, "dyck1": 99.30,
@@ -68,10 +78,6 @@ def measure_training(task: str, seeds: int, epochs: float, changes: dict[str, An
 
 def measure_table(directory: Path, only: list[str], changes: dict[str, Any]) -> None:
     """The paper's table, a row a task."""
-    from lmlab.methods.transformer_programs.analysis.export import export_program
-    from lmlab.methods.transformer_programs.tasks.load import load_data
-    from lmlab.methods.transformer_programs.training.run import TrainedNetworks
-
     for task in only or TABLE:
         shape, seeds, epochs = TABLE[task]
         chosen = {**_COMMON, **dict(zip(_SHAPE, shape, strict=True)), "seeds": seeds, "epochs": epochs, **changes}
@@ -98,6 +104,95 @@ def measure_table(directory: Path, only: list[str], changes: dict[str, Any]) -> 
             f" validation {found}; {dict(zip(_SHAPE, shape, strict=True))} {changes}; load {machine_load()}",
             flush=True,
         )
+
+
+def reference_loss(model: Any, tokens: Any, labels: Any, tau: float, noise: bool) -> Any:
+    """The loss of one seed as the reference computes it: gates become matrices over the whole stream, and MLPs run one
+    after another.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy, gumbel_softmax, one_hot
+
+    spec, d = model.spec, model.spec.d_var
+    places = tokens.shape[1]
+
+    def sample(logits: Any) -> Any:
+        return gumbel_softmax(logits, tau) if noise else torch.softmax(logits / tau, -1)
+
+    def read(gate: Any, stream: Any, width: int) -> Any:
+        matrix = torch.einsum("hv,de->hdve", sample(gate), torch.eye(width)).reshape(len(gate), width, -1)
+        return torch.einsum("hdp,bnp->bhnd", matrix, stream)
+
+    valid = tokens != 0
+    mask = (valid[:, :, None] & valid[:, None, :])[:, None]
+    position = torch.arange(places).clamp(max=d - 1).expand_as(tokens)
+    cat = torch.cat([one_hot(tokens, d), one_hot(position, d)], -1).float()
+    num = torch.ones(*tokens.shape, 1)
+    bias = nearness(spec.context, places, tokens.device)
+    for block in model.blocks:
+        new_cat, new_num = [], []
+        first = block.cat_heads
+        for heads, is_cat in ((slice(0, first), True), (slice(first, None), False)):
+            keys, queries = (read(gate[0, heads], cat, d) for gate in (block.key, block.query))
+            wanted = torch.einsum("bhnq,hqk->bhnk", queries, sample(block.predicates.table[0, heads]))
+            scores = torch.einsum("bhnk,bhmk->bhnm", wanted, keys) * mask
+            if not is_cat:
+                new_num.append((scores @ read(block.num_value[0], num, 1))[..., 0].permute(0, 2, 1))
+                continue
+            total = scores.sum(-1)
+            scores[..., 0] = scores[..., 0] + (1 - total / (total + 1e-10)).relu()
+            logits = ((scores + 1e-20).log() + bias).masked_fill(~mask, -1e30) / d**0.5
+            new_cat.append((sample(logits) @ read(block.value[0], cat, d)).permute(0, 2, 1, 3).flatten(2))
+        cat, num = torch.cat([cat, *new_cat], -1), torch.cat([num, *new_num], -1)
+        outputs = []
+        for mlps, stream, width in ((block.cat_mlp, cat, d), (block.num_mlp, num, 1)):
+            for number in range(mlps.count):
+                inputs = read(mlps.read[0, number], stream, width).permute(0, 2, 1, 3).flatten(2)
+                hidden = (inputs @ mlps.w_in[0, number] + mlps.b_in[0, number]).relu()
+                outputs.append(sample((hidden @ mlps.w_out[0, number] + mlps.b_out[0, number]).log_softmax(-1)))
+        cat = torch.cat([cat, *outputs], -1)
+    logits = torch.cat([cat, num], -1) @ model.unembed[0]
+    losses = cross_entropy(logits.flatten(0, 1), labels.flatten().clamp(min=0), reduction="none").view_as(labels)
+    labeled = labels >= 0
+    return ((losses * labeled).sum(1) / labeled.sum(1)).mean()
+
+
+def measure_step(task: str, changes: dict[str, Any]) -> None:
+    """One step of training of one seed, ours beside the reference's."""
+    import torch
+
+    chosen = {"num_layers": 1, "cat_heads": 2, "num_heads": 2, "cat_mlps": 1, "num_mlps": 1, **changes}
+    settings = TrainSettings(task=task, seeds=1, **chosen)
+    data = load_data(settings)
+    model = ProgramTransformer(spec_of(settings, data), [0], Attention(settings.attention_noise))
+    tokens, labels = data.train.tokens[: settings.batch_size], data.train.labels[: settings.batch_size]
+    packed, temperature = PackedNetworks(model), Temperature(1.0, 1.0, "geomspace", 1, 1)
+    rows = {"rows": torch.arange(len(tokens))[None]}
+    exact = settings.model_copy(update={"sampling": "softmax"})
+    theirs = reference_loss(model, tokens, labels, 1.0, noise=False).item()
+    plain = ProgramTransformer(model.spec, [0], Attention(True))
+    plain.load_state_dict(model.state_dict())
+    output = ProgramStep(data.train, exact, temperature)(PackedNetworks(plain), rows)
+    ours = (output.loss_sum / output.count).item()
+    assert abs(ours - theirs) < 1e-5, (ours, theirs)
+    step = ProgramStep(data.train, settings, temperature)
+
+    def one() -> Any:
+        found = step(packed, rows)
+        return found.loss_sum / found.count
+
+    ways = {"lmlab": one, "reference": lambda: reference_loss(model, tokens, labels, 1.0, noise=True)}
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(8):
+        for name, way in ways.items():
+            before = time.process_time()
+            way().backward()
+            best[name] = min(best[name], time.process_time() - before)
+    print(
+        f"{task}, a step of {len(tokens)} sequences, one seed: lmlab {1e3 * best['lmlab']:.1f} ms, built as the"
+        f" reference {1e3 * best['reference']:.1f} ms of processor time, {best['reference'] / best['lmlab']:.2f} times;"
+        f" the same loss ({ours:.6f}) without noise; {chosen}; load {machine_load()}"
+    )
 
 
 def lookups(program: Any, tokens: list[str]) -> list[str]:
@@ -167,7 +262,7 @@ def measure_speed(path: Path, count: int) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["speed", "train", "attention", "table"])
+    parser.add_argument("part", choices=["speed", "train", "attention", "table", "step"])
     parser.add_argument("what", help="a task, for speed a program, for table a directory")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--epochs", type=float, default=20)
@@ -179,6 +274,9 @@ def main() -> None:
     changes = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in given.set)}
     if given.part == "speed":
         measure_speed(Path(given.what), given.count)
+        return
+    if given.part == "step":
+        measure_step(given.what, changes)
         return
     if given.part == "table":
         measure_table(Path(given.what), given.only, changes)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from test_network import random_spec, sharpened
 
 from lmlab.errors import LmlabError, UserError
+from lmlab.methods.transformer_programs.analysis.verify import encode as encode_tokens
+from lmlab.methods.transformer_programs.analysis.verify import every_input, verify
 from lmlab.methods.transformer_programs.config import FitConfig, TrainSettings
 from lmlab.methods.transformer_programs.network.convert import to_program
 from lmlab.methods.transformer_programs.network.model import ProgramTransformer
-from lmlab.methods.transformer_programs.network.sampling import Sampler
+from lmlab.methods.transformer_programs.network.sampling import Noise, Sampler, sparsemax
 from lmlab.methods.transformer_programs.tasks.dataset import IGNORED, UNSEEN, Dataset, accuracy, encode
 from lmlab.methods.transformer_programs.tasks.load import draw, load_data
 from lmlab.methods.transformer_programs.training.fit import Batches, Fitted, fit, measure, spec_of
@@ -109,14 +113,91 @@ def test_a_resumed_training_takes_the_same_course(data: Dataset, three: Fitted, 
         assert torch.equal(parameter, three.model.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("sampling", ["gumbel_hard", "hard", "softmax", "entmax"])
-def test_every_way_to_sample_trains(data: Dataset, tmp_path: Path, sampling: str) -> None:
-    settings = SETTINGS.model_copy(
-        update={"sampling": sampling, "epochs": 0.3, "attention_noise": sampling == "gumbel_hard", "samples": 2}
+WAYS = {
+    "gumbel_soft": {"freeze": 0.4, "attention_default": "smooth"},
+    "gumbel_hard": {"attention_noise": True, "freeze": 0.5},
+    "decoupled": {"gradient_tau": 1.0},
+    "reinmax": {"samples": 2},
+    "hard": {"gradient_tau": 0.7, "freeze": 0.6},
+    "softmax": {"loss": "per_seq"},
+    "entmax": {"tau_schedule": "linspace"},
+    "sparsemax": {"schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("sampling", WAYS)
+def test_whatever_trains_is_exported_faithfully(data: Dataset, tmp_path: Path, sampling: str) -> None:
+    update = {"sampling": sampling, "epochs": 0.5, "attention_noise": False, **WAYS[sampling]}
+    shape = SETTINGS.model_copy(update={"num_layers": 2, "predicates": "families"})
+    start = ProgramTransformer(spec_of(shape, data), [3])
+    before = {name: each.detach().clone() for name, each in start.named_parameters()}
+    fitted = fit(start.spec, SETTINGS.model_copy(update=update), data, tmp_path, seeds=[3], start=start)
+    after = dict(fitted.model.named_parameters())
+    assert all(each.isfinite().all() for each in after.values())
+    # choices are learned too, not the tables alone
+    for part in ("0.predicates.gate", "0.num_mlp.read", "1.cat_mlp.read"):
+        assert not torch.equal(after[f"blocks.{part}"], before[f"blocks.{part}"]), part
+    program = to_program(fitted.model)
+    symbols = [token for token in program.vocabulary or () if not token.startswith("<")][:3]
+    inputs = list(every_input(symbols, 4, "<s>"))
+    assert verify(fitted.model, program, inputs).equal
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hard_choices_compute_what_the_program_does(seed: int) -> None:
+    model = sharpened(random_spec(random.Random(seed)), seed)
+    ids = encode_tokens(model, list(every_input("abc", 4)))
+    exact = model(ids, Sampler("argmax", 1.0))
+    for tau in (3.0, 0.05):
+        for gradient_tau in (None, 1.0):
+            logits = model(ids, Sampler("hard", tau, None, gradient_tau))
+            assert torch.allclose(logits, exact, atol=1e-4)
+        logits.sum().backward()
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        assert all(each.isfinite().all() and float(each.abs().max()) < 1e6 for each in gradients)
+        model.zero_grad()
+
+
+def test_estimators_are_those_of_their_papers() -> None:
+    """Exact gradients of E f by enumeration; reinmax is exact for functions of second order in two values."""
+    logits = torch.tensor([[0.3, -0.4]], requires_grad=True)
+    table = torch.tensor([2.0, -1.0])
+    expected = torch.autograd.grad((torch.softmax(logits, -1) * table).sum(), logits)[0]
+    for kind in ("decoupled", "reinmax"):
+        found = torch.zeros_like(logits)
+        for step in range(400):
+            drawn = Sampler(kind, 1.0, Noise([step], 0, logits.device))(logits)
+            assert sorted(drawn.detach().flatten().tolist()) == [0.0, 1.0]
+            found += torch.autograd.grad((drawn * table).sum(), logits)[0] / 400
+        assert torch.allclose(found, expected, atol=0.12), kind
+
+
+def test_sparsemax_is_the_nearest_point_of_the_simplex() -> None:
+    logits = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = sparsemax(logits)
+    assert torch.allclose(weights.sum(-1), torch.ones(50, dtype=torch.float64)) and (weights == 0).any()
+    # its conditions of optimality: what is left of the logits is one number where a weight is, and less where none is
+    rest = logits - weights
+    top = rest.amax(-1, keepdim=True)
+    assert torch.allclose(torch.where(weights > 0, rest, top), top.expand_as(rest)) and bool(
+        (rest <= top + 1e-12).all()
     )
-    fitted = _fit(data, tmp_path, [0], settings)
-    assert all(parameter.isfinite().all() for parameter in fitted.model.parameters())
-    assert to_program(fitted.model).nodes
+    assert torch.autograd.gradcheck(sparsemax, (logits[:5],))
+    assert torch.equal(sparsemax(torch.tensor([2.0, 1.0, 0.0])), torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_layers_are_fixed_one_after_another(data: Dataset) -> None:
+    settings = SETTINGS.model_copy(update={"freeze": 0.5})
+    step = ProgramStep(data.train, settings, Temperature(3.0, 0.1, "geomspace", 4, 100))
+    assert [step.frozen(each, 2) for each in (0, 49, 50, 74, 75, 99)] == [0, 0, 1, 1, 2, 2]
+    assert ProgramStep(data.train, SETTINGS, step.temperature).frozen(99, 2) == 0
+    model = ProgramTransformer(spec_of(SETTINGS.model_copy(update={"num_layers": 2}), data), [0])
+    tokens = data.train.tokens[:8]
+    model(tokens, Sampler("softmax", 1.0, frozen=1)).logsumexp(-1).sum().backward()
+    assert model.get_parameter("blocks.0.key").grad is None and model.get_parameter("blocks.1.key").grad is not None
+    one, other = (model.streams(tokens, Sampler(kind, 1.0, frozen=1))[0] for kind in ("softmax", "argmax"))
+    first = len(model.spec.cat_names(1))
+    assert torch.equal(one[:, :first], other[:, :first]) and not torch.equal(one, other)
 
 
 def test_polishing_raises_the_accuracy_of_the_training_data(data: Dataset, three: Fitted) -> None:
@@ -138,6 +219,11 @@ def test_the_temperature_falls_as_in_the_paper() -> None:
     assert geometric.at(30) == geometric.at(39) == pytest.approx(0.01)
     linear = Temperature(3.0, 1.0, "linspace", 3, 30)
     assert linear.at(9) == pytest.approx(2.0) and linear.at(25) == pytest.approx(1.0)
+
+
+def test_a_single_epoch_has_falling_temperatures_too() -> None:
+    single = Temperature(3.0, 0.03, "geomspace", 1, 3)
+    assert [round(single.at(step), 6) for step in (0, 1, 2)] == [3.0, 0.3, 0.03]
 
 
 def test_batches_go_through_all_rows_again_and_again() -> None:

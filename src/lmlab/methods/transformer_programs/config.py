@@ -112,7 +112,11 @@ class FitConfig(Config):
         schedule: constant, as in the paper, or cosine to a tenth.
         tau_start, tau_end: the temperature at the start and at the end.
         tau_schedule: geomspace falls by equal factors, linspace by equal amounts.
-        sampling: how choices are made in training: gumbel_soft (the paper's), gumbel_hard, hard, softmax or entmax.
+        sampling: how choices are made in training: gumbel_soft (the paper's); gumbel_hard, decoupled, reinmax and hard,
+            which compute forward what the program does; softmax, entmax and sparsemax, which draw nothing.
+        freeze: from this share of the steps on, layers are fixed at their arg max, the first one first, while those
+            behind learn on; 1 fixes none.
+        gradient_tau: the temperature of the gradients of decoupled and hard; by default that of the step.
         attention_noise: sample the places that heads attend to, as in the paper; without it they take a softmax that
             becomes the nearest match as the temperature falls.
         attention_default: how a head without a match falls back on the first place: sharp as in the paper, or smooth.
@@ -134,7 +138,11 @@ class FitConfig(Config):
     tau_start: PositiveFloat = 3.0
     tau_end: PositiveFloat = 0.01
     tau_schedule: Literal["geomspace", "linspace"] = "geomspace"
-    sampling: Literal["gumbel_soft", "gumbel_hard", "hard", "softmax", "entmax"] = "gumbel_soft"
+    sampling: Literal[
+        "gumbel_soft", "gumbel_hard", "decoupled", "reinmax", "hard", "softmax", "entmax", "sparsemax"
+    ] = "gumbel_soft"
+    gradient_tau: PositiveFloat | None = None
+    freeze: float = Field(default=1.0, gt=0, le=1)
     attention_noise: bool = True
     attention_default: Literal["sharp", "smooth"] = "sharp"
     loss: Literal["per_token", "per_seq"] = "per_token"

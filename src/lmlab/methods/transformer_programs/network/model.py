@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.methods.transformer_programs.network.predicates import Predicates
-from lmlab.methods.transformer_programs.network.sampling import NOISY, Sampler
+from lmlab.methods.transformer_programs.network.sampling import HARD, NOISY, Sampler, one_hot, straight_through
 from lmlab.methods.transformer_programs.network.spec import NetworkSpec
 
 _NO_MATCH = 1e-20  # log of it is the score of a place that does not match; float32 only
@@ -33,7 +33,8 @@ class Attention:
     """How categorical heads attend in training; all kinds are the same program.
 
     Attributes:
-        noise: sample the places too, as in the paper; else a softmax at the temperature, without noise.
+        noise: sample the places too, as in the paper; else a softmax at the temperature, without noise. Where the
+            forward pass is a program's (`HARD`), there is none.
         default: how a head without a match falls back on the first place: `sharp` as in the reference, or `smooth`: as
             much as the matches leave of 1.
     """
@@ -195,7 +196,9 @@ class Block(SeededParameters):
     def _closest(self, scores: Tensor, mask: Tensor, bias: Tensor, sample: Sampler, attention: Attention) -> Tensor:
         """Attention weights (S, H, B, N, N) of the nearest match; of the first place where nothing matches."""
         matches = scores.sum(-1)
-        taken = matches / (matches + _SHARP) if attention.default == "sharp" else matches
+        # where the forward pass is a program's, both are the same, but only one has a gradient that is bounded
+        sharp = attention.default == "sharp" and sample.kind not in HARD
+        taken = matches / (matches + _SHARP) if sharp else matches
         left = (1.0 - taken).relu()
         first = torch.zeros(scores.shape[-1], device=scores.device)
         first[0] = 1.0
@@ -203,6 +206,8 @@ class Block(SeededParameters):
         if self.spec.position_bias == "none":
             # the reference multiplies by a softmax over equal biases
             logits = (scores / scores.shape[-1] + _SHARP).log()
+        elif sample.kind in HARD:
+            return self._closest_of_choices(scores, mask, bias, sample)
         else:
             logits = (scores + _NO_MATCH).log() + bias
         logits = logits.masked_fill(~mask, _NEVER)
@@ -211,6 +216,18 @@ class Block(SeededParameters):
         if sample.kind == "argmax":
             return sample(logits)
         return torch.softmax(logits / sample.tau, -1)
+
+    def _closest_of_choices(self, scores: Tensor, mask: Tensor, bias: Tensor, sample: Sampler) -> Tensor:
+        """The same where the forward pass is a program's: scores are 0 or 1, and one place is taken. Backward, a
+        place's weight is in proportion to its score, whose gradient is bounded: that of log(s + 1e-20) is not at 0.
+        """
+        near = (bias / sample.tau).expand_as(scores).masked_fill(~mask, _NEVER)
+        best = near.masked_fill(scores.detach() <= 0, _NEVER).amax(-1, keepdim=True)
+        # relative to the best match, and no more than it for places that do not match, so that the sum is at least 1
+        soft = scores * (near - best).clamp(max=0.0).exp()
+        soft = soft / soft.sum(-1, keepdim=True).clamp(min=_SHARP)
+        chosen = one_hot(((scores + _NO_MATCH).log() + bias).masked_fill(~mask, _NEVER))
+        return straight_through(chosen, soft)
 
 
 class ProgramTransformer(nn.Module):
@@ -257,13 +274,15 @@ class ProgramTransformer(nn.Module):
         mask = valid[:, None, :] & valid[:, :, None]
         if self.spec.autoregressive:
             mask = mask.tril()
-        cat, num = self._inputs(tokens, mask, sample)
-        for block in self.blocks:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not sample.frozen):
+            cat, num = self._inputs(tokens, mask, sample.for_layer(0))
+        for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             bias = nearness(self.spec.context, tokens.shape[1], tokens.device)
             if self.spec.position_bias == "clipped" and self.spec.cat_heads:
                 bias = _clipped(block.bias, self.spec.context, tokens.shape[1])
-            cat, num = block(cat, num, mask, bias, sample, self.attention)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= sample.frozen):
+                cat, num = block(cat, num, mask, bias, sample.for_layer(number), self.attention)
         return cat, num
 
     def classify(self, tokens: Tensor, cat: Tensor, num: Tensor) -> Tensor:

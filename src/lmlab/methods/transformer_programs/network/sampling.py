@@ -7,24 +7,33 @@ Shapes: S seeds; logits have the seeds first and the choices last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Sampling = Literal["gumbel_soft", "gumbel_hard", "softmax", "argmax", "hard", "entmax"]
-"""How weights are made of logits w at the temperature t, with Gumbel noise g:
+Sampling = Literal[
+    "gumbel_soft", "gumbel_hard", "decoupled", "reinmax", "softmax", "argmax", "hard", "entmax", "sparsemax"
+]
+"""How weights are made of logits w at the temperature t, with Gumbel noise g; u is the temperature of gradients:
 
 - `gumbel_soft`: softmax((w + g) / t), as in the paper;
 - `gumbel_hard`: its arg max forward, its gradient backward (straight-through);
+- `decoupled`: the arg max of w / t + g forward, the gradient of softmax(w / u) backward (Shah et al. 2024, "Improving
+  discrete optimization via decoupled straight-through Gumbel-softmax");
+- `reinmax`: the arg max of w / t + g forward, a gradient of second order backward (Liu et al. 2023, "Bridging discrete
+  and backpropagation");
 - `softmax`: softmax(w / t), without noise;
-- `hard`: the arg max of w forward, the gradient of softmax(w / t) backward;
+- `hard`: the arg max of w forward, the gradient of softmax(w / u) backward;
 - `entmax`: the 1.5-entmax of w / t (Peters et al. 2019), sparse and without noise;
+- `sparsemax`: the 2-entmax of w / t (Martins and Astudillo 2016): one-hot once the highest leads by t;
 - `argmax`: the arg max of w; what a program computes.
 """
 
-NOISY = ("gumbel_soft", "gumbel_hard")
+NOISY = ("gumbel_soft", "gumbel_hard", "decoupled", "reinmax")
+HARD = ("gumbel_hard", "decoupled", "reinmax", "hard")
+"""Those whose forward pass is that of a program."""
 _TINY, _BELOW_ONE = 1e-20, 1 - 2**-24
 
 
@@ -55,31 +64,91 @@ class Noise:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How all discrete choices of one forward pass are made."""
+    """How all discrete choices of one forward pass are made.
+
+    Attributes:
+        gradient_tau: of the gradients of `decoupled` and `hard`; by default `tau`.
+        frozen: so many layers, and the inputs, are fixed at their arg max and learn no more.
+    """
 
     kind: Sampling
     tau: float
     noise: Noise | None = None
+    gradient_tau: float | None = None
+    frozen: int = 0
+
+    def for_layer(self, layer: int) -> Sampler:
+        """The sampler of a layer."""
+        return replace(self, kind="argmax") if layer < self.frozen else self
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Weights over the last axis."""
         kind, tau = self.kind, self.tau
         if kind == "argmax":
             return one_hot(logits)
+        if kind == "entmax":
+            return entmax15(logits / tau)
+        if kind == "sparsemax":
+            return sparsemax(logits / tau)
+        if kind in ("decoupled", "reinmax"):
+            assert self.noise is not None, "noise must be given"
+            drawn = one_hot(logits / tau + self.noise.gumbel(logits.shape, logits))
+            if kind == "reinmax":
+                return _reinmax(logits / tau, drawn)
+            return straight_through(drawn, torch.softmax(logits / (self.gradient_tau or tau), -1))
+        if kind == "hard":
+            return straight_through(one_hot(logits), torch.softmax(logits / (self.gradient_tau or tau), -1))
         if kind in NOISY:
             assert self.noise is not None, "noise must be given"
             logits = logits + self.noise.gumbel(logits.shape, logits)
-        if kind == "entmax":
-            return entmax15(logits / tau)
         soft = torch.softmax(logits / tau, -1)
-        if kind in ("hard", "gumbel_hard"):
-            return one_hot(logits) - soft.detach() + soft
-        return soft
+        return straight_through(one_hot(logits), soft) if kind == "gumbel_hard" else soft
 
 
 def one_hot(logits: Tensor) -> Tensor:
     """1 at the highest of the last axis, the first of equals."""
     return torch.zeros_like(logits).scatter_(-1, logits.detach().argmax(-1, keepdim=True), 1.0)
+
+
+def straight_through(forward: Tensor, backward: Tensor) -> Tensor:
+    """One tensor's values with another's gradient."""
+    return forward + (backward - backward.detach())
+
+
+def _reinmax(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Liu et al. 2023, algorithm 2: Heun's method in place of Euler's, of which straight-through is the first order."""
+    p0 = torch.softmax(logits, -1)
+    middle = ((drawn + p0) / 2).clamp(min=_TINY).log()
+    p1 = torch.softmax((middle - logits).detach() + logits, -1)
+    return straight_through(drawn, 2 * p1 - p0 / 2)
+
+
+class _Sparsemax(torch.autograd.Function):
+    """The nearest point of the simplex (Martins and Astudillo 2016, algorithm 1)."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        x = logits - logits.amax(-1, keepdim=True)
+        ordered = x.sort(-1, descending=True).values
+        rank = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+        summed = ordered.cumsum(-1) - 1
+        count = (rank * ordered > summed).sum(-1, keepdim=True)
+        weights = (x - summed.gather(-1, count - 1) / count).clamp(min=0)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (weights,) = ctx.saved_tensors
+        support = (weights > 0).to(gradient.dtype)
+        mean = (gradient * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+        return (gradient - mean) * support
+
+
+def sparsemax(logits: Tensor) -> Tensor:
+    """2-entmax over the last axis."""
+    result: Tensor = _Sparsemax.apply(logits)
+    return result
 
 
 class _Entmax15(torch.autograd.Function):

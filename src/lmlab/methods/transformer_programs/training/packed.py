@@ -9,6 +9,7 @@ Shapes: S seeds, P weights of a row, B sequences, N places, C labels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -69,7 +70,7 @@ class PackedNetworks(nn.Module):
             return self._call(self._networks[0].to(tokens.device), self.packed, tokens, sample)
         logits = []
         for place, row in enumerate(self.packed.unbind(0)):
-            own = Sampler(sample.kind, sample.tau, sample.noise and sample.noise.of(place))
+            own = replace(sample, noise=sample.noise and sample.noise.of(place))
             logits.append(self._call(self._alone[place], row[None], tokens, own))
         return torch.cat(logits)
 

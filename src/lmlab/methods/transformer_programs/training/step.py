@@ -24,7 +24,7 @@ from lmlab.train import StepOutput
 @dataclass(frozen=True)
 class Temperature:
     """The temperature of each step: it falls from epoch to epoch, and evenly within each (section 3.5). The last epoch
-    stays at its own.
+    stays at its own; where it is the only one, the temperature falls within it, else nothing would be learned.
     """
 
     start: float
@@ -39,6 +39,8 @@ class Temperature:
         epoch, within = divmod(step, per_epoch)
         falling = epoch < self.epochs - 1
         progress = (epoch + within / max(1, per_epoch - 1)) / (self.epochs - 1) if falling else 1.0
+        if self.epochs == 1:
+            progress = min(1.0, step / max(1, self.steps - 1))
         if self.schedule == "linspace":
             return self.start + (self.end - self.start) * progress
         return float(self.start * (self.end / self.start) ** progress)
@@ -84,11 +86,18 @@ class ProgramStep:
             kind = self.config.sampling
             noisy = kind in NOISY or self.config.attention_noise
             noise = Noise(model.seeds, step * self.config.samples + number, tokens.device) if noisy else None
-            logits = model(tokens, Sampler(kind, tau, noise))
+            logits = model(
+                tokens, Sampler(kind, tau, noise, self.config.gradient_tau, self.frozen(step, model.spec.num_layers))
+            )
             loss = sequence_losses(logits, labels, self.config.loss).mean(-1)
             total = loss if total is None else total + loss
         assert total is not None
         return total / self.config.samples
+
+    def frozen(self, step: int, layers: int) -> int:
+        """How many layers are fixed at a step: all but the classifier before the end."""
+        start, progress = self.config.freeze, step / self.temperature.steps
+        return 0 if progress < start else min(layers, 1 + int(layers * (progress - start) / (1 - start)))
 
     def _bury(self, model: PackedNetworks, fresh: Tensor, step: int, tau: float) -> None:
         model.bury(fresh)
