@@ -101,9 +101,8 @@ def test_a_packed_model_computes_with_its_weights_and_no_others(family, kind):
     with torch.no_grad():
         same = whole(model, packed)
         exact = F.linear(same(ids).hidden_BTD, packed.head_weight_VD.float())
-        rounded = F.linear(same.to(torch.bfloat16)(ids).hidden_BTD, packed.head_weight_VD).float()
         found = packed(ids).logits_BTV.float()
-    assert (found - exact).square().mean() < 3 * (rounded - exact).square().mean() < 0.02 * exact.square().mean()
+    assert (found - exact).square().mean() < 0.01 * exact.square().mean()  # bf16, which routers make more of
 
 
 @pytest.mark.parametrize("kind", KINDS)

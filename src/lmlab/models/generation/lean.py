@@ -1,19 +1,20 @@
 """A step of decoding with few operators, for a CPU.
 
 To give each row one token is little arithmetic: what a layer costs beyond reading its weights is the number of
-operators and the Python between them. This calls the same modules as `Transformer.forward`, in the same order and with
-the same rounding, on matrices [R, D], without what only other passes need: listeners, packed documents, gradients, a
-prefix. So adapters, quantized layers and experts are what they are there.
+operators and the Python between them. This does what `Transformer.forward` does, in the same order, on matrices [R, D],
+without what only other passes need: listeners, packed documents, gradients, a prefix. Where a module is the plain one
+its operator is called directly; adapters, experts and whatever else stands in its place are called as they are.
 
 Shapes: R rows, D model width, N query heads, K key-value heads, H width of a head, S keys, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lmlab.models.attention.attention import Attention
 from lmlab.models.attention.backends import one_query
@@ -22,10 +23,13 @@ from lmlab.models.attention.rope import Table, apply_rotary, rotary_table
 from lmlab.models.attention.visibility import Visibility
 from lmlab.models.block import Block
 from lmlab.models.config import ModelConfig
-from lmlab.models.layers.feed_forward import FeedForward, gate_product
+from lmlab.models.layers.feed_forward import ACTIVATIONS, FeedForward
+from lmlab.models.layers.norm import RMSNorm
+from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.moe.layer import MoE
 from lmlab.models.transformer import Transformer
 
+_Map = Callable[[Tensor], Tensor]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -58,12 +62,12 @@ class LeanStep:
     """One further token for every row of a cache, to which keys and values are added as the model adds them.
 
     Arguments:
-        model: in evaluation mode, where `can_be_lean`.
+        model: in evaluation mode, where `can_be_lean`; its modules must stay those that they are.
     """
 
     def __init__(self, model: Transformer) -> None:
         self._model = model
-        self._blocks = [model.block(layer) for layer in range(model.config.num_layers)]
+        self._blocks = [_LeanBlock(model.block(layer)) for layer in range(model.config.num_layers)]
 
     def run(self, ids_R1: Tensor, cache: KVCache) -> Tensor:
         """The logits [R, V] after these tokens, in fp32.
@@ -71,83 +75,143 @@ class LeanStep:
         Raises:
             ValueError: the cache is full, or a learned table has no further position.
         """
-        model, config = self._model, self._model.config
+        model = self._model
         cache.extend(1)
-        position_ids_R1, visibility = cache.positions(1), cache.visibility(1)
-        x_R1D = model.enter(ids_R1, position_ids_R1)
-        pass_ = _Pass(config, cache, visibility, position_ids_R1, x_R1D.dtype)
-        x_RD = x_R1D[:, 0]
+        position_ids_R1 = cache.positions(1)
+        x_RD = model.enter(ids_R1, position_ids_R1)[:, 0]
+        shared = _Shared(model.config, cache, position_ids_R1, x_RD.dtype)
         for block in self._blocks:
-            x_RD = _run_block(block, x_RD, pass_)
+            x_RD = block.run(x_RD, shared)
         return model.read_out(x_RD).float()
 
 
-class _Pass:
-    """What all layers share: what their queries see, and their rotations."""
+class _Shared:
+    """What all layers of a step share: what their queries see, and their rotations."""
 
-    def __init__(
-        self, config: ModelConfig, cache: KVCache, visibility: Visibility, position_ids_R1: Tensor, dtype: torch.dtype
-    ) -> None:
-        self.cache, self._visibility = cache, visibility
+    def __init__(self, config: ModelConfig, cache: KVCache, position_ids_R1: Tensor, dtype: torch.dtype) -> None:
+        self.cache, self._visibility = cache, cache.visibility(1)
         self.rotary: Table | None = None
         self.sliding_rotary: Table | None = None
+        self.whole = config.rotary_dim == config.head_dim  # the rotation is of whole heads
         if config.positions == "rotary":
-            self.rotary = self.sliding_rotary = _by_row(rotary_table(config, position_ids_R1, dtype))
+            self.rotary = self.sliding_rotary = self._by_row(rotary_table(config, position_ids_R1, dtype))
             if config.sliding_rope_theta is not None and "sliding" in config.attention_kinds:
-                self.sliding_rotary = _by_row(rotary_table(config, position_ids_R1, dtype, sliding=True))
+                self.sliding_rotary = self._by_row(rotary_table(config, position_ids_R1, dtype, sliding=True))
+
+    def _by_row(self, table: Table) -> Table:
+        """[R, 1, 1, W] to [R, 1, W], or twice that with the signs of `rotate`."""
+        cos, sin = table[0].squeeze(2), table[1].squeeze(2)
+        return (torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)) if self.whole else (cos, sin)
+
+    def rotate(self, heads_RNH: Tensor, table: Table) -> Tensor:
+        """As `apply_rotary`, to the last bit: where whole heads turn, half of its operators."""
+        if not self.whole:
+            return apply_rotary(heads_RNH, table)
+        return (heads_RNH * table[0]).addcmul_(heads_RNH.roll(heads_RNH.shape[-1] // 2, -1), table[1])
 
     def seen(self, window: int | None) -> Visibility:
         """By a layer with this window."""
         return self._visibility if window is None else self._visibility.within(window, torch.device("cpu"))
 
 
-def _by_row(table: Table) -> Table:
-    """[R, 1, 1, W] to [R, 1, W]."""
-    return table[0].squeeze(2), table[1].squeeze(2)
-
-
-def _run_block(block: Block, x_RD: Tensor, pass_: _Pass) -> Tensor:
+class _LeanBlock:
     """As `Block.forward`."""
-    entered_RD = x_RD
-    written_RD = _attention(block.attention, block.read(block.attention_norm, x_RD), pass_)
-    x_RD = x_RD + block.written(written_RD, block.attention_norm, block.attention_out_norm)
-    x_RD = block.norm_if("post", block.attention_norm, x_RD)
-    norm = block.norm_of_ffn
-    read_RD = block.read(norm, entered_RD if block.parallel else x_RD)
-    x_RD = x_RD + block.written(_feed_forward(block.ffn, read_RD), norm, block.ffn_out_norm)
-    return block.norm_if("post", norm, x_RD)
+
+    def __init__(self, block: Block) -> None:
+        position, attention = block.norm_position, block.attention
+        norm, ffn_norm = _norm(block.attention_norm), _norm(block.norm_of_ffn)
+        self._parallel, self._multiplier, self._post = block.parallel, block.multiplier, position == "post"
+        self._read, self._read_ffn = (norm, ffn_norm) if position in ("pre", "both") else (_as_it_is, _as_it_is)
+        self._norm, self._ffn_norm = norm, ffn_norm
+        self._write = _out(position, norm, block.attention_out_norm)
+        self._write_ffn = _out(position, ffn_norm, block.ffn_out_norm)
+        self._attention = attention
+        self._query, self._key, self._value, self._output = (
+            _product(each) for each in (attention.query, attention.key, attention.value, attention.output)
+        )
+        self._heads, self._kv_heads, self._width = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        self._ffn = _feed_forward(block.ffn)
+
+    def run(self, x_RD: Tensor, shared: _Shared) -> Tensor:
+        """The residual stream after the layer, [R, D]."""
+        entered_RD = x_RD
+        written_RD = self._write(self._attend(self._read(x_RD), shared))
+        x_RD = x_RD + (written_RD if self._multiplier == 1 else written_RD * self._multiplier)
+        if self._post:
+            x_RD = self._norm(x_RD)
+        written_RD = self._write_ffn(self._ffn(self._read_ffn(entered_RD if self._parallel else x_RD)))
+        x_RD = x_RD + (written_RD if self._multiplier == 1 else written_RD * self._multiplier)
+        return self._ffn_norm(x_RD) if self._post else x_RD
+
+    def _attend(self, x_RD: Tensor, shared: _Shared) -> Tensor:
+        attention, heads = self._attention, self._heads
+        query, key, value = self._query(x_RD), self._key(x_RD), self._value(x_RD)
+        norms = attention.query_norm, attention.key_norm
+        if attention.full_norm and norms[0] is not None and norms[1] is not None:
+            query, key = norms[0](query), norms[1](key)
+        if attention.clip is not None:
+            query, key, value = (each.clamp(-attention.clip, attention.clip) for each in (query, key, value))
+        q_RNH, k_RKH = query.view(-1, heads, self._width), key.view(-1, self._kv_heads, self._width)
+        if not attention.full_norm and norms[0] is not None and norms[1] is not None:
+            q_RNH, k_RKH = norms[0](q_RNH), norms[1](k_RKH)
+        rotary = shared.rotary if attention.window is None else shared.sliding_rotary
+        if rotary is not None and attention.rotates:
+            both = shared.rotate(torch.cat((q_RNH, k_RKH), 1), rotary)  # together: half the operators
+            q_RNH, k_RKH = both.narrow(1, 0, heads), both.narrow(1, heads, self._kv_heads)
+        if attention.query_scale is not None:
+            q_RNH = q_RNH * attention.query_scale
+        keys, values = shared.cache.put_newest(attention.layer, k_RKH, value.view(-1, self._kv_heads, self._width))
+        if keys.dtype != q_RNH.dtype:
+            keys, values = keys.to(q_RNH.dtype), values.to(q_RNH.dtype)
+        out = one_query(q_RNH.unsqueeze(2), keys, values, shared.seen(attention.window), attention.soft_cap)
+        return self._output(out.reshape(len(x_RD), -1))
 
 
-def _feed_forward(ffn: Any, x_RD: Tensor) -> Tensor:
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _out(position: str, norm: _Map, out_norm: nn.Module | None) -> _Map:
+    """What is made of what a sub-layer's last matrix gives."""
+    if out_norm is not None:
+        return _norm(out_norm)
+    return norm if position == "reordered" else _as_it_is
+
+
+def _feed_forward(ffn: nn.Module) -> _Map:
     if isinstance(ffn, MoE):
-        mixed: Tensor = ffn(x_RD[:, None])[0][:, 0]
-        return mixed
+        return lambda x_RD: ffn(x_RD[:, None])[0][:, 0]
+    assert isinstance(ffn, FeedForward)
+    up, down, activation = _product(ffn.up), _product(ffn.down), ACTIVATIONS[ffn.activation]
     if ffn.gate is None:
-        plain: Tensor = ffn.down.forward(ffn.hidden(x_RD))
-        return plain
-    gated: Tensor = ffn.down.forward(gate_product(ffn.gate.forward(x_RD), ffn.up.forward(x_RD), ffn.activation))
-    return gated
+        return lambda x_RD: down(activation(up(x_RD)))
+    gate = _product(ffn.gate)
+    if ffn.activation == "silu":
+        return lambda x_RD: down(F.silu(gate(x_RD), inplace=True).mul_(up(x_RD)))
+    return lambda x_RD: down(activation(gate(x_RD)).mul_(up(x_RD)))
 
 
-def _attention(attention: Attention, x_RD: Tensor, pass_: _Pass) -> Tensor:
-    """As `Attention.forward`."""
-    heads, kv_heads, width = attention.num_heads, attention.num_kv_heads, attention.head_dim
-    query, key, value = (each.forward(x_RD) for each in (attention.query, attention.key, attention.value))
-    if attention.full_norm and attention.query_norm is not None and attention.key_norm is not None:
-        query, key = attention.query_norm(query), attention.key_norm(key)
-    if attention.clip is not None:
-        query, key, value = (each.clamp(-attention.clip, attention.clip) for each in (query, key, value))
-    q_RNH, k_RKH = query.view(-1, heads, width), key.view(-1, kv_heads, width)
-    if attention.query_norm is not None and attention.key_norm is not None and not attention.full_norm:
-        q_RNH, k_RKH = attention.query_norm(q_RNH), attention.key_norm(k_RKH)
-    rotary = pass_.rotary if attention.window is None else pass_.sliding_rotary
-    if rotary is not None and attention.rotates:
-        both = apply_rotary(torch.cat((q_RNH, k_RKH), 1), rotary)  # together: half the operators
-        q_RNH, k_RKH = both[:, :heads], both[:, heads:]
-    if attention.query_scale is not None:
-        q_RNH = q_RNH * attention.query_scale
-    keys, values = pass_.cache.put_newest(attention.layer, k_RKH, value.view(-1, kv_heads, width))
-    keys, values = keys.to(q_RNH.dtype), values.to(q_RNH.dtype)
-    out = one_query(q_RNH[:, :, None], keys, values, pass_.seen(attention.window), attention.soft_cap)
-    written: Tensor = attention.output.forward(out.reshape(len(x_RD), -1))
-    return written
+def _product(layer: nn.Module) -> _Map:
+    """What the layer does, [R, K] to [R, N]."""
+    return layer.few_rows if type(layer) is PackedLinear and layer.bias is None else layer.forward
+
+
+def _norm(norm: nn.Module) -> _Map:
+    """What the norm does, [R, D] to [R, D].
+
+    PyTorch has no fused root-mean-square norm for CPUs, but one by mean and variance. The mean of x beside -x is zero
+    and its variance the mean square: of what that norm gives, the first half is wanted, with one rounding for two.
+    """
+    if type(norm) is not RMSNorm:
+        return norm.forward
+    width, eps = norm.normalized_shape[0], norm.eps or 0.0
+    twice: dict[torch.dtype, Tensor] = {}
+
+    def normalize(x_RD: Tensor) -> Tensor:
+        weight = twice.get(x_RD.dtype)
+        if weight is None:
+            weight = twice[x_RD.dtype] = torch.cat((norm.weight, norm.weight)).to(x_RD.dtype)
+        mirrored = torch.cat((x_RD, x_RD.neg()), -1)
+        return F.layer_norm(mirrored, (2 * width,), weight, None, eps).narrow(-1, 0, width)
+
+    return normalize

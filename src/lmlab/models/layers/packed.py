@@ -56,7 +56,7 @@ class PackedLinear(Linear):
             return self.packed * self.scales[:, None]
         # the kernel alone knows its order of numbers: it gives the columns of the weight for those of the identity
         identity_KK = torch.eye(self.in_features, dtype=torch.bfloat16)
-        return self._few_rows(identity_KK).t().contiguous()
+        return self.few_rows(identity_KK).t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
@@ -65,17 +65,19 @@ class PackedLinear(Linear):
         if learns or (self.kind == "int8" and len(rows_MK) > _FEW_ROWS):
             product_MN = F.linear(rows_MK, self.weight)
         else:
-            product_MN = self._few_rows(rows_MK)
+            product_MN = self.few_rows(rows_MK)
         if self.bias is not None:
             product_MN = product_MN + self.bias.to(product_MN.dtype)
         return product_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def _few_rows(self, rows_MK: Tensor) -> Tensor:
+    def few_rows(self, rows_MK: Tensor) -> Tensor:
+        """The kernel's product in bf16, [M, K] to [M, N], without the bias."""
         rows_MK = rows_MK.contiguous()
+        product: Tensor
         if self.kind == "int8":
-            product: Tensor = torch.ops.aten._weight_int8pack_mm(rows_MK, self.packed, self.scales)
+            product = torch.ops.aten._weight_int8pack_mm.default(rows_MK, self.packed, self.scales)
         else:
-            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows_MK, self.packed, _GROUP, self.scales)
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu.default(rows_MK, self.packed, _GROUP, self.scales)
         return product
 
 
