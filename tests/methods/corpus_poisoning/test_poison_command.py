@@ -262,3 +262,27 @@ def test_figures_of_a_corpus_that_holds_crafted_documents_are_refused(run, commo
         file.write((attack / "adversarial.jsonl").read_text())
     code, _, err = run("evaluate", "--passages", attack, "--data", tmp_path / "mixed", *common, "--k", 5)
     assert code == 2 and "marked as crafted by an attack" in err and "line 121" in err
+
+
+def test_a_matrix_tells_whether_passages_carry_over_to_other_collections_and_retrievers(
+    run, common, small, attack, tmp_path
+):
+    other = write_retriever(tmp_path / "other", seed=7)
+    elsewhere = write_collection(tmp_path / "elsewhere", documents=90, queries=30, seed=3)
+    arguments = ["--passages", attack, "--encoder", common[1], "--encoder", other, "--data", small, "--data", elsewhere]
+    cache = ["--cache", tmp_path / "cache", "--precision", "fp32", "--k", 20]
+    code, text, err = run("transfer", *arguments, *cache, "--json", "--out", tmp_path / "matrix.json")
+    rows = json.loads(text)
+    assert code == 0 and rows == json.loads((tmp_path / "matrix.json").read_text()), err
+    assert [(row["data"], row["own_encoder"]) for row in rows] == [
+        ("small", True),
+        ("elsewhere", True),
+        ("small", False),
+        ("elsewhere", False),
+    ]
+    code, text, _ = run("evaluate", "--passages", attack, "--data", small, *common, "--k", 20, "--json")
+    assert rows[0]["asr@20"] == json.loads(text)["asr"]["20"] and rows[0]["queries"] == 40
+    assert all(row["interval"][0] <= row["asr@20"] <= row["interval"][1] for row in rows)
+    code, text, _ = run("transfer", *arguments, *cache)
+    assert code == 0 and "(its own)" in text and "elsewhere" in text
+    assert run("transfer", *arguments, *cache[:4], "--k", 91)[0] == 2

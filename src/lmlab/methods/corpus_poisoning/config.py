@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -31,6 +32,9 @@ class CraftConfig(Config):
         payload: a text that every passage holds; by default none, and with a position a harmless canary.
         spherical: centroids of clusters have length 1 while they are fitted.
         target_asr: add no more passages once so large a share of held-back queries is hit (0 to 1).
+        known_gate: folder of a gate that the attacker knows, or has fitted with questions of their own: passages pay
+            for what its detectors see.
+        gate_weight: how much they pay, in units of the objective.
         coverage_rank: a query counts as covered when a passage would be among its so many best.
         seed: of clusters, starts and draws.
         precision: of the ranking of candidates; what is accepted is scored in fp32.
@@ -49,6 +53,8 @@ class CraftConfig(Config):
     payload: str | None = None
     spherical: Annotated[bool, Flag(("--spherical",))] = False
     target_asr: Annotated[float, Field(ge=0, le=1)] | None = None
+    known_gate: Path | None = None
+    gate_weight: PositiveFloat = 0.1
     coverage_rank: PositiveInt = 20
     seed: int = 0
     precision: Precision = "fp32"

@@ -38,7 +38,8 @@ class Poison(Stage[PoisonConfig, PoisonResults]):
             for place in (encoder, config.language_model, config.masked_model)
             if place and Path(place).exists()
         ]
-        places = [config.data, config.sentinels, *models]
+        gates = [str(each.known_gate) for each in config.attacks.values() if each.known_gate is not None]
+        places = [config.data, config.sentinels, *models, *gates]
         return [[name, *describe(name)] for place in places for name in find_files(place)]
 
     def run(self, config: PoisonConfig, context: StageContext) -> PoisonResults:

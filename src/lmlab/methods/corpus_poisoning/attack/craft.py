@@ -19,6 +19,7 @@ from lmlab.config import influences
 from lmlab.distributed import fan_out
 from lmlab.errors import Interrupted, UserError
 from lmlab.files import read_mapping, sha256_json, write_json, write_text
+from lmlab.methods.corpus_poisoning.attack.adaptive import GateKnown, gate_digest, open_known_gate
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters, cluster_queries
 from lmlab.methods.corpus_poisoning.attack.crafted import (
     ATTACKERS,
@@ -29,6 +30,7 @@ from lmlab.methods.corpus_poisoning.attack.crafted import (
 from lmlab.methods.corpus_poisoning.attack.layout import layout_of, payload_of, start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
 from lmlab.methods.corpus_poisoning.attack.problem import check_length
+from lmlab.methods.corpus_poisoning.attack.vocabulary import spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.progress import console, progress
 from lmlab.retrieval import AnyEncoder, load_encoder
@@ -102,7 +104,10 @@ def craft(
     loaded = encoder.load()
     about = {"encoder": loaded.fingerprint, "queries": sha256_json(list(texts))[:16]}
     passed = [] if tau_n is None or config.objective == "mean" else [hashlib.sha256(tau_n.tobytes()).hexdigest()]
-    run = sha256_json([about, {**influences(config), "k": config.k}, *passed])[:8]
+    if config.known_gate is not None:
+        open_known_gate(config.known_gate, loaded)
+        passed = [*passed, *gate_digest(config.known_gate)]
+    run = sha256_json([about, {**_named(config), "k": config.k}, *passed])[:8]
     payload = payload_of(config, run)
     check_length(loaded, config.length)
     layout_of(loaded, config, payload)  # errors before any work
@@ -131,7 +136,7 @@ def craft(
     evaluations = sum(passage.evaluations for passage in passages.passages)
     summary = {
         "run": run,
-        "config": influences(config),
+        "config": _named(config),
         "encoder": loaded.fingerprint,
         "queries": len(texts),
         "clusters": clusters.sizes,
@@ -145,6 +150,13 @@ def craft(
     if clusters.merged:
         console.print(f"{clusters.merged} clusters of fewer than 2 queries joined their nearest.")
     return Craft(run, passages, clusters, clusters.perfect_kH, seconds, evaluations)
+
+
+def _named(config: CraftConfig) -> dict[str, Any]:
+    """The settings that decide on passages. A gate is told by its contents, not by where it is."""
+    found = {**influences(config), "known_gate": None if config.known_gate is None else config.known_gate.name}
+    unused = ("known_gate", "gate_weight") if config.known_gate is None else ()
+    return {key: value for key, value in found.items() if key not in unused}
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
@@ -225,6 +237,13 @@ def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str
         asked(found)
 
 
+def _penalty(config: CraftConfig, encoder: AnyEncoder) -> GateKnown | None:
+    if config.known_gate is None:
+        return None
+    gate = open_known_gate(config.known_gate, encoder)
+    return GateKnown(gate, lambda ids: spell(encoder.tokenizer, ids), config.gate_weight)
+
+
 def _craft_one(
     job: _Job, encoder: AnyEncoder | None = None, told: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
@@ -242,6 +261,7 @@ def _craft_one(
         str(job.cluster),
         job.payload,
         seed=seed_of(job.config.seed, job.cluster),
+        penalty=_penalty(job.config, encoder),
         told=told,
     )
     row = {"passage": asdict(passage), "cpu_seconds": time.process_time() - started}

@@ -27,8 +27,8 @@ from lmlab.retrieval.encoders.encoder import autocast
 
 GRADIENT_COST = 3
 
-Penalty = Callable[[Tensor], Tensor]
-"""Of passages' inner ids [B, L] to what is subtracted from their objective [B]."""
+Penalty = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
+"""Of passages' inner ids [B, L], their vectors [B, H] and their objective [B] to what is subtracted from it, [B]."""
 
 
 class NotFiniteError(LmlabError):
@@ -67,7 +67,7 @@ class Problem:
         allowed_V: ids that free positions may take.
         free_L: which positions are free; the others hold a payload.
         precision: of the ranking of candidates; what is accepted is scored in fp32.
-        penalty: what an adaptive attack wants small, such as the language model's surprise.
+        penalty: what an adaptive attack wants small: what a defense would see.
         wrapped: put what the encoder puts around real text around the passage; the reference does not.
     """
 
@@ -121,12 +121,10 @@ class Problem:
             vectors = self.encoder.encode_ids(self.wrap(ids_BL))
         with torch.inference_mode():
             values = self.objective(vectors.float()).double()
-            if self.penalty is not None:
-                values = values - self.penalty(torch.from_numpy(ids_BL)).double()
-        found = values.cpu().numpy()
+        found: NDArray[np.float64] = values.cpu().numpy()
         if not np.isfinite(found).all():
             raise NotFiniteError("A score is not finite.")
-        return found
+        return found if self.penalty is None else found - self.penalty(ids_BL, vectors.float().cpu().numpy(), found)
 
     def score(self, ids_L: NDArray[np.int64]) -> float:
         """The objective of one passage in fp32: what is accepted and reported."""

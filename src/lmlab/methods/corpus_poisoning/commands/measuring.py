@@ -23,6 +23,9 @@ from lmlab.methods.corpus_poisoning.config import DepthsConfig, DetectorsConfig,
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
 evaluate_help = example("lmlab poison evaluate --passages attack --data data/scifact --encoder minilm --k 10 --k 20")
+transfer_help = example(
+    "lmlab poison transfer --passages attack --data data/scifact --data data/fiqa --encoder minilm --encoder models/e5"
+)
 report_help = example(
     "lmlab poison report --data data/scifact --passages attack --passages stuffing --sentinels mine.jsonl --out report"
 )
@@ -96,6 +99,44 @@ def show(found: dict[str, Any]) -> None:
     print_table(table)
     for line in found["lines"]:
         print(line)
+
+
+@collection_options(exclude=("data",))
+@encoder_options(exclude=("encoder", "query_encoder"))
+def transfer(
+    passages: Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")],
+    data: Annotated[list[str], typer.Option("--data", "-d", help="BEIR folders; may be repeated.")],
+    encoder: Annotated[list[str], typer.Option("--encoder", "-e", help="Encoders; may be repeated.")],
+    collection: CollectionConfig,
+    which: EncoderConfig,
+    k: Annotated[int, typer.Option("--k", min=1, help="Depth of success.")] = 20,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether passages carry over to other collections and other retrievers: a matrix of success rates."""
+    from rich.table import Table
+
+    from lmlab.files import write_json
+    from lmlab.methods.corpus_poisoning.measure.transfer import retrievers_of, transfer_matrix
+
+    made = retrievers_of(encoder, which)
+    rows = transfer_matrix(passages, made, data, collection.split, k, collection.ignore_missing)
+    for notice in dict.fromkeys(notice for row in rows for notice in row["notices"]):
+        typer.echo(notice, err=True)
+    if out is not None:
+        write_json(out, rows)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("passages", "encoder", "collection", f"ASR@{k} %", "95 % interval", "mean rank")
+    for row in rows:
+        low, high = row["interval"]
+        own = " (its own)" if row["own_encoder"] else ""
+        rate, bounds = f"{100 * row[f'asr@{k}']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"
+        table.add_row(
+            row["passages"], f"{row['encoder']}{own}", row["data"], rate, bounds, f"{row['mean_rank']:.1f}"
+        )
+    print_table(table)
 
 
 @collection_options()

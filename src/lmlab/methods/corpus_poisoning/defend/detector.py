@@ -18,6 +18,9 @@ from lmlab.retrieval import AnyEncoder, ExactIndex
 
 Scores = NDArray[np.float64]
 
+COSTLY = frozenset({"perplexity", "gmtp", "mask_collapse", "norm"})
+"""Detectors that run a network again for each passage: they are measured on a sample of clean documents."""
+
 
 @dataclass
 class DetectorContext:

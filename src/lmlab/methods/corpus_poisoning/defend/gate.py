@@ -94,6 +94,18 @@ class AdmissionGate:
         """Each detector's scores."""
         return {name: detector.score(passages) for name, detector in self.detectors.items()}
 
+    def excess(self, passages: Passages, names: Sequence[str] | None = None) -> Scores:
+        """How far scores of some detectors, by default all, are above what the gate's rate of clean passages exceeds,
+        in standard deviations of clean scores and summed, [N]; 0 for what none of them would refuse.
+        """
+        total = np.zeros(len(passages))
+        for name in self.detectors if names is None else names:
+            clean = self._clean[name]
+            border = float(np.quantile(clean, max(0.0, 1 - 2 * self.rate)))  # stay a little below what is refused
+            scores = self.detectors[name].score(passages)
+            total += np.maximum(scores - border, 0) / (float(clean.std()) or 1.0)
+        return total
+
     def suspicion(self, passages: Passages) -> Scores:
         """How suspicious each passage is, [N]."""
         return self._join(self.scores(passages))[0]

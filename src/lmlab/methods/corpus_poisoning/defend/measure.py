@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.methods.corpus_poisoning.defend.detector import (
+    COSTLY,
     Detector,
     DetectorContext,
     Passages,
@@ -31,9 +32,6 @@ from lmlab.methods.corpus_poisoning.measure.thresholds import CleanHits
 from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
-
-COSTLY = frozenset({"perplexity", "gmtp", "mask_collapse", "norm"})
-"""Detectors that run a network again for each passage: they are measured on a sample of clean documents."""
 
 STACK = "stack"
 """The name of all detectors of a gate together."""

@@ -46,9 +46,9 @@ def evaluate_on(
         raise UserError(
             f"The success at {max(k_values)} means nothing in a corpus of {documents} documents.", "Lower --k."
         )
-    kept = _held_out(asked, _attackers(attack_queries, place), allow_overlap, notices)
+    kept = held_out(asked, attackers(attack_queries, place), allow_overlap, notices)
     vectors, hits = target.queries(asked, name)[kept], target.hits(max(100, *k_values), asked, name)
-    hits = type(hits)(hits.scores_QK[kept], hits.rows_QK[kept], hits.document_ids, hits.self_matches)
+    hits = hits.of(kept)
     if hits.self_matches:
         notices.append(f"{hits.self_matches} results that are their own query were removed.")
     passages = retriever.encoder.encode_text(crafted.texts)
@@ -90,7 +90,7 @@ def _judgments(target: Target, asked: Queries) -> Qrels:
     return {id: judged for id, judged in target.data.qrels.items() if id in same}
 
 
-def _attackers(attack_queries: str | None, place: Path) -> set[str]:
+def attackers(attack_queries: str | None, place: Path) -> set[str]:
     """Digests of the attacker's queries: those of a file, or those that stand beside the passages."""
     if attack_queries is not None:
         return set(query_digests(read_queries(attack_queries).texts))
@@ -107,7 +107,7 @@ def _attackers(attack_queries: str | None, place: Path) -> set[str]:
     return set(found)
 
 
-def _held_out(asked: Queries, known: set[str], allow: bool, notices: list[str]) -> list[int]:
+def held_out(asked: Queries, known: set[str], allow: bool, notices: list[str]) -> list[int]:
     """The numbers of queries that the attacker did not have."""
     everything = list(range(len(asked)))
     shared = [number for number, digest in enumerate(query_digests(asked.texts)) if digest in known]

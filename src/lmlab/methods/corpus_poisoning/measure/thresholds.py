@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ class CleanHits:
     rows_QK: NDArray[np.int64]
     document_ids: list[str]
     self_matches: int
+
+    def of(self, queries: Sequence[int]) -> CleanHits:
+        """Those of some queries, by their numbers."""
+        rows = list(queries)
+        return CleanHits(self.scores_QK[rows], self.rows_QK[rows], self.document_ids, self.self_matches)
 
     @property
     def depth(self) -> int:
