@@ -41,7 +41,9 @@ def test_a_known_gate_sees_less_and_what_is_reported_is_the_similarity(target, c
     assert seen[1] < 0.5 * seen[0] and plain.run != aware.run
     for number, passage in enumerate(aware.passages.passages):
         own = target.queries()[:20][aware.clusters.labels_n == number]
-        value = float(MeanSimilarity.of(torch.from_numpy(own))(torch.from_numpy(encoder.encode_text([passage.text])))[0])
+        value = float(
+            MeanSimilarity.of(torch.from_numpy(own))(torch.from_numpy(encoder.encode_text([passage.text])))[0]
+        )
         assert passage.objective_text == pytest.approx(value, abs=1e-5)
     # a gate of other contents is another run, one that was only moved is the same
     (tmp_path / "moved").mkdir()

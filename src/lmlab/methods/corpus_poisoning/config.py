@@ -23,7 +23,8 @@ class CraftConfig(Config):
     Attributes:
         k: passages, one for each cluster of queries.
         length: tokens of a passage, the payload included.
-        optimizer: multiflip, hotflip, arca, gcg, gaslite, or none (query stuffing).
+        optimizer: multiflip, hotflip, arca, gcg, gaslite, decode (fluent, by a language model), or none (query
+            stuffing).
         objective: mean similarity with a cluster's queries, or coverage of their thresholds.
         evaluations: passage forwards for each passage; by default 1,300, and 6,500 for a single passage.
         candidates: replacements that are scored at once.
@@ -32,6 +33,8 @@ class CraftConfig(Config):
         payload: a text that every passage holds; by default none, and with a position a harmless canary.
         spherical: centroids of clusters have length 1 while they are fitted.
         target_asr: add no more passages once so large a share of held-back queries is hit (0 to 1).
+        language_model: a causal language model, for decode.
+        surprise: of decode: nats a token of the language model above which a passage pays.
         known_gate: folder of a gate that the attacker knows, or has fitted with questions of their own: passages pay
             for what its detectors see.
         gate_weight: how much they pay, in units of the objective.
@@ -43,7 +46,7 @@ class CraftConfig(Config):
 
     k: PositiveInt = 10
     length: Annotated[PositiveInt, Field(ge=2), Flag(("--length", "--num_adv_passage_tokens"))] = 50
-    optimizer: Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "none"] = "multiflip"
+    optimizer: Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "decode", "none"] = "multiflip"
     objective: ObjectiveName = "mean"
     evaluations: PositiveInt | None = None
     candidates: Annotated[PositiveInt, Flag(("--candidates", "--num_cand"))] = 50
@@ -53,6 +56,8 @@ class CraftConfig(Config):
     payload: str | None = None
     spherical: Annotated[bool, Flag(("--spherical",))] = False
     target_asr: Annotated[float, Field(ge=0, le=1)] | None = None
+    language_model: str | None = None
+    surprise: PositiveFloat = 5.0
     known_gate: Path | None = None
     gate_weight: PositiveFloat = 0.1
     coverage_rank: PositiveInt = 20
@@ -61,9 +66,11 @@ class CraftConfig(Config):
     workers: Annotated[PositiveInt, NO_INFLUENCE] = 1
 
     @model_validator(mode="after")
-    def _payload_has_a_place(self) -> CraftConfig:
+    def _is_whole(self) -> CraftConfig:
         if self.payload is not None and self.payload_position == "none":
             raise ValueError("payload needs payload_position prefix or suffix")
+        if self.optimizer == "decode" and self.language_model is None:
+            raise ValueError("optimizer decode needs language_model")
         return self
 
     @property

@@ -2,12 +2,12 @@
 
 A defense that was only measured against an attacker who does not know it was not measured.
 
-Shapes: B passages, L tokens, H width of a vector.
+Shapes: B passages, H width of a vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,9 @@ class GateKnown:
         self._cheap = [name for name in gate.detectors if name not in COSTLY]
         self._costly = [name for name in gate.detectors if name in COSTLY]
 
-    def __call__(self, ids_BL: NDArray[np.int64], vectors_BH: NDArray[np.float32], values_B: Scores) -> Scores:
+    def __call__(self, ids: Sequence[NDArray[np.int64]], vectors_BH: NDArray[np.float32], values_B: Scores) -> Scores:
         """What is subtracted from each passage's value, [B]."""
-        texts = [self._spell(ids.tolist()) for ids in ids_BL]
+        texts = [self._spell(each.tolist()) for each in ids]
         passages = Passages(texts, vectors_BH)
         price = self._price(passages, self._cheap)
         if not self._costly:

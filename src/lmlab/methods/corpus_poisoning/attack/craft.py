@@ -27,6 +27,7 @@ from lmlab.methods.corpus_poisoning.attack.crafted import (
     Passage,
     query_digests,
 )
+from lmlab.methods.corpus_poisoning.attack.decode import language_model
 from lmlab.methods.corpus_poisoning.attack.layout import layout_of, payload_of, start_ids
 from lmlab.methods.corpus_poisoning.attack.passage import craft_passage, objective_of, seed_of
 from lmlab.methods.corpus_poisoning.attack.problem import check_length
@@ -107,6 +108,8 @@ def craft(
     if config.known_gate is not None:
         open_known_gate(config.known_gate, loaded)
         passed = [*passed, *gate_digest(config.known_gate)]
+    if config.language_model is not None:
+        passed = [*passed, language_model(config.language_model, loaded.device)[2]]
     run = sha256_json([about, {**_named(config), "k": config.k}, *passed])[:8]
     payload = payload_of(config, run)
     check_length(loaded, config.length)
@@ -153,10 +156,15 @@ def craft(
 
 
 def _named(config: CraftConfig) -> dict[str, Any]:
-    """The settings that decide on passages. A gate is told by its contents, not by where it is."""
-    found = {**influences(config), "known_gate": None if config.known_gate is None else config.known_gate.name}
-    unused = ("known_gate", "gate_weight") if config.known_gate is None else ()
-    return {key: value for key, value in found.items() if key not in unused}
+    """The settings that decide on passages. A gate and a language model are told by their contents, not by where they
+    are.
+    """
+    found = influences(config)
+    gate, model = found.pop("known_gate", None), found.pop("language_model", None)
+    weight, bound = found.pop("gate_weight", None), found.pop("surprise", None)
+    if config.known_gate is not None:
+        found |= {"known_gate": Path(gate).name, "gate_weight": weight}
+    return found if model is None else {**found, "language_model": Path(model).name, "surprise": bound}
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +245,12 @@ def _one_by_one(jobs: list[_Job], encoder: AnyEncoder, found: dict[int, dict[str
         asked(found)
 
 
+def _start(job: _Job, encoder: AnyEncoder) -> NDArray[np.int64]:
+    if job.config.optimizer == "decode":  # it starts from nothing
+        return np.zeros(job.config.length, np.int64)
+    return start_ids(job.config, encoder, job.texts, job.queries_nH)
+
+
 def _penalty(config: CraftConfig, encoder: AnyEncoder) -> GateKnown | None:
     if config.known_gate is None:
         return None
@@ -255,7 +269,7 @@ def _craft_one(
     passage = craft_passage(
         encoder,
         objective_of(job.config, torch.from_numpy(job.queries_nH), job.tau_n, encoder.similarity == "cosine"),
-        start_ids(job.config, encoder, job.texts, job.queries_nH),
+        _start(job, encoder),
         job.config,
         job.run,
         str(job.cluster),

@@ -52,6 +52,13 @@ def layout_of(encoder: AnyEncoder, config: CraftConfig, payload: str) -> tuple[N
     return ids, free
 
 
+def with_payload(text: str, payload: str, config: CraftConfig) -> str:
+    """A text with its payload where it belongs."""
+    if config.payload_position == "none":
+        return text.strip()
+    return " ".join([payload, text.strip()] if config.payload_position == "prefix" else [text.strip(), payload])
+
+
 def _folded(text: str) -> str:
     """A text without case and spaces, as uncased encoders see it."""
     return re.sub(r"\s+", "", text.casefold())

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lmlab.methods.corpus_poisoning.attack.problem import GRADIENT_COST, Problem
 
 Ids = NDArray[np.int64]
-OptimizerName = Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "none"]
+OptimizerName = Literal["multiflip", "hotflip", "arca", "gcg", "gaslite", "none"]  # beside them: decode.py, of texts
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 _NEAR_BOUND = 1e-3  # nearer to the bound than this share of it, nothing is left to gain

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from lmlab.methods.corpus_poisoning.attack.crafted import Passage, passage_id
-from lmlab.methods.corpus_poisoning.attack.layout import layout_of
+from lmlab.methods.corpus_poisoning.attack.decode import fluent_search
+from lmlab.methods.corpus_poisoning.attack.layout import layout_of, with_payload
 from lmlab.methods.corpus_poisoning.attack.objective import Coverage, MeanSimilarity, Objective
-from lmlab.methods.corpus_poisoning.attack.optimizers import Found, optimize
+from lmlab.methods.corpus_poisoning.attack.optimizers import Found, OptimizerName, optimize
 from lmlab.methods.corpus_poisoning.attack.problem import Budget, NotFiniteError, Penalty, Problem
 from lmlab.methods.corpus_poisoning.attack.vocabulary import allowed_ids, reads_back, spell
 from lmlab.methods.corpus_poisoning.config import CraftConfig
@@ -55,6 +56,8 @@ def craft_passage(
         free_ids: where free positions start.
         told: is called with the numbers of passage forwards as they are spent.
     """
+    if config.optimizer == "decode":
+        return _decoded(encoder, objective, config, run, cluster, payload, number, penalty, told)
     fixed, free = layout_of(encoder, config, payload)
     allowed = allowed_ids(encoder.tokenizer, config.words)
     ids = fixed.copy()
@@ -62,12 +65,12 @@ def craft_passage(
     note = ""
     problem = Problem(encoder, objective, allowed, free, Budget(config.budget, told=told), config.precision, penalty)
     try:
-        found = optimize(problem, ids, config.optimizer, config.candidates, seed, stop)
+        found = optimize(problem, ids, _by_ids(config), config.candidates, seed, stop)
     except NotFiniteError as error:
         note = f"{error.message} Tried again in fp32."
         problem.precision = "fp32"
         try:
-            found = optimize(problem, ids, config.optimizer, config.candidates, seed, stop)
+            found = optimize(problem, ids, _by_ids(config), config.candidates, seed, stop)
         except NotFiniteError:
             note = f"{error.message} Not finite in fp32 either: the start is kept."
             found = Found(ids, float("nan"), "not finite")
@@ -87,6 +90,51 @@ def craft_passage(
         payload,
         found.stopped,
         " ".join(each for each in (note, repaired) if each),
+    )
+
+
+def _by_ids(config: CraftConfig) -> OptimizerName:
+    assert config.optimizer != "decode"
+    return config.optimizer
+
+
+def _decoded(
+    encoder: AnyEncoder,
+    objective: Objective,
+    config: CraftConfig,
+    run: str,
+    cluster: str,
+    payload: str,
+    number: int,
+    penalty: Penalty | None,
+    told: Callable[[int], None] | None,
+) -> Passage:
+    """A passage by the language model: its text comes first, and its ids are what the text becomes."""
+    search = fluent_search(str(config.language_model), encoder, config.surprise)
+    budget = Budget(config.budget, told=told)
+    found = search.run(
+        objective,
+        lambda text: with_payload(text, payload, config),
+        config.length,
+        budget,
+        config.precision,
+        penalty,
+    )
+    return Passage(
+        passage_id(run, cluster, number),
+        found.text,
+        run,
+        config.optimizer,
+        str(encoder.fingerprint["model"]),
+        cluster,
+        tuple(encoder.tokenizer.inner([found.text])[0]),
+        _finite(found.value),
+        _finite(found.value),
+        budget.spent,
+        config.seed,
+        payload,
+        "length" if budget.left else "budget",
+        f"{found.surprise:.2f} nats a token of the language model.",
     )
 
 
@@ -111,7 +159,7 @@ def _as_text(
         ids = _fitted(ids, current.ids_L, free, problem.allowed_V)
         again = _only_allowed(ids, free, problem.allowed_V)
         problem.budget = Budget(max(config.budget // 4, 2 * config.candidates))
-        current = optimize(problem, again, config.optimizer, config.candidates, config.seed)
+        current = optimize(problem, again, _by_ids(config), config.candidates, config.seed)
         budget.spent += problem.budget.spent
         text = _text(problem, current.ids_L, payload, free, config)
         if reads_back(tokenizer, current.ids_L, document_text("", text)):
@@ -157,8 +205,4 @@ def _only_allowed(ids: NDArray[np.int64], free: NDArray[np.bool_], allowed: NDAr
 
 
 def _text(problem: Problem, ids: NDArray[np.int64], payload: str, free: NDArray[np.bool_], config: CraftConfig) -> str:
-    inner = spell(problem.encoder.tokenizer, ids[free].tolist())
-    if config.payload_position == "none":
-        return inner.strip()
-    parts = [payload, inner.strip()] if config.payload_position == "prefix" else [inner.strip(), payload]
-    return " ".join(parts)
+    return with_payload(spell(problem.encoder.tokenizer, ids[free].tolist()), payload, config)

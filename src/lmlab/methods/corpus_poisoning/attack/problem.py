@@ -27,8 +27,8 @@ from lmlab.retrieval.encoders.encoder import autocast
 
 GRADIENT_COST = 3
 
-Penalty = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
-"""Of passages' inner ids [B, L], their vectors [B, H] and their objective [B] to what is subtracted from it, [B]."""
+Penalty = Callable[[Sequence[NDArray[np.int64]], NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
+"""Of B passages' inner ids, their vectors [B, H] and their objective [B] to what is subtracted from it, [B]."""
 
 
 class NotFiniteError(LmlabError):
@@ -124,7 +124,9 @@ class Problem:
         found: NDArray[np.float64] = values.cpu().numpy()
         if not np.isfinite(found).all():
             raise NotFiniteError("A score is not finite.")
-        return found if self.penalty is None else found - self.penalty(ids_BL, vectors.float().cpu().numpy(), found)
+        return (
+            found if self.penalty is None else found - self.penalty(list(ids_BL), vectors.float().cpu().numpy(), found)
+        )
 
     def score(self, ids_L: NDArray[np.int64]) -> float:
         """The objective of one passage in fp32: what is accepted and reported."""

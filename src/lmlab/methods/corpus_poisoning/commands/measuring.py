@@ -133,9 +133,7 @@ def transfer(
         low, high = row["interval"]
         own = " (its own)" if row["own_encoder"] else ""
         rate, bounds = f"{100 * row[f'asr@{k}']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"
-        table.add_row(
-            row["passages"], f"{row['encoder']}{own}", row["data"], rate, bounds, f"{row['mean_rank']:.1f}"
-        )
+        table.add_row(row["passages"], f"{row['encoder']}{own}", row["data"], rate, bounds, f"{row['mean_rank']:.1f}")
     print_table(table)
 
 
