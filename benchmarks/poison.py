@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--attack", type=Path, action="append", default=[])
     parser.add_argument("--sentinels", choices=["nq-open", "boolq-test"], default="nq-open")
     parser.add_argument("--detector", action="append")
+    parser.add_argument("--language-model")
     parser.add_argument("--no-fusion", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -280,6 +281,7 @@ def main() -> None:
                 objective=given.objective,
                 optimizer=given.optimizer,
                 precision="bf16",
+                language_model=given.language_model,
             )
             attack(train, test, config, given.out / f"{given.optimizer}-{given.objective}-{given.k}-{config.budget}")
         case "optimizers":

@@ -19,6 +19,7 @@ detect_app = typer.Typer(no_args_is_help=True, help="Detectors: fit a gate, scor
 app.command(epilog=crafting.craft_help)(crafting.craft)
 app.command(epilog=measuring.evaluate_help)(measuring.evaluate)
 app.command(epilog=measuring.transfer_help)(measuring.transfer)
+app.command(epilog=measuring.answers_help)(measuring.answers)
 app.add_typer(detect_app, name="detect")
 detect_app.command("fit", epilog=detecting.detect_fit_help)(detecting.detect_fit)
 detect_app.command("score", epilog=detecting.detect_score_help)(detecting.detect_score)

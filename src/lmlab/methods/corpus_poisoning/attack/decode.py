@@ -159,8 +159,8 @@ class FluentSearch:
         return found
 
     def _fine(self, beam: _Beam) -> float:
-        mean, stretch = np.mean(beam.losses), np.mean(beam.losses[-_WINDOW:])
-        return float(_FINE * (max(0.0, mean - self.bound) + max(0.0, stretch - _WINDOW_SHARE * self.bound)))
+        mean, stretch = float(np.mean(beam.losses)), float(np.mean(beam.losses[-_WINDOW:]))
+        return _FINE * (max(0.0, mean - self.bound) + max(0.0, stretch - _WINDOW_SHARE * self.bound))
 
     def _length(self, text: str) -> int:
         return len(self.encoder.tokenizer.inner([text])[0])

@@ -26,6 +26,9 @@ evaluate_help = example("lmlab poison evaluate --passages attack --data data/sci
 transfer_help = example(
     "lmlab poison transfer --passages attack --data data/scifact --data data/fiqa --encoder minilm --encoder models/e5"
 )
+answers_help = example(
+    "lmlab poison answers nq.json --language-model models/smollm2 --data data/scifact --encoder minilm --limit 20"
+)
 report_help = example(
     "lmlab poison report --data data/scifact --passages attack --passages stuffing --sentinels mine.jsonl --out report"
 )
@@ -134,6 +137,45 @@ def transfer(
         own = " (its own)" if row["own_encoder"] else ""
         rate, bounds = f"{100 * row[f'asr@{k}']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"
         table.add_row(row["passages"], f"{row['encoder']}{own}", row["data"], rate, bounds, f"{row['mean_rank']:.1f}")
+    print_table(table)
+
+
+@collection_options()
+@encoder_options()
+def answers(
+    questions: Annotated[Path, typer.Argument(help="PoisonedRAG's file: questions, answers, texts of the attacker.")],
+    language_model: Annotated[str, typer.Option(help="The model that answers from the results.")],
+    collection: CollectionConfig,
+    which: EncoderConfig,
+    k: Annotated[int, typer.Option("--k", min=1, help="Results that the model reads.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many first questions.", show_default=False)] = None,
+    gate: Annotated[Path | None, typer.Option("--gate", "-g", help="Folder of a gate.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What crafted results do to a language model's answers: clean, poisoned, and behind a gate, by two readers."""
+    from rich.table import Table
+
+    from lmlab.files import write_json
+    from lmlab.methods.corpus_poisoning.defend.run import open_gate
+    from lmlab.methods.corpus_poisoning.formats import read_poisonedrag
+    from lmlab.methods.corpus_poisoning.measure.answers import answer_rows
+    from lmlab.runs import Model
+
+    asked = read_poisonedrag(questions)[:limit]
+    target = target_of(which, collection)
+    found = Model.find(language_model)
+    opened = None if gate is None else open_gate(target.retriever, gate)
+    rows = [row.row() for row in answer_rows(target, asked, found.load(which.device), found.tokenizer(), k, opened)]
+    if out is not None:
+        write_json(out, rows)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("reader", "poison", "right %", "as the attacker wants %", "F1 of poison among results")
+    for row in rows:
+        shares = (f"{100 * row['correct']:.1f}", f"{100 * row['wanted']:.1f}", f"{row['f1']:.3f}")
+        table.add_row(row["reader"], row["poison"], *shares)
     print_table(table)
 
 
