@@ -9,9 +9,12 @@ import torch
 
 from lmlab import ways
 from lmlab.models import tune
-from lmlab.models.attention import cpu
 from lmlab.models.attention.fused import plan_runs
 from lmlab.models.attention.visibility import Visibility, document_starts, document_stops
+from lmlab.models.layers.feed_forward import gated_product
+from lmlab.models.moe.config import MoEConfig
+from lmlab.models.moe.experts import run_experts
+from lmlab.models.moe.router import pairs_of_tokens
 from lmlab.models.tune import answer, measure
 
 SHORT = "attention fp32 one short"
@@ -75,7 +78,7 @@ def test_a_way_must_be_clearly_faster_than_the_default():
 def test_every_question_is_measured_at_shapes_that_it_is_about(cache, small, monkeypatch):
     asked = set()
     way = ways.way
-    monkeypatch.setattr(cpu.ways, "way", lambda question: asked.add(question) or way(question))
+    monkeypatch.setattr(ways, "way", lambda question: asked.add(question) or way(question))
     for name, question in ways.QUESTIONS.items():
         asked.clear()
         (found,) = measure([name], seconds=0.0)
@@ -100,3 +103,30 @@ def test_runs_are_found_where_there_are_any():
     assert plan_runs(2, 6, 6, window.starts_BT, None, True) is None
     behind = plan_runs(2, 2, 6, None, None, True)
     assert behind is not None and [(run.first, run.last, run.causal) for run in behind.earlier] == [(0, 4, False)]
+
+
+def test_every_way_of_gates_and_experts_gives_the_same(cache):
+    generator = torch.Generator().manual_seed(0)
+    gate, up, down = (
+        torch.randn(shape, generator=generator).requires_grad_() for shape in ((30, 16), (30, 16), (8, 16))
+    )
+    x, gate_up, outward = (
+        torch.randn(shape, generator=generator).requires_grad_() for shape in ((30, 8), (4, 32, 8), (4, 8, 16))
+    )
+    config = MoEConfig(num_experts=4, top_k=2, expert_hidden_size=16)
+    weights, indices = torch.rand(30, 4, generator=generator).softmax(-1).topk(2)
+
+    def by(question, answer):
+        with ways.using({question: answer}):
+            if question.startswith("gate"):
+                inputs, out = (gate, up, down), gated_product(gate, up, down, "silu")
+            else:
+                inputs = (x, gate_up, outward)
+                out = run_experts(x, pairs_of_tokens(weights, indices, config), gate_up, outward)
+            return out.grad_fn.name(), out, *torch.autograd.grad(out.square().sum(), inputs)
+
+    for question in ("gate fp32", "experts fp32"):
+        (name, *first), (other, *second) = (by(question, answer) for answer in ways.QUESTIONS[question].ways)
+        assert name != other  # or nothing is compared
+        for a, b in zip(first, second, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)

@@ -64,6 +64,14 @@ def _questions() -> dict[str, Question]:
                 found[f"attention {precision} {kind} {length}"] = Question(
                     f"attention in {precision}, {what}, {length}", ("fused", "mixed", "blocks"), "fused"
                 )
+        found[f"gate {precision}"] = Question(
+            f"gates of feed-forward networks in {precision}: computed again in the backward pass, or kept in memory",
+            ("again", "kept"),
+            "again",
+        )
+        found[f"experts {precision}"] = Question(
+            f"the experts of a mixture in {precision}", ("grouped_mm", "loop"), "grouped_mm"
+        )
     found["products fp32"] = Question(
         "products of training in fp32", ("default", "onednn"), _faster_library(), _onednn_is_there
     )

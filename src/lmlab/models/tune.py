@@ -17,6 +17,10 @@ from torch import Tensor
 from lmlab import ways
 from lmlab.gemm import linear
 from lmlab.models.attention.cpu import cpu_attention
+from lmlab.models.layers.feed_forward import gated_product
+from lmlab.models.moe.config import MoEConfig
+from lmlab.models.moe.experts import run_experts
+from lmlab.models.moe.router import pairs_of_tokens
 
 CLEARLY = 0.95  # of the default's time: what is not faster than that may be chance
 
@@ -87,9 +91,8 @@ def _step_of(name: str) -> Callable[[], None]:
     """One forward and backward pass of what a question is about."""
     kind, precision, *rest = name.split()
     dtype = _DTYPES[precision]
-    if kind == "products":
-        return _products(dtype)
-    assert kind == "attention"
+    if kind != "attention":
+        return {"products": _products, "gate": _gate, "experts": _experts}[kind](dtype)
     return _attention(dtype, packed=rest[0] == "packed", length=rest[1])
 
 
@@ -97,6 +100,24 @@ def _products(dtype: torch.dtype) -> Callable[[], None]:
     x, weight = _leaf(dtype, 1024, 512), _leaf(dtype, 1536, 512)
     grad = torch.ones(1024, 1536, dtype=dtype)
     return lambda: linear(x, weight).backward(grad)
+
+
+def _gate(dtype: torch.dtype) -> Callable[[], None]:
+    gate, up, down = _leaf(dtype, 2048, 704), _leaf(dtype, 2048, 704), _leaf(dtype, 256, 704)
+    grad = torch.ones(2048, 256, dtype=dtype)
+    return lambda: gated_product(gate, up, down, "silu").backward(grad)
+
+
+def _experts(dtype: torch.dtype) -> Callable[[], None]:
+    config = MoEConfig(num_experts=16, top_k=2, expert_hidden_size=128)
+    x, gate_up, down = _leaf(dtype, 2048, 256), _leaf(dtype, 16, 256, 256), _leaf(dtype, 16, 256, 128)
+    grad, generator = torch.ones_like(x), torch.Generator().manual_seed(0)
+
+    def step() -> None:  # with fresh loads each time, as in training
+        weights, indices = torch.rand(2048, 16, generator=generator).softmax(-1).topk(2)
+        run_experts(x, pairs_of_tokens(weights, indices, config), gate_up, down).backward(grad)
+
+    return step
 
 
 def _attention(dtype: torch.dtype, packed: bool, length: str) -> Callable[[], None]:

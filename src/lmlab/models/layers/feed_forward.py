@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from lmlab import ways
 from lmlab.gemm import linear, mm
 from lmlab.models.config import ModelConfig
 from lmlab.models.layers.linear import Linear
@@ -57,7 +58,7 @@ def gate_product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 def gated_product(gate: Tensor, up: Tensor, down_DF: Tensor, activation: str) -> Tensor:
     """(activation(gate) * up) @ down.T; with SiLU, what is in the brackets is computed again in the backward pass and
-    not kept for it.
+    not kept for it, unless keeping is clearly faster on this machine (`lmlab.ways`).
 
     Arguments:
         gate, up: [..., F].
@@ -66,10 +67,14 @@ def gated_product(gate: Tensor, up: Tensor, down_DF: Tensor, activation: str) ->
         [..., D].
     """
     down_DF = down_DF.to(gate.dtype)
-    if activation != "silu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if activation != "silu" or not torch.is_grad_enabled() or torch.compiler.is_compiling() or _keeps(gate):
         return linear(gate_product(gate, up, activation), down_DF)
     product: Tensor = _GatedProduct.apply(gate.flatten(0, -2), up.flatten(0, -2), down_DF)
     return product.view(*gate.shape[:-1], -1)
+
+
+def _keeps(gate: Tensor) -> bool:
+    return gate.device.type == "cpu" and ways.way(f"gate {ways.PRECISIONS[gate.dtype]}") == "kept"
 
 
 class _GatedProduct(torch.autograd.Function):

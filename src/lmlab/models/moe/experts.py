@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from lmlab import ways
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.layers.feed_forward import ACTIVATIONS
 from lmlab.models.moe.router import Pairs
@@ -76,7 +77,8 @@ def run_experts(
     Arguments:
         gate_up_EGD: [E, 2F, D], gates first.
         down_EDF: [E, D, F].
-        backend: `auto` is the loop where `grouped_mm` cannot serve (fp64, rows that are no multiples of 16 bytes).
+        backend: `auto` is the loop where `grouped_mm` cannot serve (fp64, rows that are no multiples of 16 bytes), and
+            on a CPU whichever is faster there (`lmlab.ways`).
     """
     chosen = _choose(backend, x_MD, down_EDF)
     if chosen == "reference":
@@ -98,6 +100,8 @@ def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor) -> str:
     fits = x_MD.dtype != torch.float64 and (width * x_MD.itemsize) % 16 == 0 and (inner * x_MD.itemsize) % 16 == 0
     if backend == "grouped_mm" and not fits:
         _tell_of_the_loop(x_MD.dtype, width, inner)
+    if backend == "auto" and fits and x_MD.device.type == "cpu":
+        fits = ways.way(f"experts {ways.PRECISIONS[x_MD.dtype]}") == "grouped_mm"
     return "grouped_mm" if fits and len(x_MD) else "loop"
 
 
