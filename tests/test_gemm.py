@@ -76,3 +76,32 @@ def test_autocast_has_the_last_word(library):
     x, weight, _ = operands(5)
     with torch.autocast("cpu", torch.bfloat16):
         assert gemm.linear(x, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [2048, 4099, 9000])
+@pytest.mark.parametrize("frozen", ["nothing", "weight", "x"])
+def test_gradients_from_many_rows_are_those_of_torch(rows, frozen):
+    """Of a sum in parts, also where the rows are no multiple of them and where not all is learned."""
+    x, weight, bias = (each.detach() for each in operands(rows))
+    inputs = [each.requires_grad_() for name, each in (("x", x), ("weight", weight), ("bias", bias)) if name != frozen]
+    with ways.using({"weights fp32": "split", "products fp32": "default"}):
+        ours = gemm.linear(x, weight, bias)
+        assert "SplitLinear" in ours.grad_fn.name() or "SplitLinear" in ours.grad_fn.next_functions[0][0].name()
+        found = torch.autograd.grad(ours.square().sum(), inputs)
+        torch.testing.assert_close(
+            gemm.outer(x.detach(), ours.detach()), x.detach().t() @ ours.detach(), atol=1e-2, rtol=1e-4
+        )
+    wanted = torch.autograd.grad(F.linear(x, weight, bias).square().sum(), inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-2, rtol=1e-4)
+
+
+def test_gradients_of_gradients_from_many_rows():
+    x, weight, _ = operands(2100)
+    values = []
+    for product in (gemm.linear, F.linear):
+        with ways.using({"weights fp32": "split", "products fp32": "default"}):
+            (grad,) = torch.autograd.grad(product(x, weight).pow(3).sum(), weight, create_graph=True)
+            values.append(torch.autograd.grad(grad.mean(), (x, weight)))
+    for a, b in zip(*values, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-1, rtol=1e-3)

@@ -23,6 +23,9 @@ from torch.nn import functional as F
 
 from lmlab.ways import way
 
+_PART, _MOST_PARTS = 512, 8  # rows of a part of a sum, and parts
+_LARGEST_SPLIT = 2**19  # numbers of a weight: of larger ones the library spreads columns over threads, not rows
+
 _fast_inference: ContextVar[bool] = ContextVar("fast_inference", default=False)
 
 
@@ -33,6 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         row = torch.mv(weight, x.reshape(-1))
         return (row if bias is None else row + bias).view(*x.shape[:-1], weight.shape[0])
     if not (learns or _fast_inference.get()) or not x.numel() or not _by_onednn(x, weight):
+        if learns and _is_split(x, weight):
+            split: Tensor = _SplitLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+            return split.view(*x.shape[:-1], weight.shape[0])
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     product: Tensor = _Linear.apply(rows, weight, bias) if learns else _onednn(rows, weight, bias)
@@ -63,6 +69,54 @@ def fast_inference() -> Iterator[None]:
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """a @ b for matrices [M, K] and [K, N], within the computation of a gradient; no gradient flows through it."""
     return _onednn(a, b.t(), None) if _by_onednn(a, b) else torch.mm(a, b)
+
+
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """left.T @ right for matrices [M, N] and [M, K] of many rows: the gradient of a weight; no gradient flows through
+    it.
+    """
+    if _by_onednn(left, right) or not _is_split(left, right.t()):  # whose rows are the columns of the result
+        return mm(left.t(), right)
+    return _split_outer(left.contiguous(), right.contiguous())
+
+
+def _is_split(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradient of this weight is a sum over so many rows, for a result so small, that it is added up from
+    products of parts. MKL's threads wait for each other many times within one such product: beside other work on the
+    machine it takes three to six times as long, and the parts together hardly longer than alone.
+    """
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
+    if not plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    return rows >= 4 * _PART and x.shape[-1] * weight.shape[0] <= _LARGEST_SPLIT and way("weights fp32") == "split"
+
+
+def _split_outer(left: Tensor, right: Tensor) -> Tensor:
+    parts = min(_MOST_PARTS, len(left) // _PART)
+    whole = len(left) // parts * parts
+    of_left, of_right = (x[:whole].view(parts, -1, x.shape[1]) for x in (left, right))
+    summed = torch.bmm(of_left.transpose(1, 2), of_right).sum(0)
+    return summed if whole == len(left) else torch.addmm(summed, left[whole:].t(), right[whole:])
+
+
+class _SplitLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)  # type: ignore[arg-type]
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad_outputs[0].contiguous()
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
+        return (
+            grad @ weight if needs_x else None,
+            _split_outer(grad, x.contiguous()) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
 
 
 class _Linear(torch.autograd.Function):

@@ -92,13 +92,19 @@ def _step_of(name: str) -> Callable[[], None]:
     kind, precision, *rest = name.split()
     dtype = _DTYPES[precision]
     if kind != "attention":
-        return {"products": _products, "gate": _gate, "experts": _experts}[kind](dtype)
+        return {"products": _products, "weights": _weights, "gate": _gate, "experts": _experts}[kind](dtype)
     return _attention(dtype, packed=rest[0] == "packed", length=rest[1])
 
 
 def _products(dtype: torch.dtype) -> Callable[[], None]:
     x, weight = _leaf(dtype, 1024, 512), _leaf(dtype, 1536, 512)
     grad = torch.ones(1024, 1536, dtype=dtype)
+    return lambda: linear(x, weight).backward(grad)
+
+
+def _weights(dtype: torch.dtype) -> Callable[[], None]:
+    x, weight = _leaf(dtype, 4096, 256), _leaf(dtype, 256, 256)
+    grad = torch.ones(4096, 256, dtype=dtype)
     return lambda: linear(x, weight).backward(grad)
 
 

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from lmlab import ways
-from lmlab.gemm import linear, mm
+from lmlab.gemm import linear, mm, outer
 from lmlab.models.config import ModelConfig
 from lmlab.models.layers.linear import Linear
 
@@ -89,7 +89,7 @@ class _GatedProduct(torch.autograd.Function):
         (grad_MD,) = grad_outputs
         gate_MF, up_MF, down_DF = ctx.saved_tensors  # type: ignore[attr-defined]
         activated_MF = F.silu(gate_MF)
-        grad_down = mm(grad_MD.t(), activated_MF * up_MF) if ctx.needs_input_grad[2] else None  # type: ignore[attr-defined]
+        grad_down = outer(grad_MD, activated_MF * up_MF) if ctx.needs_input_grad[2] else None  # type: ignore[attr-defined]
         grad_MF = mm(grad_MD, down_DF)
         grad_gate = torch.ops.aten.silu_backward(grad_MF * up_MF, gate_MF)
         return grad_gate, activated_MF.mul_(grad_MF), grad_down
