@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from lmlab import cli
+from lmlab.methods.corpus_poisoning.measure.carriers import carriers
 from tiny_retriever import write_collection, write_retriever
 
 
@@ -286,3 +289,19 @@ def test_a_matrix_tells_whether_passages_carry_over_to_other_collections_and_ret
     code, text, _ = run("transfer", *arguments, *cache)
     assert code == 0 and "(its own)" in text and "elsewhere" in text
     assert run("transfer", *arguments, *cache[:4], "--k", 91)[0] == 2
+
+
+def test_the_tokens_that_carry_a_passage_are_those_without_which_it_falls(target):
+    encoder, query = target.retriever.encoder, target.queries()[0]
+    text = "sea ship captain bread sea moon"
+    found = carriers(encoder, text, query, most=10)
+    ids = encoder.tokenizer.inner([text])[0]
+    whole, expected = torch.tensor([encoder.wrap(ids)]), []
+    for place in range(len(ids)):
+        left = torch.tensor([encoder.wrap([*ids[:place], *ids[place + 1 :]])])
+        with torch.no_grad():
+            both = [float(encoder.encode_ids(rows)[0] @ torch.from_numpy(query)) for rows in (whole, left)]
+        expected.append(both[0] - both[1])
+    assert [loss for _, loss in found] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert found[0][0] == text.split()[int(np.argmax(expected))]
+    assert carriers(encoder, "", query) == [] and carriers(encoder, "[CLS]", query) == []

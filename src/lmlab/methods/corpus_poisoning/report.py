@@ -35,7 +35,7 @@ def build(attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]] 
     sections = [_overview(attacks, defenses), _attacks(attacks)]
     if defenses:
         sections.append(_defenses(defenses))
-    return Page("Robustness of a retriever", PURPOSE, [*sections, _examples(attacks)])
+    return Page("Robustness of a retriever", PURPOSE, [*sections, _examples(attacks, defenses or [])])
 
 
 def _overview(attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]] | None) -> Section:
@@ -132,14 +132,19 @@ def _defenses(rows: Sequence[dict[str, Any]]) -> Section:
     )
 
 
-def _examples(attacks: Sequence[dict[str, Any]]) -> Section:
+def _examples(attacks: Sequence[dict[str, Any]], defenses: Sequence[dict[str, Any]]) -> Section:
     blocks: list[Any] = []
     for each in attacks:
         for example in each["examples"][:3]:
             told = f"{each['name']}, {example['id']}"
             if example.get("payload"):
                 told += f"; payload: {example['payload']}"
+            if carried := each["found"].get("carriers", {}).get(example["id"]):
+                told += f"; carried by: {', '.join(token for token, _ in carried)}"
             blocks.append(Code(example["text"], told))
+    for row in defenses:
+        if row["defense"] == "stack":
+            blocks += [Code(text, f"{row['attack']}: escaped the gate") for text in row["escaped"]]
     return Section("Examples", blocks or [Paragraph("There are none.")], rank=5)
 
 

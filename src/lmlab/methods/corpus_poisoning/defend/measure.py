@@ -33,6 +33,8 @@ from lmlab.methods.corpus_poisoning.setup import Target
 from lmlab.retrieval import BM25, Qrels, fuse_rrf
 from lmlab.retrieval.metrics import ndcg
 
+_ESCAPED = 3
+
 STACK = "stack"
 """The name of all detectors of a gate together."""
 
@@ -47,6 +49,7 @@ class DefenseRow:
         tpr: rate of refused clean documents -> share of crafted passages that are refused.
         asr: k -> success that is left at the first rate.
         fpr: share of other clean documents that are refused at the first rate.
+        escaped: the first few passages that are not refused at the first rate.
         ndcg_change: of clean nDCG@10 when what is refused at the first rate is not in the corpus; None where only a
             sample was scored.
     """
@@ -60,6 +63,7 @@ class DefenseRow:
     fpr: float | None
     ndcg_change: float | None
     clean_scored: int
+    escaped: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """As JSON."""
@@ -183,6 +187,7 @@ def _row(
         fpr,
         change,
         len(clean),
+        tuple(passages.texts[row] for row in kept[:_ESCAPED]),
     )
 
 

@@ -12,9 +12,12 @@ from lmlab.errors import UserError
 from lmlab.files import decode_utf8
 from lmlab.methods.corpus_poisoning.attack.clusters import Clusters
 from lmlab.methods.corpus_poisoning.attack.crafted import ATTACKERS, AdversarialSet, query_digests
+from lmlab.methods.corpus_poisoning.measure.carriers import carriers
 from lmlab.methods.corpus_poisoning.measure.evaluate import evaluate_attack, passage_scores, smallest_k, success
 from lmlab.methods.corpus_poisoning.setup import Retriever, Target
 from lmlab.retrieval import INDEX_KINDS, Qrels, Queries, make_index, read_queries
+
+_EXPLAINED = 3  # passages of which it is told what carries them
 
 
 def evaluate_on(
@@ -61,6 +64,7 @@ def evaluate_on(
         f" {len(ids):,} queries ({name or split})",
         **_text_keys(report.row()),
         "perfect": _ceiling(place, vectors, hits, k_values) if retriever.encoder.similarity == "cosine" else None,
+        "carriers": _carriers(retriever, crafted, vectors, scores),
         "norms": _norms(retriever, crafted, target, notices),
         "notices": notices,
     }
@@ -134,6 +138,15 @@ def _ceiling(place: Path, vectors: Any, hits: Any, k_values: Sequence[int]) -> d
         return None
     scores = passage_scores(vectors, perfect)
     return {str(k): float(success(scores, hits, k).mean()) for k in k_values}
+
+
+def _carriers(retriever: Retriever, crafted: AdversarialSet, vectors: Any, scores: Any) -> dict[str, Any]:
+    """Of the first passages: which tokens carry the similarity with the query that is nearest to them."""
+    found = {}
+    for number, passage in enumerate(crafted.passages[:_EXPLAINED]):
+        nearest = int(scores[:, number].argmax())
+        found[passage.id] = carriers(retriever.encoder, passage.text, vectors[nearest])
+    return found
 
 
 def _norms(retriever: Retriever, crafted: AdversarialSet, target: Target, notices: list[str]) -> dict[str, float]:
