@@ -71,13 +71,13 @@ def _closure(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     return found
 
 
-def filled(text: str, name: str, content: str) -> str:
-    """A page with the content between its marks.
+def filled(text: str, name: str, content: str, script: str = "tables") -> str:
+    """A page with the content between its marks, which name the script that makes it.
 
     Raises:
         ValueError: it has no such marks.
     """
-    first, last = f"<!-- {name}: made by docs/tables.py -->", f"<!-- end of {name} -->"
+    first, last = f"<!-- {name}: made by docs/{script}.py -->", f"<!-- end of {name} -->"
     before, found, rest = text.partition(first)
     _, ended, after = rest.partition(last)
     if not (found and ended):
