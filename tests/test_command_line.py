@@ -7,16 +7,17 @@ import json
 import resource
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 from typer.testing import CliRunner
 
 from lmlab import cli, plugins
 from lmlab.commandline.from_config import changes, options
 from lmlab.config import Config, Flag
+from lmlab.endpoints import Price
 from lmlab.errors import UserError
 
 HEAVY = ("torch", "scipy", "numpy", "pandas", "transformers", "pyarrow", "sklearn", "grain")
@@ -253,3 +254,88 @@ def test_a_command_may_have_several_configurations():
 
     CliRunner().invoke(app, ["--share", "1", "--weights", "a=3", "--last", "y"], catch_exceptions=False)
     assert seen == [(Sized(share=1.0), Weighted(weights={"a": 3.0}), "y")]
+
+
+class Demanding(Config):
+    """Several fields that hold together.
+
+    Attributes:
+        first: a number.
+        second: another one.
+        third: one that must be given.
+    """
+
+    first: int | None = Field(default=None, ge=1)
+    second: int | None = None
+    third: list[int]
+
+    @model_validator(mode="after")
+    def _check(self) -> Demanding:
+        if (self.first is None) == (self.second is None) or not len(self.third):
+            raise ValueError("give either first or second.")
+        return self
+
+
+def called(decorate, *arguments):
+    """What a command with these options receives."""
+    found, application = [], typer.Typer()
+
+    @application.command()
+    @decorate
+    def command(settings: Any) -> None:
+        found.append(settings)
+
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(application, list(arguments))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return found[0] if found else done.output
+
+
+def test_some_fields_of_a_configuration_are_asked_for_nothing_that_the_whole_demands():
+    some = options(Demanding, only=("first",), notes={"first": "Here of things."})
+    assert called(some).first is None and called(some, "--first", "3").first == 3
+    said = " ".join(called(some, "--help").replace("│", " ").split())
+    assert "A number. Here of things." in said and "--second" not in said
+    assert "'--first'" in called(some, "--first", "0")
+    with pytest.raises(UserError, match="give either first or second"):
+        called(options(Demanding, third=[1]))
+
+
+def test_changes_are_those_that_were_given():
+    some = changes(Demanding, ("first", "third"), "settings")
+    assert called(some) == {} and called(some, "--third", "1,2") == {"third": ["1", "2"]}
+
+
+class Sent(Config):
+    """What is sent.
+
+    Attributes:
+        headers: further ones.
+        body: further fields.
+        price: of the tokens.
+    """
+
+    headers: Annotated[dict[str, str], Flag(("--header",))] = Field(default={})
+    body: dict[str, JsonValue] = Field(default={})
+    price: Price | None = None
+
+
+def test_texts_and_json_by_name_hold_commas_and_equals():
+    asked = (
+        "--header",
+        "Accept=text/html, a=b",
+        "--header",
+        "X=1",
+        "--body",
+        'stop=["a","b=c"]',
+        "--body",
+        "mode=fast",
+    )
+    found = called(options(Sent), *asked, "--price", "0.15,0.6")
+    assert found.headers == {"Accept": "text/html, a=b", "X": "1"}
+    assert found.body == {"stop": ["a", "b=c"], "mode": "fast"}
+    assert (found.price.prompt, found.price.completion) == (0.15, 0.6)
+    assert "PROMPT,COMPLETION" in called(options(Sent), "--help")
+    for wrong in ("0.15", "a,b", "1,2,3", "-1,2"):
+        with pytest.raises(UserError, match="price"):
+            called(options(Sent), "--price", wrong)

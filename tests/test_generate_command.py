@@ -128,7 +128,7 @@ def test_adapters_are_folded_in(lmlab, directory, adapter, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("generate", "x", "--precision", "fp8"), "Unknown precision 'fp8'"),
+        (("generate", "x", "--precision", "fp8"), "precision: input should be 'fp32'"),
         (("generate", "x" * 200), "exceeds the model's 64"),
         (("generate", "", "--max-new-tokens", "5"), None),
         (("generate", "x", "--stop", ""), "Stop strings must not be empty"),

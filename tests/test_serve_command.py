@@ -138,7 +138,7 @@ def test_what_cannot_be_served_is_said_before_the_model_is_read(tiny):
         assert "cannot be used" in fail("nowhere", "--port", taken.getsockname()[1])
     assert "no address of this machine" in fail(tiny, "--host", "no.such.host.invalid", "--allow-anyone")
     assert "nowhere" in fail("nowhere")
-    assert "Unknown precision" in fail(tiny, "--precision", "fp7")
+    assert "precision: input should be" in fail(tiny, "--precision", "fp7")
 
 
 def test_a_missing_package_is_one_sentence_that_names_the_extra(tiny):

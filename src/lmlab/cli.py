@@ -56,7 +56,7 @@ _OF_THE_CORE = {
         "Dense and lexical retrieval: encode collections, search them, measure what is found.",
     ),
     "judge": _Group(
-        "lmlab.commands.judging:app",
+        "lmlab.commands.judging.app:app",
         "Judges of answers: grade by a rubric or offline, validate against people, estimate.",
     ),
     "launch": _Group("lmlab.commands.launch:app", "Start recipes on clusters: one on many machines, or many at once."),

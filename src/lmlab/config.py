@@ -123,6 +123,15 @@ def _without_marked(value: Any, dumped: Any) -> Any:
     return dumped
 
 
+def names_in(value: Any) -> Any:
+    """Names as a list, where commas stand between some of them; what is no text or list is left to validation."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    return [name.strip() for each in value for name in str(each).split(",") if name.strip()]
+
+
 def field_marks(info: Any) -> list[Any]:
     """What a field, or an alternative of its type, is annotated with."""
     marks = list(info.metadata)

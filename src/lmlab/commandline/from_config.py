@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import typer
-from pydantic import create_model
+from pydantic import JsonValue, create_model
 
 from lmlab.config import Config, Flag, field_marks, validate
 from lmlab.errors import UserError
@@ -34,6 +34,8 @@ def options(
     into: str = "settings",
     exclude: Collection[str] = (),
     flags: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    only: Collection[str] | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
     **defaults: Any,
 ) -> Callable[[F], F]:
     """Give a command an option for each field of a configuration that a command line can spell.
@@ -44,25 +46,34 @@ def options(
         into: the parameter of the command that receives the configuration.
         exclude: fields without an option.
         flags: other spellings of some options than the configuration's, such as those of another tool.
+        only: the fields with one, in place of all.
+        notes: what this command adds to the help of some, such as what is done where they are left out.
         defaults: other defaults than the configuration's, where leaving an option out means something else.
     """
 
+    exclude = exclude if only is None else set(config_type.model_fields) - set(only)
     open_fields = {*exclude, *(name for name, value in defaults.items() if value is None)}
     spelled = {
         name: parameter
         for name in config_type.model_fields
         if name not in exclude
-        and (parameter := _parameter(config_type, name, defaults, flags.get(name, ()))) is not None
+        and (parameter := _parameter(config_type, name, defaults, flags.get(name, ()), notes.get(name, ""))) is not None
     }
-    return _decorator(config_type, into, spelled, lambda values: _validated(config_type, values, open_fields))
+    part = only is not None
+    return _decorator(config_type, into, spelled, lambda values: _validated(config_type, values, open_fields, part))
 
 
-def changes(config_type: type[Config], fields: Collection[str], into: str = "changes") -> Callable[[F], F]:
+def changes(
+    config_type: type[Config],
+    fields: Collection[str],
+    into: str = "changes",
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[[F], F]:
     """Give a command an option for each of these fields, by which a user changes what a file says.
 
-    The options have no defaults: `into` receives a mapping of those that were given.
+    The options have no defaults: `into` receives a mapping of those that were given. `notes` are as of `options`.
     """
-    spelled = {name: _parameter(config_type, name, {name: None}) for name in fields}
+    spelled = {name: _parameter(config_type, name, {name: None}, (), notes.get(name, "")) for name in fields}
     unspelled = [name for name, parameter in spelled.items() if parameter is None]
     assert not unspelled, f"a command line cannot spell {', '.join(unspelled)}"
     return _decorator(config_type, into, cast(dict[str, inspect.Parameter], spelled), lambda values: values)
@@ -99,24 +110,40 @@ def _decorator(
     return decorate
 
 
-def _validated(config_type: type[Config], values: dict[str, Any], may_miss: Collection[str]) -> Config:
-    """The configuration; a required field that the command settles itself, or that may be left out, is None."""
+def _validated(
+    config_type: type[Config], values: dict[str, Any], may_miss: Collection[str], part: bool = False
+) -> Config:
+    """The configuration; a required field that the command settles itself, or that may be left out, is None.
+
+    Arguments:
+        part: only some of its fields are meant: what it demands of several together is not asked.
+    """
     open_fields = {name for name in may_miss if config_type.model_fields[name].is_required()} - set(values)
-    if not open_fields:
+    if not open_fields and not part:
         return validate(config_type, values, "the options")
-    known = validate(_without(config_type, frozenset(open_fields)), values, "the options")
+    known = validate(_without(config_type, frozenset(open_fields), part), values, "the options")
     return config_type.model_construct(**dict(known))
 
 
-@functools.lru_cache(maxsize=32)
-def _without(config_type: type[Config], names: frozenset[str]) -> type[Config]:
-    """The configuration with some fields that need not be given."""
+@functools.lru_cache(maxsize=64)
+def _without(config_type: type[Config], names: frozenset[str], part: bool) -> type[Config]:
+    """The configuration with some fields that need not be given, and as a part of it without what holds for all."""
     loose: dict[str, Any] = {name: (Any, None) for name in names}
-    return create_model(config_type.__name__, __base__=config_type, **loose)
+    found = create_model(config_type.__name__, __base__=config_type, **loose)
+    if part:
+        checks = found.__pydantic_decorators__.model_validators
+        for name in [name for name, check in checks.items() if check.info.mode == "after"]:
+            del checks[name]
+        found.model_rebuild(force=True)
+    return found
 
 
 def _parameter(
-    config_type: type[Config], name: str, defaults: Mapping[str, Any], spellings: tuple[str, ...] = ()
+    config_type: type[Config],
+    name: str,
+    defaults: Mapping[str, Any],
+    spellings: tuple[str, ...] = (),
+    note: str = "",
 ) -> inspect.Parameter | None:
     """The option of a field as a parameter that Typer reads; None for what a command line cannot spell."""
     info = config_type.model_fields[name]
@@ -132,11 +159,11 @@ def _parameter(
     names = spellings or flag.names
     if not names and kind is bool and default is False:
         names = (f"--{name.replace('_', '-')}",)  # without it Typer would offer --no-NAME too, which says nothing
-    help = (info.description or "").strip()
+    help = f"{(info.description or '').strip()} {note}".strip()
     option = typer.Option(
         *names,
         help=help[:1].upper() + help[1:],
-        metavar=_spelling(config_type, name) if is_mapping else None,
+        metavar=_spelling(config_type, name) if is_mapping else _in_one_word(info.annotation),
         show_default=_shown_default(default) if repeated and not is_mapping else default is not None and not required,
         **{key: value for key, value in bounds.items() if value is not None},
     )
@@ -155,6 +182,8 @@ def _shape(annotation: Any) -> tuple[Any, bool] | None:
     """The type of an option's value, and whether it is a mapping, spelled NAME=VALUE."""
     if annotation in _PLAIN:
         return annotation, False
+    if annotation is JsonValue or hasattr(annotation, "spelling"):
+        return str, False
     origin, arguments = get_origin(annotation), [each for each in get_args(annotation) if each is not type(None)]
     if origin is Literal:
         return str, False
@@ -182,12 +211,14 @@ def _value(config_type: type[Config], name: str, value: Any) -> Any:
         split = isinstance(value, list) and _holds_numbers(annotation)
         return [item.strip() for each in value for item in str(each).split(",")] if split else value
     pairs = {}
+    texts = _holds_texts(annotation)
     for text in value:
-        for pair in text.split(","):
-            key, equals, item = pair.rpartition("=")
+        # numbers hold neither commas nor =, names of columns may; of texts the name may not, and the value may
+        for pair in [text] if texts else text.split(","):
+            key, equals, item = pair.partition("=") if texts else pair.rpartition("=")
             if not equals or not key.strip():
                 raise UserError(f"--{name.replace('_', '-')} {text}: expected {_spelling(config_type, name)}.")
-            pairs[key.strip()] = item.strip()
+            pairs[key.strip()] = _json(item.strip()) if JsonValue in get_args(annotation) else item.strip()
     return pairs
 
 
@@ -199,10 +230,34 @@ def _holds_numbers(annotation: Any) -> bool:
     return any(_holds_numbers(each) for each in parts)
 
 
+def _holds_texts(annotation: Any) -> bool:
+    """Whether a mapping's values are texts or JSON, and no numbers."""
+    return bool({str, JsonValue} & set(get_args(annotation)[1:]))
+
+
+def _json(text: str) -> Any:
+    """A value as JSON, or as the text that it is."""
+    from lmlab.files.parsing import ParseError, json_value
+
+    try:
+        return json_value(text)
+    except ParseError:
+        return text
+
+
+def _in_one_word(annotation: Any) -> str | None:
+    """How a configuration is written that has a spelling as one word, such as a price; None for other types."""
+    if isinstance(spelling := getattr(annotation, "spelling", None), str):
+        return spelling
+    return next((found for each in get_args(annotation) if (found := _in_one_word(each)) is not None), None)
+
+
 def _spelling(config_type: type[Config], name: str) -> str:
     """How an item of a mapping is written."""
-    values = get_args(config_type.model_fields[name].annotation)
-    return "NAME=VALUE" if str in values[1:] else "NAME=NUMBER"
+    annotation = config_type.model_fields[name].annotation
+    if JsonValue in get_args(annotation):
+        return "NAME=JSON"
+    return "NAME=VALUE" if _holds_texts(annotation) else "NAME=NUMBER"
 
 
 def _bound(info: Any, which: str) -> Any:

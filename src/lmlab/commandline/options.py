@@ -11,6 +11,7 @@ import typer
 
 from lmlab.errors import UserError
 
+ModelPlace = Annotated[str, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Directory of the run \\[default: runs/NAME].", show_default=False)
 ]
@@ -20,24 +21,25 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.", show_default=False
     ),
 ]
+Vary = Annotated[
+    list[str],
+    typer.Option(
+        "--vary",
+        metavar="KEY=VALUE,VALUE,...",
+        help="Values of a key; all combinations are run. May be repeated, for other keys.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimates and stop.")]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="With --dry-run: plan for so many processes (GPUs).", show_default=False)
 ]
 PerMachine = Annotated[int, typer.Option(min=1, help="With --processes: how many of them a machine has.")]
-TextField = Annotated[str, typer.Option(help="Dotted field that holds the text of a record.")]
-IdField = Annotated[
-    str | None, typer.Option(help="Field with the id of a record, by default its place.", show_default=False)
+Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others wrote; they can tell a model anything.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .bin files of PyTorch too, as plain weights only.")
 ]
-DomainField = Annotated[
-    str | None, typer.Option(help="Field with the domain of a record, for figures by domain.", show_default=False)
-]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        "--split", help="Split that is read, or all; by default train where there are several.", show_default=False
-    ),
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OnlyTell = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs; send nothing.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Run changed stages again; what they wrote before is moved aside.")]
 
 _PIPED_WIDTH = 240  # columns of a file or pipe, which need not fit a screen
@@ -53,13 +55,6 @@ def print_table(table: Any) -> None:
 
     terminal = Terminal()
     (terminal if terminal.is_terminal else Terminal(width=_PIPED_WIDTH)).print(table)
-
-
-def fields_of(
-    text_field: str, id_field: str | None, domain_field: str | None, split: str | None = None
-) -> dict[str, str]:
-    found = {"text_field": text_field, "id_field": id_field, "domain_field": domain_field, "split": split}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def run_recipe_file(path: Path, out: Path | None, overrides: list[str] | None, dry_run: bool, redo: bool) -> Path:

@@ -8,10 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from lmlab.commandline.options import example
+from lmlab.commandline.from_config import changes, options
+from lmlab.commandline.options import OnlyTell, example
+from lmlab.endpoints.client.request_files import RequestRow, read_requests
 from lmlab.errors import LmlabError, UserError
+from lmlab.judging.config import EndpointSettings, PriceTable
 
 app = typer.Typer()
+_OF_LINES = {"max_tokens": "Where a line does not say; 256 by default.", "temperature": "Where a line does not say."}
 NOT_ASKED, NOT_ANSWERED = "not_asked", "not_answered"
 
 
@@ -22,56 +26,21 @@ NOT_ASKED, NOT_ANSWERED = "not_asked", "not_answered"
         " prices.yaml --dry-run",
     )
 )
+@options(EndpointSettings)
+@options(PriceTable, "table")
+@changes(RequestRow, ("max_tokens", "temperature"), "defaults", _OF_LINES)
 def ask(
     requests: Annotated[
         Path,
         typer.Argument(help="JSON lines with 'prompt' or 'messages', and settings of a request where they differ."),
     ],
+    settings: EndpointSettings,
+    table: PriceTable,
+    defaults: dict[str, Any],
     endpoint: Annotated[str, typer.Option(help="Who answers: openai:MODEL, local:DIRECTORY, replay:MODEL, mock:NAME.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File of the replies.", show_default=False)] = None,
-    base_url: Annotated[
-        str, typer.Option(help="Address of an endpoint, up to and with /v1.")
-    ] = "http://127.0.0.1:8000/v1",
-    key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with the endpoint's key.", show_default=False)
-    ] = None,
-    replies: Annotated[
-        Path | None, typer.Option(help="For replay the recorded replies, for mock the script.", show_default=False)
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer, where a line does not say.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Where a line does not say.")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most requests under way.")] = 16,
-    requests_per_minute: Annotated[
-        float | None, typer.Option(min=0.001, help="Limit of the account.", show_default=False)
-    ] = None,
-    tokens_per_minute: Annotated[
-        float | None, typer.Option(min=0.001, help="Limit of the account.", show_default=False)
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option(help="YAML of models to prices in USD per million tokens.", show_default=False)
-    ] = None,
-    max_cost_usd: Annotated[
-        float | None, typer.Option(min=0, help="Stop before this is passed.", show_default=False)
-    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="File that keeps replies \\[default: OUT.cache].", show_default=False)
-    ] = None,
-    body: Annotated[
-        list[str] | None,
-        typer.Option("--body", metavar="NAME=JSON", help="Further field of every request's body.", show_default=False),
-    ] = None,
-    omit: Annotated[
-        list[str] | None,
-        typer.Option(help="Field that is not sent, as temperature or n to models that refuse it.", show_default=False),
-    ] = None,
-    header: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Further header; $NAME is an environment variable.", show_default=False
-        ),
-    ] = None,
-    query: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Parameter of the address.", show_default=False)
     ] = None,
     batch: Annotated[
         bool, typer.Option("--batch", help="Hand everything in by the provider's batch interface, wait, and collect.")
@@ -80,7 +49,7 @@ def ask(
         bool, typer.Option("--no-wait", help="With --batch: hand in or collect, and do not wait.")
     ] = False,
     poll_s: Annotated[float, typer.Option(min=0.01, help="With --batch: seconds between two looks.")] = 60.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests, tokens and cost, and stop.")] = False,
+    dry_run: OnlyTell = False,
     write_batch: Annotated[
         Path | None,
         typer.Option(help="Write what has no reply for a provider's batch interface, and stop.", show_default=False),
@@ -91,26 +60,11 @@ def ask(
 ) -> None:
     """Ask a model many things, each paid for once: a run that was cut off goes on where it was."""
     from lmlab import endpoints
-    from lmlab.endpoints.client.request_files import read_requests
 
-    settings: dict[str, Any] = {
-        "base_url": base_url,
-        "key_env": key_env,
-        "replies": replies,
-        "concurrency": concurrency,
-        "max_cost_usd": max_cost_usd,
-    }
-    settings |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    settings |= {
-        "extra_body": {name: _json(value) for name, value in _pairs(body, "--body").items()},
-        "omit": tuple(omit or ()),
-        "headers": _pairs(header, "--header"),
-        "query": _pairs(query, "--query"),
-    }
-    asked = list(read_requests(requests, {"max_tokens": max_tokens, "temperature": temperature}))
-    place = endpoints.Endpoint.named(endpoint, **settings)
-    if prices is not None:
-        place = place.model_copy(update={"price": endpoints.load_price(prices, place.model)})
+    asked = list(read_requests(requests, defaults))
+    place = endpoints.Endpoint.named(endpoint, **settings.endpoint_options())
+    if table.prices is not None:
+        place = place.model_copy(update={"price": endpoints.load_price(table.prices, place.model)})
     if out is None and not dry_run and write_batch is None:
         raise UserError("There is no file for the replies.", "Name it with --out, or say --dry-run.")
     kept = cache or (out.with_name(out.name + ".cache") if out is not None else None)
@@ -205,26 +159,6 @@ def _recall(rows: list[dict[str, Any]], asked: list[tuple[Any, Any]], place: Any
                 rows[number] = reply_row(id, reply)
     finally:
         cache.close()
-
-
-def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    found = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"{option} {text}: expected NAME=VALUE.")
-        found[name.strip()] = value.strip()
-    return found
-
-
-def _json(text: str) -> Any:
-    """A value as JSON, or as the text that it is."""
-    from lmlab.files.parsing import ParseError, json_value
-
-    try:
-        return json_value(text)
-    except ParseError:
-        return text
 
 
 def _counted(counts: Any) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import DomainField, IdField, Split, TextField, example, fields_of, print_table
-from lmlab.data.packs.config import PackConfig
+from lmlab.commandline.options import example, print_table
+from lmlab.data.packs.config import PackConfig, PackFiles
+from lmlab.data.sources.reading.fields import ReadingOptions
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,19 +24,17 @@ TokenPlace = "Tokenized shards, MDS with a column input_ids, or JSON lines with 
         "lmlab data inspect 's3://bucket/*.parquet' --text-field content",
     ),
 )
+@options(ReadingOptions, "fields")
 def data_inspect(
     path: Annotated[
         str,
         typer.Argument(help="Tokenized shards, what a stage collect wrote, or any source: file, glob, folder or URL."),
     ],
+    fields: ReadingOptions,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Count tokens of text by this tokenizer.", show_default=False)
     ] = None,
     documents: Annotated[int, typer.Option(min=0, help="How many documents to show.")] = 5,
-    text_field: TextField = "text",
-    id_field: IdField = None,
-    domain_field: DomainField = None,
-    split: Split = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write a page there.", show_default=False)
     ] = None,
@@ -45,8 +44,7 @@ def data_inspect(
     from lmlab.runs import Vocabulary
     from lmlab.terminal import Terminal
 
-    fields = fields_of(text_field, id_field, domain_field, split)
-    found = inspect_data(path, Vocabulary.find(tokenizer).load() if tokenizer else None, documents, fields)
+    found = inspect_data(path, Vocabulary.find(tokenizer).load() if tokenizer else None, documents, fields.given())
     print_inspection(found, Terminal())
     if out is not None:
         print(f"Page: {write_inspection(found, out)}")
@@ -62,11 +60,12 @@ def data_inspect(
     ),
 )
 @options(PackConfig)
+@options(PackFiles, "files")
 def data_pack(
     sources: Annotated[list[str], typer.Argument(help=TokenPlace)],
     settings: PackConfig,
+    files: PackFiles,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory that receives the sequences.")],
-    compression: Annotated[str | None, typer.Option(help="zstd, or none.", show_default=False)] = None,
 ) -> None:
     """Pack documents of token ids into sequences of one length, which remember where each document stands, and say
     what was cut and dropped. A recipe's stage `train` takes the result where it takes tokens.
@@ -77,7 +76,7 @@ def data_pack(
     from lmlab.data import write_packs
     from lmlab.data.packs.account import REASONS
 
-    found = write_packs(sources, settings, out, compression)["account"]
+    found = write_packs(sources, settings, out, files.compression)["account"]
     table = Table("", "tokens", "share", box=box.SIMPLE)
     whole = found["tokens"] + found["special"] or 1
 

@@ -11,7 +11,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, Redo, example, print_table, run_stages
 from lmlab.errors import UserError, missing_extra
-from lmlab.evals.config import MeasuringOptions
+from lmlab.evals.config import MeasuredOn, MeasuringOptions
 
 app = typer.Typer(
     epilog=example(
@@ -26,14 +26,15 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Directory of the run, by default one for these arguments.", show_default=False),
 ]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, auto (the faster one here), or int8 or int4 on a CPU.")]
 
 
 @app.callback(invoke_without_command=True)
 @options(MeasuringOptions)
+@options(MeasuredOn, "on")
 def evaluate(
     context: typer.Context,
     settings: MeasuringOptions,
+    on: MeasuredOn,
     models: Annotated[
         list[Path] | None,
         typer.Option(
@@ -45,10 +46,6 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, groups or YAML files, with commas between them.", show_default=False)
     ] = None,
-    documents: Annotated[
-        Path | None, typer.Option(help="Documents to measure bits per byte on.", show_default=False)
-    ] = None,
-    task: Annotated[Path | None, typer.Option(help="A file of questions, JSON lines.", show_default=False)] = None,
     out: Out = None,
     dry_run: DryRun = False,
     redo: Redo = False,
@@ -64,7 +61,7 @@ def evaluate(
             "Nothing to measure.", "Give --model and --tasks, --documents or --task; `lmlab eval --help` shows more."
         )
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    chosen = {**settings.model_dump(), "documents": documents, "task": task}
+    chosen = settings.model_dump() | on.model_dump()
     places = run_evaluation(models, names, chosen, out, dry_run, redo)
     if not dry_run:
         for model, place in zip(models, places, strict=True):
@@ -166,17 +163,15 @@ def compare(
 
 
 @app.command(epilog=example("lmlab eval harness --model models/smollm2 --tasks lambada_openai --limit 100"))
+@options(MeasuringOptions, only=("limit", "precision"), notes={"limit": "Here the first ones."})
 def harness(
-    model: Annotated[Path, typer.Option(help="Directory of a model.")],
+    model: Annotated[Path, typer.Option(help="A model's directory, GGUF file, checkpoint, stage or run.")],
+    settings: MeasuringOptions,
     tasks: Annotated[str, typer.Option(help="Names of the harness's tasks, with commas between them.")],
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many items of each task.", show_default=False)
-    ] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in each prompt.", show_default=False)] = None,
     include: Annotated[
         Path | None, typer.Option(help="Folder with further task files of the harness.", show_default=False)
     ] = None,
-    precision: Precision = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the results there, as JSON.", show_default=False)
     ] = None,
@@ -201,8 +196,8 @@ def harness(
 
     reuse_memory()
     settle()
-    evaluator = Evaluator.load(model, precision=precision)
-    found = run_harness(evaluator, names, limit, num_fewshot, include)
+    evaluator = Evaluator.load(model, precision=settings.precision)
+    found = run_harness(evaluator, names, settings.limit, num_fewshot, include)
     from lm_eval.utils import make_table
 
     print(f"Computed by {evaluator.scorer.description}.")

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lmlab.commandline.options import DryRun, Out, Set, example
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import DryRun, Out, Set, Vary, example
 from lmlab.errors import UserError
+from lmlab.runs.loading import AtOnce
 
 app = typer.Typer(no_args_is_help=True)
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 
 
 @app.command(
@@ -21,7 +25,7 @@ app = typer.Typer(no_args_is_help=True)
     ),
 )
 def launch_slurm(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: RecipeFile,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_node: Annotated[
         int, typer.Option(min=0, help="Processes of a machine, one a GPU; 0 for one process without a GPU.")
@@ -33,8 +37,8 @@ def launch_slurm(
     repeat: Annotated[
         int, typer.Option(min=1, help="Jobs one after the other, each going on where the last one stopped.")
     ] = 1,
-    partition: Annotated[str | None, typer.Option(help="As the cluster calls it.", show_default=False)] = None,
-    account: Annotated[str | None, typer.Option(help="As the cluster calls it.", show_default=False)] = None,
+    partition: Annotated[str | None, typer.Option(help="Of the cluster, as it calls it.", show_default=False)] = None,
+    account: Annotated[str | None, typer.Option(help="Who pays, as the cluster calls it.", show_default=False)] = None,
     setup: Annotated[
         str | None,
         typer.Option(help="Line of shell before the start, such as 'source venv/bin/activate'.", show_default=False),
@@ -73,23 +77,20 @@ def launch_slurm(
         " --workers 16",
     ),
 )
+@options(AtOnce, "how", workers=1)
 def launch_sweep(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-    vary: Annotated[
-        list[str],
-        typer.Option("--vary", metavar="KEY=VALUE,VALUE,...", help="Values of a key; all combinations are run."),
-    ],
+    recipe: RecipeFile,
+    how: AtOnce,
+    vary: Vary,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory that gets a run for each combination.")] = Path(
         "runs/sweep"
     ),
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
     backend: Annotated[
         str,
         typer.Option(
             help="processes: on this machine; ray: on the cluster of RAY_ADDRESS; slurm: write a job file for each run."
         ),
     ] = "processes",
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run, for Ray and Slurm.")] = 0,
     set_: Set = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -111,10 +112,10 @@ def launch_sweep(
             print(f"{out / each.name}  {' '.join(f'{key}={value}' for key, value in each.settings.items())}")
         return
     if backend == "slurm":
-        for path in write_jobs(runs, out, gpus_per_node=int(gpus)):
+        for path in write_jobs(runs, out, gpus_per_node=int(how.gpus)):
             print(f"sbatch {path}")
         return
-    run_many(runs, out, workers, backend, gpus, fresh=True)  # type: ignore[arg-type]
+    run_many(runs, out, how.workers, backend, how.gpus, fresh=True)  # type: ignore[arg-type]
     table = Table("run", "result")
     for each in runs:
         told = []

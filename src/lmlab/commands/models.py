@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import changes, options
 from lmlab.commandline.model_place import takes_model
-from lmlab.commandline.options import example
+from lmlab.commandline.options import AllowPickle, Trust, example
 from lmlab.errors import UserError
+from lmlab.models.generation.config import GenerationConfig
+from lmlab.runs.loading import Loading
 
 if TYPE_CHECKING:
     from lmlab.data import Tokenizer
-    from lmlab.models import GenerationConfig, Transformer
+    from lmlab.models import Transformer
     from lmlab.runs import Model
 
 app = typer.Typer()
@@ -29,31 +32,15 @@ Adapter = Annotated[
 ]
 CONTINUING = {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}
 _ANSWERING = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}
-_OWN = "By default what the model's generation_config.json says, else "
-Temperature = Annotated[float | None, typer.Option(min=0, help=f"0 is greedy. {_OWN}0.8; 0.7 in a chat.")]
-TopK = Annotated[int | None, typer.Option(min=1, help="Sample among the k most probable tokens.", show_default=False)]
-TopP = Annotated[
-    float | None,
-    typer.Option(min=0.001, max=1, help=f"Sample among the tokens that hold this probability. {_OWN}0.95."),
-]
-Penalty = Annotated[
-    float | None,
-    typer.Option("--repetition-penalty", min=0.01, help=f"Above 1, tokens of the text come again less often. {_OWN}1."),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Sample among tokens with this share of the greatest one.", show_default=False),
-]
-Stop = Annotated[
-    list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.", show_default=False)
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="Type of the weights: fp32, bf16, auto (the faster of both here), or on a CPU int8 or int4, which write"
-        " faster and slightly other texts."
-    ),
-]
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+
+
+def _usual(settings: dict[str, Any]) -> dict[str, str]:
+    """What is done where an option is left out, said behind the help of the field."""
+    own = "By default what the model's generation_config.json says, else"
+    return {name: f"{own} {value}." for name, value in (settings | {"repetition_penalty": 1}).items()}
+
+
 BeforeText = Annotated[
     str | None,
     typer.Option(
@@ -63,7 +50,6 @@ BeforeText = Annotated[
         show_default=False,
     ),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others wrote; they can tell a model anything.")]
 
 
 @app.command(
@@ -72,24 +58,14 @@ Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others w
         "echo 'import ' | lmlab generate --model DIR -",
     )
 )
+@changes(GenerationConfig, ("max_new_tokens", *_DRAWING, "num_samples", "max_repetitions"), "asked", _usual(CONTINUING))
+@options(Loading, "loading", only=("precision",))
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads one from standard input.")],
     model: ModelDirectory,
+    asked: dict[str, Any],
+    loading: Loading,
     adapter: Adapter = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Most tokens to add. {_OWN}100.")] = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
-    stop: Stop = None,
-    max_repetitions: Annotated[
-        int | None,
-        typer.Option(min=2, help="End a text whose tail is one block so many times in a row.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    precision: Precision = "fp32",
     soft_prompt: BeforeText = None,
     trust: Trust = False,
     json_lines: Annotated[
@@ -106,19 +82,10 @@ def generate(
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     adapt()
-    found, network, tokenizer = load_model(model, precision, adapter)
-    given: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    given |= {"num_samples": num_samples, "stop": tuple(stop or ()), "max_repetitions": max_repetitions, "seed": seed}
-    settings = generation_config(sampling(found, CONTINUING, given), found, tokenizer)
+    found, network, tokenizer = load_model(model, loading.precision, adapter)
+    settings = generation_config(sampling(found, CONTINUING, asked), found, tokenizer)
     before = None if soft_prompt is None else find_soft_prompt(soft_prompt, network, trust=trust)
-    if len(texts) == num_samples == 1 and not json_lines:
+    if len(texts) == settings.num_samples == 1 and not json_lines:
         print(texts[0], end="", flush=True)
         ids = tokenizer.encode_prompt(texts[0]) if before is None else tokenizer.encode(texts[0])
         for piece in stream(network, ids, settings, tokenizer.decode, soft_prompt=before):
@@ -153,19 +120,14 @@ def generate(
     )
 )
 @takes_model
+@changes(GenerationConfig, ("max_new_tokens", *_DRAWING), "asked", _usual(_ANSWERING))
+@options(Loading, "loading", only=("precision",))
 def chat(
     model: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
+    asked: dict[str, Any],
+    loading: Loading,
     adapter: Adapter = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Most tokens of an answer. {_OWN}512.")] = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    stop: Stop = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    precision: Precision = "fp32",
     soft_prompt: BeforeText = None,
     trust: Trust = False,
 ) -> None:
@@ -179,18 +141,9 @@ def chat(
     from lmlab.threads import adapt
 
     adapt()
-    found, network, tokenizer = load_model(model, precision, adapter)
-    given: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    given |= {"stop": tuple(stop or ()), "seed": seed}
+    found, network, tokenizer = load_model(model, loading.precision, adapter)
     before = None if soft_prompt is None else find_soft_prompt(soft_prompt, network, trust=trust)
-    conversation = Conversation(network, tokenizer, chat_settings(found, network, tokenizer, given), system, before)
+    conversation = Conversation(network, tokenizer, chat_settings(found, network, tokenizer, asked), system, before)
     at_terminal = sys.stdin.isatty()
     while True:
         if at_terminal:
@@ -229,9 +182,7 @@ def convert(
         str, typer.Option(help="Type of the weights: fp32, bf16, fp16, or keep; for gguf also q8_0.")
     ] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="Cut the weights into files of at most this size.")] = "5GB",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as plain weights only.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compare the logits of the result with those of transformers.")
     ] = False,
@@ -277,7 +228,6 @@ def sampling(found: Model, usual: dict[str, Any], given: dict[str, Any]) -> Gene
         UserError: a setting is unknown or out of range.
     """
     from lmlab.config import validate
-    from lmlab.models import GenerationConfig
 
     asked = {key: value for key, value in given.items() if value is not None}
     return validate(GenerationConfig, usual | found.generation_defaults() | asked, "the settings")

@@ -8,24 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import (
-    DomainField,
     DryRun,
-    IdField,
     Out,
     PerMachine,
     Processes,
     Redo,
     Set,
-    Split,
-    TextField,
     example,
-    fields_of,
     planning_for,
     print_table,
     run_recipe_file,
     run_stages,
 )
+from lmlab.data.sources.reading.fields import ReadingOptions
+from lmlab.data.vocabulary_size import VocabularySize
 from lmlab.errors import UserError
 
 app = typer.Typer()
@@ -97,6 +95,8 @@ def recipes(
         "lmlab tokenize data.jsonl.gz --tokenizer runs/demo/tokenizer",
     )
 )
+@options(ReadingOptions, "fields")
+@options(VocabularySize, "trained")
 def tokenize(
     sources: Annotated[
         list[str],
@@ -106,14 +106,11 @@ def tokenize(
             )
         ),
     ],
+    fields: ReadingOptions,
+    trained: VocabularySize,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Directory of a tokenizer; without it one is trained.", show_default=False)
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Tokens of the trained tokenizer.")] = 4096,
-    text_field: TextField = "text",
-    id_field: IdField = None,
-    domain_field: DomainField = None,
-    split: Split = None,
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -125,11 +122,11 @@ def tokenize(
     """
     from lmlab.data import KEEP_ALL, source_settings
 
-    chosen = [source_settings(path, fields_of(text_field, id_field, domain_field, split)) for path in sources]
+    chosen = [source_settings(path, fields.given()) for path in sources]
     again = all(source["kind"] == "tokenized" for source in chosen)  # it was chosen from and split before
     stages: dict[str, Any] = {"documents": {"kind": "collect", "sources": chosen, **(KEEP_ALL if again else {})}}
     if tokenizer is None:
-        stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": vocab_size}
+        stages["tokenizer"] = {"kind": "train_tokenizer", "documents": "documents", "vocab_size": trained.vocab_size}
     for part in ("train",) if again else ("train", "heldout"):
         name = "tokens" if part == "train" else "heldout_tokens"
         stages[name] = {

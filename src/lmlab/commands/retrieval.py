@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example, print_table
+from lmlab.commandline.options import AsJson, example, print_table
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 _DEPTH = 100  # results for each query: fusion depends on it
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command(

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.model_place import takes_model
-from lmlab.commandline.options import example
-from lmlab.commands.models import Adapter, Precision, Trust, load_model
+from lmlab.commandline.options import Trust, example
+from lmlab.commands.models import Adapter, load_model
 from lmlab.errors import UserError, missing_extra
+from lmlab.runs.loading import Loading
 
 app = typer.Typer()
 
@@ -25,8 +27,10 @@ app = typer.Typer()
     )
 )
 @takes_model
+@options(Loading, "loading", only=("precision",))
 def serve(
     model: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
+    loading: Loading,
     name: Annotated[
         str | None, typer.Option(help="Name of the model in requests \\[default: the directory's].", show_default=False)
     ] = None,
@@ -41,7 +45,6 @@ def serve(
         bool, typer.Option("--allow-anyone", help="Take requests from other machines without a key.")
     ] = False,
     adapter: Adapter = None,
-    precision: Precision = "fp32",
     chat_template: Annotated[
         str | None,
         typer.Option(help="tulu, or a Jinja file, in place of the tokenizer's own chat template.", show_default=False),
@@ -97,7 +100,7 @@ def serve(
         from lmlab.retrieval import load_encoder
 
         encoder = load_encoder(model, str(select_device()))
-        told = ServedEncoder(name or model.resolve().name, encoder, "bf16" if precision == "bf16" else "fp32")
+        told = ServedEncoder(name or model.resolve().name, encoder, "bf16" if loading.precision == "bf16" else "fp32")
 
         def open_(address: str) -> None:
             text = f"Serving vectors of '{told.name}' at {address} ({encoder.dim} dimensions). Ctrl-C stops."
@@ -107,7 +110,7 @@ def serve(
         print("Stopped.", file=sys.stderr)
         return
     adapt()
-    found, network, tokenizer = load_model(model, precision, adapter)
+    found, network, tokenizer = load_model(model, loading.precision, adapter)
     tokenizer = chat_tokenizer(tokenizer, ChatConfig(template=chat_template))
     contexts = {}
     for each in context or ():

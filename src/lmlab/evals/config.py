@@ -8,8 +8,21 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, Precision
 from lmlab.distributed import Backend
+from lmlab.runs import DocumentsInput, QuestionsInput
 
 TooLong = Literal["error", "truncate", "skip"]
+
+
+class MeasuredOn(Config):
+    """What a model is measured on, beside tasks by name.
+
+    Attributes:
+        documents: documents to measure bits per byte on.
+        task: a file of questions, JSON lines.
+    """
+
+    documents: DocumentsInput | None = None
+    task: QuestionsInput | None = None
 
 
 class MeasuringOptions(Config):

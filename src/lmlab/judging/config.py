@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from lmlab.config import Config
+from lmlab.config import NO_INFLUENCE, Config, Flag
 from lmlab.endpoints import Price
 from lmlab.judging.judge import Judge
 
 Mode = Literal["logprobs", "votes"]
 
 
+class PriceTable(Config):
+    """What models cost.
+
+    Attributes:
+        prices: a YAML file of models to prices, in US dollars per million tokens (prompt, completion, cached_prompt).
+    """
+
+    prices: Path | None = None
+
+
 class EndpointSettings(Config):
     """How an endpoint is reached, for judges that ask one.
 
     Attributes:
-        base_url: address of an endpoint.
+        base_url: address of an endpoint, up to and with /v1; by default http://127.0.0.1:8000/v1.
         key_env: environment variable that holds its key.
-        concurrency: requests at once.
-        max_cost_usd: ceiling of the cost.
-        price: of an endpoint's tokens.
+        replies: for replay the recorded replies, for mock the script; files of JSON lines.
+        concurrency: most requests under way, by default 16.
+        requests_per_minute: limit of the account.
+        tokens_per_minute: limit of the account.
+        max_cost_usd: ceiling of the cost in US dollars, which needs the price.
+        price: of an endpoint's tokens, in US dollars per million, as 0.15,0.60.
         omit: fields of requests that an endpoint does not get, such as temperature and n, for models that refuse them.
         extra_body: further fields of the body of an endpoint's requests.
         headers: further headers of an endpoint's requests; $NAME in a value is an environment variable.
@@ -31,12 +44,15 @@ class EndpointSettings(Config):
 
     base_url: str | None = None
     key_env: str | None = None
+    replies: Path | None = None
     concurrency: PositiveInt | None = None
-    max_cost_usd: float | None = None
+    requests_per_minute: Annotated[PositiveFloat | None, NO_INFLUENCE, Flag(("--requests-per-minute", "--rpm"))] = None
+    tokens_per_minute: Annotated[PositiveFloat | None, NO_INFLUENCE, Flag(("--tokens-per-minute", "--tpm"))] = None
+    max_cost_usd: NonNegativeFloat | None = None
     price: Price | None = None
     omit: tuple[str, ...] = ()
-    extra_body: dict[str, JsonValue] = Field(default={})
-    headers: dict[str, str] = Field(default={})
+    extra_body: Annotated[dict[str, JsonValue], Flag(("--body",))] = Field(default={})
+    headers: Annotated[dict[str, str], Flag(("--header",))] = Field(default={})
     query: dict[str, str] = Field(default={})
 
     def endpoint_options(self) -> dict[str, Any]:
@@ -45,21 +61,29 @@ class EndpointSettings(Config):
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, (), {})}
 
 
-class JudgeConfig(EndpointSettings):
-    """Who judges, and how.
+class Judging(EndpointSettings):
+    """How a judge compares.
 
     Attributes:
-        judge: the name of an entry point of the group `lmlab.judges`, and what it needs: `exact:DIRECTORY` (a local
-            model's exact label probabilities), or an endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
         mode: `logprobs` reads both labels' probabilities off one answer, `votes` samples `generations` answers.
         generations: votes of a question, with the mode `votes`.
         orders: show each pair in both orders, or in one.
     """
 
-    judge: str
     mode: Mode = "logprobs"
     generations: PositiveInt = 20
     orders: Literal["both", "one"] = "both"
+
+
+class JudgeConfig(Judging):
+    """Who judges, and how.
+
+    Attributes:
+        judge: the name of an entry point of the group `lmlab.judges`, and what it needs: `exact:DIRECTORY` (a local
+            model's exact label probabilities), or an endpoint: `openai:MODEL`, `local:DIRECTORY`, ...
+    """
+
+    judge: str
 
     def make(self, cache: str | Path | None = None) -> Judge:
         """The judge.

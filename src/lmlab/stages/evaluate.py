@@ -30,17 +30,15 @@ from lmlab.evals import (
     task_figures,
     task_summary,
 )
-from lmlab.evals.config import MeasuringOptions
+from lmlab.evals.config import MeasuredOn, MeasuringOptions
 from lmlab.hardware import reuse_memory
 from lmlab.reports import Section
 from lmlab.runs import (
     Documents,
-    DocumentsInput,
     Input,
     Model,
     ModelInput,
     Questions,
-    QuestionsInput,
     Stage,
     StageContext,
 )
@@ -56,7 +54,7 @@ from lmlab.stages.parts.evaluate_report import (
 Figures = dict[str, dict[str, Any]]
 
 
-class EvaluateConfig(MeasuringOptions):
+class EvaluateConfig(MeasuringOptions, MeasuredOn):
     """Which model on what.
 
     Attributes:
@@ -70,9 +68,7 @@ class EvaluateConfig(MeasuringOptions):
     model: ModelInput
     title: Annotated[str | None, NO_INFLUENCE] = None
     tasks: list[str] = Field(default=[])
-    documents: DocumentsInput | None = None
     split: Literal["train", "heldout"] = "heldout"
-    task: QuestionsInput | None = None
     baselines: Input | None = None
     untrained: bool = False
     device: str = "auto"

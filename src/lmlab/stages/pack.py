@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from lmlab.data import NOTES, PackConfig, write_packs
+from lmlab.data.packs.config import PackFiles
 from lmlab.progress import short
 from lmlab.reports import Facts, Section, Table
 from lmlab.runs import Artifact, Results, Stage, StageContext, Tokens, TokensInput, Vocabulary
 
 
-class PackStageConfig(PackConfig):
+class PackStageConfig(PackConfig, PackFiles):
     """Which documents, and how.
 
     Attributes:
         tokens: tokenized text, or sequences that were packed in another way.
-        compression: of the shards.
     """
 
     tokens: TokensInput
-    compression: Literal["zstd"] | None = None
 
 
 class PackResults(Results):

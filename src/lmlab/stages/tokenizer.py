@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
-
-from lmlab.config import Config
 from lmlab.data import Tokenizer, read_documents
+from lmlab.data.vocabulary_size import VocabularySize
 from lmlab.progress import console
 from lmlab.runs import Artifact, Documents, DocumentsInput, Results, Stage, StageContext, Vocabulary
 from lmlab.terminal import markup
 
 
-class TrainTokenizerConfig(Config):
+class TrainTokenizerConfig(VocabularySize):
     """Which documents, and how many tokens."""
 
     documents: DocumentsInput
-    vocab_size: int = Field(default=4096, ge=257)
 
 
 class TokenizerResults(Results):

@@ -9,6 +9,16 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from lmlab.config import Config
 
 
+class PackFiles(Config):
+    """How sequences are stored.
+
+    Attributes:
+        compression: of the shards: zstd, by default none.
+    """
+
+    compression: Literal["zstd"] | None = None
+
+
 class PackConfig(Config):
     """How documents become sequences.
 

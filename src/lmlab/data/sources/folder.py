@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lmlab.data.documents import Document, Reject, Source
 from lmlab.data.sources.finding.kinds import find_source, kind_of
+from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.data.sources.reading.files import FileSource
 from lmlab.files import without_compression
 from lmlab.redaction import redact
@@ -18,20 +19,17 @@ _ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "data
 _NAMED = 5
 
 
-class FolderSource(FileSource):
+class FolderSource(FileSource, RecordFields):
     """Files of several kinds, each read by the source for its name; the text of records is in the field `text_field`.
 
     Text is what is named as such (.txt, .md, .rst, .tex, .html); files about the data (README, LICENSE and the like)
     and of unknown kinds are left out, and named.
 
     Attributes:
-        text_field, id_field, domain_field, group_field: as of records.
+        group_field: dotted field with the group of a record.
     """
 
     kind: Literal["folder"] = "folder"
-    text_field: str = "text"
-    id_field: str | None = None
-    domain_field: str | None = None
     group_field: str | None = None
 
     def read(self) -> Iterator[Document | Reject]:

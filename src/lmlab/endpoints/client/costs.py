@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmlab.config import Config, validate
 from lmlab.endpoints.protocol import ChatRequest, Usage
@@ -33,11 +33,23 @@ Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Price(Config):
-    """US dollars per million tokens; `cached_prompt` is the price of prompt otherwise."""
+    """US dollars per million tokens; `cached_prompt` is the price of prompt otherwise. In one word: 0.15,0.60."""
+
+    spelling: ClassVar[str] = "PROMPT,COMPLETION"
 
     prompt: Dollars
     completion: Dollars
     cached_prompt: Dollars | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_word(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        prompt, comma, completion = data.partition(",")
+        if not comma:
+            raise ValueError(f"'{data}': expected {cls.spelling}, such as 0.15,0.60")
+        return {"prompt": prompt, "completion": completion}
 
     def of(self, usage: Usage) -> float:
         cached = self.prompt if self.cached_prompt is None else self.cached_prompt

@@ -36,6 +36,8 @@ class RequestRow(Config):
 
     Attributes:
         id: comes back with the reply; by default the number of the line, from 1.
+        max_tokens: most tokens of an answer.
+        temperature: 0 takes the likeliest token.
     """
 
     id: JsonValue = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lmlab.config import NO_INFLUENCE, Flag
+from lmlab.config import Flag
 from lmlab.judging.config import EndpointSettings
 from lmlab.judging.rubrics.forms import Reading
 
@@ -29,8 +29,6 @@ class AnswerJudgeConfig(EndpointSettings):
         redact: regular expressions; what they find in an item is not shown to a judge that is asked.
         disagreement: of a panel, in grade points, from which an answer is flagged for people.
         calibration: file of a calibration (`lmlab judge calibrate`) for the judges by key points.
-        replies: for `replay` the recorded replies, for `mock` the script.
-        requests_per_minute, tokens_per_minute: limits of the account.
     """
 
     judge: Annotated[tuple[str, ...], Flag(("--judge", "-j"))] = ("coverage",)
@@ -43,11 +41,3 @@ class AnswerJudgeConfig(EndpointSettings):
     redact: tuple[str, ...] = ()
     disagreement: PositiveFloat = 1.0
     calibration: Path | None = None
-    replies: Path | None = None
-    requests_per_minute: Annotated[PositiveFloat | None, NO_INFLUENCE] = Field(default=None)
-    tokens_per_minute: Annotated[PositiveFloat | None, NO_INFLUENCE] = Field(default=None)
-
-    def endpoint_options(self) -> dict[str, object]:
-        """Those of an endpoint that are set."""
-        more = {name: getattr(self, name) for name in ("replies", "requests_per_minute", "tokens_per_minute")}
-        return super().endpoint_options() | {name: value for name, value in more.items() if value is not None}

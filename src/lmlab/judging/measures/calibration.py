@@ -9,16 +9,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmlab.errors import UserError, reads
 from lmlab.files import read_json, write_json
+from lmlab.judging.measures.config import CalibrationKind
 
 Floats = NDArray[np.float64]
-Kind = Literal["linear", "isotonic"]
 _FOLDS = 5
 
 
@@ -30,7 +29,7 @@ class Calibration:
         x, y: two points of the line, or the corners of the steps.
     """
 
-    kind: Kind
+    kind: CalibrationKind
     x: tuple[float, ...]
     y: tuple[float, ...]
 
@@ -43,7 +42,7 @@ class Calibration:
         return y0 + (values - x0) * ((y1 - y0) / (x1 - x0))
 
 
-def fit_calibration(judge: ArrayLike, people: ArrayLike, kind: Kind = "linear") -> Calibration:
+def fit_calibration(judge: ArrayLike, people: ArrayLike, kind: CalibrationKind = "linear") -> Calibration:
     """Least squares of people's grades on a judge's: a line, or the best rising steps.
 
     Raises:
@@ -69,7 +68,7 @@ def fit_calibration(judge: ArrayLike, people: ArrayLike, kind: Kind = "linear") 
 def cross_calibrated(
     judge: ArrayLike,
     people: ArrayLike,
-    kind: Kind = "linear",
+    kind: CalibrationKind = "linear",
     clusters: Sequence[Hashable] | None = None,
     folds: int = _FOLDS,
     seed: int = 0,

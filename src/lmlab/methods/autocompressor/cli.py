@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lmlab.commandline.from_config import options
-from lmlab.commandline.options import DryRun, IdField, Out, Redo, Set, TextField, example, run_recipe_file
+from lmlab.commandline.from_config import changes, options
+from lmlab.commandline.options import AllowPickle, DryRun, Out, Redo, Set, Trust, example, run_recipe_file
+from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.commands import kinds
-from lmlab.methods.autocompressor.config import EncodeConfig, IclConfig, PplConfig, RagConfig, RerankConfig
+from lmlab.methods.autocompressor.config import (
+    CompressorConfig,
+    EncodeConfig,
+    IclConfig,
+    OtherLines,
+    PplConfig,
+    RagConfig,
+    RerankConfig,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,14 +50,12 @@ def train(
 @app.command(
     epilog=example("lmlab compress text runs/compress paper.txt --out paper.safetensors"),
 )
+@options(EncodeConfig, only=("segment",))
 def text(
     compressor: Compressor,
     file: Annotated[Path, typer.Argument(help="A text file.")],
+    settings: EncodeConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="The vectors, as a soft prompt (safetensors).")],
-    segment: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens of a segment, by default as the window allows.", show_default=False),
-    ] = None,
     vectors: Annotated[
         int | None, typer.Option(min=1, help="Vectors of a segment, of a nested compressor.", show_default=False)
     ] = None,
@@ -70,7 +77,7 @@ def text(
     ids = Model.find(compressor).tokenizer().encode_prompt(written, "as_text")
     if not ids:
         raise UserError(f"The text in '{file}' has no tokens.", "Name a file with some.")
-    found = model.compress(torch.tensor([ids]), segment_lengths=segment, summary_length=vectors)
+    found = model.compress(torch.tensor([ids]), segment_lengths=settings.segment, summary_length=vectors)
     save_soft_prompt(found.soft_prompt, out, model.model)
     print(f"{len(ids):,} tokens in {found.segments} segments became {found.length} vectors.\nVectors: {out}")
 
@@ -83,22 +90,23 @@ def text(
     )
 )
 @options(EncodeConfig)
+@options(RecordFields, "fields", only=("text_field", "id_field"))
 def encode(
     compressor: Compressor,
-    documents: Annotated[str, typer.Option("--in", help="File, glob, folder or URL of texts or records.")],
+    documents: Annotated[
+        str, typer.Option("--in", help="What is compressed: a file, glob, folder or URL of texts or records.")
+    ],
     settings: EncodeConfig,
+    fields: RecordFields,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.")],
-    text_field: TextField = "text",
-    id_field: IdField = None,
 ) -> None:
     """Compress documents into a store. The same command after a kill goes on, and elsewhere shares the work."""
-    from lmlab.commandline.options import fields_of
     from lmlab.methods.autocompressor import EncodeJob
     from lmlab.methods.autocompressor.store.encode import encode as run
 
     told = settings.model_dump(exclude={"workers", "backend", "gpus"})
-    fields = tuple(fields_of(text_field, id_field, None).items())
-    job = EncodeJob(compressor, documents, str(out), fields=fields, **told)
+    named = tuple(fields.model_dump(exclude_none=True).items())
+    job = EncodeJob(compressor, documents, str(out), fields=named, **told)
     found = run(job, settings.workers, settings.backend, settings.gpus)
     print(
         f"{found['documents']:,} documents ({found['empty']:,} without text), {found['encoded']:,} encoded now;"
@@ -113,30 +121,25 @@ def encode(
     )
 )
 @options(PplConfig)
+@options(RecordFields, "fields", only=("text_field", "id_field"))
+@options(OtherLines, "beside")
 def ppl(
     compressor: Compressor,
     data: Annotated[str, typer.Option(help="File, glob, folder or URL of texts or records.")],
     settings: PplConfig,
+    fields: RecordFields,
+    beside: OtherLines,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path("ppl"),
-    rmt: Annotated[
-        str | None, typer.Option(help="A compressor that replaces vectors, for the line rmt.", show_default=False)
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="A plain model, for the line base: it reads what its window holds.", show_default=False),
-    ] = None,
-    text_field: TextField = "text",
-    id_field: IdField = None,
 ) -> None:
     """Perplexity of texts after compressed context, beside truncation, full attention, other documents' vectors.
 
     The same command after a kill goes on.
     """
-    from lmlab.commandline.options import fields_of
     from lmlab.methods.autocompressor.measure.ppl import table
     from lmlab.methods.autocompressor.measure.run import run_ppl
 
-    found = run_ppl(compressor, data, settings, out, {"rmt": rmt, "base": base}, fields_of(text_field, id_field, None))
+    others = {"rmt": beside.rmt, "base": beside.base}
+    found = run_ppl(compressor, data, settings, out, others, fields.model_dump(exclude_none=True))
     _print(["line", "context", "perplexity", "gain in nats (95 %)", "summaries better by"], table(found))
     for context, each in found["gain_retained"].items():
         if each["share"] is not None:
@@ -205,7 +208,6 @@ def report(
 
 
 Store = Annotated[Path, typer.Option(help="A store of `encode --independent` with the passages' summaries.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Read vectors that others wrote; they can tell a model anything.")]
 
 
 @app.command(
@@ -280,27 +282,23 @@ def _print(columns: list[str], rows: Iterable[list[str]]) -> None:
         "lmlab compress convert adapters models/compressor --base models/llama-2 --accumulate",
     )
 )
+@changes(CompressorConfig, ("accumulate",), "told", {"accumulate": "To be said of adapters, whose files do not."})
 def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint of the reference (whole or adapters), or a compressor.")],
     target: Annotated[Path, typer.Argument(help="The directory that is written, in the other form.")],
+    told: dict[str, Any],
     base: Annotated[
         Path | None,
         typer.Option(
             help="The model beside which adapters stand; of a compressor, write its adapters.", show_default=False
         ),
     ] = None,
-    accumulate: Annotated[
-        bool | None,
-        typer.Option("--accumulate/--replace", help="Of adapters, whose files do not say it.", show_default=False),
-    ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files too, as plain weights only.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Convert checkpoints of the reference implementation, in either direction."""
     from lmlab.methods.autocompressor.compressor.convert import convert as run
 
-    print(run(source, target, base=base, accumulate=accumulate, allow_pickle=allow_pickle))
+    print(run(source, target, base=base, accumulate=told.get("accumulate"), allow_pickle=allow_pickle))
 
 
 app.command(epilog=kinds.compare_help)(kinds.compare)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from lmlab.config import Config
+from lmlab.config import Config, Flag, names_in
+from lmlab.runs import ModelInput
 
 SummaryInit = Literal["eos", "noise", "mean", "vocab"]
 RopePositions = Literal["contiguous", "text_only"]
@@ -30,7 +31,7 @@ class CompressorConfig(Config):
     """
 
     summary_length: NonNegativeInt = 50
-    accumulate: bool = True
+    accumulate: Annotated[bool, Flag(("--accumulate/--replace",))] = True
     rope_positions: RopePositions = "contiguous"
     position_budget: PositiveInt | None = None
     nested: bool = False
@@ -149,16 +150,28 @@ class PplConfig(Config):
     texts: PositiveInt = 100
     device: str = "auto"
 
-    @model_validator(mode="before")
+    @field_validator("baseline", mode="before")
     @classmethod
-    def _spread(cls, data: Any) -> Any:
-        return _spread_names(data, "baseline")
+    def _baseline(cls, value: Any) -> Any:
+        return names_in(value)
 
     @model_validator(mode="after")
     def _check(self) -> PplConfig:
         if not self.context or max(self.context) == 0:
             raise ValueError("context needs at least one number above 0.")
         return self
+
+
+class OtherLines(Config):
+    """Models whose perplexity is measured beside that of a compressor.
+
+    Attributes:
+        rmt: a compressor that replaces vectors, for the line rmt.
+        base: a plain model, for the line base: it reads what its window holds.
+    """
+
+    rmt: ModelInput | None = None
+    base: ModelInput | None = None
 
 
 class IclConfig(Config):
@@ -223,10 +236,10 @@ class RagConfig(Config):
     seed: NonNegativeInt = 0
     device: str = "auto"
 
-    @model_validator(mode="before")
+    @field_validator("lines", mode="before")
     @classmethod
-    def _spread(cls, data: Any) -> Any:
-        return _spread_names(data, "lines")
+    def _lines(cls, value: Any) -> Any:
+        return names_in(value)
 
 
 class RerankConfig(Config):
@@ -247,11 +260,3 @@ class RerankConfig(Config):
     plain: bool = False
     questions: PositiveInt | None = None
     device: str = "auto"
-
-
-def _spread_names(data: Any, name: str) -> Any:
-    """Names that stand in one word, separated by commas."""
-    if isinstance(data, dict) and isinstance(data.get(name), (list, tuple)):
-        names = [part.strip() for each in data[name] for part in str(each).split(",")]
-        return data | {name: tuple(names)}
-    return data

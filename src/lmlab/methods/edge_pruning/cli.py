@@ -13,17 +13,24 @@ from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.commands.shared import (
     Figures,
     Model,
-    Seed,
     Set,
-    Steps,
     config_of,
     load_model,
     require_comparable,
+    search_options,
     show_circuit,
     show_stability,
     task_of,
 )
-from lmlab.methods.edge_pruning.config import DRAWN, FindConfig, TaskOptions
+from lmlab.methods.edge_pruning.config import (
+    DRAWN,
+    CircuitConfig,
+    CircuitExamplesConfig,
+    ExampleOptions,
+    FindConfig,
+    TaskOptions,
+)
+from lmlab.runs.loading import Drawn
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,13 +47,14 @@ app = typer.Typer(
 )
 @options(FindConfig)
 @options(TaskOptions, "task")
+@search_options
 def find(
     model: Model,
     settings: FindConfig,
     task: TaskOptions,
+    drawn: Drawn,
+    training: dict[str, Any],
     out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, a JSON file.")] = Path("circuit.json"),
-    steps: Steps = None,
-    seed: Seed = 0,
     seeds: Annotated[
         int, typer.Option(min=1, help="Search so often with other seeds; the best is written, with its stability.")
     ] = 1,
@@ -74,7 +82,7 @@ def find(
     from lmlab.files import require_writable
     from lmlab.methods.edge_pruning import Circuit, best_of, find_circuit, overlap, resampled, with_bootstrap
 
-    config = config_of(settings.model_dump(), set_, steps, task.batch_size)
+    config = config_of(settings.model_dump(), set_, training.get("steps"), task.batch_size)
     if seeds > 1 and config.method not in DRAWN:
         raise UserError(
             f"--seeds {seeds}: the method {config.method} draws nothing, so that every seed finds the same circuit.",
@@ -93,7 +101,7 @@ def find(
         place = None if run is None else run / name if several else run
         return find_circuit(examples, config, number, place, task.force, loaded.about(), held_out, others)
 
-    circuit = best_of(found := [once(f"seed-{seed + number}", seed + number) for number in range(seeds)])
+    circuit = best_of(found := [once(f"seed-{drawn.seed + number}", drawn.seed + number) for number in range(seeds)])
     draws = [
         once(f"bootstrap-{number}", int(circuit.about["seed"]), resampled(searched, number))
         for number in range(bootstrap)
@@ -130,12 +138,6 @@ def find(
     print(f"Circuit: {out}")
 
 
-Curve = Annotated[
-    bool,
-    typer.Option("--curve", help="Also faithfulness of the best 0.1 to 100 % of all edges by score, with its areas."),
-]
-
-
 @app.command(
     epilog=example(
         "lmlab circuits evaluate ioi.json --model models/smollm2 --data ioi-test.jsonl --curve --completeness --out"
@@ -143,11 +145,12 @@ Curve = Annotated[
     )
 )
 @options(TaskOptions, "task", exclude=("recompute",))
+@options(CircuitConfig, "further", only=("curve",), curve=False)
 def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.")],
     model: Model,
     task: TaskOptions,
-    curve: Curve = False,
+    further: CircuitConfig,
     completeness: Annotated[
         bool, typer.Option("--completeness", help="Also compare circuit and model with the same edges taken out.")
     ] = False,
@@ -189,7 +192,7 @@ def evaluate(
         one_by_one = measure_minimality(measured, found.kept_E)
         effects = {" -> ".join(found.graph.edge(number)): rise for number, rise in one_by_one["effects"].items()}
         everything |= {"superfluous": one_by_one["superfluous"], "effects": effects}
-    if curve:
+    if further.curve:
         if found.scores_E is None:
             raise UserError(f"'{circuit}' has no scores, by which edges could be ranked.", "Leave out --curve.")
         scores_E = {"signed": found.scores_E, "absolute": found.scores_E.abs()}.get(
@@ -261,23 +264,24 @@ def report(
 @app.command(
     name="data", epilog=example("lmlab circuits data ioi --tokenizer models/smollm2 --count 200 --out ioi.jsonl")
 )
+@options(CircuitExamplesConfig, "made", only=("tokenizer", "shots"))
+@options(ExampleOptions, "how")
+@options(Drawn, "drawn")
 def make_data(
     task: Annotated[
         str, typer.Argument(help="ioi, greater-than, pronouns, boolean, induction, mcqa, addition or subtraction.")
     ],
-    tokenizer: Annotated[Path, typer.Option(help="Directory of a tokenizer.")],
+    made: CircuitExamplesConfig,
+    how: ExampleOptions,
+    drawn: Drawn,
     out: Annotated[Path, typer.Option("--out", "-o", help="The examples, JSON lines.")],
-    count: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    shots: Annotated[int, typer.Option(min=0, help="Of boolean: solved examples in the prompt.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
     """Make examples of a task: clean and corrupted prompts of equal length, with single-token answers."""
     from lmlab.files import write_jsonl
     from lmlab.methods.edge_pruning import generate
     from lmlab.runs import Vocabulary
 
-    rows = generate(task, Vocabulary.find(tokenizer).load(), count, seed, split, shots)
+    rows = generate(task, Vocabulary.find(made.tokenizer).load(), how.count, drawn.seed, how.split, made.shots)
     print(f"{write_jsonl(out, rows)} examples: {out}")
 
 
@@ -287,8 +291,10 @@ def make_data(
         "lmlab circuits convert circuit.json --to eap-ig --out graph.json",
     )
 )
+@options(FindConfig, only=("ablation",))
 def convert(
     source: Annotated[Path, typer.Argument(help="A circuit, or with --from a file of another program.")],
+    settings: FindConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="What is written.")],
     from_: Annotated[
         str | None,
@@ -305,9 +311,6 @@ def convert(
     join: Annotated[
         bool, typer.Option(help="Of --from eap-ig: keep the embeddings of tokens and positions one writer.")
     ] = False,
-    ablation: Annotated[
-        str, typer.Option(help="What pruned edges carry: interchange (the corrupted run), zero, or mean.")
-    ] = "interchange",
 ) -> None:
     """Convert circuits from and to the files of other programs."""
     from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
@@ -319,8 +322,6 @@ def convert(
     known = ("edge-list", "eap-ig", *(() if from_ is None else ("checkpoint",)))
     if (from_ or to) not in known:
         raise UserError(f"The format '{from_ or to}' is not known. Known: {', '.join(known)}.")
-    if ablation not in ("interchange", "zero", "mean"):
-        raise UserError(f"--ablation {ablation}: known are interchange, zero and mean.")
     if to is not None:
         (write_edge_list if to == "edge-list" else write_eap_ig)(Circuit.load(source), out)
     else:
@@ -336,7 +337,8 @@ def convert(
             kept_E, scores_E = read_edge_list(source, graph), None
         else:
             kept_E, scores_E = (read_eap_ig if from_ == "eap-ig" else read_checkpoint)(source, graph)
-        Circuit(graph, kept_E, ablation, scores_E, {"method": from_, "model": str(model), "warnings": []}).save(out)  # type: ignore[arg-type]
+        about: dict[str, Any] = {"method": from_, "model": str(model), "warnings": []}
+        Circuit(graph, kept_E, settings.ablation, scores_E, about).save(out)
     print(f"Written: {out}")
 
 

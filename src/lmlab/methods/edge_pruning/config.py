@@ -300,6 +300,18 @@ class TaskOptions(Config):
     held_out: float = Field(default=0.2, ge=0, lt=1)
 
 
+class ExampleOptions(Config):
+    """Which examples a file gets.
+
+    Attributes:
+        count: how many.
+        split: train, validation or test: no example of one is in another.
+    """
+
+    count: PositiveInt = 200
+    split: Literal["train", "validation", "test"] = "train"
+
+
 class CircuitExamplesConfig(Config):
     """A task, and how many examples of it.
 

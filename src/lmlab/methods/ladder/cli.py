@@ -8,9 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, example
 from lmlab.errors import UserError
 from lmlab.methods.ladder.commands.shared import place_for, show
+from lmlab.methods.ladder.config import DecideOptions, LadderPlan
+from lmlab.runs.loading import AtOnce
 
 app = typer.Typer(
     no_args_is_help=True, help="Model ladders: train small models, predict a large one's task accuracy, with intervals."
@@ -24,7 +27,9 @@ app = typer.Typer(
         "lmlab ladder plan --output p.yaml",
     )
 )
+@options(DecideOptions, "device", only=("flops_per_second",))
 def plan(
+    device: DecideOptions,
     plan_file: Annotated[
         Path | None, typer.Argument(help="Plan, a YAML file; without it the published ladder.", show_default=False)
     ] = None,
@@ -33,7 +38,6 @@ def plan(
     budget: Annotated[
         float | None, typer.Option(help="FLOPs; larger and longer runs are given up.", show_default=False)
     ] = None,
-    flops_per_second: Annotated[float, typer.Option(help="Of one device, for the hours.")] = 4e14,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -50,16 +54,12 @@ def plan(
     import yaml
 
     from lmlab.files import write_text
-    from lmlab.methods.ladder.rungs.plan import fit_budget, plan_rows
+    from lmlab.methods.ladder.rungs.plan import fit_budget
 
     found = _plan(plan_file, sizes, multiples)
     if budget is not None:
         found = fit_budget(found, budget)
-    rows = plan_rows(found, flops_per_second)
-    total = sum(float(row["FLOPs"]) for row in rows)
-    show(
-        list(rows[0]), [list(row.values()) for row in rows], None, f"{found.name}: {len(rows)} runs, {total:.3g} FLOPs"
-    )
+    _show_plan(found, device.flops_per_second)
     if output is not None and not dry_run:
         write_text(
             output,
@@ -77,8 +77,10 @@ def plan(
         "lmlab ladder run big.yaml --launcher slurm --out runs/big",
     )
 )
+@options(AtOnce, "how", notes={"gpus": "Of a machine, for torchrun."})
 def run(
     plan_file: Annotated[Path, typer.Argument(help="Plan, a YAML file.")],
+    how: AtOnce,
     out: Annotated[Path, typer.Option("--out", help="Directory that gets a run for each rung.")] = Path("runs/ladder"),
     rung: Annotated[
         list[str] | None, typer.Option("--rung", help="Only this run; may be repeated.", show_default=False)
@@ -86,10 +88,6 @@ def run(
     launcher: Annotated[
         str, typer.Option(help="local, ray, torchrun (prints the commands) or slurm (writes job files).")
     ] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once.", show_default=False)] = None,
-    gpus: Annotated[
-        float, typer.Option(min=0, help="GPUs of each run, for Ray; of a machine, for torchrun and Slurm.")
-    ] = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Train a ladder, or some of its rungs. Finished ones are skipped; those that were cut off go on."""
@@ -99,12 +97,12 @@ def run(
         raise UserError(f"Unknown launcher '{launcher}'.", "Use local, ray, torchrun or slurm.")
     found = _plan(plan_file, "", "")
     if dry_run:
-        plan(plan_file, dry_run=True)
+        _show_plan(found, DecideOptions().flops_per_second)
     elif launcher in ("local", "ray"):
-        train_rungs(found, out, rung or (), workers, "ray" if launcher == "ray" else "processes", gpus)
+        train_rungs(found, out, rung or (), how.workers, "ray" if launcher == "ray" else "processes", how.gpus)
         print(f"Runs: {out}\nCollect them: lmlab ladder collect {out} --output {out}/runs.csv")
     else:
-        _write_jobs(found, out, rung or (), launcher, int(gpus) or 1)
+        _write_jobs(found, out, rung or (), launcher, int(how.gpus) or 1)
 
 
 @app.command(epilog=example("lmlab ladder collect runs/tiny --target 128k-2xC --output runs/tiny/runs.csv"))
@@ -176,16 +174,17 @@ def size_command(
 
 
 @app.command(name="flops", epilog=example("lmlab ladder flops 190M --length 1xC"))
+@options(LadderPlan, "rows", only=("seq_len",))
 def flops_command(
     model: Annotated[str, typer.Argument(help="Size of the published ladder, or a model's directory.")],
+    rows: LadderPlan,
     length: Annotated[str | None, typer.Option(help="Tokens: 1xC, 100B, 4T.", show_default=False)] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens of a row.")] = 4096,
 ) -> None:
     """Training FLOPs of a token, and of a run."""
     from lmlab.methods.ladder.rungs.plan import flops_per_token, parse_length, size_of
 
     shape = _shape(model)
-    per_token = flops_per_token(shape, seq_len)
+    per_token = flops_per_token(shape, rows.seq_len)
     print(
         f"{per_token:,} a token"
         + (f", {per_token * parse_length(length, size_of(shape)):.4g} in all" if length else "")
@@ -216,6 +215,16 @@ def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
         "multiples": [each.strip() for each in multiples.split(",")],
     }
     return validate(LadderPlan, data, "the command line")
+
+
+def _show_plan(found: Any, flops_per_second: float) -> None:
+    from lmlab.methods.ladder.rungs.plan import plan_rows
+
+    rows = plan_rows(found, flops_per_second)
+    total = sum(float(row["FLOPs"]) for row in rows)
+    show(
+        list(rows[0]), [list(row.values()) for row in rows], None, f"{found.name}: {len(rows)} runs, {total:.3g} FLOPs"
+    )
 
 
 def _shapes(found: Any) -> dict[str, Any]:

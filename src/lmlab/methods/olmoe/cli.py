@@ -150,17 +150,15 @@ def counts(
         "lmlab olmoe report final.npz --earlier 10%=step-1000.npz --tokenizer models/OLMoE-1B-7B --out routing.html"
     )
 )
+@changes(TraceConfig, ("tokenizer",), "traced", {"tokenizer": "With it tokens are shown as text."})
 def report(
     trace: TraceFile,
+    traced: dict[str, Any],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("routing.html"),
     earlier: Earlier = None,
     step: Step = None,
     published: Annotated[
         Path | None, typer.Option(help="Folder with published_*.csv to draw beside.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Directory of a tokenizer, or 'bytes', to show tokens as text.", show_default=False),
     ] = None,
 ) -> None:
     """Write a page with heat maps and curves."""
@@ -169,7 +167,7 @@ def report(
     from lmlab.methods.olmoe.routing.trace import RoutingTrace
 
     final = RoutingTrace.load(trace, step)
-    decode = None if tokenizer is None else decoder(tokenizer)
+    decode = decoder(traced["tokenizer"]) if traced else None
     page = routing_page(
         final, _earlier(earlier), published=published, decode=decode, title=f"What the routers of {trace.stem} do"
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, validate
+from lmlab.data.sources.reading.fields import SplitOption, TextFields
 from lmlab.distributed import Backend
 from lmlab.errors import did_you_mean
 from lmlab.models import ModelConfig
@@ -14,7 +15,7 @@ from lmlab.runs import Input, ModelInput, TokensInput
 from lmlab.train import TrainerConfig
 
 
-class TraceConfig(Config):
+class TraceConfig(TextFields, SplitOption):
     """On which sequences of which texts routers are traced.
 
     Attributes:
@@ -23,9 +24,6 @@ class TraceConfig(Config):
         sequences: most sequences of a domain.
         layers: only this layer; may be repeated.
         batch_size: sequences at once.
-        text_field: dotted field that holds the text of a record.
-        domain_field: field with the domain of a record, for figures by domain.
-        split: split of the texts that is read, or all; by default train where there are several.
     """
 
     tokenizer: str | None = None
@@ -33,9 +31,6 @@ class TraceConfig(Config):
     sequences: int = Field(default=102, ge=1)
     layers: Annotated[tuple[int, ...], Flag(("--layer",))] = ()
     batch_size: int = Field(default=4, ge=1)
-    text_field: str = "text"
-    domain_field: str | None = None
-    split: str | None = None
 
 
 class UpcycleConfig(Config):

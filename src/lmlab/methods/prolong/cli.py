@@ -9,18 +9,17 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.model_place import takes_model
-from lmlab.commandline.options import example
+from lmlab.commandline.options import ModelPlace, example
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
+from lmlab.judging.config import EndpointSettings
 from lmlab.methods.prolong.config import MeasuringSettings, PerplexitySettings
+from lmlab.runs.loading import Loading
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Long context: measure what a model does with it, on real text at exact lengths; extend its window.",
 )
-
-ModelPlace = Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")]
-Chat = Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template; its tokens count.")]
 
 
 @app.command(
@@ -31,18 +30,19 @@ Chat = Annotated[bool, typer.Option("--chat", help="Ask by the model's chat temp
 )
 @takes_model
 @options(LongSettings)
+@options(MeasuringSettings, "how", only=("chat",))
 def build(
     model: Annotated[str, typer.Argument(help="Model, or tokenizer, by whose tokens lengths are measured.")],
     settings: LongSettings,
+    how: MeasuringSettings,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file, JSON lines.")],
-    chat: Chat = False,
 ) -> None:
     """Write instances of the suite to a file, which any number of models with the same tokenizer are measured on."""
     from lmlab.evals.long import Asking, summary_of
     from lmlab.methods.prolong.evaluate import instances_for
     from lmlab.runs import Vocabulary
 
-    asking = Asking(Vocabulary.find(model).load(), chat)
+    asking = Asking(Vocabulary.find(model).load(), how.chat)
     file = instances_for(asking, settings, out)
     columns = ["task", "tokens", "questions", "contexts", "items", "longest prompt", "short"]
     _print_rows(columns, summary_of(file.instances))
@@ -62,6 +62,7 @@ def build(
 @takes_model
 @options(LongSettings)
 @options(MeasuringSettings, "how")
+@options(EndpointSettings, "endpoint", only=("base_url", "key_env"))
 def evaluate(
     model: Annotated[
         str,
@@ -71,20 +72,16 @@ def evaluate(
     ],
     settings: LongSettings,
     how: MeasuringSettings,
+    endpoint: EndpointSettings,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the results.")],
     instances: Annotated[
         Path | None, typer.Option(help="A file of `build`; without it, one is built.", show_default=False)
     ] = None,
-    share: Annotated[bool, typer.Option(help="Read what questions have in common once.")] = True,
     against: Annotated[
         Path | None,
         typer.Option(
             help="Results of another model, such as the one it was made from, for the page.", show_default=False
         ),
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Address of the endpoint.", show_default=False)] = None,
-    key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds its key.", show_default=False)
     ] = None,
 ) -> None:
     """Measure a model on long contexts. The same command after a kill goes on with the contexts that are missing."""
@@ -98,7 +95,8 @@ def evaluate(
                 raise UserError("An endpoint needs --instances: it does not tell its tokenizer.", "lmlab long build")
             if how.mode != "generate":
                 raise UserError("An endpoint writes, and tells no probabilities of long answers.", "--mode generate")
-            results = evaluate_endpoint(model, read_instances(instances), out, base_url, key_env, how.controls)
+            address = endpoint.base_url, endpoint.key_env
+            results = evaluate_endpoint(model, read_instances(instances), out, *address, how.controls)
         else:
             from lmlab.evals import Evaluator
             from lmlab.evals.long import Asking
@@ -117,7 +115,7 @@ def evaluate(
                 mode=how.mode,
                 chat=how.chat,
                 controls=how.controls,
-                share=share,
+                share=how.share,
                 short_tasks=how.short_tasks,
                 short_limit=how.short_limit,
             )
@@ -141,13 +139,13 @@ def report(
     epilog=example("lmlab long helmet models/llama --data HELMET/data --config HELMET/configs/recall.yaml --out helmet")
 )
 @takes_model
+@options(Loading, "loading", precision="auto")
 def helmet(
     model: ModelPlace,
+    loading: Loading,
     data: Annotated[Path, typer.Option(help="HELMET's folder data.")],
     config: Annotated[Path, typer.Option(help="A configuration of HELMET (YAML).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results, under HELMET's names.")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "auto",
 ) -> None:
     """Measure a model on HELMET's own files. Prompts are worded as here, not as there."""
     from lmlab.distributed import joined, world
@@ -155,7 +153,7 @@ def helmet(
     from lmlab.methods.prolong.evaluate import evaluate_helmet
 
     with joined():
-        found = evaluate_helmet(Evaluator.load(model, device, precision), config, data, out, model)
+        found = evaluate_helmet(Evaluator.load(model, loading.device, loading.precision), config, data, out, model)
         if world().is_main:
             rows: list[list[object]] = [
                 [name, metric, f"{value:.2f}"] for name, each in found.items() for metric, value in each.items()
@@ -171,19 +169,19 @@ def helmet(
 )
 @takes_model
 @options(PerplexitySettings)
+@options(Loading, "loading")
 def ppl(
     model: ModelPlace,
+    loading: Loading,
     keys: Annotated[Path, typer.Option(help="Key tokens: read where the file exists, else found by this model.")],
     settings: PerplexitySettings,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
 ) -> None:
     """LongPPL: the perplexity of the tokens that need what stands far before them. They are found once, by the base,
     and kept, so that other models are measured on the same ones.
     """
     from lmlab.methods.prolong.perplexity import measure_long_ppl
 
-    found = measure_long_ppl(model, keys, settings, device, precision)
+    found = measure_long_ppl(model, keys, settings, loading.device, loading.precision)
     long = "there are no key tokens" if found.long_perplexity is None else f"LongPPL {found.long_perplexity:.3f}"
     print(f"{long}; perplexity {found.perplexity:.3f}; {found.keys:,} key tokens of {found.tokens:,}.\nKeys: {keys}")
 

@@ -17,6 +17,7 @@ class MeasuringSettings(Config):
     Attributes:
         mode: generate lets the model write; forced reads off how probable the right answer is, in one pass.
         chat: ask by the model's chat template; its tokens count.
+        share: read what questions have in common once.
         controls: also ask without the context, and with the one passage that answers alone.
         short_tasks: tasks of `lmlab eval` with short prompts, measured beside, to see what a longer window costs.
         short_limit: most questions of each of them.
@@ -26,6 +27,7 @@ class MeasuringSettings(Config):
 
     mode: Mode = "generate"
     chat: bool = False
+    share: Annotated[bool, NO_INFLUENCE] = True
     controls: bool = True
     short_tasks: Annotated[list[str], Flag(("--short-task",))] = []
     short_limit: PositiveInt | None = 200

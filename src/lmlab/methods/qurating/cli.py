@@ -8,9 +8,17 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import DomainField, DryRun, IdField, Redo, Set, Split, TextField, example
+from lmlab.commandline.options import DryRun, Redo, Set, example
+from lmlab.data.sources.reading.fields import ReadingOptions
 from lmlab.errors import UserError, reads
-from lmlab.methods.qurating.config import AnnotateOptions, PairConfig, QualityJudgeConfig
+from lmlab.methods.qurating.config import (
+    AnnotateConfig,
+    AnnotateOptions,
+    JudgeStageConfig,
+    PairConfig,
+    QualityJudgeConfig,
+    RaterStageConfig,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +33,7 @@ Criteria = Annotated[
         help="A criterion to judge by; with a clause, or @FILE, one of your own. May be repeated.",
     ),
 ]
+Corpus = Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
 
 
@@ -38,43 +47,32 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the
         " clearer.' --out judged",
     )
 )
+@options(JudgeStageConfig, "stage", only=("tokenizer",))
 @options(QualityJudgeConfig)
 @options(PairConfig, "pairs")
+@options(ReadingOptions, "fields")
 def judge(
-    corpus: Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")],
-    tokenizer: Annotated[
-        Path, typer.Option(help="Directory of the rater's tokenizer, by which excerpts are measured.")
-    ],
+    corpus: Corpus,
+    stage: JudgeStageConfig,
     settings: QualityJudgeConfig,
     pairs: PairConfig,
+    fields: ReadingOptions,
     criterion: Criteria = ["educational_value"],  # noqa: B006
-    price: Annotated[
-        str | None, typer.Option(help="PROMPT,COMPLETION in US dollars a million tokens.", show_default=False)
-    ] = None,
-    text_field: TextField = "text",
-    id_field: IdField = None,
-    domain_field: DomainField = None,
-    split: Split = None,
     out: Out = Path("judgments"),
 ) -> None:
     """Compare excerpts by criteria and write soft labels.
 
     Replies are kept: the same command after a kill asks only what is missing.
     """
-    from lmlab.config import validate
-    from lmlab.endpoints import Price
     from lmlab.judging.judges.find import check_judge
     from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
     from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
     from lmlab.runs import Vocabulary
 
-    settings = settings.model_copy(
-        update={"price": None if price is None else validate(Price, _price(price), "--price")}
-    )
     check_judge(settings.judge)
-    documents = documents_at(corpus, text_field, id_field, domain_field, split)
+    documents = documents_at(corpus, fields)
     out.mkdir(parents=True, exist_ok=True)
-    words = Vocabulary.find(tokenizer).load()
+    words = Vocabulary.find(stage.tokenizer).load()
     found = judge_documents(documents, words, parse_criteria(criterion), settings, pairs, out)
     print(
         f"{found['groups']:,} groups, {found['questions']:,} questions; {len(found['missing'])} kinds of missing"
@@ -84,11 +82,12 @@ def judge(
 
 
 @app.command("judge-report", epilog=example("lmlab quality judge-report judged --out judged.html"))
+@options(QualityJudgeConfig, only=("generations",))
 def judge_report(
     judged: Annotated[
         Path, typer.Argument(help="Folder that `lmlab quality judge` wrote, or judgments in a published layout.")
     ],
-    generations: Annotated[int, typer.Option(min=1, help="Votes of a question in published judgments.")] = 20,
+    settings: QualityJudgeConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("judgments.html"),
 ) -> None:
     """Show how sure a judge is, what the order of texts does to it, and what labels are missing where."""
@@ -103,7 +102,10 @@ def judge_report(
     else:
         judgments = list(read_judgments(judged))
         connected = components([each.ids or each.texts for each in judgments])
-        figures = summarize(Judged(judgments), generations) | {"judge": str(judged), "connected_sets": connected}
+        figures = summarize(Judged(judgments), settings.generations) | {
+            "judge": str(judged),
+            "connected_sets": connected,
+        }
 
     @reads("what a judging found")
     def show(path: Path) -> None:
@@ -123,17 +125,13 @@ def judge_report(
         " --out rater",
     )
 )
+@options(RaterStageConfig, "stage", only=("init", "tokenizer"))
 def train(
     judgments: Annotated[
         Path,
         typer.Argument(help="Judgments: a folder of `judge`, or Parquet, Arrow or JSON lines in a published layout."),
     ],
-    init: Annotated[
-        Path | None, typer.Option(help="Language model whose body the rater takes over.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Tokenizer of a rater from scratch.", show_default=False)
-    ] = None,
+    stage: RaterStageConfig,
     heldout: Annotated[
         Path | None,
         typer.Option(help="Judgments to measure on, in place of a share of the others.", show_default=False),
@@ -150,7 +148,7 @@ def train(
     from lmlab.methods.qurating.stages import judgments_of
     from lmlab.runs import Model, Vocabulary
 
-    if (init is None) == (tokenizer is None):
+    if (stage.init is None) == (stage.tokenizer is None):
         raise UserError("Give either --init, a model to start from, or --tokenizer, for a rater from scratch.")
     config = validate(RaterConfig, apply_overrides({}, set or []), "--set")
     found = list(read_judgments(judgments_of(judgments)))
@@ -159,8 +157,8 @@ def train(
     held = None if heldout is None else list(read_judgments(judgments_of(heldout)))
     criteria = config.criteria or tuple(found[0].average)
     with joined() as world:
-        start = None if init is None else Model.find(init)
-        words = start.tokenizer() if start else Vocabulary.find(tokenizer or Path()).load()
+        start = None if stage.init is None else Model.find(stage.init)
+        words = start.tokenizer() if start else Vocabulary.find(stage.tokenizer or "").load()
         trained = train_rater(found, criteria, words, config, out, start, held)
     if world.is_main:
         metrics = trained.results.get("metrics", {})
@@ -181,10 +179,11 @@ def train(
         "torchrun --nproc-per-node 8 -m lmlab quality annotate corpus/ --rater rater --out rated",
     )
 )
+@options(AnnotateConfig, "stage", only=("rater",))
 @options(AnnotateOptions)
 def annotate(
-    corpus: Annotated[str, typer.Argument(help="File, glob, folder or URL of texts or records.")],
-    rater: Annotated[Path, typer.Option(help="Directory of a rater.")],
+    corpus: Corpus,
+    stage: AnnotateConfig,
     settings: AnnotateOptions,
     out: Out = Path("rated"),
 ) -> None:
@@ -197,14 +196,14 @@ def annotate(
     device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _cuda() else "auto"
     job = Annotation(
         corpus,
-        str(rater),
+        stage.rater,
         str(out),
         settings.text,
         settings.id,
         settings.input_ids,
         None if settings.ids_tokenizer is None else str(settings.ids_tokenizer),
         settings.block,
-        None if settings.columns is None else tuple(settings.columns.split(",")),
+        settings.columns or None,
         device,
         settings.precision,
         settings.split,
@@ -239,16 +238,6 @@ def pipeline(
     from lmlab.methods.qurating.commands.pipeline import pipeline_recipe
 
     execute(pipeline_recipe(apply_overrides(read_yaml(file), set or []), f"'{file}'"), out, dry_run, redo)
-
-
-def _price(text: str | None) -> dict[str, float] | None:
-    if text is None:
-        return None
-    prompt, _, completion = text.partition(",")
-    try:
-        return {"prompt": float(prompt), "completion": float(completion)}
-    except ValueError:
-        raise UserError(f"--price {text}: expected two numbers.", "Write it as 0.15,0.60.") from None
 
 
 def _cuda() -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.config import NO_INFLUENCE, Config, Flag, names_in
 from lmlab.distributed import Backend
 from lmlab.errors import UserError
 from lmlab.judging import Criterion, JudgeConfig, load_wording
@@ -192,14 +192,19 @@ class AnnotateOptions(RatingOptions):
     Attributes:
         input_ids: field with token ids to use in place of texts.
         ids_tokenizer: directory of the tokenizer that made them.
-        columns: columns of the corpus to keep, with commas between them; by default all.
+        columns: columns of the corpus to keep, with commas between them or repeated; by default all.
         gpus: GPUs of each process, for Ray.
     """
 
     input_ids: str | None = None
     ids_tokenizer: Path | None = None
-    columns: str | None = None
+    columns: tuple[str, ...] = ()
     gpus: float = Field(default=0, ge=0)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        return names_in(value)
 
 
 class AnnotateConfig(RatingOptions):
@@ -219,7 +224,7 @@ class AnalysisConfig(Config):
 
     Attributes:
         clusters: topics; 0 for none.
-        groups: columns whose labels the table of bias goes by.
+        groups: columns whose labels the table of bias goes by, with commas between them or repeated.
         examples: texts of each kind to be read.
         max_rows: of larger corpora, so many rows are looked at.
     """
@@ -228,6 +233,11 @@ class AnalysisConfig(Config):
     groups: tuple[str, ...] = ()
     examples: int = Field(default=3, ge=0)
     max_rows: PositiveInt = 20_000
+
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _groups(cls, value: Any) -> Any:
+        return names_in(value)
 
 
 class SelectStageConfig(SelectionSettings):

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.swebench.commands import asking, building, making, running
-from lmlab.methods.swebench.commands.shared import Instances, Split
+from lmlab.methods.swebench.config import InstancesConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,13 +36,13 @@ app.command("eval", epilog=running.evaluate_help)(running.evaluate)
 
 
 @app.command(epilog=example("lmlab swe grade test_output.txt --instances lite.jsonl --id sympy__sympy-24213"))
+@options(InstancesConfig, "chosen", only=("instances", "split"))
 def grade(
     log: Annotated[Path, typer.Argument(help="Log of a test run, of any harness from 1.x to 5.x.")],
-    instances: Instances,
+    chosen: InstancesConfig,
     id: Annotated[
         str | None, typer.Option(help="Instance, by default the folder's or file's name.", show_default=False)
     ] = None,
-    split: Split = None,
     network: Network = True,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write report.json there.", show_default=False)
@@ -54,7 +55,7 @@ def grade(
     from lmlab.methods.swebench.instances.load import load_instances
 
     name = id or (log.name.removesuffix(".eval.log").split(".")[0] if log.name.endswith(".log") else log.parent.name)
-    (instance,) = load_instances(instances, split, [name])
+    (instance,) = load_instances(chosen.instances, chosen.split, [name])
     verdict = grade_log(instance, read_log_file(log), network=network)
     if out is not None:
         write_json(out, verdict.report())
@@ -73,14 +74,14 @@ def grade(
         "lmlab swe report old-logs/ --instances lite.jsonl --out run.json",
     )
 )
+@options(InstancesConfig, "chosen", only=("instances", "split"))
 def report(
     logs: Annotated[Path, typer.Argument(help="Folder with logs of any harness from 1.x to 5.x.")],
-    instances: Instances,
+    chosen: InstancesConfig,
     predictions: Annotated[
         str | None,
         typer.Option("--predictions", "-p", help="Patches, for those that are empty or missing.", show_default=False),
     ] = None,
-    split: Split = None,
     network: Network = True,
     write: Annotated[bool, typer.Option("--write", help="Put the report.json of each log beside it.")] = False,
     out: Annotated[
@@ -94,7 +95,7 @@ def report(
     from lmlab.methods.swebench.grading.regrading import report_of_logs
     from lmlab.methods.swebench.instances.load import load_instances
 
-    found = report_of_logs(logs, load_instances(instances, split), predictions, write, network)
+    found = report_of_logs(logs, load_instances(chosen.instances, chosen.split), predictions, write, network)
     table = Table()
     for name in ("logs of", "graded", "resolved", "unresolved", "not valid", "empty", "share, 95 % interval"):
         table.add_column(name, justify="left" if name == "logs of" else "right")

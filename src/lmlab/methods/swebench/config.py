@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.runs import VocabularyInput
 
 
 class WorkspaceConfig(Config):
@@ -78,9 +79,39 @@ class InstancesConfig(Config):
     Attributes:
         instances: a .jsonl, .json or .parquet file, a folder, a task repository, or full, lite, verified.
         split: of the instances; by default test where there are several.
-        ids: only these.
+        ids: only this instance; may be repeated.
     """
 
-    instances: str
+    instances: Annotated[str, Flag(("--instances", "-i"))]
     split: str | None = None
-    ids: tuple[str, ...] | None = None
+    ids: Annotated[tuple[str, ...] | None, Flag(("--id",))] = None
+
+
+class CountingConfig(Config):
+    """How tokens of prompts are counted.
+
+    Attributes:
+        tokenizer: whose tokens count, a directory of a tokenizer or model; without it four bytes are a token.
+    """
+
+    tokenizer: VocabularyInput | None = None
+
+
+class RequiredConfig(Config):
+    """What stands in an environment beside the package and pytest.
+
+    Attributes:
+        requirements: a package that the tests need; may be repeated.
+    """
+
+    requirements: Annotated[tuple[str, ...], Flag(("--require",))] = ()
+
+
+class NamedConfig(Config):
+    """What a repository is called.
+
+    Attributes:
+        name: OWNER/NAME, by default of the remote or folder.
+    """
+
+    name: str | None = None

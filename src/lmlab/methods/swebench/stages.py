@@ -14,7 +14,7 @@ from lmlab.endpoints import Endpoint
 from lmlab.errors import LmlabError
 from lmlab.files import describe
 from lmlab.methods.swebench.artifacts import Patches
-from lmlab.methods.swebench.config import EvaluateConfig, InstancesConfig, WorkspaceConfig
+from lmlab.methods.swebench.config import CountingConfig, EvaluateConfig, InstancesConfig, WorkspaceConfig
 from lmlab.methods.swebench.grading.run_report import log_folder
 from lmlab.methods.swebench.harness.evaluate import evaluate
 from lmlab.methods.swebench.harness.open import open_judge, open_workspaces, trees_beside
@@ -26,7 +26,7 @@ from lmlab.methods.swebench.instances.load import load_instances
 from lmlab.methods.swebench.instances.predictions import GOLD, by_model, load_predictions
 from lmlab.methods.swebench.report import evaluation_page, model_sections
 from lmlab.reports import Section
-from lmlab.runs import Artifact, ModelInput, Results, Stage, StageContext, Vocabulary, VocabularyInput
+from lmlab.runs import Artifact, ModelInput, Results, Stage, StageContext, Vocabulary
 from lmlab.runs.stage import InputMarker
 
 _RUN = "run"
@@ -37,18 +37,16 @@ PatchesInput = Annotated[str, InputMarker(Patches)]
 """An input where patches are looked for."""
 
 
-class SweInferConfig(InstancesConfig, InferConfig, WorkspaceConfig):
+class SweInferConfig(InstancesConfig, InferConfig, WorkspaceConfig, CountingConfig):
     """What the stage `swe_infer` asks, and whom.
 
     Attributes:
         model: a model of this recipe, or any on the disk; it is run in this process.
         endpoint: a model that is served somewhere, in place of `model`.
-        tokenizer: counts the tokens of prompts; without it four bytes are a token.
     """
 
     model: ModelInput | None = None
     endpoint: Endpoint | None = None
-    tokenizer: VocabularyInput | None = None
 
     @model_validator(mode="after")
     def _check_model(self) -> SweInferConfig:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import DryRun, Out, Redo, Set, example, print_table, run_stages
+from lmlab.commandline.options import DryRun, Out, Redo, Set, Vary, example, print_table, run_stages
 from lmlab.errors import LmlabError, UserError
 from lmlab.methods.transformer_programs.commands.shared import (
     joined,
@@ -30,6 +30,7 @@ from lmlab.methods.transformer_programs.config import (
     RowsConfig,
     TrainSettings,
 )
+from lmlab.runs.loading import AtOnce
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,12 +74,13 @@ def train(
     )
 )
 @options(HalvingConfig, "halving")
+@options(AtOnce, "how", only=("workers",))
 def sweep(
     recipe: Annotated[Path, typer.Argument(help="A recipe with one stage train_program.")],
-    vary: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE,... as for 'lmlab sweep'; may be repeated.")],
+    vary: Vary,
     halving: HalvingConfig,
+    how: AtOnce,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the runs.")] = Path("runs/programs-sweep"),
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once.", show_default=False)] = None,
     ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster.")] = False,
 ) -> None:
     """Train many shapes by successive halving: all for a short time, the better part for longer."""
@@ -87,7 +89,7 @@ def sweep(
     from lmlab.methods.transformer_programs.training.sweep import sweep as halve
     from lmlab.runs import parse_axes
 
-    rows = halve(recipe, parse_axes(vary), out, halving, workers, "ray" if ray else "processes")
+    rows = halve(recipe, parse_axes(vary), out, halving, how.workers, "ray" if ray else "processes")
     table = Table("rung", "run", "epochs", "validation, %", "test, %", "best seed")
     for row in rows:
         test = "" if row.test_accuracy is None else f"{100 * row.test_accuracy:.2f}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
 from lmlab.judging import AnswerJudgeConfig
-from lmlab.judging.config import EndpointSettings
+from lmlab.judging.config import EndpointSettings, PriceTable
 from lmlab.runs import Input, ModelInput, VocabularyInput
 
 Book = Literal["open", "closed"]
@@ -46,20 +46,13 @@ class AnswerConfig(Config):
     precision: Literal["fp32", "bf16", "auto"] = "auto"
 
 
-class EndpointConfig(EndpointSettings):
+class EndpointConfig(EndpointSettings, PriceTable):
     """What may be asked of an endpoint, and what it must not be told.
 
     Attributes:
-        rpm: most requests a minute.
-        tpm: most tokens a minute.
-        max_cost_usd: a ceiling in US dollars, which needs the price.
-        prices: a YAML file of models to prices, in USD per million tokens (prompt, completion, cached_prompt).
         redact: regular expressions; what they find in texts becomes [redacted] before an endpoint gets them.
     """
 
-    rpm: PositiveFloat | None = None
-    tpm: PositiveFloat | None = None
-    prices: str | None = None
     redact: tuple[str, ...] = ()
 
 
@@ -210,8 +203,8 @@ class TutorMixConfig(MixConfig):
     """A stage that makes tokens of dialogues.
 
     Attributes:
-        dialogues: an earlier stage, or a file of records.
-        tokenizer: whose tokens they become.
+        dialogues: an earlier stage, or records of TutorChat: JSON lines, Parquet, or a folder.
+        tokenizer: whose tokens they become: a directory of a tokenizer or model.
         split: the dialogues of an earlier stage that are taken.
     """
 

@@ -21,7 +21,7 @@ def is_endpoint(model: str) -> bool:
     return model.partition(":")[0] in _BACKENDS
 
 
-def price_of(prices: str | None, model: str) -> Price | None:
+def price_of(prices: Path | None, model: str) -> Price | None:
     """The price of a model such as `openai:NAME` in a file; None for an unknown one.
 
     Raises:
@@ -30,7 +30,7 @@ def price_of(prices: str | None, model: str) -> Price | None:
     return None if prices is None else load_price(prices, model.partition(":")[2] or model)
 
 
-def endpoint_of(model: str, config: EndpointConfig, replies: Path | None = None) -> Endpoint:
+def endpoint_of(model: str, config: EndpointConfig) -> Endpoint:
     """The endpoint that a text such as `openai:MODEL` or `local:DIRECTORY` names.
 
     Raises:
@@ -38,14 +38,10 @@ def endpoint_of(model: str, config: EndpointConfig, replies: Path | None = None)
         BadPriceTable: the table of prices is wrong.
     """
     refuse_secrets(config.base_url)
-    options = config.endpoint_options() | {
-        "requests_per_minute": config.rpm,
-        "tokens_per_minute": config.tpm,
-        "replies": replies,
-    }
-    price = price_of(config.prices, model) or config.price
-    given = {name: value for name, value in (options | {"price": price}).items() if value is not None}
-    return Endpoint.named(model, **given)
+    options = config.endpoint_options()
+    if (price := price_of(config.prices, model)) is not None:
+        options["price"] = price
+    return Endpoint.named(model, **options)
 
 
 def refuse_secrets(base_url: str | None) -> None:

@@ -16,7 +16,9 @@ class GenerationConfig(Config):
     Attributes:
         max_new_tokens: most tokens to add.
         temperature: 0 is greedy.
-        top_k, top_p, min_p: which tokens may be drawn (`keep_likely`).
+        top_k: draw among so many likeliest tokens (`keep_likely`).
+        top_p: draw among the likeliest tokens that hold this probability together.
+        min_p: draw among tokens with at least this share of the likeliest one's probability.
         repetition_penalty: logits of tokens that the prompt or the continuation holds are divided by it where they are
             positive, and multiplied where they are negative, before anything else (Keskar et al. 2019, section 4.1).
         num_samples: continuations of each prompt.

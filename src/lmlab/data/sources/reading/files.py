@@ -9,10 +9,10 @@ from typing import IO, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from lmlab.config import Config
 from lmlab.data.documents import Reject
 from lmlab.data.sources.reading.dataset_card import MAX_BYTES, Card, read_card
 from lmlab.data.sources.reading.dataset_card import NAME as CARD
+from lmlab.data.sources.reading.fields import SplitOption
 from lmlab.data.sources.reading.parts import missing_parts
 from lmlab.data.sources.reading.splits import ALL, Choice, canonical, choose_files
 from lmlab.errors import LmlabError
@@ -73,13 +73,12 @@ _NO_TEXT = {
 _LONGEST_MAGIC = max(map(len, _NO_TEXT))
 
 
-class FileSource(Config):
+class FileSource(SplitOption):
     """Files by path, glob, folder or URL; .gz, .bz2, .xz, .zst and .lz4 are decompressed.
 
     Attributes:
         path: where they are; of the files below a folder, those that are named as the kind of source expects.
         domain: of all documents.
-        split: which split is read, by name, or `all`; by default `train` where there are several.
         damaged: a file that is damaged or ends early is an `error`; `keep` warns and keeps what can be read.
         max_record_bytes: a longer record, line, row or text is set aside, and no more of it is read.
         max_expansion: how many times its size a compressed file may grow to.
@@ -87,7 +86,6 @@ class FileSource(Config):
 
     path: str
     domain: str | None = None
-    split: str | None = None
     damaged: Literal["error", "keep"] = "error"
     max_record_bytes: int = Field(default=2**25, gt=0)
     max_expansion: float = Field(default=MAX_EXPANSION, ge=1)

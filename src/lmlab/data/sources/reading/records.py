@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from lmlab.data.documents import Document, Reject
+from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.data.sources.reading.files import FileSource
 from lmlab.data.sources.reading.splits import ALL
 from lmlab.files import ParseError, json_value
@@ -18,20 +19,16 @@ OF_SPLIT = "of the split "
 """How the reason of a record begins that is set aside because it is of another split."""
 
 
-class RecordSource(FileSource):
+class RecordSource(FileSource, RecordFields):
     """Records with named fields.
 
     Attributes:
-        text_field, id_field, domain_field, group_field: dotted paths, as `meta.source`; an id that is not named is the
-            place of the record. A fixed `domain` goes before `domain_field`.
+        group_field: dotted field with the group of a record.
         split_field: the field that says which split a record is of; by default `split`, where it says so.
         redteam: `drop` leaves out records that say they were crafted to attack a model (`redteam: true`, there or in
             `metadata`), as sets of `lmlab poison` do; `keep` reads them.
     """
 
-    text_field: str = "text"
-    id_field: str | None = None
-    domain_field: str | None = None
     group_field: str | None = None
     split_field: str | None = None
     redteam: Literal["drop", "keep"] = "drop"

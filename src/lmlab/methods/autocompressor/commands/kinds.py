@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example
+from lmlab.commandline.options import ModelPlace, example
 from lmlab.errors import UserError
 from lmlab.methods.autocompressor.comparing.config import CompareConfig
-from lmlab.methods.autocompressor.kinds.config import CartridgeConfig
+from lmlab.methods.autocompressor.kinds.config import CartridgeConfig, KindConfig
+from lmlab.runs.loading import Loading
 
 if TYPE_CHECKING:
     from lmlab.data import Tokenizer
@@ -30,16 +31,16 @@ cartridge_help = example(
 
 
 @options(CompareConfig)
+@options(Loading, "loading")
 def compare(
-    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
+    model: ModelPlace,
     settings: CompareConfig,
+    loading: Loading,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the rows and the table.")],
     trained: Annotated[
         list[Path] | None,
         typer.Option(help="A kind that was trained (compress_fit); may be repeated.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
 ) -> None:
     """Compare kinds of compression at equal key-value positions: what answers lose, with another context's memory as
     control, and bytes. The same command after a kill goes on with the contexts that are missing.
@@ -52,7 +53,7 @@ def compare(
     from lmlab.methods.autocompressor.comparing.run import TABLE, compare
     from lmlab.methods.autocompressor.comparing.table import COLUMNS, cells
 
-    evaluator = Evaluator.load(model, device, precision)
+    evaluator = Evaluator.load(model, loading.device, loading.precision)
     lines = compare(evaluator, settings, out, _trained(trained or [], evaluator))
     table = Table(*COLUMNS, box=box.SIMPLE)
     for line in lines:
@@ -77,14 +78,15 @@ def _trained(places: list[Path], evaluator: Evaluator) -> dict[str, Compressor]:
     return found
 
 
+@options(KindConfig, only=("ratio",))
+@options(Loading, "loading")
 def probe(
-    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
+    model: ModelPlace,
     files: Annotated[list[Path], typer.Argument(help="Text files; more than one for intervals.")],
+    settings: KindConfig,
+    loading: Loading,
     kind: Annotated[str, typer.Option(help="A kind of compression that needs no training.")] = "prune:kvzip",
-    ratio: Annotated[float, typer.Option(min=1, help="Tokens to each key-value position that is kept.")] = 4.0,
     tokens: Annotated[int, typer.Option(min=16, help="Most tokens of each text.")] = 512,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto, the faster one here.")] = "fp32",
 ) -> None:
     """Say what a memory has lost: texts are said again from it, and names, numbers and rare words counted apart."""
     from rich import box
@@ -95,7 +97,7 @@ def probe(
     from lmlab.methods.autocompressor.comparing.probe import probe
     from lmlab.methods.autocompressor.kinds.base import create
 
-    evaluator = Evaluator.load(model, device, precision)
+    evaluator = Evaluator.load(model, loading.device, loading.precision)
     if evaluator.model is None:
         raise UserError("This model is run by another library; memories need a model of lmlab.")
     texts = [_ids(evaluator.tokenizer, file)[:tokens] for file in files]
@@ -105,7 +107,7 @@ def probe(
     if compressor.learns:
         raise UserError(f"'{kind}' must be trained before it is probed.", "Probe it from Python: comparing.probe.")
     table = Table("words", "tokens", "NLL without", "whole text", "memory", "gain retained", box=box.SIMPLE)
-    for line in probe(evaluator.model, compressor, evaluator.tokenizer, texts, ratio):
+    for line in probe(evaluator.model, compressor, evaluator.tokenizer, texts, settings.ratio):
         kept = line.retained
         losses = (f"{each:.3f}" for each in (line.without, line.whole, line.kept))
         table.add_row(line.words, f"{line.tokens:,}", *losses, f"{kept.value:.2f} ({kept.low:.2f} to {kept.high:.2f})")
@@ -120,12 +122,13 @@ def _ids(tokenizer: Tokenizer, file: Path) -> list[int]:
 
 
 @options(CartridgeConfig, exclude=("ratio", "sinks"))
+@options(Loading, "loading", only=("device",))
 def cartridge(
-    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a train stage, a run, a checkpoint, GGUF.")],
+    model: ModelPlace,
     file: Annotated[Path, typer.Argument(help="A text file.")],
     settings: CartridgeConfig,
+    loading: Loading,
     out: Annotated[Path, typer.Option("--out", "-o", help="The rows, as a memory (safetensors).")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Train a few rows of keys and values to stand for one text. The same command after a kill goes on."""
     from dataclasses import replace
@@ -138,7 +141,7 @@ def cartridge(
     from lmlab.runs import Model
 
     found = Model.find(model)
-    network = found.load(select_device(device), torch.float32)
+    network = found.load(select_device(loading.device), torch.float32)
     ids = _ids(found.tokenizer(), file)
     if not ids:
         raise UserError(f"'{file}' has no text.")

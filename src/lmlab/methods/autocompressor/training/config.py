@@ -9,6 +9,7 @@ from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from lmlab.config import Config
 from lmlab.methods.autocompressor.config import (
     CompressorConfig,
+    OtherLines,
     PplConfig,
     SegmentsConfig,
     SummaryInit,
@@ -58,19 +59,15 @@ class CompressTrainConfig(Config):
         return self
 
 
-class CompressPplConfig(PplConfig):
+class CompressPplConfig(PplConfig, OtherLines):
     """A measurement of a compressor on documents.
 
     Attributes:
         compressor: what is measured.
         documents: the texts.
         split: of them, where a stage collected them: heldout or train.
-        rmt: a compressor that replaces vectors, for the line rmt.
-        base: a plain model, for the line base.
     """
 
     compressor: ModelInput
     documents: DocumentsInput
     split: Literal["heldout", "train"] = "heldout"
-    rmt: ModelInput | None = None
-    base: ModelInput | None = None

@@ -10,7 +10,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example, print_table
 from lmlab.errors import UserError, reads
-from lmlab.methods.corpus_poisoning.commands.shared import collection_options, encoder_options, retriever
+from lmlab.methods.corpus_poisoning.commands.shared import Queries, collection_options, encoder_options, retriever
 from lmlab.methods.corpus_poisoning.config import CraftConfig, HardenConfig, ParityConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig
 
@@ -61,9 +61,7 @@ def craft(
     reference: ParityConfig,
     which: EncoderConfig,
     out: Annotated[Path, typer.Option("--out", "-o", "--output_file", help="Folder of the attack.")] = Path("attack"),
-    queries: Annotated[
-        str | None, typer.Option(help="Other queries: a file or folder; then judgments are not needed.")
-    ] = None,
+    queries: Queries = None,
     payload_file: Annotated[
         Path | None,
         typer.Option(help="A text of your own for every passage, which the report shows.", show_default=False),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lmlab.commandline.options import example
+from lmlab.commandline.from_config import changes
+from lmlab.commandline.options import AsJson, example
 from lmlab.errors import UserError
-from lmlab.methods.corpus_poisoning.commands.shared import AsJson, encoder_options, retriever
+from lmlab.methods.corpus_poisoning.commands.shared import encoder_options, retriever
+from lmlab.methods.corpus_poisoning.config import CraftConfig
 from lmlab.retrieval.config import EncoderConfig
 
 import_help = example(
@@ -20,14 +22,13 @@ export_help = example("lmlab poison export attack --out results --name nq --enco
 
 
 @encoder_options(exclude=("cache", "precision"))
+@changes(CraftConfig, ("k",), "chosen", {"k": "Here those of which set, where the folder has several."})
 def import_(
     source: Annotated[Path, typer.Argument(help="The reference's folder of JSON files, or PoisonedRAG's file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the overlay.")],
     which: EncoderConfig,
+    chosen: dict[str, Any],
     form: Annotated[str, typer.Option(help="reference or poisonedrag.")] = "reference",
-    k: Annotated[
-        int | None, typer.Option("--k", "--num_advp", min=1, help="Which k of several.", show_default=False)
-    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Take what is there of incomplete sets.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +48,7 @@ def import_(
     if form != "reference":
         raise UserError(f"--form {form}: reference or poisonedrag.")
     made = retriever(which)
-    found, about = read_reference(source, made.encoder.tokenizer, k, partial)
+    found, about = read_reference(source, made.encoder.tokenizer, chosen.get("k"), partial)
     found.save(out)
     if as_json:
         print(json.dumps({"passages": len(found), **about, "out": str(out)}))

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example, print_table
+from lmlab.commandline.options import AsJson, example, print_table
 from lmlab.errors import UserError
 from lmlab.methods.corpus_poisoning.commands.shared import (
-    AsJson,
     Passages,
+    Queries,
     collection_options,
     encoder_options,
     retriever,
@@ -22,6 +22,7 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
 from lmlab.methods.corpus_poisoning.config import DepthsConfig, DetectorsConfig, RateConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig, SearchConfig
 
+Attacks = Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")]
 evaluate_help = example("lmlab poison evaluate --passages attack --data data/scifact --encoder minilm --k 10 --k 20")
 transfer_help = example(
     "lmlab poison transfer --passages attack --data data/scifact --data data/fiqa --encoder minilm --encoder models/e5"
@@ -44,7 +45,7 @@ def evaluate(
     depths: DepthsConfig,
     how: SearchConfig,
     which: EncoderConfig,
-    queries: Annotated[str | None, typer.Option(help="Other queries on the same corpus.", show_default=False)] = None,
+    queries: Queries = None,
     attack_queries: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +108,7 @@ def show(found: dict[str, Any]) -> None:
 @collection_options(exclude=("data",))
 @encoder_options(exclude=("encoder", "query_encoder"))
 def transfer(
-    passages: Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")],
+    passages: Attacks,
     data: Annotated[list[str], typer.Option("--data", "-d", help="BEIR folders; may be repeated.")],
     encoder: Annotated[list[str], typer.Option("--encoder", "-e", help="Encoders; may be repeated.")],
     collection: CollectionConfig,
@@ -186,7 +187,7 @@ def answers(
 @encoder_options()
 def report(
     collection: CollectionConfig,
-    passages: Annotated[list[Path], typer.Option("--passages", "-p", help="Folders of attacks; may be repeated.")],
+    passages: Attacks,
     settings: DetectorsConfig,
     depths: DepthsConfig,
     strictness: RateConfig,

@@ -27,7 +27,14 @@ _ENCODER = {
 Passages = Annotated[
     Path, typer.Option("--passages", "-p", "--advp_path", help="Crafted passages: a folder, or adversarial.jsonl.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Queries = Annotated[
+    str | None,
+    typer.Option(
+        "--queries",
+        help="Other queries on the same corpus, a file or folder; an attack needs no judgments then.",
+        show_default=False,
+    ),
+]
 Gate = Annotated[Path, typer.Option("--gate", "-g", help="Folder of a fitted gate.")]
 
 

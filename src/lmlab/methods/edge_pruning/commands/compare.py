@@ -16,15 +16,15 @@ from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.cli import app
 from lmlab.methods.edge_pruning.commands.shared import (
     Figures,
-    Seed,
     Set,
-    Steps,
     configs_of,
     load_model,
     require_comparable,
+    search_options,
     task_of,
 )
 from lmlab.methods.edge_pruning.config import FindConfig, TaskOptions
+from lmlab.runs.loading import Drawn
 
 OnModel = Annotated[
     Path | None,
@@ -41,16 +41,17 @@ OnModel = Annotated[
 )
 @options(FindConfig, exclude=("method", "price", "threshold", "ig_steps", "preset", "warm_start"))
 @options(TaskOptions, "task", exclude=("recompute", "drop_mismatched", "first_token"))
+@search_options
 def compare(
     settings: FindConfig,
     task: TaskOptions,
+    drawn: Drawn,
+    training: dict[str, Any],
     circuits: Annotated[list[Path] | None, typer.Argument(help="Circuits of one graph.", show_default=False)] = None,
     model: OnModel = None,
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="A method to compare; may be repeated.", show_default=False)
     ] = None,
-    steps: Steps = None,
-    seed: Seed = 0,
     out: Figures = None,
     set_: Set = None,
 ) -> None:
@@ -69,12 +70,14 @@ def compare(
     given = settings.model_dump()
     if settings.target is None and settings.num_edges is None:
         given["target"] = 0.95  # methods can be compared at equal size only
-    configs = configs_of(given, set_, steps, task.batch_size, methods or ("edge-pruning", "eap", "eap-ig", "random"))
+    configs = configs_of(
+        given, set_, training.get("steps"), task.batch_size, methods or ("edge-pruning", "eap", "eap-ig", "random")
+    )
     first = next(iter(configs.values()))  # graph and ablation are the same in all
     loaded = load_model(model, task, search=True)
     compared = task_of(loaded, first, task)
     held_out = loaded.held_out_task(compared, task) or compared
-    _compare_methods(compared, held_out, configs, seed, loaded.ground_truth.get(first.ablation), task.force, out)
+    _compare_methods(compared, held_out, configs, drawn.seed, loaded.ground_truth.get(first.ablation), task.force, out)
 
 
 class _Point(Config):

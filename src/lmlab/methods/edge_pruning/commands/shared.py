@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from lmlab.commandline.from_config import changes, options
 from lmlab.commandline.options import print_table
-from lmlab.methods.edge_pruning.config import TRAINED, FindConfig, TaskOptions, reads
+from lmlab.methods.edge_pruning.config import TRAINED, EdgePruningConfig, FindConfig, TaskOptions, reads
+from lmlab.runs.loading import Drawn
 
 if TYPE_CHECKING:
     from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.edge_pruning.examples.load import Loaded
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OF_STEPS = {"steps": "Of edge-pruning and node-pruning."}
 
 Model = Annotated[
     Path,
@@ -23,7 +29,6 @@ Model = Annotated[
         help="A model (directory, GGUF file, checkpoint, stage or run), or a program compiled by Tracr.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of gates, masks and the order of examples.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -33,11 +38,15 @@ Set = Annotated[
         show_default=False,
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of edge-pruning or node-pruning.", show_default=False)]
 Figures = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="All figures (and curves, for 'report --curves') as JSON.", show_default=False),
 ]
+
+
+def search_options(command: F) -> F:
+    """Options of a search that stand neither among those of its kind nor of its examples."""
+    return options(Drawn, "drawn")(changes(EdgePruningConfig, ("steps",), "training", _OF_STEPS)(command))
 
 
 def config_of(given: dict[str, Any], overrides: list[str] | None, steps: int | None, batch_size: int) -> FindConfig:

@@ -7,28 +7,31 @@ from typing import Annotated
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
-from lmlab.methods.qurating.cli import app
-from lmlab.methods.qurating.commands.selection import Id, In, Out
+from lmlab.methods.qurating.cli import Out, app
+from lmlab.methods.qurating.commands.selection import In
+from lmlab.methods.qurating.config import RatingOptions
+from lmlab.methods.qurating.selecting.settings import SelectionSettings, ShardOptions
 
 
 @app.command(epilog=example("lmlab quality attributes --in rated --name edu --out attributes/edu"))
+@options(ShardOptions, "written", only=("columns",), notes={"columns": "Of these, by default all NAME_average."})
+@options(SelectionSettings, only=("id",))
+@options(RatingOptions, "reading", only=("text",))
 def attributes(
     where: In,
+    written: ShardOptions,
+    settings: SelectionSettings,
+    reading: RatingOptions,
     name: Annotated[str, typer.Option(help="Of the rater: attributes are called NAME__COLUMN.")] = "quality",
-    columns: Annotated[
-        str | None,
-        typer.Option(help="Columns to write, with commas; by default all NAME_average.", show_default=False),
-    ] = None,
-    id: Id = None,
-    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
     out: Out = Path("attributes"),
 ) -> None:
     """Write ratings as attribute files of Dolma: for each file of documents one of its name, with spans and scores."""
     from lmlab.methods.qurating.analysis.attributes import write_attributes
 
-    wanted = columns.split(",") if columns else []
-    count = write_attributes(list(map(str, where)), out, name, wanted, id=id or "id", text=text_field)
+    found = list(map(str, where)), out, name, written.columns
+    count = write_attributes(*found, id=settings.id or "id", text=reading.text)
     print(f"{count:,} rows.\nAttributes: {out}")
 
 

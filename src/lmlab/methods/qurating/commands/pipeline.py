@@ -12,6 +12,7 @@ from pydantic import Field
 from lmlab.config import Config, validate
 from lmlab.data import KEEP_ALL, source_settings
 from lmlab.errors import UserError
+from lmlab.judging.config import Judging
 from lmlab.methods.qurating.config import AnalysisConfig, CriterionConfig, PairConfig
 from lmlab.methods.qurating.selecting.settings import Mode, SelectionSettings
 from lmlab.runs import Recipe
@@ -34,7 +35,7 @@ class CorpusSection(Config):
     vocab_size: int = 2048
 
 
-class JudgeSection(Config):
+class JudgeSection(Judging):
     """Who judges: `backend` is `offline`, `exact`, `openai` or `local`; `model` its model.
 
     The others are those of the stage.
@@ -42,14 +43,6 @@ class JudgeSection(Config):
 
     backend: str = "offline"
     model: str | None = None
-    mode: str = "logprobs"
-    generations: int = 20
-    orders: str = "both"
-    base_url: str | None = None
-    key_env: str | None = None
-    concurrency: int | None = None
-    price: dict[str, float] | None = None
-    max_cost_usd: float | None = None
 
 
 class AnnotateSection(Config):

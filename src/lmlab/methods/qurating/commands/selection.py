@@ -10,8 +10,9 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.qurating.cli import app
-from lmlab.methods.qurating.selecting.settings import USUAL_SEED, SelectionSettings
+from lmlab.methods.qurating.cli import Out, app
+from lmlab.methods.qurating.config import AnalysisConfig, RatingOptions
+from lmlab.methods.qurating.selecting.settings import USUAL_SEED, SelectionSettings, ShardOptions, TableFormat
 
 In = Annotated[
     list[Path],
@@ -23,11 +24,6 @@ DomainWeights = Annotated[
 TokenizerPath = Annotated[
     Path | None, typer.Option("--tokenizer", help="Counts texts where there are no lengths.", show_default=False)
 ]
-Id = Annotated[
-    str | None,
-    typer.Option("--id", help="Column of ids, by default id, or the row's number.", show_default=False),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
 
 
 @app.command(
@@ -92,16 +88,15 @@ def plan(
     )
 )
 @options(SelectionSettings, exclude=("mode",))
+@options(ShardOptions, "shards")
 def select(
     where: In,
     mode: Annotated[str, typer.Option(help="sample, top_k, bottom_k, uniform, or mixture: the metrics take turns.")],
     settings: SelectionSettings,
+    shards: ShardOptions,
     domain_weights: DomainWeights = None,
     tokenizer: TokenizerPath = None,
     manifest_only: Annotated[bool, typer.Option("--manifest-only", help="Do not write texts.")] = False,
-    shard_tokens: Annotated[str, typer.Option(help="Tokens of a written shard.")] = "500M",
-    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
-    columns: Annotated[str | None, typer.Option(help="Columns to write, by default all.", show_default=False)] = None,
     out: Out = Path("selection"),
 ) -> None:
     """Choose rows up to a number of tokens: manifest.parquet, selection.json, and the rows as shards N-of-M."""
@@ -112,7 +107,6 @@ def select(
     from lmlab.methods.qurating.selecting.table import RatedTable
     from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
-    _check_format(format)
     config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode)
     places = _locations(where)
     settings_of = config.model_dump(mode="json")
@@ -123,9 +117,9 @@ def select(
         write_json(folder.new("selection.json", data=False), report)
         written = []
         if not manifest_only:
-            names = columns.split(",") if columns else None
-            size = max(1, parse_tokens(shard_tokens))
-            written = materialize(places, manifest, out, names, size, format, folder.new)
+            size = max(1, parse_tokens(shards.shard_tokens))
+            names = list(shards.columns) or None
+            written = materialize(places, manifest, out, names, size, shards.format, folder.new)
     print(
         f"{report['rows']:,} of {report['of_rows']:,} rows, {report['tokens']:,} of {report['of_tokens']:,} tokens."
         f" {report['noise']}."
@@ -142,32 +136,25 @@ def select(
         "lmlab quality filter --in rated --min educational_value_average=0.5 --max length=4096 --out filtered"
     )
 )
+@options(SelectionSettings, only=("minimum", "maximum"))
+@options(TableFormat, "files")
 def filter(
     where: In,
-    minimum: Annotated[
-        list[str] | None, typer.Option("--min", metavar="COL=X", help="Least value of a column.", show_default=False)
-    ] = None,
-    maximum: Annotated[
-        list[str] | None, typer.Option("--max", metavar="COL=Y", help="Greatest value of a column.", show_default=False)
-    ] = None,
-    id: Id = None,
-    length: Annotated[str, typer.Option(help="Column of lengths in tokens.")] = "length",
-    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    settings: SelectionSettings,
+    files: TableFormat,
     out: Out = Path("filtered"),
 ) -> None:
     """Keep the rows whose columns are within bounds."""
     from lmlab.files import owned_folder
-    from lmlab.methods.qurating.commands.shared import pairs_of
     from lmlab.methods.qurating.selecting.materialize import filter_rows
     from lmlab.methods.qurating.selecting.table import RatedTable
 
-    _check_format(format)
-    bounds = pairs_of(minimum or [], "--min", float), pairs_of(maximum or [], "--max", float)
+    bounds = settings.minimum, settings.maximum
     if not any(bounds):
         raise UserError("There is no bound.", "Give --min COLUMN=VALUE or --max COLUMN=VALUE.")
     places = _locations(where)
     with owned_folder(out, "lmlab quality filter", [*bounds], RatedTable(places).files) as folder:
-        found = filter_rows(places, *bounds, out, format, folder.new)
+        found = filter_rows(places, *bounds, out, files.format, folder.new)
     print(
         f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are"
         f" not.\nShards: {out}"
@@ -177,29 +164,34 @@ def filter(
 @app.command(
     epilog=example("lmlab quality order --in chosen --metric required_expertise_average --tau 2.0 --out curriculum")
 )
+@options(
+    SelectionSettings,
+    only=("metric", "tau", "id", "seed"),
+    notes={"tau": "Here of the sample that the rows come from; 0 orders by the bare rating."},
+    tau=0.0,
+    seed=USUAL_SEED,
+)
+@options(TableFormat, "files", format="jsonl")
 def order(
     where: In,
-    metric: Annotated[str, typer.Option("--metric", "-m", help="Column to order by.")],
-    tau: Annotated[
-        float,
-        typer.Option(min=0, help="Temperature of the sample that the rows come from; 0 orders by the bare rating."),
-    ] = 0.0,
+    settings: SelectionSettings,
+    files: TableFormat,
     descending: Annotated[bool, typer.Option("--descending", help="High to low.")] = False,
-    id: Id = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = USUAL_SEED,
-    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "jsonl",
     out: Out = Path("curriculum"),
 ) -> None:
     """Write rows in the order of a curriculum. Train on them with `order: {order: sequential}`."""
     from lmlab.files import owned_folder
     from lmlab.methods.qurating.selecting.curriculum import write_ordered
+    from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature
     from lmlab.methods.qurating.selecting.table import RatedTable
 
-    _check_format(format)
     places = _locations(where)
-    settings: dict[str, Any] = {"tau": tau, "seed": seed, "descending": descending, "id": id}
-    with owned_folder(out, "lmlab quality order", [metric, settings], RatedTable(places).files) as folder:
-        path = write_ordered(places, metric, out, **settings, kind=format, place=folder.new)
+    if settings.metric is None:
+        raise UserError("There is no column to order by.", "Name it with --metric.")
+    check_temperature(settings.tau)
+    how: dict[str, Any] = {"tau": settings.tau, "seed": settings.seed, "descending": descending, "id": settings.id}
+    with owned_folder(out, "lmlab quality order", [settings.metric, how], RatedTable(places).files) as folder:
+        path = write_ordered(places, settings.metric, out, **how, kind=files.format, place=folder.new)
     print(f"Rows in order: {out / path.name}")
 
 
@@ -212,9 +204,13 @@ def order(
         "lmlab quality score buckets --in scored --columns dsir_average,linear_average --out tiers",
     )
 )
+@options(RatingOptions, "reading", only=("text",))
+@options(SelectionSettings, only=("id",))
 def score(
     kind: Annotated[str, typer.Argument(help="ppl, dsir, linear, classifier or buckets.")],
     where: In,
+    reading: RatingOptions,
+    settings: SelectionSettings,
     target: Annotated[str | None, typer.Option(help="Good texts, for dsir and linear.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(help="Language model, for ppl.", show_default=False)] = None,
     grades: Annotated[
@@ -223,8 +219,6 @@ def score(
     columns: Annotated[
         str | None, typer.Option(help="Columns of scores, for buckets and classifier.", show_default=False)
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
-    id: Id = None,
     name: Annotated[
         str | None, typer.Option(help="Of the column NAME_average; by default the kind.", show_default=False)
     ] = None,
@@ -240,26 +234,24 @@ def score(
         _locations(where),
         out,
         name or kind,
-        text=text_field,
+        text=reading.text,
         target=target,
         model=model,
         grades=grades,
-        id=id,
+        id=settings.id,
         columns=columns.split(",") if columns else [],
     )
     print(f"{count:,} rows scored.\nScores: {out}")
 
 
 @app.command(epilog=example("lmlab quality report --in rated --selection chosen --groups language --out quality.html"))
+@options(AnalysisConfig)
+@options(RatingOptions, "reading", only=("text",))
 def report(
     where: In,
+    settings: AnalysisConfig,
+    reading: RatingOptions,
     selection: Annotated[Path, typer.Option(help="Folder that `lmlab quality select` wrote.")],
-    groups: Annotated[
-        str | None, typer.Option(help="Columns for tables of bias, separated by commas.", show_default=False)
-    ] = None,
-    clusters: Annotated[int, typer.Option(min=0, help="Topics; 0 for none.")] = 25,
-    examples: Annotated[int, typer.Option(min=0, help="Texts to read of each kind.")] = 10,
-    text_field: Annotated[str, typer.Option(help="Field with the text.")] = "text",
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; extremes.md stands beside the selection.")] = Path(
         "quality.html"
     ),
@@ -268,7 +260,6 @@ def report(
     from lmlab.config import validate
     from lmlab.files import read_mapping, write_json
     from lmlab.methods.qurating.analysis.analyze import analyze
-    from lmlab.methods.qurating.config import AnalysisConfig
     from lmlab.methods.qurating.report import selection_page
     from lmlab.methods.qurating.selecting.plan import plan_selection
     from lmlab.methods.qurating.selecting.selection import Manifest
@@ -278,19 +269,12 @@ def report(
         SelectionConfig, read_mapping(selection / "selection.json")["config"], f"'{selection / 'selection.json'}'"
     )
     places = _locations(where)
-    columns = tuple(groups.split(",")) if groups else ()
-    settings = validate(AnalysisConfig, {"clusters": clusters, "groups": columns, "examples": examples}, "the options")
-    analyze(places, Manifest.read(selection / "manifest.parquet"), config, settings, text_field).write(selection)
+    analyze(places, Manifest.read(selection / "manifest.parquet"), config, settings, reading.text).write(selection)
     write_json(selection / "plan.json", plan_selection(places, config).to_json())
     print(
         f"Page: {selection_page(selection, 'A selection by quality').write(out)}\nTexts to read:"
         f" {selection / 'extremes.md'}"
     )
-
-
-def _check_format(format: str) -> None:
-    if format not in ("parquet", "jsonl"):
-        raise UserError(f"Unknown format '{format}'.", "Use parquet or jsonl.")
 
 
 def _locations(where: list[Path]) -> list[str]:

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmlab.data.sources.reading.fields import ReadingOptions
 from lmlab.errors import UserError
 
 
-def documents_at(
-    location: str, text_field: str, id_field: str | None, domain_field: str | None, split: str | None = None
-) -> list[Any]:
+def documents_at(location: str, fields: ReadingOptions) -> list[Any]:
     """All documents at a location of the data layer; records that cannot be read are counted and told."""
-    from lmlab.commandline.options import fields_of
     from lmlab.config import validate
     from lmlab.data import Document, SourceConfig, source_settings
     from lmlab.progress import console
 
-    settings = source_settings(location, fields_of(text_field, id_field, domain_field, split))
+    settings = source_settings(location, fields.given())
     source = validate(SourceConfig, settings, f"'{location}'")
     documents, rejects = list[Any](), list[Any]()
     for item in source.read():
@@ -44,20 +42,6 @@ def parse_criteria(texts: Sequence[str]) -> list[Any]:
                 raise UserError(f"The clause of '{name}' is to be in '{path}', which is not there.")
             clause = path.read_text("utf-8")
         found.append(criterion(name, clause if equals else None))
-    return found
-
-
-def pairs_of(texts: Sequence[str], option: str, kind: type) -> dict[str, Any]:
-    """A mapping from NAME=VALUE, separated by commas or repeated."""
-    found = {}
-    for part in (piece for text in texts for piece in text.split(",") if piece.strip()):
-        name, equals, value = part.partition("=")
-        try:
-            found[name.strip()] = kind(value)
-        except ValueError:
-            raise UserError(f"{option} {part}: expected NAME=NUMBER.") from None
-        if not equals:
-            raise UserError(f"{option} {part}: expected NAME=NUMBER.")
     return found
 
 

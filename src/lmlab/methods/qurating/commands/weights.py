@@ -8,21 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
+from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError, reads
 from lmlab.methods.qurating.cli import app
-
-Seed = Annotated[int, typer.Option(min=0, help="Of the draws.")]
+from lmlab.runs.loading import Drawn
 
 
 @app.command(
     "propose-weights",
     epilog=example("lmlab quality propose-weights educational_value_average style_average --runs 16 --out runs.csv"),
 )
+@options(Drawn, "drawn")
 def propose(
     names: Annotated[list[str], typer.Argument(help="Columns of ratings, or labels of domains.")],
+    drawn: Drawn,
     runs: Annotated[int, typer.Option(min=1, help="Small models to train.")] = 16,
-    seed: Seed = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Table of runs, CSV.")] = Path("runs.csv"),
 ) -> None:
     """Propose weights for small training runs.
@@ -38,7 +39,9 @@ def propose(
     with atomic_file(out, "w") as file:
         writer = csv.writer(file)
         writer.writerow([*names, "loss"])
-        writer.writerows([*(f"{value:.4f}" for value in row), ""] for row in propose_weights(len(names), runs, seed))
+        writer.writerows(
+            [*(f"{value:.4f}" for value in row), ""] for row in propose_weights(len(names), runs, drawn.seed)
+        )
     print(
         f"{runs} runs: {out}\nOne of them: lmlab quality select --weights"
         f" {','.join(f'{name}=WEIGHT' for name in names)} ..."
@@ -46,12 +49,13 @@ def propose(
 
 
 @app.command("fit-weights", epilog=example("lmlab quality fit-weights runs.csv --target loss --out weights.yaml"))
+@options(Drawn, "drawn")
 def fit(
     runs: Annotated[
         Path, typer.Argument(help="Table of runs, CSV or JSON lines: a column of weights for each name, and the loss.")
     ],
+    drawn: Drawn,
     target: Annotated[str, typer.Option(help="Column with the loss; lower is better.")] = "loss",
-    seed: Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="YAML file of names and weights, for --domain-weights.", show_default=False),
@@ -68,7 +72,7 @@ def fit(
     from lmlab.progress import console
 
     names, weights, losses = _read_runs(runs, target)
-    found = fit_weights(weights, losses, names, seed)
+    found = fit_weights(weights, losses, names, drawn.seed)
     fitted = dict(zip(found.names, found.weights, strict=True))
     print_rows(["", "weight"], [[name, round(weight, 4)] for name, weight in fitted.items()])
     print_rows(["regression", "error on runs left out"], sorted(found.errors.items(), key=lambda each: each[1]))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
-from lmlab.config import Config, Flag, validate
+from lmlab.config import Config, Flag, names_in, validate
 from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature, is_zero
 from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
@@ -79,6 +79,33 @@ class SelectionSettings(Config):
         own = {name: getattr(self, name) for name in SelectionSettings.model_fields}
         given = {"tokens": tokens, "seed": seed if self.seed is None else self.seed}
         return validate(SelectionConfig, own | given, "the selection")
+
+
+class TableFormat(Config):
+    """How rows are written.
+
+    Attributes:
+        format: parquet or jsonl.
+    """
+
+    format: Literal["parquet", "jsonl"] = "parquet"
+
+
+class ShardOptions(TableFormat):
+    """How the rows of a choice are written.
+
+    Attributes:
+        shard_tokens: tokens of a written shard.
+        columns: columns to write, with commas between them or repeated; by default all.
+    """
+
+    shard_tokens: str = "500M"
+    columns: tuple[str, ...] = ()
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        return names_in(value)
 
 
 class SelectionConfig(SelectionSettings):

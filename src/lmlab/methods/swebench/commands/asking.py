@@ -10,56 +10,58 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, print_rows
-from lmlab.methods.swebench.config import AgentConfig, SandboxConfig, WorkspaceConfig
+from lmlab.judging.config import EndpointSettings
+from lmlab.methods.swebench.commands.shared import Folder, print_rows
+from lmlab.methods.swebench.config import (
+    AgentConfig,
+    CountingConfig,
+    InstancesConfig,
+    SandboxConfig,
+    WorkspaceConfig,
+)
 from lmlab.methods.swebench.inference.settings import InferConfig
+from lmlab.runs.loading import Drawn
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="openai:NAME, or local:DIRECTORY for a model in this process.")
-]
-BaseUrl = Annotated[str | None, typer.Option(help="Address of the endpoint.", show_default=False)]
-KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the key.", show_default=False)]
-MaxCost = Annotated[float | None, typer.Option("--max-cost-usd", help="Ceiling of the cost.", show_default=False)]
-Price = Annotated[
-    str | None, typer.Option(help="PROMPT,COMPLETION in US dollars a million tokens.", show_default=False)
-]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(help="Directory of the tokenizer that counts; else four bytes are a token.", show_default=False),
 ]
 
 
 @options(InferConfig)
 @options(WorkspaceConfig, "where")
+@options(EndpointSettings, "access")
+@options(InstancesConfig, "chosen")
+@options(CountingConfig, "counting")
 def infer(
-    instances: Instances,
     model: Model,
     settings: InferConfig,
     where: WorkspaceConfig,
-    split: Split = None,
-    id: Ids = None,
-    base_url: BaseUrl = None,
-    key_env: KeyEnv = None,
-    price: Price = None,
-    max_cost_usd: MaxCost = None,
-    tokenizer: Tokenizer = None,
+    access: EndpointSettings,
+    chosen: InstancesConfig,
+    counting: CountingConfig,
     out: Folder = Path("predictions"),
 ) -> None:
     """Ask a model for patches: predictions.jsonl. Replies are kept; the same command asks only for what is missing."""
     from collections import Counter
 
+    from lmlab.endpoints import Endpoint
     from lmlab.methods.swebench.harness.open import open_workspaces, trees_beside
     from lmlab.methods.swebench.inference.infer import infer as ask
     from lmlab.methods.swebench.instances.load import load_instances
 
-    found = load_instances(instances, split, id)
-    endpoint = _endpoint(model, base_url, key_env, price, max_cost_usd)
+    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    endpoint = Endpoint.named(model, **access.endpoint_options())
     predictions = ask(
-        found, open_workspaces(where, trees_beside(instances)), endpoint, settings, out, _count(tokenizer)
+        found,
+        open_workspaces(where, trees_beside(chosen.instances)),
+        endpoint,
+        settings,
+        out,
+        _count(counting.tokenizer),
     )
     counts = Counter("empty" if each.empty else "patch" for each in predictions)
     print(f"{counts['patch']} patches, {counts['empty']} answers without one: {out / 'predictions.jsonl'}")
-    print(f"Next: lmlab swe eval --instances {instances} --predictions {out / 'predictions.jsonl'}")
+    print(f"Next: lmlab swe eval --instances {chosen.instances} --predictions {out / 'predictions.jsonl'}")
 
 
 infer_help = example(
@@ -70,20 +72,18 @@ infer_help = example(
 
 @options(SandboxConfig)
 @options(AgentConfig, "how")
+@options(EndpointSettings, "access")
+@options(InstancesConfig, "chosen")
 def agent(
-    instances: Instances,
     model: Model,
     settings: SandboxConfig,
     how: AgentConfig,
-    split: Split = None,
-    id: Ids = None,
-    base_url: BaseUrl = None,
-    key_env: KeyEnv = None,
-    price: Price = None,
-    max_cost_usd: MaxCost = None,
+    access: EndpointSettings,
+    chosen: InstancesConfig,
     out: Folder = Path("agent"),
 ) -> None:
     """Let a model work on each issue by commands of a shell in the sandbox; trajectories and predictions are kept."""
+    from lmlab.endpoints import Endpoint
     from lmlab.files import read_mapping, write_json
     from lmlab.methods.swebench.harness.open import open_judge, trees_beside
     from lmlab.methods.swebench.inference.agent import asker, run_agent
@@ -91,9 +91,9 @@ def agent(
     from lmlab.methods.swebench.instances.predictions import Prediction, write_predictions
     from lmlab.progress import progress
 
-    found = load_instances(instances, split, id)
-    judge = open_judge(settings, trees_beside(instances))
-    endpoint = _endpoint(model, base_url, key_env, price, max_cost_usd)
+    found = load_instances(chosen.instances, chosen.split, chosen.ids)
+    judge = open_judge(settings, trees_beside(chosen.instances))
+    endpoint = Endpoint.named(model, **access.endpoint_options())
     out.mkdir(parents=True, exist_ok=True)
     ask = asker(endpoint, out / "replies.sqlite", how.max_tokens, how.temperature)
     predictions = []
@@ -117,10 +117,10 @@ agent_help = example("lmlab swe agent -i benchmark/instances.jsonl -m openai:NAM
 
 
 @options(WorkspaceConfig, "where")
+@options(InstancesConfig, "chosen", only=("instances", "split"))
 def retrieve(
-    instances: Instances,
     where: WorkspaceConfig,
-    split: Split = None,
+    chosen: InstancesConfig,
     k: Annotated[int, typer.Option("-k", min=1, help="Files for each issue.")] = 20,
     split_names: Annotated[
         bool, typer.Option("--split-names/--whole-names", help="Know names by their parts too.")
@@ -134,9 +134,9 @@ def retrieve(
     from lmlab.methods.swebench.inference.contexts import documents, rank_bm25, recall
     from lmlab.methods.swebench.instances.load import load_instances
 
-    workspaces = open_workspaces(where, trees_beside(instances))
+    workspaces = open_workspaces(where, trees_beside(chosen.instances))
     rows, recalls = [], []
-    for instance in load_instances(instances, split):
+    for instance in load_instances(chosen.instances, chosen.split):
         hits = rank_bm25(documents(workspaces.pristine(instance)), instance.problem_statement, k, split_names)
         listed = [{"docid": path, "score": score} for path, score in hits]
         rows.append({"instance_id": instance.instance_id, "hits": listed})
@@ -157,17 +157,22 @@ retrieve_help = example("lmlab swe retrieve -i benchmark/instances.jsonl -k 5 --
 
 
 @options(WorkspaceConfig, "where")
+@options(InstancesConfig, "chosen", only=("instances", "split"))
+@options(InferConfig, only=("budget",))
+@options(CountingConfig, "counting")
+@options(Drawn, "drawn")
 def train_data(
-    instances: Instances,
     where: WorkspaceConfig,
-    split: Split = None,
+    chosen: InstancesConfig,
+    settings: InferConfig,
+    counting: CountingConfig,
+    drawn: Drawn,
     mix: Annotated[
         str, typer.Option("--context-mix", help="Sources of contexts with weights: bm25, oracle, oracle-collapsed.")
     ] = "oracle=0.5,bm25=0.5",
-    budget: Annotated[int, typer.Option(min=1, help="Tokens of files in a prompt.")] = 13_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longer conversations are left out.")] = 30_000,
-    tokenizer: Tokenizer = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of contexts.")] = 0,
+    longest: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longer conversations, in tokens, are left out.")
+    ] = 30_000,
     out: Annotated[Path, typer.Option("--out", "-o", help="Conversations, JSON lines.")] = Path("sft.jsonl"),
 ) -> None:
     """Write conversations of issues and their solutions, for the stage `tokenize_chat`."""
@@ -188,10 +193,9 @@ def train_data(
             weights[known[name.strip()]] = float(weight or 1)
         except ValueError:
             raise UserError(f"--context-mix {mix}: expected NAME=NUMBER,...") from None
-    found = load_instances(instances, split)
-    records = sft_records(
-        found, open_workspaces(where, trees_beside(instances)), weights, budget, max_tokens, _count(tokenizer), seed
-    )
+    found = load_instances(chosen.instances, chosen.split)
+    workspaces = open_workspaces(where, trees_beside(chosen.instances))
+    records = sft_records(found, workspaces, weights, settings.budget, longest, _count(counting.tokenizer), drawn.seed)
     written = write_jsonl(out, records)
     print(f"{written} conversations of {len(found)} instances: {out}")
 
@@ -201,21 +205,7 @@ train_data_help = example(
 )
 
 
-def _endpoint(model: str, base_url: str | None, key_env: str | None, price: str | None, most: float | None):  # type: ignore[no-untyped-def]
-    from lmlab.endpoints import Endpoint
-    from lmlab.endpoints import Price as Prices
-
-    given: dict[str, object] = {"base_url": base_url, "key_env": key_env, "max_cost_usd": most}
-    if price is not None:
-        prompt, _, completion = price.partition(",")
-        try:
-            given["price"] = Prices(prompt=float(prompt), completion=float(completion))
-        except ValueError:
-            raise UserError(f"--price {price}: expected PROMPT,COMPLETION in US dollars a million tokens.") from None
-    return Endpoint.named(model, **{name: value for name, value in given.items() if value is not None})
-
-
-def _count(tokenizer: Path | None):  # type: ignore[no-untyped-def]
+def _count(tokenizer: str | None):  # type: ignore[no-untyped-def]
     from lmlab.methods.swebench.inference.contexts import counter_of
     from lmlab.runs import Vocabulary
 

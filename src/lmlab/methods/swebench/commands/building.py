@@ -11,19 +11,24 @@ from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
 from lmlab.methods.swebench.building.settings import CollectConfig, ValidateConfig
-from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, Workers, print_rows
-from lmlab.methods.swebench.config import SandboxConfig
+from lmlab.methods.swebench.commands.shared import Folder, print_rows
+from lmlab.methods.swebench.config import (
+    EvaluateConfig,
+    InstancesConfig,
+    NamedConfig,
+    RequiredConfig,
+    SandboxConfig,
+)
 
 
 @options(CollectConfig)
+@options(NamedConfig, "named")
 def collect(
     sources: Annotated[
         list[Path], typer.Argument(help="A git repository or bundle, or source archives in the order of releases.")
     ],
     settings: CollectConfig,
-    name: Annotated[
-        str | None, typer.Option(help="OWNER/NAME, by default of the remote or folder.", show_default=False)
-    ] = None,
+    named: NamedConfig,
     out: Folder = Path("benchmark"),
 ) -> None:
     """Find changes that edit source and tests: candidates.jsonl, with the tree before each in trees/."""
@@ -38,9 +43,9 @@ def collect(
     if is_archive:
         stem = sources[0].name.rpartition("-")[0] or sources[0].name
         limits = settings.model_copy(update={"max_source_files": None, "max_source_lines": None})
-        found = collect_archives(sources, trees, name or f"{stem}/{stem}", limits)
+        found = collect_archives(sources, trees, named.name or f"{stem}/{stem}", limits)
     else:
-        found = collect_git(sources[0], trees, name, settings)
+        found = collect_git(sources[0], trees, named.name, settings)
     candidates = []
     with progress("collect", None, "candidates") as advance:
         for each in found:
@@ -59,16 +64,16 @@ collect_help = example(
 
 @options(ValidateConfig, into="validation")
 @options(SandboxConfig)
+@options(InstancesConfig, "chosen", only=("ids",))
+@options(RequiredConfig, "required")
+@options(EvaluateConfig, "how", only=("workers",))
 def validate(
     candidates: Annotated[Path, typer.Argument(help="candidates.jsonl of `collect`.")],
     settings: SandboxConfig,
     validation: ValidateConfig,
-    require: Annotated[
-        list[str] | None,
-        typer.Option("--require", help="A package that the tests need; may be repeated.", show_default=False),
-    ] = None,
-    workers: Workers = 1,
-    id: Ids = None,
+    chosen: InstancesConfig,
+    required: RequiredConfig,
+    how: EvaluateConfig,
 ) -> None:
     """Run the tests before and after each candidate's change: instances.jsonl and rejected.jsonl."""
     from collections import Counter
@@ -81,11 +86,11 @@ def validate(
 
     if not candidates.exists() or not any(read_jsonl(candidates)):
         raise UserError(f"'{candidates}' has no candidates.", "Run: lmlab swe collect REPOSITORY")
-    found = load_instances(candidates, None, id)
+    found = load_instances(candidates, None, chosen.ids)
     judge = open_judge(settings, trees_beside(candidates))
-    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *(require or [])])))
+    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *required.requirements])))
     folder = candidates.parent
-    valid, rejected = validate_all(found, judge, spec, validation, folder / "validated", workers)
+    valid, rejected = validate_all(found, judge, spec, validation, folder / "validated", how.workers)
     write_instances(folder / "instances.jsonl", valid)
     write_jsonl(folder / "rejected.jsonl", [each.to_row() for each in rejected])
     counts = Counter(each.reason for each in rejected)
@@ -98,9 +103,9 @@ validate_help = example(
 )
 
 
+@options(InstancesConfig, "chosen", only=("instances", "split"))
 def check(
-    instances: Instances,
-    split: Split = None,
+    chosen: InstancesConfig,
     lite: Annotated[bool, typer.Option("--lite", help="Also say which meet the criteria of Lite.")] = False,
 ) -> None:
     """Check instances: ids, lists, patches, statements; with --lite by the criteria of SWE-bench Lite."""
@@ -108,7 +113,7 @@ def check(
     from lmlab.methods.swebench.instances.load import load_instances
     from lmlab.methods.swebench.instances.task_repository import check_instance
 
-    found = load_instances(instances, split)
+    found = load_instances(chosen.instances, chosen.split)
     rows = [[each.instance_id, problem] for each in found for problem in check_instance(each)]
     if rows:
         print_rows(["instance", "problem"], rows)

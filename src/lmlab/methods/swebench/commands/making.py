@@ -10,20 +10,22 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands.shared import Folder, Ids, print_rows
-from lmlab.methods.swebench.config import SandboxConfig
+from lmlab.methods.swebench.commands.shared import Folder, print_rows
+from lmlab.methods.swebench.config import InstancesConfig, NamedConfig, RequiredConfig, SandboxConfig
+from lmlab.runs.loading import Drawn
 
 
 @options(SandboxConfig)
+@options(NamedConfig, "named")
+@options(RequiredConfig, "required")
+@options(Drawn, "drawn")
 def synth(
     tree: Annotated[Path, typer.Argument(help="A source tree whose tests pass.")],
     settings: SandboxConfig,
-    name: Annotated[str | None, typer.Option(help="OWNER/NAME, by default of the folder.", show_default=False)] = None,
+    named: NamedConfig,
+    required: RequiredConfig,
+    drawn: Drawn,
     most: Annotated[int, typer.Option("--bugs", "-n", min=1, help="Instances to make.")] = 20,
-    require: Annotated[
-        list[str] | None, typer.Option("--require", help="A package that the tests need.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of bugs.")] = 0,
     out: Folder = Path("synthetic"),
 ) -> None:
     """Make bugs by small changes of the syntax tree; the tests that break tell what must be repaired."""
@@ -38,10 +40,10 @@ def synth(
     if not tree.is_dir():
         raise UserError(f"No such folder: '{tree}'.")
     judge = open_judge(settings, out / TREES)
-    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *(require or [])])))
+    spec = EnvironmentSpec(requirements=tuple(dict.fromkeys(["pytest", *required.requirements])))
     made = []
     with progress("synth", most, "bugs") as advance:
-        for instance in synthesize(tree, name or f"local/{tree.resolve().name}", judge, spec, most, seed):
+        for instance in synthesize(tree, named.name or f"local/{tree.resolve().name}", judge, spec, most, drawn.seed):
             made.append(instance)
             advance()
     write_instances(out / "instances.jsonl", made)
@@ -54,12 +56,14 @@ synth_help = example("lmlab swe synth ../mypackage --bugs 50 --timeout-s 60 --ou
 
 
 @options(SandboxConfig)
+@options(InstancesConfig, "chosen", only=("ids",))
+@options(Drawn, "drawn")
 def adequacy(
     instances: Annotated[Path, typer.Argument(help="instances.jsonl of `validate`; scores are written into it.")],
     settings: SandboxConfig,
+    chosen: InstancesConfig,
+    drawn: Drawn,
     mutants: Annotated[int, typer.Option(min=1, help="Mutants of each solution.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the choice of mutants.")] = 0,
-    id: Ids = None,
 ) -> None:
     """Say how many mutants of each solution its tests kill: those that live are wrong patches that would pass."""
     from dataclasses import replace
@@ -70,13 +74,13 @@ def adequacy(
     from lmlab.progress import progress
 
     every = load_instances(instances)
-    wanted = {each.instance_id for each in load_instances(instances, None, id)}
+    wanted = {each.instance_id for each in load_instances(instances, None, chosen.ids)}
     judge = open_judge(settings, trees_beside(instances))
     scored, rows = [], []
     with progress("adequacy", len(wanted), "instances") as advance:
         for each in every:
             if each.instance_id in wanted:
-                found = measure(each, judge, mutants, seed)
+                found = measure(each, judge, mutants, drawn.seed)
                 each = replace(each, extra={**each.extra, "adequacy": found.to_row()})
                 score = "" if found.score is None else f"{found.score:.2f}"
                 rows.append([each.instance_id, found.mutants, found.killed, score])

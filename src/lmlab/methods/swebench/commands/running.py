@@ -10,22 +10,21 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
 from lmlab.errors import UserError
-from lmlab.methods.swebench.commands.shared import Folder, Ids, Instances, Split, print_rows
-from lmlab.methods.swebench.config import EvaluateConfig
+from lmlab.methods.swebench.commands.shared import Folder, print_rows
+from lmlab.methods.swebench.config import EvaluateConfig, InstancesConfig, WorkspaceConfig
 
 Predictions = Annotated[
     str, typer.Option("--predictions", "-p", help="Patches: a .jsonl or .json file, or gold for the reference.")
 ]
 
 
+@options(InstancesConfig, "chosen")
 @options(EvaluateConfig)
 def evaluate(
-    instances: Instances,
+    chosen: InstancesConfig,
     predictions: Predictions,
     settings: EvaluateConfig,
     run_id: Annotated[str, typer.Option(help="Name of the run, in logs and reports.")] = "run",
-    split: Split = None,
-    id: Ids = None,
     shard: Annotated[
         str | None, typer.Option(help="I/N: every N-th instance, from the I-th on (from 1).", show_default=False)
     ] = None,
@@ -44,13 +43,13 @@ def evaluate(
 
     if "/" in run_id or run_id in ("", ".", ".."):
         raise UserError(f"--run-id {run_id!r} is no name.", "Use letters, digits, points and hyphens.")
-    found = load_instances(instances, split, id)
+    found = load_instances(chosen.instances, chosen.split, chosen.ids)
     if shard is not None:
         found = found[_shard(shard)]
     known = {each.instance_id for each in found}
-    every = found if id is None and shard is None else load_instances(instances, split)
+    every = found if chosen.ids is None and shard is None else load_instances(chosen.instances, chosen.split)
     models = by_model(each for each in load_predictions(predictions, every) if each.instance_id in known)
-    judge = open_judge(settings, trees_beside(instances))
+    judge = open_judge(settings, trees_beside(chosen.instances))
     failed = False
     for own in models.values():
         patches, steps = repaired(own, found, judge, settings.repair)
@@ -139,15 +138,16 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@options(WorkspaceConfig, only=("cache",))
 def environments(
-    cache: Annotated[Path | None, typer.Option(help="Folder of environments.", show_default=False)] = None,
+    settings: WorkspaceConfig,
     prune: Annotated[bool, typer.Option("--prune", help="Remove all of them.")] = False,
 ) -> None:
     """List the environments that were built, with their size."""
     from lmlab.files import cache_directory
     from lmlab.methods.swebench.harness.environment import Environments
 
-    store = Environments((cache or cache_directory() / "swe") / "envs")
+    store = Environments((settings.cache or cache_directory() / "swe") / "envs")
     rows = [
         [each["id"], len(each["lock"]), f"{each['bytes'] / 1e6:.0f} MB", ", ".join(each["spec"]["requirements"])]
         for each in store.list()

@@ -8,17 +8,6 @@ from typing import Annotated
 
 import typer
 
-Instances = Annotated[
-    str,
-    typer.Option(
-        "--instances",
-        "-i",
-        help="Instances: a .jsonl, .json or .parquet file, a folder, a task repository, or full, lite, verified.",
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="Split of the instances.", show_default=False)]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="Only this instance; may be repeated.", show_default=False)]
-Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Runs at once.")]
 Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the results.")]
 
 

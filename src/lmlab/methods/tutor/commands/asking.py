@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example
+from lmlab.commandline.options import OnlyTell, example
 from lmlab.errors import UserError
 from lmlab.judging import AnswerJudgeConfig
+from lmlab.judging.config import PriceTable
 from lmlab.methods.tutor.config import AnswerConfig, EndpointConfig, ScoreConfig, StudentConfig
 
 generate_help = example(
@@ -38,10 +39,6 @@ export_help = example("lmlab tutor export runs/tutor --out generations")
 
 Run = Annotated[Path, typer.Argument(help="Folder of answers, as `generate` writes it.")]
 NewRun = Annotated[bool, typer.Option("--new-run", help="Move what another model or wording left there aside.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs; send nothing.")]
-Prices = Annotated[
-    str | None, typer.Option(help="A YAML file of models to prices, in USD per million tokens.", show_default=False)
-]
 
 
 @options(AnswerConfig)
@@ -53,7 +50,7 @@ def generate(
     settings: AnswerConfig,
     endpoint: EndpointConfig,
     new_run: NewRun = False,
-    dry_run: DryRun = False,
+    dry_run: OnlyTell = False,
 ) -> None:
     """Let a tutor answer questions about chapters. The same command after a kill goes on with what is missing."""
     from lmlab.distributed import joined, world
@@ -91,19 +88,20 @@ def generate(
 
 @options(AnswerJudgeConfig)
 @options(ScoreConfig, into="scores")
+@options(PriceTable, "table")
 def grade(
     run: Run,
     settings: AnswerJudgeConfig,
     scores: ScoreConfig,
-    prices: Prices = None,
+    table: PriceTable,
     new_run: Annotated[bool, typer.Option("--new-run", help="Let another judge grade beside the first.")] = False,
-    dry_run: DryRun = False,
+    dry_run: OnlyTell = False,
 ) -> None:
     """Grade a tutor's answers by the key points of experts. What is graded is not graded again."""
     from lmlab.methods.tutor.scoring.grade import estimate_grading, grade_run
     from lmlab.methods.tutor.scoring.judges import judge_of, names_the_tutor
 
-    made = judge_of(settings, run, prices)
+    made = judge_of(settings, run, table.prices)
     if dry_run:
         print(estimate_grading(run, made))
         return
@@ -127,16 +125,17 @@ def report(
 
 @options(AnswerJudgeConfig, exclude=("judge",))
 @options(ScoreConfig, into="scores")
+@options(PriceTable, "table")
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of answers of the tutor that is compared with.")],
     second: Annotated[Path, typer.Argument(help="Folder of answers of the other one.")],
     settings: AnswerJudgeConfig,
     scores: ScoreConfig,
+    table: PriceTable,
     judge: Annotated[
         list[str] | None,
         typer.Option("--judge", "-j", help="Grade what is not graded yet by this judge.", show_default=False),
     ] = None,
-    prices: Prices = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Chapter by chapter, until the paired interval leaves 0 out.")
     ] = False,
@@ -157,7 +156,7 @@ def compare(
     if not chapters:
         raise UserError(f"'{first}' and '{second}' share no question.", "Ask both tutors the same set.")
     named = settings.model_copy(update={"judge": tuple(judge or ())})
-    judges = [judge_of(named, place, prices) if judge else None for place in (first, second)]
+    judges = [judge_of(named, place, table.prices) if judge else None for place in (first, second)]
     graders = [grader_of(place, each) for place, each in zip((first, second), judges, strict=True)]
     if sequential:
         found = compare_until_known(graders[0], graders[1], chapters, scores, looks)
@@ -183,7 +182,6 @@ def dialogue_eval(
     answers: AnswerConfig,
     endpoint: EndpointConfig,
     judge: Annotated[str, typer.Option(help="Who grades the conversations: openai:MODEL, local:DIRECTORY.")],
-    replies: Annotated[Path | None, typer.Option(help="Of the back ends replay and mock.", show_default=False)] = None,
 ) -> None:
     """Let a tutor talk with a simulated student who has understood one thing wrongly, and grade the conversations."""
     from lmlab.files import write_json, write_jsonl
@@ -196,11 +194,9 @@ def dialogue_eval(
     from lmlab.methods.tutor.simulating.converse import converse, grade_conversations, rubric
 
     items = load_items(data, answers.book)[: answers.limit]
-    speakers = [endpoint_of(name, endpoint, replies) for name in (tutor, student)]
+    speakers = [endpoint_of(name, endpoint) for name in (tutor, student)]
     rows = converse(items, speakers[0], speakers[1], settings, answers, out, redact=endpoint.redact)
-    made = RubricJudge(
-        rubric(), endpoint_of(judge, endpoint, replies), Asking(redact=endpoint.redact), out / "replies.sqlite"
-    )
+    made = RubricJudge(rubric(), endpoint_of(judge, endpoint), Asking(redact=endpoint.redact), out / "replies.sqlite")
     graded = grade_conversations(rows, items, made, answers.book)
     write_jsonl(out / "graded.jsonl", graded)
     found = score(graded)

@@ -8,8 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from lmlab.commandline.from_config import options
-from lmlab.commandline.options import example
-from lmlab.methods.tutor.config import ChatGenerateConfig, EndpointConfig, FormatConfig, MixConfig
+from lmlab.commandline.options import OnlyTell, example
+from lmlab.methods.tutor.config import (
+    ChatGenerateConfig,
+    EndpointConfig,
+    FormatConfig,
+    MixConfig,
+    TutorDialoguesConfig,
+    TutorMixConfig,
+)
 
 generate_help = example(
     "lmlab tutor chat-generate textbooks --scheme rule --per-chapter 3 --out dialogues",
@@ -21,31 +28,25 @@ mix_help = example(
     "lmlab tutor chat-mix --dialogues tutorchat.parquet --folders stem --metamath MetaMathQA-395K.json"
     " --tokenizer models/llemma --out mathmix"
 )
-TokenizerPlace = Annotated[str, typer.Option("--tokenizer", help="Whose tokens: a directory of a tokenizer or model.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the tokens, which the stage train reads.")]
 
 
 @options(ChatGenerateConfig)
 @options(EndpointConfig, into="endpoint")
+@options(TutorDialoguesConfig, "who", only=("teacher", "student"))
 def chat_generate(
     chapters: Annotated[str, typer.Argument(help="Chapters: a file, folder or glob; DOMAIN/BOOK/... in a folder.")],
     settings: ChatGenerateConfig,
     endpoint: EndpointConfig,
+    who: TutorDialoguesConfig,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dialogues.")],
-    teacher: Annotated[
-        str | None, typer.Option(help="Who writes: local:DIRECTORY, openai:MODEL.", show_default=False)
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="Who plays the student, by default the same.", show_default=False)
-    ] = None,
-    replies: Annotated[Path | None, typer.Option(help="Of the back ends replay and mock.", show_default=False)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; send nothing.")] = False,
+    dry_run: OnlyTell = False,
 ) -> None:
     """Write dialogues about chapters: two models talk, one writes all, or sentences are quoted by rule."""
     from lmlab.methods.tutor.endpoints import endpoint_of
     from lmlab.methods.tutor.writing.write import estimate_writing, told, write_about
 
-    made = [None if each is None else endpoint_of(each, endpoint, replies) for each in (teacher, student)]
+    made = [None if each is None else endpoint_of(each, endpoint) for each in (who.teacher, who.student)]
     if dry_run and made[0] is not None:
         requests, found = estimate_writing(chapters, settings, made[0], out)
         print(f"At most {requests:,} requests. The first of each dialogue: {found}")
@@ -55,28 +56,27 @@ def chat_generate(
     print(f"Dialogues: {out}")
 
 
+@options(TutorMixConfig, "whose", only=("tokenizer",))
 @options(FormatConfig)
 def chat_format(
     dialogues: Annotated[str, typer.Argument(help="Records of TutorChat: JSON lines, Parquet, or a folder of them.")],
-    tokenizer: TokenizerPlace,
+    whose: TutorMixConfig,
     settings: FormatConfig,
     out: Out,
 ) -> None:
     """Make tokens of dialogues, with a mask of what is learned: the published recipe, or a chat template."""
-    _write(dialogues, tokenizer, settings, out)
+    _write(dialogues, whose.tokenizer, settings, out)
 
 
+@options(TutorMixConfig, "of_what", only=("tokenizer", "dialogues"))
 @options(MixConfig)
 def chat_mix(
-    tokenizer: TokenizerPlace,
+    of_what: TutorMixConfig,
     settings: MixConfig,
     out: Out,
-    dialogues: Annotated[
-        str | None, typer.Option(help="Records of TutorChat: JSON lines, Parquet, or a folder.", show_default=False)
-    ] = None,
 ) -> None:
     """Mix dialogues with questions of mathematics, as MathMix is: ten of them in one sequence, all of it learned."""
-    _write(dialogues, tokenizer, settings, out)
+    _write(of_what.dialogues, of_what.tokenizer, settings, out)
 
 
 def _write(dialogues: str | None, tokenizer: str, settings: Any, out: Path) -> None:

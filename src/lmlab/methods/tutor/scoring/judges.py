@@ -10,7 +10,7 @@ from lmlab.methods.tutor.answering.run import REPLIES, RUN
 from lmlab.methods.tutor.endpoints import price_of, refuse_secrets
 
 
-def judge_of(config: AnswerJudgeConfig, directory: Path, prices: str | None = None) -> AnswerJudge:
+def judge_of(config: AnswerJudgeConfig, directory: Path, prices: Path | None = None) -> AnswerJudge:
     """The judge that a configuration names; replies of an endpoint are kept beside the answers. Without an endpoint in
     its name nothing is sent.
 

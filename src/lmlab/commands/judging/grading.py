@@ -1,0 +1,113 @@
+"""`lmlab judge run`, `parse`, `rubrics`: grades of answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import OnlyTell, example
+from lmlab.judging.answers.config import AnswerJudgeConfig
+from lmlab.judging.config import PriceTable
+
+EXIT_UNGRADED = 3
+_MOST_UNGRADED = 0.02
+
+Items = Annotated[Path, typer.Argument(help="Answers: JSON lines, Parquet or CSV with question, answer, key_points.")]
+
+run_help = example(
+    "lmlab judge run answers.jsonl --judge coverage --out runs/judged",
+    "lmlab judge run answers.jsonl -j openai:NAME --base-url https://HOST/v1 --key-env KEY --prices prices.yaml"
+    " --dry-run",
+)
+
+
+@options(AnswerJudgeConfig)
+@options(PriceTable, "table")
+def run(
+    items: Items,
+    settings: AnswerJudgeConfig,
+    table: PriceTable,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of grades and replies.")] = Path("runs/judge"),
+    dry_run: OnlyTell = False,
+    new_run: Annotated[bool, typer.Option("--new-run", help="Let the folder hold another judge's grades too.")] = False,
+) -> None:
+    """Grade answers. What was graded is not graded again; an answer without a readable grade is not a bad one."""
+    from lmlab.judging.answers.find import make_answer_judge
+    from lmlab.judging.answers.rows import REPLIES, counted, read_items, run_judge
+    from lmlab.progress import progress
+
+    settings = _with_price(settings, table.prices)
+    asked = read_items(items)
+    judge = make_answer_judge(settings, out / REPLIES)
+    if dry_run:
+        found = judge.estimate([item for item in asked if item.answer.strip()])
+        print(f"{len(asked):,} answers; {found if found is not None else 'no requests: the judge is offline.'}")
+        return
+    with progress("judge", len(asked), "answers") as advance:
+        rows = run_judge(judge, asked, out, new_run, advance)
+    counts = counted(rows)
+    headline = [row["grades"][judge.headline] for row in rows if row["status"] in ("ok", "empty_answer")]
+    mean = f"{sum(headline) / len(headline):.3f}" if headline else "-"
+    print(
+        f"{out}: {counts['n_graded']:,} of {counts['n']:,} answers graded ({counts['ungraded_share']:.1%} without a"
+        f" grade), mean {judge.headline} {mean}, by {judge.name}"
+    )
+    for status, count in counts["statuses"].items():
+        if status != "ok":
+            print(f"  {status}: {count:,}")
+    if counts["ungraded_share"] > _MOST_UNGRADED:
+        raise typer.Exit(EXIT_UNGRADED)
+
+
+parse_help = example("lmlab judge parse replies.jsonl", "lmlab judge parse replies.jsonl --compat-reference")
+
+
+@options(AnswerJudgeConfig, "asked", only=("rubric",))
+def parse(
+    replies: Annotated[Path, typer.Argument(help="JSON lines with 'reply' (or 'raw'), or plain text for one reply.")],
+    asked: AnswerJudgeConfig,
+    compat_reference: Annotated[
+        bool, typer.Option("--compat-reference", help="Read as the reference implementation does, zeros included.")
+    ] = False,
+) -> None:
+    """Read the grades of replies, one line of JSON each: to see what a judge's reply gives."""
+    import json
+
+    from lmlab.files import read_jsonl
+    from lmlab.judging import GradingRubric, parse_like_reference
+
+    chosen = GradingRubric.load(asked.rubric)
+    rows: Any = (
+        read_jsonl(replies) if replies.suffix == ".jsonl" else [{"reply": replies.read_text("utf-8", "replace")}]
+    )
+    for row in rows:
+        reply = row.get("reply", row.get("raw"))
+        marks = parse_like_reference(reply) if compat_reference else chosen.parse(reply)
+        grades = dict(zip(chosen.names, marks.grades, strict=False))
+        id = {"id": row["id"]} if "id" in row else {}
+        print(json.dumps({**id, **grades, "status": marks.status, "flags": list(marks.flags)}))
+
+
+rubrics_help = example("lmlab judge rubrics")
+
+
+def rubrics() -> None:
+    """The rubrics that come with lmlab, with the hash of their words."""
+    from lmlab.judging import GradingRubric, known_rubrics
+
+    for name in known_rubrics():
+        found = GradingRubric.load(name)
+        scale = f"{found.scale.minimum:g} to {found.scale.maximum:g}"
+        print(f"{name}  {', '.join(found.names)}  {scale}  {found.prompt_hash[:12]}")
+
+
+def _with_price(settings: AnswerJudgeConfig, prices: Path | None) -> AnswerJudgeConfig:
+    if prices is None:
+        return settings
+    from lmlab.endpoints import load_price
+
+    model = settings.judge[0].partition(":")[2]
+    return settings.model_copy(update={"price": load_price(prices, model)})

@@ -1,0 +1,223 @@
+"""`lmlab judge validate`, `calibrate`, `estimate`: how far grades can be trusted, from people's of a few answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmlab.commandline.from_config import options
+from lmlab.commandline.options import AsJson, example, print_table
+from lmlab.errors import UserError
+from lmlab.judging.measures.config import (
+    CalibrateConfig,
+    CalibrationKind,
+    EstimateConfig,
+    GradeColumns,
+    ValidateConfig,
+)
+
+if TYPE_CHECKING:
+    from lmlab.judging.measures.agreement import Agreement
+    from lmlab.judging.people.tables import GradeTable
+    from lmlab.stats import Interval
+
+EXIT_GATE = 3
+
+Table = Annotated[Path, typer.Argument(help="Grades of people and of the judge: CSV, JSON lines or Parquet.")]
+
+validate_help = example(
+    "lmlab judge validate graded.csv --human-column human --judge-column judge --cluster-column chapter",
+    "lmlab judge validate graded.csv --min-spearman 0.6 --max-bias 0.2",
+)
+
+
+@options(ValidateConfig)
+def validate(
+    table: Table,
+    settings: ValidateConfig,
+    as_json: AsJson = False,
+) -> None:
+    """A judge's grades beside people's: correlations, kappa, bias, the effect of length, with clustered intervals."""
+    from lmlab.judging.measures.validation import validate_judge
+    from lmlab.judging.people.tables import GradeTable
+
+    read = GradeTable.read(table)
+    judge, people, clusters = _grades(read, settings)
+    found = validate_judge(
+        judge,
+        people,
+        clusters,
+        None if settings.length_column is None else _lengths(read, settings.length_column),
+        None if settings.system_column is None else read.texts(settings.system_column),
+        None if settings.second_column is None else read.numbers(settings.second_column),
+        {column: read.texts(column) for column in settings.by},
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    shown = {"all": found.agreement}
+    if (kind := settings.calibrate) is not None:
+        calibrated = _calibrated(judge, people, kind, clusters, settings.resamples, settings.seed)
+        shown[f"calibrated ({kind}, other folds)"] = calibrated
+    shown |= {} if found.ceiling is None else {"second person": found.ceiling}
+    shown |= {f"{column} = {value}": each for column, part in found.by.items() for value, each in part.items()}
+    if as_json:
+        _print_json(
+            {
+                "agreement": {name: _agreement_json(each) for name, each in shown.items()},
+                "length_effect": _interval_json(found.length_effect),
+                "systems": found.systems,
+                "reasons": found.reasons,
+            }
+        )
+    else:
+        _print_agreement(shown)
+        for name, reason in found.reasons.items():
+            print(f"{name} is not defined: {reason}.")
+        if found.length_effect is not None:
+            print(f"Judge beyond people for each unit of log length: {_shown(found.length_effect)}")
+        if found.systems is not None:
+            print(f"Rank correlation of {found.systems[1]} systems: {found.systems[0]:.3f}")
+    failures = found.passes(settings.min_spearman, settings.max_bias)
+    if failures:
+        print(f"The judge does not pass: {'; '.join(failures)}.")
+        raise typer.Exit(EXIT_GATE)
+
+
+calibrate_help = example("lmlab judge calibrate graded.csv --kind isotonic --out calibration.json")
+
+
+@options(CalibrateConfig)
+def calibrate(
+    table: Table,
+    settings: CalibrateConfig,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the calibration.")] = Path("calibration.json"),
+) -> None:
+    """Learn people's grades from a judge's; what is printed is measured on folds that it was not learned from."""
+    import numpy as np
+
+    from lmlab.judging.measures.calibration import cross_calibrated, fit_calibration, write_calibration
+    from lmlab.judging.measures.conformal import fit_conformal
+    from lmlab.judging.people.tables import GradeTable
+
+    kind = settings.kind
+    judge, people, clusters = _grades(GradeTable.read(table), settings)
+    both = np.isfinite(judge) & np.isfinite(people)
+    if not both.any():
+        raise UserError("There is no row with both grades.")
+    if clusters is not None:
+        clusters = [each for each, keep in zip(clusters, both, strict=True) if keep]
+    judge, people = judge[both], people[both]
+    held_out = cross_calibrated(judge, people, kind, clusters, seed=settings.seed)
+    write_calibration(fit_calibration(judge, people, kind), out)
+    conformal = fit_conformal(held_out, people, settings.level)
+    before, after = float((judge - people).mean()), float((held_out - people).mean())
+    print(f"{out}: {kind}, of {len(people):,} answers; bias {before:+.3f}, on other folds {after:+.3f}")
+    radius = f"±{conformal.radius:.2f}" if np.isfinite(conformal.radius) else "the whole scale (too few answers)"
+    print(f"Interval of {settings.level:.0%} for the grade that people would give to one answer: {radius}")
+
+
+estimate_help = example("lmlab judge estimate graded.csv --human-column human --cluster-column chapter")
+
+
+@options(EstimateConfig)
+def estimate(
+    table: Table,
+    settings: EstimateConfig,
+    as_json: AsJson = False,
+) -> None:
+    """The mean that people would give to all answers, from the judge's grades of all and people's of a few."""
+    import numpy as np
+
+    from lmlab.judging.measures.prediction_powered import estimate_mean
+    from lmlab.judging.people.tables import GradeTable
+
+    judge, people, clusters = _grades(GradeTable.read(table), settings)
+    graded = np.isfinite(judge)
+    if not graded.any():
+        raise UserError(f"The column '{settings.judge_column}' has no grades.")
+    if clusters is not None:
+        clusters = [each for each, keep in zip(clusters, graded, strict=True) if keep]
+    found = estimate_mean(people[graded], judge[graded], clusters, settings.level)
+    left_out = int((~graded).sum())
+    if as_json:
+        parts = {"mean": _interval_json(found.mean), "people_alone": _interval_json(found.people)}
+        numbers = {"judge_alone": found.judge, "weight": found.weight, "labeled": found.labeled, "items": found.items}
+        _print_json({**parts, **numbers, "clusters": found.clusters, "without_grade": left_out})
+        return
+    print(f"Mean that people would give: {_shown(found.mean)}")
+    print(f"  people alone, {found.labeled:,} answers in {found.clusters:,} clusters: {_shown(found.people)}")
+    print(f"  the judge alone, {found.items:,} answers: {found.judge:.3f}, which is off by its bias")
+    source = (
+        f"the judge has a weight of {found.weight:.2f}" if found.weight else "the judge does not help: people alone"
+    )
+    print(f"  {source}")
+    if left_out:
+        print(f"  {left_out:,} answers without a grade of the judge are left out")
+
+
+def _grades(table: GradeTable, columns: GradeColumns) -> tuple[Any, Any, list[str] | None]:
+    """The judge's grades, people's, and what makes rows depend on each other."""
+    clusters = None if columns.cluster_column is None else table.texts(columns.cluster_column)
+    return table.numbers(columns.judge_column), table.numbers(columns.human_column), clusters
+
+
+def _lengths(table: GradeTable, column: str) -> Any:
+    """A column of numbers, or the lengths of a column of texts."""
+    try:
+        return table.numbers(column)
+    except UserError:
+        return [len(text) for text in table.texts(column)]
+
+
+def _calibrated(
+    judge: Any, people: Any, kind: CalibrationKind, clusters: list[str] | None, resamples: int, seed: int
+) -> Agreement:
+    import numpy as np
+
+    from lmlab.judging.measures.calibration import cross_calibrated
+    from lmlab.judging.measures.validation import on_scale
+    from lmlab.judging.rubrics.parser import HALF_POINTS
+
+    both = np.isfinite(judge) & np.isfinite(people)
+    kept = None if clusters is None else [each for each, keep in zip(clusters, both, strict=True) if keep]
+    learned = cross_calibrated(judge[both], people[both], kind, kept, seed=seed)
+    return on_scale(learned, people[both], kept, HALF_POINTS, resamples, seed)
+
+
+def _print_agreement(shown: dict[str, Agreement]) -> None:
+    from rich.table import Table as RichTable
+
+    table = RichTable("figure", *shown)
+    table.add_row("answers", *(f"{each.items:,}" for each in shown.values()))
+    table.add_row("without both grades", *(f"{each.missing:,}" for each in shown.values()))
+    for name in next(iter(shown.values())).figures:
+        table.add_row(name, *(_shown(each.figures.get(name)) for each in shown.values()))
+    print_table(table)
+
+
+def _shown(interval: Interval[float] | None) -> str:
+    return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _agreement_json(agreement: Agreement) -> dict[str, Any]:
+    figures = {name: _interval_json(each) for name, each in agreement.figures.items()}
+    return {"items": agreement.items, "missing": agreement.missing, **figures}
+
+
+def _interval_json(interval: Interval[float] | None) -> dict[str, float | None] | None:
+    import math
+
+    if interval is None:
+        return None
+    return {
+        name: value if math.isfinite(value) else None
+        for name, value in (("value", interval.value), ("low", interval.low), ("high", interval.high))
+    }
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=1))
