@@ -11,5 +11,7 @@ METHOD = Method(
     cli="lmlab.methods.prolong.cli:app",
     help="Long context: extend a window, train on it, measure it on real text at exact lengths (ProLong, HELMET).",
     page="methods/prolong.md",
+    published="ProLong-8B: 49.4 on HELMET at 128K",
+    reached="eight questions about one context, read once: 4.4 times less time (SmolLM2)",
     stages={"long_evaluate": "lmlab.methods.prolong.stages:LongEvaluate"},
 )
