@@ -146,6 +146,10 @@ def test_every_slip_of_units_is_told(ladder, change, said):
     found = oddities(replace(table, runs=tuple(slipped if each is run else each for each in table)))
     assert any(run.name in each and said in each for each in found)
     assert oddities(table) == []
+    if said == "in millions or billions":
+        mixed = replace(table, runs=tuple(slipped if each is run else each for each in table))
+        with pytest.raises(UserError, match=f"'{run.name}' has [ND] = .* times off those of the other runs"):
+            TwoStep(FAST, 0).fit(mixed, ladder[1], calibrated=False)
 
 
 def test_a_target_in_another_unit_is_refused_or_told(ladder):

@@ -26,6 +26,7 @@ from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
 
 _LEAST_RATIO, _MOST_RATIO = 0.1, 1e5  # tokens a parameter: 20 is usual, 573 is much, and beyond these is another unit
+_OFF = 1e5  # times the runs' median: no ladder spans that, a slip of units does
 _LEAST_N = 1000.0
 _LEAST_FLOPS, _MOST_FLOPS = 0.3, 100.0  # a token, over 6 N: embeddings and attention add to it, experts take from it
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -62,6 +63,7 @@ def check(
     for run in table.ladder:
         if (run.n, run.final_tokens) in targets:
             raise UserError(f"The run '{run.name}' is fitted, and is a target too.", "Leave it out of one of them.")
+    require_one_unit(table)
     table = consistent(table)
     runs = []
     for run in table:
@@ -227,6 +229,26 @@ def finished(table: RunTable, allow_unfinished: bool = False) -> RunTable:
         else:
             kept.append(run)
     return replace(table, runs=tuple(kept))
+
+
+def require_one_unit(table: RunTable) -> None:
+    """Refuse a ladder of which single runs count N or D in another unit than the others.
+
+    Raises:
+        UserError: a run's N or D is a hundred thousand times off those of most runs.
+    """
+    runs = [run for run in table.ladder if run.n > 0 and run.final_tokens > 0]
+    if not runs:
+        return
+    for name, values in (("N", [run.n for run in runs]), ("D", [run.final_tokens for run in runs])):
+        away = np.log(values) - np.median(np.log(values))
+        worst = int(np.abs(away).argmax())
+        if abs(away[worst]) > math.log(_OFF):
+            raise UserError(
+                f"'{runs[worst].name}' has {name} = {values[worst]:.3g}, {np.exp(abs(away[worst])):.1g} times off those"
+                " of the other runs.",
+                "Count all in the same unit, in ones rather than in millions or billions.",
+            )
 
 
 def consistent(table: RunTable) -> RunTable:

@@ -23,7 +23,14 @@ from lmlab.methods.ladder.analysis.diagnose import (
 )
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings, preset
 from lmlab.methods.ladder.fitting.chain import fit_chain
-from lmlab.methods.ladder.fitting.checks import check_values, consistent, finished, mismatches, oddities
+from lmlab.methods.ladder.fitting.checks import (
+    check_values,
+    consistent,
+    finished,
+    mismatches,
+    oddities,
+    require_one_unit,
+)
 from lmlab.methods.ladder.fitting.intervals import (
     Calibration,
     Ensemble,
@@ -121,6 +128,7 @@ class TwoStep:
         chosen = [tasks] if isinstance(tasks, Task) else list(tasks)
         if not chosen:
             raise UserError("There is no task to fit.")
+        require_one_unit(table)
         table = finished(consistent(table), allow_unfinished)
         settings = available(self.settings, table, chosen)
         check_values(table.ladder, chosen, chains_read(settings, table, chosen))
