@@ -127,30 +127,31 @@ def encoding(target: Target, place: Path, count: int) -> None:
     from sentence_transformers import SentenceTransformer
 
     texts = target.data.corpus.texts[:: max(1, len(target.data.corpus) // count)][:count]
-    theirs = SentenceTransformer(str(place), device="cpu", local_files_only=True)
+    peers = {
+        "fp32": SentenceTransformer(str(place), device="cpu", local_files_only=True),
+        "bf16": SentenceTransformer(
+            str(place), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.bfloat16}
+        ),
+    }
     encoder = target.retriever.encoder
-    seconds = {}
-    for name, run in (
-        ("sentence-transformers fp32", lambda: theirs.encode(texts)),
-        ("ours fp32", lambda: encoder.encode_text(texts)),
-        ("ours bf16", lambda: encoder.encode_text(texts, precision="bf16")),
-    ):
-        run_short = time.process_time()
-        vectors = run()
-        seconds[name] = time.process_time() - run_short
-        if name == "sentence-transformers fp32":
-            expected = vectors
-        else:
-            tell(
-                part="encoding",
-                texts=len(texts),
-                what=name,
-                cpu_s=seconds[name],
-                peer_cpu_s=seconds["sentence-transformers fp32"],
-                ratio=seconds["sentence-transformers fp32"] / seconds[name],
-                largest_difference=float(np.abs(vectors - expected).max()),
-                least_cosine=float((vectors * expected).sum(1).min()),
-            )
+    expected = peers["fp32"].encode(texts)
+    for precision, theirs in peers.items():
+        seconds, vectors = [], []
+        for run in (theirs.encode, lambda given, how=precision: encoder.encode_text(given, precision=how)):
+            run(texts[:8])
+            started = time.process_time()
+            vectors.append(np.asarray(run(texts), np.float32))
+            seconds.append(time.process_time() - started)
+        tell(
+            part="encoding",
+            texts=len(texts),
+            precision=precision,
+            cpu_s=seconds[1],
+            peer_cpu_s=seconds[0],
+            ratio=seconds[0] / seconds[1],
+            largest_difference_from_fp32=[float(np.abs(each - expected).max()) for each in vectors[::-1]],
+            least_cosine_with_fp32=[float((each * expected).sum(1).min()) for each in vectors[::-1]],
+        )
 
 
 def quality(retriever: Retriever, shared: Path) -> None:

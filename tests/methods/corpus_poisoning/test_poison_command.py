@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_settings_come_from_a_file_and_from_set(run, common, small, tmp_path):
     assert json.loads((out / "craft.json").read_text())["payload"] == "the captain is a sailor"
 
 
-def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tmp_path):
+def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tmp_path, monkeypatch):
     gate = tmp_path / "gate"
     code, text, err = run(
         "detect", "fit", "--data", small, *common, "--sentinels", small, "--rate", "0.05", "--out", gate
@@ -132,8 +133,12 @@ def test_a_gate_is_fitted_and_asked_by_a_pipeline(run, common, small, attack, tm
     code, _, err = run("gate", tmp_path / "latin.jsonl", "--gate", gate, "--encoder", common[1])
     assert code == 2 and "UTF-8" in err, err
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"text": 3}\n')
-    code, _, err = run("gate", tmp_path / "bad.jsonl", "--gate", gate, "--encoder", common[1])
+    code, text, err = run("gate", tmp_path / "bad.jsonl", "--gate", gate, "--encoder", common[1])
     assert code == 2 and "line 2: the key 'text' must hold a passage" in err
+    assert json.loads(text)["_id"] == "1"  # the verdict on what came before stands
+    monkeypatch.setattr("sys.stdin", io.StringIO((small / "corpus.jsonl").read_text()))
+    code, text, _ = run("gate", "-", "--gate", gate, "--encoder", common[1])  # one at a time, as somebody waits
+    assert code == 0 and [json.loads(line)["admit"] for line in text.splitlines()] == [row["admit"] for row in rows]
     code, _, err = run("gate", source, "--gate", tmp_path, "--encoder", common[1])
     assert code == 2 and "holds no gate" in err
 

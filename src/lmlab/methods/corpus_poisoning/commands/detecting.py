@@ -20,6 +20,8 @@ from lmlab.methods.corpus_poisoning.commands.shared import (
 from lmlab.methods.corpus_poisoning.config import DetectorsConfig, RateConfig
 from lmlab.retrieval.config import CollectionConfig, EncoderConfig
 
+_AT_ONCE = 256  # records of a file
+
 detect_fit_help = example("lmlab poison detect fit --data data/scifact --sentinels mine.jsonl --rate 0.005 --out gate")
 detect_score_help = example("lmlab poison detect score --gate gate --passages attack")
 detect_sweep_help = example("lmlab poison detect sweep --data data/scifact --passages attack --sentinels mine.jsonl")
@@ -100,13 +102,14 @@ def gate(
 
     found = open_gate(retriever(which), gate, settings.language_model)
     stream, target = standard_streams(source, out)
+    at_once = 1 if source == "-" else _AT_ONCE
     name = "standard input" if source == "-" else f"'{source}'"
     with stream:
         if target is None:
-            total, refused = run_gate(found, stream, sys.stdout, name)
+            total, refused = run_gate(found, stream, sys.stdout, name, at_once)
         else:
             with atomic_file(target, "w") as sink:
-                total, refused = run_gate(found, stream, sink, name)
+                total, refused = run_gate(found, stream, sink, name, at_once)
     typer.echo(f"{total - refused:,} admitted, {refused:,} refused.", err=True)
     if fail and refused:
         raise typer.Exit(1)

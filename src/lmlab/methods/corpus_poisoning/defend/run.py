@@ -48,8 +48,11 @@ def fit_gate(target: Target, context: DetectorContext, names: Sequence[str], rat
     return gate
 
 
-def run_gate(gate: AdmissionGate, source: IO[str], sink: IO[str], where: str) -> tuple[int, int]:
+def run_gate(gate: AdmissionGate, source: IO[str], sink: IO[str], where: str, at_once: int = 1) -> tuple[int, int]:
     """Verdicts on records of JSON lines, one a line; how many there were, and how many are refused.
+
+    Arguments:
+        at_once: records that are encoded together; one where somebody waits for each verdict.
 
     Raises:
         UserError: a line is no record with text; with its number.
@@ -61,11 +64,30 @@ def run_gate(gate: AdmissionGate, source: IO[str], sink: IO[str], where: str) ->
             "Fit a gate without it, or use `lmlab poison detect score` on all at once.",
         )
     total = refused = 0
-    for id, text in _records(source, where):
-        verdict = gate.check(text)
-        sink.write(to_json(id, verdict) + "\n")
-        total, refused = total + 1, refused + (not verdict.admit)
+    for some in _gathered(_records(source, where), at_once):
+        verdicts = gate.check_all(Passages.of([text for _, text in some], gate.encoder))
+        for (id, _), verdict in zip(some, verdicts, strict=True):
+            sink.write(to_json(id, verdict) + "\n")
+            total, refused = total + 1, refused + (not verdict.admit)
+        sink.flush()
     return total, refused
+
+
+def _gathered(records: Iterator[tuple[str, str]], at_once: int) -> Iterator[list[tuple[str, str]]]:
+    """Records in groups; those before a bad one are not lost with it."""
+    some: list[tuple[str, str]] = []
+    try:
+        for record in records:
+            some.append(record)
+            if len(some) == at_once:
+                yield some
+                some = []
+    except UserError:
+        if some:
+            yield some
+        raise
+    if some:
+        yield some
 
 
 def _lines(source: IO[str], where: str) -> Iterator[str]:
