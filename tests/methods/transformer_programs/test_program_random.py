@@ -1,5 +1,5 @@
-"""Programs that nobody has written: odd tokens, several partners, tables without defaults, any mixture of inputs. Files,
-Python text, simplified programs and networks all answer, or refuse, as the interpreter does.
+"""Programs that nobody has written: odd tokens, several partners, tables without defaults, any mixture of inputs.
+Files, Python text, simplified programs and networks all answer, or refuse, as the interpreter does.
 """
 
 from __future__ import annotations
@@ -69,13 +69,12 @@ class Draw:
         self.numbers, self.nodes = ["ones"], list[Select | Lookup]()
         for number in range(self.random.randint(1, 5)):
             self.nodes.append(self.node(f"n{number}"))
-        self.program = check(
-            Program(
-                self.inputs, frozenset(self.numbers), tuple(self.nodes), self.classifier(), self.embeddings,
-                self.random.random() < 0.3, self.random.random() < 0.25, vocabulary=tuple(known), max_length=self.length,
-            ),
-            "here",
+        causal, pooled = self.random.random() < 0.3, self.random.random() < 0.25
+        program = Program(
+            self.inputs, frozenset(self.numbers), tuple(self.nodes), self.classifier(), self.embeddings, causal, pooled,
+            vocabulary=tuple(known), max_length=self.length,
         )  # fmt: skip
+        self.program = check(program, "here")
 
     def node(self, name: str) -> Select | Lookup:
         one, kind = self.random.choice, self.random.random()

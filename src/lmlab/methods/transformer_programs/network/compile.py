@@ -331,6 +331,8 @@ def _write_embeddings(model: ProgramTransformer, program: Program) -> None:
     assert embeddings is not None
     names = [name for name in program.inputs if name.startswith("var")]
     for number, word in enumerate(model.spec.vocabulary):
+        if word not in embeddings.index:
+            continue  # padding, which no place of a sequence has
         for variable, name in enumerate(names):
             _choose(model.embedding[0, number, variable], int(embeddings.columns[name][embeddings.index[word]]))
 

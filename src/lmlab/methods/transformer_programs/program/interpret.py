@@ -107,7 +107,7 @@ class Interpreter:
                 if name not in program.numerical:
                     for category in program.embeddings.values(name):
                         self._number(category)
-        self._longest = program.longest
+        self._longest, self._live = program.longest, program.live
         self._tables: dict[str, _Table] = {}
 
     def _number(self, value: Any) -> int:
@@ -251,7 +251,7 @@ class Interpreter:
             self._tables[node.name] = _Table(node, self.program, self._numbers)
         found_BN = self._tables[node.name].find(inputs)
         missing = np.argwhere((found_BN < 0) & valid_BN)
-        if len(missing):
+        if len(missing) and node.name in self._live:
             b, n = missing[0]
             key = [
                 float(column[b, n]) if name in self.program.numerical else list(self._numbers)[column[b, n]]
@@ -261,7 +261,8 @@ class Interpreter:
                 f"The table '{node.name}' has no row for {key!r:.120} (place {n}).",
                 "Its program was exported with the rows that its training data reach; export it with more data.",
             )
-        return np.where(valid_BN, found_BN, 0)
+        # a table on which no answer depends may have no row for what stands at a place
+        return np.where(valid_BN & (found_BN >= 0), found_BN, 0)
 
     def _logits(self, columns: dict[str, np.ndarray], valid_BN: np.ndarray) -> np.ndarray:
         program = self.program
