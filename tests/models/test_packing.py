@@ -41,7 +41,7 @@ def whole(model, packed):
     return model
 
 
-@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5, 40, 100])
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_are_those_of_the_weight_that_is_applied(kind, rows):
     layer = layer_of()

@@ -21,7 +21,7 @@ from lmlab.models.layers.linear import Linear
 Packing = Literal["int8", "int4"]
 _GROUP = 32  # numbers of int4 that share a scale; also of GGUF's blocks
 _WIDTH = 16  # PyTorch's kernels take numbers of rows and columns that this divides
-_FEW_ROWS = 32  # for more, to form the weight once in bf16 costs less than the kernel for few rows
+_FEW_ROWS = {"int8": 32, "int4": 160}  # for more, to form the weight in bf16 costs less than the kernel for few rows
 _MIDDLE = 8  # kernels read a 4-bit number q as (q - 8) * scale + zero
 _SHRINKS = (1.0, 0.95, 0.9, 0.85)  # of a group's range: to cut its ends may leave a smaller error than to reach them
 
@@ -35,34 +35,42 @@ class PackedLinear(Linear):
     Attributes:
         packed: the weight's numbers: int8 [N, K], or the kernel's own order of 4-bit numbers.
         scales: bf16, [N], or scales and zero points [G, N, 2].
+        pairs: the 4-bit numbers once more, two a byte, [N, K / 2], as the kernel alone knows its order; None for int8.
     """
 
     packed: Tensor
     scales: Tensor
+    pairs: Tensor | None
 
     def __init__(self, base: nn.Linear, kind: Packing) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.kind = base.in_features, base.out_features, kind
         self.bias = base.bias
         weight_NK = base.weight.detach().float()
-        packed, scales = _int8(weight_NK) if kind == "int8" else _int4(weight_NK)
+        pairs = None
+        if kind == "int8":
+            packed, scales = _int8(weight_NK)
+        else:
+            packed, scales, pairs = _int4(weight_NK)
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
+        self.register_buffer("pairs", pairs)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight that is applied, formed anew: [N, K], in bf16."""
         if self.kind == "int8":
             return self.packed * self.scales[:, None]
-        # the kernel alone knows its order of numbers: it gives the columns of the weight for those of the identity
-        identity_KK = torch.eye(self.in_features, dtype=torch.bfloat16)
-        return self.few_rows(identity_KK).t().contiguous()
+        assert self.pairs is not None
+        numbers_NGW = torch.stack((self.pairs & 15, self.pairs >> 4), -1).flatten(1).unflatten(1, (-1, _GROUP))
+        scales_NG1, zeros_NG1 = (each.t()[..., None] for each in self.scales.unbind(-1))
+        return torch.addcmul(zeros_NG1, numbers_NGW.to(torch.bfloat16) - _MIDDLE, scales_NG1).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
         rows_MK = x.reshape(-1, self.in_features).to(torch.bfloat16)
         learns = torch.is_grad_enabled() and x.requires_grad  # the kernels have no gradients
-        if learns or (self.kind == "int8" and len(rows_MK) > _FEW_ROWS):
+        if learns or len(rows_MK) > _FEW_ROWS[self.kind]:
             product_MN = F.linear(rows_MK, self.weight)
         else:
             product_MN = self.few_rows(rows_MK)
@@ -95,10 +103,12 @@ def _int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.to(torch.int8), scales_N
 
 
-def _int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+def _int4(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     numbers, scales, zeros = round_to_4_bits(weight_NK)
     pairs_GN2 = torch.stack((scales.t(), zeros.t()), -1).contiguous()
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1), pairs_GN2
+    halves = numbers.to(torch.uint8)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
+    return packed, pairs_GN2, halves[:, ::2] | halves[:, 1::2] << 4
 
 
 def round_to_4_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
