@@ -23,7 +23,7 @@ def doctor(
         bool,
         typer.Option(
             "--tune",
-            help="Measure which of several equal ways this processor computes fastest by, in half a minute, and keep"
+            help="Measure which of several equal ways this processor computes fastest by, in 40 seconds, and keep"
             " the answers for all later runs on it. Let the machine be idle meanwhile.",
         ),
     ] = False,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lmlab import ways
 from lmlab.models.attention.blocked import blocked_backward, blocked_forward
@@ -48,6 +49,12 @@ def cpu_attention(
     # told to the operator, so that both passes compute in one way; while a graph is compiled, runs are not known yet
     if not torch.compiler.is_compiling():
         way = _choose(q_BNTH, k_BKSH, starts_BT, stops_BT, causal, soft_cap, way)
+        alone = not causal or q_BNTH.shape[2] == k_BKSH.shape[2]
+        if way == "fused" and starts_BT is None and alone:  # one call, without what an operator of ours costs
+            grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
+            return F.scaled_dot_product_attention(
+                q_BNTH, k_BKSH, v_BKSH, is_causal=causal, enable_gqa=grouped
+            ).transpose(1, 2)
     out: Tensor
     out, _ = _attention(q_BNTH, k_BKSH, v_BKSH, starts_BT, stops_BT, causal, soft_cap, way or _BY_MACHINE)
     return out
