@@ -70,6 +70,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Examples in bytes are named by number. A name made of what an archive holds changes with the clock, and two
+    workers that collect in different seconds would run no test at all.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--record-seconds"):
         config.pluginmanager.register(_Recorder(), "lmlab-seconds")
