@@ -164,3 +164,6 @@ def _read() -> dict[str, Any]:
     except (OSError, UserError):
         return {}
     return known if isinstance(known, dict) else {}
+
+
+in_force()  # now: a graph that is being compiled can read a dictionary, and no file
