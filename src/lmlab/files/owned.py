@@ -88,7 +88,7 @@ def owned_folder(
 
 
 @contextmanager
-def only_writer(path: Path, remedy: str = "Wait for it, or choose another --out.") -> Iterator[None]:
+def only_writer(path: str | Path, remedy: str = "Wait for it, or choose another --out.") -> Iterator[None]:
     """Keep others from writing the folder; the lock ends with the process, however that ends.
 
     Raises:

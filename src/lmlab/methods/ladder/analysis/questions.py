@@ -50,13 +50,13 @@ class GroupForecast:
     measured: float | None
 
 
-def read_answers(folder: Path, names: Sequence[str]) -> dict[str, list[Row]]:
+def read_answers(folder: str | Path, names: Sequence[str]) -> dict[str, list[Row]]:
     """The rows of each run: `RUN.jsonl` in the folder, or the one file of rows below its folder `RUN`.
 
     Raises:
         UserError: a run has no rows, or several files of them.
     """
-    found = {}
+    folder, found = Path(folder), {}
     for name in names:
         files = [folder / f"{name}.jsonl"] if (folder / f"{name}.jsonl").is_file() else []
         files = files or sorted((folder / name).rglob("tasks/*.jsonl")) or sorted((folder / name).glob("*.jsonl"))
