@@ -192,6 +192,8 @@ def one_query(q_BN1H: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, visibility: Visibi
     if q_BN1H.device.type == "cpu" and soft_cap is None:
         # the heads of a group read the same keys: as so many queries of one head they are PyTorch's fused kernel's
         mask = None if visibility.is_plain else visibility.mask(q_BN1H.device)
+        if mask is not None and mask.shape[1] > 1:  # heads that see different keys, as in a memory
+            mask = mask.reshape(len(mask), kv_heads, -1, slots)
         grouped_BKGH = q_BN1H.reshape(batch, kv_heads, -1, width)
         return F.scaled_dot_product_attention(grouped_BKGH, k_BKSH, v_BKSH, attn_mask=mask).view(batch, 1, heads, width)
     queries = (q_BN1H * width**-0.5).reshape(batch * kv_heads, -1, width)
