@@ -8,6 +8,7 @@ import transformers
 
 from lmlab.data import Tokenizer
 from lmlab.models import Decoding, DecodingConfig, GenerationConfig, KVCache, from_pretrained, generate, save_pretrained
+from lmlab.models.generation.lookup import Lookup
 from lmlab.models.generation.static import StaticStep
 
 PROMPTS = [[5, 9, 2, 40, 17, 3], [8], [1, 1, 60, 22], [33, 7], [50] * 11, [12, 13, 14]]
@@ -237,3 +238,87 @@ def test_smollm2_joined_by_others_writes_and_scores_as_transformers_does(smollm2
     sampled = GenerationConfig(max_new_tokens=16, temperature=0.8, top_p=0.95, seed=11)
     together = generate(model, prompts, sampled)
     assert [each[0].ids for each in together] == [generate(model, [prompt], sampled)[0][0].ids for prompt in prompts]
+
+
+REPEATING = [5, 9, 2, 40, 17, 3] * 3
+DRAWN = [
+    {"temperature": 0},
+    {"temperature": 0.4, "seed": 1, "top_p": 0.9},
+    {"temperature": 0, "eos_ids": tuple(range(0, 60, 7))},
+    {"temperature": 0, "max_repetitions": 3},
+    {"temperature": 0.9, "seed": 2, "repetition_penalty": 1.2, "logit_bias": ((9, 4.0), (2, 4.0))},
+    {"temperature": 0, "top_log_probs": 3, "max_new_tokens": 1},
+]
+
+
+class CountsPasses:
+    """Counts passes and the tokens in them."""
+
+    def __init__(self, model):
+        self.passes = 0
+        model.register_forward_pre_hook(self)
+
+    def __call__(self, *_):
+        self.passes += 1
+
+
+@pytest.mark.parametrize("settings", DRAWN)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "olmoe"])
+def test_drafts_change_nothing_but_the_number_of_passes(kind, settings, make_model):
+    model = make_model(kind).double()
+    config = DecodingConfig(**{"max_new_tokens": 30, **settings})
+    plain, drafted = (
+        generate(model, [REPEATING], config.model_copy(update={"draft_tokens": most}))[0][0] for most in (0, 5)
+    )
+    assert drafted.ids == plain.ids and drafted.finish_reason == plain.finish_reason
+    assert drafted.log_probs == pytest.approx(plain.log_probs, abs=1e-6)
+    assert [[token for token, _ in each] for each in drafted.top] == [
+        [token for token, _ in each] for each in plain.top
+    ]
+
+
+def test_a_text_that_repeats_itself_takes_fewer_passes(make_model):
+    model = make_model("llama").double()
+    counts = CountsPasses(model)
+    for most, passes in ((0, 29), (7, 7)):  # the prompt, two tokens alone, and then eight with each pass
+        counts.passes = 0
+        config = DecodingConfig(max_new_tokens=29, temperature=0, draft_tokens=most, logit_bias=((7, 1e4),))
+        assert generate(model, [REPEATING], config)[0][0].ids == [7] * 29
+        assert counts.passes == passes
+
+
+def test_drafts_that_never_hold_become_rare():
+    lookup, asked = Lookup([1, 2, 3] * 4, 4), []
+    for count in range(200):
+        if found := lookup.draft([1, 2, 3] * (count + 1), 10):
+            asked.append(count)
+            assert found == [1, 2, 3, 1]
+            lookup.judge(0)
+    assert 5 <= len(asked) <= 12
+    lookup.judge(2)
+    assert lookup.draft([1, 2, 3] * 201, 2) == [1, 2]
+
+
+def test_a_draft_is_what_followed_the_last_time():
+    lookup = Lookup([1, 2, 9, 1, 2, 8, 4, 1, 2], 3)
+    assert lookup.draft([], 9) == [8, 4, 1]
+    assert lookup.draft([8, 5, 1, 2], 9) == [8, 5, 1]
+    assert Lookup([4, 1, 2, 1, 2], 7).draft([], 5) == [1, 2, 1, 2, 1]  # and round once more
+    assert lookup.draft([8, 5, 1, 2, 6, 6, 1], 9) == [] and Lookup([3], 4).draft([], 4) == []
+
+
+def test_rows_in_a_batch_and_texts_behind_a_prefix_take_no_harm_from_drafts(make_model):
+    model = make_model("qwen3").double()
+    configs = [DecodingConfig(max_new_tokens=12, temperature=0, draft_tokens=most) for most in (4, 0, 6)]
+    prompts = [REPEATING, PROMPTS[0], PROMPTS[4]]
+    together = generate(model, prompts, configs)
+    assert [each[0].ids for each in together] == [
+        generate(model, [prompt], DecodingConfig(max_new_tokens=12, temperature=0))[0][0].ids for prompt in prompts
+    ]
+    cache = KVCache(model.config, 1, len(REPEATING) + 12, torch.float64)
+    decoding = Decoding(model)
+    decoding.read(REPEATING[:10], cache)
+    ((row,),) = decoding.add([(REPEATING, configs[0])], cache)
+    while decoding.live:
+        decoding.step()
+    assert row.ids == together[0][0].ids

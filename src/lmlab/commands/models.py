@@ -32,7 +32,7 @@ Adapter = Annotated[
 ]
 CONTINUING = {"max_new_tokens": 100, "temperature": 0.8, "top_p": 0.95}
 _ANSWERING = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.95}
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "draft_tokens", "seed")
 
 
 def _usual(settings: dict[str, Any]) -> dict[str, str]:

@@ -27,6 +27,9 @@ class GenerationConfig(Config):
         eos_ids: tokens that end a continuation, of which they are not a part.
         stop: strings that end it; they are not part of its text.
         max_repetitions: end it when its tail is one block of up to 64 tokens so many times in a row.
+        draft_tokens: look up so many tokens at a time that may come next, where the text repeats itself, and check them
+            in one pass (prompt lookup decoding); faster for edits, extracts and summaries. For one text at a time; what
+            is drawn is the same up to rounding.
     """
 
     max_new_tokens: NonNegativeInt = 100
@@ -40,6 +43,7 @@ class GenerationConfig(Config):
     eos_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     max_repetitions: int | None = Field(default=None, ge=2)
+    draft_tokens: NonNegativeInt = 0
 
 
 class Guide(Protocol):

@@ -22,6 +22,7 @@ from lmlab.gemm import fast_inference
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, Guide
 from lmlab.models.generation.lean import LeanStep, can_be_lean
+from lmlab.models.generation.lookup import Lookup
 from lmlab.models.generation.sampling import draw, keep_likely, penalize
 from lmlab.models.generation.static import StaticStep, can_be_static
 from lmlab.models.memory.memory import Memory
@@ -172,6 +173,9 @@ class Decoding:
         self._static_after = static_after
         self._static: StaticStep | None = None
         self._lean: LeanStep | None = None
+        self._lookup: tuple[Continuation, Lookup] | None = None
+        scaling = model.config.rope_scaling
+        self._drafts = scaling is None or not scaling.depends_on_length  # else a draft would turn what comes before it
         self._steps = 0  # on the rows as they are now
         self._cache: KVCache | None = None
         self.rows: list[Continuation] = []
@@ -251,13 +255,16 @@ class Decoding:
             self._model(torch.tensor([tokens], device=self._device), cache=cache, logits="none")
 
     def step(self) -> None:
-        """Give every live row a further token."""
+        """Give every live row a further token, or several where a draft of them holds (`draft_tokens`)."""
         beat()
         if self._cache is None or not self.live:
             self._cache, self.rows = None, []
             return
         with evaluating(self._model):
-            self._choose(self.rows, self._next_logits(self._cache))
+            if draft := self._draft(self._cache):
+                self._check_draft(draft, self._cache)
+            else:
+                self._choose(self.rows, self._next_logits(self._cache))
             going = [place for place, row in enumerate(self.rows) if not row.done]
             if not going:
                 self._cache, self.rows = None, []
@@ -266,6 +273,33 @@ class Decoding:
                 self._forget_step()
                 self._cache.select(going)
                 self.rows = [self.rows[place] for place in going]
+
+    def _draft(self, cache: KVCache) -> list[int]:
+        """What may come next in the only text of the batch."""
+        row = self.rows[0]
+        if len(self.rows) > 1 or not row.config.draft_tokens or self._static is not None or not self._drafts:
+            return []
+        if self._lookup is None or self._lookup[0] is not row:
+            self._lookup = row, Lookup(row.prompt, row.config.draft_tokens)
+        # the last of the tokens that may come is drawn after the draft, and each takes a slot
+        return self._lookup[1].draft(row.ids, min(row.remaining, cache.max_length - cache.length) - 1)
+
+    def _check_draft(self, draft: list[int], cache: KVCache) -> None:
+        """Read the newest token and a draft together, and choose after each as if it were read alone: the draft holds
+        as far as the choices are its tokens. So what is drawn, and from what, is the same as without.
+        """
+        assert self._lookup is not None
+        row, before = self.rows[0], cache.length
+        ids_1T = torch.tensor([[row.last, *draft]], device=self._device)
+        logits_TV = self._model(ids_1T, cache=cache).logits_BTV[0].float()
+        held = 0
+        for place in range(len(draft) + 1):
+            self._choose([row], logits_TV[place : place + 1])
+            if row.done or place == len(draft) or row.last != draft[place]:
+                break
+            held += 1
+        cache.crop(before + 1 + held)
+        self._lookup[1].judge(held)
 
     def _next_logits(self, cache: KVCache) -> Tensor:
         """The logits [R, V] after the newest token of each row."""

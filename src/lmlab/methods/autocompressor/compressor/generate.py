@@ -62,6 +62,7 @@ class CompressingDecoding(Decoding):
 
     def __init__(self, compressor: AutoCompressor, every: int, decode: Decode | None = None) -> None:
         super().__init__(compressor.model, decode, static_after=None)
+        self._drafts = False  # a segment is full after so many single tokens
         self._compressor, self._every = compressor, every
         self.summaries: dict[int, SummaryVectors] = {}
         self.compressions: dict[int, int] = {}
