@@ -76,6 +76,25 @@ def test_without_counters_nothing_changes():
     assert governor.threads == 4
 
 
+@pytest.mark.parametrize("told", [None, "0 0 0"])
+def test_a_system_that_does_not_count_has_no_counters(monkeypatch, told):
+    """A sandbox has no schedstat; a kernel without these statistics has one of zeros."""
+
+    def read(path, **_):
+        if told is None:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr(threads.Path, "read_text", read)
+    assert threads._look() is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the system does not tell how idle cores were")
+def test_a_container_that_numbers_cores_in_its_own_way_has_no_counters(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 99_999})
+    assert threads._look() is None
+
+
 @pytest.fixture
 def untouched(monkeypatch):
     monkeypatch.setattr(threads, "_adapts", None)

@@ -205,6 +205,8 @@ def _look() -> Look | None:
             except OSError:  # it has just ended
                 continue
             ran, waited = ran + int(words[0]), waited + int(words[1])
+        if not ran:  # a sandbox has no such file, and some kernels do not count: who looks has run
+            return None
         return Look(time.monotonic(), ran * 1e-9, waited * 1e-9, _idle_seconds())
     except (OSError, ValueError, IndexError, AttributeError):
         return None
@@ -212,11 +214,14 @@ def _look() -> Look | None:
 
 def _idle_seconds() -> float:
     """Of the cores that this process may use. What runs there with less right than this process counts as idle."""
-    mine, ticks = os.sched_getaffinity(0), 0
+    mine, known, ticks = os.sched_getaffinity(0), 0, 0
     ordinary = os.getpriority(os.PRIO_PROCESS, 0) <= 0
     with open("/proc/stat", encoding="ascii") as file:
         for line in file:
             words = line.split()
             if words[0].startswith("cpu") and words[0][3:].isdigit() and int(words[0][3:]) in mine:
+                known += 1
                 ticks += int(words[4]) + int(words[5]) + (int(words[2]) if ordinary else 0)
+    if known < len(mine):  # containers may number cores in their own way, so that nothing is said of some
+        raise ValueError("cores are missing from /proc/stat")
     return ticks / os.sysconf("SC_CLK_TCK")
