@@ -63,6 +63,13 @@ def test_a_damaged_cache_is_none(cache, content):
     assert ways.in_force() == ways.defaults() and not ways.was_tuned()
 
 
+def test_without_a_home_the_defaults_hold(monkeypatch):
+    monkeypatch.setattr(ways, "_in_force", None)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("LMLAB_CACHE", "~nobody-of-this-name/cache")
+    assert ways.in_force() == ways.defaults()
+
+
 def test_a_run_keeps_its_answers_and_afterwards_those_of_the_machine_are_back(cache):
     with ways.using({SHORT: "mixed", "of another version": "x", "products fp32": "of another library"}):
         assert ways.in_force() == ways.defaults() | {SHORT: "mixed"}

@@ -158,10 +158,10 @@ def _known(answers: Any) -> dict[str, str]:
 
 def _read() -> dict[str, Any]:
     """What the cache holds; a file that cannot be read is none."""
-    place = cache_directory() / _FILE
     try:
+        place = cache_directory() / _FILE
         known = read_json(place) if place.exists() else {}
-    except (OSError, UserError):
+    except (OSError, UserError, RuntimeError):  # the last where nobody says where the user's home is
         return {}
     return known if isinstance(known, dict) else {}
 
