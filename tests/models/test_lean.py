@@ -95,6 +95,30 @@ def test_what_somebody_wraps_is_not_passed_by():
     assert not can_be_lean(model, cache)
 
 
+@pytest.mark.parametrize("place", ["blocks.0.attention.query", "blocks.1.ffn_norm", "blocks.0.ffn.up", "final_norm"])
+def test_what_somebody_wraps_within_a_block_is_not_passed_by(place):
+    model, cache = random_model("llama"), KVCache(random_model("llama").config, 1, 9)
+    part = model.get_submodule(place)
+    with torch.inference_mode():
+        for wrap in (part.register_forward_hook, part.register_forward_pre_hook):
+            handle = wrap(lambda *given: None)
+            assert not can_be_lean(model, cache)
+            handle.remove()
+            assert can_be_lean(model, cache)
+        part.forward = lambda x, forward=part.forward: 0.5 * forward(x)
+        assert not can_be_lean(model, cache)
+
+
+def test_a_hook_on_all_modules_is_not_passed_by():
+    model, cache = random_model("llama"), KVCache(random_model("llama").config, 1, 9)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        assert not can_be_lean(model, cache)
+    finally:
+        handle.remove()
+    assert can_be_lean(model, cache)
+
+
 def test_a_full_cache_and_a_full_table_are_refused():
     model = random_model("gpt2", max_seq_len=9)
     cache = KVCache(model.config, 1, 10)

@@ -127,6 +127,51 @@ def test_what_cannot_be_packed_is_refused(tmp_path):
     with pytest.raises(UserError, match="Unknown precision 'int2'"):
         select_dtype("int2", torch.device("cpu"))
     assert not can_be_packed(Linear(48, 64), "int4") and can_be_packed(Linear(48, 64), "int8")
+    with pytest.raises(UserError, match="packed already"):
+        pack_weights(pack_weights(random_model("llama", **SIZES), "int8"), "int4")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_before_any_is_packed(value):
+    model = random_model("llama", **SIZES)
+    with torch.no_grad():
+        model.block(1).attention.query.weight[3, 5] = value
+    with pytest.raises(UserError, match="blocks.1.attention.query.weight holds numbers that are not finite"):
+        pack_weights(model, "int4")
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_packed_weights_get_no_adapters():
+    for settings in ({}, {"targets": ("down",)}):
+        model = pack_weights(random_model("llama", **SIZES), "int4")
+        with pytest.raises(UserError, match="packed in int4"):
+            add_lora(model, LoRAConfig(rank=2, **settings))
+
+
+@pytest.mark.parametrize("cast", ["float", "double", "half"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_model_that_is_cast_keeps_its_weights(kind, cast):
+    model = pack_weights(random_model("llama", **SIZES), kind)
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        expected = model(ids).logits_BTV.float()
+        found = getattr(copy.deepcopy(model), cast)()
+        assert found(ids).logits_BTV.float().sub(expected).square().mean() < 1e-3 * expected.square().mean()
+    assert torch.equal(found.block(0).ffn.up.weight, model.block(0).ffn.up.weight)
+    (short,), (long,) = (generate(found, [prompt], GenerationConfig(max_new_tokens=4))[0] for prompt in PROMPTS[:2])
+    assert len(short.ids) == len(long.ids) == 4
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("int8", 33), ("int4", 161)])
+def test_many_rows_of_a_step_take_the_product_for_many(kind, rows, monkeypatch):
+    packed = PackedLinear(layer_of(), kind)
+    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
+    formed = []
+    weight = PackedLinear.weight.fget
+    monkeypatch.setattr(PackedLinear, "weight", property(lambda layer: formed.append(1) or weight(layer)))
+    few, many = packed.product(x[:-1]), packed.product(x)
+    assert len(formed) == 1
+    torch.testing.assert_close(few, many[:-1], rtol=2e-2, atol=0.2)
 
 
 def test_a_place_is_read_in_every_precision(tmp_path):

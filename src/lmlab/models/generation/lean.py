@@ -31,6 +31,7 @@ from lmlab.models.transformer import Transformer
 
 _Map = Callable[[Tensor], Tensor]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_HOOKS_OF_ALL = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 def can_be_lean(model: Transformer, cache: KVCache) -> bool:
@@ -43,26 +44,31 @@ def can_be_lean(model: Transformer, cache: KVCache) -> bool:
     by_length = scaling is not None and scaling.depends_on_length
     if not plain or by_length or cache.prefix is not None or cache.memory is not None or not config.lm_head:
         return False
-    return model.score is None and _is_plain(model, Transformer) and all(_is_plain_block(each) for each in model.blocks)
+    if any(getattr(nn.modules.module, name) for name in _HOOKS_OF_ALL) or any(map(_is_wrapped, model.modules())):
+        return False
+    return model.score is None and type(model) is Transformer and all(_is_plain_block(each) for each in model.blocks)
 
 
 def _is_plain_block(block: nn.Module) -> bool:
     assert isinstance(block, Block)
-    parts = _is_plain(block, Block) and _is_plain(block.attention, Attention)
-    return parts and (_is_plain(block.ffn, FeedForward) or isinstance(block.ffn, MoE))
+    parts = type(block) is Block and type(block.attention) is Attention
+    return parts and (type(block.ffn) is FeedForward or isinstance(block.ffn, MoE))
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether `forward` can be called by itself: who wraps a module gives it hooks, another class, or compiles it."""
-    wrapped = any(getattr(module, name) for name in _HOOKS) or module._compiled_call_impl is not None
-    return type(module) is kind and not wrapped
+def _is_wrapped(module: nn.Module) -> bool:
+    """Whether a module does more, or something else, than the `forward` of its class: it has hooks, a `forward` of its
+    own, or was compiled.
+    """
+    hooked = any(getattr(module, name) for name in _HOOKS)
+    return hooked or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 class LeanStep:
     """One further token for every row of a cache, to which keys and values are added as the model adds them.
 
     Arguments:
-        model: in evaluation mode, where `can_be_lean`; its modules must stay those that they are.
+        model: in evaluation mode, where `can_be_lean`; its modules and their weights must stay those that they are, as
+            keys and values in the cache are of these weights too.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -193,7 +199,7 @@ def _feed_forward(ffn: nn.Module) -> _Map:
 
 def _product(layer: nn.Module) -> _Map:
     """What the layer does, [R, K] to [R, N]."""
-    return layer.few_rows if type(layer) is PackedLinear and layer.bias is None else layer.forward
+    return layer.product if type(layer) is PackedLinear and layer.bias is None else layer.forward
 
 
 def _norm(norm: nn.Module) -> _Map:

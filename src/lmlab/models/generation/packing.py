@@ -22,21 +22,29 @@ def pack_weights(model: Transformer, kind: Packing) -> Transformer:
     A packed model reads, scores and generates; it is neither trained nor saved.
 
     Raises:
-        UserError: the model is not on a CPU, carries adapters, or has no layer that can be packed.
+        UserError: the model is not on a CPU, carries adapters, is packed already, holds a weight that is not finite, or
+            has no layer that can be packed.
     """
     if model.embedding.weight.device.type != "cpu":
         raise UserError(f"precision {kind}: packed weights are for CPUs.", "Use bf16 on a GPU.")
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise UserError(f"precision {kind}: the model has adapters beside its weights.", "Fold them in first.")
-    packed = 0
-    for block in model.blocks:
-        for owner in list(block.modules()):
-            for name, layer in list(owner.named_children()):
-                if can_be_packed(layer, kind):
-                    assert isinstance(layer, nn.Linear)
-                    setattr(owner, name, PackedLinear(layer, kind))
-                    packed += 1
-    if not packed:
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise UserError(f"precision {kind}: the weights are packed already.", "Read the model anew.")
+    for name, parameter in model.named_parameters():  # kernels would spread them over rows, or hide them
+        if not bool(parameter.isfinite().all()):
+            raise UserError(f"precision {kind}: {name} holds numbers that are not finite.")
+    chosen = [
+        (owner, name, layer)
+        for block in model.blocks
+        for owner in block.modules()
+        for name, layer in owner.named_children()
+        if can_be_packed(layer, kind)
+    ]
+    for owner, name, layer in chosen:
+        assert isinstance(layer, nn.Linear)
+        setattr(owner, name, PackedLinear(layer, kind))
+    if not chosen:
         raise UserError(
             f"precision {kind}: no layer of the model has a size that packed weights can have.",
             "Use bf16.",

@@ -10,6 +10,7 @@ Shapes: N outputs, K inputs, M rows, G groups of a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -56,6 +57,13 @@ class PackedLinear(Linear):
         self.register_buffer("scales", scales)
         self.register_buffer("pairs", pairs)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        scales = self.scales
+        super()._apply(fn, recurse)
+        # `half` or `float` is for what is computed beside: the kernels take scales in bf16
+        self.scales = scales.to(self.scales.device)
+        return self
+
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight that is applied, formed anew: [N, K], in bf16."""
@@ -70,17 +78,16 @@ class PackedLinear(Linear):
         """Map [..., K] to [..., N]."""
         rows_MK = x.reshape(-1, self.in_features).to(torch.bfloat16)
         learns = torch.is_grad_enabled() and x.requires_grad  # the kernels have no gradients
-        if learns or len(rows_MK) > _FEW_ROWS[self.kind]:
-            product_MN = F.linear(rows_MK, self.weight)
-        else:
-            product_MN = self.few_rows(rows_MK)
+        product_MN = F.linear(rows_MK, self.weight) if learns else self.product(rows_MK)
         if self.bias is not None:
             product_MN = product_MN + self.bias.to(product_MN.dtype)
         return product_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def few_rows(self, rows_MK: Tensor) -> Tensor:
-        """The kernel's product in bf16, [M, K] to [M, N], without the bias."""
-        rows_MK = rows_MK.contiguous()
+    def product(self, rows_MK: Tensor) -> Tensor:
+        """The product in bf16, [M, K] to [M, N], without the bias and without gradients."""
+        rows_MK = rows_MK.to(torch.bfloat16).contiguous()
+        if len(rows_MK) > _FEW_ROWS[self.kind]:
+            return F.linear(rows_MK, self.weight)
         product: Tensor
         if self.kind == "int8":
             product = torch.ops.aten._weight_int8pack_mm.default(rows_MK, self.packed, self.scales)

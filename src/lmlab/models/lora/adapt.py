@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lmlab.errors import UserError, did_you_mean
 from lmlab.models.layers.linear import Linear
+from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.lora.config import LoRAConfig
 from lmlab.models.lora.layers import (
     Adapted,
@@ -69,6 +70,7 @@ def quantize_base(model: nn.Module, config: LoRAConfig) -> None:
     require_bitsandbytes(config.quantize)
     for name in quantizable(model, config):
         layer = cast(nn.Linear, model.get_submodule(name))
+        _refuse_packed(name, layer)
         _replace(model, layer, QuantizedLinear(layer, config.quantize))
 
 
@@ -148,11 +150,15 @@ def adaptable(model: nn.Module) -> list[str]:
 def attach(model: nn.Module, name: str, rank: int, scale: float, dropout: float) -> ThinPair:
     """Put an adapter, whose A is not yet filled, beside a linear layer, the embedding, or a stack of matrices of
     experts.
+
+    Raises:
+        UserError: the layer's weight is packed for reading (`lmlab.models.pack_weights`).
     """
     parent, _, leaf = name.rpartition(".")
     if parent.endswith("experts") and leaf in STACKED:
         return _attach_to_experts(model, parent, leaf, rank, scale)
     base = model.get_submodule(name)
+    _refuse_packed(name, base)
     adapter: LoRALinear | LoRAEmbedding
     if isinstance(base, nn.Embedding):
         config = cast(Any, model).config
@@ -165,6 +171,14 @@ def attach(model: nn.Module, name: str, rank: int, scale: float, dropout: float)
     adapter.train(base.training)
     _replace(model, base, adapter)
     return adapter
+
+
+def _refuse_packed(name: str, layer: nn.Module) -> None:
+    if isinstance(layer, PackedLinear):
+        raise UserError(
+            f"{name} is packed in {layer.kind}, and adapters cannot be folded into such weights.",
+            "Read the model in fp32 or bf16; quantize makes small weights to train beside.",
+        )
 
 
 def _attach_to_experts(model: nn.Module, name: str, matrix: str, rank: int, scale: float) -> LowRank:
