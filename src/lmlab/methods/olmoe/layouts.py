@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lmlab.config import validate
 from lmlab.errors import LmlabError, UserError, reads
 from lmlab.files import read_mapping, read_yaml, write_json, write_text
 from lmlab.models import ModelConfig, MoEConfig, Transformer, named_tensors
+from lmlab.models.formats.tensor_file import read_tensors
 
 Kind = Literal["olmo", "olmo-core"]
 _WEIGHTS = "model.safetensors"
@@ -94,10 +94,7 @@ def read_olmo(directory: str | Path, config: ModelConfig | None = None) -> Trans
             f"'{directory}' has no {_WEIGHTS}; other files of weights are pickles, which lmlab does not open.",
             "Save it as safetensors.",
         )
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy it again.") from None
+    tensors, _ = read_tensors(path, "Copy it again.")
     kind: Kind = "olmo" if any(name.startswith("transformer.") for name in tensors) else "olmo-core"
     if config is None:
         file = directory / ("config.yaml" if kind == "olmo" else "config.json")

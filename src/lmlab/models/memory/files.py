@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file, parse_json
 from lmlab.models.fingerprint import known_fingerprint
+from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.models.memory.memory import Memory, Piece
 from lmlab.models.memory.rows import EMPTY, KVRows
 from lmlab.models.transformer import Transformer
@@ -66,12 +66,7 @@ def load_memory(path: Path | str, model: Transformer) -> Memory:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no memory '{path}'.")
-    try:
-        with safe_open(path, "pt") as file:
-            about, names = file.metadata() or {}, list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy it again, or compress the text again.") from None
+    tensors, about = read_tensors(path, "Copy it again, or compress the text again.")
     if about.get("format") != _FORMAT:
         raise UserError(f"'{path}' holds no memory of lmlab.")
     _refuse_nan(tensors, f"'{path}'")

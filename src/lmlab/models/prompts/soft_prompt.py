@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import atomic_file
 from lmlab.models.fingerprint import known_fingerprint
+from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.models.forward.output import at_positions
 from lmlab.models.forward.tokens import Tokens
 from lmlab.models.prompts.signing import UNTRUSTED, is_own, mark_of
@@ -218,12 +218,7 @@ def load_soft_prompt(path: Path | str, model: nn.Module, *, trust: bool = True) 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no soft prompt '{path}'.")
-    try:
-        with safe_open(path, "pt") as file:
-            about, names = file.metadata() or {}, list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise LmlabError(f"'{path}' is damaged ({error}).", "Copy or make the soft prompt again.") from None
+    tensors, about = read_tensors(path, "Copy or make the soft prompt again.")
     if about.get("format") != _FORMAT or "vectors" not in tensors:
         raise UserError(f"'{path}' holds no soft prompt of lmlab.")
     if about["model"] != known_fingerprint(model):

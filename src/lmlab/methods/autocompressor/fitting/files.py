@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from lmlab.files import atomic_file, read_mapping, write_json
 from lmlab.methods.autocompressor.kinds.base import create
 from lmlab.methods.autocompressor.kinds.trained import Trained
 from lmlab.models import known_fingerprint, remove_lora, save_pretrained
+from lmlab.models.formats.tensor_file import read_tensors
 from lmlab.runs import Model
 
 SETTINGS, WEIGHTS = "kind.json", "kind.safetensors"
@@ -75,11 +75,7 @@ def load_kind(place: str | Path, device: torch.device | str = "cpu", dtype: torc
     compressor = create(about["kind"], model, **settings)
     if not isinstance(compressor, Trained):
         raise UserError(f"'{about['kind']}' learns nothing.")
-    try:
-        with safe_open(directory / WEIGHTS, "pt") as file:
-            own = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise LmlabError(f"'{directory / WEIGHTS}' is damaged ({error}).", "Copy it again.") from None
+    own, _ = read_tensors(directory / WEIGHTS, "Copy it again.")
     needed = own_weights(compressor)
     if {name: each.shape for name, each in own.items()} != {name: each.shape for name, each in needed.items()}:
         raise LmlabError(f"'{directory / WEIGHTS}' does not hold the weights of '{about['kind']}'.", "Copy it again.")
