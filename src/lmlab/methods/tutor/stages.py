@@ -5,7 +5,6 @@ chapters, `tutor_mix` makes tokens of dialogues.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,23 +27,12 @@ from lmlab.reports import Paragraph, Sample, Section, Table
 from lmlab.runs import Artifact, Results, Stage, StageContext, Tokens, Vocabulary
 
 
-class MixResults(Results):
-    """What became of the records (`MixAccount`)."""
-
-    records: int
-    sequences: dict[str, int]
-    left_out: dict[str, int]
-    tokens: int
-    learned_tokens: int
-    cut: int
-
-
-class TutorMix(Stage[TutorMixConfig, MixResults]):
+class TutorMix(Stage[TutorMixConfig, MixAccount]):
     """Writes shards, their manifest, mix.json and rejects.jsonl."""
 
     gives: ClassVar[tuple[type[Artifact], ...]] = (Tokens, Vocabulary)
 
-    def run(self, config: TutorMixConfig, context: StageContext) -> MixResults:
+    def run(self, config: TutorMixConfig, context: StageContext) -> MixAccount:
         """Format and mix."""
         dialogues = context.inputs.get("dialogues")
         if dialogues is not None and (dialogues / f"{config.split}.jsonl").exists():
@@ -53,13 +41,13 @@ class TutorMix(Stage[TutorMixConfig, MixResults]):
         if config.metamath is not None:
             given = config.model_copy(update={"metamath": str(context.inputs["metamath"])})
         tokenizer = context.find(Vocabulary, "tokenizer").load()
-        return MixResults(**asdict(write_dialogues(dialogues, tokenizer, given, context.directory)))
+        return write_dialogues(dialogues, tokenizer, given, context.directory)
 
-    def summary(self, results: MixResults) -> str:
+    def summary(self, results: MixAccount) -> str:
         """Sequences and tokens."""
-        return summary(MixAccount(**results.model_dump()))
+        return summary(results)
 
-    def report(self, config: TutorMixConfig, results: MixResults, directory: Path) -> list[Section]:
+    def report(self, config: TutorMixConfig, results: MixAccount, directory: Path) -> list[Section]:
         """What the sequences are, and what was left out."""
         rows: list[list[Any]] = [[kind, count] for kind, count in results.sequences.items()]
         rows += [[f"left out: {reason}", count] for reason, count in results.left_out.items()]
@@ -107,42 +95,25 @@ class TutorEvaluate(Stage[TutorEvaluateConfig, TutorResults]):
         return sections(results.model_dump(), graded_rows(directory), results.comparison)
 
 
-class DialogueResults(Results):
-    """What became of the dialogues (`WritingAccount`)."""
-
-    chapters: int
-    chapters_left_out: dict[str, int]
-    kept: dict[str, int]
-    heldout: dict[str, int]
-    dropped: dict[str, int]
-    tokens: dict[str, int]
-    cost_usd: float | None
-    generator: str
-    prompt_hash: str
-
-
-class TutorDialogues(Stage[TutorDialoguesConfig, DialogueResults]):
+class TutorDialogues(Stage[TutorDialoguesConfig, WritingAccount]):
     """Writes train.jsonl, heldout.jsonl and dropped.jsonl in TutorChat's form, and generate.json."""
 
     def depends_on(self, config: TutorDialoguesConfig, promised: Mapping[str, Any]) -> Any:
         """The files of the chapters."""
         return ChaptersSource(path=config.chapters).fingerprint()
 
-    def run(self, config: TutorDialoguesConfig, context: StageContext) -> DialogueResults:
+    def run(self, config: TutorDialoguesConfig, context: StageContext) -> WritingAccount:
         """Write."""
         made = [
             None if name is None else endpoint_of(name, config.endpoint) for name in (config.teacher, config.student)
         ]
-        account = write_about(
-            config.chapters, config, made[0], context.directory, made[1], redact=config.endpoint.redact
-        )
-        return DialogueResults(**asdict(account))
+        return write_about(config.chapters, config, made[0], context.directory, made[1], redact=config.endpoint.redact)
 
-    def summary(self, results: DialogueResults) -> str:
+    def summary(self, results: WritingAccount) -> str:
         """Dialogues."""
-        return " ".join(told(WritingAccount(**results.model_dump())))
+        return " ".join(told(results))
 
-    def report(self, config: TutorDialoguesConfig, results: DialogueResults, directory: Path) -> list[Section]:
+    def report(self, config: TutorDialoguesConfig, results: WritingAccount, directory: Path) -> list[Section]:
         """What was written, and one of them."""
         rows: list[list[Any]] = [[kind, count, results.heldout.get(kind, 0)] for kind, count in results.kept.items()]
         dropped: list[list[Any]] = [[gate, count] for gate, count in results.dropped.items()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lmlab.methods.tutor.dialogues.encode import FormattedDialogue, encode_segme
 from lmlab.methods.tutor.dialogues.record import EmptyTurn, UnfitRecord, kind_of
 from lmlab.methods.tutor.dialogues.segments import math_segments
 from lmlab.progress import progress
+from lmlab.runs import Results
 
 STEM = ("bio", "chem", "eng", "geo", "math", "med", "phys", "stats")
 """The folders of TutorChat that are science."""
@@ -27,8 +27,7 @@ MATH = "math"
 _QUESTION, _ANSWER = ("query", "question", "problem"), ("response", "answer", "solution")
 
 
-@dataclass
-class MixAccount:
+class MixAccount(Results):
     """What became of the records.
 
     Attributes:
@@ -83,14 +82,14 @@ def write_dialogues(
         )
     write_shards(iter(items), tokenizer, directory, kind="examples")
     account = MixAccount(
-        maker.read,
-        dict(sorted(maker.kinds.items())),
-        dict(sorted(maker.left_out.items())),
-        sum(len(item.ids) for item in items),
-        sum(sum(item.mask or ()) for item in items),
-        maker.cut,
+        records=maker.read,
+        sequences=dict(sorted(maker.kinds.items())),
+        left_out=dict(sorted(maker.left_out.items())),
+        tokens=sum(len(item.ids) for item in items),
+        learned_tokens=sum(sum(item.mask or ()) for item in items),
+        cut=maker.cut,
     )
-    write_json(directory / "mix.json", asdict(account))
+    write_json(directory / "mix.json", account.to_json())
     return account
 
 

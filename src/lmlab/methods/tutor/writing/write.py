@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from lmlab.methods.tutor.writing.roles import (
 )
 from lmlab.methods.tutor.writing.rule import rule_dialogue
 from lmlab.progress import progress
+from lmlab.runs import Results
 
 ROWS, REPLIES = "rows.jsonl", "replies.sqlite"
 _AT_ONCE = 64  # dialogues whose turns are asked for together; a killed command has the others whole
@@ -64,8 +65,7 @@ class Dialogue:
         return len(self.turns) % 2 == (1 if self.kind == "openbook" else 0)
 
 
-@dataclass
-class WritingAccount:
+class WritingAccount(Results):
     """What became of the dialogues.
 
     Attributes:
@@ -346,17 +346,17 @@ def _kept(
     for row in rows:
         tokens.update(row["usage"])
     account = WritingAccount(
-        num_chapters,
-        left_out,
-        dict(kinds["train"]),
-        dict(kinds["heldout"]),
-        dict(dropped),
-        dict(tokens),
-        sum(costs) if costs and None not in costs else None,
-        " and ".join(dict.fromkeys(speakers.names)),
-        prompts_hash(),
+        chapters=num_chapters,
+        chapters_left_out=left_out,
+        kept=dict(kinds["train"]),
+        heldout=dict(kinds["heldout"]),
+        dropped=dict(dropped),
+        tokens=dict(tokens),
+        cost_usd=sum(costs) if costs and None not in costs else None,
+        generator=" and ".join(dict.fromkeys(speakers.names)),
+        prompt_hash=prompts_hash(),
     )
-    write_json(directory / "generate.json", asdict(account))
+    write_json(directory / "generate.json", account.to_json())
     return account
 
 
