@@ -227,16 +227,10 @@ class _Gzip:
         return self._object.unused_data
 
 
-class _Limited:
-    """Decompressors of the standard library's form: bz2, lzma, and lz4."""
+class _OfLibrary:
+    """A decompressor that tells where its stream ends."""
 
-    def __init__(self, decompressor: Any) -> None:
-        self._object, self.hungry = decompressor, True
-
-    def feed(self, data: bytes) -> bytes:
-        found: bytes = self._object.decompress(data, max_length=_UNPACKED_BYTES)
-        self.hungry = self._object.needs_input
-        return found
+    _object: Any
 
     @property
     def eof(self) -> bool:
@@ -247,7 +241,19 @@ class _Limited:
         return self._object.unused_data or b""
 
 
-class _Zstd:
+class _Limited(_OfLibrary):
+    """Decompressors of the standard library's form: bz2, lzma, and lz4."""
+
+    def __init__(self, decompressor: Any) -> None:
+        self._object, self.hungry = decompressor, True
+
+    def feed(self, data: bytes) -> bytes:
+        found: bytes = self._object.decompress(data, max_length=_UNPACKED_BYTES)
+        self.hungry = self._object.needs_input
+        return found
+
+
+class _Zstd(_OfLibrary):
     hungry = True
 
     def __init__(self, location: str) -> None:
@@ -260,14 +266,6 @@ class _Zstd:
     def feed(self, data: bytes) -> bytes:
         found: bytes = self._object.decompress(data)
         return found
-
-    @property
-    def eof(self) -> bool:
-        return bool(self._object.eof)
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._object.unused_data or b""
 
 
 def _lz4(location: str) -> _Limited:

@@ -13,7 +13,7 @@ source of chance, and gives the best ids it saw with their value in fp32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -74,6 +74,14 @@ def _ending(problem: Problem, ids_L: Ids, value: float, target: Stop | None) -> 
     if _near(problem, value):
         return "bound"
     return "target" if target is not None and target(ids_L) else ""
+
+
+def _best_of(problem: Problem, best: Found, ids_L: Ids, target: Stop | None) -> Found:
+    """The best text so far after a step that may have gone downhill; it says "budget" while the search goes on."""
+    value = problem.score(ids_L)
+    if value > best.value:
+        best = Found(ids_L, value, "budget")
+    return replace(best, stopped=_ending(problem, best.ids_L, best.value, target) or "budget")
 
 
 def none(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates: int, target: Stop | None) -> Found:
@@ -181,7 +189,7 @@ def arca(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidate
     """Positions in turn; the gradient is averaged over copies with a random token at the position, since there the old
     token is to go.
     """
-    best, best_value = ids_L, problem.score(ids_L)
+    best = Found(ids_L, problem.score(ids_L), "budget")
     copies, turn = 32, 0
     while problem.budget.left >= GRADIENT_COST * copies + candidates + 1:
         place = int(problem.free_positions[turn % len(problem.free_positions)])
@@ -193,17 +201,15 @@ def arca(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidate
         trial = np.tile(ids_L, (len(tokens), 1))
         trial[:, place] = tokens
         ids_L = trial[int(problem.scores(trial).argmax())]
-        value = problem.score(ids_L)
-        if value > best_value:
-            best, best_value = ids_L, value
-        if ending := _ending(problem, best, best_value, target):
-            return Found(best, best_value, ending)
-    return Found(best, best_value, "budget")
+        best = _best_of(problem, best, ids_L, target)
+        if best.stopped != "budget":
+            break
+    return best
 
 
 def gcg(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates: int, target: Stop | None) -> Found:
     """Random flips among the 256 best of each position, the best of a batch always taken."""
-    best, best_value = ids_L, problem.score(ids_L)
+    best = Found(ids_L, problem.score(ids_L), "budget")
     while problem.budget.left >= GRADIENT_COST + candidates + 1:
         gains = problem.first_order(problem.gradient(ids_L[None]), ids_L)
         free = problem.free_positions
@@ -213,19 +219,17 @@ def gcg(problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates
         trial = np.tile(ids_L, (candidates, 1))
         trial[np.arange(candidates), free[rows]] = tokens
         ids_L = trial[int(problem.scores(trial).argmax())]
-        value = problem.score(ids_L)
-        if value > best_value:
-            best, best_value = ids_L, value
-        if ending := _ending(problem, best, best_value, target):
-            return Found(best, best_value, ending)
-    return Found(best, best_value, "budget")
+        best = _best_of(problem, best, ids_L, target)
+        if best.stopped != "budget":
+            break
+    return best
 
 
 def gaslite(
     problem: Problem, ids_L: Ids, generator: np.random.Generator, candidates: int, target: Stop | None
 ) -> Found:
     """A smoothed gradient serves 20 positions, which are then settled in turn, each by the best of its candidates."""
-    best, best_value = ids_L, problem.score(ids_L)
+    best = Found(ids_L, problem.score(ids_L), "budget")
     copies, positions = 50, 20
     half = max(1, min(64, candidates // 2))
     while problem.budget.left >= GRADIENT_COST * copies + 2 * half + 1:
@@ -244,12 +248,10 @@ def gaslite(
             trial = np.tile(ids_L, (len(picked) + 1, 1))
             trial[:-1, place] = problem.allowed_V[picked]
             ids_L = trial[int(problem.scores(trial).argmax())]
-        value = problem.score(ids_L)
-        if value > best_value:
-            best, best_value = ids_L, value
-        if ending := _ending(problem, best, best_value, target):
-            return Found(best, best_value, ending)
-    return Found(best, best_value, "budget")
+        best = _best_of(problem, best, ids_L, target)
+        if best.stopped != "budget":
+            break
+    return best
 
 
 def _top(gains_V: NDArray[np.float32], count: int) -> Ids:

@@ -142,14 +142,10 @@ def backtest(
     from lmlab.methods.ladder import score
     from lmlab.methods.ladder.analysis.baselines import line_of
     from lmlab.methods.ladder.config import EstimatorSettings
-    from lmlab.methods.ladder.fitting.forecast import available
     from lmlab.methods.ladder.fitting.intervals import calibrate
-    from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks, read_runs
+    from lmlab.methods.ladder.fitting.prepare import prepared
 
-    chosen = choose_tasks(data)
-    settings = estimator.settings()
-    table = checked(read_runs(runs, data), chosen, data, settings)
-    settings = available(settings, table, chosen)
+    table, chosen, settings = prepared(runs, data, estimator)
     results = run_backtest(table, chosen, settings)
     coverage = calibrate(table, chosen, settings, seed=forecast.seed).coverage(forecast.interval)
     rows: list[Sequence[Any]] = []
@@ -209,15 +205,11 @@ def ablate(
 ) -> None:
     """Leave out sizes, lengths, or the dearest runs, and see how the error at a target grows."""
     from lmlab.methods.ladder.analysis.ablate import ablate as run_ablation
-    from lmlab.methods.ladder.fitting.forecast import available
-    from lmlab.methods.ladder.fitting.prepare import checked, choose_tasks, read_runs
+    from lmlab.methods.ladder.fitting.prepare import prepared
     from lmlab.methods.ladder.tables.target import mean_errors, only_target
 
-    chosen = choose_tasks(data)
-    settings = estimator.settings()
-    table = checked(read_runs(runs, data), chosen, data, settings)
+    table, chosen, settings = prepared(runs, data, estimator)
     rows: list[Sequence[Any]] = []
-    settings = available(settings, table, chosen)
     for part in run_ablation(table, chosen, settings, only_target(table, target)):
         means = mean_errors(part.errors)
         shares = [

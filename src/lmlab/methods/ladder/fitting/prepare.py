@@ -53,6 +53,15 @@ def checked(
     return check(table, tasks, read, options.drop_bad_rows, options.allow_unfinished)
 
 
+def prepared(
+    runs: Path | None, options: RunsOptions, estimator: EstimatorOptions
+) -> tuple[RunTable, list[Task], EstimatorSettings]:
+    """What an estimator that is fitted many times needs: the table, its tasks, and the settings that it allows."""
+    chosen, settings = choose_tasks(options), estimator.settings()
+    table = checked(read_runs(runs, options), chosen, options, settings)
+    return table, chosen, available(settings, table, chosen)
+
+
 def fitted(
     table: RunTable, options: RunsOptions, estimator: EstimatorOptions, seed: int = 0, calibrated: bool = True
 ) -> Forecaster:
