@@ -53,7 +53,7 @@ def _uuid(digits: str) -> str:
 def ours(folder: str) -> tuple[int, int]:
     """By lmlab: rows and tokens."""
     from lmlab.methods.qurating import select
-    from lmlab.methods.qurating.selecting.table import budget_of
+    from lmlab.methods.qurating.selecting.tables.table import budget_of
 
     tokens = budget_of(f"{100 * SHARE}%", folder)
     found = select(folder, metric="rating", mode="sample", tau=1.0, tokens=tokens, domain="domain")

@@ -14,7 +14,7 @@ import pytest
 from lmlab.errors import UserError
 from lmlab.methods.qurating import select
 from lmlab.methods.qurating.analysis.attributes import join_attributes, write_attributes
-from lmlab.methods.qurating.selecting.table import RatedTable
+from lmlab.methods.qurating.selecting.tables.table import RatedTable
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import pytest
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.methods.qurating import Rater, select
-from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.annotating.annotate import annotate
+from lmlab.methods.qurating.annotating.corpus import Annotation
 from lmlab.methods.qurating.rating.encoder_rater import EncoderRater, load_rater
 
 transformers = pytest.importorskip("transformers")

@@ -24,7 +24,8 @@ from lmlab.methods.qurating.analysis.analyze import AnalysisConfig, analyze
 from lmlab.methods.qurating.analysis.bias import bias_report
 from lmlab.methods.qurating.analysis.score_corpus import score_corpus
 from lmlab.methods.qurating.analysis.scorers import LinearClassifier, ensemble_buckets, percentile_buckets, tiers
-from lmlab.methods.qurating.rating.annotate import Annotation, annotate
+from lmlab.methods.qurating.annotating.annotate import annotate
+from lmlab.methods.qurating.annotating.corpus import Annotation
 from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.selecting.curriculum import order_rows, write_ordered
 from lmlab.methods.qurating.selecting.materialize import filter_rows, materialize
@@ -125,7 +126,7 @@ def test_a_killed_process_loses_one_block_and_its_lease_is_taken_over(place: Pat
     annotate(job(place, "whole"))
     code = f"""\
 import time
-from lmlab.methods.qurating.rating.annotate import *
+from lmlab.methods.qurating.annotating.annotate import *
 from lmlab.methods.qurating.rating.rater import Rater
 original = Rater.rate_ids
 def slow(self, documents):

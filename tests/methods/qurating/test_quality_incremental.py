@@ -16,9 +16,10 @@ from lmlab.data import record_source
 from lmlab.errors import UserError
 from lmlab.files import check_owner
 from lmlab.methods.qurating import Rater
-from lmlab.methods.qurating.rating import reuse
-from lmlab.methods.qurating.rating.annotate import Annotation, annotate
-from lmlab.methods.qurating.selecting.table import RatedTable
+from lmlab.methods.qurating.annotating import reuse
+from lmlab.methods.qurating.annotating.annotate import annotate
+from lmlab.methods.qurating.annotating.corpus import Annotation
+from lmlab.methods.qurating.selecting.tables.table import RatedTable
 
 SHARDS = ("b", "d", "f")
 

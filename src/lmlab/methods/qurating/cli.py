@@ -190,8 +190,8 @@ def annotate(
     """Rate every row of a corpus. The same command goes on after a kill, and on other machines shares the work."""
     import os
 
-    from lmlab.methods.qurating.rating.annotate import Annotation
-    from lmlab.methods.qurating.rating.annotate import annotate as run
+    from lmlab.methods.qurating.annotating.annotate import annotate as run
+    from lmlab.methods.qurating.annotating.corpus import Annotation
 
     device = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and _cuda() else "auto"
     job = Annotation(

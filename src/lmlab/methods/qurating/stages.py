@@ -17,6 +17,8 @@ from lmlab.evals import bits_per_byte, by_domain, pair_rows, ratio, read_rows
 from lmlab.files import write_json, write_jsonl
 from lmlab.judging import read_judgments
 from lmlab.methods.qurating.analysis.analyze import Analysis, analyze
+from lmlab.methods.qurating.annotating.annotate import annotate
+from lmlab.methods.qurating.annotating.corpus import Annotation
 from lmlab.methods.qurating.config import (
     AnnotateConfig,
     CompareConfig,
@@ -24,7 +26,6 @@ from lmlab.methods.qurating.config import (
     RaterStageConfig,
     SelectStageConfig,
 )
-from lmlab.methods.qurating.rating.annotate import Annotation, annotate
 from lmlab.methods.qurating.rating.encoder_rater import load_rater
 from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
 from lmlab.methods.qurating.rating.train_rater import train_rater
@@ -38,7 +39,7 @@ from lmlab.methods.qurating.report import (
 from lmlab.methods.qurating.selecting.materialize import chosen_rows
 from lmlab.methods.qurating.selecting.plan import plan_selection
 from lmlab.methods.qurating.selecting.selection import Manifest, select
-from lmlab.methods.qurating.selecting.table import RatedTable, budget_of
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, budget_of
 from lmlab.progress import short
 from lmlab.reports import Section
 from lmlab.runs import Artifact, Documents, Model, ReadResults, Results, Stage, StageContext, Vocabulary

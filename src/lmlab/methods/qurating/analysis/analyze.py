@@ -19,7 +19,7 @@ from lmlab.methods.qurating.config import AnalysisConfig
 from lmlab.methods.qurating.selecting.clusters import cluster_texts
 from lmlab.methods.qurating.selecting.selection import Manifest
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 
 _AVERAGE = "_average"
 _BINS = 41

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from lmlab.errors import UserError
 from lmlab.files import find_files, owned_folder, read_jsonl, without_compression
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
-from lmlab.methods.qurating.selecting.writing import TableWriter
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
+from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
 WRITE, JOIN = "lmlab quality attributes", "lmlab quality join"
 _ROWS = 2**14

@@ -24,8 +24,8 @@ from lmlab.methods.qurating.analysis.scorers import (
     ensemble_buckets,
     tiers,
 )
-from lmlab.methods.qurating.selecting.table import Chunk, RatedTable, as_floats
-from lmlab.methods.qurating.selecting.writing import TableWriter
+from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_floats
+from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
 KINDS = ("ppl", "dsir", "linear", "classifier", "buckets")
 _COMMAND = "lmlab quality score"

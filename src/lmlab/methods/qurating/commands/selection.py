@@ -104,7 +104,7 @@ def select(
     from lmlab.methods.qurating.selecting.materialize import materialize
     from lmlab.methods.qurating.selecting.selection import select as choose
     from lmlab.methods.qurating.selecting.selection import select_mixture
-    from lmlab.methods.qurating.selecting.table import RatedTable
+    from lmlab.methods.qurating.selecting.tables.table import RatedTable
     from lmlab.methods.qurating.selecting.token_counts import parse_tokens
 
     config = _config(where, settings, domain_weights, "sample" if mode == "mixture" else mode)
@@ -147,7 +147,7 @@ def filter(
     """Keep the rows whose columns are within bounds."""
     from lmlab.files import owned_folder
     from lmlab.methods.qurating.selecting.materialize import filter_rows
-    from lmlab.methods.qurating.selecting.table import RatedTable
+    from lmlab.methods.qurating.selecting.tables.table import RatedTable
 
     bounds = settings.minimum, settings.maximum
     if not any(bounds):
@@ -183,7 +183,7 @@ def order(
     from lmlab.files import owned_folder
     from lmlab.methods.qurating.selecting.curriculum import write_ordered
     from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature
-    from lmlab.methods.qurating.selecting.table import RatedTable
+    from lmlab.methods.qurating.selecting.tables.table import RatedTable
 
     places = _locations(where)
     if settings.metric is None:
@@ -298,7 +298,7 @@ def _config(where: list[Path], settings: SelectionSettings, domain_weights: Path
     """The settings for the corpus that is there."""
     from lmlab.config import validate
     from lmlab.files import read_yaml
-    from lmlab.methods.qurating.selecting.table import budget_of
+    from lmlab.methods.qurating.selecting.tables.table import budget_of
 
     domains = settings.domains if domain_weights is None else read_yaml(domain_weights)
     chosen = validate(SelectionSettings, settings.model_dump() | {"mode": mode, "domains": domains}, "the options")

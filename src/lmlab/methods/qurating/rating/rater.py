@@ -203,7 +203,7 @@ class Rater:
     def annotate(
         self, rows: Iterable[dict[str, Any]], text: str = "text", batch: int = 256
     ) -> Iterator[dict[str, Any]]:
-        """Rows with their annotation beside their own columns; see `rating.annotate` for corpora on the disk.
+        """Rows with their annotation beside their own columns; see `annotating` for corpora on the disk.
 
         Arguments:
             text: the column of texts.

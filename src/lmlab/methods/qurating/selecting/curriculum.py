@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from lmlab.methods.qurating.selecting.drawing.keys import gumbels, hash_ids
 from lmlab.methods.qurating.selecting.drawing.temperature import check_temperature, is_zero
-from lmlab.methods.qurating.selecting.ids import ranks
 from lmlab.methods.qurating.selecting.materialize import Place
 from lmlab.methods.qurating.selecting.moments import check_spread, exact_moments, standardize
 from lmlab.methods.qurating.selecting.problems import NonFiniteRating
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
-from lmlab.methods.qurating.selecting.writing import TableWriter, promote
+from lmlab.methods.qurating.selecting.tables.ids import ranks
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
+from lmlab.methods.qurating.selecting.tables.writing import TableWriter, promote
 
 _BUCKET_ROWS = 2**17
 _MOST_BUCKETS = 256

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.qurating.selecting.selection import Manifest
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular, as_floats
-from lmlab.methods.qurating.selecting.writing import TableWriter
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
+from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
 SHARD_TOKENS = 500_000_000
 Place = Callable[[str], Path]

@@ -20,10 +20,10 @@ from lmlab.methods.qurating.selecting.budgets import domain_budgets
 from lmlab.methods.qurating.selecting.drawing.inclusion import inclusion_probability
 from lmlab.methods.qurating.selecting.drawing.temperature import is_zero
 from lmlab.methods.qurating.selecting.moments import Moments
-from lmlab.methods.qurating.selecting.scan import Measure, Scan, scan
 from lmlab.methods.qurating.selecting.selection import Keys, with_ids
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
+from lmlab.methods.qurating.selecting.tables.scan import Measure, Scan, scan
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular
 
 _BINS = 4096
 _CELLS = 2**22  # of all domains

@@ -26,12 +26,12 @@ from lmlab.files import atomic_file
 from lmlab.methods.qurating.selecting.budgets import domain_budgets, shares_of, until_spent, within_the_whole
 from lmlab.methods.qurating.selecting.drawing.keys import gumbels
 from lmlab.methods.qurating.selecting.drawing.threshold import find_thresholds
-from lmlab.methods.qurating.selecting.ids import ids_of, sorted_by_key
 from lmlab.methods.qurating.selecting.moments import Moments, exact_moments, standardize
 from lmlab.methods.qurating.selecting.problems import BadTemperature
-from lmlab.methods.qurating.selecting.scan import UNLABELED, Measure, Scan, scan
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
-from lmlab.methods.qurating.selecting.table import RatedTable, Tabular
+from lmlab.methods.qurating.selecting.tables.ids import ids_of, sorted_by_key
+from lmlab.methods.qurating.selecting.tables.scan import UNLABELED, Measure, Scan, scan
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular
 
 _COLUMNS = ("id", "shard", "row", "key", "domain", "length")
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,55 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lmlab.data import Document, RecordSource, Reject, Rejects, TextSource, choose_kind, record_source
-from lmlab.data.sources.reading.records import OF_SPLIT, field
-from lmlab.data.sources.reading.splits import TRAIN
+from lmlab.data import Reject, Rejects
+from lmlab.data.sources.reading.records import OF_SPLIT
 from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
 from lmlab.errors import UserError
 from lmlab.files import atomic_file, check_owner, describe, read_mapping, sha256_json, write_json, write_manifest
+from lmlab.methods.qurating.annotating.corpus import IDS, REJECTED, TEXT, Annotation, Corpus, table_of
+from lmlab.methods.qurating.annotating.reuse import ROWS, SOURCE, RatedRows, content_hashes, source_of
 from lmlab.methods.qurating.rating.encoder_rater import load_rater
-from lmlab.methods.qurating.rating.problems import TokenizerMismatch
 from lmlab.methods.qurating.rating.rater import annotation
-from lmlab.methods.qurating.rating.reuse import ROWS, SOURCE, RatedRows, content_hashes, source_of
-from lmlab.methods.qurating.selecting.table import relative_names
-from lmlab.methods.qurating.selecting.writing import join_tables
-from lmlab.runs import Vocabulary
+from lmlab.methods.qurating.selecting.tables.writing import join_tables
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5
 _COMMAND = "lmlab quality annotate"
 _OUTPUTS = "[0-9]*.parquet"
 _NOTES = ("annotation.json", "rejects.jsonl")
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What is to be annotated, and where.
-
-    Attributes:
-        corpus: a location of the data layer.
-        rater: directory of a rater.
-        out: folder that receives a Parquet file for each file of the corpus.
-        text, id: fields; without ids rows get their file's name and their number.
-        input_ids: field with token ids that may be used in place of the text, if they were made by the rater's
-            tokenizer.
-        ids_tokenizer: directory of the tokenizer that made them.
-        block: rows that are rated at once.
-        columns: input columns that are kept; None for all.
-    """
-
-    corpus: str
-    rater: str
-    out: str
-    text: str = "text"
-    id: str | None = None
-    input_ids: str | None = None
-    ids_tokenizer: str | None = None
-    block: int = 1024
-    columns: tuple[str, ...] | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,10 +79,8 @@ class _Worker:
     def __init__(self, job: Annotation) -> None:
         self.job, self.out = job, Path(job.out)
         self.rater = load_rater(job.rater, job.device, job.precision)
-        self.source = _source(job.corpus, job.split)
-        self.wanted = self.source.wanted_split if isinstance(self.source, RecordSource) else TRAIN
-        self.files = self.source.files()
-        self.names = relative_names(self.files)
+        self.corpus = Corpus(job)
+        self.files, self.names = self.corpus.files, self.corpus.names
         self._check_folder()
         self.parts = self.out / ".parts"
         self.leases = Leases(FolderStore(self.out / ".leases"))
@@ -123,7 +88,7 @@ class _Worker:
         self.sources = [sha256_json([name, describe(file)]) for name, file in zip(self.names, self.files, strict=True)]
         self._agree()
         self._arrange()
-        self._encode, self._content = self._encoder()
+        self._encode, self._content = self.corpus.encoder(self.rater.tokenizer)
         self.rated = self.reused = 0
         self._known: RatedRows | None = None
         self._num_blocks: dict[int, int] = {}
@@ -153,15 +118,15 @@ class _Worker:
     def _arrange(self) -> None:
         """Bring the annotations of files that have not changed to their places, and set the others aside."""
         path = self.out / "annotation.json"
-        while read_mapping(path).get("corpus") != self._corpus():
+        while read_mapping(path).get("corpus") != self._digest():
             if (lease := self.leases.acquire("arrange")) is None:
                 time.sleep(_POLL_S)
                 continue
             with lease:
-                if read_mapping(path).get("corpus") != self._corpus():
+                if read_mapping(path).get("corpus") != self._digest():
                     write_manifest(self.out, _COMMAND, self._state()["key"], {}, done=False)
                     self._sort_out()
-                    write_json(path, self._state() | {"corpus": self._corpus()})
+                    write_json(path, self._state() | {"corpus": self._digest()})
 
     def _sort_out(self) -> None:
         self.kept.mkdir(exist_ok=True)
@@ -176,7 +141,7 @@ class _Worker:
             if (self.kept / f"{source}.parquet").exists():
                 os.replace(self.kept / f"{source}.parquet", target)
 
-    def _corpus(self) -> str:
+    def _digest(self) -> str:
         return sha256_json(self.sources)
 
     def _state(self) -> dict[str, Any]:
@@ -210,7 +175,7 @@ class _Worker:
         for number in range(len(self.files)):
             if self._finished(number):
                 continue
-            for block, records in self._blocks(number):
+            for block, records in self.corpus.blocks(number):
                 self._num_blocks[number] = block + 1
                 self._try(records, number, block)
         for number in range(len(self.files)):
@@ -228,41 +193,6 @@ class _Worker:
             target.unlink(missing_ok=True)
         return target.exists()
 
-    def _blocks(self, number: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """The rows of a file in blocks; records that cannot be read are rows without a text, with the reason."""
-        rows: list[dict[str, Any]] = []
-        block = 0
-        for row in self._rows(number):
-            rows.append(row)
-            if len(rows) == self.job.block:
-                yield block, rows
-                block, rows = block + 1, []
-        if rows:
-            yield block, rows
-
-    def _rows(self, number: int) -> Iterator[dict[str, Any]]:
-        file, name = self.files[number], self.names[number]
-        if isinstance(self.source, TextSource):
-            for document in TextSource(path=file).read():
-                yield {"id": name, **_document_row(document)}
-            return
-        for place, (where, found) in enumerate(self.source.records_of(file, None), 1):
-            record = self.source.of_split(where, found, self.wanted)
-            if isinstance(record, Reject) or not isinstance(record, dict):
-                reason = record.reason if isinstance(record, Reject) else "no record with named fields"
-                yield {"id": f"{name}:{place}", _REJECTED: reason}
-                continue
-            keep = self.job.columns
-            kept = record if keep is None else {column: record[column] for column in keep if column in record}
-            row = {
-                **kept,
-                _TEXT: field(record, self.job.text),
-                _IDS: field(record, self.job.input_ids) if self.job.input_ids else None,
-            }
-            if self.job.id is None and "id" not in row:
-                row["id"] = f"{name}:{place}"
-            yield row
-
     def _rate(self, rows: list[dict[str, Any]], number: int, block: int, part: Path) -> None:
         hashes = content_hashes([self._content(row) for row in rows])
         if self._known is None:
@@ -273,37 +203,13 @@ class _Worker:
         finished = []
         for place, row in enumerate(rows):
             lengths, scores = known[place] if place in known else next(rated)
-            own = {key: value for key, value in row.items() if key not in (_TEXT, _IDS)}
+            own = {key: value for key, value in row.items() if key not in (TEXT, IDS)}
             finished.append(own | annotation(self.rater.criteria, lengths, scores) | {"empty": not lengths})
-        table = _arrow(finished, self.rater.criteria)
+        table = table_of(finished, self.rater.criteria)
         with atomic_file(part) as file:
             pq.write_table(table.replace_schema_metadata({ROWS: hashes.tobytes().hex().encode()}), file)
         self.rated, self.reused = self.rated + len(fresh), self.reused + len(known)
         _log.info("%s: block %d, %d rows", self.names[number], block, len(rows))
-
-    def _encoder(self) -> tuple[Callable[[list[dict[str, Any]]], list[Sequence[int]]], Callable[[dict[str, Any]], Any]]:
-        """What gives rows their token ids, and what of a row they are made from."""
-        job, own = self.job, self.rater.tokenizer
-        if job.input_ids is not None:
-            made_by = None if job.ids_tokenizer is None else Vocabulary.find(job.ids_tokenizer).load()
-            same = made_by is not None and made_by.fingerprint == own.fingerprint
-            if same:
-                return lambda rows: [row.get(_IDS) or [] for row in rows], lambda row: row.get(_IDS) or []
-            if not self._has_text():
-                raise TokenizerMismatch(
-                    f"The ids in '{job.input_ids}' were not made by the rater's tokenizer, and there is no text in"
-                    f" '{job.text}'.",
-                    "Name the tokenizer that made them if it is the same (ids_tokenizer), or give a corpus with texts.",
-                )
-            _log.warning("the ids in '%s' are not of the rater's tokenizer: texts are tokenized again", job.input_ids)
-
-        def text_of(row: dict[str, Any]) -> str:
-            return str(row[_TEXT]) if isinstance(row.get(_TEXT), str) else ""
-
-        return lambda rows: list(own.encode_batch([text_of(row) for row in rows], "as_text")), text_of
-
-    def _has_text(self) -> bool:
-        return isinstance(next(iter(self._rows(0)), {}).get(_TEXT), str)
 
     def _finish(self, number: int) -> None:
         """Put the parts of a file together, once they are all there; another worker may be at the last of them."""
@@ -326,7 +232,7 @@ class _Worker:
         leases = {block: self.leases.acquire(self._part(number, block).stem) for block in sorted(missing)}
         if not any(leases.values()):
             return
-        for block, records in self._blocks(number):
+        for block, records in self.corpus.blocks(number):
             if (lease := leases.get(block)) is not None:
                 self._rate_held(lease, records, number, block)
 
@@ -375,11 +281,11 @@ class _Worker:
                 for batch in pq.ParquetFile(target).iter_batches(columns=wanted):
                     rows, tokens = rows + len(batch), tokens + int(np.asarray(batch.column("length")).sum())
                     empty += int(np.asarray(batch.column("empty")).sum())
-                    if _REJECTED in wanted:
+                    if REJECTED in wanted:
                         for row in batch.filter(batch.column("empty")).to_pylist():
-                            if isinstance(row[_REJECTED], str):
-                                other = row[_REJECTED].startswith(OF_SPLIT)
-                                rejects.add(Reject(str(row["id"]), row[_REJECTED], "split" if other else "record"))
+                            if isinstance(row[REJECTED], str):
+                                other = row[REJECTED].startswith(OF_SPLIT)
+                                rejects.add(Reject(str(row["id"]), row[REJECTED], "split" if other else "record"))
         self._check_corpus()
         outputs = {self._target(number).name: True for number in range(len(self.files))}
         write_manifest(self.out, _COMMAND, self._state()["key"], outputs | dict.fromkeys(_NOTES, False))
@@ -396,7 +302,7 @@ class _Worker:
         return counts | {"rated": self.rated, "reused": self.reused}
 
     def _check_corpus(self) -> None:
-        if read_mapping(self.out / "annotation.json").get("corpus") != self._corpus():
+        if read_mapping(self.out / "annotation.json").get("corpus") != self._digest():
             raise UserError("The corpus has changed while it was annotated.", "Run the same command again.")
 
     def _clean(self) -> None:
@@ -408,9 +314,7 @@ class _Worker:
                 path.unlink(missing_ok=True)
 
 
-_TEXT, _IDS = "\0text", "\0ids"
-_REJECTED = "unreadable"  # a column of the reasons; "rejected" is one of preference data
-_TOLD = ("id", _REJECTED, "length", "empty")
+_TOLD = ("id", REJECTED, "length", "empty")
 
 
 def _write_once(path: Path, value: Any) -> None:
@@ -423,37 +327,3 @@ def _write_once(path: Path, value: Any) -> None:
         pass
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _source(location: str, split: str | None) -> RecordSource | TextSource:
-    found = TextSource(path=location) if choose_kind(location) == "text" else record_source(location)
-    return found.model_copy(update={"split": split})
-
-
-def _document_row(document: Document | Reject) -> dict[str, Any]:
-    if isinstance(document, Reject):
-        return {_REJECTED: document.reason}
-    return {"text": document.text, "domain": document.domain, _TEXT: document.text}
-
-
-def _arrow(rows: list[dict[str, Any]], criteria: Sequence[str]) -> pa.Table:
-    """Rows as a table; scores are float32, averages float64."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    kinds = {f"{name}_chunks": pa.list_(pa.float32()) for name in criteria} | {
-        f"{name}_average": pa.float64() for name in criteria
-    }
-    kinds |= {"chunk_lengths": pa.list_(pa.int64()), "length": pa.int64()}
-    arrays = []
-    for column in columns:
-        values = [row.get(column) for row in rows]
-        try:
-            arrays.append(pa.array(values, kinds.get(column)))
-        except UnicodeEncodeError:
-            raise UserError(
-                f"The field '{column}' holds a text that is no Unicode.", "Name the columns to keep without it."
-            ) from None
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            raise UserError(
-                f"The field '{column}' holds values of several kinds.", "Name the columns to keep without it."
-            ) from None
-    return pa.Table.from_arrays(arrays, names=columns)

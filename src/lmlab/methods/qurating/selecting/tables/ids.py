@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lmlab.methods.qurating.selecting.scan import Scan
-from lmlab.methods.qurating.selecting.table import RatedTable
+from lmlab.methods.qurating.selecting.tables.scan import Scan
+from lmlab.methods.qurating.selecting.tables.table import RatedTable
 
 
 def ids_of(table: RatedTable, found: Scan, path: str | None, rows: NDArray[Any]) -> pa.Array:

@@ -26,7 +26,7 @@ from lmlab.methods.qurating.selecting.problems import (
     ZeroVariance,
 )
 from lmlab.methods.qurating.selecting.settings import SelectionConfig
-from lmlab.methods.qurating.selecting.table import Chunk, RatedTable, as_floats
+from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_floats
 
 _log = logging.getLogger(__name__)
 _ROWS = 2**20

@@ -1,0 +1,1 @@
+"""Rating a corpus on the disk, by any number of processes."""

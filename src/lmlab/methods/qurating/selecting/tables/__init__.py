@@ -1,0 +1,1 @@
+"""Tables of rated rows on the disk: read, checked, and written, some rows at a time."""
