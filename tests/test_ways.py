@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmlab import ways
+from lmlab.errors import UserError
 from lmlab.models import tune
 from lmlab.models.attention.fused import plan_runs
 from lmlab.models.attention.visibility import Visibility, document_starts, document_stops
@@ -68,6 +69,8 @@ def test_without_a_home_the_defaults_hold(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("LMLAB_CACHE", "~nobody-of-this-name/cache")
     assert ways.in_force() == ways.defaults()
+    with pytest.raises(UserError, match="LMLAB_CACHE"):
+        ways.remember({}, {})
 
 
 def test_a_run_keeps_its_answers_and_afterwards_those_of_the_machine_are_back(cache):

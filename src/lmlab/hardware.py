@@ -65,8 +65,9 @@ def gemm_flops(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
     and look better by it.
     """
     measured = _measure_gemm(device, dtype, seconds)
-    place, key = cache_directory() / _PEAKS, _peak_key(device, dtype)
+    key = _peak_key(device, dtype)
     try:
+        place = cache_directory() / _PEAKS
         peaks = read_json(place) if place.exists() else {}
         known = peaks.get(key) if isinstance(peaks, dict) else None
         if isinstance(known, int | float) and known >= measured:

@@ -161,7 +161,7 @@ def _read() -> dict[str, Any]:
     try:
         place = cache_directory() / _FILE
         known = read_json(place) if place.exists() else {}
-    except (OSError, UserError, RuntimeError):  # the last where nobody says where the user's home is
+    except (OSError, UserError):
         return {}
     return known if isinstance(known, dict) else {}
 

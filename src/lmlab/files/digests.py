@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmlab.errors import UserError
 from lmlab.files.atomic import sha256_file
 from lmlab.files.locations import is_url, remote_version
 
@@ -26,10 +27,17 @@ _TABLE = (
 
 
 def cache_directory() -> Path:
-    """Where lmlab keeps what it can compute again: LMLAB_CACHE, else `lmlab` in the user's cache directory."""
-    if place := os.environ.get("LMLAB_CACHE"):
-        return Path(place).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmlab"
+    """Where lmlab keeps what it can compute again: LMLAB_CACHE, else `lmlab` in the user's cache directory.
+
+    Raises:
+        UserError: the system does not know the user's home, as in some containers.
+    """
+    try:
+        if place := os.environ.get("LMLAB_CACHE"):
+            return Path(place).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmlab"
+    except RuntimeError:
+        raise UserError("There is no home directory for the cache.", "Set LMLAB_CACHE to a directory.") from None
 
 
 def describe(location: str) -> list[Any]:
@@ -73,13 +81,13 @@ def content_digests(paths: Sequence[str | Path]) -> Iterator[str]:
 @contextlib.contextmanager
 def _cache() -> Iterator[sqlite3.Connection | None]:
     """The table of digests; None where it cannot be had, such as on a file system without locks."""
-    path = cache_directory() / "digests.sqlite"
     connection = None
     try:
+        path = cache_directory() / "digests.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=1)
         connection.execute(_TABLE)
-    except (sqlite3.OperationalError, OSError):
+    except (sqlite3.OperationalError, OSError, UserError):
         connection = None
     except sqlite3.DatabaseError:  # damaged: start it afresh the next time
         with contextlib.suppress(OSError):
