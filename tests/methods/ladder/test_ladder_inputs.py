@@ -12,7 +12,8 @@ from known_laws import SIZES, true_loss
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, check, collect, fit_chain, write_table
-from lmlab.methods.ladder.fitting.checks import consistent, cut_short, oddities
+from lmlab.methods.ladder.fitting.checks import consistent, cut_short, oddities, unmeasured
+from lmlab.methods.ladder.tables.read import read_csv_run
 from lmlab.methods.ladder.tables.table import worth_of
 
 FAST = TwoStepSettings(delta=None)
@@ -204,3 +205,37 @@ def test_other_families_lend_their_exponents(synthetic):
     assert lent < alone
     with pytest.raises(UserError, match="no run of the family 'c'"):
         both.of_family("c")
+
+
+def test_the_order_of_a_file_moves_no_interval(synthetic, tmp_path):
+    table, tasks = synthetic(noise=0.01, checkpoints=4)
+    lines = write_table(table, tmp_path / "runs.csv").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "reversed.csv").write_text(lines[0] + "".join(lines[:0:-1]), "utf-8")
+    one, other = (
+        TwoStep(FAST, replicates=20).fit(RunTable.read(tmp_path / name), tasks, calibrated=False).predict(7e9, 4e12)
+        for name in ("runs.csv", "reversed.csv")
+    )
+    assert one.to_json() == other.to_json()
+
+
+def test_a_rate_is_seen_where_the_last_rows_of_a_log_hold_none(ladder, tmp_path):
+    run = ladder[0].runs[0]
+    rates = np.where(np.arange(10) == 9, 0.6, 1.0)
+    lines = ["throughput/total_tokens,optim/learning_rate_group0,learning_rate_peak,loss0"]
+    for tokens, rate in zip(run.tokens, rates, strict=True):
+        lines += [f"{tokens},{rate},1,", f"{tokens},,1,2.0"]  # training and evaluation write rows of their own
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    found = read_csv_run(tmp_path / "log.csv", run.n, None)
+    assert found.last_rate == 0.6
+    assert found.unfinished == "its learning rate has decayed to 60% of the peak only"
+    assert replace(run, lr=np.where(np.arange(10) > 4, np.nan, 1.0), lr_peak=1.0).unfinished is None
+
+
+def test_a_target_that_was_not_measured_on_every_task_is_told(synthetic):
+    table, tasks = synthetic(count=2, checkpoints=4)
+    last = table.runs[-1]
+    lacking = {key: values for key, values in last.metrics.items() if key != "acc1"}
+    runs = (*table.runs[:-1], replace(last, mode="eval", metrics=lacking))
+    assert unmeasured(table, tasks) == []
+    (said,) = unmeasured(RunTable(runs), tasks)
+    assert said.startswith(f"the target '{last.name}' has no number in 'acc1'")

@@ -61,15 +61,14 @@ def fit(
     output: Output = None,
 ) -> None:
     """Fit both steps, and show parameters with units, fit errors and what may be wrong."""
-    from lmlab.methods.ladder.analysis.present import PARAMETER_COLUMNS, parameter_rows
+    from lmlab.methods.ladder.analysis.present import PARAMETER_COLUMNS, parameter_rows, runs_sentence
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
 
     table = read_runs(runs, data, estimator.step2_config_path)
     forecaster = fitted(table, data, estimator, calibrated=False)
     rows, sentences = parameter_rows(forecaster)
-    title = f"{forecaster.ensemble.settings.name}: {len(forecaster.fitted_runs)} of {len(forecaster.table.ladder)} runs"
-    show([*PARAMETER_COLUMNS, "notes"], rows, output, title, forecaster.to_json())
-    print("\n".join(sentences))
+    show([*PARAMETER_COLUMNS, "notes"], rows, output, forecaster.ensemble.settings.name, forecaster.to_json())
+    print("\n".join([*sentences, runs_sentence(forecaster)]))
 
 
 @app.command(
@@ -101,6 +100,7 @@ def predict(
         distance_sentence,
         line_sentence,
         prediction_rows,
+        runs_sentence,
     )
     from lmlab.methods.ladder.fitting.prepare import fitted, read_runs
     from lmlab.methods.ladder.tables.target import target_point
@@ -120,6 +120,7 @@ def predict(
     )
     print(line_sentence(forecaster, predictions, measured))
     print(distance_sentence(predictions[0]))
+    print(runs_sentence(forecaster))
 
 
 @app.command(

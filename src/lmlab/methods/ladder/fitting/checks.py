@@ -71,7 +71,7 @@ def check(
         kept = _without_bad_rows(run, tasks, settings or (TwoStepSettings(),), drop_bad_rows, separate)
         runs.append(kept)
     checked = finished(replace(table, runs=tuple(runs)), allow_unfinished)
-    for warning in [*mismatches(checked), *oddities(checked)]:
+    for warning in [*unmeasured(checked, tasks), *mismatches(checked), *oddities(checked)]:
         console.print(f"Warning: {warning}", style="yellow")
     return checked
 
@@ -121,6 +121,22 @@ def _columns_read(
                     found |= dict.fromkeys(validation_columns(run), above_zero)
                 case column:
                     found[column] = above_zero
+    return found
+
+
+def unmeasured(table: RunTable, tasks: Sequence[Task]) -> list[str]:
+    """Targets of which some tasks were measured and others hold no number, which may be a fault of the file: what is
+    said of their errors leaves these out.
+    """
+    found = []
+    for run in table.targets:
+        lacking = {task.name: [key for key in task.accuracy_keys if key not in run.metrics] for task in tasks}
+        missing = [key for keys in lacking.values() for key in keys]
+        if missing and not all(lacking.values()):
+            found.append(
+                f"the target '{run.name}' has no number in {', '.join(map(repr, missing))}: it is forecast there, and"
+                " compared with nothing."
+            )
     return found
 
 
@@ -206,9 +222,10 @@ def cut_short(table: RunTable) -> dict[str, str]:
                 found[name] = f"it ends at {share / usual:.0%} of the length in its name"
     # Without a known peak the highest rate that was logged stands for it; if most runs end above it, that is their way.
     rates = {
-        run.name: float(run.lr[-1] / np.nanmax(run.lr))
+        run.name: rate / highest
         for run in table.ladder
-        if run.lr is not None and not run.lr_peak and np.nanmax(run.lr) > 0
+        if run.lr is not None and not run.lr_peak
+        if (rate := run.last_rate) is not None and (highest := float(np.nanmax(run.lr))) > 0
     }
     if rates and np.median(list(rates.values())) <= DECAYED:
         found |= {

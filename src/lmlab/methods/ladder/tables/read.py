@@ -104,12 +104,7 @@ def _named_once(runs: list[Run], external: Mapping[str, Mapping[str, float]]) ->
         replace(run, name=f"{Path(run.source).parent.name}/{run.name}") if names.count(run.name) > 1 else run
         for run in runs
     ]
-    return RunTable(
-        tuple(
-            sorted(renamed, key=lambda run: (run.n if math.isfinite(run.n) else math.inf, run.final_tokens, run.name))
-        ),
-        external,
-    )
+    return RunTable(tuple(renamed), external)
 
 
 def _check_modes(runs: list[Run], path: Path) -> list[Run]:
@@ -208,7 +203,11 @@ def _merged(run: Run, where: str) -> Run:
     if not len(same):
         return run
     metrics = {key: values.copy() for key, values in run.metrics.items()}
+    rates, steps = (None if each is None else each.copy() for each in (run.lr, run.step))
     for place in same:
+        for values in (rates, steps):
+            if values is not None and not math.isfinite(values[place + 1]):
+                values[place + 1] = values[place]
         for key, values in metrics.items():
             first, second = values[place], values[place + 1]
             if math.isfinite(first) and math.isfinite(second) and first != second:
@@ -220,7 +219,7 @@ def _merged(run: Run, where: str) -> Run:
             if not math.isfinite(second):
                 values[place + 1] = first
     console.print(f"'{where}': {len(same)} repeated rows were dropped.")
-    return replace(run, metrics=metrics).keep(np.setdiff1d(np.arange(len(run)), same))
+    return replace(run, metrics=metrics, lr=rates, step=steps).keep(np.setdiff1d(np.arange(len(run)), same))
 
 
 def _resolve(pattern: str, folders: Sequence[Path], where: str) -> list[Path]:

@@ -103,9 +103,20 @@ class Run:
         """Why the run is not finished, or None."""
         if self.planned_tokens and self.final_tokens < FINISHED * self.planned_tokens:
             return f"it has seen {self.final_tokens:.4g} of {self.planned_tokens:.4g} planned tokens"
-        if self.lr is not None and self.lr_peak and len(self.lr) and self.lr[-1] > DECAYED * self.lr_peak:
-            return f"its learning rate has decayed to {self.lr[-1] / self.lr_peak:.0%} of the peak only"
+        rate = self.last_rate
+        if rate is not None and self.lr_peak and rate > DECAYED * self.lr_peak:
+            return f"its learning rate has decayed to {rate / self.lr_peak:.0%} of the peak only"
         return None
+
+    @property
+    def last_rate(self) -> float | None:
+        """The learning rate at its end; None where none is known. Logs have rows without one, so the last that was
+        written over the last fiftieth of the tokens stands for the end.
+        """
+        if self.lr is None:
+            return None
+        known = np.flatnonzero(np.isfinite(self.lr) & (self.tokens >= FINISHED * self.tokens[-1:]))
+        return float(self.lr[known[-1]]) if len(known) else None
 
     def final_value(self, values: Floats, last: int) -> float:
         """The mean of the last values, though of none before the last tenth of the run: earlier ones are not those of a
@@ -204,7 +215,7 @@ class RunTable:
     """All runs of a ladder, its targets, and models that are points of the accuracy curve only.
 
     Attributes:
-        runs: runs and targets.
+        runs: runs and targets, by size, length and name.
         external: metrics of other models, by name, for the second step.
         second: runs of the second step, where they are not those of the first, as for answers by letter.
         lenders: runs of other families of models, one table each, which lend their exponents.
@@ -214,6 +225,10 @@ class RunTable:
     external: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     second: RunTable | None = None
     lenders: tuple[RunTable, ...] = ()
+
+    def __post_init__(self) -> None:
+        # One order, whatever that of a file: replicates draw noise run by run, and it must not move an interval.
+        object.__setattr__(self, "runs", tuple(sorted(self.runs, key=_place)))
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs)
@@ -330,6 +345,11 @@ class RunTable:
         path = Path(path)
 
         return read_reference_config(path)
+
+
+def _place(run: Run) -> tuple[float, float, str]:
+    """Where a run stands in a table; one whose size is not known comes last."""
+    return run.n if math.isfinite(run.n) else math.inf, run.final_tokens if len(run) else 0.0, run.name
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
