@@ -239,3 +239,33 @@ def test_a_target_that_was_not_measured_on_every_task_is_told(synthetic):
     assert unmeasured(table, tasks) == []
     (said,) = unmeasured(RunTable(runs), tasks)
     assert said.startswith(f"the target '{last.name}' has no number in 'acc1'")
+
+
+def test_a_copy_of_a_run_under_another_name_is_told(ladder):
+    table, _ = ladder
+    run = table.runs[2]
+    copied = RunTable((*table.runs, replace(run, name="again")))
+    (said,) = [each for each in oddities(copied) if "copy" in each]
+    assert run.name in said and "'again'" in said
+    other = {key: values * 1.001 for key, values in run.metrics.items()}
+    assert not [
+        each for each in oddities(RunTable((*table.runs, replace(run, name="b", metrics=other)))) if "copy" in each
+    ]
+
+
+def test_a_column_of_texts_is_refused_for_its_values_not_as_missing(ladder, tmp_path):
+    table, tasks = ladder
+    rows = _rows(write_table(table, tmp_path / "runs.csv"))
+
+    def changed(key, form):
+        path = tmp_path / "changed.csv"
+        with open(path, "w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({**row, key: form(row[key])} for row in rows)
+        return path
+
+    with pytest.raises(UserError, match="row 2: 'acc0' is empty or not a number"):
+        check(RunTable.read(changed("acc0", lambda cell: f"{100 * float(cell):.1f}%")), tasks)
+    with pytest.raises(UserError, match="has no positive n, the number of parameters, but '190M'"):
+        RunTable.read(changed("n", lambda cell: f"{float(cell) / 1e6:.0f}M"))

@@ -309,6 +309,18 @@ def oddities(table: RunTable) -> list[str]:
                 f"'{run.name}' ends at {run.multiple:g}xC: is it unfinished, or are N or D counted in another way?"
             )
         found += [f"'{run.name}' ends badly: {each}." for each in _rising(run)]
+    return [*found, *_copies(table)]
+
+
+def _copies(table: RunTable) -> list[str]:
+    """Runs that hold the figures of another one: as repeats they would speak of noise that is not there."""
+    first: dict[tuple[float, bytes, tuple[tuple[str, bytes], ...]], str] = {}
+    found = []
+    for run in table.ladder:
+        figures = tuple(sorted((key, values.tobytes()) for key, values in run.metrics.items()))
+        other = first.setdefault((run.n, run.tokens.tobytes(), figures), run.name)
+        if other != run.name:
+            found.append(f"'{run.name}' holds the figures of '{other}': is it a copy, which is no repeat of a run?")
     return found
 
 

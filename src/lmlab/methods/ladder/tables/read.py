@@ -386,12 +386,20 @@ def _own_run(
         value = _number(one(key))
         return None if math.isnan(value) else value
 
+    def told(key: str) -> bool:  # texts that are no numbers are bad values, not a column that is missing
+        return any(_text(columns[key][row].strip()) for row in rows)
+
     mode = one("mode") or "train"
     if mode not in ("train", "eval"):
         raise UserError(f"'{path}': run '{name}': the mode '{mode}' is neither train nor eval.")
     peaks, seed, n = many("lr_peak"), number("seed"), number("n")
     if mode == "train" and (n is None or n <= 0):
-        raise UserError(f"'{path}': run '{name}' has no positive n, the number of parameters.")
+        given = one("n")
+        raise UserError(
+            f"'{path}': run '{name}' has no positive n, the number of parameters"
+            + (f", but '{given}'." if given else "."),
+            "Write it out, as in 190354176 or 1.9e8.",
+        )
     own = {key: values[rows] for key, values in metrics.items()}
     tokens = many("tokens")
     return _in_order(
@@ -400,7 +408,7 @@ def _own_run(
             n=math.nan if n is None else n,
             flops_per_token=number("flops_per_token"),
             tokens=np.full(len(rows), math.nan) if tokens is None else tokens,
-            metrics={key: values for key, values in own.items() if not np.isnan(values).all()},
+            metrics={key: values for key, values in own.items() if not np.isnan(values).all() or told(key)},
             mode=mode,  # type: ignore[arg-type]
             size=one("size").removeprefix("'"),
             step=many("step"),
