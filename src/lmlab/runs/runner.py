@@ -111,8 +111,8 @@ def _follow(recipe: Recipe, directory: Path) -> dict[str, Results]:
         if state == "done":
             continue
         if entry.stage.distributed:
-            _ask_main()
-            entry.stage.run(entry.config, _context(entry, recipe, directory, {}))
+            with ways.using(_ask_main()):
+                entry.stage.run(entry.config, _context(entry, recipe, directory, {}))
         _ask_main()
     return {}
 
@@ -252,7 +252,7 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     answers = StageRecord.read(path).ways if planned.state == "unfinished" else {}
-    answers = from_main(answers or ways.in_force())
+    answers = answers or ways.in_force()
     record = StageRecord(
         name=entry.name,
         kind=entry.kind,
@@ -269,7 +269,7 @@ def _run_stage(planned: PlannedStage, recipe: Recipe, run: Path, number: str, be
     try:
         with doing(f"the stage '{entry.name}' ({entry.kind})"), ways.using(answers):
             if entry.stage.distributed:
-                from_main("go")
+                from_main(answers)  # which lets the others begin, and has them compute by the same ways
                 results = entry.stage.run(entry.config, context)
             else:
                 with _telling_the_others():
