@@ -369,17 +369,13 @@ def find_circuit(model: str | Path, examples: str | Path | None = None, *, seed:
     from lmlab.config import validate
     from lmlab.methods.edge_pruning import FindConfig, TaskOptions
     from lmlab.methods.edge_pruning import find_circuit as find
-    from lmlab.methods.edge_pruning.config import reads
+    from lmlab.methods.edge_pruning.config import with_training
     from lmlab.methods.edge_pruning.examples.load import load as load_task
 
     settings = arguments.plain(settings)
     chosen = {name: settings.pop(name) for name in TaskOptions.model_fields if name in settings}
     options = validate(TaskOptions, {**chosen, "data": arguments.place_or_none(examples, "examples")}, _HERE)
-    pruning = settings.pop("pruning", {})
-    method = settings.get("method", FindConfig.model_fields["method"].default)
-    if isinstance(pruning, Mapping) and reads(str(method), "pruning"):
-        pruning = {"micro_batch_size": options.batch_size, **pruning}
-    config = validate(FindConfig, {**settings, "pruning": pruning}, _HERE)
+    config = validate(FindConfig, with_training(settings, {"micro_batch_size": options.batch_size}), _HERE)
     drawn = arguments.whole(seed, "seed")
     loaded = load_task(arguments.place(model, "model"), options)
     task, _ = loaded.task(config.ablation, config.graph, options)

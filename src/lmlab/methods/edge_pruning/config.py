@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -267,6 +268,16 @@ class FindConfig(Config):
         if self.num_edges is not None:
             settings["num_edges"] = self.num_edges
         return validate(EdgePruningConfig, {**settings, **self.pruning}, "pruning")
+
+
+def with_training(given: Mapping[str, Any], settings: Mapping[str, object]) -> dict[str, Any]:
+    """The settings of a search with some of its training, if its method trains; those that were given go before."""
+    method = given.get("method", FindConfig.model_fields["method"].default)
+    part = "ranking" if method == "ranking" else "pruning"
+    own = given.get(part, {})
+    if method not in TRAINED or not isinstance(own, Mapping):  # what is no mapping is refused where it is validated
+        return dict(given)
+    return {**given, part: {**settings, **own}}
 
 
 class TaskOptions(Config):

@@ -10,7 +10,7 @@ import typer
 
 from lmlab.commandline.from_config import changes, options
 from lmlab.commandline.options import print_table
-from lmlab.methods.edge_pruning.config import TRAINED, EdgePruningConfig, FindConfig, TaskOptions, reads
+from lmlab.methods.edge_pruning.config import TRAINED, EdgePruningConfig, FindConfig, TaskOptions, reads, with_training
 from lmlab.runs.loading import Drawn
 
 if TYPE_CHECKING:
@@ -60,14 +60,10 @@ def config_of(given: dict[str, Any], overrides: list[str] | None, steps: int | N
 
     given = apply_overrides(given, overrides or [])
     method = given.get("method", FindConfig.model_fields["method"].default)
-    if method in TRAINED:
-        part = "ranking" if method == "ranking" else "pruning"
-        own = given.get(part, {})
-        asked = {"micro_batch_size": batch_size, **({} if steps is None else {"steps": steps})}
-        given = {**given, part: {**asked, **own} if isinstance(own, dict) else own}
-    elif steps is not None:
+    if steps is not None and method not in TRAINED:
         raise UserError(f"--steps has no influence: the method {method} trains nothing.", "Leave it out.")
-    return validate(FindConfig, given, "the options")
+    trained = {"micro_batch_size": batch_size, **({} if steps is None else {"steps": steps})}
+    return validate(FindConfig, with_training(given, trained), "the options")
 
 
 def configs_of(
