@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    return _script("tables")
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -62,3 +66,11 @@ def test_doctor_knows_the_extras_of_the_package():
 
 def test_the_citation_names_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == lmlab.__version__
+
+
+def test_prose_keeps_to_the_width_of_the_code():
+    house = _script("house")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
+    found = {page.relative_to(ROOT): house.prose(page.read_text("utf-8")) for page in pages}
+    too_long = [f"{page}: {line[:60]}" for page, lines in found.items() for line in lines if len(line) > house.WIDTH]
+    assert len(pages) > 20 and not too_long
