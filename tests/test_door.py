@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -263,3 +264,21 @@ def test_what_a_message_or_a_document_spells_ends_no_turn(directory, tmp_path):
     for chat in (False, True):
         ids = Asking(tokenizer, chat).ids(instance)
         assert ids[1:].count(tokenizer.eos_id) == 0 and end in tokenizer.backend.decode(ids, skip_special_tokens=False)
+
+
+def test_a_loaded_model_is_evaluated_as_it_was_loaded_or_refused(directory, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "some words to measure " * 20}) + "\n")
+    model = lmlab.load(directory, precision="int8")
+    lmlab.evaluate(model, documents=texts, window=64, out=tmp_path / "packed")
+    record = json.loads((tmp_path / "packed" / "evaluation" / "stage.json").read_text())
+    assert record["content"]["config"]["precision"] == "int8", record["content"]
+    with torch.no_grad():
+        model = lmlab.load(directory)
+        model.network.embedding.weight[3] += 1
+    with pytest.raises(UserError, match="no longer those of"):
+        lmlab.evaluate(model, documents=texts, out=tmp_path / "changed")
+    folded = dataclasses.replace(lmlab.load(directory), adapter=tmp_path / "adapter")
+    with pytest.raises(UserError, match="folded in"):
+        lmlab.evaluate(folded, documents=texts, out=tmp_path / "folded")
+    assert not (tmp_path / "changed").exists() and not (tmp_path / "folded").exists()

@@ -54,11 +54,23 @@ class LanguageModel:
     Attributes:
         place: where it was found.
         network: the transformer, in evaluation mode.
+        precision: in which it was read.
+        adapter: what was folded into its weights.
     """
 
     place: Model
     network: Transformer
     tokenizer: Tokenizer
+    precision: str = "fp32"
+    adapter: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.__dict__["_as_read"] = self._state()
+
+    def _state(self) -> list[tuple[str, int, int]]:
+        """Where each weight is in memory, and how often it was written to."""
+        tensors = self.network.state_dict().items()
+        return [(name, each.data_ptr(), 0 if each.is_inference() else each._version) for name, each in tensors]
 
     @overload
     def generate(self, prompt: str, **settings: Any) -> str: ...
@@ -166,7 +178,24 @@ class LanguageModel:
         from lmlab.evals import Evaluator, ModelScorer
 
         precision = "bf16" if self.network.embedding.weight.dtype.itemsize == 2 else "fp32"  # 2 bytes: bf16
+        if self.precision in ("int8", "int4"):
+            precision = self.precision
         return Evaluator(ModelScorer(self.network, precision), self.tokenizer, self.network, self.place.end_token_ids())
+
+    def _as_stored(self) -> Path:
+        """Where the same weights stand, for what reads them from there."""
+        where = self.place.path
+        if self.adapter is not None:
+            raise UserError(
+                f"The model has '{self.adapter}' folded in, and '{where}' has not.",
+                "Fold it in on disk with lmlab convert --adapter, and name what that writes.",
+            )
+        if self._state() != self.__dict__["_as_read"]:
+            raise UserError(
+                f"The weights in memory are no longer those of '{where}'.",
+                "Save them with lmlab.models.save_pretrained(model.network, directory), and name that directory.",
+            )
+        return where
 
 
 @_told
@@ -184,7 +213,7 @@ def load(place: str | Path, *, precision: str = "fp32", adapter: str | Path | No
     from lmlab.commands.models import load_model
 
     found, kind = arguments.place_or_none(adapter, "adapter"), arguments.text(precision, "precision")
-    return LanguageModel(*load_model(arguments.place(place, "place"), kind, found))
+    return LanguageModel(*load_model(arguments.place(place, "place"), kind, found), kind, found)
 
 
 @_told
@@ -213,13 +242,15 @@ def evaluate(
     """Measure a model, as `lmlab eval` does: the same run directory, rows and report, and its figures returned.
 
     Arguments:
+        model: by its place; one that was loaded is read from there again, in its precision.
         tasks: names, groups or YAML files, in a list or with commas between them; `lmlab eval tasks` lists them.
         documents: to measure bits per byte on: JSON lines with a `text` each.
         questions: a file of ranked questions.
         settings: further ones of the stage `evaluate`, such as `limit=200` or `too_long="truncate"`.
 
     Raises:
-        UserError: there is nothing to measure, or something is not there.
+        UserError: there is nothing to measure, something is not there, or the weights of a loaded model are no longer
+            those of its place.
     """
     from lmlab.commands.evaluation import run_evaluation
     from lmlab.runs import StageRecord
@@ -230,7 +261,10 @@ def evaluate(
         "task": arguments.place_or_none(questions, "questions"),
         **arguments.plain(settings),
     }
-    place = model.place.path if isinstance(model, LanguageModel) else arguments.place(model, "model")
+    if isinstance(model, LanguageModel):
+        place, further = model._as_stored(), {"precision": model.precision, **further}
+    else:
+        place = arguments.place(model, "model")
     directory = arguments.place_or_none(out, "out")
     found = run_evaluation([place], arguments.words(tasks, "tasks"), further, directory, False, bool(redo), _HERE)
     return StageRecord.finished_in(found[0]).read_results(EvaluateResults)
