@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lmlab import __version__, plugins
 from lmlab.errors import EXIT_INTERRUPTED, Interrupted, LmlabError, UserError, from_unforeseen
@@ -38,13 +38,35 @@ class _Group:
     panel: str | None = None
 
 
-# Importing every command takes longer than showing the list: so the core's are named here, as methods' in manifests.
+# Importing every command takes longer than showing the list: so the core's are named here, with the first sentence of
+# their help (a test compares), as methods' in manifests.
 _ALONE = {
-    "lmlab.commands.recipes": ("demo", "run", "recipes", "tokenize", "train", "report"),
-    "lmlab.commands.models": ("generate", "chat", "convert"),
-    "lmlab.commands.serve": ("serve",),
-    "lmlab.commands.ask": ("ask",),
-    "lmlab.commands.doctor": ("doctor",),
+    "lmlab.commands.recipes": {
+        "demo": "Run recipes/demo.yaml: from the standard library's text to a trained, measured, exported model"
+        " and a report.",
+        "run": "Run a recipe.",
+        "recipes": "List the recipes that come with lmlab, or write one out to change it. `lmlab run NAME` runs it"
+        " as it is.",
+        "tokenize": "Collect, deduplicate and tokenize your own text: the first stages of a recipe.",
+        "train": "Train a language model on tokenized text: one stage of a recipe, without writing one.",
+        "report": "Write a run's report.html again from what its stages stored; their sources need not be there.",
+    },
+    "lmlab.commands.models": {
+        "generate": "Continue prompts with a model and print the texts.",
+        "chat": "Talk to a model.",
+        "convert": "Write any model that lmlab reads as a Hugging Face directory: safetensors, configuration,"
+        " tokenizer.",
+    },
+    "lmlab.commands.serve": {
+        "serve": "Serve a model by the OpenAI protocol: chat and completions, streamed or whole, in one running"
+        " batch; or an encoder: vectors of texts.",
+    },
+    "lmlab.commands.ask": {
+        "ask": "Ask a model many things, each paid for once: a run that was cut off goes on where it was.",
+    },
+    "lmlab.commands.doctor": {
+        "doctor": "Show versions, hardware, measured speed of matrix products, and which extras are installed.",
+    },
 }
 _OF_THE_CORE = {
     "eval": _Group(
@@ -71,7 +93,7 @@ class _Commands(TyperGroup):
         return list(self._all())
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """A command; of a group only what the list of commands shows."""
+        """What the list of commands shows of a command or group."""
         return self._all().get(name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -88,10 +110,11 @@ class _Commands(TyperGroup):
     def _all(self) -> dict[str, Any]:
         """The commands that stand alone, the groups of the core, and the methods."""
         if not self.commands:
-            for module, names in _ALONE.items():
-                found = _commands_in(module)
-                self.commands.update((name, _with_paths(found[name])) for name in names)
-            self.commands.update((name, _shown(name, group)) for name, group in _groups().items())
+            alone = {name: told for names in _ALONE.values() for name, told in names.items()}
+            self.commands.update((name, _line(TyperCommand, name, told)) for name, told in alone.items())
+            self.commands.update(
+                (name, _line(TyperGroup, name, each.help, each.panel)) for name, each in _groups().items()
+            )
         return dict(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
@@ -183,9 +206,9 @@ def _commands_in(module: str) -> Mapping[str, Any]:
     return typer.main.get_group(plugins.load(f"{module}:app")).commands
 
 
-def _shown(name: str, group: _Group) -> Any:
-    """A group's line in the list of commands."""
-    line = TyperGroup(name=name, help=group.help, short_help=group.help, rich_help_panel=group.panel)
+def _line(kind: Any, name: str, told: str, panel: str | None = None) -> Any:
+    """The line of a command or a group in the list of commands."""
+    line = kind(name=name, help=told, short_help=told, rich_help_panel=panel)
     line.rich_markup_mode = "rich"
     return line
 
