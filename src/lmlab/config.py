@@ -19,6 +19,8 @@ from lmlab.files import kind_of, parse_yaml
 Precision = Literal["fp32", "bf16", "auto", "int8", "int4"]
 """How the weights of a model that is read, not trained, are kept: `auto` is the faster of fp32 and bf16; int8 and int4
 are for CPUs (`lmlab.models.pack_weights`)."""
+PACKED = ("int8", "int4")
+"""Those of them whose weights are packed."""
 _MOST_PROBLEMS = 20  # that one message tells: a list of a million numbers can be wrong in each
 
 

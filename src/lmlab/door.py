@@ -175,10 +175,11 @@ class LanguageModel:
     @cached_property
     def evaluator(self) -> Evaluator:
         """What `lmlab.evals` measures, in the precision of the weights."""
+        from lmlab.config import PACKED
         from lmlab.evals import Evaluator, ModelScorer
 
         precision = "bf16" if self.network.embedding.weight.dtype.itemsize == 2 else "fp32"  # 2 bytes: bf16
-        if self.precision in ("int8", "int4"):
+        if self.precision in PACKED:
             precision = self.precision
         return Evaluator(ModelScorer(self.network, precision), self.tokenizer, self.network, self.place.end_token_ids())
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lmlab.errors import UserError
-from lmlab.files import json_value, write_jsonl
+from lmlab.files import json_value, locked, write_jsonl
 
 Row = dict[str, Any]
 
@@ -91,23 +91,6 @@ class RowFile:
         for part in self.path.parent.glob(f"{self.path.stem}.part-*.jsonl"):
             part.unlink()
         return rows
-
-
-def locked(file: IO[Any]) -> bool:
-    """Keep others from writing a file for as long as it is open in this process; False where one does already. The
-    system takes the lock back from a process that dies.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def _drop_half_a_line(path: Path) -> None:

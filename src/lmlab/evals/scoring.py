@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lmlab.config import PACKED
 from lmlab.evals.prefix_sharing import Group, Tree, Window, share_prefixes, without_sharing
 from lmlab.gemm import fast_inference
 from lmlab.hardware import memory_bytes, select_dtype
@@ -72,7 +73,7 @@ class ModelScorer:
         self.device = model.embedding.weight.device
         self.dtype = select_dtype(precision, self.device)
         self.max_seq_len = model.config.max_seq_len
-        kept = precision if precision in ("int8", "int4") else "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        kept = precision if precision in PACKED else "bf16" if self.dtype == torch.bfloat16 else "fp32"
         self.description = f"lmlab, {kept}"
 
     def score(self, windows: Sequence[Window]) -> Iterator[tuple[int, Score]]:

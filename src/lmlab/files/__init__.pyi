@@ -26,7 +26,7 @@ from .locations import (
     share_read,
     without_compression,
 )
-from .owned import OwnedFolder, check_owner, only_writer, owned_folder, write_manifest
+from .owned import OwnedFolder, check_owner, locked, only_writer, owned_folder, write_manifest
 from .parsing import (
     MAX_JSON_BYTES,
     MAX_YAML_BYTES,
@@ -61,6 +61,7 @@ __all__ = [
     "is_url",
     "json_value",
     "kind_of",
+    "locked",
     "only_writer",
     "open_binary",
     "open_raw",

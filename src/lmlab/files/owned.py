@@ -6,13 +6,12 @@ one result, never the mixture of two, and a command that fails or is killed leav
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmlab.errors import UserError
 from lmlab.files.atomic import read_mapping, sha256_json, write_json
@@ -96,15 +95,28 @@ def only_writer(path: str | Path, remedy: str = "Wait for it, or choose another 
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is writing to '{path}'.", remedy) from None
-        except OSError:  # a file system without locks
-            pass
+        if not locked(descriptor):
+            raise UserError(f"Another process is writing to '{path}'.", remedy)
         yield
     finally:
         os.close(descriptor)
+
+
+def locked(file: IO[Any] | int) -> bool:
+    """Keep others from writing a file or folder for as long as it is open in this process; False where one does
+    already. The system takes the lock back from a process that dies.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def check_owner(path: str | Path, command: str, reads: Sequence[str] = ()) -> None:

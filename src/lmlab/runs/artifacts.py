@@ -246,11 +246,12 @@ class Model(Artifact):
         """
         import torch
 
+        from lmlab.config import PACKED
         from lmlab.hardware import select_dtype
         from lmlab.models import pack_weights
 
         device = torch.device(device)
-        packs = precision in ("int8", "int4")
+        packs = precision in PACKED
         # packed from the weights as they are stored, not from what bf16 leaves of them
         dtype = torch.float32 if packs and device.type == "cpu" else select_dtype(precision, device)
         model = self.load(device, dtype, adapter=adapter)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmlab.errors import UserError
-from lmlab.evals.rows import locked
-from lmlab.files import ParseError, json_value
+from lmlab.files import ParseError, json_value, locked
 from lmlab.judging.answers.grades import GRADED, AnswerJudge, judge_answers
 from lmlab.judging.answers.item import AnswerItem, key_points_of
 
