@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmlab.data import CollectConfig, Document, JsonlSource, Reject, collect, read_documents
+from lmlab.data import CollectConfig, Document, JsonlSource, Reject, TextSource, collect, read_documents
 from lmlab.errors import UserError
 from lmlab.files import read_json, read_jsonl
 
@@ -173,3 +173,28 @@ def test_memory_grows_by_numbers_of_the_documents_and_not_by_their_text(tmp_path
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / 6_000 < 250  # the text of one takes 470 bytes
+
+
+@pytest.mark.parametrize("written", ["folder", "file", "glob", "parts"])
+def test_what_is_held_out_does_not_depend_on_where_the_files_lie(tmp_path, monkeypatch, written):
+    lines = "".join(json.dumps({"text": f"{n} " + "a b c d " * (20 + n)}) + "\n" for n in range(60))
+    held = []
+    for place in ("one", "two/deeper", "three"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        name = "texts.txt" if written == "parts" else "texts.jsonl"
+        (folder / name).write_text("word and more words. " * 3000 if written == "parts" else lines)
+        if written == "parts":
+            (folder / "others.txt").write_text("other words of this. " * 3000)
+        given = {"folder": folder, "file": folder / name, "glob": folder / "*.jsonl", "parts": folder}[written]
+        if place == "three":  # by a path from here
+            monkeypatch.chdir(folder)
+            given = {"folder": ".", "file": name, "glob": "*.jsonl", "parts": "."}[written]
+        source = (TextSource if written == "parts" else JsonlSource)(path=str(given))
+        report = collect(
+            [source], CollectConfig(min_bytes=0, near_duplicate_threshold=None), 0, tmp_path / f"{place}-out"
+        )
+        held.append(
+            (report["heldout_groups"], [d.text for d in read_documents(tmp_path / f"{place}-out/heldout.jsonl")])
+        )
+    assert held[0][1] and held[0] == held[1] == held[2]

@@ -48,7 +48,7 @@ def test_json_lines_are_read_with_dotted_fields_and_broken_lines_are_rejects(tmp
     path = tmp_path / f"x.jsonl{suffix}"
     path.write_bytes(pack(b"\n".join([good, b"{broken", b'{"a": 1}', b"\xff\xfe", b""])))
     items = list(JsonlSource(path=str(path), text_field="a.b", domain_field="meta.d", id_field="n").read())
-    assert items[0] == Document("7", "text", "news", f"{path}:1")
+    assert items[0] == Document("7", "text", "news", f"{path.name}:1")
     assert [(item.where.rpartition(":")[2], item.reason.split(" (")[0].split(":")[0]) for item in items[1:]] == [
         ("2", "not valid JSON"),
         ("3", "no text in the field 'a.b'"),

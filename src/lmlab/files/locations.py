@@ -11,6 +11,7 @@ import glob
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lmlab.errors import UserError, missing_extra
 from lmlab.redaction import HIDDEN, redact
 
 _BUFFER_BYTES = 2**20
+_OPEN = re.compile(r"[*?[]")  # where a glob leaves a path open
 _PACKED_BYTES = 2**16
 _UNPACKED_BYTES = 2**18  # the most that a decompressor gives at once
 _ZSTD_BYTES = 2**10  # read at once, as zstandard gives all that they hold: at most 32 MiB
@@ -106,6 +108,24 @@ def is_folder(location: str) -> bool:
         raise
     except Exception as error:
         raise _unreachable(location, error) from None
+
+
+def names_within(location: str) -> Callable[[str], str]:
+    """How the files that a location means, and places in them, are called there: below a folder by their path in it,
+    and by its name where the location is a file. Such a name stays when all of it moves, and however the location is
+    written.
+    """
+    root = location if is_url(location) else str(Path(location).expanduser())
+    opened = _OPEN.search(root)
+    below = (root[: opened.start()].rpartition("/")[0] if opened else root).rstrip("/") + "/"
+    beside = root.rpartition("/")[0].rstrip("/") + "/"
+
+    def name(place: str) -> str:
+        if opened or place.startswith(below):
+            return place.removeprefix(below)
+        return place.removeprefix(beside)
+
+    return name
 
 
 def without_compression(name: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.reading.files import Encoding, FileSource, open_text
-from lmlab.files import DamagedError, bytes_read, share_read
+from lmlab.files import DamagedError, bytes_read, names_within, share_read
 from lmlab.redaction import redact
 
 # With fewer files than this a held-out share of a few percent can hardly be made of whole files.
@@ -52,10 +52,11 @@ class TextSource(FileSource):
 
     def _documents(self, path: str, few: bool) -> Iterator[Document | Reject]:
         where = redact(path)
+        group = names_within(redact(self.path))(where)
         with open_text(self, path, self.encoding) as file:
             texts = self._texts(file, where)
             if self.documents == "file":
-                yield self._whole(texts, where)
+                yield self._whole(texts, where, group)
                 return
             head = next(texts, "")
             ended = False
@@ -64,19 +65,19 @@ class TextSource(FileSource):
                 head, ended = head + (more or ""), more is None
             size = self._part_size(len(head) if ended else None, few)
             if size is None:
-                yield Document(where, head, self.domain or "text", where)
+                yield Document(where, head, self.domain or "text", group)
                 return
             for number, text in enumerate(cut(head, texts, size), 1):
-                yield Document(f"{where}#{number}", text, self.domain or "text", where)
+                yield Document(f"{where}#{number}", text, self.domain or "text", group)
 
-    def _whole(self, texts: Iterator[str], where: str) -> Document | Reject:
+    def _whole(self, texts: Iterator[str], where: str, group: str) -> Document | Reject:
         pieces, length = list[str](), 0
         for piece in texts:
             pieces.append(piece)
             length += len(piece)
             if length > self.max_record_bytes:
                 return Reject(where, f"a file of more than {self.max_record_bytes} bytes (max_record_bytes)")
-        return Document(where, "".join(pieces), self.domain or "text", where)
+        return Document(where, "".join(pieces), self.domain or "text", group)
 
     def _part_size(self, length: int | None, few: bool) -> int | None:
         """How long parts are of a text of some length (None: very long); None to keep it whole."""

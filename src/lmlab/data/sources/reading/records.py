@@ -9,7 +9,8 @@ from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.reading.fields import RecordFields
 from lmlab.data.sources.reading.files import FileSource
 from lmlab.data.sources.reading.splits import ALL
-from lmlab.files import ParseError, json_value
+from lmlab.files import ParseError, json_value, names_within
+from lmlab.redaction import redact
 
 _SPLIT = "split"
 _MARKS = ("redteam", "metadata")  # where a record says that it was crafted
@@ -35,8 +36,9 @@ class RecordSource(FileSource, RecordFields):
 
     def read(self) -> Iterator[Document | Reject]:
         """Yield a document for each record; those that are unfit are rejects that say where and why."""
+        place = names_within(redact(self.path))
         for where, record in self.records(self.columns):
-            yield record if isinstance(record, Reject) else self._document(where, record)
+            yield record if isinstance(record, Reject) else self._document(where, place(where), record)
 
     def records(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
         """Every record of the split with its place; in the place of one that cannot be read, a `Reject`.
@@ -93,7 +95,7 @@ class RecordSource(FileSource, RecordFields):
             return wanted not in (ALL, name) and self._other_split(name, wanted) | (name != wanted)
         return self._other_split(name, wanted)
 
-    def _document(self, where: str, record: Any) -> Document | Reject:
+    def _document(self, where: str, place: str, record: Any) -> Document | Reject:
         text = field(record, self.text_field)
         if not isinstance(text, str):
             if text is not None:
@@ -114,7 +116,7 @@ class RecordSource(FileSource, RecordFields):
                 f"the field '{self._names.get(broken, broken)}' holds half of a surrogate pair, which is no character",
             )
         return Document(
-            names.get("id") or where, text, self.domain or names.get("domain") or "text", names.get("group") or where
+            names.get("id") or where, text, self.domain or names.get("domain") or "text", names.get("group") or place
         )
 
     @property
