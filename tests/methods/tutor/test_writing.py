@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -239,3 +240,16 @@ def test_a_run_that_was_killed_tells_the_same_costs_as_one_that_was_not(books, t
     for path in (tmp_path / "out").glob("*.json*"):
         path.unlink()  # the rows of dialogues under way are lost by a kill, the cache is not
     assert run(tmp_path / "out") == whole and len(calls) == 6
+
+
+def test_what_is_written_and_held_out_does_not_depend_on_where_the_books_lie(books, tmp_path, monkeypatch):
+    config = ChatGenerateConfig(scheme="rule", min_words=50, num_turns=4, per_chapter=4, heldout_fraction=0.5)
+    moved = tmp_path / "elsewhere" / "deeper"
+    shutil.copytree(books, moved)
+    write_about(str(books), config, None, tmp_path / "one")
+    write_about(str(moved), config, None, tmp_path / "two")
+    monkeypatch.chdir(moved)
+    write_about(".", config, None, tmp_path / "three")
+    for part in ("train", "heldout"):
+        one, two, three = (rows_of(tmp_path / each / f"{part}.jsonl") for each in ("one", "two", "three"))
+        assert one and one == two == three

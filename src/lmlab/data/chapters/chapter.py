@@ -15,8 +15,8 @@ class Chapter:
     """A chapter.
 
     Attributes:
-        path: the file that it is from, with `#` and a number where that holds several; kept as provenance, since books
-            have licenses.
+        path: the file that it is from, as it is called within its source, with `#` and a number where that holds
+            several; kept as provenance, since books have licenses. It names the chapter wherever the books lie.
         title: its heading; empty where it has none.
         text: paragraphs with blank lines between them; formulas as LaTeX, headings behind `#`.
         book, domain: what it belongs to.

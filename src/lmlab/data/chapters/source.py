@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -13,7 +13,7 @@ from lmlab.data.chapters.read import READERS, reader_of
 from lmlab.data.documents import Document, Reject
 from lmlab.data.sources.reading.files import Encoding, FileSource, open_text
 from lmlab.errors import UserError
-from lmlab.files import find_files
+from lmlab.files import find_files, is_url, names_within
 from lmlab.redaction import redact
 
 _MIN_WORDS = 200
@@ -76,23 +76,23 @@ class ChaptersSource(FileSource):
         if not parts:
             yield Reject(where, "no text")
         domain, book = self._place(path)
+        place = names_within(redact(self.path))(where)
         for number, part in enumerate(parts, 1):
-            name = where if len(parts) == 1 else f"{where}#{number}"
-            chapter = Chapter(name, part.title, part.text, book, self.domain or domain)
+            mark = "" if len(parts) == 1 else f"#{number}"
+            chapter = Chapter(place + mark, part.title, part.text, book, self.domain or domain)
             if self.max_words is not None:
                 chapter = cut_at_paragraph(chapter, self.max_words)
             if chapter.num_words < self.min_words:
-                yield Reject(name, f"{chapter.num_words} words, fewer than {self.min_words} (min_words)")
+                yield Reject(where + mark, f"{chapter.num_words} words, fewer than {self.min_words} (min_words)")
             else:
                 yield chapter
 
     def _place(self, path: str) -> tuple[str, str]:
         """The domain and the book of a file."""
-        root, whole = PurePosixPath(self.path), PurePosixPath(path)
-        inner = whole.relative_to(root).parts if whole.is_relative_to(root) else whole.parts[-1:]
+        inner = PurePosixPath(names_within(self.path)(path)).parts
         if len(inner) > 2:
             return inner[0], inner[1]
-        return "text", whole.parent.name
+        return "text", PurePosixPath(path if is_url(path) else Path(path).absolute()).parent.name
 
 
 def read_chapters(path: str, **settings: object) -> Iterator[Chapter | Reject]:
