@@ -13,7 +13,7 @@ import torch
 
 from lmlab import threads
 from lmlab.errors import UserError
-from lmlab.threads import Governor, Look
+from lmlab.threads import Governor, Look, Patience
 
 
 class Machine:
@@ -99,7 +99,7 @@ def test_a_container_that_numbers_cores_in_its_own_way_has_no_counters(monkeypat
 def untouched(monkeypatch):
     monkeypatch.setattr(threads, "_adapts", None)
     monkeypatch.setattr(threads, "_baseline", None)
-    monkeypatch.delattr(threads._local, "governor", raising=False)
+    monkeypatch.delattr(threads._local, "watch", raising=False)
     before = torch.get_num_threads()
     yield monkeypatch
     torch.set_num_threads(before)
@@ -120,13 +120,88 @@ def test_the_variable_says_what_may_change(untouched):
             threads.settle()
 
 
-def test_what_is_promised_to_the_last_bit_keeps_its_threads(untouched):
+def test_what_is_promised_to_the_last_bit_keeps_its_threads_which_sleep(untouched):
     untouched.delenv(threads.VARIABLE, raising=False)
+    asked = []
+    untouched.setattr(threads, "sleeping_threads", asked.append)
     torch.set_num_threads(2)
-    for _ in range(3):
-        threads.beat(long_work=True)
-        threads._local.governor.consider(Look(time.monotonic() + 60, 1e9, 1e9, 0.0))
-    assert torch.get_num_threads() == 2
+    threads.beat()
+    crowded = Look(time.monotonic() + 60, 1e9, 1e9, 0.0)
+    threads._local.watch.consider(crowded)
+    assert torch.get_num_threads() == 2 and asked == [True]
+
+
+class Sleepers:
+    """Counters of a machine whose threads keep their number; asleep they leave a core for a third of the time."""
+
+    def __init__(self, cores):
+        self.cores, self.others, self.set, self.now = cores, 0, [], Look(0.0, 0.0, 0.0, 0.0)
+        self.patience = Patience(cores, self.set.append, look=lambda: self.now)
+
+    def go_on(self, seconds):
+        for _ in range(round(seconds / 0.25)):
+            wanted = self.cores * (0.67 if self.patience.sleeps else 1.0)
+            share = min(1.0, self.cores / (self.cores + self.others))
+            ran = min(wanted, self.cores * share)
+            idle = max(0.0, self.cores - ran - self.others)
+            step = (1.0, ran, self.cores * (1 - share), idle)
+            self.now = Look(*(old + each / 4 for old, each in zip(astuple(self.now), step, strict=True)))
+            self.patience.consider(self.now)
+        return self.patience.sleeps
+
+
+@pytest.mark.parametrize(("cores", "others"), [(2, 1), (2, 2), (8, 2), (8, 16), (64, 1)])
+def test_threads_sleep_beside_busy_processes_and_spin_without(cores, others):
+    machine = Sleepers(cores)
+    assert not machine.go_on(5) and machine.set == []
+    machine.others = others
+    assert machine.go_on(1) and machine.go_on(30)
+    machine.others = 0
+    assert not machine.go_on(30)
+    assert machine.set == [True, False]
+
+
+def test_a_machine_that_is_busy_now_and_then_is_not_tried_at_each_pause():
+    machine = Sleepers(2)
+    for _ in range(20):
+        machine.others = 1
+        machine.go_on(1)
+        machine.others = 0
+        machine.go_on(2)
+    assert machine.set.count(False) <= 12
+
+
+def test_they_sleep_from_the_beginning_where_cores_were_taken():
+    asked = []
+    begun = Patience(4, asked.append, look=lambda: None, since=Look(0.0, 0.0, 0.0, 0.0))
+    begun.consider(Look(1.0, 1.0, 0.0, 1.0))  # one core for reading the model, one idle, two taken
+    assert asked == [True]
+
+
+@pytest.mark.skipif(not threads.SleepingThreads().possible, reason="PyTorch computes without GNU's OpenMP here")
+def test_a_team_makes_the_others_sleep_and_goes_again(untouched):
+    def tasks():
+        return len(os.listdir("/proc/self/task"))
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 20
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return condition()
+
+    torch.set_num_threads(2)
+    x = torch.randn(300, 300)
+    before, product = tasks(), x @ x
+    here = threads.SleepingThreads()
+    here(True)
+    here(True)
+    assert wait_for(lambda: tasks() >= before + os.cpu_count())
+    assert torch.equal(x @ x, product) and torch.get_num_threads() == 2
+    here(False)
+    time.sleep(0.2)
+    assert tasks() >= before + os.cpu_count()  # one still wants it
+    here(False)
+    assert wait_for(lambda: tasks() <= before + 1)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the system does not tell how threads wait")

@@ -1,19 +1,21 @@
 """How many threads compute, by what else the machine is doing.
 
 A parallel region ends when its last thread does. Where another process holds one of the cores, that thread is not
-scheduled, the others wait for it, and two threads do a fraction of the work of one. So who writes texts looks around
-now and then: threads that stand in the queue of the scheduler are given up, and taken back when cores are free again.
+scheduled and the others wait for it. While they wait they spin, which takes the core from those that they wait for:
+two threads do a fraction of the work of one. So who computes looks around now and then, and where threads stand in the
+queue of the scheduler, one of two things changes until cores are free again.
 
-Sums depend on the number of threads in their last digits. So it changes only where nothing is promised to the last bit:
-in the commands `generate`, `chat` and `serve`. Training, evaluation and recipes keep the number that they begin with.
-The environment variable `LMLAB_THREADS`, which processes that are started inherit, says otherwise: `adaptive` for
-everything, `fixed` for nothing, or a number.
+The commands `generate`, `chat` and `serve` give threads up. Sums depend on the number of threads in their last digits,
+so training, evaluation and recipes, which promise results to the last bit, keep the number that they begin with; their
+threads sleep while they wait (`Patience`). The environment variable `LMLAB_THREADS`, which processes that are started
+inherit, says otherwise: `adaptive` lets the number change everywhere, `fixed` nowhere, and a number sets it.
 
-On systems other than Linux, which do not tell how long a thread waited, the number stays.
+On systems other than Linux, which do not tell how long a thread waited, nothing changes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import threading
@@ -25,7 +27,6 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import UserError
-from lmlab.progress import console
 
 VARIABLE = "LMLAB_THREADS"
 _LOOK_EVERY = 0.25  # seconds: long enough for a scheduler's turns to even out, short enough for an answer of a second
@@ -51,26 +52,34 @@ class Look:
     idle: float
 
 
-class Governor:
-    """Chooses the number of threads of one computing thread.
+@dataclass(frozen=True)
+class Rates:
+    """What happened between two looks, in cores.
 
-    Arguments:
-        most: how many there are at best.
-        look: reads the counters; None where the system has none.
-        apply: sets a number.
-        since: an earlier look, from before there was anything to compute: with the first beat after it, there are no
-            more threads than cores were free meanwhile.
+    Attributes:
+        ran, waited: what threads of this process ran, and stood ready without a core.
+        idle: what cores had nothing of its rank to do.
+        now: seconds of a clock.
+        first: whether the first look lies before there was anything to compute.
     """
 
-    def __init__(
-        self,
-        most: int,
-        look: Callable[[], Look | None] | None = None,
-        apply: Callable[[int], None] | None = None,
-        since: Look | None = None,
-    ) -> None:
-        self.most = self.threads = most
-        self._look, self._apply = look or _look, apply or torch.set_num_threads
+    ran: float
+    waited: float
+    idle: float
+    now: float
+    first: bool
+
+
+class Watch:
+    """Looks around now and then, and decides by what has happened.
+
+    Arguments:
+        look: reads the counters; None where the system has none.
+        since: an earlier look, from before there was anything to compute.
+    """
+
+    def __init__(self, look: Callable[[], Look | None] | None = None, since: Look | None = None) -> None:
+        self._look = look or _look
         self._first = since is not None
         self._last = since or self._look()
         self._hold, self._changed = _FIRST_HOLD, -math.inf
@@ -79,7 +88,7 @@ class Governor:
         """Look around, if it is time to. Called between steps by the thread that computes: a clock is read, and four
         times a second some files.
         """
-        if self._last is None or self.most == 1 or time.monotonic() - self._last.time < _LOOK_EVERY:
+        if self._last is None or time.monotonic() - self._last.time < _LOOK_EVERY:
             return
         found = self._look()
         if found is not None:
@@ -96,27 +105,155 @@ class Governor:
             for after, before in ((found.ran, last.ran), (found.waited, last.waited), (found.idle, last.idle))
         )
         first, self._first = self._first, False
-        free = max(1, math.floor(ran + idle + 1 - _FREE))
-        if first and free < self.threads:
-            self._set(free, found.time)
-        elif self.threads > 1 and waited > _TOO_LONG:
+        self.decide(Rates(ran, waited, idle, found.time, first))
+
+    def decide(self, rates: Rates) -> None:
+        """Change something, or nothing."""
+        raise NotImplementedError
+
+    def _note_crowd(self, now: float) -> None:
+        """Threads wait for a core at `now`: the next try of going back is later, if the last one was a mistake."""
+        self._hold = min(2 * self._hold, _LONGEST_HOLD) if now - self._changed < _SETTLED else _FIRST_HOLD
+
+
+class Governor(Watch):
+    """Chooses the number of threads of one computing thread.
+
+    Arguments:
+        most: how many there are at best.
+        apply: sets a number.
+        since: with the first beat after it, there are no more threads than cores were free meanwhile.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        look: Callable[[], Look | None] | None = None,
+        apply: Callable[[int], None] | None = None,
+        since: Look | None = None,
+    ) -> None:
+        super().__init__(look, since)
+        self.most = self.threads = most
+        self._apply = apply or torch.set_num_threads
+
+    def decide(self, rates: Rates) -> None:
+        """Give up threads that wait, and take them back."""
+        free = max(1, math.floor(rates.ran + rates.idle + 1 - _FREE))
+        if rates.first and free < self.threads:
+            self._set(free, rates.now)
+        elif self.threads > 1 and rates.waited > _TOO_LONG:
             # what they got of the cores is what as many threads get that never wait
-            fewer = max(1, min(self.threads - 1, math.floor(ran + 0.1)))
-            self._hold = min(2 * self._hold, _LONGEST_HOLD) if found.time - self._changed < _SETTLED else _FIRST_HOLD
-            self._set(fewer, found.time)
-        elif self.threads < self.most and found.time - self._changed > self._hold:
-            more = min(self.most - self.threads, math.floor(idle + 1 - _FREE))
-            if more > 0 and waited <= _TOO_LONG:
-                self._set(self.threads + more, found.time)
+            fewer = max(1, min(self.threads - 1, math.floor(rates.ran + 0.1)))
+            self._note_crowd(rates.now)
+            self._set(fewer, rates.now)
+        elif self.threads < self.most and rates.now - self._changed > self._hold:
+            more = min(self.most - self.threads, math.floor(rates.idle + 1 - _FREE))
+            if more > 0 and rates.waited <= _TOO_LONG:
+                self._set(self.threads + more, rates.now)
 
     def _set(self, threads: int, now: float) -> None:
         self.threads, self._changed = threads, now
         self._apply(threads)
 
 
+class Patience(Watch):
+    """Chooses how threads wait for each other where their number stays: they spin, or sleep.
+
+    Sleeping and waking cost half of the time where nothing else runs, and beside busy processes a tenth of what
+    spinning costs. Nothing is computed in another way.
+
+    Arguments:
+        cores: how many this process may use.
+        apply: makes threads sleep while they wait, or spin again.
+    """
+
+    def __init__(
+        self,
+        cores: int,
+        apply: Callable[[bool], None],
+        look: Callable[[], Look | None] | None = None,
+        since: Look | None = None,
+    ) -> None:
+        super().__init__(look, since)
+        self.sleeps = False
+        self._cores, self._apply = cores, apply
+
+    def decide(self, rates: Rates) -> None:
+        """Sleep where threads stand in the queue, and spin where nobody else wants the cores."""
+        others = self._cores - rates.ran - rates.idle
+        if not self.sleeps:
+            if rates.waited > _TOO_LONG or (rates.first and others > _TOO_LONG):
+                self._note_crowd(rates.now)
+                self._set(True, rates.now)
+        elif others < 1 - _FREE and rates.now - self._changed > self._hold:
+            self._set(False, rates.now)
+
+    def _set(self, sleeps: bool, now: float) -> None:
+        self.sleeps, self._changed = sleeps, now
+        self._apply(sleeps)
+
+
+class SleepingThreads:
+    """Makes the threads of GNU's OpenMP, by which PyTorch computes on Linux, sleep while they wait for each other.
+
+    That library lets them spin for some milliseconds first, unless it has more threads than there are cores: then for
+    a microsecond (`gomp_throttled_spin_count_var`). Nothing but the environment of a new process sets these times. So
+    whoever wants others to sleep keeps a thread with a team of its own that does nothing, as large as all cores and one
+    more; it goes when its keeper does.
+    """
+
+    def __init__(self) -> None:
+        self._libraries: list[ctypes.CDLL] | None = None
+        self._users, self._lock = 0, threading.Lock()
+        self._end = threading.Event()
+
+    @property
+    def possible(self) -> bool:
+        """Whether that library is at hand."""
+        if self._libraries is None:
+            self._libraries = _openmp()
+        return bool(self._libraries)
+
+    def __call__(self, sleep: bool) -> None:
+        """Begin or end, for one of those who want it."""
+        if not self.possible:
+            return
+        with self._lock:
+            before, self._users = self._users, self._users + (1 if sleep else -1)
+            if not before and self._users:
+                self._end = threading.Event()
+                threading.Thread(target=self._keep, args=(self._end,), name="lmlab-patience", daemon=True).start()
+            elif before and not self._users:
+                self._end.set()
+
+    def _keep(self, end: threading.Event) -> None:
+        nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
+        for library in self._libraries or ():
+            library.GOMP_parallel(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+        end.wait()
+
+
+def _openmp() -> list[ctypes.CDLL]:
+    """The copies of GNU's OpenMP that this process has loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for path in sorted({line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}):
+        try:
+            library = ctypes.CDLL(path)
+            library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            library.GOMP_parallel.restype = None
+        except (OSError, AttributeError):  # a file that was replaced, or a library of the same name
+            continue
+        found.append(library)
+    return found
+
+
+sleeping_threads = SleepingThreads()
 _adapts: bool | None = None  # None as long as nobody has said
 _baseline: Look | None = None  # from before the model was read: what the machine does beside this process
-_told = False
 _local = threading.local()  # a number of threads belongs to the thread that asks for work
 
 
@@ -148,27 +285,19 @@ def settle() -> None:
     _baseline = _look()
 
 
-def beat(*, long_work: bool = False) -> None:
-    """Between two steps of whatever computes, in the thread that does.
-
-    Arguments:
-        long_work: where the number of threads stays, say once that fewer would do more.
-    """
-    global _adapts, _told
+def beat() -> None:
+    """Between two steps of whatever computes, in the thread that does."""
+    global _adapts
     if _adapts is None:
         _adapts = _wish() == "adaptive"
-    governor: Governor | None = getattr(_local, "governor", None)
-    if governor is None:
-        governor = Governor(torch.get_num_threads(), apply=None if _adapts else lambda threads: None, since=_baseline)
-        _local.governor = governor
-    governor.beat()
-    if long_work and governor.threads < governor.most and not (_adapts or _told or _wish() == "fixed"):
-        _told = True
-        console.print(
-            f"The machine is busy, and {governor.most} threads wait for each other. With {VARIABLE}=adaptive there are"
-            " fewer at such times; the last digits of results then depend on what else runs.",
-            style="yellow",
-        )
+    watch: Watch | None = getattr(_local, "watch", None)
+    if watch is None:
+        threads = torch.get_num_threads()
+        still = Patience(_cores(), sleeping_threads, since=_baseline)
+        watch = Governor(threads, since=_baseline) if _adapts else still
+        _local.watch, _local.alone = watch, threads == 1
+    if not _local.alone:  # one thread waits for nobody
+        watch.beat()
 
 
 def _wish() -> int | str | None:
@@ -181,9 +310,13 @@ def _wish() -> int | str | None:
     raise UserError(f"{VARIABLE} is '{word}'.", "Use adaptive, fixed, or a number of threads.")
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _quota() -> int:
     """How many cores the control group of this process gives at a time, at least one; all where it says nothing."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     for path in ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"):
         try:
             words = Path(path).read_text(encoding="ascii").split()

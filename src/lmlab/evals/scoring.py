@@ -85,7 +85,7 @@ class ModelScorer:
             prefix = self._read_prefix(windows[group.trees[0].members[0]].ids[: group.prefix]) if group.prefix else None
             waiting = list(_batches(windows, group, self._budget(group.prefix)))[::-1]
             while waiting:
-                beat(long_work=True)
+                beat()
                 batch = waiting.pop()
                 try:
                     scores = self._run(windows, batch, group.prefix, prefix)

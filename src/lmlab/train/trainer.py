@@ -270,7 +270,7 @@ class Trainer:
         ordered = by_cost(batch) if self.config.balance_lengths else batch
         parts = list(micro_batches(ordered, self.rows_at_once))
         for number, micro_batch in enumerate(parts, 1):
-            beat(long_work=True)
+            beat()
             moved = {key: value.to(self.device, non_blocking=True) for key, value in micro_batch.items()}
             synchronize_gradients(self.model, self.config.parallel, number == len(parts))
             try:
