@@ -65,6 +65,16 @@ def fail(*arguments):
     return str(done.exception)
 
 
+def test_tokens_are_looked_up_for_one_text_at_a_time_and_the_answer_is_the_same(start):
+    body = BODY | {"messages": [{"role": "user", "content": "a b c a b c"}], "max_tokens": 40, "temperature": 0}
+    answers = []
+    for arguments in ((), ("--draft-tokens", "6")):
+        _, url = start("--chat-template", "tulu", *arguments)
+        answers.append(httpx.post(url + "/chat/completions", json=body, timeout=30).json()["choices"][0]["message"])
+    assert answers[0] == answers[1]
+    assert "--draft-tokens is for models that write texts" in fail("nowhere", "--embeddings", "--draft-tokens", "6")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_request_under_way_end_and_stops_cleanly(start, tiny, number):
     process, url = start("--chat-template", str(tiny / "template.jinja"))

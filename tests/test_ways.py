@@ -17,6 +17,7 @@ from lmlab.models.moe.config import MoEConfig
 from lmlab.models.moe.experts import run_experts
 from lmlab.models.moe.router import pairs_of_tokens
 from lmlab.models.tune import answer, measure
+from lmlab.threads import settle
 
 SHORT = "attention fp32 one short"
 
@@ -56,6 +57,22 @@ def test_another_machine_or_another_version_of_pytorch_has_its_own_answers(cache
     assert ways.way(SHORT) == "fused"
     ways.remember({}, {SHORT: "mixed"})
     assert len(json.loads(cache.read_text())) == 2
+
+
+def test_another_number_of_threads_has_its_own_answers(cache, monkeypatch):
+    ways.remember({}, {SHORT: "blocks"})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert ways.way(SHORT) == "blocks"  # not while it computes
+        monkeypatch.setenv("LMLAB_THREADS", str(before + 1))
+        settle()
+        assert ways.way(SHORT) == "fused" and not ways.was_tuned()
+        monkeypatch.setenv("LMLAB_THREADS", str(before))
+        settle()
+        assert ways.way(SHORT) == "blocks"
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "null", '{"%s": 3}', '{"%s": {"answers": {"attention": "?"}}}'])

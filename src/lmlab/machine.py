@@ -40,5 +40,5 @@ def machine_key() -> str:
     """What a choice by speed depends on, beside precision and shape. The names of processors are vague on virtual
     machines, so what PyTorch makes of the processor belongs to it.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{processor()}, {num_cores()} cores, {capability}, torch {torch.__version__}"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{processor()}, {num_cores()} cores, {threads} threads, {capability}, torch {torch.__version__}"

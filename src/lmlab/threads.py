@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import UserError
+from lmlab.ways import look_up
 
 VARIABLE = "LMLAB_THREADS"
 _LOOK_EVERY = 0.25  # seconds: long enough for a scheduler's turns to even out, short enough for an answer of a second
@@ -282,6 +283,7 @@ def settle() -> None:
         torch.set_num_threads(wish)
     elif "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (most := _quota()):
         torch.set_num_threads(most)
+    look_up()
     _baseline = _look()
 
 

@@ -3,7 +3,7 @@
 Attention, products, norms, gates and experts can each be computed in ways that give the same numbers within rounding,
 and which of them is fastest depends on the processor, the version of PyTorch, the precision and the shape. Each such
 question has a default, which depends on the processor alone. `lmlab doctor --tune` measures them; its answers are kept
-in the cache directory by machine and hold for every later process.
+in the cache directory by machine and number of threads, and hold for every later process.
 
 Rounding differs from way to way, so a run records its answers when it begins, and goes on with them wherever it is
 resumed (`using`).
@@ -97,11 +97,24 @@ def way(question: str) -> str:
 
 
 def in_force() -> dict[str, str]:
-    """All answers: what was measured on this machine, else the defaults."""
+    """All answers: what was measured on this machine with as many threads as there were when it was first asked, else
+    the defaults.
+    """
     global _in_force
     if _in_force is None:
-        _in_force = defaults() | _known(_read().get(machine_key()))
+        _in_force = known()
     return _in_force
+
+
+def known() -> dict[str, str]:
+    """What was measured on this machine with as many threads as there are now, else the defaults."""
+    return defaults() | _known(_read().get(machine_key()))
+
+
+def look_up() -> None:
+    """Have in force what is known for as many threads as there are now."""
+    global _in_force
+    _in_force = known()
 
 
 def defaults() -> dict[str, str]:

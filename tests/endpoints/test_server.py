@@ -19,7 +19,7 @@ from lmlab.endpoints.engine.prefixes import Prefixes
 from lmlab.endpoints.engine.served import ServedModel
 from lmlab.endpoints.server import ServerConfig, background
 from lmlab.errors import UserError
-from lmlab.models import DecodingConfig, KVCache, ModelConfig, SoftPrompt, Transformer, generate
+from lmlab.models import Decoding, DecodingConfig, KVCache, ModelConfig, SoftPrompt, Transformer, generate
 
 MESSAGES = [{"role": "user", "content": "It was the best of times"}]
 LONG = 1900
@@ -246,6 +246,25 @@ def test_a_beginning_that_was_read_before_is_not_read_again_and_nobody_notices(m
             decode=served.tokenizer.decode,
         )[0]
         assert [choice.text for choice in reply.choices] == [each.text for each in expected]
+
+
+def test_tokens_are_looked_up_while_one_text_is_written_and_nobody_notices(make_served, monkeypatch):
+    passes = []
+    check = Decoding._check_draft
+    monkeypatch.setattr(Decoding, "_check_draft", lambda self, *given: passes.append(self.rows) or check(self, *given))
+    served = make_served(defaults={"draft_tokens": 5})
+    ids = served.tokenizer.encode_chat(MESSAGES)
+    settings = {"temperature": 0, "max_tokens": 60}
+    with background(served) as url, openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        (expected,) = expect(served, ids, temperature=0, max_new_tokens=60)
+        alone = client.chat.completions.create(model="small", messages=MESSAGES, **settings)
+        stream = client.chat.completions.create(model="small", messages=MESSAGES, stream=True, **settings)
+        streamed = "".join(each.choices[0].delta.content or "" for each in stream)
+        assert alone.choices[0].message.content == streamed == expected.text
+        assert len(alone.choices[0].message.content) and len(passes) >= 2
+        together = client.chat.completions.create(model="small", messages=MESSAGES, n=3, **settings)
+        assert {each.message.content for each in together.choices} == {expected.text}
+    assert all(len(rows) == 1 for rows in passes)
 
 
 def test_a_long_prompt_is_read_in_pieces_and_holds_up_nobody(make_served):

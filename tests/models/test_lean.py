@@ -6,8 +6,23 @@ import pytest
 import torch
 from tests.models.random_models import CONFIGS, random_model
 
-from lmlab.models import Decoding, DecodingConfig, GenerationConfig, KVCache, LoRAConfig, SoftPrompt, add_lora, generate
+from lmlab.errors import LmlabError
+from lmlab.models import (
+    Decoding,
+    DecodingConfig,
+    GenerationConfig,
+    KVCache,
+    LoRAConfig,
+    SoftPrompt,
+    add_lora,
+    from_pretrained,
+    generate,
+    lay_out,
+    pack_weights,
+    save_pretrained,
+)
 from lmlab.models.generation.lean import LeanStep, can_be_lean
+from lmlab.models.layers.joined import joint
 
 GREEDY = GenerationConfig(max_new_tokens=8, temperature=0)
 PROMPTS = [[5, 9, 2, 40, 17, 3, 3, 8, 1], [8, 4], [33, 7, 60, 12]]
@@ -50,6 +65,92 @@ def steps(model, lean, padded, dtype=torch.float32):
 def test_logits_are_those_of_the_forward_pass(kind, padded):
     model = model_of(kind)
     torch.testing.assert_close(steps(model, True, padded), steps(model, False, padded), rtol=1e-5, atol=1e-5)
+
+
+def parts_of(model):
+    """The layers of each block that read the same input."""
+    for block in model.blocks:
+        attention = block.attention
+        yield attention.query, attention.key, attention.value
+        if getattr(block.ffn, "gate", None) is not None:
+            yield block.ffn.gate, block.ffn.up
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, *EXTRAS])
+def test_matrices_that_lie_together_give_the_same_in_one_product(kind):
+    model = model_of(kind)
+    expected, weights = steps(model, True, True), {name: each.clone() for name, each in model.state_dict().items()}
+    assert all(joint(layers) is None for layers in parts_of(model))
+    lay_out(model)
+    assert all(joint(layers) is not None for layers in parts_of(model))
+    assert all(torch.equal(each, weights[name]) for name, each in model.state_dict().items())
+    torch.testing.assert_close(steps(model, True, True), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(steps(model, False, True), expected, rtol=1e-5, atol=1e-5)
+    places = [each.data_ptr() for each in model.parameters()]
+    lay_out(model)  # once
+    assert places == [each.data_ptr() for each in model.parameters()]
+
+
+def test_a_model_that_was_laid_out_is_trained_moved_and_saved_as_before(tmp_path):
+    model, other = lay_out(random_model("qwen2")), random_model("qwen2")
+    ids = torch.tensor([PROMPTS[0]])
+    for each in (model, other):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        each.train()(ids, labels_BT=ids).loss.mean.backward()
+        optimizer.step()
+        each.eval()
+    for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+    save_pretrained(model, tmp_path)
+    found = from_pretrained(tmp_path)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), found.parameters(), strict=True))
+    expected = [each.ids for (each,) in generate(other.to(torch.bfloat16), PROMPTS, GREEDY)]
+    assert [each.ids for (each,) in generate(model.to(torch.bfloat16), PROMPTS, GREEDY)] == expected
+
+
+def test_what_has_adapters_or_is_shared_with_other_processes_stays_where_it_is():
+    model = random_model("llama")
+    add_lora(model, LoRAConfig(rank=2, targets=("query", "up")), seed=0)
+    model.block(0).attention.value.weight.share_memory_()
+    places = {name: each.data_ptr() for name, each in model.named_parameters()}
+    lay_out(model)
+    assert places == {name: each.data_ptr() for name, each in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_packed_matrices_that_lie_together_give_the_same_in_one_product(family, kind):
+    sizes = {"d_model": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "d_ff": 192, "vocab_size": 61}
+    model = pack_weights(random_model(family, **sizes), kind)
+    expected = steps(model, True, True, torch.bfloat16)
+    weights = [[layer.weight for layer in layers] for layers in parts_of(model)]
+    lay_out(model)
+    for layers, before in zip(parts_of(model), weights, strict=True):
+        assert torch.equal(joint(layers).weight, torch.cat(before))
+        assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    assert torch.equal(steps(model, True, True, torch.bfloat16), expected)
+    with torch.no_grad():
+        ids = torch.tensor([PROMPTS[0]])
+        assert model(ids).logits_BTV.isfinite().all()  # each by itself
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_is_told_and_not_hidden(dtype, name, lean, monkeypatch):
+    model = random_model("llama").to(dtype)
+    if not lean:
+        monkeypatch.setattr("lmlab.models.generation.decoding.can_be_lean", lambda *given: False)
+    with torch.no_grad():
+        getattr(model.block(1).attention, name).weight[3] = float("nan")
+    with pytest.raises(LmlabError, match="not numbers"):
+        generate(model, [[5]], GREEDY)
+    cache = KVCache(model.config, 1, 9, dtype)
+    with torch.inference_mode():
+        if lean:
+            assert LeanStep(model).run(torch.tensor([[5]]), cache).isnan().all()
+        else:
+            assert model(torch.tensor([[5]]), cache=cache).logits_BTV.isnan().all()
 
 
 @pytest.mark.parametrize("kind", ["llama", "olmo2", "gpt2"])

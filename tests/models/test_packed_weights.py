@@ -82,6 +82,45 @@ def test_blocks_of_gguf_files_are_met_again(form):
     assert torch.equal(found.view_as(numbers), numbers.int())
 
 
+@pytest.mark.parametrize("outputs", [16, 48, 64, 112, 336])
+def test_4_bit_numbers_are_read_back_from_the_order_of_the_kernel(outputs, monkeypatch):
+    layer = layer_of(outputs, 64)
+    packed = PackedLinear(layer, "int4")
+    assert packed.pairs is None  # nothing is kept twice
+    weight = packed.weight
+    monkeypatch.setattr("lmlab.models.layers.packed._rows_of_a_block", lambda: None)  # an order that is not known
+    other = PackedLinear(layer, "int4")
+    assert other.pairs is not None and torch.equal(other.weight, weight)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_the_kernels_lack_are_added_and_left_out_again(kind, rows):
+    layer = layer_of(outputs=61)
+    packed = PackedLinear(layer, kind)
+    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.no_grad():
+        expected = F.linear(x.double(), packed.weight.double(), layer.bias.double())
+        assert packed.weight.shape == (61, 96)
+        torch.testing.assert_close(packed(x).double(), expected, rtol=1e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vocabulary_of_any_size_is_packed(kind):
+    model = pack_weights(random_model("llama", **SIZES | {"vocab_size": 61}), kind)
+    assert isinstance(model.head, PackedLinear)
+    with torch.no_grad():
+        found = model(torch.tensor([PROMPTS[0]]))
+        expected = found.hidden_BTD.float() @ model.head.weight.float().T
+    assert found.logits_BTV.shape[-1] == 61
+    torch.testing.assert_close(found.logits_BTV.float(), expected, rtol=2e-2, atol=5e-2)
+
+
+def test_packed_weights_are_not_drawn_afresh():
+    with pytest.raises(ValueError, match=r"blocks\.0\.\S+ are packed"):
+        pack_weights(random_model("llama", **SIZES), "int8").initialize(0)
+
+
 def test_rows_of_zeros_stay_zeros():
     layer = layer_of()
     with torch.no_grad():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lmlab import plugins
+from lmlab import plugins, ways
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_json, read_yaml
-from lmlab.runs import PlannedRun, Recipe, StageRecord, parse_axes, run_many, vary
+from lmlab.runs import PlannedRun, Recipe, StageRecord, parse_axes, run_many, run_recipe, vary
 
 PLUGIN = """
 import os
@@ -129,3 +129,27 @@ def test_jobs_of_slurm_run_the_same_recipes(lmlab, tmp_path):
     arguments = text.splitlines()[-1].split("-m lmlab ")[1].split()
     assert lmlab(*arguments).code == 0
     assert read_json(tmp_path / "jobs" / "seed=7" / "results.json")["number"] == {"value": 49}
+
+
+def test_a_stage_that_is_gone_on_with_computes_by_the_ways_that_it_began_with(tmp_path, monkeypatch):
+    from compute_plugin import Compute, Number
+
+    question, seen = "attention fp32 one short", []
+
+    def run(self, config, context):
+        seen.append(ways.way(question))
+        if len(seen) == 1:
+            raise RuntimeError("killed")
+        return Number(value=1)
+
+    monkeypatch.setattr(Compute, "run", run)
+    recipe, out = Recipe.parse({"name": "x", "stages": {"number": {"kind": "compute"}}}, "the test"), tmp_path / "run"
+    before = ways.in_force()
+    with ways.using({question: "mixed"}), pytest.raises(RuntimeError):
+        run_recipe(recipe, out)
+    assert StageRecord.read(out / "number").state == "unfinished"
+    with ways.using({question: "blocks"}):
+        run_recipe(recipe, out)
+        assert ways.way(question) == "blocks"
+    assert seen == ["mixed", "mixed"] and ways.in_force() == before
+    assert StageRecord.finished_in(out / "number").ways == before | {question: "mixed"}

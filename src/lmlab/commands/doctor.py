@@ -75,8 +75,10 @@ def _tune() -> None:
     from lmlab.models.tune import measure
     from lmlab.progress import progress
     from lmlab.terminal import Terminal
+    from lmlab.threads import settle
 
     reuse_memory()  # as commands that train do
+    settle()
     load, found = machine_load(), []
     with progress("measure", len(ways.QUESTIONS), "questions") as advance:
         for each in measure():

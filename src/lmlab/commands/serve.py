@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lmlab.commandline.from_config import options
+from lmlab.commandline.from_config import changes, options
 from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import Trust, example
 from lmlab.commands.models import Adapter, load_model
 from lmlab.errors import UserError, missing_extra
+from lmlab.models.generation.config import GenerationConfig
 from lmlab.runs.loading import Loading
 
 app = typer.Typer()
@@ -27,9 +28,11 @@ app = typer.Typer()
     )
 )
 @takes_model
+@changes(GenerationConfig, ("draft_tokens",), "asked")
 @options(Loading, "loading", only=("precision",))
 def serve(
     model: Annotated[Path, typer.Argument(help="A model's directory, GGUF file, checkpoint, stage or run.")],
+    asked: dict[str, Any],
     loading: Loading,
     name: Annotated[
         str | None, typer.Option(help="Name of the model in requests \\[default: the directory's].", show_default=False)
@@ -95,6 +98,8 @@ def serve(
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)
     if embeddings or (model / "modules.json").is_file():
+        if asked:
+            raise UserError("--draft-tokens is for models that write texts, and this one gives vectors of them.")
         from lmlab.endpoints.server.embeddings import ServedEncoder
         from lmlab.hardware import select_device
         from lmlab.retrieval import load_encoder
@@ -123,7 +128,7 @@ def serve(
         network,
         tokenizer,
         found.end_token_ids(),
-        found.generation_defaults(),
+        found.generation_defaults() | asked,
         max_batch,
         max_queue,
         contexts,

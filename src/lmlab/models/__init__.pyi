@@ -18,7 +18,7 @@ from .generation.config import DecodingConfig, GenerationConfig
 from .generation.decoding import Continuation, Decoding, PromptScores
 from .generation.defaults import end_token_ids, generation_defaults
 from .generation.generate import Completion, GrowingText, generate, stream
-from .generation.packing import pack_weights
+from .generation.packing import lay_out, pack_weights
 from .generation.shared import common_beginning, continue_shared
 from .lora.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
 from .lora.config import LoRAConfig
@@ -100,6 +100,7 @@ __all__ = [
     "kernel_of",
     "known_fingerprint",
     "label_log_probs",
+    "lay_out",
     "load_balancing_loss",
     "load_lora",
     "load_memory",

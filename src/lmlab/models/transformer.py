@@ -117,7 +117,12 @@ class Transformer(nn.Module):
         """Draw all weights afresh from one seed, the same on every device; return the model.
 
         Matrices follow `init`, `init_std` and `output_init`. Biases are zero, norm weights one.
+
+        Raises:
+            ValueError: weights are packed, and none to be drawn.
         """
+        if packed := next((name for name, each in self.named_modules() if isinstance(each, PackedLinear)), None):
+            raise ValueError(f"the weights of {packed} are packed: build a new model to draw fresh ones")
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             draw(name, parameter, self.config, generator)

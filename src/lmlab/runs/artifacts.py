@@ -239,7 +239,8 @@ class Model(Artifact):
     def load_in(
         self, precision: str, device: torch.device | str = "cpu", *, adapter: str | Path | None = None
     ) -> Transformer:
-        """The network to be read and not trained, in a precision (`lmlab.hardware.Precision`).
+        """The network to be read and not trained, in a precision (`lmlab.hardware.Precision`), and on a CPU laid out
+        for writing texts (`lmlab.models.lay_out`).
 
         Raises:
             UserError: there is no such precision, or it is not for this model or device.
@@ -248,14 +249,16 @@ class Model(Artifact):
 
         from lmlab.config import PACKED
         from lmlab.hardware import select_dtype
-        from lmlab.models import pack_weights
+        from lmlab.models import lay_out, pack_weights
 
         device = torch.device(device)
         packs = precision in PACKED
         # packed from the weights as they are stored, not from what bf16 leaves of them
         dtype = torch.float32 if packs and device.type == "cpu" else select_dtype(precision, device)
         model = self.load(device, dtype, adapter=adapter)
-        return pack_weights(model, "int8" if precision == "int8" else "int4") if packs else model
+        if packs:
+            pack_weights(model, "int8" if precision == "int8" else "int4")
+        return lay_out(model) if device.type == "cpu" else model
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that belongs to it.

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lmlab import ways
 from lmlab.distributed import Backend, World, fan_out, imagine, num_cores, world
 from lmlab.errors import Interrupted, LmlabError, UserError, from_unforeseen
 from lmlab.files import parse_yaml, read_json, read_mapping, write_json, write_text, write_yaml
@@ -231,7 +232,8 @@ def _run(job: _Job) -> _Failure | None:
             torch.set_num_threads(min(before, job.threads))
         try:
             recipe = Recipe.parse(job.recipe, f"run '{job.name}'")
-            with imagine(World()):  # a run of its own, whatever job this process belongs to
+            # a run of its own, whatever job this process belongs to, and by the ways of its number of threads
+            with imagine(World()), ways.using(ways.known()):
                 run_recipe(recipe, job.directory)
         except Interrupted:
             raise

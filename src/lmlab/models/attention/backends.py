@@ -111,7 +111,14 @@ def attend(
         _refuse(learns and q_BNTH.device.type == "cpu", "flex", "gradients on a CPU")
         return _flex(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
     if backend == "one query":
-        return one_query(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
+        gathered = one_query(q_BNTH, k_BKSH, v_BKSH, visibility, soft_cap)
+        if q_BNTH.device.type == "cpu":
+            # the fused kernel gives numbers for queries, or for keys, that are none
+            wide = sum_dtype(q_BNTH)
+            made_B = q_BNTH.sum((1, 2, 3), dtype=wide) + k_BKSH[:, :, -1].sum((1, 2), dtype=wide)
+            if not bool(made_B.isfinite().all()):
+                gathered[~made_B.isfinite()] = float("nan")
+        return gathered
     if soft_cap is not None:  # PyTorch's attention has none
         return attend_with_pattern(q_BNTH, k_BKSH, v_BKSH, visibility, lambda pattern: pattern, soft_cap)
     return _sdpa(q_BNTH, k_BKSH, v_BKSH, visibility)

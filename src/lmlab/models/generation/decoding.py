@@ -8,6 +8,7 @@ Shapes: R rows, T tokens, V vocabulary, D model width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmlab.errors import UserError
+from lmlab.errors import LmlabError, UserError
 from lmlab.gemm import fast_inference
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, Guide
@@ -416,7 +417,11 @@ class Decoding:
 
 
 def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decode | None) -> None:
-    """Choose a token for every row that is not done."""
+    """Choose a token for every row that is not done.
+
+    Raises:
+        LmlabError: the logits of such a row are not numbers.
+    """
     chosen_R = _sample(rows, logits_RV)
     log_z_R = logits_RV.logsumexp(-1)
     log_probs_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_z_R
@@ -431,6 +436,11 @@ def choose_tokens(rows: Sequence[Continuation], logits_RV: Tensor, decode: Decod
         if row.config.max_new_tokens == 0:
             row.finish_reason = "length"
         elif not row.done:
+            if math.isnan(log_prob):
+                raise LmlabError(
+                    "The model's logits are not numbers (NaN).",
+                    "Its weights may be damaged, or too large for this precision: try fp32.",
+                )
             row.append(token, log_prob, top, decode)
 
 

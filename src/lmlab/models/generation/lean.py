@@ -10,12 +10,13 @@ Shapes: R rows, D model width, N query heads, K key-value heads, H width of a he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmlab.gemm import linear
 from lmlab.models.attention.attention import Attention
 from lmlab.models.attention.backends import one_query
 from lmlab.models.attention.cache import KVCache
@@ -24,6 +25,8 @@ from lmlab.models.attention.visibility import Visibility
 from lmlab.models.block import Block
 from lmlab.models.config import ModelConfig
 from lmlab.models.layers.feed_forward import ACTIVATIONS, FeedForward
+from lmlab.models.layers.joined import joint
+from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.norm import RMSNorm
 from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.moe.layer import MoE
@@ -88,14 +91,20 @@ class LeanStep:
         shared = _Shared(model.config, cache, position_ids_R1, x_RD.dtype)
         for block in self._blocks:
             x_RD = block.run(x_RD, shared)
-        return model.read_out(x_RD).float()
+        logits_RV = model.read_out(x_RD).float()
+        # the fused kernel gives numbers for a query, or for keys, that are none
+        made_R = torch.stack(shared.made).sum((0, 2, 3), dtype=torch.float32)
+        if not bool(made_R.isfinite().all()):
+            logits_RV[~made_R.isfinite()] = float("nan")
+        return logits_RV
 
 
 class _Shared:
     """What all layers of a step share: what their queries see, and their rotations."""
 
     def __init__(self, config: ModelConfig, cache: KVCache, position_ids_R1: Tensor, dtype: torch.dtype) -> None:
-        self.cache, self._visibility = cache, cache.visibility(1)
+        self.slots, self._visibility = cache.newest(), cache.visibility(1)
+        self.made: list[Tensor] = []  # queries and keys of each layer
         self.rotary: Table | None = None
         self.sliding_rotary: Table | None = None
         self.whole = config.rotary_dim == config.head_dim  # the rotation is of whole heads
@@ -131,11 +140,10 @@ class _LeanBlock:
         self._norm, self._ffn_norm = norm, ffn_norm
         self._write = _out(position, norm, block.attention_out_norm)
         self._write_ffn = _out(position, ffn_norm, block.ffn_out_norm)
-        self._attention = attention
-        self._query, self._key, self._value, self._output = (
-            _product(each) for each in (attention.query, attention.key, attention.value, attention.output)
-        )
+        self._attention, self._output = attention, _product(attention.output)
+        self._project = _products((attention.query, attention.key, attention.value))
         self._heads, self._kv_heads, self._width = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        self._plain = attention.query_norm is None and attention.key_norm is None and attention.clip is None
         self._ffn = _feed_forward(block.ffn)
 
     def run(self, x_RD: Tensor, shared: _Shared) -> Tensor:
@@ -151,26 +159,39 @@ class _LeanBlock:
 
     def _attend(self, x_RD: Tensor, shared: _Shared) -> Tensor:
         attention, heads = self._attention, self._heads
-        query, key, value = self._query(x_RD), self._key(x_RD), self._value(x_RD)
+        qk_RCH, value_RKH = self._heads_of(self._project(x_RD))
+        rotary = shared.rotary if attention.window is None else shared.sliding_rotary
+        if rotary is not None and attention.rotates:
+            qk_RCH = shared.rotate(qk_RCH, rotary)
+        q_RNH, k_RKH = qk_RCH.narrow(1, 0, heads), qk_RCH.narrow(1, heads, self._kv_heads)
+        if attention.query_scale is not None:
+            q_RNH = q_RNH * attention.query_scale
+        shared.made.append(qk_RCH)
+        key_place, value_place, keys, values = shared.slots[attention.layer]
+        key_place.copy_(k_RKH)
+        value_place.copy_(value_RKH)
+        if keys.dtype != q_RNH.dtype:
+            keys, values = keys.to(q_RNH.dtype), values.to(q_RNH.dtype)
+        out = one_query(q_RNH.unsqueeze(2), keys, values, shared.seen(attention.window), attention.soft_cap)
+        return self._output(out.reshape(len(x_RD), -1))
+
+    def _heads_of(self, projected_RE: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys beside each other, so that they turn together, [R, N + K, H]; and values, [R, K, H]."""
+        heads, kv_heads, width = self._heads, self._kv_heads, self._width
+        if self._plain:
+            all_RCH = projected_RE.view(-1, heads + 2 * kv_heads, width)
+            return all_RCH.narrow(1, 0, heads + kv_heads), all_RCH.narrow(1, heads + kv_heads, kv_heads)
+        attention = self._attention
+        query, key, value = projected_RE.split([heads * width, kv_heads * width, kv_heads * width], -1)
         norms = attention.query_norm, attention.key_norm
         if attention.full_norm and norms[0] is not None and norms[1] is not None:
             query, key = norms[0](query), norms[1](key)
         if attention.clip is not None:
             query, key, value = (each.clamp(-attention.clip, attention.clip) for each in (query, key, value))
-        q_RNH, k_RKH = query.view(-1, heads, self._width), key.view(-1, self._kv_heads, self._width)
+        q_RNH, k_RKH = query.unflatten(1, (heads, width)), key.unflatten(1, (kv_heads, width))
         if not attention.full_norm and norms[0] is not None and norms[1] is not None:
             q_RNH, k_RKH = norms[0](q_RNH), norms[1](k_RKH)
-        rotary = shared.rotary if attention.window is None else shared.sliding_rotary
-        if rotary is not None and attention.rotates:
-            both = shared.rotate(torch.cat((q_RNH, k_RKH), 1), rotary)  # together: half the operators
-            q_RNH, k_RKH = both.narrow(1, 0, heads), both.narrow(1, heads, self._kv_heads)
-        if attention.query_scale is not None:
-            q_RNH = q_RNH * attention.query_scale
-        keys, values = shared.cache.put_newest(attention.layer, k_RKH, value.view(-1, self._kv_heads, self._width))
-        if keys.dtype != q_RNH.dtype:
-            keys, values = keys.to(q_RNH.dtype), values.to(q_RNH.dtype)
-        out = one_query(q_RNH.unsqueeze(2), keys, values, shared.seen(attention.window), attention.soft_cap)
-        return self._output(out.reshape(len(x_RD), -1))
+        return torch.cat((q_RNH, k_RKH), 1), value.unflatten(1, (kv_heads, width))
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -188,18 +209,36 @@ def _feed_forward(ffn: nn.Module) -> _Map:
     if isinstance(ffn, MoE):
         return lambda x_RD: ffn(x_RD[:, None])[0][:, 0]
     assert isinstance(ffn, FeedForward)
-    up, down, activation = _product(ffn.up), _product(ffn.down), ACTIVATIONS[ffn.activation]
+    down, activation = _product(ffn.down), ACTIVATIONS[ffn.activation]
     if ffn.gate is None:
+        up = _product(ffn.up)
         return lambda x_RD: down(activation(up(x_RD)))
-    gate = _product(ffn.gate)
-    if ffn.activation == "silu":
-        return lambda x_RD: down(F.silu(gate(x_RD), inplace=True).mul_(up(x_RD)))
-    return lambda x_RD: down(activation(gate(x_RD)).mul_(up(x_RD)))
+    both, inner = _products((ffn.gate, ffn.up)), ffn.up.out_features
+
+    def gated(x_RD: Tensor) -> Tensor:
+        made = both(x_RD)
+        return down(activation(made.narrow(1, 0, inner)).mul_(made.narrow(1, inner, inner)))
+
+    return gated
+
+
+def _products(layers: Sequence[nn.Module]) -> _Map:
+    """What layers that read the same input do, side by side: [R, K] to [R, their N together]."""
+    together = joint(layers)
+    if together is not None:
+        return _product(together)
+    each = [_product(layer) for layer in layers]
+    return lambda x_RK: torch.cat([product(x_RK) for product in each], 1)
 
 
 def _product(layer: nn.Module) -> _Map:
     """What the layer does, [R, K] to [R, N]."""
-    return layer.product if type(layer) is PackedLinear and layer.bias is None else layer.forward
+    if type(layer) is PackedLinear and layer.bias is None:
+        return layer.product
+    if type(layer) is not Linear:
+        return layer.forward
+    weight, bias = layer.weight, layer.bias
+    return lambda x_RK: linear(x_RK, weight, bias)
 
 
 def _norm(norm: nn.Module) -> _Map:

@@ -1,4 +1,4 @@
-"""A whole model with its weights in 8 or 4 bits, for reading and writing texts on a CPU."""
+"""A whole model with its weights as it is best to read and write texts with on a CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 from lmlab.errors import UserError
+from lmlab.models.block import Block
+from lmlab.models.layers.feed_forward import FeedForward
+from lmlab.models.layers.joined import lay_together
 from lmlab.models.layers.linear import Linear
 from lmlab.models.layers.packed import PackedLinear, Packing, can_be_packed
 from lmlab.models.transformer import Transformer
@@ -15,9 +18,10 @@ from lmlab.models.transformer import Transformer
 def pack_weights(model: Transformer, kind: Packing) -> Transformer:
     """Keep the linear layers of the blocks, and the output matrix, in 8 or 4 bits (`PackedLinear`); return the model.
 
-    What is not packed is in bf16: embeddings, norms, routers, stacked experts, layers of sizes that no kernel takes.
-    The output matrix has 8 bits in both cases, as files of 4 bits keep it too: errors there are errors of every
-    probability. If it is also the input's table, that stays as it is, and one packed copy more is in memory.
+    What is not packed is in bf16: embeddings, norms, routers, stacked experts, layers whose inputs are no multiple of
+    16 (int8) or 32 (int4). The output matrix has 8 bits in both cases, as files of 4 bits keep it too: errors there are
+    errors of every probability. If it is also the input's table, that stays as it is, and one packed copy more is in
+    memory.
 
     A packed model reads, scores and generates; it is neither trained nor saved.
 
@@ -53,6 +57,20 @@ def pack_weights(model: Transformer, kind: Packing) -> Transformer:
     if can_be_packed(head, "int8") and model.config.lm_head and model.score is None:
         model.head = PackedLinear(head, "int8")
     return model.to(torch.bfloat16).requires_grad_(False)
+
+
+def lay_out(model: Transformer) -> Transformer:
+    """Put matrices of a layer that read the same input one after the other in memory; return the model.
+
+    A step of decoding on a CPU then makes one product of queries, keys and values, and one of gates and what they gate.
+    The model computes the same as before, and may be trained, saved and moved; each matrix is a part of a larger one.
+    """
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        lay_together((block.attention.query, block.attention.key, block.attention.value))
+        if isinstance(block.ffn, FeedForward) and block.ffn.gate is not None:
+            lay_together((block.ffn.gate, block.ffn.up))
+    return model
 
 
 def _with_weight(weight_NK: torch.Tensor) -> Linear:

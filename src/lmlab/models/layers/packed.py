@@ -5,12 +5,13 @@ that weights are read from.
 zero point in bf16, as the 4-bit blocks of GGUF files have: what was read from such a file is met again. Activations are
 not rounded. The products are PyTorch's own kernels.
 
-Shapes: N outputs, K inputs, M rows, G groups of a row.
+Shapes: N outputs, K inputs, M rows, G groups of a row; P is N filled up to what the kernels take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from lmlab.models.layers.linear import Linear
 
 Packing = Literal["int8", "int4"]
 _GROUP = 32  # numbers of int4 that share a scale; also of GGUF's blocks
-_WIDTH = 16  # PyTorch's kernels take numbers of rows and columns that this divides
+_WIDTH = 16  # PyTorch's kernels take numbers of rows and columns that this divides; missing rows are added
 _FEW_ROWS = {"int8": 32, "int4": 160}  # for more, to form the weight in bf16 costs less than the kernel for few rows
 _MIDDLE = 8  # kernels read a 4-bit number q as (q - 8) * scale + zero
 _SHRINKS = (1.0, 0.95, 0.9, 0.85)  # of a group's range: to cut its ends may leave a smaller error than to reach them
@@ -34,9 +35,9 @@ class PackedLinear(Linear):
         base: the layer whose weight is packed, and whose bias is taken over.
 
     Attributes:
-        packed: the weight's numbers: int8 [N, K], or the kernel's own order of 4-bit numbers.
-        scales: bf16, [N], or scales and zero points [G, N, 2].
-        pairs: the 4-bit numbers once more, two a byte, [N, K / 2], as the kernel alone knows its order; None for int8.
+        packed: the weight's numbers: int8 [P, K], or 4-bit numbers in the kernel's own order, [P, K / 2].
+        scales: bf16, [P], or scales and zero points [G, P, 2].
+        pairs: the 4-bit numbers once more, two a byte, [P, K / 2], where the kernel's order is not known; else None.
     """
 
     packed: Tensor
@@ -47,15 +48,29 @@ class PackedLinear(Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.kind = base.in_features, base.out_features, kind
         self.bias = base.bias
-        weight_NK = base.weight.detach().float()
+        weight_PK = F.pad(base.weight.detach().float(), (0, 0, 0, -base.out_features % _WIDTH))
         pairs = None
         if kind == "int8":
-            packed, scales = _int8(weight_NK)
+            packed, scales = _int8(weight_PK)
         else:
-            packed, scales, pairs = _int4(weight_NK)
+            packed, scales, pairs = _int4(weight_PK)
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
         self.register_buffer("pairs", pairs)
+
+    @classmethod
+    def of(cls, parts: Sequence[PackedLinear], packed: Tensor, scales: Tensor) -> PackedLinear:
+        """Several layers of the same inputs as one, whose numbers are those of all."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.in_features, layer.out_features = parts[0].in_features, sum(each.out_features for each in parts)
+        layer.kind = parts[0].kind
+        biases = [each.bias.detach() for each in parts if each.bias is not None]
+        layer.register_parameter("bias", nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None)
+        layer.register_buffer("packed", packed)
+        layer.register_buffer("scales", scales)
+        layer.register_buffer("pairs", None)
+        return layer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         scales = self.scales
@@ -68,11 +83,21 @@ class PackedLinear(Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight that is applied, formed anew: [N, K], in bf16."""
         if self.kind == "int8":
-            return self.packed * self.scales[:, None]
-        assert self.pairs is not None
-        numbers_NGW = torch.stack((self.pairs & 15, self.pairs >> 4), -1).flatten(1).unflatten(1, (-1, _GROUP))
-        scales_NG1, zeros_NG1 = (each.t()[..., None] for each in self.scales.unbind(-1))
-        return torch.addcmul(zeros_NG1, numbers_NGW.to(torch.bfloat16) - _MIDDLE, scales_NG1).flatten(1)
+            return (self.packed * self.scales[:, None])[: self.out_features]
+        if self.pairs is None:
+            block = _rows_of_a_block()
+            assert block is not None
+            numbers_PK = _unpacked(self.packed, block)
+        else:
+            numbers_PK = torch.stack((self.pairs & 15, self.pairs >> 4), -1).flatten(1)
+        scales_PG1, zeros_PG1 = (each.t()[..., None] for each in self.scales.unbind(-1))
+        numbers_PGW = numbers_PK.unflatten(1, (-1, _GROUP)).to(torch.bfloat16) - _MIDDLE
+        return torch.addcmul(zeros_PG1, numbers_PGW, scales_PG1).flatten(1)[: self.out_features]
+
+    @property
+    def outputs_of_scales(self) -> int:
+        """The dimension of `scales` that counts outputs."""
+        return 0 if self.kind == "int8" else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
@@ -89,18 +114,17 @@ class PackedLinear(Linear):
         if len(rows_MK) > _FEW_ROWS[self.kind]:
             return F.linear(rows_MK, self.weight)
         product: Tensor
+        # what is a part of a larger weight has scales that lie apart (`lay_together`)
         if self.kind == "int8":
-            product = torch.ops.aten._weight_int8pack_mm.default(rows_MK, self.packed, self.scales)
+            product = torch._weight_int8pack_mm(rows_MK, self.packed, self.scales)
         else:
-            product = torch.ops.aten._weight_int4pack_mm_for_cpu.default(rows_MK, self.packed, _GROUP, self.scales)
-        return product
+            product = torch._weight_int4pack_mm_for_cpu(rows_MK, self.packed, _GROUP, self.scales.contiguous())
+        return product if len(self.packed) == self.out_features else product[:, : self.out_features]
 
 
 def can_be_packed(layer: nn.Module, kind: Packing) -> bool:
     """Whether PyTorch has a kernel for a layer of this size."""
-    if type(layer) is not Linear:
-        return False
-    return not (layer.out_features % _WIDTH or layer.in_features % (_WIDTH if kind == "int8" else _GROUP))
+    return type(layer) is Linear and not layer.in_features % (_WIDTH if kind == "int8" else _GROUP)
 
 
 def _int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,12 +134,52 @@ def _int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.to(torch.int8), scales_N
 
 
-def _int4(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _int4(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     numbers, scales, zeros = round_to_4_bits(weight_NK)
     pairs_GN2 = torch.stack((scales.t(), zeros.t()), -1).contiguous()
-    halves = numbers.to(torch.uint8)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
-    return packed, pairs_GN2, halves[:, ::2] | halves[:, 1::2] << 4
+    halves = None
+    if _rows_of_a_block() is None:
+        small = numbers.to(torch.uint8)
+        halves = small[:, ::2] | small[:, 1::2] << 4
+    return _in_the_kernels_order(numbers), pairs_GN2, halves
+
+
+def _in_the_kernels_order(numbers_NK: Tensor) -> Tensor:
+    packed: Tensor = torch._convert_weight_to_int4pack_for_cpu(numbers_NK.contiguous(), 1)
+    return packed
+
+
+def _unpacked(packed_NB: Tensor, block: int) -> Tensor:
+    """The 4-bit numbers, uint8 [N, K], from the kernel's order: blocks of rows, and a smaller one of what is left."""
+    rows = len(packed_NB)
+    whole = rows - rows % block
+    parts = (packed_NB[:whole], block), (packed_NB[whole:], rows - whole)
+    return torch.cat([_by_row(part, size)[:, _order(size)].flatten(0, 1) for part, size in parts if len(part)])
+
+
+def _by_row(packed_NB: Tensor, block: int) -> Tensor:
+    """The numbers of blocks, in which those of a column lie side by side, two a byte: [blocks, block, K], with the rows
+    of a block in the kernel's order.
+    """
+    halves = packed_NB.reshape(len(packed_NB) // block, -1, block // 2).transpose(1, 2).contiguous()
+    return torch.cat((halves & 15, halves >> 4), 1)
+
+
+@cache
+def _order(block: int) -> list[int]:
+    """Where in the kernel's order the rows of a block stand: seen from how it orders their numbers."""
+    rows = torch.arange(block, dtype=torch.int32)[:, None].expand(-1, _GROUP)
+    low, high = (_by_row(_in_the_kernels_order(rows >> shift & 15), block)[0, :, 0].int() for shift in (0, 4))
+    found: list[int] = (low + 16 * high).argsort().tolist()
+    return found
+
+
+@cache
+def _rows_of_a_block() -> int | None:
+    """How many rows the kernel of this processor keeps together; None if its order is not of that kind."""
+    numbers = torch.randint(16, (112, 2 * _GROUP), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    packed = _in_the_kernels_order(numbers)
+    return next((block for block in (64, 32, 16) if torch.equal(_unpacked(packed, block).int(), numbers)), None)
 
 
 def round_to_4_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
