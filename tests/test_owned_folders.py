@@ -76,3 +76,23 @@ def test_two_writers_at_once_do_not_spoil_each_other_s_work(tmp_path):
     assert names(tmp_path) == {"a.jsonl"}
     write(tmp_path, {"b.jsonl": "2"})
     assert names(tmp_path) == {"b.jsonl"}
+
+
+def test_a_first_content_that_is_not_done_is_not_read_and_no_part_of_what_its_own_writer_reads(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("1")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="stop"), owned_folder(out, "lmlab one") as owned:
+        owned.new("a.jsonl").write_text("1")
+        assert find_files(str(tmp_path)) == [str(tmp_path / "mine.jsonl")]
+        left = {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
+        raise ValueError("stop")
+    assert not out.exists()
+    (out / ".writing-1.tmp").mkdir(parents=True)  # as a kill leaves it
+    (out / ".writing-1.tmp" / "a.jsonl").write_text("1")
+    for name, content in left.items():
+        (out / name).write_text(content)
+    for read in (out, tmp_path):
+        with pytest.raises(UserError, match="cut off, or is under way"):
+            find_files(str(read))
+    write(out, {"b.jsonl": "2"})
+    assert find_files(str(tmp_path)) == [str(tmp_path / "mine.jsonl"), str(out / "b.jsonl")]

@@ -2,6 +2,7 @@ from .backend import Backend
 from .jobs import fan_out, num_cores
 from .leases import FolderStore, Lease, Leases, Record, SqliteStore, Store
 from .processes import World, control_group, from_all, from_main, imagine, joined, sum_over_all, wait_for_all, world
+from .sharing import do_pieces
 
 __all__ = [
     "Backend",
@@ -13,6 +14,7 @@ __all__ = [
     "Store",
     "World",
     "control_group",
+    "do_pieces",
     "fan_out",
     "from_all",
     "from_main",

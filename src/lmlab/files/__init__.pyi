@@ -16,6 +16,7 @@ from .digests import cache_directory, content_digest, content_digests, describe
 from .locations import (
     MAX_EXPANSION,
     DamagedError,
+    absolute,
     bytes_read,
     file_system,
     find_files,
@@ -48,6 +49,7 @@ __all__ = [
     "DamagedError",
     "OwnedFolder",
     "ParseError",
+    "absolute",
     "atomic_file",
     "bytes_read",
     "cache_directory",

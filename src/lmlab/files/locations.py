@@ -46,6 +46,11 @@ def is_url(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+def absolute(location: str | Path) -> str:
+    """A location in one form, however it was written: an absolute path (globs too), or a URL as it is."""
+    return str(location) if is_url(location) else str(Path(location).expanduser().resolve())
+
+
 def find_files(location: str, suffixes: Sequence[str] = ()) -> list[str]:
     """The files that a location means, sorted: one file, those a glob matches, or all below a folder.
 

@@ -17,6 +17,7 @@ from lmlab.errors import UserError
 from lmlab.files.atomic import read_mapping, sha256_json, write_json
 
 MANIFEST = "lmlab-files.json"
+_writing: set[Path] = set()  # folders that this process is writing: no part of what it reads
 
 
 class OwnedFolder:
@@ -76,11 +77,20 @@ def owned_folder(
         for left in path.glob(".writing-*.tmp"):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = OwnedFolder(path)
+        first = not (path / MANIFEST).exists()
+        if first:  # who reads the folder meanwhile, or after a kill, must not take what is half done for the result
+            write_manifest(path, command, settings, {}, done=False)
+        settled = False
+        _writing.add(path.resolve())
         try:
             yield folder
             folder._settle(command, settings)
+            settled = True
         finally:
+            _writing.discard(path.resolve())
             shutil.rmtree(folder._staging, ignore_errors=True)
+            if first and not settled and not _listed(path):
+                (path / MANIFEST).unlink(missing_ok=True)
             if new:
                 with suppress(OSError):  # it is not empty: all went well
                     path.rmdir()
@@ -182,11 +192,13 @@ def only_owned(files: Sequence[str], root: Path) -> list[str]:
         if folder not in known:
             if (folder / MANIFEST).is_file():
                 manifest = _manifest(folder)
-                if not manifest.get("done"):
+                whole, ours = manifest.get("done"), folder.resolve() in _writing
+                if not whole and not ours:
                     raise UserError(
-                        f"The writing of '{folder}' was cut off.", f"Run `{manifest.get('command')}` again."
+                        f"The writing of '{folder}' was cut off, or is under way.",
+                        f"Run `{manifest.get('command')}` again, or wait for it.",
                     )
-                known[folder] = {folder / name for name in manifest.get("data", ())}
+                known[folder] = {folder / name for name in manifest.get("data", ())} if whole else set()
             else:
                 known[folder] = None if folder in (root, folder.parent) else data_of(folder.parent)
         return known[folder]

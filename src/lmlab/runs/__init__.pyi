@@ -1,4 +1,5 @@
 from .artifacts import ADAPTERS, Artifact, Documents, Model, Questions, Tokens, Vocabulary
+from .claims import one_job, require_same_work
 from .many import PlannedRun, RunOutcome, parse_axes, run_many, vary
 from .recipe import Recipe, RecipeStage
 from .record import ReadResults, Results, StageRecord, is_finished
@@ -41,9 +42,11 @@ __all__ = [
     "VocabularyInput",
     "find_stage",
     "is_finished",
+    "one_job",
     "parse_axes",
     "plan_stages",
     "print_plan",
+    "require_same_work",
     "run_many",
     "run_recipe",
     "stored_stages",

@@ -63,13 +63,13 @@ def test_an_external_sort_orders_as_one_in_memory(tmp_path: Path, monkeypatch: p
 def test_a_killed_scoring_goes_on_and_the_model_is_loaded_once(
     tmp_path: Path, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmlab.methods.qurating.analysis import score_corpus as module
+    from lmlab.methods.qurating.analysis import scoring as module
     from lmlab.methods.qurating.analysis.scorers import LikelihoodScorer, log_likelihoods
 
     texts = [f"the words of text number {n}" for n in range(40)]
     for shard in range(2):
         pq.write_table(pa.table({"text": texts[20 * shard : 20 * shard + 20]}), tmp_path / f"{shard}.parquet")
-    monkeypatch.setattr(module, "_BLOCK", 8)
+    monkeypatch.setattr(module, "BLOCK", 8)
     calls, whole = [], LikelihoodScorer.__call__
 
     def killed(self: LikelihoodScorer, some: Sequence[str]) -> Any:

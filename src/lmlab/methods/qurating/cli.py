@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Data selection by perceived quality: judge pairs of texts, train a rater, rate a corpus, sample from it.",
 )
 
+_JUDGE = "lmlab quality judge"
 Criteria = Annotated[
     list[str],
     typer.Option(
@@ -62,20 +63,28 @@ def judge(
 ) -> None:
     """Compare excerpts by criteria and write soft labels.
 
-    Replies are kept: the same command after a kill asks only what is missing.
+    Replies are kept: the same command after a kill asks only what is missing. Another one replaces the judgments.
     """
+    from lmlab.files import check_owner, find_files, owned_folder
+    from lmlab.judging import require_verdicts
     from lmlab.judging.judges.find import check_judge
     from lmlab.methods.qurating.commands.shared import documents_at, parse_criteria
-    from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, judge_documents
+    from lmlab.methods.qurating.rating.judge_documents import JUDGMENTS, compare_documents
     from lmlab.runs import Vocabulary
 
     check_judge(settings.judge)
+    reads, asked = find_files(corpus), parse_criteria(criterion)
+    check_owner(out, _JUDGE, reads)
     documents = documents_at(corpus, fields)
-    out.mkdir(parents=True, exist_ok=True)
     words = Vocabulary.find(stage.tokenizer).load()
-    found = judge_documents(documents, words, parse_criteria(criterion), settings, pairs, out)
+    told = [[each.name for each in asked], settings.judge, pairs.model_dump(mode="json")]
+    with owned_folder(out, _JUDGE, told, reads) as folder:
+        found, figures = compare_documents(
+            documents, words, asked, settings, pairs, out, lambda name: folder.new(name, data=name == JUDGMENTS)
+        )
+    require_verdicts(found)
     print(
-        f"{found['groups']:,} groups, {found['questions']:,} questions; {len(found['missing'])} kinds of missing"
+        f"{figures['groups']:,} groups, {figures['questions']:,} questions; {len(figures['missing'])} kinds of missing"
         " labels."
     )
     print(f"Judgments: {out / JUDGMENTS}\nLook at them: lmlab quality judge-report {out}")

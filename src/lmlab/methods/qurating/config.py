@@ -173,7 +173,7 @@ class RatingOptions(Config):
         split: of a corpus, by name, or `all`; by default `train` where there are several.
         block: rows that are rated at once and written together.
         precision: of the rater: auto, fp32 or bf16.
-        workers: processes that share the work; under torchrun each rank is one.
+        workers: processes that share the work; of `annotate` under torchrun each rank is one.
         backend: where they run: processes, or ray for a cluster that sees the folder.
     """
 

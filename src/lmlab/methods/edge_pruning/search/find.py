@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 import lmlab
-from lmlab.config import flatten
-from lmlab.distributed import world
 from lmlab.errors import UserError
-from lmlab.files import only_writer, read_mapping, sha256_json, write_json
+from lmlab.files import sha256_json
 from lmlab.methods.edge_pruning.config import TRAINED, FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
@@ -25,6 +23,7 @@ from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_e
 from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.methods.edge_pruning.search.rank import train_ranking
 from lmlab.models import weights_fingerprint
+from lmlab.runs import one_job, require_same_work
 
 
 def ranking(method: str, scores_E: Tensor) -> Tensor:
@@ -144,9 +143,10 @@ def find_circuit(
             each.require(graph_hash=graph.describe()["hash"])
         unlike_E = torch.stack([each.kept_E for each in unlike]).any(0)
         searched["unlike"] = sha256_json(unlike_E.nonzero().flatten().tolist())[:16]
-    with nullcontext() if directory is None else _own(directory):
+    with nullcontext() if directory is None else one_job(directory, "--run"):
         if directory is not None:
-            require_same_run(directory, {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation})
+            now = {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation}
+            require_same_work(directory / "search.json", now, "search", "--run")
         found = search(task, config, seed, directory, unlike_E)
     metrics = {**ends.summary(measure_each(task, found.kept_E)), "edges_before_cleaning": found.num_raw}
     if held_out is not None:
@@ -217,41 +217,6 @@ def with_bootstrap(circuit: Circuit, draws: Sequence[Circuit]) -> Circuit:
         "edges": [each.num_edges for each in draws],
     }
     return replace(circuit, metrics={**circuit.metrics, "bootstrap": found})
-
-
-@contextmanager
-def _own(directory: Path) -> Iterator[None]:
-    """Keep other searches out of a directory while this one writes its checkpoints; of several processes that search
-    together, the first does so for all.
-    """
-    if not world().is_main:
-        yield
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    with only_writer(directory, "Wait for it, or name another directory with --run."):
-        yield
-
-
-def require_same_run(directory: Path, now: dict[str, object]) -> None:
-    """Note what a directory is for, or see that it is for the same.
-
-    Raises:
-        UserError: it is for another search; what differs is listed.
-    """
-    path = directory / "search.json"
-    if not path.exists():
-        if world().is_main:
-            write_json(path, now)
-        return
-    then = flatten(read_mapping(path))
-    differing = [
-        f"{key} ({then.get(key)}, now {value})" for key, value in flatten(now).items() if then.get(key) != value
-    ]
-    if differing:
-        raise UserError(
-            f"'{directory}' belongs to another search. What differs: {', '.join(differing)}.",
-            "Name another directory with --run.",
-        )
 
 
 def source_version() -> str:

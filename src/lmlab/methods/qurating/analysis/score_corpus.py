@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from lmlab.data import Reject, record_source
 from lmlab.errors import UserError, did_you_mean
-from lmlab.files import atomic_file, check_owner, owned_folder, sha256_json
-from lmlab.methods.qurating.analysis.scorers import (
-    DSIR,
-    GradeRegression,
-    LikelihoodScorer,
-    LinearClassifier,
-    ensemble_buckets,
-    tiers,
+from lmlab.files import OwnedFolder, check_owner, sha256_json
+from lmlab.methods.qurating.analysis.scorers import DSIR, GradeRegression, LinearClassifier, ensemble_buckets
+from lmlab.methods.qurating.analysis.scoring import (
+    ScoredFiles,
+    Scores,
+    ScoresOfFeatures,
+    ScoresOfModel,
+    ScoresOfRanks,
+    ScoresOfTexts,
+    features_of,
+    refuse_column,
 )
-from lmlab.methods.qurating.selecting.tables.table import Chunk, RatedTable, as_floats
-from lmlab.methods.qurating.selecting.tables.writing import TableWriter
+from lmlab.methods.qurating.selecting.tables.files import Processes, make_files
+from lmlab.methods.qurating.selecting.tables.table import RatedTable, as_texts
 
 KINDS = ("ppl", "dsir", "linear", "classifier", "buckets")
 _COMMAND = "lmlab quality score"
 _SAMPLE = 20_000
-_BLOCK = 1024  # texts that are scored at once by a model, and lost when it is killed
-Score = Callable[[Chunk], NDArray[np.float64]]
 
 
 def score_corpus(
@@ -46,91 +44,73 @@ def score_corpus(
     grades: str | None = None,
     columns: Sequence[str] = (),
     id: str | None = None,
+    precision: str = "auto",
+    processes: Processes | None = None,
 ) -> int:
     """Write Parquet files with the column `{name}_average`; `buckets` adds `{name}_tier` too. Returns the number of
     rows.
 
+    Arguments:
+        precision: of the language model: auto, fp32 or bf16.
+        processes: who shares the work, file by file, and of `ppl` block by block.
+
     Raises:
-        UserError: an unknown kind, or what it needs is not given.
+        UserError: an unknown kind, what it needs is not given, or the corpus has such a column.
     """
     if kind not in KINDS:
         raise UserError(f"There is no scorer '{kind}'. {did_you_mean(kind, KINDS)}")
-    rated = RatedTable(table)
+    processes, rated = processes or Processes(), RatedTable(table)
     check_owner(out, _COMMAND, rated.files)
-    features: list[str] = []
+    for column in (f"{name}_average", *([f"{name}_tier"] if kind == "buckets" else [])):
+        refuse_column(column, rated.columns)
     classifier: LinearClassifier | None = None
+    scores: Scores
     match kind:
         case "ppl":
-            scorer = LikelihoodScorer(_need(model, "--model, a language model"))
-            kept = KeptScores(out / ".scores", scorer.fingerprint)
-            score: Score = lambda chunk: kept.of(_texts(chunk, text), scorer)  # noqa: E731
+            place = _need(model, "--model, a language model")
+            rated.require(text)
+            scores = ScoresOfModel(place, text, out / ".scores", precision, processes.workers == 1)
         case "dsir":
             weights = DSIR.fit(_read(_need(target, "--target, good texts"), text), _sample(rated, text))
-            score = lambda chunk: weights.score(_texts(chunk, text))  # noqa: E731
+            scores = ScoresOfTexts(weights.score, text, sha256_json(weights.log_ratio.tolist()))
         case "linear":
             good = _read(_need(target, "--target, good texts"), text)
             classifier = LinearClassifier.fit(good, _sample(rated, text, max(1000, len(good))))
-            fitted = classifier
-            score = lambda chunk: fitted.score(_texts(chunk, text))  # noqa: E731
+            print_of = sha256_json([classifier.weights.tolist(), classifier.bias])
+            scores = ScoresOfTexts(classifier.score, text, print_of)
         case "classifier":
             features = list(columns) or [column for column in rated.columns if column.endswith("_average")]
             regression = _regression(rated, features, _need(grades, "--grades, graded texts"), id or "id")
-            score = lambda chunk: regression.score(_features(chunk, features))  # noqa: E731
+            scores = ScoresOfFeatures(regression, features)
         case _:
-            bucket = _buckets(rated, _need(list(columns), "--columns, of scores"))
-            score = lambda chunk: next(bucket)  # noqa: E731
-    read = [text] if kind in ("ppl", "dsir", "linear") else features
-    column, count = f"{name}_average", 0
-    with owned_folder(out, _COMMAND, [kind, name, text], rated.files) as folder:
+            scores = _buckets(rated, _need(list(columns), "--columns, of scores"))
+
+    def notes(folder: OwnedFolder) -> None:
         if classifier is not None:
             classifier.save(folder.new("linear.json", data=False))
-        for shard, chunks in groupby(rated.chunks(read, whole=True), lambda chunk: chunk.shard):
-            with TableWriter(folder.new(f"{shard:05d}.parquet")) as writer:
-                for chunk in chunks:
-                    scores = score(chunk)
-                    scored = {each: chunk.columns[each] for each in chunk.own}
-                    scored[column] = pa.array(scores.astype(np.float64))
-                    if kind == "buckets":
-                        scored[f"{name}_tier"] = pa.array(tiers(scores.astype(np.int64)))
-                    writer.write(pa.table(scored))
-                    count += chunk.num_rows
+
+    maker = ScoredFiles(scores, name, tiered=kind == "buckets")
+    settings = [kind, name, text, scores.fingerprint]
+    counts = make_files(table, out, _COMMAND, maker, _file_name, settings, processes, notes)
     shutil.rmtree(out / ".scores", ignore_errors=True)
-    return count
+    return counts["rows"]
 
 
-class KeptScores:
-    """Scores of blocks of texts that survive a kill, by the content of the block.
-
-    Arguments:
-        scorer: what tells it from others.
-    """
-
-    def __init__(self, folder: Path, scorer: str) -> None:
-        self.folder, self._scorer = folder, scorer
-
-    def of(self, texts: list[str], score: Callable[[Sequence[str]], NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The scores of texts, computed where they are not there yet."""
-        parts = [np.zeros(0)]
-        for start in range(0, len(texts), _BLOCK):
-            block = texts[start : start + _BLOCK]
-            path = self.folder / f"{sha256_json([self._scorer, block])}.npy"
-            if path.exists():
-                parts.append(np.load(path, allow_pickle=False))
-                continue
-            parts.append(score(block))
-            with atomic_file(path) as file:
-                np.save(file, parts[-1])
-        return np.concatenate(parts)
+def _file_name(number: int, count: int) -> str:
+    return f"{number:05d}.parquet"
 
 
-def _buckets(rated: RatedTable, columns: Sequence[str]) -> Iterator[NDArray[np.float64]]:
-    """The bucket of each row, chunk by chunk: ranks need all scores, and no other column."""
+def _buckets(rated: RatedTable, columns: Sequence[str]) -> ScoresOfRanks:
+    """The bucket of each row: ranks need all scores, and no other column."""
     for column in columns:
         rated.require(column)
-    parts = [_features(chunk, columns) for chunk in rated.chunks(list(columns))]
-    bucket = ensemble_buckets(np.concatenate(parts)) if parts else np.zeros(0)
-    sizes = np.cumsum([len(part) for part in parts])[:-1]
-    return (each.astype(np.float64) for each in np.split(bucket, sizes))
+    parts, firsts, rows = [np.zeros((0, len(columns)))], [0] * len(rated.shards), [0] * len(rated.shards)
+    for chunk in rated.chunks(list(columns)):
+        parts.append(features_of(chunk, columns))
+        rows[chunk.shard] += chunk.num_rows
+    firsts = [sum(rows[:shard]) for shard in range(len(rows))]
+    whole = np.concatenate(parts)
+    return ScoresOfRanks(ensemble_buckets(whole) if len(whole) else np.zeros(0, np.int64), columns, firsts)
 
 
 def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str) -> GradeRegression:
@@ -143,7 +123,7 @@ def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str
             known[str(index)] = float(average)
     rows, targets = [], []
     for chunk in rated.chunks([rated.require(id), *map(rated.require, features)]):
-        x = _features(chunk, features)
+        x = features_of(chunk, features)
         for place, key in enumerate(chunk.columns[id].to_pylist()):
             if str(key) in known and np.isfinite(x[place]).all():
                 rows.append(x[place])
@@ -155,19 +135,15 @@ def _regression(rated: RatedTable, features: Sequence[str], grades: str, id: str
     return GradeRegression.fit(np.array(rows), targets)
 
 
-def _features(chunk: Chunk, columns: Sequence[str]) -> NDArray[np.float64]:
-    return np.stack([as_floats(chunk.columns[column], column) for column in columns], 1)
-
-
-def _texts(chunk: Chunk, text: str) -> list[str]:
-    return [value or "" for value in chunk.columns[text].to_pylist()]
-
-
 def _sample(rated: RatedTable, text: str, limit: int = _SAMPLE) -> list[str]:
     """Some texts, spread evenly over the corpus."""
     total = sum(chunk.num_rows for chunk in rated.chunks([rated.require(text)]))
     step = max(1, total // limit)
-    return [value for chunk in rated.chunks([text]) for value in _texts(chunk, text)[(-chunk.first) % step :: step]]
+    return [
+        value
+        for chunk in rated.chunks([text])
+        for value in as_texts(chunk.columns[text], text)[(-chunk.first) % step :: step]
+    ]
 
 
 def _read(location: str, text: str) -> list[str]:

@@ -25,10 +25,19 @@ BUCKETS = 10_000
 TIERS = ("low", "medium-low", "medium", "medium-high", "high")
 _WORD = re.compile(r"\w+|[^\w\s]")
 _PERCENTILES = 20
+_AT_ONCE = 1024  # texts whose words are in memory
 
 
 def hashed_counts(texts: Sequence[str], buckets: int = BUCKETS) -> Any:
     """Counts of hashed words and pairs of neighboring words, a sparse matrix [N, buckets]."""
+    from scipy.sparse import csr_matrix, vstack
+
+    parts = [_counts(texts[start : start + _AT_ONCE], buckets) for start in range(0, len(texts), _AT_ONCE)]
+    return vstack(parts, "csr") if parts else csr_matrix((0, buckets))
+
+
+def _counts(texts: Sequence[str], buckets: int) -> Any:
+    """Those of some texts, as lists of all their words are much larger than the matrix."""
     from zlib import crc32
 
     from scipy.sparse import csr_matrix
@@ -173,10 +182,13 @@ class LikelihoodScorer:
     Each token is predicted from those before it in its window; the first of a window from the begin token.
 
     Attributes:
-        fingerprint: of the model and the window.
+        precision: `fp32` or `bf16`, also where `auto` chose it.
+        fingerprint: of the model, the window and the precision.
     """
 
     def __init__(self, place: str | Path, window: int = 1024, precision: str = "auto") -> None:
+        import torch  # here, as the other scorers need none
+
         from lmlab.evals import ModelScorer
         from lmlab.models import weights_fingerprint
         from lmlab.runs import Model
@@ -185,8 +197,10 @@ class LikelihoodScorer:
         self.tokenizer = found.tokenizer()
         model = found.load()
         self.scorer = ModelScorer(model, precision, share=False)
+        self.precision = "fp32" if self.scorer.dtype == torch.float32 else "bf16"
         self.size = min(window, self.scorer.max_seq_len - 1)
-        self.fingerprint = sha256_json([weights_fingerprint(model), self.tokenizer.fingerprint, self.size, precision])
+        parts = [weights_fingerprint(model), self.tokenizer.fingerprint, self.size, self.precision]
+        self.fingerprint = sha256_json(parts)
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """The scores of texts, [N]."""

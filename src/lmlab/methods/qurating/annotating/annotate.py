@@ -27,7 +27,16 @@ from lmlab.data import Reject, Rejects
 from lmlab.data.sources.reading.records import OF_SPLIT
 from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
 from lmlab.errors import UserError
-from lmlab.files import atomic_file, check_owner, describe, read_mapping, sha256_json, write_json, write_manifest
+from lmlab.files import (
+    absolute,
+    atomic_file,
+    check_owner,
+    describe,
+    read_mapping,
+    sha256_json,
+    write_json,
+    write_manifest,
+)
 from lmlab.methods.qurating.annotating.corpus import IDS, REJECTED, TEXT, Annotation, Corpus, table_of
 from lmlab.methods.qurating.annotating.reuse import ROWS, SOURCE, RatedRows, content_hashes, source_of
 from lmlab.methods.qurating.rating.encoder_rater import load_rater
@@ -148,7 +157,7 @@ class _Worker:
         rater, job = self.rater, self.job
         precision = "bf16" if rater.dtype == torch.bfloat16 else "fp32"
         parts = [
-            job.corpus,
+            absolute(job.corpus),
             job.text,
             job.id,
             job.input_ids,

@@ -138,23 +138,25 @@ def select(
 )
 @options(SelectionSettings, only=("minimum", "maximum"))
 @options(TableFormat, "files")
+@options(RatingOptions, "sharing", only=("workers", "backend"))
 def filter(
     where: In,
     settings: SelectionSettings,
     files: TableFormat,
+    sharing: RatingOptions,
     out: Out = Path("filtered"),
 ) -> None:
-    """Keep the rows whose columns are within bounds."""
-    from lmlab.files import owned_folder
+    """Keep the rows whose columns are within bounds: of each file of the corpus one, N-of-M. Several processes share
+    the files; the same command goes on after a kill.
+    """
     from lmlab.methods.qurating.selecting.materialize import filter_rows
-    from lmlab.methods.qurating.selecting.tables.table import RatedTable
+    from lmlab.methods.qurating.selecting.tables.files import Processes
 
     bounds = settings.minimum, settings.maximum
     if not any(bounds):
         raise UserError("There is no bound.", "Give --min COLUMN=VALUE or --max COLUMN=VALUE.")
-    places = _locations(where)
-    with owned_folder(out, "lmlab quality filter", [*bounds], RatedTable(places).files) as folder:
-        found = filter_rows(places, *bounds, out, files.format, folder.new)
+    processes = Processes(sharing.workers, sharing.backend)
+    found = filter_rows(_locations(where), *bounds, out, files.format, processes)
     print(
         f"{found['kept']:,} of {found['rows']:,} rows kept; {found['nonfinite']:,} without a finite value are"
         f" not.\nShards: {out}"
@@ -199,12 +201,17 @@ def order(
     epilog=example(
         "lmlab quality score dsir --in corpus.parquet --target good.jsonl --out scored",
         "lmlab quality score linear --in corpus.parquet --target good.jsonl --out scored",
-        "lmlab quality score ppl --in corpus.parquet --model models/smollm2 --out scored",
+        "lmlab quality score ppl --in corpus/ --model models/smollm2 --workers 8 --out scored",
         "lmlab quality score classifier --in rated --grades grades.jsonl --out scored",
         "lmlab quality score buckets --in scored --columns dsir_average,linear_average --out tiers",
     )
 )
-@options(RatingOptions, "reading", only=("text",))
+@options(
+    RatingOptions,
+    "reading",
+    only=("text", "precision", "workers", "backend"),
+    notes={"precision": "Here of the language model, for ppl."},
+)
 @options(SelectionSettings, only=("id",))
 def score(
     kind: Annotated[str, typer.Argument(help="ppl, dsir, linear, classifier or buckets.")],
@@ -225,9 +232,10 @@ def score(
     out: Out = Path("scored"),
 ) -> None:
     """Add a column of another signal: log-likelihood, DSIR, an n-gram classifier, a regression on grades, or buckets
-    over scorers.
+    over scorers. Several processes share files, and for ppl blocks of texts; the same command goes on after a kill.
     """
     from lmlab.methods.qurating.analysis.score_corpus import score_corpus
+    from lmlab.methods.qurating.selecting.tables.files import Processes
 
     count = score_corpus(
         kind,
@@ -240,6 +248,8 @@ def score(
         grades=grades,
         id=settings.id,
         columns=columns.split(",") if columns else [],
+        precision=reading.precision,
+        processes=Processes(reading.workers, reading.backend),
     )
     print(f"{count:,} rows scored.\nScores: {out}")
 

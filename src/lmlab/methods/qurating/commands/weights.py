@@ -14,6 +14,8 @@ from lmlab.errors import UserError, reads
 from lmlab.methods.qurating.cli import app
 from lmlab.runs.loading import Drawn
 
+_MARK = "# by lmlab quality fit-weights\n"
+
 
 @app.command(
     "propose-weights",
@@ -71,6 +73,8 @@ def fit(
     from lmlab.methods.qurating.commands.shared import print_rows
     from lmlab.progress import console
 
+    if out is not None:
+        _refuse_foreign(out)
     names, weights, losses = _read_runs(runs, target)
     found = fit_weights(weights, losses, names, drawn.seed)
     fitted = dict(zip(found.names, found.weights, strict=True))
@@ -93,10 +97,22 @@ def fit(
     print(f"Choose with them: --weights {','.join(f'{name}={weight:.3f}' for name, weight in fitted.items())}")
     if out is not None:
         with atomic_file(out, "w") as file:
+            file.write(_MARK)
             yaml.safe_dump(
                 {name: round(weight, 6) for name, weight in fitted.items()}, file, sort_keys=False, allow_unicode=True
             )
         print(f"Weights: {out}")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to write over a file that is not of this command, such as the table of runs."""
+    try:
+        with open(out, "rb") as file:
+            found = file.read(len(_MARK.encode()))
+    except FileNotFoundError:
+        return
+    if found != _MARK.encode():
+        raise UserError(f"'{out}' holds something else than fitted weights.", "Choose another file with --out.")
 
 
 @reads("a table of runs")

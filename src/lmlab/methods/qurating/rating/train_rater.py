@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmlab.config import influences
 from lmlab.data import Batch, Loader, Tokenizer
 from lmlab.distributed import from_main, world
-from lmlab.files import read_mapping, write_json
+from lmlab.files import read_mapping, sha256_json, write_json
 from lmlab.judging import MISSING, Judgment
 from lmlab.methods.qurating.config import RaterConfig
 from lmlab.methods.qurating.rating.judgment_rows import EncodedGroup, JudgmentRows, encode_groups
 from lmlab.methods.qurating.rating.loss import pair_loss
 from lmlab.methods.qurating.rating.metrics import pair_metrics
 from lmlab.methods.qurating.rating.rater import Rater
-from lmlab.models import ModelConfig, Transformer
-from lmlab.runs import Model
+from lmlab.models import ModelConfig, Transformer, weights_fingerprint
+from lmlab.runs import Model, one_job, require_same_work
 from lmlab.train import (
     OptimizerConfig,
     StepOutput,
@@ -115,9 +116,22 @@ def train_rater(
 
     Raises:
         NoConfidentPairs: there is nothing to learn for a criterion.
-        UserError: the judgments lack a criterion, or the batch does not fit the processes.
+        UserError: the judgments lack a criterion, the batch does not fit the processes, or the directory is that of
+            another rater, or another job is at it.
     """
-    directory = Path(directory)
+    with one_job(directory, "--out"):
+        return _train(judgments, criteria, tokenizer, config, Path(directory), init, heldout)
+
+
+def _train(
+    judgments: Sequence[Judgment],
+    criteria: Sequence[str],
+    tokenizer: Tokenizer,
+    config: RaterConfig,
+    directory: Path,
+    init: Model | str | Path | None,
+    heldout: Sequence[Judgment] | None,
+) -> TrainedRater:
     train, valid = (
         (list(judgments), list(heldout))
         if heldout is not None
@@ -129,6 +143,15 @@ def train_rater(
     start = init if init is None or isinstance(init, Model) else Model.find(init)
     model = _network(config, tokenizer, len(criteria), start)
     settings = _trainer_config(config, rows)
+    now = {
+        "criteria": list(criteria),
+        "judgments": _digest(judgments),
+        "heldout": None if heldout is None else _digest(heldout),
+        "tokenizer": tokenizer.fingerprint,
+        "start": None if start is None else weights_fingerprint(model),
+        "settings": influences(config) | {"trainer": _asked_of_loop(config, settings)},
+    }
+    require_same_work(directory / "training.json", now, "training", "--out")
     where = world()
     loader = Loader(rows, settings.batch_size, config.seed, where.rank, where.size)
     step = rater_step(config.confidence, config.label_temperature)
@@ -160,6 +183,20 @@ def train_rater(
         rater.save(directory / "rater")
         write_json(directory / "rater.json", results)
     return TrainedRater(rater, results)
+
+
+def _asked_of_loop(config: RaterConfig, settings: TrainerConfig) -> dict[str, Any]:
+    """What the loop was told and what has an influence."""
+    return {name: value for name, value in influences(settings).items() if name in config.trainer}
+
+
+def _digest(judgments: Sequence[Judgment]) -> str:
+    """What tells judgments from others."""
+    parts = [
+        [each.texts, {name: labels.tolist() for name, labels in each.average.items()}, list(each.ids)]
+        for each in judgments
+    ]
+    return sha256_json(parts)
 
 
 def measure(rater: Rater, groups: Sequence[EncodedGroup], criteria: Sequence[str]) -> dict[str, Any]:

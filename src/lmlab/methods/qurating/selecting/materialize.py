@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.qurating.selecting.selection import Manifest
+from lmlab.methods.qurating.selecting.tables.files import Maker, Processes, make_files
 from lmlab.methods.qurating.selecting.tables.table import RatedTable, Tabular, as_floats
 from lmlab.methods.qurating.selecting.tables.writing import TableWriter
 
+FILTER = "lmlab quality filter"
 SHARD_TOKENS = 500_000_000
 Place = Callable[[str], Path]
 
@@ -106,32 +108,49 @@ def filter_rows(
     maximum: dict[str, float],
     out: Path,
     kind: str = "parquet",
-    place: Place | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, int]:
-    """Write the rows whose columns are within bounds; rows without a finite value there are not.
+    """Write the rows whose columns are within bounds, a file `N-of-M` for each file; rows without a finite value there
+    are not written.
 
     Arguments:
-        place: as in `materialize`.
+        processes: who shares the work, file by file.
 
     Returns:
         `rows`, `kept`, and `nonfinite`, those without such a value.
     """
     rated = RatedTable(table)
-    bounded = sorted({*minimum, *maximum})
-    for name in bounded:
+    for name in {*minimum, *maximum}:
         rated.require(name)
-    counts = {"rows": 0, "kept": 0, "nonfinite": 0}
-    with TableWriter((place or out.__truediv__)(f"0-of-1.{kind}"), kind) as writer:
-        for chunk in rated.chunks(bounded, whole=True):
-            within, finite = np.ones(chunk.num_rows, bool), np.ones(chunk.num_rows, bool)
-            for bounds, sign in ((minimum, 1), (maximum, -1)):
-                for name, bound in bounds.items():
-                    values = as_floats(chunk.columns[name], name)
-                    finite &= np.isfinite(values)
-                    within &= sign * values >= sign * bound
-            part = chunk.whole().filter(pa.array(within & finite))
-            writer.write(part)
-            counts["rows"] += chunk.num_rows
-            counts["kept"] += len(part)
-            counts["nonfinite"] += int((~finite).sum())
-    return counts
+    maker = _FilteredFiles(minimum, maximum, kind)
+    settings = [sorted(minimum.items()), sorted(maximum.items()), kind]
+    found = make_files(table, out, FILTER, maker, maker.name, settings, processes)
+    return {"rows": 0, "kept": 0, "nonfinite": 0} | found
+
+
+class _FilteredFiles(Maker):
+    def __init__(self, minimum: dict[str, float], maximum: dict[str, float], kind: str) -> None:
+        self._minimum, self._maximum, self._kind = minimum, maximum, kind
+
+    def name(self, number: int, count: int) -> str:
+        """Of a file."""
+        return f"{number}-of-{count}.{self._kind}"
+
+    def make(self, table: RatedTable, shard: int, parts: Path, path: Path) -> dict[str, int]:
+        """Filter a file."""
+        counts = {"rows": 0, "kept": 0, "nonfinite": 0}
+        bounded = sorted({*self._minimum, *self._maximum})
+        with TableWriter(path, self._kind) as writer:
+            for chunk in table.chunks(bounded, whole=True, shards=[shard]):
+                within, finite = np.ones(chunk.num_rows, bool), np.ones(chunk.num_rows, bool)
+                for bounds, sign in ((self._minimum, 1), (self._maximum, -1)):
+                    for name, bound in bounds.items():
+                        values = as_floats(chunk.columns[name], name)
+                        finite &= np.isfinite(values)
+                        within &= sign * values >= sign * bound
+                part = chunk.whole().filter(pa.array(within & finite))
+                writer.write(part)
+                counts["rows"] += chunk.num_rows
+                counts["kept"] += len(part)
+                counts["nonfinite"] += int((~finite).sum())
+        return counts

@@ -84,12 +84,16 @@ class RatedTable:
 
     @property
     def columns(self) -> list[str]:
-        """The names of all columns, by the first shard."""
+        """The names of all columns, by the first shard that has any: a file may be empty."""
         if self._memory is not None:
             return list(self._memory.column_names)
-        if isinstance(self._sources[0], ParquetSource):
-            return _parquet_columns(self._files[0])
-        first: Any = next((record for _, record in self._sources[0].records_of(self._files[0], None)), {})
+        found = (self._columns_of(source, file) for source, file in zip(self._sources, self._files, strict=True))
+        return next(filter(None, found), [])
+
+    def _columns_of(self, source: RecordSource, file: str) -> list[str]:
+        if isinstance(source, ParquetSource):
+            return _parquet_columns(file)
+        first: Any = next((record for _, record in source.records_of(file, None)), {})
         return list(first) if isinstance(first, dict) else []
 
     def has(self, path: str) -> bool:
@@ -107,16 +111,17 @@ class RatedTable:
             raise UserError(f"There is no column '{path}'. {did_you_mean(path, self.columns)}")
         return path
 
-    def chunks(self, paths: Sequence[str], whole: bool = False) -> Iterator[Chunk]:
+    def chunks(self, paths: Sequence[str], whole: bool = False, shards: Sequence[int] | None = None) -> Iterator[Chunk]:
         """All rows in order, with the columns at these dotted paths.
 
         Arguments:
             whole: also with all other columns that rows have, which may differ from chunk to chunk.
+            shards: the numbers of those that are read; None for all.
 
         Raises:
             UserError: a record cannot be read.
         """
-        for shard in range(len(self.shards)):
+        for shard in range(len(self.shards)) if shards is None else shards:
             first = 0
             for columns, own in self._of_shard(shard, paths, whole):
                 chunk = Chunk(shard, first, columns, own)
@@ -219,6 +224,19 @@ def _arrays(
         except UnicodeEncodeError:
             raise UserError(f"The field '{path}' holds a text that is no Unicode.") from None
     return found, own
+
+
+def as_texts(array: pa.Array, path: str) -> list[str]:
+    """A column of texts; null is the empty text.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    values = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if not any(is_kind(values.type) for is_kind in kinds):
+        raise UserError(f"The column '{path}' holds {array.type}, not texts.", "Name another with --text-field.")
+    return [value or "" for value in values.to_pylist()]
 
 
 def as_floats(array: pa.Array, path: str) -> np.ndarray[Any, np.dtype[np.float64]]:

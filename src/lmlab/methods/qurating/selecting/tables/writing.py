@@ -31,6 +31,7 @@ class TableWriter:
         self._metadata = metadata
         self._parts: list[Path] = []
         self._schema: pa.Schema | None = None
+        self._empty: pa.Schema | None = None  # of the first piece, where no piece has rows
         self._writer: pq.ParquetWriter | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines: IO[str] | None = open(path, "w", encoding="utf-8") if kind == "jsonl" else None  # noqa: SIM115
@@ -43,13 +44,13 @@ class TableWriter:
                 self._lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
             return
         schema = table.schema.remove_metadata()
+        if not len(table):
+            self._empty = self._empty or schema
+            return
         if self._writer is None or schema != self._schema:
-            if self._writer is not None and not len(table):
-                return
             self._next_part(schema)
         assert self._writer is not None
-        if len(table):
-            self._writer.write_table(table.cast(schema))
+        self._writer.write_table(table.cast(schema))
 
     def _next_part(self, schema: pa.Schema) -> None:
         if self._writer is not None:
@@ -64,7 +65,7 @@ class TableWriter:
             self._lines.close()
             return
         if self._writer is None:
-            self._next_part(pa.schema([]))
+            self._next_part(self._empty or pa.schema([]))
         assert self._writer is not None
         self._writer.close()
         if len(self._parts) == 1:
