@@ -81,11 +81,17 @@ def test_two_writers_at_once_do_not_spoil_each_other_s_work(tmp_path):
 def test_a_first_content_that_is_not_done_is_not_read_and_no_part_of_what_its_own_writer_reads(tmp_path):
     (tmp_path / "mine.jsonl").write_text("1")
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="stop"), owned_folder(out, "lmlab one") as owned:
-        owned.new("a.jsonl").write_text("1")
-        assert find_files(str(tmp_path)) == [str(tmp_path / "mine.jsonl")]
-        left = {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
-        raise ValueError("stop")
+    left: dict[str, str] = {}
+
+    def stopped():
+        with owned_folder(out, "lmlab one") as owned:
+            owned.new("a.jsonl").write_text("1")
+            assert find_files(str(tmp_path)) == [str(tmp_path / "mine.jsonl")]
+            left.update({path.name: path.read_text() for path in out.iterdir() if path.is_file()})
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stopped()
     assert not out.exists()
     (out / ".writing-1.tmp").mkdir(parents=True)  # as a kill leaves it
     (out / ".writing-1.tmp" / "a.jsonl").write_text("1")
