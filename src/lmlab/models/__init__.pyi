@@ -1,6 +1,6 @@
 from .attention.cache import KVCache
 from .config import ModelConfig, RopeScaling
-from .fingerprint import known_fingerprint, weights_fingerprint
+from .fingerprint import known_fingerprint, weights_fingerprint, weights_state
 from .formats.adapters.peft import load_lora, save_lora
 from .formats.convert import Conversion, convert
 from .formats.hf import (
@@ -126,6 +126,7 @@ __all__ = [
     "token_log_probs",
     "unmerge_lora",
     "weights_fingerprint",
+    "weights_state",
     "why_no_family",
     "window_notice",
     "with_scalar_head",
