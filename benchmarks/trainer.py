@@ -139,7 +139,7 @@ def run_checkpoints(options: argparse.Namespace, directory: Path) -> dict:
         place = directory / name
         trainer = build(options, place, steps=4, checkpoint_every=1, background_checkpoints=name == "background")
         trainer.fit()
-        found[name] = trainer.paused / 4
+        found[name] = trainer.pace.paused / 4
         del trainer
     size = sum(path.stat().st_size for path in (directory / "foreground" / "checkpoints" / "step-00000004").iterdir())
     trainer = build(options, directory / "foreground", steps=4)

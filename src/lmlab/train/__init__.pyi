@@ -1,12 +1,3 @@
-from .checkpoint import (
-    Checkpoints,
-    best_of,
-    checkpoints,
-    load_checkpoint,
-    load_weights,
-    verify_checkpoint,
-    whole_tensors,
-)
 from .config import OptimizerConfig, ParallelConfig, ParameterGroup, TrainerConfig
 from .cost import Estimate, estimate, flops_per_token
 from .metrics import read_metrics
@@ -15,6 +6,15 @@ from .optimization.plan import Plan, go_on
 from .optimization.schedule import ScheduleConfig, learning_rate_factor
 from .parallelism.parallel import parallelize
 from .parallelism.sequence import way_of
+from .saving.checkpoint import (
+    Checkpoints,
+    best_of,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    verify_checkpoint,
+    whole_tensors,
+)
 from .steps.language_model import language_model_step, language_model_step_by_domain
 from .steps.long_ce import long_ce_step
 from .steps.routing import RoutedStep, normalized_entropy, routed, with_saturation

@@ -22,16 +22,9 @@ from lmlab import ways
 from lmlab.data import Batch, Loader
 from lmlab.distributed import from_main, world
 from lmlab.errors import Interrupted, LmlabError, UserError
-from lmlab.hardware import (
-    gemm_flops,
-    machine_load,
-    peak_memory_bytes,
-    select_device,
-    select_dtype,
-)
+from lmlab.hardware import machine_load, select_device, select_dtype
 from lmlab.progress import console, progress
 from lmlab.threads import beat
-from lmlab.train.checkpoint import Checkpoints, checkpoints, load_checkpoint
 from lmlab.train.config import TrainerConfig
 from lmlab.train.failures import LESS_MEMORY, memory_on_paper, no_labels, not_finite
 from lmlab.train.interrupt import Stopped, StopRequest
@@ -39,9 +32,12 @@ from lmlab.train.limits import KillWatch, is_out_of_memory
 from lmlab.train.metrics import MetricLog
 from lmlab.train.optimization.optimizer import Optimizers
 from lmlab.train.optimization.plan import Plan, go_on
+from lmlab.train.pace import Pace, dtype_name, rate_of
 from lmlab.train.parallelism.parallel import clip_gradients, synchronize_gradients
 from lmlab.train.parallelism.sequence import spread_sequences
 from lmlab.train.prepare import prepare
+from lmlab.train.saving.checkpoint import Checkpoints, checkpoints, load_checkpoint
+from lmlab.train.saving.going_on import changes_since
 from lmlab.train.steps.step import Evaluation, StepFunction, StepSums, after_step, by_cost, micro_batches
 
 _MOST_EMPTY = 0.01  # of all steps may have no label; more are a fault of the data
@@ -97,7 +93,8 @@ class Trainer:
         self.total_steps = steps
         self.plan = Plan(config.schedule, steps, tokens_per_row and tokens_per_row * config.batch_size)
         loader.pin_memory = self.device.type == "cuda"
-        self.evaluate, self.flops_per_token = evaluate, flops_per_token
+        self.evaluate = evaluate
+        self.pace = Pace(self.device, self.dtype, self.world.size, flops_per_token)
         self.step_function = spread_sequences(step_function, model, config.parallel, self.world, self.device)
         self.model = prepare(model, config, self.world, self.device, self.dtype, materialize)
         self.optimizers = Optimizers(self.model, config.optimizer)
@@ -108,14 +105,12 @@ class Trainer:
             self.device.type != "cpu" if config.background_checkpoints is None else config.background_checkpoints,
             config.mirror,
         )
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.step = 0
         self.empty = 0  # steps in which nothing was to be learned
-        self.waited, self.paused = 0.0, 0.0
         self._start = (start, start_optimizer)
         self._figures: dict[str, float] = {}  # of the last step, if it was evaluated
         self._best = math.inf
         self._read = loader.state()  # of the last whole step
-        self._load: float | None = None
         self._ways: dict[str, str] = {}  # of the steps before the newest checkpoint
         self._whole = True  # no step of the optimizer is under way
         self._unfinished: dict[str, Any] | None = None  # its row, if its evaluation was stopped
@@ -130,7 +125,7 @@ class Trainer:
             Interrupted: stopped by a signal; a checkpoint was written.
             LmlabError: the loss or the gradient is not finite; memory or disk are full.
         """
-        self._load = machine_load()  # before this training adds its own
+        self.pace.load_before = machine_load()
         watch = KillWatch(self.directory)
         if self.world.is_main:
             watch.begin(LESS_MEMORY)
@@ -158,7 +153,7 @@ class Trainer:
             with StopRequest() as stop, progress("train", total, "steps", start=self.step) as advance:
                 if self._unfinished:
                     self._complete(self._unfinished, log, stop)
-                for batch in self._batches(total - self.step):
+                for batch in self.pace.batches(self.loader, total - self.step):
                     row = self._train_step(batch, stop)
                     if row is None:
                         self._stop(stop)
@@ -166,7 +161,7 @@ class Trainer:
                     self.step += 1
                     self._read = self.loader.state()
                     self._complete(row, log, stop)
-                    advance(1, note=f"loss {row['loss']:.3f}, {_rate(batch, row['tokens_per_second'])}")
+                    advance(1, note=f"loss {row['loss']:.3f}, {rate_of(batch, row['tokens_per_second'])}")
                 self.checkpoints.wait()
         except BaseException:
             self._settle()
@@ -174,7 +169,7 @@ class Trainer:
         finally:
             if log:
                 log.close()
-        return self._summary()
+        return {"steps": self.step, "epochs": round(self.loader.epoch, 3), **self.pace.summary()}
 
     def _complete(self, row: dict[str, Any], log: MetricLog | None, stop: StopRequest) -> None:
         """What follows a step: evaluation, the row of the log, a checkpoint.
@@ -240,15 +235,6 @@ class Trainer:
         except Exception as error:  # the one that ended the training is the one to be raised
             console.print(f"The last checkpoint could not be written: {error}", style="yellow")
 
-    def _batches(self, count: int) -> Iterator[Batch]:
-        """The next batches; the time that the loop waits for them is counted."""
-        batches = iter(self.loader)
-        for _ in range(count):
-            start = time.perf_counter()
-            batch = next(batches)
-            self.waited += time.perf_counter() - start
-            yield batch
-
     def _stop(self, stop: StopRequest) -> None:
         """Write a checkpoint and end, on a signal that any process was given."""
         self._checkpoint()
@@ -302,22 +288,15 @@ class Trainer:
                 raise no_labels(self.step + 1, self.empty)
         self.optimizers.zero_grad()
         figures |= after_step(self.step_function, self.model)
-        seconds = time.perf_counter() - start
         num_tokens = self.config.parallel.data_place(self.world)[1] * (
             sum(value.numel() for key, value in batch.items() if key.endswith("input_ids")) or int(count)
         )
-        self.tokens += num_tokens
-        self.seconds += seconds
         return {
             "step": self.step + 1,
-            "tokens": self.tokens,
             "loss": loss,
             "gradient_norm": norm,
             "learning_rate": self.config.optimizer.learning_rate * factor,
-            "seconds": round(self.seconds, 3),
-            "tokens_per_second": num_tokens / seconds,
-            "utilization": self._utilization(num_tokens / seconds),
-            "memory_bytes": peak_memory_bytes(self.device),
+            **self.pace.after_step(num_tokens, time.perf_counter() - start),
             **figures,
         }
 
@@ -367,10 +346,15 @@ class Trainer:
 
     def _checkpoint(self, pinned: bool = False) -> None:
         start = time.perf_counter()
-        state = {"loader": self._read, "tokens": self.tokens, "seconds": self.seconds, "plan": self.plan.record()}
+        state = {
+            "loader": self._read,
+            "tokens": self.pace.tokens,
+            "seconds": self.pace.seconds,
+            "plan": self.plan.record(),
+        }
         state |= {
             "rows_at_once": self.rows_at_once,
-            "precision": _name(self.dtype),
+            "precision": dtype_name(self.dtype),
             "ways": ways.in_force(),
             "figures": {name: value for name, value in self._figures.items() if math.isfinite(value)},
             "best": self._best if math.isfinite(self._best) else None,
@@ -378,7 +362,7 @@ class Trainer:
             "empty": self.empty,
         }
         self.checkpoints.save(self.step, self.model, self.optimizers, state, pinned=pinned)
-        self.paused += time.perf_counter() - start
+        self.pace.paused += time.perf_counter() - start
 
     def _resume(self) -> None:
         state = self.checkpoints.load_newest(self.model, self.optimizers)
@@ -388,10 +372,10 @@ class Trainer:
                 load_checkpoint(path, self.model, self.optimizers if with_optimizer else None)
             return
         self.plan, how = go_on(Plan.of(state["plan"]), self.plan, state["step"])
-        for line in (how, *self._changes(state)):
+        for line in (how, *changes_since(state, self.dtype, self.rows_at_once)):
             if line and self.world.is_main:
                 console.print(line, markup=False)
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.step, self.pace.tokens, self.pace.seconds = state["step"], state["tokens"], state["seconds"]
         self.loader.restore(state["loader"])
         self._read = state["loader"]
         self._best = math.inf if state["best"] is None else state["best"]
@@ -399,59 +383,6 @@ class Trainer:
         self.empty = int(state.get("empty", 0))
         self._ways = state.get("ways") or {}
 
-    def _changes(self, state: dict[str, Any]) -> list[str]:
-        """What is computed in another way than before the checkpoint."""
-        lines, since = [], f"from step {state['step']} on"
-        if state["precision"] != _name(self.dtype):
-            lines.append(f"The precision is {_name(self.dtype)} {since}; before it was {state['precision']}.")
-        if state["rows_at_once"] != self.rows_at_once:
-            lines.append(
-                f"Micro-batches have {self.rows_at_once} rows {since}; before they had {state['rows_at_once']}."
-                " Gradients are the same but for rounding, and for what is counted over a micro-batch."
-            )
-        if others := ways.unknown(state.get("ways") or {}):
-            lines.append(
-                f"What follows is computed in another way {since}, for this machine or version lacks the one before:"
-                f" {', '.join(others)}. Results are the same but for rounding."
-            )
-        return lines
-
-    def _utilization(self, tokens_per_second: float) -> float | None:
-        if self.flops_per_token is None:
-            return None
-        return tokens_per_second * self.flops_per_token / (gemm_flops(str(self.device), self.dtype) * self.world.size)
-
-    def _summary(self) -> dict[str, Any]:
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        return {
-            "steps": self.step,
-            "tokens": self.tokens,
-            "epochs": round(self.loader.epoch, 3),
-            "seconds": round(self.seconds, 2),
-            "tokens_per_second": round(rate, 1),
-            "data_wait_seconds": round(self.waited, 3),
-            "checkpoint_pause_seconds": round(self.paused, 3),
-            "device": str(self.device),
-            "processes": self.world.size,
-            "precision": _name(self.dtype),
-            "load_before": None if self._load is None else round(self._load, 3),
-            "gemm_peak_flops": gemm_flops(str(self.device), self.dtype),
-            "achieved_flops": rate * self.flops_per_token if self.flops_per_token else None,
-            "utilization": self._utilization(rate),
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-        }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return "bf16" if dtype == torch.bfloat16 else "fp32"
-
 
 def _every(interval: int | None, step: int) -> bool:
     return interval is not None and step % interval == 0
-
-
-def _rate(batch: Batch, per_second: float) -> str:
-    """The rate in what the batch is counted in: tokens, or examples where there are none."""
-    if any(key.endswith("input_ids") for key in batch):
-        return f"{per_second:,.0f} tokens/s"
-    return f"{per_second:,.0f} examples/s" if per_second >= 10 else f"{per_second:.2g} examples/s"

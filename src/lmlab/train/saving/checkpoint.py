@@ -32,8 +32,8 @@ from lmlab.models import named_tensors
 from lmlab.models.lora.adapt import adapters
 from lmlab.progress import console, with_unit
 from lmlab.train.limits import is_disk_full
-from lmlab.train.mirror import Mirror
 from lmlab.train.optimization.optimizer import Optimizers
+from lmlab.train.saving.mirror import Mirror
 
 _NAME = re.compile(r"step-(\d{8})")
 _MODEL, _OPTIMIZER = "model.", "optimizer."

@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, found, verified, copied to a URL, and gone on from."""
