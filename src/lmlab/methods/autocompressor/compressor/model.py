@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmlab.config import validate
 from lmlab.errors import UserError
+from lmlab.methods.autocompressor.compressor.checks import fitting_vectors, require_compressible, require_texts
 from lmlab.methods.autocompressor.compressor.output import CompressorOutput, SegmentLoss, next_tokens
 from lmlab.methods.autocompressor.compressor.router_losses import RouterLossesWithin
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment
@@ -53,25 +54,13 @@ class AutoCompressor(nn.Module):
 
     def __init__(self, model: Transformer, config: CompressorConfig) -> None:
         super().__init__()
-        shape = model.config
-        if not shape.causal or not shape.lm_head or shape.num_labels is not None:
-            raise UserError("A compressor needs a causal language model, and this is none.")
-        if shape.moe is not None and shape.moe.router == "expert_choice":
-            raise UserError(
-                "A model with router expert_choice cannot compress: what its experts do with a token depends on those"
-                " after it."
-            )
-        if config.rope_positions == "text_only" and shape.positions != "rotary":
-            raise UserError(
-                f"rope_positions text_only is for rotary positions, and the model has {shape.positions} ones.",
-                "Leave it out.",
-            )
+        require_compressible(model.config, config)
         self.model, self.config = model, config
         weight = model.embedding.weight
         self.summary_embedding_ND = nn.Parameter(
             torch.zeros(
                 config.summary_length,
-                shape.d_model,
+                model.config.d_model,
                 dtype=torch.promote_types(weight.dtype, torch.float32),
                 device=weight.device,
             )
@@ -169,33 +158,7 @@ class AutoCompressor(nn.Module):
         Raises:
             UserError: it has another width or number of rows than the model and the texts, or is not finite.
         """
-        none = self.nothing(rows)
-        if given is None:
-            return none
-        valid_BP = None
-        if isinstance(given, SummaryVectors):
-            vectors_BPD, valid_BP, found = given.vectors_BPD, given.valid_BP, given
-        else:
-            if isinstance(given, SoftPrompt):
-                vectors_BPD, valid_BP = given.vectors_BPD, given.valid_BP
-            else:
-                vectors_BPD = given[None] if given.dim() < 3 else given
-            vectors_BPD = vectors_BPD[None] if vectors_BPD.dim() < 3 else vectors_BPD
-            segment_of_P = torch.zeros(vectors_BPD.shape[1], dtype=torch.long, device=none.vectors_BPD.device)
-            found = replace(none, vectors_BPD=vectors_BPD, segment_of_P=segment_of_P, valid_BP=valid_BP)
-        width = self.model.config.d_model
-        if valid_BP is not None and valid_BP.shape[1:] != vectors_BPD.shape[1:2]:
-            raise UserError(f"The soft prompt's mask is {list(valid_BP.shape)}, and its vectors differ.")
-        if vectors_BPD.dim() != 3 or vectors_BPD.shape[2] != width or len(vectors_BPD) not in (1, rows):
-            raise UserError(
-                f"A soft prompt for {rows} texts of a model of width {width} is [1 or {rows}, P, {width}], not"
-                f" {list(vectors_BPD.shape)}."
-            )
-        if not vectors_BPD.is_floating_point() or not bool(torch.isfinite(vectors_BPD.detach()).all()):
-            raise UserError("The soft prompt holds what is no finite number.", "Make it again.")
-        valid_BP = None if valid_BP is None else valid_BP.expand(rows, -1)
-        tokens_B = found.tokens_B if len(found.tokens_B) == rows else found.tokens_B.expand(rows)
-        return replace(found, vectors_BPD=vectors_BPD.expand(rows, -1, -1), valid_BP=valid_BP, tokens_B=tokens_B)
+        return fitting_vectors(given, self.nothing(rows))
 
     def forward(
         self,
@@ -235,7 +198,15 @@ class AutoCompressor(nn.Module):
             raise ValueError("give either input_ids or inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         assert given is not None
-        self._check(given, input_ids is not None, attention_mask=attention_mask, labels=labels, targets_BT=targets_BT)
+        vocabulary = self.model.config.vocab_size
+        require_texts(
+            given,
+            vocabulary,
+            input_ids is not None,
+            attention_mask=attention_mask,
+            labels=labels,
+            targets_BT=targets_BT,
+        )
         embeds_BTD = self.model.embed(input_ids) if input_ids is not None else inputs_embeds
         assert embeds_BTD is not None
         rows, total = embeds_BTD.shape[:2]
@@ -366,7 +337,7 @@ class AutoCompressor(nn.Module):
         input_ids = input_ids[None] if input_ids.dim() == 1 else input_ids
         if attention_mask is not None and attention_mask.dim() == 1:
             attention_mask = attention_mask[None]
-        self._check(input_ids, True, attention_mask=attention_mask)
+        require_texts(input_ids, self.model.config.vocab_size, True, attention_mask=attention_mask)
         before = self.vectors(soft_prompt, len(input_ids))
         if not input_ids.shape[1]:
             lengths_of(0, segment_lengths, 1)
@@ -431,30 +402,11 @@ class AutoCompressor(nn.Module):
             rows = input_ids[None] if input_ids.dim() == 1 else input_ids
             mask = torch.ones_like(rows) if attention_mask is None else attention_mask
             mask = mask[None] if mask.dim() == 1 else mask
-            self._check(rows, True, attention_mask=mask)
+            require_texts(rows, self.model.config.vocab_size, True, attention_mask=mask)
             input_ids = [ids[real.bool()].tolist() for ids, real in zip(rows, mask, strict=True)]
         if settings:
             config = validate(GenerationConfig, settings, "the settings of the generation")
         return generate(self, input_ids, config, soft_prompt=soft_prompt, compress_every=compress_every, decode=decode)
-
-    def _check(self, given_BT: Tensor, is_ids: bool, **beside: Tensor | None) -> None:
-        """Refuse what is no batch of texts of the model's tokens.
-
-        Raises:
-            UserError: other ids, or a mask or labels of another shape.
-        """
-        vocabulary = self.model.config.vocab_size
-        if given_BT.dim() != 2 or not len(given_BT):
-            raise UserError(f"Texts are [B, T] with at least one row, not {list(given_BT.shape)}.")
-        if is_ids and given_BT.is_floating_point():
-            raise UserError(f"Texts are token ids, and these are {given_BT.dtype}.")
-        if is_ids and given_BT.numel() and not 0 <= int(given_BT.min()) <= int(given_BT.max()) < vocabulary:
-            raise UserError(f"The text has token ids beyond the model's vocabulary of {vocabulary}.")
-        for name, each in beside.items():
-            if each is not None and each.shape != given_BT.shape:
-                raise UserError(f"{name} has the shape {list(each.shape)}, and the text {list(given_BT.shape)}.")
-            if each is not None and name != "attention_mask" and each.numel() and int(each.max()) >= vocabulary:
-                raise UserError(f"{name} has token ids beyond the model's vocabulary of {vocabulary}.")
 
     def _summary_tokens(self, summary_length: int | None) -> Tensor:
         """The table's first rows: a causal summary's first vectors do not depend on later ones."""
