@@ -1,5 +1,5 @@
-"""Leases with real processes, in a folder and in a SQLite file: nobody holds what another holds, whatever dies, stops
-or has the wrong time.
+"""Leases with real processes, in a folder, a SQLite file and at a URL: nobody holds what another holds, whatever dies,
+stops or has the wrong time.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lmlab.distributed import FolderStore, Leases, Record, SqliteStore, Store
+from lmlab.distributed import FolderStore, Leases, Record, SqliteStore, Store, UrlStore
 
 SHORT_S = 0.6
-_STORES = {"folder": FolderStore, "sqlite": SqliteStore}
+_STORES = {"folder": FolderStore, "sqlite": SqliteStore, "url": UrlStore}
+
+
+def place_of(kind: str, folder: Path) -> str:
+    return f"file://{folder}/leases" if kind == "url" else str(folder / "leases")
 
 
 @pytest.fixture(params=list(_STORES))
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    return lambda: _STORES[request.param](tmp_path / "leases")
+    return lambda: _STORES[request.param](place_of(request.param, tmp_path))
 
 
 @pytest.fixture
@@ -33,13 +38,13 @@ def run(make: Callable[[], Store], tmp_path: Path) -> Iterator[Callable[[str], s
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str, before: str = "", owner: str | None = None) -> subprocess.Popen[str]:
-        kind = type(make()).__name__
+        kind = next(name for name, store in _STORES.items() if isinstance(make(), store))
         lines = [
             before,
             "import os, sys, time, fcntl",
             "from pathlib import Path",
-            f"from lmlab.distributed import Leases, {kind}",
-            f"leases = Leases({kind}(Path({str(tmp_path / 'leases')!r})), {SHORT_S}, {owner!r})",
+            f"from lmlab.distributed import Leases, {_STORES[kind].__name__} as Kept",
+            f"leases = Leases(Kept({place_of(kind, tmp_path)!r}), {SHORT_S}, {owner!r})",
             code,
         ]
         command = [sys.executable, "-c", "\n".join(lines)]
@@ -222,3 +227,28 @@ def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
         with leases.acquire(name):  # type: ignore[union-attr]
             assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_keeps_one_object_for_a_name(s3: Any, tmp_path: Path) -> None:
+    s3.mkdir("leases")
+    store = UrlStore("s3://leases/of")
+    leases = Leases(store)
+    for _ in range(3):
+        with leases.acquire("one"):  # type: ignore[union-attr]
+            assert Leases(UrlStore("s3://leases/of")).acquire("one") is None
+            assert len(s3.find("leases")) == 1
+    assert len(s3.find("leases")) == 1 and store.read("one") is None
+
+
+def test_at_a_url_who_read_long_ago_wins_nothing(tmp_path: Path) -> None:
+    """Numbers that were created and removed since can be created again, and must not count."""
+    location = f"memory://{tmp_path.name}"
+    store, late = UrlStore(location), UrlStore(location)
+    assert store.swap("one", None, Record("me"))
+    read = late._standing("one")
+    late._standing = lambda name: read  # type: ignore[method-assign]
+    for beat in range(2):
+        assert store.swap("one", Record("me", beat), Record("me", beat + 1))
+    assert not late.swap("one", Record("me"), Record("you")) and store.read("one") == Record("me", 2)
+    assert store.swap("one", Record("me", 2), None) and not late.swap("one", Record("me"), Record("you"))
+    assert store.read("one") is None

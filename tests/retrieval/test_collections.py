@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from lmlab.distributed import Record, UrlStore
 from lmlab.errors import UserError
 from lmlab.files import file_system
 from lmlab.retrieval import (
@@ -266,7 +267,7 @@ def test_builds_at_one_url_wait_for_each_other_and_for_none_that_died(tiny, tmp_
     inside: list[int] = []
 
     def work() -> None:
-        with alone(place, beat_s=0.05):
+        with alone(place, time_s=0.3):
             inside.append(1)
             assert len(inside) == 1
             time.sleep(0.1)
@@ -277,17 +278,17 @@ def test_builds_at_one_url_wait_for_each_other_and_for_none_that_died(tiny, tmp_
         thread.start()
     for thread in threads:
         thread.join()
-    assert not inside and not system.exists(f"{root}/.lock")
-    system.pipe_file(f"{root}/.lock", b"of a machine that died")
+    leases = UrlStore(f"{place}/.leases")
+    assert not inside and leases.read("builder") is None
+    assert leases.swap("builder", None, Record("of a machine that died"))
     started = time.monotonic()
-    with alone(place, beat_s=0.05):
+    with alone(place, time_s=0.3):
         assert time.monotonic() - started >= 0.3
-        time.sleep(0.2)  # its own beat keeps it
-        assert (
-            b"died" not in system.cat_file(f"{root}/.lock") and system.cat_file(f"{root}/.lock").split()[-1].isdigit()
-        )
+        time.sleep(0.4)  # its own beat keeps it
+        standing = leases.read("builder")
+        assert standing is not None and "died" not in standing.owner and standing.beat > 0
     store = EmbeddingStore.build(place, tiny, ["a", "b"], ["sea", "ship"])
-    assert store.ids == ["a", "b"] and not system.exists(f"{root}/.lock")
+    assert store.ids == ["a", "b"] and leases.read("builder") is None
     system.pipe_file(f"{root}/ids.txt", b'"b"\n"a"\n')  # what a build of others would leave
     with pytest.raises(UserError, match="names other rows than the store has vectors of"):
         _ = EmbeddingStore.open(place).ids

@@ -1,7 +1,8 @@
 """Claims of work: of many processes, on any number of machines, each piece is done by one.
 
 A process *leases* a piece, and a thread renews the lease for as long as the work goes on. When it dies, another process
-takes the piece over. One protocol serves two stores: a folder that all machines see, and a SQLite file.
+takes the piece over. One protocol serves three stores (`lease_stores.py`): a folder that all machines see, a SQLite
+file, and objects at a URL.
 
 A lease is one record: its owner's token, and a beat that grows with every renewal. All that happens to it (taking it,
 renewing it, taking it over, giving it back) is one atomic *compare and swap* of that record, which fails if anyone
@@ -14,12 +15,9 @@ renewal, and stops calling the lease its own when it is over; this comes first, 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import logging
 import os
-import shutil
 import threading
 import time
 import uuid
@@ -27,11 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote
-
-if TYPE_CHECKING:
-    import sqlite3
+from typing import Protocol
 
 _log = logging.getLogger(__name__)
 
@@ -193,121 +187,6 @@ class Leases:
             else:
                 lease._lost = True
                 del self._held[name]
-
-
-class FolderStore:
-    """Leases in a folder, also one that machines share (NFS, Lustre, a volume of a cluster).
-
-    A held piece is a folder with one file, whose name is the record. Every change is one rename or removal of that very
-    file, which the file system does for one process only, whatever its caches and clocks show. A free piece is no
-    folder, or an empty one.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._new = itertools.count()
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def read(self, name: str) -> Record | None:
-        """The record of a name."""
-        try:
-            found = os.listdir(self._place(name))
-        except FileNotFoundError:
-            return None
-        if len(found) != 1:  # none: free; two: a listing in the middle of a rename, of which the swap will tell
-            return None
-        owner, _, beat = found[0].rpartition("~")
-        return Record(owner, int(beat))
-
-    def swap(self, name: str, old: Record | None, new: Record | None) -> bool:
-        """One rename."""
-        place = self._place(name)
-        if old is None:
-            return new is None or self._create(place, new)
-        try:
-            if new is not None:
-                os.rename(place / _file_name(old), place / _file_name(new))
-                return True
-            os.unlink(place / _file_name(old))
-        except (FileNotFoundError, NotADirectoryError):
-            # A server that repeats a request whose answer was lost reports the file as missing: look what came of it.
-            return new is not None and (place / _file_name(new)).exists()
-        with contextlib.suppress(OSError):  # somebody has taken the piece already
-            os.rmdir(place)
-        return True
-
-    def _create(self, place: Path, record: Record) -> bool:
-        """A folder that already holds its file is renamed to the piece's name, which fails if a folder with a file is
-        there.
-        """
-        ready = self.folder / f".new-{uuid.uuid4().hex}-{next(self._new)}"
-        ready.mkdir()
-        try:
-            (ready / _file_name(record)).touch()
-            os.rename(ready, place)
-            return True
-        except OSError as error:
-            if (place / _file_name(record)).exists():  # a repeated request, as above
-                return True
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return False
-            raise
-        finally:
-            shutil.rmtree(ready, ignore_errors=True)
-
-    def _place(self, name: str) -> Path:
-        return self.folder / quote(name, safe=" ").replace(".", "%2E")
-
-
-class SqliteStore:
-    """Leases in a table of a SQLite file, which may hold other tables; None for one in memory.
-
-    Every change is one statement on the very record. Threads may share it.
-    """
-
-    _SCHEMA = "create table if not exists leases (name text primary key, owner text not null, beat integer not null)"
-
-    def __init__(self, path: str | Path | None, wait_s: float = 60.0) -> None:
-        import sqlite3
-
-        # A connection of its own, as the number of changed rows is that of the connection's last statement.
-        self._database: sqlite3.Connection = sqlite3.connect(
-            path or ":memory:", timeout=wait_s, isolation_level=None, check_same_thread=False
-        )
-        self._lock = threading.Lock()
-        self._database.execute("pragma synchronous=normal")
-        self._database.execute(self._SCHEMA)
-
-    def read(self, name: str) -> Record | None:
-        """The record of a name."""
-        with self._lock:
-            row = self._database.execute("select owner, beat from leases where name = ?", (name,)).fetchone()
-        return None if row is None else Record(*row)
-
-    def swap(self, name: str, old: Record | None, new: Record | None) -> bool:
-        """One statement."""
-        if old is None:
-            if new is None:
-                return True
-            return self._changes("insert or ignore into leases values (?, ?, ?)", (name, new.owner, new.beat))
-        where = (name, old.owner, old.beat)
-        if new is None:
-            return self._changes("delete from leases where name = ? and owner = ? and beat = ?", where)
-        changed = "update leases set owner = ?, beat = ? where name = ? and owner = ? and beat = ?"
-        return self._changes(changed, (new.owner, new.beat, *where))
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._database.close()
-
-    def _changes(self, statement: str, values: tuple[str | int, ...]) -> bool:
-        with self._lock:
-            return self._database.execute(statement, values).rowcount == 1
-
-
-def _file_name(record: Record) -> str:
-    return f"{record.owner}~{record.beat}"
 
 
 def _boot_clock() -> Callable[[], float]:
