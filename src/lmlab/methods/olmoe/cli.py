@@ -43,7 +43,9 @@ Step = Annotated[
 def trace(
     model: Annotated[
         Path,
-        typer.Argument(help="Directory of a mixture of experts: one of lmlab's families, or any of transformers'."),
+        typer.Argument(
+            help="A mixture of experts (directory, checkpoint, stage or run); a directory may be any of transformers'."
+        ),
     ],
     texts: Annotated[str, typer.Argument(help="Files, a glob, a folder or a URL of texts.")],
     settings: TraceConfig,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,10 +80,12 @@ def decoder(tokenizer: str) -> Callable[[int], str]:
 def _encoder(tokenizer: str) -> Callable[[str], list[int]]:
     if tokenizer == BYTES:
         return lambda text: list(text.encode())
-    if not (Path(tokenizer) / "tokenizer.json").exists():
+    try:
+        found = Vocabulary.find(tokenizer)
+    except UserError:
         raise UserError(
             f"'{tokenizer}' has no tokenizer.",
             "Name its directory with --tokenizer, or --tokenizer bytes for a model of raw bytes.",
-        )
-    loaded = Vocabulary.find(tokenizer).load()
+        ) from None
+    loaded = found.load()
     return lambda text: loaded.encode(text, "as_text")

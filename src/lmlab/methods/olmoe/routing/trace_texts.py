@@ -8,6 +8,7 @@ from lmlab.methods.olmoe.config import TraceConfig
 from lmlab.methods.olmoe.routing.collect import batches_of, collect, load_routed
 from lmlab.methods.olmoe.routing.texts import cut_texts
 from lmlab.methods.olmoe.routing.trace import RoutingTrace
+from lmlab.runs import Model
 
 
 def trace_texts(model: str | Path, texts: str, config: TraceConfig | None = None) -> RoutingTrace:
@@ -21,7 +22,10 @@ def trace_texts(model: str | Path, texts: str, config: TraceConfig | None = None
     """
     config = config or TraceConfig()
     routed = load_routed(model)
-    tokenizer, fields = config.tokenizer or str(model), (config.text_field, config.domain_field, config.split)
+    tokenizer, fields = (
+        config.tokenizer or str(Model.find(model).source),
+        (config.text_field, config.domain_field, config.split),
+    )
     found = cut_texts(texts, tokenizer, config.length, config.sequences, *fields)
     return collect(
         routed,
