@@ -33,6 +33,21 @@ def test_products_and_gradients_are_those_of_torch(library, lead, with_bias):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["columns", "rows"])
+@pytest.mark.parametrize("lead", [(1,), (2,), (3, 5), (24,), (25,), (0,)], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_few_rows_in_half_precision_are_those_of_more(way, lead, with_bias):
+    x, weight, bias = (each.detach().bfloat16() for each in operands(*lead))
+    inputs = (x, weight, bias) if with_bias else (x, weight)
+    exact = F.linear(*(each.double() for each in inputs))
+    with ways.using({"rows bf16": way}):
+        found = gemm.linear(*inputs)
+    assert found.dtype == x.dtype and found.is_contiguous() and found.shape == exact.shape
+    torch.testing.assert_close(found.double(), exact, atol=2e-2, rtol=1e-2)
+    few = gemm.are_few_half_rows(x, weight)
+    assert few == (lead in [(1,), (2,), (3, 5), (24,)])
+
+
 def test_inputs_need_not_lie_in_order(library):
     x, weight, _ = operands(6, 5)
     strange = x.transpose(0, 1)

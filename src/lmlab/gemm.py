@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from lmlab.ways import way
 
+_FEW = 24  # rows: beyond them the order of the weight costs no more than that of the result
 _PART, _MOST_PARTS = 512, 8  # rows of a part of a sum, and parts
 _LARGEST_SPLIT = 2**19  # numbers of a weight: of larger ones the library spreads columns over threads, not rows
 
@@ -32,9 +33,9 @@ _fast_inference: ContextVar[bool] = ContextVar("fast_inference", default=False)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; x is [..., K], weight [N, K], bias [N]."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not learns and _is_one_half_row(x, weight):
-        row = torch.mv(weight, x.reshape(-1))
-        return (row if bias is None else row + bias).view(*x.shape[:-1], weight.shape[0])
+    if not learns and are_few_half_rows(x, weight):
+        few = few_rows(x.reshape(-1, x.shape[-1]), weight)
+        return (few if bias is None else few + bias).contiguous().view(*x.shape[:-1], weight.shape[0])
     if not (learns or _fast_inference.get()) or not x.numel() or not _by_onednn(x, weight):
         if learns and _is_split(x, weight):
             split: Tensor = _SplitLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
@@ -45,13 +46,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product.view(*x.shape[:-1], weight.shape[0])
 
 
-def _is_one_half_row(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is the product of a matrix and one vector in half precision, for which PyTorch's general product
-    takes up to three times as long on a CPU as the one that is made for it.
-    """
-    if x.dtype != torch.bfloat16 or x.numel() != x.shape[-1] or weight.dtype != x.dtype:
+def are_few_half_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether this product, without gradients, is one of `few_rows`."""
+    if x.dtype != torch.bfloat16 or weight.dtype != x.dtype or x.device.type != "cpu":
         return False
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    numbers, width = x.numel(), x.shape[-1]
+    if not 0 < width <= numbers <= _FEW * width or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    return numbers == width or way("rows bf16") == "columns"
+
+
+def few_rows(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """x @ weight.T for few rows in half precision on a CPU, [M, N]; of several rows the numbers of a column lie side by
+    side in memory.
+
+    For one row PyTorch's general product takes up to three times as long as the one that is made for it. Of several, it
+    would bring the weight into another order each time; as the left matrix of a product it is read as it lies, and what
+    is brought into order is small.
+    """
+    if len(x_MK) == 1:
+        return torch.mv(weight_NK, x_MK.view(-1)).view(1, -1)
+    return torch.mm(weight_NK, x_MK.t()).t()
 
 
 @contextmanager

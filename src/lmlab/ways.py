@@ -75,6 +75,9 @@ def _questions() -> dict[str, Question]:
     found["products fp32"] = Question(
         "products of training in fp32", ("default", "onednn"), _faster_library(), _onednn_is_there
     )
+    found["rows bf16"] = Question(
+        "products of few rows in bf16 without gradients: transposed, or as they are", ("columns", "rows"), "columns"
+    )
     found["weights fp32"] = Question(
         "gradients of weights in fp32 from many tokens, in parts or in one product", ("split", "whole"), "split"
     )

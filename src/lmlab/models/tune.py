@@ -28,6 +28,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _HEADS, _HEAD_DIM = 4, 64
 _TOKENS = {"short": (8, 128), "medium": (4, 512), "long": (1, 4096)}  # rows and tokens of a text, by class
 _PACKED = 4  # texts in a row
+_WEIGHTS = 24
 _MOST_ROUNDS, _FEWEST_ROUNDS = 30, 3
 
 
@@ -88,11 +89,17 @@ def _by(name: str, way: str, step: Callable[[], None]) -> Callable[[], None]:
 
 
 def _step_of(name: str) -> Callable[[], None]:
-    """One forward and backward pass of what a question is about."""
+    """One forward and backward pass of what a question is about, or a forward pass if it is about inference."""
     kind, precision, *rest = name.split()
     dtype = _DTYPES[precision]
     if kind != "attention":
-        return {"products": _products, "weights": _weights, "gate": _gate, "experts": _experts}[kind](dtype)
+        return {
+            "products": _products,
+            "weights": _weights,
+            "gate": _gate,
+            "experts": _experts,
+            "rows": _few_rows,
+        }[kind](dtype)
     return _attention(dtype, packed=rest[0] == "packed", length=rest[1])
 
 
@@ -100,6 +107,19 @@ def _products(dtype: torch.dtype) -> Callable[[], None]:
     x, weight = _leaf(dtype, 1024, 512), _leaf(dtype, 1536, 512)
     grad = torch.ones(1024, 1536, dtype=dtype)
     return lambda: linear(x, weight).backward(grad)
+
+
+def _few_rows(dtype: torch.dtype) -> Callable[[], None]:
+    # of several weights, so that they come from memory as those of a network do
+    weights = [torch.randn(1536, 576, dtype=dtype) for _ in range(_WEIGHTS)]
+    x = torch.randn(8, 576, dtype=dtype)
+
+    def step() -> None:
+        with torch.inference_mode():
+            for weight in weights:
+                linear(x, weight)
+
+    return step
 
 
 def _weights(dtype: torch.dtype) -> Callable[[], None]:

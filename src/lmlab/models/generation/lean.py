@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmlab.gemm import linear
+from lmlab.gemm import are_few_half_rows, few_rows, linear
 from lmlab.models.attention.attention import Attention
 from lmlab.models.attention.backends import one_query
 from lmlab.models.attention.cache import KVCache
@@ -179,7 +179,7 @@ class _LeanBlock:
         """Queries and keys beside each other, so that they turn together, [R, N + K, H]; and values, [R, K, H]."""
         heads, kv_heads, width = self._heads, self._kv_heads, self._width
         if self._plain:
-            all_RCH = projected_RE.view(-1, heads + 2 * kv_heads, width)
+            all_RCH = projected_RE.contiguous().view(-1, heads + 2 * kv_heads, width)
             return all_RCH.narrow(1, 0, heads + kv_heads), all_RCH.narrow(1, heads + kv_heads, kv_heads)
         attention = self._attention
         query, key, value = projected_RE.split([heads * width, kv_heads * width, kv_heads * width], -1)
@@ -238,7 +238,13 @@ def _product(layer: nn.Module) -> _Map:
     if type(layer) is not Linear:
         return layer.forward
     weight, bias = layer.weight, layer.bias
-    return lambda x_RK: linear(x_RK, weight, bias)
+
+    def product(x_RK: Tensor) -> Tensor:
+        if bias is None and are_few_half_rows(x_RK, weight):
+            return few_rows(x_RK, weight)
+        return linear(x_RK, weight, bias)
+
+    return product
 
 
 def _norm(norm: nn.Module) -> _Map:
