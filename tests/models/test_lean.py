@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tests.models.random_models import CONFIGS, random_model
@@ -96,7 +98,7 @@ def test_a_model_that_was_laid_out_is_trained_moved_and_saved_as_before(tmp_path
     ids = torch.tensor([PROMPTS[0]])
     for each in (model, other):
         optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
-        each.train()(ids, labels_BT=ids).loss.mean.backward()
+        each.train()(ids, labels_BT=ids).loss.sum.backward()
         optimizer.step()
         each.eval()
     for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
@@ -106,6 +108,28 @@ def test_a_model_that_was_laid_out_is_trained_moved_and_saved_as_before(tmp_path
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), found.parameters(), strict=True))
     expected = [each.ids for (each,) in generate(other.to(torch.bfloat16), PROMPTS, GREEDY)]
     assert [each.ids for (each,) in generate(model.to(torch.bfloat16), PROMPTS, GREEDY)] == expected
+
+
+def test_large_pages_change_nothing_that_is_computed_shared_or_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmlab.models.generation.pages._FEWEST_BYTES", 0)
+    model, other = random_model("llama"), random_model("llama")
+    assert model.head is None  # tied
+    lay_out(model)
+    places = sorted(each.data_ptr() for each in model.parameters())
+    assert places[-1] - places[0] < 2 * sum(each.nbytes for each in model.parameters())  # one beside the other
+    assert all(joint(layers) is not None for layers in parts_of(model))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), other.parameters(), strict=True))
+    copied = copy.deepcopy(model.block(0).attention.output)
+    assert copied.weight.untyped_storage().nbytes() == copied.weight.nbytes
+    save_pretrained(model, tmp_path)
+    found = from_pretrained(tmp_path)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), found.parameters(), strict=True))
+    torch.testing.assert_close(steps(model, True, True), steps(other, True, True), rtol=1e-5, atol=1e-5)
+    ids = torch.tensor([PROMPTS[0]])
+    model.train()(ids, labels_BT=ids).loss.sum.backward()
+    assert all(each.grad is not None for each in model.parameters())
+    packed = lay_out(pack_weights(random_model("llama", d_model=64, d_ff=96), "int4"))
+    assert packed(ids).logits_BTV.isfinite().all()
 
 
 def test_what_has_adapters_or_is_shared_with_other_processes_stays_where_it_is():

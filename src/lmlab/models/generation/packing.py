@@ -7,6 +7,7 @@ from torch import nn
 
 from lmlab.errors import UserError
 from lmlab.models.block import Block
+from lmlab.models.generation.pages import into_large_pages
 from lmlab.models.layers.feed_forward import FeedForward
 from lmlab.models.layers.joined import lay_together
 from lmlab.models.layers.linear import Linear
@@ -60,7 +61,8 @@ def pack_weights(model: Transformer, kind: Packing) -> Transformer:
 
 
 def lay_out(model: Transformer) -> Transformer:
-    """Put matrices of a layer that read the same input one after the other in memory; return the model.
+    """Put matrices of a layer that read the same input one after the other in memory, and all weights into large pages
+    where the system has them; return the model.
 
     A step of decoding on a CPU then makes one product of queries, keys and values, and one of gates and what they gate.
     The model computes the same as before, and may be trained, saved and moved; each matrix is a part of a larger one.
@@ -70,6 +72,7 @@ def lay_out(model: Transformer) -> Transformer:
         lay_together((block.attention.query, block.attention.key, block.attention.value))
         if isinstance(block.ffn, FeedForward) and block.ffn.gate is not None:
             lay_together((block.ffn.gate, block.ffn.up))
+    into_large_pages([*model.parameters(), *model.buffers()])
     return model
 
 
