@@ -9,16 +9,24 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lmlab.config import NO_INFLUENCE, Config, Flag, Precision
 
 
-class Loading(Config):
-    """Where a model runs, and in which precision.
+class OnDevice(Config):
+    """Where a model runs.
 
     Attributes:
         device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    device: Annotated[str, NO_INFLUENCE] = "auto"
+
+
+class Loading(OnDevice):
+    """Where a model runs, and in which precision.
+
+    Attributes:
         precision: of the weights: fp32, bf16, auto (the faster of both here), or on a CPU int8 or int4, which write
             faster and slightly other texts.
     """
 
-    device: Annotated[str, NO_INFLUENCE] = "auto"
     precision: Precision = "fp32"
 
 

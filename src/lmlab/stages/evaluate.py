@@ -42,6 +42,7 @@ from lmlab.runs import (
     Stage,
     StageContext,
 )
+from lmlab.runs.loading import OnDevice
 from lmlab.stages.baselines import BaselinesResults
 from lmlab.stages.parts.evaluate_report import (
     EvaluateResults,
@@ -54,7 +55,7 @@ from lmlab.stages.parts.evaluate_report import (
 Figures = dict[str, dict[str, Any]]
 
 
-class EvaluateConfig(MeasuringOptions, MeasuredOn):
+class EvaluateConfig(MeasuringOptions, MeasuredOn, OnDevice):
     """Which model on what.
 
     Attributes:
@@ -71,7 +72,6 @@ class EvaluateConfig(MeasuringOptions, MeasuredOn):
     split: Literal["train", "heldout"] = "heldout"
     baselines: Input | None = None
     untrained: bool = False
-    device: str = "auto"
 
 
 class Evaluate(Stage[EvaluateConfig, EvaluateResults]):

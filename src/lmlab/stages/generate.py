@@ -7,20 +7,20 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from lmlab.config import Precision
 from lmlab.data import Tokenizer
 from lmlab.hardware import select_device
 from lmlab.models import Completion, GenerationConfig, SoftPrompt, Transformer, generate
 from lmlab.progress import console
 from lmlab.reports import Sample, Section
 from lmlab.runs import Model, ModelInput, Results, Stage, StageContext
+from lmlab.runs.loading import Loading
 from lmlab.terminal import markup
 
 _OF_MODELS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"}
 """What a model's makers may recommend."""
 
 
-class GenerateConfig(GenerationConfig):
+class GenerateConfig(GenerationConfig, Loading):
     """Which model continues what, and how.
 
     What is not given is what the model's `generation_config.json` says, else temperature 0.8 and top_p 0.95.
@@ -28,16 +28,12 @@ class GenerateConfig(GenerationConfig):
     Attributes:
         seed: added to that of the recipe.
         eos_ids: further tokens that end a text, beside those of the model.
-        precision: of the weights: fp32, bf16, auto (the faster of both here), or on a CPU int8 or int4, which write
-            faster and slightly other texts.
     """
 
     model: ModelInput
     prompts: list[str] = Field(min_length=1)
     temperature: float = Field(default=0.8, ge=0)
     top_p: float | None = Field(default=0.95, gt=0, le=1)
-    device: str = "auto"
-    precision: Precision = "fp32"
 
 
 class Completed(Results):

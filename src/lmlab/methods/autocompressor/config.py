@@ -8,6 +8,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, field_valida
 
 from lmlab.config import Config, Flag, names_in
 from lmlab.runs import ModelInput
+from lmlab.runs.loading import OnDevice
 
 SummaryInit = Literal["eos", "noise", "mean", "vocab"]
 RopePositions = Literal["contiguous", "text_only"]
@@ -104,7 +105,7 @@ def check_trains(compressor: CompressorConfig, segments: SegmentsConfig) -> None
         raise ValueError("bptt sliding needs a depth and segments of at least 2, or summary tokens get no gradient.")
 
 
-class EncodeConfig(Config):
+class EncodeConfig(OnDevice):
     """How documents become rows of a store.
 
     Attributes:
@@ -116,7 +117,6 @@ class EncodeConfig(Config):
         workers: processes.
         backend: processes here, or ray.
         gpus: GPUs of each worker, on Ray.
-        device: auto, cpu, cuda, cuda:N or mps.
     """
 
     segment: PositiveInt | None = None
@@ -127,10 +127,9 @@ class EncodeConfig(Config):
     workers: PositiveInt = 1
     backend: Literal["processes", "ray"] = "processes"
     gpus: NonNegativeFloat = 0
-    device: str = "auto"
 
 
-class PplConfig(Config):
+class PplConfig(OnDevice):
     """Perplexity of a text after compressed context.
 
     Attributes:
@@ -140,7 +139,6 @@ class PplConfig(Config):
         baseline: lines beside summaries: shuffled (another document's vectors), truncate (as many plain tokens as there
             are vectors), full (all plain, where the window holds them), rmt, base.
         texts: most documents.
-        device: auto, cpu, cuda, cuda:N or mps.
     """
 
     context: tuple[NonNegativeInt, ...] = (0, 512, 1024)
@@ -148,7 +146,6 @@ class PplConfig(Config):
     segment: PositiveInt = 512
     baseline: tuple[Literal["shuffled", "truncate", "full", "rmt", "base"], ...] = ("shuffled", "truncate", "full")
     texts: PositiveInt = 100
-    device: str = "auto"
 
     @field_validator("baseline", mode="before")
     @classmethod
@@ -174,7 +171,7 @@ class OtherLines(Config):
     base: ModelInput | None = None
 
 
-class IclConfig(Config):
+class IclConfig(OnDevice):
     """Accuracy with demonstrations in the context.
 
     Attributes:
@@ -187,7 +184,6 @@ class IclConfig(Config):
         balance: as many demonstrations of each label; by default as the paper does for the task.
         limit: most tests.
         parity: of multirc, the reference's template, which puts the answer's word in the candidate's place too.
-        device: auto, cpu, cuda, cuda:N or mps.
     """
 
     soft: tuple[PositiveInt, ...] = ()
@@ -199,7 +195,6 @@ class IclConfig(Config):
     balance: bool | None = None
     limit: PositiveInt | None = None
     parity: bool = False
-    device: str = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> IclConfig:
@@ -210,7 +205,7 @@ class IclConfig(Config):
         return self
 
 
-class RagConfig(Config):
+class RagConfig(OnDevice):
     """Summaries of retrieved passages before a text.
 
     Attributes:
@@ -222,7 +217,6 @@ class RagConfig(Config):
         retriever: bm25, or an encoder, such as minilm or a directory.
         texts: most texts.
         seed: of random passages.
-        device: auto, cpu, cuda, cuda:N or mps.
     """
 
     k: tuple[PositiveInt, ...] = (1, 3, 5, 10)
@@ -234,7 +228,6 @@ class RagConfig(Config):
     retriever: str = "bm25"
     texts: PositiveInt = 200
     seed: NonNegativeInt = 0
-    device: str = "auto"
 
     @field_validator("lines", mode="before")
     @classmethod
@@ -242,7 +235,7 @@ class RagConfig(Config):
         return names_in(value)
 
 
-class RerankConfig(Config):
+class RerankConfig(OnDevice):
     """Passages in a new order, by how probable a question is after their summaries.
 
     Attributes:
@@ -251,7 +244,6 @@ class RerankConfig(Config):
         k: recall is counted among so many first ones.
         plain: rank by the passages' text too.
         questions: most questions.
-        device: auto, cpu, cuda, cuda:N or mps.
     """
 
     split: str = "test"
@@ -259,4 +251,3 @@ class RerankConfig(Config):
     k: PositiveInt = 20
     plain: bool = False
     questions: PositiveInt | None = None
-    device: str = "auto"

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from lmlab.config import NO_INFLUENCE, Config, Flag
+from lmlab.config import NO_INFLUENCE, Flag
 from lmlab.evals.long.config import LongPPLConfig, LongSettings, Mode
 from lmlab.runs import ModelInput
+from lmlab.runs.loading import Loading
 
 
-class MeasuringSettings(Config):
+class MeasuringSettings(Loading):
     """How a model is measured on instances.
 
     Attributes:
@@ -21,8 +22,6 @@ class MeasuringSettings(Config):
         controls: also ask without the context, and with the one passage that answers alone.
         short_tasks: tasks of `lmlab eval` with short prompts, measured beside, to see what a longer window costs.
         short_limit: most questions of each of them.
-        device: where the model runs: auto, cpu, cuda, cuda:N or mps.
-        precision: of the weights: fp32, bf16, or auto, the faster one here.
     """
 
     mode: Mode = "generate"
@@ -31,8 +30,6 @@ class MeasuringSettings(Config):
     controls: bool = True
     short_tasks: Annotated[list[str], Flag(("--short-task",))] = []
     short_limit: PositiveInt | None = 200
-    device: Annotated[str, NO_INFLUENCE] = "auto"
-    precision: str = "fp32"
 
 
 class LongEvaluateConfig(LongSettings, MeasuringSettings):

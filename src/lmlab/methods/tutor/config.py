@@ -10,12 +10,13 @@ from lmlab.config import NO_INFLUENCE, Config
 from lmlab.judging import AnswerJudgeConfig
 from lmlab.judging.config import EndpointSettings, PriceTable
 from lmlab.runs import Input, ModelInput, VocabularyInput
+from lmlab.runs.loading import OnDevice
 
 Book = Literal["open", "closed"]
 Overflow = Literal["error", "truncate_middle", "skip"]
 
 
-class AnswerConfig(Config):
+class AnswerConfig(OnDevice):
     """How a tutor is asked.
 
     Attributes:
@@ -29,7 +30,6 @@ class AnswerConfig(Config):
         share: read the chapter once for all of its questions.
         batch_tokens: most tokens of prompts in one batch.
         limit: ask only the first questions.
-        device: auto, cpu, cuda, cuda:N or mps.
         precision: fp32, bf16, or auto, the faster one here.
     """
 
@@ -42,7 +42,6 @@ class AnswerConfig(Config):
     share: Annotated[bool, NO_INFLUENCE] = True
     batch_tokens: Annotated[PositiveInt, NO_INFLUENCE] = 32_768
     limit: PositiveInt | None = None
-    device: Annotated[str, NO_INFLUENCE] = "auto"
     precision: Literal["fp32", "bf16", "auto"] = "auto"
 
 
