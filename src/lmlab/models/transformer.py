@@ -34,7 +34,7 @@ from lmlab.models.initialize import draw
 from lmlab.models.internals.parts import part
 from lmlab.models.internals.taps import Taps
 from lmlab.models.layers.linear import Linear
-from lmlab.models.layers.norm import make_norm
+from lmlab.models.layers.norm import frozen_norm, make_norm
 from lmlab.models.layers.packed import PackedLinear
 from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient, embed_tied
@@ -311,9 +311,13 @@ class Transformer(nn.Module):
         return (x_BTD, self._embed_positions(position_ids_BT).to(x_BTD.dtype).expand_as(x_BTD)), context
 
     @part
-    def read_out(self, x_BTD: Tensor) -> Tensor:
-        """The logits [B, T, V] of a residual stream after the last block."""
-        return self.logits_of(self._leave(x_BTD, None))
+    def read_out(self, x_BTD: Tensor, straight: bool = False) -> Tensor:
+        """The logits [B, T, V] of a residual stream after the last block.
+
+        Arguments:
+            straight: with gradients as if the scale of the final norm were a constant.
+        """
+        return self.logits_of(self._leave(x_BTD, None, straight))
 
     def enter(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
         """The residual stream [B, T, D] before the first block, of tokens at these positions."""
@@ -387,9 +391,11 @@ class Transformer(nn.Module):
                 routers.append(routed)
         return x_BTD, tuple(routers)
 
-    def _leave(self, x_BTD: Tensor, taps: Taps | None) -> Tensor:
+    def _leave(self, x_BTD: Tensor, taps: Taps | None, straight: bool = False) -> Tensor:
         """The final hidden states of the residual stream after the last block."""
-        hidden_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        hidden_BTD = x_BTD
+        if self.final_norm is not None:
+            hidden_BTD = frozen_norm(self.final_norm, x_BTD) if straight else self.final_norm(x_BTD)
         if self.config.logit_scale != 1 and self.score is None:  # here, so that logits, losses and scores all have it
             hidden_BTD = hidden_BTD * self.config.logit_scale
         return hidden_BTD if taps is None else taps("final", hidden_BTD)

@@ -4,24 +4,37 @@ do.
 Together they give what `Block.forward` gives: the residual stream plus `write_attention(block, heads(block, x, ...))`,
 plus `feed_forward` of that, where norms stand before or on the way out of each sub-layer.
 
+With `straight` the numbers are the same, but gradients pass through norms with their scale held fast, through attention
+with its pattern held fast, and through feed-forward networks by `FeedForward.straight`.
+
 Shapes: B batch, T tokens, D model width, N query heads, K key-value heads, H width of a head, E experts.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
+
+from torch import Tensor, nn
 
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
+from lmlab.models.config import NormPosition
 from lmlab.models.internals.parts import part
-from lmlab.models.layers.norm import norm_factor
+from lmlab.models.internals.taps import Taps
+from lmlab.models.layers.feed_forward import FeedForward
+from lmlab.models.layers.norm import frozen_norm, norm_factor
 from lmlab.models.moe.layer import MoE
 from lmlab.models.moe.router import RouterOutput
 
 
 @part
 def heads(
-    block: Block, query: Tensor, context: AttentionContext, key: Tensor | None = None, value: Tensor | None = None
+    block: Block,
+    query: Tensor,
+    context: AttentionContext,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    straight: bool = False,
 ) -> Tensor:
     """What each head gathers, [B, T, N, H], when it reads these in place of one residual stream.
 
@@ -30,10 +43,26 @@ def heads(
         key, value: [B, T, D], or [B, T, K, D] with an input for each key-value head; by default `query` for all three.
     """
 
-    def read(x: Tensor | None) -> Tensor | None:
-        return None if x is None else block.norm_if("pre", block.attention_norm, x)
+    if straight:
+        context = replace(context, taps=_frozen_pattern(block))
 
-    return block.attention.heads(block.norm_if("pre", block.attention_norm, query), context, read(key), read(value))
+    def read(x: Tensor | None) -> Tensor | None:
+        return None if x is None else _norm_if("pre", block, block.attention_norm, x, straight)
+
+    read_query = _norm_if("pre", block, block.attention_norm, query, straight)
+    return block.attention.heads(read_query, context, read(key), read(value))
+
+
+def _norm_if(position: NormPosition, block: Block, norm: nn.Module, x: Tensor, straight: bool) -> Tensor:
+    if straight and block.norm_position == position:
+        return frozen_norm(norm, x)
+    return block.norm_if(position, norm, x)
+
+
+def _frozen_pattern(block: Block) -> Taps:
+    taps = Taps({f"blocks.{block.layer}.attention.pattern": lambda pattern: pattern.detach()})
+    taps.bind(block.layer + 1)
+    return taps
 
 
 @part
@@ -44,10 +73,10 @@ def merge_heads(block: Block, heads_BTNH: Tensor) -> Tensor:
 
 
 @part
-def write_attention(block: Block, heads_BTNH: Tensor) -> Tensor:
+def write_attention(block: Block, heads_BTNH: Tensor, straight: bool = False) -> Tensor:
     """What the attention adds to the residual stream, [B, T, D]."""
     out_BTD: Tensor = block.attention.output(heads_BTNH.flatten(2))
-    return block.norm_if("reordered", block.attention_norm, out_BTD)
+    return _norm_if("reordered", block, block.attention_norm, out_BTD, straight)
 
 
 @part
@@ -68,12 +97,19 @@ def write_heads(block: Block, heads_BTNH: Tensor, bias: bool = False) -> Tensor:
 
 
 @part
-def feed_forward(block: Block, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, RouterOutput | None]:
+def feed_forward(
+    block: Block, x_BTD: Tensor, context: AttentionContext, straight: bool = False
+) -> tuple[Tensor, RouterOutput | None]:
     """What the feed-forward network adds to the residual stream when it reads x, [B, T, D], and what a router
     decided.
     """
-    written_BTD, routed = block.feed_forward(block.norm_if("pre", block.norm_of_ffn, x_BTD), context)
-    return block.norm_if("reordered", block.norm_of_ffn, written_BTD), routed
+    read_BTD = _norm_if("pre", block, block.norm_of_ffn, x_BTD, straight)
+    if straight:
+        assert isinstance(block.ffn, FeedForward)
+        written_BTD, routed = block.ffn.straight(read_BTD), None
+    else:
+        written_BTD, routed = block.feed_forward(read_BTD, context)
+    return _norm_if("reordered", block, block.norm_of_ffn, written_BTD, straight), routed
 
 
 @part

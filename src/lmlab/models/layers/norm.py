@@ -48,6 +48,21 @@ def norm_factor(norm: nn.Module) -> Tensor:
     return 1 + norm.weight if isinstance(norm, OffsetRMSNorm) else norm.weight
 
 
+def frozen_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm gives, with gradients as if its scale were a constant: those of a linear map."""
+    if isinstance(norm, nn.Identity):
+        return x
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+    wide = x.to(sum_dtype(x))
+    if isinstance(norm, nn.LayerNorm):
+        wide = wide - wide.mean(-1, keepdim=True)
+    wide = wide * (wide.detach().square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt()
+    if norm.weight is not None:
+        wide = wide * norm_factor(norm).to(wide.dtype)
+    bias = getattr(norm, "bias", None)
+    return (wide if bias is None else wide + bias.to(wide.dtype)).to(x.dtype)
+
+
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The configuration's normalization over the last dimension of size `width`."""
     if config.norm == "rmsnorm":
