@@ -3,10 +3,11 @@
     python benchmarks/circuit_curves.py --model models/smollm2 --out curves.jsonl --seconds 570
     python benchmarks/circuit_curves.py --model models/smollm2 --out curves.jsonl --report
 
-It goes on where it was stopped, a line for each task and method. Every method ranks all edges on `train`; the best are
-kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns), years (greater-than) and expressions
-(boolean) no search saw. Faithfulness is by the metric of the task: the logit difference, or for greater-than the
-probability difference of all later less all earlier values.
+It goes on where it was stopped, a line for each method and task, methods in turns over all tasks. Every method ranks
+all edges on `train`; the best are kept, cleaned and measured on `test`, whose templates (ioi), predicates (pronouns),
+years (greater-than) and expressions (boolean) no search saw. Faithfulness is by the metric of the task, which first-
+order scores go by too: the logit difference, or for greater-than the probability difference of all later less all
+earlier values. `edge-pruning 5%` trains its gates for that share of edges; its other sizes are by rank.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ("ioi", "greater-than", "pronouns", "boolean")
-METHODS = ("eap", "eap-ig", "edge-pruning", "ranking", "random")
-FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
+METHODS = ("eap", "eap-ig", "edge-pruning 5%", "relp", "edge-pruning 1%", "random", "ifr", "ranking")
+FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -41,15 +42,19 @@ def _tasks(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     return found
 
 
-def _config(arguments: argparse.Namespace, method: str, edges: int):
+def _config(arguments: argparse.Namespace, method: str, metric: str, edges: int):
     from lmlab.methods.edge_pruning import FindConfig
 
     training = {"steps": arguments.steps, "batch_size": arguments.batch}
-    if method == "edge-pruning":
+    name, _, share = method.partition(" ")
+    if name == "edge-pruning":
         pruning = {**training, "learning_rate": 0.3, "polish": False}
-        return FindConfig(num_edges=round(arguments.share * edges), price=2e-4, warm_start=True, pruning=pruning)
-    ranking = {**training, "steps": arguments.steps, "learning_rate": 0.2}
-    return FindConfig(method=method, num_edges=round(arguments.share * edges), ranking=ranking)
+        size = round(float(share.removesuffix("%")) / 100 * edges)
+        return FindConfig(num_edges=size, price=2e-4, warm_start=True, pruning=pruning)
+    given: dict[str, Any] = {"ranking": {**training, "learning_rate": 0.2}} if name == "ranking" else {}
+    if name in ("eap", "eap-ig", "relp"):
+        given["metric"] = metric
+    return FindConfig(method=name, num_edges=round(0.05 * edges), **given)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -69,27 +74,32 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
     done = {(each["task"], each["method"]) for each in _lines(arguments.out)}
-    for name in arguments.task or TASKS:
-        wanted = [method for method in arguments.method or METHODS if (name, method) not in done]
-        if not wanted:
-            continue
-        tasks = _tasks(arguments, name)
-        edges = tasks["train"].masked.graph.num_edges
-        ends = Ends.of(tasks["test"], "probability_difference" if name == "greater-than" else None)
-        print(f"{name}: {ends.metric} {ends.full[ends.metric]:.3f} of the model, {ends.empty[ends.metric]:.3f} empty")
-        for method in wanted:
+    ready: dict[str, Any] = {}
+    for method in arguments.method or METHODS:
+        for name in arguments.task or TASKS:
+            if (name, method) in done:
+                continue
             if time.monotonic() - started > arguments.seconds:
                 print("stopped; the same command goes on")
                 return
+            metric = "probability_difference" if name == "greater-than" else "logit_difference"
+            if name not in ready:
+                tasks = _tasks(arguments, name)
+                ready[name] = tasks, Ends.of(tasks["test"], metric)
+            tasks, ends = ready[name]
+            edges = tasks["train"].masked.graph.num_edges
             load, begin = os.getloadavg()[0], time.process_time()
-            found = search(tasks["train"], _config(arguments, method, edges))
+            found = search(tasks["train"], _config(arguments, method, metric, edges))
             seconds = time.process_time() - begin
-            rows = curve(tasks["test"], ranking(method, found.scores_E), ends, FRACTIONS)
+            scores_E = ranking(method.partition(" ")[0], found.scores_E)
+            rows = curve(tasks["test"], scores_E, ends, FRACTIONS)
+            rows.append({"fraction": 1.0, "edges": edges, **ends.full, "faithfulness": 1.0})  # the model itself
             line = {
                 "task": name,
                 "method": method,
-                "metric": ends.metric,
+                "metric": metric,
                 "examples": len(tasks["test"].examples),
+                "tokens": tasks["test"].examples.clean.shape[1],
                 "seconds": round(seconds, 1),
                 "load": round(load, 1),
                 "full": ends.full,
@@ -100,7 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(
-                f"  {method}: {seconds:.0f} s, load {load:.1f}, CMD {line['cmd']:.3f}, CPR {line['cpr']:.3f}",
+                f"{name}, {method}: {seconds:.0f} s, load {load:.1f}, CMD {line['cmd']:.3f}, CPR {line['cpr']:.3f};"
+                f" {metric} {ends.full[metric]:.3f} of the model, {ends.empty[metric]:.3f} without edges",
                 flush=True,
             )
 
@@ -137,7 +148,6 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
     parser.add_argument("--report", action="store_true")
