@@ -47,6 +47,7 @@ EXCEPTIONS = {
     ("data peek", "--samples"): "how many are shown",
     ("launch sweep", "--backend"): "it also writes jobs for Slurm",
     ("retrieval evaluate", "--k"): "several depths",
+    ("circuits evaluate", "--metric"): "any figure that was measured, not what a search goes by",
     ("circuits report", "--force"): "compare what was found under different ablations",
     ("compress convert", "--base"): "the model beside which adapters stand",
     ("compress encode", "--in"): "any place of texts",

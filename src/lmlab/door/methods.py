@@ -90,6 +90,7 @@ def find_circuit(model: str | Path, examples: str | Path | None = None, *, seed:
 
     Returns:
         the circuit; `about` says where model and examples come from, with their hashes, as a file of the command does.
+            `metrics["held_out"]` are the figures of examples that the search did not see, where there are ten or more.
 
     Raises:
         UserError: a setting is wrong, or the model cannot do the task.
@@ -98,16 +99,17 @@ def find_circuit(model: str | Path, examples: str | Path | None = None, *, seed:
     from lmlab.methods.edge_pruning import FindConfig, TaskOptions
     from lmlab.methods.edge_pruning import find_circuit as find
     from lmlab.methods.edge_pruning.config import with_training
-    from lmlab.methods.edge_pruning.examples.load import load as load_task
+    from lmlab.methods.edge_pruning.examples.load import load_to_search
 
     settings = arguments.plain(settings)
     chosen = {name: settings.pop(name) for name in TaskOptions.model_fields if name in settings}
     options = validate(TaskOptions, {**chosen, "data": arguments.place_or_none(examples, "examples")}, HERE)
     config = validate(FindConfig, with_training(settings, {"micro_batch_size": options.batch_size}), HERE)
     drawn = arguments.whole(seed, "seed")
-    loaded = load_task(arguments.place(model, "model"), options)
+    loaded = load_to_search(arguments.place(model, "model"), options)
     task, _ = loaded.task(config.ablation, config.graph, options)
-    return find(task, config, drawn, None, options.force, loaded.about())
+    held_out = loaded.held_out_task(task, options)
+    return find(task, config, drawn, None, options.force, loaded.about(), held_out)
 
 
 @told

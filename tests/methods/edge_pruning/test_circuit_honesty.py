@@ -61,6 +61,15 @@ def test_a_collapsed_circuit_is_never_called_converged(tracr_task):
     assert not found.converged and any("no better than the empty one" in text for text in found.warnings)
 
 
+@pytest.mark.parametrize("method", ["edge-pruning", "eap", "acdc"])
+def test_a_search_that_tried_no_single_edge_does_not_say_that_it_converged(tracr_task, method):
+    _, task = tracr_task("xproportion")
+    pruning = {"pruning": {"steps": 40, "batch_size": 32}} if method == "edge-pruning" else {}
+    circuit = find_circuit(task, FindConfig(method=method, num_edges=5, ablation="zero", **pruning))
+    assert circuit.about["converged"] is None or (method == "edge-pruning" and circuit.about["converged"] is False)
+    assert "not known" in str(circuit_page(circuit).sections[0]) or circuit.about["converged"] is False
+
+
 def test_the_default_price_follows_the_size_of_the_graph():
     # half of the empty circuit's distance buys the edges that a circuit of such a graph may need
     assert 0.5 / default_price(94) == pytest.approx(94) and 0.5 / default_price(431) == pytest.approx(431)

@@ -8,6 +8,7 @@ import torch
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning import (
     Circuit,
+    CircuitGraph,
     EdgePruningConfig,
     FindConfig,
     find_by_pruning,
@@ -18,7 +19,10 @@ from lmlab.methods.edge_pruning import (
     search,
     with_bootstrap,
 )
+from lmlab.methods.edge_pruning.prompts import busiest_heads, prompts_section
 from lmlab.methods.edge_pruning.report import circuit_page, strongest_paths
+from lmlab.models.internals.taps import Recorder
+from lmlab.reports import Figure, Table
 
 
 def _circuit(task, edges, scores=None):
@@ -139,3 +143,35 @@ def test_texts_of_the_reference_end_before_what_is_asked(tmp_path):
     tokenizer = Tokenizer.train(["Then, Mary and John Tom Anna Kate Amy went. gave a ring to Mary John"] * 30, 400)
     examples, _ = read_examples(path, tokenizer, drop_mismatched=True)
     assert len(examples) == 1 and examples.has_answers
+
+
+def test_a_page_shows_where_heads_look_within_the_circuit(network, task_of, tmp_path):
+    model = network("llama")
+    task = task_of(model, count=2)
+    graph = task.masked.graph
+    circuit = Circuit(graph, torch.ones(graph.num_edges, dtype=torch.bool), "interchange")
+    section = prompts_section(circuit, task, lambda token: f"<b>{token}</b>", 1, heads=3)
+    tokens, details = section.blocks
+    assert tokens.pieces == [f"<b>{token}</b>" for token in task.examples.clean[0].tolist()]
+    seen = Recorder("blocks.*.attention.pattern")
+    model(task.examples.clean[:1], taps=seen)
+    figures = [block for block in details.blocks if isinstance(block, Figure)]
+    assert len(figures) == 3
+    for (layer, head), each in zip(busiest_heads(circuit, 3), figures, strict=True):
+        drawn = torch.tensor(each.figure.data[0].z, dtype=torch.float64)
+        assert torch.allclose(drawn, seen[f"blocks.{layer}.attention.pattern"][0, head], atol=1e-9)
+        assert f"a{layer}.h{head}" in each.caption
+    (table,) = (block for block in details.blocks if isinstance(block, Table))
+    assert all(row[1] == pytest.approx(row[2]) for row in table.rows) and table.rows[0][1] == max(
+        row[1] for row in table.rows
+    )
+    circuit_page(circuit, prompts=section).write(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>" + str(task.examples.clean[0, 0].item()) not in page and "next tokens and attention" in page
+
+
+def test_the_busiest_heads_are_those_with_most_edges(network):
+    graph = CircuitGraph(network("gpt2").config)
+    edges = [("tok_embeds", "a0.h1.q"), ("tok_embeds", "a0.h1.k"), ("a0.h1", "a1.h2.v"), ("a1.h2", "resid_post")]
+    circuit = Circuit(graph, graph.mask([*edges, ("m0", "a1.h3.q")]), "interchange")
+    assert busiest_heads(circuit, 2) == [(0, 1), (1, 2)]

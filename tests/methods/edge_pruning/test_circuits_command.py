@@ -314,3 +314,28 @@ def test_a_directory_of_a_search_belongs_to_one_process(task_of, network, tmp_pa
     task = task_of(network("gpt2"))
     with only_writer(tmp_path), pytest.raises(UserError, match="Another process is writing"):
         find_circuit(task, FindConfig(price=0.1, pruning={"steps": 2}), directory=tmp_path, force=True)
+
+
+@pytest.mark.skipif(not _SHARED.exists(), reason="the shared data are not there (LMLAB_SHARED)")
+def test_a_sweep_goes_on_with_what_is_missing(lmlab, tmp_path):
+    out = tmp_path / "sweep"
+    command = ["circuits", "sweep", "--model", _SHARED / "xproportion", "--ablation", "zero", "--method", "eap"]
+    done = lmlab(*command, "--edge-counts", "3,5", "--out", out)
+    assert done.code == 0, done.err
+    rows = json.loads((out / "sweep.json").read_text())["circuits"]
+    assert [row["edges"] for row in rows] == [3, 5] or rows[0]["edges"] <= rows[1]["edges"]
+    before = {path.name: path.read_bytes() for path in out.glob("num_edges-*.json")}
+    (out / "num_edges-3-seed-0.json").unlink()
+    stamp = (out / "num_edges-5-seed-0.json").stat().st_mtime_ns
+    assert lmlab(*command, "--edge-counts", "3,5", "--out", out).code == 0
+    assert {path.name: path.read_bytes() for path in out.glob("num_edges-*.json")} == before
+    assert (out / "num_edges-5-seed-0.json").stat().st_mtime_ns == stamp
+    done = lmlab(*command, "--edge-counts", "3,5", "--out", out, "--metric", "distance")
+    assert done.code == 2 and "another search" in done.err
+    for wrong, message in (
+        (["--edge-counts", "3,x"], "no list of numbers"),
+        ([], "Give one of"),
+        (["--edge-counts", "3,3"], "twice"),
+    ):
+        done = lmlab(*command, *wrong, "--out", tmp_path / "other")
+        assert done.code == 2 and message in done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -68,20 +69,32 @@ def test_without_embedding_nodes_embeddings_are_always_clean(network, task_of):
     assert "embeds" not in task.masked.graph.writers
 
 
-def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, embeddings=None):
+def _patch_paths(
+    model, graph, clean, corrupted, z_E, positions, nudges=None, embeddings=None, straight=False, dropped=None
+):
     """GPT-2 and Llama, written anew from the weights: every reader adds up, edge by edge, the outputs of each writer on
     both inputs, mixed by z.
 
     Returns the logits, and what the writers gave in the masked and in the corrupted run; `nudges` are added to what
-    readers read, `embeddings` take the place of those of the clean input.
+    readers read, `embeddings` take the place of those of the clean input. With `straight`, gradients are those of RelP;
+    no gradient passes through the layer that is `dropped`.
     """
+    held = (lambda x: x.detach()) if straight else (lambda x: x)
+
+    def bent(x, activation):
+        return x * (activation(x) / x).detach() if straight else activation(x)
+
     weights, config = dict(model.named_parameters()), model.config
     share = config.num_heads // config.num_kv_heads
 
     def norm(x, name):
+        if config.norm == "layernorm" and straight:
+            apart = x - x.mean(-1, keepdim=True)
+            scale = held((apart.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt())
+            return apart * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
         if config.norm == "layernorm":
             return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
-        return x * (x.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt() * weights[f"{name}.weight"]
+        return x * held((x.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt()) * weights[f"{name}.weight"]
 
     def project(x, layer, part, head):
         rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
@@ -115,16 +128,20 @@ def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, em
                 v = project(read(before, f"a{layer}.h{head // share}.v"), layer, "value", head // share)
                 scores = (q @ k.transpose(1, 2) / config.head_dim**0.5).masked_fill(hidden, -torch.inf)
                 columns = slice(head * config.head_dim, (head + 1) * config.head_dim)
-                out = scores.softmax(-1) @ v @ weights[f"blocks.{layer}.attention.output.weight"][:, columns].T
+                out = held(scores.softmax(-1)) @ v @ weights[f"blocks.{layer}.attention.output.weight"][:, columns].T
                 written[f"a{layer}.h{head}"] = out + (
                     weights[f"blocks.{layer}.attention.output.bias"] / config.num_heads if config.qkv_bias else 0
                 )
             x, name = norm(read(written, f"m{layer}"), f"blocks.{layer}.ffn_norm"), f"blocks.{layer}.ffn"
             if config.gated:
-                inner = F.silu(x @ weights[f"{name}.gate.weight"].T) * (x @ weights[f"{name}.up.weight"].T)
+                inner = bent(x @ weights[f"{name}.gate.weight"].T, F.silu) * (x @ weights[f"{name}.up.weight"].T)
+                inner = inner / 2 + inner.detach() / 2 if straight else inner
                 written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T
             else:
-                inner = F.gelu(x @ weights[f"{name}.up.weight"].T + weights[f"{name}.up.bias"], approximate="tanh")
+                inner = bent(
+                    x @ weights[f"{name}.up.weight"].T + weights[f"{name}.up.bias"],
+                    partial(F.gelu, approximate="tanh"),
+                )
                 written[f"m{layer}"] = inner @ weights[f"{name}.down.weight"].T + weights[f"{name}.down.bias"]
         logits = norm(read(written, "resid_post"), "final_norm") @ weights["embedding.weight"].T
         return logits, written
@@ -137,6 +154,8 @@ def _patch_paths(model, graph, clean, corrupted, z_E, positions, nudges=None, em
             masks[writer, reader] * value + (1 - masks[writer, reader]) * corrupt[writer]
             for writer, value in written.items()
         )
+        if dropped is not None and reader.startswith((f"a{dropped}.", f"m{dropped}")):
+            mixed = mixed.detach()
         return mixed if nudges is None else mixed + nudges[reader]
 
     logits, written = run(clean, read, embeddings)
@@ -200,6 +219,53 @@ def test_scores_of_integrated_gradients_equal_those_from_gradients_of_every_read
             [(slopes[reader] * (clean[writer] - corrupt[writer])).sum() for writer, reader in graph.edges()]
         )
     assert torch.allclose(attribute(task, "eap-ig", steps), total / steps / len(index), atol=_CLOSE[kind], rtol=1e-5)
+
+
+def _difference(task, logits):
+    last = logits[:, -1]
+    return (last.gather(1, task.examples.answers[:, None]) - last.gather(1, task.examples.distractors[:, None]))[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_scores_of_relp_equal_gradients_by_its_rules_written_anew(network, task_of, kind):
+    task = task_of(network(kind))
+    index = torch.arange(len(task.examples))
+    z_E = torch.ones(task.masked.graph.num_edges, dtype=torch.float64).requires_grad_()
+    logits, _, _ = _patched(task, index, z_E, straight=True)
+    (slope_E,) = torch.autograd.grad(_difference(task, logits).mean(), z_E)
+    scores_E = attribute(task, "relp")
+    assert torch.allclose(scores_E, slope_E, atol=_CLOSE[kind], rtol=1e-5)
+    # with their pattern held fast, queries and keys have no say
+    readers = [reader for _, reader in task.masked.graph.edges()]
+    assert all(float(score) == 0 for score, name in zip(scores_E, readers, strict=True) if name[-2:] in (".q", ".k"))
+    assert not torch.allclose(scores_E, attribute(task, "eap"), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "olmo2", "no_norm"])
+def test_straight_gradients_leave_the_numbers_as_they_are(network, task_of, kind):
+    for options in ({}, {"post_norm": "block"}) if kind == "olmo2" else ({},):
+        task = task_of(network(kind), **options)
+        _, inputs = _first(task)
+        z = torch.rand(1, task.masked.graph.num_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        straight = task.masked(inputs, z.clone().requires_grad_(), straight=True)
+        assert torch.allclose(straight, task.masked(inputs, z), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_scores_of_atp_star_are_mean_sizes_over_gradients_that_drop_a_layer(network, task_of, kind):
+    task = task_of(network(kind, num_layers=3), count=2)
+    index, edges = torch.arange(2), task.masked.graph.edges()
+    sizes_BE = torch.zeros(2, len(edges), dtype=torch.float64)
+    for layer in range(3):
+        for row in range(2):
+            z_E = torch.ones(len(edges), dtype=torch.float64).requires_grad_()
+            logits, _, _ = _patched(task, index, z_E, dropped=layer)
+            sizes_BE[row] += torch.autograd.grad(_difference(task, logits)[row], z_E)[0].abs()
+    passes = torch.tensor([3 if reader == "resid_post" else 2 for _, reader in edges])
+    expected_E, found_E = sizes_BE.mean(0) / passes, attribute(task, "atp-star")
+    outside = torch.tensor([reader[-2:] not in (".q", ".k") for _, reader in edges])
+    assert torch.allclose(found_E[outside], expected_E[outside], atol=_CLOSE[kind], rtol=1e-5)
+    assert not torch.allclose(found_E[~outside], expected_E[~outside], rtol=0.01)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from lmlab.methods.edge_pruning import (
     search,
 )
 from lmlab.methods.edge_pruning.graph.formats import read_eap_ig, write_eap_ig
+from lmlab.methods.edge_pruning.graph.submission import SIZES, write_submission
 from lmlab.methods.edge_pruning.masking.gates import sample_window
 from lmlab.methods.edge_pruning.measures import FRACTIONS
 from lmlab.methods.edge_pruning.search.rank import SoftTop
@@ -169,3 +170,24 @@ def test_signed_and_absolute_rankings_of_a_curve(lmlab, tmp_path, network, task_
         figures.append(json.loads(path.read_text()))
     assert figures[0]["curve"] != figures[1]["curve"]
     assert lmlab("circuits", "evaluate", out, *base, "--rank", "sign").code == 2
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_submission_has_nine_circuits_by_rank_within_their_share_of_edges(network, tmp_path, kind):
+    graph = CircuitGraph(network(kind, num_layers=4).config)
+    scores_E = torch.randn(graph.num_edges, generator=torch.Generator().manual_seed(0))
+    circuit = Circuit(graph, torch.ones(graph.num_edges, dtype=torch.bool), "interchange", scores_E)
+    counts = write_submission(circuit, tmp_path / "ioi_llama", scores_E.abs())
+    found = {path.stem: json.loads(path.read_text())["edges"] for path in (tmp_path / "ioi_llama").iterdir()}
+    assert len(found) == 10 and len(found["importances"]) == sum(13 * (1 + 5 * layer) + 4 for layer in range(4)) + 21
+    before = set()
+    for size, count in zip(SIZES, counts, strict=True):
+        inside = {name for name, each in found[str(size)].items() if each["in_graph"]}
+        assert len(inside) == count <= int(size * len(found["importances"]))
+        before |= inside
+    assert counts == sorted(counts) and counts[-1] > 0.3 * len(found["importances"])
+    whole = {name: abs(each["score"]) for name, each in found["importances"].items()}
+    last = {name for name, each in found["0.5"].items() if each["in_graph"]}
+    assert min(whole[name] for name in last) >= sorted(whole.values())[len(whole) // 3]
+    with pytest.raises(UserError, match="no scores"):
+        write_submission(Circuit(graph, circuit.kept_E, "interchange"), tmp_path / "other", scores_E)

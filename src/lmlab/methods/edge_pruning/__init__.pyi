@@ -8,6 +8,7 @@ from .graph.graph import CircuitGraph
 from .masking.activations import Activations, capture
 from .masking.counterfactuals import Counterfactuals
 from .masking.masked import Inputs, MaskedModel
+from .masking.optimal import learn_constants
 from .measures import (
     Ends,
     areas,
@@ -21,11 +22,14 @@ from .measures import (
     stability,
     top_edges,
 )
-from .search.baselines import acdc, attribute, exact_effects, random_scores
+from .search.attribution import attribute
+from .search.baselines import acdc, exact_effects, random_scores
 from .search.find import best_of, find_circuit, ranking, resampled, search, with_bootstrap
+from .search.flow import information_flow
 from .search.plan import Plan, plan
 from .search.prune import Found, find_by_pruning
 from .search.trials import Refined, Trials, refine
+from .worst import worst_cases
 
 __all__ = [
     "METHODS",
@@ -61,7 +65,9 @@ __all__ = [
     "find_by_pruning",
     "find_circuit",
     "generate",
+    "information_flow",
     "is_tracr",
+    "learn_constants",
     "load_tracr",
     "make_examples",
     "measure",
@@ -78,5 +84,6 @@ __all__ = [
     "stability",
     "top_edges",
     "with_bootstrap",
+    "worst_cases",
     "writes_constants",
 ]

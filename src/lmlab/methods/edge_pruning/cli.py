@@ -21,13 +21,16 @@ from lmlab.methods.edge_pruning.commands.shared import (
     show_circuit,
     show_stability,
     task_of,
+    task_of_circuit,
 )
 from lmlab.methods.edge_pruning.config import (
+    CONVERGED,
     DRAWN,
     CircuitConfig,
     CircuitExamplesConfig,
     ExampleOptions,
     FindConfig,
+    RepeatOptions,
     TaskOptions,
 )
 from lmlab.runs.loading import Drawn
@@ -47,6 +50,7 @@ app = typer.Typer(
 )
 @options(FindConfig)
 @options(TaskOptions, "task")
+@options(RepeatOptions, "repeats")
 @search_options
 def find(
     model: Model,
@@ -54,10 +58,8 @@ def find(
     task: TaskOptions,
     drawn: Drawn,
     training: dict[str, Any],
+    repeats: RepeatOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, a JSON file.")] = Path("circuit.json"),
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Search so often with other seeds; the best is written, with its stability.")
-    ] = 1,
     bootstrap: Annotated[
         int,
         typer.Option(min=0, help="Search so often again on examples drawn with replacement: the circuit's stability."),
@@ -82,7 +84,7 @@ def find(
     from lmlab.files import require_writable
     from lmlab.methods.edge_pruning import Circuit, best_of, find_circuit, overlap, resampled, with_bootstrap
 
-    config = config_of(settings.model_dump(), set_, training.get("steps"), task.batch_size)
+    config, seeds = config_of(settings.model_dump(), set_, training.get("steps"), task.batch_size), repeats.seeds
     if seeds > 1 and config.method not in DRAWN:
         raise UserError(
             f"--seeds {seeds}: the method {config.method} draws nothing, so that every seed finds the same circuit.",
@@ -132,7 +134,7 @@ def find(
     tried = circuit.metrics.get("search", {}).get("single_edges_tried")
     if tried is not None:
         how = f"{tried:,.0f} single edges were tried" if tried else "single edges were not tried"
-        print(f"Converged: {'yes' if circuit.about['converged'] else 'no'} ({how}).")
+        print(f"Converged: {CONVERGED[circuit.about['converged']]} ({how}).")
     for text in circuit.about["warnings"]:
         print(f"Warning: {text}")
     print(f"Circuit: {out}")
@@ -155,6 +157,12 @@ def evaluate(
         bool, typer.Option("--completeness", help="Also compare circuit and model with the same edges taken out.")
     ] = False,
     minimality: Annotated[bool, typer.Option("--minimality", help="Also take out each edge alone.")] = False,
+    repaired: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Also pair each prompt so often with the corrupted input of another one: the worst cases."
+        ),
+    ] = 0,
     metric: Annotated[
         str | None,
         typer.Option(help="What faithfulness is measured by, such as probability_difference.", show_default=False),
@@ -168,26 +176,25 @@ def evaluate(
     from dataclasses import replace
 
     from lmlab.files import require_writable, write_json
-    from lmlab.methods.edge_pruning import Circuit, Ends, FindConfig, areas, measure_each, ranking
+    from lmlab.methods.edge_pruning import Circuit, Ends, areas, measure_each, ranking
     from lmlab.methods.edge_pruning import completeness as measure_completeness
     from lmlab.methods.edge_pruning import curve as measure_curve
     from lmlab.methods.edge_pruning import minimality as measure_minimality
+    from lmlab.methods.edge_pruning.worst import worst_cases
 
     if rank not in ("own", "signed", "absolute"):
         raise UserError(f"--rank {rank}: known are own, signed and absolute.")
     if out is not None:
         require_writable(out)
     found = Circuit.load(circuit)
-    loaded = load_model(model, task)
-    measured = task_of(loaded, FindConfig(ablation=found.ablation, graph=found.graph.options), task)
-    about = loaded.about()
-    now = {name: about[name] for name in ("model_hash", "tokenizer_hash") if name in about}
-    found.require(**now, graph_hash=measured.masked.graph.describe()["hash"])
+    loaded, measured = task_of_circuit(found, model, task)
     ends = Ends.of(measured, metric)
     ends.require_ability(task.force)
     everything: dict[str, Any] = ends.summary(measure_each(measured, found.kept_E))
     if completeness:
         everything |= measure_completeness(measured, found.kept_E, ends)
+    if repaired:
+        everything |= {"repaired": worst_cases(measured, found.kept_E, repaired)}
     if minimality:
         one_by_one = measure_minimality(measured, found.kept_E)
         effects = {" -> ".join(found.graph.edge(number)): rise for number, rise in one_by_one["effects"].items()}
@@ -204,6 +211,14 @@ def evaluate(
     for key in ("completeness_gap", "superfluous", "cpr", "cmd", "cpr_log", "cmd_log"):
         if key in everything:
             print(f"{key.replace('_', ' ')}: {everything[key]:.4g}")
+    if repaired:
+        worst, reader = everything["repaired"], loaded.tokenizer
+        texts = [str(worst[key]) if reader is None else reader.decode(worst[key]) for key in ("clean", "corrupted")]
+        print(
+            f"Over {worst['n']:,} pairs of other prompts: distance {worst['mean']:.4g} in the mean (of the task's own"
+            f" {worst['own']:.4g}), 99th percentile {worst['p99']:.4g}, largest {worst['max']:.4g}: {texts[0]!r} beside"
+            f" {texts[1]!r}."
+        )
     if out is not None:
         write_json(out, everything)
         print(f"Figures: {out}")
@@ -212,11 +227,18 @@ def evaluate(
 @app.command(
     epilog=example(
         "lmlab circuits report ioi.json --curves methods.json --out ioi.html",
+        "lmlab circuits report ioi.json --model models/smollm2 --data ioi.jsonl --prompts 3 -o ioi.html",
         "lmlab circuits report ioi.json -o ioi.dot -o ioi.graphml",
     )
 )
+@options(TaskOptions, "task", only=("data", "split", "tokenizer", "device"))
 def report(
     circuit: Annotated[Path, typer.Argument(help="A circuit.")],
+    task: TaskOptions,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The circuit's model, to show prompts.", show_default=False)
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="With --model: show so many prompts.")] = 3,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -241,6 +263,7 @@ def report(
     from lmlab.methods.edge_pruning import Circuit
     from lmlab.methods.edge_pruning.commands.compare import read_curves
     from lmlab.methods.edge_pruning.graph.formats import to_dot, to_graphml
+    from lmlab.methods.edge_pruning.prompts import prompts_section
     from lmlab.methods.edge_pruning.report import circuit_page
 
     found = Circuit.load(circuit)
@@ -251,9 +274,15 @@ def report(
         raise UserError("--with: a circuit is named twice.", "Name each circuit once.")
     compared = {str(each): Circuit.load(each) for each in others or []}
     require_comparable({str(circuit): found, **compared}, force)
+    shown = None
+    if model is not None:
+        loaded, measured = task_of_circuit(found, model, task)
+        shown = prompts_section(found, measured, loaded.written, prompts)
+    elif task.data is not None:
+        raise UserError("--data shows prompts of a model.", "Give --model too.")
     for path in out or [Path("circuit.html")]:
         if path.suffix == ".html":
-            circuit_page(found, drawn, compared).write(path)
+            circuit_page(found, drawn, compared, prompts=shown).write(path)
         elif path.suffix in (".graphml", ".dot"):
             (to_graphml if path.suffix == ".graphml" else to_dot)(found, path)
         else:
@@ -304,7 +333,10 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option(help="edge-list or eap-ig.", show_default=False)] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="edge-list, eap-ig, or mib (a folder of nine circuits by rank).", show_default=False),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="With --from: the model it belongs to.", show_default=False)
     ] = None,
@@ -313,16 +345,23 @@ def convert(
     ] = False,
 ) -> None:
     """Convert circuits from and to the files of other programs."""
-    from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions
+    from lmlab.methods.edge_pruning import Circuit, CircuitGraph, GraphOptions, ranking
     from lmlab.methods.edge_pruning.graph.checkpoints import read_checkpoint
     from lmlab.methods.edge_pruning.graph.formats import read_eap_ig, read_edge_list, write_eap_ig, write_edge_list
+    from lmlab.methods.edge_pruning.graph.submission import write_submission
 
     if (from_ is None) == (to is None):
         raise UserError("Give either --from or --to.")
-    known = ("edge-list", "eap-ig", *(() if from_ is None else ("checkpoint",)))
+    known = ("edge-list", "eap-ig", "mib" if from_ is None else "checkpoint")
     if (from_ or to) not in known:
         raise UserError(f"The format '{from_ or to}' is not known. Known: {', '.join(known)}.")
-    if to is not None:
+    if to == "mib":
+        found = Circuit.load(source)
+        if found.scores_E is None:
+            raise UserError(f"'{source}' has no scores, by which circuits of nine sizes could be made.")
+        counts = write_submission(found, out, ranking(found.about.get("method", ""), found.scores_E))
+        print(f"Circuits of {', '.join(f'{count:,}' for count in counts)} edges.")
+    elif to is not None:
         (write_edge_list if to == "edge-list" else write_eap_ig)(Circuit.load(source), out)
     else:
         if model is None:
@@ -342,4 +381,5 @@ def convert(
     print(f"Written: {out}")
 
 
-import lmlab.methods.edge_pruning.commands.compare  # noqa: E402, F401 (adds the command that compares)
+import lmlab.methods.edge_pruning.commands.compare  # noqa: E402 (adds the command that compares)
+import lmlab.methods.edge_pruning.commands.sweep  # noqa: E402, F401 (adds the command that sweeps)

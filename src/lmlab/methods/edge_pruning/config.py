@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lmlab.config import NO_INFLUENCE, Config, Flag, validate
-from lmlab.runs import Input, ModelInput, VocabularyInput
+from lmlab.runs import Input, ModelInput, QuestionsInput, VocabularyInput
 from lmlab.train import ParallelConfig
 
-Ablation = Literal["interchange", "zero", "mean"]
+Ablation = Literal["interchange", "zero", "mean", "optimal"]
+Metric = Literal["distance", "logit_difference", "log_odds", "probability", "probability_difference", "accuracy"]
+Attribution = Literal["eap", "eap-ig", "eap-gp", "mask-ig", "nap", "nap-ig", "relp", "atp-star"]
 Method = Literal[
     "edge-pruning",
     "node-pruning",
@@ -24,6 +26,9 @@ Method = Literal[
     "mask-ig",
     "nap",
     "nap-ig",
+    "relp",
+    "atp-star",
+    "ifr",
     "exact",
     "acdc",
     "random",
@@ -35,6 +40,8 @@ TRAINED: tuple[Method, ...] = (*_GATED, "ranking")
 sign."""
 DRAWN: tuple[Method, ...] = (*TRAINED, "random")
 """Methods that depend on a seed."""
+CONVERGED = {True: "yes", False: "no", None: "not known"}
+"""Whether a search has converged, in words."""
 _READ_BY: dict[str, tuple[Method, ...]] = {
     "price": _GATED,
     "preset": _GATED,
@@ -43,6 +50,7 @@ _READ_BY: dict[str, tuple[Method, ...]] = {
     "threshold": ("acdc",),
     "ig_steps": ("edge-pruning", "ugs", "eap-ig", "eap-gp", "mask-ig", "nap-ig"),
     "warm_start": ("edge-pruning", "ugs"),
+    "metric": tuple(method for method in METHODS if method not in ("ifr", "random")),
 }
 """The methods that read a setting; one that is not named here is read by all."""
 
@@ -181,8 +189,9 @@ class RankingConfig(Config):
     """How one ranking for circuits of all sizes is trained (Matryoshka attribution).
 
     Attributes:
-        objective: what a masked pass is to be: `distance`, close to the model; `faithful`, of its faithfulness in the
-            logit difference, |1 - f| small (for CMD); `metric`, of the highest logit difference (for CPR).
+        objective: what a masked pass is to be: `distance`, close to the model; `faithful`, of its faithfulness,
+            |1 - f| small (for CMD); `metric`, of the highest metric (for CPR): the logit difference, or what the search
+            goes by.
         sizes: how many edges are drawn for each example: `log`, uniformly in their logarithm, or `uniform`.
         temperature: of the soft masks; at 0 they would be those of the best k edges.
     """
@@ -197,13 +206,28 @@ class RankingConfig(Config):
     checkpoint_every: PositiveInt = 200
 
 
+class OptimalConfig(Config):
+    """How the constants of `optimal` ablation are learned: first for circuits of random edges of all sizes, then for
+    the circuit that was found.
+    """
+
+    steps: PositiveInt = 200
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat = 0.01
+
+
 class FindConfig(Config):
     """What to find, and how.
 
     Attributes:
-        method: edge-pruning, node-pruning, ugs, ranking, eap, eap-ig, eap-gp, mask-ig, nap, nap-ig, exact, acdc or
-            random.
-        ablation: what pruned edges carry: interchange (the corrupted run), zero, or mean.
+        method: edge-pruning, node-pruning, ugs, ranking, eap, eap-ig, eap-gp, mask-ig, nap, nap-ig, relp, atp-star,
+            ifr, exact, acdc or random.
+        metric: what the search goes by: distance, logit_difference, log_odds (of several right and wrong answers),
+            probability, probability_difference, or accuracy (of exact and acdc). By default searches that train or try
+            edges go by the distance, first-order scores by the logit difference where there are answers.
+        ablation: what pruned edges carry: interchange (the corrupted run), zero, mean, or optimal (a constant for each
+            writer, learned to leave the circuit as close to the model as it can be).
         graph: how fine the graph is.
         target: edge sparsity, such as 0.98.
         num_edges: in its place, how many edges the circuit has before it is cleaned.
@@ -214,10 +238,12 @@ class FindConfig(Config):
         preset: `paper`: the paper's settings of edge-pruning; those of `pruning` go before it.
         pruning: further settings of edge-pruning, node-pruning and ugs.
         ranking: settings of `ranking`.
+        optimal: how the constants of `optimal` ablation are learned.
         warm_start: begin edge-pruning from the scores of `eap-ig`.
     """
 
     method: Method = "edge-pruning"
+    metric: Metric | None = None
     ablation: Ablation = "interchange"
     graph: GraphOptions = GraphOptions()
     target: float | None = Field(default=None, gt=0)
@@ -229,6 +255,7 @@ class FindConfig(Config):
     preset: Literal["default", "paper"] = "default"
     pruning: dict[str, object] = {}
     ranking: RankingConfig = RankingConfig()
+    optimal: OptimalConfig = OptimalConfig()
 
     @model_validator(mode="after")
     def _check(self) -> FindConfig:
@@ -243,6 +270,8 @@ class FindConfig(Config):
                 raise ValueError(
                     f"{name} has no influence on the method {self.method}, only on {', '.join(readers)}; leave it out."
                 )
+        if self.optimal != OptimalConfig() and self.ablation != "optimal":
+            raise ValueError("optimal has no influence without the ablation optimal; leave it out.")
         if self.ig_steps != 5 and self.method in _GATED and not self.warm_start:
             raise ValueError("ig_steps has no influence without warm_start; leave it out.")
         return self
@@ -311,6 +340,16 @@ class TaskOptions(Config):
     held_out: float = Field(default=0.2, ge=0, lt=1)
 
 
+class RepeatOptions(Config):
+    """How often to search.
+
+    Attributes:
+        seeds: search so often, with other seeds; the stability over them is told, and a single circuit is the best.
+    """
+
+    seeds: PositiveInt = 1
+
+
 class ExampleOptions(Config):
     """Which examples a file gets.
 
@@ -338,13 +377,29 @@ class CircuitExamplesConfig(Config):
     shots: NonNegativeInt = 3
 
 
+class CircuitQuestionsConfig(Config):
+    """From which questions, and how many examples.
+
+    Attributes:
+        questions: a stage that makes questions, such as `next_line_task`, or a file of them.
+        tokenizer: a directory with tokenizer.json, or a stage that has one.
+        splits: how many examples of each split.
+        tokens: of each prompt.
+    """
+
+    questions: QuestionsInput
+    tokenizer: VocabularyInput
+    splits: dict[Literal["train", "validation", "test"], PositiveInt] = {"train": 32, "test": 32}
+    tokens: PositiveInt = 32
+
+
 class CircuitConfig(FindConfig):
     """What to find on which model.
 
     Attributes:
         model: a model's directory, or a stage that has one in model/.
-        examples: a stage `circuit_examples`, or a file of JSON lines; the split `train` serves the search, `test` the
-            measures.
+        examples: a stage `circuit_examples` or `circuit_questions`, or a file of JSON lines; the split `train` serves
+            the search, `test` the measures.
         curve: also measure the best edges by rank at 0.1 to 100 % of all.
         recompute: activation checkpointing.
     """

@@ -17,25 +17,12 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.masking.metrics import last, logit_difference, values
 from lmlab.stats import overlap_test, percentile_interval, standard_error
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges at which the Mechanistic Interpretability Benchmark measures (Mueller et al. 2025)."""
 _CLOSE, _RESAMPLES = 0.05, 1000
-
-
-def logit_difference(task: Counterfactuals, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
-    """Logit of the answer minus that of the distractor at the last position, [B]."""
-    answers_B, distractors_B = (
-        each[index_B].to(logits_BPV.device) for each in (task.examples.answers, task.examples.distractors)
-    )
-    last_BV = _last(task, logits_BPV, index_B)
-    return last_BV.gather(1, answers_B[:, None])[:, 0] - last_BV.gather(1, distractors_B[:, None])[:, 0]
-
-
-def _last(task: Counterfactuals, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
-    place_B = task.examples.weights[index_B].to(logits_BPV.device).sum(1).long() - 1
-    return logits_BPV[torch.arange(len(logits_BPV), device=logits_BPV.device), place_B]
 
 
 def measure_each(task: Counterfactuals, kept_E: Tensor) -> dict[str, Tensor]:
@@ -44,11 +31,12 @@ def measure_each(task: Counterfactuals, kept_E: Tensor) -> dict[str, Tensor]:
     Returns:
         `distance` (KL in nats, or the squared error) and `exact_match` (the most probable token is that of the whole
         model at every position; for `mse` the output is within 0.05); and where there are answers `logit_difference`,
-        `prefers_answer` (it is above 0), `accuracy` (the most probable of the tokens that can be chosen is right) and
-        `probability_difference` (of answer and distractor among those tokens). Where several answers are right,
-        `probability_difference` is the sum over all right less that over all wrong ones (Hanna et al. 2023, section
-        2.2), `cutoff_sharpness` the difference between answer and distractor, the values next to the border, and
-        `rank_correlation` Kendall's tau-b of the logits of all answers with the whole model's.
+        `prefers_answer` (it is above 0), `probability` (of what is right), `accuracy` (the most probable of the tokens
+        that can be chosen is right) and `probability_difference` (of answer and distractor among those tokens). Where
+        several answers are right, `probability_difference` is the sum over all right less that over all wrong ones
+        (Hanna et al. 2023, section 2.2), `log_odds` the logarithm of the quotient of these sums, `cutoff_sharpness` the
+        difference between answer and distractor, the values next to the border, and `rank_correlation` Kendall's tau-b
+        of the logits of all answers with the whole model's.
     """
     parts = []
     for index, logits in task.run(kept_E.float()):
@@ -70,7 +58,7 @@ def measure_each(task: Counterfactuals, kept_E: Tensor) -> dict[str, Tensor]:
 
 def _answered(task: Counterfactuals, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The figures that need answers, at the last position, [B] each."""
-    examples, last_BV = task.examples, _last(task, logits, index)
+    examples, last_BV = task.examples, last(task, logits, index)
     chosen_A = torch.arange(last_BV.shape[1]) if examples.answer_ids is None else torch.tensor(examples.answer_ids)
     logits_BA = last_BV[:, chosen_A]
     log_probabilities_BV = torch.full_like(last_BV, -torch.inf).index_copy(
@@ -81,17 +69,22 @@ def _answered(task: Counterfactuals, logits: Tensor, index: Tensor) -> dict[str,
     )
     first_B, second_B = (log_probabilities_BV.gather(1, each)[:, 0].exp() for each in (answers_B, distractors_B))
     best_B, difference_B = logits_BA.argmax(1), logit_difference(task, logits, index)
-    found = {"logit_difference": difference_B, "prefers_answer": (difference_B > 0).float()}
+    found = {
+        "logit_difference": difference_B,
+        "prefers_answer": (difference_B > 0).float(),
+        "probability": values(task, task.outputs(logits), index, "probability"),
+    }
     if examples.signs is None:
         right_B = chosen_A.to(last_BV.device)[best_B] == answers_B[:, 0]
         return {**found, "accuracy": right_B.float(), "probability_difference": first_B - second_B}
     signs_BA = examples.signs[index].to(logits_BA)
     return {
         **found,
+        "log_odds": values(task, task.outputs(logits), index, "log_odds"),
         "accuracy": (signs_BA.gather(1, best_B[:, None])[:, 0] > 0).float(),
         "probability_difference": (logits_BA.softmax(1) * signs_BA).sum(1),
         "cutoff_sharpness": first_B - second_B,
-        "rank_correlation": _rank_correlation(logits_BA, _last(task, task.full(index), index)),
+        "rank_correlation": _rank_correlation(logits_BA, last(task, task.full(index), index)),
     }
 
 

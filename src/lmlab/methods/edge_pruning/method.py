@@ -15,6 +15,7 @@ METHOD = Method(
     reached="both, on 5 of 5 seeds",
     stages={
         "circuit_examples": "lmlab.methods.edge_pruning.stages:CircuitExamples",
+        "circuit_questions": "lmlab.methods.edge_pruning.stages:CircuitQuestions",
         "circuit": "lmlab.methods.edge_pruning.stages:FindCircuit",
     },
 )

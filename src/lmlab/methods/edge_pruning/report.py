@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lmlab.config import flatten
+from lmlab.methods.edge_pruning.config import CONVERGED
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import served
 from lmlab.methods.edge_pruning.graph.formats import node_of, shared_inputs
@@ -26,7 +27,9 @@ _NAMES = {
     "logit_difference": "logit difference",
     "prefers_answer": "prefers the answer",
     "accuracy": "accuracy",
+    "probability": "probability of the answer",
     "probability_difference": "probability difference",
+    "log_odds": "log odds of right answers",
     "cutoff_sharpness": "cutoff sharpness",
     "rank_correlation": "rank correlation",
     "faithfulness": "faithfulness",
@@ -73,12 +76,14 @@ def circuit_page(
     curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     others: Mapping[str, Circuit] | None = None,
     title: str = "",
+    prompts: Section | None = None,
 ) -> Page:
     """The page of a circuit.
 
     Arguments:
         curves: rows of `curve` by method.
         others: circuits of the same graph to compare it with, by name.
+        prompts: what it does on single prompts (`prompts_section`).
     """
     sections = [
         _summary(circuit),
@@ -100,6 +105,7 @@ def circuit_page(
             )
         )
         sections += [_difference(circuit, name, each) for name, each in others.items()]
+    sections += [] if prompts is None else [prompts]
     sections += [_paths(circuit), _parts(circuit), _origin(circuit)]
     about = circuit.about
     return Page(
@@ -214,7 +220,7 @@ def _summary(circuit: Circuit) -> Section:
     if "faithfulness" in shown.get("circuit", {}):
         facts["Faithfulness"] = f"{shown['circuit']['faithfulness']:.3f}"
     if "converged" in about:
-        facts["Converged"] = "yes" if about["converged"] else "no"
+        facts["Converged"] = CONVERGED.get(about["converged"], "not known")
     blocks: list[Any] = [Facts(facts)]
     if held:
         blocks.append(_figures(held, f"On {held['n']:,} examples that the search did not see."))
@@ -278,7 +284,7 @@ def _origin(circuit: Circuit) -> Section:
 
 
 _WORST = {"distance_p99": "distance, 99th percentile", "distance_max": "distance, largest"}
-_CARRY = {"interchange": "the corrupted run", "zero": "nothing", "mean": "means"}
+_CARRY = {"interchange": "the corrupted run", "zero": "nothing", "mean": "means", "optimal": "learned constants"}
 
 
 def _curves(circuit: Circuit, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Section:

@@ -1,5 +1,5 @@
-"""Stages of recipes: `circuit_examples` makes a task, `circuit` finds a circuit, measures it on examples of its own,
-and draws it.
+"""Stages of recipes: `circuit_examples` makes a task, `circuit_questions` makes one from questions, `circuit` finds a
+circuit, measures it on examples of its own, and draws it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,18 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from lmlab.evals import read_questions
 from lmlab.files import sha256_file, write_jsonl
-from lmlab.methods.edge_pruning.config import CircuitConfig, CircuitExamplesConfig, FindConfig, TaskOptions
+from lmlab.methods.edge_pruning.commands.shared import with_constants_of
+from lmlab.methods.edge_pruning.config import (
+    CircuitConfig,
+    CircuitExamplesConfig,
+    CircuitQuestionsConfig,
+    FindConfig,
+    TaskOptions,
+)
 from lmlab.methods.edge_pruning.examples.load import load
+from lmlab.methods.edge_pruning.examples.questions import pairs_of_questions
 from lmlab.methods.edge_pruning.examples.tasks import generate
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.measures import Ends, areas, curve
@@ -19,7 +28,7 @@ from lmlab.methods.edge_pruning.report import circuit_page
 from lmlab.methods.edge_pruning.search.find import find_circuit, ranking
 from lmlab.progress import console
 from lmlab.reports import Section
-from lmlab.runs import Results, Stage, StageContext, Vocabulary
+from lmlab.runs import Questions, Results, Stage, StageContext, Vocabulary
 
 _EXAMPLES, _CIRCUIT = "examples.jsonl", "circuit.json"
 
@@ -46,6 +55,22 @@ class CircuitExamples(Stage[CircuitExamplesConfig, ExamplesResults]):
             for row in generate(config.task, tokenizer, count, context.seed, split, config.shots)
         ]
         return ExamplesResults(examples=write_jsonl(context.directory / _EXAMPLES, rows), first=str(rows[0]["clean"]))
+
+    def summary(self, results: ExamplesResults) -> str:
+        """How many."""
+        return f"{results.examples} examples, such as: {results.first}"
+
+
+class CircuitQuestions(Stage[CircuitQuestionsConfig, ExamplesResults]):
+    """Writes examples.jsonl from questions, such as those of a model's own task."""
+
+    def run(self, config: CircuitQuestionsConfig, context: StageContext) -> ExamplesResults:
+        """Make the examples."""
+        tokenizer = context.find(Vocabulary, "tokenizer").load()
+        questions = read_questions(context.find(Questions, "questions").path)
+        rows = pairs_of_questions(questions, tokenizer, dict[str, int](config.splits.items()), config.tokens)
+        first = tokenizer.decode(rows[0]["clean"])
+        return ExamplesResults(examples=write_jsonl(context.directory / _EXAMPLES, rows), first=first)
 
     def summary(self, results: ExamplesResults) -> str:
         """How many."""
@@ -88,10 +113,11 @@ class FindCircuit(Stage[CircuitConfig, CircuitResults]):
         place = context.directory / "search"
         test = tasks["test"]
         circuit = find_circuit(tasks["train"], settings, context.seed, place, config.force, about, test)
+        test = with_constants_of(circuit, test)
         ends, measured = Ends.of(test), circuit.metrics["held_out"]
         found: dict[str, Any] = {**measured["circuit"], "n": measured["n"], "errors": measured["errors"]}
         if config.curve and circuit.scores_E is not None:
-            rows = curve(tasks["test"], ranking(config.method, circuit.scores_E), ends)
+            rows = curve(test, ranking(config.method, circuit.scores_E), ends)
             found |= {"curve": rows, **areas(rows)}
         circuit.save(context.directory / _CIRCUIT)
         return CircuitResults(**{**found, "edges": circuit.num_edges, "edge_sparsity": circuit.sparsity})

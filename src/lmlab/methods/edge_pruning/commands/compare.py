@@ -163,8 +163,14 @@ def _compare_methods(
     from rich.table import Table
 
     from lmlab.files import write_json
-    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, measure_each, ranking, search
+    from lmlab.methods.edge_pruning import Ends, areas, auroc, curve, learn_constants, measure_each, ranking, search
 
+    if task.ablation == "optimal":  # constants for circuits of all sizes, the same for all methods
+        own = task is held_out
+        task = learn_constants(task, next(iter(configs.values())).optimal, None, seed)
+        held_out = task if own else held_out.with_constants(task.constants)
+    elif task.ablation == "mean":
+        held_out = held_out.with_constants(task.constants)
     ends = Ends.of(held_out)
     ends.require_ability(force)
     which = "held out from the searches" if held_out is not task else "that the searches saw"

@@ -121,6 +121,39 @@ def task_of(loaded: Loaded, config: FindConfig, options: TaskOptions) -> Any:
     return task
 
 
+def task_of_circuit(circuit: Circuit, model: Path, options: TaskOptions) -> tuple[Loaded, Any]:
+    """The model and the task on which a circuit is measured.
+
+    Raises:
+        UserError: it was made for another model, graph or tokenizer.
+    """
+    loaded = load_model(model, options)
+    task = task_of(loaded, FindConfig(ablation=circuit.ablation, graph=circuit.graph.options), options)
+    about = loaded.about()
+    now = {name: about[name] for name in ("model_hash", "tokenizer_hash") if name in about}
+    circuit.require(**now, graph_hash=task.masked.graph.describe()["hash"])
+    return loaded, with_constants_of(circuit, task)
+
+
+def with_constants_of(circuit: Circuit, task: Any) -> Any:
+    """The task with what pruned edges of the circuit carry, where those are constants that were learned for it.
+
+    Raises:
+        UserError: the circuit has none.
+    """
+    from lmlab.errors import UserError
+    from lmlab.methods.edge_pruning.masking.optimal import from_lists
+
+    if circuit.constants is None and circuit.ablation != "optimal":
+        return task
+    if circuit.constants is None:
+        raise UserError(
+            "The circuit does not say which constants its pruned edges carry (optimal ablation).",
+            "Find it again, or convert it under another --ablation.",
+        )
+    return task.with_constants(from_lists(task.masked, circuit.constants))
+
+
 def show_circuit(circuit: Circuit) -> None:
     """Print size and figures of a circuit."""
     print(f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, edge sparsity {100 * circuit.sparsity:.2f} %")

@@ -63,6 +63,10 @@ class Examples:
             parts[name] = None if each is None else each[index]
         return replace(self, **parts)
 
+    def corrupted_by(self, corrupted: Tensor) -> Examples:
+        """The same prompts beside other corrupted inputs, [N, T]."""
+        return replace(self, corrupted=corrupted)
+
     @property
     def has_answers(self) -> bool:
         """Whether every example has an answer and a distractor, as a logit difference needs."""

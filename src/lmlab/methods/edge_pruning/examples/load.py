@@ -49,6 +49,10 @@ class Loaded:
     places: Mapping[str, str] = field(default_factory=dict)
     held_out: Examples | None = None
 
+    def written(self, token: int) -> str:
+        """The text of a token; of a program without a tokenizer its number."""
+        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+
     def about(self) -> dict[str, str]:
         """What a circuit notes of them: where they are, and hashes by which others are told from them."""
         known = {**self.places, "model_hash": self.model_hash, "data_hash": self.examples.fingerprint}

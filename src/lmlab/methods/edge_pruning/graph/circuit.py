@@ -65,6 +65,7 @@ class _File(_Part):
     edges: list[tuple[str, str]]
     ablation: Ablation
     scores: list[float] | None = None
+    constants: dict[str, list[Any]] | None = None
     metrics: _Metrics = _Metrics()
     warnings: list[str] = []
     method: str = ""
@@ -83,6 +84,7 @@ class Circuit:
         ablation: what pruned edges carry.
         about: what else is known: model and its hash, task and its hash, method, settings, seed, warnings.
         metrics: what was measured.
+        constants: of mean and optimal ablation, what pruned edges carry, for a file (`masking.optimal`).
     """
 
     graph: CircuitGraph
@@ -91,6 +93,7 @@ class Circuit:
     scores_E: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] | None = None
 
     @property
     def num_edges(self) -> int:
@@ -148,6 +151,7 @@ class Circuit:
             "metrics": self.metrics,
             "edges": [list(edge) for edge in self.edges],
             "scores": scores,
+            **({} if self.constants is None else {"constants": self.constants}),
         }
         write_json(path, content)
 
@@ -170,10 +174,21 @@ class Circuit:
         scores_E = None if found.scores is None else torch.tensor(found.scores)
         if scores_E is not None and len(scores_E) != graph.num_edges:
             raise UserError(f"'{path}' has scores of {len(scores_E):,} edges; its graph has {graph.num_edges:,}.")
-        known = ("format", "version", "ablation", "graph", "num_edges", "edge_sparsity", "metrics", "edges", "scores")
+        known = [
+            "format",
+            "version",
+            "ablation",
+            "graph",
+            "num_edges",
+            "edge_sparsity",
+            "metrics",
+            "edges",
+            "scores",
+            "constants",
+        ]
         about = {key: value for key, value in content.items() if key not in known}
         kept_E = graph.mask(found.edges, f"'{path}'")
-        return Circuit(graph, kept_E, found.ablation, scores_E, about, content.get("metrics", {}))
+        return Circuit(graph, kept_E, found.ablation, scores_E, about, content.get("metrics", {}), found.constants)
 
     def require(self, **now: str) -> None:
         """See that the circuit was made for the model, the graph and the tokenizer of now, by their hashes.

@@ -18,7 +18,7 @@ def clean(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation = "interchange
     An edge is dead if nobody reads what its reader's part writes, or if its writer gives on the circuit what takes its
     place on pruned edges. Under interchange that is a writer without any input edge. Under zero ablation it is a head
     without a value edge or a feed-forward network without an edge, unless biases let them write a constant. Under mean
-    ablation no writer is sure to give its mean.
+    and optimal ablation no writer is sure to give its mean or its constant.
 
     Arguments:
         kept_E: True for the edges of the circuit.
@@ -73,7 +73,7 @@ def served(graph: CircuitGraph, group: Group, number: int) -> list[int]:
 def _informative(graph: CircuitGraph, kept_E: Tensor, ablation: Ablation, constant: bool) -> set[int]:
     """The numbers of writers that may differ from what takes their place."""
     everyone = set(range(len(graph.writers)))
-    if ablation == "mean" or (ablation == "zero" and constant) or not graph.options.embedding_nodes:
+    if ablation in ("mean", "optimal") or (ablation == "zero" and constant) or not graph.options.embedding_nodes:
         return everyone
     found = set(range(graph.first_writer))
     frozen = graph.config.norm_position == "reordered" and not graph.one_writer

@@ -121,12 +121,11 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
         raise UserError(
             "The format of EAP-IG knows heads and feed-forward networks as writers, not experts or whole attentions."
         )
-    config, share = graph.config, graph.config.num_heads // graph.config.num_kv_heads
+    config = graph.config
     scores = torch.where(circuit.kept_E, 1.0, 0.0) if circuit.scores_E is None else circuit.scores_E
     edges: dict[str, dict[str, Any]] = {}
-    for number, (writer, reader) in enumerate(graph.edges()):
-        for name in _their_readers(reader, share):
-            key = f"{'input' if writer in graph.embedding_names else writer}->{name}"
+    for number, keys in enumerate(their_edges(graph)):
+        for key in keys:
             score, kept = float(scores[number]), bool(circuit.kept_E[number])
             if key in edges:
                 # of edges that are one there, the one with the larger effect counts, with its sign
@@ -150,6 +149,17 @@ def write_eap_ig(circuit: Circuit, path: Path) -> None:
         _write_tensors(path, shape, names[:-1], edges, used)
     else:
         write_json(path, {"cfg": shape, "nodes": {name: {"in_graph": name in used} for name in names}, "edges": edges})
+
+
+def their_edges(graph: CircuitGraph) -> list[list[str]]:
+    """What each edge is called in the graph of EAP-IG: edges to a shared key or value head are several there, and those
+    of the two embeddings are one.
+    """
+    share = graph.config.num_heads // graph.config.num_kv_heads
+    return [
+        [f"{'input' if writer in graph.embedding_names else writer}->{name}" for name in _their_readers(reader, share)]
+        for writer, reader in graph.edges()
+    ]
 
 
 def _their_rows(shape: Mapping[str, int]) -> list[str]:

@@ -11,7 +11,7 @@ Shapes: B examples, W writers, R readers of a step, n writers of a step, M = T D
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,11 @@ class _Memory:
     It does not know the token: the graph of gradients would hold itself, and nothing would ever be freed.
     """
 
-    def __init__(self, written_BWM: Tensor, recompute: bool, measured_BWM: Tensor | None) -> None:
+    def __init__(
+        self, written_BWM: Tensor, recompute: bool, measured_BWM: Tensor | None, dropped: Collection[int]
+    ) -> None:
         self.written_BWM, self.recompute, self.measured_BWM = written_BWM, recompute, measured_BWM
+        self.dropped = dropped
         self._gradient_BWM: Tensor | None = None
 
     def read(self, z_BRw: Tensor, base_BM: Tensor) -> Tensor:
@@ -56,6 +59,7 @@ class Store:
         recompute: keep nothing of the steps for the backward pass, and compute each again there.
         measured_BWM: what gradients of masks are products with, in place of what was written: the outputs of another
             run (integrated gradients).
+        dropped: the first writers of steps that pass no gradient on to what they read.
     """
 
     def __init__(
@@ -66,8 +70,9 @@ class Store:
         like: Tensor,
         recompute: bool = False,
         measured_BWM: Tensor | None = None,
+        dropped: Collection[int] = (),
     ) -> None:
-        self._memory = _Memory(like.new_empty(batch, writers, numbers), recompute, measured_BWM)
+        self._memory = _Memory(like.new_empty(batch, writers, numbers), recompute, measured_BWM, dropped)
         self._token = torch.zeros((), device=like.device, requires_grad=True)
 
     @property
@@ -75,31 +80,68 @@ class Store:
         """What the writers have written."""
         return self._memory.written_BWM
 
+    def gradient(self, first: int, writes: int) -> Tensor:
+        """After the backward pass, the gradient of what so many writers from this one on wrote, [B, n, M]."""
+        return self._memory.gradient(first, writes)
+
     def write(self, first: int, y_BnM: Tensor) -> None:
         """What does not depend on masks: embeddings."""
-        self.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
+        if _followed(y_BnM):
+            self._token = _Write.apply(self._token, y_BnM, first, self._memory)
+        else:
+            self.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
 
-    def step(self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int) -> None:
+    def step(
+        self, z_BRw: Tensor, base_BM: Tensor, compute: Compute, writes: int, constants: Sequence[Tensor] = ()
+    ) -> None:
         """Read, compute and write: compute maps [B, R, M] to [B, n, M], which the writers after the w that are read
         write.
+
+        Arguments:
+            constants: what else `compute` uses that gradients are asked for.
         """
-        if torch.is_grad_enabled() and z_BRw.requires_grad:
-            self._token = _Step.apply(self._token, z_BRw, base_BM, compute, self._memory)
+        if _followed(z_BRw, base_BM, *constants):
+            self._token = _Step.apply(self._token, z_BRw, base_BM, compute, self._memory, *constants)
         else:
             first = z_BRw.shape[2]
             self.written_BWM[:, first : first + writes] = compute(self._memory.read(z_BRw, base_BM))
 
     def last_read(self, z_B1w: Tensor, base_BM: Tensor) -> Tensor:
         """The read of the output, [B, 1, M]."""
-        if torch.is_grad_enabled() and z_B1w.requires_grad:
+        if _followed(z_B1w, base_BM):
             read: Tensor = _LastRead.apply(self._token, z_B1w, base_BM, self._memory)
             return read
         return self._memory.read(z_B1w, base_BM)
 
 
+def _followed(*tensors: Tensor) -> bool:
+    """Whether gradients of any are asked for."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+
+
+class _Write(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, y_BnM: Tensor, first: int, memory: _Memory) -> Tensor:
+        memory.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM
+        ctx.memory, ctx.first, ctx.writes = memory, first, y_BnM.shape[1]
+        return token.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_outputs[0], ctx.memory.gradient(ctx.first, ctx.writes).clone(), None, None
+
+
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, z_BRw: Tensor, base_BM: Tensor, compute: Compute, memory: _Memory) -> Tensor:
+    def forward(
+        ctx: Any,
+        token: Tensor,
+        z_BRw: Tensor,
+        base_BM: Tensor,
+        compute: Compute,
+        memory: _Memory,
+        *constants: Tensor,
+    ) -> Tensor:
         first = z_BRw.shape[2]
         read_BRM = memory.read(z_BRw, base_BM)
         if memory.recompute:
@@ -110,20 +152,25 @@ class _Step(torch.autograd.Function):
             ctx.kept = (read_BRM, y_BnM)
         memory.written_BWM[:, first : first + y_BnM.shape[1]] = y_BnM.detach()
         ctx.save_for_backward(z_BRw, base_BM)
-        ctx.compute, ctx.memory, ctx.writes = compute, memory, y_BnM.shape[1]
+        ctx.compute, ctx.memory, ctx.writes, ctx.constants = compute, memory, y_BnM.shape[1], constants
         return token.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         z_BRw, base_BM = ctx.saved_tensors
+        if z_BRw.shape[2] in ctx.memory.dropped:
+            ctx.kept = None
+            return grad_outputs[0], torch.zeros_like(z_BRw), None, None, None, *(None for _ in ctx.constants)
         if ctx.kept is None:
             with torch.enable_grad():
                 read_BRM = ctx.memory.read(z_BRw.detach(), base_BM).requires_grad_()
                 y_BnM = ctx.compute(read_BRM)
         else:
             (read_BRM, y_BnM), ctx.kept = ctx.kept, None
-        (grad_BRM,) = torch.autograd.grad(y_BnM, read_BRM, ctx.memory.gradient(z_BRw.shape[2], ctx.writes))
-        return grad_outputs[0], ctx.memory.add_gradient(z_BRw, grad_BRM), None, None, None
+        sources = (read_BRM, *ctx.constants)
+        grad_BRM, *others = torch.autograd.grad(y_BnM, sources, ctx.memory.gradient(z_BRw.shape[2], ctx.writes))
+        grad_BM = grad_BRM.sum(1) if ctx.needs_input_grad[2] else None
+        return grad_outputs[0], ctx.memory.add_gradient(z_BRw, grad_BRM), grad_BM, None, None, *others
 
 
 class _LastRead(torch.autograd.Function):
@@ -139,6 +186,6 @@ class _LastRead(torch.autograd.Function):
         return (
             torch.zeros((), device=z_B1w.device),
             ctx.memory.add_gradient(z_B1w, grad_outputs[0].contiguous()),
-            None,
+            grad_outputs[0][:, 0] if ctx.needs_input_grad[2] else None,
             None,
         )

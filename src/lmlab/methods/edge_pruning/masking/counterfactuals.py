@@ -7,16 +7,18 @@ Shapes: B examples, T tokens, P positions, V tokens among which the model choose
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
-from lmlab.methods.edge_pruning.config import Ablation
+from lmlab.methods.edge_pruning.config import Ablation, Metric
 from lmlab.methods.edge_pruning.examples.examples import NONE, Examples
 from lmlab.methods.edge_pruning.masking.activations import Activations, capture, mean_of, nothing_like
 from lmlab.methods.edge_pruning.masking.masked import Inputs, MaskedModel
+from lmlab.methods.edge_pruning.masking.metrics import require_metric, values
 
 _SAME = 1e-7
 _CACHE_BYTES = 4 * 2**30
@@ -29,7 +31,8 @@ class Counterfactuals:
         masked: the model.
         examples: the task.
         ablation: what a pruned edge carries: the writer's output on the corrupted input (`interchange`), nothing
-            (`zero`), or its mean over all corrupted inputs and positions (`mean`).
+            (`zero`), its mean over all corrupted inputs and positions (`mean`), or a constant (`optimal`): its mean
+            over all clean ones, until learned ones are put in its place (`with_constants`).
         batch_size: examples at once, where all are gone through.
         cache_bytes: keep the activations of all examples up to so much memory; beyond, they are computed again for each
             batch.
@@ -52,6 +55,7 @@ class Counterfactuals:
                 f" {tuple(examples.corrupted.shape)}."
             )
         self.masked, self.examples, self.ablation, self.batch_size = masked, examples, ablation, batch_size
+        self.metric: Metric = "distance"
         self.device = masked.model.embedding.weight.device
         vocab = masked.graph.config.vocab_size
         if int(max(examples.clean.max(), examples.corrupted.max())) >= vocab:
@@ -72,9 +76,10 @@ class Counterfactuals:
         self._fixed: Activations | None = None
         if ablation == "zero":
             self._fixed = nothing_like(first[0])
-        elif ablation == "mean":
+        elif ablation in ("mean", "optimal"):
+            tokens = examples.corrupted if ablation == "mean" else examples.clean
             parts = [
-                capture(masked.model, masked.graph, examples.corrupted[index].to(self.device), self._real(index))
+                capture(masked.model, masked.graph, tokens[index].to(self.device), self._real(index))
                 for index in self.batches()
             ]
             self._fixed = mean_of(Activations.concatenate(parts), examples.real.to(self.device))
@@ -151,6 +156,47 @@ class Counterfactuals:
         weights_BP = self.examples.weights[index_B].to(each_BP)
         return (each_BP * weights_BP).sum(1) / weights_BP.sum(1)
 
+    def by(self, metric: Metric) -> Counterfactuals:
+        """The same task for searches that go by another metric; what was computed is shared.
+
+        Raises:
+            UserError: the examples do not have it.
+        """
+        require_metric(self, metric)
+        other = copy(self)
+        other.metric = metric
+        other.__dict__.pop("empty_distance", None)  # that of the metric
+        return other
+
+    def on(self, examples: Examples) -> Counterfactuals:
+        """The same on other examples."""
+        other = Counterfactuals(self.masked, examples, self.ablation, self.batch_size)
+        if self.ablation in ("mean", "optimal") and self._fixed is not None:
+            other = other.with_constants(self._fixed)
+        other.metric = self.metric
+        return other
+
+    @property
+    def constants(self) -> Activations | None:
+        """What takes the place of pruned edges for all examples alike, if it does."""
+        return self._fixed
+
+    def with_constants(self, constants: Activations) -> Counterfactuals:
+        """The same task with other constants in the place of pruned edges."""
+        other = copy(self)
+        other._fixed = constants
+        other.__dict__.pop("empty_distance", None)
+        return other
+
+    def gap(self, logits_BPV: Tensor, index_B: Tensor) -> Tensor:
+        """What searches make small, [B]: the distance, or how far the metric that they go by is from the whole
+        model's.
+        """
+        if self.metric == "distance":
+            return self.distance(logits_BPV, index_B)
+        ours_B = values(self, self.outputs(logits_BPV), index_B, self.metric)
+        return (ours_B - values(self, self.full(index_B), index_B, self.metric)).abs()
+
     def batches(self, size: int | None = None) -> Iterator[Tensor]:
         """The numbers of all examples in batches."""
         yield from torch.arange(len(self.examples)).split(size or self.batch_size)
@@ -162,8 +208,8 @@ class Counterfactuals:
             yield index_B, self.masked(self.inputs(index_B), z_E[None].to(self.device))
 
     def mean_distance(self, z_E: Tensor) -> float:
-        """The mean distance of a circuit over all examples."""
-        return float(torch.cat([self.distance(logits, index) for index, logits in self.run(z_E.float())]).mean())
+        """The mean distance (or gap) of a circuit over all examples."""
+        return float(torch.cat([self.gap(logits, index) for index, logits in self.run(z_E.float())]).mean())
 
     @cached_property
     def empty_distance(self) -> float:
@@ -175,7 +221,8 @@ class Counterfactuals:
         found = self.mean_distance(torch.zeros(self.masked.graph.num_edges))
         if not found > _SAME:
             raise UserError(
-                f"The corrupted inputs do not change the output (the empty circuit's distance is {found:.1e}).",
+                f"The corrupted inputs do not change the output (the empty circuit's"
+                f" {'distance' if self.metric == 'distance' else 'gap in ' + self.metric} is {found:.1e}).",
                 "Corrupt what the answer depends on, or use another ablation.",
             )
         return found

@@ -10,7 +10,8 @@ writers, M = T D.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from lmlab.models import Transformer
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.block import Block
 from lmlab.models.internals import surgery
+from lmlab.models.internals.taps import Taps
 
 _ADDS_UP = 1e-4
 
@@ -66,6 +68,8 @@ class MaskedModel:
         measured: Store | None = None,
         store: Store | None = None,
         first_group: int = 0,
+        straight: bool = False,
+        taps: Taps | None = None,
     ) -> Tensor:
         """The logits of a masked pass.
 
@@ -75,12 +79,18 @@ class MaskedModel:
             measured: gradients of masks are taken with what that pass has written.
             store: receives what is written, in place of a new memory.
             first_group: begin at this group of readers; the store holds what those before it have written.
+            straight: gradients pass through norms, attention patterns and activations as through linear maps
+                (`surgery`); numbers are the same.
+            taps: listeners on what happens within attention, such as its patterns.
 
         Returns:
             [B, P, V].
         """
         found, context = self.model.embeddings(inputs.clean_BT, inputs.real_BT)
         found = embeddings or found
+        if taps is not None:
+            taps.bind(self.graph.config.num_layers)
+            context = replace(context, taps=taps)
         batch, length, width = found[0].shape
         store = store or self.new_store(inputs, measured)
         embedded = [y - c for y, c in zip(found, inputs.replaced.embeddings, strict=True)]
@@ -99,17 +109,20 @@ class MaskedModel:
             if group.kind == "output":
                 read_BTD = store.last_read(z_BRw, base_BM).view(batch, length, width)
                 index = inputs.positions_BP[..., None].expand(-1, -1, width)
-                return self.model.read_out(read_BTD.gather(1, index))
+                return self.model.read_out(read_BTD.gather(1, index), straight)
             step = _Attention if group.kind == "attention" else _FeedForward
-            store.step(z_BRw, base_BM, step(self, group, inputs, context), len(group.writes))
+            kept = inputs.replaced.heads if group.kind == "attention" else inputs.replaced.ffns
+            constants = [each for each in (kept[group.layer],) if each.requires_grad]
+            compute = step(self, group, inputs, context, straight)
+            store.step(z_BRw, base_BM, compute, len(group.writes), constants)
         raise AssertionError("a graph ends with its output")
 
-    def new_store(self, inputs: Inputs, measured: Store | None = None) -> Store:
-        """Memory for a pass over such inputs."""
+    def new_store(self, inputs: Inputs, measured: Store | None = None, dropped: Collection[int] = ()) -> Store:
+        """Memory for a pass over such inputs; arguments as of `Store`."""
         like = inputs.replaced.streams[0]
         batch, length = inputs.clean_BT.shape
         written = None if measured is None else measured.written_BWM
-        return Store(batch, len(self.graph.writers), length * like.shape[-1], like, self.recompute, written)
+        return Store(batch, len(self.graph.writers), length * like.shape[-1], like, self.recompute, written, dropped)
 
     def ones(self) -> Tensor:
         """The masks of the whole graph, [1, E]."""
@@ -124,7 +137,7 @@ class MaskedModel:
         """
         seen = capture(self.model, self.graph, input_ids_BT)
         for layer in range(self.graph.config.num_layers):
-            parts_BTD = _written(self.model.block(layer), self.graph, seen.heads[layer], bias=True).sum(2)
+            parts_BTD = written_by_all(self, layer, seen.heads[layer])
             added_BTD = seen.streams[2 * layer + 1] - seen.streams[2 * layer]
             error = float((parts_BTD - added_BTD).norm() / (added_BTD.norm() + 1e-9))
             if error > _ADDS_UP:
@@ -134,11 +147,29 @@ class MaskedModel:
                 )
 
 
+def written_by_all(masked: MaskedModel, layer: int, heads: Tensor) -> Tensor:
+    """What the attention of a layer adds to the residual stream by what stands in `Activations.heads`, [B, T, D]."""
+    return _written(masked.model.block(layer), masked.graph, heads, bias=True).sum(2)
+
+
 def _written(block: Block, graph: CircuitGraph, heads: Tensor, bias: bool) -> Tensor:
     """What heads (or the attention as one) write, [B, T, n, D]."""
     if graph.one_writer:
         return heads[:, :, None]
     return surgery.write_heads(block, heads, bias)
+
+
+def written_by_heads(
+    masked: MaskedModel, layer: int, inputs: Inputs, heads_BTNH: Tensor, straight: bool = False
+) -> Tensor:
+    """What the attention of a layer writes, less what takes its place, [B, n, M], given what its heads gathered."""
+    graph, block, replaced = masked.graph, masked.model.block(layer), inputs.replaced
+    if graph.one_writer:
+        heads_BTNH = surgery.write_attention(block, heads_BTNH, straight)
+    elif graph.config.norm_position == "reordered":
+        heads_BTNH = heads_BTNH * inputs.scales[layer]
+    out_BTnD = _written(block, graph, heads_BTNH - replaced.heads[layer], bias=not replaced.biased)
+    return out_BTnD.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -147,20 +178,16 @@ class _Attention:
     group: Group
     inputs: Inputs
     context: AttentionContext
+    straight: bool = False
 
     def __call__(self, read_BRM: Tensor) -> Tensor:
         graph, layer = self.masked.graph, self.group.layer
-        config, block, replaced = graph.config, self.masked.model.block(layer), self.inputs.replaced
+        config, block = graph.config, self.masked.model.block(layer)
         parts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         read_BRTD = read_BRM.view(*read_BRM.shape[:2], -1, config.d_model)
         query, key, value = (part.transpose(1, 2) for part in read_BRTD.split(parts, 1))
-        heads_BTNH = surgery.heads(block, query, self.context, key, value)
-        if graph.one_writer:
-            heads_BTNH = surgery.write_attention(block, heads_BTNH)
-        elif config.norm_position == "reordered":
-            heads_BTNH = heads_BTNH * self.inputs.scales[layer]
-        out_BTnD = _written(block, graph, heads_BTNH - replaced.heads[layer], bias=not replaced.biased)
-        return out_BTnD.transpose(1, 2).flatten(2)
+        heads_BTNH = surgery.heads(block, query, self.context, key, value, self.straight)
+        return written_by_heads(self.masked, layer, self.inputs, heads_BTNH, self.straight)
 
 
 @dataclass(frozen=True)
@@ -169,11 +196,12 @@ class _FeedForward:
     group: Group
     inputs: Inputs
     context: AttentionContext
+    straight: bool = False
 
     def __call__(self, read_B1M: Tensor) -> Tensor:
         block, replaced = self.masked.model.block(self.group.layer), self.inputs.replaced.ffns[self.group.layer]
         read_BTD = read_B1M.view(read_B1M.shape[0], -1, self.masked.graph.config.d_model)
         if replaced.dim() == 3:
-            out_BTD, _ = surgery.feed_forward(block, read_BTD, self.context)
+            out_BTD, _ = surgery.feed_forward(block, read_BTD, self.context, self.straight)
             return (out_BTD - replaced).flatten(1)[:, None]
         return (surgery.expert_outputs(block, read_BTD) - replaced).transpose(1, 2).flatten(2)

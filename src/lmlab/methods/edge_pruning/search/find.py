@@ -18,8 +18,12 @@ from lmlab.methods.edge_pruning.config import TRAINED, FindConfig
 from lmlab.methods.edge_pruning.graph.circuit import Circuit
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
+from lmlab.methods.edge_pruning.masking.metrics import require_metric
+from lmlab.methods.edge_pruning.masking.optimal import learn_constants, to_lists
 from lmlab.methods.edge_pruning.measures import Ends, measure_each, overlap, stability, top_edges
-from lmlab.methods.edge_pruning.search.baselines import acdc, attribute, exact_effects, random_scores
+from lmlab.methods.edge_pruning.search.attribution import attribute
+from lmlab.methods.edge_pruning.search.baselines import acdc, exact_effects, random_scores
+from lmlab.methods.edge_pruning.search.flow import information_flow
 from lmlab.methods.edge_pruning.search.prune import Found, find_by_pruning
 from lmlab.methods.edge_pruning.search.rank import train_ranking
 from lmlab.models import weights_fingerprint
@@ -51,8 +55,12 @@ def search(
         directory: where edge-pruning keeps checkpoints to go on from.
 
     Raises:
-        UserError: a size is needed and not given, or the corruption changes nothing.
+        UserError: a size is needed and not given, the corruption changes nothing, or the method cannot go by the
+            metric.
     """
+    if config.metric is not None:
+        require_metric(task, config.metric, gradients=config.method not in ("exact", "acdc"))
+        task = task.by(config.metric)
     directory = None if directory is None else Path(directory)
     edges, _ = task.masked.graph.num_edges, task.empty_distance
     if config.method == "edge-pruning" or config.method == "node-pruning" or config.method == "ugs":
@@ -61,7 +69,7 @@ def search(
             return find_by_pruning(task, config.pruning_config(edges), seed, directory, None, costs_E)
         if unlike_E is not None:
             raise UserError("A circuit unlike others is found by a price.", "Leave out --target and --num-edges.")
-        warm = attribute(task, "eap-ig", config.ig_steps).abs() if config.warm_start else None
+        warm = attribute(task, "eap-ig", config.ig_steps, config.metric).abs() if config.warm_start else None
         return find_by_pruning(task, config.pruning_config(edges), seed, directory, warm)
     if unlike_E is not None:
         raise UserError(f"The method {config.method} cannot be told what to be unlike.", "Take --method edge-pruning.")
@@ -80,8 +88,10 @@ def search(
         scores_E = exact_effects(task)
     elif config.method == "random":
         scores_E = random_scores(task, seed)
+    elif config.method == "ifr":
+        scores_E = information_flow(task)
     else:
-        scores_E = attribute(task, config.method, config.ig_steps)
+        scores_E = attribute(task, config.method, config.ig_steps, config.metric)
     if config.num_edges is None and config.target is None:
         raise UserError(
             f"The method {config.method} needs to know how many edges to keep.", "Give --target or --num-edges."
@@ -147,7 +157,16 @@ def find_circuit(
         if directory is not None:
             now = {**searched, "graph": graph.describe()["hash"], "ablation": task.ablation}
             require_same_work(directory / "search.json", now, "search", "--run")
+        if task.ablation == "optimal":
+            task = learn_constants(task, config.optimal, None, seed)
         found = search(task, config, seed, directory, unlike_E)
+        if task.ablation == "optimal":  # those of the circuit itself
+            task = learn_constants(task, config.optimal, found.kept_E, seed)
+    if task.ablation == "optimal":
+        ends = Ends.of(task)
+    fixed = task.ablation in ("mean", "optimal")
+    if held_out is not None and fixed and task.constants is not None:  # means too are those of the search
+        held_out = held_out.with_constants(task.constants)
     metrics = {**ends.summary(measure_each(task, found.kept_E)), "edges_before_cleaning": found.num_raw}
     if held_out is not None:
         metrics["held_out"] = Ends.of(held_out).summary(measure_each(held_out, found.kept_E))
@@ -161,6 +180,7 @@ def find_circuit(
         found.scores_E,
         {**given, **searched, "lmlab": source_version(), "warnings": warnings, "converged": found.converged},
         metrics,
+        to_lists(task.constants) if fixed and task.constants is not None else None,
     )
 
 
@@ -171,7 +191,7 @@ def best_of(circuits: Sequence[Circuit]) -> Circuit:
 
     def rank(circuit: Circuit) -> tuple[bool, float]:
         own = circuit.metrics.get("search", {}).get("loss", circuit.metrics["circuit"]["distance"])
-        return not circuit.about["converged"], float(own)
+        return circuit.about["converged"] is False, float(own)
 
     best = min(circuits, key=rank)
     if len(circuits) == 1:
@@ -202,7 +222,7 @@ def resampled(task: Counterfactuals, seed: int) -> Counterfactuals:
     """The task on as many examples, drawn with replacement."""
     count = len(task.examples)
     index = torch.randint(count, (count,), generator=torch.Generator().manual_seed(seed))
-    return Counterfactuals(task.masked, task.examples.take(index), task.ablation, task.batch_size)
+    return task.on(task.examples.take(index))
 
 
 def with_bootstrap(circuit: Circuit, draws: Sequence[Circuit]) -> Circuit:

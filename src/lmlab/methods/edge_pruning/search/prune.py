@@ -9,9 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -23,6 +21,7 @@ from lmlab.methods.edge_pruning.config import EdgePruningConfig
 from lmlab.methods.edge_pruning.graph.clean import clean, writes_constants
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
 from lmlab.methods.edge_pruning.masking.gates import Gates, probability_open
+from lmlab.methods.edge_pruning.masking.numbers import Numbers
 from lmlab.methods.edge_pruning.search.trials import Refined, Trials, refine, total_cost, trim, widen
 from lmlab.progress import progress
 from lmlab.train import (
@@ -52,8 +51,8 @@ class Found:
         num_raw: edges before cleaning.
         warnings: for the user.
         converged: the circuit is better than the empty one, and no single edge that was added or removed improves the
-            price; where the graph is too large to try each, the training is in no doubt. `figures` say how many were
-            tried.
+            price; False also where there are doubts without trials. None where single edges were not tried and nothing
+            speaks against the circuit: it is not known. `figures` say how many were tried.
         figures: of the search.
     """
 
@@ -61,7 +60,7 @@ class Found:
     scores_E: Tensor
     num_raw: int
     warnings: tuple[str, ...] = ()
-    converged: bool = True
+    converged: bool | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -69,19 +68,6 @@ class Found:
         """What circuits of several trainings are chosen by, least first."""
         collapsed = self.figures["distance"] >= _COLLAPSED * self.figures["empty_distance"]
         return collapsed, self.figures["loss"]
-
-
-class Numbers:
-    """Rows that only say which example they are."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"example": np.int64(index)}
 
 
 class PruningStep:
@@ -97,7 +83,7 @@ class PruningStep:
         index_B, config = batch["example"].cpu(), self.config
         rows = len(index_B) if config.mask_samples == "per_example" else 1
         z_BE = gates(rows)
-        distance_B = self.task.distance(self.task.masked(self.task.inputs(index_B), z_BE), index_B) / self.scale
+        distance_B = self.task.gap(self.task.masked(self.task.inputs(index_B), z_BE), index_B) / self.scale
         open_BE = gates.open() if config.estimator == "expected" else z_BE
         open_ = (open_BE if self.costs_E is None else open_BE * self.costs_E).mean()
         penalty = self._penalty(gates, open_)
@@ -199,7 +185,7 @@ def _fewer(task: Counterfactuals) -> Counterfactuals:
     if count == all_:
         return task
     index = torch.arange(count) * all_ // count
-    return Counterfactuals(task.masked, task.examples.take(index), task.ablation, task.batch_size)
+    return task.on(task.examples.take(index))
 
 
 def train_gates(
@@ -348,8 +334,9 @@ def decide(
     if tried:
         figures["tried_on_examples"] = _trial_examples(task)
     # gates that are off their target do not matter where every edge was tried after them
-    converged = not collapsed and (settled if settled is not None and tried else healthy and settled is not False)
-    return Found(kept_E, scores_E, raw, tuple(warnings), bool(converged), figures)
+    fine = settled if settled is not None and tried else healthy and settled is not False
+    converged = False if collapsed or not fine else True if tried else None
+    return Found(kept_E, scores_E, raw, tuple(warnings), converged, figures)
 
 
 def _polish(

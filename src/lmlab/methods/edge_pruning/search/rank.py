@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lmlab.data import Batch, Loader
 from lmlab.distributed import world
 from lmlab.errors import LmlabError, UserError
-from lmlab.methods.edge_pruning.config import RankingConfig
+from lmlab.methods.edge_pruning.config import Metric, RankingConfig
 from lmlab.methods.edge_pruning.masking.counterfactuals import Counterfactuals
-from lmlab.methods.edge_pruning.measures import Ends, logit_difference
-from lmlab.methods.edge_pruning.search.prune import Numbers
+from lmlab.methods.edge_pruning.masking.metrics import values
+from lmlab.methods.edge_pruning.masking.numbers import Numbers
+from lmlab.methods.edge_pruning.measures import Ends
 from lmlab.train import OptimizerConfig, ScheduleConfig, StepOutput, Trainer, TrainerConfig
 
 _HALVINGS = 50
@@ -70,6 +71,7 @@ class RankingStep:
 
     def __init__(self, task: Counterfactuals, config: RankingConfig) -> None:
         self.task, self.config, self.scale = task, config, task.empty_distance
+        self.metric: Metric = "logit_difference" if task.metric == "distance" else task.metric
         self.ends = None
         if config.objective != "distance":
             if not task.examples.has_answers:
@@ -77,7 +79,7 @@ class RankingStep:
                     f"The objective '{config.objective}' of a ranking needs examples with answers.",
                     "Set ranking.objective=distance.",
                 )
-            self.ends = Ends.of(task)
+            self.ends = Ends.of(task, self.metric)
             self.ends.require_ability()
 
     def __call__(self, model: Scores, batch: Batch) -> StepOutput:
@@ -89,10 +91,10 @@ class RankingStep:
         logits = self.task.masked(self.task.inputs(index_B), z_BE)
         count = torch.tensor(float(len(index_B)))
         if self.ends is None:
-            loss_B = self.task.distance(logits, index_B) / self.scale
+            loss_B = self.task.gap(logits, index_B) / self.scale
         else:
-            low, high = (each["logit_difference"] for each in (self.ends.empty, self.ends.full))
-            faithful_B = (logit_difference(self.task, logits, index_B) - low) / (high - low)
+            low, high = (each[self.metric] for each in (self.ends.empty, self.ends.full))
+            faithful_B = (values(self.task, self.task.outputs(logits), index_B, self.metric) - low) / (high - low)
             loss_B = -faithful_B if self.config.objective == "metric" else (1 - faithful_B).abs()
         return StepOutput(loss_B.sum(), count, {})
 

@@ -36,7 +36,7 @@ class Trials:
         masked = self.task.masked
         z = kept_E[None].to(masked.model.embedding.weight)
         parts = [
-            self.task.distance(masked(inputs, z, store=store, first_group=first_group), index)
+            self.task.gap(masked(inputs, z, store=store, first_group=first_group), index)
             for (index, inputs), store in zip(self._batches, self._stores, strict=True)
         ]
         return float(torch.cat(parts).mean())
@@ -152,7 +152,7 @@ def slopes(task: Counterfactuals, kept_E: Tensor, level: float = 0.0) -> Tensor:
     total_E = torch.zeros(len(kept_E), dtype=torch.float64)
     for index_B in task.batches():
         z = (kept_E.float() + level * (~kept_E).float())[None].to(task.masked.ones()).requires_grad_()
-        distance = task.distance(task.masked(task.inputs(index_B), z), index_B).sum()
+        distance = task.gap(task.masked(task.inputs(index_B), z), index_B).sum()
         total_E -= torch.autograd.grad(distance, z)[0][0].double().cpu()
     return total_E / len(task.examples)
 
