@@ -11,8 +11,9 @@ import typer
 from lmlab.commandline.from_config import changes, options
 from lmlab.commandline.options import OnlyTell, example
 from lmlab.endpoints.client.request_files import RequestRow, read_requests
+from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import LmlabError, UserError
-from lmlab.judging.config import EndpointSettings, PriceTable
+from lmlab.judging.config import PriceTable
 
 app = typer.Typer()
 _OF_LINES = {"max_tokens": "Where a line does not say; 256 by default.", "temperature": "Where a line does not say."}

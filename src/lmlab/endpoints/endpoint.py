@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from lmlab.config import Config, validate
-from lmlab.endpoints.client.costs import Price
+from lmlab.config import validate
 from lmlab.endpoints.protocol import ChatRequest
+from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError, did_you_mean
 
 _OWN_FIELDS = ("model", "messages", "stream")
 _BACKENDS = ("openai", "local", "replay", "mock")
 
 
-class Endpoint(Config):
-    """Where a model is served, and how much may be asked of it.
+class Endpoint(EndpointSettings):
+    """Where a model is served, and how much may be asked of it, tried again and waited for.
 
     Attributes:
         model: its name there; for the back end `local` its directory.
@@ -26,11 +25,6 @@ class Endpoint(Config):
             repeats recorded replies (`export_replies`); `mock` answers by a script. The last three send nothing
             anywhere.
         precision: of a local model: `fp32`, `bf16`, or `auto`.
-        replies: for `replay` the recorded ones, for `mock` the script, each a file of JSON lines.
-        base_url: address up to and with `/v1`.
-        key_env: name of the environment variable that holds the key; None for an endpoint without one.
-        concurrency: most requests under way; fewer after "too many requests".
-        requests_per_minute, tokens_per_minute: limits of the account; None for none.
         timeout_s: longest silence of the endpoint within one attempt.
         total_timeout_s: longest time for one attempt as a whole, which also ends an answer that trickles; None for
             none.
@@ -42,23 +36,11 @@ class Endpoint(Config):
         stream: let answers come as streams, which keeps proxies from closing quiet connections.
         max_tokens_field: what the endpoint calls the length of an answer; `max_completion_tokens` is also tried where
             it refuses the other.
-        omit: fields of requests that are not sent, such as `temperature` and `n`, for models that refuse them.
-        extra_body: further fields of the body of every request, such as `reasoning_effort`.
-        headers: further headers; `$NAME` in a value is the environment variable of this name, for keys.
-        query: further parameters of the address, such as `api-version`; likewise.
-        price: of the model; None leaves costs unknown.
-        max_cost_usd: a ceiling, which counts what the cache has paid for before.
     """
 
     model: str = Field(min_length=1)
     backend: Literal["openai", "local", "replay", "mock"] = "openai"
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    replies: Path | None = None
-    base_url: str = "http://127.0.0.1:8000/v1"
-    key_env: str | None = None
-    concurrency: PositiveInt = 16
-    requests_per_minute: PositiveFloat | None = None
-    tokens_per_minute: PositiveFloat | None = None
     timeout_s: PositiveFloat = 120.0
     total_timeout_s: PositiveFloat | None = 900.0
     longest_wait_s: NonNegativeFloat = 60.0
@@ -66,12 +48,6 @@ class Endpoint(Config):
     give_up_after: PositiveInt = 20
     stream: bool = False
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    omit: tuple[str, ...] = ()
-    extra_body: dict[str, JsonValue] = Field(default={})
-    headers: dict[str, str] = Field(default={})
-    query: dict[str, str] = Field(default={})
-    price: Price | None = None
-    max_cost_usd: NonNegativeFloat | None = None
 
     @field_validator("omit", "extra_body")
     @classmethod

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmlab.config import Flag
-from lmlab.judging.config import EndpointSettings
+from lmlab.endpoints.settings import EndpointSettings
 from lmlab.judging.rubrics.forms import Reading
 
 

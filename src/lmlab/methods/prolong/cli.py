@@ -10,9 +10,9 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.model_place import takes_model
 from lmlab.commandline.options import ModelPlace, example
+from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
 from lmlab.evals.long.config import LongSettings
-from lmlab.judging.config import EndpointSettings
 from lmlab.methods.prolong.config import MeasuringSettings, PerplexitySettings
 from lmlab.runs.loading import Loading
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lmlab.config import NO_INFLUENCE, Config
+from lmlab.endpoints.settings import EndpointSettings
 from lmlab.judging import AnswerJudgeConfig
-from lmlab.judging.config import EndpointSettings, PriceTable
+from lmlab.judging.config import PriceTable
 from lmlab.runs import Input, ModelInput, VocabularyInput
 from lmlab.runs.loading import OnDevice
 

@@ -44,14 +44,12 @@ def endpoint_of(model: str, config: EndpointConfig) -> Endpoint:
     return Endpoint.named(model, **options)
 
 
-def refuse_secrets(base_url: str | None) -> None:
+def refuse_secrets(base_url: str) -> None:
     """Keys come from the environment, where no log and no result sees them.
 
     Raises:
         UserError: an address holds one.
     """
-    if base_url is None:
-        return
     if "@" in base_url.split("//")[-1].split("/")[0] or _SECRETS.search(base_url):
         raise UserError(
             "The address of the endpoint holds a secret.", "Put the key into the environment: --key-env NAME."

@@ -9,8 +9,8 @@ import typer
 
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import example
+from lmlab.endpoints.settings import EndpointSettings
 from lmlab.errors import UserError
-from lmlab.judging.config import EndpointSettings
 from lmlab.methods.swebench.commands.shared import Folder, print_rows
 from lmlab.methods.swebench.config import (
     AgentConfig,
