@@ -92,7 +92,7 @@ def blocks(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str,
             return self.down(F.silu(self.gate(x)) * self.up(x))
 
     found: dict[str, nn.Module] = {"dense": FeedForward(ModelConfig(**sizes, d_ff=k * inner)), "dense, plain": Plain()}
-    for backend in ("grouped_mm", "loop"):
+    for backend in ("grouped_mm", "batched", "loop"):
         found[f"lmlab {backend}"] = MoE(ModelConfig(**sizes, ffn="moe", moe={**moe, "experts_backend": backend}))
     for way in ("grouped_mm", "eager"):
         config = OlmoeConfig(

@@ -70,7 +70,9 @@ def _questions() -> dict[str, Question]:
             "again",
         )
         found[f"experts {precision}"] = Question(
-            f"the experts of a mixture in {precision}", ("grouped_mm", "loop"), "grouped_mm"
+            f"the experts of a mixture in {precision}",
+            ("grouped_mm", "batched", "loop"),
+            "batched" if precision == "bf16" else "grouped_mm",
         )
     found["products fp32"] = Question(
         "products of training in fp32", ("default", "onednn"), _faster_library(), _onednn_is_there

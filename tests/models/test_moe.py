@@ -73,7 +73,7 @@ def forward_val():
 
 
 @needs_tiny
-@pytest.mark.parametrize("backend", ["loop", "grouped_mm", "reference"])
+@pytest.mark.parametrize("backend", ["loop", "grouped_mm", "batched", "reference"])
 @torch.no_grad()
 def test_the_trained_miniature_gives_the_stored_logits_and_choices(backend, forward_val):
     model = with_backend(from_pretrained(TINY / "checkpoint"), backend)
@@ -221,7 +221,7 @@ def test_back_ends_agree_forward_and_backward(settings, dtype, tolerance):
     settings = dict(settings)
     activation = settings.pop("activation", "silu")
     results = {}
-    for backend in ("reference", "loop", "grouped_mm"):
+    for backend in ("reference", "loop", "grouped_mm", "batched"):
         config = ModelConfig(
             **{**BASE, "d_model": 32, "activation": activation}, moe={**EXPERTS, **settings, "experts_backend": backend}
         )
@@ -234,7 +234,7 @@ def test_back_ends_agree_forward_and_backward(settings, dtype, tolerance):
         out, _ = layer(x)
         out.backward(torch.randn(out.shape, generator=generator).to(dtype))
         results[backend] = [out.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
-    for backend in ("loop", "grouped_mm"):
+    for backend in ("loop", "grouped_mm", "batched"):
         for mine, expected in zip(results[backend], results["reference"], strict=True):
             error = (mine.float() - expected.float()).norm() / expected.float().norm()
             assert float(error) < tolerance, backend
@@ -259,7 +259,7 @@ def test_gradients_of_the_loop_are_those_of_finite_differences(activation):
     assert torch.autograd.gradcheck(compute, (x, weights, gate_up, down))
 
 
-@pytest.mark.parametrize("backend", ["loop", "grouped_mm", "reference"])
+@pytest.mark.parametrize("backend", ["loop", "grouped_mm", "batched", "reference"])
 def test_unused_experts_single_tokens_and_empty_batches(backend):
     model = with_backend(make(), backend)
     layer = model.mixtures[0]
@@ -309,9 +309,32 @@ def test_half_precision_is_summed_in_fp32():
     weights, indices = choose_experts(torch.rand(64, 8, generator=generator).softmax(-1), config)
     pairs = pairs_of_tokens(weights, indices, config)
     exact = run_experts(x.double(), pairs, gate_up.double(), down.double(), backend="loop")
-    for backend in ("loop", "grouped_mm"):
+    for backend in ("loop", "grouped_mm", "batched"):
         out = run_experts(x, pairs, gate_up, down, backend=backend)
         assert float((out.double() - exact).norm() / exact.norm()) < 6e-3
+
+
+@pytest.mark.parametrize(("counts", "stacked"), [((60, 57, 62, 61), True), ((240, 0, 0, 0), False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_stacked_products_serve_loads_that_are_nearly_even(counts, stacked, dtype, monkeypatch):
+    config = MoEConfig(num_experts=4, top_k=1, expert_hidden_size=16)
+    generator = torch.Generator().manual_seed(0)
+    x, gate_up, down, weights = (
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((240, 16), (4, 32, 16), (4, 16, 16), (240, 1))
+    )
+    indices = torch.repeat_interleave(torch.tensor(counts))[torch.randperm(240, generator=generator)][:, None]
+    products = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *given: products.append(1) or bmm(*given))
+    found = {}
+    for backend in ("loop", "batched"):
+        out = run_experts(x, pairs_of_tokens(weights, indices, config), gate_up, down, backend=backend)
+        found[backend] = [out, *torch.autograd.grad(out.float().square().sum(), (x, gate_up, down, weights))]
+    assert len(products) == (6 if stacked else 0)
+    for mine, expected in zip(found["batched"], found["loop"], strict=True):
+        error = (mine - expected).double().norm() / expected.double().norm()
+        assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
 
 
 def test_sizes_that_grouped_mm_cannot_take_fall_back_to_the_loop_and_say_so_once(caplog):
@@ -341,7 +364,7 @@ def test_a_changed_token_leaves_earlier_logits_bit_equal_where_tokens_choose_and
             make().eval(), "reference"
         )  # in the others the number of an expert's rows changes how their products are rounded
         assert torch.equal(model(ids).logits_BTV[:, :12], model(changed).logits_BTV[:, :12])
-        for backend in ("loop", "grouped_mm"):
+        for backend in ("loop", "grouped_mm", "batched"):
             with_backend(model, backend)
             torch.testing.assert_close(
                 model(ids).logits_BTV[:, :12], model(changed).logits_BTV[:, :12], atol=1e-5, rtol=1e-5
@@ -385,7 +408,7 @@ def test_a_capacity_drops_the_least_probable_pairs():
     pairs = pairs_of_tokens(weights, indices, config)
     assert pairs.tokens_P.tolist() == [1, 2, 3] and pairs.counts_E.tolist() == [2, 1]
     x, gate_up, down = torch.randn(4, 8), torch.randn(2, 8, 8), torch.randn(2, 8, 4)
-    for backend in ("loop", "grouped_mm", "reference"):
+    for backend in ("loop", "grouped_mm", "batched", "reference"):
         out = run_experts(x, pairs, gate_up, down, backend=backend)
         assert not out[0].any() and out[1:].abs().sum(1).all()
 

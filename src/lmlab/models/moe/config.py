@@ -85,7 +85,7 @@ class MoEConfig(Config):
     load_balancing_loss: LoadBalancingConfig | None = LoadBalancingConfig()
     router_z_loss: RouterZConfig | None = RouterZConfig()
     bias_update_rate: PositiveFloat | None = Field(default=None, le=1)
-    experts_backend: Literal["auto", "grouped_mm", "loop", "reference"] = "auto"
+    experts_backend: Literal["auto", "grouped_mm", "batched", "loop", "reference"] = "auto"
 
     @model_validator(mode="before")
     @classmethod

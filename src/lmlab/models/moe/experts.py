@@ -1,7 +1,8 @@
 """The experts of a mixture: gated networks with stacked matrices, computed for pairs of a token and an expert.
 
-Three ways give the same within rounding. `grouped_mm` is one call of PyTorch for all experts, `loop` goes through the
-experts within one node of the graph, and `reference` computes every expert for every token. A factor on an expert's
+Four ways give the same within rounding. `grouped_mm` is one call of PyTorch for all experts, `batched` one product of
+stacked matrices, for which all experts get as many rows, `loop` goes through the experts within one node of the graph,
+and `reference` computes every expert for every token. A factor on an expert's
 output is applied inside it, before its last product, where rows are shorter.
 
 Shapes: M tokens, D model width, E experts, F inner width of an expert, P pairs in the order of experts, n pairs of one
@@ -25,9 +26,10 @@ from lmlab.models.dtypes import compute_dtype
 from lmlab.models.layers.feed_forward import ACTIVATIONS
 from lmlab.models.moe.router import Pairs
 
-Backend = Literal["auto", "grouped_mm", "loop", "reference"]
+Backend = Literal["auto", "grouped_mm", "batched", "loop", "reference"]
 
 _ROWS, _MANY_ROWS = 16, 256  # `_fill_up`: units of 16 rows, and of 64 where there are more than 256
+_MOST_FILLED = 1.3  # times the rows that there are: with more, products of stacked matrices are no faster than others
 _CACHED_NUMBERS = 2**17  # half a MiB in fp32
 
 _ACTIVATION_GRADIENTS: dict[str, Callable[..., Tensor]] = {
@@ -78,21 +80,22 @@ def run_experts(
         gate_up_EGD: [E, 2F, D], gates first.
         down_EDF: [E, D, F].
         backend: `auto` is the loop where `grouped_mm` cannot serve (fp64, rows that are no multiples of 16 bytes), and
-            on a CPU whichever is faster there (`lmlab.ways`).
+            on a CPU whichever is faster there (`lmlab.ways`). Where loads are uneven `batched` is `grouped_mm`.
     """
-    chosen = _choose(backend, x_MD, down_EDF)
+    chosen = _choose(backend, x_MD, down_EDF, pairs)
     if chosen == "reference":
         return _reference(x_MD, pairs, gate_up_EGD, down_EDF, activation)
-    if x_MD.device.type == "cpu" and x_MD.itemsize == 2:
-        pairs = _fill_up(pairs)
+    even = chosen == "batched"
+    if even or (x_MD.device.type == "cpu" and x_MD.itemsize == 2):
+        pairs = _fill_up(pairs, even)
     if x_MD.device.type != "cpu" and chosen == "grouped_mm":  # cast once, not again in the backward pass
         gate_up_EGD, down_EDF = gate_up_EGD.to(x_MD.dtype), down_EDF.to(x_MD.dtype)
-    function = _Grouped if chosen == "grouped_mm" else _Loop
-    out: Tensor = function.apply(x_MD, pairs.weights_P, gate_up_EGD, down_EDF, pairs, activation)
+    given = x_MD, pairs.weights_P, gate_up_EGD, down_EDF, pairs, activation
+    out: Tensor = _Loop.apply(*given) if chosen == "loop" else _Grouped.apply(*given, even)
     return out
 
 
-def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor) -> str:
+def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor, pairs: Pairs) -> str:
     if backend in ("loop", "reference"):
         return backend
     width, inner = down_EDF.shape[1:]
@@ -100,9 +103,12 @@ def _choose(backend: Backend, x_MD: Tensor, down_EDF: Tensor) -> str:
     fits = x_MD.dtype != torch.float64 and (width * x_MD.itemsize) % 16 == 0 and (inner * x_MD.itemsize) % 16 == 0
     if backend == "grouped_mm" and not fits:
         _tell_of_the_loop(x_MD.dtype, width, inner)
-    if backend == "auto" and fits and x_MD.device.type == "cpu":
-        fits = ways.way(f"experts {ways.PRECISIONS[x_MD.dtype]}") == "grouped_mm"
-    return "grouped_mm" if fits and len(x_MD) else "loop"
+    if backend == "auto":
+        measured = fits and x_MD.device.type == "cpu"
+        backend = ways.way(f"experts {ways.PRECISIONS[x_MD.dtype]}") if measured else "grouped_mm"  # type: ignore[assignment]
+    if backend == "batched" and len(x_MD) and _are_nearly_even(pairs.counts_E):
+        return backend
+    return "grouped_mm" if fits and len(x_MD) and backend != "loop" else "loop"
 
 
 @lru_cache
@@ -159,16 +165,23 @@ class _Loop(torch.autograd.Function):
 
 
 class _Grouped(torch.autograd.Function):
-    """The same with one product for all experts."""
+    """The same with one product for all experts: of groups of rows, or of stacked matrices where all have as many."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_MD: Tensor, weights_P: Tensor, gate_up: Tensor, down: Tensor, pairs: Pairs, activation: str
+        ctx: FunctionCtx,
+        x_MD: Tensor,
+        weights_P: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        pairs: Pairs,
+        activation: str,
+        even: bool,
     ) -> Tensor:
-        ends_E = pairs.counts_E.cumsum(0).int()
-        h = F.grouped_mm(x_MD.index_select(0, pairs.tokens_P), gate_up.to(x_MD.dtype).transpose(1, 2), offs=ends_E)
-        y_PD = F.grouped_mm(_gate(h, weights_P, activation), down.to(x_MD.dtype).transpose(1, 2), offs=ends_E)
-        ctx.save_for_backward(x_MD, weights_P, gate_up, down, h, ends_E)
+        ends_E = None if even else pairs.counts_E.cumsum(0).int()
+        h = _by_group(x_MD.index_select(0, pairs.tokens_P), gate_up.to(x_MD.dtype).transpose(1, 2), ends_E)
+        y_PD = _by_group(_gate(h, weights_P, activation), down.to(x_MD.dtype).transpose(1, 2), ends_E)
+        ctx.save_for_backward(x_MD, weights_P, gate_up, down, h, ends_E)  # type: ignore[arg-type]
         ctx.pairs, ctx.activation = pairs, activation  # type: ignore[attr-defined]
         return _sum_by_token(y_PD, pairs)
 
@@ -180,23 +193,56 @@ class _Grouped(torch.autograd.Function):
         grad = grad_outputs[0].index_select(0, pairs.tokens_P)
         grad_weights_P = torch.empty_like(weights_P)
         a, grad_h = _gate_backward(
-            h, weights_P, F.grouped_mm(grad, down.to(grad.dtype), offs=ends_E), grad_weights_P, activation
+            h, weights_P, _by_group(grad, down.to(grad.dtype), ends_E), grad_weights_P, activation
         )
-        grad_down = F.grouped_mm(grad.t(), a, offs=ends_E).to(down.dtype)
-        grad_gate_up = F.grouped_mm(grad_h.t(), x_MD.index_select(0, pairs.tokens_P), offs=ends_E).to(gate_up.dtype)
-        grad_x_PD = F.grouped_mm(grad_h, gate_up.to(grad.dtype), offs=ends_E)
-        return _sum_by_token(grad_x_PD, pairs), grad_weights_P, grad_gate_up, grad_down, None, None
+        grad_down = _outer_by_group(grad, a, ends_E, len(down)).to(down.dtype)
+        x_PD = x_MD.index_select(0, pairs.tokens_P)
+        grad_gate_up = _outer_by_group(grad_h, x_PD, ends_E, len(down)).to(gate_up.dtype)
+        grad_x_PD = _by_group(grad_h, gate_up.to(grad.dtype), ends_E)
+        return _sum_by_token(grad_x_PD, pairs), grad_weights_P, grad_gate_up, grad_down, None, None, None
 
 
-def _fill_up(pairs: Pairs) -> Pairs:
+def _by_group(x_PI: Tensor, matrices_EIJ: Tensor, ends_E: Tensor | None) -> Tensor:
+    """Each group of rows times its matrix, [P, J]; groups of equal size where no ends are given."""
+    if ends_E is None:
+        return torch.bmm(x_PI.view(len(matrices_EIJ), -1, x_PI.shape[1]), matrices_EIJ).flatten(0, 1)
+    return F.grouped_mm(x_PI, matrices_EIJ, offs=ends_E)
+
+
+def _outer_by_group(left_PI: Tensor, right_PJ: Tensor, ends_E: Tensor | None, groups: int) -> Tensor:
+    """left.T @ right of each group of rows, [E, I, J]."""
+    if ends_E is None:
+        left, right = (x.view(groups, -1, x.shape[1]) for x in (left_PI, right_PJ))
+        return torch.bmm(left.transpose(1, 2), right)
+    return F.grouped_mm(left_PI.t(), right_PJ, offs=ends_E)
+
+
+def _are_nearly_even(counts_E: Tensor) -> bool:
+    """Whether all experts can get as many rows as the busiest at little cost."""
+    rows, busiest = int(counts_E.sum()), int(counts_E.max())
+    return len(counts_E) * _filled(busiest) <= _MOST_FILLED * rows
+
+
+def _filled(rows: int) -> int:
+    unit = 4 * _ROWS if rows > _MANY_ROWS else _ROWS
+    return -(-rows // unit) * unit
+
+
+def _fill_up(pairs: Pairs, even: bool) -> Pairs:
     """The same with each expert's rows filled up, to a multiple of 16 or of 64, by pairs of weight 0 that no token
     sums.
 
     oneDNN, which computes half precision on CPUs, translates a product anew for each number of rows. Where loads change
     from batch to batch that can take as long as the products; few different numbers cost less.
+
+    Arguments:
+        even: give all experts as many rows.
     """
-    unit_E = torch.where(pairs.counts_E > _MANY_ROWS, 4 * _ROWS, _ROWS)
-    counts_E = (pairs.counts_E + unit_E - 1).div(unit_E, rounding_mode="floor") * unit_E
+    if even:
+        counts_E = torch.full_like(pairs.counts_E, _filled(int(pairs.counts_E.max())))
+    else:
+        unit_E = torch.where(pairs.counts_E > _MANY_ROWS, 4 * _ROWS, _ROWS)
+        counts_E = (pairs.counts_E + unit_E - 1).div(unit_E, rounding_mode="floor") * unit_E
     added_E = counts_E - pairs.counts_E
     rows_P = torch.arange(len(pairs.tokens_P)) + torch.repeat_interleave(added_E.cumsum(0) - added_E, pairs.counts_E)
     total = int(counts_E.sum())
