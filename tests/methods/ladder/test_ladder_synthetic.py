@@ -9,9 +9,11 @@ import pytest
 from known_laws import LAW, SIZES, true_accuracy, true_loss
 
 from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, fit_chain, logs
+from lmlab.methods.ladder.config import EstimatorSettings
 from lmlab.methods.ladder.fitting import accuracy as acc
 from lmlab.methods.ladder.fitting.fit import fit_first_step
-from lmlab.methods.ladder.fitting.laws import FORMS, value_and_gradient
+from lmlab.methods.ladder.fitting.intervals import fit_ensemble
+from lmlab.methods.ladder.fitting.laws import FORMS, log_residuals, value_and_gradient
 
 N, D = 6_887_575_552.0, 3_945_065_873_408.0
 POINTS = {
@@ -53,6 +55,22 @@ def test_intervals_hold_what_they_promise_on_200_noisy_ladders(synthetic):
     assert np.median([abs(each.loss / truth - 1) for each in predictions]) < 0.015
     assert 0.85 <= np.mean([each.lo <= accuracy <= each.hi for each in predictions]) <= 0.95
     assert 0.85 <= np.mean([each.loss_lo <= truth <= each.loss_hi for each in predictions]) <= 0.95
+
+
+def test_the_part_fit_of_a_loss_is_the_variance_of_least_squares(synthetic):
+    """Noise that is in the points is counted once: sd = noise sqrt(g' (J'J)^-1 g), by hand."""
+    table, tasks = synthetic(1, 0.003, seed=3)
+    settings = EstimatorSettings(name="one", members=(TwoStepSettings(law="tied", delta=None),))
+    ensemble = fit_ensemble(table, tasks, settings, 400)
+    (chain,), x_3Q = ensemble.chains, logs(3e9, 3e11, None)[:, None]
+
+    def gradients(x):
+        return log_residuals("tied", chain.first.parameters_BP, x, np.zeros((1, x.shape[1])))[1][0]
+
+    j, (g,) = gradients(chain.points.x_3R), gradients(x_3Q)
+    expected = ensemble.noise_MT[0, 0] * np.sqrt(g @ np.linalg.solve(j.T @ j, g))
+    found = np.log(ensemble.replicates[0].loss(x_3Q)[:, 0, 0])
+    assert found.std() == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.parametrize("form", POINTS)

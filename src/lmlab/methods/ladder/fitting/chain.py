@@ -35,8 +35,9 @@ class Resample:
     """What replicates change.
 
     Attributes:
-        weights_SG: how much each run and external model weighs.
-        factor_STR: what the first step's values are multiplied by, for the noise between repeated runs.
+        weights_SG: how much each run and external model weighs in the second step.
+        factor_STR: what the first step's values are multiplied by, for the noise between repeated runs. Its points are
+            not weighed anew as well: that would count the same noise twice.
     """
 
     weights_SG: Floats
@@ -147,7 +148,7 @@ def fit_again(
     Arguments:
         points: where; counts_K: how many checkpoints are behind each of the second step's.
         y_STR: the first step's figures.
-        weights_SG: how much each run and external model weighs.
+        weights_SG: how much each run and external model weighs in the second step.
         accuracy_STK: the second step's accuracies; by default those of `points`.
     """
     settings, tasks = chain.settings, chain.tasks
@@ -156,7 +157,7 @@ def fit_again(
     y_BR = y_STR.reshape(-1, y_STR.shape[2])
     if not settings.chained:
         y_BR = np.minimum(y_BR, 1.0)  # no accuracy is above 1, whatever the noise
-    weights_BR = np.repeat(weights_SG[:, : y_BR.shape[1]], len(tasks), axis=0) * points.weight_R
+    weights_BR = np.broadcast_to(points.weight_R, y_BR.shape)
     starts_BSP = np.tile(_near_starts(chain.first), (count, 1, 1))
     pull, center = _pull(settings, chain.lent_E), None
     if pull:
