@@ -269,3 +269,13 @@ def test_a_column_of_texts_is_refused_for_its_values_not_as_missing(ladder, tmp_
         check(RunTable.read(changed("acc0", lambda cell: f"{100 * float(cell):.1f}%")), tasks)
     with pytest.raises(UserError, match="has no positive n, the number of parameters, but '190M'"):
         RunTable.read(changed("n", lambda cell: f"{float(cell) / 1e6:.0f}M"))
+
+
+@pytest.mark.parametrize(
+    ("multiples", "short"), [((0.5, 1, 2), {0.5}), ((0.25, 0.5, 1.25), set()), ((0.1, 0.2), set())]
+)
+def test_short_runs_are_left_out_where_the_others_are_a_ladder(synthetic, multiples, short):
+    table, tasks = synthetic(noise=0.003, checkpoints=10, multiples=multiples)
+    assert {round(run.multiple, 3) for run in table.short_runs} == short
+    forecaster = TwoStep("recommended", 0).fit(table, tasks, calibrated=False)
+    assert len(forecaster.fitted_runs) == len(SIZES) * (len(multiples) - len(short))

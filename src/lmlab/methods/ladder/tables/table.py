@@ -26,6 +26,7 @@ _END = 0.1
 _FEWEST_TO_LEND = 6  # runs of a family: fewer say little of its exponents
 DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
 FINISHED = 0.98  # of the planned tokens
+_ONE_LENGTH = 1.2  # lengths whose ratio is smaller are one: they are known to two digits
 
 
 @dataclass(frozen=True)
@@ -304,10 +305,13 @@ class RunTable:
 
     @property
     def short_runs(self) -> tuple[Run, ...]:
-        """Runs below 1xC, where every size has longer ones too."""
+        """Runs below 1xC, where every size has longer ones too, and these alone are a ladder: of two lengths."""
         runs = self.ladder.runs
-        long_enough = {run.n for run in runs if run.multiple >= 1} == {run.n for run in runs}
-        return tuple(run for run in runs if run.multiple < 1) if long_enough else ()
+        long = [run for run in runs if run.multiple >= 1]
+        if not long or {run.n for run in long} != {run.n for run in runs}:
+            return ()
+        lengths = [run.multiple for run in long]
+        return tuple(run for run in runs if run.multiple < 1) if max(lengths) > _ONE_LENGTH * min(lengths) else ()
 
     @property
     def digest(self) -> str:
