@@ -246,8 +246,12 @@ def test_the_probability_of_the_right_answer_is_forecast_by_its_logarithm(publis
     member = forecaster.ensemble.settings.members[0]
     actual = np.array([target_values(target, task, member)[1] for task in main_tasks])
     # The figures of the ladder itself differ from chance by one to ten points.
-    assert 100 * np.abs([each.accuracy for each in predictions] - actual).mean() < 1.2
-    assert np.mean([100 * (each.hi - each.lo) for each in predictions]) < 5
+    assert 100 * np.abs([each.accuracy for each in predictions] - actual).mean() < 1.0
+    # The C4 loss leads to another figure, by up to three points, and fits the runs as well: the interval says so.
+    assert [each.settings.x for each in forecaster.ensemble.forms] == ["taskce", "taskce", "c4"]
+    assert {each.settings.variant for each in forecaster.ensemble.forms} == {"soft"}
+    assert all(each.lo < value < each.hi for each, value in zip(predictions, actual, strict=True))
+    assert np.mean([100 * (each.hi - each.lo) for each in predictions]) < 12
     assert {each.loss_unit for each in predictions} == {"nats a question"}
     # A model that is always sure of the right answer has 1 and 0.
     assert forecaster.ensemble.chains[0].accuracy_of(np.zeros((1, len(main_tasks), 1)))[0] == pytest.approx(1, abs=0.02)

@@ -156,6 +156,7 @@ class TwoStepSettings(Config):
         shrink: strength with which ln alpha and ln beta are drawn to their medians over the tasks.
         last: checkpoints whose mean stands for a run, at most those of its last tenth.
         accuracy_law: of the second step; `mc` predicts answers by letter, `soft` the probability of the right answer.
+        figure: what is predicted by a law that can predict several; the accuracy of full answers (`rc`) by default.
         moving_average, skip: checkpoints that are averaged for the second step, at most a seventh of a run's,
             and the share at a run's beginning that is left out.
         anchor: append the point (loss 0, accuracy 1).
@@ -176,6 +177,7 @@ class TwoStepSettings(Config):
     shrink: NonNegativeFloat = 0.0
     last: PositiveInt = 5
     accuracy_law: AccuracyForm = "sigmoid"
+    figure: Variant | None = None
     moving_average: PositiveInt = 5
     skip: float = Field(default=0.10, ge=0, lt=1)
     anchor: bool = True
@@ -188,12 +190,14 @@ class TwoStepSettings(Config):
     def _check(self) -> TwoStepSettings:
         if self.starts == "paper" and self.runs == "all":
             raise ValueError("starts 'paper' fit the runs of the paper; take starts 'grid' with runs 'all'.")
+        if self.figure not in (None, self.variant):
+            raise ValueError(f"the accuracy law '{self.accuracy_law}' predicts {self.variant}, not {self.figure}.")
         return self
 
     @property
     def variant(self) -> Variant:
         """Which accuracy is predicted: of full answers, of letters, or the probability of the right answer."""
-        return self.accuracy_law if self.accuracy_law in ("mc", "soft") else "rc"
+        return self.accuracy_law if self.accuracy_law in ("mc", "soft") else self.figure or "rc"
 
     @property
     def chained(self) -> bool:
@@ -253,7 +257,7 @@ PRESETS: dict[str, tuple[TwoStepSettings, ...]] = {
     "line": (TwoStepSettings(law="line", delta=None, runs="all", short_weight=0.0),),
     "c4": (TwoStepSettings(x="c4"),),
     # The probability of the right answer, itself a figure: the curve is nearly a line, and its ends are known.
-    "soft": (TwoStepSettings(x="taskce", accuracy_law="soft", delta=None, shrink=1e-3, anchor=False, **_ALL),),
+    "soft": (TwoStepSettings(x="taskce", law="tied", accuracy_law="soft", delta=None, anchor=False, **_ALL),),
     "taskce": (
         TwoStepSettings(x="taskce", accuracy_law="log_sigmoid", anchor=False, moving_average=1, skip=0.5, last=1),
     ),

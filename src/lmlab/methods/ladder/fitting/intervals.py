@@ -18,7 +18,7 @@ Legend: S replicates, T tasks, R runs, G groups, Q places that are predicted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -218,18 +218,19 @@ def fit_ensemble(
 
 
 def other_forms(table: RunTable, settings: EstimatorSettings) -> list[TwoStepSettings]:
-    """The forms whose disagreement is part of the uncertainty: task loss by N and D, by FLOPs, and the C4 loss, fitted
-    to the runs and questions of the estimator.
+    """The forms whose disagreement is part of the uncertainty: the quantity between the steps by N and D, by FLOPs, and
+    the C4 loss in its place, fitted to the runs and questions of the estimator. All predict the same figure: answers by
+    letter are no form of full answers.
     """
     first = settings.members[0]
     same: dict[str, Any] = {"runs": first.runs, "short_weight": first.short_weight, "pool": first.pool}
-    if first.variant != "rc":  # a form predicts the same figure: answers by letter are no form of full answers
-        same |= {"accuracy_law": first.accuracy_law, "anchor": first.anchor, "x": first.x}
-    forms = [TwoStepSettings(delta=1e-2, **same), TwoStepSettings(delta=1e-2, law="flops", **same)]
+    own: dict[str, Any] = {}
     if first.variant != "rc":
-        return forms
-    if all(C4 in run.metrics for run in table.ladder):
-        forms.append(TwoStepSettings(delta=1e-2, x="c4", **same))
+        own = {"accuracy_law": first.accuracy_law, "anchor": first.anchor, "x": first.x}
+    forms = [TwoStepSettings(delta=1e-2, **same, **own), TwoStepSettings(delta=1e-2, law="flops", **same, **own)]
+    # Letters are read off a large run's curve, of the task loss.
+    if first.variant != "mc" and all(C4 in run.metrics for run in table.ladder):
+        forms.append(TwoStepSettings(delta=1e-2, x="c4", figure=first.variant, **same))
     return forms
 
 
@@ -377,8 +378,6 @@ class Calibration:
         split_of: the split of each score; `names` says which run and task it is.
         reach: how much more compute than the largest fitted run the farthest predicted one has, as a logarithm.
         losses: for each chain with a quantity between the steps, the same for the logarithm of that quantity.
-        whole: whether widths follow the backtests all the way where these ask for more than the normal quantile.
-            Losses are measured so exactly that the law's own misfit rules their errors, which replicates do not show.
     """
 
     scores: Floats
@@ -386,7 +385,6 @@ class Calibration:
     names: tuple[str, ...]
     reach: float
     losses: dict[int, Calibration] = field(default_factory=dict)
-    whole: bool = False
 
     def beyond(self, log_distance: float) -> float:
         """How many times farther than any backtest a target is, both as logarithms of the ratio of compute; 1 within
@@ -394,23 +392,31 @@ class Calibration:
         """
         return max(1.0, log_distance / self.reach) if self.reach > 0 else 1.0
 
-    def factor(self, level: float, without: str | None = None) -> float:
-        """What standard deviations are multiplied by: the geometric mean of the normal quantile and of the conformal
-        one.
+    def factor(self, level: float, without: Collection[str] = ()) -> float:
+        """What standard deviations are multiplied by: between the normal quantile, which correct ones need, and the
+        conformal one, which makes a share `level` of the backtests lie inside.
 
-        The conformal one makes a share `level` of the backtests lie inside, every split weighing alike. As the splits
-        of one ladder share their runs, it is a noisy estimate, and is drawn half the way to what correct standard
-        deviations would need.
+        As the splits of one ladder share their runs, the conformal one is a noisy estimate: it is followed half of the
+        way, and where it is wider, farther as far as the splits agree. With d its distance from the normal quantile in
+        logarithms and s the standard error of d by the jackknife over splits, that is the share d^2 / (d^2 + s^2)
+        (James and Stein 1961).
+
+        Arguments:
+            without: splits that are left out.
         """
-        normal, conformal = normal_quantile(level), self.conformal_factor(level, without)
-        between = float(np.sqrt(normal * conformal))
-        return max(between, conformal) if self.whole else between
+        normal = normal_quantile(level)
+        away = math.log(max(self.conformal_factor(level, without), 1e-6) / normal)
+        names = [name for name in dict.fromkeys(self.split_of) if name not in without]
+        share = 0.5
+        if away > 0 and len(names) > 2:
+            left = np.log([self.conformal_factor(level, {*without, name}) for name in names])
+            error = (len(names) - 1) * left.var()
+            share = max(share, float(away**2 / (away**2 + error)))
+        return normal * math.exp(share * away)
 
-    def conformal_factor(self, level: float, without: str | None = None) -> float:
+    def conformal_factor(self, level: float, without: Collection[str] = ()) -> float:
         """The quantile of the backtests' scores."""
-        chosen = (
-            np.array([each != without for each in self.split_of]) if without else np.ones(len(self.scores), dtype=bool)
-        )
+        chosen = np.array([each not in without for each in self.split_of])
         if not chosen.any():
             return normal_quantile(level)
         scores, owners = self.scores[chosen], np.array(self.split_of)[chosen]
@@ -425,7 +431,7 @@ class Calibration:
         """For each split the share inside intervals that were calibrated on the other splits."""
         owners = np.array(self.split_of)
         return {
-            name: float((self.scores[owners == name] <= self.factor(level, without=name)).mean())
+            name: float((self.scores[owners == name] <= self.factor(level, without={name})).mean())
             for name in dict.fromkeys(self.split_of)
         }
 
@@ -459,5 +465,5 @@ def calibrate(
                 outcome = np.log([[target_values(run, task, member)[0] for run in targets] for task in tasks])
                 loss_scores.setdefault(number, []).append((np.abs(outcome - point) / sd).ravel())
     where = (tuple(owners), tuple(names), reach)
-    losses = {number: Calibration(np.concatenate(found), *where, whole=True) for number, found in loss_scores.items()}
+    losses = {number: Calibration(np.concatenate(found), *where) for number, found in loss_scores.items()}
     return Calibration(np.concatenate(scores), *where, losses)
