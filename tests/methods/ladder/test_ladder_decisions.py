@@ -12,7 +12,7 @@ from lmlab.methods.ladder import RunTable, TwoStep, TwoStepSettings, compare, de
 from lmlab.methods.ladder.analysis.decide import draws
 from lmlab.methods.ladder.analysis.follow import cut_off, follow, without_run
 from lmlab.methods.ladder.analysis.present import decision_sentence
-from lmlab.methods.ladder.analysis.variance import signal_to_noise
+from lmlab.methods.ladder.analysis.variance import signal_between, signal_to_noise
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.rungs.plan import parse_length
 
@@ -261,8 +261,17 @@ def test_tasks_that_tell_models_apart_weigh_more_in_a_mean(synthetic):
     ]
     clear, blurred = signal_to_noise(RunTable(tuple(noisy)), tasks)
     assert clear > 3 * blurred
+    # Between recipes it is their difference at one size and length, not how far accuracy rises with compute.
+    better = tuple(replace(run, metrics=run.metrics | {"acc1": run.metrics["acc1"] * 1.1}) for run in table)
+    same, other = signal_between([table, RunTable(better)], tasks)
+    assert same == 0 and other == pytest.approx(0.1 / 1.05 / _tail_noise(table, "acc1"), rel=0.02)
+    assert signal_between([table, RunTable(tuple(replace(run, n=2 * run.n) for run in table))], tasks) is None
     forecaster = TwoStep(TwoStepSettings(delta=None), 40).fit(table, tasks, calibrated=False)
     alone = decide(forecaster, [(6.9e9, 3.9e12)], weights=[1.0, 0.0]).scenarios[0]
     assert alone.accuracy["mean"] == pytest.approx(alone.accuracy[tasks[0].name])
     with pytest.raises(UserError, match="2 tasks need 2 weights"):
         decide(forecaster, [(6.9e9, 3.9e12)], weights=[1.0])
+
+
+def _tail_noise(table, column):
+    return np.mean([run.metrics[column][-10:].std() / run.metrics[column][-10:].mean() for run in table])

@@ -13,7 +13,14 @@ from lmlab.methods.ladder.analysis.compare import Difference
 from lmlab.methods.ladder.analysis.decide import Decision, Ranking
 from lmlab.methods.ladder.analysis.diagnose import formula, name_of, units
 from lmlab.methods.ladder.analysis.follow import Followed
-from lmlab.methods.ladder.analysis.variance import correlations, largest_run, seed_noise, signal_to_noise, variance
+from lmlab.methods.ladder.analysis.variance import (
+    correlations,
+    largest_run,
+    seed_noise,
+    signal_between,
+    signal_to_noise,
+    variance,
+)
 from lmlab.methods.ladder.config import DecideOptions, MeanOptions, TwoStepSettings
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.tables.table import Run, RunTable
@@ -336,10 +343,16 @@ def variance_table(
 
 
 def weights_of(forecasters: Sequence[Forecaster], averaged: MeanOptions) -> list[float]:
-    """Weights of the tasks in their mean; none where all weigh alike."""
+    """Weights of the tasks in their mean; none where all weigh alike. Recipes are told apart by what differs between
+    them at one size and length, where they have such runs; scenarios of one ladder by how far its runs differ.
+    """
     if averaged.weigh == "alike":
         return []
-    ratios = [signal_to_noise(each.table, each.tasks) for each in forecasters]
+    tables, tasks = [each.table for each in forecasters], forecasters[0].tasks
+    between = signal_between(tables, tasks) if len(tables) > 1 else None
+    if between is not None and between.any():
+        return [float(each) for each in between]
+    ratios = [signal_to_noise(table, tasks) for table in tables]
     return [float(each) for each in np.mean(ratios, axis=0)]
 
 

@@ -43,20 +43,46 @@ def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb") ->
 
 
 def signal_to_noise(table: RunTable, tasks: Sequence[Task], last: int = 10) -> Floats:
-    """How far a task tells models apart, over how far it varies by itself, [T] (Heineman et al. 2025, arXiv
-    2508.13144): the range of the runs' accuracies at their ends, over the standard deviation of the last checkpoints of
-    a run, both relative to their means; the noise is the mean over the runs.
+    """How far a task tells the runs of a ladder apart, over how far it varies by itself, [T] (Heineman et al. 2025,
+    arXiv 2508.13144): the range of the runs' accuracies at their ends, over the standard deviation of the last
+    checkpoints of a run, both relative to their means; the noise is the mean over the runs.
     """
+    return np.array([_spread([_ends(run, task, last) for run in table.ladder]) for task in tasks]) / _noise(
+        [table], tasks, last
+    )
+
+
+def signal_between(tables: Sequence[RunTable], tasks: Sequence[Task], last: int = 10) -> Floats | None:
+    """The same for several recipes: how far a task tells models of one size and length apart, as the paper has it, over
+    the noise of a run, [T]. The signal is the mean over the sizes and lengths that all recipes have; None without any.
+    """
+    runs = [{run.configuration: run for run in table.ladder} for table in tables]
+    shared = [key for key in runs[0] if all(key in each for each in runs)]
+    if not shared:
+        return None
+    signal_T = [np.mean([_spread([_ends(each[key], task, last) for each in runs]) for key in shared]) for task in tasks]
+    return np.asarray(signal_T / _noise(tables, tasks, last))
+
+
+def _ends(run: Run, task: Task, last: int) -> float:
+    return float(run.accuracy(task)[-last:].mean())
+
+
+def _spread(ends: Sequence[float]) -> float:
+    """The range relative to the mean."""
+    return float(np.ptp(ends) / np.mean(ends)) if np.mean(ends) > 0 else 0.0
+
+
+def _noise(tables: Sequence[RunTable], tasks: Sequence[Task], last: int) -> Floats:
+    """Standard deviation of a run's last checkpoints relative to their mean, mean over the runs, [T]."""
     found = []
     for task in tasks:
-        tails = [run.accuracy(task)[-last:] for run in table.ladder]
-        ends = np.array([tail.mean() for tail in tails])
-        signal = np.ptp(ends) / ends.mean() if ends.mean() > 0 else 0.0
-        noise = np.mean([tail.std() / tail.mean() for tail in tails if tail.mean() > 0] or [1.0])
-        if task.n_instances:  # runs that were measured once vary at least as their questions do
-            share = float(np.clip(ends.mean(), 0.01, 0.99))
-            noise = max(noise, np.sqrt((1 - share) / share / task.n_instances) if max(map(len, tails)) == 1 else 0.0)
-        found.append(signal / max(float(noise), 1e-6))
+        tails = [run.accuracy(task)[-last:] for table in tables for run in table.ladder]
+        noise = float(np.mean([tail.std() / tail.mean() for tail in tails if tail.mean() > 0] or [1.0]))
+        if task.n_instances and max(map(len, tails)) == 1:  # measured once, they vary at least as their questions do
+            share = float(np.clip(np.mean(tails), 0.01, 0.99))
+            noise = max(noise, float(np.sqrt((1 - share) / share / task.n_instances)))
+        found.append(max(noise, 1e-6))
     return np.array(found)
 
 
