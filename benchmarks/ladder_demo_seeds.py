@@ -1,9 +1,9 @@
 """Forecast and outcome of `recipes/demo.yaml` over several seeds.
 
-    python benchmarks/ladder_demo_seeds.py [--seeds 0,1,2,3,4] [--out DIR]
+    python benchmarks/ladder_demo_seeds.py [--seeds 0,1,2,3,4] [--out DIR] [--scale 1.0]
 
 Runs the recipe as far as the outcome once for each seed (finished runs are kept) and prints what its ladder forecast
-before the training, beside what came of it.
+before the training, beside what came of it. `--scale` shortens all runs and the target, where time is short.
 """
 
 from __future__ import annotations
@@ -18,21 +18,35 @@ import numpy as np
 import yaml
 
 from lmlab.files import read_json, read_yaml
+from lmlab.methods.ladder.rungs.plan import parse_length
 
 _STAGES = ("documents", "tokenizer", "tokens", "heldout_tokens", "words", "ladder", "model", "outcome")
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
+
+
+def _shorten(stages: dict, scale: float) -> None:
+    """All runs of the ladder, and the model, for a share of their tokens."""
+    ladder, trainer = stages["ladder"], stages["model"]["trainer"]
+    tokens = trainer["batch_size"] * stages["model"]["seq_len"]
+    ladder["lengths"] = [int(scale * parse_length(each, 1)) for each in ladder["lengths"]]
+    trainer["steps"] = round(scale * trainer["steps"])
+    trainer["evaluate_every"] = trainer["steps"] // 2
+    ladder["target"]["tokens"] = trainer["steps"] * tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--scale", type=float, default=1.0)
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp(prefix="lmlab-demo-seeds-"))
     out.mkdir(parents=True, exist_ok=True)
     recipe, rows = out / "recipe.yaml", []
     whole = read_yaml(RECIPE)
     whole["stages"] = {name: whole["stages"][name] for name in _STAGES}
+    if arguments.scale != 1:
+        _shorten(whole["stages"], arguments.scale)
     recipe.write_text(yaml.safe_dump(whole, sort_keys=False), "utf-8")
     for seed in arguments.seeds.split(","):
         subprocess.run(

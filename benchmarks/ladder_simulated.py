@@ -1,21 +1,34 @@
 """Ladders whose laws are known: do intervals hold what they promise, and does a further run bring what was promised?
 
     python benchmarks/ladder_simulated.py --part coverage --ladders 100
-    python benchmarks/ladder_simulated.py --part next-run --ladders 20
+    python benchmarks/ladder_simulated.py --part next-run --ladders 20 [--out FILE]
 
 Every ladder has two tasks with laws of their own, the published sizes and lengths, 0.3 % log-normal noise between runs
 and 0.05 % between checkpoints. The target is the 7B model on 4T tokens. There is no peer: the truth is the comparison.
+With `--out` ladders that are done are kept in a file, and a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
-from lmlab.methods.ladder import Run, RunTable, Task, TwoStep, TwoStepSettings, next_runs
+from lmlab.methods.ladder import (
+    Run,
+    RunTable,
+    Task,
+    TwoStep,
+    TwoStepSettings,
+    fit_chain,
+    logs,
+    mean_logit,
+    next_runs,
+)
 from lmlab.methods.ladder.config import EstimatorSettings
 
 _SIZES = (190_354_176.0, 371_262_464.0, 758_220_288.0, 1_279_395_840.0)
@@ -23,7 +36,7 @@ _MULTIPLES = (1.0, 2.0, 5.0, 10.0)
 _TARGET = (6.89e9, 3.945e12)
 _NOISE, _JITTER, _CHECKPOINTS = 0.003, 5e-4, 40
 _TASKS = ("one", "two")
-_REFITS = 24
+_REFITS = 64
 
 
 class Truth:
@@ -108,43 +121,66 @@ def coverage(ladders: int, level: float) -> None:
         )
 
 
-def next_run(ladders: int) -> None:
+def next_run(ladders: int, out: Path | None) -> None:
+    """Promised and refitted gain: 1 - the ratio of the forecast's mean squared errors with the run and without it."""
     candidates = ((2 * _SIZES[-1], 2.0), (_SIZES[-1], 20.0), (_SIZES[0], 1.0))
-    settings, ratios = ESTIMATORS["task loss and direct"], []
-    for number in range(ladders):
+    settings = ESTIMATORS["task loss and direct"]
+    done = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out and out.is_file() else []
+    for number in range(len(done), ladders):
         truth = Truth(1000 + number)
         forecaster = TwoStep(settings, 128, number).fit(truth.ladder(number), TASKS, calibrated=False)
-        promised = {
-            (each.n, each.multiple): each
-            for n, multiple in candidates
-            for each in next_runs(forecaster.ensemble, *_TARGET, sizes=[n], multiples=[multiple], truths=128)
-        }
-        outcomes = {extra: _squared_errors(truth, settings, extra) for extra in ((), *((each,) for each in candidates))}
-        line = []
-        for each in candidates:
-            got = 1 - float((outcomes[each,] / outcomes[()]).mean())
-            said = promised[each]
-            ratios.append((said.gain, got, each))
-            line.append(f"N = {each[0]:.2e}, {each[1]:g}xC: promised {said.gain:.0%} ± {said.error:.0%}, got {got:.0%}")
-        print(f"ladder {number}: " + "; ".join(line), flush=True)
-    for each in candidates:
-        said, got = (np.array([row[place] for row in ratios if row[2] == each]) for place in (0, 1))
+        rows = []
+        before = _errors(truth, settings, ())
+        for n, multiple in candidates:
+            (said,) = next_runs(forecaster.ensemble, *_TARGET, sizes=[n], multiples=[multiple], truths=128)
+            got, error = _gain(before, _errors(truth, settings, ((n, multiple),)))
+            rows.append({"promised": said.gain, "promised_error": said.error, "got": got, "got_error": error})
+        done.append({"rows": rows, "bias": (before.mean(0) ** 2 / np.square(before).mean(0)).tolist()})
+        if out:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(done[-1]) + "\n")
         print(
-            f"N = {each[0]:.2e}, {each[1]:g}xC: promised {said.mean():.1%}, got {got.mean():.1%} on average over"
-            f" {ladders} ladders (standard errors"
-            f" {said.std() / np.sqrt(ladders):.1%} and {got.std() / np.sqrt(ladders):.1%})"
+            f"ladder {number}: "
+            + "; ".join(
+                f"N = {n:.2e}, {multiple:g}xC: promised {row['promised']:.0%} ± {row['promised_error']:.0%}, got"
+                f" {row['got']:.0%} ± {row['got_error']:.0%}"
+                for (n, multiple), row in zip(candidates, rows, strict=True)
+            ),
+            flush=True,
         )
+    for place, (n, multiple) in enumerate(candidates):
+        said, got = (np.array([each["rows"][place][key] for each in done[:ladders]]) for key in ("promised", "got"))
+        print(
+            f"N = {n:.2e}, {multiple:g}xC: promised {said.mean():.1%} ± {said.std() / np.sqrt(ladders):.1%}, got"
+            f" {got.mean():.1%} ± {got.std() / np.sqrt(ladders):.1%} on average over {ladders} ladders, the promise"
+            f" {said.mean() / got.mean():.2f} times the gain"
+        )
+    share = np.mean([each["bias"] for each in done[:ladders]])
+    print(f"{share:.0%} of the squared error without a further run is that of the law's form, which no noise changes")
 
 
-def _squared_errors(truth: Truth, settings: EstimatorSettings, extra) -> np.ndarray:
-    """Mean squared error of the forecast in logits, for each task, over ladders measured again from the truth."""
-    errors = []
+def _errors(truth: Truth, settings: EstimatorSettings, extra: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """Errors of the forecast in logits over ladders measured again from the truth, [refits, tasks]."""
+    x_3Q, errors = logs(*_TARGET, None)[:, None], []
+    wanted = np.array([truth.accuracy(place, truth.loss(place, *_TARGET)) for place in range(len(_TASKS))])
     for refit in range(_REFITS):
-        forecaster = TwoStep(settings, 0, 0).fit(truth.ladder(90_000 + refit, extra), TASKS, calibrated=False)
-        values = [each.accuracy for each in forecaster.predict_all(*_TARGET)]
-        wanted = [truth.accuracy(place, truth.loss(place, *_TARGET)) for place in range(len(_TASKS))]
-        errors.append([np.log(a / (1 - a)) - np.log(b / (1 - b)) for a, b in zip(values, wanted, strict=True)])
-    return np.square(errors).mean(0)
+        table = truth.ladder(90_000 + refit, extra)
+        chains = [fit_chain(table, TASKS, member) for member in settings.members]
+        values = mean_logit([chain.accuracy(x_3Q)[0, :, 0] for chain in chains], settings.weights)
+        errors.append(np.log(values / (1 - values)) - np.log(wanted / (1 - wanted)))
+    return np.array(errors)
+
+
+def _gain(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """The gain, mean over tasks, and its standard error by the jackknife over refits, which share their noise."""
+    before, after = np.square(before), np.square(after)
+
+    def value(chosen: np.ndarray) -> float:
+        return 1 - float((after[chosen].mean(0) / before[chosen].mean(0)).mean())
+
+    count = len(before)
+    left = np.array([value(np.arange(count) != each) for each in range(count)])
+    return value(np.arange(count)), float(np.sqrt((count - 1) / count * np.square(left - left.mean()).sum()))
 
 
 def main() -> None:
@@ -152,9 +188,13 @@ def main() -> None:
     parser.add_argument("--part", choices=("coverage", "next-run"), required=True)
     parser.add_argument("--ladders", type=int, default=20)
     parser.add_argument("--level", type=float, default=0.9)
+    parser.add_argument("--out", type=Path, help="of the part next-run: keep finished ladders in this file")
     arguments = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    coverage(arguments.ladders, arguments.level) if arguments.part == "coverage" else next_run(arguments.ladders)
+    if arguments.part == "coverage":
+        coverage(arguments.ladders, arguments.level)
+    else:
+        next_run(arguments.ladders, arguments.out)
 
 
 if __name__ == "__main__":

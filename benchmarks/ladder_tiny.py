@@ -6,7 +6,8 @@ trained.
 The text is the standard library's and generated facts: entities with attributes, seen as often as Zipf's law says, in
 several wordings. The questions ask for an attribute, with the values of three other entities as wrong options. Printed:
 fit error of the first step, forecast and outcome with the 90 % interval, beside the best run carried forward and a
-straight line in log compute. `--scale` shortens all runs, to see that it works.
+straight line in log compute; then the same by groups of questions of like difficulty. `--scale` shortens all runs, to
+see that it works.
 """
 
 from __future__ import annotations
@@ -15,13 +16,24 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from lmlab.evals import read_questions
+from lmlab.evals import Evaluator, RankedTask, Settings, read_questions, run_task
 from lmlab.files import read_json, write_jsonl
-from lmlab.methods.ladder import LadderPlan, TwoStep, TwoStepSettings, collect, fit_chain, train_rungs
+from lmlab.methods.ladder import (
+    LadderPlan,
+    RunTable,
+    TwoStep,
+    TwoStepSettings,
+    collect,
+    fit_chain,
+    forecast_by_difficulty,
+    read_answers,
+    train_rungs,
+)
 from lmlab.methods.ladder.stages import forecast, ladder_task
 from lmlab.models import ModelConfig
 from lmlab.runs import Recipe, run_recipe
@@ -114,6 +126,28 @@ def plan(data: Path, questions: Path, sizes: dict[str, int], multiples: tuple[fl
     return LadderPlan(sizes=shapes, multiples=multiples, seq_len=128, evaluations=12, trainer=trainer, train=train)
 
 
+def by_groups(table: RunTable, outcome: RunTable, questions: Path, out: Path) -> None:
+    """Print the forecast by groups of questions, from a row a question of every run's last model."""
+    asked = RankedTask(name="questions", requests=str(questions), normalization="bytes")
+    for folder, runs in ((out / "rungs", table), (out / "target", outcome)):
+        for run in runs:
+            evaluator = Evaluator.load(folder / run.name / "model" / "model", precision="fp32")
+            run_task(evaluator, asked, Settings(limit=450), out / "rows" / f"{run.name}.jsonl")
+    (target,) = outcome.runs
+    whole = RunTable((*table.runs, replace(target, mode="eval")))
+    answers = read_answers(out / "rows", [run.name for run in whole])
+    rows = forecast_by_difficulty(
+        whole, answers, target.n, target.final_tokens, flops_per_token=target.flops_per_token, target=target.name
+    )
+    print("| questions | count | smallest run | largest run | forecast | interval | outcome |\n" + "|---" * 7 + "|")
+    for each in rows:
+        cells = [f"{100 * value:.1f}" for value in (each.smallest, each.largest, each.accuracy)]
+        interval = f"{100 * each.lo:.1f} to {100 * each.hi:.1f}"
+        print(
+            f"| {each.name} | {each.questions} | {' | '.join(cells)} | {interval} | {100 * (each.measured or 0):.1f} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
@@ -132,7 +166,8 @@ def main() -> None:
     (out / "forecast.json").write_text(json.dumps(found, indent=1))
     print(f"forecast written at {found['made']}, after {time.perf_counter() - start:.0f} s")
     train_rungs(target, out / "target")
-    (run,) = collect([out / "target"]).runs
+    outcome = collect([out / "target"])
+    (run,) = outcome.runs
     loss, accuracy = float(run.metrics["questions/bits_per_byte"][-1]), float(run.metrics["questions/accuracy"][-1])
     chain = fit_chain(table, [task], TwoStepSettings())
     error = float(np.abs(chain.loss(chain.points.x_3R)[0, 0] / chain.points.y_TR[0] - 1).mean())
@@ -153,6 +188,7 @@ def main() -> None:
     )
     for name in ("carry_forward", "log_linear"):
         print(f"| {name.replace('_', ' ')} | {recommended[name]:.3f} | {100 * abs(recommended[name] - accuracy):.1f} |")
+    by_groups(table, outcome, questions, out)
     print(f"{time.perf_counter() - start:.0f} s in all; the files are in {out}")
     assert read_json(out / "forecast.json")["made"] == found["made"]
 
