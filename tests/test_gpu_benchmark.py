@@ -64,7 +64,8 @@ def test_what_fails_is_a_row_and_the_exit_code(tmp_path):
 def test_minutes_are_kept(tmp_path):
     code, printed = run(tmp_path, "--part", "decode", "--device", "cpu", "--minutes", "0.1")
     assert code == 0
-    assert "left out for want of time: 1B transformers, static" in printed
+    # which of the two depends on how long imports take
+    assert "left out for want of time: 1B transformers, static" in printed or "its time was over" in printed
     assert content(tmp_path, "decode")["tables"] == {}
     code, printed = run(tmp_path, "--part", "decode", "circuits", "--device", "cpu", "--minutes", "0")
     assert code == 0
