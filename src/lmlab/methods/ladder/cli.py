@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from lmlab.commandline.from_config import options
 from lmlab.commandline.options import DryRun, example
 from lmlab.errors import UserError
-from lmlab.methods.ladder.commands.shared import place_for, show
+from lmlab.methods.ladder.commands.shared import place_for, say, show, spare
 from lmlab.methods.ladder.config import DecideOptions, LadderPlan
 from lmlab.runs.loading import AtOnce
 
@@ -56,10 +57,17 @@ def plan(
     from lmlab.files import write_text
     from lmlab.methods.ladder.rungs.plan import fit_budget
 
-    found = _plan(plan_file, sizes, multiples)
+    if plan_file is not None:
+        spare([plan_file], [output])
+    full = found = _plan(plan_file, sizes, multiples)
     if budget is not None:
-        found = fit_budget(found, budget)
+        found = fit_budget(full, budget)
     _show_plan(found, device.flops_per_second)
+    if budget is not None:
+        kept = {each.name: each.flops for each in found.rungs()}
+        given_up = ", ".join(each.name for each in full.rungs() if each.name not in kept) or "none"
+        spent = sum(kept.values())
+        say(f"{spent:.3g} of {budget:.3g} FLOPs are spent, {spent / budget:.0%}. Runs given up: {given_up}.")
     if output is not None and not dry_run:
         write_text(
             output,
@@ -144,11 +152,15 @@ def collect(
     from lmlab.methods.ladder.rungs.train import collect as collect_runs
     from lmlab.methods.ladder.tables.read import write_table
 
+    spare([path for path in paths if path.is_file()], [output])
     table = collect_runs(
         paths, target or (), _counts(size or (), "--size", "parameters"), _counts(batch or (), "--batch", "tokens")
     )
     write_table(table, output)
-    rows = [[each.name, each.n, each.final_tokens, len(each), each.mode, each.unfinished or ""] for each in table]
+    rows = [
+        [each.name, each.n if math.isfinite(each.n) else None, each.final_tokens, len(each), each.mode, each.unfinished]
+        for each in table
+    ]
     show(["run", "N", "D", "checkpoints", "mode", "unfinished"], rows, None, str(output))
 
 
@@ -202,7 +214,7 @@ def _shape(name: str) -> Any:
 
 
 def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
-    from lmlab.config import validate
+    from lmlab.config import names_in, validate
     from lmlab.files import read_yaml
     from lmlab.files.packaged import recipe_file
     from lmlab.methods.ladder.config import LadderPlan
@@ -211,8 +223,8 @@ def _plan(path: Path | None, sizes: str, multiples: str) -> Any:
         return validate(LadderPlan, read_yaml(recipe_file(path)), f"'{path}'")
     data = {
         "name": "published ladder",
-        "sizes": dict.fromkeys(sizes.split(",")),
-        "multiples": [each.strip() for each in multiples.split(",")],
+        "sizes": dict.fromkeys(names_in(sizes)),
+        "multiples": names_in(multiples),
     }
     return validate(LadderPlan, data, "the command line")
 
@@ -252,4 +264,8 @@ def _write_jobs(found: Any, out: Path, names: Sequence[str], launcher: str, gpus
         print(f"torchrun --nproc-per-node {gpus} -m lmlab {shlex.join(command)}")
 
 
-import lmlab.methods.ladder.commands.forecasts  # noqa: E402, F401 (adds the commands that fit and forecast)
+# They add the commands that fit and forecast.
+import lmlab.methods.ladder.commands.forecasts  # noqa: E402
+
+# isort: split
+import lmlab.methods.ladder.commands.decisions  # noqa: E402, F401

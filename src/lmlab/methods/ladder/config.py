@@ -45,6 +45,7 @@ class LadderPlan(Config):
         divisor: batches are rounded to multiples of so many rows.
         evaluations: how often a run is measured.
         seeds: of the runs; several make replicates, which intervals use.
+        without: runs that are given up, by their names.
         trainer: the rest of the loop: optimizer, schedule, precision.
         train: what else the stage `train` is given: tokens, tokenizer, heldout_tokens, questions, tasks, tasks_limit.
     """
@@ -58,6 +59,7 @@ class LadderPlan(Config):
     divisor: PositiveInt = 64
     evaluations: PositiveInt = 20
     seeds: tuple[int, ...] = (0,)
+    without: tuple[str, ...] = ()
     trainer: dict[str, Any] = Field(default={})
     train: dict[str, Any] = Field(default={})
 
@@ -68,6 +70,11 @@ class LadderPlan(Config):
                 raise ValueError(f"sizes.{name} has no shape. {did_you_mean(name, OLMO_SIZES)}")
         if not self.multiples and not self.lengths:
             raise ValueError("give multiples or lengths.")
+        for field in ("multiples", "lengths", "seeds"):
+            values = [f"{each:g}" if isinstance(each, float) else str(each) for each in getattr(self, field)]
+            twice = next((each for place, each in enumerate(values) if each in values[:place]), None)
+            if twice is not None:
+                raise ValueError(f"{field}: {twice} is there twice, and both runs would have one name.")
         return self
 
     def rungs(self) -> list[Rung]:
@@ -342,8 +349,8 @@ class ForecastOptions(Config):
         seed: of the replicates.
     """
 
-    interval: float = 0.9
-    seed: int = 0
+    interval: float = Field(default=0.9, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class MeanOptions(Config):
@@ -371,6 +378,6 @@ class DecideOptions(Config):
 
     scenario: Annotated[tuple[str, ...], Flag(("-s", "--scenario"))] = ()
     at_least: tuple[str, ...] = ()
-    sure: float = 0.8
+    sure: float = Field(default=0.8, gt=0, lt=1)
     flops_per_second: PositiveFloat = 4e14
     price: NonNegativeFloat | None = None

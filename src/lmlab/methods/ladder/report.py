@@ -23,18 +23,21 @@ from lmlab.methods.ladder.analysis.present import (
     distance_sentence,
     line_sentence,
     measured_accuracy,
+    measured_loss,
     parameter_rows,
     prediction_rows,
     runs_sentence,
 )
 from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
+from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables import write as tables
 from lmlab.methods.ladder.tables.table import Floats, Run
 from lmlab.reports import Details, Facts, Figure, Note, Page, Paragraph, Section, Series, Table, line_chart
 from lmlab.stats import percentiles
 
+TABLES_BESIDE = (".csv", ".tex")  # the table of forecasts, beside the page
 _BAND_POINTS = 40
 
 
@@ -42,7 +45,8 @@ def write_report(
     forecaster: Forecaster, n: float, d: float, flops: float | None, measured: Run | None, level: float, output: Path
 ) -> list[Path]:
     """Write the page, and the table of forecasts beside it as CSV and LaTeX."""
-    predictions = forecaster.predict_all(n, d, level, flops)
+    epochs = 1.0 if measured is None else measured.epochs
+    predictions = forecaster.predict_all(n, d, level, flops, epochs)
     rows = prediction_rows(forecaster, predictions, measured)
     sections = [
         _forecast_section(forecaster, predictions, rows, measured),
@@ -62,7 +66,7 @@ def write_report(
         [each for each in sections if each],
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    beside = [output.with_suffix(".csv"), output.with_suffix(".tex")]
+    beside = [output.with_suffix(suffix) for suffix in TABLES_BESIDE]
     for path in beside:
         tables.write(path, PREDICTION_COLUMNS, rows)
     return [page.write(output), *beside]
@@ -82,24 +86,13 @@ def _forecast_section(
     ]
     if measured is not None:
         actual = [measured_accuracy(forecaster, task, measured) for task in forecaster.tasks]
-        inside = [
-            value is not None and each.lo <= value <= each.hi for value, each in zip(actual, predictions, strict=True)
-        ]
-        error = float(
-            np.mean(
-                [
-                    abs(each.accuracy - value) * 100
-                    for value, each in zip(actual, predictions, strict=True)
-                    if value is not None
-                ]
-            )
-        )
+        known = [(each, value) for value, each in zip(actual, predictions, strict=True) if value is not None]
         width = float(np.mean([100 * (each.hi - each.lo) for each in predictions]))
-        facts = {
-            "Mean error": f"{error:.2f} points",
-            "Outcomes inside": f"{sum(inside)} of {len(inside)}",
-            "Mean width": f"{width:.1f} points",
-        }
+        facts = {"Mean width": f"{width:.1f} points"}
+        if known:
+            error = float(np.mean([100 * abs(each.accuracy - value) for each, value in known]))
+            inside = sum(each.lo <= value <= each.hi for each, value in known)
+            facts = {"Mean error": f"{error:.2f} points", "Outcomes inside": f"{inside} of {len(known)}", **facts}
         blocks.insert(0, Facts(facts))
     blocks.append(_forecast_table(rows, level, measured is not None))
     blocks.append(Paragraph(line_sentence(forecaster, predictions, measured)))
@@ -224,7 +217,9 @@ def _first_step_figure(
     level: float,
 ) -> Any:
     series = []
-    y_R = chain.points.target(chain.settings.chained)[place]
+    # On the scale of the split that is predicted, as all printed figures are.
+    scale = float(np.exp(chain.points.loss_offset_T[place])) if chain.settings.chained else 1.0
+    y_R = chain.points.target(chain.settings.chained)[place] * scale
     known = {group[0]: float(value) for group, value in zip(chain.points.members, y_R, strict=True)}
     runs = [run for run in forecaster.table.ladder if run.name in known]
     for size in sorted({run.n for run in runs}):
@@ -234,31 +229,34 @@ def _first_step_figure(
         )
     tokens = np.geomspace(min(run.final_tokens for run in runs), d * 1.05, _BAND_POINTS)
     x_3K = np.stack([logs(n, each, flops) for each in tokens], axis=1)
-    low, high = _band(forecaster, x_3K, place, level)
-    series.append(
-        Series(f"law at {_count(n)}", tokens.tolist(), chain.loss(x_3K)[0, place].tolist(), (low, high), dashed=True)
-    )
-    if measured is not None and chain.settings.chained:
-        task = forecaster.tasks[place]
-        series.append(
-            Series("measured", [measured.final_tokens], [float(measured.intermediate(task, chain.settings.x)[-1])])
-        )
+    low, high = _band(forecaster, x_3K, place, level, scale)
+    law = (chain.loss(x_3K)[0, place] * scale).tolist()
+    series.append(Series(f"law at {_count(n)}", tokens.tolist(), law, (low, high), dashed=True))
+    actual = measured_loss(chain, place, measured)
+    if measured is not None and actual is not None:
+        series.append(Series("measured", [measured.final_tokens], [actual]))
     label = units(chain.settings.x) if chain.settings.chained else "accuracy"
     return line_chart(series, "tokens", f"{name_of(chain.settings)} ({label})", log_x=True)
 
 
-def _band(forecaster: Forecaster, x_3K: Floats, place: int, level: float) -> tuple[list[float], list[float]]:
+def _band(
+    forecaster: Forecaster, x_3K: Floats, place: int, level: float, scale: float
+) -> tuple[list[float], list[float]]:
+    """Limits of the replicates' laws."""
     replicates = forecaster.ensemble.replicates
     if not replicates:
-        point = forecaster.ensemble.chains[0].loss(x_3K)[0, place].tolist()
+        point = (forecaster.ensemble.chains[0].loss(x_3K)[0, place] * scale).tolist()
         return point, point
-    low, high = percentiles(replicates[0].loss(x_3K)[:, place], level)
+    low, high = percentiles(replicates[0].loss(x_3K)[:, place] * scale, level)
     return low.tolist(), high.tolist()
 
 
 def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, level: float) -> Any:
     points = chain.points
     losses, accuracies = points.loss_TK[place], points.accuracy_TK[place]
+    if chain.settings.pool:  # to the split that is predicted, as the curve is
+        accuracies = inverse_logit(logit(accuracies) + points.offset_T[place])
+    scale = float(np.exp(points.loss_offset_T[place]))
     grid = np.linspace(losses.min() * 0.75, np.quantile(losses, 0.98), _BAND_POINTS)
     loss_STK = np.broadcast_to(grid, (1, len(chain.tasks), len(grid)))
     curve = chain.accuracy_of(loss_STK)[0, place]
@@ -266,14 +264,18 @@ def _second_step_figure(chain: Chain, replicates: Chain | None, place: int, leve
     if replicates is not None:
         low, high = percentiles(replicates.accuracy_of(loss_STK)[:, place], level)
     figure = line_chart(
-        [Series("curve", grid.tolist(), curve.tolist(), (low.tolist(), high.tolist()))],
+        [Series("curve", (grid * scale).tolist(), curve.tolist(), (low.tolist(), high.tolist()))],
         units(chain.settings.x),
         "accuracy",
     )
     chosen = np.linspace(0, len(losses) - 1, min(400, len(losses))).astype(int)
     marks = {"size": 4, "opacity": 0.35}
     figure.add_scatter(
-        x=losses[chosen].tolist(), y=accuracies[chosen].tolist(), mode="markers", name="checkpoints", marker=marks
+        x=(losses[chosen] * scale).tolist(),
+        y=accuracies[chosen].tolist(),
+        mode="markers",
+        name="checkpoints",
+        marker=marks,
     )
     return figure
 
@@ -346,14 +348,14 @@ def _backtest_blocks(
 
 
 def _cards_section(forecaster: Forecaster) -> Section:
-    columns = ["task", "checkpoints", "runs", "questions", "signal", "step 1, %", "step 2, %", "advice"]
+    noise = [f"{each}, points" for each in ("checkpoints", "runs", "questions", "signal")]
+    columns = ["task", *noise, "step 1, %", "step 2, %", "advice"]
     rows = [
         [c.task, c.checkpoint_noise, c.run_noise, c.question_noise, c.signal, c.error_1, c.error_2, c.advice]
         for c in cards(forecaster)
     ]
     intro = (
-        "Noise of accuracy in points (standard deviations), how far accuracy rises over the ladder, and how well both"
-        " steps fit."
+        "Noise of accuracy (standard deviations), how far accuracy rises over the ladder, and how well both steps fit."
     )
     return Section("Which benchmarks can be predicted", [Table(columns, rows)], intro)
 

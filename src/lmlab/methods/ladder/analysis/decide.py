@@ -21,7 +21,7 @@ from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import OWN_PARTS
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.tables.table import Floats
-from lmlab.methods.ladder.tables.tasks import TaskRegistry
+from lmlab.methods.ladder.tables.tasks import TaskRegistry, places_of
 from lmlab.stats import normal_quantile, percentiles
 
 DRAWS = 4000
@@ -212,7 +212,11 @@ def rank(
         spread = each.ensemble.spread(x_3Q).parts
         own = [spread[name] for name in OWN_PARTS if name in spread]
         below, above = (np.sqrt(np.sum([part[side][:, 0] ** 2 for part in own], axis=0)) for side in (0, 1))
-        z_ST = rng.standard_normal((DRAWS, len(point_T))) @ _root(each.ensemble.correlations(x_3Q)).T
+        own_rng = np.random.default_rng([seed, int(each.table.ladder.digest[:8], 16)])  # whatever their order
+        by_place = np.argsort(places_of(each.tasks))
+        root = _root(each.ensemble.correlations(x_3Q)[np.ix_(by_place, by_place)])
+        z_ST = np.empty((DRAWS, len(point_T)))
+        z_ST[:, by_place] = own_rng.standard_normal((DRAWS, len(point_T))) @ root.T
         scale = each.factor(level, each.beyond(x_3)) / normal_quantile(level)
         drawn = point_T + scale * z_ST * np.where(z_ST < 0, below, above)
         for name, shift in moved.items():
@@ -258,8 +262,13 @@ def draws(forecaster: Forecaster, x_3Q: Floats, level: float, seed: int) -> Floa
         scales.append(forecaster.factor(level, beyond) / normal_quantile(level))
         sides.append([side[:, 0] for side in forecaster.ensemble.spread(x_3Q[:, q : q + 1], beyond).total])
     below_TQ, above_TQ = (np.stack([each[side] for each in sides], axis=1) for side in (0, 1))
-    root = _root(forecaster.ensemble.correlations(x_3Q))
-    z_STQ = (np.random.default_rng(seed).standard_normal((DRAWS, tasks * places)) @ root.T).reshape(-1, tasks, places)
+    # The order in which tasks and targets are named must not matter: draws are made in another one.
+    by_place = np.argsort(places_of(forecaster.tasks))[:, None] * places + np.lexsort(x_3Q)[None]
+    correlation = forecaster.ensemble.correlations(x_3Q)
+    root = _root(correlation[np.ix_(by_place.ravel(), by_place.ravel())])
+    z_SB = np.empty((DRAWS, tasks * places))
+    z_SB[:, by_place.ravel()] = np.random.default_rng(seed).standard_normal((DRAWS, tasks * places)) @ root.T
+    z_STQ = z_SB.reshape(-1, tasks, places)
     scale_TQ = np.stack(scales, axis=1)
     return inverse_logit(point_TQ + scale_TQ * z_STQ * np.where(z_STQ < 0, below_TQ, above_TQ))
 

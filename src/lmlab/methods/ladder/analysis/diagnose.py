@@ -4,6 +4,7 @@ far the target is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ _FLAT = 0.02
 _FAR_EXPONENT = 3.0  # times the median over the tasks, or less than a third of it
 _ILL_CONDITIONED = 1e8
 _NOT_DETERMINED = 1e300  # a condition number that JSON can hold
+_PLAIN = 10.0  # ratios up to this are told in percent
 
 
 def check_identifiable(points: Points, settings: TwoStepSettings) -> None:
@@ -170,7 +172,9 @@ def _strays(chain: Chain, place: int, measured: Floats, fitted: Floats) -> list[
     if abs(away[worst]) < max(_STRAY * usual, _LEAST_STRAY):
         return []
     name = " and ".join(chain.points.members[worst])
-    return [f"'{name}' lies {np.expm1(away[worst]):+.0%} off the law that the other runs follow"]
+    ratio = math.exp(min(abs(away[worst]), 700.0))
+    side = f"{ratio:.3g} times" if ratio > _PLAIN else f"{np.expm1(away[worst]):+.0%}"
+    return [f"'{name}' lies {side} off the law that the other runs follow"]
 
 
 def _second_flags(second: dict[str, float], measured: Floats, chance: float) -> list[str]:
@@ -195,8 +199,15 @@ def _disagreement(chain: Chain, place: int, x_3Q: Floats) -> list[str]:
     values = first_step_values(chain.settings.law, chain.first.others_BSP[place], x_3Q)
     worst = float(np.abs(values / values[:1] - 1).max())
     return (
-        [f"equally good starts differ by {worst:.1%} in the first step's prediction"] if worst > _DISAGREEMENT else []
+        [f"equally good starts differ by {_share(worst)} in the first step's prediction"]
+        if worst > _DISAGREEMENT
+        else []
     )
+
+
+def _share(ratio: float) -> str:
+    """In percent, or where it is large in few digits: `2.5%`, `3e+20 times`."""
+    return f"{ratio:.1%}" if ratio < _PLAIN else f"{ratio:.3g} times"
 
 
 def _condition(chain: Chain, place: int) -> float:

@@ -14,17 +14,19 @@ Legend: T tasks, R runs of the ladder, M chains.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
 from lmlab.methods.ladder.analysis.diagnose import units
+from lmlab.methods.ladder.fitting.checks import check_values, mismatches, oddities, usable_rows
 from lmlab.methods.ladder.fitting.forecast import Forecaster
 from lmlab.methods.ladder.fitting.intervals import Ensemble
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
+from lmlab.progress import console
 
 _WINDOW = 0.15  # of a run's tokens: its newest checkpoints, which are averaged
 _EARLIEST = 0.2  # the share before which warm-up and the first fall say nothing of the end
@@ -89,10 +91,13 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
             " end.",
             "Take lmlab ladder predict, which goes by the ladder alone.",
         )
-    ladder = _comparable(forecaster, run, seen)
     ensemble = forecaster.ensemble
-    x_3Q = forecaster.target(run.n, end, level, run.flops_per_token)[:, None]
-    before = forecaster.predict_all(run.n, end, level, run.flops_per_token)
+    run = replace(run, mode="train", flops_per_token=run.flops_per_token or forecaster.flops_per_token(run.n))
+    check_values(RunTable((run,)), forecaster.tasks, ensemble.settings.members)
+    ladder = _comparable(forecaster, run, seen)
+    epochs = max(1.0, end / run.unique_tokens)
+    x_3Q = forecaster.target(run.n, end, level, run.flops_per_token, epochs)[:, None]
+    before = forecaster.predict_all(run.n, end, level, run.flops_per_token, epochs)
     beyond = forecaster.beyond(x_3Q[:, 0])
     moved: list[Floats] = []
     weights_MT, left_MT = [], []
@@ -163,6 +168,23 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
     return rows
 
 
+def checked_run(forecaster: Forecaster, run: Run, drop_bad_rows: bool = False) -> Run:
+    """A run under way without rows that must not be read, and with warnings of what looks wrong about it, as the runs
+    of a ladder have them.
+
+    Raises:
+        UserError: a value that cannot be, with file and row.
+    """
+    run = replace(run, mode="train")
+    found, _ = usable_rows(run, forecaster.tasks, forecaster.ensemble.settings.members, drop_bad_rows)
+    # As a target: nobody expects it to have the length of its name.
+    ladder, alone = forecaster.table, RunTable((replace(found, mode="eval"),))
+    together = [each for each in mismatches(replace(ladder, runs=(*ladder, found))) if each not in mismatches(ladder)]
+    for warning in [*together, *oddities(alone, forecaster.tasks)]:
+        console.print(f"Warning: {warning}", style="yellow")
+    return found
+
+
 def without_run(table: RunTable, name: str) -> RunTable:
     """The ladder without a run that it is to forecast, and without runs of its size that are as long or longer: they
     would not be there yet.
@@ -183,7 +205,10 @@ def cut_off(run: Run, share: float) -> Run:
     keep = run.tokens <= share * run.final_tokens
     if not keep.any():
         raise UserError(f"The run '{run.name}' was not measured before {share:.0%} of its tokens.")
-    return run.keep(keep)
+    cut = run.keep(keep)
+    if math.isfinite(run.unique_tokens):  # the same data, gone through less often so far
+        cut = replace(cut, metadata={**run.metadata, "epochs": cut.final_tokens / run.unique_tokens})
+    return cut
 
 
 def own_curve(run: Run, values: Floats, d: float) -> float | None:
@@ -198,9 +223,9 @@ def own_curve(run: Run, values: Floats, d: float) -> float | None:
 
     keep = run.tokens > 0.05 * d
     y, x = values[keep], run.tokens[keep] / d
-    if len(y) < 6 or not (y > 0).all():
+    if len(y) < 6 or not (np.isfinite(y) & (y > 0)).all():
         return None
-    known = run.lr is not None and bool(run.lr_peak)
+    known = run.lr is not None and bool(run.lr_peak) and bool(np.isfinite(run.lr[keep]).all())
     rate = run.lr[keep] / run.lr_peak if known and run.lr is not None and run.lr_peak else np.ones(len(y))
 
     def law(p: Floats, x: Floats, h: Floats) -> Floats:
@@ -248,16 +273,35 @@ def _window(run: Run, seen: float, end: float) -> NDArray[np.bool_]:
 
 
 def _rate(run: Run, seen: float, end: float) -> float | None:
-    """Mean learning rate in the window over its peak."""
-    if run.lr is None or not run.lr_peak:
+    """Mean learning rate in the window over its peak, of the rows that tell it; None where none does. The highest that
+    was logged stands for a peak that is not known.
+    """
+    if run.lr is None or not np.isfinite(run.lr).any():
         return None
-    return float(run.lr[_window(run, seen, end)].mean() / run.lr_peak)
+    peak = run.lr_peak or float(np.nanmax(run.lr))
+    known = run.lr[_window(run, seen, end) & np.isfinite(run.lr)]
+    return float(known.mean() / peak) if len(known) and peak > 0 else None
+
+
+def schedule_doubt(forecaster: Forecaster, run: Run, seen: float) -> str | None:
+    """What is said where rates do not tell whether a run and the ladder have one schedule; None where they do."""
+    ladder = [each for each in forecaster.table.ladder if each.name in forecaster.fitted_runs]
+    if _rate(run, seen, run.final_tokens / seen) is None:
+        return (
+            f"The learning rate of '{run.name}' is not known: it is taken to decay as those of the ladder's runs did."
+        )
+    if all(_rate(each, seen, each.final_tokens) is None for each in ladder):
+        return (
+            f"The learning rates of the ladder's runs are not known: they are taken to decay as that of '{run.name}'."
+        )
+    return None
 
 
 def _log_law(ensemble: Ensemble, member: int, run: Run, tokens: Floats) -> Floats:
     """The law's value at some lengths of a run, [T, K]."""
     ratio = run.flops_per_token or 6 * run.n
-    x_3K = np.log(np.stack([np.full(len(tokens), run.n), tokens, ratio * tokens]))
+    worth = [run.worth_at(float(each)) for each in tokens]
+    x_3K = np.log(np.stack([np.full(len(tokens), run.n), worth, ratio * tokens]))
     chain = ensemble.chains[member]
     return np.asarray(np.log(chain.loss(x_3K)[0]) + chain.points.loss_offset_T[:, None])
 

@@ -24,6 +24,7 @@ from lmlab.methods.ladder.fitting.laws import log_residuals, shift_units
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit, mean_logit
 from lmlab.methods.ladder.fitting.points import Points, logs, thin
 from lmlab.methods.ladder.tables.table import TOKENS_PER_PARAMETER, Floats
+from lmlab.methods.ladder.tables.tasks import places_of
 
 _PRIOR = 1e-4  # of the parameters in scaled units, so that undetermined ones stay finite
 _TRUTHS = 64
@@ -140,8 +141,10 @@ class _Draws:
         self.chosen_S = rng.permutation(replicates)[:truths]
         count = len(self.chosen_S)
         # One draw a run and task: the chains see the same runs, lucky or not. The last is that of the run to be added.
-        self.run_STR = rng.standard_normal((count, tasks, configurations + 1))
-        self.curve_STG = rng.standard_normal((count, tasks, 1 + max(c.points.num_groups for c in ensemble.chains)))
+        places = places_of(ensemble.tasks)
+        groups = 1 + max(chain.points.num_groups for chain in ensemble.chains)
+        self.run_STR = rng.standard_normal((count, tasks, configurations + 1))[:, places]
+        self.curve_STG = rng.standard_normal((count, tasks, groups))[:, places]
 
     def forecast(self, added_3: Floats | None, x_3Q: Floats) -> Floats:
         """Logits of the accuracies that the estimator forecasts from each truth's ladder, [S, T]; `added_3` is the run

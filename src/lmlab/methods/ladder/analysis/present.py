@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from lmlab.methods.ladder.analysis.variance import (
     variance,
 )
 from lmlab.methods.ladder.config import DecideOptions, MeanOptions, TwoStepSettings
+from lmlab.methods.ladder.fitting.chain import Chain
 from lmlab.methods.ladder.fitting.forecast import Forecaster, Prediction
 from lmlab.methods.ladder.tables.table import Run, RunTable
-from lmlab.methods.ladder.tables.target import only_target, score_target
+from lmlab.methods.ladder.tables.target import TargetError, figures_of, only_target, score_target
 from lmlab.methods.ladder.tables.tasks import Task
 
 PREDICTION_COLUMNS = [
@@ -34,13 +35,21 @@ PREDICTION_COLUMNS = [
     "loss to",
     "unit",
     "accuracy, %",
-    "from",
-    "to",
+    "from, %",
+    "to, %",
     "measured, %",
     "error, points",
     "notes",
 ]
-PARAMETER_COLUMNS = ["task", "by way of", "first step", "second step", "fit error 1, %", "fit error 2, %"]
+_PARAMETER_LEVEL = 0.9
+PARAMETER_COLUMNS = [
+    "task",
+    "by way of",
+    f"first step [{_PARAMETER_LEVEL:.0%} interval]",
+    f"second step [{_PARAMETER_LEVEL:.0%} interval]",
+    "fit error 1, %",
+    "fit error 2, %",
+]
 _ANOTHER_UNIT = 1e4  # times the largest run's, or less than its inverse
 _LITTLE_SIGNAL = 3.0  # times the noise
 
@@ -77,10 +86,14 @@ def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
     rows: list[list[Any]] = []
     largest = largest_run(forecaster.table)
     sentences = []
-    for member, reports in zip(forecaster.ensemble.settings.members, forecaster.step_reports(), strict=True):
+    members = forecaster.ensemble.settings.members
+    for number, (member, reports) in enumerate(zip(members, forecaster.step_reports(), strict=True)):
+        bounds = forecaster.parameter_limits(number, _PARAMETER_LEVEL)
         for task, report in zip(forecaster.tasks, reports, strict=True):
+            limits = bounds[task.name]
             first, second = (
-                ", ".join(f"{key} {value:.4g}" for key, value in each.items()) for each in (report.first, report.second)
+                ", ".join(f"{key} {value:.4g}{_limits(limits[step].get(key))}" for key, value in each.items())
+                for step, each in (("first", report.first), ("second", report.second))
             )
             error_2 = None if report.error_2 is None else 100 * report.error_2
             rows.append(
@@ -101,16 +114,42 @@ def parameter_rows(forecaster: Forecaster) -> tuple[list[list[Any]], list[str]]:
     return rows, sentences
 
 
+def _limits(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f" [{bounds[0]:.3g}, {bounds[1]:.3g}]"
+
+
 def measured_accuracy(forecaster: Forecaster, task: Task, run: Run | None) -> float | None:
     """What was measured at the target, if it was."""
-    member = forecaster.ensemble.settings.members[0]
-    keys = task.accuracy_columns(member.variant)
-    if run is None or not all(key in run.metrics for key in keys):
+    return None if run is None else figures_of(run, task, forecaster.ensemble.settings.members[0])[1]
+
+
+def measured_loss(chain: Chain, place: int, run: Run | None) -> float | None:
+    """What was measured at the target of the quantity between a chain's steps, if it was."""
+    if run is None or not chain.settings.chained:
         return None
-    return run.final_value(run.accuracy(task, member.variant), member.last)
+    return figures_of(run, chain.tasks[place], chain.settings)[0]
 
 
-DIFFERENCE_COLUMNS = ["task", "A, %", "B, %", "B - A, points", "{level} interval", "probability that B is better"]
+def prediction_details(
+    forecaster: Forecaster, predictions: Sequence[Prediction], measured: Run | None
+) -> list[dict[str, Any]]:
+    """Predictions as JSON, beside what was measured."""
+    found = []
+    for task, each in zip(forecaster.tasks, predictions, strict=True):
+        actual = measured_accuracy(forecaster, task, measured)
+        error = None if actual is None else 100 * abs(each.accuracy - actual)
+        found.append(each.to_json() | {"measured": actual, "error_points": error})
+    return found
+
+
+DIFFERENCE_COLUMNS = [
+    "task",
+    "A, %",
+    "B, %",
+    "B - A, points",
+    "{level} interval, points",
+    "probability that B is better",
+]
 
 
 def difference_rows(differences: Sequence[Difference]) -> list[list[Any]]:
@@ -128,11 +167,21 @@ def difference_rows(differences: Sequence[Difference]) -> list[list[Any]]:
     ]
 
 
-def decision_rows(decision: Decision, wanted: DecideOptions) -> tuple[list[str], list[list[Any]]]:
+def decision_details(decision: Decision, wanted: DecideOptions) -> dict[str, Any]:
+    """A decision as JSON, with what the scenarios cost."""
+    found = asdict(decision)
+    for each in found["scenarios"]:
+        each["device_hours"] = each["flops"] / wanted.flops_per_second / 3600
+        each["price"] = None if wanted.price is None else each["device_hours"] * wanted.price
+    return found
+
+
+def decision_rows(decision: Decision, wanted: DecideOptions, level: float) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of scenarios: cost, mean accuracy, the probability of each threshold, and what is said of it."""
     thresholds = list(decision.scenarios[0].reaches)
-    names = [f"{name} reached" for name in thresholds] + (["all reached"] if len(thresholds) > 1 else [])
-    columns = ["N", "D", "FLOPs", "device hours", "mean, %", "from", "to", *names, "best", "notes"]
+    names = [f"P({name} reached)" for name in thresholds] + (["P(all reached)"] if len(thresholds) > 1 else [])
+    columns = ["N", "D", "FLOPs", "device hours", "mean, %", f"{level:.0%} from, %", "to, %", *names, "P(best)"]
+    columns.append("notes")
     if wanted.price is not None:
         columns.insert(4, "price")
     rows = []
@@ -158,7 +207,7 @@ def decision_rows(decision: Decision, wanted: DecideOptions) -> tuple[list[str],
 def decision_sentence(decision: Decision, sure: float) -> str:
     """What to do."""
     if not decision.scenarios[0].reaches:
-        return "Without --at-least there is nothing to reach: 'best' is the probability of the highest mean."
+        return "Without --at-least there is nothing to reach: P(best) is the probability of the highest mean."
     if decision.choice is None:
         best = max(decision.scenarios, key=lambda each: (each.reaches_all or 0.0, each.accuracy["mean"]))
         return (
@@ -175,11 +224,11 @@ def decision_sentence(decision: Decision, sure: float) -> str:
 FOLLOWED_COLUMNS = [
     "task",
     "accuracy at its end, %",
-    "from",
-    "to",
+    "from, %",
+    "to, %",
     "by the ladder alone, %",
-    "from ",
-    "to ",
+    "ladder from, %",
+    "ladder to, %",
     "loss",
     "loss from",
     "loss to",
@@ -213,7 +262,7 @@ def followed_rows(forecaster: Forecaster, found: Sequence[Followed]) -> list[lis
 def rank_table(ranking: Ranking, level: float) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of recipes, the likeliest first."""
     tasks = list(ranking.recipes[0].best_at)
-    columns = ["recipe", "mean, %", f"{level:.0%} interval", "best", "expected rank", "by largest run"]
+    columns = ["recipe", "mean, %", f"{level:.0%} interval, %", "P(best)", "expected rank", "rank by largest run"]
     rows: list[list[Any]] = [
         [
             each.name,
@@ -226,7 +275,7 @@ def rank_table(ranking: Ranking, level: float) -> tuple[list[str], list[list[Any
         ]
         for each in ranking.recipes
     ]
-    return [*columns, *(f"best at {task}" for task in tasks)], rows
+    return [*columns, *(f"P(best at {task})" for task in tasks)], rows
 
 
 def orders_sentence(ranking: Ranking, most: int = 3) -> str:
@@ -273,21 +322,40 @@ def line_sentence(forecaster: Forecaster, predictions: Sequence[Prediction], mea
     return text + (f"; mean error {np.mean(errors):.2f} points." if errors else ".")
 
 
+def unfitted_runs(forecaster: Forecaster) -> dict[str, str]:
+    """The runs of the ladder that no chain is fitted to, each with the reason."""
+    table, fitted = forecaster.table, forecaster.fitted_runs
+    by_backtests = forecaster.ensemble.settings.members[0].runs == "all"
+    short = {run.name for run in table.short_runs}
+    of_configuration = {run.configuration: run.name for run in table.ladder if run.name in fitted}
+    found = dict(table.left_out)
+    for run in table.ladder:
+        if run.name in fitted:
+            continue
+        twin = of_configuration.get(run.configuration)
+        if run.name in short:
+            found[run.name] = "shorter than 1xC, " + (
+                "which backtests give no weight" if by_backtests else "which this estimator leaves out"
+            )
+        elif twin is not None:
+            found[run.name] = f"a repeat of {twin}, and this estimator takes one of each"
+        else:
+            found[run.name] = "this estimator leaves it out"
+    return found
+
+
 def runs_sentence(forecaster: Forecaster) -> str:
-    """Which runs are fitted, which are taken together, and which are not."""
-    chains = forecaster.ensemble.chains
-    fitted = forecaster.fitted_runs
-    left = [run.name for run in forecaster.table.ladder if run.name not in fitted]
-    repeated = [" and ".join(group) for group in chains[0].points.members if len(group) > 1]
+    """Which runs are fitted, which are taken together, and which are not, each with the reason."""
+    fitted, left = forecaster.fitted_runs, unfitted_runs(forecaster)
+    repeated = [" and ".join(group) for group in forecaster.ensemble.chains[0].points.members if len(group) > 1]
     text = f"{len(fitted)} of {len(fitted) + len(left)} runs are fitted"
     if repeated:
         text += f"; of repeated ones the mean ({', '.join(repeated)})"
-    if left:
-        text += f"; not {', '.join(left)}: " + (
-            "shorter than 1xC, which backtests give no weight"
-            if chains[0].settings.runs == "all"
-            else "shorter than 1xC or repeats, which this estimator leaves out"
-        )
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        text += f"; not {', '.join(names)}: {reason}"
     return text + "."
 
 
@@ -297,16 +365,13 @@ def variance_table(
     """Columns, rows and notes on noise."""
     run = largest_run(table)
     noise, seeds = variance(run, tasks, last), seed_noise(table, tasks)
-    errors = (
-        score_target(table, tasks, TwoStepSettings(starts="paper"), only_target(table, target))
-        if target or table.targets
-        else None
-    )
+    scored = _scored(table, tasks, target)
+    by_name = {row.task: row for row in scored}
     columns = [
         "task",
-        "loss SD",
+        "loss SD, bits per byte",
         "loss CV, %",
-        "accuracy SD",
+        "accuracy SD, of 1",
         "accuracy CV, %",
         "between runs: loss, %",
         "accuracy, points",
@@ -319,7 +384,7 @@ def variance_table(
     rows: list[list[Any]] = []
     for place, (task, each) in enumerate(zip(tasks, noise, strict=True)):
         pair = seeds[task.name] if seeds else (None, None)
-        row = errors[place] if errors else None
+        row = by_name.get(task.name)
         shares = [None, None, None] if row is None else [_share(row.step_1), _share(row.step_2), _share(row.relative)]
         rows.append(
             [
@@ -334,12 +399,21 @@ def variance_table(
                 float(ratios[place]),
             ]
         )
-    notes = [f"The last {last} checkpoints of {run.name}. Errors are those of the paper's estimator at the target."]
-    if errors:
+    notes = [f"The last {min(last, len(run))} checkpoints of {run.name}."]
+    if scored:
+        notes[0] += " Errors are those of the paper's estimator at the target."
+        noise = [each for each in noise if each.task in by_name]
         notes += [
-            f"{key} and error of {error}: r = {r:.2f}, p = {p:.3f}" for key, error, r, p in correlations(noise, errors)
+            f"{key} and error of {error}: r = {r:.2f}, p = {p:.3f}" for key, error, r, p in correlations(noise, scored)
         ]
     return columns, rows, notes
+
+
+def _scored(table: RunTable, tasks: Sequence[Task], target: str | None) -> list[TargetError]:
+    """Errors at the target that is named, or at the only one; none where there is none, or several."""
+    if target is None and len(table.targets) != 1:
+        return []
+    return score_target(table, tasks, TwoStepSettings(starts="paper"), only_target(table, target))
 
 
 def weights_of(forecasters: Sequence[Forecaster], averaged: MeanOptions) -> list[float]:
@@ -362,14 +436,14 @@ class Card:
 
     Attributes:
         checkpoint_noise, run_noise, question_noise: standard deviations of accuracy in points; None where nothing
-            tells.
+            tells, such as a single checkpoint of its noise.
         signal: how far accuracy rises over the ladder, in points.
         error_1, error_2: fit errors of the steps, %.
         advice: what to do about it.
     """
 
     task: str
-    checkpoint_noise: float
+    checkpoint_noise: float | None
     run_noise: float | None
     question_noise: float | None
     signal: float
@@ -380,17 +454,20 @@ class Card:
 
 def cards(forecaster: Forecaster) -> list[Card]:
     """A card for each task."""
-    table = forecaster.table
-    noise = variance(largest_run(table), forecaster.tasks)
-    seeds = seed_noise(table, forecaster.tasks)
+    table, variant = forecaster.table, forecaster.ensemble.settings.members[0].variant
+    largest = largest_run(table)
+    noise = variance(largest, forecaster.tasks, variant=variant)
+    seeds = seed_noise(table, forecaster.tasks, variant)
     reports = forecaster.step_reports()[0]
     found = []
     for task, each, report in zip(forecaster.tasks, noise, reports, strict=True):
-        finals = [run.final_value(run.accuracy(task), 5) for run in table.ladder]
+        finals = [run.final_value(run.accuracy(task, variant), 5) for run in table.ladder]
         signal = 100 * (max(finals) - min(finals))
-        questions = 100 * math.sqrt(max(finals) * (1 - max(finals)) / task.n_instances) if task.n_instances else None
+        # A probability of the right answer has less than the binomial noise of right and wrong ones.
+        counted = task.n_instances if variant != "soft" else None
+        questions = 100 * math.sqrt(max(finals) * (1 - max(finals)) / counted) if counted else None
         parts = {
-            "checkpoints": 100 * each.accuracy_sd,
+            "checkpoints": 100 * each.accuracy_sd if len(largest) > 1 else None,
             "runs": 100 * seeds[task.name][1] if seeds else None,
             "questions": questions,
         }
@@ -399,9 +476,9 @@ def cards(forecaster: Forecaster) -> list[Card]:
         found.append(
             Card(
                 task.title,
-                100 * each.accuracy_sd,
+                parts["checkpoints"],
                 parts["runs"],
-                questions,
+                parts["questions"],
                 signal,
                 100 * report.error_1,
                 None if report.error_2 is None else 100 * report.error_2,
@@ -414,7 +491,7 @@ def cards(forecaster: Forecaster) -> list[Card]:
 def _advice(signal: float, noise: float, parts: dict[str, float], flags: Sequence[str], above_chance: float) -> str:
     if above_chance < 0.03:
         return "at chance: follow the loss, not the accuracy"
-    if signal < _LITTLE_SIGNAL * noise:
+    if parts and signal < _LITTLE_SIGNAL * noise:
         worst = max(parts, key=lambda name: parts[name])
         remedy = {"questions": "add questions", "runs": "repeat runs", "checkpoints": "average more checkpoints"}[worst]
         return f"noise hides the signal: {remedy}, or follow the loss"

@@ -10,6 +10,7 @@ Legend: R runs, Q questions, G groups, S draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from lmlab.errors import UserError
 from lmlab.evals import Row, option_scores, read_rows
 from lmlab.methods.ladder.analysis.decide import draws
+from lmlab.methods.ladder.analysis.diagnose import distance
 from lmlab.methods.ladder.fitting.forecast import TwoStep
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
@@ -38,6 +40,7 @@ class GroupForecast:
         smallest, largest: accuracy of the runs with the least and the most compute, 0 to 1.
         accuracy, lo, hi: the forecast, with an interval.
         measured: of the target, where its answers are known.
+        where: whether the target lies beyond the runs, and how far in compute.
     """
 
     name: str
@@ -48,6 +51,7 @@ class GroupForecast:
     lo: float
     hi: float
     measured: float | None
+    where: str
 
 
 def read_answers(folder: str | Path, names: Sequence[str]) -> dict[str, list[Row]]:
@@ -66,8 +70,11 @@ def read_answers(folder: str | Path, names: Sequence[str]) -> dict[str, list[Row
                 f"'{folder}' has {what} with the answers of the run '{name}'.",
                 f"Measure its model with lmlab eval, and name the rows {name}.jsonl.",
             )
-        rows = {str(row["id"]): row for row in read_rows(files) if not row.get("skipped")}
-        bad = [key for key, row in rows.items() if len(row.get("log_probs") or ()) < 2 or "gold" not in row]
+        answered = [row for row in read_rows(files) if not row.get("skipped")]
+        rows = {str(row["id"]): row for row in answered}
+        if len(rows) < len(answered):
+            raise UserError(f"'{files[0]}' has several rows of one question.", "Name the file of one task.")
+        bad = [key for key, row in rows.items() if not _is_ranked(row)]
         if bad or not rows:
             raise UserError(
                 f"'{files[0]}': " + (f"'{bad[0]}' is no question with options." if bad else "there is no question."),
@@ -75,6 +82,16 @@ def read_answers(folder: str | Path, names: Sequence[str]) -> dict[str, list[Row
             )
         found[name] = list(rows.values())
     return found
+
+
+def _is_ranked(row: Row) -> bool:
+    """Whether a row tells the logarithm of each option's probability, and which option is right."""
+    log_probs, gold, sizes = row.get("log_probs"), row.get("gold"), row.get("bytes")
+    if not isinstance(log_probs, list) or len(log_probs) < 2 or not isinstance(gold, int) or isinstance(gold, bool):
+        return False
+    sized = sizes is None or (isinstance(sizes, list) and len(sizes) == len(log_probs) and all(s > 0 for s in sizes))
+    known = all(isinstance(each, int | float) and -math.inf < each <= 0 for each in log_probs)
+    return sized and known and 0 <= gold < len(log_probs)
 
 
 def by_difficulty(
@@ -98,7 +115,12 @@ def by_difficulty(
         if set(known) != set(ids):
             raise UserError(f"The runs '{fitted[0]}' and '{name}' answered different questions.", "Ask both the same.")
         figures[name] = np.array([_figures(known[key]) for key in ids])
-        options = [len(known[key]["log_probs"]) for key in ids]
+        asked = [len(known[key]["log_probs"]) for key in ids]
+        if options and asked != options:
+            raise UserError(
+                f"The runs '{fitted[0]}' and '{name}' had other options to choose from.", "Ask both the same."
+            )
+        options = asked
     if groups < 1 or len(ids) // groups < _FEWEST:
         raise UserError(
             f"{len(ids)} questions are too few for {groups} groups of {_FEWEST}.", "Take fewer groups: --groups."
@@ -138,6 +160,8 @@ def forecast_by_difficulty(
     parts = forecaster.predict_all(n, d, level, flops_per_token)
     shares = np.array([task.n_instances or 0 for task in tasks], dtype=float)
     shares /= shares.sum()
+    away = distance(forecaster.ensemble.chains[0].points, forecaster.target(n, d, level, flops_per_token))
+    where = f"{away['kind']}, {away['times_compute']:.3g} x the compute"
     drawn_SG = draws(forecaster, forecaster.target(n, d, level, flops_per_token)[:, None], level, seed)[:, :, 0]
     low, high = (float(each) for each in percentiles(drawn_SG @ shares, level))
     single = TwoStep(estimator, seed=seed).fit(grouped, whole, calibrated=False)
@@ -147,7 +171,7 @@ def forecast_by_difficulty(
     def row(name: str, task: Task, accuracy: float, lo: float, hi: float) -> GroupForecast:
         ends = [_accuracy(run, task) for run in sorted(grouped.ladder, key=lambda run: run.flops)]
         measured = _accuracy(grouped[target], task) if target is not None else None
-        return GroupForecast(name, task.n_instances or 0, ends[0], ends[-1], accuracy, lo, hi, measured)
+        return GroupForecast(name, task.n_instances or 0, ends[0], ends[-1], accuracy, lo, hi, measured, where)
 
     rows = [row(task.name, task, each.accuracy, each.lo, each.hi) for task, each in zip(tasks, parts, strict=True)]
     rows.append(row("all, by groups", whole, total, low, high))

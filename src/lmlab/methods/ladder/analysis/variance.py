@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import pearsonr
 
-from lmlab.methods.ladder.config import TwoStepSettings
+from lmlab.methods.ladder.config import TwoStepSettings, Variant
 from lmlab.methods.ladder.fitting.intervals import repeated_runs
 from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.methods.ladder.tables.target import TargetError
 from lmlab.methods.ladder.tables.tasks import Task
+
+_LEAST_MEAN = 1e-9  # of an accuracy that is 0 throughout
+_FEWEST_TASKS = 3  # for a correlation
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,19 @@ class Noise:
     accuracy_cv: float
 
 
-def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb") -> list[Noise]:
+def variance(run: Run, tasks: Sequence[Task], last: int = 10, x: str = "bpb", variant: Variant = "rc") -> list[Noise]:
     """The spread over the last checkpoints of a run (Bhagia et al. 2024, section 6)."""
     rows = []
     for task in tasks:
-        loss, accuracy = run.intermediate(task, x)[-last:], run.accuracy(task)[-last:]
+        loss, accuracy = run.intermediate(task, x)[-last:], run.accuracy(task, variant)[-last:]
         rows.append(
             Noise(
                 task.name,
-                *(float(each) for values in (loss, accuracy) for each in (values.std(), values.std() / values.mean())),
+                *(
+                    float(each)
+                    for values in (loss, accuracy)
+                    for each in (values.std(), values.std() / max(values.mean(), _LEAST_MEAN))
+                ),
             )
         )
     return rows
@@ -96,19 +103,24 @@ def correlations(noise: Sequence[Noise], errors: Sequence[TargetError]) -> list[
 
     Empty for fewer than three tasks.
     """
-    if len(noise) < 3:
-        return []
     found = []
     for key in ("loss_sd", "loss_cv", "accuracy_sd", "accuracy_cv"):
         for error in ("step_1", "step_2", "relative"):
-            values = [getattr(row, error) for row in errors]
-            if all(value is not None for value in values):
-                r, p = pearsonr([getattr(row, key) for row in noise], np.abs(values))
-                found.append((key, error, float(r), float(p)))
+            known = [
+                (getattr(each, key), abs(getattr(row, error)))
+                for each, row in zip(noise, errors, strict=True)
+                if getattr(row, error) is not None
+            ]
+            if len(known) < _FEWEST_TASKS or not np.ptp(known, axis=0).all():
+                continue  # what does not vary correlates with nothing
+            r, p = pearsonr(*zip(*known, strict=True))
+            found.append((key, error, float(r), float(p)))
     return found
 
 
-def seed_noise(table: RunTable, tasks: Sequence[Task]) -> dict[str, tuple[float, float]] | None:
+def seed_noise(
+    table: RunTable, tasks: Sequence[Task], variant: Variant = "rc"
+) -> dict[str, tuple[float, float]] | None:
     """Between repeated runs: standard deviation of the logarithm of the task loss, and of accuracy; None where no run
     is repeated.
     """
@@ -127,7 +139,8 @@ def seed_noise(table: RunTable, tasks: Sequence[Task]) -> dict[str, tuple[float,
                     / two.final_value(two.intermediate(task, "bpb"), last)
                 )
             )
-            accuracies.append(one.final_value(one.accuracy(task), last) - two.final_value(two.accuracy(task), last))
+            ends = [run.final_value(run.accuracy(task, variant), last) for run in (one, two)]
+            accuracies.append(ends[0] - ends[1])
         found[task.name] = (
             float(np.sqrt(np.mean(np.square(losses)) / 2)),
             float(np.sqrt(np.mean(np.square(accuracies)) / 2)),

@@ -1,13 +1,21 @@
-"""What the commands of ladders share: where they write to, and showing tables."""
+"""What the commands of ladders share: their arguments, where they write to, and showing tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from lmlab.commandline.from_config import options
 from lmlab.errors import UserError
 from lmlab.files import require_writable
+from lmlab.methods.ladder.config import EstimatorOptions, ForecastOptions, RunsOptions
+
+if TYPE_CHECKING:
+    from lmlab.methods.ladder.fitting.forecast import Forecaster
+    from lmlab.methods.ladder.tables.table import RunTable
 
 TABLES = (".csv", ".md", ".tex", ".json")
 
@@ -35,6 +43,74 @@ def place_for(what: str, *suffixes: str) -> Callable[[Path | None], Path | None]
     return checked
 
 
+Runs = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Run table (.csv, .parquet), folder of `collect`, or the reference's .json.", show_default=False
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        "--output-path",
+        help="Write the table: .csv, .md, .tex, .json.",
+        show_default=False,
+        callback=place_for("a table", *TABLES),
+    ),
+]
+Target = Annotated[str | None, typer.Option("-t", "--target", help="Target of the table.", show_default=False)]
+Size = Annotated[
+    float | None, typer.Option("-n", "--n", help="Parameters without the input embedding.", show_default=False)
+]
+Length = Annotated[
+    str | None, typer.Option("-d", "--d", help="Tokens: 4T, 100B, 20xC or a number.", show_default=False)
+]
+ESTIMATOR = set(EstimatorOptions.model_fields)
+with_runs = options(RunsOptions, "data")
+with_estimator = options(EstimatorOptions, "estimator")
+with_preset = options(EstimatorOptions, "estimator", exclude=ESTIMATOR - {"preset"})
+with_forecast = options(ForecastOptions, "forecast")
+
+
+def read(
+    runs: Path | None,
+    data: RunsOptions,
+    outputs: Sequence[Path | None] = (),
+    second: Path | None = None,
+    others: Iterable[Path | None] = (),
+) -> RunTable:
+    """The table of a command, which its outputs must not replace.
+
+    Arguments:
+        second: other runs for the second step.
+        others: further files that the command reads.
+
+    Raises:
+        UserError: no runs are there, or an output is one of the files that are read.
+    """
+    from lmlab.methods.ladder.fitting.prepare import read_runs
+
+    table = read_runs(runs, data, second)
+    places = (runs, data.config_path, data.task_file, second, *others)
+    spare([*(each for each in places if each is not None), *(Path(run.source) for run in table)], outputs)
+    return table
+
+
+def spare(inputs: Iterable[Path], outputs: Iterable[Path | None]) -> None:
+    """Refuse to write a result over what it was made from.
+
+    Raises:
+        UserError: an output is one of the inputs, or the table of a folder among them.
+    """
+    read_from = {each / "runs.csv" if each.is_dir() else each for each in inputs}
+    kept = {each.resolve() for each in read_from if each.exists()}
+    for path in outputs:
+        if path is not None and path.resolve() in kept:
+            raise UserError(f"'{path}' is read, and would be written over.", "Name another file with -o.")
+
+
 def show(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None, title: str, details: Any = None
 ) -> None:
@@ -54,7 +130,26 @@ def show(
     print_table(shown)
     for row in rows if noted < len(columns) else ():
         if row[-1]:
-            print(f"{text_of(row[0])}: {row[-1]}.")
+            say(f"{text_of(row[0])}: {row[-1]}.")
     if output is not None:
         write(output, columns, rows, details)
-        print(output)
+        say(str(output))
+
+
+def say(*sentences: str) -> None:
+    """Print sentences, one a line; names of runs in them command no terminal."""
+    from lmlab.terminal import printable
+
+    for each in sentences:
+        print(printable(each))
+
+
+def say_of_runs(forecasters: Mapping[str, Forecaster], n: float, d: float, level: float) -> None:
+    """Which runs are fitted, how far the target is from them, and what looks wrong, for each of several recipes."""
+    from lmlab.methods.ladder.analysis.present import distance_sentence, runs_sentence
+    from lmlab.methods.ladder.fitting.checks import between
+
+    for name, each in forecasters.items():
+        say(f"{name}: {runs_sentence(each)} {distance_sentence(each.predict_all(n, d, level)[0])}")
+        say(*(f"{name}: Warning: {warning}" for warning in each.warnings))
+    say(*(f"Warning: {warning}" for warning in between({name: each.table for name, each in forecasters.items()})))

@@ -22,14 +22,14 @@ from lmlab.methods.ladder.analysis.diagnose import (
     units,
 )
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings, preset
+from lmlab.methods.ladder.fitting.accuracy import NAMES
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.checks import (
     check_values,
     consistent,
     finished,
-    mismatches,
-    oddities,
-    require_one_unit,
+    require_possible,
+    warnings,
 )
 from lmlab.methods.ladder.fitting.intervals import (
     Calibration,
@@ -39,12 +39,13 @@ from lmlab.methods.ladder.fitting.intervals import (
     fit_ensemble,
     other_forms,
 )
+from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.fitting.logits import inverse_logit, logit
 from lmlab.methods.ladder.fitting.points import logs
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable, validation_columns, worth_of
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.progress import console
-from lmlab.stats import normal_quantile
+from lmlab.stats import normal_quantile, percentiles
 
 _ENOUGH_TO_COUPLE = 12  # configurations, two for each parameter
 _ANOTHER_UNIT = 1e7  # times: billions beside ones
@@ -128,8 +129,9 @@ class TwoStep:
         chosen = [tasks] if isinstance(tasks, Task) else list(tasks)
         if not chosen:
             raise UserError("There is no task to fit.")
-        require_one_unit(table)
-        table = finished(consistent(table), allow_unfinished)
+        require_possible(table)
+        table = finished(table, allow_unfinished)
+        table = consistent(table, available(self.settings, table, chosen, tell=False).members)
         settings = available(self.settings, table, chosen)
         check_values(table.ladder, chosen, chains_read(settings, table, chosen))
         ensemble = fit_ensemble(table, chosen, settings, self.replicates, self.seed)
@@ -273,8 +275,8 @@ class Forecaster:
 
     @property
     def warnings(self) -> list[str]:
-        """What looks wrong about the runs: slips of units, ends that rise, runs that do not belong together."""
-        return [*mismatches(self.table), *oddities(self.table)]
+        """What looks wrong about the runs (`fitting.checks.warnings`)."""
+        return warnings(self.table, self.tasks)
 
     def predict_all(
         self, n: float, d: float, level: float = 0.9, flops_per_token: float | None = None, epochs: float = 1.0
@@ -384,6 +386,24 @@ class Forecaster:
         """Parameters, fit errors and flags: chains x tasks."""
         return [report_step(chain, x_3Q) for chain in self.ensemble.chains]
 
+    def parameter_limits(self, member: int, level: float) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+        """Intervals of one chain's parameters over the replicates: task -> `first` and `second` step -> parameter."""
+        found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
+            task.name: {"first": {}, "second": {}} for task in self.tasks
+        }
+        if not self.ensemble.replicates:
+            return found
+        chain = self.ensemble.replicates[member]
+        steps = {"first": (chain.first, FORMS[chain.settings.law].names)}
+        if chain.second is not None:
+            steps["second"] = (chain.second, NAMES[chain.settings.accuracy_law])
+        for step, (fit, names) in steps.items():
+            values = fit.parameters_BP.reshape(-1, len(self.tasks), len(names))
+            low, high = percentiles(values, level)
+            for t, task in enumerate(self.tasks):
+                found[task.name][step] = {name: (float(low[t, p]), float(high[t, p])) for p, name in enumerate(names)}
+        return found
+
     def flops_per_token(self, n: float) -> float:
         """Training FLOPs of a token at a size, by the ladder's own ratio to 6 N, which falls with the size."""
         known = sorted(
@@ -399,17 +419,21 @@ class Forecaster:
 
     def to_json(self) -> dict[str, Any]:
         """The fit with everything that is needed to judge it and to make it again."""
+        members = self.ensemble.settings.members
+        limits = [self.parameter_limits(number, 0.9) for number in range(len(members))]
         return {
             "lmlab": lmlab.__version__,
             "data": self.table.ladder.digest,
             "runs": sorted(self.fitted_runs),
+            "left_out": dict(self.table.left_out),
+            "warnings": self.warnings,
             "seed": self.seed,
             "estimator": self.ensemble.settings.model_dump(mode="json"),
             "calibrated": self.calibration is not None,
             "tasks": {
                 task.name: {
-                    name_of(each): asdict(report[place])
-                    for each, report in zip(self.ensemble.settings.members, self.step_reports(), strict=True)
+                    name_of(each): asdict(report[place]) | {"intervals_90": limits[number][task.name]}
+                    for number, (each, report) in enumerate(zip(members, self.step_reports(), strict=True))
                 }
                 for place, task in enumerate(self.tasks)
             },

@@ -34,7 +34,7 @@ from lmlab.methods.ladder.fitting.laws import FORMS
 from lmlab.methods.ladder.fitting.logits import logit, mean_logit
 from lmlab.methods.ladder.fitting.points import LEAST_ACCURACY, levels, place_of, target_values
 from lmlab.methods.ladder.tables.table import C4, Floats, RunTable
-from lmlab.methods.ladder.tables.tasks import Task
+from lmlab.methods.ladder.tables.tasks import Task, places_of
 from lmlab.stats import normal_quantile, percentiles
 
 PARTS = ("fit", "run", "curve", "form")
@@ -279,7 +279,7 @@ def _replicate(chain: Chain, noise_T: Floats, count: int, seed: int) -> Chain:
     """The same draws for all chains of an ensemble, so that their errors go together as they do in the runs."""
     rng = np.random.default_rng(seed)
     runs = chain.points.y_TR.shape[1]
-    normal_STR = rng.standard_normal((count, len(chain.tasks), runs))
+    normal_STR = rng.standard_normal((count, len(chain.tasks), runs))[:, places_of(chain.tasks)]
     weights = rng.exponential(size=(count, chain.points.num_groups))
     weights[:, :runs] *= runs / weights[:, :runs].sum(1, keepdims=True)
     # A run that is unlucky has a higher loss and, by a law that leads straight to it, a lower accuracy.

@@ -143,9 +143,12 @@ def collect_points(table: RunTable, tasks: Sequence[Task], settings: TwoStepSett
     def finals(task: Task, read: Callable[[Run, Task], Floats]) -> list[float]:
         return [float(np.mean([run.final_value(read(run, task), settings.last) for run in group])) for group in groups]
 
+    # Of the runs that are fitted alone: what a target was measured on must not change its forecast.
+    fitted = [*runs, *(() if table.second is None else table.second.ladder)]
+    columns = set.intersection(*(set(run.metrics) for run in fitted))
     y, own_y, accuracy, pooled_accuracy, curves = [], [], [], [], []
     for task in tasks:
-        whole = task.pooled(set.intersection(*(set(run.metrics) for run in table))) if settings.pool else task
+        whole = task.pooled(columns) if settings.pool else task
         y.append(finals(whole, lambda run, task: run.intermediate(task, settings.x)))
         own_y.append(finals(task, lambda run, task: run.intermediate(task, settings.x)) if whole is not task else y[-1])
         accuracy.append(finals(task, lambda run, task: run.accuracy(task, first_variant)))

@@ -54,11 +54,11 @@ def checked(
 
 
 def prepared(
-    runs: Path | None, options: RunsOptions, estimator: EstimatorOptions
+    table: RunTable, options: RunsOptions, estimator: EstimatorOptions
 ) -> tuple[RunTable, list[Task], EstimatorSettings]:
     """What an estimator that is fitted many times needs: the table, its tasks, and the settings that it allows."""
     chosen, settings = choose_tasks(options), estimator.settings()
-    table = checked(read_runs(runs, options), chosen, options, settings)
+    table = checked(table, chosen, options, settings)
     return table, chosen, available(settings, table, chosen)
 
 

@@ -17,7 +17,7 @@ train: {tokens: runs/x/tokens, tokenizer: runs/x/tokenizer, questions: runs/x/qu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -32,6 +32,7 @@ _SMALL = 1e7  # parameters below which the rules for rates and batches do not ho
 _HIGHEST_RATE = 6e-3
 _FEWEST_STEPS = 500
 _LEVELS = 3  # of sizes and of lengths, for a law of both
+_MANY = 8  # of which not all choices are tried
 
 
 def olmo_size(name: str) -> ModelConfig:
@@ -110,7 +111,11 @@ def rungs_of(plan: LadderPlan) -> list[Rung]:
                 label = f"{size}-{length}" + (f"-seed{seed}" if seed != plan.seeds[0] else "")
                 rung = _rung(plan, label, size, model, n, parse_length(length, n), seed)
                 found.append(replace(rung, length=length))
-    return sorted(found, key=lambda rung: rung.flops)
+    names = [rung.name for rung in found]
+    for name in plan.without:
+        if name not in names:
+            raise UserError(f"without: the plan has no run '{name}'. {did_you_mean(name, names)}")
+    return sorted((rung for rung in found if rung.name not in plan.without), key=lambda rung: rung.flops)
 
 
 def _rung(plan: LadderPlan, name: str, size: str, model: ModelConfig, n: int, tokens: float, seed: int) -> Rung:
@@ -174,8 +179,10 @@ def batch_rows(n: float, seq_len: int, tokens: float, divisor: int) -> int:
 
 
 def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
-    """The plan with those of its sizes and lengths that use up a budget of FLOPs best: three sizes and three lengths at
-    least, since fewer do not determine a law of both, and among these parts the dearest that can be paid.
+    """The plan with those of its runs that use up a budget of FLOPs best.
+
+    Three sizes and three lengths at least are trained in all their combinations, since fewer do not determine a law of
+    both: the dearest such part that can be paid. What is left is spent on single further runs, the dearest first.
 
     Raises:
         UserError: not even the cheapest three sizes and lengths can be paid.
@@ -188,29 +195,54 @@ def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
             " each.",
             "Add sizes or lengths.",
         )
-    cost = {(rung.size, str(rung.length)): 0.0 for rung in plan.rungs()}
-    for rung in plan.rungs():
+    rungs = plan.rungs()
+    cost = {(rung.size, str(rung.length)): 0.0 for rung in rungs}
+    for rung in rungs:
         cost[rung.size, str(rung.length)] += rung.flops
-    best: tuple[float, LadderPlan] | None = None
+    best: tuple[float, set[tuple[str, str]]] | None = None
     least = math.inf
-    for sizes in _subsets(list(plan.sizes)):
-        for chosen in _subsets(list(lengths)):
-            total = sum(cost[size, _label(each, field)] for size in sizes for each in chosen)
-            least = min(least, total)
-            if total <= budget and (best is None or total > best[0]):
-                best = (total, plan.model_copy(update={"sizes": {n: plan.sizes[n] for n in sizes}, field: chosen}))
+    for sizes, chosen in _parts(list(plan.sizes), [_label(each, field) for each in lengths]):
+        part = {(size, length) for size in sizes for length in chosen}
+        if not part <= {*cost}:
+            continue  # one of its runs is given up
+        total = sum(cost[each] for each in part)
+        least = min(least, total)
+        if total <= budget and (best is None or total > best[0]):
+            best = (total, part)
     if best is None:
         raise UserError(
             f"A budget of {budget:.3g} FLOPs does not pay for three sizes and three lengths of this plan, which a law"
             f" of both needs: the cheapest cost {least:.3g}.",
             "Add smaller sizes or shorter lengths.",
         )
-    return best[1]
+    spent, part = best
+    for each in sorted({*cost} - part, key=lambda each: (-cost[each], each)):
+        if spent + cost[each] <= budget:
+            spent, part = spent + cost[each], {*part, each}
+    kept = [length for length in lengths if any(_label(length, field) == each for _, each in part)]
+    smaller = plan.model_copy(
+        update={
+            "sizes": {name: shape for name, shape in plan.sizes.items() if any(name == each for each, _ in part)},
+            field: tuple(kept),
+            "without": (),
+        }
+    )
+    given_up = tuple(rung.name for rung in smaller.rungs() if (rung.size, str(rung.length)) not in part)
+    return smaller.model_copy(update={"without": given_up})
 
 
-def _subsets(values: list[Any]) -> list[tuple[Any, ...]]:
-    """All choices of three or more, in the order given."""
-    return [part for count in range(_LEVELS, len(values) + 1) for part in combinations(values, count)]
+def _parts(sizes: list[str], lengths: list[str]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Choices of three sizes and three lengths or more, in the order given: all of them, or where they are too many
+    those of neighbors.
+    """
+
+    def choices(values: list[str]) -> list[Sequence[str]]:
+        if len(values) <= _MANY:
+            return [part for count in range(_LEVELS, len(values) + 1) for part in combinations(values, count)]
+        ends = range(_LEVELS, len(values) + 1)
+        return [values[begin:end] for end in ends for begin in range(end - _LEVELS + 1)]
+
+    return ((one, other) for one in choices(sizes) for other in choices(lengths))
 
 
 def _label(length: Any, field: str) -> str:
@@ -228,7 +260,7 @@ def plan_rows(plan: LadderPlan, flops_per_second: float) -> list[Mapping[str, An
             "learning rate": rung.learning_rate,
             "batch tokens": rung.batch_rows * plan.seq_len,
             "steps": rung.steps,
-            "hours": rung.flops / flops_per_second / 3600,
+            "device hours": rung.flops / flops_per_second / 3600,
         }
         for rung in plan.rungs()
     ]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from lmlab.distributed import Backend
-from lmlab.errors import UserError
+from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_mapping, write_json
 from lmlab.methods.ladder.config import LadderPlan
 from lmlab.methods.ladder.rungs.plan import Rung, flops_per_token, size_of
-from lmlab.methods.ladder.tables.exports import Exports, is_export
+from lmlab.methods.ladder.tables.exports import Exports, is_export, names_of
 from lmlab.methods.ladder.tables.table import Run, RunTable
 from lmlab.methods.ladder.tables.tasks import Task
 from lmlab.models import ModelConfig
@@ -142,7 +142,18 @@ def collect(
     if len(named) < len(runs):
         twice = next(run.name for run in runs if named[run.name] is not run)
         raise UserError(f"Two runs are called '{twice}'.", "Rename one of their folders.")
+    _all_used("--target", [[name] for name in named], target)
+    for option, given in (("--size", sizes or {}), ("--batch", batches or {})):
+        _all_used(option, [names_of(name) for name in named], list(given))
     return RunTable(tuple(replace(run, mode="eval") if run.name in target else run for run in runs))
+
+
+def _all_used(option: str, names: Sequence[Sequence[str]], given: Sequence[str]) -> None:
+    """Refuse what is given for a run that is not there: it would be silently left out."""
+    known = [each[0] for each in names]
+    for each in given:
+        if not any(each in of_run for of_run in names):
+            raise UserError(f"{option} {each}: there is no such run. {did_you_mean(each, known)}")
 
 
 def _published_name(key: str) -> str:
@@ -183,7 +194,7 @@ def collect_run(stage: Path) -> Run | None:
     )
     keys = [
         key
-        for key in rows[-1]
+        for key in dict.fromkeys(key for row in rows for key in row)
         if ("/" in key and not key.startswith(("loss/", "heldout_loss/"))) or key == "heldout_loss"
     ]
     metrics = {_published_name(key): np.array([row.get(key, math.nan) for row in rows], dtype=float) for key in keys}

@@ -6,6 +6,7 @@ Neither tells N, and most do not tell tokens: both are given by the name of the 
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from lmlab.errors import UserError
-from lmlab.methods.ladder.tables.read import BATCH, STEP, TOKENS, numbers, read_csv_columns, run_of_columns
+from lmlab.methods.ladder.tables.read import BATCH, RATE, STEP, TOKENS, numbers, read_csv_columns, run_of_columns
 from lmlab.methods.ladder.tables.table import Floats, Run
+from lmlab.progress import console
 
-_STEPS = (STEP, "Step", "step", "trainer/global_step")
+# The first that is there counts: where a log has several, its own number of a row is not the optimizer's step.
+_STEPS = ("trainer/global_step", "train/global_step", STEP, "Step", "step")
 _SEPARATOR = " - "
 _BOUNDS = ("__MIN", "__MAX")
 
@@ -43,15 +46,21 @@ class Exports:
         Raises:
             UserError: N or the tokens of a run are not known.
         """
-        columns = read_csv_columns(path)
+        cells = read_csv_columns(path)
+        columns = dict(cells)
         charted = [name for name in columns if _SEPARATOR in name]
         if not charted:
-            columns = {(STEP if name in _STEPS else name): cells for name, cells in columns.items()}
+            steps = [name for name in _STEPS if name in columns]
+            if len(steps) > 1 and TOKENS not in columns:
+                console.print(f"'{path}': steps are those of '{steps[0]}', not of {', '.join(map(repr, steps[1:]))}.")
+            for name in steps[1:]:
+                del columns[name]
+            columns = {(STEP if name in steps else name): values for name, values in columns.items()}
             if TOKENS not in columns and BATCH not in columns:
                 batch = _named(self.batches, path.stem)
                 if batch is not None:
                     columns[BATCH] = [str(batch)] * len(next(iter(columns.values())))
-            return [run_of_columns(columns, path, self._size(path.stem, str(path)), None)]
+            return [run_of_columns(columns, cells.rows, path, self._size(path.stem, str(path)), None)]
         axis = next((name for name in (TOKENS, *_STEPS) if name in columns), None)
         if axis is None:
             raise UserError(f"'{path}' has neither a column of steps nor of tokens.", f"Export it over '{TOKENS}'.")
@@ -61,9 +70,18 @@ class Exports:
             if metric.endswith(_BOUNDS) or metric in _STEPS:
                 continue
             found = self.charts.setdefault(run, {}).setdefault(metric, {})
-            for place, value in zip(self._tokens(places, axis, run, path), numbers(columns[name]), strict=True):
-                if math.isfinite(value):
-                    found[float(place)] = float(value)
+            tokens = self._tokens(places, axis, run, path)
+            for row, place, cell, value in zip(cells.rows, tokens, columns[name], numbers(columns[name]), strict=True):
+                if not cell.strip():
+                    continue  # other runs were measured at this step
+                if not 0 <= place < math.inf:
+                    raise UserError(f"'{path}', row {row}: '{axis}' is empty, not a number, or negative.")
+                if found.setdefault(float(place), float(value)) != float(value):
+                    raise UserError(
+                        f"'{path}', row {row}: the exports have two values of '{metric}' of the run '{run}' there,"
+                        f" {found[float(place)]:g} and {value:g}.",
+                        "Leave one of them out.",
+                    )
         return []
 
     def assembled(self) -> list[Run]:
@@ -76,8 +94,9 @@ class Exports:
             columns = {key: np.array([values.get(at, math.nan) for at in tokens]) for key, values in metrics.items()}
             source = f"exported charts, run {name}"
             rows = tuple(range(1, len(tokens) + 1))
-            n = self._size(name, source)
-            runs.append(Run(name, n, None, np.array(tokens), columns, source=source, rows=rows))
+            n, rates = self._size(name, source), columns.pop(RATE, None)
+            at = np.array(tokens)
+            runs.append(Run(name, n, None, at, columns, lr=rates, source=source, rows=rows))
         return runs
 
     def _tokens(self, places: Floats, axis: str, run: str, path: Path) -> Floats:
@@ -87,7 +106,7 @@ class Exports:
         if batch is None:
             raise UserError(
                 f"'{path}' tells the steps of '{run}', not its tokens.",
-                f"Add --batch {run.partition('-')[0]}=TOKENS, those of a step.",
+                f"Add --batch {run.partition('-')[0]}=TOKENS, those of a step, for all runs whose names begin so.",
             )
         return np.asarray(places * batch)
 
@@ -96,17 +115,29 @@ class Exports:
         if n is None and name not in self.targets:  # of a target it can be told later
             raise UserError(
                 f"'{where}' does not tell N, the number of parameters of '{name}'.",
-                f"Add --size {name.partition('-')[0]}=N, or list it in a configuration with its n.",
+                f"Add --size {name.partition('-')[0]}=N for all runs whose names begin so, or list it in a"
+                " configuration with its n.",
             )
         return math.nan if n is None else n
 
 
 def is_export(path: Path) -> bool:
     """Whether a CSV file is an export of Weights & Biases rather than a run table."""
-    header = path.read_text("utf-8-sig", "replace").partition("\n")[0].strip()
-    names = [name.strip().strip('"') for name in header.split(",")]
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            names = [name.strip() for name in next(csv.reader(file), [])]
+        except csv.Error:
+            return False
     return "run" not in names and any(name in (TOKENS, *_STEPS) or _SEPARATOR in name for name in names)
 
 
+def names_of(name: str) -> list[str]:
+    """What a run may be called where something is given for it: its name, and its beginnings before a hyphen, the
+    longest first.
+    """
+    parts = name.split("-")
+    return ["-".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
 def _named(values: Mapping[str, float], name: str) -> float | None:
-    return values.get(name, values.get(name.partition("-")[0]))
+    return next((values[each] for each in names_of(name) if each in values), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,21 @@ from lmlab.methods.ladder.tables.table import Floats, Run, RunTable
 from lmlab.progress import console
 
 TOKENS, STEP, BATCH = "throughput/total_tokens", "_step", "batch_size_in_tokens"
+RATE = "optim/learning_rate_group0"
 _OWN = ("run", "size", "n", "flops_per_token", "tokens", "step", "lr", "lr_peak", "seed", "mode", "planned_tokens")
 _METADATA = "meta/"  # columns with facts of a run
+
+
+class Cells(dict[str, list[str]]):
+    """The cells of a table as texts, by column.
+
+    Attributes:
+        rows: where each row stands in its file, for messages: from 1, the header of a CSV file being its first line.
+    """
+
+    def __init__(self, columns: Mapping[str, list[str]], rows: Iterable[int]) -> None:
+        super().__init__(columns)
+        self.rows = tuple(rows)
 
 
 class ReferenceEntry(Config):
@@ -133,11 +147,13 @@ def read_csv_run(
     Raises:
         UserError: the file is missing or broken, tells no tokens, or two rows of one step differ.
     """
-    return run_of_columns(read_csv_columns(path), path, n, flops_per_token, mode, name, size)
+    cells = read_csv_columns(path)
+    return run_of_columns(cells, cells.rows, path, n, flops_per_token, mode, name, size)
 
 
 def run_of_columns(
     cells: Mapping[str, Sequence[str]],
+    rows: Sequence[int],
     path: Path,
     n: float,
     flops_per_token: float | None,
@@ -145,13 +161,11 @@ def run_of_columns(
     name: str | None = None,
     size: str = "",
 ) -> Run:
-    """The run of such a file, from its cells by column."""
+    """The run of such a file, from its cells by column; `rows` are their lines."""
     columns = {key: numbers(values) for key, values in cells.items()}
     tokens = _tokens(columns, path)
-    count = len(tokens)
     seen = {TOKENS, STEP, BATCH}
     metrics = {key: values for key, values in columns.items() if key not in seen}
-    peak = columns.get("learning_rate_peak")
     run = Run(
         name=name or path.stem,
         n=n,
@@ -161,12 +175,18 @@ def run_of_columns(
         mode=mode,
         size=size,
         step=columns.get(STEP),
-        lr=columns.get("optim/learning_rate_group0"),
-        lr_peak=float(peak[-1]) if peak is not None and count and math.isfinite(peak[-1]) else None,
+        lr=columns.get(RATE),
+        lr_peak=_highest(columns.get("learning_rate_peak")),
         source=str(path),
-        rows=tuple(range(2, count + 2)),
+        rows=tuple(rows),
     )
     return _in_order(run)
+
+
+def _highest(values: Floats | None) -> float | None:
+    """The highest of the rates that are known, as a peak; None where none is."""
+    known = np.zeros(0) if values is None else values[np.isfinite(values)]
+    return float(known.max()) if len(known) and known.max() > 0 else None
 
 
 def _tokens(columns: Mapping[str, Floats], path: Path) -> Floats:
@@ -274,9 +294,10 @@ def table_from_frame(frame: Any) -> RunTable:
         columns = {str(name): [_text(cell) for cell in frame[name]] for name in frame.columns}
     except (AttributeError, TypeError):
         raise UserError(f"A run table is a file or a data frame, not {type(frame).__name__}.") from None
-    if not columns or not len(next(iter(columns.values()))):
+    count = len(next(iter(columns.values()), []))
+    if not count:
         raise UserError("The data frame has no rows.")
-    return _from_own_table(columns, Path("the data frame"))
+    return _from_own_table(Cells(columns, range(1, count + 1)), Path("the data frame"))
 
 
 def _text(cell: Any) -> str:
@@ -285,7 +306,7 @@ def _text(cell: Any) -> str:
     return "" if text in ("nan", "NaN", "<NA>", "NaT", "None") else text
 
 
-def _read_rows(path: Path) -> dict[str, list[str]]:
+def _read_rows(path: Path) -> Cells:
     """JSON lines: one object of plain values a line; a key that a line lacks is an empty cell."""
     rows = list(read_jsonl(path, allow_nan=True))
     for number, row in enumerate(rows, 1):
@@ -294,10 +315,10 @@ def _read_rows(path: Path) -> dict[str, list[str]]:
     if not rows:
         raise UserError(f"'{path}' has no rows.")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [_text(row.get(name)) for row in rows] for name in names}
+    return Cells({name: [_text(row.get(name)) for row in rows] for name in names}, range(1, len(rows) + 1))
 
 
-def read_csv_columns(path: Path) -> dict[str, list[str]]:
+def read_csv_columns(path: Path) -> Cells:
     """The cells of a CSV file (of tabs with the suffix .tsv), by column.
 
     Raises:
@@ -310,37 +331,46 @@ def read_csv_columns(path: Path) -> dict[str, list[str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not UTF-8 text (byte {error.start}).") from None
     reader = csv.reader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
-    header = next(reader, [])
+    try:
+        # An empty line ends with the one before it, so that lines are counted where a row ends.
+        header, rows = next(reader, []), [(reader.line_num, row) for row in reader if any(row)]
+    except csv.Error as error:
+        raise UserError(
+            f"'{path}', row {reader.line_num}: {error}.", "Is it a table of comma-separated cells?"
+        ) from None
     if not header:
         raise UserError(f"'{path}' is empty.")
     twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
     if twice is not None:
         raise UserError(f"'{path}': the column '{twice}' is there twice.", "Remove one of them.")
-    rows = [row for row in reader if row]
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         if len(row) != len(header):
             raise UserError(f"'{path}', row {number}: {len(row)} cells for {len(header)} columns.")
     if not rows:
         raise UserError(f"'{path}' has a header and no rows.")
-    return {name: list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
+    cells = zip(*(row for _, row in rows), strict=True)
+    return Cells({name: list(column) for name, column in zip(header, cells, strict=True)}, [at for at, _ in rows])
 
 
 def numbers(cells: Sequence[str]) -> Floats:
     """Cells of a column as numbers; whatever is not one is nan, and is reported where it is used."""
     try:
-        return np.array(cells, dtype=np.float64)
+        if (text := "".join(cells)).isascii() and "_" not in text:
+            return np.array(cells, dtype=np.float64)
     except ValueError:
-        return np.array([_number(cell) for cell in cells])
+        pass
+    return np.array([_number(cell) for cell in cells])
 
 
 def _number(cell: str) -> float:
+    """What Python takes for numbers beside those of tables, such as `1_000` and digits of other scripts, is none."""
     try:
-        return float(cell)
+        return float(cell) if cell.isascii() and "_" not in cell else math.nan
     except ValueError:
         return math.nan
 
 
-def _read_parquet(path: Path) -> dict[str, list[str]]:
+def _read_parquet(path: Path) -> Cells:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -351,28 +381,36 @@ def _read_parquet(path: Path) -> dict[str, list[str]]:
         raise UserError(f"No such file: '{path}'.") from None
     except Exception as error:  # pyarrow raises errors of its own
         raise UserError(f"'{path}' is not a readable Parquet file ({str(error).splitlines()[0]}).") from None
-    return {name: [_text(cell) for cell in table[name].to_pylist()] for name in table.column_names}
+    if not table.num_rows:
+        raise UserError(f"'{path}' has no rows.")
+    columns = {name: [_text(cell) for cell in table[name].to_pylist()] for name in table.column_names}
+    return Cells(columns, range(1, table.num_rows + 1))
 
 
-def _from_own_table(columns: dict[str, list[str]], path: Path) -> RunTable:
+def _from_own_table(columns: Cells, path: Path) -> RunTable:
     for key in ("run", "n", "tokens"):
         if key not in columns:
             raise UserError(f"'{path}': the column '{key}' is missing. {did_you_mean(key, columns)}")
     places: dict[str, list[int]] = {}
-    for place, name in enumerate(columns["run"]):
-        places.setdefault(name.removeprefix("'"), []).append(place)
+    for place, cell in enumerate(columns["run"]):
+        # One name in two spellings, of which nobody sees the difference, would be two runs, and so repeats.
+        name = unicodedata.normalize("NFC", _unguarded(cell.strip()))
+        if not name:
+            raise UserError(f"'{path}', row {columns.rows[place]}: the column 'run' is empty.", "Name the run.")
+        places.setdefault(name, []).append(place)
     metrics = {
         key: numbers(values) for key, values in columns.items() if key not in _OWN and not key.startswith(_METADATA)
     }
     return RunTable(tuple(_own_run(name, rows, columns, metrics, path) for name, rows in places.items()))
 
 
-def _own_run(
-    name: str, rows: list[int], columns: Mapping[str, list[str]], metrics: Mapping[str, Floats], path: Path
-) -> Run:
+def _own_run(name: str, rows: list[int], columns: Cells, metrics: Mapping[str, Floats], path: Path) -> Run:
     def one(key: str) -> str:
-        values = {columns[key][row] for row in rows} if key in columns else {""}
-        if len(values) > 1 and len({_number(each) for each in values}) == 1:
+        values = {_text(columns[key][row].strip()) for row in rows} if key in columns else {""}
+        if len(values) > 1 and key != "mode":
+            values.discard("")  # logs have rows that do not tell all
+        amounts = {_number(each) for each in values}
+        if len(values) > 1 and len(amounts) == 1 and not math.isnan(min(amounts)):
             values = {min(values)}  # one number in several spellings
         if len(values) > 1:
             raise UserError(f"'{path}': run '{name}' has several values of '{key}': {', '.join(sorted(values)[:3])}.")
@@ -383,17 +421,27 @@ def _own_run(
         return None if values is None or np.isnan(values).all() else values
 
     def number(key: str) -> float | None:
-        value = _number(one(key))
+        text = one(key)
+        value = _number(text)
+        if text and not math.isfinite(value) and key != "n":
+            raise UserError(f"'{path}': run '{name}': {key} is '{text}', which is no number.", "Mend the file.")
         return None if math.isnan(value) else value
 
     def told(key: str) -> bool:  # texts that are no numbers are bad values, not a column that is missing
         return any(_text(columns[key][row].strip()) for row in rows)
 
+    def rates(key: str) -> Floats | None:
+        for row in rows if key in columns else ():
+            text = _text(columns[key][row].strip())
+            if text and not 0 <= _number(text) < math.inf:
+                raise UserError(f"'{path}', row {columns.rows[row]}: {key} is '{text}', which is no learning rate.")
+        return many(key)
+
     mode = one("mode") or "train"
     if mode not in ("train", "eval"):
         raise UserError(f"'{path}': run '{name}': the mode '{mode}' is neither train nor eval.")
-    peaks, seed, n = many("lr_peak"), number("seed"), number("n")
-    if mode == "train" and (n is None or n <= 0):
+    seed, n = number("seed"), number("n")
+    if (mode == "train" and n is None) or (n is not None and not 0 < n < math.inf):
         given = one("n")
         raise UserError(
             f"'{path}': run '{name}' has no positive n, the number of parameters"
@@ -410,15 +458,17 @@ def _own_run(
             tokens=np.full(len(rows), math.nan) if tokens is None else tokens,
             metrics={key: values for key, values in own.items() if not np.isnan(values).all() or told(key)},
             mode=mode,  # type: ignore[arg-type]
-            size=one("size").removeprefix("'"),
+            size=_unguarded(one("size")),
             step=many("step"),
             planned_tokens=number("planned_tokens"),
-            lr=many("lr"),
-            lr_peak=None if peaks is None else float(peaks[-1]),
+            lr=rates("lr"),
+            lr_peak=_highest(rates("lr_peak")),
             seed=None if seed is None else int(seed),
             source=f"{path}, run {name}",
-            rows=tuple(row + 2 for row in rows),
-            metadata={key.removeprefix(_METADATA): one(key) for key in columns if key.startswith(_METADATA)},
+            rows=tuple(columns.rows[row] for row in rows),
+            metadata={
+                key.removeprefix(_METADATA): _unguarded(one(key)) for key in columns if key.startswith(_METADATA)
+            },
         )
     )
 
@@ -476,9 +526,17 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     return path
 
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _unguarded(text: str) -> str:
+    """A text as it was before `_guarded`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULAS) else text
+
+
 def _guarded(cell: Any) -> Any:
     """A text that begins like a formula gets a quote in front."""
-    if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r"):
+    if isinstance(cell, str) and cell.startswith(_FORMULAS):
         return "'" + cell
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
         return int(cell)

@@ -23,6 +23,7 @@ C4 = "eval/c4_en-validation/CrossEntropyLoss"
 TOKENS_PER_PARAMETER = 20  # of one Chinchilla multiple, 1xC
 _REPEATS_WORTH = 15.387756  # fitted by Muennighoff et al. to 400 runs
 _END = 0.1
+_RERUN = "-rerun"  # how the published ladder names a repeat
 _FEWEST_TO_LEND = 6  # runs of a family: fewer say little of its exponents
 DECAYED = 0.15  # a last learning rate above this share of the peak is that of an unfinished run
 FINISHED = 0.98  # of the planned tokens
@@ -81,18 +82,36 @@ class Run:
         return self.n, self.multiple, round(self.epochs, 1)
 
     @property
-    def epochs(self) -> float:
-        """How often it went through its data; 1 where that is not known."""
-        told = self.metadata.get("epochs") or 1
+    def unique_tokens(self) -> float:
+        """Tokens of its data, by the epochs at its last checkpoint; infinite where these are not known.
+
+        Raises:
+            UserError: the epochs are no positive number.
+        """
+        told = self.metadata.get("epochs")
+        if told is None or told == "":
+            return math.inf
         try:
-            return max(1.0, float(told))
+            epochs = float(told)
         except (TypeError, ValueError):
-            raise UserError(f"'{self.source or self.name}': '{told}' is no number of epochs.") from None
+            epochs = math.nan
+        if not 0 < epochs < math.inf:
+            raise UserError(f"'{self.source or self.name}': '{told}' is no number of epochs.")
+        return self.final_tokens / epochs
+
+    @property
+    def epochs(self) -> float:
+        """How often it went through its data; 1 where that is not known, or less."""
+        return max(1.0, self.final_tokens / self.unique_tokens)
 
     @property
     def worth_tokens(self) -> float:
         """Its tokens, of repeated data as many as fresh ones are worth."""
-        return worth_of(self.final_tokens, self.epochs)
+        return self.worth_at(self.final_tokens)
+
+    def worth_at(self, tokens: float) -> float:
+        """So many of its tokens, of repeated data as many as fresh ones are worth."""
+        return worth_of(tokens, tokens / self.unique_tokens)
 
     @property
     def flops(self) -> float:
@@ -105,7 +124,7 @@ class Run:
         if self.planned_tokens and self.final_tokens < FINISHED * self.planned_tokens:
             return f"it has seen {self.final_tokens:.4g} of {self.planned_tokens:.4g} planned tokens"
         rate = self.last_rate
-        if rate is not None and self.lr_peak and rate > DECAYED * self.lr_peak:
+        if rate is not None and self.lr_peak and not rate <= DECAYED * self.lr_peak:
             return f"its learning rate has decayed to {rate / self.lr_peak:.0%} of the peak only"
         return None
 
@@ -203,9 +222,14 @@ def worth_of(tokens: float, epochs: float) -> float:
     return unique * (1 + _REPEATS_WORTH * (1 - math.exp(-(epochs - 1) / _REPEATS_WORTH)))
 
 
+def is_validation(column: str) -> bool:
+    """Whether a column holds the cross-entropy of a validation set."""
+    return column.startswith("eval/") and column.endswith("/CrossEntropyLoss")
+
+
 def validation_columns(run: Run) -> list[str]:
     """The columns with cross-entropies of validation sets."""
-    found = sorted(name for name in run.metrics if name.startswith("eval/") and name.endswith("/CrossEntropyLoss"))
+    found = sorted(filter(is_validation, run.metrics))
     if not found:
         raise UserError(f"'{run.source or run.name}' has no columns eval/SET/CrossEntropyLoss.")
     return found
@@ -220,12 +244,16 @@ class RunTable:
         external: metrics of other models, by name, for the second step.
         second: runs of the second step, where they are not those of the first, as for answers by letter.
         lenders: runs of other families of models, one table each, which lend their exponents.
+        left_out: names of runs that were in the table and must not be fitted, with the reason.
+        notes: what else was left out of it, one sentence each.
     """
 
     runs: tuple[Run, ...]
     external: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     second: RunTable | None = None
     lenders: tuple[RunTable, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # One order, whatever that of a file: replicates draw noise run by run, and it must not move an interval.
@@ -279,9 +307,11 @@ class RunTable:
         Targets are kept.
         """
         short, seen, chosen = {run.name for run in self.short_runs}, set(), []
+        first = {run.configuration for run in self.ladder if not run.name.endswith(_RERUN)}
         for run in self.runs:
             key = run.configuration
-            if run.mode == "train" and (run.name in short or key in seen or run.name.endswith("-rerun")):
+            again = key in seen or (key in first and run.name.endswith(_RERUN))
+            if run.mode == "train" and (run.name in short or again):
                 continue
             seen.add(key)
             chosen.append(run)

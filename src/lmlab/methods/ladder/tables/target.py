@@ -12,17 +12,19 @@ from lmlab.errors import UserError
 from lmlab.methods.ladder.config import EstimatorSettings, TwoStepSettings
 from lmlab.methods.ladder.fitting.chain import fit_chain
 from lmlab.methods.ladder.fitting.logits import mean_logit
-from lmlab.methods.ladder.fitting.points import place_of, target_values
+from lmlab.methods.ladder.fitting.points import place_of
 from lmlab.methods.ladder.rungs.plan import parse_length
-from lmlab.methods.ladder.tables.table import Run, RunTable
+from lmlab.methods.ladder.tables.table import C4, Run, RunTable, is_validation
 from lmlab.methods.ladder.tables.tasks import Task
+
+_SAME = 0.02  # N and D that differ by less than this share are those of a target
 
 
 @dataclass(frozen=True)
 class TargetError:
     """One task's errors; relative ones are signed shares, `absolute` is in points.
 
-    The first step's are None for a law without it.
+    The first step's are None for a law without it, and of a target whose loss was not measured.
     """
 
     task: str
@@ -34,14 +36,17 @@ class TargetError:
     accuracy_predicted: float
     accuracy_actual: float
     absolute: float
-    relative: float
+    relative: float | None
 
 
 def score_target(
     table: RunTable, tasks: Sequence[Task], settings: TwoStepSettings | EstimatorSettings, target: Run
 ) -> list[TargetError]:
     """Fit an estimator and compare it with a target, step by step; the steps are those of its first chain, the accuracy
-    that of all.
+    that of all. Tasks that the target was not measured on are left out.
+
+    Raises:
+        UserError: it was measured on none.
     """
     estimator = (
         settings if isinstance(settings, EstimatorSettings) else EstimatorSettings(name="chain", members=(settings,))
@@ -51,28 +56,61 @@ def score_target(
     x_3Q = place_of(target)[:, None]
     losses = chain.loss(x_3Q)[0, :, 0] * np.exp(chain.points.loss_offset_T)
     predicted = mean_logit([each.accuracy(x_3Q)[0, :, 0] for each in chains], estimator.weights)
-    actual = np.array([target_values(target, task, first) for task in tasks])
+    actual = [figures_of(target, task, first) for task in tasks]
+    between_T = np.array([losses[place] if loss is None else loss for place, (loss, _) in enumerate(actual)])
+    from_actual = chain.accuracy_of((between_T * np.exp(-chain.points.loss_offset_T))[None, :, None])[0, :, 0]
     rows = []
-    between = actual[None, :, :1] * np.exp(-chain.points.loss_offset_T)[None, :, None]
-    from_actual = chain.accuracy_of(between)[0, :, 0]
-    for place, task in enumerate(tasks):
-        loss, accuracy = actual[place]
-        chained = first.chained
+    for place, (task, (loss, accuracy)) in enumerate(zip(tasks, actual, strict=True)):
+        if accuracy is None:
+            continue
+        known = first.chained and loss is not None
         rows.append(
             TargetError(
                 task.name,
-                float(losses[place]) if chained else None,
-                float(loss) if chained else None,
-                float(losses[place] / loss - 1) if chained else None,
-                float(from_actual[place]) if chained else None,
-                float(from_actual[place] / accuracy - 1) if chained else None,
+                float(losses[place]) if first.chained else None,
+                loss,
+                float(losses[place] / loss - 1) if known and loss else None,
+                float(from_actual[place]) if known else None,
+                _relative(float(from_actual[place]), accuracy) if known else None,
                 float(predicted[place]),
-                float(accuracy),
+                accuracy,
                 float(abs(predicted[place] - accuracy) * 100),
-                float(predicted[place] / accuracy - 1),
+                _relative(float(predicted[place]), accuracy),
             )
         )
+    if not rows:
+        raise UserError(f"The target '{target.name}' was measured on none of the tasks.", "Name others with -k.")
     return rows
+
+
+def _relative(value: float, actual: float) -> float | None:
+    """The signed relative error; None of a figure that is 0."""
+    return value / actual - 1 if actual > 0 else None
+
+
+def figures_of(run: Run, task: Task, settings: TwoStepSettings) -> tuple[float | None, float | None]:
+    """What was measured on a target of the quantity between a chain's steps, and of the accuracy; None of what was not,
+    and of a quantity where the law has none.
+    """
+    whole = set(run.metrics)
+    keys: set[str] = set()
+    match settings.x:
+        case "bpb":
+            keys = {*task.loss_keys}
+        case "taskce":
+            keys = {*task.soft_log_keys}
+        case "c4":
+            keys = {C4}
+        case "validation":
+            keys = set() if any(map(is_validation, whole)) else {settings.x}
+        case column:
+            keys = {column}
+    loss = settings.chained and keys <= whole
+    accuracy = {*task.accuracy_columns(settings.variant)} <= whole
+    return (
+        run.final_value(run.intermediate(task, settings.x), settings.last) if loss else None,
+        run.final_value(run.accuracy(task, settings.variant), settings.last) if accuracy else None,
+    )
 
 
 def mean_errors(rows: Sequence[TargetError]) -> dict[str, float | None]:
@@ -94,9 +132,14 @@ def only_target(table: RunTable, name: str | None) -> Run:
     """The target of that name, or the only one.
 
     Raises:
-        UserError: there is none, or there are several and no name.
+        UserError: there is none, it is a run that is fitted, or there are several and no name.
     """
     if name is not None:
+        if table[name].mode == "train":
+            raise UserError(
+                f"The run '{name}' is fitted, so that its forecast would be none.",
+                "Mark it as a target when runs are collected: lmlab ladder collect --target.",
+            )
         return table[name]
     if len(table.targets) != 1:
         names = ", ".join(run.name for run in table.targets) or "none"
@@ -113,17 +156,25 @@ def target_point(
     """N, D and FLOPs a token of what is predicted, and the measured run where it is one of the table.
 
     Raises:
-        UserError: neither a target nor both N and D are given.
+        UserError: neither a target nor both N and D are given, or they are not those of the target that is named.
     """
-    if n is not None and d is not None:
-        return n, parse_length(d, n), None, table[name] if name is not None else None
-    if n is None and d is None and (name is not None or table.targets):
+    if n is not None and d is not None and name is None:
+        return n, parse_length(d, n), None, None
+    if name is not None or (n is None and d is None and table.targets):
         run = only_target(table, name)
-        if not math.isfinite(run.n):
+        if n is None and not math.isfinite(run.n):
             raise UserError(
-                f"The number of parameters of '{run.name}' is not known.", "Give -n and -d, or n in the configuration."
+                f"The number of parameters of '{run.name}' is not known.", "Give -n, or n in the configuration."
             )
-        return run.n, run.final_tokens, run.flops_per_token, run
+        size = run.n if n is None else n
+        tokens = run.final_tokens if d is None else parse_length(d, size)
+        for option, given, own in (("-n", size, run.n), ("-d", tokens, run.final_tokens)):
+            if math.isfinite(own) and not abs(given / own - 1) <= _SAME:
+                raise UserError(
+                    f"{option} is {given:.4g}, but the target '{run.name}' was measured at {own:.4g}.",
+                    "Leave out one of the two.",
+                )
+        return size, tokens, run.flops_per_token, run
     raise UserError("What is to be predicted? Give both -n and -d, or --target.", "For instance: -n 7e9 -d 4T")
 
 

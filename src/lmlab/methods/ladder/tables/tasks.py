@@ -16,6 +16,8 @@ from lmlab.errors import UserError, did_you_mean
 from lmlab.files import read_json
 from lmlab.methods.ladder.config import Variant
 
+_ROUNDING = 5e-3  # of weights that are written with three digits
+
 
 class Task(Config):
     """One benchmark. Where it averages several columns, all of its figures have the same `weights`.
@@ -56,6 +58,8 @@ class Task(Config):
                 raise ValueError(f"{field} has {len(value)} entries for {count} loss_keys.")
         if not count or not self.accuracy_keys:
             raise ValueError("a task needs loss_keys and accuracy_keys.")
+        if self.weights and (min(self.weights) < 0 or abs(sum(self.weights) - 1) > _ROUNDING):
+            raise ValueError(f"weights are shares of 0 or more that add up to 1, not to {sum(self.weights):g}.")
         for other in self.pool:
             if other.chance != self.chance:
                 raise ValueError(f"pool: '{other.name}' has another chance ({other.chance:g} for {self.chance:g}).")
@@ -189,6 +193,15 @@ class TaskRegistry:
             validate(Task, _with_pool(name, rows, f"'{path}', task '{name}'"), f"'{path}', task '{name}'")
             for name in rows
         )
+
+
+def places_of(tasks: Sequence[Task]) -> list[int]:
+    """Where each task stands in an order that does not depend on that of the list: built-in ones first, then by name.
+    Random draws are given to tasks by it, so that the order in which tasks are named moves no figure.
+    """
+    known = {task.name: place for place, task in enumerate(_OLMES)}
+    order = sorted(range(len(tasks)), key=lambda t: (known.get(tasks[t].name, len(known)), tasks[t].name))
+    return [order.index(t) for t in range(len(tasks))]
 
 
 def _with_pool(name: str, rows: Mapping[str, dict[str, Any]], where: str) -> dict[str, Any]:

@@ -33,9 +33,18 @@ def text_of(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
+def in_one_line(text: str) -> str:
+    """Text whose line ends would end the row of a table."""
+    return " ".join(text.split())
+
+
 def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A Markdown table; bars in texts are escaped."""
-    lines = [columns, ["---"] * len(columns), *([text_of(cell).replace("|", r"\|") for cell in row] for row in rows)]
+    """A Markdown table; bars and what could be HTML in texts are escaped."""
+
+    def escaped(cell: Cell) -> str:
+        return in_one_line(text_of(cell)).replace("|", r"\|").replace("<", "&lt;")
+
+    lines = [[escaped(column) for column in columns], ["---"] * len(columns), *([escaped(c) for c in r] for r in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -55,8 +64,9 @@ def to_latex(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text without commands."""
-    return "".join(_LATEX.get(sign, sign) for sign in text.replace("\\", "/"))
+    """Text without commands, in one line."""
+    text = "".join(_LATEX.get(sign, sign) for sign in in_one_line(text).replace("\\", "/"))
+    return "{[}" + text[1:] if text.startswith("[") else text  # the end of a row takes a bracket after it
 
 
 def write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]], details: Any = None) -> None:
