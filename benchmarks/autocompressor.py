@@ -123,7 +123,7 @@ def cost(layers: int, width: int, kappa: int, segment: int) -> None:
     """
     import torch
 
-    from lmlab.gemm import fast_inference
+    from lmlab.hardware.gemm import fast_inference
     from lmlab.methods.autocompressor import AutoCompressor, CompressorConfig
     from lmlab.models import GenerationConfig, ModelConfig, Transformer
 

@@ -82,7 +82,7 @@ def _run(name: str, environment: dict[str, str], options: argparse.Namespace) ->
 
 def _work(name: str, model: Path | None, seconds: float) -> list[float]:
     """Seconds of each step, for so long."""
-    from lmlab.threads import beat, settle
+    from lmlab.hardware.threads import beat, settle
 
     if name != "transformers":
         settle()

@@ -6,8 +6,8 @@
 A model of 4 layers, width 256, 4 heads, 2,048 tokens; a row a step; forward, backward and AdamW. Each contender is a
 process of its own that trains the same weights on the same row; they take turns, a step each. Medians are printed with
 the machine's load before the first and after the last step. `lmlab, blocks` and `lmlab, mixed` are lmlab told to
-compute attention so (`lmlab.ways`); `lmlab` takes what is in force. With `--documents` more than 1 the row holds so
-many texts, which transformers, given their positions, is told by its mask.
+compute attention so (`lmlab.hardware.ways`); `lmlab` takes what is in force. With `--documents` more than 1 the row
+holds so many texts, which transformers, given their positions, is told by its mask.
 """
 
 from __future__ import annotations
@@ -87,8 +87,7 @@ def work(case: dict[str, Any]) -> None:
     """Make the model, then take a step each time that a line comes."""
     import torch
 
-    from lmlab import ways
-    from lmlab.hardware import peak_memory_bytes, reuse_memory
+    from lmlab.hardware import peak_memory_bytes, reuse_memory, ways
 
     torch.set_num_threads(case["threads"])
     reuse_memory()  # for all of them, so that none is the slower by its allocator

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmlab import gemm, ways
+from lmlab.hardware import gemm, ways
 
 
 @pytest.fixture(params=[True, False], ids=["by oneDNN", "by the default library"])

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from lmlab.hardware import _peak_key, gemm_flops, machine_load
+from lmlab.hardware import gemm_flops, machine_load
+from lmlab.hardware.devices import _peak_key
 
 
 @pytest.fixture

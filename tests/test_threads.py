@@ -11,9 +11,9 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from lmlab import threads
 from lmlab.errors import UserError
-from lmlab.threads import Governor, Look, Patience
+from lmlab.hardware import threads
+from lmlab.hardware.threads import Governor, Look, Patience
 
 
 class Machine:

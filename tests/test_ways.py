@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from lmlab import ways
 from lmlab.errors import UserError
+from lmlab.hardware import ways
+from lmlab.hardware.threads import settle
 from lmlab.models import tune
 from lmlab.models.attention.fused import plan_runs
 from lmlab.models.attention.visibility import Visibility, document_starts, document_stops
@@ -17,7 +18,6 @@ from lmlab.models.moe.config import MoEConfig
 from lmlab.models.moe.experts import run_experts
 from lmlab.models.moe.router import pairs_of_tokens
 from lmlab.models.tune import answer, measure
-from lmlab.threads import settle
 
 SHORT = "attention fp32 one short"
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab import ways
+from lmlab.hardware import ways
 from lmlab.models import KVCache
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.backends import attend

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lmlab import plugins, ways
+from lmlab import plugins
 from lmlab.errors import LmlabError, UserError
 from lmlab.files import read_json, read_yaml
+from lmlab.hardware import ways
 from lmlab.runs import PlannedRun, Recipe, StageRecord, parse_axes, run_many, run_recipe, vary
 
 PLUGIN = """

@@ -13,9 +13,9 @@ import pytest
 import torch
 from counting import CountingRows, counting_trainer
 
-from lmlab import ways
 from lmlab.errors import Interrupted, LmlabError, UserError
 from lmlab.files import read_json
+from lmlab.hardware import ways
 from lmlab.train import (
     OptimizerConfig,
     ParameterGroup,

@@ -91,9 +91,9 @@ def execute(recipe: Any, out: Path | None, dry_run: bool, redo: bool) -> Path:
     """Run a recipe, or print its plan; the directory of the run."""
     from lmlab.distributed import world
     from lmlab.hardware import reuse_memory
+    from lmlab.hardware.threads import settle
     from lmlab.progress import console
     from lmlab.runs import print_plan, run_recipe
-    from lmlab.threads import settle
 
     directory = out or Path("runs") / recipe.name
     if dry_run:

@@ -35,8 +35,8 @@ def doctor(
     import torch
     from rich.table import Table
 
-    from lmlab import plugins, ways
-    from lmlab.hardware import environment, gemm_flops, select_device
+    from lmlab import plugins
+    from lmlab.hardware import environment, gemm_flops, select_device, ways
     from lmlab.progress import short
     from lmlab.reports import format_bytes
     from lmlab.terminal import Terminal
@@ -69,13 +69,12 @@ def _tune() -> None:
     """Measure the ways to compute, show what was found, and keep it."""
     from rich.table import Table
 
-    from lmlab import ways
     from lmlab.errors import UserError
-    from lmlab.hardware import machine_load, reuse_memory
+    from lmlab.hardware import machine_load, reuse_memory, ways
+    from lmlab.hardware.threads import settle
     from lmlab.models.tune import measure
     from lmlab.progress import progress
     from lmlab.terminal import Terminal
-    from lmlab.threads import settle
 
     reuse_memory()  # as commands that train do
     settle()

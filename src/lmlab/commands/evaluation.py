@@ -192,7 +192,7 @@ def harness(
     from lmlab.evals.eleuther.harness import run_harness
     from lmlab.evals.evaluator import Evaluator
     from lmlab.files import write_json
-    from lmlab.threads import settle
+    from lmlab.hardware.threads import settle
 
     reuse_memory()
     settle()

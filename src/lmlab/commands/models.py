@@ -75,10 +75,10 @@ def generate(
     """Continue prompts with a model and print the texts."""
     import json
 
+    from lmlab.hardware.threads import adapt
     from lmlab.models import find_soft_prompt, stream
     from lmlab.stages.generate import complete_texts, generation_config
     from lmlab.terminal import printable
-    from lmlab.threads import adapt
 
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     adapt()
@@ -136,9 +136,9 @@ def chat(
     Every line of input is a message; /reset starts afresh, /exit ends, Ctrl-C cuts an answer short.
     """
     from lmlab.commands.chat import Conversation
+    from lmlab.hardware.threads import adapt
     from lmlab.models import find_soft_prompt
     from lmlab.terminal import printable
-    from lmlab.threads import adapt
 
     adapt()
     found, network, tokenizer = load_model(model, loading.precision, adapter)
@@ -245,8 +245,8 @@ def chat_settings(found: Model, network: Transformer, tokenizer: Tokenizer, give
 def load_model(path: Path, precision: str, adapter: Path | None) -> tuple[Model, Transformer, Tokenizer]:
     """A model by its place, its network with adapters folded in, and its tokenizer."""
     from lmlab.hardware import reuse_memory, select_device, select_dtype
+    from lmlab.hardware.threads import settle
     from lmlab.runs import Model
-    from lmlab.threads import settle
 
     device = select_device()
     select_dtype(precision, device)  # refuses a name before a model is looked for

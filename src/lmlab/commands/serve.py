@@ -92,8 +92,8 @@ def serve(
 
     from lmlab.data import ChatConfig, chat_tokenizer
     from lmlab.endpoints.engine.served import ServedModel
+    from lmlab.hardware.threads import adapt
     from lmlab.models import find_soft_prompt
-    from lmlab.threads import adapt
 
     config = replace(server.server_config(host, key_env, allow_anyone), max_body_bytes=int(max_body * 1e6))
     listener = server.bind(host, port)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from lmlab.config import PACKED
 from lmlab.evals.prefix_sharing import Group, Tree, Window, share_prefixes, without_sharing
-from lmlab.gemm import fast_inference
 from lmlab.hardware import memory_bytes, select_dtype
+from lmlab.hardware.gemm import fast_inference
+from lmlab.hardware.threads import beat
 from lmlab.models import KVCache, Targets, Transformer
 from lmlab.progress import progress
-from lmlab.threads import beat
 
 _MAX_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a batch; more is no faster
 _SHARE_OF_MEMORY = 0.1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from lmlab.gemm import linear, mm
+from lmlab.hardware.gemm import linear, mm
 from lmlab.models.dtypes import sum_dtype
 from lmlab.models.layers.soft_cap import cap
 from lmlab.models.layers.tied_embedding import SharedGradient

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmlab.errors import UserError
-from lmlab.gemm import linear
+from lmlab.hardware.gemm import linear
 from lmlab.models.attention.attention import AttentionContext
 from lmlab.models.attention.backends import Backend, Spread
 from lmlab.models.attention.cache import KVCache

@@ -1,8 +1,8 @@
 """Measure which way this machine computes fastest by: what `lmlab doctor --tune` does.
 
-Each question of `lmlab.ways` is put to the functions that networks call, at sizes of its class, forward and backward.
-The ways take turns, and the quickest turn of each counts, so that other work on the machine disturbs little; a way that
-is not the default must be clearly faster to be taken.
+Each question of `lmlab.hardware.ways` is put to the functions that networks call, at sizes of its class, forward and
+backward. The ways take turns, and the quickest turn of each counts, so that other work on the machine disturbs little;
+a way that is not the default must be clearly faster to be taken.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmlab import ways
-from lmlab.gemm import linear
+from lmlab.hardware import ways
+from lmlab.hardware.gemm import linear
 from lmlab.models.attention.cpu import cpu_attention
 from lmlab.models.layers.feed_forward import gated_product
 from lmlab.models.moe.config import MoEConfig
@@ -47,7 +47,7 @@ class Measured:
 
 
 def measure(questions: list[str] | None = None, seconds: float = 0.4) -> Iterator[Measured]:
-    """Answer the questions one by one, all of `lmlab.ways` unless some are named.
+    """Answer the questions one by one, all of `lmlab.hardware.ways` unless some are named.
 
     Arguments:
         seconds: spent on a question, though each way has three turns at least.

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lmlab import ways
 from lmlab.distributed import Backend, World, fan_out, imagine, num_cores, world
 from lmlab.errors import Interrupted, LmlabError, UserError, from_unforeseen
 from lmlab.files import parse_yaml, read_json, read_mapping, write_json, write_text, write_yaml
+from lmlab.hardware import ways
 from lmlab.progress import console, progress
 from lmlab.redaction import redact_all
 from lmlab.runs.recipe import Recipe, read_recipe

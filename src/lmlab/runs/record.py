@@ -54,7 +54,7 @@ class StageRecord(BaseModel):
     Attributes:
         content: what the fingerprint is made of, as far as a changed recipe is explained by it.
         files: what was read from outside the run: path -> a digest of its size and version.
-        ways: how its attempts compute what can be computed in several ways (`lmlab.ways`).
+        ways: how its attempts compute what can be computed in several ways (`lmlab.hardware.ways`).
         seconds: the time of the attempt that finished it.
         results: as JSON; `read_results` gives them their type.
     """

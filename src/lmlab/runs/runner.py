@@ -22,12 +22,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.table import Table
 
-from lmlab import ways
 from lmlab.config import flatten, influences
 from lmlab.distributed import from_main, joined
 from lmlab.errors import EXIT_FAILURE, Interrupted, UserError, doing
 from lmlab.files import content_digests, remove_leftovers, sha256_json, write_json, write_text
-from lmlab.hardware import environment
+from lmlab.hardware import environment, ways
 from lmlab.progress import console, duration
 from lmlab.redaction import redact, redact_all
 from lmlab.runs.recipe import Recipe, RecipeStage

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lmlab import ways
 from lmlab.data import Batch, Loader
 from lmlab.distributed import from_main, world
 from lmlab.errors import Interrupted, LmlabError, UserError
-from lmlab.hardware import machine_load, select_device, select_dtype
+from lmlab.hardware import machine_load, select_device, select_dtype, ways
+from lmlab.hardware.threads import beat
 from lmlab.progress import console, progress
-from lmlab.threads import beat
 from lmlab.train.config import TrainerConfig
 from lmlab.train.failures import LESS_MEMORY, memory_on_paper, no_labels, not_finite
 from lmlab.train.interrupt import Stopped, StopRequest

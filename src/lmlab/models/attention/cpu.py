@@ -2,7 +2,7 @@
 
 `fused` calls PyTorch's kernel for each run of keys, `blocks` computes blocks of queries by plain products, and `mixed`
 goes forward by the kernel and back in blocks. Which is fastest depends on the processor, the precision, the length of
-the texts and on whether rows hold several (`lmlab.ways`). Windows and soft caps always take blocks.
+the texts and on whether rows hold several (`lmlab.hardware.ways`). Windows and soft caps always take blocks.
 
 Shapes: B batch, N query heads, K key-value heads, T query tokens, S key tokens, H width of a head.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmlab import ways
+from lmlab.hardware import ways
 from lmlab.models.attention.blocked import blocked_backward, blocked_forward
 from lmlab.models.attention.fused import fused_backward, fused_forward, plan_runs
 from lmlab.models.dtypes import sum_dtype

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.gemm import fast_inference
+from lmlab.hardware.gemm import fast_inference
+from lmlab.hardware.threads import beat
 from lmlab.models.attention.cache import KVCache
 from lmlab.models.generation.config import DecodingConfig, Guide
 from lmlab.models.generation.lean import LeanStep, can_be_lean
@@ -29,7 +30,6 @@ from lmlab.models.generation.static import StaticStep, can_be_static
 from lmlab.models.memory.memory import Memory
 from lmlab.models.prompts.soft_prompt import SoftPrompt
 from lmlab.models.transformer import Transformer
-from lmlab.threads import beat
 
 Decode = Callable[[Sequence[int]], str]
 FinishReason = Literal["stop", "length", "repetition"]

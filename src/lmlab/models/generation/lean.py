@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmlab.gemm import are_few_half_rows, few_rows, linear
+from lmlab.hardware.gemm import are_few_half_rows, few_rows, linear
 from lmlab.models.attention.attention import Attention
 from lmlab.models.attention.backends import one_query
 from lmlab.models.attention.cache import KVCache

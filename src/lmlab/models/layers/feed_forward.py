@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from lmlab import ways
-from lmlab.gemm import linear, mm, outer
+from lmlab.hardware import ways
+from lmlab.hardware.gemm import linear, mm, outer
 from lmlab.models.config import ModelConfig
 from lmlab.models.layers.linear import Linear
 
@@ -74,7 +74,7 @@ def gate_product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 def gated_product(gate: Tensor, up: Tensor, down_DF: Tensor, activation: str) -> Tensor:
     """(activation(gate) * up) @ down.T; with SiLU, what is in the brackets is computed again in the backward pass and
-    not kept for it, unless keeping is clearly faster on this machine (`lmlab.ways`).
+    not kept for it, unless keeping is clearly faster on this machine (`lmlab.hardware.ways`).
 
     Arguments:
         gate, up: [..., F].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lmlab.gemm import linear
+from lmlab.hardware.gemm import linear
 
 
 class Linear(nn.Linear):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from lmlab.errors import UserError, missing_extra
-from lmlab.gemm import mm
+from lmlab.hardware.gemm import mm
 from lmlab.models.layers.linear import Linear
 
 Quantization = Literal["nf4", "int8"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from lmlab import ways
+from lmlab.hardware import ways
 from lmlab.models.dtypes import compute_dtype
 from lmlab.models.layers.feed_forward import ACTIVATIONS
 from lmlab.models.moe.router import Pairs
@@ -80,7 +80,8 @@ def run_experts(
         gate_up_EGD: [E, 2F, D], gates first.
         down_EDF: [E, D, F].
         backend: `auto` is the loop where `grouped_mm` cannot serve (fp64, rows that are no multiples of 16 bytes), and
-            on a CPU whichever is faster there (`lmlab.ways`). Where loads are uneven `batched` is `grouped_mm`.
+            on a CPU whichever is faster there (`lmlab.hardware.ways`). Where loads are uneven `batched` is
+            `grouped_mm`.
     """
     chosen = _choose(backend, x_MD, down_EDF, pairs)
     if chosen == "reference":

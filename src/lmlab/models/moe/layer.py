@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.errors import LmlabError
-from lmlab.gemm import linear
+from lmlab.hardware.gemm import linear
 from lmlab.models.config import ModelConfig
 from lmlab.models.dtypes import sum_dtype
 from lmlab.models.layers.feed_forward import FeedForward

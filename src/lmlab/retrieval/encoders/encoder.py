@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmlab.errors import UserError
-from lmlab.gemm import fast_inference
+from lmlab.hardware.gemm import fast_inference
 from lmlab.models import weights_fingerprint
 from lmlab.models.pooling import PoolingMode, pool
 from lmlab.retrieval.config import Precision

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lmlab import ways
+from lmlab.hardware import ways
 from lmlab.train.pace import dtype_name
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from lmlab.errors import UserError
 from lmlab.evals.rows import RowFile
 from lmlab.files import read_mapping, sha256_json, write_json
-from lmlab.gemm import fast_inference
+from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.autocompressor.compressor.files import fingerprint
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.progress import progress

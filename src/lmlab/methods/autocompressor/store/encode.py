@@ -23,8 +23,8 @@ from lmlab.data import Document, Source, SourceConfig, Tokenizer, source_setting
 from lmlab.distributed import Backend, FolderStore, Lease, Leases, fan_out
 from lmlab.errors import UserError
 from lmlab.files import sha256_json
-from lmlab.gemm import fast_inference
 from lmlab.hardware import select_device
+from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.autocompressor.compressor.files import fingerprint, load_compressor, model_fingerprint
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.segmenting import lengths_of, longest_segment

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmlab.errors import LmlabError, UserError
-from lmlab.gemm import fast_inference
+from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.corpus_poisoning.attack.objective import Objective
 from lmlab.retrieval import AnyEncoder
 from lmlab.retrieval.config import Precision

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from lmlab.errors import UserError
-from lmlab.gemm import fast_inference
+from lmlab.hardware.gemm import fast_inference
 from lmlab.retrieval import AnyEncoder
 
 _MOST_DEV = 1000

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError, reads
 from lmlab.files import read_mapping, sha256_json, write_json
-from lmlab.gemm import fast_inference
 from lmlab.hardware import select_device, select_dtype
+from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.qurating.rating.criteria import DEFAULT_CRITERIA
 from lmlab.methods.qurating.rating.problems import CriteriaMismatch
 from lmlab.models import Transformer, from_pretrained, read_settings, save_pretrained, weights_fingerprint

@@ -17,7 +17,7 @@ import torch
 from lmlab.data import Tokenizer
 from lmlab.errors import UserError
 from lmlab.files import read_mapping, sha256_json, write_json
-from lmlab.gemm import fast_inference
+from lmlab.hardware.gemm import fast_inference
 from lmlab.methods.autocompressor.compressor.files import fingerprint
 from lmlab.methods.autocompressor.compressor.model import AutoCompressor
 from lmlab.methods.autocompressor.compressor.vectors import SummaryVectors

@@ -1,28 +1,23 @@
-"""What this machine is and how fast it multiplies matrices: the yardstick of every utilization figure."""
+"""The device and the type to compute with, and how fast it multiplies matrices: the yardstick of every utilization
+figure.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 import math
-import os
-import platform
 import time
 from functools import lru_cache
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
-from lmlab import __version__
 from lmlab.config import Precision
 from lmlab.errors import UserError
 from lmlab.files import cache_directory, read_json, write_json
-from lmlab.gemm import mm
-from lmlab.machine import num_cores, processor
+from lmlab.hardware.gemm import mm
+from lmlab.hardware.machine import num_cores, processor
 
 _PEAKS = "gemm_peaks.json"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "safetensors", "grain", "pydantic", "plotly")
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -85,16 +80,6 @@ def _peak_key(device: str, dtype: torch.dtype) -> str:
     return f"{name}, {num_cores()} cores, {threads} threads, {dtype}, torch {torch.__version__}"
 
 
-def machine_load() -> float | None:
-    """The share of the cores that all processes kept busy in the last minute; above 1 they had to wait. None where the
-    system does not tell.
-    """
-    try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
-    except (OSError, AttributeError):
-        return None
-
-
 def _measure_gemm(device: str, dtype: torch.dtype, seconds: float) -> float:
     side = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
@@ -115,57 +100,3 @@ def synchronize(device: torch.device | str) -> None:
     """Wait until the device has finished what was asked of it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for manifests and reports; no host names, users or paths."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "lmlab": __version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cores": num_cores(),
-        "memory_bytes": memory_bytes(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": versions,
-    }
-
-
-def memory_bytes() -> int | None:
-    """Physical memory of this machine in bytes, None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def reuse_memory() -> bool:
-    """Keep freed memory for the next tensors in place of handing it back to the system; return whether that could be
-    set (glibc only).
-
-    By default glibc unmaps every large block when it is freed, and the next step pays for fresh pages: a fifth of the
-    time of a step on a CPU. It holds for the whole process, so that commands call it and libraries should not.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory this process has held so far: on the GPU if it uses one, else resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

@@ -6,8 +6,8 @@ fp32. It adds up a row of products in one go and MKL in blocks, so its rounding 
 result, 5e-7 against 2.5e-7 for rows of 1,536). That is far below the noise of a gradient; products without gradients,
 by which models are evaluated and compared, stay with MKL unless `fast_inference` asks for speed.
 
-Which library is used depends on the processor, or on what was measured on it (`lmlab.ways`), and does not change
-within a run.
+Which library is used depends on the processor, or on what was measured on it (`lmlab.hardware.ways`), and does not
+change within a run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-from lmlab.ways import way
+from lmlab.hardware.ways import way
 
 _FEW = 24  # rows: beyond them the order of the weight costs no more than that of the result
 _PART, _MOST_PARTS = 512, 8  # rows of a part of a sum, and parts

@@ -20,7 +20,7 @@ import torch
 
 from lmlab.errors import UserError
 from lmlab.files import cache_directory, read_json, write_json
-from lmlab.machine import is_intel, machine_key
+from lmlab.hardware.machine import is_intel, machine_key
 
 PRECISIONS = {torch.float32: "fp32", torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "bf16"}
 LENGTHS = ("short", "medium", "long")

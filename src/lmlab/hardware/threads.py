@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from lmlab.errors import UserError
-from lmlab.ways import look_up
+from lmlab.hardware.ways import look_up
 
 VARIABLE = "LMLAB_THREADS"
 _LOOK_EVERY = 0.25  # seconds: long enough for a scheduler's turns to even out, short enough for an answer of a second
