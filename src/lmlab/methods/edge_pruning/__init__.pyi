@@ -26,6 +26,7 @@ from .search.attribution import attribute
 from .search.baselines import acdc, exact_effects, random_scores
 from .search.find import best_of, find_circuit, ranking, resampled, search, with_bootstrap
 from .search.flow import information_flow
+from .search.neurons import attribute_neurons, neuron_curve, top_neurons
 from .search.plan import Plan, plan
 from .search.prune import Found, find_by_pruning
 from .search.trials import Refined, Trials, refine
@@ -54,6 +55,7 @@ __all__ = [
     "acdc",
     "areas",
     "attribute",
+    "attribute_neurons",
     "auroc",
     "best_of",
     "capture",
@@ -73,6 +75,7 @@ __all__ = [
     "measure",
     "measure_each",
     "minimality",
+    "neuron_curve",
     "overlap",
     "plan",
     "random_scores",
@@ -83,6 +86,7 @@ __all__ = [
     "search",
     "stability",
     "top_edges",
+    "top_neurons",
     "with_bootstrap",
     "worst_cases",
     "writes_constants",

@@ -382,4 +382,5 @@ def convert(
 
 
 import lmlab.methods.edge_pruning.commands.compare  # noqa: E402 (adds the command that compares)
+import lmlab.methods.edge_pruning.commands.neurons  # noqa: E402 (adds the command for neurons)
 import lmlab.methods.edge_pruning.commands.sweep  # noqa: E402, F401 (adds the command that sweeps)

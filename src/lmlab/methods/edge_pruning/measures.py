@@ -25,8 +25,8 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _CLOSE, _RESAMPLES = 0.05, 1000
 
 
-def measure_each(task: Counterfactuals, kept_E: Tensor) -> dict[str, Tensor]:
-    """The figures of one set of edges for each example, [N] each.
+def measure_each(task: Counterfactuals, kept_E: Tensor, neurons_WD: Tensor | None = None) -> dict[str, Tensor]:
+    """The figures of one set of edges (and neurons, by default all) for each example, [N] each.
 
     Returns:
         `distance` (KL in nats, or the squared error) and `exact_match` (the most probable token is that of the whole
@@ -39,7 +39,7 @@ def measure_each(task: Counterfactuals, kept_E: Tensor) -> dict[str, Tensor]:
         of the logits of all answers with the whole model's.
     """
     parts = []
-    for index, logits in task.run(kept_E.float()):
+    for index, logits in task.run(kept_E.float(), neurons_WD):
         ours, full, examples = task.outputs(logits), task.full(index), task.examples
         same_BP = (
             (ours - full).abs().amax(-1) <= _CLOSE if examples.distance == "mse" else ours.argmax(-1) == full.argmax(-1)

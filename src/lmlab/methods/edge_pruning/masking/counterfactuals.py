@@ -202,10 +202,10 @@ class Counterfactuals:
         yield from torch.arange(len(self.examples)).split(size or self.batch_size)
 
     @torch.no_grad()
-    def run(self, z_E: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers and logits of all examples under one set of masks, [E]."""
+    def run(self, z_E: Tensor, neurons_WD: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers and logits of all examples under one set of masks of edges, [E], and of neurons."""
         for index_B in self.batches():
-            yield index_B, self.masked(self.inputs(index_B), z_E[None].to(self.device))
+            yield index_B, self.masked(self.inputs(index_B), z_E[None].to(self.device), neurons_WD=neurons_WD)
 
     def mean_distance(self, z_E: Tensor) -> float:
         """The mean distance (or gap) of a circuit over all examples."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lmlab.errors import UserError
 from lmlab.methods.edge_pruning.graph.graph import CircuitGraph, Group
-from lmlab.methods.edge_pruning.graph.store import Store
+from lmlab.methods.edge_pruning.graph.store import Compute, Store
 from lmlab.methods.edge_pruning.masking.activations import Activations, capture
 from lmlab.models import Transformer
 from lmlab.models.attention.attention import AttentionContext
@@ -70,6 +71,7 @@ class MaskedModel:
         first_group: int = 0,
         straight: bool = False,
         taps: Taps | None = None,
+        neurons_WD: Tensor | None = None,
     ) -> Tensor:
         """The logits of a masked pass.
 
@@ -82,6 +84,7 @@ class MaskedModel:
             straight: gradients pass through norms, attention patterns and activations as through linear maps
                 (`surgery`); numbers are the same.
             taps: listeners on what happens within attention, such as its patterns.
+            neurons_WD: masks of single numbers that writers write, for all tokens alike, [n, D]; by default all ones.
 
         Returns:
             [B, P, V].
@@ -97,7 +100,7 @@ class MaskedModel:
         if self.graph.options.join_embeddings:
             embedded = [torch.stack(torch.broadcast_tensors(*embedded)).sum(0)]
         if self.graph.options.embedding_nodes:
-            store.write(0, torch.stack(embedded, 1).flatten(2))
+            store.write(0, _kept(torch.stack(embedded, 1).flatten(2), neurons_WD, 0))
         always_BTD = None if self.graph.options.embedding_nodes else sum(embedded)
         z_BE = z_BE.to(found[0].dtype).expand(batch, -1)
         for group, stream in list(zip(self.graph.groups, inputs.replaced.streams, strict=True))[first_group:]:
@@ -114,7 +117,8 @@ class MaskedModel:
             kept = inputs.replaced.heads if group.kind == "attention" else inputs.replaced.ffns
             constants = [each for each in (kept[group.layer],) if each.requires_grad]
             compute = step(self, group, inputs, context, straight)
-            store.step(z_BRw, base_BM, compute, len(group.writes), constants)
+            kept_ = partial(_after, compute, neurons_WD, group.reads)
+            store.step(z_BRw, base_BM, kept_, len(group.writes), constants)
         raise AssertionError("a graph ends with its output")
 
     def new_store(self, inputs: Inputs, measured: Store | None = None, dropped: Collection[int] = ()) -> Store:
@@ -157,6 +161,18 @@ def _written(block: Block, graph: CircuitGraph, heads: Tensor, bias: bool) -> Te
     if graph.one_writer:
         return heads[:, :, None]
     return surgery.write_heads(block, heads, bias)
+
+
+def _kept(y_BnM: Tensor, neurons_WD: Tensor | None, first: int) -> Tensor:
+    """What writers from this one on write, where only some of its numbers are kept."""
+    if neurons_WD is None:
+        return y_BnM
+    own_nD = neurons_WD[first : first + y_BnM.shape[1]].to(y_BnM)
+    return (y_BnM.unflatten(2, (-1, own_nD.shape[1])) * own_nD[:, None]).flatten(2)
+
+
+def _after(compute: Compute, neurons_WD: Tensor | None, first: int, read_BRM: Tensor) -> Tensor:
+    return _kept(compute(read_BRM), neurons_WD, first)
 
 
 def written_by_heads(

@@ -5,7 +5,7 @@ Shapes: B examples, E edges, P positions, V tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -74,10 +74,8 @@ def attribute(
     return total_E / len(task.examples)
 
 
-def _attribute(
-    task: Counterfactuals, index_B: Tensor, method: Attribution, steps: int, metric: Metric | None
-) -> Tensor:
-    masked, inputs = task.masked, task.inputs(index_B)
+def total_of(task: Counterfactuals, index_B: Tensor, metric: Metric | None) -> Callable[[Tensor], Tensor]:
+    """From logits of some examples to the sum of what scores are gradients of."""
     measured = metric or ("logit_difference" if task.examples.has_answers else None)
     direction = _direction(task, index_B) if measured is None else None
 
@@ -88,6 +86,14 @@ def _attribute(
             return -task.distance(logits, index_B).sum()
         assert measured is not None
         return values(task, task.outputs(logits), index_B, measured).sum()
+
+    return total
+
+
+def _attribute(
+    task: Counterfactuals, index_B: Tensor, method: Attribution, steps: int, metric: Metric | None
+) -> Tensor:
+    masked, inputs, total = task.masked, task.inputs(index_B), total_of(task, index_B, metric)
 
     def gradient(
         level: float,
