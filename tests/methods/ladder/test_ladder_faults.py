@@ -202,7 +202,7 @@ def test_every_run_that_is_not_fitted_has_its_own_reason(ladder):
     full = RunTable((*[each for each in table if each.name != stopped.name], *short, again, stopped))
     for settings, said in (
         (FAST.model_copy(update={"runs": "all", "short_weight": 0.0}), ("which backtests give no weight",)),
-        (FAST, ("which this estimator leaves out", f"again: a repeat of {table.runs[1].name}")),
+        (FAST, ("which this estimator leaves out", "not again: repeated")),
     ):
         sentence = runs_sentence(TwoStep(settings, 0).fit(full, tasks, calibrated=False))
         assert f"of {len(full)} runs are fitted" in sentence
@@ -475,3 +475,16 @@ def test_what_is_no_number_in_a_table_is_refused(ladder, tmp_path, cell):
     path = changed(path, 6, "loss0", f'"{cell}"')
     with pytest.raises(UserError, match="row 6: 'loss0' is empty or not a number"):
         check(RunTable.read(path), ladder[1])
+
+
+def test_a_target_far_below_the_ladder_is_beyond_its_backtests_too(ladder):
+    table, tasks = ladder
+    forecaster = TwoStep(FAST, 20).fit(table, tasks)
+    below, inside, above = (forecaster.beyond(forecaster.target(n, 20 * n)) for n in (1e5, 5e8, 1e13))
+    assert inside == 1.0 and below > 1.5 and above > 1.5
+
+
+@pytest.mark.parametrize("budget", [np.nan, np.inf, 0.0, -1e21])
+def test_a_budget_is_positive(budget):
+    with pytest.raises(UserError, match="A budget is a positive number"):
+        fit_budget(LadderPlan(sizes=dict.fromkeys(["190M", "370M", "760M"])), budget)

@@ -327,18 +327,17 @@ def unfitted_runs(forecaster: Forecaster) -> dict[str, str]:
     table, fitted = forecaster.table, forecaster.fitted_runs
     by_backtests = forecaster.ensemble.settings.members[0].runs == "all"
     short = {run.name for run in table.short_runs}
-    of_configuration = {run.configuration: run.name for run in table.ladder if run.name in fitted}
+    configurations = {run.configuration for run in table.ladder if run.name in fitted}
     found = dict(table.left_out)
     for run in table.ladder:
         if run.name in fitted:
             continue
-        twin = of_configuration.get(run.configuration)
         if run.name in short:
             found[run.name] = "shorter than 1xC, " + (
                 "which backtests give no weight" if by_backtests else "which this estimator leaves out"
             )
-        elif twin is not None:
-            found[run.name] = f"a repeat of {twin}, and this estimator takes one of each"
+        elif run.configuration in configurations:
+            found[run.name] = "repeated, and this estimator takes one run of each size and length"
         else:
             found[run.name] = "this estimator leaves it out"
     return found

@@ -352,7 +352,9 @@ class Forecaster:
         """How many times farther than any backtest a target is, at least 1 (`Calibration.beyond`)."""
         if self.calibration is None:
             return 1.0
-        return self.calibration.beyond(math.log(distance(self.ensemble.chains[0].points, x_3)["times_compute"]))
+        compute = self.ensemble.chains[0].points.x_3R[2]
+        # Backtests go upwards; of a target far below the ladder they say no more than of one far above.
+        return self.calibration.beyond(float(max(x_3[2] - compute.max(), compute.min() - x_3[2])))
 
     def factor(self, level: float, beyond: float = 1.0) -> np.ndarray[Any, Any]:
         """What the standard deviations of accuracies are multiplied by so that a share `level` lies inside, [T].

@@ -187,6 +187,8 @@ def fit_budget(plan: LadderPlan, budget: float) -> LadderPlan:
     Raises:
         UserError: not even the cheapest three sizes and lengths can be paid.
     """
+    if not 0 < budget < math.inf:
+        raise UserError(f"A budget is a positive number of FLOPs, not {budget:g}.")
     lengths = plan.lengths or plan.multiples
     field = "lengths" if plan.lengths else "multiples"
     if len(plan.sizes) < _LEVELS or len(lengths) < _LEVELS:

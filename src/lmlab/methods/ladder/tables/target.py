@@ -158,6 +158,8 @@ def target_point(
     Raises:
         UserError: neither a target nor both N and D are given, or they are not those of the target that is named.
     """
+    if n is not None and not 0 < n < math.inf:
+        raise UserError(f"A model has a positive number of parameters, not {n:g}.", "Give it with -n, such as 7e9.")
     if n is not None and d is not None and name is None:
         return n, parse_length(d, n), None, None
     if name is not None or (n is None and d is None and table.targets):
