@@ -1,10 +1,14 @@
-"""Requests and tokens a second of `lmlab serve`, batched and one by one, beside `transformers serve`, at concurrency 1
-and 8.
+"""Requests and tokens a second of `lmlab serve`, batched and one by one, beside `transformers serve` and llama.cpp's
+server, at concurrency 1 and 8.
 
     python benchmarks/serve.py MODEL [--requests 16] [--max-tokens 32] [--rounds 2] [--threads 1]
+    [--precision fp32] [--workloads mixed:1 mixed:8 mixed:32] [--servers lmlab llama.cpp]
+    [--llama PYTHON --gguf FILE [--no-repack]]
 
 MODEL is a directory such as `lmlab convert SmolLM2-135M-Instruct.gguf models/smollm2` writes. All servers run as
-processes of their own on the same number of threads, in fp32, and answer the same greedy chats in turns; how many texts
+processes of their own on the same number of threads, transformers in fp32 (or bf16 beside any other precision), and
+llama.cpp (`llama-cpp-python[server]` in the environment of the Python that --llama names, which answers one request
+after the other) from FILE. All answer the same greedy chats in turns; how many texts
 are equal is said. Every chat is asked once. In the workload `mixed` they have little in common; in `chapter` all begin
 with one text of some 700 tokens, another one in every round. `one by one` is `lmlab serve --max-batch 1`. The peer is
 measured as it starts by default and with `--continuous-batching`; it needs the package fastapi, and a way in which it
@@ -22,8 +26,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import httpx
+
+from lmlab.config import Precision
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -58,9 +65,15 @@ def main() -> None:
         default=[("mixed", 1), ("mixed", 8), ("chapter", 8)],
         help="name:concurrency",
     )
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision))
+    parser.add_argument("--servers", nargs="+", help="names of those that are measured; by default all that can be")
+    parser.add_argument("--llama", type=Path, help="a Python with llama-cpp-python[server]")
+    parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp")
+    parser.add_argument("--no-repack", action="store_true", help="llama.cpp's weights as in the file; others may crash")
     arguments = parser.parse_args()
     model = arguments.model.resolve()
     lmlab = [sys.executable, "-m", "lmlab", "serve", str(model), "--name", str(model)]
+    lmlab += ["--precision", arguments.precision]
     peer = [
         sys.executable,
         "-m",
@@ -72,7 +85,7 @@ def main() -> None:
         "--device",
         "cpu",
         "--dtype",
-        "float32",
+        "float32" if arguments.precision == "fp32" else "bfloat16",
     ]
     commands = {
         "lmlab": lmlab,
@@ -80,7 +93,13 @@ def main() -> None:
         "transformers": peer,
         "transformers, continuous": [*peer, "--continuous-batching", "--cb-max-memory-percent", "0.1"],
     }
-    servers = {name: _start(command, arguments.threads) for name, command in commands.items()}
+    if arguments.llama is not None:
+        words = [arguments.llama, "-c", _LLAMA, arguments.gguf, not arguments.no_repack, arguments.threads, model]
+        commands["llama.cpp"] = [str(each) for each in words]
+    chosen = arguments.servers or list(commands)
+    if unknown := set(chosen) - set(commands):
+        parser.error(f"no server {', '.join(sorted(unknown))}; there are {', '.join(commands)}")
+    servers = {name: _start(commands[name], arguments.threads) for name in chosen}
     try:
         working = {name: url for name, (process, url) in servers.items() if _works(name, process, url, str(model))}
         _compare(working, str(model), arguments)
@@ -89,6 +108,28 @@ def main() -> None:
             process.terminate()
         for process, _ in servers.values():
             process.wait()
+
+
+_LLAMA = """
+import argparse, sys
+import llama_cpp, uvicorn
+from llama_cpp.server.app import create_app
+from llama_cpp.server.settings import ModelSettings, ServerSettings
+place, repack, threads, name = sys.argv[1:5]
+port = int(sys.argv[sys.argv.index("--port") + 1])
+defaults = llama_cpp.llama_model_default_params
+def without():
+    found = defaults()
+    found.use_extra_bufts = False
+    return found
+if repack != "True":
+    llama_cpp.llama_model_default_params = llama_cpp.llama_cpp.llama_model_default_params = without
+settings = ModelSettings(
+    model=place, model_alias=name, n_threads=int(threads), n_threads_batch=int(threads), n_ctx=2048, verbose=False
+)
+server = ServerSettings(port=port, interrupt_requests=False)  # or a new request ends the one before it
+uvicorn.run(create_app(server_settings=server, model_settings=[settings]), port=port)
+"""
 
 
 def _workload(text: str) -> tuple[str, int]:
@@ -133,6 +174,7 @@ def _works(name: str, process: subprocess.Popen[bytes], url: str, model: str) ->
 
 
 def _compare(servers: dict[str, str], model: str, arguments: argparse.Namespace) -> None:
+    first = next(iter(servers))
     for workload, concurrency in arguments.workloads:
         seconds: dict[str, list[float]] = {name: [] for name in servers}
         tokens: dict[str, int] = {}
@@ -145,13 +187,16 @@ def _compare(servers: dict[str, str], model: str, arguments: argparse.Namespace)
                     _ask_all(url, model, questions, arguments.max_tokens, concurrency)
                 )
                 seconds[name].append(time.perf_counter() - started)
-        ours = arguments.requests / statistics.median(seconds["lmlab"])
+        ours = arguments.requests / statistics.median(seconds[first])
         for name in servers:
             rate = arguments.requests / statistics.median(seconds[name])
-            same = sum(a == b for a, b in zip(texts[name], texts["lmlab"], strict=True))
+            same = sum(a == b for a, b in zip(texts[name], texts[first], strict=True))
             speed = f"{rate:6.2f} requests/s, {rate * tokens[name] / arguments.requests:6.1f} tokens/s"
-            told = f"{workload}, concurrency {concurrency}: {name:26} {speed}; lmlab is {ours / rate:.2f} times as fast"
-            print(f"{told}; {same} of {len(texts[name])} texts equal", flush=True)
+            told = (
+                f"{workload}, concurrency {concurrency}: {name:26} {speed}; {first} is {ours / rate:.2f} times as fast"
+            )
+            load = os.getloadavg()[0]
+            print(f"{told}; {same} of {len(texts[name])} texts equal; load {load:.1f}", flush=True)
 
 
 def _questions(workload: str, number: str, count: int) -> list[str]:

@@ -204,6 +204,30 @@ def test_adapters_and_soft_prompts_go_the_same_way(monkeypatch):
     assert len(taken) == 7
 
 
+def test_rows_that_join_and_leave_take_the_same_step_and_other_weights_a_new_one(monkeypatch):
+    model, built = random_model("llama"), []
+    make = LeanStep.__init__
+    monkeypatch.setattr(LeanStep, "__init__", lambda self, given: built.append(1) or make(self, given))
+    decoding = Decoding(model)
+
+    def finish(prompts):
+        found = []
+        for prompt in prompts:
+            ((row,),) = decoding.add([(prompt, DecodingConfig(max_new_tokens=6, temperature=0))])
+            found.append(row)
+            decoding.step()
+        while decoding.live:
+            decoding.step()
+        return [row.ids for row in found]
+
+    for number in (1, 2):
+        expected = [each.ids for (each,) in generate(model, PROMPTS, GREEDY.model_copy(update={"max_new_tokens": 6}))]
+        built.clear()
+        assert finish(PROMPTS) == expected and len(built) == 1, number
+        with torch.no_grad():
+            model.block(0).attention_norm.weight.mul_(-2)
+
+
 def test_what_somebody_wraps_is_not_passed_by():
     model, cache = random_model("llama"), KVCache(random_model("llama").config, 1, 9)
     assert can_be_lean(model, cache)

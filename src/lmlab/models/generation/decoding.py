@@ -227,7 +227,7 @@ class Decoding:
                 row.finish_reason = "length"
             return found
         if not self.live:
-            self._cache, self.rows = None, []
+            self._empty()
         with evaluating(self._model):
             before = Beginning(soft_prompt, memory)
             logits, read = self._read([prompt for prompt, _ in asked], found, cache, before)
@@ -259,7 +259,7 @@ class Decoding:
         """Give every live row a further token, or several where a draft of them holds (`draft_tokens`)."""
         beat()
         if self._cache is None or not self.live:
-            self._cache, self.rows = None, []
+            self._empty()
             return
         with evaluating(self._model):
             if draft := self._draft(self._cache):
@@ -268,8 +268,7 @@ class Decoding:
                 self._choose(self.rows, self._next_logits(self._cache))
             going = [place for place, row in enumerate(self.rows) if not row.done]
             if not going:
-                self._cache, self.rows = None, []
-                self._forget_step()
+                self._empty()
             elif len(going) <= 0.75 * len(self.rows):  # narrower steps are worth a copy of the cache
                 self._forget_step()
                 self._cache.select(going)
@@ -311,7 +310,8 @@ class Decoding:
         if self._static is not None:
             return self._static.run(ids_R1)
         if self._steps == 1:
-            self._lean = LeanStep(self._model) if can_be_lean(self._model, cache) else None
+            lean = can_be_lean(self._model, cache)
+            self._lean = (self._lean or LeanStep(self._model)) if lean else None
         if self._lean is not None:
             return self._lean.run(ids_R1, cache)
         logits_RTV: Tensor = self._model(ids_R1, cache=cache, logits="last").logits_BTV
@@ -326,6 +326,11 @@ class Decoding:
     def _forget_step(self) -> None:
         """The rows are others from now on."""
         self._static, self._steps = None, 0
+
+    def _empty(self) -> None:
+        """Nothing goes on: the weights may be others when something does."""
+        self._cache, self.rows, self._lean = None, [], None
+        self._forget_step()
 
     @property
     def _device(self) -> torch.device:
