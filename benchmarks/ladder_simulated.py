@@ -29,6 +29,7 @@ from lmlab.methods.ladder import (
     mean_logit,
     next_runs,
 )
+from lmlab.methods.ladder.analysis.next_run import NextRun
 from lmlab.methods.ladder.config import EstimatorSettings
 
 _SIZES = (190_354_176.0, 371_262_464.0, 758_220_288.0, 1_279_395_840.0)
@@ -155,6 +156,14 @@ def next_run(ladders: int, out: Path | None) -> None:
             f" {got.mean():.1%} ± {got.std() / np.sqrt(ladders):.1%} on average over {ladders} ladders, the promise"
             f" {said.mean() / got.mean():.2f} times the gain"
         )
+    worthwhile = [
+        (row["promised"], row["got"])
+        for each in done[:ladders]
+        for row in each["rows"]
+        if NextRun(0, 0, 0, 0, row["promised"], row["promised_error"]).worthwhile
+    ]
+    said, got = np.mean(worthwhile, axis=0)
+    print(f"the {len(worthwhile)} that are called worthwhile: promised {said:.1%}, got {got:.1%}")
     share = np.mean([each["bias"] for each in done[:ladders]])
     print(f"{share:.0%} of the squared error without a further run is that of the law's form, which no noise changes")
 

@@ -6,7 +6,7 @@ beside it by their own luck. So a run under way shows its own luck, and any erro
 over what is usual at this share. That is an observation with the spread of the ladder's runs among themselves; the
 ladder's forecast is the prior with the spread of its interval; the forecast is the mean of both, weighted by their
 precision (a normal prior and a normal observation). Where the run's accuracies lie beside the second step's curve is
-used in the same way.
+used in the same way; a law that leads straight to the accuracy is moved by the run's accuracies alone.
 
 Legend: T tasks, R runs of the ladder, M chains.
 """
@@ -14,7 +14,9 @@ Legend: T tasks, R runs of the ladder, M chains.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,11 +127,21 @@ def follow(forecaster: Forecaster, run: Run, d: float | None = None, level: floa
             loss_rows = (np.exp(middle), np.exp(middle - width), np.exp(middle + width), units(settings.x), settings.x)
     if not moved:
         raise UserError("The estimator has no quantity between its steps, which a run under way could show.")
-    # A chain without such a quantity is moved as far as the others are.
     aside_T, aside_left_T = _beside_the_curve(ensemble, ladder, run, seen, end)
-    middle_T = logit(np.array([each.accuracy for each in before])) + np.mean(moved, axis=0) + aside_T
     law_left_T = np.mean(left_MT, axis=0)
     spread = ensemble.spread(x_3Q, beyond)
+    prior_T = np.mean([side[:, 0] for side in spread.total], axis=0)
+    by_curve, shifts = iter(moved), []
+    for member, settings in enumerate(ensemble.settings.members):
+        if settings.chained:
+            shifts.append(next(by_curve) + aside_T)
+            continue
+        usual_T, spread_T = _usual(ensemble, member, ladder, seen)
+        weight_T = prior_T**2 / (prior_T**2 + spread_T**2)
+        shifts.append(weight_T * (_excess(ensemble, member, run, seen, end) - usual_T))
+    middle_T = logit(np.array([each.accuracy for each in before])) + np.average(
+        shifts, axis=0, weights=ensemble.settings.weights or None
+    )
     below, above = (
         np.sqrt(
             sum(
@@ -297,21 +309,30 @@ def schedule_doubt(forecaster: Forecaster, run: Run, seen: float) -> str | None:
     return None
 
 
-def _log_law(ensemble: Ensemble, member: int, run: Run, tokens: Floats) -> Floats:
-    """The law's value at some lengths of a run, [T, K]."""
+def _law(ensemble: Ensemble, member: int, run: Run, tokens: Floats) -> Floats:
+    """What a law says at some lengths of a run, [T, K]: the logarithm of its quantity, or the logit of an accuracy."""
     ratio = run.flops_per_token or 6 * run.n
     worth = [run.worth_at(float(each)) for each in tokens]
     x_3K = np.log(np.stack([np.full(len(tokens), run.n), worth, ratio * tokens]))
     chain = ensemble.chains[member]
+    if not chain.settings.chained:
+        return logit(chain.accuracy(x_3K)[0])
     return np.asarray(np.log(chain.loss(x_3K)[0]) + chain.points.loss_offset_T[:, None])
 
 
+def _measured(ensemble: Ensemble, member: int, run: Run, read: Callable[[Floats], Floats | float]) -> Floats:
+    """The same of a run's own figures, [T, ...]; `read` takes some of all checkpoints."""
+    settings = ensemble.settings.members[member]
+    if settings.chained:
+        return np.log([read(run.intermediate(task, settings.x)) for task in ensemble.tasks])
+    return logit(np.clip([read(run.accuracy(task, settings.variant)) for task in ensemble.tasks], 1e-4, 1 - 1e-4))
+
+
 def _excess(ensemble: Ensemble, member: int, run: Run, seen: float, end: float) -> Floats:
-    """Mean excess of a run's logarithm over the law in the window, [T]."""
+    """Mean excess of a run over the law in the window, [T]."""
     window = _window(run, seen, end)
-    x = ensemble.settings.members[member].x
-    values = np.log([run.intermediate(task, x)[window] for task in ensemble.tasks])
-    return np.asarray((values - _log_law(ensemble, member, run, run.tokens[window])).mean(1))
+    values = _measured(ensemble, member, run, lambda column: column[window])
+    return np.asarray((values - _law(ensemble, member, run, run.tokens[window])).mean(1))
 
 
 def _usual(ensemble: Ensemble, member: int, ladder: list[Run], seen: float) -> tuple[Floats, Floats]:
@@ -325,8 +346,8 @@ def _usual(ensemble: Ensemble, member: int, ladder: list[Run], seen: float) -> t
     above_RT = []
     for run in ladder:
         final = (
-            np.log([run.final_value(run.intermediate(task, settings.x), settings.last) for task in ensemble.tasks])
-            - _log_law(ensemble, member, run, run.tokens[-1:])[:, 0]
+            _measured(ensemble, member, run, partial(run.final_value, last=settings.last))
+            - _law(ensemble, member, run, run.tokens[-1:])[:, 0]
         )
         above_RT.append(_excess(ensemble, member, run, seen, run.final_tokens) - final)
     values_RT = np.array(above_RT)
