@@ -324,8 +324,9 @@ def _measured(ensemble: Ensemble, member: int, run: Run, read: Callable[[Floats]
     """The same of a run's own figures, [T, ...]; `read` takes some of all checkpoints."""
     settings = ensemble.settings.members[member]
     if settings.chained:
-        return np.log([read(run.intermediate(task, settings.x)) for task in ensemble.tasks])
-    return logit(np.clip([read(run.accuracy(task, settings.variant)) for task in ensemble.tasks], 1e-4, 1 - 1e-4))
+        return np.log(np.array([read(run.intermediate(task, settings.x)) for task in ensemble.tasks]))
+    values = np.array([read(run.accuracy(task, settings.variant)) for task in ensemble.tasks])
+    return logit(np.clip(values, 1e-4, 1 - 1e-4))
 
 
 def _excess(ensemble: Ensemble, member: int, run: Run, seen: float, end: float) -> Floats:
