@@ -110,3 +110,29 @@ def test_a_cluster_without_its_package_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"'ray', which is not installed.\n.*lmlab\[ray\]"):
         list(fan_out(square, [1], backend="ray"))
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path, forkserver):
+    (tmp_path / "many.py").write_text(f"""\
+import os, time
+from pathlib import Path
+from lmlab.distributed import fan_out
+
+def work(number):
+    Path({str(tmp_path)!r}, f"{{number}}.pid").write_text(str(os.getpid()))
+    time.sleep(number)
+
+if __name__ == "__main__":
+    list(fan_out(work, [0, 600], 2))
+""")
+    killed = forkserver.start(script=tmp_path / "many.py")[0]
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.pid"))) < 2:
+        assert time.monotonic() < until and killed.poll() is None, killed.read_error()
+        time.sleep(0.05)
+    time.sleep(0.2)  # one waits for a job, the other is at one
+    killed.kill()
+    left = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+    while any(Path(f"/proc/{pid}").exists() for pid in left):
+        assert time.monotonic() < until, left
+        time.sleep(0.05)

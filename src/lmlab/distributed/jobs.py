@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +14,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar, cast
 
 from lmlab.distributed.backend import Backend
-from lmlab.errors import Interrupted, LmlabError, missing_extra
+from lmlab.errors import EXIT_FAILURE, Interrupted, LmlabError, missing_extra
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -61,7 +62,7 @@ def fan_out(
             yield index, function(job)
         return
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
         futures = {pool.submit(_call, function, job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
@@ -116,7 +117,8 @@ def _by_fresh_processes(
 
 def _send_result(sender: Connection, function: Callable[[J], R], job: J) -> None:
     """In a process of its own: the job's result, or its error, goes back by a pipe."""
-    _ignore_interrupts()
+    _begin()
+    _idle.clear()
     try:
         found = function(job), None
     except BaseException as error:
@@ -166,11 +168,25 @@ def _by_ray(
             ray.shutdown()
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C goes to all processes of a terminal; the first one stops the others."""
+def _begin() -> None:
+    """What every worker does first. Ctrl-C goes to all processes of a terminal; the first one stops the others. One
+    that is killed cannot, so its workers watch it: they would wait for it forever, with all that they have in memory.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)  # ends the process, or lets training write a checkpoint first
+    _idle.wait()
+    os._exit(EXIT_FAILURE)
+
+
+_idle = threading.Event()  # no job is under way
+_idle.set()
 _stopped: Interrupted | None = None
 
 
@@ -181,8 +197,11 @@ def _call(function: Callable[[J], R], job: J) -> R:
     global _stopped
     if _stopped is not None:
         raise _stopped
+    _idle.clear()
     try:
         return function(job)
     except Interrupted as stopped:
         _stopped = stopped
         raise
+    finally:
+        _idle.set()
